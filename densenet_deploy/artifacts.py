@@ -1,0 +1,151 @@
+"""Artifacts as files: what a file is, the facts it carries, where results go, and the only writer of files.
+
+Nothing here needs a backend or the onnx package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, OutputExistsError, from_os_error
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.onnx_envelope import read_metadata
+
+FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".svg")
+CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
+
+_KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
+    CHECKPOINT_SUFFIXES, "checkpoint"
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file: its `path`, its `kind` (onnx, openvino, engine, checkpoint) and the facts it carries, if any."""
+
+    path: Path
+    kind: str
+    manifest: Manifest | None
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact:
+        """Look at the file without loading it.
+
+        Raises:
+            InputError: if there is no such file.
+            ModelFileError: if its suffix or its content is no model's.
+            ManifestError: if it carries facts that cannot be read.
+        """
+        kind = _KINDS.get(path.suffix.lower())
+        if kind is None:
+            raise ModelFileError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(sorted(_KINDS))}")
+        require_file(path)
+        manifest = Manifest.from_strings(onnx_metadata(path)) if kind == "onnx" else None
+        return cls(path, kind, manifest)
+
+
+def require_file(path: Path) -> None:
+    """Raise an InputError unless `path` is a regular file that holds something."""
+    with os_errors_about(path):
+        if path.is_dir():
+            raise InputError(path, "is a folder", "give a file")
+        if path.stat().st_size == 0:
+            raise InputError(path, "is empty", "make or download it again")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes, in hex."""
+    with os_errors_about(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def output_path(out: str | None, default_name: str) -> Path:
+    """Say where a result goes: `-o` names a folder if it exists as one, ends in a slash or has no file suffix of ours.
+
+    >>> output_path("models/", "densenet121.onnx").as_posix()
+    'models/densenet121.onnx'
+    """
+    if out is None:
+        return Path("artifacts") / default_name
+    path = Path(out)
+    if out.endswith("/") or path.is_dir() or path.suffix.lower() not in FILE_SUFFIXES:
+        return path / default_name
+    return path
+
+
+def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool) -> None:
+    """Check before the work that `path` is free, or holds this very artifact, or may be replaced (`force`).
+
+    Raises:
+        OutputExistsError: if something else stands there.
+    """
+    with os_errors_about(path):
+        if not os.path.lexists(path):
+            return
+        if path.is_dir():
+            raise OutputExistsError(path, "is a folder", "name a file with -o")
+    if force:
+        return
+    with contextlib.suppress(DensenetDeployError):
+        existing = Artifact.open(path).manifest
+        if existing is not None and manifest is not None and existing.same_artifact(manifest):
+            return
+    raise OutputExistsError(path, "exists and is not this artifact", "choose another -o, or replace it with --force")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged.
+    """
+    with os_errors_about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """Return the `metadata_props` of an ONNX file without parsing its graph.
+
+    Raises:
+        ModelFileError: if the bytes are no ONNX model.
+    """
+    with os_errors_about(path), path.open("rb") as file:
+        try:
+            return read_metadata(file)
+        except ValueError as exc:
+            raise ModelFileError(path, f"is no ONNX file ({exc})", "export or download it again") from exc
+
+
+@contextlib.contextmanager
+def os_errors_about(path: object) -> Iterator[None]:
+    """Turn operating-system errors inside the block into ours, naming `path`."""
+    try:
+        yield
+    except OSError as exc:
+        raise from_os_error(exc, path) from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,224 @@
+"""What travels with an artifact: typed facts, and the strings that carry them in a file.
+
+An ONNX file holds the facts in `metadata_props`, one key a fact, each value JSON::
+
+    densenet_deploy.schema         1
+    densenet_deploy.variant        "121"
+    densenet_deploy.preprocessing  {"image_size":224,"resize":256,...}
+
+JSON is parsed, never evaluated, and every field is checked for its type before it is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from densenet_deploy.errors import ManifestError
+
+SCHEMA: Final = 1
+PREFIX: Final = "densenet_deploy."
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+Triple = tuple[float, float, float]
+Scalar = str | int | float | bool | None
+SpecFacts = Mapping[str, Scalar | tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes an input: shorter side to `resize`, centre crop to `image_size` (pixels), normalize.
+
+    The result is `(value / 255 - mean) / std` per RGB channel, float32, (3, image_size, image_size).
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value that a normalized picture can hold."""
+        low = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
+        high = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        return low, high
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """Where the weights came from. `source` is `none`, a torchvision name, or the name of a file.
+
+    `sha256` is of the parameter bytes (hex); `seed` is set where the weights are random.
+    """
+
+    source: str
+    sha256: str
+    seed: int | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return self.source != "none"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The facts of one artifact. `labels` may be empty; `recipe` names how INT8 was written, if it was."""
+
+    variant: str
+    spec: SpecFacts
+    weights: WeightsOrigin
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    precision: str = "fp32"
+    recipe: str | None = None
+    tools: Mapping[str, str] = field(default_factory=dict)
+
+    def same_artifact(self, other: Manifest) -> bool:
+        """Whether both describe the same model in the same form (tool versions may differ)."""
+        return dataclasses.replace(self, tools={}) == dataclasses.replace(other, tools={})
+
+    def to_strings(self) -> dict[str, str]:
+        """Return the facts as the string pairs that a file carries."""
+        facts = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return {PREFIX + key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in facts.items()}
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> Manifest | None:
+        """Read the facts back, or return None where `strings` holds none of ours.
+
+        Raises:
+            ManifestError: if a fact is missing, malformed, or of a newer schema.
+        """
+        texts = {key.removeprefix(PREFIX): text for key, text in strings.items() if key.startswith(PREFIX)}
+        if not texts:
+            return None
+        facts = {key: _parse(key, text) for key, text in texts.items()}
+        _check_schema(facts.pop("schema", None))
+        manifest: Manifest = _build(cls, facts, "")
+        return manifest
+
+
+def _parse(key: str, text: str) -> object:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise ManifestError(PREFIX + key, f"is not JSON: {text[:60]}", "export the model again") from exc
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number")
+
+
+def _check_schema(schema: object) -> None:
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ManifestError(f"schema {schema!r}", "is not a schema number", "export the model again")
+    if schema > SCHEMA:
+        raise ManifestError(
+            f"schema {schema}", f"is newer than {SCHEMA}, the newest known here", "upgrade densenet-deploy"
+        )
+
+
+def _build(cls: type[Any], facts: object, where: str) -> Any:
+    """Build the dataclass `cls` from parsed JSON, converting every field by the reader of its name."""
+    if not isinstance(facts, dict):
+        raise ManifestError(where or "metadata", "is not an object", "export the model again")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in facts and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ManifestError(where + missing[0], "is missing", "export the model again")
+    values = {name: _READERS[f"{cls.__name__}.{name}"](facts[name], where + name) for name in fields if name in facts}
+    return cls(**values)
+
+
+def _fail(where: str, value: object, wanted: str) -> ManifestError:
+    return ManifestError(PREFIX + where, f"is {json.dumps(value)[:60]}, not {wanted}", "export the model again")
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise _fail(where, value, "text")
+    return value
+
+
+def _optional_text(value: object, where: str) -> str | None:
+    return None if value is None else _text(value, where)
+
+
+def _pixels(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65536:
+        raise _fail(where, value, "a number of pixels")
+    return value
+
+
+def _optional_whole(value: object, where: str) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise _fail(where, value, "a whole number")
+    return value
+
+
+def _triple(value: object, where: str) -> Triple:
+    if (
+        not isinstance(value, list)
+        or len(value) != 3
+        or any(type(v) not in (int, float) or not math.isfinite(v) for v in value)
+    ):
+        raise _fail(where, value, "three numbers")
+    red, green, blue = (float(v) for v in value)
+    return red, green, blue
+
+
+def _positive_triple(value: object, where: str) -> Triple:
+    triple = _triple(value, where)
+    if min(triple) <= 0:
+        raise _fail(where, value, "three positive numbers")
+    return triple
+
+
+def _texts(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _fail(where, value, "a list of texts")
+    return tuple(_text(v, where) for v in value)
+
+
+def _text_map(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise _fail(where, value, "an object of texts")
+    return {key: _text(v, where) for key, v in value.items()}
+
+
+def _spec(value: object, where: str) -> SpecFacts:
+    if not isinstance(value, dict):
+        raise _fail(where, value, "an object")
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+
+
+_READERS = {
+    "Preprocessing.image_size": _pixels,
+    "Preprocessing.resize": _pixels,
+    "Preprocessing.mean": _triple,
+    "Preprocessing.std": _positive_triple,
+    "Preprocessing.interpolation": _text,
+    "WeightsOrigin.source": _text,
+    "WeightsOrigin.sha256": _text,
+    "WeightsOrigin.seed": _optional_whole,
+    "Manifest.variant": _text,
+    "Manifest.spec": _spec,
+    "Manifest.weights": lambda value, where: _build(WeightsOrigin, value, where + "."),
+    "Manifest.preprocessing": lambda value, where: _build(Preprocessing, value, where + "."),
+    "Manifest.labels": _texts,
+    "Manifest.precision": _text,
+    "Manifest.recipe": _optional_text,
+    "Manifest.tools": _text_map,
+}

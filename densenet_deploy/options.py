@@ -1,0 +1,34 @@
+"""Checks that every options dataclass shares: a number inside its range, a word among its choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import TypeVar
+
+from densenet_deploy.errors import UnknownNameError, UsageError
+
+
+N = TypeVar("N", int, float)
+
+
+def require_range(name: str, value: N, low: N, high: N) -> N:
+    """Return `value` if `low <= value <= high`; a NaN is never inside.
+
+    Raises:
+        UsageError: naming the option, its value and the range.
+    """
+    if isinstance(value, float) and math.isnan(value) or not low <= value <= high:
+        raise UsageError(f"{name}={value}", "is out of range", f"give a value from {low} to {high}")
+    return value
+
+
+def require_choice(name: str, value: str, choices: Collection[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        UnknownNameError: naming the nearest choice.
+    """
+    if value not in choices:
+        raise UnknownNameError.among(name, value, choices)
+    return value
