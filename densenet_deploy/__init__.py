@@ -1,1 +1,65 @@
-"""x"""
+"""Export, verify, quantize and run DenseNets.
+
+>>> from densenet_deploy import open_runner
+>>> with open_runner("artifacts/densenet121.onnx") as runner:      # doctest: +SKIP
+...     logits = runner.run({"input": batch})["logits"]            # (N, 1000) float32
+
+The names below are imported when they are first used, so that an edge application loads nothing it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "Classifier": "densenet_deploy.runtime.classifier",
+    "DenseNetSpec": "densenet_deploy.variants.spec",
+    "DensenetDeployError": "densenet_deploy.errors",
+    "RunnerOptions": "densenet_deploy.runtime.runner",
+    "evaluate": "densenet_deploy.pipeline.evaluate",
+    "export_onnx": "densenet_deploy.pipeline.export",
+    "find_variant": "densenet_deploy.variants",
+    "load_model": "densenet_deploy.pipeline.load",
+    "open_runner": "densenet_deploy.runtime.runner",
+    "validate": "densenet_deploy.pipeline.validate",
+}
+
+__all__ = [
+    "Classifier",
+    "DenseNetSpec",
+    "DensenetDeployError",
+    "RunnerOptions",
+    "__version__",
+    "evaluate",
+    "export_onnx",
+    "find_variant",
+    "load_model",
+    "open_runner",
+    "validate",
+]
+
+if TYPE_CHECKING:
+    from densenet_deploy.errors import DensenetDeployError
+    from densenet_deploy.pipeline.evaluate import evaluate
+    from densenet_deploy.pipeline.export import export_onnx
+    from densenet_deploy.pipeline.load import load_model
+    from densenet_deploy.pipeline.validate import validate
+    from densenet_deploy.runtime.classifier import Classifier
+    from densenet_deploy.runtime.runner import RunnerOptions, open_runner
+    from densenet_deploy.variants import find_variant
+    from densenet_deploy.variants.spec import DenseNetSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, OutputExistsError, from_os_error
 from densenet_deploy.manifest import Manifest
-from densenet_deploy.onnx_envelope import read_metadata
+from densenet_deploy.onnx_envelope import count_stored_elements, read_metadata
 
 FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".svg")
 CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
@@ -24,6 +24,8 @@ CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
 _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
     CHECKPOINT_SUFFIXES, "checkpoint"
 )
+# TensorProto.DataType
+_PRECISIONS: Final = {1: "fp32", 10: "fp16", 16: "bf16", 2: "int8", 3: "int8"}
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,28 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     Raises:
         ModelFileError: if the bytes are no ONNX model.
     """
+    with _opened_onnx(path) as file:
+        return read_metadata(file)
+
+
+def stored_precision(path: Path) -> str:
+    """Say in which precision an ONNX file holds its weights: `fp32`, `fp16`, `bf16`, `int8`, or `unknown`.
+
+    It is the type that most of the stored numbers have, whatever the metadata claims.
+
+    Raises:
+        ModelFileError: if the bytes are no ONNX model.
+    """
+    with _opened_onnx(path) as file:
+        counts = count_stored_elements(file)
+    return _PRECISIONS.get(max(counts, key=counts.__getitem__), "unknown") if counts else "unknown"
+
+
+@contextlib.contextmanager
+def _opened_onnx(path: Path) -> Iterator[BinaryIO]:
     with os_errors_about(path), path.open("rb") as file:
         try:
-            return read_metadata(file)
+            yield file
         except ValueError as exc:
             raise ModelFileError(path, f"is no ONNX file ({exc})", "export or download it again") from exc
 

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from densenet_deploy.errors import UnknownNameError, UsageError
 
-
 N = TypeVar("N", int, float)
 
 
@@ -18,7 +17,7 @@ def require_range(name: str, value: N, low: N, high: N) -> N:
     Raises:
         UsageError: naming the option, its value and the range.
     """
-    if isinstance(value, float) and math.isnan(value) or not low <= value <= high:
+    if (isinstance(value, float) and math.isnan(value)) or not low <= value <= high:
         raise UsageError(f"{name}={value}", "is out of range", f"give a value from {low} to {high}")
     return value
 
