@@ -1,0 +1,84 @@
+"""Which DenseNets there are, by name.
+
+>>> find_variant("DenseNet-169").spec.blocks
+(6, 12, 32, 32)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from densenet_deploy.errors import UnknownNameError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.variants.cifar import CIFAR_PREPROCESSING
+from densenet_deploy.variants.family import Family, Variant, families
+from densenet_deploy.variants.spec import DenseNetSpec
+
+__all__ = ["Variant", "closest_variant", "custom_variant", "find_variant", "variant_for", "variant_names"]
+
+_PREFIX: Final = re.compile(r"densenet[-_]?")
+
+
+def find_variant(name: str) -> Variant:
+    """Return the variant called `name`; `121`, `densenet121` and `DenseNet-121` are the same one.
+
+    Raises:
+        UnknownNameError: naming the nearest listed variant.
+        UsageError: if the name is of a family, but its numbers make no network.
+    """
+    plain = _PREFIX.sub("", name.strip().lower(), count=1)
+    for family in _families():
+        if (variant := family.find(plain)) is not None:
+            return variant
+    raise UnknownNameError.among("variant", plain, variant_names())
+
+
+def variant_names() -> tuple[str, ...]:
+    """Return the listed names; the CIFAR families hold more: `cifar-L-k` and `cifar-bc-L-k`."""
+    return tuple(name for family in _families() for name in family.names)
+
+
+def variant_for(spec: DenseNetSpec) -> Variant:
+    """Return `spec` under the name of the variant that has its architecture, or under a custom name."""
+    for family in _families():
+        if (variant := family.like(spec)) is not None:
+            return Variant(variant.name, spec, variant.preprocessing)
+    return custom_variant(spec)
+
+
+def custom_variant(spec: DenseNetSpec) -> Variant:
+    """Return `spec` as a variant whose name says its architecture and is safe in file names.
+
+    >>> custom_variant(DenseNetSpec(growth_rate=12, blocks=(3, 3))).name
+    'custom-k12-b3.3-i64-c0.5-n4-imagenet'
+    """
+    blocks = ".".join(map(str, spec.blocks))
+    name = f"custom-k{spec.growth_rate}-b{blocks}-i{spec.init_features}-c{spec.compression}-n{spec.bn_size}-{spec.stem}"
+    return Variant(name, spec, Preprocessing() if spec.stem == "imagenet" else CIFAR_PREPROCESSING)
+
+
+def closest_variant(spec: DenseNetSpec) -> Variant:
+    """Return the named variant with the architecture of `spec`, else the listed one that differs least."""
+    for family in _families():
+        if (variant := family.like(spec)) is not None:
+            return variant
+    listed = [variant for family in _families() for variant in family.variants()]
+    return min(listed, key=lambda variant: _difference(variant.spec, spec))
+
+
+def _families() -> list[Family]:
+    return [family() for family in families.items().values()]
+
+
+def _difference(a: DenseNetSpec, b: DenseNetSpec) -> tuple[float, ...]:
+    """How two architectures differ, what weighs most first."""
+    return (
+        a.stem != b.stem,
+        (a.bn_size == 0) != (b.bn_size == 0),
+        abs(len(a.blocks) - len(b.blocks)),
+        abs(a.growth_rate - b.growth_rate),
+        sum(abs(x - y) for x, y in zip(a.blocks, b.blocks, strict=False)),
+        abs(a.init_features - b.init_features),
+        abs(a.compression - b.compression),
+    )

@@ -1,0 +1,116 @@
+"""Read a DenseNet's numbers back from the names and shapes of its parameters (torchvision's names).
+
+Layers are counted by the highest index, so that a checkpoint that lacks some of them is still recognized. Dropout
+leaves no trace in the weights and reads as 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from densenet_deploy.errors import CheckpointError, UsageError
+from densenet_deploy.variants.spec import MOST_CLASSES, DenseNetSpec, compressed
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_LAYER: Final = re.compile(r"features\.denseblock(\d{1,3})\.denselayer(\d{1,3})\.")
+_STEM_OF_KERNEL: Final = {7: "imagenet", 3: "cifar"}
+_FIRST_LAYER: Final = "features.denseblock1.denselayer1"
+
+
+def spec_from_shapes(shapes: Shapes) -> DenseNetSpec:
+    """Return the spec of the DenseNet whose parameters have these names and `shapes`.
+
+    The compression is the simplest number that gives the transitions their channels.
+
+    Raises:
+        CheckpointError: if they are no DenseNet's.
+    """
+    init_features, _, kernel, _ = _convolution(shapes, "features.conv0.weight")
+    if kernel not in _STEM_OF_KERNEL:
+        raise _no_densenet(f"its first convolution is {kernel}x{kernel}, not 7x7 or 3x3")
+    growth_rate, bn_size = _layer_numbers(shapes)
+    blocks = _blocks(shapes)
+    head, num_classes = head_from_shapes(shapes)
+    try:
+        return DenseNetSpec(
+            growth_rate=growth_rate,
+            blocks=blocks,
+            init_features=init_features,
+            compression=_compression(shapes, len(blocks)),
+            bn_size=bn_size,
+            stem=_STEM_OF_KERNEL[kernel],
+            num_classes=DenseNetSpec.num_classes if num_classes is None else num_classes,
+            head=head,
+        )
+    except UsageError as exc:
+        raise _no_densenet(f"{exc.subject} {exc.why}") from exc
+
+
+def head_from_shapes(shapes: Shapes) -> tuple[str, int | None]:
+    """Return (head, classes); a network without classifier has no classes to count.
+
+    Raises:
+        CheckpointError: if the classifier is no linear layer of a sensible width.
+    """
+    if "classifier.weight" not in shapes:
+        return "features", None
+    shape = shapes["classifier.weight"]
+    if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
+        raise _no_densenet(f"classifier.weight has shape {shape}, not (classes, features)")
+    multiscale = any(name.startswith("head.reduce") for name in shapes)
+    return "multiscale" if multiscale else "classifier", shape[0]
+
+
+def _layer_numbers(shapes: Shapes) -> tuple[int, int]:
+    """(growth rate, bn_size) of the first layer."""
+    first = _convolution(shapes, f"{_FIRST_LAYER}.conv1.weight")[0]
+    if f"{_FIRST_LAYER}.conv2.weight" not in shapes:
+        return first, 0
+    growth_rate = _convolution(shapes, f"{_FIRST_LAYER}.conv2.weight")[0]
+    if growth_rate == 0 or first % growth_rate:
+        raise _no_densenet(f"a bottleneck of {first} channels is no multiple of the growth rate {growth_rate}")
+    return growth_rate, first // growth_rate
+
+
+def _blocks(shapes: Shapes) -> tuple[int, ...]:
+    """Layers of each block."""
+    layers: dict[int, int] = {}
+    for name in shapes:
+        if match := _LAYER.match(name):
+            block, layer = int(match[1]), int(match[2])
+            layers[block] = max(layer, layers.get(block, 0))
+    missing = next((block for block in range(1, max(layers) + 1) if block not in layers), None)
+    if missing is not None:
+        raise _no_densenet(f"dense block {missing} of {max(layers)} is missing")
+    return tuple(layers[block] for block in sorted(layers))
+
+
+def _compression(shapes: Shapes, blocks: int) -> float:
+    """The simplest compression (½, 1, then the fewest decimals) that every transition agrees with."""
+    transitions = [_convolution(shapes, f"features.transition{number}.conv.weight")[:2] for number in range(1, blocks)]
+    for candidate in _simple_fractions():
+        if all(kept == compressed(channels, candidate) for kept, channels in transitions):
+            return candidate
+    raise _no_densenet(f"no compression gives its transitions (kept, from) = {transitions}")
+
+
+def _simple_fractions() -> list[float]:
+    return [0.5, 1.0] + [step / 10**digits for digits in (1, 2, 3, 4) for step in range(1, 10**digits)]
+
+
+def _convolution(shapes: Shapes, name: str) -> tuple[int, int, int, int]:
+    """The shape of a convolution's weight: (out, in, height, width)."""
+    if name not in shapes:
+        raise _no_densenet(f"it has no {name}")
+    shape = shapes[name]
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise _no_densenet(f"{name} has shape {shape}, not that of a square convolution")
+    out, into, height, width = shape
+    return out, into, height, width
+
+
+def _no_densenet(why: str) -> CheckpointError:
+    return CheckpointError("weights", f"are no DenseNet's: {why}", "give a DenseNet with torchvision's parameter names")
