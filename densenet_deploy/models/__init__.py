@@ -1,0 +1,1 @@
+"""From a spec or a checkpoint to a torch module."""

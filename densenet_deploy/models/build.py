@@ -1,0 +1,214 @@
+"""A DenseNet as a torch module, built from a spec, with torchvision's parameter names.
+
+Every operation but the concatenations is a named submodule, so that the nodes of an export are named after it. A layer
+reads all earlier maps of its block: BN → ReLU → conv1x1 → BN → ReLU → conv3x3; without bottleneck, BN → ReLU → conv3x3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from densenet_deploy.models.heads import build_classifier, build_head
+from densenet_deploy.variants.spec import DenseNetSpec
+
+_LAST_NORM: Final = "norm5"
+"""torchvision's name for the norm after the last block, kept for any number of blocks."""
+
+
+class PlainLayer(nn.Module):
+    """A layer without bottleneck: the block's maps so far, in parts → (N, growth_rate, H, W)."""
+
+    def __init__(self, channels: int, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
+        super().__init__()
+        self.memory_efficient = memory_efficient
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(channels, spec.growth_rate, kernel_size=3, padding=1, bias=False)
+        self.drop = nn.Dropout(spec.drop_rate) if spec.drop_rate > 0 else nn.Identity()
+
+    def forward(self, *earlier: Tensor) -> Tensor:
+        """Map all earlier maps of the block to this layer's new ones."""
+        return self._append(self._recomputed(*earlier) if self._recomputes else self._read(*earlier))
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.memory_efficient and self.training
+
+    def _read(self, *earlier: Tensor) -> Tensor:
+        new: Tensor = self.conv1(self.relu1(self.norm1(torch.cat(earlier, 1))))
+        return new
+
+    def _append(self, new: Tensor) -> Tensor:
+        dropped: Tensor = self.drop(new)
+        return dropped
+
+    def _recomputed(self, *earlier: Tensor) -> Tensor:
+        """Read, keeping neither concatenation nor norm for the backward pass (https://arxiv.org/abs/1707.06990)."""
+        new: Tensor = checkpoint(self._read, *earlier, use_reentrant=False, context_fn=self._recompute_contexts)
+        return new
+
+    def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return contextlib.nullcontext(), _untracked(self.norm1)
+
+
+class BottleneckLayer(PlainLayer):
+    """A layer that narrows to `bn_size * growth_rate` channels before its 3x3 convolution."""
+
+    def __init__(self, channels: int, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
+        super().__init__(channels, spec, memory_efficient=memory_efficient)
+        narrow = spec.bn_size * spec.growth_rate
+        self.conv1 = nn.Conv2d(channels, narrow, kernel_size=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(narrow)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(narrow, spec.growth_rate, kernel_size=3, padding=1, bias=False)
+
+    def _append(self, new: Tensor) -> Tensor:
+        return super()._append(self.conv2(self.relu2(self.norm2(new))))
+
+
+class DenseBlock(nn.Sequential):
+    """Layers that each append to what all earlier ones made: (N, channels, H, W) → (N, channels + layers·k, H, W)."""
+
+    def __init__(self, channels: int, layers: int, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
+        super().__init__()
+        layer_type = BottleneckLayer if spec.bn_size else PlainLayer
+        for index in range(layers):
+            layer = layer_type(channels + index * spec.growth_rate, spec, memory_efficient=memory_efficient)
+            self.add_module(f"denselayer{index + 1}", layer)
+
+    def forward(self, entering: Tensor) -> Tensor:
+        """Run the layers and concatenate everything they made behind what entered."""
+        maps = [entering]
+        for layer in self:
+            maps.append(layer(*maps))
+        return torch.cat(maps, 1)
+
+
+class Transition(nn.Sequential):
+    """Between two blocks: fewer channels, half the height and width."""
+
+    def __init__(self, channels: int, kept: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(channels, kept, kernel_size=1, bias=False)
+        self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
+
+
+class Features(nn.Sequential):
+    """Stem, blocks, transitions and the last norm: (N, 3, H, W) → (N, feature_channels, h, w)."""
+
+    def __init__(self, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
+        super().__init__()
+        self._add_stem(spec)
+        kept = spec.channels_in[1:]
+        for index, layers in enumerate(spec.blocks):
+            block = DenseBlock(spec.channels_in[index], layers, spec, memory_efficient=memory_efficient)
+            self.add_module(f"denseblock{index + 1}", block)
+            if index < len(kept):
+                self.add_module(f"transition{index + 1}", Transition(spec.channels_out[index], kept[index]))
+        self._add_end(spec)
+
+    def _add_stem(self, spec: DenseNetSpec) -> None:
+        if spec.stem == "cifar":
+            self.conv0 = nn.Conv2d(3, spec.init_features, kernel_size=3, padding=1, bias=False)
+            return
+        self.conv0 = nn.Conv2d(3, spec.init_features, kernel_size=7, stride=2, padding=3, bias=False)
+        self.norm0 = nn.BatchNorm2d(spec.init_features)
+        self.relu0 = nn.ReLU(inplace=True)
+        self.pool0 = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def _add_end(self, spec: DenseNetSpec) -> None:
+        self.add_module(_LAST_NORM, nn.BatchNorm2d(spec.feature_channels))
+
+
+class BlockOutputs(Features):
+    """The same without the last norm, returning what leaves each block: (N, 3, H, W) → tensors (N, C_i, h_i, w_i)."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Run the stages in order and keep the blocks' outputs."""
+        outputs, maps = [], images
+        for stage in self:
+            maps = stage(maps)
+            if isinstance(stage, DenseBlock):
+                outputs.append(maps)
+        return outputs
+
+    def _add_end(self, spec: DenseNetSpec) -> None:
+        """Add nothing: the transitions and the head read the blocks as they are."""
+
+
+class DenseNet(nn.Module):
+    """A DenseNet with one of three heads: float32 pictures (N, 3, H, W) → (N, `spec.output_width`).
+
+    >>> model = build_model(DenseNetSpec(growth_rate=4, blocks=(2, 2), stem="cifar", num_classes=10))
+    >>> tuple(model(torch.zeros(1, 3, 8, 8)).shape)
+    (1, 10)
+
+    `memory_efficient` trades time for memory in training; gradients and batch statistics are the same.
+    """
+
+    def __init__(self, spec: DenseNetSpec, *, memory_efficient: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        features_type = BlockOutputs if spec.head == "multiscale" else Features
+        self.features = features_type(spec, memory_efficient=memory_efficient)
+        self.head = build_head(spec)
+        self.classifier = build_classifier(spec)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, or features for the features head."""
+        outputs: Tensor = self.classifier(self.head(self.features(images)))
+        return outputs
+
+
+def build_model(spec: DenseNetSpec, *, seed: int = 0, memory_efficient: bool = False) -> DenseNet:
+    """Return an untrained DenseNet in eval mode; the same `seed` gives the same weights.
+
+    The weights come from a generator of their own, and torch's global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = DenseNet(spec, memory_efficient=memory_efficient)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        _initialize(module, generator)
+    return model.eval()
+
+
+def empty_model(spec: DenseNetSpec) -> DenseNet:
+    """Return the module on the meta device, in eval mode: names and shapes without memory behind them."""
+    with torch.device("meta"):
+        return DenseNet(spec).eval()
+
+
+def _initialize(module: nn.Module, generator: torch.Generator) -> None:
+    """Kaiming-normal convolutions, unit norms, zero biases, as the paper and torchvision."""
+    if isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, generator=generator)
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@contextlib.contextmanager
+def _untracked(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """Let `norm` count on copies: a recomputation must not move the running statistics a second time."""
+    kept = dict(norm.named_buffers())
+    for name, buffer in kept.items():
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for name, buffer in kept.items():
+            setattr(norm, name, buffer)

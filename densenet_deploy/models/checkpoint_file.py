@@ -1,0 +1,107 @@
+"""Untrusted bytes to tensors: a checkpoint is looked at before it is parsed, and a pickle in it is never executed.
+
+A `.pth` file is a zip (or, before PyTorch 1.6, a bare pickle) read through `torch.load(weights_only=True)`, which
+builds tensors and refuses every other object. The file is read once, so that what was checked is what is loaded.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, os_errors_about, require_file
+from densenet_deploy.errors import CheckpointError
+from densenet_deploy.models.safetensors_file import checked_metadata
+
+INFLATION_LIMIT: Final = 4
+"""How many times its own size a checkpoint may unpack to."""
+
+_LARGEST_FILE_BYTES: Final = 4 * 2**30
+_GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+_SAVE_STATE: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_FETCH_AGAIN: Final = "download or save it again"
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """What a checkpoint holds: `content` (tensors, numbers, containers), and the `strings` of a safetensors header."""
+
+    path: Path
+    size_bytes: int
+    content: object
+    strings: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_checkpoint(path: Path) -> CheckpointFile:
+    """Read a `.pth`, `.pt` or `.safetensors` file.
+
+    Raises:
+        InputError: if there is no such file, or it is empty.
+        CheckpointError: if it is damaged, is too large, or holds other objects than tensors, numbers and containers.
+    """
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        raise CheckpointError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
+    data = _bytes_of(path)
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path, data)
+    if data.startswith(b"PK"):
+        _check_zip(path, data)
+    return CheckpointFile(path, len(data), _load_tensors(path, data))
+
+
+def _bytes_of(path: Path) -> bytes:
+    require_file(path)
+    with os_errors_about(path):
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise CheckpointError(path, f"is larger than {_LARGEST_FILE_BYTES} bytes", _SAVE_STATE)
+        return path.read_bytes()
+
+
+def _read_safetensors(path: Path, data: bytes) -> CheckpointFile:
+    import safetensors.torch
+
+    try:
+        strings = checked_metadata(data)
+        tensors = safetensors.torch.load(data)
+    except (ValueError, KeyError, safetensors.SafetensorError) as exc:
+        raise CheckpointError(path, f"is no whole safetensors file: {exc}", _FETCH_AGAIN) from exc
+    return CheckpointFile(path, len(data), tensors, strings)
+
+
+def _check_zip(path: Path, data: bytes) -> None:
+    """Look at the central directory only: nothing is inflated."""
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
+        raise CheckpointError(path, f"is a damaged or cut-off zip ({exc})", _FETCH_AGAIN) from exc
+    declared = sum(entry.file_size for entry in entries)
+    if declared > INFLATION_LIMIT * len(data):
+        raise CheckpointError(
+            path,
+            f"would unpack to {declared} bytes, over {INFLATION_LIMIT} times its {len(data)}",
+            "do not use it; get the checkpoint from its author",
+        )
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(path, "is a TorchScript program, not weights", _SAVE_STATE)
+
+
+def _load_tensors(path: Path, data: bytes) -> object:
+    """Unpickle tensors and containers; any exception here comes from damaged or hostile bytes."""
+    try:
+        with warnings.catch_warnings():
+            # torch comments on old formats and sparse tensors; what it returns is judged here, not by its remarks.
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as exc:
+        if match := _GLOBAL.search(str(exc)):
+            why = f"is a pickle that needs {match[1]}, and pickled code is never run"
+            raise CheckpointError(path, why, _SAVE_STATE) from exc
+        raise CheckpointError(path, f"is no PyTorch checkpoint ({type(exc).__name__})", _FETCH_AGAIN) from exc

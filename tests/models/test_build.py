@@ -1,0 +1,149 @@
+"""Built DenseNets: the published sizes, torchvision's names and numbers, seeds, and training."""
+
+import dataclasses
+
+import pytest
+import torch
+import torchvision
+
+from densenet_deploy.models.build import build_model, empty_model
+from densenet_deploy.variants import find_variant
+from densenet_deploy.variants.spec import DenseNetSpec
+
+TINY = DenseNetSpec(growth_rate=4, blocks=(2, 2, 2), init_features=8, stem="cifar", num_classes=5)
+TORCHVISION = ["121", "161", "169", "201"]
+
+
+def pictures(size, count=2):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(7))
+
+
+def parameters_of(name):
+    return sum(parameter.numel() for parameter in empty_model(find_variant(name).spec).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("121", 7_978_856), ("161", 28_681_000), ("169", 14_149_480), ("201", 20_013_928), ("264", 33_337_704)],
+)
+def test_parameter_counts_at_1000_classes(name, count):
+    assert parameters_of(name) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("cifar-40-12", 1.0),
+        ("cifar-100-12", 7.0),
+        ("cifar-100-24", 27.2),
+        ("cifar-bc-100-12", 0.8),
+        ("cifar-bc-250-24", 15.3),
+        ("cifar-bc-190-40", 25.6),
+    ],
+)
+def test_parameter_counts_of_the_paper_for_cifar(name, millions):
+    assert round(parameters_of(name) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_names_and_shapes_are_those_of_torchvision(name):
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(f"densenet{name}", weights=None).state_dict()
+    ours = empty_model(find_variant(name).spec).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+@pytest.mark.parametrize(("name", "size"), [("121", 64), ("161", 32), ("169", 32), ("201", 32)])
+def test_weights_go_both_ways_and_give_the_same_logits(name, size):
+    ours = build_model(find_variant(name).spec, seed=1)
+    theirs = torchvision.models.get_model(f"densenet{name}", weights=None).eval()
+    theirs.load_state_dict(ours.state_dict())
+    build_model(find_variant(name).spec, seed=2).load_state_dict(theirs.state_dict())
+    with torch.inference_mode():
+        # The same operations on the same operands in the same order: no tolerance is needed.
+        assert torch.equal(ours(pictures(size)), theirs(pictures(size)))
+
+
+def test_untrained_logits_are_of_ordinary_size():
+    logits = build_model(find_variant("121").spec)(pictures(64))
+    assert 0.1 < logits.std() < 10
+
+
+def test_a_seed_decides_the_weights_and_the_global_random_state_does_not_move():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first, again, other = (build_model(TINY, seed=seed).state_dict() for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["features.conv0.weight"], other["features.conv0.weight"])
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        DenseNetSpec(growth_rate=4, blocks=(1, 1, 1, 1)),
+        DenseNetSpec(growth_rate=4, blocks=(1, 1)),
+        DenseNetSpec(growth_rate=4, blocks=(1, 1, 1), stem="cifar", bn_size=0),
+    ],
+)
+def test_the_smallest_picture_is_enough_and_one_pixel_less_is_not(spec):
+    model, size = build_model(spec), spec.smallest_image_size
+    assert model(pictures(size)).shape == (2, 1000)
+    with pytest.raises(RuntimeError):
+        model(pictures(size - 1))
+
+
+def test_the_features_head_is_what_the_classifier_reads():
+    classifier = build_model(TINY)
+    features = build_model(dataclasses.replace(TINY, head="features"))
+    pooled = features(pictures(16))
+    assert pooled.shape == (2, TINY.feature_channels)
+    assert "classifier.weight" not in features.state_dict()
+    assert torch.equal(classifier.classifier(pooled), classifier(pictures(16)))
+
+
+def test_the_multiscale_head_reads_every_block():
+    model = build_model(dataclasses.replace(TINY, head="multiscale"))
+    assert model.classifier.in_features == 3 * 128
+    model(pictures(16)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bn_size", [0, 4])
+def test_memory_efficient_training_is_the_same_training(bn_size):
+    spec = dataclasses.replace(TINY, bn_size=bn_size, compression=1.0)
+    plain, efficient = (build_model(spec, memory_efficient=choice).train() for choice in (False, True))
+    for model in (plain, efficient):
+        model(pictures(16, count=4)).square().sum().backward()
+    wanted, got = dict(plain.named_parameters()), dict(efficient.named_parameters())
+    # The recomputation repeats the same operations, so gradients and statistics agree bit for bit.
+    assert all(torch.equal(wanted[name].grad, got[name].grad) for name in wanted)
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), efficient.buffers(), strict=True))
+
+
+def test_memory_efficient_training_keeps_less():
+    kept = {choice: saved_bytes(choice) for choice in (False, True)}
+    assert kept[True] < 0.8 * kept[False]
+
+
+def saved_bytes(memory_efficient):
+    total = 0
+
+    def keep(tensor):
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    model = build_model(dataclasses.replace(TINY, blocks=(8,)), memory_efficient=memory_efficient).train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(pictures(16))
+    return total
+
+
+def test_dropout_works_in_training_only():
+    model = build_model(dataclasses.replace(TINY, drop_rate=0.5))
+    assert torch.equal(model(pictures(16)), build_model(TINY)(pictures(16)))
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.equal(model(pictures(16)), model(pictures(16)))
