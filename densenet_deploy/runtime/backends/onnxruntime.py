@@ -1,0 +1,166 @@
+"""Run ONNX files with ONNX Runtime, on CPU or CUDA.
+
+ONNX Runtime quietly runs on the CPU when CUDA cannot be loaded, even if only CUDA was listed. Here CPU fallback is
+switched off in the session whenever CUDA was asked for, and the providers are read back afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from densenet_deploy.artifacts import Artifact, stored_precision
+from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
+from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+    import torch
+
+log = logging.getLogger(__name__)
+
+_SILENT: Final = 4  # native log lines would stand beside our one-line errors
+_DTYPES: Final = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+
+@backends.register("onnxruntime")
+class OnnxRuntimeRunner(Runner):
+    """Run an ONNX file in one ONNX Runtime session."""
+
+    name = "onnxruntime"
+    suffixes = (".onnx",)
+    requires = "onnxruntime"
+    extra = "onnxruntime"
+    devices = ("cpu", "cuda")
+
+    @classmethod
+    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+        """Open the session; see `Runner.open`."""
+        assert isinstance(source, Path)
+        precision = stored_precision(source)
+        if options.precision not in (None, precision):
+            raise BackendError(
+                options.precision, f"the file holds {precision} and ONNX Runtime runs it so", "convert the file instead"
+            )
+        threads = options.threads or usable_cpus()
+        session, chosen = _open_session(source, device, threads)
+        return cls(session, source, precision, chosen, threads, options)
+
+    @classmethod
+    def probe(cls) -> tuple[str, tuple[str, ...]]:
+        """Ask for version and devices; see `Runner.probe`."""
+        import onnxruntime
+
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _cuda_answers()
+        return onnxruntime.__version__, ("cpu", "cuda") if has_cuda else ("cpu",)
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        path: Path,
+        precision: str,
+        device: Device,
+        threads: int,
+        options: RunnerOptions,
+    ) -> None:
+        import onnxruntime
+
+        placement = Placement(
+            backend=self.name,
+            version=onnxruntime.__version__,
+            device=str(device),
+            provider=session.get_providers()[0],
+            precision=precision,
+            threads=threads,
+        )
+        super().__init__(
+            session,
+            tuple(_tensor_spec(node, path) for node in session.get_inputs()),
+            tuple(_tensor_spec(node, path) for node in session.get_outputs()),
+            placement,
+            Artifact.open(path).manifest,
+            check_values=options.check_values,
+        )
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def _run(self, handle: ort.InferenceSession, feeds: dict[str, Array]) -> dict[str, Array]:
+        return dict(zip(self._output_names, handle.run(self._output_names, feeds), strict=True))
+
+
+def _open_session(path: Path, device: Device | None, threads: int) -> tuple[ort.InferenceSession, Device]:
+    if device is None and _cuda_answers():
+        try:
+            return _session(path, Device("cuda"), threads), Device("cuda")
+        except DeviceError as exc:
+            log.info("using the CPU: %s", exc)
+    chosen = device or Device("cpu")
+    return _session(path, chosen, threads), chosen
+
+
+def _session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(_SILENT)
+    session_options = onnxruntime.SessionOptions()
+    session_options.log_severity_level = _SILENT
+    session_options.intra_op_num_threads = threads
+    session_options.inter_op_num_threads = 1
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.word == "cuda":
+        _require_provider("CUDAExecutionProvider", device)
+        session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = [("CUDAExecutionProvider", {"device_id": str(device.index), "use_tf32": "0"})]
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options, providers)
+    except Exception as exc:
+        raise _open_error(path, device, exc) from exc
+    if device.word == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise DeviceError(device, "ONNX Runtime would run on the CPU instead", "run densenet-deploy doctor")
+    return session
+
+
+def _require_provider(provider: str, device: Device) -> None:
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        fix = "run: pip install 'densenet-deploy[onnxruntime-gpu]' in place of onnxruntime"
+        raise DeviceError(device, "this build of ONNX Runtime has no CUDA provider", fix)
+    if not _cuda_answers():
+        raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
+
+
+def _cuda_answers() -> bool:
+    """Whether an NVIDIA driver is loaded and sees a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _open_error(path: Path, device: Device, exc: Exception) -> Exception:
+    reason = str(exc).split(":", 4)[-1].strip()
+    if device.word == "cuda":
+        return DeviceError(device, f"ONNX Runtime cannot run the whole model there: {reason}", "use --device cpu")
+    return ModelFileError(path, f"ONNX Runtime cannot load it: {reason}", "export the model again")
+
+
+def _tensor_spec(node: ort.NodeArg, path: Path) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise ModelFileError(path, f"{node.name} is a {node.type}", "export an image model with tensor inputs")
+    shape = tuple(size if isinstance(size, int) and size > 0 else None for size in node.shape)
+    return TensorSpec(node.name, shape, np.dtype(_DTYPES[node.type]))

@@ -1,0 +1,148 @@
+"""Run ONNX files and OpenVINO IR on Intel CPUs, GPUs and NPUs.
+
+OpenVINO runs FP32 models in bfloat16 on CPUs that have it unless told otherwise; here the arithmetic is what the file
+holds, and anything else has to be asked for with `RunnerOptions(precision="bf16")`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from densenet_deploy.artifacts import Artifact, stored_precision
+from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
+from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
+
+if TYPE_CHECKING:
+    import openvino as ov
+    import torch
+
+_HINTS: Final = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_WORDS: Final = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+
+
+@backends.register("openvino")
+class OpenVINORunner(Runner):
+    """Run a model compiled by OpenVINO, tuned for the latency of single calls."""
+
+    name = "openvino"
+    suffixes = (".onnx", ".xml")
+    requires = "openvino"
+    extra = "openvino"
+    devices = ("cpu", "gpu", "npu")
+
+    @classmethod
+    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+        """Read and compile the model; see `Runner.open`."""
+        import openvino
+
+        assert isinstance(source, Path)
+        core = openvino.Core()
+        chosen = device or Device("cpu")
+        name = _device_name(core, chosen)
+        stored = stored_precision(source) if source.suffix.lower() == ".onnx" else "fp32"
+        settings = _settings(name, stored, options)
+        try:
+            compiled = core.compile_model(core.read_model(source), name, settings)
+        except RuntimeError as exc:
+            reason = str(exc).strip().splitlines()[-1]
+            raise ModelFileError(source, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
+        return cls(compiled, source, stored, chosen, options)
+
+    @classmethod
+    def probe(cls) -> tuple[str, tuple[str, ...]]:
+        """Ask for version and devices; see `Runner.probe`."""
+        import openvino
+
+        return _version(), tuple(name.lower() for name in openvino.Core().available_devices)
+
+    def __init__(
+        self, compiled: ov.CompiledModel, path: Path, stored: str, device: Device, options: RunnerOptions
+    ) -> None:
+        arithmetic = _arithmetic(compiled)
+        if options.precision not in (None, arithmetic):
+            raise BackendError(options.precision, f"this device runs {arithmetic}", "leave the precision out")
+        placement = Placement(
+            backend=self.name,
+            version=_version(),
+            device=str(device),
+            provider=", ".join(compiled.get_property("EXECUTION_DEVICES")),
+            precision=stored if stored == "int8" else arithmetic,
+            threads=options.threads or usable_cpus(),
+        )
+        super().__init__(
+            _RequestPool(compiled),
+            tuple(_tensor_spec(port, path) for port in compiled.inputs),
+            tuple(_tensor_spec(port, path) for port in compiled.outputs),
+            placement,
+            Artifact.open(path).manifest,
+            check_values=options.check_values,
+        )
+
+    def _run(self, handle: _RequestPool, feeds: dict[str, Array]) -> dict[str, Array]:
+        with handle.lease() as request:
+            request.infer(feeds, share_inputs=True, share_outputs=True)
+            return {spec.name: request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
+
+
+class _RequestPool:
+    """Infer requests of one compiled model: each serves one thread at a time, and a new one is made when all are busy."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._compiled = compiled
+        self._idle: list[ov.InferRequest] = []
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[ov.InferRequest]:
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._idle.append(request)
+
+
+def _version() -> str:
+    import openvino
+
+    return str(openvino.__version__).split("-")[0]
+
+
+def _device_name(core: ov.Core, device: Device) -> str:
+    word = device.word.upper()
+    found = [name for name in core.available_devices if name.split(".")[0] == word]
+    if not found:
+        known = ", ".join(core.available_devices) or "none"
+        raise DeviceError(device, f"OpenVINO finds no such device (found: {known})", "use --device cpu")
+    if device.index >= len(found):
+        raise DeviceError(device, f"OpenVINO finds {len(found)} {word} device(s)", "use a smaller number")
+    return str(found[device.index])
+
+
+def _settings(device_name: str, stored: str, options: RunnerOptions) -> dict[str, Any]:
+    wanted = options.precision or (stored if stored in _HINTS else "fp32")
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[wanted]}
+    if device_name.startswith("CPU"):
+        settings["INFERENCE_NUM_THREADS"] = options.threads or usable_cpus()
+    return settings
+
+
+def _arithmetic(compiled: ov.CompiledModel) -> str:
+    """The float arithmetic that the compiled model says it uses."""
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT")
+    return _WORDS.get(hint.to_string() if hasattr(hint, "to_string") else str(hint), "unknown")
+
+
+def _tensor_spec(port: Any, path: Path) -> TensorSpec:
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        raise ModelFileError(path, f"{port.any_name} has no known rank", "export an image model with 4-D input")
+    sizes = tuple(None if size.is_dynamic else size.get_length() for size in shape)
+    return TensorSpec(port.any_name, sizes, np.dtype(port.get_element_type().to_dtype()))

@@ -1,0 +1,89 @@
+"""Run an `nn.Module` with PyTorch, on CPU or CUDA.
+
+The module is copied, put in eval mode and moved, so the caller's stays as it was. Set the thread count only if you mean
+it for the whole process: PyTorch has no thread count per module.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from densenet_deploy.errors import BackendError, DeviceError
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
+
+if TYPE_CHECKING:
+    import torch
+
+_INPUT: Final = "input"
+
+
+@backends.register("torch")
+class TorchRunner(Runner):
+    """Run a module that takes one (N, 3, H, W) float32 tensor and returns a tensor or a dict of named tensors."""
+
+    name = "torch"
+    requires = "torch"
+    extra = "export"
+    devices = ("cpu", "cuda")
+
+    @classmethod
+    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+        """Copy the module to its device; see `Runner.open`."""
+        import torch
+
+        assert not isinstance(source, Path)
+        if options.precision not in (None, "fp32"):
+            raise BackendError(options.precision, "the torch backend runs fp32", "export and convert the model")
+        chosen = device or Device("cuda" if torch.cuda.is_available() else "cpu")
+        if chosen.word == "cuda" and chosen.index >= torch.cuda.device_count():
+            raise DeviceError(chosen, f"PyTorch finds {torch.cuda.device_count()} CUDA devices", "use --device cpu")
+        threads = options.threads or usable_cpus()
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        return cls(source, chosen, threads, options)
+
+    @classmethod
+    def probe(cls) -> tuple[str, tuple[str, ...]]:
+        """Ask for version and devices; see `Runner.probe`."""
+        import torch
+
+        return torch.__version__, ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
+
+    def __init__(self, module: torch.nn.Module, device: Device, threads: int, options: RunnerOptions) -> None:
+        import torch
+
+        manifest = getattr(module, "manifest", None)
+        output = getattr(module, "output_name", "logits")
+        placement = Placement(
+            backend=self.name,
+            version=torch.__version__,
+            device=str(device),
+            provider="ATen" if device.word == "cpu" else torch.cuda.get_device_name(device.index),
+            precision="fp32",
+            threads=threads,
+        )
+        super().__init__(
+            copy.deepcopy(module).eval().to(str(device)),
+            (TensorSpec(_INPUT, (None, 3, None, None), np.dtype(np.float32)),),
+            (TensorSpec(output, (None, getattr(module, "output_width", None)), np.dtype(np.float32)),),
+            placement,
+            manifest if isinstance(manifest, Manifest) else None,
+            check_values=options.check_values,
+        )
+        self._device = torch.device(str(device))
+
+    def _run(self, handle: torch.nn.Module, feeds: dict[str, Array]) -> dict[str, Array]:
+        import torch
+
+        array = feeds[_INPUT]
+        batch = torch.from_numpy(array if array.flags.writeable else array.copy())
+        with torch.inference_mode():
+            result = handle(batch.to(self._device))
+        named = result if isinstance(result, dict) else {self.outputs[0].name: result}
+        return {name: tensor.cpu().numpy() for name, tensor in named.items()}

@@ -1,0 +1,130 @@
+"""From a picture to the model's input, exactly as torchvision prepared the pictures the model was trained on.
+
+The result equals `Resize(resize) → CenterCrop(image_size) → ToTensor → Normalize` of torchvision's PIL path bit for
+bit, its rounding rules included: `Resize` cuts the longer side to a whole number, `CenterCrop` rounds its corner half
+to even and pads a picture smaller than the crop with black (which is then normalized too).
+
+A sliver of 1x10000 pixels would be blown up to 655 million before the crop. Above `_LARGEST_RESIZED` pixels only what
+the crop shows is computed; each of the two passes (across, down) may then round one of 255 levels differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densenet_deploy.errors import FeedError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.options import require_choice
+from densenet_deploy.runtime.images import LoadedImage
+
+Pixels = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+
+_FILTERS: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_WIDEST_FILTER: Final = 2  # source pixels each way, of bicubic without shrinking
+_LARGEST_RESIZED: Final = 2**26
+
+
+def default_preprocessing(image_size: int = Preprocessing.image_size) -> Preprocessing:
+    """Return ImageNet's preprocessing for pictures of `image_size` pixels, shorter side first resized to 256/224 of it.
+
+    >>> default_preprocessing(32).resize
+    36
+    """
+    return Preprocessing(image_size=image_size, resize=image_size * 256 // 224)
+
+
+def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
+    """Return the picture as the model takes it: float32, (3, S, S), where S is `preprocessing.image_size`.
+
+    >>> prepare(load_image("cat.jpg"), Preprocessing()).shape      # doctest: +SKIP
+    (3, 224, 224)
+
+    Args:
+        image: any size of at least 1x1.
+        preprocessing: how to resize, crop and normalize.
+        out: an array to write into and return; a new one by default.
+
+    Raises:
+        UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
+        FeedError: if `out` is not float32 of that shape.
+    """
+    size = preprocessing.image_size
+    result = _buffer((3, size, size), out)
+    pixels = np.asarray(_cropped(image.pixels, preprocessing)).transpose(2, 0, 1)
+    np.divide(pixels, np.float32(255), out=result, dtype=np.float32)
+    np.subtract(result, _per_channel(preprocessing.mean), out=result)
+    np.divide(result, _per_channel(preprocessing.std), out=result)
+    return result
+
+
+def prepare_batch(images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
+    """Return the pictures as one batch: float32, (N, 3, S, S). Arguments and errors as in `prepare`."""
+    size = preprocessing.image_size
+    batch = _buffer((len(images), 3, size, size), out)
+    for image, place in zip(images, batch, strict=True):
+        prepare(image, preprocessing, place)
+    return batch
+
+
+def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype != np.float32:
+        raise FeedError("out", f"is {out.shape} {out.dtype}", f"give a float32 array of {shape}")
+    return out
+
+
+def _per_channel(values: tuple[float, float, float]) -> npt.NDArray[Any]:
+    return np.array(values, np.float32).reshape(3, 1, 1)
+
+
+def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize the shorter side, then cut the centre; what lies outside the picture is black."""
+    require_choice("interpolation", preprocessing.interpolation, _FILTERS)
+    size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
+    width, height = _resized_size(image.size, preprocessing.resize)
+    left, top = _crop_start(width, size), _crop_start(height, size)
+    if width * height <= _LARGEST_RESIZED:
+        return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    seen = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
+    part = _resized_part(image, (width, height), seen, resample)
+    return part.crop((min(left, 0), min(top, 0), min(left, 0) + size, min(top, 0) + size))
+
+
+def _resized_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Return (width, height) after the shorter side became `shorter_side`, as torchvision's Resize has it."""
+    width, height = size
+    longer_side = int(shorter_side * max(size) / min(size))
+    return (shorter_side, longer_side) if width <= height else (longer_side, shorter_side)
+
+
+def _crop_start(length: int, size: int) -> int:
+    """Return where a centre crop of `size` starts on a side of `length`, as torchvision's CenterCrop has it."""
+    if length < size:
+        return -((size - length) // 2)
+    return round((length - size) / 2)
+
+
+def _resized_part(image: Image.Image, size: tuple[int, int], part: Box, resample: Image.Resampling) -> Image.Image:
+    """Return `part` of `image` resized to `size`, computed from the pixels below it alone.
+
+    The pixels are cut out first: Pillow keeps the corners of a `box` as float32, too coarse far from the origin.
+    """
+    scales = [old / new for old, new in zip(image.size, size, strict=True)] * 2
+    box = [corner * scale for corner, scale in zip(part, scales, strict=True)]
+    margins = [math.ceil(_WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales[:2]]
+    left, top = (max(0, math.floor(box[i]) - margins[i]) for i in range(2))
+    right, bottom = (min(image.size[i], math.ceil(box[i + 2]) + margins[i]) for i in range(2))
+    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return image.crop((left, top, right, bottom)).resize((part[2] - part[0], part[3] - part[1]), resample, inner)

@@ -1,0 +1,352 @@
+"""One way to run a model, whatever runs it.
+
+>>> with open_runner("artifacts/densenet121.onnx") as runner:      # doctest: +SKIP
+...     logits = runner.run({"input": batch})["logits"]            # (N, 1000) float32
+
+A backend is one file in `backends/`: a subclass of `Runner` that opens a model and implements `_run`. What every backend
+owes its callers lives here once: arrays are checked before they reach native code, a closed or forked runner says so,
+results land in the caller's buffers when those are given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact
+from densenet_deploy.errors import (
+    BackendError,
+    DeviceError,
+    FeedError,
+    MissingPackageError,
+    ModelFileError,
+    RunnerStateError,
+    UnknownNameError,
+)
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.options import require_range
+from densenet_deploy.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+DEVICE_WORDS: Final = ("cpu", "cuda", "gpu", "npu")
+# A normalized picture stays within about ±3; past this multiple of its range a feed was surely not normalized.
+_VALUE_SLACK: Final = 8.0
+
+backends: Registry[type[Runner]] = Registry("backend", "densenet_deploy.runtime.backends")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and type of an input or output; a dimension of None takes any size of at least 1."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
+        return f"{self.name} ({sizes}) {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device and which one: `cuda:1` is Device("cuda", 1)."""
+
+    word: str
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Read `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`.
+
+        Raises:
+            UnknownNameError: if the word is none of these.
+        """
+        match = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text)
+        if match is None or match[1] not in DEVICE_WORDS:
+            raise UnknownNameError.among("device", text, DEVICE_WORDS)
+        return cls(match[1], int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return self.word if self.word == "cpu" else f"{self.word}:{self.index}"
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """How to run.
+
+    Attributes:
+        threads: CPU threads of one call; None means as many as this process may use (affinity and cgroup quota).
+        precision: arithmetic of the float parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None means what the
+            file holds. A backend that cannot do it raises instead of doing something else.
+        check_values: refuse feeds with NaN, Inf, or values no normalized picture has (0-255 pixels, say).
+    """
+
+    threads: int | None = None
+    precision: str | None = None
+    check_values: bool = True
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            require_range("threads", self.threads, 1, 1024)
+        if self.precision not in (None, "fp32", "fp16", "bf16"):
+            raise UnknownNameError.among("precision", str(self.precision), ("fp32", "fp16", "bf16"))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What really runs the model, read back from the backend after loading: not what was asked for."""
+
+    backend: str
+    version: str
+    device: str
+    provider: str
+    precision: str
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.backend} {self.version}, {self.provider}, {self.device}, {self.precision}, {self.threads} threads"
+        )
+
+
+class Runner(ABC):
+    """A loaded model. Safe to call from many threads; a context manager; not usable after `close` or in a forked child.
+
+    Attributes:
+        inputs, outputs: what the model takes and gives.
+        manifest: the facts that travel with the model, or None for a stranger's file.
+        placement: backend, provider, device and precision that really run.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    requires: ClassVar[str]
+    extra: ClassVar[str]
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    manifest: Manifest | None
+    placement: Placement
+
+    def __init__(
+        self,
+        handle: object,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        placement: Placement,
+        manifest: Manifest | None,
+        *,
+        check_values: bool = True,
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self.placement, self.manifest = placement, manifest
+        self._value_limit = _value_limit(manifest) if check_values else None
+        self._input_names = frozenset(spec.name for spec in inputs)
+        self._process = os.getpid()
+        self._handle: object | None = handle
+
+    @classmethod
+    @abstractmethod
+    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+        """Load `source`; `device` None means the best one that works.
+
+        Raises:
+            ModelFileError: if the file is not a model this backend can run.
+            DeviceError: if the device is missing, or the backend would run elsewhere.
+        """
+
+    @classmethod
+    @abstractmethod
+    def probe(cls) -> tuple[str, tuple[str, ...]]:
+        """Import the backend and return its version and the devices that answer."""
+
+    @abstractmethod
+    def _run(self, handle: Any, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run checked, contiguous feeds on `handle`, the object that the constructor was given; return owned arrays."""
+
+    def run(self, feeds: Feeds, outputs: Feeds | None = None) -> dict[str, Array]:
+        """Run one batch.
+
+        Args:
+            feeds: an array for every input, by name; dtype and shape as in `inputs`.
+            outputs: arrays to write results into, by output name; others are newly allocated.
+
+        Returns:
+            Output name → array, owned by the caller (the caller's own buffer where one was given).
+
+        Raises:
+            FeedError: if a feed or buffer has the wrong name, type, shape or values.
+            RunnerStateError: after `close`, or in a child that forked after the runner was opened.
+        """
+        handle = self._handle  # a local reference: a close() in another thread then cannot pull it away
+        if handle is None:
+            raise RunnerStateError(self.name, "was closed", "open it again with open_runner()")
+        if os.getpid() != self._process:
+            raise RunnerStateError(self.name, "was opened before this process forked", "open a runner in each process")
+        results = self._run(handle, self._checked(feeds))
+        if outputs is None:
+            return results
+        if strangers := outputs.keys() - results.keys():
+            raise FeedError(", ".join(sorted(strangers)), "is no output", f"outputs are: {', '.join(results)}")
+        return {name: _deliver(name, array, outputs.get(name)) for name, array in results.items()}
+
+    def close(self) -> None:
+        """Let go of the model, which is freed when calls under way have ended. Calling it twice is harmless."""
+        self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.placement}{', closed' if self._handle is None else ''}>"
+
+    def _checked(self, feeds: Feeds) -> dict[str, Array]:
+        if feeds.keys() != self._input_names:
+            wanted = ", ".join(sorted(self._input_names))
+            raise FeedError(", ".join(map(str, feeds)) or "nothing", "was fed", f"feed exactly: {wanted}")
+        return {spec.name: self._checked_feed(spec, feeds[spec.name]) for spec in self.inputs}
+
+    def _checked_feed(self, spec: TensorSpec, array: Array) -> Array:
+        if not isinstance(array, np.ndarray):
+            raise FeedError(spec.name, f"is a {type(array).__name__}", "give a numpy array")
+        if array.dtype != spec.dtype:
+            raise FeedError(spec.name, f"is {array.dtype}, the model takes {spec.dtype}", _dtype_fix(array, spec))
+        if not _fits(array.shape, spec.shape):
+            raise FeedError(spec.name, f"has shape {array.shape}, the model takes {spec}", _shape_fix(array, spec))
+        if self._value_limit is not None and array.dtype.kind == "f":
+            _check_values(spec.name, array, self._value_limit)
+        return np.ascontiguousarray(array)
+
+
+def open_runner(
+    source: str | os.PathLike[str] | torch.nn.Module,
+    backend: str | None = None,
+    device: str | None = None,
+    options: RunnerOptions | None = None,
+) -> Runner:
+    """Load a model file or an `nn.Module` and return its runner.
+
+    Args:
+        source: an `.onnx` or OpenVINO `.xml` file, or a module.
+        backend: a name from `backends`; None takes the one the file was made for, else the first installed that reads it.
+        device: `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`; None takes the best that works. A named device is never replaced.
+        options: see `RunnerOptions`.
+
+    Raises:
+        InputError: if the file cannot be used.
+        MissingPackageError: if the backend is not installed.
+        DeviceError: if the named device is missing or would not be used.
+    """
+    model = Path(source) if isinstance(source, (str, os.PathLike)) else source
+    wanted_device = None if device in (None, "auto") else Device.parse(str(device))
+    kind = _choose_backend(model, None if backend == "auto" else backend)
+    if wanted_device is not None and wanted_device.word not in kind.devices:
+        raise DeviceError(wanted_device, f"is none of the devices of {kind.name}", f"use: {', '.join(kind.devices)}")
+    return kind.open(model, wanted_device, options or RunnerOptions())
+
+
+def is_installed(backend: type[Runner]) -> bool:
+    """Whether the package that `backend` needs can be found (it is not imported)."""
+    return importlib.util.find_spec(backend.requires) is not None
+
+
+def _choose_backend(source: Path | torch.nn.Module, name: str | None) -> type[Runner]:
+    readers = _readers(source)
+    if name is None:
+        installed = [kind for kind in readers if is_installed(kind)]
+        if installed:
+            return installed[0]
+        raise MissingPackageError.of(readers[0].requires, readers[0].extra)
+    kind = backends.get(name)
+    if kind not in readers:
+        raise BackendError(name, f"cannot run {_describe(source)}", f"use: {', '.join(k.name for k in readers)}")
+    if not is_installed(kind):
+        raise MissingPackageError.of(kind.requires, kind.extra)
+    return kind
+
+
+def _readers(source: Path | torch.nn.Module) -> list[type[Runner]]:
+    """Backends that read `source`; first the one its manifest was written for, then by name."""
+    if not isinstance(source, Path):
+        return [backends.get("torch")]
+    suffix = source.suffix.lower()
+    if suffix in CHECKPOINT_SUFFIXES:
+        raise ModelFileError(source, "is a checkpoint", "build its module first: open_runner(load_model(path))")
+    artifact = Artifact.open(source)
+    recipe = artifact.manifest.recipe if artifact.manifest else None
+    readers = [kind for _, kind in sorted(backends.items().items()) if suffix in kind.suffixes]
+    if not readers:
+        raise BackendError(source, f"no backend here reads {suffix} files", "export the model to .onnx")
+    return sorted(readers, key=lambda kind: kind.name != recipe)
+
+
+def _describe(source: Path | torch.nn.Module) -> str:
+    return f"{source.suffix} files" if isinstance(source, Path) else "an nn.Module"
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size == want or (want is None and size > 0) for size, want in zip(shape, wanted, strict=True)
+    )
+
+
+def _value_limit(manifest: Manifest | None) -> float:
+    if manifest is None:
+        return float(np.finfo(np.float32).max)
+    return _VALUE_SLACK * max(map(abs, manifest.preprocessing.value_range))
+
+
+def _check_values(name: str, array: Array, limit: float) -> None:
+    low, high = array.min(), array.max()
+    if -limit <= low and high <= limit:  # False for NaN as well
+        return
+    if not np.isfinite(array).all():
+        raise FeedError(name, "holds NaN or Inf", "feed finite values")
+    fix = "prepare it with densenet_deploy.runtime.preprocess, or open the runner with check_values=False"
+    raise FeedError(name, f"reaches from {low:.4g} to {high:.4g}, which no normalized picture does", fix)
+
+
+def _dtype_fix(array: Array, spec: TensorSpec) -> str:
+    if array.dtype == np.uint8:
+        return "prepare pictures with densenet_deploy.runtime.preprocess"
+    return f"convert it yourself: array.astype({spec.dtype})"
+
+
+def _shape_fix(array: Array, spec: TensorSpec) -> str:
+    if array.ndim == 4 and array.shape[3] == spec.shape[1] and array.shape[1] != spec.shape[1]:
+        return "it looks like (N, H, W, C): transpose it with array.transpose(0, 3, 1, 2)"
+    if array.ndim == len(spec.shape) - 1:
+        return "add the batch dimension: array[None]"
+    return "resize or batch it to fit"
+
+
+def _deliver(name: str, result: Array, buffer: Array | None) -> Array:
+    if buffer is None:
+        return result
+    if buffer.dtype != result.dtype or buffer.shape != result.shape:
+        why = f"the buffer is {buffer.shape} {buffer.dtype}, the result {result.shape} {result.dtype}"
+        raise FeedError(name, why, "allocate a buffer of the result's shape and type")
+    np.copyto(buffer, result)
+    return buffer

@@ -1,0 +1,295 @@
+"""A classifier prepares, runs and names. The model here is a real runner whose arithmetic is a Python function."""
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_deploy.errors import (
+    DataError,
+    DensenetDeployError,
+    FeedError,
+    ImageError,
+    InputError,
+    ModelFileError,
+    RunnerStateError,
+    UsageError,
+)
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.runtime.classifier import Classifier, Prediction, Score, read_labels
+from densenet_deploy.runtime.images import LoadedImage
+from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, TensorSpec
+
+COLOURS = ("red", "green", "blue")
+TINY = Preprocessing(image_size=8, resize=9)
+
+
+class FunctionRunner(Runner):
+    """Runs `function(batch) -> results`; what it was fed is in `batches`."""
+
+    name = "function"
+
+    def __init__(
+        self,
+        function: Callable[[np.ndarray], np.ndarray],
+        input_shape: tuple[int | None, ...] = (None, 3, 8, 8),
+        output: str = "logits",
+        output_shape: tuple[int | None, ...] = (None, 3),
+        manifest: Manifest | None = None,
+    ) -> None:
+        inputs = (TensorSpec("input", input_shape, np.dtype(np.float32)),)
+        outputs = (TensorSpec(output, output_shape, np.dtype(np.float32)),)
+        placement = Placement("function", "0", "cpu", "python", "fp32", 1)
+        super().__init__(function, inputs, outputs, placement, manifest)
+        self.batches: list[np.ndarray] = []
+
+    @classmethod
+    def open(cls, source: object, device: Device | None, options: RunnerOptions) -> Runner:
+        raise NotImplementedError
+
+    @classmethod
+    def probe(cls) -> tuple[str, tuple[str, ...]]:
+        return "0", ("cpu",)
+
+    def _run(self, handle, feeds):
+        self.batches.append(feeds["input"])
+        return {self.outputs[0].name: handle(feeds["input"])}
+
+
+def mean_colour(batch: np.ndarray) -> np.ndarray:
+    """Logits of a model that knows red, green and blue: the mean of each channel."""
+    return batch.mean(axis=(2, 3))
+
+
+def manifest(labels: tuple[str, ...] = COLOURS, preprocessing: Preprocessing = TINY) -> Manifest:
+    return Manifest("cifar-10-4", {}, WeightsOrigin("none", "0" * 64, seed=0), preprocessing, labels)
+
+
+def picture(colour: str) -> LoadedImage:
+    return LoadedImage(Image.new("RGB", (12, 10), colour))
+
+
+def best(prediction: Prediction) -> str | None:
+    return prediction.top[0].label
+
+
+def constant(*logits: float) -> Classifier:
+    rows = np.array([logits], np.float32)
+    runner = FunctionRunner(lambda batch: rows.repeat(len(batch), axis=0), output_shape=(None, len(logits)))
+    return Classifier(runner, preprocessing=TINY)
+
+
+# --- what comes out
+
+
+def test_the_classes_come_best_first_with_labels_and_softmax():
+    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()))
+    top = classify(picture("lime"), top_k=2).top
+    assert [(score.label, score.index) for score in top] == [("green", 1), ("blue", 2)]
+    # Solid lime: logits (0-m)/s, (1-m)/s, (0-m)/s of ImageNet's normalization.
+    logits = (np.array([0, 1, 0]) - TINY.mean) / TINY.std
+    wanted = np.exp(logits) / np.exp(logits).sum()
+    assert top[0].score == pytest.approx(wanted[1], rel=1e-5)  # float32 normalization
+
+
+def test_a_path_bytes_and_a_loaded_picture_classify_alike(tmp_path):
+    path = tmp_path / "sky.png"
+    picture("blue").pixels.save(path)
+    with Classifier(FunctionRunner(mean_colour, manifest=manifest())) as classify:
+        sources = (path, str(path), path.read_bytes(), picture("blue"))
+        first, *others = classify.classify_batch(sources)
+    assert best(first) == "blue"
+    assert all(other == first for other in others)
+
+
+def test_huge_logits_overflow_nothing_and_scores_sum_to_one():
+    top = constant(3e38, -3e38, 3e38).classify(picture("red")).top
+    assert [score.score for score in top] == [0.5, 0.5, 0.0]
+
+
+def test_of_equal_scores_the_lower_index_comes_first():
+    top = constant(1, 2, 2, 1, 2).classify(picture("red")).top
+    assert [score.index for score in top] == [1, 2, 4, 0, 3]
+
+
+def test_top_k_is_at_most_the_number_of_classes_and_at_least_one():
+    classify = constant(1, 2, 3)
+    assert len(classify(picture("red"), top_k=99).top) == 3
+    assert len(classify(picture("red"), top_k=1).top) == 1
+    with pytest.raises(UsageError, match="top_k=0"):
+        classify(picture("red"), top_k=0)
+
+
+def test_without_labels_the_index_is_all_there_is():
+    top = constant(0, 1).classify(picture("red"), top_k=1).top
+    assert top[0].label is None
+    assert str(top[0]) == " 73.1 %  class 1"
+
+
+def test_a_prediction_prints_as_a_small_table_in_plain_characters():
+    prediction = Prediction((Score(1, "tabby", 0.9712), Score(0, "two\nlines\x1b[31m", 0.02)))
+    assert str(prediction) == " 97.1 %  tabby\n  2.0 %  two\\nlines\\x1b[31m"
+
+
+def test_what_was_lost_in_reading_is_in_the_prediction():
+    file = io.BytesIO()
+    Image.new("RGBA", (9, 9)).save(file, "PNG")
+    assert constant(0, 1).classify(file.getvalue()).notes == ("transparency is dropped",)
+
+
+# --- batches
+
+
+def test_a_dynamic_model_runs_all_pictures_at_once():
+    runner = FunctionRunner(mean_colour, manifest=manifest())
+    predictions = Classifier(runner).classify_batch([picture(c) for c in ("red", "blue", "lime")])
+    assert [best(p) for p in predictions] == ["red", "blue", "green"]
+    assert [len(batch) for batch in runner.batches] == [3]
+
+
+def test_a_fixed_batch_is_filled_up_and_the_filling_dropped():
+    runner = FunctionRunner(mean_colour, input_shape=(2, 3, 8, 8), output_shape=(2, 3), manifest=manifest())
+    colours = ["red", "blue", "lime"]
+    predictions = Classifier(runner).classify_batch([picture(c) for c in colours])
+    alone = [Classifier(FunctionRunner(mean_colour, manifest=manifest())).classify(picture(c)) for c in colours]
+    assert list(predictions) == alone
+    assert [len(batch) for batch in runner.batches] == [2, 2]
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_no_pictures_are_no_predictions(batch):
+    runner = FunctionRunner(mean_colour, input_shape=(batch, 3, 8, 8), manifest=manifest())
+    assert Classifier(runner).classify_batch([]) == ()
+    assert runner.batches == []
+
+
+def test_threads_get_the_serial_answers():
+    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()))
+    pictures = [picture(colour) for colour in ("red", "lime", "blue")] * 20
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(classify, pictures)) == list(map(classify, pictures))
+
+
+# --- what the model does not say
+
+
+def test_a_manifest_leaves_nothing_to_assume():
+    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()))
+    assert (classify.preprocessing, classify.labels, classify.assumptions) == (TINY, COLOURS, ())
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (None, 224)])
+def test_a_strangers_model_is_prepared_as_imagenet_and_says_so(side, size):
+    classify = Classifier(FunctionRunner(mean_colour, input_shape=(None, 3, side, side), output="output"))
+    assert classify.preprocessing == Preprocessing(size, size * 256 // 224)
+    assert classify.labels == ()
+    (sentence,) = classify.assumptions
+    assert f"ImageNet's way at {size} pixels" in sentence
+
+
+def test_what_the_caller_gives_comes_first():
+    other = Preprocessing(image_size=8, resize=20)
+    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()), preprocessing=other, labels=["a", "b", "c"])
+    assert (classify.preprocessing, classify.labels, classify.assumptions) == (other, ("a", "b", "c"), ())
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("shape", [(None, 3), (None, 1024)])
+def test_features_cannot_be_classified_by(shape):
+    with pytest.raises(UsageError, match=r"no logits.*--head classifier"):
+        Classifier(FunctionRunner(mean_colour, output="features", output_shape=shape))
+
+
+def test_a_strangers_feature_map_cannot_be_classified_by():
+    with pytest.raises(UsageError, match="no logits"):
+        Classifier(FunctionRunner(mean_colour, output="output", output_shape=(None, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(None, 8, 8, 3), (None, 3), (None, 1, 8, 8)])
+def test_a_model_that_takes_no_pictures_is_refused(shape):
+    with pytest.raises(ModelFileError, match="is not one float32"):
+        Classifier(FunctionRunner(mean_colour, input_shape=shape))
+
+
+def test_preprocessing_that_does_not_fit_the_model_is_refused():
+    with pytest.raises(FeedError, match="makes pictures of 8 pixels, the model takes 16"):
+        Classifier(FunctionRunner(mean_colour, input_shape=(None, 3, 16, 16), manifest=manifest()))
+
+
+def test_labels_must_be_as_many_as_classes():
+    with pytest.raises(DataError, match="are 2, the model has 3 classes"):
+        Classifier(FunctionRunner(mean_colour, manifest=manifest(("cat", "dog"))))
+    unknown_width = FunctionRunner(mean_colour, output_shape=(None, None), manifest=manifest(("cat", "dog")))
+    classify = Classifier(unknown_width)
+    with pytest.raises(DataError, match="are 2, the model has 3 classes"):
+        classify(picture("red"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_are_never_made_of_broken_logits(value):
+    with pytest.raises(ModelFileError, match="holds NaN or Inf"):
+        constant(0, value).classify(picture("red"))
+
+
+def test_a_bad_picture_is_an_image_error(tmp_path):
+    (tmp_path / "cat.jpg").write_text("<html>")
+    with pytest.raises(ImageError, match="is an HTML page"):
+        constant(0, 1).classify(tmp_path / "cat.jpg")
+
+
+def test_the_classifier_closes_its_runner():
+    with Classifier(FunctionRunner(mean_colour, manifest=manifest())) as classify:
+        classify(picture("red"))
+    with pytest.raises(RunnerStateError, match="was closed"):
+        classify(picture("red"))
+
+
+def test_opening_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(InputError):
+        Classifier.open(tmp_path / "none.onnx")
+
+
+# --- label files
+
+
+@pytest.mark.parametrize(
+    "data", [b"cat\nbig dog\n", b"cat\nbig dog", b"\xef\xbb\xbfcat\r\nbig dog\r\n", b" cat \n\tbig dog\n"]
+)
+def test_labels_are_the_lines_of_a_file(tmp_path, data):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(data)
+    assert read_labels(path) == ("cat", "big dog")
+
+
+def test_only_line_ends_end_labels(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes("caf\u00e9\u2028x\n\x0cy".encode())
+    assert read_labels(path) == ("caf\u00e9\u2028x", "y")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf\r\n \n", "is empty"),
+        (b"cat\n\ndog\n", "line 2 is blank"),
+        (b"cat\n\n", "line 2 is blank"),
+        (b"cat\ncaf\xe9\n", "is not UTF-8 at byte 7"),
+    ],
+)
+def test_a_label_file_with_a_fault_is_refused(tmp_path, data, why):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=why):
+        read_labels(path)
+
+
+def test_a_missing_label_file_is_named(tmp_path: Path):
+    with pytest.raises(DensenetDeployError, match="no such file"):
+        read_labels(tmp_path / "none.txt")

@@ -1,0 +1,445 @@
+"""Pictures are untrusted: each kind becomes RGB by its stated rule, or is refused with a reason and at little cost."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageChops
+
+from densenet_deploy.errors import DataError, FeedError, ImageError, InputError
+from densenet_deploy.runtime.images import (
+    LabelledImage,
+    LoadedImage,
+    ReadableImages,
+    find_images,
+    find_labelled_images,
+    load_image,
+)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def png(width: int, height: int, bits: int, color_type: int, rows: bytes) -> bytes:
+    """A PNG written by hand, for the kinds that Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def colour_of(data: bytes) -> tuple[int, ...]:
+    pixel = load_image(data).pixels.getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+# --- what is taken
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_give_back_the_very_pixels(form):
+    options = {"lossless": True} if form == "WEBP" else {}
+    loaded = load_image(encoded(picture(), form, **options))
+    assert np.array_equal(loaded.pixels, picture())
+    assert loaded.notes == ()
+
+
+def test_jpeg_is_decoded_as_pillow_does_without_draft():
+    data = encoded(picture(), "JPEG")
+    assert np.array_equal(load_image(data).pixels, Image.open(io.BytesIO(data)))
+
+
+def test_a_path_its_text_its_bytes_and_a_stream_are_the_same_picture(tmp_path):
+    path = tmp_path / "cat.png"
+    path.write_bytes(encoded(picture()))
+    with path.open("rb") as file:
+        file.seek(5)  # read from the start wherever it stood
+        sources = [path, str(path), path.read_bytes(), file]
+        assert all(np.array_equal(load_image(source).pixels, picture()) for source in sources)
+        assert not file.closed
+
+
+def test_a_pipe_can_be_read():
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as file:
+        file.write(encoded(picture()))
+    with os.fdopen(read_end, "rb") as file:
+        assert np.array_equal(load_image(file).pixels, picture())
+
+
+@pytest.mark.parametrize("name", [b"two words.png", b"two\nlines.png", "🐈.png".encode(), b"\xff\xfe.png", b"cat.jpg"])
+def test_neither_name_nor_suffix_matters(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(encoded(picture()))
+    assert np.array_equal(load_image(path).pixels, picture())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
+def test_slivers_load(size):
+    assert load_image(encoded(Image.new("RGB", size))).pixels.size == size
+
+
+def test_a_camera_frame_is_a_picture():
+    frame = np.asarray(picture())
+    assert np.array_equal(LoadedImage.from_array(frame).pixels, frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_another_array_is_no_frame(frame):
+    with pytest.raises(FeedError, match="give uint8"):
+        LoadedImage.from_array(frame)
+
+
+# --- how it becomes RGB: golden values, worked out by hand
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "form", "rgb"),
+    [
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("L", 77, "PNG", (77, 77, 77)),
+        ("LA", (77, 10), "PNG", (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 0), "PNG", (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), "TIFF", (10, 20, 30)),
+        ("I;16", 0x8001, "PNG", (0x80, 0x80, 0x80)),
+        ("I;16", 0x8001, "TIFF", (0x80, 0x80, 0x80)),
+        ("I;16B", 0x8001, "TIFF", (0x80, 0x80, 0x80)),
+        ("F", 0.5, "TIFF", (128, 128, 128)),  # 127.5 rounds to even
+        ("F", 1.0, "TIFF", (255, 255, 255)),
+        ("CMYK", (255, 0, 51, 51), "TIFF", (0, 204, 163)),  # 204·(255-51)/255 = 163.2
+    ],
+)
+def test_every_mode_has_its_stated_value(mode, colour, form, rgb):
+    assert colour_of(encoded(Image.new(mode, (2, 2), colour), form)) == rgb
+
+
+def palette_picture(mode: str = "P") -> Image.Image:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    return image.convert(mode) if mode != "P" else image
+
+
+@pytest.mark.parametrize(
+    ("form", "transparency"),
+    [("PNG", None), ("PNG", 1), ("PNG", b"\xff\x00"), ("GIF", None), ("GIF", 1)],  # an index, or PNG's table of alphas
+)
+def test_a_palette_gives_its_colours_even_where_transparent(form, transparency):
+    options = {} if transparency is None else {"transparency": transparency}
+    loaded = load_image(encoded(palette_picture(), form, **options))
+    assert loaded.pixels.getpixel((0, 0)) == (10, 20, 30)
+    assert ("transparency is dropped" in loaded.notes) == (transparency is not None)
+
+
+def test_a_palette_with_alpha_in_tiff_gives_its_colours():
+    image = palette_picture("PA")
+    assert colour_of(encoded(image, "TIFF")) == (10, 20, 30)
+
+
+def test_16_bit_rgb_keeps_the_high_bytes():
+    row = b"\0" + struct.pack(">HHH", 0x8001, 0x40FF, 0xFFFF)
+    assert colour_of(png(1, 1, 16, 2, row)) == (0x80, 0x40, 0xFF)
+
+
+def test_cmyk_jpeg_follows_adobes_inversion():
+    data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert colour_of(data) == pytest.approx((255, 0, 0), abs=2)  # JPEG rounding, twice
+    assert load_image(data).notes == ("CMYK is converted without its colour profile",)
+
+
+def test_ycck_jpeg_follows_adobes_inversion():
+    """Store luma 128 and neutral chroma as the "C, M, Y" of an Adobe CMYK file, then mark the file as YCCK."""
+    data = encoded(Image.new("CMYK", (16, 16), (255 - 100, 255 - 128, 255 - 128, 0)), "JPEG", quality=100)
+    adobe = data.index(b"Adobe")
+    assert data[adobe + 11] == 0  # no transform: plain CMYK
+    ycck = data[: adobe + 11] + b"\x02" + data[adobe + 12 :]
+    # Y=100, Cb=Cr=128 is stored C=M=Y=155, inverted 100, K=0: 255 - 100 = 155.
+    assert colour_of(ycck) == pytest.approx((155, 155, 155), abs=2)  # JPEG rounding, twice
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "why"),
+    [
+        ("I", 70_000, "white is not known"),
+        ("F", 255.0, "floats from 255 to 255"),
+        ("F", -0.1, "floats from -0.1"),
+        ("F", float("nan"), "floats from nan"),
+    ],
+)
+def test_values_without_a_known_white_are_refused(mode, colour, why):
+    with pytest.raises(ImageError, match=why):
+        load_image(encoded(Image.new(mode, (2, 2), colour), "TIFF"))
+
+
+def test_16_bit_says_so():
+    notes = load_image(encoded(Image.new("I;16", (2, 2), 500))).notes
+    assert notes == ("16-bit values are cut to their high byte",)
+
+
+# --- orientation and frames
+
+
+def stored_for(orientation: int) -> Image.Image:
+    """The pixels a camera stores so that `picture()` is seen after turning (EXIF 2.32, tag 0x0112)."""
+    seen = picture()
+    turns = {
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: np.rot90,
+        7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda p: np.rot90(p, -1),
+    }
+    return Image.fromarray(np.ascontiguousarray(turns[orientation](np.asarray(seen))))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored_for(orientation), form, exif=exif)
+    assert np.array_equal(load_image(data).pixels, picture())
+
+
+def test_exif_orientation_of_a_jpeg_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright, turned = encoded(picture(), "JPEG", quality=100), encoded(stored_for(6), "JPEG", quality=100, exif=exif)
+    difference = ImageChops.difference(load_image(upright).pixels, load_image(turned).pixels)
+    assert np.asarray(difference).mean() < 3  # chroma is subsampled along other pixels; a wrong turn gives over 60
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_damaged_exif_leaves_the_picture_as_it_is(exif):
+    assert load_image(encoded(picture(), exif=exif)).pixels.size == picture().size
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken_and_noted(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    loaded = load_image(data)
+    red, green, blue = loaded.pixels.getpixel((4, 4))
+    assert red > 200 > 50 > max(green, blue)
+    assert loaded.notes == ("only the first frame is used",)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "is empty"),
+        (b"not a picture\n", "is text"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "is an HTML page"),
+        (b"<HTML><body>", "is an HTML page"),
+        (b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
+        (b"8BPS\0\1\0\0", "is a Photoshop file"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0", "is HEIC, AVIF or a video"),
+        (b"\x00\x01\x02\x03" * 9, "no known picture format"),
+        (b"P6 1 1 255 \x00\x00\x00", "no known picture format"),  # Pillow would read it
+        (b"BM" + b"\xff" * 60, "cannot be decoded"),
+    ],
+)
+def test_a_stranger_is_refused_by_what_it_is(tmp_path, data, why):
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=why) as caught:
+        load_image(path)
+    assert caught.value.subject == str(path)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("percent", range(10, 100))
+def test_a_cut_jpeg_is_never_half_grey(percent, options):
+    data = encoded(picture(160, 120), "JPEG", **options)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(data[: len(data) * percent // 100])
+
+
+def test_a_jpeg_without_its_last_byte_is_refused():
+    with pytest.raises(ImageError):
+        load_image(encoded(picture(), "JPEG")[:-1])
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("percent", range(10, 100, 10))
+def test_other_cut_pictures_are_refused(percent, form):
+    data = encoded(picture(), form)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of a cut TIFF before it fails
+        with pytest.raises(ImageError):
+            load_image(data[: len(data) * percent // 100])
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_image(tmp_path / "none.jpg")
+    with pytest.raises(InputError, match="directory"):
+        load_image(tmp_path)
+
+
+def test_the_limit_is_on_the_pixels_of_the_header():
+    data = encoded(Image.new("L", (30, 20)))
+    assert load_image(data, most_pixels=600).pixels.size == (30, 20)
+    with pytest.raises(ImageError, match="30x20 pixels, more than 599"):
+        load_image(data, most_pixels=599)
+
+
+def test_a_picture_that_pillow_would_warn_of_is_refused_without_a_warning():
+    with pytest.raises(ImageError, match="10000x10000"):  # any warning would be an error here
+        load_image(png(10_000, 10_000, 8, 0, b""))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+def test_a_huge_header_is_refused_with_little_memory(tmp_path):
+    """The peak is VmHWM: `ru_maxrss` of a child counts the parent it was forked from."""
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(65_535, 65_535, 8, 2, b"\0" * 1_000_000))
+    code = (
+        "import pathlib, re, sys\n"
+        "from densenet_deploy.errors import ImageError\n"
+        "from densenet_deploy.runtime.images import load_image\n"
+        "try:\n"
+        "    load_image(sys.argv[1])\n"
+        "except ImageError as exc:\n"
+        "    status = pathlib.Path('/proc/self/status').read_text()\n"
+        "    print(exc.why, re.search(r'VmHWM:\\s*(\\d+) kB', status)[1], sep='|')\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    why, kibibytes = child.stdout.split("|")
+    assert why.startswith("is 65535x65535 pixels")
+    assert int(kibibytes) < 300_000
+    assert child.stderr == ""
+
+
+# --- folders
+
+
+def save(path: Path, data: bytes | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(Image.new("RGB", (4, 4))) if data is None else data)
+    return path
+
+
+def test_pictures_are_found_directly_inside_and_in_class_folders(tmp_path):
+    wanted = [save(tmp_path / name) for name in ("a.JPG", "cat/1.png", "cat/2.tiff", "z.webp")]
+    for name in ("notes.txt", "._a.jpg", ".cache/1.png", "cat/deep/3.png", "dir.png/x.txt"):
+        save(tmp_path / name)
+    assert find_images(tmp_path) == tuple(wanted)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    save(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="holds no picture"):
+        find_images(tmp_path)
+    with pytest.raises(InputError, match="no such"):
+        find_images(tmp_path / "none")
+
+
+def tree(root: Path, *classes: str) -> Path:
+    for name in classes:
+        save(root / name / "1.png")
+    return root
+
+
+def indices(root: Path, labels: tuple[str, ...] | None = None) -> dict[str, int]:
+    return {image.path.parent.name: image.index for image in find_labelled_images(root, labels)}
+
+
+@pytest.mark.parametrize("labels", [None, ()])
+def test_without_labels_sorted_folders_are_the_classes(tmp_path, labels):
+    assert indices(tree(tmp_path, "dog", "cat", ".git"), labels) == {"cat": 0, "dog": 1}
+
+
+def test_folders_named_after_labels_follow_the_labels_order(tmp_path):
+    assert indices(tree(tmp_path, "cat", "dog"), ("dog", "cat")) == {"cat": 1, "dog": 0}
+
+
+def test_there_may_be_fewer_folders_than_labels(tmp_path):
+    assert indices(tree(tmp_path, "dog"), ("ant", "cat", "dog")) == {"dog": 2}
+
+
+def test_other_names_in_equal_number_follow_their_order(tmp_path):
+    assert indices(tree(tmp_path, "n02", "n01"), ("cat", "dog")) == {"n01": 0, "n02": 1}
+
+
+def test_every_picture_of_a_class_is_listed(tmp_path):
+    tree(tmp_path, "cat", "dog")
+    second = save(tmp_path / "cat" / "2.png")
+    assert find_labelled_images(tmp_path)[1] == LabelledImage(second, 0)
+    assert len(find_labelled_images(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels", "why"),
+    [
+        ((), None, "holds no class folders"),
+        (("n01", "n02", "n03"), ("cat", "dog"), "3 class folders, the model has 2 labels; the first folder is 'n01'"),
+        (("n01",), ("cat", "dog"), "1 class folders, the model has 2 labels"),
+        (("cat", "dgo"), ("cat", "dog"), "dgo: is no label of the model, though others are.*rename it to 'dog'"),
+        (("cat", "dog", "zebra"), ("cat", "dog"), "zebra: is no label"),
+        (("crane",), ("crane", "crane"), "names 2 labels"),
+    ],
+)
+def test_folders_that_do_not_fit_the_labels_are_refused(tmp_path, folders, labels, why):
+    with pytest.raises(DataError, match=why):
+        find_labelled_images(tree(tmp_path, *folders), labels)
+
+
+def test_an_empty_class_is_refused_by_name(tmp_path):
+    (tree(tmp_path, "cat") / "dog").mkdir()
+    with pytest.raises(DataError, match="dog: is a class folder without a picture"):
+        find_labelled_images(tmp_path)
+
+
+def test_bad_pictures_are_recorded_up_to_the_limit(tmp_path):
+    good = [save(tmp_path / f"{i}.png") for i in range(2)]
+    bad = save(tmp_path / "bad.png", b"<html>")
+    pictures = ReadableImages([good[0], bad, good[1]], max_bad=1)
+    for _ in range(2):  # a second pass starts counting anew
+        assert [path for path, _ in pictures] == good
+        assert [(entry.path, entry.error.why) for entry in pictures.bad] == [(bad, "is an HTML page")]
+
+
+def test_one_bad_picture_too_many_ends_the_pass_and_names_the_first(tmp_path):
+    first, second = save(tmp_path / "a.png", b""), tmp_path / "missing.png"
+    pictures = ReadableImages([first, second, save(tmp_path / "c.png")], max_bad=1)
+    with pytest.raises(DataError, match=r"a\.png: is empty \(unreadable pictures: 2, allowed: 1\)"):
+        list(pictures)
+
+
+def test_by_default_no_bad_picture_is_allowed(tmp_path):
+    with pytest.raises(DataError, match="is empty"):
+        list(ReadableImages([save(tmp_path / "a.png", b"")]))

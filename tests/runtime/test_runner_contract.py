@@ -1,0 +1,221 @@
+"""What every backend owes its callers. A new backend is found in the registry and passes this without a line changed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from densenet_deploy.errors import DeviceError, FeedError, RunnerStateError, UnknownNameError, UsageError
+from densenet_deploy.pipeline.load import ModelRequest, build
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, is_installed, open_runner
+from tests.conftest import TINY
+
+# float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1
+TOLERANCE = 1e-5
+
+
+def _open(backend: str, tiny_onnx: Path) -> Runner:
+    if backend == "torch":
+        return open_runner(build(ModelRequest(architecture=TINY, num_classes=10)).module, backend, "cpu")
+    return open_runner(tiny_onnx, backend, "cpu")
+
+
+@pytest.fixture(params=[name for name, kind in backends.items().items() if is_installed(kind)])
+def opener(request: pytest.FixtureRequest, tiny_onnx: Path) -> Callable[[], Runner]:
+    return lambda: _open(request.param, tiny_onnx)
+
+
+@pytest.fixture
+def runner(opener: Callable[[], Runner]) -> Iterator[Runner]:
+    with opener() as opened:
+        yield opened
+
+
+def _batch(count: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 3, 32, 32), np.float32)
+
+
+def test_three_backends_are_under_contract() -> None:
+    assert {"onnxruntime", "openvino", "torch"} <= {n for n, kind in backends.items().items() if is_installed(kind)}
+
+
+def test_logits_have_the_batch_and_the_classes(runner: Runner) -> None:
+    outputs = runner.run({"input": _batch(3)})
+    assert list(outputs) == ["logits"]
+    assert outputs["logits"].shape == (3, 10)
+    assert outputs["logits"].dtype == np.float32
+
+
+def test_backends_agree(runner: Runner, tiny_onnx: Path) -> None:
+    with open_runner(tiny_onnx, "onnxruntime", "cpu") as reference:
+        expected = reference.run({"input": _batch()})["logits"]
+    np.testing.assert_allclose(runner.run({"input": _batch()})["logits"], expected, atol=TOLERANCE)
+
+
+def test_results_belong_to_the_caller(runner: Runner) -> None:
+    first = runner.run({"input": _batch(seed=1)})["logits"]
+    kept = first.copy()
+    runner.run({"input": _batch(seed=2)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_results_land_in_the_callers_buffer(runner: Runner) -> None:
+    buffer = np.full((2, 10), np.nan, np.float32)
+    outputs = runner.run({"input": _batch()}, {"logits": buffer})
+    assert outputs["logits"] is buffer
+    np.testing.assert_array_equal(buffer, runner.run({"input": _batch()})["logits"])
+
+
+def test_a_buffer_of_another_shape_is_refused(runner: Runner) -> None:
+    with pytest.raises(FeedError, match="the buffer is"):
+        runner.run({"input": _batch()}, {"logits": np.zeros((1, 10), np.float32)})
+
+
+def test_a_buffer_for_no_output_is_refused(runner: Runner) -> None:
+    with pytest.raises(FeedError, match="no output"):
+        runner.run({"input": _batch()}, {"logit": np.zeros((2, 10), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (lambda x: x.astype(np.float64), "is float64"),
+        (lambda x: (x * 255).astype(np.uint8), "preprocess"),
+        (lambda x: x[0], "add the batch dimension"),
+        (lambda x: x.transpose(0, 2, 3, 1), "transpose"),
+        (lambda x: x[:0], "has shape"),
+        (lambda x: np.where(x > 2, np.nan, x).astype(np.float32), "NaN or Inf"),
+        (lambda x: np.where(x > 2, -np.inf, x).astype(np.float32), "NaN or Inf"),
+        (lambda x: np.abs(x) * 128, "no normalized picture"),
+        (lambda x: x.tolist(), "is a list"),
+    ],
+)
+def test_a_bad_feed_is_a_typed_error(runner: Runner, bad: Callable[[np.ndarray], object], reason: str) -> None:
+    with pytest.raises(FeedError, match=reason):
+        runner.run({"input": bad(_batch())})  # type: ignore[dict-item]
+
+
+def test_values_can_go_unchecked(tiny_onnx: Path) -> None:
+    with open_runner(tiny_onnx, options=RunnerOptions(check_values=False)) as runner:
+        assert np.isfinite(runner.run({"input": _batch() * 128})["logits"]).all()
+
+
+def test_a_feed_by_another_name_is_refused(runner: Runner) -> None:
+    with pytest.raises(FeedError, match="feed exactly: input"):
+        runner.run({"image": _batch()})
+
+
+def test_strided_and_read_only_arrays_are_copied(runner: Runner) -> None:
+    whole = _batch(4)
+    strided = whole[::2]
+    frozen = strided.copy()
+    frozen.flags.writeable = False
+    expected = runner.run({"input": strided.copy()})["logits"]
+    np.testing.assert_array_equal(runner.run({"input": strided})["logits"], expected)
+    np.testing.assert_array_equal(runner.run({"input": frozen})["logits"], expected)
+
+
+def test_use_after_close_is_a_typed_error(opener: Callable[[], Runner]) -> None:
+    runner = opener()
+    runner.close()
+    runner.close()
+    with pytest.raises(RunnerStateError, match="was closed"):
+        runner.run({"input": _batch()})
+    assert "closed" in repr(runner)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_use_in_a_forked_child_is_a_typed_error(runner: Runner) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            runner.run({"input": _batch()})
+        except RunnerStateError:
+            os._exit(42)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 42
+
+
+def test_eight_threads_give_the_serial_results(runner: Runner) -> None:
+    batches = [_batch(1, seed) for seed in range(64)]
+    serial = [runner.run({"input": batch})["logits"] for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        parallel = list(pool.map(lambda batch: runner.run({"input": batch})["logits"], batches))
+    for one, other in zip(serial, parallel, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_closing_while_others_run_gives_results_or_a_typed_error(opener: Callable[[], Runner]) -> None:
+    runner = opener()
+    expected = runner.run({"input": _batch()})["logits"]
+    outcomes: list[str] = []
+
+    def work() -> None:
+        for _ in range(50):
+            try:
+                np.testing.assert_array_equal(runner.run({"input": _batch()})["logits"], expected)
+                outcomes.append("result")
+            except RunnerStateError:
+                outcomes.append("closed")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    runner.close()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 200
+    assert "closed" in outcomes
+
+
+def test_the_placement_says_what_runs(runner: Runner) -> None:
+    placement = runner.placement
+    assert placement.backend == runner.name
+    assert placement.precision == "fp32"
+    assert placement.device == "cpu"
+    assert placement.threads >= 1
+    assert placement.version
+
+
+def test_facts_travel_with_the_model(runner: Runner) -> None:
+    assert runner.manifest is not None
+    assert runner.manifest.weights.source == "none"
+    assert runner.manifest.preprocessing.image_size == 32
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_cuda_asked_and_not_had_is_an_error(backend: str, tiny_onnx: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    source = tiny_onnx if backend == "onnxruntime" else build(ModelRequest(architecture=TINY)).module
+    with pytest.raises(DeviceError):
+        open_runner(source, backend, "cuda")
+
+
+def test_a_device_that_a_backend_never_uses_is_an_error(tiny_onnx: Path) -> None:
+    with pytest.raises(DeviceError, match="none of the devices of openvino"):
+        open_runner(tiny_onnx, "openvino", "cuda")
+
+
+def test_unknown_words_are_usage_errors(tiny_onnx: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'onnxruntime'"):
+        open_runner(tiny_onnx, "onnxruntine")
+    with pytest.raises(UnknownNameError, match="unknown device"):
+        open_runner(tiny_onnx, device="gpu0")
+    with pytest.raises(UsageError, match="threads=0"):
+        RunnerOptions(threads=0)
+
+
+def test_openvino_runs_float32_unless_asked_for_less(tiny_onnx: Path) -> None:
+    with open_runner(tiny_onnx, "openvino", "cpu") as runner:
+        assert runner.placement.precision == "fp32"
