@@ -1,0 +1,109 @@
+"""Limits that a comparison must keep: how they are typed, which hold by default, what is said when one is missed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.options import require_range
+from densenet_deploy.parity.compare import Parity
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Which side of a limit is good, and the limits that can be meant."""
+
+    at_least: bool
+    low: float
+    high: float
+
+
+_ERROR: Final = _Metric(at_least=False, low=0.0, high=sys.float_info.max)
+_FRACTION: Final = _Metric(at_least=True, low=0.0, high=1.0)
+_METRICS: Final[Mapping[str, _Metric]] = {
+    "max_abs": _ERROR,
+    "mean_abs": _ERROR,
+    "max_rel": _ERROR,
+    "mean_rel": _ERROR,
+    "cosine": _Metric(at_least=True, low=-1.0, high=1.0),
+    "sqnr_db": _Metric(at_least=True, low=-sys.float_info.max, high=sys.float_info.max),
+    "top1_agreement": _FRACTION,
+    "top5_agreement": _FRACTION,
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit on one metric: cosine, SQNR and agreements must reach it, errors must not exceed it.
+
+    Raises:
+        UnknownNameError: if there is no such metric.
+        UsageError: if the metric cannot have that limit.
+    """
+
+    metric: str
+    limit: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in _METRICS:
+            raise UnknownNameError.among("metric", self.metric, _METRICS)
+        require_range(self.metric, self.limit, _METRICS[self.metric].low, _METRICS[self.metric].high)
+
+    def failure(self, parity: Parity) -> str | None:
+        """Return the sentence that says how `parity` misses this gate, or None if it passes."""
+        value: float | None = getattr(parity, self.metric)
+        if value is None:
+            return f"{self.metric} has no meaning for these outputs, wanted {self}"
+        passes = value >= self.limit if _METRICS[self.metric].at_least else value <= self.limit
+        return None if passes else f"{self.metric} is {value:.7g}, wanted {self}"
+
+    def __str__(self) -> str:
+        return f"at {'least' if _METRICS[self.metric].at_least else 'most'} {self.limit:.7g}"
+
+
+def parse_gate(text: str) -> Gate:
+    """Read a gate as it is typed.
+
+    >>> parse_gate("cosine=0.9999")
+    Gate(metric='cosine', limit=0.9999)
+
+    Raises:
+        UnknownNameError: if there is no such metric.
+        UsageError: if `text` is not METRIC=NUMBER, or the metric cannot have that limit.
+    """
+    metric, _, number = text.partition("=")
+    try:
+        limit = float(number)
+    except ValueError as exc:
+        raise UsageError(text, "is not METRIC=NUMBER", "write it like cosine=0.9999") from exc
+    return Gate(metric.strip(), limit)
+
+
+DEFAULT_GATES: Final[Mapping[str, tuple[Gate, ...]]] = MappingProxyType(
+    {
+        "fp32": (Gate("cosine", 0.99999),),
+        "fp16": (Gate("cosine", 0.9999),),
+        "bf16": (Gate("cosine", 0.999),),
+        "int8": (),
+    }
+)
+"""Gates by the candidate's precision.
+
+1 − cosine ≈ ε²/2 for a relative rms error ε, so the limits admit an ε of 0.45 %, 1.4 % and 4.5 %. Rounding to p
+significant bits errs by at most 2⁻ᵖ, that is 2⁻ᵖ/√3 rms; independent roundings add in quadrature, and the longest path
+(DenseNet-264) crosses 264 convolutions, hence ε ≈ 2⁻ᵖ·√(264/3): 0.00006 % for FP32 (p = 24), 0.46 % for FP16 (p = 11)
+and 3.7 % for BF16 (p = 8). Each limit lies above the rounding that the precision brings along, FP32's far above it, for
+kernels that sum in another order. INT8 has no such limit: what it costs depends on the data, so the user sets it.
+"""
+
+
+def failed_gates(parity: Parity, gates: Iterable[Gate]) -> tuple[str, ...]:
+    """Return a sentence for each gate that `parity` misses; NaN or infinite values fail even without a gate."""
+    sentences = [gate.failure(parity) for gate in gates]
+    if parity.nonfinite:
+        sentences.insert(0, f"{parity.nonfinite} of {parity.count} values are NaN or infinite, wanted none")
+    return tuple(sentence for sentence in sentences if sentence is not None)
