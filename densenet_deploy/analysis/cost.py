@@ -1,0 +1,209 @@
+"""Parameters and multiply-accumulates of a DenseNet, exactly, from its numbers alone: no torch, no weights.
+
+A convolution of C_in to C_out channels with a K×K kernel has C_in·C_out·K² weights, each used once per output pixel; a
+linear layer uses each weight once. Those uses are the MACs; normalizations, activations, pools and biases add none. A
+normalization has two parameters a channel (scale and shift); its running statistics are not parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from densenet_deploy.errors import UsageError
+from densenet_deploy.options import require_range
+from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
+
+Json = dict[str, object]
+
+LARGEST_IMAGE_SIZE: Final = 65536
+
+_BLOCKS: Final = {"conv0": "stem", "norm0": "stem", "norm5": "head", "head": "head", "classifier": "head"}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer with parameters: its name (torchvision's, or that of an ONNX node), and its cost for one image.
+
+    `output_shape` is without the batch: (C, H, W), or (C,) for a linear layer.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    output_shape: tuple[int, ...]
+
+    def to_json(self) -> Json:
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "output_shape": list(self.output_shape),
+        }
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """A part of the network (`stem`, `denseblock1`, `transition1`, …, `head`) and its layers."""
+
+    name: str
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    def to_json(self) -> Json:
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The whole network for one image, block by block in execution order."""
+
+    blocks: tuple[BlockCost, ...]
+
+    @classmethod
+    def of(cls, layers: Iterable[LayerCost]) -> ModelCost:
+        """Group `layers`, in execution order, by the block that their names tell."""
+        groups: dict[str, list[LayerCost]] = {}
+        for layer in layers:
+            groups.setdefault(block_of(layer.name), []).append(layer)
+        return cls(tuple(BlockCost(name, tuple(group)) for name, group in groups.items()))
+
+    @property
+    def layers(self) -> tuple[LayerCost, ...]:
+        return tuple(layer for block in self.blocks for layer in block.layers)
+
+    @property
+    def parameters(self) -> int:
+        return sum(block.parameters for block in self.blocks)
+
+    @property
+    def macs(self) -> int:
+        return sum(block.macs for block in self.blocks)
+
+    def to_json(self) -> Json:
+        """Return `parameters`, `macs` and `blocks` with plain types."""
+        return {
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "blocks": [block.to_json() for block in self.blocks],
+        }
+
+
+def block_of(name: str) -> str:
+    """Return the block that a layer belongs to; `other` where its name is none of a DenseNet's.
+
+    >>> block_of("features.denseblock2.denselayer7.conv1"), block_of("/features/conv0/Conv"), block_of("classifier")
+    ('denseblock2', 'stem', 'head')
+    """
+    part = name.replace("/", ".").lstrip(".").removeprefix("features.").split(".", 1)[0]
+    return part if part.startswith(("denseblock", "transition")) else _BLOCKS.get(part, "other")
+
+
+def model_cost(spec: DenseNetSpec, image_size: int = 224) -> ModelCost:
+    """Return the cost of `spec` for one image of `image_size` by `image_size` pixels.
+
+    >>> from densenet_deploy.variants import find_variant
+    >>> cost = model_cost(find_variant("121").spec)
+    >>> cost.parameters, cost.macs
+    (7978856, 2834161664)
+
+    Raises:
+        UsageError: if the image is too small for the last block to see a pixel.
+    """
+    sizes = block_sizes(spec, image_size)
+    return ModelCost.of([*_stem(spec, image_size), *_blocks(spec, sizes), *_head(spec, sizes)])
+
+
+def layer_inputs(spec: DenseNetSpec, block: int) -> range:
+    """Return the channels that each layer of block number `block` (from 0) reads: k0 + l·k."""
+    return range(spec.channels_in[block], spec.channels_out[block], spec.growth_rate)
+
+
+def stem_size(spec: DenseNetSpec, image_size: int) -> int:
+    """Return the height of the map that the first convolution makes, before any pool."""
+    return _halved_up(image_size) if spec.stem == "imagenet" else image_size
+
+
+def block_sizes(spec: DenseNetSpec, image_size: int) -> tuple[int, ...]:
+    """Return the height (and width) of the maps in each block, in pixels.
+
+    Raises:
+        UsageError: if the image is too small for the last block to see a pixel.
+    """
+    require_range("image-size", image_size, 1, LARGEST_IMAGE_SIZE)
+    if image_size < spec.smallest_image_size:
+        why = f"leaves the last of {len(spec.blocks)} blocks without a pixel"
+        raise UsageError(f"image-size={image_size}", why, f"give at least {spec.smallest_image_size}")
+    first = stem_size(spec, image_size)
+    if spec.stem == "imagenet":
+        first = _halved_up(first)
+    return tuple(first >> transitions for transitions in range(len(spec.blocks)))
+
+
+def _halved_up(size: int) -> int:
+    return (size + 1) // 2
+
+
+def _stem(spec: DenseNetSpec, image_size: int) -> Iterator[LayerCost]:
+    size, imagenet = stem_size(spec, image_size), spec.stem == "imagenet"
+    yield _conv("features.conv0", 3, spec.init_features, 7 if imagenet else 3, size)
+    if imagenet:
+        yield _norm("features.norm0", spec.init_features, size)
+
+
+def _blocks(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
+    for block, size in enumerate(sizes):
+        for index, channels in enumerate(layer_inputs(spec, block)):
+            yield from _dense_layer(spec, f"features.denseblock{block + 1}.denselayer{index + 1}", channels, size)
+        if block + 1 < len(sizes):
+            name, channels = f"features.transition{block + 1}", spec.channels_out[block]
+            yield _norm(f"{name}.norm", channels, size)
+            yield _conv(f"{name}.conv", channels, spec.channels_in[block + 1], 1, size)
+
+
+def _dense_layer(spec: DenseNetSpec, name: str, channels: int, size: int) -> Iterator[LayerCost]:
+    yield _norm(f"{name}.norm1", channels, size)
+    if spec.bn_size == 0:
+        yield _conv(f"{name}.conv1", channels, spec.growth_rate, 3, size)
+        return
+    narrow = spec.bn_size * spec.growth_rate
+    yield _conv(f"{name}.conv1", channels, narrow, 1, size)
+    yield _norm(f"{name}.norm2", narrow, size)
+    yield _conv(f"{name}.conv2", narrow, spec.growth_rate, 3, size)
+
+
+def _head(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
+    if spec.head == "multiscale":
+        for number, (channels, size) in enumerate(zip(spec.channels_out, sizes, strict=True), start=1):
+            yield _conv(f"head.reduce{number}.conv", channels, SCALE_CHANNELS, 1, size, bias=True)
+        yield _linear("classifier", SCALE_CHANNELS * len(sizes), spec.num_classes)
+        return
+    yield _norm("features.norm5", spec.feature_channels, sizes[-1])
+    if spec.head == "classifier":
+        yield _linear("classifier", spec.feature_channels, spec.num_classes)
+
+
+def _conv(name: str, entering: int, leaving: int, kernel: int, size: int, *, bias: bool = False) -> LayerCost:
+    weights = entering * leaving * kernel**2
+    return LayerCost(name, weights + leaving * bias, weights * size**2, (leaving, size, size))
+
+
+def _norm(name: str, channels: int, size: int) -> LayerCost:
+    return LayerCost(name, 2 * channels, 0, (channels, size, size))
+
+
+def _linear(name: str, entering: int, leaving: int) -> LayerCost:
+    return LayerCost(name, entering * leaving + leaving, entering * leaving, (leaving,))

@@ -1,0 +1,123 @@
+"""Costs counted in ONNX graphs: node by node in small texts, and in an exported DenseNet against its numbers."""
+
+import dataclasses
+import math
+
+import onnx
+import onnx_ir
+import pytest
+
+from densenet_deploy.analysis.cost import LayerCost, model_cost
+from densenet_deploy.analysis.onnx_cost import onnx_cost
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.export.to_onnx import ExportOptions, onnx_from_module
+from densenet_deploy.models.build import build_model
+from densenet_deploy.variants.spec import DenseNetSpec
+
+
+def model_of(
+    body, initializers="", inputs="float[N,3,8,8] x", result="float[] y", opset='"" : 20, "com.microsoft" : 1'
+):
+    text = f"<ir_version: 10, opset_import: [{opset}]> g ({inputs}) => ({result}) <{initializers}> {{ {body} }}"
+    return onnx.parser.parse_model(text)
+
+
+def zeros(kind, *shape, name):
+    numbers = ",".join("0" * math.prod(shape))
+    return f"{kind}[{','.join(map(str, shape))}] {name} = {{{numbers}}}"
+
+
+def only_layer(model):
+    (layer,) = onnx_cost(model).layers
+    return layer
+
+
+def test_a_convolution_uses_each_weight_once_per_output_pixel():
+    weights = zeros("float", 4, 3, 3, 3, name="w") + ", " + zeros("float", 4, name="b")
+    model = model_of("y = Conv <strides=[2,2], pads=[1,1,1,1]> (x, w, b)", weights)
+    model.graph.node[0].name = "features.conv0"
+    weight_count = 4 * 3 * 3 * 3
+    assert only_layer(model) == LayerCost("features.conv0", weight_count + 4, weight_count * 4 * 4, (4, 4, 4))
+
+
+def test_a_grouped_convolution_multiplies_only_within_its_group():
+    model = model_of("y = Conv <group=3> (x, w)", zeros("float", 3, 1, 1, 1, name="w"))
+    assert only_layer(model) == LayerCost("y", 3, 3 * 8 * 8, (3, 8, 8))
+
+
+def test_a_normalization_has_scale_and_shift_but_no_statistics_and_no_macs():
+    stored = ", ".join(zeros("float", 3, name=name) for name in ("scale", "shift", "mean", "var"))
+    model = model_of("y = BatchNormalization (x, scale, shift, mean, var)", stored)
+    assert only_layer(model) == LayerCost("y", 6, 0, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("body", "weight_shape"),
+    [("y = Gemm (x, w)", (6, 5)), ("y = Gemm <transB=1> (x, w)", (5, 6)), ("y = MatMul (x, w)", (6, 5))],
+)
+def test_a_matrix_product_uses_each_weight_once_per_row(body, weight_shape):
+    model = model_of(body, zeros("float", *weight_shape, name="w"), inputs="float[N,6] x")
+    assert only_layer(model) == LayerCost("y", 30, 30, (5,))
+
+
+def test_shapes_are_no_parameters_and_operators_without_weights_cost_nothing():
+    model = model_of("p = Relu (x) y = Reshape (p, shape)", "int64[2] shape = {0, -1}")
+    assert onnx_cost(model).layers == ()
+
+
+def test_a_tensor_shared_by_two_nodes_counts_once():
+    body = "[first] a = Conv (x, w, b) [second] y = Conv (a, w, b)"
+    cost = onnx_cost(model_of(body, zeros("float", 3, 3, 1, 1, name="w") + ", " + zeros("float", 3, name="b")))
+    assert [layer.parameters for layer in cost.layers] == [12, 0]
+    assert cost.macs == 2 * 9 * 64
+
+
+def test_a_quantized_weight_is_found_behind_its_dequantizer_and_scales_do_not_count():
+    stored = ", ".join(
+        [zeros("int8", 4, 3, 1, 1, name="w"), "float[1] s = {1.0}", "int8[1] z = {0}", zeros("float", 4, name="b")]
+    )
+    float_weight = "f = DequantizeLinear <axis=0> (w, s, z)"
+    assert only_layer(model_of(f"{float_weight} y = Conv (x, f, b)", stored)) == LayerCost("y", 16, 12 * 64, (4, 8, 8))
+
+
+def integer_pool():
+    body = """
+        c = QLinearConv (x, s, z, w, s, z, s, z)
+        p = com.microsoft.QLinearAveragePool <kernel_shape=[2,2], strides=[2,2]> (c, s, z, s, z)
+        y = QLinearConv (p, s, z, w, s, z, s, z)
+    """
+    stored = zeros("uint8", 3, 3, 1, 1, name="w") + ", float s = {1.0}, uint8 z = {0}"
+    return model_of(body, stored, inputs="uint8[N,3,8,8] x", result="uint8[] y")
+
+
+def test_integer_operators_of_onnx_runtime_do_not_hide_the_shapes_behind_them():
+    layers = onnx_cost(integer_pool()).layers
+    assert [(layer.macs, layer.output_shape) for layer in layers] == [(9 * 64, (3, 8, 8)), (9 * 16, (3, 4, 4))]
+
+
+def test_a_computed_weight_is_refused():
+    with pytest.raises(ModelFileError, match="computed, not stored"):
+        onnx_cost(model_of("y = Conv (x, v)", inputs="float[N,3,8,8] x, float[4,3,1,1] v"))
+
+
+def test_an_open_image_size_is_refused():
+    model = model_of("y = Conv (x, w)", zeros("float", 4, 3, 1, 1, name="w"), inputs="float[N,3,H,W] x")
+    with pytest.raises(ModelFileError, match="not known"):
+        onnx_cost(model)
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = integer_pool()
+    before = model.SerializeToString()
+    onnx_cost(model)
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("head", ["classifier", "multiscale"])
+def test_an_exported_densenet_costs_what_its_numbers_say(head):
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=6, num_classes=5, bn_size=2)
+    spec = dataclasses.replace(spec, head=head)
+    exported = onnx_from_module(build_model(spec), spec.output_name, ExportOptions(image_size=32))
+    found, expected = onnx_cost(onnx_ir.to_proto(exported)), model_cost(spec, 32)
+    assert {layer.name: layer for layer in found.layers} == {layer.name: layer for layer in expected.layers}
+    assert {block.name: block.macs for block in found.blocks} == {block.name: block.macs for block in expected.blocks}
