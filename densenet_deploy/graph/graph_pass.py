@@ -1,0 +1,101 @@
+"""What a graph pass is: an onnx-ir pass that also says what it changed and what it left alone, and why.
+
+Adding a pass is adding a file to `passes/` with one class in it::
+
+    @graph_passes.register("drop-dropout")
+    class DropDropout(GraphPass):
+        def call(self, model: ir.Model) -> PassOutcome: ...
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from densenet_deploy.registry import Registry
+
+Float = npt.NDArray[np.float32]
+
+graph_passes: Registry[type[GraphPass]] = Registry("graph pass", "densenet_deploy.graph.passes")
+
+
+@dataclass
+class PassOutcome(ir.passes.PassResult):
+    """The model, the names of the nodes that changed, and for each near miss a sentence that says why it was left."""
+
+    changed: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: ir.Model, changed: Iterable[str], skipped: Iterable[str] = ()) -> PassOutcome:
+        """Build the outcome of a pass that changed the nodes `changed` of `model` in place."""
+        names = tuple(changed)
+        return cls(model, bool(names), names, tuple(skipped))
+
+
+class GraphPass(ir.passes.InPlacePass):
+    """One rewrite of a graph, in place, after which the model computes what it computed before (up to rounding)."""
+
+    @abstractmethod
+    def call(self, model: ir.Model) -> PassOutcome:
+        """Rewrite `model`."""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass of a preset did."""
+
+    name: str
+    changed: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report with plain types."""
+        return {"name": self.name, "changed": len(self.changed), "skipped": list(self.skipped)}
+
+
+def apply_passes(model: ir.Model, names: Iterable[str]) -> tuple[PassReport, ...]:
+    """Run the passes called `names` on `model`, in place and in that order, then drop what nothing reads any more.
+
+    Raises:
+        UnknownNameError: if a name is no pass.
+    """
+    reports = []
+    for name in names:
+        outcome = graph_passes.get(name)().call(model)
+        reports.append(PassReport(name, outcome.changed, outcome.skipped))
+    RemoveUnusedNodesPass()(model)
+    return tuple(reports)
+
+
+def constant(value: ir.Value | None) -> Float | None:
+    """Return the float32 numbers of a value that is an initializer or a Constant, else None."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return None
+    return tensor.numpy()
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads `value` (once), or None if it is read otherwise or leaves the graph."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return next(iter(uses)).node
+
+
+def new_initializer(graph: ir.Graph, name: str, array: Float) -> ir.Value:
+    """Add `array` to the initializers of `graph` under a name derived from `name` and return its value."""
+    unique = name
+    while unique in graph.initializers:
+        unique += "_"
+    value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.FLOAT
+    graph.register_initializer(value)
+    return value

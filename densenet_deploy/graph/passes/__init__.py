@@ -1,0 +1,1 @@
+"""One exact rewrite a file."""
