@@ -1,0 +1,27 @@
+"""`run`: classify images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densenet_deploy.cli import arguments as args
+from densenet_deploy.cli.app import Report, command
+from densenet_deploy.pipeline.classify import classify_files
+from densenet_deploy.runtime.runner import RunnerOptions
+
+
+@command("run")
+def run_command(
+    model: args.Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    backend: args.Backend = "auto",
+    device: args.Device = "auto",
+    top_k: Annotated[int, typer.Option(help="Classes to name.")] = 5,
+    threads: args.Threads = None,
+) -> Report:
+    """Classify images with any model."""
+    options = RunnerOptions(threads=threads)
+    return classify_files(model, images, top_k=top_k, backend=backend, device=device, options=options)

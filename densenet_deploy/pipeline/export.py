@@ -1,0 +1,190 @@
+"""Export: build or load → ONNX → onnxsim → exact passes → parity → artifact.
+
+Nothing is left under the final name unless the file has been proved against the PyTorch module it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from densenet_deploy.artifacts import output_path, refuse_foreign_output, write_file
+from densenet_deploy.errors import GateError, MissingPackageError
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.options import require_range
+from densenet_deploy.parity.compare import Parity, ParityMeter
+from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
+from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build
+from densenet_deploy.pipeline.samples import seeded_samples
+from densenet_deploy.pipeline.stages import Listener, Stages, ignore
+from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.runner import Array, Runner, backends, is_installed, open_runner
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+PARITY_SAMPLES: Final = 8
+_TOOLS: Final = ("densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim")
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What file to write: `batch` None keeps it dynamic; `out` is a file or folder (None: `artifacts/`)."""
+
+    batch: int | None = None
+    opset: int = 20
+    out: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        require_range("opset", self.opset, 18, 23)
+        if self.batch is not None:
+            require_range("batch", self.batch, 1, 4096)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A verified ONNX file: where it is, whose weights it holds, and how close it is to the module."""
+
+    onnx: Path
+    manifest: Manifest
+    parameters: int
+    parity: Parity
+    stages: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report with plain types."""
+        return {
+            "onnx": str(self.onnx),
+            "variant": self.manifest.variant,
+            "weights": self.manifest.weights.source,
+            "weights_sha256": self.manifest.weights.sha256,
+            "parameters": self.parameters,
+            "parity": self.parity.to_json(),
+            "seconds": sum(self.stages.values()),
+            "stages": dict(self.stages),
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """Return lines for people."""
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
+        return "\n".join(
+            [
+                f"wrote       {self.onnx}",
+                f"model       densenet {self.manifest.variant}, {self.parameters:,} parameters",
+                f"weights     {self.manifest.weights.source}",
+                f"parity      {self.parity}",
+                f"seconds     {sum(self.stages.values()):.1f} ({stages})",
+            ]
+        )
+
+
+def export_onnx(request: ModelRequest, target: ExportTarget | None = None, listener: Listener = ignore) -> ExportReport:
+    """Export a DenseNet to a verified ONNX file.
+
+    >>> export_onnx(ModelRequest(variant="121")).onnx                              # doctest: +SKIP
+    PosixPath('artifacts/densenet121.onnx')
+
+    Raises:
+        UsageError: if an option cannot be meant.
+        CheckpointError: if the weights cannot be used.
+        OutputExistsError: if another artifact stands where this one should go.
+        GateError: if the file does not compute what the module computes; then nothing is left behind.
+        MissingPackageError: if a package is missing.
+    """
+    target = target or ExportTarget()
+    _require_packages()
+    stages = Stages(listener)
+    with stages("import"):
+        import onnx_ir  # noqa: F401 - timed here, so that the later stages show their own work
+        import torch  # noqa: F401
+    with stages("build"):
+        model = build(request)
+    manifest = dataclasses.replace(model.manifest, tools=_tool_versions())
+    path = output_path(target.out, f"{model.variant.artifact_name}.onnx")
+    refuse_foreign_output(path, manifest, force=target.force)
+
+    proto = _translate(model, target, stages)
+    with stages("serialize"):
+        data = append_metadata(proto.SerializeToString(), manifest.to_strings())
+    with stages("parity"):
+        parity = _prove(model, data, path)
+    with stages("write"):
+        write_file(path, data)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    return ExportReport(path, manifest, parameters, parity, stages.seconds, model.notes)
+
+
+def _require_packages() -> None:
+    from importlib.util import find_spec
+
+    for package in ("torch", "onnx", "onnxscript", "onnxsim"):
+        if find_spec(package) is None:
+            raise MissingPackageError.of(package, "export")
+    _parity_backend()
+
+
+def _parity_backend() -> type[Runner]:
+    """The backend that proves the file: the first installed one that reads ONNX."""
+    readers = [kind for _, kind in sorted(backends.items().items()) if ".onnx" in kind.suffixes]
+    for kind in readers:
+        if is_installed(kind):
+            return kind
+    raise MissingPackageError.of(readers[0].requires, readers[0].extra)
+
+
+def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> onnx.ModelProto:
+    """Module → ONNX → onnxsim → exact passes → checked."""
+    with stages("torch export"):
+        from densenet_deploy.export.to_onnx import ExportOptions, onnx_from_module
+
+        size = model.manifest.preprocessing.image_size
+        options = ExportOptions(size, target.batch, target.opset)
+        raw = onnx_from_module(model.module, model.variant.spec.output_name, options)
+    with stages("simplify"):
+        from densenet_deploy.pipeline.simplify import simplified
+
+        return simplified(raw, model.variant.artifact_name).model
+
+
+def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
+    """Run module and file on the same samples.
+
+    Raises:
+        GateError: if they differ by more than FP32 rounding explains.
+    """
+    meter = ParityMeter(class_scores=model.variant.spec.head != "features")
+    backend = _parity_backend().name
+    with tempfile.TemporaryDirectory() as folder:
+        unproved = Path(folder) / "unproved.onnx"
+        write_file(unproved, data)
+        # One after the other: waiting ONNX Runtime threads spin, and would slow PyTorch beside them.
+        for ours, theirs in zip(
+            _outputs(model.module, "torch", model), _outputs(unproved, backend, model), strict=True
+        ):
+            meter.update(ours, theirs)
+    parity = meter.result()
+    failures = failed_gates(parity, DEFAULT_GATES["fp32"])
+    if failures:
+        raise GateError(path, f"the file does not match the module: {'; '.join(failures)}", "nothing was written")
+    return parity
+
+
+def _outputs(source: Path | torch.nn.Module, backend: str, model: DescribedModel) -> list[Array]:
+    with open_runner(source, backend, "cpu") as runner:
+        output = runner.outputs[0].name
+        samples = seeded_samples(PARITY_SAMPLES, model.manifest.preprocessing)
+        return [run_batched(runner, sample)[output] for sample in samples]
+
+
+def _tool_versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _TOOLS}

@@ -1,0 +1,129 @@
+"""Inspect: parameters, MACs and activation memory, by block, of a variant, a checkpoint or an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from densenet_deploy.analysis.cost import ModelCost, model_cost
+from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
+from densenet_deploy.artifacts import Artifact, stored_precision
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.options import require_range
+from densenet_deploy.pipeline.load import Architecture, ModelRequest, build, untrained_note
+from densenet_deploy.variants import Variant, find_variant, variant_for
+from densenet_deploy.variants.spec import DenseNetSpec
+
+_BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What a model is and costs for `batch` pictures of `image_size` pixels.
+
+    `memory` is None for a file that does not say which DenseNet it is.
+    """
+
+    name: str
+    precision: str
+    image_size: int
+    batch: int
+    cost: ModelCost
+    memory: ActivationMemory | None
+    manifest: Manifest | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report with plain types; `macs` are of one picture."""
+        return {
+            "model": self.name,
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "batch": self.batch,
+            **self.cost.to_json(),
+            "activation_memory": None if self.memory is None else self.memory.to_json(),
+            "weights": None if self.manifest is None else self.manifest.weights.source,
+            "labels": None if self.manifest is None else len(self.manifest.labels),
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """Return lines for people."""
+        total = f"{self.cost.parameters:,} parameters, {self.cost.macs / 1e9:.3f} GMACs a picture"
+        lines = [f"{self.name} ({self.precision}, {self.image_size}x{self.image_size}): {total}", ""]
+        lines.append(f"{'block':20} {'parameters':>12} {'MMACs':>10}")
+        lines += [f"{block.name:20} {block.parameters:12,} {block.macs / 1e6:10.1f}" for block in self.cost.blocks]
+        if self.memory is not None:
+            bus, copies = self.memory.bus_bytes / 2**20, self.memory.copies_bytes / 2**20
+            lines += ["", f"peak activations, batch {self.batch}: {bus:.1f} MiB in place, {copies:.1f} MiB with copies"]
+        if self.manifest is not None:
+            lines.append(f"weights {self.manifest.weights.source}, {len(self.manifest.labels)} labels")
+        return "\n".join(lines)
+
+
+def inspect_variant(
+    name: str | None, architecture: Architecture | None = None, image_size: int | None = None, batch: int = 1
+) -> InspectReport:
+    """Inspect a variant by name, or the custom network that `architecture` makes of it; nothing is built.
+
+    Raises:
+        UsageError: if the name or a number cannot be meant.
+    """
+    request = ModelRequest(variant=name, architecture=architecture or Architecture())
+    variant = _variant(request)
+    return _of_spec(variant.artifact_name, variant.spec, image_size or variant.preprocessing.image_size, batch, None)
+
+
+def inspect_file(path: Path, image_size: int | None = None, batch: int = 1) -> InspectReport:
+    """Inspect a checkpoint or an ONNX file.
+
+    Raises:
+        InputError: if the file cannot be used.
+        MissingPackageError: if it takes a package that is not installed.
+    """
+    artifact = Artifact.open(path)
+    if artifact.kind == "checkpoint":
+        model = build(ModelRequest(weights=str(path)))
+        size = image_size or model.manifest.preprocessing.image_size
+        return _of_spec(str(path), model.variant.spec, size, batch, model.manifest, model.notes)
+    if artifact.kind != "onnx":
+        raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file it was made from")
+    return _of_onnx(path, artifact.manifest, batch)
+
+
+def _variant(request: ModelRequest) -> Variant:
+    import dataclasses
+
+    variant = find_variant(request.variant or "121")
+    changes = request.architecture.changes()
+    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant  # type: ignore[arg-type]
+
+
+def _of_spec(
+    name: str,
+    spec: DenseNetSpec,
+    image_size: int,
+    batch: int,
+    manifest: Manifest | None,
+    notes: tuple[str, ...] = (),
+) -> InspectReport:
+    require_range("batch", batch, 1, 65536)
+    require_range("image-size", image_size, spec.smallest_image_size, 8192)
+    memory = activation_memory(spec, image_size, batch)
+    return InspectReport(name, "fp32", image_size, batch, model_cost(spec, image_size), memory, manifest, notes)
+
+
+def _of_onnx(path: Path, manifest: Manifest | None, batch: int) -> InspectReport:
+    from densenet_deploy.analysis.onnx_cost import onnx_cost
+    from densenet_deploy.graph.onnx_file import image_size_of, load_onnx
+
+    proto = load_onnx(path)
+    precision, size = stored_precision(path), image_size_of(proto, path)
+    memory = None
+    if manifest is not None and precision in _BYTES:
+        spec = DenseNetSpec.from_facts(manifest.spec)
+        memory = activation_memory(spec, size, batch, _BYTES[precision])
+    notes = untrained_note(manifest)
+    return InspectReport(str(path), precision, size, batch, onnx_cost(proto), memory, manifest, notes)

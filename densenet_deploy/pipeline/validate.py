@@ -1,0 +1,160 @@
+"""Validate: run a reference and a candidate, on any backends, over the same inputs, and measure how they differ."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from densenet_deploy.artifacts import write_file
+from densenet_deploy.errors import BackendError, ModelFileError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.options import require_range
+from densenet_deploy.parity.compare import Parity, ParityMeter
+from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
+from densenet_deploy.parity.layers import LayerComparison, LayerMeter, first_divergence
+from densenet_deploy.parity.report import ComparisonReport
+from densenet_deploy.pipeline.load import is_checkpoint, load_model, open_model, untrained_note
+from densenet_deploy.pipeline.samples import picture_samples, seeded_samples
+from densenet_deploy.runtime.batching import input_size, run_batched
+from densenet_deploy.runtime.preprocess import default_preprocessing
+from densenet_deploy.runtime.runner import Array, Runner, open_runner
+
+DEFAULT_SAMPLES: Final = 16
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """How to compare.
+
+    Attributes:
+        data: a folder of pictures; None means seeded noise and natural images.
+        samples: how many inputs.
+        per_layer: compare inner tensors too (ONNX files and checkpoints).
+        gates: limits; None means those of the candidate's precision.
+        reference_backend, candidate_backend: None means each file's own.
+    """
+
+    data: Path | None = None
+    samples: int = DEFAULT_SAMPLES
+    per_layer: bool = False
+    gates: tuple[Gate, ...] | None = None
+    reference_backend: str | None = None
+    candidate_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        require_range("samples", self.samples, 1, 1_000_000)
+
+
+def validate(reference: Path, candidate: Path, options: ValidateOptions | None = None) -> ComparisonReport:
+    """Compare two models; the report says whether the gates hold, nothing is raised if they do not.
+
+    Raises:
+        InputError: if a model or a picture cannot be used, or the models take different inputs.
+        BackendError: if a backend cannot be had.
+    """
+    options = options or ValidateOptions()
+    with (
+        open_model(reference, options.reference_backend) as ours,
+        open_model(candidate, options.candidate_backend) as theirs,
+    ):
+        preprocessing = _shared_preprocessing(ours, theirs)
+        meter = _meter(ours)
+        for sample in _samples(options, preprocessing):
+            meter.update(_output(ours, sample), _output(theirs, sample))
+        parity = meter.result()
+        gates = DEFAULT_GATES.get(theirs.placement.precision, ()) if options.gates is None else options.gates
+        report = ComparisonReport(
+            reference=f"{reference}: {ours.placement}",
+            candidate=f"{candidate}: {theirs.placement}",
+            parity=parity,
+            failed=failed_gates(parity, gates),
+            notes=untrained_note(ours.manifest),
+        )
+    if not options.per_layer:
+        return report
+    layers = _compare_layers(reference, candidate, options, preprocessing)
+    diverged = first_divergence(layers.layers, gates or DEFAULT_GATES["fp32"])
+    return dataclasses.replace(report, layers=layers.layers, skipped=layers.skipped, first_divergence=diverged)
+
+
+def compare_files(reference: Path, candidate: bytes, samples: int = 4) -> Parity:
+    """Compare an ONNX file with a serialized ONNX model that has not been given a name yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.onnx"
+        write_file(path, candidate)
+        options = ValidateOptions(samples=samples, gates=())
+        return validate(reference, path, options).parity
+
+
+def _meter(runner: Runner) -> ParityMeter:
+    return ParityMeter(class_scores=runner.outputs[0].name != "features")
+
+
+def _output(runner: Runner, sample: Array) -> Array:
+    return run_batched(runner, sample)[runner.outputs[0].name]
+
+
+def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:
+    """How pictures are prepared for both.
+
+    Raises:
+        ModelFileError: if they take pictures of different sizes.
+    """
+    sizes = {size for size in map(input_size, (reference, candidate)) if size is not None}
+    if len(sizes) > 1:
+        why = f"takes {input_size(candidate)} pixels, the reference {input_size(reference)}"
+        raise ModelFileError("candidate", why, "compare models of one input size")
+    manifest = reference.manifest or candidate.manifest
+    if manifest is not None and sizes <= {manifest.preprocessing.image_size}:
+        return manifest.preprocessing
+    return default_preprocessing(sizes.pop()) if sizes else default_preprocessing()
+
+
+def _samples(options: ValidateOptions, preprocessing: Preprocessing) -> Iterator[Array]:
+    if options.data is not None:
+        return picture_samples(options.data, options.samples, preprocessing)
+    return seeded_samples(options.samples, preprocessing)
+
+
+def _compare_layers(
+    reference: Path, candidate: Path, options: ValidateOptions, preprocessing: Preprocessing
+) -> LayerComparison:
+    meter = LayerMeter()
+    with (
+        _tapped(reference, options.reference_backend) as ours,
+        _tapped(candidate, options.candidate_backend) as theirs,
+    ):
+        for sample in _samples(options, preprocessing):
+            meter.update(run_batched(ours, sample), run_batched(theirs, sample))
+    return meter.result()
+
+
+@contextlib.contextmanager
+def _tapped(model: Path, backend: str | None) -> Iterator[Runner]:
+    """Open `model` with its inner tensors as outputs.
+
+    Raises:
+        BackendError: if the file shows no inner tensors.
+    """
+    if is_checkpoint(model):
+        from densenet_deploy.models.taps import Tapped
+
+        module = load_model(model)
+        with open_runner(Tapped(module, str(module.output_name))) as runner:
+            yield runner
+        return
+    if model.suffix.lower() != ".onnx":
+        raise BackendError(model, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
+    from densenet_deploy.graph.expose_values import expose_values
+    from densenet_deploy.graph.onnx_file import load_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tapped.onnx"
+        write_file(path, expose_values(load_onnx(model)).SerializeToString())
+        with open_runner(path, backend) as runner:
+            yield runner
