@@ -89,7 +89,9 @@ def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool)
         OutputExistsError: if something else stands there.
     """
     with os_errors_about(path):
-        if not os.path.lexists(path):
+        try:
+            path.lstat()
+        except FileNotFoundError:
             return
         if path.is_dir():
             raise OutputExistsError(path, "is a folder", "name a file with -o")
@@ -110,7 +112,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     with os_errors_about(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
+        temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as file:
                 file.write(data)

@@ -34,14 +34,14 @@ _LONGEST_VALUE = 200
 
 
 def printable(value: object, limit: int = _LONGEST_VALUE) -> str:
-    """Return `value` as one line of at most `limit` characters, control characters escaped.
+    r"""Return `value` as one line of at most `limit` characters, control characters escaped.
 
-    >>> printable("two\\nlines")
-    'two\\\\nlines'
+    >>> printable("two\nlines")
+    'two\\nlines'
     """
     text = str(value)
-    cut = text[:limit] + ("…" if len(text) > limit else "")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 class DensenetDeployError(Exception):
@@ -191,7 +191,7 @@ def from_os_error(exc: OSError, subject: object) -> DensenetDeployError:
         return ResourceError(subject, why, _RESOURCE_FIXES[exc.errno])
     if isinstance(exc, FileNotFoundError):
         return InputError(subject, "no such file or folder", "check the path")
-    if isinstance(exc, (IsADirectoryError, NotADirectoryError)):
+    if isinstance(exc, (FileExistsError, IsADirectoryError, NotADirectoryError)):
         return InputError(subject, why, "check the path")
     if exc.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
         return InputError(subject, why, "choose another path")

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -88,7 +89,7 @@ class Manifest:
     def to_strings(self) -> dict[str, str]:
         """Return the facts as the string pairs that a file carries."""
         facts = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        return {PREFIX + key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in facts.items()}
+        return {PREFIX + key: _json(value) for key, value in facts.items()}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> Manifest | None:
@@ -106,6 +107,12 @@ class Manifest:
         return manifest
 
 
+def _json(value: object) -> str:
+    r"""Write JSON that UTF-8 can carry: a stray surrogate (from a file name in odd bytes) is escaped as `\udc80`."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _parse(key: str, text: str) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -119,17 +126,20 @@ def _refuse_constant(name: str) -> object:
 
 def _check_schema(schema: object) -> None:
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise ManifestError(f"schema {schema!r}", "is not a schema number", "export the model again")
+        raise _fail("schema", schema, "a schema number")
     if schema > SCHEMA:
-        raise ManifestError(
-            f"schema {schema}", f"is newer than {SCHEMA}, the newest known here", "upgrade densenet-deploy"
-        )
+        why = f"is {schema}, newer than {SCHEMA}, the newest known here"
+        raise ManifestError(PREFIX + "schema", why, "upgrade densenet-deploy")
 
 
-def _build(cls: type[Any], facts: object, where: str) -> Any:
+def _object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise _fail(where, value, "an object")
+    return value
+
+
+def _build(cls: type[Any], facts: Mapping[str, object], where: str) -> Any:
     """Build the dataclass `cls` from parsed JSON, converting every field by the reader of its name."""
-    if not isinstance(facts, dict):
-        raise ManifestError(where or "metadata", "is not an object", "export the model again")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     missing = [
         name
@@ -137,13 +147,13 @@ def _build(cls: type[Any], facts: object, where: str) -> Any:
         if name not in facts and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ManifestError(where + missing[0], "is missing", "export the model again")
+        raise ManifestError(PREFIX + where + missing[0], "is missing", "export the model again")
     values = {name: _READERS[f"{cls.__name__}.{name}"](facts[name], where + name) for name in fields if name in facts}
     return cls(**values)
 
 
 def _fail(where: str, value: object, wanted: str) -> ManifestError:
-    return ManifestError(PREFIX + where, f"is {json.dumps(value)[:60]}, not {wanted}", "export the model again")
+    return ManifestError(PREFIX + where, f"is {reprlib.repr(value)}, not {wanted}", "export the model again")
 
 
 def _text(value: object, where: str) -> str:
@@ -169,14 +179,15 @@ def _optional_whole(value: object, where: str) -> int | None:
 
 
 def _triple(value: object, where: str) -> Triple:
-    if (
-        not isinstance(value, list)
-        or len(value) != 3
-        or any(type(v) not in (int, float) or not math.isfinite(v) for v in value)
-    ):
+    if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
         raise _fail(where, value, "three numbers")
     red, green, blue = (float(v) for v in value)
     return red, green, blue
+
+
+def _is_number(value: object) -> bool:
+    """Whether `value` is a number that a float holds: `1e999` and whole numbers of 400 digits are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _positive_triple(value: object, where: str) -> Triple:
@@ -193,15 +204,19 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
 
 
 def _text_map(value: object, where: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise _fail(where, value, "an object of texts")
-    return {key: _text(v, where) for key, v in value.items()}
+    return {key: _text(v, f"{where}.{key}") for key, v in _object(value, where).items()}
 
 
 def _spec(value: object, where: str) -> SpecFacts:
-    if not isinstance(value, dict):
-        raise _fail(where, value, "an object")
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+    return {key: _spec_fact(v, f"{where}.{key}") for key, v in _object(value, where).items()}
+
+
+def _spec_fact(value: object, where: str) -> Scalar | tuple[int, ...]:
+    if isinstance(value, list) and all(type(v) is int for v in value):
+        return tuple(value)
+    if value is None or isinstance(value, (str, bool)) or _is_number(value):
+        return value  # type: ignore[return-value]
+    raise _fail(where, value, "text, a number or a list of whole numbers")
 
 
 _READERS = {
@@ -215,8 +230,8 @@ _READERS = {
     "WeightsOrigin.seed": _optional_whole,
     "Manifest.variant": _text,
     "Manifest.spec": _spec,
-    "Manifest.weights": lambda value, where: _build(WeightsOrigin, value, where + "."),
-    "Manifest.preprocessing": lambda value, where: _build(Preprocessing, value, where + "."),
+    "Manifest.weights": lambda value, where: _build(WeightsOrigin, _object(value, where), where + "."),
+    "Manifest.preprocessing": lambda value, where: _build(Preprocessing, _object(value, where), where + "."),
     "Manifest.labels": _texts,
     "Manifest.precision": _text,
     "Manifest.recipe": _optional_text,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 _LARGEST_METADATA_BYTES: Final = 64 * 2**20
+_MOST_DIMS: Final = 64  # numpy's limit; the product of a million hostile sizes would take hours
 
 # ModelProto, GraphProto, TensorProto and StringStringEntryProto
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14
@@ -85,6 +86,8 @@ def _tensor_facts(file: BinaryIO, tensor: _Record) -> tuple[int, int]:
             dims += _packed(file, record)
         elif record.number == _TENSOR_DIMS:
             dims.append(record.varint)
+    if len(dims) > _MOST_DIMS:
+        raise ValueError("tensor of unreasonable rank")
     return data_type, math.prod(dims)
 
 

@@ -7,14 +7,16 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from densenet_deploy.errors import UsageError
-from densenet_deploy.manifest import Triple
-from densenet_deploy.pipeline.load import Architecture
-from densenet_deploy.pipeline.stages import Listener, ignore
+
+if TYPE_CHECKING:
+    from densenet_deploy.manifest import Triple
+    from densenet_deploy.pipeline.load import Architecture
+    from densenet_deploy.pipeline.stages import Listener
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .xml, .pth or .safetensors file.")]
 Variant = Annotated[str | None, typer.Option(help="121, 161, 169, 201, 264, cifar-L-k or cifar-bc-L-k.")]
@@ -46,6 +48,8 @@ def architecture(
     stem: str | None,
 ) -> Architecture:
     """Put the options of a custom network together."""
+    from densenet_deploy.pipeline.load import Architecture
+
     return Architecture(growth_rate, _block_sizes(blocks), init_features, compression, bn_size, drop_rate, stem)
 
 
@@ -87,7 +91,7 @@ def join_triples(words: Sequence[str]) -> list[str]:
 def progress() -> Iterator[Listener]:
     """Show the stage under way when stderr is a terminal and nobody asked for silence."""
     if not sys.stderr.isatty() or {"-q", "--quiet", "--json"} & set(sys.argv):
-        yield ignore
+        yield lambda _stage: None
         return
     from rich.console import Console
 

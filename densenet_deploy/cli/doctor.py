@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from densenet_deploy.cli.app import Report, command
-from densenet_deploy.pipeline.doctor import examine
 
 
 @command("doctor")
 def doctor_command() -> Report:
     """Say which backends and devices work here, and what would mend the others."""
+    from densenet_deploy.pipeline.doctor import examine
+
     return examine()

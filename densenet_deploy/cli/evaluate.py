@@ -9,8 +9,6 @@ import typer
 
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
-from densenet_deploy.pipeline.evaluate import EvaluateOptions, evaluate
-from densenet_deploy.runtime.runner import RunnerOptions
 
 
 @command("evaluate")
@@ -24,5 +22,8 @@ def evaluate_command(
     threads: args.Threads = None,
 ) -> Report:
     """Measure top-1 and top-5 accuracy on a tree of labelled images."""
+    from densenet_deploy.pipeline.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.runtime.runner import RunnerOptions
+
     options, runner_options = EvaluateOptions(batch, max_bad), RunnerOptions(threads=threads)
     return evaluate(model, data, options, backend=backend, device=device, runner_options=runner_options)

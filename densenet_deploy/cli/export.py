@@ -10,8 +10,6 @@ import typer
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import ModelRequest, labels_from
 
 
 @command("export")
@@ -26,9 +24,9 @@ def export_command(
     mean: Annotated[str | None, typer.Option(metavar="R G B", help="Subtracted from values in 0..1.")] = None,
     std: Annotated[str | None, typer.Option(metavar="R G B", help="Divided by, after the mean.")] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
-    head: Annotated[str, typer.Option(metavar="classifier|features|multiscale", help="What the output is.")] = (
-        "classifier"
-    ),
+    head: Annotated[
+        str | None, typer.Option(metavar="classifier|features|multiscale", help="By default the checkpoint's.")
+    ] = None,
     growth_rate: args.GrowthRate = None,
     blocks: args.Blocks = None,
     init_features: args.InitFeatures = None,
@@ -43,6 +41,9 @@ def export_command(
     force: args.Force = False,
 ) -> Report:
     """Build or load a DenseNet and write a verified ONNX file."""
+    from densenet_deploy.pipeline.export import ExportTarget, export_onnx
+    from densenet_deploy.pipeline.load import ModelRequest, labels_from
+
     request = ModelRequest(
         variant=variant,
         weights=weights,

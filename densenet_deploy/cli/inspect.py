@@ -10,7 +10,6 @@ import typer
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
-from densenet_deploy.pipeline.inspect import inspect_file, inspect_variant
 
 
 @command("inspect")
@@ -30,6 +29,8 @@ def inspect_command(
     stem: args.Stem = None,
 ) -> Report:
     """Count parameters, multiply-accumulates and activation memory by block."""
+    from densenet_deploy.pipeline.inspect import inspect_file, inspect_variant
+
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
     if model is None:
         if variant is None and not changes.changes():

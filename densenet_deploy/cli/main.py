@@ -43,7 +43,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 def _print_answer(answer: Answer) -> int:
     report, output = answer.report, answer.output
-    if not output.quiet:
+    if not output.quiet and not (output.as_json and answer.failure):  # stderr then holds the error object alone
         for note in report.notes:
             print(f"note: {note}", file=sys.stderr)
     text = json.dumps({"schema": SCHEMA, **report.to_json()}, allow_nan=False) if output.as_json else report.to_text()

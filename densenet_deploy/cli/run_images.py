@@ -9,8 +9,6 @@ import typer
 
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
-from densenet_deploy.pipeline.classify import classify_files
-from densenet_deploy.runtime.runner import RunnerOptions
 
 
 @command("run")
@@ -23,5 +21,8 @@ def run_command(
     threads: args.Threads = None,
 ) -> Report:
     """Classify images with any model."""
+    from densenet_deploy.pipeline.classify import classify_files
+    from densenet_deploy.runtime.runner import RunnerOptions
+
     options = RunnerOptions(threads=threads)
     return classify_files(model, images, top_k=top_k, backend=backend, device=device, options=options)

@@ -9,7 +9,6 @@ import typer
 
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
-from densenet_deploy.pipeline.simplify import simplify
 
 
 @command("simplify")
@@ -19,4 +18,6 @@ def simplify_command(
     force: args.Force = False,
 ) -> Report:
     """Simplify an ONNX file with onnxsim and exact passes, and say what changed."""
+    from densenet_deploy.pipeline.simplify import simplify
+
     return simplify(model, out, force=force)

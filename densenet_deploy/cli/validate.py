@@ -9,8 +9,6 @@ import typer
 
 from densenet_deploy.cli.app import FailedGate, Report, command
 from densenet_deploy.errors import GateError
-from densenet_deploy.parity.gates import parse_gate
-from densenet_deploy.pipeline.validate import DEFAULT_SAMPLES, ValidateOptions, validate
 
 
 @command("validate")
@@ -18,7 +16,7 @@ def validate_command(
     reference: Annotated[Path, typer.Argument(metavar="REF", help="The model that is right.")],
     candidate: Annotated[Path, typer.Argument(metavar="CAND", help="The model to judge.")],
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures to run on.")] = None,
-    samples: Annotated[int, typer.Option(help="How many inputs.")] = DEFAULT_SAMPLES,
+    samples: Annotated[int, typer.Option(help="How many inputs.")] = 16,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner tensors too, worst first.")] = False,
     gate: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A limit such as cosine=0.9999; repeatable.")
@@ -27,6 +25,9 @@ def validate_command(
     candidate_backend: Annotated[str | None, typer.Option(help="Backend of CAND.")] = None,
 ) -> Report | FailedGate:
     """Measure how far one model's outputs are from another's."""
+    from densenet_deploy.parity.gates import parse_gate
+    from densenet_deploy.pipeline.validate import ValidateOptions, validate
+
     options = ValidateOptions(
         data=data,
         samples=samples,

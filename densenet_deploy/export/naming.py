@@ -1,14 +1,14 @@
 """Name nodes and values after the modules they come from.
 
-The exporter records, for each node, the chain of modules it was traced in. The last node of an innermost module gets the
-module's path (`features.denseblock1.denselayer1.conv1`), so that the tensor of that name is what the module returned;
-every other node adds its operator (`features.denseblock1.denselayer2.concat`).
+The exporter records, for each node, the chain of modules it was traced in. The last node of an innermost module gets
+the module's path (`features.denseblock1.denselayer1.conv1`), so that the tensor of that name is what the module
+returned; every other node adds its operator (`features.denseblock1.denselayer2.concat`).
 """
 
 from __future__ import annotations
 
 import ast
-from collections import Counter
+import itertools
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
@@ -23,7 +23,8 @@ def name_by_module(model: ir.Model) -> None:
     """
     graph = model.graph
     paths = {node: _module_path(node) for node in graph}
-    for node, name in _unique(_names(paths)):
+    taken = {str(value.name) for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+    for node, name in _unique(_names(paths), taken):
         node.name = name
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
@@ -39,11 +40,13 @@ def _names(paths: dict[ir.Node, str]) -> Iterable[tuple[ir.Node, str]]:
         yield node, path if is_result else f"{path}.{node.op_type.lower()}".lstrip(".")
 
 
-def _unique(named: Iterable[tuple[ir.Node, str]]) -> Iterable[tuple[ir.Node, str]]:
-    seen: Counter[str] = Counter()
+def _unique(named: Iterable[tuple[ir.Node, str]], taken: set[str]) -> Iterable[tuple[ir.Node, str]]:
+    """Number the names that are `taken`, by a value that keeps its name or by an earlier node, from 2 on."""
     for node, name in named:
-        seen[name] += 1
-        yield node, name if seen[name] == 1 else f"{name}_{seen[name]}"
+        candidates = itertools.chain((name,), (f"{name}_{number}" for number in itertools.count(2)))
+        unique = next(candidate for candidate in candidates if candidate not in taken)
+        taken.add(unique)
+        yield node, unique
 
 
 def _ends(path: str) -> Sequence[int]:

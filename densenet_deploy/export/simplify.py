@@ -1,9 +1,9 @@
 """Simplify a model with onnxsim, keeping what we need to keep.
 
-onnxsim folds constants and removes what is without effect. BatchNormalization is left to our own pass, which keeps names
-that mean something, and equal initializers stay apart: in an untrained network a norm's weight equals its variance, and
-merged they would carry each other's names. Where the file holds quantization no constant is folded at all, because onnxsim
-would fold a DequantizeLinear of an int8 weight into a float weight four times its size.
+onnxsim folds constants and removes what is without effect. BatchNormalization is left to our own pass, which keeps
+names that mean something, and equal initializers stay apart: in an untrained network a norm's weight equals its
+variance, and merged they would carry each other's names. Where the file holds quantization no constant is folded at
+all, because onnxsim would fold a DequantizeLinear of an int8 weight into a float weight four times its size.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Write a DenseNet module as ONNX through `torch.export`.
 
-Three ATen operators get translations of our own, through the exporter's public table, so that the graph is clean from the
-start. The stock path decomposes batch_norm, gives every Conv without bias a bias of zeros made by Shape, Expand and
-CastLike nodes (removing them again takes the exporter's optimizer longer than the translation), and writes the pooling of
-the head as ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout.
+Three ATen operators get translations of our own, through the exporter's public table, so that the graph is clean from
+the start. The stock path decomposes batch_norm, gives every Conv without bias a bias of zeros made by Shape, Expand
+and CastLike nodes (removing them again takes the exporter's optimizer longer than the translation), and writes the
+pooling of the head as ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout.
 """
 
 from __future__ import annotations

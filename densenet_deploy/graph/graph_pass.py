@@ -74,9 +74,17 @@ def apply_passes(model: ir.Model, names: Iterable[str]) -> tuple[PassReport, ...
     return tuple(reports)
 
 
+def is_operator(node: ir.Node | None, op_type: str) -> bool:
+    """Whether `node` is the ONNX operator `op_type`; an operator of another domain may share the name."""
+    return node is not None and node.op_type == op_type and node.domain == ""
+
+
 def constant(value: ir.Value | None) -> Float | None:
-    """Return the float32 numbers of a value that is an initializer or a Constant, else None."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    """Return the float32 numbers of a value that is an initializer or a Constant, else None.
+
+    An initializer that is listed as a graph input too is a default that a caller may override, no constant.
+    """
+    tensor = ir.convenience.get_const_tensor(value) if value is not None and not value.is_graph_input() else None
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
     return tensor.numpy()
@@ -92,8 +100,9 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 def new_initializer(graph: ir.Graph, name: str, array: Float) -> ir.Value:
     """Add `array` to the initializers of `graph` under a name derived from `name` and return its value."""
+    taken = {value.name for value in (*graph.inputs, *(output for node in graph for output in node.outputs))}
     unique = name
-    while unique in graph.initializers:
+    while unique in graph.initializers or unique in taken:
         unique += "_"
     value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique))
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.FLOAT

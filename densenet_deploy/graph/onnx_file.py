@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
 
 import onnx
 
 from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_file
 from densenet_deploy.errors import ModelFileError
 
+_ONNX_DOMAINS: Final = frozenset({"", "ai.onnx"})
+_KNOWN_DOMAINS: Final = _ONNX_DOMAINS | {"ai.onnx.ml", "com.microsoft"}
+
 
 def load_onnx(path: Path) -> onnx.ModelProto:
     """Return the model with its external data, after checking it.
 
+    The onnx package itself refuses external data outside the model's folder: by `..`, an absolute path or a link.
+
     Raises:
         InputError: if there is no such file.
-        ModelFileError: if it is no valid ONNX model, or names external data outside its own folder.
+        ModelFileError: if it is no valid ONNX model, or its external data is missing, cut short or elsewhere.
     """
     require_file(path)
     onnx_metadata(path)  # refuses what is no ONNX envelope before a full parse
-    try:
-        with os_errors_about(path):
+    with os_errors_about(path):
+        with _refused(path, "is no valid ONNX model", "export or download it again"):
             model = onnx.load(path, load_external_data=False)
-        _refuse_escaping_data(model, path)
-        onnx.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
-    except ModelFileError:
-        raise
-    except Exception as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ModelFileError(path, f"is no valid ONNX model: {reason}", "export or download it again") from exc
+        with _refused(path, "its external data cannot be used", "put the data file itself, whole, beside the model"):
+            onnx.load_external_data_for_model(model, str(path.parent))
+        with _refused(path, "is no valid ONNX model", "export or download it again"):
+            onnx.checker.check_model(model)
+    _refuse_unknown_operators(model, path)
     return model
 
 
@@ -43,12 +47,19 @@ def image_size_of(model: onnx.ModelProto, path: Path) -> int:
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
-    shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != 3 or shapes[0][2] != shapes[0][3] or not shapes[0][2]:
-        found = ", ".join(f"{value.name} {shape}" for value, shape in zip(inputs, shapes, strict=True)) or "no input"
-        why = f"takes {found}, expected one (N, 3, S, S) input"
-        raise ModelFileError(path, why, "give an image classifier in NCHW layout")
-    return int(shapes[0][2])
+    if len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        match [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim]:
+            case [_, 3, int(height), int(width)] if height == width > 0:
+                return height
+    found = ", ".join(map(_described, inputs)) or "no input"
+    why = f"takes {found}, expected one float32 (N, 3, S, S) input"
+    raise ModelFileError(path, why, "give an image classifier in NCHW layout")
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = (str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
+    return f"{value.name} ({', '.join(sizes)}) {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
 
 
 def operators(model: onnx.ModelProto) -> Mapping[str, int]:
@@ -56,21 +67,27 @@ def operators(model: onnx.ModelProto) -> Mapping[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
-def _refuse_escaping_data(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse tensors stored outside the folder of the model: by `..`, an absolute path or a link."""
-    folder = path.parent.resolve()
-    for tensor in model.graph.initializer:
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
-        if location is None:
-            continue
-        target = path.parent / location
-        is_plain = not PurePosixPath(location).is_absolute() and not PureWindowsPath(location).is_absolute()
-        if not is_plain or ".." in Path(location).parts or target.resolve().parent != folder or target.is_symlink():
-            why = f"keeps {tensor.name} outside its folder ({location})"
-            raise ModelFileError(path, why, "put the data file beside the model")
-        if not target.is_file():
-            raise ModelFileError(path, f"its data file {location} is missing", "put the data file beside the model")
-        if target.stat().st_nlink > 1:
-            raise ModelFileError(
-                path, f"its data file {location} is a hard link", "copy the data file beside the model"
-            )
+@contextlib.contextmanager
+def _refused(path: Path, why: str, fix: str) -> Iterator[None]:
+    """Turn what the onnx package raises inside the block into a ModelFileError that says its first line."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as exc:
+        reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
+        raise ModelFileError(path, f"{why}: {reason}", fix) from exc
+
+
+def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse what the checker lets pass: operator sets of the future, and domains that no backend here knows."""
+    newest = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in _ONNX_DOMAINS and opset.version > newest:
+            why = f"is of opset {opset.version}, newer than {newest}, the newest known here"
+            raise ModelFileError(path, why, "upgrade the onnx package, or export with a lower --opset")
+    own = {function.domain for function in model.functions}
+    for node in model.graph.node:
+        if node.domain not in _KNOWN_DOMAINS | own:
+            why = f"holds the operator {node.op_type} of the unknown domain {node.domain}"
+            raise ModelFileError(path, why, "export it with standard operators")

@@ -113,7 +113,7 @@ def _untrained(wanted: _Wanted, seed: int) -> LoadedModel:
     variant = wanted.applied_to(wanted.variant or find_variant("121"))
     module = build_model(variant.spec, seed=seed)
     origin = WeightsOrigin(UNTRAINED, weights_sha256(module.state_dict()), seed)
-    return LoadedModel(module, variant, origin, notes=(f"untrained weights (seed {seed}): its answers mean nothing",))
+    return LoadedModel(module, variant, origin)
 
 
 def _public(name: str, wanted: _Wanted) -> LoadedModel:

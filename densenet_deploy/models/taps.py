@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Tapped(nn.Module):
-    """Wrap `module` so that it returns the outputs of its inner modules by name, and its own as `output_name`."""
+    """Wrap `module` so that it returns the outputs of its innermost modules by name, and its own as `output_name`."""
 
     def __init__(self, module: nn.Module, output_name: str) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Tapped(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Run the module on (N, 3, H, W) and return name → tensor, in execution order."""
         seen: dict[str, Tensor] = {}
-        inner = [(name, module) for name, module in self.module.named_modules() if name]
+        inner = [(name, module) for name, module in self.module.named_modules() if not any(module.children())]
         handles = [module.register_forward_hook(_recorder(seen, name)) for name, module in inner]
         try:
             result = self.module(images)

@@ -9,6 +9,7 @@ from densenet_deploy.parity.compare import Parity
 from densenet_deploy.parity.layers import LayerParity, SkippedLayer, worst_first
 
 WORST_LAYERS: Final = 10
+_NAMED: Final = 3
 
 Json = dict[str, object]
 
@@ -60,7 +61,7 @@ class ComparisonReport:
         if self.first_divergence is not None:
             lines.append(f"diverges   first at {self.first_divergence}")
         lines += _layer_table(self.worst_layers)
-        lines += [f"skipped    {layer.name}: {layer.reason}" for layer in self.skipped]
+        lines += _skipped_lines(self.skipped)
         return "\n".join(lines)
 
 
@@ -70,6 +71,17 @@ def _layer_table(layers: tuple[LayerParity, ...]) -> list[str]:
     width = max(len(layer.name) for layer in layers)
     header = f"{'worst layer':{width}}  {'SQNR dB':>8}  {'cosine':>9}  {'max |Δ|':>9}"
     return [header, *(_layer_row(layer, width) for layer in layers)]
+
+
+def _skipped_lines(skipped: tuple[SkippedLayer, ...]) -> list[str]:
+    """One line a reason: how many, and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in skipped:
+        by_reason.setdefault(layer.reason, []).append(layer.name)
+    return [
+        f"skipped    {len(names)} {reason}: {', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''}"
+        for reason, names in by_reason.items()
+    ]
 
 
 def _layer_row(layer: LayerParity, width: int) -> str:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 
 from densenet_deploy.errors import DensenetDeployError, MissingPackageError
+from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
-from densenet_deploy.runtime.runner import Runner, backends, is_installed
+from densenet_deploy.runtime.runner import Runner, backends
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def examine() -> DoctorReport:
 
 
 def _health(kind: type[Runner]) -> BackendHealth:
-    if not is_installed(kind):
+    if not is_installed(kind.requires):
         missing = MissingPackageError.of(kind.requires, kind.extra)
         return BackendHealth(False, None, (), missing.why, missing.fix)
     try:

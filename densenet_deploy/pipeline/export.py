@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.artifacts import output_path, refuse_foreign_output, write_file
-from densenet_deploy.errors import GateError, MissingPackageError
+from densenet_deploy.errors import GateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.options import require_range
+from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
 from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build
 from densenet_deploy.pipeline.samples import seeded_samples
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
 from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.runner import Array, Runner, backends, is_installed, open_runner
+from densenet_deploy.runtime.runner import Array, backends_reading, first_installed, open_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -102,7 +103,8 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
         MissingPackageError: if a package is missing.
     """
     target = target or ExportTarget()
-    _require_packages()
+    require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
+    first_installed(backends_reading(".onnx"))  # to prove the file with
     stages = Stages(listener)
     with stages("import"):
         import onnx_ir  # noqa: F401 - timed here, so that the later stages show their own work
@@ -122,24 +124,6 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
         write_file(path, data)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     return ExportReport(path, manifest, parameters, parity, stages.seconds, model.notes)
-
-
-def _require_packages() -> None:
-    from importlib.util import find_spec
-
-    for package in ("torch", "onnx", "onnxscript", "onnxsim"):
-        if find_spec(package) is None:
-            raise MissingPackageError.of(package, "export")
-    _parity_backend()
-
-
-def _parity_backend() -> type[Runner]:
-    """The backend that proves the file: the first installed one that reads ONNX."""
-    readers = [kind for _, kind in sorted(backends.items().items()) if ".onnx" in kind.suffixes]
-    for kind in readers:
-        if is_installed(kind):
-            return kind
-    raise MissingPackageError.of(readers[0].requires, readers[0].extra)
 
 
 def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> onnx.ModelProto:
@@ -163,14 +147,11 @@ def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
         GateError: if they differ by more than FP32 rounding explains.
     """
     meter = ParityMeter(class_scores=model.variant.spec.head != "features")
-    backend = _parity_backend().name
     with tempfile.TemporaryDirectory() as folder:
         unproved = Path(folder) / "unproved.onnx"
         write_file(unproved, data)
         # One after the other: waiting ONNX Runtime threads spin, and would slow PyTorch beside them.
-        for ours, theirs in zip(
-            _outputs(model.module, "torch", model), _outputs(unproved, backend, model), strict=True
-        ):
+        for ours, theirs in zip(_outputs(model.module, model), _outputs(unproved, model), strict=True):
             meter.update(ours, theirs)
     parity = meter.result()
     failures = failed_gates(parity, DEFAULT_GATES["fp32"])
@@ -179,8 +160,8 @@ def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
     return parity
 
 
-def _outputs(source: Path | torch.nn.Module, backend: str, model: DescribedModel) -> list[Array]:
-    with open_runner(source, backend, "cpu") as runner:
+def _outputs(source: Path | torch.nn.Module, model: DescribedModel) -> list[Array]:
+    with open_runner(source, device="cpu") as runner:
         output = runner.outputs[0].name
         samples = seeded_samples(PARITY_SAMPLES, model.manifest.preprocessing)
         return [run_batched(runner, sample)[output] for sample in samples]

@@ -12,6 +12,7 @@ from densenet_deploy.artifacts import Artifact, stored_precision
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
+from densenet_deploy.packages import require_packages
 from densenet_deploy.pipeline.load import Architecture, ModelRequest, build, untrained_note
 from densenet_deploy.variants import Variant, find_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -116,6 +117,7 @@ def _of_spec(
 
 
 def _of_onnx(path: Path, manifest: Manifest | None, batch: int) -> InspectReport:
+    require_packages("export", "onnx")
     from densenet_deploy.analysis.onnx_cost import onnx_cost
     from densenet_deploy.graph.onnx_file import image_size_of, load_onnx
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
-from densenet_deploy.errors import DataError, MissingPackageError, UsageError
+from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, Triple
 from densenet_deploy.options import require_range
+from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, variant_for
@@ -56,7 +57,7 @@ class ModelRequest:
     variant: str | None = None
     weights: str = "none"
     num_classes: int | None = None
-    head: str = "classifier"
+    head: str | None = None
     architecture: Architecture = Architecture()
     image_size: int | None = None
     resize: int | None = None
@@ -95,7 +96,7 @@ def build(request: ModelRequest) -> DescribedModel:
         DataError: if the labels are not as many as the classes.
         MissingPackageError: if PyTorch is not installed.
     """
-    _require_torch()
+    require_packages("export", "torch", "safetensors")
     from densenet_deploy.models.checkpoints import load_weights
 
     variant = _requested_variant(request)
@@ -109,7 +110,7 @@ def build(request: ModelRequest) -> DescribedModel:
         allow_nonfinite=request.allow_nonfinite,
     )
     manifest = _describe(loaded, request)
-    loaded.module.manifest = manifest  # type: ignore[assignment]  # travels with the module to the torch runner
+    loaded.module.manifest = manifest
     return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
 
 
@@ -157,18 +158,10 @@ def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
     return (f"untrained weights (random, seed {manifest.weights.seed}): predictions mean nothing",)
 
 
-def _require_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise MissingPackageError.of("torch", "export")
-
-
 def _requested_variant(request: ModelRequest) -> Variant | None:
-    """The variant to build; None where the checkpoint is to say."""
+    """The variant to build; None where the weights are to say."""
     changes = request.architecture.changes()
-    is_file = is_checkpoint(Path(request.weights))
-    if request.variant is None and is_file and not changes:
+    if request.variant is None and request.weights != "none" and not changes:
         return None
     variant = find_variant(request.variant or DEFAULT_VARIANT)
     if not changes:

@@ -24,7 +24,7 @@ def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> I
 
 
 def picture_samples(folder: Path, count: int, preprocessing: Preprocessing) -> Iterator[Array]:
-    """Yield the first `count` pictures of `folder`, evenly spread over it, as inputs (1, 3, S, S) float32.
+    """Yield `count` pictures of `folder` (or all it has), evenly spread over it, as inputs (1, 3, S, S) float32.
 
     Raises:
         DataError: if the folder holds no pictures.
@@ -33,5 +33,6 @@ def picture_samples(folder: Path, count: int, preprocessing: Preprocessing) -> I
     paths = find_images(folder)
     if not paths:
         raise DataError(folder, "holds no pictures", "give a folder of JPEG or PNG files")
-    step = max(1, len(paths) // count)
-    return (prepare(load_image(path), preprocessing)[None] for path in paths[::step][:count])
+    count = min(count, len(paths))
+    spread = (paths[index * len(paths) // count] for index in range(count))
+    return (prepare(load_image(path), preprocessing)[None] for path in spread)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
 from densenet_deploy.errors import GateError, ModelFileError
+from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
 
@@ -102,6 +103,7 @@ def simplify(model: Path, out: str | None = None, *, force: bool = False) -> Sim
         OutputExistsError: if something else stands where the result should go.
         GateError: if the result computes something else; then nothing is written.
     """
+    require_packages("export", "onnx", "onnxscript", "onnxsim")
     import onnx_ir
 
     from densenet_deploy.graph.onnx_file import load_onnx, operators

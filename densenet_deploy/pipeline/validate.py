@@ -14,6 +14,7 @@ from densenet_deploy.artifacts import write_file
 from densenet_deploy.errors import BackendError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
+from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
 from densenet_deploy.parity.layers import LayerComparison, LayerMeter, first_divergence
@@ -150,6 +151,7 @@ def _tapped(model: Path, backend: str | None) -> Iterator[Runner]:
         return
     if model.suffix.lower() != ".onnx":
         raise BackendError(model, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
+    require_packages("export", "onnx")
     from densenet_deploy.graph.expose_values import expose_values
     from densenet_deploy.graph.onnx_file import load_onnx
 

@@ -1,0 +1,1 @@
+"""The edge core: run models with numpy, Pillow and one backend."""

@@ -115,8 +115,8 @@ class Classifier:
         loaded = [image if isinstance(image, LoadedImage) else load_image(image) for image in images]
         if not loaded:
             return ()
-        scores = _softmax(self._logits(loaded))
-        return tuple(Prediction(self._top(row, top_k), image.notes) for row, image in zip(scores, loaded, strict=True))
+        rows = self._logits(loaded)
+        return tuple(Prediction(self._top(row, top_k), image.notes) for row, image in zip(rows, loaded, strict=True))
 
     def close(self) -> None:
         """Close the runner."""
@@ -137,8 +137,9 @@ class Classifier:
             raise ModelFileError(self._output.name, "holds NaN or Inf", "compare the model with `validate`")
         return logits
 
-    def _top(self, scores: npt.NDArray[np.float64], top_k: int) -> tuple[Score, ...]:
-        best = np.argsort(-scores, kind="stable")[:top_k]
+    def _top(self, logits: Array, top_k: int) -> tuple[Score, ...]:
+        """Rank by logits: far below the best, scores underflow to equal zeros."""
+        scores, best = _softmax(logits), np.argsort(-logits, kind="stable")[:top_k]
         return tuple(Score(int(i), self.labels[i] if self.labels else None, float(scores[i])) for i in best)
 
 
@@ -191,7 +192,7 @@ def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
 
 
 def _softmax(logits: Array) -> npt.NDArray[np.float64]:
-    """Softmax over the last axis in float64, shifted by the maximum so that no exponential overflows."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    fractions: npt.NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    """Softmax of (C,) logits in float64, shifted by the maximum so that no exponential overflows."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    fractions: npt.NDArray[np.float64] = powers / powers.sum()
     return fractions

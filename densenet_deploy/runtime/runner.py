@@ -3,14 +3,13 @@
 >>> with open_runner("artifacts/densenet121.onnx") as runner:      # doctest: +SKIP
 ...     logits = runner.run({"input": batch})["logits"]            # (N, 1000) float32
 
-A backend is one file in `backends/`: a subclass of `Runner` that opens a model and implements `_run`. What every backend
-owes its callers lives here once: arrays are checked before they reach native code, a closed or forked runner says so,
-results land in the caller's buffers when those are given.
+A backend is one file in `backends/`: a subclass of `Runner` that opens a model and implements `_run`. What every
+backend owes its callers lives here once: arrays are checked before they reach native code, a closed or forked runner
+says so, results land in the caller's buffers when those are given.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from abc import ABC, abstractmethod
@@ -35,6 +34,7 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
+from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.registry import Registry
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class RunnerOptions:
 
     Attributes:
         threads: CPU threads of one call; None means as many as this process may use (affinity and cgroup quota).
-        precision: arithmetic of the float parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None means what the
-            file holds. A backend that cannot do it raises instead of doing something else.
+        precision: arithmetic of the float parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None means what
+            the file holds. A backend that cannot do it raises instead of doing something else.
         check_values: refuse feeds with NaN, Inf, or values no normalized picture has (0-255 pixels, say).
     """
 
@@ -250,7 +250,8 @@ def open_runner(
 
     Args:
         source: an `.onnx` or OpenVINO `.xml` file, or a module.
-        backend: a name from `backends`; None takes the one the file was made for, else the first installed that reads it.
+        backend: a name from `backends`; None takes the one the file was made for, else the first installed that reads
+        it.
         device: `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`; None takes the best that works. A named device is never replaced.
         options: see `RunnerOptions`.
 
@@ -267,23 +268,31 @@ def open_runner(
     return kind.open(model, wanted_device, options or RunnerOptions())
 
 
-def is_installed(backend: type[Runner]) -> bool:
-    """Whether the package that `backend` needs can be found (it is not imported)."""
-    return importlib.util.find_spec(backend.requires) is not None
+def backends_reading(suffix: str) -> list[type[Runner]]:
+    """Return the backends that read files of `suffix`, installed or not, by name."""
+    return [kind for _, kind in sorted(backends.items().items()) if suffix in kind.suffixes]
+
+
+def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
+    """Return the first backend whose package is installed.
+
+    Raises:
+        MissingPackageError: if none is, naming the first's.
+    """
+    for kind in kinds:
+        if is_installed(kind.requires):
+            return kind
+    raise MissingPackageError.of(kinds[0].requires, kinds[0].extra)
 
 
 def _choose_backend(source: Path | torch.nn.Module, name: str | None) -> type[Runner]:
     readers = _readers(source)
     if name is None:
-        installed = [kind for kind in readers if is_installed(kind)]
-        if installed:
-            return installed[0]
-        raise MissingPackageError.of(readers[0].requires, readers[0].extra)
+        return first_installed(readers)
     kind = backends.get(name)
     if kind not in readers:
         raise BackendError(name, f"cannot run {_describe(source)}", f"use: {', '.join(k.name for k in readers)}")
-    if not is_installed(kind):
-        raise MissingPackageError.of(kind.requires, kind.extra)
+    require_packages(kind.extra, kind.requires)
     return kind
 
 
@@ -296,7 +305,7 @@ def _readers(source: Path | torch.nn.Module) -> list[type[Runner]]:
         raise ModelFileError(source, "is a checkpoint", "build its module first: open_runner(load_model(path))")
     artifact = Artifact.open(source)
     recipe = artifact.manifest.recipe if artifact.manifest else None
-    readers = [kind for _, kind in sorted(backends.items().items()) if suffix in kind.suffixes]
+    readers = backends_reading(suffix)
     if not readers:
         raise BackendError(source, f"no backend here reads {suffix} files", "export the model to .onnx")
     return sorted(readers, key=lambda kind: kind.name != recipe)

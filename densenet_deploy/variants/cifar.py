@@ -16,10 +16,10 @@ from densenet_deploy.variants.spec import DenseNetSpec
 _NAME: Final = re.compile(r"cifar-(bc-)?(\d{1,4})-(\d{1,4})")
 _SIZE: Final = 32
 
-# The shorter side is resized to the picture's own 32 pixels, not to 256/224 of it: CIFAR models are trained and tested
-# on whole pictures, and the usual border cut would lose an eighth of so few pixels.
+# The rule for all variants, resize to 256/224 of the size and crop, holds here too: it suits photographs of any size.
+# Whole pictures of 32 pixels, as in the CIFAR files themselves, want resize=32.
 CIFAR_PREPROCESSING: Final = Preprocessing(
-    image_size=_SIZE, resize=_SIZE, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+    image_size=_SIZE, resize=_SIZE * 256 // 224, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
 )
 
 

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from densenet_deploy.errors import CheckpointError, InputError
+from densenet_deploy.errors import InputError
 from densenet_deploy.models.checkpoint_file import read_checkpoint
 
 
@@ -94,7 +94,7 @@ def test_06_a_pickled_module_is_told_how_to_save(tmp_path, zipped):
     assert "torch.save(model.state_dict()" in message
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit itself: old files are what is tested
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch deprecates what old files still hold
 def test_06_torchscript_is_told_how_to_save(tmp_path):
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), buffer)

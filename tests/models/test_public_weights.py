@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from densenet_deploy.errors import CheckpointError, ResourceError, UnknownNameError, UsageError
 from densenet_deploy.models.checkpoints import load_weights
@@ -101,7 +100,3 @@ load_weights("none", variant="cifar-bc-40-12")
 sys.exit("torchvision" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_torch_home_is_where_torch_looks(cache):
-    assert cache.parent == type(cache)(torch.hub.get_dir())

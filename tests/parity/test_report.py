@@ -44,7 +44,7 @@ def test_the_worst_layers_come_first_and_are_not_too_many():
 def test_skipped_layers_are_told():
     told = report(0.0, skipped=(SkippedLayer("pool0", "only in the reference"),))
     assert told.to_json()["skipped"] == {"pool0": "only in the reference"}
-    assert "skipped    pool0: only in the reference" in told.to_text()
+    assert "skipped    1 only in the reference: pool0" in told.to_text()
 
 
 def test_json_survives_infinite_and_broken_metrics():

@@ -111,9 +111,16 @@ def test_huge_logits_overflow_nothing_and_scores_sum_to_one():
     assert [score.score for score in top] == [0.5, 0.5, 0.0]
 
 
+def test_scores_that_underflow_keep_the_order_of_their_logits():
+    top = constant(0, 5, 9_000, 1).classify(picture("red")).top
+    assert [(score.index, score.score) for score in top] == [(2, 1.0), (1, 0.0), (3, 0.0), (0, 0.0)]
+
+
 def test_of_equal_scores_the_lower_index_comes_first():
     top = constant(1, 2, 2, 1, 2).classify(picture("red")).top
     assert [score.index for score in top] == [1, 2, 4, 0, 3]
+    many = constant(*[0, 1] * 50).classify(picture("red"), top_k=60).top  # enough for an unstable sort to show
+    assert [score.index for score in many] == [*range(1, 100, 2), *range(0, 20, 2)]
 
 
 def test_top_k_is_at_most_the_number_of_classes_and_at_least_one():

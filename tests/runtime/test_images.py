@@ -147,7 +147,7 @@ def palette_picture(mode: str = "P") -> Image.Image:
 
 @pytest.mark.parametrize(
     ("form", "transparency"),
-    [("PNG", None), ("PNG", 1), ("PNG", b"\xff\x00"), ("GIF", None), ("GIF", 1)],  # an index, or PNG's table of alphas
+    [("PNG", None), ("PNG", 1), ("PNG", b"\x80\x00"), ("GIF", None), ("GIF", 1)],  # an index, or PNG's table of alphas
 )
 def test_a_palette_gives_its_colours_even_where_transparent(form, transparency):
     options = {} if transparency is None else {"transparency": transparency}

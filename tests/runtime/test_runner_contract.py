@@ -1,4 +1,4 @@
-"""What every backend owes its callers. A new backend is found in the registry and passes this without a line changed."""
+"""What every backend owes its callers. A new backend is found in the registry and passes without a line changed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from densenet_deploy.errors import DeviceError, FeedError, RunnerStateError, UnknownNameError, UsageError
+from densenet_deploy.packages import is_installed
 from densenet_deploy.pipeline.load import ModelRequest, build
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, is_installed, open_runner
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
 from tests.conftest import TINY
 
 # float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1
@@ -26,7 +27,7 @@ def _open(backend: str, tiny_onnx: Path) -> Runner:
     return open_runner(tiny_onnx, backend, "cpu")
 
 
-@pytest.fixture(params=[name for name, kind in backends.items().items() if is_installed(kind)])
+@pytest.fixture(params=[name for name, kind in backends.items().items() if is_installed(kind.requires)])
 def opener(request: pytest.FixtureRequest, tiny_onnx: Path) -> Callable[[], Runner]:
     return lambda: _open(request.param, tiny_onnx)
 
@@ -42,7 +43,9 @@ def _batch(count: int = 2, seed: int = 0) -> np.ndarray:
 
 
 def test_three_backends_are_under_contract() -> None:
-    assert {"onnxruntime", "openvino", "torch"} <= {n for n, kind in backends.items().items() if is_installed(kind)}
+    assert {"onnxruntime", "openvino", "torch"} <= {
+        n for n, kind in backends.items().items() if is_installed(kind.requires)
+    }
 
 
 def test_logits_have_the_batch_and_the_classes(runner: Runner) -> None:

@@ -5,8 +5,8 @@ A convolution followed by y = γ·(x − μ)/σ + β, σ = √(var + ε), is a c
     W' = W · γ/σ  (per output channel),   b' = (b − μ)·γ/σ + β,
 
 computed here in float64 and rounded once. A norm that follows anything else (the Concat of a dense block), whose Conv
-has another reader, or whose numbers are not constants is left alone. The Conv's output takes the norm's name, since it now
-holds what the norm gave.
+has another reader, or whose numbers are not constants is left alone. The Conv's output takes the norm's name, since it
+now holds what the norm gave.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from densenet_deploy.graph.graph_pass import (
     PassOutcome,
     constant,
     graph_passes,
+    is_operator,
     new_initializer,
     only_reader,
 )
@@ -31,10 +32,10 @@ class FoldBatchNorm(GraphPass):
     def call(self, model: ir.Model) -> PassOutcome:
         """Rewrite `model` in place."""
         folded, skipped = [], []
-        for norm in [node for node in model.graph if node.op_type == "BatchNormalization"]:
+        for norm in [node for node in model.graph if is_operator(node, "BatchNormalization")]:
             reason = _why_not(norm)
             if reason is not None:
-                skipped.append(f"{norm.name}: {reason}")
+                skipped.append(f"{norm.name or norm.op_type}: {reason}")
                 continue
             folded.append(norm.name or "BatchNormalization")
             _fold(model.graph, norm)
@@ -44,15 +45,20 @@ class FoldBatchNorm(GraphPass):
 def _why_not(norm: ir.Node) -> str | None:
     """Say why `norm` cannot be folded, or None if it can."""
     conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-    if conv is None or conv.op_type != "Conv":
+    if conv is None or not is_operator(conv, "Conv"):
         return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
     if only_reader(conv.outputs[0]) is not norm:
-        return f"{conv.name} has other readers"
-    if norm.attributes.get_int("training_mode", 0) != 0:
+        return f"{conv.name or 'its Conv'} has other readers"
+    if norm.attributes.get_int("training_mode", 0) != 0 or len(norm.outputs) > 1:
         return "it is in training mode"
-    if any(constant(value) is None for value in (*conv.inputs[1:], *norm.inputs[1:])):
+    if any(constant(value) is None for value in (conv.inputs[1], *_bias(conv), *norm.inputs[1:])):
         return "its numbers are not float32 constants"
     return None
+
+
+def _bias(conv: ir.Node) -> tuple[ir.Value, ...]:
+    """The bias of `conv`, or nothing where it has none."""
+    return tuple(value for value in conv.inputs[2:] if value is not None)
 
 
 def _fold(graph: ir.Graph, norm: ir.Node) -> None:
@@ -60,7 +66,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     assert conv is not None
     scale, shift, mean, variance = (_float64(value) for value in norm.inputs[1:5])
     weight = _float64(conv.inputs[1])
-    bias = _float64(conv.inputs[2]) if len(conv.inputs) > 2 else np.zeros(len(weight))
+    bias = sum((_float64(value) for value in _bias(conv)), np.zeros(len(weight)))
     factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
 
     weight_name = str(conv.inputs[1].name)  # type: ignore[union-attr]
@@ -87,9 +93,9 @@ def _set_bias(conv: ir.Node, bias: ir.Value) -> None:
 def _take_over_output(conv: ir.Node, norm: ir.Node) -> None:
     """Let the Conv's output stand, under the norm's name, wherever the norm's stood, and drop the norm."""
     result, replaced = conv.outputs[0], norm.outputs[0]
-    name, shape = replaced.name, replaced.shape
+    name, kind, shape = replaced.name, replaced.type or result.type, replaced.shape or result.shape
     graph = norm.graph
     assert graph is not None
     ir.convenience.replace_all_uses_with(replaced, result, replace_graph_outputs=True)
     graph.remove(norm, safe=True)
-    result.name, result.shape = name, shape
+    result.name, result.type, result.shape = name, kind, shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes
+from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes, is_operator
 
 
 @graph_passes.register("remove-single-concat")
@@ -14,10 +14,11 @@ class RemoveSingleConcat(GraphPass):
     def call(self, model: ir.Model) -> PassOutcome:
         """Rewrite `model` in place."""
         removed, skipped = [], []
-        for node in [node for node in model.graph if node.op_type == "Concat" and len(node.inputs) == 1]:
+        for node in [node for node in model.graph if is_operator(node, "Concat") and len(node.inputs) == 1]:
             source, result = node.inputs[0], node.outputs[0]
-            if source is None or result.is_graph_output():
-                skipped.append(f"{node.name}: its output leaves the graph")
+            assert source is not None
+            if result.is_graph_output():
+                skipped.append(f"{node.name or node.op_type}: its output leaves the graph")
                 continue
             removed.append(node.name or "Concat")
             ir.convenience.replace_all_uses_with(result, source)

@@ -1,0 +1,1 @@
+"""One backend a file; its library is imported when a model is opened."""

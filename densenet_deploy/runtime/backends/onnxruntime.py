@@ -124,12 +124,21 @@ def _session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
         session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = [("CUDAExecutionProvider", {"device_id": str(device.index), "use_tf32": "0"})]
     try:
-        session = onnxruntime.InferenceSession(str(path), session_options, providers)
+        session = onnxruntime.InferenceSession(_model_source(path), session_options, providers)
     except Exception as exc:
         raise _open_error(path, device, exc) from exc
     if device.word == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(device, "ONNX Runtime would run on the CPU instead", "run densenet-deploy doctor")
     return session
+
+
+def _model_source(path: Path) -> str | bytes:
+    """The path as text, or the file's bytes where the path is no UTF-8, which ONNX Runtime could not open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
 
 
 def _require_provider(provider: str, device: Device) -> None:

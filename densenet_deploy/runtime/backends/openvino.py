@@ -91,7 +91,7 @@ class OpenVINORunner(Runner):
 
 
 class _RequestPool:
-    """Infer requests of one compiled model: each serves one thread at a time, and a new one is made when all are busy."""
+    """Infer requests of one compiled model: each serves one thread at a time; when all are busy another is made."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._compiled = compiled

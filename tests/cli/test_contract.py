@@ -1,0 +1,255 @@
+"""The contract of the command line: names, JSON keys, exit codes, one line for every failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_deploy.cli import main
+from tests.conftest import DIGITS
+
+CUSTOM = ["--growth-rate", "4", "--blocks", "2,2", "--init-features", "8", "--stem", "cifar", "--num-classes", "10"]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.full((40, 40, 3), 128, np.uint8)).save(path)
+    return path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    code = main([*map(str, words), "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    answer = json.loads(captured.out)
+    assert answer["schema"] == 1
+    return answer
+
+
+def run_failing(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Run, and check what holds for every failure: stdout empty, one line on stderr, and with --json one object."""
+    code = main([*map(str, words)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = captured.err.rstrip("\n")
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    assert "; " in line, "the line says what to do"
+    assert main([*map(str, words), "--json"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert json.loads(captured.err)["error"]["exit_code"] == code
+    return code, line
+
+
+def test_export_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    answer = run_json(capsys, "export", *CUSTOM, "-o", tmp_path)
+    assert Path(answer["onnx"]).parent == tmp_path
+    assert Path(answer["onnx"]).is_file()
+    assert answer["weights"] == "none"
+    assert answer["parameters"] > 0
+    assert answer["seconds"] > 0
+    assert answer["parity"]["cosine"] >= 0.99999
+    assert set(answer["parity"]) >= {"max_abs", "mean_abs", "cosine", "sqnr_db", "top1_agreement"}
+
+
+def test_an_untrained_model_says_so_at_every_step(
+    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path
+) -> None:
+    for words in (["run", tiny_onnx, picture], ["inspect", tiny_onnx], ["validate", tiny_onnx, tiny_onnx]):
+        assert main([*map(str, words)]) == 0
+        assert capsys.readouterr().err.count("untrained") == 1
+
+
+def test_quiet_prints_results_only(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path) -> None:
+    assert main(["run", str(tiny_onnx), str(picture), "-q"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert str(picture) in captured.out
+
+
+def test_simplify_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, tmp_path: Path) -> None:
+    answer = run_json(capsys, "simplify", tiny_onnx, "-o", tmp_path / "simple.onnx")
+    assert answer["nodes_after"] <= answer["nodes_before"]
+    assert [report["name"] for report in answer["passes"]] == ["remove-single-concat", "fold-batchnorm"]
+
+
+def test_validate_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path) -> None:
+    words = ["--candidate-backend", "openvino", "--samples", "2", "--per-layer"]
+    answer = run_json(capsys, "validate", tiny_onnx, tiny_onnx, *words)
+    assert answer["passed"] is True
+    assert answer["worst_layers"][0]["name"]
+    assert answer["parity"]["top1_agreement"] == 1.0
+
+
+def test_a_missed_gate_is_exit_4_with_the_report(capsys: pytest.CaptureFixture[str], tiny_onnx: Path) -> None:
+    words = ["validate", str(tiny_onnx), str(tiny_onnx), "--candidate-backend", "openvino", "--gate", "max_abs=0"]
+    assert main([*words, "--json"]) == 4
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["passed"] is False
+    assert "max_abs" in json.loads(captured.err)["error"]["message"]
+
+
+def test_run_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path) -> None:
+    answer = run_json(capsys, "run", tiny_onnx, picture, "--top-k", "3")
+    (prediction,) = answer["predictions"]
+    assert prediction["file"] == str(picture)
+    assert len(prediction["top"]) == 3
+    assert prediction["top"][0]["label"] is None
+    assert 0 < prediction["top"][0]["score"] < 1
+
+
+def test_evaluate_json(capsys: pytest.CaptureFixture[str], digits_onnx: Path) -> None:
+    answer = run_json(capsys, "evaluate", digits_onnx, "--data", DIGITS / "held_out")
+    training = json.loads((DIGITS / "training.json").read_text())
+    assert answer["count"] == 360
+    assert answer["top1"] == pytest.approx(training["held_out_accuracy"], abs=1e-9)
+    assert answer["top1"] <= answer["top5"] <= 1
+    assert answer["images_per_second"] > 0
+
+
+def test_inspect_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path) -> None:
+    answer = run_json(capsys, "inspect", "--variant", "121")
+    assert answer["parameters"] == 7_978_856
+    assert answer["macs"] == pytest.approx(2.834e9, rel=1e-3)
+    assert sum(block["parameters"] for block in answer["blocks"]) == answer["parameters"]
+    assert run_json(capsys, "inspect", tiny_onnx)["precision"] == "fp32"
+
+
+def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = run_json(capsys, "doctor")
+    for health in answer["backends"].values():
+        assert set(health) >= {"available", "version", "devices", "reason"}
+    assert answer["backends"]["onnxruntime"]["available"] is True
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["exprot"],
+        ["export", "--varient", "121"],
+        ["export", "--variant", "122"],
+        ["export", "--opset", "17"],
+        ["export", "--batch", "many"],
+        ["export", "--batch", "0"],
+        ["export", "--image-size", "16"],
+        ["export", "--head", "classify"],
+        ["export", "--blocks", "6,x"],
+        ["export", "--std", "1", "0", "1"],
+        ["export", "--mean", "1,2"],
+        ["export", "--num-classes", "ten"],
+        ["inspect"],
+        ["inspect", "--variant", "121", "--batch", "0"],
+        ["run"],
+        ["validate", "a.onnx", "b.onnx", "--gate", "cosin=1"],
+        ["validate", "a.onnx", "b.onnx", "--samples", "0"],
+        ["run", "a.onnx", "b.png", "--threads", "0"],
+        ["run", "a.onnx", "b.png", "--top-k", "0"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_exit_2(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    code, _ = run_failing(capsys, *words)
+    assert code == 2
+
+
+def test_unknown_backend_and_device_are_exit_2(
+    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path
+) -> None:
+    assert run_failing(capsys, "run", tiny_onnx, picture, "--backend", "tensorflow")[0] == 2
+    assert run_failing(capsys, "run", tiny_onnx, picture, "--device", "tpu")[0] == 2
+
+
+def test_bad_input_is_exit_3(
+    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.onnx"
+    text.write_text("not a model")
+    assert run_failing(capsys, "run", tmp_path / "missing.onnx", picture)[0] == 3
+    assert run_failing(capsys, "run", text, picture)[0] == 3
+    assert run_failing(capsys, "inspect", text)[0] == 3
+    assert run_failing(capsys, "simplify", text)[0] == 3
+    assert run_failing(capsys, "run", tiny_onnx, text)[0] == 3
+    assert run_failing(capsys, "run", tiny_onnx, tmp_path)[0] == 3
+    assert run_failing(capsys, "evaluate", tiny_onnx, "--data", tmp_path / "nowhere")[0] == 3
+    assert run_failing(capsys, "export", "--weights", tmp_path / "missing.pth")[0] == 3
+
+
+def test_labels_of_another_count_are_exit_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    code, line = run_failing(capsys, "export", *CUSTOM, "--labels", labels, "-o", tmp_path)
+    assert code == 3
+    assert "2 labels for 10 classes" in line
+
+
+def test_a_stranger_in_the_way_is_exit_3_and_survives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    stranger = tmp_path / "model.onnx"
+    stranger.write_bytes(b"mine")
+    code, _ = run_failing(capsys, "export", *CUSTOM, "-o", stranger)
+    assert code == 3
+    assert stranger.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [stranger]
+
+
+def test_missing_device_is_exit_5(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path) -> None:
+    code, line = run_failing(capsys, "run", tiny_onnx, picture, "--backend", "openvino", "--device", "npu")
+    assert code == 5
+    assert "--device cpu" in line
+
+
+def test_verbose_adds_a_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["inspect", str(tmp_path / "missing.onnx"), "-v"]) == 3
+    captured = capsys.readouterr()
+    assert "Traceback" in captured.err
+    assert captured.err.rstrip().splitlines()[-1].startswith("error: ")
+
+
+def test_odd_paths_work(capsys: pytest.CaptureFixture[str], digits_onnx: Path, tmp_path: Path) -> None:
+    for name in (b"two words", b"two\nlines", "\N{CAT}".encode(), b"\xff\xfe"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        model, image = folder / "model.onnx", folder / "image.png"
+        model.write_bytes(digits_onnx.read_bytes())
+        image.write_bytes(next((DIGITS / "held_out").glob("*/*.png")).read_bytes())
+        assert run_json(capsys, "run", model, image)["predictions"][0]["file"] == str(image)
+        assert main(["run", str(model), str(image)]) == 0
+        capsys.readouterr().out.encode()  # what is printed can be printed anywhere
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "densenet_deploy", *words]
+
+
+def test_a_closed_stdout_is_no_failure() -> None:
+    for words in (["--help"], ["inspect", "--variant", "264"], ["inspect", "--variant", "264", "--json"]):
+        script = f"{' '.join(_command(*words))} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_an_export_within_seconds(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        _command("export", "--variant", "121", "-o", str(tmp_path)), stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(4)
+    process.send_signal(number)
+    start = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - start < 5  # bad-inputs 46
+    assert process.returncode == code
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
