@@ -1,0 +1,68 @@
+"""On an edge device only the wheel, its three base dependencies and ONNX Runtime are installed. Real environments."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DIGITS
+
+ROOT = Path(__file__).parents[1]
+UV = os.environ.get("UV") or shutil.which("uv")
+
+pytestmark = pytest.mark.skipif(UV is None, reason="uv, which makes the environments, is not on the path")
+
+
+def _do(*words: object) -> str:
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment with the wheel and onnxruntime."""
+    folder = tmp_path_factory.mktemp("edge")
+    _do(UV, "build", "--wheel", "--out-dir", folder / "wheel", ROOT)
+    (wheel,) = (folder / "wheel").glob("*.whl")
+    _do(UV, "venv", folder / "venv")
+    _do(UV, "pip", "install", "--python", folder / "venv/bin/python", f"{wheel}[onnxruntime]")
+    return folder / "venv" / "bin"
+
+
+def test_nothing_heavy_is_installed(edge: Path) -> None:
+    listed = json.loads(_do(UV, "pip", "list", "--python", edge / "python", "--format", "json"))
+    names = {package["name"] for package in listed}
+    assert names >= {"densenet-deploy", "numpy", "pillow", "typer", "onnxruntime"}
+    assert names.isdisjoint({"torch", "torchvision", "onnx", "onnxscript", "onnxsim", "scipy", "openvino"})
+
+
+def test_run_classifies(edge: Path, digits_onnx: Path) -> None:
+    picture = next((DIGITS / "held_out" / "7").iterdir())
+    answer = json.loads(_do(edge / "densenet-deploy", "run", digits_onnx, picture, "--json"))
+    assert answer["predictions"][0]["top"][0]["label"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["export", "--variant", "121"], "export"),
+        (["simplify", "MODEL"], "export"),
+        (["inspect", "MODEL"], "export"),
+        (["run", "MODEL", "PICTURE", "--backend", "openvino"], "openvino"),
+        (["run", str(DIGITS / "densenet_digits.safetensors"), "PICTURE"], "export"),
+    ],
+    ids=lambda value: " ".join(value[:1]) if isinstance(value, list) else value,
+)
+def test_what_is_missing_is_named_with_the_command(edge: Path, digits_onnx: Path, words: list[str], extra: str) -> None:
+    real = {"MODEL": str(digits_onnx), "PICTURE": str(next((DIGITS / "held_out" / "7").iterdir()))}
+    command = [str(edge / "densenet-deploy"), *(real.get(word, word) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.count("\n") == 1
+    assert f"pip install 'densenet-deploy[{extra}]'" in done.stderr

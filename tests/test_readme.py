@@ -1,0 +1,78 @@
+"""The README tells the truth: its commands run and print what it shows, its Python runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONSOLE = re.findall(r"```console\n\$ (densenet-deploy [^\n]+)\n(.*?)```", README, re.DOTALL)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("calibration/*.md")])
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the clone the reader stands in."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+def _run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "densenet_deploy", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _shape(text: str) -> list[str]:
+    """The lines with every number replaced: what is printed, whatever this machine measured."""
+    return [re.sub(r"\s+", " ", re.sub(r"[\d.,]+(e[+-]\d+)?(\+\w+)?", "#", line)) for line in text.strip().splitlines()]
+
+
+def test_the_readme_shows_five_commands() -> None:
+    assert len(CONSOLE) == 5
+
+
+@pytest.mark.parametrize(("command", "shown"), CONSOLE, ids=[command.split()[1] for command, _ in CONSOLE])
+def test_a_command_prints_what_the_readme_shows(command: str, shown: str, clone: Path) -> None:
+    printed = _run(shlex.split(command)[1:], clone)
+    assert _shape(printed) == _shape(shown)
+
+
+def test_the_accuracy_in_the_readme_is_the_true_one(clone: Path) -> None:
+    printed = _run(["evaluate", "artifacts/digits.onnx", "--data", "examples/digits/held_out"], clone)
+    assert re.search(r"top-1 [\d.]+%", printed)[0] == re.search(r"top-1 [\d.]+%", README)[0]  # type: ignore[index]
+
+
+def test_the_python_runs(clone: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("(4, 10)\n")
+
+
+def test_the_main_job_leaves_a_verified_densenet121(clone: Path) -> None:
+    """The one full-size export."""
+    assert "uv run densenet-deploy export --variant 121" in README
+    printed = _run(["export", "--variant", "121"], clone)
+    assert "7,978,856 parameters" in printed
+    assert (clone / "artifacts" / "densenet121.onnx").stat().st_size > 30e6
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    (command,) = re.findall(r"```bash\n(.*pytest.*)\n```", README)
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
