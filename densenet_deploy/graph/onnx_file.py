@@ -13,8 +13,7 @@ import onnx
 from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_file
 from densenet_deploy.errors import ModelFileError
 
-_ONNX_DOMAINS: Final = frozenset({"", "ai.onnx"})
-_KNOWN_DOMAINS: Final = _ONNX_DOMAINS | {"ai.onnx.ml", "com.microsoft"}
+_KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -34,7 +33,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         with _refused(path, "its external data cannot be used", "put the data file itself, whole, beside the model"):
             onnx.load_external_data_for_model(model, str(path.parent))
         with _refused(path, "is no valid ONNX model", "export or download it again"):
-            onnx.checker.check_model(model)
+            onnx.checker.check_model(model, full_check=True)
     _refuse_unknown_operators(model, path)
     return model
 
@@ -83,7 +82,7 @@ def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
     """Refuse what the checker lets pass: operator sets of the future, and domains that no backend here knows."""
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
-        if opset.domain in _ONNX_DOMAINS and opset.version > newest:
+        if opset.domain == "" and opset.version > newest:
             why = f"is of opset {opset.version}, newer than {newest}, the newest known here"
             raise ModelFileError(path, why, "upgrade the onnx package, or export with a lower --opset")
     own = {function.domain for function in model.functions}

@@ -5,9 +5,10 @@ Nothing is left under the final name unless the file has been proved against the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,13 +26,14 @@ from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build
 from densenet_deploy.pipeline.samples import seeded_samples
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
 from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.runner import Array, backends_reading, first_installed, open_runner
+from densenet_deploy.runtime.runner import RunnerOptions, backends_reading, first_installed, open_runner
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
 PARITY_SAMPLES: Final = 8
+# Threads wait for each other spinning. Where others use the cores too, two threads took 36 s for what one does in 1 s.
+_ALONE: Final = RunnerOptions(threads=1)
 _TOOLS: Final = ("densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 
 
@@ -147,12 +149,16 @@ def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
         GateError: if they differ by more than FP32 rounding explains.
     """
     meter = ParityMeter(class_scores=model.variant.spec.head != "features")
-    with tempfile.TemporaryDirectory() as folder:
+    output = model.variant.spec.output_name
+    with tempfile.TemporaryDirectory() as folder, _torch_threads_restored():
         unproved = Path(folder) / "unproved.onnx"
         write_file(unproved, data)
-        # One after the other: waiting ONNX Runtime threads spin, and would slow PyTorch beside them.
-        for ours, theirs in zip(_outputs(model.module, model), _outputs(unproved, model), strict=True):
-            meter.update(ours, theirs)
+        with (
+            open_runner(model.module, None, "cpu", _ALONE) as ours,
+            open_runner(unproved, None, "cpu", _ALONE) as theirs,
+        ):
+            for sample in seeded_samples(PARITY_SAMPLES, model.manifest.preprocessing):
+                meter.update(run_batched(ours, sample)[output], run_batched(theirs, sample)[output])
     parity = meter.result()
     failures = failed_gates(parity, DEFAULT_GATES["fp32"])
     if failures:
@@ -160,11 +166,16 @@ def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
     return parity
 
 
-def _outputs(source: Path | torch.nn.Module, model: DescribedModel) -> list[Array]:
-    with open_runner(source, device="cpu") as runner:
-        output = runner.outputs[0].name
-        samples = seeded_samples(PARITY_SAMPLES, model.manifest.preprocessing)
-        return [run_batched(runner, sample)[output] for sample in samples]
+@contextlib.contextmanager
+def _torch_threads_restored() -> Iterator[None]:
+    """PyTorch has one thread count for the whole process, and its runner sets it: give the caller's back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _tool_versions() -> dict[str, str]:

@@ -73,8 +73,10 @@ class ModelRequest:
                 require_range(name, value, 1, 8192)
         if self.num_classes is not None:
             require_range("num-classes", self.num_classes, 1, 1_000_000)
-        if self.std is not None:
-            require_range("std", min(self.std), 1e-6, 1e6)
+        for channel in self.mean or ():
+            require_range("mean", channel, -1e6, 1e6)
+        for channel in self.std or ():
+            require_range("std", channel, 1e-6, 1e6)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def simplified(model: ir.Model, graph_name: str) -> Simplified:
     proto = onnx_ir.to_proto(rewritten)
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except onnx.checker.ValidationError as exc:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ModelFileError(graph_name, f"the ONNX checker refuses it: {exc}", "report this model") from exc
     return Simplified(proto, passes, first.notes)
 

@@ -22,6 +22,7 @@ from densenet_deploy.graph.graph_pass import (
     is_operator,
     new_initializer,
     only_reader,
+    take_over_output,
 )
 
 
@@ -75,7 +76,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     new_bias = ((bias - mean) * factor + shift).astype(np.float32)
     conv.replace_input_with(1, new_initializer(graph, f"{stem}.folded.weight", new_weight))
     _set_bias(conv, new_initializer(graph, f"{stem}.folded.bias", new_bias))
-    _take_over_output(conv, norm)
+    take_over_output(conv, norm.outputs[0])
 
 
 def _float64(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -88,14 +89,3 @@ def _set_bias(conv: ir.Node, bias: ir.Value) -> None:
     if len(conv.inputs) < 3:
         conv.resize_inputs(3)
     conv.replace_input_with(2, bias)
-
-
-def _take_over_output(conv: ir.Node, norm: ir.Node) -> None:
-    """Let the Conv's output stand, under the norm's name, wherever the norm's stood, and drop the norm."""
-    result, replaced = conv.outputs[0], norm.outputs[0]
-    name, kind, shape = replaced.name, replaced.type or result.type, replaced.shape or result.shape
-    graph = norm.graph
-    assert graph is not None
-    ir.convenience.replace_all_uses_with(replaced, result, replace_graph_outputs=True)
-    graph.remove(norm, safe=True)
-    result.name, result.type, result.shape = name, kind, shape

@@ -1,0 +1,217 @@
+"""Reading ONNX files: what is broken, hostile or no image model is refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from densenet_deploy.errors import InputError, ModelFileError
+from densenet_deploy.graph.onnx_file import image_size_of, load_onnx, operators
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
+SOUND = HEADER + "g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }"
+WEIGHTS = np.array([1, 2], np.float32).tobytes()
+
+
+def _bytes(text: str) -> bytes:
+    return onnx.parser.parse_model(text).SerializeToString()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def _refusal(folder: Path, content: bytes) -> str:
+    """Write `content` as model.onnx and return the sentence with which it is refused."""
+    path = folder / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_onnx(path)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert caught.value.subject == str(path)
+    assert message.isprintable()
+    return message
+
+
+def test_a_sound_file_is_read(folder):
+    (folder / "model.onnx").write_bytes(_bytes(SOUND))
+    assert load_onnx(folder / "model.onnx") == onnx.parser.parse_model(SOUND)
+
+
+def test_a_missing_file_is_named(folder):
+    with pytest.raises(InputError, match=r"gone\.onnx: no such file"):
+        load_onnx(folder / "gone.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (_bytes(SOUND)[:-3], "no ONNX file"),
+        (b"<!DOCTYPE html><html>404</html>", "no ONNX file"),
+        (b"\x00" * 64, "no ONNX file"),
+        (bytes(range(1, 200)), "no ONNX file"),
+    ],
+    ids=["empty", "truncated", "a web page", "zeros", "bytes"],
+)
+def test_what_is_no_onnx_is_refused(folder, content, reason):
+    assert reason in _refusal(folder, content)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            HEADER + "g (float[1] x) => (float[1] y) { a = Add(x, b)  b = Add(x, a)  y = Relu(b) }",
+            "topologically sorted",
+        ),
+        (HEADER + "g (float[1] x) => (float[1] y) { a = Relu(x)  a = Neg(x)  y = Relu(a) }", "multiple times"),
+        (HEADER + "g (float[1] x) => (float[1] y) <float[1] w={1}, float[1] w={2}> { y = Add(x, w) }", "not unique"),
+        (HEADER + "g (float[1] x) => (float[1] y) { y = my.own.Relu(x) }", "No opset import for domain 'my.own'"),
+        (
+            HEADER.replace("]", ', "my.own" : 1]') + "g (float[1] x) => (float[1] y) { y = my.own.Relu(x) }",
+            "unknown domain my.own",
+        ),
+        (HEADER + "g (float[1] x) => (float[1] y) { y = Rleu(x) }", "No Op registered for Rleu"),
+        (HEADER + "g (float[1] x) => (float[1] y) { y = Conv(x) }", "input size 1"),
+        (HEADER + "g (float[1] x) => (float[1,2] y) { y = Relu(x) }", "differ in rank"),
+        (HEADER.replace("17", "999") + "g (float[1] x) => (float[1] y) { y = Relu(x) }", "opset 999, newer than"),
+        (HEADER.replace("17", "0") + "g (float[1] x) => (float[1] y) { y = Relu(x) }", "No Op registered"),
+        (HEADER.replace("8", "99") + "g (float[1] x) => (float[1] y) { y = Relu(x) }", "ir_version 99"),
+    ],
+)
+def test_graphs_that_cannot_be_meant_are_refused(folder, text, reason):
+    assert reason in _refusal(folder, _bytes(text))
+
+
+def test_operators_of_onnx_runtime_are_read(folder):
+    header = HEADER.replace("]", ', "com.microsoft" : 1]')
+    (folder / "model.onnx").write_bytes(_bytes(header + "g (float[1] x) => (float[1] y) { y = com.microsoft.Gelu(x) }"))
+    assert operators(load_onnx(folder / "model.onnx")) == {"Gelu": 1}
+
+
+def test_functions_of_the_models_own_are_read(folder):
+    text = HEADER.replace("]", ', "my.own" : 1]') + (
+        "g (float[1] x) => (float[1] y) { y = my.own.twice(x) }"
+        ' <domain: "my.own", opset_import: ["" : 17]> twice (a) => (b) { b = Add(a, a) }'
+    )
+    (folder / "model.onnx").write_bytes(_bytes(text))
+    assert operators(load_onnx(folder / "model.onnx")) == {"twice": 1}
+
+
+def _external(location: str | None, where: str, offset: str = "0", length: str = "8") -> bytes:
+    """A model whose weight is stored at `location`, held by an `initializer` or by the attribute of a `constant`."""
+    model = onnx.parser.parse_model(SOUND)
+    weight = TensorProto(name="w", dims=[2], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    facts = {"location": location, "offset": offset, "length": length}
+    for key, value in facts.items():
+        if value is not None:
+            weight.external_data.add(key=key, value=value)
+    del model.graph.initializer[:]
+    if where == "initializer":
+        model.graph.initializer.append(weight)
+    if where == "constant":
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=weight))
+    return model.SerializeToString()
+
+
+@pytest.fixture(params=["initializer", "constant"])
+def where(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "sub/weights.bin"])
+def test_data_beside_or_below_the_model_is_loaded(folder, where, location):
+    (folder / location).parent.mkdir(exist_ok=True)
+    (folder / location).write_bytes(WEIGHTS)
+    (folder / "model.onnx").write_bytes(_external(location, where))
+    model = load_onnx(folder / "model.onnx")
+    tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute)]
+    assert [tensor.raw_data for tensor in tensors] == [WEIGHTS]
+
+
+@pytest.mark.parametrize("way", ["dots", "absolute", "symlink", "symlinked folder", "hardlink"])
+def test_data_outside_the_folder_is_refused(folder, where, way):
+    secret = folder.parent / "secret.bin"
+    secret.write_bytes(WEIGHTS)
+    (folder / "symlink.bin").symlink_to(secret)
+    (folder / "folder").symlink_to(folder.parent)
+    os.link(secret, folder / "hardlink.bin")
+    location = {
+        "dots": "../secret.bin",
+        "absolute": str(secret),
+        "symlink": "symlink.bin",
+        "symlinked folder": "folder/secret.bin",
+        "hardlink": "hardlink.bin",
+    }[way]
+    message = _refusal(folder, _external(location, where))
+    assert "its external data cannot be used" in message
+    assert message.endswith("put the data file itself, whole, beside the model")
+
+
+@pytest.mark.parametrize(
+    ("location", "offset", "length"),
+    [
+        ("gone.bin", "0", "8"),
+        ("folder", "0", "8"),
+        ("pipe", "0", "8"),
+        ("", "0", "8"),
+        (None, "0", "8"),
+        ("weights.bin", "0", "9"),
+        ("weights.bin", "4", "8"),
+        ("weights.bin", "0", "4"),
+        ("weights.bin", "0", str(10**15)),
+        ("weights.bin", str(10**15), "8"),
+        ("weights.bin", "-8", "8"),
+        ("weights.bin", "0", "eight"),
+    ],
+)
+def test_data_that_is_missing_or_short_is_refused(folder, where, location, offset, length):
+    (folder / "weights.bin").write_bytes(WEIGHTS)
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    assert "model.onnx: " in _refusal(folder, _external(location, where, offset, length))
+
+
+def _picture_model(inputs: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        HEADER + f"g ({inputs}) => (float[N] y) <float[3] w = {{1, 2, 3}}> {{ y = Relu(x) }}"
+    )
+
+
+@pytest.mark.parametrize("inputs", ["float[N,3,32,32] x", "float[1,3,32,32] x", "float[N,3,32,32] x, float[3] w"])
+def test_the_size_of_pictures_is_read(inputs):
+    assert image_size_of(_picture_model(inputs), Path("model.onnx")) == 32
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ("", "takes no input"),
+        ("float[N,3,32,32] x, float[N,1] z", r"takes x \(N, 3, 32, 32\) float, z \(N, 1\) float"),
+        ("float[N,32,32,3] x", r"x \(N, 32, 32, 3\) float"),
+        ("float[N,1,32,32] x", r"x \(N, 1, 32, 32\)"),
+        ("float[N,3,32,64] x", r"x \(N, 3, 32, 64\)"),
+        ("float[N,3,H,W] x", r"x \(N, 3, H, W\)"),
+        ("float[N,3,0,0] x", r"x \(N, 3, 0, 0\)"),
+        ("float[N,3072] x", r"x \(N, 3072\)"),
+        ("uint8[N,3,32,32] x", r"x \(N, 3, 32, 32\) uint8"),
+        ("float16[N,3,32,32] x", r"x \(N, 3, 32, 32\) float16"),
+    ],
+)
+def test_what_takes_no_pictures_is_refused_with_what_it_takes(inputs, found):
+    with pytest.raises(ModelFileError, match=rf"{found}.*, expected one float32 \(N, 3, S, S\) input"):
+        image_size_of(_picture_model(inputs), Path("model.onnx"))
+
+
+def test_operators_are_counted_most_frequent_first():
+    text = HEADER + "g (float[1] x) => (float[1] y) { a = Neg(x)  b = Relu(a)  y = Relu(b) }"
+    assert list(operators(onnx.parser.parse_model(text)).items()) == [("Relu", 2), ("Neg", 1)]

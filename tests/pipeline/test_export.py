@@ -1,0 +1,106 @@
+"""The export road: what it writes and reports, what it refuses, and that a failed gate leaves no file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.errors import CheckpointError, GateError, OutputExistsError, UsageError
+from densenet_deploy.pipeline.export import ExportReport, ExportTarget, export_onnx
+from densenet_deploy.pipeline.load import ModelRequest, build
+from tests.conftest import TINY
+
+REQUEST = ModelRequest(architecture=TINY, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def again(tiny_onnx: Path) -> tuple[ExportReport, bytes, list[str]]:
+    """Export once more over the file itself: the report, the bytes before, the stages heard of."""
+    before, heard = tiny_onnx.read_bytes(), []
+    return export_onnx(REQUEST, ExportTarget(out=str(tiny_onnx)), heard.append), before, heard
+
+
+def test_the_same_export_replaces_itself_bit_for_bit(again):
+    report, before, _ = again
+    assert report.onnx.read_bytes() == before
+    assert [path.name for path in report.onnx.parent.iterdir()] == ["tiny.onnx"]
+
+
+def test_the_report_is_plain_json(again):
+    report, _, _ = again
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert facts["onnx"] == str(report.onnx)
+    assert (facts["weights"], facts["variant"]) == ("none", report.manifest.variant)
+    assert facts["parameters"] == sum(p.numel() for p in build(REQUEST).module.parameters())
+    assert facts["parity"]["cosine"] > 0.99999
+    assert facts["seconds"] == pytest.approx(sum(facts["stages"].values()))
+    assert facts["notes"] == ["untrained weights (random, seed 0): predictions mean nothing"]
+
+
+def test_stages_are_heard_of_in_order_and_timed(again):
+    report, _, heard = again
+    assert heard == ["import", "build", "torch export", "simplify", "serialize", "parity", "write"]
+    assert list(report.stages) == heard
+
+
+def test_the_text_names_file_weights_and_parity(again):
+    report, _, _ = again
+    text = report.to_text()
+    for part in (str(report.onnx), f"{report.parameters:,} parameters", "weights     none", "cosine"):
+        assert part in text
+
+
+def test_the_file_carries_its_facts(again):
+    report, _, _ = again
+    manifest = Artifact.open(report.onnx).manifest
+    assert manifest == report.manifest
+    assert set(manifest.tools) == {"densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim"}
+    assert (manifest.precision, manifest.recipe, manifest.preprocessing.image_size) == ("fp32", None, 32)
+
+
+def test_the_file_passes_the_onnx_checker(again):
+    report, _, _ = again
+    model = onnx.load(report.onnx)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.producer_name == "densenet-deploy"
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"num_classes": 9}, {"image_size": 64}, {"mean": (0.0, 0.0, 0.0)}])
+def test_another_model_is_not_written_over_it(tiny_onnx, change):
+    before = tiny_onnx.read_bytes()
+    with pytest.raises(OutputExistsError, match="--force"):
+        export_onnx(dataclasses.replace(REQUEST, **change), ExportTarget(out=str(tiny_onnx)))
+    assert tiny_onnx.read_bytes() == before
+
+
+def test_a_failed_gate_leaves_no_file(checkpoint, tmp_path):
+    """NaN weights that were let in on purpose: no output can be compared, so nothing is proved."""
+    broken = torch.load(checkpoint, weights_only=True)
+    broken["features.norm5.bias"][0] = math.nan
+    torch.save(broken, tmp_path / "broken.pth")
+    request = ModelRequest(weights=str(tmp_path / "broken.pth"), allow_nonfinite=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(GateError, match=r"does not match the module: .* NaN or infinite.*nothing was written"):
+        export_onnx(request, ExportTarget(out=str(tmp_path / "out")))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_nonfinite_weights_are_refused_unless_let_in(checkpoint, tmp_path):
+    broken = torch.load(checkpoint, weights_only=True)
+    broken["features.norm5.bias"][0] = math.inf
+    torch.save(broken, tmp_path / "broken.pth")
+    with pytest.raises(CheckpointError, match=r"features\.norm5\.bias"):
+        export_onnx(ModelRequest(weights=str(tmp_path / "broken.pth")), ExportTarget(out=str(tmp_path / "out/")))
+
+
+@pytest.mark.parametrize("wrong", [{"opset": 17}, {"opset": 24}, {"batch": 0}, {"batch": 4097}])
+def test_numbers_out_of_range_are_usage_errors(wrong):
+    with pytest.raises(UsageError, match="out of range"):
+        ExportTarget(**wrong)

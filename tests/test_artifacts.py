@@ -1,0 +1,308 @@
+"""Artifacts as files: what a file is, where results go, and that every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from densenet_deploy.artifacts import (
+    FILE_SUFFIXES,
+    Artifact,
+    output_path,
+    refuse_foreign_output,
+    sha256_of,
+    stored_precision,
+    write_file,
+)
+from densenet_deploy.errors import InputError, ManifestError, ModelFileError, OutputExistsError
+from densenet_deploy.manifest import PREFIX, Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.onnx_envelope import append_metadata
+
+MANIFEST = Manifest("121", {"stem": "cifar"}, WeightsOrigin("none", "00", 0), Preprocessing(), tools={"torch": "2"})
+OTHER = dataclasses.replace(MANIFEST, variant="169")
+EMPTY_GRAPH = b"\x3a\x00"  # field 7 of ModelProto, of length 0
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def _onnx_bytes(manifest: Manifest | None = MANIFEST) -> bytes:
+    return append_metadata(EMPTY_GRAPH, manifest.to_strings() if manifest else {})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_onnx_bytes())
+    return path
+
+
+class TestWriteFile:
+    def test_makes_folders_and_leaves_nothing_else(self, tmp_path):
+        path = tmp_path / "a" / "b" / "model.onnx"
+        write_file(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert _names(path.parent) == ["model.onnx"]
+
+    def test_replaces_what_stood_there(self, model):
+        write_file(model, b"new")
+        assert model.read_bytes() == b"new"
+        assert _names(model.parent) == ["model.onnx"]
+
+    @pytest.mark.parametrize("name", ["with space", "new\nline", "🐈" * 60, "a" * 250, os.fsdecode(b"odd\xff")])
+    def test_any_name_that_the_file_system_takes_is_good(self, tmp_path, name):
+        write_file(tmp_path / name, b"new")
+        assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+    def test_what_cannot_be_written_leaves_the_old_file_and_no_other(self, model):
+        before = model.read_bytes()
+        with pytest.raises(TypeError):
+            write_file(model, "text is no bytes")  # type: ignore[arg-type]  # fails inside the write itself
+        assert model.read_bytes() == before
+        assert _names(model.parent) == ["model.onnx"]
+
+    def test_a_folder_at_the_end_is_refused(self, tmp_path):
+        (tmp_path / "model.onnx").mkdir()
+        with pytest.raises(InputError, match="directory"):
+            write_file(tmp_path / "model.onnx", b"new")
+        assert _names(tmp_path) == ["model.onnx"]
+
+    def test_a_file_on_the_way_is_refused(self, model):
+        with pytest.raises(InputError, match="check the path"):
+            write_file(model / "inner.onnx", b"new")
+        with pytest.raises(InputError, match="check the path"):
+            write_file(model / "inner" / "inner.onnx", b"new")
+
+    def test_a_name_too_long_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match="name too long"):
+            write_file(tmp_path / ("a" * 300), b"new")
+        assert _names(tmp_path) == []
+
+    def test_of_two_writers_one_wins_whole(self, tmp_path):
+        path = tmp_path / "model.onnx"
+        code = (
+            "import sys; from pathlib import Path; from densenet_deploy.artifacts import write_file\n"
+            "for _ in range(20): write_file(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)"
+        )
+        writers = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "ab"]
+        assert [writer.wait() for writer in writers] == [0, 0]
+        assert path.read_bytes() in (b"a" * 100_000, b"b" * 100_000)
+        assert _names(tmp_path) == ["model.onnx"]
+
+
+def _has_namespaces() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _has_namespaces(), reason="this system gives no mount namespaces (unshare -rm)")
+class TestRealFileSystems:
+    """A small tmpfs of their own: permissions would prove nothing where the tests run as root."""
+
+    def _run(self, folder: Path, prepare: str) -> str:
+        """Overwrite `folder`/model.onnx (holding `old`) after `prepare`; return what happened and what is left."""
+        code = (
+            "import os; from pathlib import Path\n"
+            "from densenet_deploy.artifacts import write_file\n"
+            "from densenet_deploy.errors import DensenetDeployError\n"
+            "try: write_file(Path('model.onnx'), bytes(2**20))\n"
+            "except DensenetDeployError as exc: print(exc.exit_code, exc)\n"
+            "print(os.listdir(), Path('model.onnx').read_text())"
+        )
+        script = (
+            f'mount -t tmpfs -o size=64k none "$1" && cd "$1" && printf old > model.onnx && {prepare} && "$2" -c "$3"'
+        )
+        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, code]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+        assert done.stderr == ""
+        return done.stdout
+
+    def test_a_full_disk_keeps_the_old_file_and_no_other(self, tmp_path):
+        assert self._run(tmp_path, "true").splitlines() == [
+            "6 resource: model.onnx: no space left on device; free some space or choose another folder with -o",
+            "['model.onnx'] old",
+        ]
+
+    def test_a_read_only_disk_is_said_to_be_one(self, tmp_path):
+        assert self._run(tmp_path, "mount -o remount,ro .").splitlines() == [
+            "6 resource: model.onnx: read-only file system; choose a writable folder with -o",
+            "['model.onnx'] old",
+        ]
+
+
+class TestOutputPath:
+    def test_the_default_is_the_artifacts_folder(self):
+        assert output_path(None, "m.onnx") == Path("artifacts/m.onnx")
+
+    @pytest.mark.parametrize("suffix", [*FILE_SUFFIXES, ".ONNX"])
+    def test_a_known_suffix_means_a_file(self, suffix):
+        assert output_path(f"out/x{suffix}", "m.onnx") == Path(f"out/x{suffix}")
+
+    @pytest.mark.parametrize("out", ["out", "out/v1.2", ".", "out.onnx/", "some.folder"])
+    def test_anything_else_means_a_folder(self, out):
+        assert output_path(out, "m.onnx") == Path(out) / "m.onnx"
+
+    def test_a_folder_that_exists_is_one_whatever_its_suffix(self, tmp_path):
+        (tmp_path / "x.onnx").mkdir()
+        assert output_path(str(tmp_path / "x.onnx"), "m.onnx") == tmp_path / "x.onnx" / "m.onnx"
+
+
+class TestRefuseForeignOutput:
+    def test_a_free_place_is_good(self, tmp_path):
+        refuse_foreign_output(tmp_path / "new" / "model.onnx", MANIFEST, force=False)
+
+    def test_the_same_artifact_may_be_replaced(self, model):
+        refuse_foreign_output(model, dataclasses.replace(MANIFEST, tools={"torch": "3"}), force=False)
+
+    @pytest.mark.parametrize("manifest", [OTHER, None])
+    def test_another_artifact_may_not(self, model, manifest):
+        with pytest.raises(OutputExistsError, match="replace it with --force"):
+            refuse_foreign_output(model, manifest, force=False)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"not onnx",
+            EMPTY_GRAPH,
+            append_metadata(EMPTY_GRAPH, {PREFIX + "schema": "1"}),
+            append_metadata(EMPTY_GRAPH, {PREFIX + "schema": "999"}),
+            append_metadata(EMPTY_GRAPH, {PREFIX + "schema": "[" * 10_000}),
+            append_metadata(
+                EMPTY_GRAPH, {**MANIFEST.to_strings(), PREFIX + "preprocessing": f'{{"mean": [1, 2, 1{"0" * 400}]}}'}
+            ),
+            EMPTY_GRAPH + b"\x72\x04\x0a\x02\xff\xfe",  # a metadata key that is no UTF-8
+        ],
+        ids=range(8),
+    )
+    def test_a_file_that_cannot_be_read_is_foreign(self, model, content):
+        model.write_bytes(content)
+        with pytest.raises(OutputExistsError):
+            refuse_foreign_output(model, MANIFEST, force=False)
+        refuse_foreign_output(model, MANIFEST, force=True)
+        assert model.read_bytes() == content
+
+    def test_a_file_of_another_suffix_is_foreign(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(OutputExistsError):
+            refuse_foreign_output(tmp_path / "notes.txt", MANIFEST, force=False)
+
+    def test_a_dangling_link_is_foreign(self, tmp_path):
+        (tmp_path / "model.onnx").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(OutputExistsError):
+            refuse_foreign_output(tmp_path / "model.onnx", MANIFEST, force=False)
+
+    def test_links_in_a_circle_are_foreign(self, tmp_path):
+        (tmp_path / "model.onnx").symlink_to(tmp_path / "model.onnx")
+        with pytest.raises(OutputExistsError):
+            refuse_foreign_output(tmp_path / "model.onnx", MANIFEST, force=False)
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_a_folder_is_refused_even_by_force(self, tmp_path, force):
+        with pytest.raises(OutputExistsError, match="is a folder; name a file with -o"):
+            refuse_foreign_output(tmp_path, MANIFEST, force=force)
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_a_path_that_cannot_be_is_refused_before_the_work(self, model, force):
+        with pytest.raises(InputError, match="name too long"):
+            refuse_foreign_output(model.with_name("a" * 300), MANIFEST, force=force)
+        with pytest.raises(InputError, match="not a directory"):
+            refuse_foreign_output(model / "inner.onnx", MANIFEST, force=force)
+
+
+class TestOpen:
+    def test_an_onnx_file_brings_its_manifest(self, model):
+        assert Artifact.open(model) == Artifact(model, "onnx", MANIFEST)
+
+    def test_a_strangers_onnx_file_has_none(self, model):
+        model.write_bytes(_onnx_bytes(None))
+        assert Artifact.open(model).manifest is None
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [("m.xml", "openvino"), ("m.engine", "engine"), ("m.pth", "checkpoint"), ("M.SAFETENSORS", "checkpoint")],
+    )
+    def test_other_kinds_go_by_suffix(self, tmp_path, name, kind):
+        (tmp_path / name).write_bytes(b"x")
+        assert Artifact.open(tmp_path / name) == Artifact(tmp_path / name, kind, None)
+
+    @pytest.mark.parametrize("name", ["model.tflite", "model", ".onnx"])
+    def test_another_suffix_is_no_model(self, tmp_path, name):
+        (tmp_path / name).write_bytes(_onnx_bytes())
+        with pytest.raises(ModelFileError, match=r"give one of .*\.onnx"):
+            Artifact.open(tmp_path / name)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(InputError, match=r"gone\.onnx: no such file"):
+            Artifact.open(tmp_path / "gone.onnx")
+
+    def test_an_empty_file_is_named(self, tmp_path):
+        (tmp_path / "m.onnx").touch()
+        with pytest.raises(InputError, match="is empty"):
+            Artifact.open(tmp_path / "m.onnx")
+
+    def test_a_folder_is_no_file(self, tmp_path):
+        (tmp_path / "m.onnx").mkdir()
+        with pytest.raises(InputError, match="is a folder"):
+            Artifact.open(tmp_path / "m.onnx")
+
+    def test_what_is_no_onnx_is_named(self, model):
+        model.write_bytes(b"<html>404</html>")
+        with pytest.raises(ModelFileError, match=r"model\.onnx: is no ONNX file"):
+            Artifact.open(model)
+
+    def test_broken_facts_are_named(self, model):
+        model.write_bytes(append_metadata(EMPTY_GRAPH, {**MANIFEST.to_strings(), PREFIX + "labels": "cat"}))
+        with pytest.raises(ManifestError, match="labels"):
+            Artifact.open(model)
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(InputError, match="no such file"):
+        sha256_of(tmp_path / "gone")
+
+
+def _tensor(data_type: int, count: int):
+    return helper.make_tensor(f"t{data_type}", data_type, (count,), np.zeros(count))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "precision"),
+    [
+        ({TensorProto.FLOAT: 8}, "fp32"),
+        ({TensorProto.FLOAT16: 8, TensorProto.FLOAT: 2}, "fp16"),
+        ({TensorProto.BFLOAT16: 8, TensorProto.FLOAT: 2}, "bf16"),
+        ({TensorProto.INT8: 8, TensorProto.FLOAT: 2}, "int8"),
+        ({TensorProto.UINT8: 8, TensorProto.FLOAT: 2}, "int8"),
+        ({TensorProto.DOUBLE: 8}, "unknown"),
+        ({}, "unknown"),
+    ],
+)
+def test_the_precision_is_that_of_most_numbers(tmp_path, tensors, precision):
+    graph = helper.make_graph([], "g", [], [], [_tensor(kind, count) for kind, count in tensors.items()])
+    path = tmp_path / "m.onnx"
+    claims = append_metadata(helper.make_model(graph).SerializeToString(), {PREFIX + "precision": '"fp64"'})
+    path.write_bytes(claims)
+    assert stored_precision(path) == precision
+
+
+def test_the_precision_of_external_data_is_seen_without_it(tmp_path):
+    tensor = numpy_helper.from_array(np.zeros(8, np.float16), "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="gone.bin")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString())
+    assert stored_precision(path) == "fp16"
