@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, OutputExistsError, from_os_error
+from densenet_deploy.errors import (
+    DensenetDeployError,
+    InputError,
+    ModelFileError,
+    OutputExistsError,
+    UsageError,
+    from_os_error,
+)
 from densenet_deploy.manifest import Manifest
-from densenet_deploy.onnx_envelope import count_stored_elements, read_metadata
+from densenet_deploy.onnx_envelope import count_stored_elements, external_files, read_metadata
 
 FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".svg")
 CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
@@ -30,11 +37,15 @@ _PRECISIONS: Final = {1: "fp32", 10: "fp16", 16: "bf16", 2: "int8", 3: "int8"}
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file: its `path`, its `kind` (onnx, openvino, engine, checkpoint) and the facts it carries, if any."""
+    """A model file: its `path`, its `kind` (onnx, openvino, engine, checkpoint) and the facts it carries, if any.
+
+    `precision` is what an ONNX file holds its weights in (see `stored_precision`), and unknown of other kinds.
+    """
 
     path: Path
     kind: str
     manifest: Manifest | None
+    precision: str = "unknown"
 
     @classmethod
     def open(cls, path: Path) -> Artifact:
@@ -42,15 +53,18 @@ class Artifact:
 
         Raises:
             InputError: if there is no such file.
-            ModelFileError: if its suffix or its content is no model's.
+            ModelFileError: if its suffix or its content is no model's, or it keeps weights outside its folder.
             ManifestError: if it carries facts that cannot be read.
         """
         kind = _KINDS.get(path.suffix.lower())
         if kind is None:
             raise ModelFileError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(sorted(_KINDS))}")
         require_file(path)
-        manifest = Manifest.from_strings(onnx_metadata(path)) if kind == "onnx" else None
-        return cls(path, kind, manifest)
+        if kind != "onnx":
+            return cls(path, kind, None)
+        manifest = Manifest.from_strings(onnx_metadata(path))
+        require_data_within(path)
+        return cls(path, kind, manifest, stored_precision(path))
 
 
 def require_file(path: Path) -> None:
@@ -73,12 +87,18 @@ def output_path(out: str | None, default_name: str) -> Path:
 
     >>> output_path("models/", "densenet121.onnx").as_posix()
     'models/densenet121.onnx'
+
+    Raises:
+        UsageError: if it names a file of another kind.
     """
     if out is None:
         return Path("artifacts") / default_name
     path = Path(out)
     if out.endswith("/") or path.is_dir() or path.suffix.lower() not in FILE_SUFFIXES:
         return path / default_name
+    wanted = Path(default_name).suffix
+    if path.suffix.lower() != wanted:
+        raise UsageError(out, f"is no {wanted} file", f"name a {wanted} file or a folder with -o")
     return path
 
 
@@ -146,6 +166,28 @@ def stored_precision(path: Path) -> str:
     with _opened_onnx(path) as file:
         counts = count_stored_elements(file)
     return _PRECISIONS.get(max(counts, key=counts.__getitem__), "unknown") if counts else "unknown"
+
+
+def require_data_within(path: Path) -> None:
+    """Check that the data files an ONNX model names are whole, and inside its folder whatever links say.
+
+    Raises:
+        ModelFileError: naming the first file that is not.
+    """
+    with _opened_onnx(path) as file:
+        lengths = external_files(file)
+    folder = path.parent.resolve()
+    for location, length in lengths.items():
+        data = path.parent / location
+        if not data.resolve().is_relative_to(folder):
+            why, fix = "lies outside the model's folder", "do not trust this model; get it from its author"
+        elif not data.is_file() or data.stat().st_size < length:
+            why, fix = "is missing or cut short", "put the whole file beside the model"
+        elif data.stat().st_nlink > 1:
+            why, fix = "is a hard link to a file elsewhere", "copy the file beside the model"
+        else:
+            continue
+        raise ModelFileError(path, f"its data file {location} {why}", fix)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ _MOST_DIMS: Final = 64  # numpy's limit; the product of a million hostile sizes 
 # ModelProto, GraphProto, TensorProto and StringStringEntryProto
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14
 _GRAPH_INITIALIZER = 5
-_TENSOR_DIMS, _TENSOR_TYPE = 1, 2
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_EXTERNAL = 1, 2, 13
 _PAIR_KEY, _PAIR_VALUE = 1, 2
 
 
@@ -45,8 +45,8 @@ def read_metadata(file: BinaryIO) -> dict[str, str]:
     for record in _records(file, 0, _size(file)):
         has_graph = has_graph or record.number == _MODEL_GRAPH
         if record.number == _MODEL_METADATA:
-            texts = {r.number: _read(file, r).decode() for r in _records(file, record.offset, record.length)}
-            pairs[texts.get(_PAIR_KEY, "")] = texts.get(_PAIR_VALUE, "")
+            key, text = _string_pair(file, record)
+            pairs[key] = text
     if not has_graph:
         raise ValueError("it holds no graph")
     return pairs
@@ -68,13 +68,33 @@ def count_stored_elements(file: BinaryIO) -> Counter[int]:
         ValueError: if the bytes are no protobuf message.
     """
     counts: Counter[int] = Counter()
+    for tensor in _initializers(file):
+        data_type, elements = _tensor_facts(file, tensor)
+        counts[data_type] += elements
+    return counts
+
+
+def external_files(file: BinaryIO) -> dict[str, int]:
+    """Return the files that initializers are kept in, as the model writes their paths, and how long each must be.
+
+    Raises:
+        ValueError: if the bytes are no protobuf message, or a place in a file is no number.
+    """
+    lengths: dict[str, int] = {}
+    for tensor in _initializers(file):
+        records = _records(file, tensor.offset, tensor.length)
+        entries = dict(_string_pair(file, record) for record in records if record.number == _TENSOR_EXTERNAL)
+        if "location" in entries:
+            end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+            lengths[entries["location"]] = max(end, lengths.get(entries["location"], 0))
+    return lengths
+
+
+def _initializers(file: BinaryIO) -> Iterator[_Record]:
     for graph in _records(file, 0, _size(file)):
         if graph.number == _MODEL_GRAPH:
-            for tensor in _records(file, graph.offset, graph.length):
-                if tensor.number == _GRAPH_INITIALIZER:
-                    data_type, elements = _tensor_facts(file, tensor)
-                    counts[data_type] += elements
-    return counts
+            records = _records(file, graph.offset, graph.length)
+            yield from (record for record in records if record.number == _GRAPH_INITIALIZER)
 
 
 def _tensor_facts(file: BinaryIO, tensor: _Record) -> tuple[int, int]:
@@ -116,6 +136,11 @@ def _records(file: BinaryIO, offset: int, length: int) -> Iterator[_Record]:
             raise ValueError("cut short")
         yield _Record(number, varint, offset, length)
         offset += length
+
+
+def _string_pair(file: BinaryIO, pair: _Record) -> tuple[str, str]:
+    texts = {record.number: _read(file, record).decode() for record in _records(file, pair.offset, pair.length)}
+    return texts.get(_PAIR_KEY, ""), texts.get(_PAIR_VALUE, "")
 
 
 def _size(file: BinaryIO) -> int:

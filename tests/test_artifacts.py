@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from densenet_deploy.artifacts import (
     FILE_SUFFIXES,
@@ -22,7 +22,7 @@ from densenet_deploy.artifacts import (
     stored_precision,
     write_file,
 )
-from densenet_deploy.errors import InputError, ManifestError, ModelFileError, OutputExistsError
+from densenet_deploy.errors import InputError, ManifestError, ModelFileError, OutputExistsError, UsageError
 from densenet_deploy.manifest import PREFIX, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.onnx_envelope import append_metadata
 
@@ -146,7 +146,11 @@ class TestOutputPath:
 
     @pytest.mark.parametrize("suffix", [*FILE_SUFFIXES, ".ONNX"])
     def test_a_known_suffix_means_a_file(self, suffix):
-        assert output_path(f"out/x{suffix}", "m.onnx") == Path(f"out/x{suffix}")
+        assert output_path(f"out/x{suffix}", f"m{suffix.lower()}") == Path(f"out/x{suffix}")
+
+    def test_a_file_of_another_kind_is_refused(self):
+        with pytest.raises(UsageError, match=r"is no \.onnx file"):
+            output_path("out/x.png", "m.onnx")
 
     @pytest.mark.parametrize("out", ["out", "out/v1.2", ".", "out.onnx/", "some.folder"])
     def test_anything_else_means_a_folder(self, out):
@@ -222,7 +226,7 @@ class TestRefuseForeignOutput:
 
 class TestOpen:
     def test_an_onnx_file_brings_its_manifest(self, model):
-        assert Artifact.open(model) == Artifact(model, "onnx", MANIFEST)
+        assert Artifact.open(model).manifest == MANIFEST
 
     def test_a_strangers_onnx_file_has_none(self, model):
         model.write_bytes(_onnx_bytes(None))
@@ -306,3 +310,44 @@ def test_the_precision_of_external_data_is_seen_without_it(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString())
     assert stored_precision(path) == "fp16"
+
+
+class TestDataFiles:
+    """Weights beside the model: whole, and inside its folder whatever links say (bad-inputs 16, 17)."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "elsewhere.bin").write_bytes(bytes(8))
+        (tmp_path / "in" / "sub").mkdir(parents=True)
+        (tmp_path / "in" / "sub" / "w.bin").write_bytes(bytes(8))
+        (tmp_path / "in" / "short.bin").write_bytes(bytes(7))
+        (tmp_path / "in" / "link.bin").symlink_to("../elsewhere.bin")
+        (tmp_path / "in" / "hard.bin").hardlink_to(tmp_path / "elsewhere.bin")
+        return tmp_path / "in"
+
+    def _model(self, folder, location):
+        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "4"), ("length", "4")):
+            tensor.external_data.add(key=key, value=value)
+        graph = GraphProto(name="g", initializer=[tensor])
+        path = folder / "m.onnx"
+        path.write_bytes(ModelProto(ir_version=10, graph=graph).SerializeToString())
+        return path
+
+    def test_a_file_inside_is_fine(self, folder):
+        assert Artifact.open(self._model(folder, "sub/w.bin")).precision == "fp32"
+
+    @pytest.mark.parametrize("location", ["../elsewhere.bin", "/etc/hostname", "link.bin", "sub/../../elsewhere.bin"])
+    def test_a_file_outside_is_refused(self, folder, location):
+        with pytest.raises(ModelFileError, match="lies outside the model's folder"):
+            Artifact.open(self._model(folder, location))
+
+    def test_a_hard_link_is_refused(self, folder):
+        with pytest.raises(ModelFileError, match="is a hard link"):
+            Artifact.open(self._model(folder, "hard.bin"))
+
+    @pytest.mark.parametrize("location", ["gone.bin", "short.bin", "sub"])
+    def test_a_missing_or_short_file_is_refused(self, folder, location):
+        with pytest.raises(ModelFileError, match="is missing or cut short"):
+            Artifact.open(self._model(folder, location))

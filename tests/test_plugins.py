@@ -24,7 +24,6 @@ BACKEND = '''
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact
 from densenet_deploy.runtime.runner import Placement, Runner, TensorSpec, backends
 
 
@@ -39,11 +38,11 @@ class MeansRunner(Runner):
     def open(cls, source, device, options):
         float32 = np.dtype(np.float32)
         return cls(
-            np.loadtxt(source),
+            np.loadtxt(source.path),
             (TensorSpec("input", (None, 3, 8, 8), float32),),
             (TensorSpec("logits", (None, 3), float32),),
             Placement("means", np.__version__, "cpu", "numpy", "fp32", 1),
-            Artifact.open(source).manifest,
+            source.manifest,
         )
 
     @classmethod

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from densenet_deploy.artifacts import output_path, refuse_foreign_output, write_file
 from densenet_deploy.errors import GateError
 from densenet_deploy.manifest import Manifest
@@ -26,7 +28,7 @@ from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build
 from densenet_deploy.pipeline.samples import seeded_samples
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
 from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.runner import RunnerOptions, backends_reading, first_installed, open_runner
+from densenet_deploy.runtime.runner import Array, RunnerOptions, backends_reading, first_installed, open_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 PARITY_SAMPLES: Final = 8
 # Threads wait for each other spinning. Where others use the cores too, two threads took 36 s for what one does in 1 s.
 _ALONE: Final = RunnerOptions(threads=1)
+_NONFINITE_NOTE: Final = "NaN and Inf weights were let in: outputs that they reach were not compared"
 _TOOLS: Final = ("densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 
 
@@ -121,11 +124,12 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
     with stages("serialize"):
         data = append_metadata(proto.SerializeToString(), manifest.to_strings())
     with stages("parity"):
-        parity = _prove(model, data, path)
+        parity = _prove(model, data, path, allow_nonfinite=request.allow_nonfinite)
     with stages("write"):
         write_file(path, data)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    return ExportReport(path, manifest, parameters, parity, stages.seconds, model.notes)
+    notes = (*model.notes, _NONFINITE_NOTE) if request.allow_nonfinite else model.notes
+    return ExportReport(path, manifest, parameters, parity, stages.seconds, notes)
 
 
 def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> onnx.ModelProto:
@@ -142,8 +146,8 @@ def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> o
         return simplified(raw, model.variant.artifact_name).model
 
 
-def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
-    """Run module and file on the same samples.
+def _prove(model: DescribedModel, data: bytes, path: Path, *, allow_nonfinite: bool) -> Parity:
+    """Run module and file on the same samples; `allow_nonfinite` leaves out where the module gives NaN or Inf.
 
     Raises:
         GateError: if they differ by more than FP32 rounding explains.
@@ -158,12 +162,19 @@ def _prove(model: DescribedModel, data: bytes, path: Path) -> Parity:
             open_runner(unproved, None, "cpu", _ALONE) as theirs,
         ):
             for sample in seeded_samples(PARITY_SAMPLES, model.manifest.preprocessing):
-                meter.update(run_batched(ours, sample)[output], run_batched(theirs, sample)[output])
+                pair = run_batched(ours, sample)[output], run_batched(theirs, sample)[output]
+                meter.update(*(_where_finite(*pair) if allow_nonfinite else pair))
     parity = meter.result()
     failures = failed_gates(parity, DEFAULT_GATES["fp32"])
     if failures:
         raise GateError(path, f"the file does not match the module: {'; '.join(failures)}", "nothing was written")
     return parity
+
+
+def _where_finite(ours: Array, theirs: Array) -> tuple[Array, Array]:
+    """Both with zeros where `ours` is NaN or Inf: backends differ in whether a ReLU lets NaN through."""
+    finite = np.isfinite(ours)
+    return np.where(finite, ours, 0), np.where(finite, theirs, 0)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from densenet_deploy.analysis.cost import ModelCost, model_cost
 from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
-from densenet_deploy.artifacts import Artifact, stored_precision
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
@@ -91,12 +92,10 @@ def inspect_file(path: Path, image_size: int | None = None, batch: int = 1) -> I
         return _of_spec(str(path), model.variant.spec, size, batch, model.manifest, model.notes)
     if artifact.kind != "onnx":
         raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file it was made from")
-    return _of_onnx(path, artifact.manifest, batch)
+    return _of_onnx(artifact, batch)
 
 
 def _variant(request: ModelRequest) -> Variant:
-    import dataclasses
-
     variant = find_variant(request.variant or "121")
     changes = request.architecture.changes()
     return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant  # type: ignore[arg-type]
@@ -116,13 +115,14 @@ def _of_spec(
     return InspectReport(name, "fp32", image_size, batch, model_cost(spec, image_size), memory, manifest, notes)
 
 
-def _of_onnx(path: Path, manifest: Manifest | None, batch: int) -> InspectReport:
+def _of_onnx(artifact: Artifact, batch: int) -> InspectReport:
     require_packages("export", "onnx")
     from densenet_deploy.analysis.onnx_cost import onnx_cost
     from densenet_deploy.graph.onnx_file import image_size_of, load_onnx
 
+    path, manifest, precision = artifact.path, artifact.manifest, artifact.precision
     proto = load_onnx(path)
-    precision, size = stored_precision(path), image_size_of(proto, path)
+    size = image_size_of(proto, path)
     memory = None
     if manifest is not None and precision in _BYTES:
         spec = DenseNetSpec.from_facts(manifest.spec)

@@ -36,7 +36,7 @@ class ValidateOptions:
         data: a folder of pictures; None means seeded noise and natural images.
         samples: how many inputs.
         per_layer: compare inner tensors too (ONNX files and checkpoints).
-        gates: limits; None means those of the candidate's precision.
+        gates: limits; None means those of the candidate's precision (FP32's where it is unknown).
         reference_backend, candidate_backend: None means each file's own.
     """
 
@@ -68,7 +68,8 @@ def validate(reference: Path, candidate: Path, options: ValidateOptions | None =
         for sample in _samples(options, preprocessing):
             meter.update(_output(ours, sample), _output(theirs, sample))
         parity = meter.result()
-        gates = DEFAULT_GATES.get(theirs.placement.precision, ()) if options.gates is None else options.gates
+        known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
+        gates = known if options.gates is None else options.gates
         report = ComparisonReport(
             reference=f"{reference}: {ours.placement}",
             candidate=f"{candidate}: {theirs.placement}",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import (
     BackendError,
     DeviceError,
@@ -164,7 +164,7 @@ class Runner(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
         """Load `source`; `device` None means the best one that works.
 
         Raises:
@@ -260,7 +260,7 @@ def open_runner(
         MissingPackageError: if the backend is not installed.
         DeviceError: if the named device is missing or would not be used.
     """
-    model = Path(source) if isinstance(source, (str, os.PathLike)) else source
+    model = Artifact.open(Path(source)) if isinstance(source, (str, os.PathLike)) else source
     wanted_device = None if device in (None, "auto") else Device.parse(str(device))
     kind = _choose_backend(model, None if backend == "auto" else backend)
     if wanted_device is not None and wanted_device.word not in kind.devices:
@@ -285,34 +285,31 @@ def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
     raise MissingPackageError.of(kinds[0].requires, kinds[0].extra)
 
 
-def _choose_backend(source: Path | torch.nn.Module, name: str | None) -> type[Runner]:
+def _choose_backend(source: Artifact | torch.nn.Module, name: str | None) -> type[Runner]:
     readers = _readers(source)
     if name is None:
         return first_installed(readers)
     kind = backends.get(name)
     if kind not in readers:
-        raise BackendError(name, f"cannot run {_describe(source)}", f"use: {', '.join(k.name for k in readers)}")
+        what = f"{source.path.suffix} files" if isinstance(source, Artifact) else "an nn.Module"
+        raise BackendError(name, f"cannot run {what}", f"use: {', '.join(k.name for k in readers)}")
     require_packages(kind.extra, kind.requires)
     return kind
 
 
-def _readers(source: Path | torch.nn.Module) -> list[type[Runner]]:
+def _readers(source: Artifact | torch.nn.Module) -> list[type[Runner]]:
     """Backends that read `source`; first the one its manifest was written for, then by name."""
-    if not isinstance(source, Path):
+    if not isinstance(source, Artifact):
         return [backends.get("torch")]
-    suffix = source.suffix.lower()
-    if suffix in CHECKPOINT_SUFFIXES:
-        raise ModelFileError(source, "is a checkpoint", "build its module first: open_runner(load_model(path))")
-    artifact = Artifact.open(source)
-    recipe = artifact.manifest.recipe if artifact.manifest else None
-    readers = backends_reading(suffix)
+    if source.kind == "checkpoint":
+        raise ModelFileError(source.path, "is a checkpoint", "build its module first: open_runner(load_model(path))")
+    readers = backends_reading(source.path.suffix.lower())
     if not readers:
-        raise BackendError(source, f"no backend here reads {suffix} files", "export the model to .onnx")
+        raise BackendError(
+            source.path, f"no backend here reads {source.path.suffix} files", "export the model to .onnx"
+        )
+    recipe = source.manifest.recipe if source.manifest else None
     return sorted(readers, key=lambda kind: kind.name != recipe)
-
-
-def _describe(source: Path | torch.nn.Module) -> str:
-    return f"{source.suffix} files" if isinstance(source, Path) else "an nn.Module"
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

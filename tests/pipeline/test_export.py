@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import onnx
@@ -81,23 +82,30 @@ def test_another_model_is_not_written_over_it(tiny_onnx, change):
 
 
 def test_a_failed_gate_leaves_no_file(checkpoint, tmp_path):
-    """NaN weights that were let in on purpose: no output can be compared, so nothing is proved."""
+    """Weights that overflow float32 on the way: every one is finite, but no output is, and nothing is proved."""
     broken = torch.load(checkpoint, weights_only=True)
-    broken["features.norm5.bias"][0] = math.nan
+    broken["features.norm5.weight"][:] = 1e38
+    broken["classifier.weight"][:] = 1e38
     torch.save(broken, tmp_path / "broken.pth")
-    request = ModelRequest(weights=str(tmp_path / "broken.pth"), allow_nonfinite=True)
+    request = ModelRequest(weights=str(tmp_path / "broken.pth"))
     (tmp_path / "out").mkdir()
     with pytest.raises(GateError, match=r"does not match the module: .* NaN or infinite.*nothing was written"):
         export_onnx(request, ExportTarget(out=str(tmp_path / "out")))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_nonfinite_weights_are_refused_unless_let_in(checkpoint, tmp_path):
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["features.norm5.bias", "classifier.bias"])
+def test_nonfinite_weights_are_refused_unless_let_in(checkpoint, tmp_path, name, value):
     broken = torch.load(checkpoint, weights_only=True)
-    broken["features.norm5.bias"][0] = math.inf
+    broken[name][0] = value
     torch.save(broken, tmp_path / "broken.pth")
-    with pytest.raises(CheckpointError, match=r"features\.norm5\.bias"):
-        export_onnx(ModelRequest(weights=str(tmp_path / "broken.pth")), ExportTarget(out=str(tmp_path / "out/")))
+    target = ExportTarget(out=str(tmp_path / "out/"))
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        export_onnx(ModelRequest(weights=str(tmp_path / "broken.pth")), target)
+    report = export_onnx(ModelRequest(weights=str(tmp_path / "broken.pth"), allow_nonfinite=True), target)
+    assert report.onnx.is_file()
+    assert "were let in" in report.notes[-1]
 
 
 @pytest.mark.parametrize("wrong", [{"opset": 17}, {"opset": 24}, {"batch": 0}, {"batch": 4097}])

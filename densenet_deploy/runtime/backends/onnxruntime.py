@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact, stored_precision
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
@@ -47,17 +47,15 @@ class OnnxRuntimeRunner(Runner):
     devices = ("cpu", "cuda")
 
     @classmethod
-    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
         """Open the session; see `Runner.open`."""
-        assert isinstance(source, Path)
-        precision = stored_precision(source)
-        if options.precision not in (None, precision):
-            raise BackendError(
-                options.precision, f"the file holds {precision} and ONNX Runtime runs it so", "convert the file instead"
-            )
+        assert isinstance(source, Artifact)
+        if options.precision not in (None, source.precision):
+            why = f"the file holds {source.precision} and ONNX Runtime runs it so"
+            raise BackendError(options.precision, why, "convert the file instead")
         threads = options.threads or usable_cpus()
-        session, chosen = _open_session(source, device, threads)
-        return cls(session, source, precision, chosen, threads, options)
+        session, chosen = _open_session(source.path, device, threads)
+        return cls(session, source, chosen, threads, options)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
@@ -70,8 +68,7 @@ class OnnxRuntimeRunner(Runner):
     def __init__(
         self,
         session: ort.InferenceSession,
-        path: Path,
-        precision: str,
+        artifact: Artifact,
         device: Device,
         threads: int,
         options: RunnerOptions,
@@ -83,15 +80,15 @@ class OnnxRuntimeRunner(Runner):
             version=onnxruntime.__version__,
             device=str(device),
             provider=session.get_providers()[0],
-            precision=precision,
+            precision=artifact.precision,
             threads=threads,
         )
         super().__init__(
             session,
-            tuple(_tensor_spec(node, path) for node in session.get_inputs()),
-            tuple(_tensor_spec(node, path) for node in session.get_outputs()),
+            tuple(_tensor_spec(node, artifact.path) for node in session.get_inputs()),
+            tuple(_tensor_spec(node, artifact.path) for node in session.get_outputs()),
             placement,
-            Artifact.open(path).manifest,
+            artifact.manifest,
             check_values=options.check_values,
         )
         self._output_names = [spec.name for spec in self.outputs]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact, stored_precision
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
@@ -37,22 +37,21 @@ class OpenVINORunner(Runner):
     devices = ("cpu", "gpu", "npu")
 
     @classmethod
-    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
         """Read and compile the model; see `Runner.open`."""
         import openvino
 
-        assert isinstance(source, Path)
+        assert isinstance(source, Artifact)
         core = openvino.Core()
         chosen = device or Device("cpu")
         name = _device_name(core, chosen)
-        stored = stored_precision(source) if source.suffix.lower() == ".onnx" else "fp32"
-        settings = _settings(name, stored, options)
+        settings = _settings(name, source.precision, options)
         try:
-            compiled = core.compile_model(core.read_model(source), name, settings)
+            compiled = core.compile_model(core.read_model(source.path), name, settings)
         except RuntimeError as exc:
             reason = str(exc).strip().splitlines()[-1]
-            raise ModelFileError(source, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
-        return cls(compiled, source, stored, chosen, options)
+            raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
+        return cls(compiled, source, chosen, options)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
@@ -61,9 +60,7 @@ class OpenVINORunner(Runner):
 
         return _version(), tuple(name.lower() for name in openvino.Core().available_devices)
 
-    def __init__(
-        self, compiled: ov.CompiledModel, path: Path, stored: str, device: Device, options: RunnerOptions
-    ) -> None:
+    def __init__(self, compiled: ov.CompiledModel, artifact: Artifact, device: Device, options: RunnerOptions) -> None:
         arithmetic = _arithmetic(compiled)
         if options.precision not in (None, arithmetic):
             raise BackendError(options.precision, f"this device runs {arithmetic}", "leave the precision out")
@@ -72,22 +69,22 @@ class OpenVINORunner(Runner):
             version=_version(),
             device=str(device),
             provider=", ".join(compiled.get_property("EXECUTION_DEVICES")),
-            precision=stored if stored == "int8" else arithmetic,
+            precision="int8" if artifact.precision == "int8" else arithmetic,
             threads=options.threads or usable_cpus(),
         )
         super().__init__(
             _RequestPool(compiled),
-            tuple(_tensor_spec(port, path) for port in compiled.inputs),
-            tuple(_tensor_spec(port, path) for port in compiled.outputs),
+            tuple(_tensor_spec(port, artifact.path) for port in compiled.inputs),
+            tuple(_tensor_spec(port, artifact.path) for port in compiled.outputs),
             placement,
-            Artifact.open(path).manifest,
+            artifact.manifest,
             check_values=options.check_values,
         )
 
     def _run(self, handle: _RequestPool, feeds: dict[str, Array]) -> dict[str, Array]:
         with handle.lease() as request:
-            request.infer(feeds, share_inputs=True, share_outputs=True)
-            return {spec.name: request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
+            results = request.infer(feeds, share_inputs=True).to_tuple()  # outputs are not shared, that is copied
+        return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
 
 
 class _RequestPool:

@@ -7,11 +7,11 @@ it for the whole process: PyTorch has no thread count per module.
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.runtime.cpus import usable_cpus
@@ -33,11 +33,11 @@ class TorchRunner(Runner):
     devices = ("cpu", "cuda")
 
     @classmethod
-    def open(cls, source: Path | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
         """Copy the module to its device; see `Runner.open`."""
         import torch
 
-        assert not isinstance(source, Path)
+        assert not isinstance(source, Artifact)
         if options.precision not in (None, "fp32"):
             raise BackendError(options.precision, "the torch backend runs fp32", "export and convert the model")
         chosen = device or Device("cuda" if torch.cuda.is_available() else "cpu")
