@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from densenet_deploy.cli import doctor, evaluate, export, inspect, run_images, simplify, validate
+from densenet_deploy.cli import doctor, evaluate, export, inspect, quantize, run_images, simplify, validate
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
 from densenet_deploy.cli.failures import Terminated, fail
 
 SCHEMA = 1
 
-COMMANDS = (export, simplify, validate, run_images, evaluate, inspect, doctor)
+COMMANDS = (export, simplify, validate, quantize, run_images, evaluate, inspect, doctor)
 """Importing a command's module registers it."""
 
 

@@ -15,11 +15,11 @@ from typing import Final
 import onnx
 
 from densenet_deploy.errors import ModelFileError
+from densenet_deploy.graph.onnx_file import has_quantization
 
 log = logging.getLogger(__name__)
 
 _KEPT_APART: Final = ["eliminate_duplicate_initializer"]
-_QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,3 @@ def simplify_onnx(model: onnx.ModelProto) -> Simplified:
         ("the file is quantized: constants were not folded, so that int8 weights stay int8",) if is_quantized else ()
     )
     return Simplified(simplified, notes)
-
-
-def has_quantization(model: onnx.ModelProto) -> bool:
-    """Whether the graph holds Q/DQ nodes or integer operators (QLinearConv, ConvInteger, …)."""
-    return any(
-        node.op_type in _QUANTIZATION_OPS or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer")
-        for node in model.graph.node
-    )

@@ -10,8 +10,9 @@ Adding a pass is adding a file to `passes/` with one class in it::
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,18 +61,27 @@ class PassReport:
         return {"name": self.name, "changed": len(self.changed), "skipped": list(self.skipped)}
 
 
-def apply_passes(model: ir.Model, names: Iterable[str]) -> tuple[PassReport, ...]:
-    """Run the passes called `names` on `model`, in place and in that order, then drop what nothing reads any more.
+def apply_passes(model: ir.Model, passes: Iterable[str | GraphPass]) -> tuple[PassReport, ...]:
+    """Run `passes`, given by name or made by the caller, on `model`, in place and in that order.
+
+    What nothing reads any more is dropped at the end.
 
     Raises:
         UnknownNameError: if a name is no pass.
     """
     reports = []
-    for name in names:
-        outcome = graph_passes.get(name)().call(model)
-        reports.append(PassReport(name, outcome.changed, outcome.skipped))
+    for item in passes:
+        graph_pass = graph_passes.get(item)() if isinstance(item, str) else item
+        outcome = graph_pass.call(model)
+        reports.append(PassReport(_name_of(graph_pass), outcome.changed, outcome.skipped))
     RemoveUnusedNodesPass()(model)
     return tuple(reports)
+
+
+def _name_of(graph_pass: GraphPass) -> str:
+    """Return the name under which the pass is registered, or that of its class."""
+    kind = type(graph_pass)
+    return next((name for name, known in graph_passes.items().items() if known is kind), kind.__name__)
 
 
 def is_operator(node: ir.Node | None, op_type: str) -> bool:
@@ -80,10 +90,12 @@ def is_operator(node: ir.Node | None, op_type: str) -> bool:
 
 
 def constant(value: ir.Value | None) -> Float | None:
-    """Return the float32 numbers of a value that is an initializer or a Constant, else None.
+    """Return the float32 numbers of a value that is an initializer, a Constant or the Identity of one, else None.
 
     An initializer that is listed as a graph input too is a default that a caller may override, no constant.
     """
+    while value is not None and (node := value.producer()) is not None and is_operator(node, "Identity"):
+        value = node.inputs[0]
     tensor = ir.convenience.get_const_tensor(value) if value is not None and not value.is_graph_input() else None
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
@@ -98,13 +110,37 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return next(iter(uses)).node
 
 
-def new_initializer(graph: ir.Graph, name: str, array: Float) -> ir.Value:
-    """Add `array` to the initializers of `graph` under a name derived from `name` and return its value."""
+def set_inputs(node: ir.Node, inputs: Sequence[ir.Value]) -> None:
+    """Let `node` read exactly `inputs`."""
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+
+
+def unused_name(graph: ir.Graph, name: str) -> str:
+    """Return `name`, with underscores behind it if a value of `graph` already has it."""
     taken = {value.name for value in (*graph.inputs, *(output for node in graph for output in node.outputs))}
-    unique = name
-    while unique in graph.initializers or unique in taken:
-        unique += "_"
-    value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.FLOAT
+    while name in graph.initializers or name in taken:
+        name += "_"
+    return name
+
+
+def take_over_output(node: ir.Node, replaced: ir.Value) -> None:
+    """Let the output of `node` stand, with name, type and shape, wherever `replaced` stood, and drop what made that."""
+    result, maker = node.outputs[0], replaced.producer()
+    name, kind, shape = replaced.name, replaced.type or result.type, replaced.shape or result.shape
+    assert maker is not None
+    assert maker.graph is not None
+    ir.convenience.replace_all_uses_with(replaced, result, replace_graph_outputs=True)
+    maker.graph.remove(maker, safe=True)
+    result.name, result.type, result.shape = name, kind, shape
+
+
+def new_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
+    """Add `array` to the initializers of `graph` under a name derived from `name` and return its value."""
+    unique = unused_name(graph, name)
+    tensor = ir.tensor(np.asarray(array), name=unique)
+    value = ir.Value(name=unique, const_value=tensor)
+    value.shape, value.dtype = ir.Shape(array.shape), tensor.dtype
     graph.register_initializer(value)
     return value

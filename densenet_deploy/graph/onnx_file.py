@@ -13,6 +13,7 @@ import onnx
 from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_file
 from densenet_deploy.errors import ModelFileError
 
+_QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
@@ -59,6 +60,14 @@ def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     sizes = (str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
     return f"{value.name} ({', '.join(sizes)}) {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
+
+
+def has_quantization(model: onnx.ModelProto) -> bool:
+    """Whether the graph holds Q/DQ nodes or integer operators (QLinearConv, ConvInteger, …)."""
+    return any(
+        node.op_type in _QUANTIZATION_OPS or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer")
+        for node in model.graph.node
+    )
 
 
 def operators(model: onnx.ModelProto) -> Mapping[str, int]:

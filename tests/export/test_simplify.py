@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.export.simplify import has_quantization, simplify_onnx
+from densenet_deploy.export.simplify import simplify_onnx
+from densenet_deploy.graph.onnx_file import has_quantization
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
 QUANTIZED = (

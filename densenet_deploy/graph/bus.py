@@ -1,0 +1,181 @@
+"""Find the buses of a graph: the concatenated features of each dense block, who appends to them and who reads them.
+
+A dense block is written as many Concats: flat lists that grow by one tensor a layer, or each the one before and a new
+tensor. Either way they hold runs of one sequence of channels, the bus. A bus is a maximal group of Concats along axis 1
+that share inputs or feed each other, if every one of them holds a contiguous run of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from densenet_deploy.graph.channels import channels_of, rank_of
+from densenet_deploy.graph.graph_pass import is_operator
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A tensor that holds the channels `offset` to `offset + channels` of its bus."""
+
+    value: ir.Value
+    offset: int
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return str(self.value.name)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A node that is no Concat of the bus and reads `segment` as its input number `index`."""
+
+    node: ir.Node
+    index: int
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Bus:
+    """The features of one dense block.
+
+    Attributes:
+        segments: the tensors appended, in channel order; each is made by something else than a Concat.
+        concats: the outputs of the Concats, in execution order; each holds a run of segments.
+        readers: whatever else reads a segment or a Concat, in no particular order.
+    """
+
+    segments: tuple[Segment, ...]
+    concats: tuple[Segment, ...]
+    readers: tuple[Reader, ...]
+
+    @property
+    def tensors(self) -> tuple[Segment, ...]:
+        """Every tensor that holds channels of the bus."""
+        return self.segments + self.concats
+
+    @property
+    def channels(self) -> int:
+        """How many channels the whole bus has."""
+        return sum(segment.channels for segment in self.segments)
+
+    @property
+    def name(self) -> str:
+        """The name of the first tensor that holds the whole bus."""
+        return next(concat.name for concat in self.concats if concat.channels == self.channels)
+
+    @property
+    def outputs(self) -> tuple[Segment, ...]:
+        """The tensors that leave the graph."""
+        return tuple(tensor for tensor in self.tensors if tensor.value.is_graph_output())
+
+
+class Buses(NamedTuple):
+    """The buses of a graph in execution order, and for each group of Concats that is none a sentence that says why."""
+
+    found: tuple[Bus, ...]
+    refused: tuple[str, ...]
+
+
+Runs = Mapping[ir.Value, tuple[ir.Value, ...]]
+"""For the output of each Concat, the tensors that it holds side by side, none of them made by a Concat."""
+
+
+def find_buses(graph: ir.Graph) -> Buses:
+    """Return the buses among the Concats of `graph`."""
+    concats = channel_concats(graph)
+    runs = runs_of(concats)
+    found: list[Bus] = []
+    refused: list[str] = []
+    for group in _connected(concats):
+        parts = {value: runs[value] for node in group for value in node.outputs}
+        whole = max(parts.values(), key=len)
+        reason = _why_no_bus(parts, whole)
+        if reason is None:
+            found.append(_bus(parts, whole))
+        else:
+            refused.append(f"{group[-1].outputs[0].name}: {reason}")
+    return Buses(tuple(found), tuple(refused))
+
+
+def channel_concats(graph: ir.Graph) -> list[ir.Node]:
+    """Return the Concats of `graph` along axis 1, in execution order."""
+    return [node for node in graph if is_operator(node, "Concat") and _joins_channels(node)]
+
+
+def runs_of(concats: Iterable[ir.Node]) -> Runs:
+    """Return what each of `concats`, in execution order, holds."""
+    runs: dict[ir.Value, tuple[ir.Value, ...]] = {}
+    for node in concats:
+        inputs = (value for value in node.inputs if value is not None)
+        runs[node.outputs[0]] = tuple(leaf for value in inputs for leaf in runs.get(value, (value,)))
+    return runs
+
+
+def _joins_channels(concat: ir.Node) -> bool:
+    axis = concat.attributes.get_int("axis", 1)
+    if axis >= 0:
+        return axis == 1
+    rank = rank_of(concat.outputs[0])
+    return rank is not None and rank + axis == 1
+
+
+def _connected(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Group Concats that share an input or feed each other; each group, and the groups, in execution order."""
+    groups: list[tuple[list[ir.Node], set[ir.Value | None]]] = []
+    for node in concats:
+        members, values = [node], {*node.inputs, *node.outputs}
+        joined = [group for group in groups if group[1] & values]
+        groups = [group for group in groups if not group[1] & values]
+        for other, others in joined:
+            members, values = other + members, values | others
+        groups.append((members, values))
+    order = {node: place for place, node in enumerate(concats)}
+    return [sorted(members, key=order.__getitem__) for members, _ in groups]
+
+
+def _why_no_bus(parts: Runs, whole: tuple[ir.Value, ...]) -> str | None:
+    """Say why the Concats `parts`, of which `whole` is the longest, are no bus, or None if they are."""
+    if len(whole) < 2:
+        return "it holds one tensor"
+    if rank_of(whole[0]) == 2:
+        return "it joins rows of numbers, not feature maps"
+    if len(set(whole)) < len(whole):
+        return "it holds a tensor twice"
+    if any(_place(part, whole) is None for part in parts.values()):
+        return "its Concats hold their tensors in different orders"
+    unknown = next((value for value in whole if channels_of(value) is None), None)
+    return f"nothing says how many channels {unknown.name} has" if unknown is not None else None
+
+
+def _place(part: tuple[ir.Value, ...], whole: tuple[ir.Value, ...]) -> int | None:
+    """Return where `part` starts in `whole`, or None if it is no contiguous run of it."""
+    start = whole.index(part[0]) if part[0] in whole else len(whole)
+    return start if whole[start : start + len(part)] == part else None
+
+
+def _bus(parts: Runs, whole: tuple[ir.Value, ...]) -> Bus:
+    segments: dict[ir.Value, Segment] = {}
+    offset = 0
+    for value in whole:
+        channels = channels_of(value)
+        assert channels is not None
+        segments[value] = Segment(value, offset, channels)
+        offset += channels
+    concats = {value: _joined([segments[leaf] for leaf in part], value) for value, part in parts.items()}
+    readers = (
+        Reader(use.node, use.idx, tensor)
+        for value, tensor in {**segments, **concats}.items()
+        for use in value.uses()
+        if use.node.outputs[0] not in concats
+    )
+    return Bus(tuple(segments.values()), tuple(concats.values()), tuple(readers))
+
+
+def _joined(segments: Sequence[Segment], value: ir.Value) -> Segment:
+    return Segment(value, segments[0].offset, sum(segment.channels for segment in segments))

@@ -1,0 +1,100 @@
+"""Pool before the 1x1 convolution of a transition instead of after it: a quarter of the pixels is left to convolve.
+
+Averaging over pixels and mixing channels are both linear and act on different axes, so they commute; a bias is the
+average of itself. That holds for a 1x1 convolution of any number of groups, with stride 1 and without padding, and for
+an average of four pixels that are always there: no padding, no ceil mode. DenseNet-121 loses 8.2 % of its
+multiplications this way.
+
+The convolution's output takes the pool's name, since it now holds what the pool gave; what the convolution gave is
+gone, and the pooled input is recorded as a tensor that the original model does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from densenet_deploy.graph.graph_pass import (
+    GraphPass,
+    PassOutcome,
+    graph_passes,
+    is_operator,
+    only_reader,
+    take_over_output,
+    unused_name,
+)
+from densenet_deploy.graph.tensor_changes import TensorChanges
+
+
+@graph_passes.register("pool-before-conv")
+class PoolBeforeConv(GraphPass):
+    """Exchange every 1x1 Conv and the 2x2 AveragePool that alone reads it."""
+
+    def call(self, model: ir.Model) -> PassOutcome:
+        """Rewrite `model` in place."""
+        changes = TensorChanges.of(model)
+        moved, skipped = [], []
+        for pool in [node for node in model.graph if is_operator(node, "AveragePool")]:
+            reason = _why_not(pool)
+            if reason is not None:
+                skipped.append(f"{pool.name or pool.op_type}: {reason}")
+                continue
+            moved.append(pool.name or pool.op_type)
+            _exchange(model.graph, pool, changes)
+        changes.write_to(model)
+        return PassOutcome.of(model, moved, skipped)
+
+
+def _why_not(pool: ir.Node) -> str | None:
+    """Say why `pool` cannot go before the Conv that it reads, or None if it can."""
+    conv = pool.inputs[0].producer() if pool.inputs[0] is not None else None
+    if conv is None or not is_operator(conv, "Conv"):
+        return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
+    if only_reader(conv.outputs[0]) is not pool:
+        return f"{conv.name or 'its Conv'} has other readers"
+    return _why_no_mixing(conv) or _why_no_halving(pool)
+
+
+def _why_no_mixing(conv: ir.Node) -> str | None:
+    """Say why `conv` does more than mix the channels of each pixel."""
+    weight = conv.inputs[1]
+    if weight is None or weight.shape is None or list(weight.shape)[2:] != [1, 1]:
+        return "its Conv is not known to be 1x1"
+    if set(conv.attributes.get_ints("strides", ())) - {1}:
+        return "its Conv has a stride"
+    return "its Conv pads" if _pads(conv) else None
+
+
+def _why_no_halving(pool: ir.Node) -> str | None:
+    """Say why `pool` does something else than average whole squares of 2x2 pixels."""
+    wanted = (("kernel_shape", [2, 2]), ("strides", [2, 2]), ("dilations", [1, 1]))
+    if any(_ints(pool, name) != sizes for name, sizes in wanted):
+        return "it is not 2x2 with stride 2"
+    if pool.attributes.get_int("ceil_mode", 0) != 0:
+        return "it rounds sizes up"
+    return "it pads" if _pads(pool) else None
+
+
+def _ints(node: ir.Node, name: str) -> Sequence[int]:
+    return list(node.attributes.get_ints(name, (1, 1)))
+
+
+def _pads(node: ir.Node) -> bool:
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    return automatic not in ("NOTSET", "VALID") or any(node.attributes.get_ints("pads", ()))
+
+
+def _exchange(graph: ir.Graph, pool: ir.Node, changes: TensorChanges) -> None:
+    """Let a copy of `pool` read what its Conv read, and the Conv read that copy, in the place of `pool`."""
+    conv = pool.inputs[0].producer()  # type: ignore[union-attr]
+    assert conv is not None
+    origin = conv.inputs[0]
+    assert origin is not None
+    pooled = ir.Value(name=unused_name(graph, f"{origin.name}:pooled"), type=origin.type)
+    first = ir.Node("", "AveragePool", [origin], pool.attributes.values(), outputs=[pooled], name=pool.name)
+    graph.insert_before(conv, first)
+    conv.replace_input_with(0, pooled)
+    changes.move(pooled, origin, f"pooled before {conv.name or 'the Conv'}, which was pooled after")
+    conv.outputs[0].shape = None  # that of unpooled pixels
+    take_over_output(conv, pool.outputs[0])

@@ -1,0 +1,115 @@
+"""What a rewrite made of a tensor, so that a layer-by-layer comparison can undo it or say why it cannot.
+
+A tensor whose meaning changed gets a new name, and the model's `metadata_props` keep one JSON object of the changes::
+
+    densenet_deploy.tensors  {"pool0:scaled": {"of": "pool0", "factor": [0.5, 3.25, …], "moved": null}, …}
+
+`factor` holds one positive number a channel: tensor `of` of the original model = this tensor · factor. `moved` is a
+sentence about a tensor that stands elsewhere in the computation than its original, and so cannot be compared. JSON is
+parsed, never evaluated, and every field is checked for its type before it is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from densenet_deploy.errors import ManifestError
+from densenet_deploy.graph.graph_pass import Float, unused_name
+
+KEY: Final = "densenet_deploy.tensors"
+_FIELDS: Final = frozenset({"of", "factor", "moved"})
+_SCALED: Final = ":scaled"
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """How a tensor follows from the tensor `of` of the original model: `of` = tensor · factor, unless it `moved`."""
+
+    of: str
+    factor: tuple[float, ...] | None = None
+    moved: str | None = None
+
+
+class TensorChanges:
+    """The changes of one model by the tensors' present names: read once, added to, written back."""
+
+    def __init__(self, changes: Mapping[str, TensorChange]) -> None:
+        self._changes = dict(changes)
+
+    @classmethod
+    def of(cls, model: ir.Model) -> TensorChanges:
+        """Read what earlier rewrites wrote into `model`.
+
+        Raises:
+            ManifestError: if it is malformed.
+        """
+        return cls(read_tensor_changes(model.metadata_props))
+
+    def scale(self, graph: ir.Graph, value: ir.Value, factor: Float) -> None:
+        """Rename `value`, which holds what it held divided by `factor` (C,); factors of several rewrites multiply."""
+        name = str(value.name)
+        known = self._changes.pop(name, TensorChange(name))
+        total = factor if known.factor is None else factor * np.array(known.factor, np.float32)
+        if not name.endswith(_SCALED):
+            value.name = unused_name(graph, name + _SCALED)
+        self._changes[str(value.name)] = dataclasses.replace(known, factor=_numbers(total))
+
+    def move(self, value: ir.Value, origin: ir.Value, why: str) -> None:
+        """Record that the new tensor `value` stands where the original model has `origin`."""
+        name = str(origin.name)
+        self._changes[str(value.name)] = dataclasses.replace(self._changes.get(name, TensorChange(name)), moved=why)
+
+    def write_to(self, model: ir.Model) -> None:
+        """Store the changes in the metadata of `model`, if there are any."""
+        if self._changes:
+            facts = {name: dataclasses.asdict(change) for name, change in self._changes.items()}
+            model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
+
+
+def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
+    """Return the changes that the metadata `strings` of a model hold, by tensor name; none is no error.
+
+    Raises:
+        ManifestError: if they are no JSON, or not of the form that `TensorChanges` writes.
+    """
+    try:
+        facts = json.loads(strings.get(KEY, "{}"))
+    except (ValueError, RecursionError) as exc:
+        raise _malformed("is not JSON") from exc
+    if not isinstance(facts, dict):
+        raise _malformed("is no object of tensors")
+    return {name: _change(name, fact) for name, fact in facts.items()}
+
+
+def _change(name: str, fact: object) -> TensorChange:
+    if not isinstance(fact, dict) or set(fact) != _FIELDS:
+        raise _malformed(f"says of {name} something else than of, factor and moved")
+    of, factor, moved = fact["of"], fact["factor"], fact["moved"]
+    if not isinstance(of, str) or not (moved is None or isinstance(moved, str)):
+        raise _malformed(f"names the origin of {name} by something that is no text")
+    if factor is not None and not (isinstance(factor, list) and all(map(_is_factor, factor))):
+        raise _malformed(f"scales {name} by something that is no list of positive numbers")
+    return TensorChange(of, None if factor is None else tuple(map(float, factor)), moved)
+
+
+def _is_factor(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value <= sys.float_info.max  # type: ignore[operator]
+
+
+def _malformed(why: str) -> ManifestError:
+    return ManifestError(KEY, why, "export the model again")
+
+
+def _numbers(factor: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """Return the shortest decimal numbers that read back as the same float32."""
+    return tuple(float(str(number)) for number in factor)

@@ -1,0 +1,99 @@
+"""What an observer is: it watches one tensor pass by and says which range of every channel INT8 should cover.
+
+Adding an observer is adding a file to this package with one class in it::
+
+    @observers.register("minmax")
+    class MinMaxObserver(Observer):
+        def ranges(self) -> ChannelRanges: ...
+
+Its memory depends on the number of channels alone. Its result does not depend on the order of the samples or on how
+they were batched, and `state` and `restore` carry it over an interruption bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from densenet_deploy.errors import DataError, FeedError
+from densenet_deploy.registry import Registry
+
+Floats = npt.NDArray[np.float32]
+State = Mapping[str, npt.NDArray[Any]]
+
+observers: Registry[type[Observer]] = Registry("observer", "densenet_deploy.quantize.observers")
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelRanges:
+    """For each of C channels the smallest and the largest value to represent: `low` and `high`, (C,) float32."""
+
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class ObserverOptions:
+    """Options of an observer that has none; each field of a subclass is one option."""
+
+
+class Observer(ABC):
+    """Watches one tensor of `channels` channels; knows the exact minimum and maximum of each.
+
+    Attributes:
+        options_type: what the constructor takes as `options`; its defaults are used where none are given.
+    """
+
+    options_type: ClassVar[type[ObserverOptions]] = ObserverOptions
+
+    def __init__(self, channels: int, options: ObserverOptions | None = None) -> None:  # noqa: ARG002
+        self._low = np.full(channels, np.inf, np.float32)
+        self._high = np.full(channels, -np.inf, np.float32)
+
+    def update(self, array: Floats) -> None:
+        """Take in activations of N samples, (N, C, ...) float32.
+
+        Raises:
+            FeedError: if the array has another type, rank or number of channels.
+            DataError: if it holds NaN or Inf. The observer is then as it was before.
+        """
+        values = self._by_channel(array)
+        low, high = values.min(axis=(0, 2)), values.max(axis=(0, 2))
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):  # NaN is passed on by min and max
+            raise DataError("activations", "hold NaN or Inf", "check the weights and the calibration data")
+        # Adding 0 turns -0 into 0: which of the two a minimum returns is not defined, and bits are to be equal.
+        np.minimum(self._low, low + np.float32(0), out=self._low)
+        np.maximum(self._high, high + np.float32(0), out=self._high)
+
+    @abstractmethod
+    def ranges(self) -> ChannelRanges:
+        """Return the ranges that all activations so far suggest.
+
+        Raises:
+            DataError: before the first `update`.
+        """
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that `restore` needs, by name; the arrays are the observer's own, not copies."""
+        return {"low": self._low, "high": self._high}
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` returned, in this process or an earlier one."""
+        self._low, self._high = state["low"].copy(), state["high"].copy()
+
+    def _extremes(self) -> ChannelRanges:
+        if not np.isfinite(self._low).all():
+            raise DataError("observer", "saw no activations", "update it before asking for ranges")
+        return ChannelRanges(self._low.copy(), self._high.copy())
+
+    def _by_channel(self, array: Floats) -> Floats:
+        """Return a view (N, C, pixels)."""
+        channels = len(self._low)
+        if array.dtype != np.float32 or array.ndim < 2 or array.shape[1] != channels or array.size == 0:
+            raise FeedError("activations", f"are {array.shape} {array.dtype}", f"observe float32 (N, {channels}, ...)")
+        return array.reshape(len(array), channels, -1)

@@ -1,0 +1,1 @@
+"""How INT8 is written, one backend a file."""

@@ -1,0 +1,48 @@
+"""What a recipe is: how INT8 is written into a float graph for one backend.
+
+Adding a recipe is adding a file to this package with one class in it::
+
+    @recipes.register("onnxruntime")
+    class OnnxRuntimeRecipe(Recipe):
+        def write(self, model, types, options): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from densenet_deploy.quantize.scales import QuantizedType
+from densenet_deploy.registry import Registry
+
+recipes: Registry[type[Recipe]] = Registry("recipe", "densenet_deploy.quantize.recipes")
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How to write.
+
+    Attributes:
+        per_channel: a weight scale for each output channel, not one for all.
+        weight_bits: 8, or 7 for CPUs whose kernels for uint8 times int8 saturate.
+        float_nodes: names of nodes that stay float.
+    """
+
+    per_channel: bool = True
+    weight_bits: int = 8
+    float_nodes: Collection[str] = ()
+
+
+class Recipe(ABC):
+    """Writes INT8 for the backend that it is named after."""
+
+    @abstractmethod
+    def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
+        """Rewrite `model` in place; `types` says, by tensor name, how values are written.
+
+        Returns:
+            The names of the nodes that compute on integers.
+        """

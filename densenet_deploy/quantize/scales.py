@@ -1,0 +1,97 @@
+"""Scales and zero points: how float values are written in 8 bits, q = round(x / scale) + zero_point.
+
+A dense block is one bus: its segments meet in Concats and are read many times, so they all share one scale, and a
+Concat of quantized segments is a plain copy. What leaves a ReLU is never negative and starts at code 0, so saturation
+*is* the ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Float = npt.NDArray[np.float32]
+
+_LEVELS: Final = 255
+_SIGNED_ZERO: Final = 128
+_SIGNED_STEPS: Final = 127
+
+
+class Range(Protocol):
+    """The calibrated range of each channel of a tensor, (C,) each."""
+
+    @property
+    def low(self) -> Float: ...
+    @property
+    def high(self) -> Float: ...
+
+
+@dataclass(frozen=True)
+class QuantizedType:
+    """How one tensor is written in 8 bits: codes 0..255 around `zero_point`."""
+
+    scale: float
+    zero_point: int
+
+    @property
+    def code_zero(self) -> np.uint8 | np.int8:
+        """The zero point as Q/DQ nodes carry it: a symmetric type is int8, where zero is code 0."""
+        return np.int8(0) if self.zero_point == _SIGNED_ZERO else np.uint8(self.zero_point)
+
+
+def unsigned(high: float) -> QuantizedType:
+    """Codes 0..255 for values 0..`high`."""
+    return QuantizedType(max(high, _SMALLEST) / _LEVELS, 0)
+
+
+def symmetric(bound: float) -> QuantizedType:
+    """Codes 1..255 for values −`bound`..`bound`, zero at 128: as int8, shifted."""
+    return QuantizedType(max(bound, _SMALLEST) / _SIGNED_STEPS, _SIGNED_ZERO)
+
+
+def affine(low: float, high: float) -> QuantizedType:
+    """Codes 0..255 for values `low`..`high`, with an exact zero."""
+    low, high = min(low, 0.0), max(high, _SMALLEST)
+    scale = (high - low) / _LEVELS
+    return QuantizedType(scale, round(-low / scale))
+
+
+_SMALLEST: Final = 1e-8
+
+
+def plan_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, QuantizedType]:
+    """Choose the type of every value that `ranges` knows.
+
+    Values that meet in Concats share one symmetric type, wide enough for all; what a ReLU gives (also after pooling) is
+    unsigned; the rest is affine.
+    """
+    types = {name: _own_type(found) for name, found in ranges.items()}
+    for members in _buses(graph):
+        known = [ranges[name] for name in members if name in ranges]
+        if known:
+            bound = max(float(np.maximum(np.abs(r.low), np.abs(r.high)).max()) for r in known)
+            types |= dict.fromkeys(members, symmetric(bound))
+    return types
+
+
+def _own_type(found: Range) -> QuantizedType:
+    low, high = float(found.low.min()), float(found.high.max())
+    return unsigned(high) if low >= 0 else affine(low, high)
+
+
+def _buses(graph: ir.Graph) -> Iterable[set[str]]:
+    """Groups of values that meet in Concats, each with the Concats' outputs."""
+    groups: list[set[str]] = []
+    for node in graph:
+        if node.op_type != "Concat":
+            continue
+        names = {str(value.name) for value in (*node.inputs, *node.outputs) if value is not None}
+        touching = [group for group in groups if group & names]
+        groups = [group for group in groups if not group & names]
+        groups.append(names.union(*touching))
+    return groups

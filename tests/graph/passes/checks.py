@@ -1,0 +1,32 @@
+"""What holds of every pass: results stay, and a graph that is left alone stays as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from densenet_deploy.graph.graph_pass import GraphPass, PassReport, apply_passes
+from tests.graph.onnx_text import outputs_of
+
+# One float32 rounding of each constant and of sums over at most 100 products near 1: some ulps of their largest sum.
+ROUNDING = 1e-5
+
+
+def rewritten(model: ir.Model, item: str | GraphPass) -> PassReport:
+    """Run the pass on `model`, which it must change without changing what comes out; return its report."""
+    before = outputs_of(model)
+    (report,) = apply_passes(model, [item])
+    assert report.changed
+    for old, new in zip(before, outputs_of(model), strict=True):
+        np.testing.assert_allclose(new, old, rtol=ROUNDING, atol=ROUNDING * np.abs(old).max())
+    return report
+
+
+def left_alone(model: ir.Model, item: str | GraphPass) -> str:
+    """Run the pass on `model`, which must stay the same byte for byte; return the reasons."""
+    apply_passes(model, ())  # drop what nothing reads
+    text = ir.to_proto(model).SerializeToString(deterministic=True)
+    (report,) = apply_passes(model, [item])
+    assert report.changed == ()
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == text
+    return "; ".join(report.skipped)

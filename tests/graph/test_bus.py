@@ -1,0 +1,132 @@
+"""Finding the buses of a graph, however their Concats are written."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from densenet_deploy.graph.bus import Bus, find_buses
+from densenet_deploy.graph.graph_pass import apply_passes
+from tests.graph.onnx_text import model_of, weights
+from tests.graph.passes.networks import Network
+
+LAYERS = "x0 = Relu(x)  x1 = Conv(x0, w)  x2 = Conv(x1, v)  "
+WEIGHTS = weights(w=(2, 3, 1, 1), v=(4, 2, 1, 1))
+FLAT = LAYERS + "p = Concat<axis=1>(x0, x1)  q = Concat<axis=1>(x0, x1, x2)  y = Neg(q)  z = Abs(p)"
+OUTPUTS = "float[N,9,5,5] y, float[N,5,5,5] z"
+
+
+def _buses(body: str, outputs: str = OUTPUTS, inputs: str = "float[N,3,5,5] x"):
+    return find_buses(model_of(body, WEIGHTS, inputs, outputs).graph)
+
+
+def _layout(bus: Bus) -> dict[str, tuple[int, int]]:
+    return {tensor.name: (tensor.offset, tensor.channels) for tensor in bus.tensors}
+
+
+def _readers(bus: Bus) -> set[tuple[str, int, str]]:
+    return {(reader.node.op_type, reader.index, reader.segment.name) for reader in bus.readers}
+
+
+@pytest.mark.parametrize("q", ["x0, x1, x2", "p, x2"], ids=["flat", "in steps"])
+@pytest.mark.parametrize("axis", [1, -3])
+def test_a_bus_is_found(q, axis):
+    body = FLAT.replace("x0, x1, x2", q).replace("axis=1", f"axis={axis}")
+    ((bus,), refused) = _buses(body)
+    assert refused == ()
+    assert _layout(bus) == {"x0": (0, 3), "x1": (3, 2), "x2": (5, 4), "p": (0, 5), "q": (0, 9)}
+    assert (bus.name, bus.channels, len(bus.segments), len(bus.concats)) == ("q", 9, 3, 2)
+    assert _readers(bus) == {("Conv", 0, "x0"), ("Conv", 0, "x1"), ("Abs", 0, "p"), ("Neg", 0, "q")}
+    assert bus.outputs == ()
+
+
+def test_new_channels_may_stand_first():
+    body = FLAT.replace("(x0, x1)", "(x1, x0)").replace("(x0, x1, x2)", "(x2, p)")
+    ((bus,), _) = _buses(body)
+    assert _layout(bus) == {"x2": (0, 4), "x1": (4, 2), "x0": (6, 3), "p": (4, 5), "q": (0, 9)}
+
+
+def test_a_concat_of_the_first_segment_alone_belongs_to_the_bus():
+    body = FLAT.replace("x1 = Conv(x0, w)", "o = Concat<axis=1>(x0)  x1 = Conv(o, w)")
+    ((bus,), _) = _buses(body)
+    assert _layout(bus)["o"] == (0, 3)
+    assert ("Conv", 0, "o") in _readers(bus)
+
+
+def test_a_node_that_reads_twice_is_two_readers():
+    ((bus,), _) = _buses(FLAT.replace("Neg(q)", "Mul(q, q)"))
+    assert {("Mul", 0, "q"), ("Mul", 1, "q")} <= _readers(bus)
+
+
+def test_what_leaves_the_graph_is_named():
+    ((bus,), _) = _buses(FLAT, f"{OUTPUTS}, float[N,5,5,5] p, float[N,2,5,5] x1")
+    assert {tensor.name for tensor in bus.outputs} == {"p", "x1"}
+
+
+def test_two_blocks_are_two_buses_in_order():
+    body = (
+        "a = Relu(x)  p = Concat<axis=1>(x, a)  n = Neg(p)  b = Relu(n)  q = Concat<axis=1>(n, b)"
+        "  t = Abs(q)  c = Relu(t)  r = Concat<axis=1>(t, c)  y = Abs(r)"
+    )
+    model = model_of(body, "", outputs="float[N,24,5,5] y")
+    for node in model.graph:
+        if node.op_type in ("Neg", "Abs"):
+            node.outputs[0].shape = ir.Shape(["N", {"n": 6, "t": 12}.get(node.outputs[0].name, 24), 5, 5])
+    found, refused = find_buses(model.graph)
+    assert [bus.name for bus in found] == ["p", "q", "r"]
+    assert refused == ()
+
+
+def test_concats_that_meet_late_are_one_group():
+    body = LAYERS + "p = Concat<axis=1>(x0, x1)  s = Concat<axis=1>(x2, x)  y = Concat<axis=1>(p, s)  z = Abs(p)"
+    ((bus,), _) = _buses(body, "float[N,12,5,5] y, float[N,5,5,5] z")
+    assert _layout(bus) == {
+        "x0": (0, 3),
+        "x1": (3, 2),
+        "x2": (5, 4),
+        "x": (9, 3),
+        "p": (0, 5),
+        "s": (5, 7),
+        "y": (0, 12),
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "why"),
+    [
+        (LAYERS + "p = Concat<axis=1>(x2)  y = Neg(p)", "float[N,4,5,5] y", "p: it holds one tensor"),
+        (LAYERS + "p = Concat<axis=1>(x2, x2)  y = Neg(p)", "float[N,8,5,5] y", "p: it holds a tensor twice"),
+        (FLAT.replace("(x0, x1, x2)", "(x1, x0, x2)"), OUTPUTS, "q: its Concats hold their tensors in diff"),
+        (FLAT.replace("(x0, x1, x2)", "(x0, x2, x)"), "float[N,10,5,5] y, float[N,5,5,5] z", "in different orders"),
+        (FLAT.replace("(x0, x1)", "(x0, x2)"), "float[N,9,5,5] y, float[N,7,5,5] z", "in different orders"),
+        (LAYERS + "s = Sigmoid(x2)  p = Concat<axis=1>(x2, s)  y = Neg(p)", "float[N,8,5,5] y", "how many channels"),
+        (LAYERS + "f = Flatten(x2)  p = Concat<axis=1>(f, f)  y = Neg(p)", "float[N,k] y", "rows of numbers"),
+    ],
+)  # fmt: skip
+def test_what_is_no_bus_is_refused_with_the_reason(body, outputs, why):
+    found, refused = _buses(body, outputs)
+    assert found == ()
+    (reason,) = refused
+    assert why in reason
+
+
+@pytest.mark.parametrize("concat", ["Concat<axis=2>", "Concat<axis=-1>", "other.Concat<axis=1>"])
+def test_other_concats_are_no_candidates(concat):
+    body = "a = Relu(x)  " + f"c = {concat}(x, a)  y = Relu(x)"
+    assert _buses(body, "float[N,3,5,5] y") == ((), ())
+
+
+@pytest.mark.parametrize("passes", [(), ("remove-single-concat",), ("concat-incremental",), ("norm-to-affine",)])
+def test_every_dense_block_of_a_network_is_a_bus(network: Network, passes: tuple[str, ...]):
+    model = network.model()
+    apply_passes(model, passes)
+    found, refused = find_buses(model.graph)
+    assert [len(bus.segments) for bus in found] == [layers + 1 for layers in network.blocks]
+    assert [bus.segments[0].channels for bus in found[:1]] == [8]
+    assert {segment.channels for bus in found for segment in bus.segments[1:]} == {4}
+    assert all("rows of numbers" in reason for reason in refused)
+    for bus in found:
+        assert {reader.node.op_type for reader in bus.readers} <= {"BatchNormalization", "Mul", "Conv"}
+        # each layer reads one channel count more than the one before, and the last reader the whole
+        sizes = sorted({reader.segment.channels for reader in bus.readers})
+        assert sizes == [bus.segments[0].channels + 4 * layer for layer in range(len(bus.segments))]

@@ -1,0 +1,91 @@
+"""What a rewrite made of a tensor, written into the model and read back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from densenet_deploy.errors import ManifestError
+from densenet_deploy.graph.tensor_changes import KEY, TensorChange, TensorChanges, read_tensor_changes
+from tests.graph.onnx_text import model_of
+
+THIRDS = np.array([1 / 3, 2 / 3, 4], np.float32)
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return model_of("a = Relu(x)  y = Neg(a)", "", outputs="float[N,3,5,5] y")
+
+
+def _changes_of(model: ir.Model) -> dict[str, TensorChange]:
+    """Read the changes after a trip through the file's bytes."""
+    return read_tensor_changes({p.key: p.value for p in ir.to_proto(model).metadata_props})
+
+
+def test_a_model_without_changes_holds_no_note(model):
+    TensorChanges.of(model).write_to(model)
+    assert KEY not in model.metadata_props
+    assert read_tensor_changes({}) == {}
+
+
+def test_a_scaled_tensor_is_renamed_and_its_factor_reads_back_exactly(model):
+    value = next(iter(model.graph)).outputs[0]
+    changes = TensorChanges.of(model)
+    changes.scale(model.graph, value, THIRDS)
+    changes.write_to(model)
+    assert value.name == "a:scaled"
+    (change,) = _changes_of(model).values()
+    assert (change.of, change.moved) == ("a", None)
+    np.testing.assert_array_equal(np.array(change.factor, np.float32), THIRDS)
+
+
+def test_scaling_twice_multiplies_the_factors_under_one_name(model):
+    value = next(iter(model.graph)).outputs[0]
+    for factor in (np.array([2, 3, 4], np.float32), np.array([5, 7, 0.5], np.float32)):
+        changes = TensorChanges.of(model)
+        changes.scale(model.graph, value, factor)
+        changes.write_to(model)
+    assert _changes_of(model) == {"a:scaled": TensorChange("a", (10, 21, 2))}
+
+
+def test_a_moved_tensor_keeps_the_factor_of_its_origin(model):
+    relu, neg = model.graph
+    changes = TensorChanges.of(model)
+    changes.scale(model.graph, relu.outputs[0], np.array([2, 3, 4], np.float32))
+    changes.move(neg.outputs[0], relu.outputs[0], "elsewhere")
+    changes.write_to(model)
+    assert _changes_of(model)["y"] == TensorChange("a", (2, 3, 4), "elsewhere")
+
+
+def test_a_new_name_avoids_those_in_use(model):
+    relu, neg = model.graph
+    neg.outputs[0].name = "a:scaled"
+    changes = TensorChanges.of(model)
+    changes.scale(model.graph, relu.outputs[0], THIRDS)
+    assert relu.outputs[0].name == "a:scaled_"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is no object"),
+        ('{"a": 1}', "of, factor and moved"),
+        ('{"a": {"of": "b", "factor": null}}', "of, factor and moved"),
+        ('{"a": {"of": "b", "factor": null, "moved": null, "more": 1}}', "of, factor and moved"),
+        ('{"a": {"of": 1, "factor": null, "moved": null}}', "no text"),
+        ('{"a": {"of": "b", "factor": null, "moved": 1}}', "no text"),
+        *(
+            (json.dumps({"a": {"of": "b", "factor": factor, "moved": None}}), "positive numbers")
+            for factor in (1, [0], [-1], ["1"], [True], [None], [float("nan")], [float("inf")], [10**400])
+        ),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_malformed_notes_are_refused(text, why):
+    with pytest.raises(ManifestError, match=why):
+        read_tensor_changes({KEY: text})

@@ -1,0 +1,240 @@
+"""Calibration data from folders, array files and iterables: the same samples each time, and bad ones refused."""
+
+import io
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_deploy.errors import DataError, InputError, UsageError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.quantize.calibration_data import open_calibration_data
+from densenet_deploy.runtime.images import load_image
+from densenet_deploy.runtime.preprocess import prepare
+from tests.quantize.function_runner import samples
+
+SMALL = Preprocessing(image_size=8, resize=9)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six pictures directly inside and four in class folders."""
+    folder = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for name in [*(f"{index}.png" for index in range(6)), "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8)).save(path)
+    return folder
+
+
+def save(path, array, **more):
+    if path.suffix == ".npz":
+        np.savez_compressed(path, input=array, **more)
+    else:
+        np.save(path, array)
+    return path
+
+
+def arrays(count=40):
+    return np.concatenate(samples(count))
+
+
+# --- folders
+
+
+def test_a_folder_gives_its_pictures_in_order_as_the_model_takes_them(pictures):
+    data = open_calibration_data(pictures, SMALL)
+    found = list(data)
+    assert len(data) == len(found) == 10
+    order = sorted(pictures.rglob("*.png"))
+    np.testing.assert_array_equal(np.concatenate(found), [prepare(load_image(path), SMALL) for path in order])
+    assert all(sample.shape == (1, 3, 8, 8) and sample.dtype == np.float32 for sample in found)
+    np.testing.assert_array_equal(np.concatenate(list(data)), np.concatenate(found))  # it can be read again
+
+
+def test_a_subset_is_drawn_by_seed_and_keeps_the_order(pictures):
+    names = [list(open_calibration_data(pictures, SMALL, 4, seed).digests()) for seed in (1, 1, 2)]
+    assert names[0] == names[1] != names[2]
+    assert len(names[0]) == 4
+    assert names[0] == sorted(names[0])
+
+
+def test_digests_follow_names_and_bytes(pictures):
+    before = open_calibration_data(pictures, SMALL).digests()
+    assert set(before) >= {"0.png", "cat/1.png"}
+    (pictures / "0.png").write_bytes((pictures / "1.png").read_bytes())
+    (pictures / "2.png").rename(pictures / "7.png")
+    after = open_calibration_data(pictures, SMALL).digests()
+    assert after["0.png"] == before["1.png"] == after["1.png"]
+    assert after["7.png"] == before["2.png"]
+    assert "2.png" not in after
+
+
+def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(pictures, tmp_path):
+    (pictures / "3.png").write_bytes(b"<html>no picture</html>")
+    with pytest.raises(DataError, match="is an HTML page"):
+        list(open_calibration_data(pictures, SMALL))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no picture"):
+        open_calibration_data(tmp_path / "empty", SMALL)
+    with pytest.raises(InputError, match="no such file or folder"):
+        open_calibration_data(tmp_path / "nowhere", SMALL)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "data.txt").write_text("x")
+    with pytest.raises(DataError, match=r"give a folder of pictures, or .npy or .npz"):
+        open_calibration_data(tmp_path / "data.txt", SMALL)
+
+
+# --- array files
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_file_gives_its_samples(suffix, tmp_path):
+    data = open_calibration_data(save(tmp_path / f"data{suffix}", arrays()), SMALL)
+    assert len(data) == 40
+    for _ in range(2):
+        np.testing.assert_array_equal(np.concatenate(list(data)), arrays())
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_subset_of_an_array_is_drawn_by_seed_and_part_of_its_digest(suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", arrays())
+    first, again, other = (open_calibration_data(path, SMALL, 7, seed) for seed in (1, 1, 2))
+    rows = np.concatenate(list(first))
+    places = [int(np.flatnonzero((arrays() == row).all(axis=(1, 2, 3)))[0]) for row in rows]
+    assert places == sorted(set(places))
+    assert len(places) == 7
+    assert first.digests() == again.digests() != other.digests()
+
+
+def test_the_digest_of_an_array_follows_its_bytes_not_its_name(tmp_path):
+    first, renamed = (open_calibration_data(save(tmp_path / name, arrays()), SMALL) for name in ("a.npy", "b.npy"))
+    changed = open_calibration_data(save(tmp_path / "c.npy", arrays() + np.float32(0.5)), SMALL)
+    assert first.digests() == renamed.digests() != changed.digests()
+
+
+def with_value(value):
+    array = arrays()
+    array[13, 1, 2, 3] = value
+    return array
+
+
+BAD_HEADERS = {
+    "double": (arrays().astype(np.float64), "float64"),
+    "bytes": (np.zeros((40, 3, 8, 8), np.uint8), "uint8"),
+    "big-endian": (arrays().astype(">f4"), ">f4"),
+    "objects": (np.array([{}, {}]), "object"),
+    "one sample": (arrays()[0], r"\(3, 8, 8\)"),
+    "NHWC": (arrays().transpose(0, 2, 3, 1).copy(), r"\(40, 8, 8, 3\)"),
+    "another size": (np.zeros((40, 3, 9, 9), np.float32), r"\(40, 3, 9, 9\)"),
+    "no samples": (np.zeros((0, 3, 8, 8), np.float32), r"\(0, 3, 8, 8\)"),
+    "Fortran order": (np.asfortranarray(arrays()), "Fortran"),
+}
+BAD_VALUES = {
+    "NaN": (with_value(np.nan), "sample 13 .*NaN or Inf"),
+    "Inf": (with_value(-np.inf), "sample 13 .*NaN or Inf"),
+    "0-255": (np.abs(arrays()) * 80, "no normalized picture"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(("array", "why"), BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_an_array_that_is_no_batch_of_inputs_is_refused_at_once(array, why, suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", array)
+    with pytest.raises(DataError, match=why):
+        open_calibration_data(path, SMALL)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(("array", "why"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_values_that_no_input_has_are_refused(array, why, suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", array)
+    with pytest.raises(DataError, match=why):
+        list(open_calibration_data(path, SMALL))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("keep", [5, 40, 0.5, 0.99])
+def test_a_file_cut_short_is_refused_at_once(keep, suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", arrays())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: keep if keep > 1 else int(keep * len(whole))])
+    with pytest.raises(DataError):
+        open_calibration_data(path, SMALL)
+
+
+def test_a_changed_byte_in_a_compressed_file_is_refused_or_harmless_never_another_error(tmp_path):
+    path = save(tmp_path / "data.npz", arrays())
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(whole)
+    with pytest.raises(DataError):
+        list(open_calibration_data(path, SMALL))
+
+
+def test_an_archive_of_several_arrays_is_refused(tmp_path):
+    path = save(tmp_path / "data.npz", arrays(), labels=np.arange(40))
+    with pytest.raises(DataError, match=r"holds 2 arrays \(labels, input\)|holds 2 arrays \(input, labels\)"):
+        open_calibration_data(path, SMALL)
+
+
+def test_a_pickle_named_npy_is_refused_and_not_loaded(tmp_path):
+    marker = tmp_path / "marker"
+    payload = b"cos\nsystem\n(S'touch " + os.fsencode(marker) + b"'\ntR."
+    (tmp_path / "data.npy").write_bytes(payload)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_calibration_data(tmp_path / "data.npy", SMALL)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_file_is_streamed(suffix, tmp_path):
+    array = np.tile(arrays(64), (40, 1, 1, 1))  # 2560 samples, 2 MB
+    data = open_calibration_data(save(tmp_path / f"data{suffix}", array), SMALL, samples=10_000)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in data) == 2560
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < array.nbytes / 4
+
+
+# --- iterables
+
+
+def test_an_iterable_may_hold_samples_and_batches_and_has_no_digest():
+    batches = [arrays()[:5], arrays()[5:6], arrays()[6:]]
+    data = open_calibration_data(batches, SMALL, samples=30)
+    np.testing.assert_array_equal(np.concatenate(list(data)), arrays()[:30])
+    assert data.digests() is None
+
+
+def test_no_more_is_taken_from_an_iterable_than_was_asked_for():
+    source = iter(samples(10))
+    assert len(list(open_calibration_data(source, SMALL, samples=4))) == 4
+    assert len(list(source)) == 6
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (np.zeros((1, 3, 8, 8)), "array 2: is .*float64"),
+        (np.full((1, 3, 8, 8), np.nan, np.float32), "array 2: holds NaN"),
+        ([[1.0]], "array 2: is a list"),
+        (io.BytesIO(), "array 2: is a BytesIO"),
+    ],
+)
+def test_a_bad_array_of_an_iterable_is_named(bad, why):
+    with pytest.raises(DataError, match=why):
+        list(open_calibration_data([*samples(2), bad], SMALL))
+
+
+def test_no_samples_at_all_cannot_be_asked_for(pictures):
+    with pytest.raises(UsageError, match="samples=0"):
+        open_calibration_data(pictures, SMALL, samples=0)
