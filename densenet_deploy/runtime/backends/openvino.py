@@ -6,8 +6,6 @@ holds, and anything else has to be asked for with `RunnerOptions(precision="bf16
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,8 +80,11 @@ class OpenVINORunner(Runner):
         )
 
     def _run(self, handle: _RequestPool, feeds: dict[str, Array]) -> dict[str, Array]:
-        with handle.lease() as request:
+        request = handle.take()
+        try:
             results = request.infer(feeds, share_inputs=True).to_tuple()  # outputs are not shared, that is copied
+        finally:
+            handle.give_back(request)
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
 
 
@@ -94,16 +95,14 @@ class _RequestPool:
         self._compiled = compiled
         self._idle: list[ov.InferRequest] = []
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[ov.InferRequest]:
+    def take(self) -> ov.InferRequest:
         try:
-            request = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            request = self._compiled.create_infer_request()
-        try:
-            yield request
-        finally:
-            self._idle.append(request)
+            return self._compiled.create_infer_request()
+
+    def give_back(self, request: ov.InferRequest) -> None:
+        self._idle.append(request)
 
 
 def _version() -> str:

@@ -1,0 +1,65 @@
+"""The benchmarks run to their end on models of a moment; what they measure is no test's business."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.machine import Interval, take_turns
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def _run(script: str, *arguments: str | Path) -> dict:
+    """Run a benchmark as its docstring says and return what it wrote."""
+    output = Path(arguments[-1])
+    subprocess.run([sys.executable, BENCHMARKS / script, *arguments], check=True)
+    written = json.loads(output.read_text())
+    assert written["machine"]["usable_cpus"] >= 1
+    assert written["machine"]["versions"]["densenet-deploy"]
+    return written["results"]
+
+
+def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_path: Path) -> None:
+    results = _run(
+        "runner_overhead.py", "--model", tiny_onnx, "--seconds", "0", "--output", tmp_path / "new" / "r.json"
+    )
+    assert [(row["backend"], row["batch"]) for row in results] == [
+        ("onnxruntime", 1),
+        ("onnxruntime", 8),
+        ("openvino", 1),
+        ("openvino", 8),
+    ]
+    for row in results:
+        difference = row["difference_us"]
+        assert difference["low"] <= difference["median"] <= difference["high"]
+        assert row["limit_us"] >= 50
+        assert row["holds"] == (difference["high"] <= row["limit_us"])
+
+
+def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
+    rounds = ("--rounds", "1", "--warm-up", "0")
+    result = _run("export_time.py", "--variant", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
+    assert {"import", "build", "torch export", "simplify", "parity", "write"} <= result["stages"].keys()
+    assert sum(result["stages"].values()) + result["outside_stages"] == pytest.approx(result["product_seconds"])
+    assert result["ratio"] == pytest.approx(result["product_seconds"] / result["bare_seconds"])
+
+
+def test_contenders_take_turns_in_reversed_order() -> None:
+    calls: list[str] = []
+    take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
+    assert "".join(calls) == "abbaab"
+
+
+def test_the_interval_of_equal_values_is_a_point() -> None:
+    assert Interval.of([2.0] * 9) == Interval(2.0, 2.0, 2.0)
+
+
+def test_the_interval_shrinks_with_more_values() -> None:
+    few, many = Interval.of([1.0, 2.0, 3.0] * 3), Interval.of([1.0, 2.0, 3.0] * 100)
+    assert few.median == many.median == 2.0
+    assert many.high - many.low < few.high - few.low
