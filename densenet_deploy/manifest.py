@@ -98,7 +98,8 @@ class Manifest:
         Raises:
             ManifestError: if a fact is missing, malformed, or of a newer schema.
         """
-        texts = {key.removeprefix(PREFIX): text for key, text in strings.items() if key.startswith(PREFIX)}
+        known = ("schema", *(field.name for field in dataclasses.fields(cls)))
+        texts = {key: strings[PREFIX + key] for key in known if PREFIX + key in strings}
         if not texts:
             return None
         facts = {key: _parse(key, text) for key, text in texts.items()}

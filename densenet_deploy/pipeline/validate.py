@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.artifacts import write_file
+import numpy as np
+
+from densenet_deploy.artifacts import Artifact, onnx_metadata, write_file
 from densenet_deploy.errors import BackendError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
-from densenet_deploy.parity.layers import LayerComparison, LayerMeter, first_divergence
+from densenet_deploy.parity.layers import LayerComparison, LayerMeter, SkippedLayer, first_divergence
 from densenet_deploy.parity.report import ComparisonReport
 from densenet_deploy.pipeline.load import is_checkpoint, load_model, open_model, untrained_note
 from densenet_deploy.pipeline.samples import picture_samples, seeded_samples
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Array, Runner, open_runner
+
+if TYPE_CHECKING:
+    from densenet_deploy.graph.tensor_changes import TensorChange
 
 DEFAULT_SAMPLES: Final = 16
 
@@ -132,12 +138,45 @@ def _compare_layers(
         _tapped(candidate, options.candidate_backend) as theirs,
     ):
         for sample in _samples(options, preprocessing):
-            meter.update(run_batched(ours, sample), run_batched(theirs, sample))
-    return meter.result()
+            meter.update(ours.run(sample), theirs.run(sample))
+        moved = ours.moved | theirs.moved
+    result = meter.result()
+    told = tuple(SkippedLayer(skip.name, moved.get(skip.name, skip.reason)) for skip in result.skipped)
+    return dataclasses.replace(result, skipped=told)
+
+
+@dataclass(frozen=True)
+class _Tapped:
+    """A runner of inner tensors, and what rewrites made of them: each is given as the original model has it."""
+
+    runner: Runner
+    changes: Mapping[str, TensorChange]
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """Why a tensor of the original model cannot be compared, by its name."""
+        return {change.of: change.moved for change in self.changes.values() if change.moved is not None}
+
+    def run(self, sample: Array) -> dict[str, Array]:
+        outputs = run_batched(self.runner, sample)
+        return dict(itertools.starmap(self._original, outputs.items()))
+
+    def _original(self, name: str, array: Array) -> tuple[str, Array]:
+        change = self.changes.get(name)
+        if change is None or change.moved is not None:
+            return name, array
+        if change.factor is None:
+            return change.of, array
+        return change.of, array * np.array(change.factor, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
+
+
+def _showing_backend(model: Path) -> str | None:
+    """The backend that shows inner tensors as they are: OpenVINO gives those of a Q/DQ graph in scales of its own."""
+    return "onnxruntime" if Artifact.open(model).precision == "int8" else None
 
 
 @contextlib.contextmanager
-def _tapped(model: Path, backend: str | None) -> Iterator[Runner]:
+def _tapped(model: Path, backend: str | None) -> Iterator[_Tapped]:
     """Open `model` with its inner tensors as outputs.
 
     Raises:
@@ -148,16 +187,17 @@ def _tapped(model: Path, backend: str | None) -> Iterator[Runner]:
 
         module = load_model(model)
         with open_runner(Tapped(module, str(module.output_name))) as runner:
-            yield runner
+            yield _Tapped(runner, {})
         return
     if model.suffix.lower() != ".onnx":
         raise BackendError(model, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
     require_packages("export", "onnx")
     from densenet_deploy.graph.expose_values import expose_values
     from densenet_deploy.graph.onnx_file import load_onnx
+    from densenet_deploy.graph.tensor_changes import read_tensor_changes
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tapped.onnx"
         write_file(path, expose_values(load_onnx(model)).SerializeToString())
-        with open_runner(path, backend) as runner:
-            yield runner
+        with open_runner(path, backend or _showing_backend(model)) as runner:
+            yield _Tapped(runner, read_tensor_changes(onnx_metadata(model)))

@@ -215,3 +215,12 @@ def test_what_meets_in_a_concat_shares_one_type(block, tmp_path):
 def test_json_has_the_keys_that_others_rely_on(int8):
     answer = json.loads(json.dumps(int8.to_json(), allow_nan=False))
     assert set(answer) >= {"onnx", "recipe", "parity", "layers_int8", "layers_float"}
+
+
+def test_layers_are_compared_with_what_equalization_scaled_undone(digits_onnx, cache, tmp_path):
+    """Every tensor that both files have, 8 bits apart: 25 dB is far below what the worst shows and far above noise."""
+    report = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="openvino"), str(tmp_path), cache=cache)
+    options = ValidateOptions(data=HELD_OUT, samples=4, per_layer=True, gates=())
+    compared = validate(digits_onnx, report.onnx, options)
+    assert len(compared.layers) > 100
+    assert min(layer.parity.sqnr_db for layer in compared.layers) > 25
