@@ -26,7 +26,8 @@ from machine import RESULTS, Interval, Machine, print_table, seconds_of, take_tu
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.runtime.cpus import usable_cpus
-from densenet_deploy.runtime.runner import Array, Device, Runner, RunnerOptions
+from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions
 
 BATCHES: Final = (1, 8)
 LIMIT_SHARE: Final = 0.02

@@ -24,7 +24,8 @@ BACKEND = '''
 
 import numpy as np
 
-from densenet_deploy.runtime.runner import Placement, Runner, TensorSpec, backends
+from densenet_deploy.runtime.feeds import TensorSpec
+from densenet_deploy.runtime.runner import Placement, Runner, backends
 
 
 @backends.register("means")

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densenet_deploy.errors import DataError
-from densenet_deploy.runtime.runner import Array
+from densenet_deploy.runtime.feeds import Array
 
 RELATIVE_EPS: Final = 1e-6
 TOP_K: Final = 5

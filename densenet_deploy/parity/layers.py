@@ -13,7 +13,7 @@ from itertools import zip_longest
 from densenet_deploy.errors import DataError
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import Gate, failed_gates
-from densenet_deploy.runtime.runner import Feeds
+from densenet_deploy.runtime.feeds import Feeds
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build
 from densenet_deploy.pipeline.samples import seeded_samples
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
 from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.runner import Array, RunnerOptions, backends_reading, first_installed, open_runner
+from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.runner import RunnerOptions, backends_reading, first_installed, open_runner
 
 if TYPE_CHECKING:
     import onnx

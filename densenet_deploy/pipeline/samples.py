@@ -9,9 +9,9 @@ from pathlib import Path
 from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images, noise
+from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.images import find_images, load_image
 from densenet_deploy.runtime.preprocess import prepare
-from densenet_deploy.runtime.runner import Array
 
 
 def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> Iterator[Array]:

@@ -25,8 +25,9 @@ from densenet_deploy.parity.report import ComparisonReport
 from densenet_deploy.pipeline.load import is_checkpoint, load_model, open_model, untrained_note
 from densenet_deploy.pipeline.samples import picture_samples, seeded_samples
 from densenet_deploy.runtime.batching import input_size, run_batched
+from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.preprocess import default_preprocessing
-from densenet_deploy.runtime.runner import Array, Runner, open_runner
+from densenet_deploy.runtime.runner import Runner, open_runner
 
 if TYPE_CHECKING:
     from densenet_deploy.graph.tensor_changes import TensorChange

@@ -25,7 +25,8 @@ from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError, 
 from densenet_deploy.options import require_range
 from densenet_deploy.quantize.observers.observer import ChannelRanges, Observer, ObserverOptions, observers
 from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.runner import Array, Feeds, Runner
+from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.runner import Runner
 
 FEWEST_SAMPLES: Final = 32
 _CHECKPOINT_FORMAT: Final = 1

@@ -24,14 +24,12 @@ from densenet_deploy.artifacts import os_errors_about, require_file, sha256_of
 from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
+from densenet_deploy.runtime.feeds import Array, value_limit
 from densenet_deploy.runtime.images import ReadableImages, find_images
 from densenet_deploy.runtime.preprocess import prepare
-from densenet_deploy.runtime.runner import Array
 
 DEFAULT_SAMPLES: Final = 512
 ARRAY_SUFFIXES: Final = (".npy", ".npz")
-# As in the runner: a normalized picture stays within its range; past this multiple of it, it was never normalized.
-_VALUE_SLACK: Final = 8.0
 
 
 class CalibrationData(ABC):
@@ -210,7 +208,7 @@ def _split(array: Array, name: str, preprocessing: Preprocessing) -> Iterator[Ar
 
 
 def _checked(sample: Array, name: str, preprocessing: Preprocessing) -> Array:
-    limit = _VALUE_SLACK * max(map(abs, preprocessing.value_range))
+    limit = value_limit(preprocessing)
     low, high = sample.min(), sample.max()
     if -limit <= low and high <= limit:  # False for NaN as well
         return sample

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.runtime.runner import Array, Runner
+from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.runner import Runner
 
 
 def fixed_batch(runner: Runner) -> int | None:

@@ -22,9 +22,10 @@ from densenet_deploy.artifacts import os_errors_about
 from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError, printable
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.batching import input_size, run_batched
+from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.images import ImageSource, LoadedImage, load_image
 from densenet_deploy.runtime.preprocess import default_preprocessing, prepare_batch
-from densenet_deploy.runtime.runner import Array, Runner, RunnerOptions, TensorSpec, open_runner
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 
 
 @dataclass(frozen=True)

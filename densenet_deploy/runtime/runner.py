@@ -10,24 +10,18 @@ says so, results land in the caller's buffers when those are given.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import (
     BackendError,
     DeviceError,
-    FeedError,
     MissingPackageError,
     ModelFileError,
     RunnerStateError,
@@ -37,31 +31,14 @@ from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.registry import Registry
+from densenet_deploy.runtime.feeds import Array, Feeds, TensorSpec, checked_feeds, delivered, value_limit
 
 if TYPE_CHECKING:
     import torch
 
-Array = npt.NDArray[Any]
-Feeds = Mapping[str, Array]
-
 DEVICE_WORDS: Final = ("cpu", "cuda", "gpu", "npu")
-# A normalized picture stays within about ±3; past this multiple of its range a feed was surely not normalized.
-_VALUE_SLACK: Final = 8.0
 
 backends: Registry[type[Runner]] = Registry("backend", "densenet_deploy.runtime.backends")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and type of an input or output; a dimension of None takes any size of at least 1."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
-
-    def __str__(self) -> str:
-        sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
-        return f"{self.name} ({sizes}) {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -158,8 +135,7 @@ class Runner(ABC):
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.placement, self.manifest = placement, manifest
-        self._value_limit = _value_limit(manifest) if check_values else None
-        self._input_names = frozenset(spec.name for spec in inputs)
+        self._value_limit = value_limit(manifest.preprocessing if manifest else None) if check_values else None
         self._process = os.getpid()
         self._handle: object | None = handle
 
@@ -201,12 +177,8 @@ class Runner(ABC):
             raise RunnerStateError(self.name, "was closed", "open it again with open_runner()")
         if os.getpid() != self._process:
             raise RunnerStateError(self.name, "was opened before this process forked", "open a runner in each process")
-        results = self._run(handle, self._checked(feeds))
-        if outputs is None:
-            return results
-        if strangers := outputs.keys() - results.keys():
-            raise FeedError(", ".join(sorted(strangers)), "is no output", f"outputs are: {', '.join(results)}")
-        return {name: _deliver(name, array, outputs.get(name)) for name, array in results.items()}
+        results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
+        return results if outputs is None else delivered(results, outputs)
 
     def close(self) -> None:
         """Let go of the model, which is freed when calls under way have ended. Calling it twice is harmless."""
@@ -222,24 +194,6 @@ class Runner(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.placement}{', closed' if self._handle is None else ''}>"
-
-    def _checked(self, feeds: Feeds) -> dict[str, Array]:
-        if feeds.keys() != self._input_names:
-            wanted = ", ".join(sorted(self._input_names))
-            raise FeedError(", ".join(map(str, feeds)) or "nothing", "was fed", f"feed exactly: {wanted}")
-        return {spec.name: self._checked_feed(spec, feeds[spec.name]) for spec in self.inputs}
-
-    def _checked_feed(self, spec: TensorSpec, array: Array) -> Array:
-        if not isinstance(array, np.ndarray):
-            raise FeedError(spec.name, f"is a {type(array).__name__}", "give a numpy array")
-        if array.dtype != spec.dtype:
-            raise FeedError(spec.name, f"is {array.dtype}, the model takes {spec.dtype}", _dtype_fix(array, spec))
-        if not _fits(array.shape, spec.shape):
-            raise FeedError(spec.name, f"has shape {array.shape}, the model takes {spec}", _shape_fix(array, spec))
-        array = np.ascontiguousarray(array)
-        if self._value_limit is not None and array.dtype.kind == "f":
-            _check_values(spec.name, array, self._value_limit)
-        return array
 
 
 def open_runner(
@@ -312,50 +266,3 @@ def _readers(source: Artifact | torch.nn.Module) -> list[type[Runner]]:
         )
     recipe = source.manifest.recipe if source.manifest else None
     return sorted(readers, key=lambda kind: kind.name != recipe)
-
-
-@functools.lru_cache  # the shapes of one application's calls are few
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        size == want or (want is None and size > 0) for size, want in zip(shape, wanted, strict=True)
-    )
-
-
-def _value_limit(manifest: Manifest | None) -> float:
-    if manifest is None:
-        return float(np.finfo(np.float32).max)
-    return _VALUE_SLACK * max(map(abs, manifest.preprocessing.value_range))
-
-
-def _check_values(name: str, array: Array, limit: float) -> None:
-    low, high = array.item(array.argmin()), array.item(array.argmax())  # for small arrays twice as fast as min, max
-    if -limit <= low and high <= limit:  # False for NaN as well
-        return
-    if not np.isfinite(array).all():
-        raise FeedError(name, "holds NaN or Inf", "feed finite values")
-    fix = "prepare it with densenet_deploy.runtime.preprocess, or open the runner with check_values=False"
-    raise FeedError(name, f"reaches from {low:.4g} to {high:.4g}, which no normalized picture does", fix)
-
-
-def _dtype_fix(array: Array, spec: TensorSpec) -> str:
-    if array.dtype == np.uint8:
-        return "prepare pictures with densenet_deploy.runtime.preprocess"
-    return f"convert it yourself: array.astype({spec.dtype})"
-
-
-def _shape_fix(array: Array, spec: TensorSpec) -> str:
-    if array.ndim == 4 and array.shape[3] == spec.shape[1] and array.shape[1] != spec.shape[1]:
-        return "it looks like (N, H, W, C): transpose it with array.transpose(0, 3, 1, 2)"
-    if array.ndim == len(spec.shape) - 1:
-        return "add the batch dimension: array[None]"
-    return "resize or batch it to fit"
-
-
-def _deliver(name: str, result: Array, buffer: Array | None) -> Array:
-    if buffer is None:
-        return result
-    if buffer.dtype != result.dtype or buffer.shape != result.shape:
-        why = f"the buffer is {buffer.shape} {buffer.dtype}, the result {result.shape} {result.dtype}"
-        raise FeedError(name, why, "allocate a buffer of the result's shape and type")
-    np.copyto(buffer, result)
-    return buffer

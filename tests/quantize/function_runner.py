@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, TensorSpec
+from densenet_deploy.runtime.feeds import TensorSpec
+from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions
 
 Tensors = Mapping[str, np.ndarray]
 

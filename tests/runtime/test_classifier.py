@@ -21,8 +21,9 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime.classifier import Classifier, Prediction, Score, read_labels
+from densenet_deploy.runtime.feeds import TensorSpec
 from densenet_deploy.runtime.images import LoadedImage
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, TensorSpec
+from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions
 
 COLOURS = ("red", "green", "blue")
 TINY = Preprocessing(image_size=8, resize=9)

@@ -14,7 +14,8 @@ import numpy as np
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
-from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
+from densenet_deploy.runtime.feeds import Array, TensorSpec
+from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
     import openvino as ov

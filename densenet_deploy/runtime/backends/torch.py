@@ -15,7 +15,8 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.runtime.cpus import usable_cpus
-from densenet_deploy.runtime.runner import Array, Device, Placement, Runner, RunnerOptions, TensorSpec, backends
+from densenet_deploy.runtime.feeds import Array, TensorSpec
+from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
     import torch
