@@ -10,7 +10,11 @@ The names below are imported when they are first used, so that an edge applicati
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any, Final
+
+# ONNX Runtime reports usage and leaves an identifier in the home folder unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__: Final = "0.1.0"
 

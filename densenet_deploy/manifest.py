@@ -27,6 +27,8 @@ PREFIX: Final = "densenet_deploy."
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
+INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic")
+
 Triple = tuple[float, float, float]
 Scalar = str | int | float | bool | None
 SpecFacts = Mapping[str, Scalar | tuple[int, ...]]
@@ -71,7 +73,10 @@ class WeightsOrigin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts of one artifact. `labels` may be empty; `recipe` names how INT8 was written, if it was."""
+    """The facts of one artifact. `labels` may be empty; `recipe` names how INT8 was written, if it was.
+
+    `batch` (None: dynamic) and `opset` are those of the export.
+    """
 
     variant: str
     spec: SpecFacts
@@ -80,6 +85,8 @@ class Manifest:
     labels: tuple[str, ...] = ()
     precision: str = "fp32"
     recipe: str | None = None
+    batch: int | None = None
+    opset: int | None = None
     tools: Mapping[str, str] = field(default_factory=dict)
 
     def same_artifact(self, other: Manifest) -> bool:
@@ -163,6 +170,13 @@ def _text(value: object, where: str) -> str:
     return value
 
 
+def _interpolation(value: object, where: str) -> str:
+    text = _text(value, where)
+    if text not in INTERPOLATIONS:
+        raise _fail(where, value, f"one of {', '.join(INTERPOLATIONS)}")
+    return text
+
+
 def _optional_text(value: object, where: str) -> str | None:
     return None if value is None else _text(value, where)
 
@@ -225,7 +239,7 @@ _READERS = {
     "Preprocessing.resize": _pixels,
     "Preprocessing.mean": _triple,
     "Preprocessing.std": _positive_triple,
-    "Preprocessing.interpolation": _text,
+    "Preprocessing.interpolation": _interpolation,
     "WeightsOrigin.source": _text,
     "WeightsOrigin.sha256": _text,
     "WeightsOrigin.seed": _optional_whole,
@@ -236,5 +250,7 @@ _READERS = {
     "Manifest.labels": _texts,
     "Manifest.precision": _text,
     "Manifest.recipe": _optional_text,
+    "Manifest.batch": _optional_whole,
+    "Manifest.opset": _optional_whole,
     "Manifest.tools": _text_map,
 }

@@ -84,6 +84,8 @@ def external_files(file: BinaryIO) -> dict[str, int]:
     for tensor in _initializers(file):
         records = _records(file, tensor.offset, tensor.length)
         entries = dict(_string_pair(file, record) for record in records if record.number == _TENSOR_EXTERNAL)
+        if "\0" in entries.get("location", ""):
+            raise ValueError("a data file whose name holds NUL")
         if "location" in entries:
             end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
             lengths[entries["location"]] = max(end, lengths.get(entries["location"], 0))

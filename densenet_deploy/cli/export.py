@@ -64,6 +64,6 @@ def export_command(
 def _batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise UsageError(f"--batch={text}", "is neither dynamic nor a number", "write --batch dynamic or --batch 8")
     return int(text)

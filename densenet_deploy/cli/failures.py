@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
 from collections.abc import Sequence
 
+from densenet_deploy.cli.stopping import Stopped
 from densenet_deploy.errors import DensenetDeployError, ResourceError, UsageError, from_os_error, printable
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 def fail(exc: BaseException, words: Sequence[str]) -> int:
@@ -19,21 +17,18 @@ def fail(exc: BaseException, words: Sequence[str]) -> int:
     if isinstance(exc, SystemExit):
         return 0  # Typer leaves on its own only when stdout was closed while it printed help
     code, message, error = _judge(exc)
-    if "--verbose" in words or "-v" in words:
-        traceback.print_exception(exc, file=sys.stderr)
-    if "--json" in words:
-        print(json.dumps({"error": _facts(code, message, error)}), file=sys.stderr)
-        return code
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr itself may be full or gone: the exit code still tells
+        if "--verbose" in words or "-v" in words:
+            traceback.print_exception(exc, file=sys.stderr)
+        as_json = json.dumps({"error": _facts(code, message, error)})
+        print(as_json if "--json" in words else f"error: {message}", file=sys.stderr, flush=True)
     return code
 
 
 def _judge(exc: BaseException) -> tuple[int, str, DensenetDeployError | None]:
     """Return exit code, message, and the typed error if it is one of ours."""
-    if isinstance(exc, KeyboardInterrupt):
-        return 130, "interrupted: nothing unfinished was kept", None
-    if isinstance(exc, Terminated):
-        return 143, "terminated: nothing unfinished was kept", None
+    if isinstance(exc, Stopped):
+        return exc.exit_code, "command: stopped by a signal: nothing unfinished was kept; run it again", None
     error = _typed(exc)
     if error is not None:
         return error.exit_code, str(error), error

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from pathlib import Path
 
 from densenet_deploy.cli import doctor, evaluate, export, inspect, quantize, run_images, simplify, validate
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
-from densenet_deploy.cli.failures import Terminated, fail
+from densenet_deploy.cli.failures import fail
+from densenet_deploy.cli.stopping import StopSignals
 
 SCHEMA = 1
 
@@ -22,23 +23,24 @@ COMMANDS = (export, simplify, validate, quantize, run_images, evaluate, inspect,
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _replace_closed_streams()
     words = join_triples(sys.argv[1:] if arguments is None else arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
-        if isinstance(outcome, Answer):
-            return _print_answer(outcome)
-        if outcome == 130:
-            raise KeyboardInterrupt  # Typer hands an interrupt back as a number
-        return 0
-    except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code
-        return fail(exc, words)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    signals = StopSignals()
+    with signals.listening():
+        try:
+            outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
+            return _print_answer(outcome) if isinstance(outcome, Answer) else 0
+        except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code
+            return fail(signals.received or exc, words)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _replace_closed_streams() -> None:
+    """Let what is written to a closed stream go nowhere, and what a stream cannot encode be escaped."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_answer(answer: Answer) -> int:

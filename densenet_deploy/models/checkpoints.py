@@ -143,8 +143,9 @@ def _variant_of(path: Path, weights: Weights, manifest: Manifest | None, wanted:
         base = _architecture(weights, manifest, wanted.variant)
     except CheckpointError as exc:
         raise CheckpointError(path, f"its weights {exc.why}", exc.fix) from exc
-    if classes is not None and wanted.num_classes not in (None, classes) and wanted.head != "features":
-        why = f"has {classes} classes, and --num-classes asks for {wanted.num_classes}"
+    if wanted.num_classes not in (None, classes) and wanted.head != "features":
+        found = "no classifier" if classes is None else f"{classes} classes"
+        why = f"has {found}, and --num-classes asks for {wanted.num_classes}"
         raise CheckpointError(path, why, "leave out --num-classes")
     if wanted.head == "multiscale" != head:
         raise CheckpointError(path, "has no multiscale head", "train one, or leave out --head")

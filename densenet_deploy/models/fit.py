@@ -48,9 +48,10 @@ def _misfit_error(subject: object, variant: Variant, misfits: list[str], found: 
     more = f" and {len(misfits) - _LISTED} more" if len(misfits) > _LISTED else ""
     why = f"does not fit {variant.artifact_name}: {', '.join(misfits[:_LISTED])}{more}"
     try:
-        likeness = closest_variant(spec_from_shapes(found))
+        spec = spec_from_shapes(found)
     except CheckpointError as exc:
         return CheckpointError(subject, why, f"it looks like no DenseNet ({exc.why}): give another file")
-    if likeness.spec.same_architecture(variant.spec):
+    likeness = closest_variant(spec)
+    if spec.same_architecture(variant.spec):
         return CheckpointError(subject, why, "it is incomplete or was changed: save the whole state_dict again")
     return CheckpointError(subject, why, f"it looks like {likeness.artifact_name}: check --variant and the file")

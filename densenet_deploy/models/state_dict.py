@@ -23,9 +23,9 @@ from densenet_deploy.models.checkpoint_file import INFLATION_LIMIT, CheckpointFi
 COUNTER: Final = ".num_batches_tracked"
 """How many batches a norm saw in training: not a weight, and absent from old checkpoints."""
 
-_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _DEEPEST_WRAPPING: Final = 4  # a pickled dictionary may contain itself
-_PREFIXES: Final = re.compile(r"^(?:(?:module|model|_orig_mod|backbone)\.)+")
+_PREFIXES: Final = re.compile(r"^(?:(?:module|model|net|network|densenet|_orig_mod|backbone)\.)+")
 _OLD_NAME: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

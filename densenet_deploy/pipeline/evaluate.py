@@ -92,7 +92,7 @@ def evaluate(
         classifier = Classifier(runner)
         labelled = find_labelled_images(data, classifier.labels or None)
         classes = runner.outputs[0].shape[1]
-        _check_classes(data, labelled, classes)
+        _check_classes(data, labelled, classes, by_name=bool(classifier.labels))
         start = time.perf_counter()
         ranks, bad = _ranks(classifier, labelled, options)
         seconds = time.perf_counter() - start
@@ -109,10 +109,11 @@ def evaluate(
         )
 
 
-def _check_classes(data: Path, labelled: tuple[LabelledImage, ...], classes: int | None) -> None:
-    most = max(image.index for image in labelled)
-    if classes is not None and most >= classes:
-        raise DataError(data, f"has {most + 1} classes, the model {classes}", "give data of the model's classes")
+def _check_classes(data: Path, labelled: tuple[LabelledImage, ...], classes: int | None, *, by_name: bool) -> None:
+    """Without labels folders are classes by their order, so there must be as many; with labels there may be fewer."""
+    found = 1 + max(image.index for image in labelled)
+    if classes is not None and (found > classes or (found < classes and not by_name)):
+        raise DataError(data, f"has {found} class folders, the model {classes} classes", "give one folder a class")
 
 
 def _ranks(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from densenet_deploy.artifacts import output_path, refuse_foreign_output, write_file
-from densenet_deploy.errors import GateError
+from densenet_deploy.errors import GateError, printable
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.options import require_range
@@ -86,7 +86,7 @@ class ExportReport:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
         return "\n".join(
             [
-                f"wrote       {self.onnx}",
+                f"wrote       {printable(self.onnx)}",
                 f"model       densenet {self.manifest.variant}, {self.parameters:,} parameters",
                 f"weights     {self.manifest.weights.source}",
                 f"parity      {self.parity}",
@@ -117,7 +117,7 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
         import torch  # noqa: F401
     with stages("build"):
         model = build(request)
-    manifest = dataclasses.replace(model.manifest, tools=_tool_versions())
+    manifest = dataclasses.replace(model.manifest, batch=target.batch, opset=target.opset, tools=_tool_versions())
     path = output_path(target.out, f"{model.variant.artifact_name}.onnx")
     refuse_foreign_output(path, manifest, force=target.force)
 

@@ -10,7 +10,7 @@ from typing import Final
 from densenet_deploy.analysis.cost import ModelCost, model_cost
 from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import ModelFileError
+from densenet_deploy.errors import ManifestError, ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
@@ -25,7 +25,9 @@ _BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 class InspectReport:
     """What a model is and costs for `batch` pictures of `image_size` pixels.
 
-    `memory` is None for a file that does not say which DenseNet it is.
+    `cost` is the architecture's; of a file, `file_cost` is what its graph holds and executes, which is less where norms
+    were folded and pooling moved. A file that does not say which DenseNet it is has its graph's as `cost`, and
+    `memory` None.
     """
 
     name: str
@@ -36,6 +38,7 @@ class InspectReport:
     memory: ActivationMemory | None
     manifest: Manifest | None
     notes: tuple[str, ...]
+    file_cost: ModelCost | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the report with plain types; `macs` are of one picture."""
@@ -45,6 +48,8 @@ class InspectReport:
             "image_size": self.image_size,
             "batch": self.batch,
             **self.cost.to_json(),
+            "file_parameters": None if self.file_cost is None else self.file_cost.parameters,
+            "file_macs": None if self.file_cost is None else self.file_cost.macs,
             "activation_memory": None if self.memory is None else self.memory.to_json(),
             "weights": None if self.manifest is None else self.manifest.weights.source,
             "labels": None if self.manifest is None else len(self.manifest.labels),
@@ -57,6 +62,9 @@ class InspectReport:
         lines = [f"{self.name} ({self.precision}, {self.image_size}x{self.image_size}): {total}", ""]
         lines.append(f"{'block':20} {'parameters':>12} {'MMACs':>10}")
         lines += [f"{block.name:20} {block.parameters:12,} {block.macs / 1e6:10.1f}" for block in self.cost.blocks]
+        if self.file_cost is not None:
+            stored, macs = self.file_cost.parameters, self.file_cost.macs / 1e9
+            lines += ["", f"the file, rewritten: {stored:,} parameters, {macs:.3f} GMACs"]
         if self.memory is not None:
             bus, copies = self.memory.bus_bytes / 2**20, self.memory.copies_bytes / 2**20
             lines += ["", f"peak activations, batch {self.batch}: {bus:.1f} MiB in place, {copies:.1f} MiB with copies"]
@@ -75,7 +83,8 @@ def inspect_variant(
     """
     request = ModelRequest(variant=name, architecture=architecture or Architecture())
     variant = _variant(request)
-    return _of_spec(variant.artifact_name, variant.spec, image_size or variant.preprocessing.image_size, batch, None)
+    size = variant.preprocessing.image_size if image_size is None else image_size
+    return _of_spec(variant.artifact_name, variant.spec, size, batch, None)
 
 
 def inspect_file(path: Path, image_size: int | None = None, batch: int = 1) -> InspectReport:
@@ -85,18 +94,22 @@ def inspect_file(path: Path, image_size: int | None = None, batch: int = 1) -> I
         InputError: if the file cannot be used.
         MissingPackageError: if it takes a package that is not installed.
     """
+    require_range("batch", batch, 1, 65536)
     artifact = Artifact.open(path)
     if artifact.kind == "checkpoint":
         model = build(ModelRequest(weights=str(path)))
-        size = image_size or model.manifest.preprocessing.image_size
+        size = model.manifest.preprocessing.image_size if image_size is None else image_size
         return _of_spec(str(path), model.variant.spec, size, batch, model.manifest, model.notes)
     if artifact.kind != "onnx":
         raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file it was made from")
-    return _of_onnx(artifact, batch)
+    report = _of_onnx(artifact, batch)
+    if image_size not in (None, report.image_size):
+        raise UsageError(f"image-size={image_size}", f"the file takes {report.image_size} pixels", "leave it out")
+    return report
 
 
 def _variant(request: ModelRequest) -> Variant:
-    variant = find_variant(request.variant or "121")
+    variant = find_variant("121" if request.variant is None else request.variant)
     changes = request.architecture.changes()
     return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant  # type: ignore[arg-type]
 
@@ -122,10 +135,11 @@ def _of_onnx(artifact: Artifact, batch: int) -> InspectReport:
 
     path, manifest, precision = artifact.path, artifact.manifest, artifact.precision
     proto = load_onnx(path)
-    size = image_size_of(proto, path)
-    memory = None
-    if manifest is not None and precision in _BYTES:
-        spec = DenseNetSpec.from_facts(manifest.spec)
-        memory = activation_memory(spec, size, batch, _BYTES[precision])
-    notes = untrained_note(manifest)
-    return InspectReport(str(path), precision, size, batch, onnx_cost(proto), memory, manifest, notes)
+    size, file_cost, notes = image_size_of(proto, path), onnx_cost(proto), untrained_note(manifest)
+    if manifest is None:
+        return InspectReport(str(path), precision, size, batch, file_cost, None, None, notes)
+    spec = DenseNetSpec.from_facts(manifest.spec)
+    if size < spec.smallest_image_size:
+        raise ManifestError(f"spec of {path}", f"is of no network for {size} pixels", "export the model again")
+    memory = activation_memory(spec, size, batch, _BYTES.get(precision, 4))
+    return InspectReport(str(path), precision, size, batch, model_cost(spec, size), memory, manifest, notes, file_cost)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, sha256_of, write_file
-from densenet_deploy.errors import GateError, ModelFileError
+from densenet_deploy.errors import GateError, ModelFileError, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.options import require_choice, require_range
@@ -103,7 +103,7 @@ class QuantizeReport:
         kept = f": {', '.join(self.layers_float)}" if self.layers_float else ""
         return "\n".join(
             [
-                f"wrote       {self.onnx}",
+                f"wrote       {printable(self.onnx)}",
                 f"recipe      {self.recipe}, {self.weight_bits}-bit weights, {self.calibrated_on} pictures",
                 f"layers      {len(self.layers_int8)} in INT8, {len(self.layers_float)} float{kept}",
                 f"parity      {self.parity}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
-from densenet_deploy.errors import GateError, ModelFileError
+from densenet_deploy.errors import GateError, ModelFileError, printable
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
@@ -61,7 +61,7 @@ class SimplifyReport:
         changed = [name for name in sorted({*before, *after}) if before.get(name, 0) != after.get(name, 0)]
         return "\n".join(
             [
-                f"wrote       {self.onnx}",
+                f"wrote       {printable(self.onnx)}",
                 f"nodes       {sum(before.values())} -> {sum(after.values())}",
                 *(f"  {name:24}  {before.get(name, 0):4} -> {after.get(name, 0)}" for name in changed),
                 *(f"pass        {report.name}: {len(report.changed)} changed" for report in self.passes),

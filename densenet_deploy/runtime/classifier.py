@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.images import ImageSource, LoadedImage, load_image
 from densenet_deploy.runtime.preprocess import default_preprocessing, prepare_batch
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+
+_SUM_TOLERANCE: Final = 1e-3  # a thousand float16 scores sum to 1 within this
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Classifier:
     Raises:
         ModelFileError: if the model does not take pictures.
         FeedError: if it takes pictures of another size than the preprocessing makes.
-        UsageError: if the model gives no logits.
+        ModelFileError: if the model gives no logits.
         DataError: if there are not as many labels as classes.
     """
 
@@ -140,7 +142,8 @@ class Classifier:
 
     def _top(self, logits: Array, top_k: int) -> tuple[Score, ...]:
         """Rank by logits: far below the best, scores underflow to equal zeros."""
-        scores, best = _softmax(logits), np.argsort(-logits, kind="stable")[:top_k]
+        are_scores = self._runner.manifest is None and _are_scores(logits)
+        scores, best = logits if are_scores else _softmax(logits), np.argsort(-logits, kind="stable")[:top_k]
         return tuple(Score(int(i), self.labels[i] if self.labels else None, float(scores[i])) for i in best)
 
 
@@ -172,7 +175,7 @@ def _logits_output(outputs: tuple[TensorSpec, ...]) -> TensorSpec:
     if len(spec.shape) == 2 and (named or (len(outputs) == 1 and spec.name != "features")):
         return spec
     given = ", ".join(map(str, outputs))
-    raise UsageError(given, "holds no logits to classify by", "use runner.run(), or export with --head classifier")
+    raise ModelFileError(given, "holds no logits to classify by", "use runner.run(), or export with --head classifier")
 
 
 def _assumption(preprocessing: Preprocessing) -> str:
@@ -190,6 +193,11 @@ def _check_size(model_size: int | None, image_size: int) -> None:
 def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
         raise DataError("labels", f"are {len(labels)}, the model has {classes} classes", "give one label a class")
+
+
+def _are_scores(row: Array) -> bool:
+    """Whether a row is what a softmax gives: a model may end with one, and a second would level the scores."""
+    return bool(row.min() >= 0 and abs(row.sum(dtype=np.float64) - 1) < _SUM_TOLERANCE)
 
 
 def _softmax(logits: Array) -> npt.NDArray[np.float64]:

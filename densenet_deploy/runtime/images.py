@@ -138,6 +138,8 @@ def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> Loaded
         ResourceError: if reading it failed, or memory ran out.
     """
     name = _name_of(source)
+    if isinstance(source, (str, Path)) and Path(source).exists() and not Path(source).is_file():
+        raise ImageError(name, "is no regular file", "give a picture file")
     with os_errors_about(name), _opened(source) as file, _decoding_errors_about(name):
         image = _recognized(file, name)
         if image.width * image.height > most_pixels:

@@ -221,7 +221,11 @@ def open_runner(
     kind = _choose_backend(model, None if backend == "auto" else backend)
     if wanted_device is not None and wanted_device.word not in kind.devices:
         raise DeviceError(wanted_device, f"is none of the devices of {kind.name}", f"use: {', '.join(kind.devices)}")
-    return kind.open(model, wanted_device, options or RunnerOptions())
+    runner = kind.open(model, wanted_device, options or RunnerOptions())
+    if not runner.inputs or not runner.outputs:
+        runner.close()
+        raise ModelFileError(source, "has no input or no output", "export the model again")
+    return runner
 
 
 def backends_reading(suffix: str) -> list[type[Runner]]:

@@ -55,8 +55,10 @@ def head_from_shapes(shapes: Shapes) -> tuple[str, int | None]:
     Raises:
         CheckpointError: if the classifier is no linear layer of a sensible width.
     """
-    if "classifier.weight" not in shapes:
+    if not any(name.startswith("classifier.") for name in shapes):
         return "features", None
+    if "classifier.weight" not in shapes:
+        raise _no_densenet("classifier.weight is missing")
     shape = shapes["classifier.weight"]
     if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
         raise _no_densenet(f"classifier.weight has shape {shape}, not (classes, features)")

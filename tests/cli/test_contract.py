@@ -229,6 +229,39 @@ def test_odd_paths_work(capsys: pytest.CaptureFixture[str], digits_onnx: Path, t
         capsys.readouterr().out.encode()  # what is printed can be printed anywhere
 
 
+def test_closed_and_narrow_streams(tiny_onnx: Path) -> None:
+    """Errors stay off stdout when stderr is closed, and what a stream cannot encode is escaped."""
+    script = f"{' '.join(_command('inspect', '--variant', 'bogus'))} 2>&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    done = subprocess.run(
+        _command("validate", str(tiny_onnx), str(tiny_onnx)),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_form_of_the_model_is_another_artifact(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    run_json(capsys, "export", *CUSTOM, "--batch", "4", "-o", target)
+    before = target.read_bytes()
+    assert run_failing(capsys, "export", *CUSTOM, "-o", target)[0] == 3
+    assert target.read_bytes() == before
+
+
+def test_onnx_runtime_leaves_nothing_at_home(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "scratch")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    for folder in ("home", "scratch"):
+        (tmp_path / folder).mkdir()
+    words = _command("run", str(tiny_onnx), str(picture), "--backend", "onnxruntime")
+    assert subprocess.run(words, env=environment, capture_output=True, check=False).returncode == 0
+    assert [path for folder in ("home", "scratch") for path in (tmp_path / folder).rglob("*")] == []
+
+
 def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "densenet_deploy", *words]
 

@@ -133,9 +133,14 @@ def test_top_k_is_at_most_the_number_of_classes_and_at_least_one():
 
 
 def test_without_labels_the_index_is_all_there_is():
-    top = constant(0, 1).classify(picture("red"), top_k=1).top
+    top = constant(0, 2).classify(picture("red"), top_k=1).top
     assert top[0].label is None
-    assert str(top[0]) == " 73.1 %  class 1"
+    assert str(top[0]) == " 88.1 %  class 1"
+
+
+def test_a_strangers_softmax_is_not_taken_twice():
+    top = constant(0.1, 0.7, 0.2).classify(picture("red"), top_k=2).top
+    assert [score.score for score in top] == pytest.approx([0.7, 0.2])
 
 
 def test_a_prediction_prints_as_a_small_table_in_plain_characters():
@@ -210,12 +215,12 @@ def test_what_the_caller_gives_comes_first():
 
 @pytest.mark.parametrize("shape", [(None, 3), (None, 1024)])
 def test_features_cannot_be_classified_by(shape):
-    with pytest.raises(UsageError, match=r"no logits.*--head classifier"):
+    with pytest.raises(ModelFileError, match=r"no logits.*--head classifier"):
         Classifier(FunctionRunner(mean_colour, output="features", output_shape=shape))
 
 
 def test_a_strangers_feature_map_cannot_be_classified_by():
-    with pytest.raises(UsageError, match="no logits"):
+    with pytest.raises(ModelFileError, match="no logits"):
         Classifier(FunctionRunner(mean_colour, output="output", output_shape=(None, 3, 1, 1)))
 
 

@@ -306,8 +306,14 @@ def test_other_cut_pictures_are_refused(percent, form):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_image(tmp_path / "none.jpg")
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(ImageError, match="is no regular file"):
         load_image(tmp_path)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "frame.png")
+    with pytest.raises(ImageError, match="is no regular file"):
+        load_image(tmp_path / "frame.png")
 
 
 def test_the_limit_is_on_the_pixels_of_the_header():
