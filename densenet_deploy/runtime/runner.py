@@ -41,6 +41,20 @@ DEVICE_WORDS: Final = ("cpu", "cuda", "gpu", "npu")
 backends: Registry[type[Runner]] = Registry("backend", "densenet_deploy.runtime.backends")
 
 
+class _Forks:
+    """How many forks lie between this process and the one that imported this module: cheaper to ask than its id."""
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+
+_forks: Final = _Forks()
+os.register_at_fork(after_in_child=_forks.add)
+
+
 @dataclass(frozen=True)
 class Device:
     """A kind of device and which one: `cuda:1` is Device("cuda", 1)."""
@@ -136,7 +150,7 @@ class Runner(ABC):
         self.inputs, self.outputs = inputs, outputs
         self.placement, self.manifest = placement, manifest
         self._value_limit = value_limit(manifest.preprocessing if manifest else None) if check_values else None
-        self._process = os.getpid()
+        self._fork = _forks.count
         self._handle: object | None = handle
 
     @classmethod
@@ -175,7 +189,7 @@ class Runner(ABC):
         handle = self._handle  # a local reference: a close() in another thread then cannot pull it away
         if handle is None:
             raise RunnerStateError(self.name, "was closed", "open it again with open_runner()")
-        if os.getpid() != self._process:
+        if _forks.count != self._fork:
             raise RunnerStateError(self.name, "was opened before this process forked", "open a runner in each process")
         results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
         return results if outputs is None else delivered(results, outputs)
