@@ -63,10 +63,9 @@ class TensorChanges:
             value.name = unused_name(graph, name + _SCALED)
         self._changes[str(value.name)] = dataclasses.replace(known, factor=_numbers(total))
 
-    def move(self, value: ir.Value, origin: ir.Value, why: str) -> None:
-        """Record that the new tensor `value` stands where the original model has `origin`."""
-        name = str(origin.name)
-        self._changes[str(value.name)] = dataclasses.replace(self._changes.get(name, TensorChange(name)), moved=why)
+    def move(self, value: str, origin: str, why: str) -> None:
+        """Record that the tensor called `value` stands where the original model has `origin`."""
+        self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)
 
     def write_to(self, model: ir.Model) -> None:
         """Store the changes in the metadata of `model`, if there are any."""

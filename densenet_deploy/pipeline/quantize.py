@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,6 @@ import numpy as np
 from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, sha256_of, write_file
 from densenet_deploy.errors import GateError, ModelFileError, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
-from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
@@ -51,6 +50,7 @@ class QuantizeOptions:
         observer: how ranges are chosen: minmax, percentile, entropy, mse.
         samples: pictures to calibrate on, a seeded subset; all where there are fewer.
         equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.
+        correct_bias: whether to take back what quantization does to the mean of every convolution.
         weights: `per-channel` or `per-tensor` scales.
     """
 
@@ -59,6 +59,7 @@ class QuantizeOptions:
     samples: int = 512
     alpha: float = 0.5
     equalize: bool = True
+    correct_bias: bool = True
     weights: str = "per-channel"
 
     def __post_init__(self) -> None:
@@ -135,7 +136,9 @@ def quantize(
     require_packages("export", "onnx", "onnxscript")
     options = options or QuantizeOptions()
     from densenet_deploy.graph.onnx_file import image_size_of
+    from densenet_deploy.pipeline.int8 import Int8Writer
     from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 
     artifact, recipe = Artifact.open(model), chosen_recipe(options.recipe)
     stages = Stages(listener)
@@ -143,6 +146,7 @@ def quantize(
         proto = _float_model(artifact)
         preprocessing = _preprocessing(artifact.manifest, image_size_of(proto, model))
         data = open_calibration_data(calibration, preprocessing, options.samples)
+        count = len(data) if isinstance(data, Sized) else 0
         manifest = _int8_manifest(artifact.manifest, recipe)
         path = _output(out, model, recipe)
         refuse_foreign_output(path, manifest, force=force)
@@ -151,16 +155,19 @@ def quantize(
     with stages("calibrate"):
         ranges, note = _calibrated(graph, data, preprocessing, options, cache)
     with stages("write INT8"):
-        bits = weight_bits()
-        int8, float_ = _write(graph, ranges, options, recipe, bits)
-        data_bytes = _serialized(graph, manifest)
+        how = RecipeOptions(per_channel=options.weights == "per-channel", weight_bits=weight_bits())
+        alpha = options.alpha if options.equalize else None
+        writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct_bias else ())
+        file = writer.write(manifest)
     with stages("parity"):
-        parity = _compare(model, data_bytes, recipe, data)
+        parity = _compare(model, file.data, recipe, data)
     if parity.nonfinite:
         raise GateError(path, f"the INT8 model gives {parity.nonfinite} NaN or infinite values", "report this model")
-    write_file(path, data_bytes)
+    write_file(path, file.data)
     notes = (*untrained_note(artifact.manifest), note)
-    return QuantizeReport(path, recipe, parity, int8, float_, bits, len(data.digests() or ()), stages.seconds, notes)
+    return QuantizeReport(
+        path, recipe, parity, file.layers_int8, file.layers_float, how.weight_bits, count, stages.seconds, notes
+    )
 
 
 def chosen_recipe(name: str) -> str:
@@ -270,58 +277,6 @@ def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
             values |= dict.fromkeys(str(value.name) for value in node.inputs if value is not None)
     inputs = {str(value.name) for value in model.graph.inputs}
     return tuple(name for name in values if name not in inputs)
-
-
-def _write(
-    model: ir.Model, ranges: Mapping[str, ChannelRanges], options: QuantizeOptions, recipe: str, bits: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Equalize and write INT8 into `model`; return the names of the convolutions in INT8, and of those left float."""
-    from densenet_deploy.graph.graph_pass import is_operator
-    from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
-    from densenet_deploy.quantize.scales import plan_types
-
-    if options.equalize:
-        ranges = _equalized(model, ranges, options.alpha)
-    convs = [str(node.name) for node in model.graph if is_operator(node, "Conv")]
-    types = plan_types(model.graph, ranges)
-    how = RecipeOptions(per_channel=options.weights == "per-channel", weight_bits=bits)
-    written = set(recipes.get(recipe)().write(model, types, how))
-    return tuple(name for name in convs if name in written), tuple(name for name in convs if name not in written)
-
-
-def _equalized(model: ir.Model, ranges: Mapping[str, ChannelRanges], alpha: float) -> dict[str, ChannelRanges]:
-    """Equalize `model` in place, and return the ranges under the tensors' new names."""
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
-    from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
-    from densenet_deploy.graph.tensor_changes import read_tensor_changes
-    from densenet_deploy.quantize.observers.observer import ChannelRanges
-
-    sizes = {name: np.maximum(np.abs(found.low), np.abs(found.high)) for name, found in ranges.items()}
-    apply_passes(model, (EqualizeBus(sizes), EqualizeLayer(sizes, alpha)))
-    equalized = dict(ranges)
-    for name, change in read_tensor_changes(model.metadata_props).items():
-        if change.factor is not None and change.of in ranges:
-            factor = np.array(change.factor, np.float32)
-            found = ranges[change.of]
-            equalized[name] = ChannelRanges(found.low / factor, found.high / factor)
-    return equalized
-
-
-def _serialized(model: ir.Model, manifest: Manifest | None) -> bytes:
-    import onnx
-    import onnx_ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
-    facts = manifest.to_strings() if manifest is not None else {}
-    for key in facts:
-        model.metadata_props.pop(key, None)  # the float file's
-    proto = onnx_ir.to_proto(model)
-    del proto.graph.value_info[:]  # shapes and types of the float graph
-    onnx.checker.check_model(proto)
-    data: bytes = proto.SerializeToString()
-    return append_metadata(data, facts)
 
 
 def _compare(model: Path, quantized: bytes, recipe: str, data: CalibrationData) -> Parity:

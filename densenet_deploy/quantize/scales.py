@@ -20,6 +20,7 @@ Float = npt.NDArray[np.float32]
 _LEVELS: Final = 255
 _SIGNED_ZERO: Final = 128
 _SIGNED_STEPS: Final = 127
+_KEEP_TYPE: Final = ("Max", "Min", "AveragePool")
 
 
 class Range(Protocol):
@@ -42,6 +43,16 @@ class QuantizedType:
     def code_zero(self) -> np.uint8 | np.int8:
         """The zero point as Q/DQ nodes carry it: a symmetric type is int8, where zero is code 0."""
         return np.int8(0) if self.zero_point == _SIGNED_ZERO else np.uint8(self.zero_point)
+
+    def codes_of(self, values: Float) -> npt.NDArray[np.uint8]:
+        """Return the codes nearest to `values`, 0..255."""
+        codes = np.rint(values.astype(np.float64) / self.scale) + self.zero_point
+        return np.asarray(np.clip(codes, 0, _LEVELS), np.uint8)
+
+    def signed_codes_of(self, values: Float) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
+        """Return the codes nearest to `values` as Q/DQ nodes carry them: int8 in a symmetric type."""
+        codes = self.codes_of(values)
+        return (codes.astype(np.int16) - _SIGNED_ZERO).astype(np.int8) if self.zero_point == _SIGNED_ZERO else codes
 
 
 def unsigned(high: float) -> QuantizedType:
@@ -68,7 +79,7 @@ def plan_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, Quanti
     """Choose the type of every value that `ranges` knows.
 
     Values that meet in Concats share one symmetric type, wide enough for all; what a ReLU gives (also after pooling) is
-    unsigned; the rest is affine.
+    unsigned; the rest is affine. What only clips or averages such a value keeps its type.
     """
     types = {name: _own_type(found) for name, found in ranges.items()}
     for members in _buses(graph):
@@ -76,6 +87,10 @@ def plan_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, Quanti
         if known:
             bound = max(float(np.maximum(np.abs(r.low), np.abs(r.high)).max()) for r in known)
             types |= dict.fromkeys(members, symmetric(bound))
+    for node in graph:
+        source, result = str(node.inputs[0].name) if node.inputs and node.inputs[0] else "", str(node.outputs[0].name)
+        if node.op_type in _KEEP_TYPE and source in types and result not in types:
+            types[result] = types[source]
     return types
 
 

@@ -55,7 +55,7 @@ def test_a_moved_tensor_keeps_the_factor_of_its_origin(model):
     relu, neg = model.graph
     changes = TensorChanges.of(model)
     changes.scale(model.graph, relu.outputs[0], np.array([2, 3, 4], np.float32))
-    changes.move(neg.outputs[0], relu.outputs[0], "elsewhere")
+    changes.move(str(neg.outputs[0].name), str(relu.outputs[0].name), "elsewhere")
     changes.write_to(model)
     assert _changes_of(model)["y"] == TensorChange("a", (2, 3, 4), "elsewhere")
 

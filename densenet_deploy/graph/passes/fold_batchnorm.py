@@ -24,6 +24,7 @@ from densenet_deploy.graph.graph_pass import (
     only_reader,
     take_over_output,
 )
+from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 
 
 @graph_passes.register("fold-batchnorm")
@@ -50,11 +51,9 @@ def _why_not(norm: ir.Node) -> str | None:
         return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
     if only_reader(conv.outputs[0]) is not norm:
         return f"{conv.name or 'its Conv'} has other readers"
-    if norm.attributes.get_int("training_mode", 0) != 0 or len(norm.outputs) > 1:
-        return "it is in training mode"
-    if any(constant(value) is None for value in (conv.inputs[1], *_bias(conv), *norm.inputs[1:])):
-        return "its numbers are not float32 constants"
-    return None
+    if any(constant(value) is None for value in (conv.inputs[1], *_bias(conv))):
+        return "the numbers of its Conv are not float32 constants"
+    return why_no_affine(norm)
 
 
 def _bias(conv: ir.Node) -> tuple[ir.Value, ...]:
@@ -65,15 +64,14 @@ def _bias(conv: ir.Node) -> tuple[ir.Value, ...]:
 def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     conv = norm.inputs[0].producer()  # type: ignore[union-attr]
     assert conv is not None
-    scale, shift, mean, variance = (_float64(value) for value in norm.inputs[1:5])
     weight = _float64(conv.inputs[1])
     bias = sum((_float64(value) for value in _bias(conv)), np.zeros(len(weight)))
-    factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    scale, shift = scale_and_shift(norm)
 
     weight_name = str(conv.inputs[1].name)  # type: ignore[union-attr]
     stem = weight_name.removesuffix(".weight")
-    new_weight = (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
-    new_bias = ((bias - mean) * factor + shift).astype(np.float32)
+    new_weight = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+    new_bias = (bias * scale + shift).astype(np.float32)
     conv.replace_input_with(1, new_initializer(graph, f"{stem}.folded.weight", new_weight))
     _set_bias(conv, new_initializer(graph, f"{stem}.folded.bias", new_bias))
     take_over_output(conv, norm.outputs[0])

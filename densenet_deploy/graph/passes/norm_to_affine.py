@@ -12,16 +12,15 @@ import onnx_ir as ir
 
 from densenet_deploy.graph.channels import rank_of
 from densenet_deploy.graph.graph_pass import (
-    Float,
     GraphPass,
     PassOutcome,
-    constant,
     graph_passes,
     is_operator,
     new_initializer,
     take_over_output,
     unused_name,
 )
+from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 
 
 @graph_passes.register("norm-to-affine")
@@ -43,28 +42,20 @@ class NormToAffine(GraphPass):
 
 def _why_not(norm: ir.Node) -> str | None:
     """Say why `norm` stays, or None if it can be written as scale and shift."""
-    if norm.attributes.get_int("training_mode", 0) != 0 or len(norm.outputs) > 1:
-        return "it is in training mode"
-    if any(constant(value) is None for value in norm.inputs[1:]):
-        return "its numbers are not float32 constants"
-    return "nothing says how many axes its input has" if rank_of(norm.inputs[0]) is None else None
+    reason = why_no_affine(norm)
+    if reason is None and rank_of(norm.inputs[0]) is None:
+        return "nothing says how many axes its input has"
+    return reason
 
 
 def _rewrite(graph: ir.Graph, norm: ir.Node) -> None:
     source, result = norm.inputs[0], norm.outputs[0]
     rank, name = rank_of(source), norm.name or result.name
     assert rank is not None
-    scale, shift = (array.reshape(-1, *[1] * (rank - 2)) for array in _scale_and_shift(norm))
+    scale, shift = (array.astype(np.float32).reshape(-1, *[1] * (rank - 2)) for array in scale_and_shift(norm))
     product = ir.Value(name=unused_name(graph, f"{result.name}:product"), type=result.type, shape=result.shape)
     factors = [source, new_initializer(graph, f"{name}.scale", scale)]
     mul = ir.Node("", "Mul", factors, outputs=[product], name=f"{name}.mul")
     add = ir.Node("", "Add", [product, new_initializer(graph, f"{name}.shift", shift)], name=norm.name)
     graph.insert_before(norm, [mul, add])
     take_over_output(add, result)
-
-
-def _scale_and_shift(norm: ir.Node) -> tuple[Float, Float]:
-    """Return s and t, (C,)."""
-    gamma, beta, mean, variance = (np.asarray(constant(value), np.float64) for value in norm.inputs[1:5])
-    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    return scale.astype(np.float32), (beta - mean * scale).astype(np.float32)

@@ -95,6 +95,6 @@ def _exchange(graph: ir.Graph, pool: ir.Node, changes: TensorChanges) -> None:
     first = ir.Node("", "AveragePool", [origin], pool.attributes.values(), outputs=[pooled], name=pool.name)
     graph.insert_before(conv, first)
     conv.replace_input_with(0, pooled)
-    changes.move(pooled, origin, f"pooled before {conv.name or 'the Conv'}, which was pooled after")
+    changes.move(str(pooled.name), str(origin.name), f"pooled before {conv.name or 'the Conv'}, which was pooled after")
     conv.outputs[0].shape = None  # that of unpooled pixels
     take_over_output(conv, pool.outputs[0])

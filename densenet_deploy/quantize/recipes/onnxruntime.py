@@ -5,6 +5,7 @@ runs in float between a Dequantize and a Quantize. So nothing is left to fusion 
 
 * Conv, with the ReLU behind it, is a QLinearConv whose output starts at code 0: saturation is the ReLU.
 * A norm (BatchNormalization, or Mul and Add), with its ReLU, is a depthwise 1x1 QLinearConv.
+* A clip (Max and Min with constants) compares codes; its bounds are codes too.
 * AveragePool is a depthwise QLinearConv with equal weights; MaxPool and Concat move codes.
 * A value that is read in a second type is requantized by a depthwise QLinearConv with weights of one.
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from densenet_deploy.graph.graph_pass import constant, new_initializer, only_reader
+from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType, unsigned
 from densenet_deploy.quantize.weights import quantize_with_bias
@@ -30,6 +32,8 @@ Double = npt.NDArray[np.float64]
 @recipes.register("onnxruntime")
 class OnnxRuntimeRecipe(Recipe):
     """Integer operators wherever types are known."""
+
+    passes = ("norm-to-clip",)
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""
@@ -49,6 +53,8 @@ class _Writer:
             "Conv": self._conv,
             "BatchNormalization": self._norm,
             "Concat": self._concat,
+            "Max": self._clip,
+            "Min": self._clip,
             "MaxPool": self._max_pool,
             "AveragePool": self._average_pool,
         }
@@ -123,13 +129,11 @@ class _Writer:
         return self._linear(node, source, weights.astype(np.float64), shift, group, kept)
 
     def _norm(self, node: ir.Node) -> bool:
-        numbers = [constant(value) for value in node.inputs[1:5]]
         source = node.inputs[0]
-        if source is None or any(number is None for number in numbers):
+        if source is None or why_no_affine(node) is not None:
             return False
-        gamma, beta, mean, variance = (np.asarray(number, np.float64) for number in numbers)
-        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-        return self._linear(node, source, factor.reshape(-1, 1, 1, 1), beta - mean * factor, len(factor), {})
+        scale, shift = scale_and_shift(node)
+        return self._linear(node, source, scale.reshape(-1, 1, 1, 1), shift, len(scale), {})
 
     def _linear(
         self,
@@ -161,6 +165,14 @@ class _Writer:
             return False
         parts = [self._code(value, wanted) for value in node.inputs if value is not None]
         return self._move(node, wanted, parts)
+
+    def _clip(self, node: ir.Node) -> bool:
+        source, bound = node.inputs[0], constant(node.inputs[1])
+        given = self._native_type(source) if source is not None else None
+        if source is None or given is None or bound is None:
+            return False
+        codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.codes_of(bound))
+        return self._move(node, given, [self._code(source, given), codes])
 
     def _max_pool(self, node: ir.Node) -> bool:
         source = node.inputs[0]

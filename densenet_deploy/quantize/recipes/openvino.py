@@ -1,14 +1,16 @@
 """INT8 for OpenVINO: Q/DQ pairs where values are made, one scale a bus.
 
 Every segment of a dense block is quantized once, where it is produced, with the scale that the whole bus shares; a
-Concat of such segments is a copy of codes, and nothing is ever requantized. Each convolution reads what its ReLU left
-in unsigned 8 bits, and int8 weights through a DequantizeLinear. That makes L quantizers a block, where a tool that sees
-unrelated Concats needs O(L²).
+Concat of such segments is a copy of codes, and nothing is ever requantized. Clips (Max and Min with constants, see
+`norm-to-clip`) are written on the codes, which OpenVINO leaves in 8 bits; it would compute a Max between a Dequantize
+and a Quantize in float. Each convolution reads clipped codes, or what its ReLU left in unsigned 8 bits, and int8
+weights through a DequantizeLinear. That makes L quantizers a block, where a tool that sees unrelated Concats needs
+O(L²).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -21,70 +23,137 @@ from densenet_deploy.quantize.weights import quantize_rows
 
 @recipes.register("openvino")
 class OpenVINORecipe(Recipe):
-    """Q/DQ around the convolutions and on the segments of every bus."""
+    """Q/DQ around the convolutions and on the segments of every bus; integer clips."""
+
+    passes = ("norm-to-clip",)
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""
-        graph = model.graph
-        convs = [node for node in graph if _can_be_integer(node, types, options)]
-        for value in _quantized_values(graph, convs, types):
-            _insert_pair(graph, value, types[str(value.name)])
+        return _Writer(model.graph, types, options).write()
+
+
+class _Writer:
+    """Knows the codes of every value that has some, and the float value read from them."""
+
+    def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        self._graph, self._types, self._options = graph, types, options
+        self._codes: dict[ir.Value, ir.Value] = {}  # by what the graph's nodes read
+        self._numbers: dict[ir.Value, ir.Value] = {}  # of Concats that were written on codes
+
+    def write(self) -> tuple[str, ...]:
+        convs = [node for node in self._graph if self._can_be_integer(node)]
+        clips = [node for node in self._graph if self._is_clip(node)]
+        joined = self._joined()
+        made = {node.outputs[0] for node in (*clips, *joined)}
+        read = [node.inputs[0] for node in (*convs, *clips)]
+        read += [value for node in joined for value in node.inputs]
+        for value in dict.fromkeys(read):
+            if value is not None and value not in made:
+                self._insert_pair(value)
+        for clip in clips:
+            self._write_clip(clip)
         for conv in convs:
-            _quantize_weights(graph, conv, options)
+            self._read_codes(conv)
+            self._quantize_weights(conv)
         return tuple(str(conv.name) for conv in convs)
 
+    def _can_be_integer(self, node: ir.Node) -> bool:
+        return (
+            is_operator(node, "Conv")
+            and node.name not in self._options.float_nodes
+            and self._type_of(node.inputs[0]) is not None
+            and constant(node.inputs[1]) is not None
+        )
 
-def _can_be_integer(node: ir.Node, types: Mapping[str, QuantizedType], options: RecipeOptions) -> bool:
-    return (
-        is_operator(node, "Conv")
-        and node.name not in options.float_nodes
-        and node.inputs[0] is not None
-        and str(node.inputs[0].name) in types
-        and constant(node.inputs[1]) is not None
-    )
+    def _is_clip(self, node: ir.Node) -> bool:
+        is_clip = is_operator(node, "Max") or is_operator(node, "Min")
+        return is_clip and constant(node.inputs[1]) is not None and self._type_of(node.inputs[0]) is not None
 
+    def _type_of(self, value: ir.Value | None) -> QuantizedType | None:
+        return self._types.get(str(value.name)) if value is not None else None
 
-def _quantized_values(
-    graph: ir.Graph, convs: Collection[ir.Node], types: Mapping[str, QuantizedType]
-) -> list[ir.Value]:
-    """What the convolutions read, and the segments of every bus, each once, in a fixed order."""
-    read = [conv.inputs[0] for conv in convs]
-    concats = [node for node in graph if is_operator(node, "Concat")]
-    made_by_concats = {node.outputs[0] for node in concats}
-    segments = [value for node in concats for value in node.inputs if value not in made_by_concats]
-    values = dict.fromkeys(value for value in (*read, *segments) if value is not None)
-    return [value for value in values if str(value.name) in types]
+    def _joined(self) -> list[ir.Node]:
+        """The Concats whose inputs and output are all of known types."""
+        concats = (node for node in self._graph if is_operator(node, "Concat"))
+        return [node for node in concats if all(map(self._type_of, (*node.inputs, *node.outputs)))]
 
+    def _insert_pair(self, value: ir.Value) -> None:
+        """Let every reader of `value` read it through Quantize and Dequantize."""
+        readers = tuple(value.uses())
+        numbers = self._scale_of(value)
+        quantize = _node("QuantizeLinear", f"{value.name}:codes", [value, *numbers])
+        producer = value.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], quantize)
+        else:
+            self._graph.insert_after(producer, quantize)
+        restored = self._dequantize(quantize, value, numbers)
+        for reader, index in readers:
+            reader.replace_input_with(index, restored)
 
-def _insert_pair(graph: ir.Graph, value: ir.Value, given: QuantizedType) -> None:
-    """Let every reader of `value` read it through Quantize and Dequantize."""
-    readers = tuple(value.uses())
-    scale = new_initializer(graph, f"{value.name}.scale", np.float32(given.scale))
-    zero_point = new_initializer(graph, f"{value.name}.zero_point", given.code_zero)
-    quantize = _node("QuantizeLinear", f"{value.name}:codes", [value, scale, zero_point])
-    dequantize = _node("DequantizeLinear", f"{value.name}:quantized", [quantize.outputs[0], scale, zero_point])
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], [quantize, dequantize])
-    else:
-        graph.insert_after(producer, [quantize, dequantize])
-    for reader, index in readers:
-        reader.replace_input_with(index, dequantize.outputs[0])
+    def _write_clip(self, clip: ir.Node) -> None:
+        """Clip codes instead of numbers; readers that are no clips get the numbers of the clipped codes."""
+        source, result, bound = clip.inputs[0], clip.outputs[0], constant(clip.inputs[1])
+        assert source is not None
+        assert bound is not None
+        given = self._types[str(result.name)]
+        bounds = new_initializer(self._graph, f"{result.name}.bound", given.signed_codes_of(bound))
+        node = _node(clip.op_type, f"{result.name}:codes", [self._codes_of(source, clip), bounds])
+        self._graph.insert_before(clip, node)
+        restored = self._dequantize(node, result, self._scale_of(result))
+        ir.convenience.replace_all_uses_with(result, restored)
+        self._graph.remove(clip, safe=True)
 
+    def _read_codes(self, conv: ir.Node) -> None:
+        """Let `conv` read a Concat of codes where it read one of numbers."""
+        value = conv.inputs[0]
+        assert value is not None
+        if is_operator(value.producer(), "Concat") and value not in self._numbers:
+            codes = self._codes_of(value, conv).producer()
+            assert codes is not None
+            self._numbers[value] = self._dequantize(codes, value, self._scale_of(value))
+        conv.replace_input_with(0, self._numbers.get(value, value))
 
-def _quantize_weights(graph: ir.Graph, conv: ir.Node, options: RecipeOptions) -> None:
-    weights = constant(conv.inputs[1])
-    assert weights is not None
-    codes, scales = quantize_rows(weights.astype(np.float64), bits=options.weight_bits, per_channel=options.per_channel)
-    name = str(conv.inputs[1].name)  # type: ignore[union-attr]
-    inputs = [
-        new_initializer(graph, f"{name}.codes", codes),
-        new_initializer(graph, f"{name}.scale", scales),
-        new_initializer(graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
-    ]
-    dequantize = _node("DequantizeLinear", f"{name}:quantized", inputs, [ir.AttrInt64("axis", 0)])
-    graph.insert_before(conv, dequantize)
-    conv.replace_input_with(1, dequantize.outputs[0])
+    def _codes_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        """The codes of `value`; a Concat is written on codes when they are first asked for."""
+        if value not in self._codes:
+            concat = value.producer()
+            assert concat is not None
+            parts = [self._codes_of(part, concat) for part in concat.inputs if part is not None]
+            node = _node("Concat", f"{value.name}:codes", parts, list(concat.attributes.values()))
+            self._graph.insert_before(before, node)
+            self._codes[value] = node.outputs[0]
+        return self._codes[value]
+
+    def _dequantize(self, maker: ir.Node, value: ir.Value, numbers: list[ir.Value]) -> ir.Value:
+        """The float value, to stand for `value`, of the codes that `maker` makes."""
+        node = _node("DequantizeLinear", f"{value.name}:quantized", [maker.outputs[0], *numbers])
+        self._graph.insert_after(maker, node)
+        self._codes[node.outputs[0]] = maker.outputs[0]
+        return node.outputs[0]
+
+    def _scale_of(self, value: ir.Value) -> list[ir.Value]:
+        given = self._types[str(value.name)]
+        return [
+            new_initializer(self._graph, f"{value.name}.scale", np.float32(given.scale)),
+            new_initializer(self._graph, f"{value.name}.zero_point", given.code_zero),
+        ]
+
+    def _quantize_weights(self, conv: ir.Node) -> None:
+        weights, options = constant(conv.inputs[1]), self._options
+        assert weights is not None
+        codes, scales = quantize_rows(
+            weights.astype(np.float64), bits=options.weight_bits, per_channel=options.per_channel
+        )
+        name = str(conv.inputs[1].name)  # type: ignore[union-attr]
+        inputs = [
+            new_initializer(self._graph, f"{name}.codes", codes),
+            new_initializer(self._graph, f"{name}.scale", scales),
+            new_initializer(self._graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
+        ]
+        dequantize = _node("DequantizeLinear", f"{name}:quantized", inputs, [ir.AttrInt64("axis", 0)])
+        self._graph.insert_before(conv, dequantize)
+        conv.replace_input_with(1, dequantize.outputs[0])
 
 
 def _node(op_type: str, name: str, inputs: list[ir.Value], attributes: list[ir.Attr] | None = None) -> ir.Node:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -37,7 +38,13 @@ class RecipeOptions:
 
 
 class Recipe(ABC):
-    """Writes INT8 for the backend that it is named after."""
+    """Writes INT8 for the backend that it is named after.
+
+    Attributes:
+        passes: names of graph passes to run on the float graph first, after its buses were equalized.
+    """
+
+    passes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:

@@ -94,9 +94,9 @@ def test_the_onnxruntime_recipe_leaves_two_conversions(digits_onnx, cache, tmp_p
 
 
 def test_the_openvino_recipe_quantizes_a_segment_once(digits_onnx, cache, tmp_path):
-    """39 convolutions read quantized values; 3 buses of 7 segments, of which the first may be read elsewhere too."""
+    """The input, what 18 second convolutions and 2 transitions read, and 3 buses of 7 segments; clips need none."""
     report = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="openvino"), str(tmp_path), cache=cache)
-    assert operators(onnx.load(report.onnx))["QuantizeLinear"] == 39 + 3 * 7
+    assert operators(onnx.load(report.onnx))["QuantizeLinear"] == 1 + 18 + 2 + 3 * 7
 
 
 def test_per_tensor_weights_and_other_observers(digits_onnx, cache, tmp_path, recipe):
@@ -222,5 +222,5 @@ def test_layers_are_compared_with_what_equalization_scaled_undone(digits_onnx, c
     report = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="openvino"), str(tmp_path), cache=cache)
     options = ValidateOptions(data=HELD_OUT, samples=4, per_layer=True, gates=())
     compared = validate(digits_onnx, report.onnx, options)
-    assert len(compared.layers) > 100
+    assert len(compared.layers) > 60
     assert min(layer.parity.sqnr_db for layer in compared.layers) > 25
