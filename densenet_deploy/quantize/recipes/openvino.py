@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer
+from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, only_reader
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType
 from densenet_deploy.quantize.weights import quantize_rows
@@ -36,20 +36,23 @@ class _Writer:
     """Knows the codes of every value that has some, and the float value read from them."""
 
     def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
-        self._graph, self._types, self._options = graph, types, options
+        self._graph, self._types, self._options = graph, dict(types), options
         self._codes: dict[ir.Value, ir.Value] = {}  # by what the graph's nodes read
         self._numbers: dict[ir.Value, ir.Value] = {}  # of Concats that were written on codes
 
     def write(self) -> tuple[str, ...]:
         convs = [node for node in self._graph if self._can_be_integer(node)]
+        pools = [node for node in self._graph if self._is_pool(node)]
         clips = [node for node in self._graph if self._is_clip(node)]
         joined = self._joined()
-        made = {node.outputs[0] for node in (*clips, *joined)}
-        read = [node.inputs[0] for node in (*convs, *clips)]
+        made = {node.outputs[0] for node in (*pools, *clips, *joined)}
+        read = [node.inputs[0] for node in (*pools, *convs, *clips)]
         read += [value for node in joined for value in node.inputs]
         for value in dict.fromkeys(read):
             if value is not None and value not in made:
                 self._insert_pair(value)
+        for pool in pools:
+            self._write_on_codes(pool, [])
         for clip in clips:
             self._write_clip(clip)
         for conv in convs:
@@ -68,6 +71,16 @@ class _Writer:
     def _is_clip(self, node: ir.Node) -> bool:
         is_clip = is_operator(node, "Max") or is_operator(node, "Min")
         return is_clip and constant(node.inputs[1]) is not None and self._type_of(node.inputs[0]) is not None
+
+    def _is_pool(self, node: ir.Node) -> bool:
+        """Whether `node` is a MaxPool that alone reads its input, whose codes are then those of its output."""
+        source, result = node.inputs[0], node.outputs[0]
+        if not is_operator(node, "MaxPool") or source is None or only_reader(source) is not node:
+            return False
+        given = self._type_of(result)
+        if given is not None and self._type_of(source) is not None:
+            self._types[str(source.name)] = given
+        return given is not None and self._type_of(source) is not None
 
     def _type_of(self, value: ir.Value | None) -> QuantizedType | None:
         return self._types.get(str(value.name)) if value is not None else None
@@ -92,17 +105,20 @@ class _Writer:
             reader.replace_input_with(index, restored)
 
     def _write_clip(self, clip: ir.Node) -> None:
-        """Clip codes instead of numbers; readers that are no clips get the numbers of the clipped codes."""
-        source, result, bound = clip.inputs[0], clip.outputs[0], constant(clip.inputs[1])
-        assert source is not None
+        result, bound = clip.outputs[0], constant(clip.inputs[1])
         assert bound is not None
-        given = self._types[str(result.name)]
-        bounds = new_initializer(self._graph, f"{result.name}.bound", given.signed_codes_of(bound))
-        node = _node(clip.op_type, f"{result.name}:codes", [self._codes_of(source, clip), bounds])
-        self._graph.insert_before(clip, node)
-        restored = self._dequantize(node, result, self._scale_of(result))
-        ir.convenience.replace_all_uses_with(result, restored)
-        self._graph.remove(clip, safe=True)
+        bounds = self._types[str(result.name)].signed_codes_of(bound)
+        self._write_on_codes(clip, [new_initializer(self._graph, f"{result.name}.bound", bounds)])
+
+    def _write_on_codes(self, old: ir.Node, more_inputs: list[ir.Value]) -> None:
+        """Put the same operator on codes in the place of `old`; others read the numbers of what it gives."""
+        source, result = old.inputs[0], old.outputs[0]
+        assert source is not None
+        inputs, attributes = [self._codes_of(source, old), *more_inputs], list(old.attributes.values())
+        node = _node(old.op_type, f"{result.name}:codes", inputs, attributes)
+        self._graph.insert_before(old, node)
+        ir.convenience.replace_all_uses_with(result, self._dequantize(node, result, self._scale_of(result)))
+        self._graph.remove(old, safe=True)
 
     def _read_codes(self, conv: ir.Node) -> None:
         """Let `conv` read a Concat of codes where it read one of numbers."""
