@@ -1,4 +1,4 @@
-"""`quantize`: INT8 for ONNX Runtime or OpenVINO."""
+"""`quantize`: INT8 for ONNX Runtime, OpenVINO or TensorRT."""
 
 from __future__ import annotations
 
@@ -17,18 +17,45 @@ def quantize_command(
     calibration: Annotated[
         Path, typer.Option(metavar="DIR|FILE.npy|FILE.npz", help="Pictures, or normalized float32 (N, 3, S, S).")
     ],
-    recipe: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
-    observer: Annotated[str, typer.Option(help="minmax, percentile, entropy or mse.")] = "minmax",
-    samples: Annotated[int, typer.Option(help="Pictures to calibrate on, at most.")] = 512,
-    alpha: Annotated[float, typer.Option(help="How much of the ranges moves into the weights, 0 to 1.")] = 0.5,
-    weights: Annotated[str, typer.Option(help="per-channel or per-tensor scales.")] = "per-channel",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE.toml", help="auto, onnxruntime, openvino, tensorrt, or a recipe file.")
+    ] = "auto",
+    observer: Annotated[str | None, typer.Option(help="minmax (default), percentile, entropy or mse.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Pictures to calibrate on, at most (default 512).")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="How much of the ranges moves into the weights, 0 to 1 (default 0.5).")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="per-channel (default) or per-tensor scales.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Percentage points of top-1 that may be lost on the calibration pictures.")
+    ] = None,
+    min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="SQNR that the logits must reach.")] = None,
+    never_slower: Annotated[
+        bool | None,
+        typer.Option("--never-slower/--no-never-slower", help="Keep INT8 only where it is faster here (default)."),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each layer is what it is.")] = False,
     out: args.Out = None,
     force: args.Force = False,
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
-    from densenet_deploy.pipeline.quantize import QuantizeOptions, quantize
+    from densenet_deploy.pipeline.quantize import quantize
+    from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+    from densenet_deploy.pipeline.recipe_file import is_recipe_file, load_recipe
     from densenet_deploy.quantize.cache import CalibrationCache
 
-    options = QuantizeOptions(recipe=recipe, observer=observer, samples=samples, alpha=alpha, weights=weights)
+    named = {
+        "observer": observer,
+        "samples": samples,
+        "alpha": alpha,
+        "weights": weights,
+        "max_drop": max_drop,
+        "min_sqnr": min_sqnr,
+        "never_slower": never_slower,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    from_file = is_recipe_file(recipe)
+    options = load_recipe(Path(recipe), given) if from_file else QuantizeOptions(recipe=recipe, **given)  # type: ignore[arg-type]
     with args.progress() as listener:
-        return quantize(model, calibration, options, out, force=force, cache=CalibrationCache(), listener=listener)
+        report = quantize(model, calibration, options, out, force=force, cache=CalibrationCache(), listener=listener)
+    return report.explained() if explain else report

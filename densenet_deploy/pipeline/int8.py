@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,7 +42,13 @@ class Int8File:
 
 
 class Int8Writer:
-    """Writes one calibrated float graph by one recipe."""
+    """Writes one calibrated float graph by one recipe.
+
+    Attributes:
+        layers: the names of the convolutions, in execution order.
+        macs: multiply-accumulates of each for one picture.
+        backend: the backend that the recipe writes for; None where it is not at hand.
+    """
 
     def __init__(
         self,
@@ -62,37 +70,86 @@ class Int8Writer:
             alpha: of `equalize-layer`; None equalizes nothing.
             samples: inputs (1, 3, S, S) to correct biases on, the first 64; none: biases stay.
         """
+        import onnx_ir
+
         from densenet_deploy.graph.graph_pass import is_operator
         from densenet_deploy.quantize.recipes.recipe import recipes
         from densenet_deploy.quantize.scales import plan_types
 
-        self.recipe, self._how = recipe, how
-        self._writer = recipes.get(recipe)()
+        self._plain, self._how = onnx_ir.to_proto(graph), how
+        self._writer, self.backend = recipes.get(recipe)(), _backend_of(recipe)
         ranges = _equalized(graph, ranges, alpha, self._writer.passes)
         self._graph, self._types = graph, plan_types(graph.graph, ranges)
-        self.layers = tuple(str(node.name) for node in graph.graph if is_operator(node, "Conv"))
-        self._correct_biases(list(itertools.islice(samples, CORRECTION_SAMPLES)))
+        convs = [node for node in graph.graph if is_operator(node, "Conv")]
+        self.layers = tuple(str(node.name) for node in convs)
+        self.macs = {str(node.name): _macs(node) for node in convs}
+        self._shifts = self._mean_shifts(list(itertools.islice(samples, CORRECTION_SAMPLES)))
 
     def write(self, manifest: Manifest | None, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float."""
         import onnx_ir
 
+        if set(self.layers) <= set(float_layers):
+            plain = manifest if manifest is None else dataclasses.replace(manifest, precision="fp32")
+            return Int8File(_serialized(onnx_ir.from_proto(self._plain), plain), (), self.layers)
         graph = onnx_ir.from_proto(onnx_ir.to_proto(self._graph))
-        how = dataclasses.replace(self._how, float_nodes=frozenset(float_layers) | frozenset(self._how.float_nodes))
-        written = set(self._writer.write(graph, self._types, how))
+        how = dataclasses.replace(self._how, float_nodes=_with_clips(graph, float_layers))
+        types = {name: self._types[name] for name in _read_as_codes(graph, float_layers) if name in self._types}
+        self._correct_biases(graph.graph, float_layers)
+        written = set(self._writer.write(graph, types, how))
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
         return Int8File(_serialized(graph, manifest), integer, left)
 
-    def _correct_biases(self, samples: list[Array]) -> None:
-        from densenet_deploy.quantize.bias_correction import correct_biases
+    def _correct_biases(self, graph: ir.Graph, float_layers: Collection[str]) -> None:
+        """Correct what will be quantized; a layer that stays float moves no mean."""
+        from densenet_deploy.quantize.bias_correction import correct_bias
+
+        for conv in [node for node in graph if node.name in self._shifts and node.name not in float_layers]:
+            correct_bias(graph, conv, self._shifts[str(conv.name)])
+
+    def _mean_shifts(self, samples: list[Array]) -> dict[str, npt.NDArray[np.float64]]:
+        from densenet_deploy.quantize.bias_correction import mean_shifts
         from densenet_deploy.quantize.recipes.recipe import recipes
 
         def simulate(graph: ir.Model) -> None:
             recipes.get(_SIMULATED_BY)().write(graph, self._types, self._how)
 
-        if samples:
-            correct_biases(self._graph, simulate, samples, _open_plain)
+        return mean_shifts(self._graph, simulate, samples, _open_plain) if samples else {}
+
+
+def _with_clips(graph: ir.Model, float_layers: Collection[str]) -> frozenset[str]:
+    """The names of `float_layers` and of the clips and pools that only they read, which then stay float too."""
+    from densenet_deploy.graph.graph_pass import only_reader
+
+    names = set(float_layers)
+    for node in reversed(list(graph.graph)):
+        reader = only_reader(node.outputs[0])
+        if node.op_type in ("Max", "Min", "AveragePool") and reader is not None and reader.name in names:
+            names.add(str(node.name))
+    return frozenset(names)
+
+
+def _read_as_codes(graph: ir.Model, float_layers: Collection[str]) -> list[str]:
+    """The names of the values that an INT8 convolution reads, directly or through anything that is no convolution."""
+    needed: set[ir.Value] = set()
+    for node in reversed(list(graph.graph)):
+        is_conv = node.op_type == "Conv"
+        if (is_conv and node.name not in float_layers) or (not is_conv and not needed.isdisjoint(node.outputs)):
+            needed.update(value for value in node.inputs if value is not None)
+    return [str(value.name) for value in needed]
+
+
+def _macs(conv: ir.Node) -> float:
+    """Multiply-accumulates of `conv` for one picture; for one pixel where nothing says how many there are."""
+    weight, result = conv.inputs[1], conv.outputs[0].shape
+    sizes = [size for size in (*(weight.shape or ()), *(result or ())[2:]) if isinstance(size, int)]  # type: ignore[union-attr]
+    return float(np.prod(sizes))
+
+
+def _backend_of(recipe: str) -> str | None:
+    kind = backends.items().get(recipe)
+    return recipe if kind is not None and is_installed(kind.requires) else None
 
 
 def _open_plain(path: Path) -> Runner:

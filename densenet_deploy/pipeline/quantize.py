@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Mapping, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, sha256_of, write_file
-from densenet_deploy.errors import GateError, ModelFileError, printable
+from densenet_deploy.errors import GateError, ModelFileError, UnknownNameError, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
-from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
+from densenet_deploy.pipeline.layer_choice import Speed, Trials, block_of, layers_for_accuracy, layers_for_speed
 from densenet_deploy.pipeline.load import untrained_note
+from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.cpus import cpu_flags
@@ -42,33 +43,6 @@ _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
-    """How to quantize.
-
-    Attributes:
-        recipe: `onnxruntime`, `openvino`, or `auto`: openvino where it is installed, else onnxruntime.
-        observer: how ranges are chosen: minmax, percentile, entropy, mse.
-        samples: pictures to calibrate on, a seeded subset; all where there are fewer.
-        equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.
-        correct_bias: whether to take back what quantization does to the mean of every convolution.
-        weights: `per-channel` or `per-tensor` scales.
-    """
-
-    recipe: str = "auto"
-    observer: str = "minmax"
-    samples: int = 512
-    alpha: float = 0.5
-    equalize: bool = True
-    correct_bias: bool = True
-    weights: str = "per-channel"
-
-    def __post_init__(self) -> None:
-        require_range("samples", self.samples, 1, 1_000_000)
-        require_range("alpha", self.alpha, 0.0, 1.0)
-        require_choice("weights", self.weights, ("per-channel", "per-tensor"))
-
-
-@dataclass(frozen=True)
 class QuantizeReport:
     """An INT8 file, how far its outputs are from the float file's on calibration pictures, and what stayed float."""
 
@@ -81,6 +55,17 @@ class QuantizeReport:
     calibrated_on: int
     stages: Mapping[str, float]
     notes: tuple[str, ...]
+    speed: Speed | None = None
+    explanation: tuple[str, ...] = ()
+
+    def explained(self) -> QuantizeReport:
+        """Return the report with a sentence about every layer."""
+        put_back = self.speed.put_back if self.speed is not None else ()
+        told = [f"{name}: INT8, {self.weight_bits}-bit weights" for name in self.layers_int8]
+        for name in self.layers_float:
+            why = "faster in float on this machine" if block_of(name) in put_back else "asked for, or for accuracy"
+            told.append(f"{name}: float, {why}")
+        return dataclasses.replace(self, explanation=tuple(told))
 
     def to_json(self) -> dict[str, object]:
         """Return the report with plain types."""
@@ -95,7 +80,9 @@ class QuantizeReport:
             "calibrated_on": self.calibrated_on,
             "seconds": sum(self.stages.values()),
             "stages": dict(self.stages),
+            "speed": self.speed.to_json() if self.speed is not None else None,
             "notes": list(self.notes),
+            **({"explanation": list(self.explanation)} if self.explanation else {}),
         }
 
     def to_text(self) -> str:
@@ -108,7 +95,9 @@ class QuantizeReport:
                 f"recipe      {self.recipe}, {self.weight_bits}-bit weights, {self.calibrated_on} pictures",
                 f"layers      {len(self.layers_int8)} in INT8, {len(self.layers_float)} float{kept}",
                 f"parity      {self.parity}",
+                f"speed       {self.speed or 'not measured'}",
                 f"seconds     {sum(self.stages.values()):.1f} ({stages})",
+                *(f"layer       {sentence}" for sentence in self.explanation),
             ]
         )
 
@@ -154,20 +143,73 @@ def quantize(
         graph = _with_exact_passes(proto)
     with stages("calibrate"):
         ranges, note = _calibrated(graph, data, preprocessing, options, cache)
-    with stages("write INT8"):
+    with stages("prepare"):
         how = RecipeOptions(per_channel=options.weights == "per-channel", weight_bits=weight_bits())
         alpha = options.alpha if options.equalize else None
         writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct_bias else ())
-        file = writer.write(manifest)
+        choice = _Choice(frozenset(_known_layers(options.float_layers, writer.layers)))
+    if options.max_drop is not None or options.min_sqnr is not None:
+        with stages("accuracy"):
+            choice = _for_accuracy(choice, Trials(writer, manifest, model, data), options, calibration, model)
+    if options.never_slower and writer.backend is None:
+        note = f"speed was not measured: no backend here runs what the recipe {recipe} is for"
+        choice = dataclasses.replace(choice, notes=(*choice.notes, note))
+    elif options.never_slower:
+        with stages("speed"):
+            choice = _for_speed(choice, Trials(writer, manifest, model, data))
+    with stages("write INT8"):
+        file = writer.write(manifest, choice.float_layers)
     with stages("parity"):
-        parity = _compare(model, file.data, recipe, data)
+        parity = _compare(model, file.data, writer.backend, data)
     if parity.nonfinite:
         raise GateError(path, f"the INT8 model gives {parity.nonfinite} NaN or infinite values", "report this model")
+    if options.min_sqnr is not None and parity.sqnr_db < options.min_sqnr:
+        why = f"reaches {parity.sqnr_db:.1f} dB on {PARITY_SAMPLES} pictures, {options.min_sqnr:g} dB were asked for"
+        raise GateError(path, why, "ask for less, or leave layers float in a recipe file")
     write_file(path, file.data)
-    notes = (*untrained_note(artifact.manifest), note)
+    notes = (*untrained_note(artifact.manifest), note, *choice.notes)
     return QuantizeReport(
-        path, recipe, parity, file.layers_int8, file.layers_float, how.weight_bits, count, stages.seconds, notes
+        path,
+        recipe,
+        parity,
+        file.layers_int8,
+        file.layers_float,
+        how.weight_bits,
+        count,
+        stages.seconds,
+        notes,
+        choice.speed,
     )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The layers that stay float so far, and what was found out on the way."""
+
+    float_layers: frozenset[str]
+    notes: tuple[str, ...] = ()
+    speed: Speed | None = None
+
+
+def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[str]:
+    for name in names:
+        if name not in layers:
+            raise UnknownNameError.among("convolution", name, layers)
+    return names
+
+
+def _for_accuracy(choice: _Choice, trials: Trials, options: QuantizeOptions, calibration: Path, model: Path) -> _Choice:
+    found = layers_for_accuracy(trials, options, calibration, model)
+    note = f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials"
+    return _Choice(choice.float_layers | set(found.float_layers), (*choice.notes, note))
+
+
+def _for_speed(choice: _Choice, trials: Trials) -> _Choice:
+    float_layers, speed = layers_for_speed(trials, choice.float_layers)
+    notes = choice.notes
+    if len(float_layers) == len(trials.layers):
+        notes += (f"speed: INT8 gains nothing here ({speed.speedup.median:.2f} x float): every layer is float again",)
+    return _Choice(float_layers, notes, speed)
 
 
 def chosen_recipe(name: str) -> str:
@@ -279,13 +321,13 @@ def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     return tuple(name for name in values if name not in inputs)
 
 
-def _compare(model: Path, quantized: bytes, recipe: str, data: CalibrationData) -> Parity:
+def _compare(model: Path, quantized: bytes, backend: str | None, data: CalibrationData) -> Parity:
     """Run both files on calibration pictures, the INT8 one by the backend it was written for."""
     meter = ParityMeter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         write_file(path, quantized)
-        with open_runner(model, recipe, "cpu") as ours, open_runner(path, recipe, "cpu") as theirs:
+        with open_runner(model, backend, "cpu") as ours, open_runner(path, backend, "cpu") as theirs:
             output = ours.outputs[0].name
             for sample in itertools.islice(data, PARITY_SAMPLES):
                 meter.update(run_batched(ours, sample)[output], run_batched(theirs, sample)[output])

@@ -37,11 +37,11 @@ Quantize = Callable[[ir.Model], None]
 Open = Callable[[Path], Runner]
 
 
-def correct_biases(model: ir.Model, quantize: Quantize, samples: Iterable[Array], open_float: Open) -> None:
-    """Change the biases of the Convs of `model`, a float graph, so that its quantized form keeps their means.
+def mean_shifts(model: ir.Model, quantize: Quantize, samples: Iterable[Array], open_float: Open) -> dict[str, Doubles]:
+    """Return by how much quantization moves the mean of each output channel of each Conv, (C,) by the Conv's name.
 
     Args:
-        model: the graph as it will be quantized; its Convs get a bias where they have none.
+        model: the float graph as it will be quantized.
         quantize: writes a copy of it in the Q/DQ form, in place, keeping the names of the Convs' outputs.
         samples: inputs (1, 3, S, S) float32.
         open_float: opens an ONNX file on a backend that shows inner tensors as they are.
@@ -51,8 +51,20 @@ def correct_biases(model: ir.Model, quantize: Quantize, samples: Iterable[Array]
     convs = [node for node in model.graph if is_operator(node, "Conv")]
     names = [str(conv.outputs[0].name) for conv in convs]
     means = _means(_side_by_side(ir.to_proto(model), ir.to_proto(copy)), names, samples, open_float)
-    for conv, name in zip(convs, names, strict=True):
-        _add_to_bias(model.graph, conv, means[name] - means[_TWIN + name])
+    return {str(conv.name): means[_TWIN + name] - means[name] for conv, name in zip(convs, names, strict=True)}
+
+
+def correct_bias(graph: ir.Graph, conv: ir.Node, shift: Doubles) -> None:
+    """Subtract `shift`, (C,), from the bias of `conv`, which gets one if it has none."""
+    has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
+    bias = constant(conv.inputs[2]) if has_bias else np.zeros(len(shift), np.float32)
+    if bias is None:
+        return
+    if not has_bias:
+        conv.resize_inputs(3)
+    weight = str(conv.inputs[1].name)  # type: ignore[union-attr]
+    corrected = (bias - shift).astype(np.float32)
+    conv.replace_input_with(2, new_initializer(graph, f"{weight.removesuffix('.weight')}.corrected.bias", corrected))
 
 
 def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.ModelProto:
@@ -90,15 +102,3 @@ def _means(
                 for name, array in run_batched(runner, sample).items():
                     sums[name] = sums.get(name, 0) + array.mean(axis=(2, 3), dtype=np.float64).sum(axis=0)
     return {name: total / count for name, total in sums.items()}
-
-
-def _add_to_bias(graph: ir.Graph, conv: ir.Node, change: npt.NDArray[np.float64]) -> None:
-    has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
-    bias = constant(conv.inputs[2]) if has_bias else np.zeros(len(change), np.float32)
-    if bias is None:
-        return
-    if not has_bias:
-        conv.resize_inputs(3)
-    weight = str(conv.inputs[1].name)  # type: ignore[union-attr]
-    corrected = (bias + change).astype(np.float32)
-    conv.replace_input_with(2, new_initializer(graph, f"{weight.removesuffix('.weight')}.corrected.bias", corrected))

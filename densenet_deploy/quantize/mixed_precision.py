@@ -1,0 +1,162 @@
+"""Find the cheapest layers to leave float, with far fewer trials than there are layers.
+
+Quantization noise adds up: the noise power at the logits is nearly the sum of what each layer brings, n = Σ n_l. So the
+share of a group of layers is n(all INT8) − n(group float), and a group that brings little need not be looked into. The
+search is adaptive group testing (after Dorfman 1943, here with measured shares): blocks first; the group with the most
+noise for its cost is halved, one half is measured, the other has the rest; single layers come off in the order in which
+they pay.
+Their order gives growing sets, and the shortest that is accepted is found by doubling and bisection. What decides is
+always a file that was written and measured, never the sum.
+
+Whole blocks are tried first, because the noise of a block's bus is no single layer's: it goes when the last layer that
+reads the bus in INT8 goes. Single layers are then taken only if they come cheaper.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Names = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that may stay float: its name, the block it belongs to, and what it costs there (any unit)."""
+
+    name: str
+    block: str
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """The layers to leave float, in execution order, after how many trials; `satisfied` False: nothing is enough."""
+
+    float_layers: tuple[str, ...]
+    trials: int
+    satisfied: bool
+
+
+def find_float_layers(
+    layers: Sequence[Layer], noise: Callable[[Names], float], accepts: Callable[[Names], bool]
+) -> MixedPrecision:
+    """Return the layers to leave float so that `accepts` holds.
+
+    Args:
+        layers: all layers in execution order.
+        noise: the noise power of the output when the layers named stay float, relative to that of the signal.
+        accepts: whether the file with these layers float is good enough.
+    """
+    search = _Search(layers, noise, accepts)
+    chosen = search.run()
+    left = _names(layers) if chosen is None else chosen
+    found = tuple(layer.name for layer in layers if layer.name in left)
+    return MixedPrecision(found, search.trials, chosen is not None)
+
+
+def blocks_of(layers: Sequence[Layer]) -> dict[str, tuple[Layer, ...]]:
+    """Group layers by block, blocks in the order of their first layers."""
+    names = dict.fromkeys(layer.block for layer in layers)
+    return {name: tuple(layer for layer in layers if layer.block == name) for name in names}
+
+
+class _Search:
+    def __init__(
+        self, layers: Sequence[Layer], noise: Callable[[Names], float], accepts: Callable[[Names], bool]
+    ) -> None:
+        self._layers, self._noise_of, self._accepts_of = layers, noise, accepts
+        self._noises: dict[Names, float] = {}
+        self._verdicts: dict[Names, bool] = {}
+
+    @property
+    def trials(self) -> int:
+        """How many different sets were tried."""
+        return len(self._noises.keys() | self._verdicts.keys())
+
+    def run(self) -> Names | None:
+        if self._accepts(()):
+            return Names()
+        if not self._accepts(self._layers):
+            return None
+        blocks = self._whole_blocks()
+        layers = self._single_layers(cheaper_than=_cost(blocks))
+        return _names(blocks if layers is None else layers)
+
+    def _whole_blocks(self) -> list[Layer]:
+        total = self._noise(())
+        blocks = sorted(blocks_of(self._layers).values(), key=lambda block: (self._noise(block) - total) / _cost(block))
+        chosen: list[Layer] = []
+        for block in blocks:
+            chosen += block
+            if self._accepts(chosen):
+                break
+        return chosen
+
+    def _single_layers(self, cheaper_than: float) -> list[Layer] | None:
+        ranking: list[Layer] = []
+        size = 1
+        for layer in _Worth(self._layers, self._noise(()), self._noise):
+            ranking.append(layer)
+            if _cost(ranking) >= cheaper_than:
+                return None
+            if len(ranking) == size:
+                if self._accepts(ranking):
+                    break
+                size *= 2
+        low, high = size // 2, size  # a set of `low` was refused, one of `high` accepted
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._accepts(ranking[:middle]) else (middle, high)
+        return ranking[:high]
+
+    def _accepts(self, layers: Sequence[Layer]) -> bool:
+        names = _names(layers)
+        if names not in self._verdicts:
+            self._verdicts[names] = self._accepts_of(names)
+        return self._verdicts[names]
+
+    def _noise(self, layers: Sequence[Layer]) -> float:
+        names = _names(layers)
+        if names not in self._noises:
+            self._noises[names] = self._noise_of(names)
+        return self._noises[names]
+
+
+class _Worth:
+    """Iterates over single layers, those first that take away the most noise for their cost."""
+
+    def __init__(self, layers: Sequence[Layer], total: float, noise: Callable[[Sequence[Layer]], float]) -> None:
+        self._total, self._noise = total, noise
+        self._heap: list[tuple[float, int, tuple[Layer, ...], float]] = []
+        self._pushed = 0
+        for group in blocks_of(layers).values():
+            self._push(group, total - noise(group))
+
+    def __iter__(self) -> _Worth:
+        return self
+
+    def __next__(self) -> Layer:
+        while self._heap:
+            _, _, group, share = heapq.heappop(self._heap)
+            if len(group) == 1:
+                return group[0]
+            first, second = group[: len(group) // 2], group[len(group) // 2 :]
+            known = self._total - self._noise(first)
+            self._push(first, known)
+            self._push(second, share - known)
+        raise StopIteration
+
+    def _push(self, group: tuple[Layer, ...], share: float) -> None:
+        worth = share / _cost(group)
+        heapq.heappush(self._heap, (-worth, self._pushed, group, share))
+        self._pushed += 1
+
+
+def _cost(layers: Sequence[Layer]) -> float:
+    return sum(layer.cost for layer in layers)
+
+
+def _names(layers: Sequence[Layer]) -> Names:
+    return Names(layer.name for layer in layers)
