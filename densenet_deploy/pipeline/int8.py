@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from densenet_deploy.quantize.observers.observer import ChannelRanges
     from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+    from densenet_deploy.quantize.scales import QuantizedType
 
 CORRECTION_SAMPLES: Final = 64
 _SIMULATED_BY: Final = "openvino"  # the recipe whose files keep the names of the Convs' outputs
@@ -94,7 +95,7 @@ class Int8Writer:
             return Int8File(_serialized(onnx_ir.from_proto(self._plain), plain), (), self.layers)
         graph = onnx_ir.from_proto(onnx_ir.to_proto(self._graph))
         how = dataclasses.replace(self._how, float_nodes=_with_clips(graph, float_layers))
-        types = {name: self._types[name] for name in _read_as_codes(graph, float_layers) if name in self._types}
+        types = _useful(self._types, graph, float_layers) if float_layers else self._types
         self._correct_biases(graph.graph, float_layers)
         written = set(self._writer.write(graph, types, how))
         integer = tuple(name for name in self.layers if name in written)
@@ -130,14 +131,25 @@ def _with_clips(graph: ir.Model, float_layers: Collection[str]) -> frozenset[str
     return frozenset(names)
 
 
-def _read_as_codes(graph: ir.Model, float_layers: Collection[str]) -> list[str]:
-    """The names of the values that an INT8 convolution reads, directly or through anything that is no convolution."""
-    needed: set[ir.Value] = set()
-    for node in reversed(list(graph.graph)):
-        is_conv = node.op_type == "Conv"
-        if (is_conv and node.name not in float_layers) or (not is_conv and not needed.isdisjoint(node.outputs)):
-            needed.update(value for value in node.inputs if value is not None)
-    return [str(value.name) for value in needed]
+def _useful(
+    types: Mapping[str, QuantizedType], graph: ir.Model, float_layers: Collection[str]
+) -> dict[str, QuantizedType]:
+    """The types of values that an INT8 convolution reads, through anything that is no convolution, or makes.
+
+    Where a whole block is float nothing is gained by quantizing its bus. A Concat goes with any of its inputs.
+    """
+    nodes = list(graph.graph)
+    integer = {node for node in nodes if node.op_type == "Conv" and node.name not in float_layers}
+    useful: set[ir.Value | None] = set()
+    for node in reversed(nodes):
+        if node in integer or (node.op_type != "Conv" and not useful.isdisjoint(node.outputs)):
+            useful.update(node.inputs)
+    for node in nodes:
+        follows = node.op_type in ("Relu", "Concat") and not useful.isdisjoint(node.inputs)
+        if node in integer or follows:
+            useful.update(node.outputs)
+    names = {str(value.name) for value in useful if value is not None}
+    return {name: given for name, given in types.items() if name in names}
 
 
 def _macs(conv: ir.Node) -> float:

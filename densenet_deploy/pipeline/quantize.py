@@ -266,6 +266,8 @@ def _with_exact_passes(proto: onnx.ModelProto) -> ir.Model:
 
     graph = onnx_ir.from_proto(proto)
     apply_passes(graph, EXACT)
+    for node in graph.graph:
+        node.name = node.name or str(node.outputs[0].name)  # layers are told apart by name
     return graph
 
 

@@ -42,7 +42,7 @@ def cache(tmp_path_factory) -> CalibrationCache:
 def int8(recipe, digits_onnx, cache, tmp_path_factory):
     """The report of quantizing the digits model."""
     out = str(tmp_path_factory.mktemp("int8")) + "/"
-    return quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe=recipe), out, cache=cache)
+    return quantize(digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe=recipe), out, cache=cache)
 
 
 def test_every_convolution_is_in_int8(int8):
@@ -66,7 +66,13 @@ def test_the_logits_stay_close(int8, digits_onnx, recipe):
 
 
 def test_equalization_is_worth_decibels(int8, recipe, digits_onnx, cache, tmp_path):
-    plain = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe=recipe, equalize=False), str(tmp_path), cache=cache)
+    plain = quantize(
+        digits_onnx,
+        SAMPLES,
+        QuantizeOptions(never_slower=False, recipe=recipe, equalize=False),
+        str(tmp_path),
+        cache=cache,
+    )
     assert int8.parity.sqnr_db > plain.parity.sqnr_db + 1
 
 
@@ -87,7 +93,9 @@ def test_weights_are_stored_in_a_byte_each(int8, digits_onnx):
 
 
 def test_the_onnxruntime_recipe_leaves_two_conversions(digits_onnx, cache, tmp_path):
-    report = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="onnxruntime"), str(tmp_path), cache=cache)
+    report = quantize(
+        digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="onnxruntime"), str(tmp_path), cache=cache
+    )
     counted = operators(onnx.load(report.onnx))
     assert (counted["QuantizeLinear"], counted["DequantizeLinear"]) == (1, 1)
     assert "Conv" not in counted
@@ -96,13 +104,17 @@ def test_the_onnxruntime_recipe_leaves_two_conversions(digits_onnx, cache, tmp_p
 
 def test_the_openvino_recipe_quantizes_a_segment_once(digits_onnx, cache, tmp_path):
     """The input, what 18 second convolutions and 2 transitions read, and 3 buses of 7 segments; clips need none."""
-    report = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="openvino"), str(tmp_path), cache=cache)
+    report = quantize(
+        digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="openvino"), str(tmp_path), cache=cache
+    )
     assert operators(onnx.load(report.onnx))["QuantizeLinear"] == 1 + 18 + 2 + 3 * 7
 
 
 def test_per_tensor_weights_and_other_observers(digits_onnx, cache, tmp_path, recipe):
     for observer in ("percentile", "mse", "entropy"):
-        options = QuantizeOptions(recipe=recipe, observer=observer, weights="per-tensor", samples=48)
+        options = QuantizeOptions(
+            never_slower=False, recipe=recipe, observer=observer, weights="per-tensor", samples=48
+        )
         report = quantize(digits_onnx, SAMPLES, options, str(tmp_path / observer), cache=cache)
         assert report.parity.top1_agreement == 1.0
 
@@ -128,7 +140,7 @@ def test_a_stranger_in_the_way_survives(digits_onnx, tmp_path):
 
 def test_words_and_numbers_are_checked(digits_onnx):
     with pytest.raises(UnknownNameError, match="openvino"):
-        quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="openvin"))
+        quantize(digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="openvin"))
     with pytest.raises(UnknownNameError, match="per-channel"):
         QuantizeOptions(weights="per-chanel")
     with pytest.raises(UsageError, match="alpha"):
@@ -220,7 +232,9 @@ def test_json_has_the_keys_that_others_rely_on(int8):
 
 def test_layers_are_compared_with_what_equalization_scaled_undone(digits_onnx, cache, tmp_path):
     """Every tensor that both files have, 8 bits apart: 25 dB is far below what the worst shows and far above noise."""
-    report = quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="openvino"), str(tmp_path), cache=cache)
+    report = quantize(
+        digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="openvino"), str(tmp_path), cache=cache
+    )
     options = ValidateOptions(data=HELD_OUT, samples=4, per_layer=True, gates=())
     compared = validate(digits_onnx, report.onnx, options)
     assert len(compared.layers) > 60
