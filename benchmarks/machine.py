@@ -18,16 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-import numpy as np
-
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 
 T = TypeVar("T")
 
 RESULTS: Final = Path(__file__).parent / "results"
-_RESAMPLES: Final = 2000
-_CONFIDENCE: Final = 0.95
 _QUIET_CPUS: Final = 0.1
 _STAT: Final = Path("/proc/stat")
 
@@ -59,24 +55,6 @@ class Machine:
             date=dt.datetime.now(dt.UTC).date().isoformat(),
             busy_cpus=busy,
         )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median and its 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Percentile bootstrap (Efron 1979) of the median of `values`, from 2000 seeded resamples."""
-        rng = np.random.default_rng(0)
-        medians = [np.median(rng.choice(values, len(values))) for _ in range(_RESAMPLES)]
-        tail = 50 * (1 - _CONFIDENCE)
-        low, high = np.percentile(medians, (tail, 100 - tail))
-        return cls(float(np.median(values)), float(low), float(high))
 
 
 def busy_cpus(seconds: float = 1.0) -> float | None:

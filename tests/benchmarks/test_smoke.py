@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import Interval, take_turns
+from benchmarks.machine import take_turns
+from densenet_deploy.bench.race import Interval
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
