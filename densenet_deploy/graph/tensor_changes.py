@@ -5,8 +5,10 @@ A tensor whose meaning changed gets a new name, and the model's `metadata_props`
     densenet_deploy.tensors  {"pool0:scaled": {"of": "pool0", "factor": [0.5, 3.25, …], "moved": null}, …}
 
 `factor` holds one positive number a channel: tensor `of` of the original model = this tensor · factor. `moved` is a
-sentence about a tensor that stands elsewhere in the computation than its original, and so cannot be compared. JSON is
-parsed, never evaluated, and every field is checked for its type before it is believed.
+sentence about a tensor that stands elsewhere in the computation than its original, and so cannot be compared. A tensor
+of 8-bit codes also has a `scale` and a `zero_point`: `of` = (codes − zero_point) · scale · factor, and `of` may be a
+tensor that was changed itself. JSON is parsed, never evaluated, and every field is checked for its type before it is
+believed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +29,31 @@ from densenet_deploy.graph.graph_pass import Float, unused_name
 
 KEY: Final = "densenet_deploy.tensors"
 _FIELDS: Final = frozenset({"of", "factor", "moved"})
+_CODE_FIELDS: Final = frozenset({"scale", "zero_point"})
 _SCALED: Final = ":scaled"
 
 
 @dataclass(frozen=True)
 class TensorChange:
-    """How a tensor follows from the tensor `of` of the original model: `of` = tensor · factor, unless it `moved`."""
+    """How a tensor follows from the tensor `of` of the original model: `of` = tensor · factor, unless it `moved`.
+
+    A tensor of codes has a `scale`: `of` = (tensor − zero_point) · scale · factor.
+    """
 
     of: str
     factor: tuple[float, ...] | None = None
     moved: str | None = None
+    scale: float | None = None
+    zero_point: int = 0
+
+    def undone(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the values of `of`, (N, C, …), from those of this tensor."""
+        if self.scale is not None:
+            array = ((array.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
+        if self.factor is None:
+            return array
+        factor = np.array(self.factor, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
+        return np.asarray(array * factor)
 
 
 class TensorChanges:
@@ -67,10 +84,14 @@ class TensorChanges:
         """Record that the tensor called `value` stands where the original model has `origin`."""
         self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)
 
+    def encode(self, codes: str, of: str, scale: float, zero_point: int) -> None:
+        """Record that the tensor called `codes` holds the 8-bit codes of the tensor called `of`."""
+        self._changes[codes] = TensorChange(of, scale=scale, zero_point=zero_point)
+
     def write_to(self, model: ir.Model) -> None:
         """Store the changes in the metadata of `model`, if there are any."""
         if self._changes:
-            facts = {name: dataclasses.asdict(change) for name, change in self._changes.items()}
+            facts = {name: _facts(change) for name, change in self._changes.items()}
             model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
 
 
@@ -90,14 +111,22 @@ def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
 
 
 def _change(name: str, fact: object) -> TensorChange:
-    if not isinstance(fact, dict) or set(fact) != _FIELDS:
+    if not isinstance(fact, dict) or set(fact) not in (_FIELDS, _FIELDS | _CODE_FIELDS):
         raise _malformed(f"says of {name} something else than of, factor and moved")
     of, factor, moved = fact["of"], fact["factor"], fact["moved"]
     if not isinstance(of, str) or not (moved is None or isinstance(moved, str)):
         raise _malformed(f"names the origin of {name} by something that is no text")
     if factor is not None and not (isinstance(factor, list) and all(map(_is_factor, factor))):
         raise _malformed(f"scales {name} by something that is no list of positive numbers")
-    return TensorChange(of, None if factor is None else tuple(map(float, factor)), moved)
+    scale, zero_point = fact.get("scale"), fact.get("zero_point", 0)
+    if not (scale is None or _is_factor(scale)) or type(zero_point) is not int:
+        raise _malformed(f"encodes {name} with something that is no scale and zero point")
+    return TensorChange(of, None if factor is None else tuple(map(float, factor)), moved, scale, zero_point)
+
+
+def _facts(change: TensorChange) -> dict[str, object]:
+    facts = dataclasses.asdict(change)
+    return {key: value for key, value in facts.items() if key in _FIELDS or change.scale is not None}
 
 
 def _is_factor(value: object) -> bool:

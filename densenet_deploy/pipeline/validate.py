@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from densenet_deploy.artifacts import Artifact, onnx_metadata, write_file
 from densenet_deploy.errors import BackendError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
@@ -163,12 +161,12 @@ class _Tapped:
         return dict(itertools.starmap(self._original, outputs.items()))
 
     def _original(self, name: str, array: Array) -> tuple[str, Array]:
-        change = self.changes.get(name)
-        if change is None or change.moved is not None:
-            return name, array
-        if change.factor is None:
-            return change.of, array
-        return change.of, array * np.array(change.factor, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
+        """Undo the changes of a tensor, one after the other: of codes first, then of what they are the codes of."""
+        known = set()
+        while (change := self.changes.get(name)) is not None and change.moved is None and name not in known:
+            known.add(name)
+            name, array = change.of, change.undone(array)
+        return name, array
 
 
 def _showing_backend(model: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -89,3 +90,23 @@ def test_a_new_name_avoids_those_in_use(model):
 def test_malformed_notes_are_refused(text, why):
     with pytest.raises(ManifestError, match=why):
         read_tensor_changes({KEY: text})
+
+
+def test_codes_are_decoded_by_their_scale_and_zero_point():
+    model = ir.from_proto(
+        onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) {y = Relu(x)}')
+    )
+    changes = TensorChanges.of(model)
+    changes.encode("x:codes", "x", 0.5, 128)
+    changes.write_to(model)
+    change = read_tensor_changes(model.metadata_props)["x:codes"]
+    assert change.of == "x"
+    np.testing.assert_array_equal(change.undone(np.array([[0, 128, 255]], np.uint8)), [[-64, 0, 63.5]])
+
+
+@pytest.mark.parametrize(
+    "fact", ['"scale":-1,"zero_point":0', '"scale":1,"zero_point":0.5', '"scale":"a","zero_point":0', '"scale":1']
+)
+def test_codes_without_a_sensible_scale_are_refused(fact):
+    with pytest.raises(ManifestError):
+        read_tensor_changes({KEY: f'{{"x":{{"of":"y","factor":null,"moved":null,{fact}}}}}'})

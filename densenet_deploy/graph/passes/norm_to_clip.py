@@ -108,7 +108,7 @@ def _rewrite(graph: ir.Graph, chain: _Chain, changes: TensorChanges) -> None:
     assert source is not None
     clipped = _clip(graph, chain, source, scale, shift)
     _absorb(graph, chain.conv, scale, np.where(scale == 0, np.maximum(shift, 0), shift))
-    why = f"clipped before its scale and shift, which {chain.conv.name or 'the Conv'} absorbed"
+    why = "clipped before a scale and shift that the next Conv absorbed"
     changes.move(str(clipped.name), str(result.name), why)
     for pool in chain.pools:
         origin = str(pool.outputs[0].name)

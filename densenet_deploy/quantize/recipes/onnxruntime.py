@@ -14,7 +14,7 @@ Everything else stays float, between DequantizeLinear and QuantizeLinear, as do 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from densenet_deploy.graph.graph_pass import constant, new_initializer, only_reader
 from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
+from densenet_deploy.graph.tensor_changes import TensorChanges
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType, unsigned
 from densenet_deploy.quantize.weights import quantize_with_bias
@@ -37,7 +38,13 @@ class OnnxRuntimeRecipe(Recipe):
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""
-        return _Writer(model.graph, types, options).write()
+        writer = _Writer(model.graph, types, options)
+        written = writer.write()
+        changes = TensorChanges.of(model)
+        for value, given, codes in writer.codes():
+            changes.encode(str(codes.name), str(value.name), given.scale, given.zero_point)
+        changes.write_to(model)
+        return written
 
 
 class _Writer:
@@ -71,6 +78,12 @@ class _Writer:
                 continue
             self._read_floats(node)
         return tuple(written)
+
+    def codes(self) -> Iterator[tuple[ir.Value, QuantizedType, ir.Value]]:
+        """Yield every value that has codes, their type, and the codes."""
+        for value, forms in self._codes.items():
+            for given, codes in forms.items():
+                yield value, given, codes
 
     def _may_change(self, node: ir.Node) -> bool:
         leaves = any(value.is_graph_output() for value in node.outputs)

@@ -230,12 +230,9 @@ def test_json_has_the_keys_that_others_rely_on(int8):
     assert set(answer) >= {"onnx", "recipe", "parity", "layers_int8", "layers_float"}
 
 
-def test_layers_are_compared_with_what_equalization_scaled_undone(digits_onnx, cache, tmp_path):
+def test_layers_are_compared_with_codes_and_equalization_undone(int8, digits_onnx):
     """Every tensor that both files have, 8 bits apart: 25 dB is far below what the worst shows and far above noise."""
-    report = quantize(
-        digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="openvino"), str(tmp_path), cache=cache
-    )
-    options = ValidateOptions(data=HELD_OUT, samples=4, per_layer=True, gates=())
-    compared = validate(digits_onnx, report.onnx, options)
-    assert len(compared.layers) > 60
+    compared = validate(digits_onnx, int8.onnx, ValidateOptions(data=HELD_OUT, samples=4, per_layer=True, gates=()))
+    assert len(compared.layers) > 40
     assert min(layer.parity.sqnr_db for layer in compared.layers) > 25
+    assert any("absorbed" in skipped.reason for skipped in compared.skipped)
