@@ -7,13 +7,18 @@ each lives alone and blocks on its standard input until its turn. Both sides spe
     child    {"placement": "onnxruntime 1.29 ..."}                      or {"error": ["ModelFileError", ...]}
     parent   0.25                                                       a turn of so many seconds
     child    {"seconds": [0.0151, 0.0149, ...], "peak_memory_bytes": 350000000}
+
+The child finds its modules where the parent does, whatever lies in the working directory. What a backend prints goes to
+standard error, so that standard output carries answers only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +37,7 @@ from densenet_deploy.options import require_range
 _WARM_UP_CALLS: Final = 2  # the first calls of a turn find cold caches and sleeping threads
 _PAUSE_SECONDS: Final = 0.05  # after a turn, for its threads to stop spinning
 _FEWEST_CALLS: Final = 3
+_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -70,23 +76,33 @@ class Process:
     """A contender's process, ready for its turns; a context manager."""
 
     def __init__(self, contender: Contender) -> None:
-        """Start the process and load the model.
+        """Start the process, which loads the model while the caller goes on."""
+        command = [sys.executable, "-P", "-m", "densenet_deploy.bench.contender"]
+        paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        self._contender = contender
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+        )
+        self._tell(asdict(contender) | {"model": str(contender.model)})
+
+    @functools.cached_property
+    def placement(self) -> str:
+        """Where the model runs, once it is loaded.
 
         Raises:
             DensenetDeployError: whatever `open_runner` raises, or BackendError if the process dies.
         """
-        command = [sys.executable, "-m", "densenet_deploy.bench.contender"]
-        self._contender = contender
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            self.placement = str(self._ask(asdict(contender) | {"model": str(contender.model)})["placement"])
-        except BaseException:
-            self.close()
-            raise
+        return str(self._hear()["placement"])
 
     def turn(self, seconds: float) -> Turn:
-        """Let the model run for about `seconds`, warm-up calls not counted, and wait until its threads are quiet."""
-        answer = self._ask(seconds)
+        """Let the model run for about `seconds`, warm-up calls not counted, and wait until its threads are quiet.
+
+        Raises:
+            DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
+        """
+        assert self.placement  # loaded
+        self._tell(seconds)
+        answer = self._hear()
         time.sleep(_PAUSE_SECONDS)
         return Turn(tuple(answer["seconds"]), int(answer["peak_memory_bytes"]))
 
@@ -111,11 +127,13 @@ class Process:
     ) -> None:
         self.close()
 
-    def _ask(self, question: object) -> dict[str, Any]:
+    def _tell(self, question: object) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(question), file=self._process.stdin, flush=True)
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
@@ -139,8 +157,8 @@ def _answers(questions: TextIO) -> Iterator[dict[str, object]]:
 
     facts = json.loads(questions.readline())
     wanted = Contender(**(facts | {"model": Path(facts["model"])}))
-    options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, check_values=False)
     try:
+        options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, check_values=False)
         with open_runner(wanted.model, wanted.backend, wanted.device, options) as runner:
             if fixed_batch(runner) not in (None, wanted.batch):
                 fix = f"time it with batch {fixed_batch(runner)}, or export with --batch dynamic"
@@ -168,7 +186,14 @@ def _timed(call: Any, seconds: float) -> list[float]:
 
 
 def _peak_memory_bytes() -> int:
-    """The largest resident set of this process so far (getrusage(2): KiB on Linux, bytes on macOS)."""
+    """The largest resident set of this process so far; 0 where the system does not say.
+
+    Linux: VmHWM of proc_pid_status(5). The maximum of getrusage(2) survives exec(3) there: a child starts with the
+    parent's. Elsewhere getrusage, in bytes on macOS and KiB on other systems.
+    """
+    peak_kib = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE) if _STATUS.exists() else None
+    if peak_kib is not None:
+        return int(peak_kib[1]) * 1024
     if os.name != "posix":
         return 0
     import resource
@@ -177,6 +202,13 @@ def _peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _answers_only() -> TextIO:
+    """Return standard output, and let whatever else writes to its descriptor write to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        serve(sys.stdin, sys.stdout)
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _answers_only() as stream:
+        serve(sys.stdin, stream)

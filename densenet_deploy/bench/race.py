@@ -67,11 +67,11 @@ def race(contenders: Mapping[str, Contender], *, rounds: int = 5, turn_seconds: 
         processes = {name: stack.enter_context(Process(contender)) for name, contender in contenders.items()}
         turns: dict[str, list[Turn]] = {name: [] for name in processes}
         names = list(processes)
+        placements = {name: process.placement for name, process in processes.items()}  # all are loaded now
         for process in processes.values():
             process.turn(turn_seconds)
         for _ in range(rounds):
             for name in names:
                 turns[name].append(processes[name].turn(turn_seconds))
             names.reverse()
-        placements = {name: process.placement for name, process in processes.items()}
     return RaceResult({name: tuple(taken) for name, taken in turns.items()}, placements)

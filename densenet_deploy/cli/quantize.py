@@ -1,4 +1,4 @@
-"""`quantize`: INT8 for ONNX Runtime or OpenVINO."""
+"""`quantize`: INT8 for ONNX Runtime, OpenVINO or TensorRT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def quantize_command(
         Path, typer.Option(metavar="DIR|FILE.npy|FILE.npz", help="Pictures, or normalized float32 (N, 3, S, S).")
     ],
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE.toml", help="auto, onnxruntime, openvino, or a recipe file.")
+        str, typer.Option(metavar="NAME|FILE.toml", help="auto, onnxruntime, openvino, tensorrt, or a recipe file.")
     ] = "auto",
     observer: Annotated[str | None, typer.Option(help="minmax (default), percentile, entropy or mse.")] = None,
     samples: Annotated[int | None, typer.Option(help="Pictures to calibrate on, at most (default 512).")] = None,

@@ -6,7 +6,7 @@ undoes another. A weight is rounded to the nearest BF16 number, ties to even, an
 in.
 
 Convolutions and pools have a BF16 form since operator set 22: a model of an older one is lifted first. BF16 spans the
-range of FP32, so nothing has to stay in FP32 for its size; a number keeps 8 significant bits, an error of at most 0.2 %.
+range of FP32, so nothing has to stay in FP32 for its size; a number keeps 8 significant bits, off by 0.2 % at most.
 
 ONNX Runtime's CPU kernels accumulate FP16 in FP32 and have no BF16 convolution at all: such a file is for TensorRT.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
-import ml_dtypes
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
@@ -30,6 +29,7 @@ OPSET: Final = 22
 """The first operator set in which Conv and the pools take bfloat16."""
 
 _IR_VERSION: Final = 10  # the oldest that knows OPSET
+_GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _FLOAT, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 _SUFFIXES: Final = {_FLOAT: ":fp32", _BFLOAT16: ":bf16"}
 
@@ -62,7 +62,7 @@ def _lifted(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     try:
         lifted = onnx.version_converter.convert_version(model, OPSET)
-    except RuntimeError as exc:
+    except (onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError) as exc:
         why = f"cannot be lifted from operator set {version} to {OPSET}: {' '.join(str(exc).split())}"
         raise ModelFileError(subject_of(model), why, f"export it with --opset {OPSET}") from exc
     lifted.ir_version = max(lifted.ir_version, _IR_VERSION)
@@ -113,13 +113,11 @@ def _retype_weights(graph: ir.Graph, nodes: Collection[ir.Node]) -> None:
         uses = [use for use in value.uses() if use.node in nodes]
         if array is None or not uses:
             continue
-        name = str(value.name)
+        rounded = array.astype(_BFLOAT16.numpy())
         if len(uses) == len(value.uses()) and not value.is_graph_output():
-            value.const_value = ir.tensor(array.astype(ml_dtypes.bfloat16), name=name)
-            value.dtype = _BFLOAT16
+            value.const_value, value.dtype = ir.tensor(rounded, name=value.name), _BFLOAT16
         else:
-            rounded = new_initializer(graph, name + _SUFFIXES[_BFLOAT16], array.astype(ml_dtypes.bfloat16))
-            _read_instead(uses, rounded)
+            _read_instead(uses, new_initializer(graph, f"{value.name}{_SUFFIXES[_BFLOAT16]}", rounded))
 
 
 def _retype_activations(graph: ir.Graph, nodes: Collection[ir.Node], keep_io: bool) -> None:
@@ -143,7 +141,7 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, leaves: bool) ->
     name = str(value.name)
     result = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
     if leaves:
-        value.name = unused_name(graph, name + _SUFFIXES[value.dtype or _FLOAT])
+        value.name = unused_name(graph, name + _SUFFIXES[_BFLOAT16 if dtype == _FLOAT else _FLOAT])
         graph.outputs[:] = [result if output is value else output for output in graph.outputs]
     else:
         result.name = unused_name(graph, name + _SUFFIXES[dtype])
@@ -156,6 +154,6 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, leaves: bool) ->
     return result
 
 
-def _read_instead(uses: Iterable[ir.Usage], value: ir.Value) -> None:
+def _read_instead(uses: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
     for node, index in uses:
         node.replace_input_with(index, value)

@@ -7,7 +7,8 @@ FP32. What it does not do is done here:
   FP32; so does a weight beyond 65504, which the converter would cut to 65504.
 - Between two neighbours that stay in FP32 it casts to FP16 and back, which turns what they were kept for into inf.
   Such pairs are removed, and the tensor keeps its name.
-- It appends its Casts at the end of the graph, one a reader under the same name, and types nodes without a name as one.
+- It writes no valid graph where two readers of a tensor stay in FP32 (two Casts of one name), puts its Casts behind all
+  other nodes, and cannot tell nodes without a name apart. Each Cast is kept once, nodes are named and sorted.
 
 A weight under 2⁻²⁴, FP16's smallest number, becomes ±2⁻²⁴ and keeps its sign; an error of 6·10⁻⁸ is below the rounding
 of its neighbours. Fold BatchNormalizations first: a variance under 6·10⁻⁵ keeps only a few of its digits.
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from densenet_deploy.graph.graph_pass import constant, is_operator, take_over_output
 from densenet_deploy.graph.half import ASKED, HalfModel, finish, prepare
@@ -55,7 +56,8 @@ def to_fp16(
     Args:
         model: the graph; its operator set stays what it is.
         ranges: by tensor name, the largest absolute value that calibration saw. A tensor without one is taken to fit.
-        float_nodes: names of nodes that stay in FP32 in any case.
+        float_nodes: names of nodes that stay in FP32 in any case. A weight that one shares with a node in FP16 is
+            rounded for both.
         keep_io: whether inputs and outputs stay float32, behind a Cast each. If not, they are float16, and an output
             beyond 65504 is inf.
 
@@ -118,17 +120,17 @@ def _converted(source: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
     """Return what ONNX Runtime's converter makes of `source`, in execution order and with each Cast once."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    proto = ir.to_proto(source)
+    proto: onnx.ModelProto = ir.to_proto(source)
     _keep_infos(proto, [info for info in proto.graph.value_info if info.name not in source.graph.initializers])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         proto = convert_float_to_float16(proto, max_finite_val=LARGEST, keep_io_types=keep_io, node_block_list=blocked)
-    nodes = list({node.output[0]: node for node in proto.graph.node}.values())
+    nodes = list({tuple(node.output): node for node in proto.graph.node}.values())
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     _keep_infos(proto, list({info.name: info for info in proto.graph.value_info}.values()))
     model = ir.from_proto(proto)
-    TopologicalSortPass()(model)
+    model.graph.sort()
     return model
 
 

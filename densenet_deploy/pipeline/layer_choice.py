@@ -13,7 +13,7 @@ from typing import Final
 from densenet_deploy.artifacts import Artifact, write_file
 from densenet_deploy.bench.contender import Contender
 from densenet_deploy.bench.race import Interval, RaceResult, race
-from densenet_deploy.errors import GateError
+from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.pipeline.evaluate import evaluate
@@ -113,9 +113,13 @@ def layers_for_accuracy(trials: Trials, options: QuantizeOptions, calibration: P
 
     Raises:
         GateError: if not even a float file is good enough.
-        DataError: if `max_drop` is asked for and `calibration` is no tree of class folders.
+        UsageError: if `max_drop` is asked for and `calibration` is no folder.
+        DataError: if it is no tree of class folders.
     """
     if options.max_drop is not None:
+        if not calibration.is_dir():
+            why = "holds no labels, which --max-drop needs"
+            raise UsageError(calibration, why, "calibrate on a folder with one folder a class, or use --min-sqnr")
         least = evaluate(model, calibration).top1 - options.max_drop / 100
         found = find_float_layers(trials.layers, trials.noise, lambda names: trials.top1(names, calibration) >= least)
     else:

@@ -152,8 +152,8 @@ def quantize(
         with stages("accuracy"):
             choice = _for_accuracy(choice, Trials(writer, manifest, model, data), options, calibration, model)
     if options.never_slower and writer.backend is None:
-        note = f"speed was not measured: no backend here runs what the recipe {recipe} is for"
-        choice = dataclasses.replace(choice, notes=(*choice.notes, note))
+        unmeasured = f"speed was not measured: no backend here runs what the recipe {recipe} is for"
+        choice = dataclasses.replace(choice, notes=(*choice.notes, unmeasured))
     elif options.never_slower:
         with stages("speed"):
             choice = _for_speed(choice, Trials(writer, manifest, model, data))
@@ -325,12 +325,12 @@ def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
 
 def _compare(model: Path, quantized: bytes, backend: str | None, data: CalibrationData) -> Parity:
     """Run both files on calibration pictures, the INT8 one by the backend it was written for."""
-    meter = ParityMeter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         write_file(path, quantized)
         with open_runner(model, backend, "cpu") as ours, open_runner(path, backend, "cpu") as theirs:
             output = ours.outputs[0].name
+            meter = ParityMeter(class_scores=output != "features")
             for sample in itertools.islice(data, PARITY_SAMPLES):
                 meter.update(run_batched(ours, sample)[output], run_batched(theirs, sample)[output])
     return meter.result()

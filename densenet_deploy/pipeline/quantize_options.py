@@ -13,7 +13,7 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        recipe: `onnxruntime`, `openvino`, or `auto`: openvino where it is installed, else onnxruntime.
+        recipe: `onnxruntime`, `openvino`, `tensorrt`, or `auto`: openvino where it is installed, else onnxruntime.
         observer: how ranges are chosen: minmax, percentile, entropy, mse.
         samples: pictures to calibrate on, a seeded subset; all where there are fewer.
         equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.

@@ -1,0 +1,74 @@
+"""The tensorrt recipe on the trained digits model: what TensorRT takes, and the same answers on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from densenet_deploy.pipeline.evaluate import evaluate
+from densenet_deploy.pipeline.quantize import quantize
+from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from tests.conftest import DIGITS
+
+SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
+
+
+@pytest.fixture(scope="module")
+def report(digits_onnx, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tensorrt")
+    return quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="tensorrt"), f"{folder}/")
+
+
+@pytest.fixture(scope="module")
+def model(report) -> onnx.ModelProto:
+    return onnx.load(report.onnx)
+
+
+def test_the_stem_stays_half_and_the_rest_is_int8(report):
+    assert report.layers_float == ("features.conv0",)
+    assert len(report.layers_int8) == 38
+
+
+def test_the_answers_stay(report):
+    assert report.parity.sqnr_db > 35
+    assert evaluate(report.onnx, DIGITS / "held_out").top1 >= 0.99
+
+
+def test_codes_are_signed_and_symmetric(model):
+    """TensorRT reads uint8 as int8 without a word, and takes no zero point but zero."""
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) == 38 * 3  # a pair on what a convolution reads, and the restored weights
+    for node in pairs:
+        zero_point = stored[node.input[2]]
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+
+
+def test_the_base_is_half_with_float_input_and_output(model):
+    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {
+        onnx.TensorProto.FLOAT
+    }
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert floats == []
+    assert model.opset_import[0].version >= 19
+
+
+def test_speed_is_said_not_to_be_measured(report):
+    assert report.speed is None
+    assert any("speed was not measured" in note for note in report.notes)
+
+
+def test_tensorrt_rtx_builds_an_engine(report):
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    builder = rtx.Builder(rtx.Logger(rtx.Logger.ERROR))
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = rtx.OnnxParser(network, rtx.Logger(rtx.Logger.ERROR))
+    assert parser.parse(report.onnx.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("input", (1, 3, 32, 32), (1, 3, 32, 32), (1, 3, 32, 32))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    assert b"int8" in bytes(plan)
