@@ -10,12 +10,12 @@ FP32. What it does not do is done here:
 - It writes no valid graph where two readers of a tensor stay in FP32 (two Casts of one name), puts its Casts behind all
   other nodes, and cannot tell nodes without a name apart. Each Cast is kept once, nodes are named and sorted.
 
-A weight under 2⁻²⁴, FP16's smallest number, becomes ±2⁻²⁴ and keeps its sign; an error of 6·10⁻⁸ is below the rounding
-of its neighbours. Fold BatchNormalizations first: a variance under 6·10⁻⁵ keeps only a few of its digits.
+A weight under 2⁻²⁴, FP16's smallest number, becomes ±2⁻²⁴ and keeps its sign: an error of less than 2⁻²⁴, which is said
+in the notes. Fold BatchNormalizations first: a variance under 6·10⁻⁵ keeps only a few of its digits.
 
-ONNX Runtime's CPU kernels accumulate FP16 in FP32. More than that: where it has no FP16 kernel (on x86 that is nearly
-everywhere) it computes in FP32 and keeps even the activations in FP32 between neighbours. So on a CPU the file shows
-what rounding the weights costs, and no activation ever overflows; on a GPU it would. That is why ranges decide here.
+On x86 ONNX Runtime's CPU kernels accumulate FP16 in FP32, and more than that: around operators without an FP16 kernel,
+which there are nearly all, it casts to FP32 and drops the Casts between neighbours, so activations stay in FP32. On such
+a CPU the file shows what rounding the weights costs and no activation overflows; on a GPU it would. So ranges decide.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LARGEST: Final = 65504.0
 """The largest finite FP16 number."""
 
 MARGIN: Final = 2.0
-"""How much larger than in calibration an activation may get: its range has to stay below LARGEST / MARGIN."""
+"""How much larger than in calibration an activation may get: a range beyond LARGEST / MARGIN is too large."""
 
 _SMALLEST: Final = 2.0**-24
 _CONVERTED: Final = "_cast_to_fp16"  # the converter's suffix for the FP32 form of a tensor
@@ -121,22 +121,18 @@ def _converted(source: ir.Model, blocked: list[str], keep_io: bool) -> ir.Model:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     proto: onnx.ModelProto = ir.to_proto(source)
-    _keep_infos(proto, [info for info in proto.graph.value_info if info.name not in source.graph.initializers])
+    known = [info for info in proto.graph.value_info if info.name not in source.graph.initializers]
+    del proto.graph.value_info[:]  # the converter would type a weight twice
+    proto.graph.value_info.extend(known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         proto = convert_float_to_float16(proto, max_finite_val=LARGEST, keep_io_types=keep_io, node_block_list=blocked)
     nodes = list({tuple(node.output): node for node in proto.graph.node}.values())
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    _keep_infos(proto, list({info.name: info for info in proto.graph.value_info}.values()))
     model = ir.from_proto(proto)
     model.graph.sort()
     return model
-
-
-def _keep_infos(proto: onnx.ModelProto, infos: list[onnx.ValueInfoProto]) -> None:
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(infos)
 
 
 def _remove_cast_pairs(graph: ir.Graph) -> None:

@@ -110,16 +110,21 @@ def test_a_pair_that_reaches_nothing_integer_is_found(between):
 
 
 def test_a_pair_before_the_output_is_found():
-    model = changed(SOUND, ("y = Conv (d, k, b)", "c = Conv (d, k, b)\n p = QuantizeLinear (c, s, z)"))
-    model.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["p", "s", "z"], ["y"]))
-    assert list(findings(model)) == ["p"]
+    pair = "c = Conv (d, k, b)\n    p = QuantizeLinear (c, s, z)\n    y = DequantizeLinear (p, s, z)"
+    assert list(findings(changed(SOUND, ("y = Conv (d, k, b)", pair)))) == ["p"]
 
 
-@pytest.mark.parametrize("reader", ["Concat <axis: int = 1> (d, d)", "MaxPool <kernel_shape: ints = [1, 1]> (d)"])
+def test_codes_that_leave_the_graph_have_an_effect():
+    outputs = ("float[1, 2, 4, 4] y)", "float[1, 2, 4, 4] y, int8[1, 2, 4, 4] p)")
+    assert findings(changed(SOUND, outputs, ("(d, k, b)", "(d, k, b)\n    p = QuantizeLinear (y, s, z)"))) == {}
+
+
+WEIGHTS = "    k = DequantizeLinear <axis: int = 0> (w, ws, wz)\n"
+
+
+@pytest.mark.parametrize("reader", ["Concat <axis: int = 1> (m, m)", "MaxPool <kernel_shape: ints = [1, 1]> (m)"])
 def test_a_pair_before_what_moves_codes_has_an_effect(reader):
-    model = changed(SOUND, ("y = Conv (d, k, b)", f"y = {reader}"), ("k = DequantizeLinear <axis: int = 0>", "k = Mul"))
-    model = changed(SOUND, ("y = Conv (d, k, b)", f"m = Relu (d)\n y = {reader.replace('(d', '(m')}"))
-    del model.graph.node[3]  # the weights, which nothing reads here
+    model = changed(SOUND, (WEIGHTS, "    m = Relu (d)\n"), ("y = Conv (d, k, b)", f"y = {reader}"))
     assert findings(model) == {}
 
 
@@ -194,7 +199,7 @@ INTEGER_BIAS = [
 ]
 ONE_SIDED = [
     ("w = {1, 2, 3, 4}", "u = {1, 2, 3, 4}, float[2, 2, 1, 1] k = {1, 2, 3, 4}"),
-    ("    k = DequantizeLinear <axis: int = 0> (w, ws, wz)\n", ""),
+    (WEIGHTS, ""),
 ]
 
 
