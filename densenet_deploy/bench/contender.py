@@ -100,7 +100,7 @@ class Process:
         Raises:
             DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
         """
-        assert self.placement  # loaded
+        _ = self.placement  # waits until it is loaded
         self._tell(seconds)
         answer = self._hear()
         time.sleep(_PAUSE_SECONDS)

@@ -8,7 +8,7 @@ in.
 Convolutions and pools have a BF16 form since operator set 22: a model of an older one is lifted first. BF16 spans the
 range of FP32, so nothing has to stay in FP32 for its size; a number keeps 8 significant bits, off by 0.2 % at most.
 
-ONNX Runtime's CPU kernels accumulate FP16 in FP32 and have no BF16 convolution at all: such a file is for TensorRT.
+ONNX Runtime's CPU kernels, which accumulate FP16 in FP32, include no BF16 convolution: such a file is for TensorRT.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ A weight under 2⁻²⁴, FP16's smallest number, becomes ±2⁻²⁴ and keeps 
 in the notes. Fold BatchNormalizations first: a variance under 6·10⁻⁵ keeps only a few of its digits.
 
 On x86 ONNX Runtime's CPU kernels accumulate FP16 in FP32, and more than that: around operators without an FP16 kernel,
-which there are nearly all, it casts to FP32 and drops the Casts between neighbours, so activations stay in FP32. On such
-a CPU the file shows what rounding the weights costs and no activation overflows; on a GPU it would. So ranges decide.
+which there are nearly all, it casts to FP32 and drops the Casts between neighbours, so activations stay in FP32. There
+the file shows what rounding the weights costs, and no activation overflows; on a GPU it would. So ranges decide.
 """
 
 from __future__ import annotations
