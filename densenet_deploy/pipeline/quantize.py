@@ -259,6 +259,7 @@ def _output(out: str | None, model: Path, recipe: str) -> Path:
 
 
 def _with_exact_passes(proto: onnx.ModelProto) -> ir.Model:
+    import onnx
     import onnx_ir
 
     from densenet_deploy.graph.graph_pass import apply_passes
@@ -266,6 +267,7 @@ def _with_exact_passes(proto: onnx.ModelProto) -> ir.Model:
 
     graph = onnx_ir.from_proto(proto)
     apply_passes(graph, EXACT)
+    graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels
     for node in graph.graph:
         node.name = node.name or str(node.outputs[0].name)  # layers are told apart by name
     return graph

@@ -13,6 +13,7 @@ from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.pipeline.recipe_file import load_recipe
 from densenet_deploy.quantize.cache import CalibrationCache
 from tests.conftest import DIGITS
+from tests.graph.passes.networks import make_network
 
 ROOT = DIGITS.parents[1]
 SAMPLES = ROOT / "calibration" / "samples"
@@ -142,3 +143,12 @@ def test_a_recipe_file_that_is_not_there(tmp_path):
 def test_two_demands_are_one_too_many():
     with pytest.raises(UsageError, match="one of them"):
         QuantizeOptions(max_drop=1.0, min_sqnr=30.0)
+
+
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
+def test_a_strangers_graph_without_stored_shapes(recipe, tmp_path, cache):
+    model = tmp_path / "stranger.onnx"
+    model.write_bytes(make_network("torchvision").proto.SerializeToString())
+    report = _quantized(model, tmp_path, cache, recipe=recipe, samples=32)
+    assert len(report.layers_int8) > 10
+    assert report.parity.sqnr_db > 20
