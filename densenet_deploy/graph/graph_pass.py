@@ -22,6 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from densenet_deploy.registry import Registry
 
 Float = npt.NDArray[np.float32]
+Double = npt.NDArray[np.float64]
 
 graph_passes: Registry[type[GraphPass]] = Registry("graph pass", "densenet_deploy.graph.passes")
 

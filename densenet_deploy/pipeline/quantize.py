@@ -146,7 +146,7 @@ def quantize(
     with stages("prepare"):
         how = RecipeOptions(per_channel=options.weights == "per-channel", weight_bits=weight_bits())
         alpha = options.alpha if options.equalize else None
-        writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct_bias else ())
+        writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct else ())
         choice = _Choice(frozenset(_known_layers(options.float_layers, writer.layers)))
     if options.max_drop is not None or options.min_sqnr is not None:
         with stages("accuracy"):

@@ -12,7 +12,7 @@ averages whole windows, because averaging keeps s·x + t as it is. What is left 
 That is what makes it worth doing in INT8. The norms of a dense block all read the same bus, each with its own s and t,
 so each has to requantize the bus to codes of its own. A clip does not: it works on the codes of the bus itself, and
 costs a compare instead of a multiplication and a rounding. Its bound is rounded to a code too, an error of the mean
-that `quantize/bias_correction.py` takes back. Run it after `equalize-bus`, which knows norms but no clips.
+that `quantize/output_correction.py` takes back. Run it after `equalize-bus`, which knows norms but no clips.
 """
 
 from __future__ import annotations
