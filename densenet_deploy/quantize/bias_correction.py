@@ -24,8 +24,9 @@ import onnx
 import onnx_ir as ir
 
 from densenet_deploy.artifacts import write_file
+from densenet_deploy.graph.convs import set_bias, weight_and_bias
 from densenet_deploy.graph.expose_values import expose_values
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer
+from densenet_deploy.graph.graph_pass import is_operator
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Runner
@@ -56,15 +57,9 @@ def mean_shifts(model: ir.Model, quantize: Quantize, samples: Iterable[Array], o
 
 def correct_bias(graph: ir.Graph, conv: ir.Node, shift: Doubles) -> None:
     """Subtract `shift`, (C,), from the bias of `conv`, which gets one if it has none."""
-    has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
-    bias = constant(conv.inputs[2]) if has_bias else np.zeros(len(shift), np.float32)
-    if bias is None:
-        return
-    if not has_bias:
-        conv.resize_inputs(3)
-    weight = str(conv.inputs[1].name)  # type: ignore[union-attr]
-    corrected = (bias - shift).astype(np.float32)
-    conv.replace_input_with(2, new_initializer(graph, f"{weight.removesuffix('.weight')}.corrected.bias", corrected))
+    numbers = weight_and_bias(conv)
+    if numbers is not None:
+        set_bias(graph, conv, numbers[1] - shift, "corrected")
 
 
 def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.ModelProto:
