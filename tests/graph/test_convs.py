@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densenet_deploy.graph.convs import pads, set_bias, set_weight_and_bias, weight_and_bias
+from densenet_deploy.graph.convs import conv_before, pads, set_bias, set_weight_and_bias, weight_and_bias
 from densenet_deploy.graph.graph_pass import constant
 from tests.graph.onnx_text import model_of, outputs_of, weights
 
@@ -70,3 +70,18 @@ def test_a_bias_alone_leaves_the_weight():
     assert [value.name for value in conv.inputs[1:]] == ["c.weight", "c.shifted.bias"]
     shift = np.float32([1, 2, 3, 4]).reshape(4, 1, 1)
     np.testing.assert_allclose(outputs_of(model)[0], before + shift, rtol=1e-5, atol=1e-5)  # float32 rounding
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ("c = Conv(x, w) y = Relu(c)", "Conv"),
+        ("c = Conv(x, w) d = Relu(c) y = Add(c, d)", "its Conv has other readers"),
+        ("c = Conv(x, w) d = Neg(c) y = Relu(d)", "it follows Neg, not a Conv"),
+        ("d = Relu(x) y = Conv(d, w)", "it follows an input, not a Conv"),
+    ],
+)
+def test_the_conv_that_a_node_alone_reads(body, answer):
+    model = model_of(body, PLAIN)
+    found = conv_before(next(node for node in model.graph if node.op_type == "Relu"))
+    assert (found if isinstance(found, str) else found.op_type) == answer

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.convs import set_weight_and_bias, weight_and_bias
-from densenet_deploy.graph.graph_pass import graph_passes, is_operator, only_reader, take_over_output
+from densenet_deploy.graph.convs import conv_before, set_weight_and_bias, weight_and_bias
+from densenet_deploy.graph.graph_pass import graph_passes, take_over_output
 from densenet_deploy.graph.node_pass import Edit, NodePass
 from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 
@@ -36,11 +36,9 @@ class FoldBatchNorm(NodePass[_Pair]):
 
     def match(self, node: ir.Node) -> _Pair | str:
         """Return the norm `node` with the Conv before it; see `NodePass.match`."""
-        conv = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if conv is None or not is_operator(conv, "Conv"):
-            return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
-        if only_reader(conv.outputs[0]) is not node:
-            return f"{conv.name or 'its Conv'} has other readers"
+        conv = conv_before(node)
+        if isinstance(conv, str):
+            return conv
         if weight_and_bias(conv) is None:
             return "the numbers of its Conv are not float32 constants"
         reason = why_no_affine(node)

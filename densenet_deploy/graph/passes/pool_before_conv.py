@@ -16,15 +16,14 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.convs import pads
-from densenet_deploy.graph.graph_pass import graph_passes, is_operator, only_reader, take_over_output, unused_name
+from densenet_deploy.graph.convs import conv_before, pads
+from densenet_deploy.graph.graph_pass import graph_passes, take_over_output, unused_name
 from densenet_deploy.graph.node_pass import Edit, NodePass
 
 
 class _Pair(NamedTuple):
-    """A Conv that reads `origin`, and the pool that alone reads it."""
+    """A Conv and the pool that alone reads it."""
 
-    origin: ir.Value
     conv: ir.Node
     pool: ir.Node
 
@@ -37,16 +36,16 @@ class PoolBeforeConv(NodePass[_Pair]):
 
     def match(self, node: ir.Node) -> _Pair | str:
         """Return the pool `node` and the Conv that it reads; see `NodePass.match`."""
-        conv = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if conv is None or not is_operator(conv, "Conv") or conv.inputs[0] is None:
-            return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
-        if only_reader(conv.outputs[0]) is not node:
-            return f"{conv.name or 'its Conv'} has other readers"
-        return _why_no_mixing(conv) or _why_no_halving(node) or _Pair(conv.inputs[0], conv, node)
+        conv = conv_before(node)
+        if isinstance(conv, str):
+            return conv
+        return _why_no_mixing(conv) or _why_no_halving(node) or _Pair(conv, node)
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
         """Let a copy of the pool read what the Conv read, and the Conv that copy; see `NodePass.rewrite`."""
-        origin, conv, pool = found
+        conv, pool = found
+        origin = conv.inputs[0]
+        assert origin is not None
         pooled = ir.Value(name=unused_name(edit.graph, f"{origin.name}:pooled"), type=origin.type)
         first = ir.Node("", "AveragePool", [origin], pool.attributes.values(), outputs=[pooled], name=pool.name)
         edit.graph.insert_before(conv, first)
