@@ -5,13 +5,23 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import Double, constant, new_initializer
+from densenet_deploy.graph.graph_pass import Double, constant, is_operator, new_initializer, only_reader
 
 
 def pads(node: ir.Node) -> bool:
     """Whether a Conv or pool may add pixels around its input."""
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     return automatic not in ("NOTSET", "VALID") or any(node.attributes.get_ints("pads", ()))
+
+
+def conv_before(node: ir.Node) -> ir.Node | str:
+    """Return the Conv whose output `node` alone reads, or a reason why there is none, in words about `node`."""
+    conv = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if conv is None or not is_operator(conv, "Conv"):
+        return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
+    if only_reader(conv.outputs[0]) is not node:
+        return f"{conv.name or 'its Conv'} has other readers"
+    return conv
 
 
 def weight_and_bias(conv: ir.Node) -> tuple[Double, Double] | None:

@@ -12,7 +12,8 @@ from densenet_deploy.errors import DataError
 from densenet_deploy.options import require_range
 from densenet_deploy.pipeline.load import open_model, untrained_note
 from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.images import BadImage, LabelledImage, LoadedImage, ReadableImages, find_labelled_images
+from densenet_deploy.runtime.image_folders import BadImage, LabelledImage, ReadableImages, find_labelled_images
+from densenet_deploy.runtime.images import LoadedImage
 from densenet_deploy.runtime.runner import Placement, RunnerOptions
 
 Picture = tuple[Path, LoadedImage]

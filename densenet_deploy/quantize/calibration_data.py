@@ -25,7 +25,7 @@ from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.feeds import Array, value_limit
-from densenet_deploy.runtime.images import ReadableImages, find_images
+from densenet_deploy.runtime.image_folders import ReadableImages, find_images
 from densenet_deploy.runtime.preprocess import prepare
 
 DEFAULT_SAMPLES: Final = 512
