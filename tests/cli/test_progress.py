@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -16,16 +17,22 @@ class _Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal(monkeypatch) -> _Terminal:
-    stream = _Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(sys, "argv", ["densenet-deploy", "quantize"])
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "120")
-    return stream
+def enter(monkeypatch) -> Callable[..., _Terminal]:
+    """What puts a terminal in the place of stderr, once the test is running: pytest sets its own just before."""
+
+    def enter(*words: str) -> _Terminal:
+        stream = _Terminal()
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "argv", ["densenet-deploy", "quantize", *words])
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", "120")
+        return stream
+
+    return enter
 
 
-def test_a_terminal_shows_the_stage_and_the_count(terminal):
+def test_a_terminal_shows_the_stage_and_the_count(enter):
+    terminal = enter()
     with progress() as listener:
         listener("calibrate")
         listener("calibrate", 96, 512)
@@ -33,7 +40,8 @@ def test_a_terminal_shows_the_stage_and_the_count(terminal):
     assert "96/512" in terminal.getvalue()
 
 
-def test_a_stage_that_does_not_count_shows_none(terminal):
+def test_a_stage_that_does_not_count_shows_none(enter):
+    terminal = enter()
     with progress() as listener:
         listener("calibrate", 96, 512)
         listener("write INT8")
@@ -43,8 +51,8 @@ def test_a_stage_that_does_not_count_shows_none(terminal):
 
 
 @pytest.mark.parametrize("word", ["-q", "--quiet", "--json"])
-def test_whoever_wants_silence_gets_it(terminal, monkeypatch, word):
-    monkeypatch.setattr(sys, "argv", ["densenet-deploy", "quantize", word])
+def test_whoever_wants_silence_gets_it(enter, word):
+    terminal = enter(word)
     with progress() as listener:
         listener("calibrate", 96, 512)
     assert terminal.getvalue() == ""

@@ -26,7 +26,7 @@ LOUD = "features.denseblock1.denselayer2"
 
 @pytest.fixture(scope="module")
 def loud(digits_onnx, tmp_path_factory) -> Path:
-    """The digits model, one bottleneck 2^15 times as large and its reader's weights as much smaller: the same in FP32."""
+    """The digits model with one bottleneck 2^15 times as large, and its reader's weights as much smaller."""
     model = onnx.load(digits_onnx)
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
