@@ -64,7 +64,7 @@ class QuantizeReport:
     def _unasked(self) -> str:
         count = len(self.float_unasked)
         if not count:
-            return "no layer that was asked for INT8"
+            return "no layer that was asked for INT8 stayed float"
         layers = "1 layer was" if count == 1 else f"{count} layers were"
         return f"{layers} asked for INT8, and the recipe {self.recipe} keeps float: {', '.join(self.float_unasked)}"
 
@@ -77,7 +77,7 @@ class QuantizeReport:
                 f"wrote       {printable(self.onnx)}",
                 f"recipe      {self.recipe}, {self.weight_bits}-bit weights, {self.calibrated_on} pictures",
                 f"layers      {len(self.layers_int8)} in INT8, {len(self.layers_float)} float{kept}",
-                f"float       {self._unasked()}",
+                f"checked     {self._unasked()}",
                 f"parity      {self.parity}",
                 f"speed       {self.speed or 'not measured'}",
                 f"seconds     {sum(self.stages.values()):.1f} ({stages})",

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
 
 UNITS: Final = ("layer", "block")
-_SUFFIXES: Final = (".json", *PICTURE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,16 @@ class SensitivityReport:
         title = f"{self.model.name}: INT8 sensitivity, recipe {self.recipe}"
         return figure_of_sensitivity(self.found, self.whole, title)
 
+    def content(self, suffix: str) -> bytes:
+        """Return the report as a file with `suffix`: `.json`, `.png` or `.svg`.
+
+        Raises:
+            MissingPackageError: if a picture is asked for and matplotlib is not installed.
+        """
+        if suffix in PICTURE_SUFFIXES:
+            return drawn(self.figure(), suffix)
+        return (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode()
+
 
 def sensitivity(
     model: Path,
@@ -171,7 +180,7 @@ def sensitivity(
     said = (*untrained_note(artifact.manifest), ready.note, *notes, f"SQNR on {bench.count} calibration pictures")
     report = SensitivityReport(model, recipe, options.per, float_top1, whole, found, stages.seconds, said, path)
     if path is not None:
-        write_file(path, _content(report, path.suffix.lower()))
+        write_file(path, report.content(path.suffix.lower()))
     return report
 
 
@@ -222,12 +231,6 @@ def _output(options: SensitivityOptions, model: Path) -> Path | None:
         path = output_path(options.out, f"{model.stem}.sensitivity.json")
     refuse_foreign_output(path, None, force=options.force)
     return path
-
-
-def _content(report: SensitivityReport, suffix: str) -> bytes:
-    if suffix in PICTURE_SUFFIXES:
-        return drawn(report.figure(), suffix)
-    return (json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n").encode()
 
 
 def _cost_json(cost: Cost) -> dict[str, float | None]:
