@@ -49,6 +49,6 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     """
     parts = [name.strip("/").replace("/", ".").split(".") for name in names]
     shared = 0
-    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+    while parts and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1
     return tuple(".".join(part[shared:]).replace("dense", "") for part in parts)
