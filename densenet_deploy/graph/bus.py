@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from densenet_deploy.graph.channels import channels_of, rank_of
 from densenet_deploy.graph.graph_pass import is_operator
+
+Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Segment:
     def name(self) -> str:
         """The tensor's name."""
         return str(self.value.name)
+
+    def of(self, channels: Numbers) -> Numbers:
+        """Return the part of `channels`, one number for each channel of the bus, that belongs to this tensor."""
+        return cast("Numbers", channels[self.offset : self.offset + self.channels])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which values of a dense block its readers can tell apart.
 
-A norm and its ReLU, relu(s·x + t), give zero for every x on one side of θ = −t/s: below it for s > 0, above it for s < 0.
+A norm and its ReLU, relu(s·x + t), give zero for every x on one side of θ = −t/s: below it for s > 0, above for s < 0.
 So a channel needs no value below the smallest θ of its readers if all of them have s > 0, and none above the largest
 if all have s < 0; a reader with s = 0 needs none at all. Stored codes may end there: saturation is what all readers
 would have done anyway.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
 from densenet_deploy.graph.bus import Bus, Reader, Segment
 from densenet_deploy.graph.graph_pass import Double, Float, is_operator, only_reader
@@ -25,8 +26,12 @@ class Needed(NamedTuple):
 
     def of(self, segment: Segment) -> Needed:
         """Return what is needed of the channels of `segment`."""
-        part = slice(segment.offset, segment.offset + segment.channels)
-        return Needed(self.low[part], self.high[part])
+        return Needed(segment.of(self.low), segment.of(self.high))
+
+    def finite(self) -> Needed:
+        """Return the same with the largest float32 in the place of infinity."""
+        largest = np.finfo(np.float32).max
+        return Needed(np.clip(self.low, -largest, largest), np.clip(self.high, -largest, largest))
 
 
 def needed_range(bus: Bus) -> Needed:
@@ -37,6 +42,13 @@ def needed_range(bus: Bus) -> Needed:
         wanted = _wanted_by(reader)
         low[part], high[part] = np.minimum(low[part], wanted.low), np.maximum(high[part], wanted.high)
     return Needed(low, high)
+
+
+def through(norm: ir.Node, needed: Needed) -> Needed:
+    """Return what `norm`, a BatchNormalization of constants, makes of what is needed of its input."""
+    scale, shift = scale_and_shift(norm)
+    ends = np.stack([scale * needed.low + shift, scale * needed.high + shift])
+    return Needed(ends.min(axis=0), ends.max(axis=0)).finite()
 
 
 def narrowed(low: Float, high: Float, needed: Needed) -> tuple[Float, Float]:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-EXACT: Final = ("remove-single-concat", "fold-batchnorm", "pool-before-conv")
+EXACT: Final = ("remove-single-concat", "fold-batchnorm", "pool-before-conv", "concat-incremental")
 """What every exported or simplified file gets: rewrites that help each backend and change nothing but rounding."""

@@ -4,7 +4,7 @@ For any c, one number a channel, and x' = x + c:
 
 - **made** by a Conv: b + c; by a BatchNormalization: β + c. MaxPool and an AveragePool of whole windows pass the
   constant on. A ReLU does not: what comes out of one is never negative and needs no shift.
-- **read** by a BatchNormalization: μ + c; by a Conv that never pads: b − Σ W·c, since each of its sums takes all of c in.
+- **read** by a BatchNormalization: μ + c; by a Conv that never pads: b − Σ W·c, as each of its sums takes all of c in.
 
 Sums are computed in float64 and rounded once. A changed constant is a new initializer, so that another node which
 shares the old one keeps it.

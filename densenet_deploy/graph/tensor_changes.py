@@ -6,9 +6,11 @@ A tensor whose meaning changed gets a new name, and the model's `metadata_props`
 
 `factor` holds one positive number a channel and `offset`, where there is one, any number a channel: tensor `of` of the
 original model = this tensor · factor + offset. `moved` is a sentence about a tensor that stands elsewhere in the
-computation than its original, and so cannot be compared. A tensor of 8-bit codes also has a `scale` and a `zero_point`:
-`of` = (codes − zero_point) · scale · factor + offset, and `of` may be a tensor that was changed itself. JSON is parsed, never evaluated, and every field is checked for its type before it is
-believed.
+computation than its original, and so cannot be compared. `low` and `high`, where they are given, are one number a
+channel: values of `of` beyond them may have been cut off, since nothing that reads it tells them apart. A tensor of
+8-bit codes also has a `scale` and a `zero_point`: `of` = (codes − zero_point) · scale · factor + offset, and `of` may
+be a tensor that was changed itself. JSON is parsed, never evaluated, and every field is checked for its type before it
+is believed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
@@ -30,7 +32,8 @@ from densenet_deploy.graph.graph_pass import Float, unused_name
 KEY: Final = "densenet_deploy.tensors"
 _FIELDS: Final = frozenset({"of", "factor", "moved"})
 _CODE_FIELDS: Final = frozenset({"scale", "zero_point"})
-_KNOWN: Final = _FIELDS | _CODE_FIELDS | {"offset"}
+_LISTS: Final = frozenset({"offset", "low", "high"})
+_KNOWN: Final = _FIELDS | _CODE_FIELDS | _LISTS
 _SCALED: Final = ":scaled"
 _SHIFTED: Final = ":shifted"
 
@@ -48,22 +51,29 @@ class TensorChange:
     scale: float | None = None
     zero_point: int = 0
     offset: tuple[float, ...] | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
 
     def undone(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the values of `of`, (N, C, …), from those of this tensor."""
         if self.scale is not None:
             array = ((array.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
-        a_channel = (1, -1, *[1] * (array.ndim - 2))
         if self.factor is not None:
-            array = array * np.array(self.factor, array.dtype).reshape(a_channel)
+            array = array * _a_channel(self.factor, array)
         if self.offset is not None:
-            array = array + np.array(self.offset, array.dtype).reshape(a_channel)
+            array = array + _a_channel(self.offset, array)
         return np.asarray(array)
+
+    def needed(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the values of `of`, (N, C, …), without what may have been cut off."""
+        if self.low is None or self.high is None:
+            return array
+        return np.asarray(np.clip(array, _a_channel(self.low, array), _a_channel(self.high, array)))
 
     def made_from(self, channels: Float) -> Float:
         """Return what this tensor holds where `of` holds `channels`, one number a channel (C,), codes not rounded."""
-        taken = channels if self.offset is None else channels - np.array(self.offset, np.float32)
-        return taken if self.factor is None else taken / np.array(self.factor, np.float32)
+        shifted = channels if self.offset is None else channels - np.array(self.offset, np.float32)
+        return shifted if self.factor is None else np.asarray(shifted / np.array(self.factor, np.float32), np.float32)
 
 
 class TensorChanges:
@@ -94,6 +104,11 @@ class TensorChanges:
         offset = -taken if known.offset is None else np.array(known.offset, np.float32) - taken
         self._rename(graph, value, _SHIFTED, dataclasses.replace(known, offset=_numbers(offset)))
 
+    def cut_off(self, value: str, low: Float, high: Float) -> None:
+        """Record that values of the tensor called `value` beyond `low` and `high`, (C,) each, are not needed."""
+        known = self._changes.get(value, TensorChange(value))
+        self._changes[value] = dataclasses.replace(known, low=_numbers(low), high=_numbers(high))
+
     def move(self, value: str, origin: str, why: str) -> None:
         """Record that the tensor called `value` stands where the original model has `origin`."""
         self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)
@@ -107,7 +122,6 @@ class TensorChanges:
         if self._changes:
             facts = {name: _facts(change) for name, change in self._changes.items()}
             model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
-
 
     def _known(self, value: ir.Value) -> TensorChange:
         return self._changes.get(str(value.name), TensorChange(str(value.name)))
@@ -142,20 +156,29 @@ def _change(name: str, fact: object) -> TensorChange:
         raise _malformed(f"names the origin of {name} by something that is no text")
     if factor is not None and not (isinstance(factor, list) and all(map(_is_factor, factor))):
         raise _malformed(f"scales {name} by something that is no list of positive numbers")
-    offset = fact.get("offset")
-    if offset is not None and not (isinstance(offset, list) and all(map(_is_number, offset))):
-        raise _malformed(f"shifts {name} by something that is no list of numbers")
+    lists = {key: fact.get(key) for key in sorted(_LISTS)}
+    for key, numbers in lists.items():
+        if numbers is not None and not (isinstance(numbers, list) and all(map(_is_number, numbers))):
+            raise _malformed(f"gives {name} as {key} something that is no list of numbers")
     scale, zero_point = fact.get("scale"), fact.get("zero_point", 0)
     if not (scale is None or _is_factor(scale)) or type(zero_point) is not int:
         raise _malformed(f"encodes {name} with something that is no scale and zero point")
-    return TensorChange(of, _floats(factor), moved, scale, zero_point, _floats(offset))
+    if (scale is None) != ("zero_point" not in fact):
+        raise _malformed(f"gives one of scale and zero point of {name}, not both")
+    return TensorChange(
+        of, _floats(factor), moved, scale, zero_point, **{key: _floats(numbers) for key, numbers in lists.items()}
+    )
 
 
 def _facts(change: TensorChange) -> dict[str, object]:
-    absent = {"offset"} if change.offset is None else set()
-    if change.scale is None:
-        absent |= _CODE_FIELDS
-    return {key: value for key, value in dataclasses.asdict(change).items() if key not in absent}
+    absent = _CODE_FIELDS if change.scale is None else frozenset()
+    facts = dataclasses.asdict(change).items()
+    return {key: value for key, value in facts if key not in absent and (value is not None or key not in _LISTS)}
+
+
+def _a_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `numbers` in the shape that goes with `array`, (N, C, …)."""
+    return np.array(numbers, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
 
 
 def _floats(numbers: list[Any] | None) -> tuple[float, ...] | None:
@@ -163,8 +186,9 @@ def _floats(numbers: list[Any] | None) -> tuple[float, ...] | None:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _is_factor(value: object) -> bool:

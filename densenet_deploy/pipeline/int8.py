@@ -1,7 +1,7 @@
 """A float graph made ready for INT8, and written in INT8 as often as somebody wants to try another set of layers.
 
-Made ready means: buses equalized, the recipe's own passes run, layers equalized, types planned, outputs corrected. Which
-layers stay float changes none of that.
+Made ready means: buses shifted and equalized, the recipe's own passes run, layers equalized, types planned, outputs
+corrected. Which layers stay float changes none of that.
 """
 
 from __future__ import annotations
@@ -207,25 +207,32 @@ def _equalized(
         apply_passes(model, recipe.passes)
         return dict(ranges)
     if recipe.stores_bus:
-        ranges = _needed(model.graph, ranges)
+        ranges = _needed(model, ranges)
         apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
     sizes = {name: np.maximum(np.abs(r.low), np.abs(r.high)) for name, r in _renamed(model, ranges).items()}
     apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
     return _renamed(model, ranges)
 
 
-def _needed(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
-    """Return `ranges`, those of buses without what no reader can tell apart."""
+def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges`, those of buses without what no reader can tell apart, and record in `model` what that is."""
     from densenet_deploy.graph.bus import find_buses
-    from densenet_deploy.graph.needed_ranges import narrowed, needed_range
+    from densenet_deploy.graph.graph_pass import is_operator
+    from densenet_deploy.graph.needed_ranges import narrowed, needed_range, through
+    from densenet_deploy.graph.tensor_changes import TensorChanges
     from densenet_deploy.quantize.observers.observer import ChannelRanges
 
-    needed = dict(ranges)
-    for bus in find_buses(graph).found:
+    needed, changes = dict(ranges), TensorChanges.of(model)
+    for bus in find_buses(model.graph).found:
         wanted = needed_range(bus)
         for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
-            found = ranges[tensor.name]
-            needed[tensor.name] = ChannelRanges(*narrowed(found.low, found.high, wanted.of(tensor)))
+            limits = wanted.of(tensor).finite()
+            changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
+            needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+        for reader in (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization")):
+            limits = through(reader.node, wanted.of(reader.segment).finite())
+            changes.cut_off(str(reader.node.outputs[0].name), *(limit.astype(np.float32) for limit in limits))
+    changes.write_to(model)
     return needed
 
 

@@ -137,7 +137,7 @@ def _compare_layers(
         _tapped(candidate, options.candidate_backend) as theirs,
     ):
         for sample in _samples(options, preprocessing):
-            meter.update(ours.run(sample), theirs.run(sample))
+            meter.update(theirs.needed(ours.run(sample)), theirs.needed(theirs.run(sample)))
         moved = ours.moved | theirs.moved
     result = meter.result()
     told = tuple(SkippedLayer(skip.name, moved.get(skip.name, skip.reason)) for skip in result.skipped)
@@ -155,6 +155,11 @@ class _Tapped:
     def moved(self) -> dict[str, str]:
         """Why a tensor of the original model cannot be compared, by its name."""
         return {change.of: change.moved for change in self.changes.values() if change.moved is not None}
+
+    def needed(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Return `tensors` of the original model without values that nothing needs, which this one may cut off."""
+        limits = {change.of: change for change in self.changes.values() if change.low is not None}
+        return {name: limits[name].needed(array) if name in limits else array for name, array in tensors.items()}
 
     def run(self, sample: Array) -> dict[str, Array]:
         outputs = run_batched(self.runner, sample)

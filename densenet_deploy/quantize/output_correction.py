@@ -6,8 +6,8 @@ an affine map undoes both. With ŷ the quantized and y the float output, least s
 
     y ≈ g·ŷ + h,   g = cov(y, ŷ) / var(ŷ),   h = E[y] − g·E[ŷ]
 
-for each channel, and a layer takes g and h into its weights and bias for nothing: the codes of a row of weights stay, its
-scale becomes g times as large. With g = 1 this is the bias correction of Nagel et al. 2019, "Data-Free Quantization
+for each channel, and a layer takes g and h into its weights and bias for nothing: the codes of a row of weights stay,
+its scale becomes g times as large. With g = 1 this is the bias correction of Nagel et al. 2019, "Data-Free Quantization
 Through Weight Equalization and Bias Correction", section 4.2, with measured instead of derived means.
 
 Each Conv is measured alone, on what the float network feeds it. What errors of earlier layers do to its output is not

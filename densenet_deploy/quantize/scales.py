@@ -79,7 +79,8 @@ def plan_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, Quanti
     """Choose the type of every value that `ranges` knows.
 
     Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
-    symmetric. What a ReLU gives (also after pooling) is unsigned; the rest is affine. What only clips or averages such a value keeps its type.
+    symmetric. What a ReLU gives (also after pooling) is unsigned; the rest is affine. What only clips or averages such
+    a value keeps its type.
     """
     types = {name: _own_type(found) for name, found in ranges.items()}
     for members in _buses(graph):

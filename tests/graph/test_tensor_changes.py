@@ -126,3 +126,22 @@ def test_codes_are_decoded_by_their_scale_and_zero_point():
 def test_codes_without_a_sensible_scale_are_refused(fact):
     with pytest.raises(ManifestError):
         read_tensor_changes({KEY: f'{{"x":{{"of":"y","factor":null,"moved":null,{fact}}}}}'})
+
+
+def test_what_nobody_needs_is_clipped_and_survives_later_changes(model):
+    value = next(iter(model.graph)).outputs[0]
+    changes = TensorChanges.of(model)
+    changes.cut_off("a", np.array([-1, 0, -9], np.float32), np.array([1, 2, 9], np.float32))
+    changes.shift(model.graph, value, np.ones(3, np.float32))
+    changes.scale(model.graph, value, np.full(3, 2, np.float32))
+    changes.write_to(model)
+    (change,) = _changes_of(model).values()
+    array = np.array([[-5, -5, -5], [5, 5, 5]], np.float32)
+    np.testing.assert_array_equal(change.needed(array), [[-1, 0, -5], [1, 2, 5]])
+    assert change.of == "a"
+
+
+@pytest.mark.parametrize("fact", ['"offset":["a"]', '"low":3', '"high":[null]', '"offset":[1e999]'])
+def test_lists_of_something_else_are_refused(fact):
+    with pytest.raises(ManifestError):
+        read_tensor_changes({KEY: f'{{"x":{{"of":"y","factor":null,"moved":null,{fact}}}}}'})

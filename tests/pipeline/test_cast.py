@@ -137,7 +137,7 @@ def test_a_gate_that_nothing_reaches(tiny_onnx, tmp_path):
 
 
 def test_quantized_and_half_files_are_refused(tiny_onnx, tmp_path, cache):
-    options = QuantizeOptions(recipe="openvino", samples=32, never_slower=False, correct_bias=False)
+    options = QuantizeOptions(recipe="openvino", samples=32, never_slower=False, correct=False)
     int8 = quantize(tiny_onnx, SAMPLES, options, f"{tmp_path}/", cache=cache).onnx
     half = cast(tiny_onnx, CastOptions("fp16"), out=f"{tmp_path}/").onnx
     with pytest.raises(ModelFileError, match="already quantized"):

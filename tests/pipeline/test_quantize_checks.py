@@ -92,6 +92,6 @@ def test_a_fault_in_our_own_graph_stops_everything(tiny_onnx, tmp_path, cache, m
     """A recipe that is careless is registered for this test alone; nothing of ours is replaced."""
     monkeypatch.setattr(recipes, "_items", {**recipes.items(), "careless": _Careless})
     with pytest.raises(DensenetDeployError, match=r"the node careless .*only rounds.*report") as caught:
-        _quantized(tiny_onnx, tmp_path, cache, recipe="careless", correct_bias=False)
+        _quantized(tiny_onnx, tmp_path, cache, recipe="careless", correct=False)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []

@@ -12,17 +12,17 @@ A bus with a reader or a maker that cannot be scaled, that leaves the graph, or 
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
-from densenet_deploy.graph.bus import Bus, Segment, find_buses
-from densenet_deploy.graph.graph_pass import Float, GraphPass, PassOutcome, graph_passes
+from densenet_deploy.graph.bus import Bus, Reader, Segment
+from densenet_deploy.graph.bus_pass import BusPass
+from densenet_deploy.graph.graph_pass import graph_passes
+from densenet_deploy.graph.node_pass import Edit
 from densenet_deploy.graph.ranges import Ranges, floored, why_no_range
 from densenet_deploy.graph.rescale import absorb, divide, source_of, why_not_absorbed
-from densenet_deploy.graph.tensor_changes import TensorChanges
 
 
 @graph_passes.register("equalize-bus")
-class EqualizeBus(GraphPass):
+class EqualizeBus(BusPass):
     """Divide each channel of every bus by its range and undo it in all readers.
 
     Attributes:
@@ -33,48 +33,23 @@ class EqualizeBus(GraphPass):
     def __init__(self, ranges: Ranges | None = None) -> None:
         self.ranges: Ranges = ranges or {}
 
-    def call(self, model: ir.Model) -> PassOutcome:
-        """Rewrite `model` in place."""
-        buses = find_buses(model.graph)
-        changes = TensorChanges.of(model)
-        equalized, skipped = [], list(buses.refused)
-        for bus in buses.found:
-            reason = self._why_not(model.graph, bus)
-            if reason is not None:
-                skipped.append(f"{bus.name}: {reason}")
-                continue
-            equalized.append(bus.name)
-            self._equalize(model.graph, bus, changes)
-        changes.write_to(model)
-        return PassOutcome.of(model, equalized, skipped)
+    def why_not_segment(self, segment: Segment) -> str | None:
+        source = source_of(segment.value)
+        return source if isinstance(source, str) else why_no_range(self.ranges, segment.name, segment.channels)
 
-    def _why_not(self, graph: ir.Graph, bus: Bus) -> str | None:
-        """Say why `bus` is left alone, or None if everything that makes and reads it can be scaled."""
-        if bus.outputs:
-            return f"{bus.outputs[0].name} leaves the graph"
-        for segment in bus.segments:
-            source = source_of(segment.value)
-            reason = source if isinstance(source, str) else why_no_range(self.ranges, segment.name, segment.channels)
-            if reason is not None:
-                return reason
-        for reader in bus.readers:
-            is_inside = reader.node.graph is graph
-            reason = why_not_absorbed(reader.node, reader.index) if is_inside else "sits in a subgraph"
-            if reason is not None:
-                return f"{reader.node.name or reader.node.op_type} reads it and {reason}"
+    def why_not_reader(self, reader: Reader) -> str | None:
+        return why_not_absorbed(reader.node, reader.index)
+
+    def why_not_needed(self, bus: Bus) -> str | None:
         return None if any(self.ranges[segment.name].any() for segment in bus.segments) else "it is zero everywhere"
 
-    def _equalize(self, graph: ir.Graph, bus: Bus, changes: TensorChanges) -> None:
+    def rewrite(self, bus: Bus, edit: Edit) -> None:
         sizes = floored(np.concatenate([self.ranges[segment.name] for segment in bus.segments])).astype(np.float32)
         for segment in bus.segments:
             source = source_of(segment.value)
             assert not isinstance(source, str)
-            divide(graph, source, _part(sizes, segment), changes)
+            divide(edit.graph, source, segment.of(sizes), edit.changes)
         for concat in bus.concats:
-            changes.scale(graph, concat.value, _part(sizes, concat))
+            edit.changes.scale(edit.graph, concat.value, concat.of(sizes))
         for reader in bus.readers:
-            absorb(graph, reader.node, _part(sizes, reader.segment))
-
-
-def _part(sizes: Float, segment: Segment) -> Float:
-    return sizes[segment.offset : segment.offset + segment.channels]
+            absorb(edit.graph, reader.node, reader.segment.of(sizes))

@@ -52,9 +52,14 @@ def test_onnx_runtime_does_not_quantize_the_biases(report):
     wanted = in_a_session(data, feeds, levels.ORT_DISABLE_ALL)
     with open_runner(report.onnx, "onnxruntime", "cpu") as runner:
         given = runner.run(feeds)["logits"]
-    np.testing.assert_allclose(given, wanted, atol=0.02)  # other orders of summation; a rounding moved is 0.1
     harmed = in_a_session(data, feeds, levels.ORT_ENABLE_ALL)
-    assert np.abs(harmed - wanted).max() > 0.05  # so there is something to switch off
+    # Another order of summation moves a code here and there, which shows near 60 dB; harmed biases show near 40 dB.
+    assert _sqnr_db(wanted, given) > 50 > _sqnr_db(wanted, harmed)
+
+
+def _sqnr_db(wanted: np.ndarray, given: np.ndarray) -> float:
+    noise = np.square(wanted.astype(np.float64) - given).sum()
+    return float("inf") if noise == 0 else float(10 * np.log10(np.square(wanted, dtype=np.float64).sum() / noise))
 
 
 def test_codes_are_signed_and_symmetric(model):
