@@ -39,18 +39,35 @@ class Nuisance:
     Heights, shifts and radii are in pixels; contrast and noise in grey levels of 255; shares are of all pictures.
     """
 
-    heights: tuple[float, float] = (26, 46)
-    most_degrees: float = 20
-    most_shear: float = 0.2
+    heights: tuple[float, float] = (28, 48)
+    most_degrees: float = 15
+    most_shear: float = 0.15
     most_stretch: float = 0.2
-    most_shift: float = 7
-    contrast: tuple[float, float] = (30, 150)
-    most_lines: int = 3
+    most_shift: float = 6
+    contrast: tuple[float, float] = (36, 150)
+    most_lines: int = 2
     most_fragments: int = 2
-    crossed_share: float = 0.25
+    crossed_share: float = 0.2
     blurred_share: float = 0.5
-    most_blur: float = 1.5
-    noise: tuple[float, float] = (2, 20)
+    most_blur: float = 1.4
+    noise: tuple[float, float] = (2, 18)
+
+    def eased(self, share: float) -> Nuisance:
+        """Return only `share` (0-1) of this nuisance: at 0 large clear digits upright in the middle, at 1 all of it."""
+        return Nuisance(
+            heights=(_between(self.heights[1], self.heights[0], share), self.heights[1]),
+            most_degrees=self.most_degrees * share,
+            most_shear=self.most_shear * share,
+            most_stretch=self.most_stretch * share,
+            most_shift=self.most_shift * share,
+            contrast=(_between(self.contrast[1], self.contrast[0], share), self.contrast[1]),
+            most_lines=round(self.most_lines * share),
+            most_fragments=round(self.most_fragments * share),
+            crossed_share=self.crossed_share * share,
+            blurred_share=self.blurred_share * share,
+            most_blur=self.most_blur,
+            noise=(self.noise[0] * share, self.noise[1] * share),
+        )
 
 
 def pictures_of(split: str, numbers: Sequence[int], nuisance: Nuisance | None = None, seed: int = 0) -> Digits:
@@ -62,6 +79,10 @@ def pictures_of(split: str, numbers: Sequence[int], nuisance: Nuisance | None = 
     nuisance = nuisance or Nuisance()
     pictures = np.stack([_picture(split, number, nuisance, seed) for number in numbers])
     return Digits(pictures, np.array(numbers, np.int64) % len(LABELS))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + share * (end - start)
 
 
 def inputs_from(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

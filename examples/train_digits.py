@@ -22,13 +22,13 @@ from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.models.state_dict import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS, PREPROCESSING, SPLIT_SEED, Digits, digits_split, inputs_from, write_pictures
-from examples.training import Batch, SGDOptions, fit, share_right, write_network
+from examples.training import Batch, TrainingPlan, fit, share_right, write_network
 
 OUTPUT: Final = Path(__file__).parent / "digits"
 
 
 @dataclass(frozen=True)
-class TrainingOptions(SGDOptions):
+class TrainingOptions(TrainingPlan):
     """How to train; `seed` decides weights, order and augmentation, with equal threads bit for bit."""
 
     variant: str = "cifar-bc-40-12"
@@ -38,10 +38,13 @@ class TrainingOptions(SGDOptions):
 
 
 def train(data: Digits, options: TrainingOptions) -> DenseNet:
-    """Return a DenseNet trained on `data`, in eval mode."""
+    """Return a DenseNet trained on `data`, in eval mode: SGD with Nesterov momentum."""
     torch.manual_seed(options.seed)
     model = build_model(find_variant(options.variant).spec, seed=options.seed)
-    return fit(model, lambda _: _batches(data, options), len(data.digits), options)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=1, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
+    )
+    return fit(model, optimizer, lambda _: _batches(data, options), len(data.digits), options)
 
 
 def accuracy(model: DenseNet, data: Digits) -> float:

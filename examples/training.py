@@ -14,6 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.manifest import Manifest
@@ -27,8 +29,8 @@ _EVALUATION_BATCH: Final = 500
 
 
 @dataclass(frozen=True)
-class SGDOptions:
-    """What to train and how long: SGD with Nesterov momentum, its rate rising once and falling once."""
+class TrainingPlan:
+    """What to train and how long; the learning rate rises once and falls once."""
 
     variant: str = "121"
     epochs: int = 12
@@ -43,10 +45,10 @@ class SGDOptions:
 
 def fit(
     model: DenseNet,
+    optimizer: Optimizer,
     batches_of: Callable[[int], Iterable[Batch]],
     pictures: int,
-    options: SGDOptions,
-    *,
+    plan: TrainingPlan,
     bfloat16_epochs: int = 0,
 ) -> DenseNet:
     """Train `model` in place and return it in eval mode. `batches_of(epoch)` gives the `pictures` of an epoch, from 0.
@@ -55,13 +57,8 @@ def fit(
     float32 epochs at the end leave norms with the statistics of float32 activations.
     """
     model.train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=1, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.peak_learning_rate, total_steps=options.steps(pictures)
-    )
-    for epoch in range(options.epochs):
+    schedule = OneCycleLR(optimizer, plan.peak_learning_rate, total_steps=plan.steps(pictures))
+    for epoch in range(plan.epochs):
         started, total = time.perf_counter(), 0.0
         for inputs, classes in batches_of(epoch):
             with torch.autocast("cpu", torch.bfloat16, enabled=epoch < bfloat16_epochs):

@@ -12,19 +12,7 @@ from examples.digits_data import digits_split
 from examples.glyphs import CANVAS, HANDS, HEIGHT, SPLITS, glyph, scans_of
 from examples.rendered_digits import IMAGE_SIZE, PREPROCESSING, Nuisance, inputs_from, pictures_of, write_split
 
-CALM = Nuisance(
-    heights=(40, 40),
-    most_degrees=0,
-    most_shear=0,
-    most_stretch=0,
-    most_shift=0,
-    contrast=(90, 90),
-    most_lines=0,
-    most_fragments=0,
-    crossed_share=0,
-    blurred_share=0,
-    noise=(0, 0),
-)
+CALM = replace(Nuisance().eased(0), heights=(40, 40), contrast=(90, 90))
 
 
 def test_a_number_is_always_the_same_picture():
@@ -100,6 +88,16 @@ def test_each_hand_writes_ten_different_digits(hand):
         assert HEIGHT - 12 <= bottom - top <= HEIGHT + 12  # strokes widen, scans keep a margin
         assert 0 < left < right < CANVAS
         assert top > 0
+
+
+def test_nuisance_is_eased_from_all_of_it_to_none():
+    full, half, none = (Nuisance().eased(share) for share in (1, 0.5, 0))
+    assert full == Nuisance()
+    assert none.noise == (0, 0)
+    assert none.most_degrees == none.most_shift == none.most_lines == none.most_fragments == none.crossed_share == 0
+    assert none.heights == (full.heights[1], full.heights[1])
+    assert none.contrast[0] > half.contrast[0] > full.contrast[0]
+    assert half.most_degrees == full.most_degrees / 2
 
 
 def test_noise_and_contrast_are_what_was_asked_for():

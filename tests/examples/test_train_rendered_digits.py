@@ -12,8 +12,8 @@ from densenet_deploy.pipeline.evaluate import evaluate
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS
 from examples.rendered_digits import PREPROCESSING, inputs_from, pictures_of
-from examples.train_rendered_digits import WEIGHTS_NAME, RenderedOptions, Sizes, train, write_results
-from examples.training import SGDOptions, fit
+from examples.train_rendered_digits import WEIGHTS_NAME, RenderedOptions, Sizes, batches, train, write_results
+from examples.training import TrainingPlan, fit, share_right
 
 QUICK = RenderedOptions(variant="cifar-bc-10-8", epochs=1, pictures=48, batch_size=16)
 FEW = Sizes(calibration=30, held_out=20)
@@ -66,25 +66,46 @@ def test_a_seed_repeats_a_training_and_another_does_not():
     assert not torch.equal(first, other)
 
 
+def small_network():
+    return build_model(replace(find_variant("cifar-bc-10-8").spec, num_classes=10), seed=0)
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=1, momentum=0.9)
+
+
+def first_inputs(count):
+    data = pictures_of("training", range(count))
+    return torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits)
+
+
 def test_training_learns_what_it_sees():
-    """The same 40 pictures again and again, as a network that learned nothing reads one in ten right."""
-    data = pictures_of("training", range(40))
-    inputs, digits = torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits)
-    options = SGDOptions("cifar-bc-10-8", epochs=30, batch_size=20)
-    model = build_model(replace(find_variant(options.variant).spec, num_classes=10), seed=0)
-    fit(model, lambda _: zip(inputs.split(20), digits.split(20), strict=True), 40, options)
-    with torch.inference_mode():
-        right = (model(inputs).argmax(1) == digits).float().mean()
-    assert right > 0.5
+    """The same 40 pictures again and again: a network that learned nothing reads one in ten right."""
+    inputs, digits = first_inputs(40)
+    plan, model = TrainingPlan(epochs=30, batch_size=20), small_network()
+    fit(model, sgd(model), lambda _: zip(inputs.split(20), digits.split(20), strict=True), 40, plan)
+    assert share_right(model, inputs, digits) > 0.5
     assert not model.training
 
 
 @pytest.mark.parametrize(("bfloat16_epochs", "dtypes"), [(0, ["float32"] * 2), (1, ["bfloat16", "float32"])])
 def test_the_last_epochs_compute_in_float32(bfloat16_epochs, dtypes):
-    data = pictures_of("training", range(8))
-    batch = torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits)
-    model = build_model(replace(find_variant("cifar-bc-10-8").spec, num_classes=10), seed=0)
-    seen = []
+    model, seen = small_network(), []
     model.features.conv0.register_forward_hook(lambda module, inputs, output: seen.append(str(output.dtype)[6:]))
-    fit(model, lambda _: [batch], 8, SGDOptions(epochs=2), bfloat16_epochs=bfloat16_epochs)
+    fit(model, sgd(model), lambda _: [first_inputs(8)], 8, TrainingPlan(epochs=2), bfloat16_epochs)
     assert seen == dtypes
+
+
+def test_pictures_get_harder_until_the_easy_share_is_over():
+    """Half of 4 epochs of 8 pictures are eased: batch by batch noisier, and from number 16 on what anyone gets."""
+    options = replace(QUICK, epochs=4, pictures=8, batch_size=4, easy_share=0.5)
+    seen = torch.cat([inputs for epoch in range(4) for inputs, _ in batches(epoch, options)])
+    final = torch.from_numpy(inputs_from(pictures_of("training", range(32)).pictures))
+    assert [torch.equal(seen[i : i + 4], final[i : i + 4]) for i in range(0, 32, 4)] == [False] * 4 + [True] * 4
+
+
+def test_without_an_easy_share_every_picture_is_hard():
+    options = replace(QUICK, pictures=8, easy_share=0.0)
+    ((inputs, digits),) = batches(0, options)
+    assert torch.equal(inputs, first_inputs(8)[0])
+    assert digits.tolist() == list(range(8))
