@@ -167,4 +167,5 @@ def _exposed(canvas: Image.Image, nuisance: Nuisance, rng: np.random.Generator) 
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, nuisance.most_blur)))
     light = np.asarray(canvas, np.float32) * rng.uniform(0.7, 1.15) + rng.uniform(-15, 15)
     light += rng.uniform(*nuisance.noise) * rng.standard_normal(light.shape, np.float32)
-    return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint(light), 0, 255).astype(np.uint8)
+    return levels

@@ -1,4 +1,4 @@
-"""Train a DenseNet-121 on rendered digits: `python -m examples.train_rendered_digits`, some 15 minutes of one core.
+"""Train a DenseNet-121 on rendered digits: `python -m examples.train_rendered_digits`, ten minutes of one core.
 
 It shows what INT8 costs on a network of full size whose answers are not all easy. It leaves in
 `artifacts/rendered_digits/` the weights with all that a runner needs, how they came about (`training.json`),
@@ -86,7 +86,10 @@ def write_results(folder: Path, model: DenseNet, options: RenderedOptions, secon
 
 
 def batches(epoch: int, options: RenderedOptions) -> Iterator[Batch]:
-    """Yield the epoch's batches of new pictures; ten neighbouring numbers are ten digits, so none is shuffled."""
+    """Yield an epoch of new pictures: inputs (N, 3, 64, 64) and digits (N,).
+
+    Ten neighbouring numbers are ten digits, so nothing needs shuffling.
+    """
     first, end = epoch * options.pictures, (epoch + 1) * options.pictures
     for start in range(first, end, options.batch_size):
         numbers = range(start, min(start + options.batch_size, end))
