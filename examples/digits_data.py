@@ -34,7 +34,7 @@ _GREY_LEVELS: Final = 16
 
 @dataclass(frozen=True)
 class Digits:
-    """`pictures` (N, 32, 32) uint8, and the digit each shows: `digits` (N,) int64."""
+    """`pictures` (N, H, W) grey or (N, H, W, 3) RGB, uint8, and the digit each shows: `digits` (N,) int64."""
 
     pictures: NDArray[np.uint8]
     digits: NDArray[np.int64]
@@ -60,7 +60,7 @@ def inputs_from(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def write_pictures(folder: Path, data: Digits) -> None:
-    """Write `data` as `folder/<digit>/NNNN.png` (8-bit grey), replacing those folders of digits."""
+    """Write `data` as `folder/<digit>/NNNN.png` (8-bit grey or RGB), replacing those folders of digits."""
     for label in LABELS:
         shutil.rmtree(folder / label, ignore_errors=True)
     for number, (picture, digit) in enumerate(zip(data.pictures, data.digits, strict=True)):

@@ -7,10 +7,7 @@ about (`training.json`) and the held-out pictures. The last epoch is kept, so th
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,60 +17,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from densenet_deploy.artifacts import write_file
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.models.build import DenseNet, build_model
-from densenet_deploy.models.checkpoints import save_weights
 from densenet_deploy.models.state_dict import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS, PREPROCESSING, SPLIT_SEED, Digits, digits_split, inputs_from, write_pictures
+from examples.training import Batch, TrainingPlan, fit, share_right, write_network
 
 OUTPUT: Final = Path(__file__).parent / "digits"
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(TrainingPlan):
     """How to train; `seed` decides weights, order and augmentation, with equal threads bit for bit."""
 
     variant: str = "cifar-bc-40-12"
-    epochs: int = 12
-    batch_size: int = 32
-    peak_learning_rate: float = 0.1
-    weight_decay: float = 5e-4
     most_degrees: float = 10.0
     most_shift: float = 0.08
     seed: int = 0
 
 
 def train(data: Digits, options: TrainingOptions) -> DenseNet:
-    """Return a DenseNet trained on `data`, in eval mode: SGD, its rate rising once and falling once."""
+    """Return a DenseNet trained on `data`, in eval mode: SGD with Nesterov momentum."""
     torch.manual_seed(options.seed)
-    model = build_model(find_variant(options.variant).spec, seed=options.seed).train()
+    model = build_model(find_variant(options.variant).spec, seed=options.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
     )
-    steps = options.epochs * math.ceil(len(data.digits) / options.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.peak_learning_rate, total_steps=steps)
-    for epoch in range(options.epochs):
-        started, total = time.perf_counter(), 0.0
-        for inputs, digits in _batches(data, options):
-            loss = functional.cross_entropy(model(inputs), digits)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(digits)
-        print(
-            f"epoch {epoch + 1}: loss {total / len(data.digits):.4f}, {time.perf_counter() - started:.1f} s", flush=True
-        )
-    return model.eval()
+    return fit(model, optimizer, lambda _: _batches(data, options), len(data.digits), options)
 
 
 def accuracy(model: DenseNet, data: Digits) -> float:
     """Return the share of `data` that the model reads correctly."""
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(inputs_from(data.pictures)))
-    return int((logits.argmax(1) == torch.from_numpy(data.digits)).sum()) / len(data.digits)
+    return share_right(model, torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits))
 
 
 def write_results(folder: Path, model: DenseNet, options: TrainingOptions, data: tuple[Digits, Digits]) -> float:
@@ -82,22 +58,17 @@ def write_results(folder: Path, model: DenseNet, options: TrainingOptions, data:
     score = accuracy(model, held_out)
     origin = WeightsOrigin("scikit-learn digits", weights_sha256(model.state_dict()))
     manifest = Manifest(options.variant, model.spec.to_facts(), origin, PREPROCESSING, LABELS)
-    report = {
+    facts = {
         "options": asdict(options),
         "split": {"seed": SPLIT_SEED, "training": len(training.digits), "held_out": len(held_out.digits)},
         "held_out_accuracy": score,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    save_weights(folder / "densenet_digits.safetensors", model, manifest)
-    write_file(folder / "labels.txt", "".join(f"{label}\n" for label in LABELS).encode())
-    write_file(folder / "training.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_network(folder, "densenet_digits.safetensors", model, manifest, facts)
     write_pictures(folder / "held_out", held_out)
     return score
 
 
-def _batches(data: Digits, options: TrainingOptions) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: Digits, options: TrainingOptions) -> Iterator[Batch]:
     """Yield shuffled, augmented batches: inputs (N, 3, 32, 32) and digits (N,)."""
     inputs, digits = torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits)
     for chosen in torch.randperm(len(digits)).split(options.batch_size):
