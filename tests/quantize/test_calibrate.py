@@ -13,13 +13,14 @@ from densenet_deploy.errors import DataError, FeedError, ModelFileError, Unknown
 from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.quantize.calibrate import CalibrationPlan, Checkpoint, collect_ranges
 from densenet_deploy.quantize.observers.histogram import HistogramOptions
+from densenet_deploy.quantize.observers.minmax import MinMaxOptions
 from densenet_deploy.quantize.observers.observer import observers
 from densenet_deploy.quantize.observers.percentile import PercentileOptions
 from densenet_deploy.runtime.runner import open_runner
 from tests.function_runner import FunctionRunner
 from tests.quantize.observed import samples, two_layers
 
-MINMAX = CalibrationPlan("minmax")
+MINMAX = CalibrationPlan("minmax", MinMaxOptions(headroom=0.0))
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -65,7 +66,7 @@ def test_a_real_network_shows_its_inner_tensors(observer, tiny_onnx, tmp_path):
         highest = np.max([runner.run({"input": image})[relus[0]].max(axis=(0, 2, 3)) for image in images], axis=0)
     assert tuple(found) == relus
     assert all((ranges.low >= 0).all() for ranges in found.values())
-    assert (found[relus[0]].high <= highest).all()
+    assert (found[relus[0]].high <= 1.11 * highest).all()  # min-max adds a tenth
     # Clipping at 8 bits, 99.99 % or the least divergence takes an outlier off, not most of the range.
     assert (found[relus[0]].high > 0.3 * highest).all()
 

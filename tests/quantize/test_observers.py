@@ -8,6 +8,7 @@ import pytest
 from densenet_deploy.errors import DataError, FeedError, UnknownNameError, UsageError
 from densenet_deploy.quantize.observers.entropy import EntropyObserver
 from densenet_deploy.quantize.observers.histogram import ChannelHistogram, HistogramOptions, pixel_step
+from densenet_deploy.quantize.observers.minmax import MinMaxObserver, MinMaxOptions
 from densenet_deploy.quantize.observers.mse import MSEObserver, MSEOptions
 from densenet_deploy.quantize.observers.observer import observers
 from densenet_deploy.quantize.observers.percentile import PercentileObserver, PercentileOptions
@@ -47,6 +48,8 @@ def assert_same(observer, other):
     np.testing.assert_array_equal(ours.high.view(np.int32), theirs.high.view(np.int32))
 
 
+EXACT = MinMaxOptions(headroom=0.0)
+
 # --- correct
 
 
@@ -54,12 +57,20 @@ def test_the_four_observers_are_found():
     assert observers.names() == ("entropy", "minmax", "mse", "percentile")
 
 
-def test_min_max_is_exact():
+def test_min_max_without_headroom_is_exact():
     data = heavy_tailed()
-    ranges = observe(observers.get("minmax"), data, parts=7).ranges()
+    ranges = observe(MinMaxObserver, data, parts=7, options=EXACT).ranges()
     np.testing.assert_array_equal(ranges.low, data.min(axis=(0, 2, 3)))
     np.testing.assert_array_equal(ranges.high, data.max(axis=(0, 2, 3)))
     assert ranges.low.dtype == ranges.high.dtype == np.float32
+
+
+def test_headroom_widens_the_sides_that_were_reached():
+    data = np.zeros((40, 3, 2, 2), np.float32)
+    data[3, 0, 0, 0], data[4, 0, 1, 1], data[5, 1, 0, 0], data[6, 2, 0, 1] = -2, 6, 8, -4
+    ranges = observe(MinMaxObserver, data, options=MinMaxOptions(headroom=0.25)).ranges()
+    np.testing.assert_array_equal(ranges.low, [-4, 0, -5])
+    np.testing.assert_array_equal(ranges.high, [8, 10, 0])
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.9, 99.99])
@@ -76,7 +87,7 @@ def test_a_percentile_is_at_most_one_bin_above_numpy_s(percentile):
 def test_the_hundredth_percentile_clips_nothing():
     data = heavy_tailed()
     everything = observe(PercentileObserver, data, options=PercentileOptions(percentile=100.0, pixels=EVERY_PIXEL))
-    assert_same(everything, observe(observers.get("minmax"), data))
+    assert_same(everything, observe(MinMaxObserver, data, options=EXACT))
 
 
 def squared_error(values, limit, steps):
@@ -285,6 +296,8 @@ def test_another_type_rank_or_channel_count_is_refused(array):
 def test_options_out_of_range_are_refused():
     with pytest.raises(UsageError, match=r"percentile=100\.5"):
         PercentileOptions(percentile=100.5)
+    with pytest.raises(UsageError, match=r"headroom=1\.5"):
+        MinMaxOptions(headroom=1.5)
     with pytest.raises(UsageError, match="levels=2"):
         MSEOptions(levels=2)
     with pytest.raises(UsageError, match="pixels=0"):

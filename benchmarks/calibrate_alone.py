@@ -1,0 +1,63 @@
+"""Calibrate one model in a process of its own and print what that took: `calibrate_alone.py TOOL MODEL FOLDER COUNT`.
+
+TOOL is `densenet-deploy` or `quantize_static`, both with entropy. Seconds do not count imports; `peak_memory_bytes` is
+the largest resident set of the process, less what it held before calibration began.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.pipeline.float_model import load_float, preprocessing_of
+from densenet_deploy.pipeline.int8_preparation import prepare_int8
+from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.stages import Stages
+from densenet_deploy.quantize.calibration_data import open_calibration_data
+
+
+def ours(model: Path, folder: Path, count: int) -> None:
+    """Calibrate as `quantize --observer entropy` does, without a cache and without corrections."""
+    options = QuantizeOptions(recipe="onnxruntime", observer="entropy", samples=count, correct=False)
+    prepare_int8(Artifact.open(model), folder, options, Stages())
+
+
+def theirs(model: Path, folder: Path, count: int) -> None:
+    """Calibrate with the entropy method of ONNX Runtime's quantizer, reading pictures as they are needed."""
+    from int8_peers import PictureReader
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    artifact = Artifact.open(model)
+    data = open_calibration_data(folder, preprocessing_of(artifact, load_float(artifact)), count)
+    with tempfile.TemporaryDirectory() as name:
+        calibrator = create_calibrator(
+            model, augmented_model_path=str(Path(name) / "augmented.onnx"), calibrate_method=CalibrationMethod.Entropy
+        )
+        calibrator.set_execution_providers(["CPUExecutionProvider"])
+        calibrator.collect_data(PictureReader(data))  # type: ignore[arg-type]
+        calibrator.compute_data()
+
+
+TOOLS: dict[str, Callable[[Path, Path, int], None]] = {"densenet-deploy": ours, "quantize_static": theirs}
+
+
+def resident_bytes(field: str) -> int:
+    """Return a size from /proc/self/status, such as VmRSS or VmHWM, in bytes."""
+    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def main(tool: str, model: str, folder: str, count: str) -> None:
+    start = perf_counter()
+    TOOLS[tool](Path(model), Path(folder), int(count))
+    print(json.dumps({"seconds": perf_counter() - start, "peak_memory_bytes": resident_bytes("VmHWM")}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

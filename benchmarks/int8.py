@@ -1,0 +1,317 @@
+"""INT8 against stock tools, in speed, accuracy and cost: `uv run --group bench python benchmarks/int8.py`.
+
+**Speed.** DenseNet-121 and 201 at 224x224 with 1000 classes and random weights: the time of a call does not depend on
+their values. Every file is alone in a process, files of one engine take turns, and what counts is the median ratio of
+turns. Both peers get both graphs, PyTorch's plain export and the file that `export` writes, and every INT8 file is made
+without a look at speed (`--no-never-slower`).
+
+**Accuracy.** SQNR of the logits against the float file, and top-1, on held-out pictures of two trained networks: the
+digits model in `examples/digits` and the DenseNet-121 of `examples/train_rendered_digits.py`, trained on demand. All
+tools calibrate on the same pictures; each peer is tried in all its settings.
+
+**Calibration.** Peak memory and time with the entropy observer, each run in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from int8_peers import (
+    ACTIVATIONS,
+    METHODS,
+    PRESETS,
+    Pictures,
+    StaticQuantization,
+    export_plainly,
+    quantize_with_nncf,
+    quantize_with_onnxruntime,
+)
+from machine import RESULTS, Machine, print_table, write_results
+
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.bench.contender import Contender
+from densenet_deploy.bench.race import RaceResult, race
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.parity.compare import ParityMeter
+from densenet_deploy.parity.samples import natural_images
+from densenet_deploy.pipeline.evaluate import evaluate
+from densenet_deploy.pipeline.export import ExportTarget, export_onnx
+from densenet_deploy.pipeline.load import ModelRequest, load_model
+from densenet_deploy.pipeline.quantize import quantize
+from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.quantize.calibration_data import open_calibration_data
+from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.runner import open_runner
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+DIGITS: Final = ROOT / "examples/digits"
+RENDERED: Final = ROOT / "artifacts/rendered_digits"
+ENGINES: Final = ("onnxruntime", "openvino")
+GRAPHS: Final = ("plain", "export")
+SIZE: Final = 224
+SPEED_PICTURES: Final = 32
+CALIBRATION_PICTURES: Final = 256
+CALIBRATION_COUNTS: Final = (64, 1024)
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A float network as both graphs, in `folder`, and pictures to calibrate on, prepared for it.
+
+    Attributes:
+        calibration: a folder of pictures or an array file.
+        held_out: a folder with one folder a class, if accuracy is asked for.
+    """
+
+    name: str
+    folder: Path
+    calibration: Path
+    held_out: Path | None = None
+
+    def graph(self, name: str) -> Path:
+        return self.folder / f"{name}.onnx"
+
+    def ours(self, recipe: str, **options: Any) -> Path:
+        """Write our INT8 file; `options` are those of `QuantizeOptions`."""
+        path = self.folder / f"ours.{recipe}{len(list(self.folder.iterdir()))}.onnx"
+        chosen = QuantizeOptions(recipe=recipe, samples=CALIBRATION_PICTURES, never_slower=False, **options)
+        return quantize(self.graph("export"), self.calibration, chosen, str(path)).onnx
+
+    def pictures(self) -> Pictures:
+        manifest = Artifact.open(self.graph("export")).manifest
+        assert manifest is not None
+        return list(open_calibration_data(self.calibration, manifest.preprocessing, CALIBRATION_PICTURES))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    machine = Machine.this("densenet-deploy", "onnxruntime-gpu", "openvino", "nncf", "torch", "onnx")
+    results: Facts = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "speed" in options.parts:
+            results["speed"] = [
+                row for variant in options.variants for row in speed_of(_random_network(variant, folder), options)
+            ]
+        if "accuracy" in options.parts:
+            results["accuracy"] = [accuracy_of(network) for network in _trained_networks(folder, options.rendered)]
+        if "calibration" in options.parts:
+            results["calibration"] = calibration_costs(folder, options.variants[0], options.counts)
+    write_results(options.output, machine, results)
+    _print(results)
+
+
+# -- speed
+
+
+def speed_of(network: Network, options: argparse.Namespace) -> list[Facts]:
+    """Race all files of each engine at each batch."""
+    files = {"onnxruntime": _onnxruntime_files(network), "openvino": _openvino_files(network)}
+    rows = []
+    for engine, batch in itertools.product(ENGINES, options.batches):
+        contenders = {
+            name: Contender(path, engine, batch, "cpu", precision="bf16" if "BF16" in name else None)
+            for name, path in files[engine].items()
+        }
+        print(f"racing {network.name} on {engine}, batch {batch}", file=sys.stderr)
+        result = race(contenders, rounds=options.rounds, turn_seconds=options.turn_seconds)
+        rows.append({"network": network.name, "engine": engine, "batch": batch, **_facts_of(result)})
+    return rows
+
+
+def _onnxruntime_files(network: Network) -> dict[str, Path]:
+    files = {f"FP32, {graph}": network.graph(graph) for graph in GRAPHS}
+    for graph, activations in itertools.product(GRAPHS, ACTIVATIONS):
+        path = network.folder / f"static.{graph}.{activations}.onnx"
+        quantize_with_onnxruntime(network.graph(graph), network.pictures(), StaticQuantization(activations), path)
+        files[f"quantize_static {activations}, {graph}"] = path
+    return files | {"ours": network.ours("onnxruntime")}
+
+
+def _openvino_files(network: Network) -> dict[str, Path]:
+    files = {f"FP32, {graph}": network.graph(graph) for graph in GRAPHS}
+    files["BF16, plain"] = network.graph("plain")
+    for graph in GRAPHS:
+        path = network.folder / f"nncf.{graph}.xml"
+        quantize_with_nncf(network.graph(graph), network.pictures(), "performance", path)
+        files[f"NNCF, {graph}"] = path
+    return files | {"ours": network.ours("openvino")}
+
+
+def _facts_of(result: RaceResult) -> Facts:
+    """Milliseconds of every contender, and how many times as fast ours is, with a 95 % interval."""
+    return {
+        "latency_ms": {name: round(result.latency_ms(name), 3) for name in result.turns},
+        "ours_over": {
+            name: [round(value, 3) for value in (gain.median, gain.low, gain.high)]
+            for name, gain in ((name, result.speedup("ours", over=name)) for name in result.turns if name != "ours")
+        },
+        "export_over_plain": round(result.speedup("FP32, export", over="FP32, plain").median, 3),
+    }
+
+
+def _random_network(variant: str, folder: Path) -> Network:
+    calibration = folder / "pictures.npy"
+    np.save(calibration, np.concatenate(list(natural_images(SPEED_PICTURES, SIZE, Preprocessing()))))
+    return _exported(f"DenseNet-{variant}", ModelRequest(variant=variant), folder, calibration)
+
+
+def _exported(
+    name: str, request: ModelRequest, folder: Path, calibration: Path, held_out: Path | None = None
+) -> Network:
+    """Write both graphs of a network into a folder of its own."""
+    place = folder / name.replace(" ", "_")
+    place.mkdir()
+    export_onnx(request, ExportTarget(out=str(place / "export.onnx")))
+    manifest = Artifact.open(place / "export.onnx").manifest
+    assert manifest is not None
+    module = load_model(request.variant) if request.variant else load_model(request.weights)
+    export_plainly(module, manifest.preprocessing.image_size, place / "plain.onnx")
+    return Network(name, place, calibration, held_out)
+
+
+# -- accuracy
+
+
+def accuracy_of(network: Network) -> Facts:
+    """SQNR and top-1 of every INT8 file on the engine that it is for."""
+    assert network.held_out is not None
+    rows = {}
+    for name, engine, path in _accuracy_files(network):
+        rows[name] = {"engine": engine, **_judged(network, path, engine)}
+        print(f"{network.name}: {name}: {rows[name]}", file=sys.stderr)
+    return {"network": network.name, "float_top1": evaluate(network.graph("export"), network.held_out).top1, **rows}
+
+
+def _accuracy_files(network: Network) -> Iterator[tuple[str, str, Path]]:
+    pictures = network.pictures()
+    for graph, activations, method in itertools.product(GRAPHS, ACTIVATIONS, METHODS):
+        how, path = StaticQuantization(activations, method), network.folder / "static.onnx"
+        quantize_with_onnxruntime(network.graph(graph), pictures, how, path)
+        yield f"quantize_static {how}, {graph}", "onnxruntime", path
+    for graph, preset in itertools.product(GRAPHS, PRESETS):
+        path = network.folder / f"nncf.{graph}.{preset}.xml"
+        quantize_with_nncf(network.graph(graph), pictures, preset, path)
+        yield f"NNCF {preset}, {graph}", "openvino", path
+    for recipe in ENGINES:
+        yield f"ours, {recipe}", recipe, network.ours(recipe)
+        yield f"ours, {recipe}, without correction", recipe, network.ours(recipe, correct=False)
+        yield f"ours, {recipe}, without equalization", recipe, network.ours(recipe, equalize=False)
+        plain = network.ours(recipe, equalize=False, correct=False)
+        yield f"ours, {recipe}, without either", recipe, plain
+
+
+def _judged(network: Network, path: Path, engine: str) -> Facts:
+    held_out = network.held_out
+    manifest = Artifact.open(network.graph("export")).manifest
+    assert held_out is not None
+    assert manifest is not None
+    data = open_calibration_data(held_out, manifest.preprocessing, 2**30)
+    meter, right = ParityMeter(), 0
+    labels = sorted(folder.name for folder in held_out.iterdir())
+    with open_runner(network.graph("export"), engine, "cpu") as ours, open_runner(path, engine, "cpu") as theirs:
+        for sample, picture in zip(data, data.paths, strict=True):  # type: ignore[attr-defined]
+            wanted, found = (next(iter(run_batched(runner, sample).values())) for runner in (ours, theirs))
+            meter.update(wanted, found)
+            right += labels[int(found.argmax())] == picture.parent.name
+    parity = meter.result()
+    return {
+        "sqnr_db": round(parity.sqnr_db, 2),
+        "top1": round(right / len(data.paths), 4),  # type: ignore[attr-defined]
+        "top1_agreement": parity.top1_agreement,
+    }
+
+
+def _trained_networks(folder: Path, rendered: Path) -> Iterator[Network]:
+    samples = ROOT / "calibration/samples"
+    digits = ModelRequest(weights=str(DIGITS / "densenet_digits.safetensors"))
+    yield _exported("digits", digits, folder, samples, DIGITS / "held_out")
+    weights = rendered / "densenet_rendered_digits.safetensors"
+    if not weights.exists():
+        print(f"training a DenseNet-121 into {rendered}, about ten minutes of one core", file=sys.stderr)
+        command = [sys.executable, "-m", "examples.train_rendered_digits", "-o", str(rendered)]
+        subprocess.run(command, check=True, cwd=ROOT)
+    trained = ModelRequest(weights=str(weights))
+    yield _exported("rendered digits", trained, folder, rendered / "calibration", rendered / "held_out")
+
+
+# -- calibration
+
+
+def calibration_costs(folder: Path, variant: str, counts: Sequence[int]) -> list[Facts]:
+    """Seconds and peak memory of our calibration on each count of pictures, and of the peer's on the smallest."""
+    place = folder / "calibration"
+    place.mkdir()
+    model = place / "export.onnx"
+    export_onnx(ModelRequest(variant=variant), ExportTarget(out=str(model)))
+    pictures = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, (max(counts), 3, SIZE, SIZE))
+    for index, picture in enumerate(natural_images(max(counts), SIZE, Preprocessing())):
+        pictures[index] = picture[0]
+    pictures.flush()
+    runs = [("densenet-deploy", count) for count in counts] + [("quantize_static", min(counts))]
+    return [_calibrated_alone(tool, model, place / "all.npy", count) for tool, count in runs]
+
+
+def _calibrated_alone(tool: str, model: Path, pictures: Path, count: int) -> Facts:
+    program = Path(__file__).with_name("calibrate_alone.py")
+    command = [sys.executable, str(program), tool, str(model), str(pictures), str(count)]
+    print(f"calibrating with {tool} on {count} pictures", file=sys.stderr)
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return {"tool": tool, "pictures": count, **json.loads(done.stdout.splitlines()[-1])}
+
+
+# -- report
+
+
+def _print(results: Mapping[str, Any]) -> None:
+    for row in results.get("speed", ()):
+        print(f"\n{row['network']} on {row['engine']}, batch {row['batch']}\n")
+        lines = [(name, ms, *_gain(row, name)) for name, ms in row["latency_ms"].items()]
+        print_table(("file", "ms", "ours is … times as fast", "95 %"), lines)
+    for network in results.get("accuracy", ()):
+        print(f"\n{network['network']}, float top-1 {network['float_top1']:.2%}\n")
+        rows = {name: facts for name, facts in network.items() if isinstance(facts, dict)}
+        print_table(("file", "SQNR dB", "top-1"), [(n, f["sqnr_db"], f"{f['top1']:.2%}") for n, f in rows.items()])
+    if "calibration" in results:
+        print("\nCalibration with the entropy method at 224x224\n")
+        costs = [
+            (row["tool"], row["pictures"], f"{row['seconds']:.0f}", f"{row['peak_memory_bytes'] / 2**20:.0f}")
+            for row in results["calibration"]
+        ]
+        print_table(("tool", "pictures", "seconds", "peak MiB"), costs)
+
+
+def _gain(row: Mapping[str, Any], name: str) -> tuple[str, str]:
+    if name not in row["ours_over"]:
+        return "", ""
+    median, low, high = row["ours_over"][name]
+    return f"{median:.2f}", f"{low:.2f}-{high:.2f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=["speed", "accuracy", "calibration"])
+    parser.add_argument("--variants", nargs="+", default=["121", "201"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--turn-seconds", type=float, default=0.3)
+    parser.add_argument("--rendered", type=Path, default=RENDERED, help="where the trained DenseNet-121 is, or goes")
+    parser.add_argument("--counts", nargs="+", type=int, default=list(CALIBRATION_COUNTS))
+    parser.add_argument("--output", type=Path, default=RESULTS / "int8.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

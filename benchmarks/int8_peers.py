@@ -1,0 +1,89 @@
+"""INT8 files by stock tools, and plain exports to make them from: what `int8.py` compares ours with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pictures = Sequence[NDArray[np.float32]]
+
+ACTIVATIONS: Final = ("u8s8", "s8s8")
+METHODS: Final = ("MinMax", "Percentile", "Entropy")
+PRESETS: Final = ("performance", "mixed")
+
+
+@dataclass(frozen=True)
+class StaticQuantization:
+    """How `onnxruntime.quantization.quantize_static` is called: activation and weight types, calibration method."""
+
+    activations: str = "u8s8"
+    method: str = "MinMax"
+
+    def __str__(self) -> str:
+        return f"{self.activations} {self.method}"
+
+
+def export_plainly(module: Any, size: int, path: Path) -> None:
+    """Write what PyTorch's own exporter makes of `module` for pictures of `size` pixels and any batch."""
+    import torch
+
+    program = torch.onnx.export(
+        module,
+        (torch.zeros(2, 3, size, size),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["input"],
+        output_names=["logits"],
+    )
+    assert program is not None
+    program.save(path)
+
+
+def quantize_with_onnxruntime(model: Path, pictures: Pictures, how: StaticQuantization, path: Path) -> None:
+    """Write Q/DQ INT8 with scales per output channel of the weights, after the preprocessing that the tool asks for."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = path.with_suffix(".prepared.onnx")
+    quant_pre_process(model, prepared)
+    signed = how.activations == "s8s8"
+    quantization.quantize_static(
+        prepared,
+        path,
+        PictureReader(pictures),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        calibrate_method=quantization.CalibrationMethod[how.method],
+        extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True},
+    )
+    prepared.unlink()
+
+
+def quantize_with_nncf(model: Path, pictures: Pictures, preset: str, path: Path) -> None:
+    """Write an INT8 OpenVINO IR with NNCF's post-training quantization."""
+    import nncf
+    import openvino
+
+    dataset = nncf.Dataset(list(pictures))
+    source = openvino.Core().read_model(model)
+    quantized = nncf.quantize(source, dataset, subset_size=len(pictures), preset=nncf.QuantizationPreset(preset))
+    openvino.save_model(quantized, path, compress_to_fp16=False)
+
+
+class PictureReader:
+    """Feeds pictures one by one, as `quantize_static` reads them."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._rest: Iterator[NDArray[np.float32]] = iter(pictures)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """Return the next feed, or None at the end."""
+        picture = next(self._rest, None)
+        return None if picture is None else {"input": picture}
