@@ -19,7 +19,14 @@ Json = dict[str, object]
 
 LARGEST_IMAGE_SIZE: Final = 65536
 
-_BLOCKS: Final = {"conv0": "stem", "norm0": "stem", "norm5": "head", "head": "head", "classifier": "head"}
+_BLOCKS: Final = {
+    "conv0": "stem",
+    "norm0": "stem",
+    "norm5": "head",
+    "head": "head",
+    "classifier": "head",
+    "logits": "head",
+}
 
 
 @dataclass(frozen=True)
