@@ -19,14 +19,9 @@ Json = dict[str, object]
 
 LARGEST_IMAGE_SIZE: Final = 65536
 
-_BLOCKS: Final = {
-    "conv0": "stem",
-    "norm0": "stem",
-    "norm5": "head",
-    "head": "head",
-    "classifier": "head",
-    "logits": "head",
-}
+_STEM: Final = ("conv0", "norm0", "relu0", "pool0")
+_HEAD: Final = ("norm5", "relu5", "head", "classifier", "logits")
+_BLOCKS: Final = dict.fromkeys(_STEM, "stem") | dict.fromkeys(_HEAD, "head")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def plot_command(
     name: Annotated[str, typer.Argument(metavar="PLOT", help="reuse, connections, growth, cost, sqnr or pareto.")],
     models: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[MODEL...]", help="A model; REF and CAND for sqnr; JSON reports for pareto."),
+        typer.Argument(metavar="[MODEL...]", help="A model; JSON reports for pareto and sqnr."),
     ] = None,
     variant: args.Variant = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width of the input in pixels.")] = None,

@@ -99,7 +99,11 @@ class OperatorProfile:
             ("precision", self.by_precision),
         ):
             lines += ["", f"{title:36} {'count':>5} {'ms':>9} {'share':>6}"]
-            lines += [f"{share.name:36} {share.count:5} {share.ms:9.3f} {share.fraction:6.1%}" for share in shares]
+            shown, rest = shares[:_SHOWN], shares[_SHOWN:]
+            lines += [f"{share.name:36} {share.count:5} {share.ms:9.3f} {share.fraction:6.1%}" for share in shown]
+            if rest:
+                count, ms = sum(share.count for share in rest), sum(share.ms for share in rest)
+                lines.append(f"{f'{len(rest)} more':36} {count:5} {ms:9.3f} {sum(s.fraction for s in rest):6.1%}")
         lines += ["", f"{'slowest':56} {'ms':>9}  operator"]
         slowest = sorted(self.operators, key=lambda entry: -entry.ms)[:_SHOWN]
         lines += [f"{entry.name:56} {entry.ms:9.3f}  {entry.operator}, {entry.precision}" for entry in slowest]

@@ -28,7 +28,7 @@ def pareto_points(paths: Sequence[Path]) -> tuple[ParetoPoint, ...]:
     Raises:
         DataError: if a file is no JSON object, or no entry has both.
     """
-    reports = [_report(path) for path in paths]
+    reports = [read_report(path) for path in paths]
     accuracies = {str(report["model"]): report["top1"] for report in reports if "model" in report and "top1" in report}
     points = [point for report in reports for entry in _entries(report) for point in _point(entry, accuracies)]
     if not points:
@@ -38,7 +38,12 @@ def pareto_points(paths: Sequence[Path]) -> tuple[ParetoPoint, ...]:
     return tuple(points)
 
 
-def _report(path: Path) -> Facts:
+def read_report(path: Path) -> Facts:
+    """Return what a command printed with `--json`.
+
+    Raises:
+        DataError: if the file holds no JSON object.
+    """
     with os_errors_about(path):
         text = path.read_bytes()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -30,8 +29,7 @@ from densenet_deploy.pipeline.inspect import (
     requested_variant,
 )
 from densenet_deploy.pipeline.load import Architecture, DescribedModel, ModelRequest, build, is_checkpoint
-from densenet_deploy.pipeline.pareto_points import pareto_points
-from densenet_deploy.pipeline.validate import ValidateOptions, validate
+from densenet_deploy.pipeline.pareto_points import pareto_points, read_report
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -135,10 +133,9 @@ def _pareto(request: PlotRequest) -> Gathered:
 
 
 def _sqnr(request: PlotRequest) -> Gathered:
-    if len(request.models) != 2 or not request.changes_nothing:
-        raise UsageError("plot sqnr", f"compares 2 models, got {len(request.models)}", "give REF and CAND")
-    report = validate(*request.models, ValidateOptions(per_layer=True, gates=()))
-    return Gathered({layer.name: layer.parity.sqnr_db for layer in report.layers}, report.notes)
+    if (path := _single(request)) is None:
+        raise UsageError("plot sqnr", "is drawn from a report, not from a variant", "give the JSON of sensitivity")
+    return Gathered(read_report(path))
 
 
 _SOURCES: Final[Mapping[str, Callable[[PlotRequest], Gathered]]] = {
@@ -238,5 +235,4 @@ def _shapes_of_run(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, .
             spec = runner.inputs[0]
             picture = np.zeros(tuple(size or 1 for size in spec.shape), spec.dtype)
             results = runner.run({spec.name: picture})
-    shapes = {name: results[output].shape[1:] for name, output in made.items()}
-    return dict(itertools.chain(shapes.items()))
+    return {name: results[output].shape[1:] for name, output in made.items()}
