@@ -116,9 +116,9 @@ class InspectReport:
 
     def _block_lines(self) -> list[str]:
         memory = {} if self.memory is None else {block.name: block for block in self.memory.blocks}
-        lines = [f"{'block':20} {'parameters':>12} {'MMACs':>10}" + (f" {'MiB':>8}" if memory else "")]
+        lines = [f"{'block':20} {'parameters':>12} {'MMACs':>10}" + (f" {'peak MiB':>9}" if memory else "")]
         for block in self.cost.blocks:
-            peak = f" {memory[block.name].bus_bytes / _MIB:8.2f}" if block.name in memory else ""
+            peak = f" {memory[block.name].bus_bytes / _MIB:9.2f}" if block.name in memory else ""
             lines.append(f"{block.name:20} {block.parameters:12,} {block.macs / 1e6:10.1f}{peak}")
         return lines
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.analysis.cost import model_cost
+from densenet_deploy.analysis.cost import ModelCost, model_cost
 from densenet_deploy.analysis.memory import activation_memory
 from densenet_deploy.analysis.published import PUBLISHED, Published
 from densenet_deploy.artifacts import write_file
@@ -148,11 +148,12 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """The points in the order of the values, the ResNets last."""
+    """The points in the order of the values, the ResNets last; `base` is the network whose number was swept."""
 
     sweep: Sweep
     image_size: int
     batch: int
+    base: ModelCost
     points: tuple[SweepPoint, ...]
     notes: tuple[str, ...] = ()
 
@@ -162,6 +163,7 @@ class SweepReport:
             "sweep": self.sweep.name,
             "image_size": self.image_size,
             "batch": self.batch,
+            **self.base.to_json(),
             "points": [point.to_json() for point in self.points],
             "notes": list(self.notes),
         }
@@ -226,7 +228,7 @@ def run_sweep(sweep: Sweep, base: DenseNetSpec, options: SweepOptions | None = N
     require_packages("export", "torch", "torchvision")
     specs = sweep.specs(base)
     size = options.image_size or variant_for(base).preprocessing.image_size
-    for spec in specs.values():
+    for spec in (base, *specs.values()):
         require_range("image-size", size, spec.smallest_image_size, 8192)
     points = {value: _densenet_point(value, spec, size, options.batch) for value, spec in specs.items()}
     resnets = RESNETS if base.stem == "imagenet" else ()
@@ -234,7 +236,7 @@ def run_sweep(sweep: Sweep, base: DenseNetSpec, options: SweepOptions | None = N
     if options.measure:
         result = _measured({**specs, **{name: name for name in resnets}}, size, options)
         points = {name: dataclasses.replace(point, latency=_latency(result, name)) for name, point in points.items()}
-    return SweepReport(sweep, size, options.batch, tuple(points.values()))
+    return SweepReport(sweep, size, options.batch, model_cost(base, size), tuple(points.values()))
 
 
 def _densenet_point(value: str, spec: DenseNetSpec, image_size: int, batch: int) -> SweepPoint:

@@ -19,6 +19,9 @@ STORED = {  # float16 by its bits
 }
 
 
+CODES = "q = QuantizeLinear (x, s, zu)"
+
+
 def precisions(body: str) -> list[str]:
     stored = ", ".join(STORED.values())
     text = f'<ir_version: 10, opset_import: ["" : 21]> g (float[N,1,4,4] x) => (float[] y) <{stored}> {{ {body} }}'
@@ -32,13 +35,9 @@ def precisions(body: str) -> list[str]:
         ("z = Cast <to=10> (x) y = Conv (z, h)", "fp16"),
         ("w = Cast <to=16> (f) z = Cast <to=16> (x) y = Conv (z, w)", "bf16"),
         ("w = Transpose (f) y = Conv (x, w)", "fp32"),
-        (
-            "q = QuantizeLinear (x, s, zu) d = DequantizeLinear (q, s, zu) "
-            "w = DequantizeLinear (c, s, zi) y = Conv (d, w)",
-            "int8",
-        ),
-        ("q = QuantizeLinear (x, s, zu) y = QLinearConv (q, s, zu, c, s, zi, s, zu)", "int8"),
-        ("q = QuantizeLinear (x, s, zu) y = ConvInteger (q, c)", "int8"),
+        (f"{CODES} d = DequantizeLinear (q, s, zu) w = DequantizeLinear (c, s, zi) y = Conv (d, w)", "int8"),
+        (f"{CODES} y = QLinearConv (q, s, zu, c, s, zi, s, zu)", "int8"),
+        (f"{CODES} y = ConvInteger (q, c)", "int8"),
     ],
 )
 def test_a_layer_computes_in(body: str, expected: str) -> None:

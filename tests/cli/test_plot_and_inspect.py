@@ -78,6 +78,7 @@ def test_a_sweep_without_measuring_needs_no_process(capsys: pytest.CaptureFixtur
     words = ["inspect", *CUSTOM, "--sweep", "growth-rate=2,4", "--no-measure"]
     answer = run_json(capsys, *words)
     assert [point["value"] for point in answer["points"]] == ["2", "4"]
+    assert sum(block["macs"] for block in answer["blocks"]) == answer["macs"]
     assert {"parameters", "macs", "activation_bytes", "training_bytes", "latency_ms"} <= set(answer["points"][0])
     report = tmp_path / "sweep.json"
     report.write_text(json.dumps(answer))

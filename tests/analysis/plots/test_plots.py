@@ -10,8 +10,8 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 from PIL import Image
 
