@@ -104,12 +104,9 @@ def test_without_memory_there_is_no_panel_for_it() -> None:
 def test_the_front_is_joined_and_published_points_are_hollow() -> None:
     (panel,) = draw("pareto", DATA["pareto"]).axes
     assert panel.lines[0].get_xydata().tolist() == [[1.0, 70.0], [2.0, 80.0]]
-    placed = {
-        tuple(map(float, dots.get_offsets()[0])): dots
-        for dots in panel.findobj(PathCollection)
-        if dots.get_offsets().size
-    }
-    hollow = {place for place, dots in placed.items() if dots.get_facecolor().tolist() == [[1, 1, 1, 1]]}
+    dots = [found for found in panel.collections if isinstance(found, PathCollection) and found.get_offsets().size]
+    placed = {tuple(map(float, found.get_offsets()[0])): found for found in dots}
+    hollow = {place for place, found in placed.items() if found.get_facecolor().tolist() == [[1, 1, 1, 1]]}
     assert {(1.0, 70.0), (2.0, 80.0), (3.0, 75.0)} <= set(placed)
     assert hollow == {(2.0, 80.0)}
     assert "published" in texts(panel.figure)
@@ -140,10 +137,15 @@ def test_a_picture_is_1200_pixels_wide_and_nothing_leaves_it(name: str) -> None:
     assert all((side == 255).all() for side in (edges[0], edges[-1], edges[:, 0], edges[:, -1]))
 
 
+def settings() -> dict[str, object]:
+    """The settings as they are stored: asking matplotlib for its backend would choose one, and import pyplot."""
+    return {name: dict.__getitem__(mpl.rcParams, name) for name in mpl.rcParams}
+
+
 def test_drawing_leaves_the_user_s_settings_and_pyplot_alone() -> None:
-    before = mpl.rcParams.copy()
+    before = settings()
     draw("cost", DATA["cost"])
-    assert mpl.rcParams == before
+    assert settings() == before
     assert "matplotlib.pyplot" not in sys.modules
 
 
