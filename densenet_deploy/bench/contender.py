@@ -22,7 +22,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,11 +33,15 @@ import numpy as np
 from densenet_deploy import errors
 from densenet_deploy.errors import BackendError, DensenetDeployError
 from densenet_deploy.options import require_range
+from densenet_deploy.runtime.batching import fixed_batch
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 
 _WARM_UP_CALLS: Final = 2  # the first calls of a turn find cold caches and sleeping threads
 _PAUSE_SECONDS: Final = 0.05  # after a turn, for its threads to stop spinning
 _FEWEST_CALLS: Final = 3
 _STATUS: Final = Path("/proc/self/status")
+
+Opener = Callable[[Path, str | None, str | None, RunnerOptions], Runner]
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class Contender:
     """What to time: a model file on a backend, with seeded noise of `batch` pictures.
 
     Attributes:
-        model: an ONNX or OpenVINO file.
+        model: an ONNX or OpenVINO file, or whatever else `program` opens.
         backend, device, precision, threads: see `open_runner` and `RunnerOptions`; None means their defaults.
+        program: the module that the process runs; it calls `main` of this one.
     """
 
     model: Path
@@ -55,6 +60,7 @@ class Contender:
     device: str | None = None
     precision: str | None = None
     threads: int | None = None
+    program: str = "densenet_deploy.bench.contender"
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 65536)
@@ -77,7 +83,7 @@ class Process:
 
     def __init__(self, contender: Contender) -> None:
         """Start the process, which loads the model while the caller goes on."""
-        command = [sys.executable, "-P", "-m", "densenet_deploy.bench.contender"]
+        command = [sys.executable, "-P", "-m", contender.program]
         paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         self._contender = contender
         self._process = subprocess.Popen(
@@ -145,21 +151,24 @@ class Process:
         return answer
 
 
-def serve(questions: TextIO, answers: TextIO) -> None:
+def main(opener: Opener = open_runner) -> None:
+    """Be a contender's process: answer what stands on standard input, until it ends."""
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _answers_only() as stream:
+        serve(sys.stdin, stream, opener)
+
+
+def serve(questions: TextIO, answers: TextIO, opener: Opener = open_runner) -> None:
     """Open the model that the first line of `questions` names and answer each further line with a turn."""
-    for answer in _answers(questions):
+    for answer in _answers(questions, opener):
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _answers(questions: TextIO) -> Iterator[dict[str, object]]:
-    from densenet_deploy.runtime.batching import fixed_batch
-    from densenet_deploy.runtime.runner import RunnerOptions, open_runner
-
+def _answers(questions: TextIO, opener: Opener) -> Iterator[dict[str, object]]:
     facts = json.loads(questions.readline())
     wanted = Contender(**(facts | {"model": Path(facts["model"])}))
     try:
         options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, check_values=False)
-        with open_runner(wanted.model, wanted.backend, wanted.device, options) as runner:
+        with opener(wanted.model, wanted.backend, wanted.device, options) as runner:
             if fixed_batch(runner) not in (None, wanted.batch):
                 fix = f"time it with batch {fixed_batch(runner)}, or export with --batch dynamic"
                 raise BackendError(wanted.model, f"takes no batch of {wanted.batch}", fix)
@@ -210,5 +219,4 @@ def _answers_only() -> TextIO:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _answers_only() as stream:
-        serve(sys.stdin, stream)
+    main()

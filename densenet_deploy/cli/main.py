@@ -15,6 +15,7 @@ from densenet_deploy.cli import (
     evaluate,
     export,
     inspect,
+    plot,
     quantize,
     run_images,
     sensitivity,
@@ -28,7 +29,7 @@ from densenet_deploy.cli.stopping import StopSignals
 
 SCHEMA = 1
 
-COMMANDS = (export, simplify, validate, quantize, sensitivity, cast, run_images, evaluate, inspect, doctor)
+COMMANDS = (export, simplify, validate, quantize, sensitivity, cast, run_images, evaluate, inspect, plot, doctor)
 """Importing a command's module registers it."""
 
 

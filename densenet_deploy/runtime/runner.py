@@ -32,6 +32,7 @@ from densenet_deploy.options import require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.registry import Registry
 from densenet_deploy.runtime.feeds import Array, Feeds, TensorSpec, checked_feeds, delivered, value_limit
+from densenet_deploy.runtime.operator_times import OperatorTime
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,20 @@ class Placement:
         )
 
 
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to profile, where a runner of it was found to run, on which batch.
+
+    The median of `calls` calls is wanted, after `operator_times.WARM_UP_CALLS` that do not count.
+    """
+
+    source: Artifact | torch.nn.Module
+    device: Device
+    options: RunnerOptions
+    feeds: Feeds
+    calls: int
+
+
 class Runner(ABC):
     """A loaded model. Safe to call from many threads; a context manager; not usable after `close` or in a forked child.
 
@@ -167,6 +182,15 @@ class Runner(ABC):
     @abstractmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
         """Import the backend and return its version and the devices that answer."""
+
+    @classmethod
+    def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
+        """Load the model once more with the backend's own profiler on, and return what its operators took.
+
+        Raises:
+            BackendError: if the backend tells no times by operator.
+        """
+        raise BackendError(cls.name, f"tells no times by operator on {request.device}", "profile on another backend")
 
     @abstractmethod
     def _run(self, handle: Any, feeds: dict[str, Array]) -> dict[str, Array]:

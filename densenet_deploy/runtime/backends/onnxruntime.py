@@ -7,7 +7,10 @@ switched off in the session whenever CUDA was asked for, and the providers are r
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +20,8 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
+from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_KERNEL: Final = "_kernel_time"
+_PRECISIONS: Final = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 _SILENT: Final = 4  # native log lines would stand beside our one-line errors
 _BIAS_QUANTIZER: Final = "WeightBiasQuantization"
 """An optimizer that rewrites float biases between Q/DQ nodes as integers at the scale of input times weight.
@@ -71,6 +77,18 @@ class OnnxRuntimeRunner(Runner):
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _cuda_answers()
         return onnxruntime.__version__, ("cpu", "cuda") if has_cuda else ("cpu",)
 
+    @classmethod
+    def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
+        """Read the trace that the session writes; see `Runner.profile`. On CUDA it holds the times of the host."""
+        assert isinstance(request.source, Artifact)
+        threads = request.options.threads or usable_cpus()
+        with tempfile.TemporaryDirectory() as folder:
+            session = _session(request.source, request.device, threads, Path(folder) / "trace")
+            for _ in range(WARM_UP_CALLS + request.calls):
+                session.run(None, dict(request.feeds))
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return median_times(_timed_calls(events)[WARM_UP_CALLS:])
+
     def __init__(
         self,
         session: ort.InferenceSession,
@@ -113,7 +131,7 @@ def _open_session(artifact: Artifact, device: Device | None, threads: int) -> tu
     return _session(artifact, chosen, threads), chosen
 
 
-def _session(artifact: Artifact, device: Device, threads: int) -> ort.InferenceSession:
+def _session(artifact: Artifact, device: Device, threads: int, trace: Path | None = None) -> ort.InferenceSession:
     import onnxruntime
 
     path = artifact.path
@@ -122,6 +140,8 @@ def _session(artifact: Artifact, device: Device, threads: int) -> ort.InferenceS
     session_options.log_severity_level = _SILENT
     session_options.intra_op_num_threads = threads
     session_options.inter_op_num_threads = 1
+    if trace is not None:
+        session_options.enable_profiling, session_options.profile_file_prefix = True, str(trace)
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.word == "cuda":
         _require_provider("CUDAExecutionProvider", device)
@@ -142,6 +162,30 @@ def _harmful_optimizers(artifact: Artifact) -> list[str] | None:
     """Which optimizers of ONNX Runtime change what `artifact` computes; only the tensorrt recipe writes float16."""
     in_float16 = artifact.manifest is not None and artifact.manifest.recipe == "tensorrt"
     return [_BIAS_QUANTIZER] if in_float16 else None
+
+
+def _timed_calls(events: Iterable[dict[str, Any]]) -> list[list[OperatorTime]]:
+    """Return what the nodes took, call by call: the event of a call follows those of its nodes."""
+    calls: list[list[OperatorTime]] = [[]]
+    for event in events:
+        if event["name"] == "model_run":
+            calls.append([])
+        elif event["cat"] == "Node" and event["name"].endswith(_KERNEL):
+            calls[-1].append(_timed_node(event))
+    return calls[:-1]
+
+
+def _timed_node(event: dict[str, Any]) -> OperatorTime:
+    """A node computes in the type of its first input."""
+    facts = event["args"]
+    types = [kind for entry in facts.get("input_type_shape", ()) for kind in entry]
+    return OperatorTime(
+        name=event["name"].removesuffix(_KERNEL),
+        operator=facts["op_name"],
+        provider=facts["provider"],
+        precision=_PRECISIONS.get(types[0], "unknown") if types else "unknown",
+        ms=event["dur"] / 1e3,
+    )
 
 
 def _model_source(path: Path) -> str | bytes:
