@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densenet_deploy.bench.contender import Contender, Process, Turn
+from densenet_deploy.bench.contender import Contender, Process
+from densenet_deploy.bench.scenarios import Turn
 from densenet_deploy.errors import BackendError, InputError, UnknownNameError, UsageError
 from densenet_deploy.pipeline.export import ExportTarget, export_onnx
 from densenet_deploy.pipeline.load import ModelRequest
