@@ -32,7 +32,9 @@ def benchmark_command(
     seconds: Annotated[float, typer.Option(help="How long each contender is timed.")] = 5.0,
     rounds: Annotated[int, typer.Option(help="Turns that those seconds are divided into.")] = 10,
     compare: Annotated[Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier run.")] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", metavar="FILE.json|FILE.csv", help="Where to write.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="FILE.json|FILE.csv", help="Where to write.")
+    ] = None,
     force: args.Force = False,
 ) -> Report:
     """Time models against each other, each alone in a process, in turns."""

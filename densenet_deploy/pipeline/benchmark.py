@@ -42,7 +42,7 @@ PACKAGES: Final = (
     "tensorrt-rtx",
 )
 _CHECKPOINT_PROGRAM: Final = "densenet_deploy.pipeline.contender"
-_MOST_WARM_UP_ROUNDS: Final = 10
+_MOST_WARM_UP_ROUNDS: Final = 6
 
 _Loaded = dict[str, tuple[Contender, Process]]
 
@@ -81,7 +81,9 @@ class BenchmarkOptions:
             require_range("threads", count, 1, 1024)
         for name, value, scenario in (("fps", self.fps, "camera"), ("streams", self.streams, "offline")):
             if value is not None and self.scenario != scenario:
-                raise UsageError(f"{name}={value:g}", f"belongs to the scenario {scenario}", f"add --scenario {scenario}")
+                raise UsageError(
+                    f"{name}={value:g}", f"belongs to the scenario {scenario}", f"add --scenario {scenario}"
+                )
         if self.scenario == "camera" and self.fps is None:
             raise UsageError("scenario=camera", "has no frame rate", "add --fps, such as --fps 30")
 
@@ -148,9 +150,7 @@ def _field(models: Sequence[Path], options: BenchmarkOptions) -> tuple[list[Cont
             continue
         program = _CHECKPOINT_PROGRAM if is_checkpoint(model) else Contender.program
         field += [
-            Contender(
-                model, backend, device=device, threads=threads, streams=streams, fps=options.fps, program=program
-            )
+            Contender(model, backend, device=device, threads=threads, streams=streams, fps=options.fps, program=program)
             for device in options.devices or (None,)
             for threads in options.threads or (None if streams == 1 else max(1, usable_cpus() // streams),)
         ]

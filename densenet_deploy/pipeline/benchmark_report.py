@@ -98,12 +98,12 @@ class BenchmarkReport:
         unsettled = [result for result in self.results if not result.steady]
         told = []
         if noisy:
-            named = ", ".join(f"{_title(result)} {result.variation:.0%}" for result in noisy)
-            told.append(f"the machine is noisy, rounds vary by more than {NOISY_VARIATION:.0%}: {named}")
+            worst = max(noisy, key=lambda result: result.variation)
+            share = f"{len(noisy)} of {len(self.results)} results, most in {_title(worst)}: {worst.variation:.0%}"
+            told.append(f"the machine is noisy: rounds vary by more than {NOISY_VARIATION:.0%} in {share}")
         if unsettled:
-            rounds = unsettled[0].warm_up_rounds
-            named = ", ".join(map(_title, unsettled))
-            told.append(f"times had not settled after {rounds} rounds of warm-up: {named}")
+            share = f"{len(unsettled)} of {len(self.results)} results"
+            told.append(f"after {unsettled[0].warm_up_rounds} rounds of warm-up times had not settled in {share}")
         return tuple(told)
 
     def _about_earlier(self) -> tuple[str, ...]:
