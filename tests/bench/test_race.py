@@ -9,8 +9,8 @@ import pytest
 
 import densenet_deploy.bench.race as race_module
 from densenet_deploy.bench.contender import Contender, Process
-from densenet_deploy.bench.scenarios import Turn
 from densenet_deploy.bench.race import Interval, RaceResult, race
+from densenet_deploy.bench.scenarios import Turn
 from densenet_deploy.errors import InputError, UsageError
 
 
