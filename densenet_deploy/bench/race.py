@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 
@@ -38,6 +38,14 @@ class Interval:
         tail = 50 * (1 - _CONFIDENCE)
         low, high = np.percentile(np.median(resampled, axis=1), (tail, 100 - tail))
         return cls(float(np.median(values)), float(low), float(high))
+
+
+class Racer(Protocol):
+    """Whoever takes turns: a `Process`, say."""
+
+    @property
+    def opening(self) -> Opening: ...
+    def turn(self, seconds: float) -> Turn: ...
 
 
 @dataclass(frozen=True)
@@ -82,26 +90,26 @@ def race(contenders: Mapping[str, Contender], *, rounds: int = 5, turn_seconds: 
 
 
 def race_loaded(
-    processes: Mapping[str, Process], *, rounds: int, turn_seconds: float, most_warm_up_rounds: int = 1
+    racers: Mapping[str, Racer], *, rounds: int, turn_seconds: float, most_warm_up_rounds: int = 1
 ) -> RaceResult:
-    """Time processes that the caller owns; rounds of warm-up end when the times of all are steady.
+    """Time racers that the caller owns and ends; rounds of warm-up end when the times of all are steady.
 
     Steady means that the medians of the last three rounds lie within 5 %. `race` makes do with one round.
 
     Raises:
         DensenetDeployError: if a model cannot be opened or run.
     """
-    openings = {name: process.opening for name, process in processes.items()}  # all are loaded now
+    openings = {name: racer.opening for name, racer in racers.items()}  # all are loaded now
     settling: list[dict[str, Turn]] = []
     while len(settling) < most_warm_up_rounds and not _steady(settling):
-        settling.append({name: process.turn(turn_seconds) for name, process in processes.items()})
-    turns: dict[str, list[Turn]] = {name: [] for name in processes}
-    names = list(processes)
+        settling.append({name: racer.turn(turn_seconds) for name, racer in racers.items()})
+    turns: dict[str, list[Turn]] = {name: [] for name in racers}
+    names = list(racers)
     for _ in range(rounds):
         for name in names:
-            turns[name].append(processes[name].turn(turn_seconds))
+            turns[name].append(racers[name].turn(turn_seconds))
         names.reverse()
-    unsteady = tuple(name for name in processes if not _steady([{name: turn[name]} for turn in settling]))
+    unsteady = tuple(name for name in racers if not _steady([{name: turn[name]} for turn in settling]))
     return RaceResult({name: tuple(taken) for name, taken in turns.items()}, openings, len(settling), unsteady)
 
 
