@@ -156,14 +156,14 @@ class EvaluateReport:
     def _weak_classes(self) -> list[str]:
         wrong = [part for part in self.answers.by_class() if part.right < part.count]
         weakest = sorted(wrong, key=lambda part: part.top1)[:_LISTED]
-        told = (f"{self._name(part.index)} {part.top1:.1%} of {part.count}" for part in weakest)
+        told = (f"{self._name(part.index)} ({part.top1:.1%} of {part.count})" for part in weakest)
         return [f"weakest classes: {', '.join(told)}"] if weakest else []
 
     def _confusions(self) -> list[str]:
         wrong = [entry for entry in self.answers.confusion() if entry.truth != entry.predicted]
         worst = sorted(wrong, key=lambda entry: -entry.count)[:_LISTED]
-        told = (f"{self._name(entry.truth)} for {self._name(entry.predicted)} {entry.count} x" for entry in worst)
-        return [f"most often taken: {', '.join(told)}"] if worst else []
+        told = (f"{self._name(entry.truth)} for {self._name(entry.predicted)} ({entry.count})" for entry in worst)
+        return [f"most often mistaken: {', '.join(told)}"] if worst else []
 
     def _disagreements(self) -> list[str]:
         other = self.against

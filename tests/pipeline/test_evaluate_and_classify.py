@@ -104,7 +104,7 @@ def test_classes_confusions_and_calibration_add_up(digits_onnx):
     text = report.to_text()
     assert "calibration error" in text
     assert "weakest classes" in text
-    assert "most often taken" in text
+    assert "most often mistaken" in text
 
 
 def test_where_all_is_right_there_is_no_weak_class(digits_onnx, tmp_path):
@@ -112,7 +112,7 @@ def test_where_all_is_right_there_is_no_weak_class(digits_onnx, tmp_path):
     report = evaluate(digits_onnx, tmp_path)
     assert report.top1 == 1
     assert "weakest" not in report.to_text()
-    assert "taken" not in report.to_text()
+    assert "mistaken" not in report.to_text()
 
 
 def test_disagreements_are_listed_with_their_files(digits_onnx, tiny_onnx):
