@@ -28,7 +28,7 @@ from densenet_deploy.pipeline.benchmark_report import BenchmarkReport, file_cont
 from densenet_deploy.pipeline.load import is_checkpoint, untrained_note
 from densenet_deploy.pipeline.stages import Listener, ignore
 from densenet_deploy.runtime.cpus import usable_cpus
-from densenet_deploy.runtime.runner import backends
+from densenet_deploy.runtime.runner import Device, backends
 
 PACKAGES: Final = (
     "densenet-deploy",
@@ -43,6 +43,7 @@ PACKAGES: Final = (
 )
 _CHECKPOINT_PROGRAM: Final = "densenet_deploy.pipeline.contender"
 _MOST_WARM_UP_ROUNDS: Final = 6
+_FEWEST_ROUNDS: Final = 3  # an interval around fewer would look surer than it is
 
 _Loaded = dict[str, tuple[Contender, Process]]
 
@@ -76,9 +77,13 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         require_choice("scenario", self.scenario, SCENARIOS)
         require_range("seconds", self.seconds, 0.0, 86400.0)
-        require_range("rounds", self.rounds, 1, 10_000)
+        require_range("rounds", self.rounds, _FEWEST_ROUNDS, 10_000)
+        for size in self.batches:
+            require_range("batch", size, 1, 65536)
         for count in self.threads:
             require_range("threads", count, 1, 1024)
+        for word in self.devices:
+            Device.parse(word)
         for name, value, scenario in (("fps", self.fps, "camera"), ("streams", self.streams, "offline")):
             if value is not None and self.scenario != scenario:
                 raise UsageError(

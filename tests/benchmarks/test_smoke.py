@@ -43,7 +43,7 @@ def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_pa
 
 
 def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
-    quick = ("--size", "32", "--batch", "2", "--rounds", "2", "--seconds", "0")
+    quick = ("--size", "32", "--batch", "2", "--rounds", "3", "--seconds", "0")
     results = _run("benchmark_loop.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
     (ratio,), (repeat,) = results["loop"], results["repeat"]
     assert ratio["ratio"]["low"] <= ratio["ratio"]["median"] <= ratio["ratio"]["high"]

@@ -15,7 +15,7 @@ import pytest
 from densenet_deploy.cli import main
 from tests.cli.test_contract import run_failing, run_json
 
-QUICK = ("--seconds", "0", "--rounds", "2")
+QUICK = ("--seconds", "0", "--rounds", "3")
 CONTENDER = "densenet_deploy.bench.contender"
 
 
@@ -65,7 +65,8 @@ def test_the_table_names_the_machine_and_the_file_that_was_written(capsys, tiny_
         ["--batch", "many"],
         ["--threads", "0"],
         ["--threads", "1,"],
-        ["--rounds", "0"],
+        ["--rounds", "2"],
+        ["--device", "cpu,tpu"],
         ["--seconds", "-1"],
         ["--scenario", "ofline"],
         ["--scenario", "camera"],
