@@ -26,7 +26,7 @@ from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import count_stored_elements, external_files, read_metadata
 
 FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".svg")
-CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
+CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
     CHECKPOINT_SUFFIXES, "checkpoint"

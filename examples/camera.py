@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from densenet_deploy import Classifier
-from densenet_deploy.runtime.images import LoadedImage, find_images, load_image
+from densenet_deploy.runtime.image_folders import find_images
+from densenet_deploy.runtime.images import LoadedImage, load_image
 
 FPS = 30
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from densenet_deploy import Classifier, DensenetDeployError
-from densenet_deploy.runtime.images import find_images
+from densenet_deploy.runtime.image_folders import find_images
 
 
 def main(model: str, folder: str) -> None:

@@ -24,6 +24,7 @@ HEAVY = {
     "openvino",
     "typer",
     "PIL",
+    "matplotlib",
     "rich",
 }
 

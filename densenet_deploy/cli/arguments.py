@@ -111,14 +111,23 @@ def join_triples(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Listener]:
-    """Show the stage under way when stderr is a terminal and nobody asked for silence."""
+    """Show the stage under way, and its steps if it counts them, when stderr is a terminal and nobody wants silence."""
     if not sys.stderr.isatty() or {"-q", "--quiet", "--json"} & set(sys.argv):
-        yield lambda _stage: None
+        yield lambda _stage, _done=0, _total=None: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("starting") as status:
-        yield lambda stage: status.update(stage)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}")
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, count="")
+
+        def show(stage: str, done: int = 0, total: int | None = None) -> None:
+            count = f"{done}/{total}" if total is not None else ""
+            bar.update(task, description=stage, completed=done, count=count)
+            bar.tasks[0].total = total  # update() cannot take a total away again
+
+        yield show
 
 
 def _block_sizes(text: str | None) -> tuple[int, ...] | None:

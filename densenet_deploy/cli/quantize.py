@@ -40,8 +40,7 @@ def quantize_command(
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
     from densenet_deploy.pipeline.quantize import quantize
-    from densenet_deploy.pipeline.quantize_options import QuantizeOptions
-    from densenet_deploy.pipeline.recipe_file import is_recipe_file, load_recipe
+    from densenet_deploy.pipeline.recipe_file import options_of
     from densenet_deploy.quantize.cache import CalibrationCache
 
     named = {
@@ -54,8 +53,7 @@ def quantize_command(
         "never_slower": never_slower,
     }
     given = {name: value for name, value in named.items() if value is not None}
-    from_file = is_recipe_file(recipe)
-    options = load_recipe(Path(recipe), given) if from_file else QuantizeOptions(recipe=recipe, **given)  # type: ignore[arg-type]
+    options = options_of(recipe, given)
     with args.progress() as listener:
         report = quantize(model, calibration, options, out, force=force, cache=CalibrationCache(), listener=listener)
     return report.explained() if explain else report

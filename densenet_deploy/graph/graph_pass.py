@@ -5,6 +5,9 @@ Adding a pass is adding a file to `passes/` with one class in it::
     @graph_passes.register("drop-dropout")
     class DropDropout(GraphPass):
         def call(self, model: ir.Model) -> PassOutcome: ...
+
+A pass that looks at one node after the other is a `NodePass` (`node_pass.py`), which has the loop. Below are the
+questions and changes of nodes and values that passes share.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from densenet_deploy.registry import Registry
 
 Float = npt.NDArray[np.float32]
+Double = npt.NDArray[np.float64]
 
 graph_passes: Registry[type[GraphPass]] = Registry("graph pass", "densenet_deploy.graph.passes")
 
@@ -115,6 +119,13 @@ def set_inputs(node: ir.Node, inputs: Sequence[ir.Value]) -> None:
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
+
+
+def new_node(op_type: str, name: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Node:
+    """Make a node, not yet in a graph, whose one output is called `name` like the node itself."""
+    node = ir.Node("", op_type, inputs, attributes, name=name, num_outputs=1)
+    node.outputs[0].name = name
+    return node
 
 
 def unused_name(graph: ir.Graph, name: str) -> str:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant
-
-Double = npt.NDArray[np.float64]
+from densenet_deploy.graph.graph_pass import Double, constant
 
 
 def why_no_affine(norm: ir.Node) -> str | None:
-    """Say why the BatchNormalization `norm` is no fixed scale and shift, or None if it is."""
+    """Say why the BatchNormalization `norm` is no fixed scale and shift, in words that follow its name, or None."""
     if norm.attributes.get_int("training_mode", 0) != 0 or len(norm.outputs) > 1:
-        return "it is in training mode"
+        return "is in training mode"
     if any(constant(value) is None for value in norm.inputs[1:]):
-        return "its numbers are not float32 constants"
+        return "has numbers that are not float32 constants"
     return None
 
 

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from densenet_deploy.graph.channels import rank_of
-from densenet_deploy.graph.graph_pass import Float, constant, is_operator, new_initializer, only_reader
+from densenet_deploy.graph.graph_pass import Double, Float, constant, is_operator, new_initializer, only_reader
+from densenet_deploy.graph.norms import why_no_affine
 from densenet_deploy.graph.tensor_changes import TensorChanges
-
-Double = npt.NDArray[np.float64]
 
 _PASSES_DIVISION: Final = ("Relu", "MaxPool", "AveragePool")
 _SCALED: Final = ":scaled"
@@ -72,14 +70,12 @@ def divide(graph: ir.Graph, source: Source, d: Float, changes: TensorChanges) ->
         changes.scale(graph, value, d)
 
 
-def why_not_absorbed(graph: ir.Graph, node: ir.Node, index: int) -> str | None:
+def why_not_absorbed(node: ir.Node, index: int) -> str | None:
     """Say why `node` cannot undo a division of its input number `index`, or None if it can."""
-    if node.graph is not graph:
-        return "sits in a subgraph"
     if is_operator(node, "Conv") and index == 0:
         return None if constant(node.inputs[1]) is not None else "has weights that are no float32 constants"
     if is_operator(node, "BatchNormalization") and index == 0:
-        return _why_no_norm(node)
+        return why_no_affine(node)
     if is_operator(node, "Mul"):
         return None if _is_per_channel(node) else "multiplies by something else than a float32 constant a channel"
     return "is not known to scale"
@@ -112,7 +108,7 @@ def _as_source(node: ir.Node, values: list[ir.Value]) -> Source | str:
         is_known = all(constant(value) is not None for value in numbers)
         return Source(node, tuple(values)) if is_known else f"{name} has weights that are no float32 constants"
     if is_operator(node, "BatchNormalization"):
-        reason = _why_no_norm(node)
+        reason = why_no_affine(node)
         return Source(node, tuple(values)) if reason is None else f"{name} {reason}"
     if is_operator(node, "Add") and _is_per_channel(node):
         product = _tensor_input(node)
@@ -120,14 +116,6 @@ def _as_source(node: ir.Node, values: list[ir.Value]) -> Source | str:
         if maker is not None and is_operator(maker, "Mul") and _is_per_channel(maker) and only_reader(product) is node:
             return Source(node, (*values, product))
     return f"it is made by {node.op_type} ({name}), which is not known to scale"
-
-
-def _why_no_norm(norm: ir.Node) -> str | None:
-    if norm.attributes.get_int("training_mode", 0) != 0 or len(norm.outputs) > 1:
-        return "is in training mode"
-    if any(constant(value) is None for value in norm.inputs[1:]):
-        return "has numbers that are no float32 constants"
-    return None
 
 
 def _is_per_channel(node: ir.Node) -> bool:

@@ -4,10 +4,10 @@ A tensor whose meaning changed gets a new name, and the model's `metadata_props`
 
     densenet_deploy.tensors  {"pool0:scaled": {"of": "pool0", "factor": [0.5, 3.25, …], "moved": null}, …}
 
-`factor` holds one positive number a channel: tensor `of` of the original model = this tensor · factor. `moved` is a
-sentence about a tensor that stands elsewhere in the computation than its original, and so cannot be compared. A tensor
-of 8-bit codes also has a `scale` and a `zero_point`: `of` = (codes − zero_point) · scale · factor, and `of` may be a
-tensor that was changed itself. JSON is parsed, never evaluated, and every field is checked for its type before it is
+`factor` holds one positive number a channel and `offset`, where there is one, any number a channel: tensor `of` of the
+original model = this tensor · factor + offset. `moved` is a sentence about a tensor that stands elsewhere in the
+computation than its original, and so cannot be compared. A tensor of 8-bit codes also has a `scale` and a `zero_point`:
+`of` = (codes − zero_point) · scale · factor + offset, and `of` may be a tensor that was changed itself. JSON is parsed, never evaluated, and every field is checked for its type before it is
 believed.
 """
 
@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,16 @@ from densenet_deploy.graph.graph_pass import Float, unused_name
 KEY: Final = "densenet_deploy.tensors"
 _FIELDS: Final = frozenset({"of", "factor", "moved"})
 _CODE_FIELDS: Final = frozenset({"scale", "zero_point"})
+_KNOWN: Final = _FIELDS | _CODE_FIELDS | {"offset"}
 _SCALED: Final = ":scaled"
+_SHIFTED: Final = ":shifted"
 
 
 @dataclass(frozen=True)
 class TensorChange:
-    """How a tensor follows from the tensor `of` of the original model: `of` = tensor · factor, unless it `moved`.
+    """How the tensor `of` of the original model follows from this one: tensor · factor + offset, unless it `moved`.
 
-    A tensor of codes has a `scale`: `of` = (tensor − zero_point) · scale · factor.
+    A tensor of codes has a `scale`: `of` = (tensor − zero_point) · scale · factor + offset.
     """
 
     of: str
@@ -45,15 +47,23 @@ class TensorChange:
     moved: str | None = None
     scale: float | None = None
     zero_point: int = 0
+    offset: tuple[float, ...] | None = None
 
     def undone(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the values of `of`, (N, C, …), from those of this tensor."""
         if self.scale is not None:
             array = ((array.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
-        if self.factor is None:
-            return array
-        factor = np.array(self.factor, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
-        return np.asarray(array * factor)
+        a_channel = (1, -1, *[1] * (array.ndim - 2))
+        if self.factor is not None:
+            array = array * np.array(self.factor, array.dtype).reshape(a_channel)
+        if self.offset is not None:
+            array = array + np.array(self.offset, array.dtype).reshape(a_channel)
+        return np.asarray(array)
+
+    def made_from(self, channels: Float) -> Float:
+        """Return what this tensor holds where `of` holds `channels`, one number a channel (C,), codes not rounded."""
+        taken = channels if self.offset is None else channels - np.array(self.offset, np.float32)
+        return taken if self.factor is None else taken / np.array(self.factor, np.float32)
 
 
 class TensorChanges:
@@ -73,12 +83,16 @@ class TensorChanges:
 
     def scale(self, graph: ir.Graph, value: ir.Value, factor: Float) -> None:
         """Rename `value`, which holds what it held divided by `factor` (C,); factors of several rewrites multiply."""
-        name = str(value.name)
-        known = self._changes.pop(name, TensorChange(name))
+        known = self._known(value)
         total = factor if known.factor is None else factor * np.array(known.factor, np.float32)
-        if not name.endswith(_SCALED):
-            value.name = unused_name(graph, name + _SCALED)
-        self._changes[str(value.name)] = dataclasses.replace(known, factor=_numbers(total))
+        self._rename(graph, value, _SCALED, dataclasses.replace(known, factor=_numbers(total)))
+
+    def shift(self, graph: ir.Graph, value: ir.Value, amount: Float) -> None:
+        """Rename `value`, which holds what it held plus `amount` (C,); amounts of several rewrites add up."""
+        known = self._known(value)
+        taken = amount if known.factor is None else amount * np.array(known.factor, np.float32)
+        offset = -taken if known.offset is None else np.array(known.offset, np.float32) - taken
+        self._rename(graph, value, _SHIFTED, dataclasses.replace(known, offset=_numbers(offset)))
 
     def move(self, value: str, origin: str, why: str) -> None:
         """Record that the tensor called `value` stands where the original model has `origin`."""
@@ -93,6 +107,16 @@ class TensorChanges:
         if self._changes:
             facts = {name: _facts(change) for name, change in self._changes.items()}
             model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
+
+
+    def _known(self, value: ir.Value) -> TensorChange:
+        return self._changes.get(str(value.name), TensorChange(str(value.name)))
+
+    def _rename(self, graph: ir.Graph, value: ir.Value, suffix: str, change: TensorChange) -> None:
+        self._changes.pop(str(value.name), None)
+        if not str(value.name).endswith(suffix):
+            value.name = unused_name(graph, f"{value.name}{suffix}")
+        self._changes[str(value.name)] = change
 
 
 def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
@@ -111,33 +135,46 @@ def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
 
 
 def _change(name: str, fact: object) -> TensorChange:
-    if not isinstance(fact, dict) or set(fact) not in (_FIELDS, _FIELDS | _CODE_FIELDS):
+    if not isinstance(fact, dict) or not _FIELDS <= set(fact) <= _KNOWN:
         raise _malformed(f"says of {name} something else than of, factor and moved")
     of, factor, moved = fact["of"], fact["factor"], fact["moved"]
     if not isinstance(of, str) or not (moved is None or isinstance(moved, str)):
         raise _malformed(f"names the origin of {name} by something that is no text")
     if factor is not None and not (isinstance(factor, list) and all(map(_is_factor, factor))):
         raise _malformed(f"scales {name} by something that is no list of positive numbers")
+    offset = fact.get("offset")
+    if offset is not None and not (isinstance(offset, list) and all(map(_is_number, offset))):
+        raise _malformed(f"shifts {name} by something that is no list of numbers")
     scale, zero_point = fact.get("scale"), fact.get("zero_point", 0)
     if not (scale is None or _is_factor(scale)) or type(zero_point) is not int:
         raise _malformed(f"encodes {name} with something that is no scale and zero point")
-    return TensorChange(of, None if factor is None else tuple(map(float, factor)), moved, scale, zero_point)
+    return TensorChange(of, _floats(factor), moved, scale, zero_point, _floats(offset))
 
 
 def _facts(change: TensorChange) -> dict[str, object]:
-    facts = dataclasses.asdict(change)
-    return {key: value for key, value in facts.items() if key in _FIELDS or change.scale is not None}
+    absent = {"offset"} if change.offset is None else set()
+    if change.scale is None:
+        absent |= _CODE_FIELDS
+    return {key: value for key, value in dataclasses.asdict(change).items() if key not in absent}
+
+
+def _floats(numbers: list[Any] | None) -> tuple[float, ...] | None:
+    return None if numbers is None else tuple(map(float, numbers))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # type: ignore[operator]
 
 
 def _is_factor(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 < value <= sys.float_info.max  # type: ignore[operator]
+    return _is_number(value) and value > 0
 
 
 def _malformed(why: str) -> ManifestError:
     return ManifestError(KEY, why, "export the model again")
 
 
-def _numbers(factor: npt.NDArray[np.float32]) -> tuple[float, ...]:
+def _numbers(array: Float) -> tuple[float, ...]:
     """Return the shortest decimal numbers that read back as the same float32."""
-    return tuple(float(str(number)) for number in factor)
+    return tuple(float(str(number)) for number in array)

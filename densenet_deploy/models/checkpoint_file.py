@@ -1,20 +1,24 @@
 """Untrusted bytes to tensors: a checkpoint is looked at before it is parsed, and a pickle in it is never executed.
 
 A `.pth` file is a zip (or, before PyTorch 1.6, a bare pickle) read through `torch.load(weights_only=True)`, which
-builds tensors and refuses every other object. The file is read once, so that what was checked is what is loaded.
+builds tensors and refuses every other object. Two are let through besides, because training code leaves them beside the
+weights and building them does nothing: numbers of numpy, and the namespace of a command line. The file is read once, so
+that what was checked is what is loaded.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, os_errors_about, require_file
@@ -28,6 +32,7 @@ _LARGEST_FILE_BYTES: Final = 4 * 2**30
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 _SAVE_STATE: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _FETCH_AGAIN: Final = "download or save it again"
+_NUMBERS: Final = "?bhilqBHILQefd"  # numpy's letters for truth values, integers and floats
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Read a `.pth`, `.pt` or `.safetensors` file.
+    """Read a `.safetensors` file, or one of PyTorch's: `.pth`, `.pt`, `.ckpt` or `.bin`.
 
     Raises:
         InputError: if there is no such file, or it is empty.
@@ -99,9 +104,25 @@ def _load_tensors(path: Path, data: bytes) -> object:
         with warnings.catch_warnings():
             # torch comments on old formats and sparse tensors; what it returns is judged here, not by its remarks.
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless()):
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as exc:
         if match := _GLOBAL.search(str(exc)):
             why = f"is a pickle that needs {match[1]}, and pickled code is never run"
             raise CheckpointError(path, why, _SAVE_STATE) from exc
         raise CheckpointError(path, f"is no PyTorch checkpoint ({type(exc).__name__})", _FETCH_AGAIN) from exc
+
+
+def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What a pickle may build besides tensors."""
+    kinds = [type(np.dtype(letter)) for letter in _NUMBERS]
+    numbers = [(_number, f"numpy.{module}.multiarray.scalar") for module in ("_core", "core")]  # new files, old files
+    return [argparse.Namespace, np.dtype, *kinds, *numbers]
+
+
+def _number(kind: np.dtype[Any], data: bytes) -> np.generic:
+    """Stand in for numpy's `scalar`, which would make objects and records too."""
+    if kind.char not in _NUMBERS or len(data) != kind.itemsize:
+        raise ValueError(f"{len(data)} bytes are no {kind}")
+    number: np.generic = np.frombuffer(data, kind)[0]
+    return number

@@ -1,8 +1,8 @@
 """What a checkpoint holds to plain float32 weights under torchvision's names.
 
 Training code wraps weights: in a dictionary (`state_dict`, `model`), in a prefix (`module.` of DataParallel,
-`_orig_mod.` of torch.compile), in torchvision's first naming (`norm.1`). Each is undone with a note; anything else is
-refused.
+`_orig_mod.` of torch.compile, `ema.`), in torchvision's first naming (`norm.1`). Each is undone with a note, and so is
+what lies beside the weights without being a tensor (an epoch, an optimizer); tensors that are no weights are refused.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from densenet_deploy.models.checkpoint_file import INFLATION_LIMIT, CheckpointFi
 COUNTER: Final = ".num_batches_tracked"
 """How many batches a norm saw in training: not a weight, and absent from old checkpoints."""
 
-_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+_WRAPPERS: Final = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params"),
+    *("model_ema", "state_dict_ema", "ema"),  # averages, where they are all there is
+)
+_AVERAGES: Final = "n_averaged"  # how many models an AveragedModel has seen
+_MOST_NAMES: Final = 5
 _DEEPEST_WRAPPING: Final = 4  # a pickled dictionary may contain itself
-_PREFIXES: Final = re.compile(r"^(?:(?:module|model|net|network|densenet|_orig_mod|backbone)\.)+")
+_PREFIXES: Final = re.compile(r"^(?:(?:module|model|net|network|densenet|_orig_mod|backbone|ema|ema_model)\.)+")
 _OLD_NAME: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -50,7 +55,9 @@ def weights_from(file: CheckpointFile) -> Weights:
         CheckpointError: if it holds none, or a tensor is sparse, quantized, without data, or not of floating point.
     """
     mapping, opened = _unwrap(file.content)
-    tensors = {name: _dense(file.path, name, value) for name, value in _named(file.path, mapping)}
+    named = _named(file.path, mapping)
+    tensors = {name: _dense(file.path, name, value) for name, value in named.items() if isinstance(value, Tensor)}
+    opened += _ignoring_note(name for name in named if name not in tensors)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
@@ -82,28 +89,36 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _unwrap(content: object) -> tuple[object, tuple[str, ...]]:
-    """(the innermost wrapped dictionary, a note on the way to it)."""
+    """(the innermost wrapped dictionary, notes on the way to it and on what was left beside it)."""
     path: list[str] = []
+    beside: list[str] = []
     while isinstance(content, Mapping) and len(path) < _DEEPEST_WRAPPING:
         key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if key is None:
             break
         path.append(key)
+        beside += [str(other) for other in content if other != key]
         content = content[key]
-    return content, (f"weights found under {' → '.join(path)}",) if path else ()
+    found = (f"weights found under {' → '.join(path)}",) if path else ()
+    return content, (*found, *_ignoring_note(beside))
 
 
-def _named(path: Path, mapping: object) -> Iterable[tuple[str, object]]:
-    """The named entries of a state dict, without batch counters."""
+def _named(path: Path, mapping: object) -> dict[str, object]:
+    """The named entries of a state dict, without counters."""
     if not isinstance(mapping, Mapping) or not any(isinstance(value, Tensor) for value in mapping.values()):
         raise CheckpointError(path, "holds no dictionary of tensors", "give a state_dict")
-    return [(str(name), value) for name, value in mapping.items() if not str(name).endswith(COUNTER)]
+    named = {str(name): value for name, value in mapping.items()}
+    return {name: value for name, value in named.items() if not name.endswith(COUNTER) and name != _AVERAGES}
 
 
-def _dense(path: Path, name: str, value: object) -> Tensor:
+def _ignoring_note(names: Iterable[str]) -> tuple[str, ...]:
+    known = list(names)
+    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+    return (f"ignored beside the weights: {', '.join(known[:_MOST_NAMES])}{more}",) if known else ()
+
+
+def _dense(path: Path, name: str, value: Tensor) -> Tensor:
     """Return `value` if it is an ordinary tensor of floating point."""
-    if not isinstance(value, Tensor):
-        raise CheckpointError(path, f"{name} is no tensor but {type(value).__name__}", "give a plain state_dict")
     kinds = {"quantized": value.is_quantized, "sparse": value.layout is not torch.strided, "meta": value.is_meta}
     kind = next((kind for kind, found in kinds.items() if found), None)
     if kind is not None:

@@ -14,7 +14,8 @@ from densenet_deploy.errors import InputError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.cpus import usable_cpus
-from densenet_deploy.runtime.images import BadImage, load_image, record_bad
+from densenet_deploy.runtime.image_folders import BadImage, record_bad
+from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import Pixels, prepare
 
 

@@ -24,7 +24,7 @@ from densenet_deploy.pipeline.evaluate_report import Disagreement, EvaluateRepor
 from densenet_deploy.pipeline.ground_truth import read_ground_truth
 from densenet_deploy.pipeline.load import open_model, untrained_note
 from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.images import LabelledImage, find_labelled_images
+from densenet_deploy.runtime.image_folders import LabelledImage, find_labelled_images
 from densenet_deploy.runtime.preprocess import Pixels
 from densenet_deploy.runtime.runner import RunnerOptions
 

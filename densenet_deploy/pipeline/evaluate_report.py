@@ -9,7 +9,7 @@ from typing import Final
 
 from densenet_deploy.analysis.accuracy import TOP, Answers
 from densenet_deploy.errors import printable
-from densenet_deploy.runtime.images import BadImage
+from densenet_deploy.runtime.image_folders import BadImage
 from densenet_deploy.runtime.runner import Placement
 
 _LISTED: Final = 3

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from densenet_deploy.artifacts import os_errors_about
 from densenet_deploy.errors import DataError
-from densenet_deploy.runtime.images import IMAGE_SUFFIXES, LabelledImage, find_images
+from densenet_deploy.runtime.image_folders import IMAGE_SUFFIXES, LabelledImage, find_images
 
 _FORM = "write FILE CLASS on every line, or CLASS alone for every picture"
 

@@ -1,6 +1,6 @@
 """A float graph made ready for INT8, and written in INT8 as often as somebody wants to try another set of layers.
 
-Made ready means: buses equalized, the recipe's own passes run, layers equalized, types planned, biases corrected. Which
+Made ready means: buses equalized, the recipe's own passes run, layers equalized, types planned, outputs corrected. Which
 layers stay float changes none of that.
 """
 
@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from densenet_deploy.artifacts import write_file
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
+from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from densenet_deploy.quantize.observers.observer import ChannelRanges
-    from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+    from densenet_deploy.quantize.output_correction import Correction
+    from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions
     from densenet_deploy.quantize.scales import QuantizedType
 
-CORRECTION_SAMPLES: Final = 64
+CORRECTION_SAMPLES: Final = 128
 _SIMULATED_BY: Final = "openvino"  # the recipe whose files keep the names of the Convs' outputs
 
 
@@ -69,7 +73,7 @@ class Int8Writer:
             recipe: the name of the recipe that writes.
             how: its options.
             alpha: of `equalize-layer`; None equalizes nothing.
-            samples: inputs (1, 3, S, S) to correct biases on, the first 64; none: biases stay.
+            samples: inputs (1, 3, S, S) to correct outputs on, the first 64; none: no output is corrected.
         """
         import onnx_ir
 
@@ -79,12 +83,14 @@ class Int8Writer:
 
         self._plain, self._how = onnx_ir.to_proto(graph), how
         self._writer, self.backend = recipes.get(recipe)(), _backend_of(recipe)
-        ranges = _equalized(graph, ranges, alpha, self._writer.passes)
+        ranges = _equalized(graph, ranges, alpha, self._writer)
         self._graph, self._types = graph, plan_types(graph.graph, ranges)
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
         self.macs = {str(node.name): _macs(node) for node in convs}
-        self._shifts = self._mean_shifts(list(itertools.islice(samples, CORRECTION_SAMPLES)))
+        self._samples = list(itertools.islice(samples, CORRECTION_SAMPLES))
+        self._corrections = self._conv_corrections()
+        self._wanted = self._outputs(self._plain, "onnxruntime") if self._samples else []
 
     def write(self, manifest: Manifest | None, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float."""
@@ -96,27 +102,47 @@ class Int8Writer:
         graph = onnx_ir.from_proto(onnx_ir.to_proto(self._graph))
         how = dataclasses.replace(self._how, float_nodes=_with_clips(graph, float_layers))
         types = _useful(self._types, graph, float_layers) if float_layers else self._types
-        self._correct_biases(graph.graph, float_layers)
+        self._correct_convs(graph.graph, float_layers)
         written = set(self._writer.write(graph, types, how))
+        self._correct_classifier(graph)
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
         return Int8File(_serialized(graph, manifest), integer, left)
 
-    def _correct_biases(self, graph: ir.Graph, float_layers: Collection[str]) -> None:
-        """Correct what will be quantized; a layer that stays float moves no mean."""
-        from densenet_deploy.quantize.bias_correction import correct_bias
+    def _correct_convs(self, graph: ir.Graph, float_layers: Collection[str]) -> None:
+        """Correct what will be quantized; a layer that stays float changes nothing."""
+        from densenet_deploy.quantize.output_correction import correct_conv
 
-        for conv in [node for node in graph if node.name in self._shifts and node.name not in float_layers]:
-            correct_bias(graph, conv, self._shifts[str(conv.name)])
+        for conv in [node for node in graph if node.name in self._corrections and node.name not in float_layers]:
+            correct_conv(graph, conv, self._corrections[str(conv.name)])
 
-    def _mean_shifts(self, samples: list[Array]) -> dict[str, npt.NDArray[np.float64]]:
-        from densenet_deploy.quantize.bias_correction import mean_shifts
+    def _correct_classifier(self, model: ir.Model) -> None:
+        import onnx_ir
+
+        from densenet_deploy.quantize.output_correction import classifier_of, correct_classifier
+
+        gemm = classifier_of(model.graph)
+        if gemm is not None and self._samples:
+            found = self._outputs(onnx_ir.to_proto(model), self.backend or "onnxruntime")
+            correct_classifier(model.graph, gemm, self._wanted, found)
+
+    def _conv_corrections(self) -> dict[str, Correction]:
+        from densenet_deploy.quantize.output_correction import conv_corrections
         from densenet_deploy.quantize.recipes.recipe import recipes
 
         def simulate(graph: ir.Model) -> None:
             recipes.get(_SIMULATED_BY)().write(graph, self._types, self._how)
 
-        return mean_shifts(self._graph, simulate, samples, _open_plain) if samples else {}
+        return conv_corrections(self._graph, simulate, self._samples, _open_plain) if self._samples else {}
+
+    def _outputs(self, proto: onnx.ModelProto, backend: str) -> list[Array]:
+        """What `proto` makes of the samples, (1, classes) or (1, features) each."""
+        output = proto.graph.output[0].name
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            write_file(path, proto.SerializeToString())
+            with open_runner(path, backend, "cpu", RunnerOptions(check_values=False)) as runner:
+                return [run_batched(runner, sample)[output] for sample in self._samples]
 
 
 def _with_clips(graph: ir.Model, float_layers: Collection[str]) -> frozenset[str]:
@@ -169,24 +195,51 @@ def _open_plain(path: Path) -> Runner:
 
 
 def _equalized(
-    model: ir.Model, ranges: Mapping[str, ChannelRanges], alpha: float | None, passes: Collection[str]
+    model: ir.Model, ranges: Mapping[str, ChannelRanges], alpha: float | None, recipe: Recipe
 ) -> dict[str, ChannelRanges]:
-    """Equalize `model` in place, run the recipe's `passes`, and return the ranges under the tensors' new names."""
+    """Shift and equalize `model` in place, run the recipe's passes, and return the ranges under tensors' new names."""
     from densenet_deploy.graph.graph_pass import apply_passes
     from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
     from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
+    from densenet_deploy.graph.passes.shift_bus import ShiftBus
+
+    if alpha is None:
+        apply_passes(model, recipe.passes)
+        return dict(ranges)
+    if recipe.stores_bus:
+        ranges = _needed(model.graph, ranges)
+        apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
+    sizes = {name: np.maximum(np.abs(r.low), np.abs(r.high)) for name, r in _renamed(model, ranges).items()}
+    apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
+    return _renamed(model, ranges)
+
+
+def _needed(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges`, those of buses without what no reader can tell apart."""
+    from densenet_deploy.graph.bus import find_buses
+    from densenet_deploy.graph.needed_ranges import narrowed, needed_range
+    from densenet_deploy.quantize.observers.observer import ChannelRanges
+
+    needed = dict(ranges)
+    for bus in find_buses(graph).found:
+        wanted = needed_range(bus)
+        for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
+            found = ranges[tensor.name]
+            needed[tensor.name] = ChannelRanges(*narrowed(found.low, found.high, wanted.of(tensor)))
+    return needed
+
+
+def _renamed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges` together with those of the tensors that rewrites have changed since, under their new names."""
     from densenet_deploy.graph.tensor_changes import read_tensor_changes
     from densenet_deploy.quantize.observers.observer import ChannelRanges
 
-    sizes = {name: np.maximum(np.abs(found.low), np.abs(found.high)) for name, found in ranges.items()}
-    apply_passes(model, passes if alpha is None else (EqualizeBus(sizes), *passes, EqualizeLayer(sizes, alpha)))
-    equalized = dict(ranges)
+    found = dict(ranges)
     for name, change in read_tensor_changes(model.metadata_props).items():
-        if change.factor is not None and change.of in ranges:
-            factor = np.array(change.factor, np.float32)
-            found = ranges[change.of]
-            equalized[name] = ChannelRanges(found.low / factor, found.high / factor)
-    return equalized
+        if change.of in ranges and (change.factor is not None or change.offset is not None):
+            given = ranges[change.of]
+            found[name] = ChannelRanges(change.made_from(given.low), change.made_from(given.high))
+    return found
 
 
 def _serialized(model: ir.Model, manifest: Manifest | None) -> bytes:

@@ -70,6 +70,11 @@ class Trials:
             self._output = runner.outputs[0].name
             self._wanted = [run_batched(runner, sample)[self._output] for sample in self._samples]
 
+    @property
+    def count(self) -> int:
+        """How many samples SQNR is measured on."""
+        return len(self._samples)
+
     def noise(self, float_layers: Collection[str]) -> float:
         """Return the noise power of the outputs when `float_layers` stay float, relative to that of the signal."""
         return float(10 ** (-self.sqnr_db(float_layers) / 10))

@@ -17,7 +17,7 @@ class QuantizeOptions:
         observer: how ranges are chosen: minmax, percentile, entropy, mse.
         samples: pictures to calibrate on, a seeded subset; all where there are fewer.
         equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.
-        correct_bias: whether to take back what quantization does to the mean of every convolution.
+        correct: whether to take back what quantization does to mean and swing of every layer's outputs.
         weights: `per-channel` or `per-tensor` scales.
         max_drop: percentage points of top-1 that may be lost on the calibration pictures, which are then in class
             folders; the cheapest layers stay float until that holds.
@@ -31,7 +31,7 @@ class QuantizeOptions:
     samples: int = 512
     alpha: float = 0.5
     equalize: bool = True
-    correct_bias: bool = True
+    correct: bool = True
     weights: str = "per-channel"
     max_drop: float | None = None
     min_sqnr: float | None = None

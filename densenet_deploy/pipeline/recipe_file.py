@@ -26,6 +26,15 @@ def is_recipe_file(word: str) -> bool:
     return word.lower().endswith(".toml")
 
 
+def options_of(recipe: str, given: Mapping[str, Any]) -> QuantizeOptions:
+    """Return the options that `--recipe` and what else was `given` on the command line stand for.
+
+    Raises:
+        InputError, UsageError: see `load_recipe`.
+    """
+    return load_recipe(Path(recipe), given) if is_recipe_file(recipe) else QuantizeOptions(recipe=recipe, **given)
+
+
 def load_recipe(path: Path, given: Mapping[str, Any]) -> QuantizeOptions:
     """Return the options of the recipe in `path`; what was `given` on the command line counts more.
 

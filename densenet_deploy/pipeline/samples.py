@@ -10,7 +10,8 @@ from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.images import find_images, load_image
+from densenet_deploy.runtime.image_folders import find_images
+from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
 
 

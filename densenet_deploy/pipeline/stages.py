@@ -1,34 +1,48 @@
-"""Name and time the stages of a road, and tell whoever listens when one begins."""
+"""Name and time the stages of a road, and tell whoever listens when one begins and how far it is."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-Listener = Callable[[str], None]
+Step = Callable[[int, int | None], None]
+"""Called with how many steps of a stage are done, and how many there are (None: nobody knows)."""
 
 
-def ignore(stage: str) -> None:
+class Listener(Protocol):
+    """Told the name of a stage when it begins; of a stage that counts its steps also how many of how many are done."""
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None: ...
+
+
+def ignore(stage: str, done: int = 0, total: int | None = None) -> None:
     """Listen to nothing."""
 
 
 class Stages:
-    """Seconds spent in each named stage, in order."""
+    """Seconds spent in each named stage, in order.
+
+    >>> stages = Stages()
+    >>> with stages("calibrate") as step:
+    ...     step(1, 512)
+    """
 
     def __init__(self, listener: Listener = ignore) -> None:
         self.seconds: dict[str, float] = {}
         self._listener = listener
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time the block as the stage `name`."""
+    def __call__(self, name: str) -> Iterator[Step]:
+        """Time the block as the stage `name`; it is given what to call after each of its steps."""
         self._listener(name)
         start = time.perf_counter()
-        yield
+        yield functools.partial(self._listener, name)
         self.seconds[name] = time.perf_counter() - start
         log.info("%s: %.2f s", name, self.seconds[name])
 

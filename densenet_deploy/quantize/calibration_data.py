@@ -25,7 +25,7 @@ from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.feeds import Array, value_limit
-from densenet_deploy.runtime.images import ReadableImages, find_images
+from densenet_deploy.runtime.image_folders import ReadableImages, find_images
 from densenet_deploy.runtime.preprocess import prepare
 
 DEFAULT_SAMPLES: Final = 512
@@ -51,9 +51,9 @@ def open_calibration_data(
     Args:
         source: pictures directly inside the folder or in class folders; arrays are float32, already normalized.
         preprocessing: of the model; arrays must have its size.
-        samples: how many to take: a subset drawn by `seed`, in the order of the source; all if there are fewer. Of an
-            iterable, the first.
-        seed: of the subset.
+        samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first.
+        seed: of the subset, and of the order in which pictures come: folders are sorted by class, and whoever takes
+            the first few should get a fair sample. Arrays stay in their order.
 
     Raises:
         DataError: if there are no pictures, or the array is not float32 (N, 3, S, S) of finite, normalized values; its
@@ -70,8 +70,8 @@ def open_calibration_data(
             source, "is no calibration data", f"give a folder of pictures, or {' or '.join(ARRAY_SUFFIXES)}"
         )
     paths = find_images(source)
-    chosen = tuple(paths[index] for index in _subset(len(paths), samples, seed))
-    return PictureFolder(source, chosen, preprocessing)
+    order = np.random.default_rng(seed).permutation(len(paths))
+    return PictureFolder(source, tuple(paths[index] for index in order[:samples]), preprocessing)
 
 
 @dataclass(frozen=True)

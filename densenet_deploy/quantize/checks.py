@@ -8,7 +8,7 @@ checked before it is shipped; a finding in our own file is our bug.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from densenet_deploy.errors import ModelFileError
+from densenet_deploy.errors import DensenetDeployError
 
 Numbers = npt.NDArray[Any]
 
@@ -67,16 +67,32 @@ def check_quantized(model: onnx.ModelProto, recipe: str) -> tuple[Finding, ...]:
 
 
 def require_sound(model: onnx.ModelProto, recipe: str) -> None:
-    """Refuse a quantized `model` that has a fault.
+    """Refuse a quantized `model` of ours that has a fault.
 
     Raises:
-        ModelFileError: naming the first fault.
+        DensenetDeployError: naming the first fault; it is a bug of ours.
     """
     found = check_quantized(model, recipe)
     if found:
         more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
-        why = f"the node {found[0]}{more}"
-        raise ModelFileError(f"the graph of the recipe {recipe}", why, "report this with the float model")
+        raise _our_fault(recipe, f"the node {found[0]}{more}")
+
+
+def require_float(model: onnx.ModelProto, recipe: str, names: Collection[str]) -> None:
+    """Refuse a `model` of ours in which other convolutions than those `names` compute on floats.
+
+    Raises:
+        DensenetDeployError: naming the first; it is a bug of ours.
+    """
+    found = convolutions(model).float
+    wrong = [name for name in (*found, *names) if (name in found) != (name in names)]
+    if wrong:
+        kinds = ("float", "INT8") if wrong[0] in found else ("INT8", "float")
+        raise _our_fault(recipe, f"the convolution {wrong[0]} computes in {kinds[0]} and was written as {kinds[1]}")
+
+
+def _our_fault(recipe: str, why: str) -> DensenetDeployError:
+    return DensenetDeployError(f"the graph of the recipe {recipe}", why, "report this with the float model")
 
 
 def convolutions(model: onnx.ModelProto) -> ConvolutionCount:

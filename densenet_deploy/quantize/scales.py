@@ -78,20 +78,26 @@ _SMALLEST: Final = 1e-8
 def plan_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, QuantizedType]:
     """Choose the type of every value that `ranges` knows.
 
-    Values that meet in Concats share one symmetric type, wide enough for all; what a ReLU gives (also after pooling) is
-    unsigned; the rest is affine. What only clips or averages such a value keeps its type.
+    Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
+    symmetric. What a ReLU gives (also after pooling) is unsigned; the rest is affine. What only clips or averages such a value keeps its type.
     """
     types = {name: _own_type(found) for name, found in ranges.items()}
     for members in _buses(graph):
         known = [ranges[name] for name in members if name in ranges]
         if known:
-            bound = max(float(np.maximum(np.abs(r.low), np.abs(r.high)).max()) for r in known)
-            types |= dict.fromkeys(members, symmetric(bound))
+            types |= dict.fromkeys(members, _shared_type(known))
     for node in graph:
         source, result = str(node.inputs[0].name) if node.inputs and node.inputs[0] else "", str(node.outputs[0].name)
         if node.op_type in _KEEP_TYPE and source in types and result not in types:
             types[result] = types[source]
     return types
+
+
+def _shared_type(ranges: Iterable[Range]) -> QuantizedType:
+    low, high = (np.concatenate(ends) for ends in zip(*((found.low, found.high) for found in ranges), strict=True))
+    if low.min() >= 0:
+        return unsigned(float(high.max()))
+    return symmetric(float(np.maximum(np.abs(low), np.abs(high)).max()))
 
 
 def _own_type(found: Range) -> QuantizedType:

@@ -52,6 +52,22 @@ def test_scaling_twice_multiplies_the_factors_under_one_name(model):
     assert _changes_of(model) == {"a:scaled": TensorChange("a", (10, 21, 2))}
 
 
+def test_shifts_and_factors_in_any_order_undo_to_the_original(model):
+    relu = next(iter(model.graph))
+    original = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
+    held, per_channel = original, (1, 3, 1, 1)
+    for kind, numbers in (("shift", [1, 2, 3]), ("scale", [2, 4, 8]), ("shift", [-1, 0.5, 0]), ("scale", [4, 0.5, 1])):
+        changes = TensorChanges.of(model)
+        amount = np.array(numbers, np.float32)
+        getattr(changes, kind)(model.graph, relu.outputs[0], amount)
+        changes.write_to(model)
+        held = held + amount.reshape(per_channel) if kind == "shift" else held / amount.reshape(per_channel)
+    (change,) = _changes_of(model).values()
+    np.testing.assert_array_equal(change.undone(held), original)
+    channels = original[0, :, 1, 1]
+    np.testing.assert_array_equal(change.made_from(channels), held[0, :, 1, 1])
+
+
 def test_a_moved_tensor_keeps_the_factor_of_its_origin(model):
     relu, neg = model.graph
     changes = TensorChanges.of(model)

@@ -1,11 +1,13 @@
 """Files that are damaged, hostile or no checkpoints: each is refused in a sentence, and no pickle is ever run."""
 
+import argparse
 import io
 import os
 import pickle
 import random
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,7 +113,53 @@ def test_07_a_zip_bomb_is_refused_before_it_is_inflated(tmp_path):
 
 
 def test_a_suffix_of_something_else_is_refused(tmp_path):
-    assert "'.bin'" in refusal(tmp_path / "weights.bin", b"x")
+    assert "'.h5'" in refusal(tmp_path / "weights.h5", b"x")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin"])
+def test_other_suffixes_of_pytorch_are_read_and_as_wary(tmp_path, model, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(saved(model.state_dict()))
+    assert set(read_checkpoint(path).content) == set(model.state_dict())
+    assert "is no PyTorch checkpoint" in refusal(path, b"x")
+    refusal(path, saved({"weight": Bomb(tmp_path / "marker")}))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_numbers_of_numpy_and_a_command_line_may_lie_beside_the_weights(tmp_path, model, zipped):
+    path = tmp_path / "training.pth"
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(0.75),
+        "epoch": np.int64(3),
+        "done": np.bool_(True),
+    }
+    path.write_bytes(saved({"state_dict": model.state_dict(), **beside}, zipped=zipped))
+    content = read_checkpoint(path).content
+    assert {key: content[key] for key in beside} == beside
+
+
+def test_an_object_of_numpy_is_no_number(tmp_path):
+    class Scalar:
+        def __reduce__(self):
+            return np.float64(0).__reduce__()[0], (np.dtype("O"), "anything")
+
+    refusal(tmp_path / "object.pth", saved({"best": Scalar()}))
+
+
+def test_a_bomb_inside_a_command_line_is_not_run(tmp_path):
+    refusal(tmp_path / "evil.pth", saved({"args": argparse.Namespace(out=Bomb(tmp_path / "marker"))}))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_what_is_allowed_here_is_not_allowed_elsewhere(tmp_path, model):
+    """The list of harmless objects is torch's own, and global; it is put back."""
+    path = tmp_path / "training.pth"
+    path.write_bytes(saved({"args": argparse.Namespace()}))
+    read_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError, match="argparse"):
+        torch.load(path, weights_only=True)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -240,9 +240,29 @@ def test_14_sparse_meta_and_quantized_tensors_are_refused(save, model):
             load_weights(save(model.state_dict() | {"classifier.weight": tensor}))
 
 
-def test_14_a_value_that_is_no_tensor_is_named(save, model):
-    with pytest.raises(CheckpointError, match="epoch is no tensor but int"):
-        load_weights(save(dict(model.state_dict(), epoch=3)))
+def test_what_is_no_tensor_is_ignored_with_a_note(save, model):
+    loaded = load_weights(save({**model.state_dict(), "epoch": 3, "history": [0.1, 0.2]}))
+    assert loaded.notes == ("ignored beside the weights: epoch, history",)
+    assert same_weights(loaded.module, model)
+
+
+def test_a_weight_that_is_no_tensor_is_missing(save, model):
+    with pytest.raises(CheckpointError, match=r"conv0\.weight"):
+        load_weights(save({**model.state_dict(), "features.conv0.weight": 3}), variant=None)
+
+
+def test_an_averaged_model_loads(save, model):
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    assert same_weights(load_weights(save(averaged.state_dict())).module, model)
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "ema"])
+def test_averages_alone_are_the_weights_and_beside_others_are_not(save, model, key):
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    assert same_weights(load_weights(save({key: model.state_dict()})).module, model)
+    loaded = load_weights(save({key: zeros, "state_dict": model.state_dict()}))
+    assert same_weights(loaded.module, model)
+    assert f"ignored beside the weights: {key}" in loaded.notes
 
 
 def test_a_small_file_cannot_claim_huge_tensors(save):

@@ -57,3 +57,12 @@ def test_pictures_are_spread_over_the_folder(tmp_path, count, expected):
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(DataError):
         picture_samples(tmp_path, 4, SMALL)
+
+
+def test_a_stage_that_counts_its_steps_tells_how_many_of_how_many():
+    heard: list[tuple[object, ...]] = []
+    stages = Stages(lambda *told: heard.append(told))
+    with stages("calibrate") as step:
+        step(1, 3)
+        step(2, None)
+    assert heard == [("calibrate",), ("calibrate", 1, 3), ("calibrate", 2, None)]

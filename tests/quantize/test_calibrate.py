@@ -16,7 +16,8 @@ from densenet_deploy.quantize.observers.histogram import HistogramOptions
 from densenet_deploy.quantize.observers.observer import observers
 from densenet_deploy.quantize.observers.percentile import PercentileOptions
 from densenet_deploy.runtime.runner import open_runner
-from tests.quantize.function_runner import FunctionRunner, samples, two_layers
+from tests.function_runner import FunctionRunner
+from tests.quantize.observed import samples, two_layers
 
 MINMAX = CalibrationPlan("minmax")
 REPOSITORY = Path(__file__).parents[2]
@@ -219,7 +220,8 @@ CHILD = textwrap.dedent(
     from pathlib import Path
     import numpy as np
     from densenet_deploy.quantize.calibrate import CalibrationPlan, collect_ranges
-    from tests.quantize.function_runner import FunctionRunner, two_layers
+    from tests.function_runner import FunctionRunner
+    from tests.quantize.observed import two_layers
 
     count, kept = int(sys.argv[1]), [] if sys.argv[2] == "leaking" else None
 

@@ -13,7 +13,7 @@ from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
-from tests.quantize.function_runner import samples
+from tests.quantize.observed import samples
 
 SMALL = Preprocessing(image_size=8, resize=9)
 

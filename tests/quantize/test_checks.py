@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from densenet_deploy.errors import ModelFileError
+from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.pipeline.int8 import Int8Writer
-from densenet_deploy.quantize.checks import Finding, check_quantized, convolutions, require_sound
+from densenet_deploy.quantize.checks import Finding, check_quantized, convolutions, require_float, require_sound
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 from tests.graph.passes.networks import make_network, run
@@ -238,7 +238,9 @@ def test_a_convolution_with_codes_on_one_side_counts_as_float():
 
 def test_a_fault_of_ours_is_refused_by_name():
     model = changed(SOUND, *UINT8)
-    with pytest.raises(ModelFileError, match=r"recipe tensorrt: the node q .*uint8.*\(1 more\).*report"):
+    with pytest.raises(
+        DensenetDeployError, match=r"internal error: .*recipe tensorrt: the node q .*uint8.*\(1 more\).*report"
+    ):
         require_sound(model, "tensorrt")
 
 
@@ -258,3 +260,18 @@ def test_numbers_in_constant_nodes_are_read():
         ir.convenience.replace_all_uses_with(value, constant.outputs[0])
         del graph.graph.initializers[value.name]
     assert list(findings(ir.to_proto(graph), "tensorrt")) == ["q", "d"]
+
+
+def test_what_computes_in_float_is_what_was_to_stay_float():
+    require_float(changed(SOUND, *ONE_SIDED), "openvino", ("y",))
+    require_float(changed(SOUND), "openvino", ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "says"),
+    [(ONE_SIDED, (), "y computes in float and was written as INT8"), ([], ("y",), "y computes in INT8")],
+)
+def test_a_convolution_that_is_not_what_it_was_written_as_is_a_fault_of_ours(changes, names, says):
+    with pytest.raises(DensenetDeployError, match=says) as caught:
+        require_float(changed(SOUND, *changes), "openvino", names)
+    assert caught.value.exit_code == 1

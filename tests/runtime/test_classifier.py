@@ -21,49 +21,32 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime.classifier import Classifier, Prediction, Score, read_labels
-from densenet_deploy.runtime.feeds import TensorSpec
 from densenet_deploy.runtime.images import LoadedImage
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions
+from tests.function_runner import FunctionRunner, Shape
 
 COLOURS = ("red", "green", "blue")
 TINY = Preprocessing(image_size=8, resize=9)
 
 
-class FunctionRunner(Runner):
-    """Runs `function(batch) -> results`; what it was fed is in `batches`."""
-
-    name = "function"
-
-    def __init__(
-        self,
-        function: Callable[[np.ndarray], np.ndarray],
-        input_shape: tuple[int | None, ...] = (None, 3, 8, 8),
-        output: str = "logits",
-        output_shape: tuple[int | None, ...] = (None, 3),
-        manifest: Manifest | None = None,
-    ) -> None:
-        inputs = (TensorSpec("input", input_shape, np.dtype(np.float32)),)
-        outputs = (TensorSpec(output, output_shape, np.dtype(np.float32)),)
-        placement = Placement("function", "0", "cpu", "python", "fp32", 1)
-        super().__init__(function, inputs, outputs, placement, manifest)
-        self.batches: list[np.ndarray] = []
-
-    @classmethod
-    def open(cls, source: object, device: Device | None, options: RunnerOptions) -> Runner:
-        raise NotImplementedError
-
-    @classmethod
-    def probe(cls) -> tuple[str, tuple[str, ...]]:
-        return "0", ("cpu",)
-
-    def _run(self, handle, feeds):
-        self.batches.append(feeds["input"])
-        return {self.outputs[0].name: handle(feeds["input"])}
-
-
 def mean_colour(batch: np.ndarray) -> np.ndarray:
     """Logits of a model that knows red, green and blue: the mean of each channel."""
     return batch.mean(axis=(2, 3))
+
+
+def running(
+    function: Callable[[np.ndarray], np.ndarray],
+    input_shape: Shape = (None, 3, 8, 8),
+    output: str = "logits",
+    output_shape: Shape = (None, 3),
+    manifest: Manifest | None = None,
+) -> FunctionRunner:
+    """A runner of one output, which `function` makes."""
+    return FunctionRunner(
+        lambda batch: {output: function(batch)},
+        input_shape=input_shape,
+        outputs={output: output_shape},
+        manifest=manifest,
+    )
 
 
 def manifest(labels: tuple[str, ...] = COLOURS, preprocessing: Preprocessing = TINY) -> Manifest:
@@ -80,7 +63,7 @@ def best(prediction: Prediction) -> str | None:
 
 def constant(*logits: float) -> Classifier:
     rows = np.array([logits], np.float32)
-    runner = FunctionRunner(lambda batch: rows.repeat(len(batch), axis=0), output_shape=(None, len(logits)))
+    runner = running(lambda batch: rows.repeat(len(batch), axis=0), output_shape=(None, len(logits)))
     return Classifier(runner, preprocessing=TINY)
 
 
@@ -88,7 +71,7 @@ def constant(*logits: float) -> Classifier:
 
 
 def test_the_classes_come_best_first_with_labels_and_softmax():
-    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()))
+    classify = Classifier(running(mean_colour, manifest=manifest()))
     top = classify(picture("lime"), top_k=2).top
     assert [(score.label, score.index) for score in top] == [("green", 1), ("blue", 2)]
     # Solid lime: logits (0-m)/s, (1-m)/s, (0-m)/s of ImageNet's normalization.
@@ -100,7 +83,7 @@ def test_the_classes_come_best_first_with_labels_and_softmax():
 def test_a_path_bytes_and_a_loaded_picture_classify_alike(tmp_path):
     path = tmp_path / "sky.png"
     picture("blue").pixels.save(path)
-    with Classifier(FunctionRunner(mean_colour, manifest=manifest())) as classify:
+    with Classifier(running(mean_colour, manifest=manifest())) as classify:
         sources = (path, str(path), path.read_bytes(), picture("blue"))
         first, *others = classify.classify_batch(sources)
     assert best(first) == "blue"
@@ -158,30 +141,30 @@ def test_what_was_lost_in_reading_is_in_the_prediction():
 
 
 def test_a_dynamic_model_runs_all_pictures_at_once():
-    runner = FunctionRunner(mean_colour, manifest=manifest())
+    runner = running(mean_colour, manifest=manifest())
     predictions = Classifier(runner).classify_batch([picture(c) for c in ("red", "blue", "lime")])
     assert [best(p) for p in predictions] == ["red", "blue", "green"]
-    assert [len(batch) for batch in runner.batches] == [3]
+    assert runner.sizes == [3]
 
 
 def test_a_fixed_batch_is_filled_up_and_the_filling_dropped():
-    runner = FunctionRunner(mean_colour, input_shape=(2, 3, 8, 8), output_shape=(2, 3), manifest=manifest())
+    runner = running(mean_colour, input_shape=(2, 3, 8, 8), output_shape=(2, 3), manifest=manifest())
     colours = ["red", "blue", "lime"]
     predictions = Classifier(runner).classify_batch([picture(c) for c in colours])
-    alone = [Classifier(FunctionRunner(mean_colour, manifest=manifest())).classify(picture(c)) for c in colours]
+    alone = [Classifier(running(mean_colour, manifest=manifest())).classify(picture(c)) for c in colours]
     assert list(predictions) == alone
-    assert [len(batch) for batch in runner.batches] == [2, 2]
+    assert runner.sizes == [2, 2]
 
 
 @pytest.mark.parametrize("batch", [None, 4])
 def test_no_pictures_are_no_predictions(batch):
-    runner = FunctionRunner(mean_colour, input_shape=(batch, 3, 8, 8), manifest=manifest())
+    runner = running(mean_colour, input_shape=(batch, 3, 8, 8), manifest=manifest())
     assert Classifier(runner).classify_batch([]) == ()
-    assert runner.batches == []
+    assert runner.sizes == []
 
 
 def test_threads_get_the_serial_answers():
-    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()))
+    classify = Classifier(running(mean_colour, manifest=manifest()))
     pictures = [picture(colour) for colour in ("red", "lime", "blue")] * 20
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(classify, pictures)) == list(map(classify, pictures))
@@ -191,13 +174,13 @@ def test_threads_get_the_serial_answers():
 
 
 def test_a_manifest_leaves_nothing_to_assume():
-    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()))
+    classify = Classifier(running(mean_colour, manifest=manifest()))
     assert (classify.preprocessing, classify.labels, classify.assumptions) == (TINY, COLOURS, ())
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (None, 224)])
 def test_a_strangers_model_is_prepared_as_imagenet_and_says_so(side, size):
-    classify = Classifier(FunctionRunner(mean_colour, input_shape=(None, 3, side, side), output="output"))
+    classify = Classifier(running(mean_colour, input_shape=(None, 3, side, side), output="output"))
     assert classify.preprocessing == Preprocessing(size, size * 256 // 224)
     assert classify.labels == ()
     (sentence,) = classify.assumptions
@@ -206,7 +189,7 @@ def test_a_strangers_model_is_prepared_as_imagenet_and_says_so(side, size):
 
 def test_what_the_caller_gives_comes_first():
     other = Preprocessing(image_size=8, resize=20)
-    classify = Classifier(FunctionRunner(mean_colour, manifest=manifest()), preprocessing=other, labels=["a", "b", "c"])
+    classify = Classifier(running(mean_colour, manifest=manifest()), preprocessing=other, labels=["a", "b", "c"])
     assert (classify.preprocessing, classify.labels, classify.assumptions) == (other, ("a", "b", "c"), ())
 
 
@@ -216,29 +199,29 @@ def test_what_the_caller_gives_comes_first():
 @pytest.mark.parametrize("shape", [(None, 3), (None, 1024)])
 def test_features_cannot_be_classified_by(shape):
     with pytest.raises(ModelFileError, match=r"no logits.*--head classifier"):
-        Classifier(FunctionRunner(mean_colour, output="features", output_shape=shape))
+        Classifier(running(mean_colour, output="features", output_shape=shape))
 
 
 def test_a_strangers_feature_map_cannot_be_classified_by():
     with pytest.raises(ModelFileError, match="no logits"):
-        Classifier(FunctionRunner(mean_colour, output="output", output_shape=(None, 3, 1, 1)))
+        Classifier(running(mean_colour, output="output", output_shape=(None, 3, 1, 1)))
 
 
 @pytest.mark.parametrize("shape", [(None, 8, 8, 3), (None, 3), (None, 1, 8, 8)])
 def test_a_model_that_takes_no_pictures_is_refused(shape):
     with pytest.raises(ModelFileError, match="is not one float32"):
-        Classifier(FunctionRunner(mean_colour, input_shape=shape))
+        Classifier(running(mean_colour, input_shape=shape))
 
 
 def test_preprocessing_that_does_not_fit_the_model_is_refused():
     with pytest.raises(FeedError, match="makes pictures of 8 pixels, the model takes 16"):
-        Classifier(FunctionRunner(mean_colour, input_shape=(None, 3, 16, 16), manifest=manifest()))
+        Classifier(running(mean_colour, input_shape=(None, 3, 16, 16), manifest=manifest()))
 
 
 def test_labels_must_be_as_many_as_classes():
     with pytest.raises(DataError, match="are 2, the model has 3 classes"):
-        Classifier(FunctionRunner(mean_colour, manifest=manifest(("cat", "dog"))))
-    unknown_width = FunctionRunner(mean_colour, output_shape=(None, None), manifest=manifest(("cat", "dog")))
+        Classifier(running(mean_colour, manifest=manifest(("cat", "dog"))))
+    unknown_width = running(mean_colour, output_shape=(None, None), manifest=manifest(("cat", "dog")))
     classify = Classifier(unknown_width)
     with pytest.raises(DataError, match="are 2, the model has 3 classes"):
         classify(picture("red"))
@@ -257,7 +240,7 @@ def test_a_bad_picture_is_an_image_error(tmp_path):
 
 
 def test_the_classifier_closes_its_runner():
-    with Classifier(FunctionRunner(mean_colour, manifest=manifest())) as classify:
+    with Classifier(running(mean_colour, manifest=manifest())) as classify:
         classify(picture("red"))
     with pytest.raises(RunnerStateError, match="was closed"):
         classify(picture("red"))

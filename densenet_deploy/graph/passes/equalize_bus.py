@@ -58,7 +58,8 @@ class EqualizeBus(GraphPass):
             if reason is not None:
                 return reason
         for reader in bus.readers:
-            reason = why_not_absorbed(graph, reader.node, reader.index)
+            is_inside = reader.node.graph is graph
+            reason = why_not_absorbed(reader.node, reader.index) if is_inside else "sits in a subgraph"
             if reason is not None:
                 return f"{reader.node.name or reader.node.op_type} reads it and {reason}"
         return None if any(self.ranges[segment.name].any() for segment in bus.segments) else "it is zero everywhere"

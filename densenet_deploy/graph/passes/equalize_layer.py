@@ -14,33 +14,27 @@ of each operator is in `rescale.py`. Both sizes are held at 10⁻³ of their lar
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import (
-    Float,
-    GraphPass,
-    PassOutcome,
-    graph_passes,
-    is_operator,
-    only_reader,
-)
+from densenet_deploy.graph.graph_pass import Double, Float, graph_passes, only_reader
+from densenet_deploy.graph.node_pass import Edit, NodePass
 from densenet_deploy.graph.ranges import Ranges, floored, why_no_range
-from densenet_deploy.graph.rescale import (
-    Double,
-    Source,
-    absorb,
-    columns_of,
-    divide,
-    source_of,
-    why_not_absorbed,
-)
-from densenet_deploy.graph.tensor_changes import TensorChanges
+from densenet_deploy.graph.rescale import Source, absorb, columns_of, divide, source_of, why_not_absorbed
 from densenet_deploy.options import require_range
 
 
+class _Pair(NamedTuple):
+    """A Conv, and what decides the scale of its input."""
+
+    source: Source
+    conv: ir.Node
+
+
 @graph_passes.register("equalize-layer")
-class EqualizeLayer(GraphPass):
+class EqualizeLayer(NodePass[_Pair]):
     """Balance the input channels of every Conv against the weights that read them.
 
     Attributes:
@@ -52,39 +46,30 @@ class EqualizeLayer(GraphPass):
         UsageError: if `alpha` is out of range.
     """
 
+    op_type = "Conv"
+
     def __init__(self, ranges: Ranges | None = None, alpha: float = 0.5) -> None:
         require_range("alpha", alpha, 0.0, 1.0)
         self.ranges: Ranges = ranges or {}
         self.alpha = alpha
 
-    def call(self, model: ir.Model) -> PassOutcome:
-        """Rewrite `model` in place."""
-        graph, changes = model.graph, TensorChanges.of(model)
-        equalized, skipped = [], []
-        for conv in [node for node in graph if is_operator(node, "Conv")]:
-            name = conv.name or conv.op_type
-            source = self._source(graph, conv)
-            if isinstance(source, str):
-                skipped.append(f"{name}: {source}")
-                continue
-            equalized.append(name)
-            factor = self._factor(conv)
-            divide(graph, source, factor, changes)
-            absorb(graph, conv, factor)
-        changes.write_to(model)
-        return PassOutcome.of(model, equalized, skipped)
-
-    def _source(self, graph: ir.Graph, conv: ir.Node) -> Source | str:
-        """Return what decides the scale of the input of `conv`, or a reason why that is left alone."""
-        value = conv.inputs[0]
-        assert value is not None
+    def match(self, node: ir.Node) -> _Pair | str:
+        """Return the Conv `node` with the source of its input; see `NodePass.match`."""
+        value = node.inputs[0]
         source = source_of(value)
         if isinstance(source, str):
             return source
-        if only_reader(value) is not conv:
+        assert value is not None
+        if only_reader(value) is not node:
             return f"{value.name} has other readers"
-        reason = why_not_absorbed(graph, conv, 0) or self._why_no_factor(conv, str(value.name))
-        return source if reason is None else reason
+        reason = why_not_absorbed(node, 0) or self._why_no_factor(node, str(value.name))
+        return reason or _Pair(source, node)
+
+    def rewrite(self, found: _Pair, edit: Edit) -> None:
+        """Divide the source and multiply the weights; see `NodePass.rewrite`."""
+        factor = self._factor(found.conv)
+        divide(edit.graph, found.source, factor, edit.changes)
+        absorb(edit.graph, found.conv, factor)
 
     def _why_no_factor(self, conv: ir.Node, name: str) -> str | None:
         sizes = _weight_sizes(conv)

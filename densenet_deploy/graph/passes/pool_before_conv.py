@@ -12,48 +12,48 @@ gone, and the pooled input is recorded as a tensor that the original model does 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import (
-    GraphPass,
-    PassOutcome,
-    graph_passes,
-    is_operator,
-    only_reader,
-    take_over_output,
-    unused_name,
-)
-from densenet_deploy.graph.tensor_changes import TensorChanges
+from densenet_deploy.graph.convs import conv_before, pads
+from densenet_deploy.graph.graph_pass import graph_passes, take_over_output, unused_name
+from densenet_deploy.graph.node_pass import Edit, NodePass
+
+
+class _Pair(NamedTuple):
+    """A Conv and the pool that alone reads it."""
+
+    conv: ir.Node
+    pool: ir.Node
 
 
 @graph_passes.register("pool-before-conv")
-class PoolBeforeConv(GraphPass):
+class PoolBeforeConv(NodePass[_Pair]):
     """Exchange every 1x1 Conv and the 2x2 AveragePool that alone reads it."""
 
-    def call(self, model: ir.Model) -> PassOutcome:
-        """Rewrite `model` in place."""
-        changes = TensorChanges.of(model)
-        moved, skipped = [], []
-        for pool in [node for node in model.graph if is_operator(node, "AveragePool")]:
-            reason = _why_not(pool)
-            if reason is not None:
-                skipped.append(f"{pool.name or pool.op_type}: {reason}")
-                continue
-            moved.append(pool.name or pool.op_type)
-            _exchange(model.graph, pool, changes)
-        changes.write_to(model)
-        return PassOutcome.of(model, moved, skipped)
+    op_type = "AveragePool"
 
+    def match(self, node: ir.Node) -> _Pair | str:
+        """Return the pool `node` and the Conv that it reads; see `NodePass.match`."""
+        conv = conv_before(node)
+        if isinstance(conv, str):
+            return conv
+        return _why_no_mixing(conv) or _why_no_halving(node) or _Pair(conv, node)
 
-def _why_not(pool: ir.Node) -> str | None:
-    """Say why `pool` cannot go before the Conv that it reads, or None if it can."""
-    conv = pool.inputs[0].producer() if pool.inputs[0] is not None else None
-    if conv is None or not is_operator(conv, "Conv"):
-        return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
-    if only_reader(conv.outputs[0]) is not pool:
-        return f"{conv.name or 'its Conv'} has other readers"
-    return _why_no_mixing(conv) or _why_no_halving(pool)
+    def rewrite(self, found: _Pair, edit: Edit) -> None:
+        """Let a copy of the pool read what the Conv read, and the Conv that copy; see `NodePass.rewrite`."""
+        conv, pool = found
+        origin = conv.inputs[0]
+        assert origin is not None
+        pooled = ir.Value(name=unused_name(edit.graph, f"{origin.name}:pooled"), type=origin.type)
+        first = ir.Node("", "AveragePool", [origin], pool.attributes.values(), outputs=[pooled], name=pool.name)
+        edit.graph.insert_before(conv, first)
+        conv.replace_input_with(0, pooled)
+        why = f"pooled before {conv.name or 'the Conv'}, which was pooled after"
+        edit.changes.move(str(pooled.name), str(origin.name), why)
+        conv.outputs[0].shape = None  # that of unpooled pixels
+        take_over_output(conv, pool.outputs[0])
 
 
 def _why_no_mixing(conv: ir.Node) -> str | None:
@@ -63,7 +63,7 @@ def _why_no_mixing(conv: ir.Node) -> str | None:
         return "its Conv is not known to be 1x1"
     if set(conv.attributes.get_ints("strides", ())) - {1}:
         return "its Conv has a stride"
-    return "its Conv pads" if _pads(conv) else None
+    return "its Conv pads" if pads(conv) else None
 
 
 def _why_no_halving(pool: ir.Node) -> str | None:
@@ -73,28 +73,8 @@ def _why_no_halving(pool: ir.Node) -> str | None:
         return "it is not 2x2 with stride 2"
     if pool.attributes.get_int("ceil_mode", 0) != 0:
         return "it rounds sizes up"
-    return "it pads" if _pads(pool) else None
+    return "it pads" if pads(pool) else None
 
 
 def _ints(node: ir.Node, name: str) -> Sequence[int]:
     return list(node.attributes.get_ints(name, (1, 1)))
-
-
-def _pads(node: ir.Node) -> bool:
-    automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    return automatic not in ("NOTSET", "VALID") or any(node.attributes.get_ints("pads", ()))
-
-
-def _exchange(graph: ir.Graph, pool: ir.Node, changes: TensorChanges) -> None:
-    """Let a copy of `pool` read what its Conv read, and the Conv read that copy, in the place of `pool`."""
-    conv = pool.inputs[0].producer()  # type: ignore[union-attr]
-    assert conv is not None
-    origin = conv.inputs[0]
-    assert origin is not None
-    pooled = ir.Value(name=unused_name(graph, f"{origin.name}:pooled"), type=origin.type)
-    first = ir.Node("", "AveragePool", [origin], pool.attributes.values(), outputs=[pooled], name=pool.name)
-    graph.insert_before(conv, first)
-    conv.replace_input_with(0, pooled)
-    changes.move(str(pooled.name), str(origin.name), f"pooled before {conv.name or 'the Conv'}, which was pooled after")
-    conv.outputs[0].shape = None  # that of unpooled pixels
-    take_over_output(conv, pool.outputs[0])

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes, is_operator
+from densenet_deploy.graph.graph_pass import graph_passes
+from densenet_deploy.graph.node_pass import Edit, NodePass
 
 
 @graph_passes.register("remove-single-concat")
-class RemoveSingleConcat(GraphPass):
+class RemoveSingleConcat(NodePass[ir.Node]):
     """Let the readers of a one-input Concat read that input."""
 
-    def call(self, model: ir.Model) -> PassOutcome:
-        """Rewrite `model` in place."""
-        removed, skipped = [], []
-        for node in [node for node in model.graph if is_operator(node, "Concat") and len(node.inputs) == 1]:
-            source, result = node.inputs[0], node.outputs[0]
-            assert source is not None
-            if result.is_graph_output():
-                skipped.append(f"{node.name or node.op_type}: its output leaves the graph")
-                continue
-            removed.append(node.name or "Concat")
-            ir.convenience.replace_all_uses_with(result, source)
-            model.graph.remove(node, safe=True)
-        return PassOutcome.of(model, removed, skipped)
+    op_type = "Concat"
+
+    def concerns(self, node: ir.Node) -> bool:
+        """Whether `node` is a Concat of one input; see `NodePass.concerns`."""
+        return super().concerns(node) and len(node.inputs) == 1
+
+    def match(self, node: ir.Node) -> ir.Node | str:
+        """Return the Concat `node` if only nodes read it; see `NodePass.match`."""
+        return "its output leaves the graph" if node.outputs[0].is_graph_output() else node
+
+    def rewrite(self, found: ir.Node, edit: Edit) -> None:
+        """Take the Concat away; see `NodePass.rewrite`."""
+        source = found.inputs[0]
+        assert source is not None
+        ir.convenience.replace_all_uses_with(found.outputs[0], source)
+        edit.graph.remove(found, safe=True)

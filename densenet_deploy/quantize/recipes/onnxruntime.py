@@ -35,6 +35,7 @@ class OnnxRuntimeRecipe(Recipe):
     """Integer operators wherever types are known."""
 
     passes = ("norm-to-clip",)
+    stores_bus = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""

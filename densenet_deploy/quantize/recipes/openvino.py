@@ -26,6 +26,7 @@ class OpenVINORecipe(Recipe):
     """Q/DQ around the convolutions and on the segments of every bus; integer clips."""
 
     passes = ("norm-to-clip",)
+    stores_bus = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""

@@ -42,9 +42,11 @@ class Recipe(ABC):
 
     Attributes:
         passes: names of graph passes to run on the float graph first, after its buses were equalized.
+        stores_bus: whether dense blocks are stored as codes; their channels are then shifted to begin at zero.
     """
 
     passes: ClassVar[tuple[str, ...]] = ()
+    stores_bus: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer
+from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, new_node
 from densenet_deploy.quantize.half_base import half_at_least, raise_opset, to_half
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType
@@ -77,8 +77,8 @@ def _sources(convs: Iterable[ir.Node]) -> tuple[ir.Value, ...]:
 def _insert_pair(graph: ir.Graph, value: ir.Value, types: Mapping[str, QuantizedType]) -> ir.Value:
     """Put Quantize and Dequantize behind `value` and return what they make of it; readers stay as they are."""
     numbers = _numbers(graph, str(value.name), symmetric_scale(types[str(value.name)]))
-    quantize = _node("QuantizeLinear", f"{value.name}:codes", [value, *numbers])
-    dequantize = _node("DequantizeLinear", f"{value.name}:quantized", [quantize.outputs[0], *numbers])
+    quantize = new_node("QuantizeLinear", f"{value.name}:codes", [value, *numbers])
+    dequantize = new_node("DequantizeLinear", f"{value.name}:quantized", [quantize.outputs[0], *numbers])
     producer = value.producer()
     assert producer is not None
     graph.insert_after(producer, [quantize, dequantize])
@@ -94,7 +94,7 @@ def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> N
     codes, scales = quantize_rows(rows, per_channel=per_channel, smallest=half_at_least(wanted).astype(np.float64))
     inputs = [new_initializer(graph, f"{name}.codes", codes), *_numbers(graph, name, scales)]
     axis = [ir.AttrInt64("axis", 0)] if per_channel else []
-    dequantize = _node("DequantizeLinear", f"{name}:quantized", inputs, axis)
+    dequantize = new_node("DequantizeLinear", f"{name}:quantized", inputs, axis)
     graph.insert_before(conv, dequantize)
     conv.replace_input_with(1, dequantize.outputs[0])
 
@@ -105,9 +105,3 @@ def _numbers(
     """Add `scales`, and as many int8 zeros, to the initializers."""
     zeros = np.zeros(scales.shape, np.int8)
     return [new_initializer(graph, f"{name}.scale", scales), new_initializer(graph, f"{name}.zero_point", zeros)]
-
-
-def _node(op_type: str, name: str, inputs: list[ir.Value], attributes: list[ir.Attr] | None = None) -> ir.Node:
-    node = ir.Node("", op_type, inputs, attributes or [], name=name, num_outputs=1)
-    node.outputs[0].name = name
-    return node

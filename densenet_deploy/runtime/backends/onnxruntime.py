@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SILENT: Final = 4  # native log lines would stand beside our one-line errors
+_BIAS_QUANTIZER: Final = "WeightBiasQuantization"
+"""An optimizer that rewrites float biases between Q/DQ nodes as integers at the scale of input times weight.
+
+In float16 that product loses its digits or underflows, and the biases come back coarse. Seen in 1.31.
+"""
 _DTYPES: Final = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -55,7 +60,7 @@ class OnnxRuntimeRunner(Runner):
             why = f"the file holds {source.precision} and ONNX Runtime runs it so"
             raise BackendError(options.precision, why, "convert the file instead")
         threads = options.threads or usable_cpus()
-        session, chosen = _open_session(source.path, device, threads)
+        session, chosen = _open_session(source, device, threads)
         return cls(session, source, chosen, threads, options)
 
     @classmethod
@@ -98,19 +103,20 @@ class OnnxRuntimeRunner(Runner):
         return dict(zip(self._output_names, handle.run(self._output_names, feeds), strict=True))
 
 
-def _open_session(path: Path, device: Device | None, threads: int) -> tuple[ort.InferenceSession, Device]:
+def _open_session(artifact: Artifact, device: Device | None, threads: int) -> tuple[ort.InferenceSession, Device]:
     if device is None and _cuda_answers():
         try:
-            return _session(path, Device("cuda"), threads), Device("cuda")
+            return _session(artifact, Device("cuda"), threads), Device("cuda")
         except DeviceError as exc:
             log.info("using the CPU: %s", exc)
     chosen = device or Device("cpu")
-    return _session(path, chosen, threads), chosen
+    return _session(artifact, chosen, threads), chosen
 
 
-def _session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+def _session(artifact: Artifact, device: Device, threads: int) -> ort.InferenceSession:
     import onnxruntime
 
+    path = artifact.path
     onnxruntime.set_default_logger_severity(_SILENT)
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = _SILENT
@@ -122,12 +128,20 @@ def _session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
         session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = [("CUDAExecutionProvider", {"device_id": str(device.index), "use_tf32": "0"})]
     try:
-        session = onnxruntime.InferenceSession(_model_source(path), session_options, providers)
+        session = onnxruntime.InferenceSession(
+            _model_source(path), session_options, providers, disabled_optimizers=_harmful_optimizers(artifact)
+        )
     except Exception as exc:
         raise _open_error(path, device, exc) from exc
     if device.word == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(device, "ONNX Runtime would run on the CPU instead", "run densenet-deploy doctor")
     return session
+
+
+def _harmful_optimizers(artifact: Artifact) -> list[str] | None:
+    """Which optimizers of ONNX Runtime change what `artifact` computes; only the tensorrt recipe writes float16."""
+    in_float16 = artifact.manifest is not None and artifact.manifest.recipe == "tensorrt"
+    return [_BIAS_QUANTIZER] if in_float16 else None
 
 
 def _model_source(path: Path) -> str | bytes:

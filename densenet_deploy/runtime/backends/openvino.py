@@ -6,6 +6,7 @@ holds, and anything else has to be asked for with `RunnerOptions(precision="bf16
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,11 +47,12 @@ class OpenVINORunner(Runner):
         name = _device_name(core, chosen)
         settings = _settings(name, source.precision, options)
         try:
-            compiled = core.compile_model(core.read_model(source.path), name, settings)
+            model = core.read_model(source.path)
+            compiled = core.compile_model(model, name, settings)
         except RuntimeError as exc:
             reason = str(exc).strip().splitlines()[-1]
             raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
-        return cls(compiled, source, chosen, options)
+        return cls(model, compiled, source, chosen, options)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
@@ -59,7 +61,14 @@ class OpenVINORunner(Runner):
 
         return _version(), tuple(name.lower() for name in openvino.Core().available_devices)
 
-    def __init__(self, compiled: ov.CompiledModel, artifact: Artifact, device: Device, options: RunnerOptions) -> None:
+    def __init__(
+        self,
+        model: ov.Model,
+        compiled: ov.CompiledModel,
+        artifact: Artifact,
+        device: Device,
+        options: RunnerOptions,
+    ) -> None:
         arithmetic = _arithmetic(compiled)
         if options.precision not in (None, arithmetic):
             raise BackendError(options.precision, f"this device runs {arithmetic}", "leave the precision out")
@@ -73,8 +82,8 @@ class OpenVINORunner(Runner):
         )
         super().__init__(
             _RequestPool(compiled),
-            tuple(_tensor_spec(port, artifact.path) for port in compiled.inputs),
-            tuple(_tensor_spec(port, artifact.path) for port in compiled.outputs),
+            _tensor_specs(model.inputs, compiled.inputs, artifact.path),
+            _tensor_specs(model.outputs, compiled.outputs, artifact.path),
             placement,
             artifact.manifest,
             check_values=options.check_values,
@@ -137,9 +146,14 @@ def _arithmetic(compiled: ov.CompiledModel) -> str:
     return _WORDS.get(hint.to_string() if hasattr(hint, "to_string") else str(hint), "unknown")
 
 
-def _tensor_spec(port: Any, path: Path) -> TensorSpec:
+def _tensor_specs(read: Iterable[Any], compiled: Iterable[Any], path: Path) -> tuple[TensorSpec, ...]:
+    """Names as the file has them: a Cast that the compiler drops leaves its tensor's name on the port beside them."""
+    return tuple(_tensor_spec(port.any_name, end, path) for port, end in zip(read, compiled, strict=True))
+
+
+def _tensor_spec(name: str, port: Any, path: Path) -> TensorSpec:
     shape = port.get_partial_shape()
     if shape.rank.is_dynamic:
-        raise ModelFileError(path, f"{port.any_name} has no known rank", "export an image model with 4-D input")
+        raise ModelFileError(path, f"{name} has no known rank", "export an image model with 4-D input")
     sizes = tuple(None if size.is_dynamic else size.get_length() for size in shape)
-    return TensorSpec(port.any_name, sizes, np.dtype(port.get_element_type().to_dtype()))
+    return TensorSpec(name, sizes, np.dtype(port.get_element_type().to_dtype()))

@@ -14,7 +14,8 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, ModelFileError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.graph.onnx_file import operators
 from densenet_deploy.pipeline.evaluate import evaluate
-from densenet_deploy.pipeline.quantize import quantize, weight_bits
+from densenet_deploy.pipeline.int8_preparation import weight_bits
+from densenet_deploy.pipeline.quantize import quantize
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.pipeline.validate import ValidateOptions, validate
 from densenet_deploy.quantize.cache import CalibrationCache

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from densenet_deploy.pipeline.evaluate import evaluate
 from densenet_deploy.pipeline.quantize import quantize
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.runtime.runner import open_runner
 from tests.conftest import DIGITS
 
 SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
@@ -33,6 +35,26 @@ def test_the_stem_stays_half_and_the_rest_is_int8(report):
 def test_the_answers_stay(report):
     assert report.parity.sqnr_db > 35
     assert evaluate(report.onnx, DIGITS / "held_out").top1 >= 0.99
+
+
+def in_a_session(data: bytes, feeds: dict[str, np.ndarray], level: onnxruntime.GraphOptimizationLevel) -> np.ndarray:
+    """What ONNX Runtime computes with its own optimizations up to `level`."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = level
+    return onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"]).run(None, feeds)[0]
+
+
+def test_onnx_runtime_does_not_quantize_the_biases(report):
+    """Its WeightBiasQuantization computes bias scales in float16, where they underflow."""
+    feeds = {"input": np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)}
+    data, levels = report.onnx.read_bytes(), onnxruntime.GraphOptimizationLevel
+    wanted = in_a_session(data, feeds, levels.ORT_DISABLE_ALL)
+    with open_runner(report.onnx, "onnxruntime", "cpu") as runner:
+        given = runner.run(feeds)["logits"]
+    np.testing.assert_allclose(given, wanted, atol=0.02)  # other orders of summation; a rounding moved is 0.1
+    harmed = in_a_session(data, feeds, levels.ORT_ENABLE_ALL)
+    assert np.abs(harmed - wanted).max() > 0.05  # so there is something to switch off
 
 
 def test_codes_are_signed_and_symmetric(model):

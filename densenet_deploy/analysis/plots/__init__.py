@@ -1,0 +1,1 @@
+"""Numbers as pictures, one figure a file."""

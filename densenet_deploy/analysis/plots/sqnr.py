@@ -1,0 +1,123 @@
+"""Sensitivity as a figure: a row for every layer or block, in execution order from the top.
+
+Left: the SQNR of the outputs when only that row is INT8, on a stem that begins where the whole network in INT8 is: the
+shorter the stem, the more of the noise is this row's. Right: what leaving the row float gains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from densenet_deploy.analysis.plots.figures import require_matplotlib
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first, short_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_QUIET: Final = "#7d8ca3"
+_LOUD: Final = "#c8452d"
+_LINE: Final = "#30363d"
+_GRID: Final = "#e6e8eb"
+_MARKED: Final = 3
+_FEW_ROWS: Final = 16
+_Rows = Sequence[Sensitivity]
+
+
+def figure_of_sensitivity(rows: _Rows, whole: Cost, title: str = "") -> Figure:
+    """Draw `rows`, in execution order.
+
+    Args:
+        rows: what was measured of each layer or block.
+        whole: the network with everything in INT8.
+        title: of the figure.
+
+    Raises:
+        MissingPackageError: if matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    row_inches = 0.3 if len(rows) <= _FEW_ROWS else 0.19
+    figure = Figure(figsize=(10, 1.8 + row_inches * len(rows)), layout="constrained", facecolor="white")
+    alone, gained = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    loud = {row.name for row in most_sensitive_first(rows)[:_MARKED]} if len(rows) > _MARKED else set()
+    colours = [_LOUD if row.name in loud else _QUIET for row in rows]
+    _draw_alone(alone, rows, whole, colours)
+    _draw_gained(gained, rows, whole, colours)
+    _label_rows(alone, rows, loud)
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.set(w_pad=0.12, h_pad=0.08)  # type: ignore[call-arg]
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=_LINE)
+    return figure
+
+
+def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
+    values = [_finite(row.alone.sqnr_db) for row in rows]
+    start = _finite(whole.sqnr_db)
+    places = range(len(rows))
+    if math.isfinite(start):
+        axes.hlines(places, start, values, colors=colours, linewidth=1.2)
+        axes.axvline(start, color=_LINE, linewidth=1, linestyle=(0, (4, 3)))
+        said = f"everything in INT8: {start:.1f} dB"
+        place = axes.get_xaxis_transform()
+        axes.annotate(said, (start, 1), (-2, 3), place, "offset points", fontsize=9, color=_LINE)
+    axes.scatter(values, places, c=colours, s=26, zorder=3)
+    _label_values(axes, values, rows, "{:.1f}")
+    lowest = f"; red: the {_MARKED} lowest" if len(rows) > _MARKED else ""
+    _tidy(axes, f"SQNR of the outputs with only this in INT8 (dB)\nlower is more sensitive{lowest}")
+
+
+def _draw_gained(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
+    values = [_finite(row.spared.sqnr_db - whole.sqnr_db) for row in rows]
+    axes.barh(range(len(rows)), values, color=colours, height=0.6)
+    axes.axvline(0, color=_LINE, linewidth=1)
+    _label_values(axes, values, rows, "{:+.1f}")
+    _tidy(axes, "gain when only this is float (dB)")
+
+
+def _label_values(axes: Axes, values: Sequence[float], rows: _Rows, form: str) -> None:
+    """Write the numbers beside few rows; many would be clutter."""
+    if len(rows) > _FEW_ROWS:
+        return
+    for place, value in enumerate(values):
+        if math.isfinite(value):
+            axes.annotate(
+                form.format(value).replace("-", "−"),
+                (value, place),
+                (6 if value >= 0 else -6, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if value >= 0 else "right",
+                fontsize=8,
+                color=_LINE,
+            )
+
+
+def _label_rows(axes: Axes, rows: _Rows, loud: set[str]) -> None:
+    names = short_names([row.name for row in rows])
+    axes.set_yticks(range(len(rows)), names, fontsize=9 if len(rows) <= _FEW_ROWS else 7.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_color(_LOUD if row.name in loud else _LINE)
+
+
+def _tidy(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(label, fontsize=9, color=_LINE)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.tick_params(axis="x", labelsize=8, color=_GRID, labelcolor=_LINE)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=_GRID)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.1)
+    axes.spines[:].set_visible(False)
+
+
+def _finite(number: float) -> float:
+    """NaN, which is not drawn, for what is infinite."""
+    return number if math.isfinite(number) else math.nan

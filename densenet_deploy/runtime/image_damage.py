@@ -1,0 +1,94 @@
+"""Damage in the file of a picture that decoders pass over: a checksum that is wrong, an end that never comes.
+
+Pillow stops reading when it has all pixels. A PNG whose pixel data were changed then gives other colours, and a JPEG
+that was cut and filled up with zeros (by an interrupted download, say) gives its upper part above plain grey. Both are
+seen in the file itself: PNG has a CRC in every chunk, and JPEG ends with a marker behind its last scan. What follows
+the end is left alone: phones keep thumbnails and videos there.
+
+Damage inside a JPEG's scans cannot be seen this way: the format has no checksum.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from typing import BinaryIO, Final
+
+_PNG_SIGNATURE_BYTES: Final = 8
+_PNG_NEEDED: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_CUT: Final = "ends too early"
+
+_MARKER: Final = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # not a stuffed 0xFF, a restart between blocks, or padding
+_END_OF_IMAGE: Final = b"\xff\xd9"
+_WITHOUT_LENGTH: Final = (b"\xff\x01", b"\xff\xd8")
+
+_FIRST_READ: Final = 64  # bytes; most segments of a JPEG follow each other
+_LARGEST_READ: Final = 2**20
+
+
+def why_not_whole(file: BinaryIO, image_format: str | None) -> str | None:
+    """Say what is wrong with the bytes of a picture in the format `image_format`, in Pillow's words, or None.
+
+    The position of `file` is what it was before.
+    """
+    check = {"PNG": _png_damage, "JPEG": _jpeg_damage}.get(image_format or "")
+    if check is None:
+        return None
+    position = file.tell()
+    try:
+        return check(file)
+    finally:
+        file.seek(position)
+
+
+def _png_damage(file: BinaryIO) -> str | None:
+    file.seek(_PNG_SIGNATURE_BYTES)
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            return _CUT
+        length, kind = struct.unpack(">I4s", head)
+        checksum = _checksum(file, kind, length)
+        if kind in _PNG_NEEDED and file.read(4) != struct.pack(">I", checksum):
+            return f"its {kind.decode()} chunk is damaged"
+        if kind not in _PNG_NEEDED:
+            file.seek(4, io.SEEK_CUR)
+    return None
+
+
+def _checksum(file: BinaryIO, kind: bytes, length: int) -> int:
+    """Return the CRC of the chunk `kind` whose `length` bytes follow in `file`, as far as they are there."""
+    checksum = zlib.crc32(kind)
+    while length > 0 and (part := file.read(min(length, _LARGEST_READ))):
+        checksum = zlib.crc32(part, checksum)
+        length -= len(part)
+    return checksum
+
+
+def _jpeg_damage(file: BinaryIO) -> str | None:
+    file.seek(0)
+    while marker := _next_marker(file):
+        if marker == _END_OF_IMAGE:
+            return None
+        if marker not in _WITHOUT_LENGTH:
+            length = file.read(2)  # counts itself
+            if len(length) < 2:
+                return _CUT
+            file.seek(max(0, int.from_bytes(length, "big") - 2), io.SEEK_CUR)
+    return _CUT
+
+
+def _next_marker(file: BinaryIO) -> bytes | None:
+    """Return the next marker and leave `file` behind it, or None at its end."""
+    size = _FIRST_READ
+    while len(part := file.read(size)) > 1:
+        if match := _MARKER.search(part):
+            file.seek(match.end() - len(part), io.SEEK_CUR)
+            return match[0]
+        if part.endswith(b"\xff"):
+            file.seek(-1, io.SEEK_CUR)
+        size = min(2 * size, _LARGEST_READ)
+    return None

@@ -1,0 +1,156 @@
+"""Folders of pictures: which files are pictures, which class each shows, and what to do with those that are damaged.
+
+A picture is found by its suffix; whether it is one is seen when it is read (`images.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from densenet_deploy.artifacts import os_errors_about
+from densenet_deploy.errors import DataError, InputError
+from densenet_deploy.runtime.images import LoadedImage, load_image
+
+IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """The path of a picture, and the index of its class among the model's outputs."""
+
+    path: Path
+    index: int
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A picture that could not be read, and why."""
+
+    path: Path
+    error: InputError
+
+
+def find_images(folder: Path) -> tuple[Path, ...]:
+    """Return the pictures (by suffix) directly inside `folder` or inside its class folders, sorted by path.
+
+    Raises:
+        InputError: if there is no such folder.
+        DataError: if it holds none.
+    """
+    with os_errors_about(folder):
+        found = [path for place in (folder, *_class_folders(folder)) for path in _images_in(place)]
+    if not found:
+        raise DataError(folder, "holds no picture, directly or in class folders", f"add {_known_suffixes()} files")
+    return tuple(sorted(found))
+
+
+def find_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> tuple[LabelledImage, ...]:
+    """Return the pictures of a tree with one folder a class, `folder/cat/1.jpg`, sorted by path.
+
+    Where every folder is named after a label, the name says the class; there may be fewer folders than labels. Where no
+    folder is (ImageNet's `n01440764`), or there are no labels, the sorted folders are the classes in order, as
+    torchvision's ImageFolder has it ("10" comes before "2"), and there must be as many as labels. Anything between is
+    refused. Folders whose name starts with a dot do not count.
+
+    Raises:
+        InputError: if there is no such folder.
+        DataError: if there are no class folders, one is empty, or they do not fit the labels.
+    """
+    with os_errors_about(folder):
+        classes = _class_folders(folder)
+        if not classes:
+            raise DataError(folder, "holds no class folders", "give a folder with one folder of pictures a class")
+        indices = _class_indices(folder, [place.name for place in classes], labels)
+        return tuple(
+            LabelledImage(path, index)
+            for place, index in zip(classes, indices, strict=True)
+            for path in _images_of_class(place)
+        )
+
+
+class ReadableImages:
+    """Iterate over the pictures of `paths` that can be read, as (path, picture); the others are recorded in `bad`.
+
+    Raises:
+        DataError: while iterating, at the bad picture that exceeds `max_bad`.
+    """
+
+    def __init__(self, paths: Iterable[Path], max_bad: int = 0) -> None:
+        self._paths = tuple(paths)
+        self._max_bad = max_bad
+        self.bad: list[BadImage] = []
+
+    def __iter__(self) -> Iterator[tuple[Path, LoadedImage]]:
+        self.bad.clear()
+        for path in self._paths:
+            try:
+                image = load_image(path)
+            except InputError as exc:
+                record_bad(self.bad, BadImage(path, exc), self._max_bad)
+            else:
+                yield path, image
+
+
+def record_bad(bad: list[BadImage], image: BadImage, max_bad: int) -> None:
+    """Append `image` to `bad`.
+
+    Raises:
+        DataError: naming the first of them, if there are now more than `max_bad`.
+    """
+    bad.append(image)
+    if len(bad) > max_bad:
+        first = bad[0]
+        why = f"{first.error.why} (unreadable pictures: {len(bad)}, allowed: {max_bad})"
+        raise DataError(first.path, why, "repair or remove it, or raise --max-bad") from first.error
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
+
+
+def _images_of_class(folder: Path) -> list[Path]:
+    images = _images_in(folder)
+    if not images:
+        raise DataError(folder, "is a class folder without a picture", f"add {_known_suffixes()} files or remove it")
+    return images
+
+
+def _known_suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+def _class_indices(folder: Path, names: Sequence[str], labels: Sequence[str] | None) -> list[int]:
+    if not labels:
+        return list(range(len(names)))
+    strangers = sorted(set(names) - set(labels))
+    if not strangers:
+        return _indices_by_name(folder, names, labels)
+    if len(strangers) < len(names):
+        near = difflib.get_close_matches(strangers[0], labels, n=1)
+        hint = f", rename it to {near[0]!r}" if near else ""
+        raise DataError(folder / strangers[0], "is no label of the model, though others are", f"remove it{hint}")
+    if len(names) != len(labels):
+        why = f"holds {len(names)} class folders, the model has {len(labels)} labels; the first folder is {names[0]!r}"
+        raise DataError(folder, why, f"name the folders after the labels, such as {labels[0]!r}")
+    return list(range(len(names)))
+
+
+def _indices_by_name(folder: Path, names: Sequence[str], labels: Sequence[str]) -> list[int]:
+    counts = Counter(labels)
+    for name in names:
+        if counts[name] > 1:
+            raise DataError(folder / name, f"names {counts[name]} labels of the model", "make the labels distinct")
+    return [labels.index(name) for name in names]

@@ -1,0 +1,114 @@
+"""Channels of a dense block that begin at zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from densenet_deploy.graph.bus import find_buses
+from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
+from densenet_deploy.graph.passes.shift_bus import ShiftBus
+from tests.graph.onnx_text import model_of, operators, weights
+from tests.graph.passes.checks import left_alone, rewritten
+from tests.graph.passes.networks import assert_same, run
+
+# Two segments, x0 (3 channels) and x1 (2), read as a whole by a norm, unless a test says otherwise.
+SHAPES = {
+    "w0": (3, 3, 1, 1), "b0": (3,), "w1": (2, 3, 1, 1), "gamma": (5,), "beta": (5,), "mean": (5,), "var": (5,),
+    "v": (4, 5, 1, 1), "u": (4, 5, 3, 3), "g": (10, 1, 1, 1), "mul": (5, 1, 1),
+    "n1": (2,), "n2": (2,), "n3": (2,), "n4": (2,),
+}  # fmt: skip
+MAKERS = "x0 = Conv(x, w0, b0)  x1 = Conv(x, w1)  s = Concat<axis=1>(x0, x1)  "
+NORM = "y = BatchNormalization(s, gamma, beta, mean, var)"
+OUTPUT = "float[N,5,5,5] y"
+LOWEST = {"x0": np.array([-2, 0.5, -7], np.float32), "x1": np.array([-0.3, 0], np.float32)}
+
+
+def _model(body=MAKERS + NORM, outputs=OUTPUT):
+    return model_of(body, weights(**SHAPES), outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("reader", "channels"),
+    [(NORM, 5), ("y = Conv(s, v)", 4), ("y = Conv<group=5>(s, g)", 10)],
+    ids=["norm", "1x1 conv", "depthwise conv"],
+)
+def test_every_reader_takes_the_shift_away(reader, channels):
+    model = _model(MAKERS + reader, f"float[N,{channels},5,5] y")
+    kinds = operators(model)
+    report = rewritten(model, ShiftBus(LOWEST))
+    assert (report.name, report.changed, operators(model)) == ("shift-bus", ("s",), kinds)
+
+
+def test_an_unpadded_3x3_conv_takes_it_away_too():
+    rewritten(_model(MAKERS + "y = Conv(s, u)", "float[N,4,3,3] y"), ShiftBus(LOWEST))
+
+
+def test_a_norm_that_makes_a_segment_is_shifted():
+    body = MAKERS.replace("x1 = Conv(x, w1)", "k = Conv(x, w1)  x1 = BatchNormalization(k, n1, n2, n3, n4)") + NORM
+    rewritten(_model(body), ShiftBus(LOWEST))
+
+
+def test_a_segment_behind_a_relu_stays_where_it_is_and_the_others_move():
+    body = MAKERS.replace("x0 = Conv(x, w0, b0)", "c = Conv(x, w0, b0)  x0 = Relu(c)") + NORM
+    model = _model(body)
+    rewritten(model, ShiftBus(LOWEST | {"x0": np.array([0, 0.5, 0], np.float32)}))
+    names = [value.name for node in model.graph for value in node.outputs]
+    assert names[:4] == ["c", "x0", "x1:shifted", "s:shifted"]
+
+
+REASONS = {
+    "a reader pads": (MAKERS + "y = Conv<pads=[1,1,1,1]>(s, u)", "float[N,4,5,5] y", "pads its input"),
+    "a reader multiplies": (MAKERS + "y = Mul(s, mul)", OUTPUT, "is not known to take a shift away"),
+    "it leaves the graph": (MAKERS + NORM, f"{OUTPUT}, float[N,5,5,5] s", "s leaves the graph"),
+    "a Relu makes a negative segment": (
+        MAKERS.replace("x1 = Conv(x, w1)", "k = Conv(x, w1)  x1 = Relu(k)") + NORM, OUTPUT, "a Relu makes it",
+    ),
+    "a sum makes a segment": (
+        MAKERS.replace("x1 = Conv(x, w1)", "k = Conv(x, w1)  x1 = Add(k, k)") + NORM, OUTPUT, "is made by Add",
+    ),
+    "a padded average makes a segment": (
+        MAKERS.replace(
+            "x1 = Conv(x, w1)", "k = Conv(x, w1)  x1 = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(k)"
+        ) + NORM, OUTPUT, "does not average whole windows",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "outputs", "why"), REASONS.values(), ids=REASONS)
+def test_a_bus_that_cannot_be_shifted_whole_is_left_whole(body, outputs, why):
+    model = _model(body, outputs)
+    assert why in left_alone(model, ShiftBus(LOWEST))
+
+
+@pytest.mark.parametrize("lowest", [{}, {"x0": LOWEST["x0"]}, {**LOWEST, "x1": np.array([-1, np.inf])}])
+def test_without_smallest_values_nothing_changes(lowest):
+    assert "no smallest value of each channel" in left_alone(_model(), ShiftBus(lowest))
+
+
+def test_a_bus_that_begins_at_zero_is_left_alone():
+    assert "begins at zero" in left_alone(_model(), ShiftBus({"x0": np.zeros(3), "x1": np.zeros(2)}))
+
+
+def test_channels_of_a_network_begin_at_zero_and_undoing_it_gives_the_old_tensors(network):
+    model = network.model()
+    before = {name: array for name, array in run(model, network.images).items() if array.ndim == 4}
+    (report,) = apply_passes(model, [ShiftBus({name: array.min((0, 2, 3)) for name, array in before.items()})])
+    assert len(report.changed) == len(network.blocks)
+    assert_same(model, network)
+    after = run(model, network.images)
+    for bus in find_buses(model.graph).found:
+        for segment in bus.segments:
+            if segment.name.endswith(":shifted"):
+                spread = np.abs(after[segment.name]).max()
+                np.testing.assert_allclose(after[segment.name].min((0, 2, 3)), 0, atol=1e-5 * spread)
+
+
+def test_shift_then_scale_is_recorded_as_one_affine_map(network):
+    model = network.model()
+    before = {name: array for name, array in run(model, network.images).items() if array.ndim == 4}
+    apply_passes(model, [ShiftBus({name: array.min((0, 2, 3)) for name, array in before.items()})])
+    sizes = {name: np.abs(a).max((0, 2, 3)) for name, a in run(model, network.images).items() if a.ndim == 4}
+    apply_passes(model, [EqualizeBus(sizes)])
+    assert_same(model, network)

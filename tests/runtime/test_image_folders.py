@@ -1,0 +1,108 @@
+"""Folders of pictures: what is found, which class it shows, and what becomes of damaged ones."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from densenet_deploy.errors import DataError, InputError
+from densenet_deploy.runtime.image_folders import LabelledImage, ReadableImages, find_images, find_labelled_images
+from tests.runtime.test_images import encoded
+
+
+def save(path: Path, data: bytes | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(Image.new("RGB", (4, 4))) if data is None else data)
+    return path
+
+
+def test_pictures_are_found_directly_inside_and_in_class_folders(tmp_path):
+    wanted = [save(tmp_path / name) for name in ("a.JPG", "cat/1.png", "cat/2.tiff", "z.webp")]
+    for name in ("notes.txt", "._a.jpg", ".cache/1.png", "cat/deep/3.png", "dir.png/x.txt"):
+        save(tmp_path / name)
+    assert find_images(tmp_path) == tuple(wanted)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    save(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="holds no picture"):
+        find_images(tmp_path)
+    with pytest.raises(InputError, match="no such"):
+        find_images(tmp_path / "none")
+
+
+def tree(root: Path, *classes: str) -> Path:
+    for name in classes:
+        save(root / name / "1.png")
+    return root
+
+
+def indices(root: Path, labels: tuple[str, ...] | None = None) -> dict[str, int]:
+    return {image.path.parent.name: image.index for image in find_labelled_images(root, labels)}
+
+
+@pytest.mark.parametrize("labels", [None, ()])
+def test_without_labels_sorted_folders_are_the_classes(tmp_path, labels):
+    assert indices(tree(tmp_path, "dog", "cat", ".git"), labels) == {"cat": 0, "dog": 1}
+
+
+def test_folders_named_after_labels_follow_the_labels_order(tmp_path):
+    assert indices(tree(tmp_path, "cat", "dog"), ("dog", "cat")) == {"cat": 1, "dog": 0}
+
+
+def test_there_may_be_fewer_folders_than_labels(tmp_path):
+    assert indices(tree(tmp_path, "dog"), ("ant", "cat", "dog")) == {"dog": 2}
+
+
+def test_other_names_in_equal_number_follow_their_order(tmp_path):
+    assert indices(tree(tmp_path, "n02", "n01"), ("cat", "dog")) == {"n01": 0, "n02": 1}
+
+
+def test_every_picture_of_a_class_is_listed(tmp_path):
+    tree(tmp_path, "cat", "dog")
+    second = save(tmp_path / "cat" / "2.png")
+    assert find_labelled_images(tmp_path)[1] == LabelledImage(second, 0)
+    assert len(find_labelled_images(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels", "why"),
+    [
+        ((), None, "holds no class folders"),
+        (("n01", "n02", "n03"), ("cat", "dog"), "3 class folders, the model has 2 labels; the first folder is 'n01'"),
+        (("n01",), ("cat", "dog"), "1 class folders, the model has 2 labels"),
+        (("cat", "dgo"), ("cat", "dog"), "dgo: is no label of the model, though others are.*rename it to 'dog'"),
+        (("cat", "dog", "zebra"), ("cat", "dog"), "zebra: is no label"),
+        (("crane",), ("crane", "crane"), "names 2 labels"),
+    ],
+)
+def test_folders_that_do_not_fit_the_labels_are_refused(tmp_path, folders, labels, why):
+    with pytest.raises(DataError, match=why):
+        find_labelled_images(tree(tmp_path, *folders), labels)
+
+
+def test_an_empty_class_is_refused_by_name(tmp_path):
+    (tree(tmp_path, "cat") / "dog").mkdir()
+    with pytest.raises(DataError, match="dog: is a class folder without a picture"):
+        find_labelled_images(tmp_path)
+
+
+def test_bad_pictures_are_recorded_up_to_the_limit(tmp_path):
+    good = [save(tmp_path / f"{i}.png") for i in range(2)]
+    bad = save(tmp_path / "bad.png", b"<html>")
+    pictures = ReadableImages([good[0], bad, good[1]], max_bad=1)
+    for _ in range(2):  # a second pass starts counting anew
+        assert [path for path, _ in pictures] == good
+        assert [(entry.path, entry.error.why) for entry in pictures.bad] == [(bad, "is an HTML page")]
+
+
+def test_one_bad_picture_too_many_ends_the_pass_and_names_the_first(tmp_path):
+    first, second = save(tmp_path / "a.png", b""), tmp_path / "missing.png"
+    pictures = ReadableImages([first, second, save(tmp_path / "c.png")], max_bad=1)
+    with pytest.raises(DataError, match=r"a\.png: is empty \(unreadable pictures: 2, allowed: 1\)"):
+        list(pictures)
+
+
+def test_by_default_no_bad_picture_is_allowed(tmp_path):
+    with pytest.raises(DataError, match="is empty"):
+        list(ReadableImages([save(tmp_path / "a.png", b"")]))
