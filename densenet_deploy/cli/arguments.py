@@ -68,6 +68,28 @@ def triple(option: str, text: str | None) -> Triple | None:
     return red, green, blue
 
 
+def listed(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a repeatable option, each of which may be a list separated by commas; `auto` adds none.
+
+    >>> listed(["onnxruntime,openvino", "torch", "auto"])
+    ('onnxruntime', 'openvino', 'torch')
+    """
+    parts = [part.strip() for word in words for part in word.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part not in ("", "auto")))
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas.
+
+    Raises:
+        UsageError: if they are not whole numbers.
+    """
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"{option}={text}", "is not whole numbers", f"write {option} 1,8,32") from exc
+
+
 def join_triples(words: Sequence[str]) -> list[str]:
     """Write `--mean 0.5 0.5 0.5` as `--mean 0.5,0.5,0.5`, so that commas and spaces both work.
 
@@ -109,9 +131,4 @@ def progress() -> Iterator[Listener]:
 
 
 def _block_sizes(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as exc:
-        raise UsageError(f"--blocks={text}", "is not whole numbers", "write --blocks 6,12,24,16") from exc
+    return None if text is None else whole_numbers("--blocks", text)

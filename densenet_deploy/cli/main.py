@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densenet_deploy.cli import (
+    benchmark,
     cast,
     doctor,
     evaluate,
@@ -29,7 +30,20 @@ from densenet_deploy.cli.stopping import StopSignals
 
 SCHEMA = 1
 
-COMMANDS = (export, simplify, validate, quantize, sensitivity, cast, run_images, evaluate, inspect, plot, doctor)
+COMMANDS = (
+    export,
+    simplify,
+    validate,
+    quantize,
+    sensitivity,
+    cast,
+    run_images,
+    evaluate,
+    benchmark,
+    inspect,
+    plot,
+    doctor,
+)
 """Importing a command's module registers it."""
 
 

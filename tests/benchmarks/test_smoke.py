@@ -42,6 +42,17 @@ def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_pa
         assert row["holds"] == (difference["high"] <= row["limit_us"])
 
 
+def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
+    quick = ("--size", "32", "--batch", "2", "--rounds", "3", "--seconds", "0")
+    results = _run("benchmark_loop.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
+    (ratio,), (repeat,) = results["loop"], results["repeat"]
+    assert ratio["ratio"]["low"] <= ratio["ratio"]["median"] <= ratio["ratio"]["high"]
+    assert ratio["holds"] == (abs(ratio["ratio"]["median"] - 1) <= 0.02)
+    assert repeat["overlap"] == (
+        max(repeat["first"][0], repeat["second"][0]) <= min(repeat["first"][1], repeat["second"][1])
+    )
+
+
 def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     rounds = ("--rounds", "1", "--warm-up", "0")
     result = _run("export_time.py", "--variant", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
