@@ -26,7 +26,8 @@ _TENSOR: Final = re.compile(
     rb"\b(?:sub_)?tensor=\{[^\n]*? dims=\{([^}\n]*)\}[^\n]*? name=\"([^\"\n]+)\"[^\n]*? type=(\w+) \}"
 )
 _CONVOLUTION: Final = re.compile(
-    rb"\b(corrltn|fully_connected)=\{ name=\"([^\"\n]+)\" output=\{\"([^\"\n]+)\"[^}\n]*\} input=\{\"([^\"\n]+)\" \"([^\"\n]+)\"([^\n]*)"
+    rb"\b(corrltn|fully_connected)=\{ name=\"([^\"\n]+)\""
+    rb" output=\{\"([^\"\n]+)\"[^}\n]*\} input=\{\"([^\"\n]+)\" \"([^\"\n]+)\"([^\n]*)"
 )
 _FROM_CONVOLUTION: Final = b"__gemm_from_conv1x1"
 _NODE: Final = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
