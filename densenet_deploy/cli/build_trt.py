@@ -13,6 +13,7 @@ from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+    from densenet_deploy.quantize.cache import CalibrationCache
 
 Batches = Annotated[list[int] | None, typer.Option(help="Give it again for each further profile.")]
 
@@ -71,7 +72,6 @@ def build_trt_command(
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
     from densenet_deploy.pipeline import build_engine as road
     from densenet_deploy.pipeline.engine_graph import Wanted
-    from densenet_deploy.quantize.cache import CalibrationCache
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -95,7 +95,16 @@ def build_trt_command(
     if dry_run:
         return road.dry_run(wanted, options)
     with args.progress() as listener:
-        return road.build_engine(wanted, options, listener=listener)
+        return road.build_engine(wanted, options, cache=_calibration_cache(precision), listener=listener)
+
+
+def _calibration_cache(precision: str) -> CalibrationCache | None:
+    """The cache, which only calibration needs; numpy, which it needs, is not worth the time elsewhere."""
+    if precision != "int8":
+        return None
+    from densenet_deploy.quantize.cache import CalibrationCache
+
+    return CalibrationCache()
 
 
 def _precision(**asked: bool) -> str:

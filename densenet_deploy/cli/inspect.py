@@ -42,5 +42,7 @@ def inspect_command(
     if model.suffix.lower() == ".engine":
         from densenet_deploy.pipeline.inspect_engine import inspect_engine
 
+        if image_size is not None:
+            raise UsageError(f"image-size={image_size}", "an engine takes pictures of one size", "leave it out")
         return inspect_engine(model, batch)
     return inspect_file(model, image_size, batch)

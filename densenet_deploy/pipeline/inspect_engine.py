@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from densenet_deploy.engines.precision import PrecisionProof
 from densenet_deploy.errors import printable
+from densenet_deploy.options import require_range
 from densenet_deploy.pipeline.engine_proof import proof_of
 from densenet_deploy.pipeline.inspect import InspectReport, inspect_spec
 from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.runtime.engine_files import Plan, read_plan
 
-_STRANGER = "no sidecar: only what the plan says itself is known, and nobody vouches for it"
+_STRANGER: Final = "no sidecar: only what the plan says itself is known, and nobody vouches for it"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class InspectEngineReport:
     def to_json(self) -> dict[str, object]:
         """Return the report with plain types."""
         header, facts = self.plan.header, self.plan.sidecar
-        costs = {"parameters": None, "macs": None, "blocks": []}
+        costs: dict[str, object] = {"parameters": None, "macs": None, "blocks": []}
         return {
             **(costs if self.architecture is None else self.architecture.to_json()),
             "model": str(self.plan.path),
@@ -67,6 +69,7 @@ def inspect_engine(path: Path, batch: int = 1) -> InspectEngineReport:
         ModelFileError: if it is no plan, or not the one that its sidecar describes.
         ManifestError: if its sidecar cannot be read.
     """
+    require_range("batch", batch, 1, 65536)
     plan = read_plan(path, trust_engine=True)  # it is read as text, not loaded
     if plan.sidecar is None:
         return InspectEngineReport(plan, proof_of(plan), None, (_STRANGER,))
