@@ -154,7 +154,13 @@ def load_tensorrt(flavour: str) -> TensorRT:
     if not is_installed(name):
         raise MissingPackageError.of(name, EXTRAS[flavour])
     module = _imported(name, flavour)
-    return TensorRT(flavour, module, Features.of(module), TensorRTLog(module))
+    return TensorRT(flavour, module, Features.of(module), _log_of(module))
+
+
+@functools.cache
+def _log_of(module: ModuleType) -> TensorRTLog:
+    """The first logger that a module was given in this process, which it keeps."""
+    return TensorRTLog(module)
 
 
 def installed_flavours() -> tuple[str, ...]:

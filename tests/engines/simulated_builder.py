@@ -46,6 +46,8 @@ def simulated_tensorrt(
 
 
 class _ILogger:
+    Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+
     def log(self, severity: Any, message: str) -> None:
         raise NotImplementedError
 
@@ -164,7 +166,8 @@ class _Builder:
     def build_serialized_network(self, network: _Network, config: _Config) -> Any:
         precisions = config.flags & {"FP16", "INT8", "BF16"}
         if (network.strong and precisions) or (network.strong and not self._strong_builds):
-            self._logger.log(SimpleNamespace(name="ERROR"), self._says)
+            self._logger.log(_ILogger.Severity.VERBOSE, "trying")
+            self._logger.log(_ILogger.Severity.ERROR, self._says)
             return None
         self._module.built.append((network, config))
         assert network.model is not None
