@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @command("inspect")
 def inspect_command(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="An .onnx, .pth or .safetensors file, or --variant.")
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="An .onnx, .engine, .pth or .safetensors file, or --variant."),
     ] = None,
     variant: args.Variant = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width of the input in pixels.")] = None,
@@ -63,10 +64,23 @@ def inspect_command(
             raise UsageError("--sweep", "changes an architecture, not a file", "give --variant in place of the MODEL")
         return _sweep(sweep, variant, changes, options, threads, measure=measure)
     if model is not None:
-        return inspect_file(model, options)
+        return _engine(model, options) if model.suffix.lower() == ".engine" else inspect_file(model, options)
     if variant is None and not changes.changes():
         raise UsageError("inspect", "has nothing to inspect", "give a MODEL or --variant")
     return inspect_variant(variant, changes, options)
+
+
+def _engine(model: Path, options: InspectOptions) -> Report:
+    from densenet_deploy.pipeline.inspect_engine import inspect_engine
+
+    if options.image_size is not None:
+        raise UsageError(f"image-size={options.image_size}", "an engine takes pictures of one size", "leave it out")
+    if options.precision is not None:
+        raise UsageError(f"precision={options.precision}", "an engine has its precision inside", "leave it out")
+    if options.training or options.profile is not None:
+        fix = "inspect the ONNX file it was built from with those"
+        raise UsageError(model, "an engine goes with neither --training nor --profile", fix)
+    return inspect_engine(model, options.batch)
 
 
 def _sweep(

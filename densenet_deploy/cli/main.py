@@ -11,6 +11,7 @@ from pathlib import Path
 
 from densenet_deploy.cli import (
     benchmark,
+    build_trt,
     cast,
     doctor,
     evaluate,
@@ -37,6 +38,7 @@ COMMANDS = (
     quantize,
     sensitivity,
     cast,
+    build_trt,
     run_images,
     evaluate,
     benchmark,

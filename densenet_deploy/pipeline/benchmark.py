@@ -25,7 +25,8 @@ from densenet_deploy.errors import BackendError, UsageError
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.pipeline.benchmark_report import BenchmarkReport, file_content
-from densenet_deploy.pipeline.load import is_checkpoint, untrained_note
+from densenet_deploy.pipeline.load import is_checkpoint
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.stages import Listener, ignore
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, backends

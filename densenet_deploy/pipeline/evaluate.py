@@ -22,7 +22,8 @@ from densenet_deploy.options import require_range
 from densenet_deploy.pipeline.decoding import PreparedImages
 from densenet_deploy.pipeline.evaluate_report import Disagreement, EvaluateReport, SecondOpinion
 from densenet_deploy.pipeline.ground_truth import read_ground_truth
-from densenet_deploy.pipeline.load import open_model, untrained_note
+from densenet_deploy.pipeline.load import open_model
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.image_folders import LabelledImage, find_labelled_images
 from densenet_deploy.runtime.preprocess import Pixels

@@ -17,7 +17,8 @@ from densenet_deploy.errors import ManifestError, ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.pipeline.load import Architecture, ModelRequest, build, untrained_note
+from densenet_deploy.pipeline.load import Architecture, ModelRequest, build
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.operator_profile import OperatorProfile, ProfileOptions, profile_file, profile_model
 from densenet_deploy.variants import Variant, find_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -180,6 +181,15 @@ def inspect_file(path: Path, options: InspectOptions | None = None) -> InspectRe
     return dataclasses.replace(report, profile=profile_file(path, options.batch, options.profile))
 
 
+def inspect_spec(name: str, precision: str, manifest: Manifest, options: InspectOptions | None = None) -> InspectReport:
+    """Inspect the architecture that `manifest` describes, running in `precision`.
+
+    Raises:
+        ManifestError: if it is of no network for its pictures.
+    """
+    return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
+
+
 def requested_variant(request: ModelRequest) -> Variant:
     """Return the variant that `request` names, 121 by default, with the changes of its architecture.
 
@@ -215,6 +225,17 @@ def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOpt
     )
 
 
+def _of_manifest(
+    name: str, precision: str, manifest: Manifest, image_size: int, options: InspectOptions
+) -> InspectReport:
+    spec = DenseNetSpec.from_facts(manifest.spec)
+    if image_size < spec.smallest_image_size:
+        raise ManifestError(f"spec of {name}", f"is of no network for {image_size} pixels", "export the model again")
+    report = _of_spec(name, spec, image_size, options)
+    memory = activation_memory(spec, image_size, options.batch, _BYTES.get(precision, 4))
+    return dataclasses.replace(report, precision=precision, memory=memory, manifest=manifest)
+
+
 def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions) -> LiveMemory | None:
     if not options.training:
         return None
@@ -240,10 +261,5 @@ def _of_onnx(artifact: Artifact, options: InspectOptions) -> InspectReport:
     layers = layer_precisions(proto)
     if manifest is None:
         return InspectReport(str(path), precision, size, options.batch, file_cost, None, None, notes, layers=layers)
-    spec = DenseNetSpec.from_facts(manifest.spec)
-    if size < spec.smallest_image_size:
-        raise ManifestError(f"spec of {path}", f"is of no network for {size} pixels", "export the model again")
-    report = _of_spec(str(path), spec, size, options)
-    memory = activation_memory(spec, size, options.batch, _BYTES.get(precision, 4))
-    facts = {"precision": precision, "memory": memory, "manifest": manifest, "notes": notes}
-    return dataclasses.replace(report, **facts, file_cost=file_cost, layers=layers)  # type: ignore[arg-type]
+    report = _of_manifest(str(path), precision, manifest, size, options)
+    return dataclasses.replace(report, notes=notes, file_cost=file_cost, layers=layers)
