@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Cuda:
     def __init__(self, api: Any) -> None:
         self._api = api
         self._fatal: str | None = None
+        self._process = os.getpid()
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Call `name` and return its value, its values as a tuple, or None."""
@@ -101,6 +103,8 @@ class Cuda:
 
     def give_back(self, name: str, handle: Any) -> None:
         """Free `handle` by calling `name`; nobody is left to hear of a failure."""
+        if os.getpid() != self._process:  # a child that forked owns nothing on the GPU
+            return
         with contextlib.suppress(Exception):
             getattr(self._api, name)(handle)
 
@@ -254,14 +258,14 @@ class Stream(_Owned):
         self._cuda("cudaMemcpyAsync", target, source, size, self._cuda.enum("cudaMemcpyKind", kind), self.handle)
 
 
-def load_cuda() -> Cuda:
-    """Return the first CUDA runtime on this machine that finds a GPU.
+def load_cuda(extra: str = "tensorrt-rtx") -> Cuda:
+    """Return the first CUDA runtime on this machine that finds a GPU; the install extra `extra` brings one.
 
     Raises:
         MissingPackageError: if there is no CUDA runtime at all.
         DeviceError: if none finds a GPU.
     """
-    refusal: DensenetDeployError = MissingPackageError.of("cuda-bindings", "cuda")
+    refusal: DensenetDeployError = MissingPackageError.of("cuda-bindings", extra)
     for position, cuda in enumerate(_runtimes()):
         try:
             if cuda.device_count() > 0:

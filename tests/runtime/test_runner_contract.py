@@ -16,9 +16,15 @@ from densenet_deploy.packages import is_installed
 from densenet_deploy.pipeline.load import ModelRequest, build
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
 from tests.conftest import TINY
+from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 
 # float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1
 TOLERANCE = 1e-5
+
+
+# Those that run on a CPU run here as they are; those that want a GPU on a simulated one, and on a real one if there is.
+ON_CPU = [name for name, kind in backends.items().items() if "cpu" in kind.devices and is_installed(kind.requires)]
+SIMULATED = {"rtx, simulated": RTX, "tensorrt, simulated": FULL}
 
 
 def _open(backend: str, tiny_onnx: Path) -> Runner:
@@ -27,9 +33,18 @@ def _open(backend: str, tiny_onnx: Path) -> Runner:
     return open_runner(tiny_onnx, backend, "cpu")
 
 
-@pytest.fixture(params=[name for name, kind in backends.items().items() if is_installed(kind.requires)])
-def opener(request: pytest.FixtureRequest, tiny_onnx: Path) -> Callable[[], Runner]:
-    return lambda: _open(request.param, tiny_onnx)
+@pytest.fixture(params=[*ON_CPU, *SIMULATED, pytest.param("a real GPU", marks=pytest.mark.gpu)])
+def opener(request: pytest.FixtureRequest, tiny_onnx: Path, tmp_path: Path) -> Iterator[Callable[[], Runner]]:
+    if request.param in ON_CPU:
+        yield lambda: _open(request.param, tiny_onnx)
+    elif request.param in SIMULATED:
+        behaviour = SIMULATED[request.param]
+        with simulated_gpu(behaviour):
+            engine = write_simulated_engine(tmp_path, tiny_onnx, behaviour)
+            yield lambda: open_runner(engine, device="cuda")
+    else:
+        engine = request.getfixturevalue("real_engine")
+        yield lambda: open_runner(engine, device="cuda")
 
 
 @pytest.fixture
@@ -183,7 +198,7 @@ def test_the_placement_says_what_runs(runner: Runner) -> None:
     placement = runner.placement
     assert placement.backend == runner.name
     assert placement.precision == "fp32"
-    assert placement.device == "cpu"
+    assert placement.device == ("cpu" if "cpu" in runner.devices else "cuda:0")
     assert placement.threads >= 1
     assert placement.version
 

@@ -10,9 +10,10 @@ belongs to the state of its context: it is dropped before anything of that chang
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,14 @@ from densenet_deploy.runtime.tensorrt.engine import Engine, refusal
 from densenet_deploy.runtime.tensorrt.portions import Portion
 
 log = logging.getLogger(__name__)
+
+
+class Graphs(enum.Enum):
+    """Who records CUDA graphs: nobody, the lane, or TensorRT-RTX itself."""
+
+    OFF = enum.auto()
+    RECORDED = enum.auto()
+    NATIVE = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,9 @@ class Lane:
 
     Attributes:
         setup: what the context is set to, None before the first batch.
-        graph_refusal: why no CUDA graph is recorded, None where graphs are recorded.
     """
 
-    def __init__(self, engine: Engine, context: Any, *, graph_refusal: str | None) -> None:
+    def __init__(self, engine: Engine, context: Any, *, graphs: Graphs) -> None:
         self._engine = engine
         self._cuda = engine.cuda
         self._context = context
@@ -54,7 +62,8 @@ class Lane:
         self._runs = 0  # with this setup
         self._profile = 0
         self.setup: Setup | None = None
-        self.graph_refusal = graph_refusal or self._why_uncapturable()
+        self._graphs = graphs
+        self._graph_refusal = self._why_no_graph()
 
     def run(self, portion: Portion, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> None:
         """Run one portion of `feeds`, arrays of the whole batch, and write its part of `results`."""
@@ -82,8 +91,11 @@ class Lane:
             self._stream.synchronize()
 
     @property
-    def records_graphs(self) -> bool:
-        return self._graph is not None
+    def graph_note(self) -> str:
+        """What became of CUDA graphs with the present setup."""
+        if self._graphs is Graphs.NATIVE:
+            return "CUDA graphs left to TensorRT-RTX"
+        return "CUDA graphs" if self._graph is not None else f"no CUDA graphs: {self._graph_refusal or 'not yet'}"
 
     @property
     def _inputs(self) -> tuple[_Buffer, ...]:
@@ -131,21 +143,21 @@ class Lane:
         self._stream.synchronize()
         self._profile = profile
 
-    def _do(self, enqueue: Any) -> None:
+    def _do(self, enqueue: Callable[[], None]) -> None:
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             enqueue()
         self._stream.synchronize()
         self._runs += 1
-        if self._runs == 2 and self._graph is None and self.graph_refusal is None:
+        if self._runs == 2 and self._graphs is Graphs.RECORDED and self._graph_refusal is None:
             self._record(enqueue)
 
-    def _record(self, enqueue: Any) -> None:
+    def _record(self, enqueue: Callable[[], None]) -> None:
         try:
             self._graph = self._stream.capture(enqueue)
         except DensenetDeployError as exc:
-            self.graph_refusal = exc.why
+            self._graph_refusal = exc.why
             log.warning("no CUDA graph for %s: %s", self._engine.subject, exc.why)
 
     def _copy_run_copy(self) -> None:
@@ -164,8 +176,12 @@ class Lane:
         if not done:
             raise refusal(self._engine.trt, self._engine.subject, f"TensorRT refuses {what}", "build it again")
 
-    def _why_uncapturable(self) -> str | None:
-        if not self._engine.trt.features.capturable_query or self._context.is_stream_capturable(int(self._stream)):
+    def _why_no_graph(self) -> str | None:
+        if self._graphs is Graphs.OFF:
+            return "switched off"
+        if self._graphs is Graphs.NATIVE or not self._engine.trt.features.capturable_query:
+            return None
+        if self._context.is_stream_capturable(int(self._stream)):
             return None
         return "TensorRT says that this engine cannot be captured"
 

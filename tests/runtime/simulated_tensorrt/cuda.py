@@ -6,6 +6,8 @@
 * While a thread records a graph, what may not be recorded spoils the recording, as it does on a GPU.
 """
 
+# ruff: noqa: N801, N802, N815 - the names are NVIDIA's
+
 from __future__ import annotations
 
 import ctypes
@@ -62,7 +64,7 @@ _POISON = 0xFF  # NaN in every float type
 _FIRST_DEVICE_ADDRESS = 1 << 52  # no process of this machine has memory there: to touch it is to crash
 
 
-class CudaFailure(Exception):
+class CudaError(Exception):
     """What a call returns as its first value."""
 
     def __init__(self, code: cudaError_t) -> None:
@@ -141,7 +143,7 @@ class SimulatedCuda:
         }
 
     def device_view(self, address: int, size: int) -> np.ndarray:
-        """The bytes at a device address, or a CudaFailure if they are not all in one live allocation."""
+        """The bytes at a device address, or a CudaError if they are not all in one live allocation."""
         for alias, host in self._aliases.items():
             if alias <= address < alias + (1 << 32):
                 return self._view(host + address - alias, size, on_device=False)
@@ -149,7 +151,7 @@ class SimulatedCuda:
 
     def stream(self, handle: int) -> StreamState:
         if handle not in self._streams:
-            raise CudaFailure(E.cudaErrorInvalidResourceHandle)
+            raise CudaError(E.cudaErrorInvalidResourceHandle)
         return self._streams[handle]
 
     def queue(self, handle: int, work: Work) -> None:
@@ -198,7 +200,7 @@ class SimulatedCuda:
         def work() -> int:
             self._forbid_while_recording()
             if self._used() + size > self.machine.memory_bytes:
-                raise CudaFailure(E.cudaErrorMemoryAllocation)
+                raise CudaError(E.cudaErrorMemoryAllocation)
             address = next(self._device_addresses)
             self._memory[address] = Memory(np.full(size, _POISON, np.uint8), self.current_device)
             return address
@@ -225,7 +227,7 @@ class SimulatedCuda:
         def work() -> int:
             memory = self._memory.get(address)
             if memory is None or not memory.mapped or flags != 0:
-                raise CudaFailure(E.cudaErrorInvalidValue)
+                raise CudaError(E.cudaErrorInvalidValue)
             alias = next(self._device_addresses)
             self._aliases[alias] = address
             return alias
@@ -317,7 +319,7 @@ class SimulatedCuda:
         def work() -> None:
             state = self.stream(int(stream))
             if state.recorder is not None:
-                raise CudaFailure(E.cudaErrorInvalidValue)
+                raise CudaError(E.cudaErrorInvalidValue)
             state.recorder, state.recorded, state.spoiled = threading.get_ident(), [], False
 
         return self._do("cudaStreamBeginCapture", work)[:1]
@@ -326,12 +328,12 @@ class SimulatedCuda:
         def work() -> int:
             state = self.stream(int(stream))
             if state.recorder is None:
-                raise CudaFailure(E.cudaErrorInvalidValue)
+                raise CudaError(E.cudaErrorInvalidValue)
             if state.recorder != threading.get_ident():
-                raise CudaFailure(E.cudaErrorStreamCaptureWrongThread)
+                raise CudaError(E.cudaErrorStreamCaptureWrongThread)
             state.recorder = None
             if state.spoiled:
-                raise CudaFailure(E.cudaErrorStreamCaptureInvalidated)
+                raise CudaError(E.cudaErrorStreamCaptureInvalidated)
             handle = next(self._handles)
             self._graphs[handle] = state.recorded
             return handle
@@ -380,14 +382,14 @@ class SimulatedCuda:
                 return self._fatal, None
             try:
                 return E.cudaSuccess, work()
-            except CudaFailure as failure:
+            except CudaError as failure:
                 if failure.code is E.cudaErrorIllegalAddress:
                     self._fatal = failure.code
                 return failure.code, None
 
     def _exists(self, device: int) -> bool:
         if not 0 <= device < self.machine.gpus:
-            raise CudaFailure(E.cudaErrorInvalidDevice if self.machine.gpus else E.cudaErrorNoDevice)
+            raise CudaError(E.cudaErrorInvalidDevice if self.machine.gpus else E.cudaErrorNoDevice)
         return True
 
     def _used(self) -> int:
@@ -398,21 +400,21 @@ class SimulatedCuda:
             inside = start <= address and address + size <= start + len(memory.data)
             if inside and (memory.device is not None) == on_device:
                 return memory.data[address - start : address - start + size]
-        raise CudaFailure(E.cudaErrorInvalidValue)
+        raise CudaError(E.cudaErrorInvalidValue)
 
     def _copy_end(self, address: int, size: int, on_device: bool) -> np.ndarray:
         """One end of a copy: device memory, pinned memory, or ordinary memory of the process."""
         if on_device:
             return self.device_view(int(address), size)
         if address >= _FIRST_DEVICE_ADDRESS:
-            raise CudaFailure(E.cudaErrorInvalidValue)
+            raise CudaError(E.cudaErrorInvalidValue)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(address)))
 
     def _free(self, address: int, *, on_device: bool) -> None:
         self._forbid_while_recording()
         memory = self._memory.get(address)
         if memory is None or (memory.device is not None) != on_device:
-            raise CudaFailure(E.cudaErrorInvalidValue)
+            raise CudaError(E.cudaErrorInvalidValue)
         memory.data[:] = _POISON
         self._freed.append(self._memory.pop(address))
         self._aliases = {alias: host for alias, host in self._aliases.items() if host != address}
@@ -422,7 +424,7 @@ class SimulatedCuda:
         for state in mine:
             state.spoiled = True
         if mine:
-            raise CudaFailure(E.cudaErrorStreamCaptureUnsupported)
+            raise CudaError(E.cudaErrorStreamCaptureUnsupported)
 
     def _drain(self, state: StreamState, position: int) -> None:
         while state.pending and state.done < position:
@@ -430,13 +432,13 @@ class SimulatedCuda:
             state.done += 1
             try:
                 step()
-            except CudaFailure:
-                raise CudaFailure(E.cudaErrorIllegalAddress) from None  # the memory went away before the work ran
+            except CudaError:
+                raise CudaError(E.cudaErrorIllegalAddress) from None  # the memory went away before the work ran
 
     @staticmethod
     def _pop(table: dict, handle: int) -> None:
         if int(handle) not in table:
-            raise CudaFailure(E.cudaErrorInvalidResourceHandle)
+            raise CudaError(E.cudaErrorInvalidResourceHandle)
         del table[int(handle)]
 
 

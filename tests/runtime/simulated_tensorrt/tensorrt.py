@@ -1,8 +1,8 @@
 """The runtime half of TensorRT's Python module, with ONNX Runtime inside, refusing what the real one refuses.
 
-Where the real library answers None or False and logs a line, so does this one. Where the real library's behaviour is
-undefined (two threads in one context, unsynchronized reuse, a name that does not exist), this one raises `Undefined`,
-which nothing in the product catches.
+Where the real library answers None or False and logs a line, so does this one. Where the real library's behavior is
+undefined (two threads in one context, unsynchronized reuse, a name that does not exist), this one raises an
+`UndefinedBehaviorError`, which nothing in the product catches.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 
 from densenet_deploy.runtime.plan import sniff
 from tests.runtime.plans import plan_bytes
-from tests.runtime.simulated_tensorrt.cuda import CudaFailure, SimulatedCuda
+from tests.runtime.simulated_tensorrt.cuda import CudaError, SimulatedCuda
 
 
-class Undefined(AssertionError):
+class UndefinedBehaviorError(AssertionError):
     """The real library would do anything at all here."""
 
 
@@ -84,7 +84,6 @@ class Behaviour:
         flavour, version: `tensorrt` and `rtx` differ in what classes they have.
         has_runtime_config: from 10.11.
         capturable: whether a CUDA graph can be recorded of an execution.
-        gpu: the compute capability that plans are checked against is the simulated GPU's.
     """
 
     flavour: str = "rtx"
@@ -148,7 +147,7 @@ class _Runtime:
 
     def __init__(self, logger: ILogger) -> None:
         if not getattr(logger, "_constructed", False):
-            raise Undefined("the logger's constructor did not run")
+            raise UndefinedBehaviorError("the logger's constructor did not run")
         self._logger = logger
         self.engine_host_code_allowed = False
 
@@ -214,15 +213,15 @@ class _Engine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         if self.get_tensor_mode(name) is not TensorIOMode.INPUT:
-            raise Undefined(f"{name} is no input and has no profile")
+            raise UndefinedBehaviorError(f"{name} is no input and has no profile")
         if not 0 <= profile < len(self.profiles):
-            raise Undefined(f"there is no profile {profile}")
+            raise UndefinedBehaviorError(f"there is no profile {profile}")
         rest = self.get_tensor_shape(name)[1:]
         return [(batch, *rest) for batch in self.profiles[profile]]
 
     def create_execution_context(self, runtime_config: _RuntimeConfig | None = None) -> _Context | None:
         if self.runtime.cuda.current_device != self.device:
-            raise Undefined("the thread's device is not the engine's")
+            raise UndefinedBehaviorError("the thread's device is not the engine's")
         if "create_execution_context" in self.runtime.cuda.fail_next:
             del self.runtime.cuda.fail_next["create_execution_context"]
             return self.runtime.fail("Error Code 2: OutOfMemory (Requested size was 1000 bytes.)")
@@ -230,7 +229,7 @@ class _Engine:
 
     def _known(self, name: str) -> Any:
         if name not in self.nodes:
-            raise Undefined(f"there is no tensor {name!r}")
+            raise UndefinedBehaviorError(f"there is no tensor {name!r}")
         return self.nodes[name]
 
 
@@ -282,13 +281,14 @@ class _Context:
         self._profile_stream: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._state = 0  # counts changes
 
     @property
     def active_optimization_profile(self) -> int:
         return self._profile
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        with self._mine(self):
+        with self._alone(changes=True):
             if not 0 <= profile < len(self.engine.profiles):
                 raise RuntimeError(f"IExecutionContext::setOptimizationProfileAsync: index {profile} out of range")
             self._profile, self._profile_stream = profile, stream
@@ -297,7 +297,7 @@ class _Context:
             return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        with self._mine(self):
+        with self._alone(changes=True):
             if self.engine.get_tensor_mode(name) is not TensorIOMode.INPUT:
                 return self._refuse(f"setInputShape: {name} is not an input")
             low, _, high = self.engine.get_tensor_profile_shape(name, self._profile)
@@ -308,15 +308,15 @@ class _Context:
             return True
 
     def infer_shapes(self) -> list[str]:
-        with self._mine(self):
+        with self._alone():
             return [name for name in self.engine._inputs if -1 in self._shape_of(name)]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        with self._mine(self):
+        with self._alone():
             return self._shape_of(name)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        with self._mine(self):
+        with self._alone(changes=True):
             self.engine._known(name)
             if address % 256:
                 return self._refuse(f"setTensorAddress: {name} is not aligned")
@@ -324,7 +324,7 @@ class _Context:
             return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        with self._mine(self):
+        with self._alone():
             self._setting_up = None
             return self._enqueue(stream_handle)
 
@@ -335,11 +335,13 @@ class _Context:
         if any(-1 in self._shape_of(name) for name in self.engine._inputs):
             return self._refuse("enqueueV3: not all input shapes are set")
         if self._profile_stream not in (None, stream):
-            raise Undefined("the profile was switched on another stream, which nobody waited for")
+            raise UndefinedBehaviorError("the profile was switched on another stream, which nobody waited for")
         if self._cuda.current_device != self.engine.device:
             return self._refuse("enqueueV3: Error Code 1: Cuda Runtime (invalid resource handle)")
         recording = self._cuda.stream(stream).recorder is not None
-        if recording and (not self.engine.runtime.behaviour.capturable or self._strategy is not CudaGraphStrategy.DISABLED):
+        if recording and (
+            not self.engine.runtime.behaviour.capturable or self._strategy is not CudaGraphStrategy.DISABLED
+        ):
             self._cuda.stream(stream).spoiled = True
             return self._refuse("enqueueV3: operation not permitted when stream is capturing")
         shapes = {name: self._shape_of(name) for name in self.engine.nodes}
@@ -347,12 +349,15 @@ class _Context:
         for name in self.engine.nodes:
             try:
                 self._view(name, addresses, shapes)
-            except CudaFailure as failure:
-                raise Undefined(f"the memory of {name} is no live memory of its size") from failure
-        self._cuda.queue(stream, lambda: self._compute(addresses, shapes))
+            except CudaError as failure:
+                raise UndefinedBehaviorError(f"the memory of {name} is no live memory of its size") from failure
+        state = self._state if recording else None
+        self._cuda.queue(stream, lambda: self._compute(addresses, shapes, state))
         return True
 
-    def _compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+    def _compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], recorded: int | None) -> None:
+        if recorded not in (None, self._state):
+            raise UndefinedBehaviorError("the context was changed since the graph was recorded from it")
         inputs = {name: self._view(name, addresses, shapes).copy() for name in self.engine._inputs}
         names = [name for name in self.engine.nodes if name not in inputs]
         for name, result in zip(names, self.engine.session.run(names, inputs), strict=True):
@@ -362,6 +367,9 @@ class _Context:
         dtype = np.dtype(nptype(self.engine.get_tensor_dtype(name)))
         size = int(np.prod(shapes[name])) * dtype.itemsize
         return self._cuda.device_view(addresses[name], size).view(dtype).reshape(shapes[name])
+
+    def _is_capturable(self) -> bool:
+        return self.engine.runtime.behaviour.capturable and self._strategy is CudaGraphStrategy.DISABLED
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
         shape = self.engine.get_tensor_shape(name)
@@ -376,21 +384,22 @@ class _Context:
         self.engine.runtime.fail(f"IExecutionContext::{message}")
         return False
 
-    @staticmethod
     @contextlib.contextmanager
-    def _mine(context: _Context) -> Iterator[None]:
+    def _alone(self, *, changes: bool = False) -> Iterator[None]:
         """One thread at a time, from the first setting to the execution."""
-        if not context._busy.acquire(blocking=False):
-            raise Undefined("two threads use one execution context")
+        if not self._busy.acquire(blocking=False):
+            raise UndefinedBehaviorError("two threads use one execution context")
         try:
             me = threading.get_ident()
-            if context._setting_up not in (None, me):
-                raise Undefined("another thread had begun to set this execution context up")
-            context._setting_up = me
+            if self._setting_up not in (None, me):
+                raise UndefinedBehaviorError("another thread had begun to set this execution context up")
+            if changes:
+                self._setting_up = me
+                self._state += 1
             yield
         finally:
-            context._busy.release()
+            self._busy.release()
 
 
 def _is_stream_capturable(self: _Context, stream: int) -> bool:
-    return self.engine.runtime.behaviour.capturable and self._strategy is CudaGraphStrategy.DISABLED
+    return self._is_capturable()
