@@ -65,10 +65,7 @@ def view_of(array: object, spec: TensorSpec, cuda: Cuda, device: int, *, writabl
     Raises:
         FeedError: if it isn't on this GPU, or has another type, shape or layout.
     """
-    facts = getattr(array, "__cuda_array_interface__", None)
-    if not isinstance(facts, dict):
-        kind = type(array).__name__
-        raise FeedError(spec.name, f"is a {kind} without __cuda_array_interface__", "give an array on the GPU")
+    facts = _facts_of(array, spec)
     shape, dtype = tuple(facts["shape"]), np.dtype(facts["typestr"])
     if dtype != spec.dtype:
         raise FeedError(spec.name, f"is {dtype}, the model takes {spec.dtype}", "convert it on the GPU")
@@ -85,6 +82,17 @@ def view_of(array: object, spec: TensorSpec, cuda: Cuda, device: int, *, writabl
         where = "no GPU" if found is None else f"cuda:{found}"
         raise FeedError(spec.name, f"is on {where}, the model on cuda:{device}", "copy it to the model's GPU")
     return GpuView(int(address), shape, facts.get("stream", _DEFAULT_STREAM))
+
+
+def _facts_of(array: object, spec: TensorSpec) -> dict[str, Any]:
+    try:
+        facts = getattr(array, "__cuda_array_interface__", None)
+    except Exception as exc:  # PyTorch's of a tensor that wants a gradient
+        raise FeedError(spec.name, f"does not share its memory: {exc}", "detach or copy it") from exc
+    if isinstance(facts, dict):
+        return facts
+    kind = type(array).__name__
+    raise FeedError(spec.name, f"is a {kind} without __cuda_array_interface__", "give an array on the GPU")
 
 
 def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:

@@ -11,7 +11,7 @@ from densenet_deploy.runtime.tensorrt.lane import Lane
 
 
 class Lanes:
-    """At most `limit` lanes, made when needed. Freed with the last reference to this object."""
+    """At most `limit` lanes, one for each size of batch while they last. Freed with the last reference to this."""
 
     def __init__(self, engine: Engine, make: Callable[[], Lane], limit: int) -> None:
         self.engine = engine
@@ -23,7 +23,7 @@ class Lanes:
 
     @contextlib.contextmanager
     def lend(self, profile: int, batch: int) -> Iterator[Lane]:
-        """Lend a lane to this thread, one that is set to `profile` and `batch` if there is.
+        """Lend a lane to this thread, set to `profile` and `batch` if there is one, else a new one while they last.
 
         A lane whose run failed is not used again.
         """
@@ -41,8 +41,11 @@ class Lanes:
         with self._change:
             while not self._idle and self._made >= self._limit:
                 self._change.wait()
-            if self._idle:
-                return self._idle.pop(self._best(profile, batch))
+            position = self._position_of(profile, batch)
+            if position is not None:
+                return self._idle.pop(position)
+            if self._made >= self._limit:
+                return self._idle.pop(0)  # the one that was used longest ago
             self._made += 1
         try:
             return self._make()
@@ -50,11 +53,12 @@ class Lanes:
             self._give_back(None)
             raise
 
-    def _best(self, profile: int, batch: int) -> int:
-        """Index of an idle lane with this setup, which may have a graph, else of the last one used."""
-        setups = (lane.setup for lane in self._idle)
-        same = (i for i, setup in enumerate(setups) if setup and (setup.profile, setup.batch) == (profile, batch))
-        return next(same, -1)
+    def _position_of(self, profile: int, batch: int) -> int | None:
+        """Where an idle lane with this setup is, which may have a graph."""
+        for position, lane in enumerate(self._idle):
+            if lane.setup and (lane.setup.profile, lane.setup.batch) == (profile, batch):
+                return position
+        return None
 
     def _give_back(self, lane: Lane | None) -> None:
         with self._change:

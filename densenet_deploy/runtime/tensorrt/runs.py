@@ -44,7 +44,8 @@ def run_in_place(lanes: Lanes, feeds: Mapping[str, object], outputs: Mapping[str
     results: dict[str, Any] = {}
     for spec in engine.outputs:
         sized = TensorSpec(spec.name, _shape(spec, batch), spec.dtype)
-        results[spec.name] = outputs.get(spec.name) or GpuArray(engine.cuda, engine.gpu.index, sized)
+        given = outputs.get(spec.name)
+        results[spec.name] = GpuArray(engine.cuda, engine.gpu.index, sized) if given is None else given
         views.append(view_of(results[spec.name], sized, engine.cuda, engine.gpu.index, writable=True))
     setup = Setup(profile, batch, tuple(view.address for view in views))
     with lanes.lend(profile, batch) as lane:

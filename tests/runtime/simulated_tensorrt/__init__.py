@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from densenet_deploy.artifacts import Artifact
+from densenet_deploy.runtime import cudart
 from densenet_deploy.runtime.engine_files import write_engine
 from densenet_deploy.runtime.plan import sniff
 from densenet_deploy.runtime.sidecar import BatchProfile
@@ -32,7 +34,9 @@ def simulated_gpu(behaviour: Behaviour = RTX, machine: SimulatedMachine | None =
     """Let `import tensorrt_rtx` or `import tensorrt`, and `import cuda.bindings.runtime`, find the simulation."""
     cuda = SimulatedCuda(machine)
     module = simulated_module(cuda, behaviour)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as cache:
+        patch.setenv("XDG_CACHE_HOME", cache)
+        patch.setattr(cudart, "found_libraries", lambda: iter(()))  # a real CUDA must not step in
         patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
         patch.setitem(sys.modules, module.__name__, module)
         load_tensorrt.cache_clear()

@@ -61,6 +61,7 @@ class cudaDeviceAttr(enum.IntEnum):
 
 E = cudaError_t
 _POISON = 0xFF  # NaN in every float type
+_DEFAULT_STREAMS = (1, 2)  # the legacy default stream and that of each thread
 _FIRST_DEVICE_ADDRESS = 1 << 52  # no process of this machine has memory there: to touch it is to crash
 
 
@@ -115,12 +116,12 @@ class SimulatedCuda:
         self.calls: list[str] = []
         self.fail_next: dict[str, cudaError_t] = {}  # the next call of a name fails so
         self._lock = threading.RLock()
-        self._handles = itertools.count(1)
+        self._handles = itertools.count(16)
         self._device_addresses = itertools.count(_FIRST_DEVICE_ADDRESS, 1 << 32)
         self._memory: dict[int, Memory] = {}
         self._freed: deque[Memory] = deque(maxlen=8)  # kept a while, so that a late look finds NaN
         self._aliases: dict[int, int] = {}  # device address of mapped memory → host address
-        self._streams: dict[int, StreamState] = {}
+        self._streams = {handle: StreamState(0) for handle in _DEFAULT_STREAMS}
         self._events: dict[int, tuple[int, int]] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._executables: dict[int, list[Work]] = {}
@@ -137,7 +138,7 @@ class SimulatedCuda:
         """Count what was not given back."""
         return {
             "memory": len(self._memory),
-            "streams": len(self._streams),
+            "streams": len(self._streams) - len(_DEFAULT_STREAMS),
             "events": len(self._events),
             "graphs": len(self._graphs) + len(self._executables),
         }

@@ -274,7 +274,8 @@ class _Context:
         self._cuda = engine.runtime.cuda
         self._strategy = config.cuda_graph_strategy if config else CudaGraphStrategy.DISABLED
         if config and config.cache and not config.cache.kernels:
-            config.cache.kernels = 1  # compiled now
+            config.cache.kernels = 1
+            self._cuda.calls.append("compile")
         self._busy = threading.Lock()
         self._setting_up: int | None = None  # the thread that has begun to set shapes or addresses
         self._profile = 0
