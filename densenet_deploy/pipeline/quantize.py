@@ -144,7 +144,8 @@ def quantize(
     with stages("calibrate"):
         ranges, note = _calibrated(graph, data, preprocessing, options, cache)
     with stages("prepare"):
-        how = RecipeOptions(per_channel=options.weights == "per-channel", weight_bits=weight_bits())
+        per_channel = options.weights == "per-channel"
+        how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct_bias else ())
         choice = _Choice(frozenset(_known_layers(options.float_layers, writer.layers)))

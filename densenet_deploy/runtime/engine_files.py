@@ -99,7 +99,7 @@ def require_gpu(plan: Plan, compute_capability: str) -> None:
         raise DeviceError(plan.path, why, _REBUILD)
 
 
-def write_engine(path: Path, plan: bytes, sidecar: Sidecar) -> None:
+def write_engine(path: Path, plan: bytes | bytearray, sidecar: Sidecar) -> None:
     """Write a plan and its sidecar so that whatever plan lies at `path` has its record there at every moment.
 
     Raises:
