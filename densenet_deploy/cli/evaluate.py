@@ -20,10 +20,12 @@ def evaluate_command(
     batch: Annotated[int, typer.Option(help="Pictures run at once.")] = 16,
     max_bad: Annotated[int, typer.Option(help="Unreadable pictures to tolerate.")] = 0,
     threads: args.Threads = None,
+    trust_engine: args.TrustEngine = False,
 ) -> Report:
     """Measure top-1 and top-5 accuracy on a tree of labelled images."""
     from densenet_deploy.pipeline.evaluate import EvaluateOptions, evaluate
     from densenet_deploy.runtime.runner import RunnerOptions
 
-    options, runner_options = EvaluateOptions(batch, max_bad), RunnerOptions(threads=threads)
+    options = EvaluateOptions(batch, max_bad)
+    runner_options = RunnerOptions(threads=threads, trust_engine=trust_engine)
     return evaluate(model, data, options, backend=backend, device=device, runner_options=runner_options)

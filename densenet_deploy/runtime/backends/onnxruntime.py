@@ -1,7 +1,7 @@
-"""Run ONNX files with ONNX Runtime, on CPU or CUDA.
+"""Run ONNX files with ONNX Runtime: on the CPU, or on an NVIDIA GPU with CUDA, TensorRT or TensorRT-RTX.
 
-ONNX Runtime quietly runs on the CPU when CUDA cannot be loaded, even if only CUDA was listed. Here CPU fallback is
-switched off in the session whenever CUDA was asked for, and the providers are read back afterwards.
+Which provider a GPU runs with is `NvidiaOptions.provider`. Nothing runs on the CPU that was not asked to: see
+`onnxruntime_providers`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,16 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
+from densenet_deploy.runtime.onnxruntime_binding import Bindings
+from densenet_deploy.runtime.onnxruntime_providers import (
+    CPU,
+    Coverage,
+    ProviderPlan,
+    apply,
+    plan_for,
+    prepare,
+    require_coverage,
+)
 from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
@@ -54,9 +64,12 @@ class OnnxRuntimeRunner(Runner):
         if options.precision not in (None, source.precision):
             why = f"the file holds {source.precision} and ONNX Runtime runs it so"
             raise BackendError(options.precision, why, "convert the file instead")
-        threads = options.threads or usable_cpus()
-        session, chosen = _open_session(source.path, device, threads)
-        return cls(session, source, chosen, threads, options)
+        if device is None and options.nvidia.provider is None and _cuda_answers():
+            try:
+                return cls(source, Device("cuda"), options)
+            except DeviceError as exc:
+                log.info("using the CPU: %s", exc)
+        return cls(source, device or Device("cuda" if options.nvidia.provider else "cpu"), options)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
@@ -66,16 +79,14 @@ class OnnxRuntimeRunner(Runner):
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _cuda_answers()
         return onnxruntime.__version__, ("cpu", "cuda") if has_cuda else ("cpu",)
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        artifact: Artifact,
-        device: Device,
-        threads: int,
-        options: RunnerOptions,
-    ) -> None:
+    def __init__(self, artifact: Artifact, device: Device, options: RunnerOptions) -> None:
         import onnxruntime
 
+        threads = options.threads or usable_cpus()
+        plan = plan_for(device, options.nvidia, artifact)
+        session = _session(artifact.path, plan, device, threads)
+        inputs = tuple(_tensor_spec(node, artifact.path) for node in session.get_inputs())
+        outputs = tuple(_tensor_spec(node, artifact.path) for node in session.get_outputs())
         placement = Placement(
             backend=self.name,
             version=onnxruntime.__version__,
@@ -83,51 +94,61 @@ class OnnxRuntimeRunner(Runner):
             provider=session.get_providers()[0],
             precision=artifact.precision,
             threads=threads,
+            notes=_notes(plan, device, session),
         )
+        self._output_names = [spec.name for spec in outputs]
+        streams = 1 if plan.graphs else options.nvidia.streams  # a graph has one place for its feeds
+        bound = Bindings(session, ("cuda", device.index), inputs, outputs, streams)
         super().__init__(
-            session,
-            tuple(_tensor_spec(node, artifact.path) for node in session.get_inputs()),
-            tuple(_tensor_spec(node, artifact.path) for node in session.get_outputs()),
+            session if plan.wanted == CPU else bound,
+            inputs,
+            outputs,
             placement,
             artifact.manifest,
             check_values=options.check_values,
         )
-        self._output_names = [spec.name for spec in self.outputs]
 
-    def _run(self, handle: ort.InferenceSession, feeds: dict[str, Array]) -> dict[str, Array]:
+    def _run(self, handle: ort.InferenceSession | Bindings, feeds: dict[str, Array]) -> dict[str, Array]:
+        if isinstance(handle, Bindings):
+            return handle.run(feeds)
         return dict(zip(self._output_names, handle.run(self._output_names, feeds), strict=True))
 
 
-def _open_session(path: Path, device: Device | None, threads: int) -> tuple[ort.InferenceSession, Device]:
-    if device is None and _cuda_answers():
-        try:
-            return _session(path, Device("cuda"), threads), Device("cuda")
-        except DeviceError as exc:
-            log.info("using the CPU: %s", exc)
-    chosen = device or Device("cpu")
-    return _session(path, chosen, threads), chosen
-
-
-def _session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+def _session(path: Path, plan: ProviderPlan, device: Device, threads: int) -> ort.InferenceSession:
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(_SILENT)
-    session_options = onnxruntime.SessionOptions()
+    if device.word == "cuda" and not _cuda_answers():
+        raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
+    prepare(onnxruntime, plan)
+    return open_session(onnxruntime, path, plan, device, threads)
+
+
+def open_session(ort: Any, path: Path, plan: ProviderPlan, device: Device, threads: int) -> ort.InferenceSession:
+    """Open a session on what `plan` wants. `ort` is the onnxruntime module.
+
+    Raises:
+        ModelFileError: if the CPU cannot run the model.
+        DeviceError: if another device cannot run all of it.
+    """
+    ort.set_default_logger_severity(_SILENT)
+    session_options = ort.SessionOptions()
     session_options.log_severity_level = _SILENT
     session_options.intra_op_num_threads = threads
     session_options.inter_op_num_threads = 1
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.word == "cuda":
-        _require_provider("CUDAExecutionProvider", device)
-        session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [("CUDAExecutionProvider", {"device_id": str(device.index), "use_tf32": "0"})]
-    try:
-        session = onnxruntime.InferenceSession(_model_source(path), session_options, providers)
+    providers = apply(ort, plan, session_options, device)
+    try:  # with its fallback, ONNX Runtime would print an error and try other providers
+        return ort.InferenceSession(_model_source(path), session_options, providers, enable_fallback=False)
     except Exception as exc:
         raise _open_error(path, device, exc) from exc
-    if device.word == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise DeviceError(device, "ONNX Runtime would run on the CPU instead", "run densenet-deploy doctor")
-    return session
+
+
+def _notes(plan: ProviderPlan, device: Device, session: ort.InferenceSession) -> tuple[str, ...]:
+    """What was read back of a GPU's session, once it is known to be what was wanted."""
+    if plan.wanted == CPU:
+        return ()
+    coverage = Coverage.of(session)
+    require_coverage(plan, coverage, device)
+    return (str(coverage), "CUDA graphs asked for") if plan.graphs else (str(coverage),)
 
 
 def _model_source(path: Path) -> str | bytes:
@@ -137,16 +158,6 @@ def _model_source(path: Path) -> str | bytes:
     except UnicodeEncodeError:
         return path.read_bytes()
     return str(path)
-
-
-def _require_provider(provider: str, device: Device) -> None:
-    import onnxruntime
-
-    if provider not in onnxruntime.get_available_providers():
-        fix = "run: pip install 'densenet-deploy[onnxruntime-gpu]' in place of onnxruntime"
-        raise DeviceError(device, "this build of ONNX Runtime has no CUDA provider", fix)
-    if not _cuda_answers():
-        raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
 
 
 def _cuda_answers() -> bool:

@@ -34,12 +34,12 @@ class Contexts:
         self._lock = threading.Lock()  # contexts are made one after another: each may compile
         self._config: Any = None
         self._cache: _KernelCache | None = None
-        self._graphs = Graphs.RECORDED if options.graphs else Graphs.OFF
+        self._graphs = Graphs.OFF if options.graphs is False else Graphs.RECORDED
         if features.runtime_config and (features.runtime_cache or features.graph_strategy):
             self._config = engine.native.create_runtime_config()
         if features.runtime_cache and self._config is not None:
             self._cache = _KernelCache(self._config, _cache_path(engine, plan, options.cache_folder))
-        if features.graph_strategy and self._config is not None and options.graphs:
+        if features.graph_strategy and self._config is not None and self._graphs is not Graphs.OFF:
             self._config.cuda_graph_strategy = engine.trt.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._graphs = Graphs.NATIVE  # both at once is not allowed
 

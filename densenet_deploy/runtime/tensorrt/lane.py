@@ -85,6 +85,10 @@ class Lane:
             self._stream.wait_for(stream)
         self._do(self._execute)
 
+    def is_set_to(self, profile: int, batch: int) -> bool:
+        """Whether a batch of this size needs no change of the context, and may have a graph."""
+        return self.setup is not None and (self.setup.profile, self.setup.batch) == (profile, batch)
+
     def abandon(self) -> None:
         """Wait until the GPU is done with this lane's memory, after a failure half-way."""
         with contextlib.suppress(DensenetDeployError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from densenet_deploy.cli import main
 from densenet_deploy.errors import (
     BackendError,
     DensenetDeployError,
@@ -21,6 +24,7 @@ from densenet_deploy.errors import (
     ResourceError,
 )
 from densenet_deploy.packages import is_installed
+from densenet_deploy.pipeline.doctor import examine
 from densenet_deploy.runtime.nvidia_options import NvidiaOptions
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.runtime.sidecar import sidecar_path
@@ -368,3 +372,35 @@ def test_full_tensorrt_has_no_such_cache(full_gpu: SimulatedCuda, tmp_path: Path
     options = RunnerOptions(nvidia=NvidiaOptions(cache=tmp_path / "cache"))
     open_runner(path, options=options).close()
     assert not (tmp_path / "cache").exists()
+
+
+# What people see
+
+
+def test_doctor_names_version_and_devices(flavour: Behaviour) -> None:
+    with simulated_gpu(flavour, SimulatedMachine(gpus=2)):
+        health = examine().backends[flavour.flavour]
+    assert (health.available, health.devices, health.reason) == (True, ("cuda:0", "cuda:1"), None)
+    assert health.version == ".".join(map(str, flavour.version))
+
+
+def test_doctor_says_why_nothing_runs(flavour: Behaviour) -> None:
+    with simulated_gpu(flavour, SimulatedMachine(has_driver=False)):
+        report = examine()
+    health = report.backends[flavour.flavour]
+    assert (health.available, health.devices, health.reason) == (False, (), "finds no cuda device")
+    assert health.version in report.to_text()
+
+
+def test_run_classifies_with_an_engine(gpu: SimulatedCuda, engine: Path, tmp_path: Path, capsys) -> None:
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.full((40, 40, 3), 128, np.uint8)).save(picture)
+    assert main(["run", str(engine), str(picture), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["predictions"][0]["top"]) == 5
+    assert answer["device"] == "cuda:0"
+    sidecar_path(engine).unlink()
+    assert main(["run", str(engine), str(picture)]) == 3
+    assert "--trust-engine" in capsys.readouterr().err
+    assert main(["run", str(engine), str(picture), "--trust-engine"]) == 0
+    assert "unknown" in capsys.readouterr().out, "the precision of a stranger's plan"
