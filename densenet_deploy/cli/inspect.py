@@ -15,7 +15,8 @@ from densenet_deploy.errors import UsageError
 @command("inspect")
 def inspect_command(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="An .onnx, .pth or .safetensors file, or --variant.")
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="An .onnx, .engine, .pth or .safetensors file, or --variant."),
     ] = None,
     variant: args.Variant = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width of the input in pixels.")] = None,
@@ -38,4 +39,10 @@ def inspect_command(
         return inspect_variant(variant, changes, image_size, batch)
     if variant is not None or changes.changes():
         raise UsageError("inspect", "was given both a MODEL and a variant", "give one of them")
+    if model.suffix.lower() == ".engine":
+        from densenet_deploy.pipeline.inspect_engine import inspect_engine
+
+        if image_size is not None:
+            raise UsageError(f"image-size={image_size}", "an engine takes pictures of one size", "leave it out")
+        return inspect_engine(model, batch)
     return inspect_file(model, image_size, batch)

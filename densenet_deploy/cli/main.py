@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from densenet_deploy.cli import doctor, evaluate, export, inspect, quantize, run_images, simplify, validate
+from densenet_deploy.cli import build_trt, doctor, evaluate, export, inspect, quantize, run_images, simplify, validate
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
 from densenet_deploy.cli.failures import fail
@@ -17,7 +17,7 @@ from densenet_deploy.cli.stopping import StopSignals
 
 SCHEMA = 1
 
-COMMANDS = (export, simplify, validate, quantize, run_images, evaluate, inspect, doctor)
+COMMANDS = (export, simplify, validate, quantize, build_trt, run_images, evaluate, inspect, doctor)
 """Importing a command's module registers it."""
 
 

@@ -80,6 +80,11 @@ class Builder:
         )
         self._tell({"options": options.to_facts(), "verbose": verbose})
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def toolchain(self) -> Toolchain:
         """Return what will build, once it has agreed to the options.
 

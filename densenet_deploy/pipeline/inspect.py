@@ -108,6 +108,19 @@ def inspect_file(path: Path, image_size: int | None = None, batch: int = 1) -> I
     return report
 
 
+def inspect_spec(name: str, precision: str, manifest: Manifest, batch: int = 1) -> InspectReport:
+    """Inspect the architecture that `manifest` describes, running in `precision`.
+
+    Raises:
+        ManifestError: if it is of no network for its pictures.
+    """
+    spec, size = DenseNetSpec.from_facts(manifest.spec), manifest.preprocessing.image_size
+    if size < spec.smallest_image_size:
+        raise ManifestError(f"spec of {name}", f"is of no network for {size} pixels", "export the model again")
+    memory = activation_memory(spec, size, batch, _BYTES.get(precision, 4))
+    return InspectReport(name, precision, size, batch, model_cost(spec, size), memory, manifest, ())
+
+
 def _variant(request: ModelRequest) -> Variant:
     variant = find_variant("121" if request.variant is None else request.variant)
     changes = request.architecture.changes()

@@ -65,6 +65,8 @@ class Sidecar:
         platform: operating system and processor that it was built on (`linux-x86_64`).
         options: the other choices of the build, by name.
         manifest: the facts of the model, or None for a stranger's.
+        build_key: a hash over everything that decided what the engine is.
+        convolutions: the precision that each ran in when the engine was read back after its build, by name.
     """
 
     sha256: str
@@ -83,6 +85,8 @@ class Sidecar:
     platform: str = ""
     options: Mapping[str, Scalar] = field(default_factory=dict)
     manifest: Manifest | None = None
+    build_key: str = ""
+    convolutions: Mapping[str, str] = field(default_factory=dict)
 
     def to_facts(self) -> dict[str, Any]:
         """Return the facts as JSON has them, without the hash that they are stored under."""
@@ -117,6 +121,8 @@ class Sidecar:
             platform=read.text("platform"),
             options=read.scalars("options"),
             manifest=_manifest(facts.get("manifest")),
+            build_key=read.text("build_key"),
+            convolutions={name: str(word) for name, word in read.scalars("convolutions").items()},
         )
 
 
