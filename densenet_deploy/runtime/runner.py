@@ -203,6 +203,11 @@ class Runner(ABC):
         results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
         return results if outputs is None else delivered(results, outputs)
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is neither closed nor another process's."""
+        return self._handle is not None and _forks.count == self._fork
+
     def _open_handle(self) -> Any:
         """Return the handle: a local reference keeps it alive when another thread calls `close`."""
         handle = self._handle

@@ -7,6 +7,7 @@ as `NvidiaOptions.streams`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -17,6 +18,7 @@ from densenet_deploy.runtime.engine_files import Plan, read_plan, require_gpu, r
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
 from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.sidecar import Sidecar
 from densenet_deploy.runtime.tensorrt.contexts import Contexts
 from densenet_deploy.runtime.tensorrt.engine import Engine, engine_from_plan
 from densenet_deploy.runtime.tensorrt.lanes import Lanes
@@ -52,7 +54,7 @@ class TensorRTRunner(Runner):
         """Verify the plan, load it and run it twice on zeros; see `Runner.open`."""
         assert isinstance(source, Artifact)
         plan = read_plan(source.path, trust_engine=options.trust_engine)
-        precision = plan.sidecar.precision if plan.sidecar else "unknown"
+        precision = _precision(plan.sidecar)
         if options.precision not in (None, precision):
             raise BackendError(options.precision, f"the engine holds {precision}", "build another engine")
         trt = load_tensorrt(cls.flavour)
@@ -85,8 +87,9 @@ class TensorRTRunner(Runner):
             provider=f"{_TITLES[self.flavour]} on {engine.gpu.name} ({engine.gpu.compute_capability})",
             precision=precision,
             threads=1,
-            notes=(graphs,),
+            notes=(*_convolutions(plan.sidecar), graphs),
         )
+        self._contexts: Contexts | None = contexts
         super().__init__(
             lanes,
             engine.inputs,
@@ -113,6 +116,13 @@ class TensorRTRunner(Runner):
         """
         return run_in_place(self._open_handle(), feeds, outputs or {})
 
+    def close(self) -> None:
+        """Let go of the engine, and keep the kernels that were compiled for batches seen since; see `Runner.close`."""
+        contexts, self._contexts = self._contexts, None
+        if contexts is not None and self.is_usable:
+            contexts.keep_kernels()
+        super().close()
+
     def _run(self, handle: Lanes, feeds: dict[str, Array]) -> dict[str, Array]:
         return run_portions(handle, feeds)
 
@@ -125,3 +135,21 @@ class RtxRunner(TensorRTRunner):
     requires = "tensorrt_rtx"
     extra = "tensorrt-rtx"
     flavour = "rtx"
+
+
+def _precision(sidecar: Sidecar | None) -> str:
+    """What most convolutions ran in when the engine was read back after its build, else what its graph asks for."""
+    if sidecar is None:
+        return "unknown"
+    counts = _counts(sidecar)
+    return counts.most_common(1)[0][0] if counts else sidecar.precision
+
+
+def _convolutions(sidecar: Sidecar | None) -> tuple[str, ...]:
+    if sidecar is None or not (counts := _counts(sidecar)):
+        return ()
+    return ("convolutions: " + ", ".join(f"{count} {word}" for word, count in counts.most_common()),)
+
+
+def _counts(sidecar: Sidecar) -> Counter[str]:
+    return Counter(word for word in sidecar.convolutions.values() if word != "unknown")

@@ -61,7 +61,7 @@ class Contexts:
         return Lane(engine, context, graphs=self._graphs)
 
     def keep_kernels(self) -> None:
-        """Write what was compiled to the cache, if there is one and it has changed. No failure of it matters."""
+        """Write what was compiled to the cache, if there is one and it has changed. That it cannot is no failure."""
         if self._cache is not None:
             self._cache.save()
 
@@ -81,9 +81,11 @@ class _KernelCache:
             blob = b""
         if blob and self._native.deserialize(blob):
             self._saved = blob
-        config.set_runtime_cache(self._native)
+        self._in_use = bool(config.set_runtime_cache(self._native))
 
     def save(self) -> None:
+        if not self._in_use:
+            return
         blob = bytes(self._native.serialize())
         if blob == self._saved or not 0 < len(blob) <= _LARGEST_BYTES:
             return

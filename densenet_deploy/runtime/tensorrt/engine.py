@@ -13,7 +13,7 @@ from densenet_deploy.runtime.cudart import Cuda
 from densenet_deploy.runtime.engine_files import Plan
 from densenet_deploy.runtime.feeds import TensorSpec
 from densenet_deploy.runtime.gpus import Gpu
-from densenet_deploy.runtime.sidecar import BatchProfile
+from densenet_deploy.runtime.sidecar import BatchProfile, Sidecar
 from densenet_deploy.runtime.trt import TensorRT
 
 _OUT_OF_MEMORY: Final = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation|cudaError 2\b", re.IGNORECASE)
@@ -50,11 +50,11 @@ def engine_from_plan(plan: Plan, trt: TensorRT, cuda: Cuda, gpu: Gpu) -> Engine:
     Raises:
         BackendError: if TensorRT refuses it.
         ResourceError: if the GPU's memory does not suffice.
-        ModelFileError: if more than the batch varies, or numpy lacks one of its types.
+        ModelFileError: if its weights were left out, more than the batch varies, or numpy lacks one of its types.
     """
     runtime = trt.module.Runtime(trt.log.native)
-    if plan.sidecar is not None and plan.sidecar.version_compatible:
-        runtime.engine_host_code_allowed = True  # such a plan carries the runtime of its version, and its hash held
+    if plan.sidecar is not None:
+        _set_up(runtime, plan.sidecar, plan)
     native = runtime.deserialize_cuda_engine(plan.data)
     if native is None:
         raise refusal(trt, plan.path, "TensorRT cannot load it", "build it again on this machine with build-trt")
@@ -69,6 +69,16 @@ def engine_from_plan(plan: Plan, trt: TensorRT, cuda: Cuda, gpu: Gpu) -> Engine:
         profiles=_profiles(native, specs["INPUT"]),
         subject=str(plan.path),
     )
+
+
+def _set_up(runtime: Any, sidecar: Sidecar, plan: Plan) -> None:
+    """Tell the runtime what only the build knew."""
+    if sidecar.options.get("strip_weights"):
+        raise ModelFileError(plan.path, "was built without its weights", "refit it, or build without --strip-weights")
+    if sidecar.options.get("dla") is not None:
+        runtime.DLA_core = sidecar.options["dla"]
+    if sidecar.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan carries the runtime of its version, and its hash held
 
 
 def refusal(trt: TensorRT, subject: object, what: str, fix: str) -> DensenetDeployError:

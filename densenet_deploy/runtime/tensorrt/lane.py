@@ -60,7 +60,7 @@ class Lane:
         self._capacity = 0
         self._graph: Graph | None = None
         self._runs = 0  # with this setup
-        self._profile = 0
+        self._profile = int(context.active_optimization_profile)  # -1: none yet
         self.setup: Setup | None = None
         self._graphs = graphs
         self._graph_refusal = self._why_no_graph()

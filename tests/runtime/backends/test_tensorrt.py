@@ -25,9 +25,14 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.packages import is_installed
 from densenet_deploy.pipeline.doctor import examine
+from densenet_deploy.runtime.engine_files import write_engine
+from densenet_deploy.runtime.gpus import find_gpus
 from densenet_deploy.runtime.nvidia_options import NvidiaOptions
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.runtime.sidecar import sidecar_path
+from densenet_deploy.runtime.trt import load_tensorrt
+from tests.runtime.conftest import float32_plan
+from tests.runtime.plans import sidecar_of
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda, SimulatedMachine, cudaError_t
 from tests.runtime.simulated_tensorrt.tensorrt import Behaviour
@@ -161,6 +166,55 @@ def test_another_precision_is_refused(gpu: SimulatedCuda, engine: Path) -> None:
         assert runner.placement.precision == "fp32"
     with pytest.raises(BackendError, match="the engine holds fp32"):
         open_runner(engine, options=RunnerOptions(precision="fp16"))
+
+
+def test_the_placement_says_what_convolutions_run_in(gpu: SimulatedCuda, flavour, tmp_path, tiny_onnx) -> None:
+    ran = {"stem": "fp16", "conv1": "int8", "conv2": "int8", "fused": "unknown"}
+    path = write_simulated_engine(tmp_path, tiny_onnx, flavour, precision="int8", convolutions=ran)
+    with open_runner(path) as runner:
+        assert runner.placement.precision == "int8"
+        assert runner.placement.notes[0] == "convolutions: 2 int8, 1 fp16"
+    silent = write_simulated_engine(tmp_path, tiny_onnx, flavour, precision="fp16", convolutions={"a": "unknown"})
+    with open_runner(silent) as runner:
+        assert runner.placement.precision == "fp16"
+        assert "convolutions" not in str(runner.placement)
+
+
+def test_a_real_plan_without_a_gpu_is_a_device_error(tiny_onnx: Path, tmp_path: Path) -> None:
+    """The whole way down to the real libraries."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    if find_gpus():
+        pytest.skip("this machine has a GPU")
+    plan = float32_plan(load_tensorrt("rtx"), tiny_onnx.read_bytes())
+    path = tmp_path / "tiny.engine"
+    write_engine(path, plan, sidecar_of(plan, precision="fp32"))
+    with pytest.raises(DeviceError, match="no NVIDIA GPU answers"):
+        open_runner(path)
+    path.write_bytes(plan[:-1])
+    with pytest.raises(ModelFileError, match="hash differs"):
+        open_runner(path)
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_host_code_is_allowed_to_plans_that_carry_it_and_no_others(
+    gpu, flavour, tmp_path, tiny_onnx, compatible
+) -> None:
+    path = write_simulated_engine(tmp_path, tiny_onnx, flavour, version_compatible=compatible)
+    open_runner(path).close()
+    assert gpu.runtimes[0].engine_host_code_allowed is compatible
+
+
+def test_what_only_the_build_knew_is_told_to_the_runtime(gpu, flavour, tmp_path, tiny_onnx) -> None:
+    open_runner(write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"dla": 1})).close()
+    assert gpu.runtimes[0].DLA_core == 1
+    open_runner(write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"dla": None})).close()
+    assert gpu.runtimes[0].DLA_core == -1
+
+
+def test_a_plan_without_weights_is_refused(gpu, flavour, tmp_path, tiny_onnx) -> None:
+    path = write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"strip_weights": True})
+    with pytest.raises(ModelFileError, match="without its weights"):
+        open_runner(path)
 
 
 # Memory
@@ -336,14 +390,31 @@ def test_kernels_are_compiled_once(tmp_path: Path, tiny_onnx: Path) -> None:
     options = RunnerOptions(nvidia=NvidiaOptions(cache=tmp_path / "cache"))
     with simulated_gpu(RTX) as cuda:
         open_runner(path, options=options).close()
-        assert cuda.calls.count("compile") == 1
+        assert cuda.calls.count("compile") == 2
         (kernels,) = (tmp_path / "cache").iterdir()
         assert kernels.name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()[:24])
         assert "simulated-gpu-1.7.1.116-13000" in kernels.name
         written = kernels.stat().st_mtime_ns
         open_runner(path, options=options).close()
-        assert cuda.calls.count("compile") == 1
+        assert cuda.calls.count("compile") == 2
         assert kernels.stat().st_mtime_ns == written, "nothing new, nothing written"
+
+
+def test_kernels_compiled_later_are_kept_at_the_end(tmp_path: Path, tiny_onnx: Path) -> None:
+    path = write_simulated_engine(tmp_path, tiny_onnx, RTX)
+    options = RunnerOptions(nvidia=NvidiaOptions(cache=tmp_path / "cache"))
+    with simulated_gpu(RTX):
+        runner = open_runner(path, options=options)
+        (kernels,) = (tmp_path / "cache").iterdir()
+        kernels.unlink()
+        runner.close()
+        assert not kernels.exists(), "nothing new since"
+        runner = open_runner(path, options=options)
+        before = kernels.read_bytes()
+        runner.run({"input": batch(5)})
+        runner.close()
+        runner.close()
+        assert kernels.read_bytes() != before
 
 
 def test_damaged_kernels_are_compiled_anew(tmp_path: Path, tiny_onnx: Path) -> None:
@@ -355,7 +426,7 @@ def test_damaged_kernels_are_compiled_anew(tmp_path: Path, tiny_onnx: Path) -> N
         good = kernels.read_bytes()
         kernels.write_bytes(b"rubbish")
         open_runner(path, options=options).close()
-        assert cuda.calls.count("compile") == 2
+        assert cuda.calls.count("compile") == 4
         assert kernels.read_bytes() == good
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -114,6 +115,7 @@ class SimulatedCuda:
     def __init__(self, machine: SimulatedMachine | None = None) -> None:
         self.machine = machine or SimulatedMachine()
         self.calls: list[str] = []
+        self.runtimes: deque[Any] = deque(maxlen=1)  # the last TensorRT runtime made on it
         self.fail_next: dict[str, cudaError_t] = {}  # the next call of a name fails so
         self._lock = threading.RLock()
         self._handles = itertools.count(16)

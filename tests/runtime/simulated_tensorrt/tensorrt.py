@@ -150,6 +150,8 @@ class _Runtime:
             raise UndefinedBehaviorError("the logger's constructor did not run")
         self._logger = logger
         self.engine_host_code_allowed = False
+        self.DLA_core = -1
+        self.cuda.runtimes.append(self)
 
     def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
         header = sniff(bytes(plan))
@@ -188,6 +190,7 @@ class _Engine:
         self._inputs = {node.name for node in self.session.get_inputs()}
         self.profiles = [tuple(profile) for profile in facts["profiles"]]
         self.device = runtime.cuda.current_device
+        self.contexts = 0  # made so far
 
     @property
     def num_io_tensors(self) -> int:
@@ -207,9 +210,12 @@ class _Engine:
         return _ONNX[self._known(name).type]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        static = len({batch for profile in self.profiles for batch in profile}) == 1
-        batch = self.profiles[0][0] if static else -1
+        batch = -1 if self.is_dynamic else self.profiles[0][0]
         return (batch, *(size if isinstance(size, int) else -1 for size in self._known(name).shape[1:]))
+
+    @property
+    def is_dynamic(self) -> bool:
+        return len({batch for profile in self.profiles for batch in profile}) > 1
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         if self.get_tensor_mode(name) is not TensorIOMode.INPUT:
@@ -251,21 +257,22 @@ class _RuntimeConfig:
 
 
 class _RuntimeCache:
-    """Kernels compiled for this GPU: here a word and a count of contexts."""
+    """Kernels compiled for this GPU: here their names."""
 
-    _MAGIC = b"kernels "
+    _MAGIC = "kernels: "
 
     def __init__(self) -> None:
-        self.kernels = 0
+        self.kernels: list[str] = []
 
     def deserialize(self, blob: bytes) -> bool:
-        if not bytes(blob).startswith(self._MAGIC):
+        text = bytes(blob).decode(errors="replace")
+        if not text.startswith(self._MAGIC):
             return False
-        self.kernels = int(bytes(blob)[len(self._MAGIC) :])
+        self.kernels = text.removeprefix(self._MAGIC).split(", ")
         return True
 
     def serialize(self) -> bytes:
-        return self._MAGIC + str(self.kernels).encode()
+        return (self._MAGIC + ", ".join(self.kernels)).encode()
 
 
 class _Context:
@@ -273,16 +280,22 @@ class _Context:
         self.engine = engine
         self._cuda = engine.runtime.cuda
         self._strategy = config.cuda_graph_strategy if config else CudaGraphStrategy.DISABLED
-        if config and config.cache and not config.cache.kernels:
-            config.cache.kernels = 1
-            self._cuda.calls.append("compile")
+        self._cache = config.cache if config else None
+        self._compile("any batch")
         self._busy = threading.Lock()
         self._setting_up: int | None = None  # the thread that has begun to set shapes or addresses
-        self._profile = 0
+        self._profile = 0 if engine.contexts == 0 or not engine.is_dynamic else -1  # others have to choose theirs
+        engine.contexts += 1
         self._profile_stream: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._state = 0  # counts changes
+
+    def _compile(self, what: str) -> None:
+        """What TensorRT-RTX does unless the cache has it: once for the engine, and again for batches as they come."""
+        if self._cache is not None and what not in self._cache.kernels:
+            self._cache.kernels.append(what)
+            self._cuda.calls.append("compile")
 
     @property
     def active_optimization_profile(self) -> int:
@@ -301,6 +314,8 @@ class _Context:
         with self._alone(changes=True):
             if self.engine.get_tensor_mode(name) is not TensorIOMode.INPUT:
                 return self._refuse(f"setInputShape: {name} is not an input")
+            if self._profile < 0:
+                return self._refuse("setInputShape: no optimization profile is selected")
             low, _, high = self.engine.get_tensor_profile_shape(name, self._profile)
             fits = len(shape) == len(low) and low[0] <= shape[0] <= high[0] and tuple(shape[1:]) == low[1:]
             if not fits:
@@ -352,6 +367,7 @@ class _Context:
                 self._view(name, addresses, shapes)
             except CudaError as failure:
                 raise UndefinedBehaviorError(f"the memory of {name} is no live memory of its size") from failure
+        self._compile(f"batch {next(iter(shapes.values()))[0]}")
         state = self._state if recording else None
         self._cuda.queue(stream, lambda: self._compute(addresses, shapes, state))
         return True
