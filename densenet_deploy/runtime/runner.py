@@ -122,7 +122,7 @@ class Placement:
 
     def __str__(self) -> str:
         words = (f"{self.backend} {self.version}", self.provider, self.device, self.precision)
-        return ", ".join((*words, f"{self.threads} thread{'s' * (self.threads != 1)}", *self.notes))
+        return ", ".join((*words, f"{self.threads} threads", *self.notes))
 
 
 class Runner(ABC):

@@ -72,7 +72,7 @@ class _KernelCache:
     def __init__(self, config: Any, path: Path) -> None:
         self._path = path
         self._native = config.create_runtime_cache()
-        self._saved = b""
+        self._saved = b""  # hash of what the file holds
         try:
             with os_errors_about(path):
                 blob = path.read_bytes() if path.is_file() else b""
@@ -80,21 +80,25 @@ class _KernelCache:
             log.info("kernels are compiled anew: %s", exc)
             blob = b""
         if blob and self._native.deserialize(blob):
-            self._saved = blob
+            self._saved = _hash(blob)
         self._in_use = bool(config.set_runtime_cache(self._native))
 
     def save(self) -> None:
         if not self._in_use:
             return
         blob = bytes(self._native.serialize())
-        if blob == self._saved or not 0 < len(blob) <= _LARGEST_BYTES:
+        if _hash(blob) == self._saved or not 0 < len(blob) <= _LARGEST_BYTES:
             return
         try:
             write_file(self._path, blob)
         except DensenetDeployError as exc:
             log.info("compiled kernels are not kept: %s", exc)
             return
-        self._saved = blob
+        self._saved = _hash(blob)
+
+
+def _hash(blob: bytes) -> bytes:
+    return hashlib.sha256(blob).digest()
 
 
 def _cache_path(engine: Engine, plan: Plan, folder: Path) -> Path:

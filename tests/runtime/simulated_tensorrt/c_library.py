@@ -9,7 +9,7 @@ import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
-from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda
+from tests.runtime.simulated_tensorrt.cuda import Handle, SimulatedCuda
 
 _POINTER, _INT, _SIZE = c_void_p, c_int, c_size_t
 # name: the results in front, then the arguments
@@ -82,7 +82,7 @@ class SimulatedLibrary:
             code, *values = getattr(self._cuda, name)(*rest)
             for pointer, value in zip(results, values, strict=True):
                 if value is not None:
-                    pointer[0] = value
+                    pointer[0] = int(value) if isinstance(value, Handle) else value
             return int(code)
 
         return call
@@ -95,7 +95,7 @@ class SimulatedLibrary:
 
     def _end_capture(self, stream: int, graph: Any) -> int:
         code, value = self._cuda.cudaStreamEndCapture(stream)
-        graph[0] = value
+        graph[0] = None if value is None else int(value)
         return int(code)
 
     def _properties(self, name: Any, device: int) -> int:

@@ -74,6 +74,16 @@ class CudaError(Exception):
         self.code = code
 
 
+class Handle:
+    """A stream, event or graph as cuda-bindings gives it: no number, but it has one."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __int__(self) -> int:
+        return self._number
+
+
 @dataclass
 class Memory:
     data: np.ndarray
@@ -262,11 +272,11 @@ class SimulatedCuda:
         return self._do("cudaMemcpyAsync", work)[:1]
 
     def cudaStreamCreateWithFlags(self, flags):
-        def work() -> int:
+        def work() -> Handle:
             assert flags in (0, 1)
             handle = next(self._handles)
             self._streams[handle] = StreamState(self.current_device)
-            return handle
+            return Handle(handle)
 
         return self._do("cudaStreamCreateWithFlags", work)
 
@@ -289,10 +299,10 @@ class SimulatedCuda:
         return self._do("cudaStreamWaitEvent", work)[:1]
 
     def cudaEventCreateWithFlags(self, flags):
-        def work() -> int:
+        def work() -> Handle:
             handle = next(self._handles)
             self._events[handle] = (0, 0)
-            return handle
+            return Handle(handle)
 
         return self._do("cudaEventCreateWithFlags", work)
 
@@ -328,7 +338,7 @@ class SimulatedCuda:
         return self._do("cudaStreamBeginCapture", work)[:1]
 
     def cudaStreamEndCapture(self, stream):
-        def work() -> int:
+        def work() -> Handle:
             state = self.stream(int(stream))
             if state.recorder is None:
                 raise CudaError(E.cudaErrorInvalidValue)
@@ -339,16 +349,16 @@ class SimulatedCuda:
                 raise CudaError(E.cudaErrorStreamCaptureInvalidated)
             handle = next(self._handles)
             self._graphs[handle] = state.recorded
-            return handle
+            return Handle(handle)
 
         return self._do("cudaStreamEndCapture", work)
 
     def cudaGraphInstantiate(self, graph, flags):
-        def work() -> int:
+        def work() -> Handle:
             assert flags == 0
             handle = next(self._handles)
             self._executables[handle] = list(self._graphs[int(graph)])
-            return handle
+            return Handle(handle)
 
         return self._do("cudaGraphInstantiate", work)
 
