@@ -18,8 +18,9 @@ from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open
 from tests.conftest import TINY
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 
-# float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1
+# float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1; a GPU may use other algorithms
 TOLERANCE = 1e-5
+GPU_TOLERANCE = 1e-3
 
 
 # Those that run on a CPU run here as they are; those that want a GPU on a simulated one, and on a real one if there is.
@@ -73,7 +74,8 @@ def test_logits_have_the_batch_and_the_classes(runner: Runner) -> None:
 def test_backends_agree(runner: Runner, tiny_onnx: Path) -> None:
     with open_runner(tiny_onnx, "onnxruntime", "cpu") as reference:
         expected = reference.run({"input": _batch()})["logits"]
-    np.testing.assert_allclose(runner.run({"input": _batch()})["logits"], expected, atol=TOLERANCE)
+    atol = TOLERANCE if "cpu" in runner.devices else GPU_TOLERANCE
+    np.testing.assert_allclose(runner.run({"input": _batch()})["logits"], expected, atol=atol)
 
 
 def test_results_belong_to_the_caller(runner: Runner) -> None:
