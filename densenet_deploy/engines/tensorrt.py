@@ -28,7 +28,17 @@ _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "IN
 _WORDS: Final = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 _VERBOSITY: Final = {"detailed": "DETAILED", "names": "LAYER_NAMES_ONLY", "none": "NONE"}
 _HARDWARE: Final = {"ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
-_MEMORY_WORDS: Final = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "failed to allocate")
+_MEMORY_WORDS: Final = (
+    *(
+        "out of memory",
+        "outofmemory",
+        "bad_alloc",
+        "insufficient memory",
+        "failed to allocate",
+        "cannot allocate memory",
+    ),
+    "resource temporarily unavailable",  # no memory for the stack of another thread
+)
 _WEAK_FLAGS: Final = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}
 _WEAK_NOTE: Final = "this TensorRT could not build the graph strongly typed; it was built with precision flags instead"
 
