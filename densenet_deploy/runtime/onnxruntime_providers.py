@@ -64,6 +64,9 @@ class ProviderPlan:
         return recorded if self.allow_cpu else {**recorded, "session.disable_cpu_ep_fallback": "1"}
 
 
+ON_CPU: Final = ProviderPlan()
+
+
 @dataclass(frozen=True)
 class Coverage:
     """How many nodes each provider runs, and the names of some that are on the CPU."""
@@ -97,7 +100,7 @@ def plan_for(device: Device, options: NvidiaOptions, artifact: Artifact) -> Prov
     if device.word == "cpu":
         if options.provider is not None:
             raise BackendError(options.provider, "is a provider for NVIDIA GPUs", "use --device cuda")
-        return ProviderPlan()
+        return ON_CPU
     if options.graphs and not _fixed_batch(artifact):
         raise BackendError(artifact.path, "a CUDA graph needs a fixed batch", "export it with --batch N")
     return _PLANS[options.provider or "cuda"](device, options, artifact)

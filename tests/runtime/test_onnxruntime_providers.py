@@ -92,7 +92,7 @@ class RecordingOrt:
 
 def opened(ort: RecordingOrt, options: NvidiaOptions, artifact: Artifact, device: Device = GPU) -> ProviderPlan:
     plan = plan_for(device, options, artifact)
-    open_session(ort, artifact.path, plan, device, 1)
+    open_session(ort, artifact, plan, device, 1)
     return plan
 
 
@@ -107,7 +107,7 @@ def test_cuda_alone_is_listed_and_the_cpu_is_off(artifact: Artifact) -> None:
     assert opened(ort, NvidiaOptions(), artifact).wanted == CUDA
     assert ort.providers == [(CUDA, {"device_id": "1", "use_tf32": "0"})]
     assert ort.entries == STRICT
-    assert ort.keywords == {"enable_fallback": False}
+    assert ort.keywords == {"enable_fallback": False, "disabled_optimizers": None}
 
 
 def test_cpu_nodes_have_to_be_allowed(artifact: Artifact) -> None:
@@ -171,7 +171,7 @@ def test_rtx_is_a_plug_in_for_a_device(artifact: Artifact, tmp_path: Path, monke
     prepare(ort, plan)
     prepare(ort, plan)
     assert ort.registered == [(RTX, "the/library.so")], "once a process"
-    open_session(ort, artifact.path, plan, GPU, 1)
+    open_session(ort, artifact, plan, GPU, 1)
     devices, settings = ort.for_devices
     assert [device.index for device in devices] == [1]
     assert settings == {
@@ -289,7 +289,7 @@ def test_the_real_library_cannot_fall_back(
     plan = plan_for(Device("cuda"), NvidiaOptions(provider), artifact)
     prepare(onnxruntime, plan)
     with pytest.raises(DeviceError, match="cannot run the whole model there"):
-        open_session(onnxruntime, artifact.path, plan, Device("cuda"), 1)
+        open_session(onnxruntime, artifact, plan, Device("cuda"), 1)
     assert capfd.readouterr().out == ""
 
 

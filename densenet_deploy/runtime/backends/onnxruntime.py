@@ -17,9 +17,11 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
+from densenet_deploy.runtime.nvidia_options import NvidiaOptions
 from densenet_deploy.runtime.onnxruntime_binding import Bindings
 from densenet_deploy.runtime.onnxruntime_providers import (
     CPU,
+    ON_CPU,
     Coverage,
     ProviderPlan,
     apply,
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SILENT: Final = 4  # native log lines would stand beside our one-line errors
+_BIAS_QUANTIZER: Final = "WeightBiasQuantization"
+"""An optimizer that rewrites float biases between Q/DQ nodes as integers at the scale of input times weight.
+
+In float16 that product loses its digits or underflows, and the biases come back coarse. Seen in 1.31.
+"""
 _DTYPES: Final = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -64,12 +71,9 @@ class OnnxRuntimeRunner(Runner):
         if options.precision not in (None, source.precision):
             why = f"the file holds {source.precision} and ONNX Runtime runs it so"
             raise BackendError(options.precision, why, "convert the file instead")
-        if device is None and options.nvidia.provider is None and _cuda_answers():
-            try:
-                return cls(source, Device("cuda"), options)
-            except DeviceError as exc:
-                log.info("using the CPU: %s", exc)
-        return cls(source, device or Device("cuda" if options.nvidia.provider else "cpu"), options)
+        threads = options.threads or usable_cpus()
+        session, chosen, plan = _open_session(source, device, options.nvidia, threads)
+        return cls(session, source, chosen, threads, options, plan)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
@@ -79,12 +83,17 @@ class OnnxRuntimeRunner(Runner):
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _cuda_answers()
         return onnxruntime.__version__, ("cpu", "cuda") if has_cuda else ("cpu",)
 
-    def __init__(self, artifact: Artifact, device: Device, options: RunnerOptions) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        artifact: Artifact,
+        device: Device,
+        threads: int,
+        options: RunnerOptions,
+        plan: ProviderPlan = ON_CPU,
+    ) -> None:
         import onnxruntime
 
-        threads = options.threads or usable_cpus()
-        plan = plan_for(device, options.nvidia, artifact)
-        session = _session(artifact.path, plan, device, threads)
         inputs = tuple(_tensor_spec(node, artifact.path) for node in session.get_inputs())
         outputs = tuple(_tensor_spec(node, artifact.path) for node in session.get_outputs())
         placement = Placement(
@@ -94,7 +103,7 @@ class OnnxRuntimeRunner(Runner):
             provider=session.get_providers()[0],
             precision=artifact.precision,
             threads=threads,
-            notes=_notes(plan, device, session),
+            notes=_notes(plan, session),
         )
         self._output_names = [spec.name for spec in outputs]
         streams = 1 if plan.graphs else options.nvidia.streams  # a graph has one place for its feeds
@@ -114,16 +123,36 @@ class OnnxRuntimeRunner(Runner):
         return dict(zip(self._output_names, handle.run(self._output_names, feeds), strict=True))
 
 
-def _session(path: Path, plan: ProviderPlan, device: Device, threads: int) -> ort.InferenceSession:
+def _open_session(
+    artifact: Artifact, device: Device | None, options: NvidiaOptions, threads: int
+) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
+    """Open a session on `device`; on None on a GPU that runs all of the model, else on the CPU."""
+    if device is None and options.provider is None and _cuda_answers():
+        try:
+            return _session(artifact, Device("cuda"), options, threads)
+        except DeviceError as exc:
+            log.info("using the CPU: %s", exc)
+    return _session(artifact, device or Device("cuda" if options.provider else "cpu"), options, threads)
+
+
+def _session(
+    artifact: Artifact, device: Device, options: NvidiaOptions, threads: int
+) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
     import onnxruntime
 
     if device.word == "cuda" and not _cuda_answers():
         raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
+    plan = plan_for(device, options, artifact)
     prepare(onnxruntime, plan)
-    return open_session(onnxruntime, path, plan, device, threads)
+    session = open_session(onnxruntime, artifact, plan, device, threads)
+    if plan.wanted != CPU:
+        require_coverage(plan, Coverage.of(session), device)
+    return session, device, plan
 
 
-def open_session(ort: Any, path: Path, plan: ProviderPlan, device: Device, threads: int) -> ort.InferenceSession:
+def open_session(
+    ort: Any, artifact: Artifact, plan: ProviderPlan, device: Device, threads: int
+) -> ort.InferenceSession:
     """Open a session on what `plan` wants. `ort` is the onnxruntime module.
 
     Raises:
@@ -137,18 +166,29 @@ def open_session(ort: Any, path: Path, plan: ProviderPlan, device: Device, threa
     session_options.inter_op_num_threads = 1
     providers = apply(ort, plan, session_options, device)
     try:  # with its fallback, ONNX Runtime would print an error and try other providers
-        return ort.InferenceSession(_model_source(path), session_options, providers, enable_fallback=False)
+        return ort.InferenceSession(
+            _model_source(artifact.path),
+            session_options,
+            providers,
+            enable_fallback=False,
+            disabled_optimizers=_harmful_optimizers(artifact),
+        )
     except Exception as exc:
-        raise _open_error(path, device, exc) from exc
+        raise _open_error(artifact.path, device, exc) from exc
 
 
-def _notes(plan: ProviderPlan, device: Device, session: ort.InferenceSession) -> tuple[str, ...]:
-    """What was read back of a GPU's session, once it is known to be what was wanted."""
+def _harmful_optimizers(artifact: Artifact) -> list[str] | None:
+    """Which optimizers of ONNX Runtime change what `artifact` computes; only the tensorrt recipe writes float16."""
+    in_float16 = artifact.manifest is not None and artifact.manifest.recipe == "tensorrt"
+    return [_BIAS_QUANTIZER] if in_float16 else None
+
+
+def _notes(plan: ProviderPlan, session: ort.InferenceSession) -> tuple[str, ...]:
+    """What was read back of a GPU's session."""
     if plan.wanted == CPU:
         return ()
-    coverage = Coverage.of(session)
-    require_coverage(plan, coverage, device)
-    return (str(coverage), "CUDA graphs asked for") if plan.graphs else (str(coverage),)
+    nodes = str(Coverage.of(session))
+    return (nodes, "CUDA graphs asked for") if plan.graphs else (nodes,)
 
 
 def _model_source(path: Path) -> str | bytes:
