@@ -127,11 +127,20 @@ def _parsed(trt: TensorRT, path: Path, *, strong: bool) -> _Work:
     builder = trt.module.Builder(trt.log.native)
     network = builder.create_network(_creation_flags(trt, strong=strong))
     parser = trt.module.OnnxParser(network, trt.log.native)
-    if not parser.parse(data, str(path)):
+    if not parser.parse(data, *_folder_hint(path)):
         raise ModelFileError(path, f"TensorRT's parser refuses it: {_parser_error(parser)}", "export it again")
     if network.num_layers == 0 or network.num_outputs == 0:  # bytes that are no model parse as an empty network
         raise ModelFileError(path, "holds no graph that TensorRT's parser finds", "export it again")
     return _Work(builder, network, parser, builder.create_builder_config())
+
+
+def _folder_hint(path: Path) -> tuple[str, ...]:
+    """The path, beside which the parser looks for external data; nothing if it has bytes that are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return ()
+    return (str(path),)
 
 
 def _creation_flags(trt: TensorRT, *, strong: bool) -> int:

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Final, Self
 
 from densenet_deploy import errors
 from densenet_deploy.engines.options import BuildOptions
@@ -37,6 +37,8 @@ from densenet_deploy.runtime.sidecar import BatchProfile, TensorFacts
 from densenet_deploy.runtime.trt import TensorRT
 
 log = logging.getLogger(__name__)
+
+_KILLED: Final = -9
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Builder:
     def _death(self) -> DensenetDeployError:
         """Say how the process ended that gave no answer."""
         code = self._process.wait()
-        if code == -signal.SIGKILL:
+        if code == _KILLED:
             fix = "close other programs or build a smaller batch; the ONNX is kept"
             return ResourceError("TensorRT", "its process was killed, as systems do when memory runs out", fix)
         how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code} and no answer"

@@ -155,15 +155,17 @@ def build_engine(
         ResourceError: if memory or disk are too small; the ONNX file is kept.
     """
     places, stages = Places.of(wanted), Stages(listener)
-    source = source_of(wanted, places)
     notes: tuple[str, ...] = ()
     with Builder(options) as builder:
         with stages("start"):
+            source = source_of(wanted, places)  # while TensorRT is imported
+            digest = None if source is None else sha256_of(source.path)
             toolchain = builder.toolchain()
-        if source is None:
+        if source is None or digest is None:
             with stages("export"):
                 source, notes = export_source(wanted, places)
-        key = _build_key(source, wanted, options, toolchain)
+                digest = sha256_of(source.path)
+        key = _build_key(source, digest, wanted, options, toolchain)
         known = None if wanted.force else _up_to_date(places.engine, key)
         if known is not None:
             return _found_report(known, source)
@@ -174,7 +176,8 @@ def build_engine(
             result = builder.build(graph.path)
     said = require_precision(places.engine, result.asked, result.proof)
     with stages("write"):
-        sidecar = _sidecar(graph, result, options, toolchain, key)
+        made_from = digest if graph.path == source.path else sha256_of(graph.path)
+        sidecar = _sidecar(graph, made_from, result, options, toolchain, key)
         write_engine(places.engine, result.plan, sidecar)
     notes = (*notes, *graph.notes, *result.notes, *said, *_option_notes(options), *untrained_note(graph.manifest))
     return EngineReport(
@@ -221,11 +224,11 @@ def _input_of(source: Artifact | None, wanted: Wanted) -> tuple[str, tuple[int, 
     return given.name, (3, size, size), given.type.tensor_type.shape.dim[0].dim_value or None
 
 
-def _build_key(source: Artifact, wanted: Wanted, options: BuildOptions, toolchain: Toolchain) -> str:
+def _build_key(source: Artifact, digest: str, wanted: Wanted, options: BuildOptions, toolchain: Toolchain) -> str:
     """Return a hash over everything that decides what the engine is."""
     data = calibration_data(source, wanted)
     facts = {
-        "source": sha256_of(source.path),
+        "source": digest,
         "options": options.to_facts(),
         "version": toolchain.version,
         "gpu": [toolchain.gpu, toolchain.compute_capability],
@@ -282,7 +285,9 @@ def _same_model(there: Manifest | None, ours: Manifest) -> bool:
     )
 
 
-def _sidecar(graph: Graph, result: BuildResult, options: BuildOptions, toolchain: Toolchain, key: str) -> Sidecar:
+def _sidecar(
+    graph: Graph, made_from: str, result: BuildResult, options: BuildOptions, toolchain: Toolchain, key: str
+) -> Sidecar:
     header = sniff(bytes(result.plan[:64]))
     on_gpu = () if toolchain.compute_capability is None else (toolchain.compute_capability,)
     return Sidecar(
@@ -292,7 +297,7 @@ def _sidecar(graph: Graph, result: BuildResult, options: BuildOptions, toolchain
         version=toolchain.version,
         targets=header.targets if header is not None and header.targets else on_gpu,
         precision=options.precision,
-        onnx_sha256=sha256_of(graph.path),
+        onnx_sha256=made_from,
         inputs=result.inputs,
         outputs=result.outputs,
         profiles=result.profiles,

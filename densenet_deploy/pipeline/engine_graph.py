@@ -224,6 +224,17 @@ def _check_precision(source: Artifact, wanted: Wanted) -> None:
         raise ModelFileError(source.path, f"holds {held} weights, and {asked} was asked for", fix)
     elif held == "fp32" and asked == "int8":
         wanted.require_calibration(source.path)
+    elif source.manifest is None:
+        _refuse_quantized(source, asked)
+
+
+def _refuse_quantized(source: Artifact, asked: str) -> None:
+    """Refuse a stranger's file that stores floats and quantizes them when it runs."""
+    require_packages("export", "onnx")
+    from densenet_deploy.graph.onnx_file import has_quantization, load_onnx
+
+    if has_quantization(load_onnx(source.path)):
+        raise ModelFileError(source.path, f"is quantized, and {asked} was asked for", "give the float file")
 
 
 def _check_int8(source: Artifact, asked: str) -> None:

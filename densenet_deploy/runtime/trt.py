@@ -181,11 +181,17 @@ def _imported(name: str, flavour: str) -> ModuleType:
 
 
 def _native_logger(module: Any, receiver: TensorRTLog) -> Any:
+    """Return an ILogger that passes lines on; a build says thousands, so what nobody hears is not even looked at."""
+    severities = getattr(module.ILogger, "Severity", None)
+    quiet = () if severities is None or log.isEnabledFor(logging.INFO) else ("INFO", "VERBOSE")
+    unheard = frozenset(getattr(severities, name) for name in quiet)
+
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)  # not super(): the binding checks that its own constructor ran
 
         def log(self, severity: Any, message: str) -> None:
-            receiver.write(severity.name, message)
+            if severity not in unheard:
+                receiver.write(severity.name, message)
 
     return Logger()

@@ -50,6 +50,17 @@ def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     assert result["ratio"] == pytest.approx(result["product_seconds"] / result["bare_seconds"])
 
 
+def test_build_time_compares_the_same_plan(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    rounds = ("--rounds", "1", "--warm-up", "0")
+    results = _run("build_time.py", "--variants", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
+    assert [(row["variant"], row["precision"]) for row in results] == [("cifar-7-4", "fp32"), ("cifar-7-4", "fp16")]
+    for row in results:
+        assert row["same_plan"] is True
+        assert row["time_ratio"] == pytest.approx(row["product_seconds"] / row["bare_seconds"])
+        assert row["product_mib"] > 0
+
+
 def test_contenders_take_turns_in_reversed_order() -> None:
     calls: list[str] = []
     take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)

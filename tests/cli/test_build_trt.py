@@ -128,6 +128,15 @@ def test_a_dry_run_prints_one_line(capsys: pytest.CaptureFixture[str], model: Pa
     assert [path.name for path in model.parent.iterdir()] == ["tiny.onnx"]
 
 
+def test_odd_paths_work(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, tmp_path: Path) -> None:
+    for name in (b"two words", b"two\nlines", "\N{CAT}".encode(), b"\xff\xfe"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        model = Path(shutil.copy(tiny_onnx, folder / "model.onnx"))
+        assert run_json(capsys, "build-trt", model, "--fp32", "--flavour", "rtx")["precision"] == "fp32"
+        assert (folder / "model.fp32.engine.json").is_file()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_build_within_seconds(
     number: signal.Signals, code: int, digits_onnx: Path, tmp_path: Path

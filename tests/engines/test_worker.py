@@ -25,6 +25,12 @@ def children() -> set[int]:
     return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
 
 
+def test_a_build_from_a_ready_file_loads_nothing_heavy_here() -> None:
+    script = "import sys, densenet_deploy.pipeline.build_engine; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert {"numpy", "onnx", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx"}.isdisjoint(loaded)
+
+
 @rtx
 def test_a_build_in_another_process(tiny_fp16: Path) -> None:
     before = children()

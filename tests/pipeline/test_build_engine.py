@@ -178,6 +178,38 @@ def test_a_strangers_int8_file_is_checked(int8_reports: dict[str, EngineReport],
         build(stranger, "int8", force=True)
 
 
+def test_a_strangers_file_that_quantizes_float_weights_is_no_float_file(model: Path) -> None:
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    onnx.save(proto, model)
+    assert build(model, "fp32").proof.counts == {"fp32": 39}
+    pool = next(node for node in proto.graph.node if node.op_type == "Relu")
+    numbers = [("s", np.float32(0.1)), ("z", np.int8(0))]
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(value), name) for name, value in numbers)
+    source = pool.input[0]
+    proto.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["restored"]))
+    proto.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", [source, "s", "z"], ["codes"]))
+    pool.input[0] = "restored"
+    nodes = _in_order(proto)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, model)
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(ModelFileError, match="is quantized"):
+            build(model, precision, force=True)
+
+
+def _in_order(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    known = {tensor.name for tensor in proto.graph.initializer} | {value.name for value in proto.graph.input}
+    left, ordered = list(proto.graph.node), []
+    while left:
+        ready = next(node for node in left if set(node.input) - {""} <= known)
+        left.remove(ready)
+        ordered.append(ready)
+        known |= set(ready.output)
+    return ordered
+
+
 def test_precisions_that_do_not_fit_the_file(model: Path) -> None:
     with pytest.raises(UsageError, match="--calibration"):
         build(model, "int8")
@@ -370,7 +402,21 @@ def test_densenet121_alone(tmp_path: Path) -> None:
     assert report.proof.counts == {"fp16": 120}
     assert any("untrained" in note for note in report.notes)
     assert build_engine(Wanted(None, "fp16", out=f"{tmp_path}/"), BuildOptions("rtx", "fp16")).up_to_date
+    float_file = report.engine.with_name("densenet121.onnx")
+    assert build(float_file, "fp32").proof.counts == {"fp32": 120}
     _check_that_little_memory_is_exit_6(report.engine)
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("variant", ["121", "169", "201", "264"])
+def test_every_variant_in_every_precision(variant: str, tmp_path: Path) -> None:
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        calibration = SAMPLES if precision == "int8" else None
+        quantization = dataclasses.replace(QUANTIZATION, samples=32, weights="per-tensor")
+        wanted = Wanted(None, precision, variant, calibration, quantization, f"{tmp_path}/")
+        report = build_engine(wanted, BuildOptions("rtx", precision))
+        assert report.proof.counts[precision] >= len(report.proof.convolutions) - 1  # the stem stays half in INT8
+        assert report.proof.shares[precision] > 0.9
 
 
 def _check_that_little_memory_is_exit_6(engine: Path) -> None:
