@@ -39,6 +39,7 @@ from densenet_deploy.runtime.trt import TensorRT
 log = logging.getLogger(__name__)
 
 _KILLED: Final = -9
+_PIPE_BYTES: Final = 2**20  # the most that Linux gives everybody: a plan passes in fewer turns
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Builder:
             stdout=subprocess.PIPE,
             stderr=None if verbose else subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": paths},
+            pipesize=_PIPE_BYTES,
             start_new_session=True,  # a Ctrl-C of the terminal is the parent's to answer
         )
         self._tell({"options": options.to_facts(), "verbose": verbose})
@@ -108,7 +110,7 @@ class Builder:
         self._tell(str(onnx.absolute()))
         facts = self._hear()
         plan = self._read(int(facts["bytes"]))
-        self.close()
+        self._process.kill()  # it is not needed any more, and takes a while to give its memory back
         return BuildResult(
             plan,
             _tensors(facts["inputs"]),

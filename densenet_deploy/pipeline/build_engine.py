@@ -174,11 +174,11 @@ def build_engine(
             graph = graph_of(source, wanted, places, cache)
         with stages("build"):
             result = builder.build(graph.path)
-    said = require_precision(places.engine, result.asked, result.proof)
-    with stages("write"):
-        made_from = digest if graph.path == source.path else sha256_of(graph.path)
-        sidecar = _sidecar(graph, made_from, result, options, toolchain, key)
-        write_engine(places.engine, result.plan, sidecar)
+        said = require_precision(places.engine, result.asked, result.proof)
+        with stages("write"):
+            made_from = digest if graph.path == source.path else sha256_of(graph.path)
+            sidecar = _sidecar(graph, made_from, result, options, toolchain, key)
+            write_engine(places.engine, result.plan, sidecar)
     notes = (*notes, *graph.notes, *result.notes, *said, *_option_notes(options), *untrained_note(graph.manifest))
     return EngineReport(
         places.engine, graph.path, sidecar, result.proof, graph.parity, stages.seconds, tuple(dict.fromkeys(notes))

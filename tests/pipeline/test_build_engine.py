@@ -404,6 +404,10 @@ def test_densenet121_alone(tmp_path: Path) -> None:
     assert build_engine(Wanted(None, "fp16", out=f"{tmp_path}/"), BuildOptions("rtx", "fp16")).up_to_date
     float_file = report.engine.with_name("densenet121.onnx")
     assert build(float_file, "fp32").proof.counts == {"fp32": 120}
+    quantization = dataclasses.replace(QUANTIZATION, samples=32, weights="per-tensor")
+    int8 = build(float_file, "int8", calibration=SAMPLES, quantization=quantization)
+    assert [conv.name for conv in int8.proof.convolutions if conv.precision != "int8"] == ["features.conv0"]
+    assert {conv.writes for conv in int8.proof.convolutions} == {"fp16"}
     _check_that_little_memory_is_exit_6(report.engine)
 
 
