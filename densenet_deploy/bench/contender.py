@@ -126,7 +126,8 @@ class Process:
             DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
         """
         answer = self._hear()
-        return Opening(**answer | {"placement": Placement(**answer["placement"])})
+        facts = answer["placement"]
+        return Opening(**answer | {"placement": Placement(**facts | {"notes": tuple(facts["notes"])})})
 
     @property
     def placement(self) -> str:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from densenet_deploy.pipeline.load import Architecture
     from densenet_deploy.pipeline.stages import Listener
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .xml, .pth or .safetensors file.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .xml, .engine, .pth or .safetensors file.")]
 Variant = Annotated[str | None, typer.Option(help="121, 161, 169, 201, 264, cifar-L-k or cifar-bc-L-k.")]
-Backend = Annotated[str, typer.Option(help="onnxruntime, openvino, torch or auto.")]
+Backend = Annotated[str, typer.Option(help="onnxruntime, openvino, rtx, tensorrt, torch or auto.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, gpu, npu or auto; a named one is never replaced.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all this process may use.")]
+TrustEngine = Annotated[
+    bool, typer.Option("--trust-engine", help="Load a TensorRT plan that no sidecar vouches for: it is native code.")
+]
 Out = Annotated[str | None, typer.Option("-o", "--out", metavar="FILE|DIR", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace whatever stands where the output goes.")]
 

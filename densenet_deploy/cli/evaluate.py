@@ -32,10 +32,12 @@ def evaluate_command(
     decode_threads: Annotated[
         int | None, typer.Option(help="Threads that decode pictures; by default one for each CPU.")
     ] = None,
+    trust_engine: args.TrustEngine = False,
 ) -> Report:
     """Measure top-1, top-5, accuracy by class and calibration on labelled images."""
     from densenet_deploy.pipeline.evaluate import EvaluateOptions, evaluate
     from densenet_deploy.runtime.runner import RunnerOptions
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
-    return evaluate(model, data, options, backend=backend, device=device, runner_options=RunnerOptions(threads=threads))
+    runner_options = RunnerOptions(threads=threads, trust_engine=trust_engine)
+    return evaluate(model, data, options, backend=backend, device=device, runner_options=runner_options)
