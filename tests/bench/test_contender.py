@@ -55,7 +55,7 @@ def test_a_turn_times_some_calls_and_knows_the_memory(tiny_onnx):
         longer = process.turn(0.05)
     assert len(turn.seconds) >= 3
     assert min(turn.seconds) > 0
-    assert sum(longer.seconds) >= 0.05
+    assert longer.wall_seconds >= 0.05
     assert 10e6 < turn.peak_memory_bytes <= longer.peak_memory_bytes < 2e9
 
 
