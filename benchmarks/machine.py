@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine they ran on, turns that are fair, an interval around a median, and the report.
+"""What the benchmarks share: turns that are fair, the machine they ran on, and the report.
 
 Times of a shared machine drift by tens of per cent within minutes, so contenders never run one after the other: they
 take turns, and what is reported is the median of what each turn says.
@@ -6,64 +6,21 @@ take turns, and what is reported is the median of what each turn says.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from densenet_deploy.artifacts import write_file
-from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
+from densenet_deploy.bench.machine import Machine as Machine
+from densenet_deploy.bench.machine import busy_cpus as busy_cpus
 
 T = TypeVar("T")
 
 RESULTS: Final = Path(__file__).parent / "results"
-_QUIET_CPUS: Final = 0.1
-_STAT: Final = Path("/proc/stat")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and when a benchmark ran; `busy_cpus` is the CPUs' worth of work that others did just before it."""
-
-    cpu: str
-    usable_cpus: int
-    system: str
-    python: str
-    versions: Mapping[str, str]
-    date: str
-    busy_cpus: float | None
-
-    @classmethod
-    def this(cls, *packages: str) -> Self:
-        """Describe this machine and the versions of `packages`; say so on stderr if others keep it busy."""
-        busy = busy_cpus()
-        if busy is not None and busy > _QUIET_CPUS:
-            print(f"warning: other programs use {busy:.2f} CPUs; figures are preliminary", file=sys.stderr)
-        return cls(
-            cpu=cpu_name() or platform.processor(),
-            usable_cpus=usable_cpus(),
-            system=platform.platform(),
-            python=platform.python_version(),
-            versions={package: metadata.version(package) for package in packages},
-            date=dt.datetime.now(dt.UTC).date().isoformat(),
-            busy_cpus=busy,
-        )
-
-
-def busy_cpus(seconds: float = 1.0) -> float | None:
-    """Return how many CPUs' worth of work is done while this process sleeps; None where the system does not say."""
-    if not _STAT.exists():
-        return None
-    before = _busy_ticks()
-    time.sleep(seconds)
-    return round((_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
 
 
 def take_turns(contenders: Mapping[str, Callable[[], T]], *, rounds: int, seconds: float = 0) -> dict[str, list[T]]:
@@ -92,7 +49,9 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def write_results(path: Path, machine: Machine, results: Mapping[str, object]) -> None:
-    """Write `results` as JSON together with the machine they belong to."""
+    """Write `results` as JSON with the machine they belong to, and say on stderr if others kept that machine busy."""
+    for note in machine.notes:
+        print(f"warning: {note}", file=sys.stderr)
     text = json.dumps({"machine": asdict(machine), **results}, indent=2, allow_nan=False)
     write_file(path, f"{text}\n".encode())
 
@@ -104,10 +63,3 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     rule = "|".join("-" * (width + 2) for width in widths)
     print(f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:]), sep="\n")
-
-
-def _busy_ticks() -> int:
-    """Ticks that any CPU spent on anything but idling and waiting for disks, since boot (proc_stat(5))."""
-    fields = list(map(int, _STAT.read_text().split("\n", 1)[0].split()[1:9]))
-    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
-    return user + nice + system + irq + softirq + steal

@@ -124,7 +124,7 @@ def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool)
     raise OutputExistsError(path, "exists and is not this artifact", "choose another -o, or replace it with --force")
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | bytearray) -> None:
     """Write `data` to `path` whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
 
     Raises:

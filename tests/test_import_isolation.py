@@ -22,6 +22,9 @@ HEAVY = {
     "onnxsim",
     "onnxruntime",
     "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
     "typer",
     "PIL",
     "matplotlib",
@@ -84,7 +87,7 @@ print(backends.names())
 """
     printed = _python(code)
     assert "densenet_deploy.runtime.backends.openvino" in printed
-    assert "('onnxruntime', 'openvino', 'torch')" in printed
+    assert "('onnxruntime', 'openvino', 'rtx', 'tensorrt', 'torch')" in printed
 
 
 def test_the_edge_core_classifies_with_one_backend_and_no_other_package(tiny_onnx, tmp_path):

@@ -40,7 +40,7 @@ def _shape(text: str) -> list[str]:
 
 def test_the_readme_shows_the_road() -> None:
     shown = [command.split()[1] for command, _ in CONSOLE]
-    assert shown == ["export", "run", "evaluate", "validate", "inspect", "quantize"]
+    assert shown == ["export", "run", "evaluate", "validate", "inspect", "quantize", "build-trt"]
 
 
 @pytest.mark.parametrize(("command", "shown"), CONSOLE, ids=[command.split()[1] for command, _ in CONSOLE])

@@ -7,6 +7,7 @@ normalization has two parameters a channel (scale and shift); its running statis
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +20,10 @@ Json = dict[str, object]
 
 LARGEST_IMAGE_SIZE: Final = 65536
 
-_BLOCKS: Final = {"conv0": "stem", "norm0": "stem", "norm5": "head", "head": "head", "classifier": "head"}
+_STEM: Final = ("conv0", "norm0", "relu0", "pool0")
+_HEAD: Final = ("norm5", "relu5", "head", "classifier", "logits")
+_AFTER_A_PART: Final = re.compile(r"[.:_]")
+_BLOCKS: Final = dict.fromkeys(_STEM, "stem") | dict.fromkeys(_HEAD, "head")
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,12 @@ class ModelCost:
 def block_of(name: str) -> str:
     """Return the block that a layer belongs to; `other` where its name is none of a DenseNet's.
 
+    What a recipe or a backend wrote behind a name does not matter: `features.conv0:codes`, `features.conv0_nchwc`.
+
     >>> block_of("features.denseblock2.denselayer7.conv1"), block_of("/features/conv0/Conv"), block_of("classifier")
     ('denseblock2', 'stem', 'head')
     """
-    part = name.replace("/", ".").lstrip(".").removeprefix("features.").split(".", 1)[0]
+    part = _AFTER_A_PART.split(name.replace("/", ".").lstrip(".").removeprefix("features."), maxsplit=1)[0]
     return part if part.startswith(("denseblock", "transition")) else _BLOCKS.get(part, "other")
 
 

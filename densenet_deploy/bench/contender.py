@@ -4,12 +4,13 @@ The waiting threads of a backend spin on the cores for a while, so two models in
 each lives alone and blocks on its standard input until its turn. Both sides speak lines of JSON::
 
     parent   {"model": "a.onnx", "backend": null, "batch": 1, ...}      once
-    child    {"placement": "onnxruntime 1.29 ..."}                      or {"error": ["ModelFileError", ...]}
+    child    {"placement": {"backend": "onnxruntime", ...}, ...}        or {"error": ["ModelFileError", ...]}
     parent   0.25                                                       a turn of so many seconds
-    child    {"seconds": [0.0151, 0.0149, ...], "peak_memory_bytes": 350000000}
+    child    {"seconds": [0.0151, 0.0149, ...], "peak_memory_bytes": 350000000, ...}
 
 The child finds its modules where the parent does, whatever lies in the working directory. What a backend prints goes to
-standard error, so that standard output carries answers only.
+standard error, so that standard output carries answers only. A terminal's Ctrl-C reaches the parent alone, which ends
+its children; a child whose parent is gone ends by itself.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
@@ -31,13 +32,25 @@ from typing import Any, Final, Self, TextIO
 import numpy as np
 
 from densenet_deploy import errors
-from densenet_deploy.errors import BackendError, DensenetDeployError
+from densenet_deploy.bench.machine import gpu_memory_used_bytes
+from densenet_deploy.bench.scenarios import Timing, Turn, camera, offline, single_stream
+from densenet_deploy.errors import BackendError, DensenetDeployError, FeedError
+from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
+from densenet_deploy.runtime.batching import fixed_batch
+from densenet_deploy.runtime.feeds import Feeds
+from densenet_deploy.runtime.runner import Placement, Runner, RunnerOptions, open_runner
 
-_WARM_UP_CALLS: Final = 2  # the first calls of a turn find cold caches and sleeping threads
 _PAUSE_SECONDS: Final = 0.05  # after a turn, for its threads to stop spinning
-_FEWEST_CALLS: Final = 3
 _STATUS: Final = Path("/proc/self/status")
+_MOST_STREAMS: Final = 1024
+_HIGHEST_FPS: Final = 10_000.0
+
+Opener = Callable[[Path, str | None, str | None, RunnerOptions], Runner]
+
+
+class BatchRefusedError(BackendError):
+    """The model takes no batch of that size, though it may take others."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,11 @@ class Contender:
     """What to time: a model file on a backend, with seeded noise of `batch` pictures.
 
     Attributes:
-        model: an ONNX or OpenVINO file.
+        model: an ONNX or OpenVINO file, or whatever else `program` opens.
         backend, device, precision, threads: see `open_runner` and `RunnerOptions`; None means their defaults.
+        streams: runners of the model that work at the same time, `threads` each.
+        fps: let a camera give the pictures, one `batch` a frame; None: as soon as the one before is done.
+        program: the module that the process runs; it calls `main` of this one.
     """
 
     model: Path
@@ -55,21 +71,32 @@ class Contender:
     device: str | None = None
     precision: str | None = None
     threads: int | None = None
+    streams: int = 1
+    fps: float | None = None
+    program: str = "densenet_deploy.bench.contender"
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 65536)
+        require_range("streams", self.streams, 1, _MOST_STREAMS)
+        if self.fps is not None:
+            require_range("fps", self.fps, 0.01, _HIGHEST_FPS)
 
 
 @dataclass(frozen=True)
-class Turn:
-    """The seconds of each timed call of one turn, and the most memory the process has held so far."""
+class Opening:
+    """How the model came up.
 
-    seconds: tuple[float, ...]
-    peak_memory_bytes: int
+    Attributes:
+        placement: where it runs.
+        load_seconds: of opening it, the import of its backend included.
+        first_seconds: of the first call.
+        device_memory_bytes: by how much the memory in use on the NVIDIA GPUs grew meanwhile; None on other devices.
+    """
 
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
+    placement: Placement
+    load_seconds: float
+    first_seconds: float
+    device_memory_bytes: int | None
 
 
 class Process:
@@ -77,22 +104,35 @@ class Process:
 
     def __init__(self, contender: Contender) -> None:
         """Start the process, which loads the model while the caller goes on."""
-        command = [sys.executable, "-P", "-m", "densenet_deploy.bench.contender"]
+        command = [sys.executable, "-P", "-m", contender.program]
         paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         self._contender = contender
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths},
+            process_group=0 if os.name == "posix" else None,  # out of reach of a terminal's Ctrl-C
         )
         self._tell(asdict(contender) | {"model": str(contender.model)})
 
     @functools.cached_property
-    def placement(self) -> str:
-        """Where the model runs, once it is loaded.
+    def opening(self) -> Opening:
+        """How the model came up, once it is loaded and has run once.
 
         Raises:
-            DensenetDeployError: whatever `open_runner` raises, or BackendError if the process dies.
+            BatchRefusedError: if the model does not take that batch.
+            DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
         """
-        return str(self._hear()["placement"])
+        answer = self._hear()
+        facts = answer["placement"]
+        return Opening(**answer | {"placement": Placement(**facts | {"notes": tuple(facts["notes"])})})
+
+    @property
+    def placement(self) -> str:
+        """Where the model runs, once it is loaded; raises as `opening` does."""
+        return str(self.opening.placement)
 
     def turn(self, seconds: float) -> Turn:
         """Let the model run for about `seconds`, warm-up calls not counted, and wait until its threads are quiet.
@@ -100,14 +140,16 @@ class Process:
         Raises:
             DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
         """
-        _ = self.placement  # waits until it is loaded
+        _ = self.opening  # waits until it is loaded
         self._tell(seconds)
         answer = self._hear()
         time.sleep(_PAUSE_SECONDS)
-        return Turn(tuple(answer["seconds"]), int(answer["peak_memory_bytes"]))
+        return Turn(**answer | {"seconds": tuple(answer["seconds"])})
 
-    def close(self) -> None:
-        """End the process."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End the process, in the middle of a call if it must be `at_once`."""
+        if at_once:
+            self._process.kill()
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
@@ -125,7 +167,7 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(at_once=exc is not None)
 
     def _tell(self, question: object) -> None:
         assert self._process.stdin is not None
@@ -141,48 +183,83 @@ class Process:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             name, subject, why, fix = answer["error"]
-            raise getattr(errors, name)(subject, why, fix)
+            kind = BatchRefusedError if name == BatchRefusedError.__name__ else getattr(errors, name)
+            raise kind(subject, why, fix)
         return answer
 
 
-def serve(questions: TextIO, answers: TextIO) -> None:
+def main(opener: Opener = open_runner) -> None:
+    """Be a contender's process: answer what stands on standard input, until it ends."""
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _answers_only() as stream:
+        serve(sys.stdin, stream, opener)
+
+
+def serve(questions: TextIO, answers: TextIO, opener: Opener = open_runner) -> None:
     """Open the model that the first line of `questions` names and answer each further line with a turn."""
-    for answer in _answers(questions):
+    first = questions.readline()
+    if not first:
+        return  # the parent ended before it asked
+    facts = json.loads(first)
+    for answer in _answers(Contender(**(facts | {"model": Path(facts["model"])})), questions, opener):
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _answers(questions: TextIO) -> Iterator[dict[str, object]]:
-    from densenet_deploy.runtime.batching import fixed_batch
-    from densenet_deploy.runtime.runner import RunnerOptions, open_runner
-
-    facts = json.loads(questions.readline())
-    wanted = Contender(**(facts | {"model": Path(facts["model"])}))
+def _answers(wanted: Contender, questions: TextIO, opener: Opener) -> Iterator[dict[str, object]]:
     try:
-        options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, check_values=False)
-        with open_runner(wanted.model, wanted.backend, wanted.device, options) as runner:
-            if fixed_batch(runner) not in (None, wanted.batch):
-                fix = f"time it with batch {fixed_batch(runner)}, or export with --batch dynamic"
-                raise BackendError(wanted.model, f"takes no batch of {wanted.batch}", fix)
-            spec = runner.inputs[0]
-            shape = (wanted.batch, *(size or 1 for size in spec.shape[1:]))
-            feeds = {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
-            yield {"placement": str(runner.placement)}
+        with contextlib.ExitStack() as stack:
+            opening, runners = _open(wanted, opener, stack)
+            feeds = _noise(runners[0], wanted.batch)
+            yield asdict(opening)
             for line in questions:
-                seconds = _timed(lambda: runner.run(feeds), json.loads(line))
-                yield {"seconds": seconds, "peak_memory_bytes": _peak_memory_bytes()}
+                timing = _timed([functools.partial(runner.run, feeds) for runner in runners], wanted, json.loads(line))
+                peak = _peak_memory_bytes()
+                yield {field.name: getattr(timing, field.name) for field in fields(timing)} | {
+                    "peak_memory_bytes": peak
+                }
     except DensenetDeployError as exc:
         yield {"error": [type(exc).__name__, exc.subject, exc.why, exc.fix]}
 
 
-def _timed(call: Any, seconds: float) -> list[float]:
-    for _ in range(_WARM_UP_CALLS):
-        call()
-    times: list[float] = []
-    while len(times) < _FEWEST_CALLS or sum(times) < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
+def _open(wanted: Contender, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:
+    options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, check_values=False)
+    memory, start = gpu_memory_used_bytes(), time.perf_counter()
+    runners = [
+        stack.enter_context(opener(wanted.model, wanted.backend, wanted.device, options)) for _ in range(wanted.streams)
+    ]
+    load_seconds = time.perf_counter() - start
+    first_seconds = _first_call(wanted, runners[0])
+    grown = None
+    if memory is not None and runners[0].placement.device.startswith("cuda"):
+        grown = (gpu_memory_used_bytes() or memory) - memory
+    return Opening(runners[0].placement, load_seconds, first_seconds, grown), runners
+
+
+def _first_call(wanted: Contender, runner: Runner) -> float:
+    fixed = fixed_batch(runner)
+    if fixed not in (None, wanted.batch):
+        fix = f"time it with batch {fixed}, or export with --batch dynamic"
+        raise BatchRefusedError(wanted.model, f"takes no batch of {wanted.batch}", fix)
+    feeds, start = _noise(runner, wanted.batch), time.perf_counter()
+    try:
+        runner.run(feeds)
+    except FeedError as exc:
+        raise BatchRefusedError(wanted.model, f"takes no batch of {wanted.batch}: {exc.why}", exc.fix) from exc
+    return time.perf_counter() - start
+
+
+def _noise(runner: Runner, batch: int) -> Feeds:
+    """Seeded noise; where the model takes pictures of any size, of the size that its facts name."""
+    spec = runner.inputs[0]
+    known = runner.manifest.preprocessing if runner.manifest else Preprocessing()
+    usual = (batch, 3, known.image_size, known.image_size)
+    shape = [batch, *(size or usual[axis] for axis, size in enumerate(spec.shape[1:], start=1))]
+    return {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
+
+
+def _timed(calls: list[Callable[[], object]], wanted: Contender, seconds: float) -> Timing:
+    if len(calls) > 1:
+        return offline(calls, seconds)
+    return single_stream(calls[0], seconds) if wanted.fps is None else camera(calls[0], seconds, wanted.fps)
 
 
 def _peak_memory_bytes() -> int:
@@ -210,5 +287,4 @@ def _answers_only() -> TextIO:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _answers_only() as stream:
-        serve(sys.stdin, stream)
+    main()

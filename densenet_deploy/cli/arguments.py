@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from densenet_deploy.pipeline.load import Architecture
     from densenet_deploy.pipeline.stages import Listener
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .xml, .pth or .safetensors file.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .xml, .engine, .pth or .safetensors file.")]
 Variant = Annotated[str | None, typer.Option(help="121, 161, 169, 201, 264, cifar-L-k or cifar-bc-L-k.")]
-Backend = Annotated[str, typer.Option(help="onnxruntime, openvino, torch or auto.")]
+Backend = Annotated[str, typer.Option(help="onnxruntime, openvino, rtx, tensorrt, torch or auto.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, gpu, npu or auto; a named one is never replaced.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all this process may use.")]
+TrustEngine = Annotated[
+    bool, typer.Option("--trust-engine", help="Load a TensorRT plan that no sidecar vouches for: it is native code.")
+]
 Out = Annotated[str | None, typer.Option("-o", "--out", metavar="FILE|DIR", help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace whatever stands where the output goes.")]
 
@@ -68,6 +71,28 @@ def triple(option: str, text: str | None) -> Triple | None:
     return red, green, blue
 
 
+def listed(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a repeatable option, each of which may be a list separated by commas; `auto` adds none.
+
+    >>> listed(["onnxruntime,openvino", "torch", "auto"])
+    ('onnxruntime', 'openvino', 'torch')
+    """
+    parts = [part.strip() for word in words for part in word.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part not in ("", "auto")))
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas.
+
+    Raises:
+        UsageError: if they are not whole numbers.
+    """
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"{option}={text}", "is not whole numbers", f"write {option} 1,8,32") from exc
+
+
 def join_triples(words: Sequence[str]) -> list[str]:
     """Write `--mean 0.5 0.5 0.5` as `--mean 0.5,0.5,0.5`, so that commas and spaces both work.
 
@@ -109,9 +134,4 @@ def progress() -> Iterator[Listener]:
 
 
 def _block_sizes(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as exc:
-        raise UsageError(f"--blocks={text}", "is not whole numbers", "write --blocks 6,12,24,16") from exc
+    return None if text is None else whole_numbers("--blocks", text)

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densenet_deploy.cli import (
+    benchmark,
+    build_trt,
     cast,
     doctor,
     evaluate,
     export,
     inspect,
+    plot,
     quantize,
     run_images,
     sensitivity,
@@ -28,7 +31,21 @@ from densenet_deploy.cli.stopping import StopSignals
 
 SCHEMA = 1
 
-COMMANDS = (export, simplify, validate, quantize, sensitivity, cast, run_images, evaluate, inspect, doctor)
+COMMANDS = (
+    export,
+    simplify,
+    validate,
+    quantize,
+    sensitivity,
+    cast,
+    build_trt,
+    run_images,
+    evaluate,
+    benchmark,
+    inspect,
+    plot,
+    doctor,
+)
 """Importing a command's module registers it."""
 
 

@@ -19,10 +19,11 @@ def run_command(
     device: args.Device = "auto",
     top_k: Annotated[int, typer.Option(help="Classes to name.")] = 5,
     threads: args.Threads = None,
+    trust_engine: args.TrustEngine = False,
 ) -> Report:
     """Classify images with any model."""
     from densenet_deploy.pipeline.classify import classify_files
     from densenet_deploy.runtime.runner import RunnerOptions
 
-    options = RunnerOptions(threads=threads)
+    options = RunnerOptions(threads=threads, trust_engine=trust_engine)
     return classify_files(model, images, top_k=top_k, backend=backend, device=device, options=options)

@@ -26,7 +26,7 @@ from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
 from densenet_deploy.pipeline.calibration import Observation, observe
 from densenet_deploy.pipeline.float_model import load_float, preprocessing_of, with_exact_passes
-from densenet_deploy.pipeline.load import untrained_note
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.samples import seeded_samples
 from densenet_deploy.pipeline.stages import Listener, Stages, Step, ignore
 from densenet_deploy.runtime.batching import run_batched
@@ -93,6 +93,11 @@ class Casting:
     parities: Mapping[str, Parity]
     notes: tuple[str, ...]
 
+    @property
+    def parity(self) -> Parity:
+        """That of the file where it could be run."""
+        return next(iter(self.parities.values()))
+
 
 @dataclass(frozen=True)
 class CastReport:
@@ -157,7 +162,7 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     artifact, name = Artifact.open(model), f"{model.stem}.{options.precision}.onnx"
     path = model.with_name(name) if out is None else output_path(out, name)
-    refuse_foreign_output(path, _half_manifest(artifact.manifest, options.precision), force=force)
+    refuse_foreign_output(path, half_manifest(artifact.manifest, options.precision), force=force)
     stages = Stages(listener)
     made = cast_model(model, options, calibration, cache=cache, stages=stages)
     write_file(path, made.data)
@@ -169,7 +174,7 @@ def cast(
 def cast_model(
     model: Path,
     options: CastOptions,
-    calibration: Path | None = None,
+    calibration: Path | Iterable[Array] | None = None,
     *,
     cache: CalibrationCache | None = None,
     stages: Stages | None = None,
@@ -179,8 +184,8 @@ def cast_model(
     Args:
         model: the file; the exact passes are run on a copy.
         options: the precision, and what stays in FP32.
-        calibration: pictures or an array file: what overflows FP16 there stays in FP32. Without it only weights are
-            looked at. BF16 reaches as far as FP32 and needs none.
+        calibration: pictures, an array file, or arrays (1, 3, S, S): what overflows FP16 there stays in FP32. Without
+            it only weights are looked at. BF16 reaches as far as FP32 and needs none.
         cache: of ranges.
         stages: are told and timed.
 
@@ -207,7 +212,7 @@ def cast_model(
             ranges, remark = _ranges(graph, data, preprocessing, cache, step)
     with stages("cast"):
         half = _converted(graph, options, ranges or {})
-        manifest = _half_manifest(artifact.manifest, options.precision)
+        manifest = half_manifest(artifact.manifest, options.precision)
         serialized = _serialized(half.model, manifest)
     with stages("parity"):
         samples = list(itertools.islice(data or seeded_samples(PARITY_SAMPLES, preprocessing), PARITY_SAMPLES))
@@ -217,14 +222,14 @@ def cast_model(
     return Casting(half, serialized, manifest, parities, notes)
 
 
-def _open(calibration: Path, preprocessing: Preprocessing, samples: int) -> CalibrationData:
+def _open(calibration: Path | Iterable[Array], preprocessing: Preprocessing, samples: int) -> CalibrationData:
     from densenet_deploy.quantize.calibration_data import open_calibration_data
 
     return open_calibration_data(calibration, preprocessing, samples)
 
 
-def _half_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:
-    """The facts of the 16-bit file; BF16 lifts older operator sets."""
+def half_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:
+    """Return the facts of the 16-bit file; BF16 lifts older operator sets."""
     from densenet_deploy.graph.bf16 import OPSET
 
     if manifest is None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densenet_deploy.errors import UsageError, printable
-from densenet_deploy.pipeline.load import open_model, untrained_note
+from densenet_deploy.pipeline.load import open_model
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.runtime.classifier import Classifier, Prediction
 from densenet_deploy.runtime.runner import Placement, RunnerOptions
 

@@ -75,6 +75,11 @@ def _health(kind: type[Runner]) -> BackendHealth:
     except Exception as exc:  # noqa: BLE001 - a broken install raises anything, and doctor must go on
         fix = f"reinstall it: pip install --force-reinstall 'densenet-deploy[{kind.extra}]'"
         return BackendHealth(False, None, (), f"does not import: {exc}", fix)
+    if not devices:
+        wanted = " or ".join(kind.devices)
+        return BackendHealth(
+            False, version, (), f"finds no {wanted} device", "check the driver, or use another backend"
+        )
     return BackendHealth(True, version, devices, None, None)
 
 
@@ -88,4 +93,5 @@ def _version(name: str) -> str | None:
 def _line(name: str, health: BackendHealth) -> str:
     if health.available:
         return f"{name:14} {health.version}, devices: {', '.join(health.devices)}"
-    return f"{name:14} {health.reason}; {health.fix}"
+    version = f"{health.version} " if health.version else ""
+    return f"{name:14} {version}{health.reason}; {health.fix}"

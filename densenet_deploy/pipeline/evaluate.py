@@ -1,75 +1,63 @@
-"""Evaluate: top-1 and top-5 on a tree of labelled pictures, one folder a class."""
+"""Evaluate: accuracy on labelled pictures, by class and in all, and where two models disagree.
+
+Threads decode and prepare pictures while the model runs the batch before. Both share the CPUs of a machine without an
+accelerator, so there the overlap saves only what one of them leaves idle.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from densenet_deploy.errors import DataError
-from densenet_deploy.options import require_range
-from densenet_deploy.pipeline.load import open_model, untrained_note
-from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.image_folders import BadImage, LabelledImage, ReadableImages, find_labelled_images
-from densenet_deploy.runtime.images import LoadedImage
-from densenet_deploy.runtime.runner import Placement, RunnerOptions
+import numpy as np
 
-Picture = tuple[Path, LoadedImage]
+from densenet_deploy.analysis.accuracy import TOP, Answers
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.options import require_range
+from densenet_deploy.pipeline.decoding import PreparedImages
+from densenet_deploy.pipeline.evaluate_report import Disagreement, EvaluateReport, SecondOpinion
+from densenet_deploy.pipeline.ground_truth import read_ground_truth
+from densenet_deploy.pipeline.load import open_model
+from densenet_deploy.pipeline.notes import untrained_note
+from densenet_deploy.runtime.classifier import Classifier
+from densenet_deploy.runtime.image_folders import LabelledImage, find_labelled_images
+from densenet_deploy.runtime.preprocess import Pixels
+from densenet_deploy.runtime.runner import RunnerOptions
+
+Prepared = tuple[Path, Pixels]
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How to evaluate: pictures a batch, and how many pictures may be unreadable before it is an error."""
+    """How to evaluate.
+
+    Attributes:
+        batch: pictures run at once.
+        max_bad: how many pictures may be unreadable before it is an error.
+        ground_truth: the file with the classes of a flat folder; None: one folder a class.
+        decode_threads: None means one for each usable CPU.
+        against, against_backend: a second model to list the disagreements with, and what runs it.
+    """
 
     batch: int = 16
     max_bad: int = 0
+    ground_truth: Path | None = None
+    decode_threads: int | None = None
+    against: Path | None = None
+    against_backend: str | None = None
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 4096)
         require_range("max-bad", self.max_bad, 0, 10**9)
-
-
-@dataclass(frozen=True)
-class EvaluateReport:
-    """Fractions 0 to 1 of `count` readable pictures whose class was the best, or among the five best.
-
-    `top5` is None where the model has five classes or fewer.
-    """
-
-    top1: float
-    top5: float | None
-    count: int
-    seconds: float
-    bad: tuple[BadImage, ...]
-    placement: Placement
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types."""
-        return {
-            "top1": self.top1,
-            "top5": self.top5,
-            "count": self.count,
-            "images_per_second": self.count / self.seconds,
-            "seconds": self.seconds,
-            "bad": [{"file": str(bad.path), "reason": bad.error.why} for bad in self.bad],
-            "backend": self.placement.backend,
-            "precision": self.placement.precision,
-            "notes": list(self.notes),
-        }
-
-    def to_text(self) -> str:
-        """Return lines for people."""
-        top5 = "" if self.top5 is None else f", top-5 {self.top5:.2%}"
-        return "\n".join(
-            [
-                f"top-1 {self.top1:.2%}{top5} on {self.count} pictures",
-                f"{self.count / self.seconds:.1f} pictures a second, decoding included ({self.placement})",
-                *(f"not read: {bad.error}" for bad in self.bad),
-            ]
-        )
+        if self.decode_threads is not None:
+            require_range("decode-threads", self.decode_threads, 1, 1024)
+        if self.against_backend is not None and self.against is None:
+            raise UsageError(f"against-backend={self.against_backend}", "has no model to run", "add --against OTHER")
 
 
 def evaluate(
@@ -81,33 +69,69 @@ def evaluate(
     device: str | None = None,
     runner_options: RunnerOptions | None = None,
 ) -> EvaluateReport:
-    """Measure accuracy on `data`, which holds one folder of pictures a class.
+    """Measure accuracy on `data`: one folder of pictures a class, or a flat folder and `options.ground_truth`.
 
     Raises:
-        DataError: if the folders do not fit the model's classes, or more than `max_bad` pictures cannot be read.
-        InputError: if the model cannot be used.
-        BackendError: if the backend or device cannot be had.
+        DataError: if the classes do not fit the model's, or more than `max_bad` pictures cannot be read.
+        InputError: if a model cannot be used.
+        BackendError: if a backend or device cannot be had.
     """
     options = options or EvaluateOptions()
+    if options.against is None:
+        return _evaluate(model, data, options, backend, device, runner_options)
+    Artifact.open(options.against)  # what is wrong with it is said before the first model runs
+    report = _evaluate(model, data, options, backend, device, runner_options)
+    other = _evaluate(options.against, data, options, options.against_backend, device, runner_options)
+    notes = (*report.notes, *(f"{options.against}: {note}" for note in other.notes))
+    return dataclasses.replace(report, notes=notes, against=_second_opinion(report, other))
+
+
+def _evaluate(
+    model: Path,
+    data: Path,
+    options: EvaluateOptions,
+    backend: str | None,
+    device: str | None,
+    runner_options: RunnerOptions | None,
+) -> EvaluateReport:
     with open_model(model, backend, device, runner_options) as runner:
         classifier = Classifier(runner)
-        labelled = find_labelled_images(data, classifier.labels or None)
         classes = runner.outputs[0].shape[1]
-        _check_classes(data, labelled, classes, by_name=bool(classifier.labels))
+        labelled, remarks = _labelled(classifier, data, options, classes)
+        truth = {image.path: image.index for image in labelled}
+        prepared = PreparedImages(
+            truth,
+            classifier.preprocessing,
+            max_bad=options.max_bad,
+            ahead=2 * options.batch,
+            threads=options.decode_threads,
+        )
         start = time.perf_counter()
-        ranks, bad = _ranks(classifier, labelled, options)
+        files, answers = _answers(classifier, prepared, truth, options.batch)
         seconds = time.perf_counter() - start
-        if not ranks:
+        if not files:
             raise DataError(data, "holds no picture that can be read", "check the files")
         return EvaluateReport(
-            top1=sum(rank == 0 for rank in ranks) / len(ranks),
-            top5=None if classes is not None and classes <= 5 else sum(rank < 5 for rank in ranks) / len(ranks),
-            count=len(ranks),
+            model=model,
+            answers=answers,
+            files=files,
+            classes=classes,
+            labels=classifier.labels,
             seconds=seconds,
-            bad=bad,
+            bad=tuple(prepared.bad),
             placement=runner.placement,
-            notes=(*untrained_note(runner.manifest), *classifier.assumptions),
+            notes=(*untrained_note(runner.manifest), *classifier.assumptions, *remarks),
         )
+
+
+def _labelled(
+    classifier: Classifier, data: Path, options: EvaluateOptions, classes: int | None
+) -> tuple[tuple[LabelledImage, ...], tuple[str, ...]]:
+    if options.ground_truth is not None:
+        return read_ground_truth(data, options.ground_truth, classifier.labels, classes)
+    labelled = find_labelled_images(data, classifier.labels or None)
+    _check_classes(data, labelled, classes, by_name=bool(classifier.labels))
+    return labelled, ()
 
 
 def _check_classes(data: Path, labelled: tuple[LabelledImage, ...], classes: int | None, *, by_name: bool) -> None:
@@ -117,23 +141,43 @@ def _check_classes(data: Path, labelled: tuple[LabelledImage, ...], classes: int
         raise DataError(data, f"has {found} class folders, the model {classes} classes", "give one folder a class")
 
 
-def _ranks(
-    classifier: Classifier, labelled: tuple[LabelledImage, ...], options: EvaluateOptions
-) -> tuple[list[int], tuple[BadImage, ...]]:
-    """For every readable picture, where its class stands among the five best (5 if it does not)."""
-    truth = {image.path: image.index for image in labelled}
-    readable = ReadableImages(truth, options.max_bad)
-    ranks = [rank for batch in _batches(readable, options.batch) for rank in _ranks_of_batch(classifier, batch, truth)]
-    return ranks, tuple(readable.bad)
+def _answers(
+    classifier: Classifier, prepared: Iterable[Prepared], truth: dict[Path, int], size: int
+) -> tuple[tuple[Path, ...], Answers]:
+    """What the model answers to every picture that can be read, and their files, in order."""
+    files: list[Path] = []
+    best: list[np.ndarray] = []
+    confidence: list[float] = []
+    for batch in _batches(prepared, size):
+        files += [path for path, _ in batch]
+        for row in classifier.logits(np.stack([pixels for _, pixels in batch])):
+            ranked = np.argsort(-row, kind="stable")[:TOP]  # of equals the lower index, as `run` has it
+            best.append(ranked)
+            confidence.append(float(classifier.scores(row)[ranked[0]]))
+    right = np.array([truth[path] for path in files], np.int64)
+    return tuple(files), Answers(right, np.array(best, np.int64), np.array(confidence))
 
 
-def _batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+def _batches(pictures: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
     iterator = iter(pictures)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
-def _ranks_of_batch(classifier: Classifier, batch: list[Picture], truth: dict[Path, int]) -> list[int]:
-    predictions = classifier.classify_batch([image for _, image in batch], top_k=5)
-    best = [[score.index for score in prediction.top] for prediction in predictions]
-    return [five.index(truth[path]) if truth[path] in five else 5 for (path, _), five in zip(batch, best, strict=True)]
+def _second_opinion(first: EvaluateReport, second: EvaluateReport) -> SecondOpinion:
+    """Compare the answers to the pictures that both could read."""
+    theirs = {path: position for position, path in enumerate(second.files)}
+    shared = [(path, ours, theirs[path]) for ours, path in enumerate(first.files) if path in theirs]
+    disagreements = tuple(
+        Disagreement(
+            file=path,
+            truth=int(first.answers.truth[ours]),
+            first=int(first.answers.predicted[ours]),
+            first_score=float(first.answers.confidence[ours]),
+            second=int(second.answers.predicted[their]),
+            second_score=float(second.answers.confidence[their]),
+        )
+        for path, ours, their in shared
+        if first.answers.predicted[ours] != second.answers.predicted[their]
+    )
+    return SecondOpinion(second, len(shared), disagreements)

@@ -81,7 +81,8 @@ def prepare_int8(
         observed = observe(wanted, data, preprocessing, cache, step)
     with stages("prepare"):
         ranges = observed.ranges | {str(graph.graph.inputs[0].name): _range_of_pictures(preprocessing)}
-        how = RecipeOptions(per_channel=options.weights == "per-channel", weight_bits=weight_bits())
+        per_channel = options.weights == "per-channel"
+        how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct else ())
     count = len(data) if isinstance(data, Sized) else 0

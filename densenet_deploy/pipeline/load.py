@@ -12,6 +12,7 @@ from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, Triple
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, variant_for
@@ -151,13 +152,6 @@ def open_model(
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is named like a file of weights."""
     return path.suffix.lower() in CHECKPOINT_SUFFIXES
-
-
-def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
-    """Return the one line that every road says of an untrained model, or nothing."""
-    if manifest is None or manifest.weights.is_trained:
-        return ()
-    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions mean nothing",)
 
 
 def _requested_variant(request: ModelRequest) -> Variant | None:

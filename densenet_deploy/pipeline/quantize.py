@@ -21,7 +21,7 @@ from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.pipeline.int8 import Int8File
 from densenet_deploy.pipeline.int8_preparation import Int8Ready, chosen_recipe, int8_manifest, prepare_int8
 from densenet_deploy.pipeline.layer_choice import Speed, Trials, layers_for_accuracy, layers_for_speed
-from densenet_deploy.pipeline.load import untrained_note
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.pipeline.quantize_report import QuantizeReport
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore

@@ -19,6 +19,7 @@ class QuantizeOptions:
         equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.
         correct: whether to take back what quantization does to mean and swing of every layer's outputs.
         weights: `per-channel` or `per-tensor` scales.
+        quantize_bus: whether the recipe `tensorrt` writes the buses of dense blocks in INT8 too; others do anyway.
         max_drop: percentage points of top-1 that may be lost on the calibration pictures, which are then in class
             folders; the cheapest layers stay float until that holds.
         min_sqnr: SQNR of the logits in dB, on calibration pictures, that must be reached in the same way.
@@ -33,6 +34,7 @@ class QuantizeOptions:
     equalize: bool = True
     correct: bool = True
     weights: str = "per-channel"
+    quantize_bus: bool = False
     max_drop: float | None = None
     min_sqnr: float | None = None
     never_slower: bool = True

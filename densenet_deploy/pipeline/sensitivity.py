@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.analysis.plots.figures import SUFFIXES as PICTURE_SUFFIXES
-from densenet_deploy.analysis.plots.figures import drawn, require_matplotlib
-from densenet_deploy.analysis.plots.sqnr import figure_of_sensitivity
+from densenet_deploy.analysis.plots.plot import SUFFIXES as PICTURE_SUFFIXES
+from densenet_deploy.analysis.plots.plot import draw, rendered, require_matplotlib
+from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first
 from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
 from densenet_deploy.errors import printable
@@ -25,8 +25,9 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.pipeline.evaluate import evaluate
 from densenet_deploy.pipeline.int8_preparation import Int8Ready, chosen_recipe, prepare_int8
 from densenet_deploy.pipeline.layer_choice import Trials, block_of
-from densenet_deploy.pipeline.load import untrained_note
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.sensitivity_data import sensitivity_title
 from densenet_deploy.pipeline.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ class SensitivityReport:
         Raises:
             MissingPackageError: if matplotlib is not installed.
         """
-        title = f"{self.model.name}: INT8 sensitivity, recipe {self.recipe}"
-        return figure_of_sensitivity(self.found, self.whole, title)
+        return draw("sqnr", SensitivityData(sensitivity_title(self.model, self.recipe), self.found, self.whole))
 
     def content(self, suffix: str) -> bytes:
         """Return the report as a file with `suffix`: `.json`, `.png` or `.svg`.
@@ -144,7 +144,7 @@ class SensitivityReport:
             MissingPackageError: if a picture is asked for and matplotlib is not installed.
         """
         if suffix in PICTURE_SUFFIXES:
-            return drawn(self.figure(), suffix)
+            return rendered(self.figure(), suffix[1:], "densenet-deploy plot sqnr")
         return (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode()
 
 

@@ -20,7 +20,8 @@ from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
 from densenet_deploy.parity.layers import LayerComparison, LayerMeter, SkippedLayer, first_divergence
 from densenet_deploy.parity.report import ComparisonReport
-from densenet_deploy.pipeline.load import is_checkpoint, load_model, open_model, untrained_note
+from densenet_deploy.pipeline.load import is_checkpoint, load_model, open_model
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.samples import picture_samples, seeded_samples
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array

@@ -118,8 +118,25 @@ class Classifier:
         loaded = [image if isinstance(image, LoadedImage) else load_image(image) for image in images]
         if not loaded:
             return ()
-        rows = self._logits(loaded)
+        rows = self.logits(prepare_batch(loaded, self.preprocessing))
         return tuple(Prediction(self._top(row, top_k), image.notes) for row, image in zip(rows, loaded, strict=True))
+
+    def logits(self, inputs: Array) -> Array:
+        """Return the logits (N, C) of inputs (N, 3, S, S) that `preprocess` made.
+
+        Raises:
+            ModelFileError: if one is NaN or infinite.
+        """
+        logits = run_batched(self._runner, inputs)[self._output.name]
+        _check_labels(self.labels, logits.shape[1])
+        if not np.isfinite(logits).all():
+            raise ModelFileError(self._output.name, "holds NaN or Inf", "compare the model with `validate`")
+        return logits
+
+    def scores(self, logits: Array) -> Array:
+        """Return the softmax scores (C,) of one picture's logits (C,), or those themselves if they already are some."""
+        are_scores = self._runner.manifest is None and _are_scores(logits)
+        return logits if are_scores else _softmax(logits)
 
     def close(self) -> None:
         """Close the runner."""
@@ -133,17 +150,9 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _logits(self, images: Sequence[LoadedImage]) -> Array:
-        logits = run_batched(self._runner, prepare_batch(images, self.preprocessing))[self._output.name]
-        _check_labels(self.labels, logits.shape[1])
-        if not np.isfinite(logits).all():
-            raise ModelFileError(self._output.name, "holds NaN or Inf", "compare the model with `validate`")
-        return logits
-
     def _top(self, logits: Array, top_k: int) -> tuple[Score, ...]:
         """Rank by logits: far below the best, scores underflow to equal zeros."""
-        are_scores = self._runner.manifest is None and _are_scores(logits)
-        scores, best = logits if are_scores else _softmax(logits), np.argsort(-logits, kind="stable")[:top_k]
+        scores, best = self.scores(logits), np.argsort(-logits, kind="stable")[:top_k]
         return tuple(Score(int(i), self.labels[i] if self.labels else None, float(scores[i])) for i in best)
 
 

@@ -24,8 +24,13 @@ def usable_cpus(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> i
         cgroups: where the cgroup file system is mounted.
         own_cgroups: the file that names the groups of this process. A quota of any group above them counts too.
     """
-    quotas = [math.ceil(quota) for folder in _cgroup_folders(cgroups, own_cgroups) for quota in _quotas(folder)]
-    return max(1, min([_bound_cpus(), *quotas]))
+    quota = cpu_quota(cgroups, own_cgroups)
+    return max(1, _bound_cpus() if quota is None else min(_bound_cpus(), math.ceil(quota)))
+
+
+def cpu_quota(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> float | None:
+    """Return how many CPUs' worth of time the cgroups grant this process (1.5, say); None where nothing limits it."""
+    return min((quota for folder in _cgroup_folders(cgroups, own_cgroups) for quota in _quotas(folder)), default=None)
 
 
 def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:

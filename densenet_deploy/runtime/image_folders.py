@@ -91,16 +91,22 @@ class ReadableImages:
             try:
                 image = load_image(path)
             except InputError as exc:
-                self._record(BadImage(path, exc))
+                record_bad(self.bad, BadImage(path, exc), self._max_bad)
             else:
                 yield path, image
 
-    def _record(self, bad: BadImage) -> None:
-        self.bad.append(bad)
-        if len(self.bad) > self._max_bad:
-            first = self.bad[0]
-            why = f"{first.error.why} (unreadable pictures: {len(self.bad)}, allowed: {self._max_bad})"
-            raise DataError(first.path, why, "repair or remove it, or raise --max-bad") from first.error
+
+def record_bad(bad: list[BadImage], image: BadImage, max_bad: int) -> None:
+    """Append `image` to `bad`.
+
+    Raises:
+        DataError: naming the first of them, if there are now more than `max_bad`.
+    """
+    bad.append(image)
+    if len(bad) > max_bad:
+        first = bad[0]
+        why = f"{first.error.why} (unreadable pictures: {len(bad)}, allowed: {max_bad})"
+        raise DataError(first.path, why, "repair or remove it, or raise --max-bad") from first.error
 
 
 def _class_folders(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
@@ -32,6 +32,8 @@ from densenet_deploy.options import require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.registry import Registry
 from densenet_deploy.runtime.feeds import Array, Feeds, TensorSpec, checked_feeds, delivered, value_limit
+from densenet_deploy.runtime.nvidia_options import NvidiaOptions
+from densenet_deploy.runtime.operator_times import OperatorTime
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +89,15 @@ class RunnerOptions:
         precision: arithmetic of the float parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None means what
             the file holds. A backend that cannot do it raises instead of doing something else.
         check_values: refuse feeds with NaN, Inf, or values no normalized picture has (0-255 pixels, say).
+        trust_engine: load a TensorRT plan that no sidecar vouches for. A plan is native code: trust its author.
+        nvidia: what only an NVIDIA GPU has.
     """
 
     threads: int | None = None
     precision: str | None = None
     check_values: bool = True
+    trust_engine: bool = False
+    nvidia: NvidiaOptions = field(default_factory=NvidiaOptions)
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -102,7 +108,10 @@ class RunnerOptions:
 
 @dataclass(frozen=True)
 class Placement:
-    """What really runs the model, read back from the backend after loading: not what was asked for."""
+    """What really runs the model, read back from the backend after loading: not what was asked for.
+
+    `notes` say what else is worth knowing: CUDA graphs, nodes on other devices.
+    """
 
     backend: str
     version: str
@@ -110,11 +119,25 @@ class Placement:
     provider: str
     precision: str
     threads: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"{self.backend} {self.version}, {self.provider}, {self.device}, {self.precision}, {self.threads} threads"
-        )
+        words = (f"{self.backend} {self.version}", self.provider, self.device, self.precision)
+        return ", ".join((*words, f"{self.threads} threads", *self.notes))
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to profile, where a runner of it was found to run, on which batch.
+
+    The median of `calls` calls is wanted, after `operator_times.WARM_UP_CALLS` that do not count.
+    """
+
+    source: Artifact | torch.nn.Module
+    device: Device
+    options: RunnerOptions
+    feeds: Feeds
+    calls: int
 
 
 class Runner(ABC):
@@ -154,6 +177,11 @@ class Runner(ABC):
         self._handle: object | None = handle
 
     @classmethod
+    def suits(cls, artifact: Artifact) -> bool:
+        """Whether the file was made for this backend, which then comes first among those that read it."""
+        return artifact.manifest is not None and artifact.manifest.recipe == cls.name
+
+    @classmethod
     @abstractmethod
     def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
         """Load `source`; `device` None means the best one that works.
@@ -167,6 +195,15 @@ class Runner(ABC):
     @abstractmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
         """Import the backend and return its version and the devices that answer."""
+
+    @classmethod
+    def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
+        """Load the model once more with the backend's own profiler on, and return what its operators took.
+
+        Raises:
+            BackendError: if the backend tells no times by operator.
+        """
+        raise BackendError(cls.name, f"tells no times by operator on {request.device}", "profile on another backend")
 
     @abstractmethod
     def _run(self, handle: Any, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -186,13 +223,23 @@ class Runner(ABC):
             FeedError: if a feed or buffer has the wrong name, type, shape or values.
             RunnerStateError: after `close`, or in a child that forked after the runner was opened.
         """
-        handle = self._handle  # a local reference: a close() in another thread then cannot pull it away
+        handle = self._open_handle()
+        results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
+        return results if outputs is None else delivered(results, outputs)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is neither closed nor another process's."""
+        return self._handle is not None and _forks.count == self._fork
+
+    def _open_handle(self) -> Any:
+        """Return the handle: a local reference keeps it alive when another thread calls `close`."""
+        handle = self._handle
         if handle is None:
             raise RunnerStateError(self.name, "was closed", "open it again with open_runner()")
         if _forks.count != self._fork:
             raise RunnerStateError(self.name, "was opened before this process forked", "open a runner in each process")
-        results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
-        return results if outputs is None else delivered(results, outputs)
+        return handle
 
     def close(self) -> None:
         """Let go of the model, which is freed when calls under way have ended. Calling it twice is harmless."""
@@ -219,7 +266,7 @@ def open_runner(
     """Load a model file or an `nn.Module` and return its runner.
 
     Args:
-        source: an `.onnx` or OpenVINO `.xml` file, or a module.
+        source: an `.onnx`, OpenVINO `.xml` or TensorRT `.engine` file, or a module.
         backend: a name from `backends`; None takes the one the file was made for, else the first installed that reads
         it.
         device: `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`; None takes the best that works. A named device is never replaced.
@@ -272,7 +319,7 @@ def _choose_backend(source: Artifact | torch.nn.Module, name: str | None) -> typ
 
 
 def _readers(source: Artifact | torch.nn.Module) -> list[type[Runner]]:
-    """Backends that read `source`; first the one its manifest was written for, then by name."""
+    """Backends that read `source`; first the one it was made for, then by name."""
     if not isinstance(source, Artifact):
         return [backends.get("torch")]
     if source.kind == "checkpoint":
@@ -282,5 +329,4 @@ def _readers(source: Artifact | torch.nn.Module) -> list[type[Runner]]:
         raise BackendError(
             source.path, f"no backend here reads {source.path.suffix} files", "export the model to .onnx"
         )
-    recipe = source.manifest.recipe if source.manifest else None
-    return sorted(readers, key=lambda kind: kind.name != recipe)
+    return sorted(readers, key=lambda kind: not kind.suits(source))

@@ -102,6 +102,15 @@ def test_the_smallest_image_is_counted_and_one_pixel_less_is_refused():
         model_cost(SMALL, smallest - 1)
 
 
+@pytest.mark.parametrize(
+    "name", ["features.conv0_nchwc", "features.conv0:scaled:codes", "/features/conv0/Conv", "conv0"]
+)
+def test_what_is_written_behind_a_name_leaves_it_in_its_block(name):
+    assert block_of(name) == "stem"
+    assert block_of(name.replace("conv0", "denseblock2.denselayer1.conv1")) == "denseblock2"
+    assert block_of(name.replace("conv0", "conv0x")) == "other"
+
+
 def test_a_stranger_s_layer_names_are_one_other_block():
     assert block_of("layer3.0.conv1") == "other"
     assert ModelCost.of([]).blocks == ()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import onnx
 import onnx_ir
 import pytest
@@ -11,7 +12,9 @@ from densenet_deploy.analysis.cost import LayerCost, model_cost
 from densenet_deploy.analysis.onnx_cost import onnx_cost
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.export.to_onnx import ExportOptions, onnx_from_module
+from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.models.build import build_model
+from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
 
@@ -121,3 +124,16 @@ def test_an_exported_densenet_costs_what_its_numbers_say(head):
     found, expected = onnx_cost(onnx_ir.to_proto(exported)), model_cost(spec, 32)
     assert {layer.name: layer for layer in found.layers} == {layer.name: layer for layer in expected.layers}
     assert {block.name: block.macs for block in found.blocks} == {block.name: block.macs for block in expected.blocks}
+
+
+def test_macs_of_a_file_are_those_that_running_it_shows(tiny_onnx, tmp_path):
+    model = onnx.load(tiny_onnx)
+    weighted = {node.output[0]: node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
+    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    exposed = tmp_path / "exposed.onnx"
+    exposed.write_bytes(expose_values(model, set(weighted)).SerializeToString())
+    with open_runner(exposed, "onnxruntime", "cpu") as runner:
+        results = runner.run({"input": np.zeros((1, 3, 32, 32), np.float32)})
+    uses = {name: weights[node.input[1]] * math.prod(results[name].shape[2:]) for name, node in weighted.items()}
+    found = {layer.name: layer.macs for layer in onnx_cost(model).layers if layer.macs}
+    assert found == {node.name: uses[name] for name, node in weighted.items()}

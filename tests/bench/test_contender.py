@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from densenet_deploy.bench.contender import Contender, Process, Turn
-from densenet_deploy.errors import BackendError, InputError, UnknownNameError, UsageError
+from densenet_deploy.bench.contender import BatchRefusedError, Contender, Process, serve
+from densenet_deploy.bench.scenarios import Turn
+from densenet_deploy.errors import BackendError, InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import ModelRequest
+from densenet_deploy.pipeline.load import ModelRequest, build
 from tests.conftest import TINY
 
 NOISY = """
@@ -24,6 +27,16 @@ def pair_onnx(tmp_path_factory):
     """A model that takes two pictures at once, no more and no fewer."""
     target = ExportTarget(batch=2, out=str(tmp_path_factory.mktemp("pair") / "pair.onnx"))
     return export_onnx(ModelRequest(architecture=TINY, num_classes=10), target).onnx
+
+
+@pytest.fixture(scope="module")
+def checkpoint_file(tmp_path_factory):
+    """Weights of the tiny architecture, as torch saves them."""
+    import torch
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
+    torch.save(build(ModelRequest(architecture=TINY, num_classes=10)).module.state_dict(), path)
+    return path
 
 
 def _load(contender):
@@ -42,7 +55,7 @@ def test_a_turn_times_some_calls_and_knows_the_memory(tiny_onnx):
         longer = process.turn(0.05)
     assert len(turn.seconds) >= 3
     assert min(turn.seconds) > 0
-    assert sum(longer.seconds) >= 0.05
+    assert longer.wall_seconds >= 0.05
     assert 10e6 < turn.peak_memory_bytes <= longer.peak_memory_bytes < 2e9
 
 
@@ -63,6 +76,63 @@ def test_a_fixed_batch_is_taken_and_another_refused(pair_onnx):
         assert len(process.turn(0).seconds) >= 3
     with pytest.raises(BackendError, match=r"no batch of 3; time it with batch 2"):
         _load(Contender(pair_onnx, "onnxruntime", batch=3))
+
+
+def test_a_batch_that_is_refused_has_a_type_of_its_own(pair_onnx, tmp_path):
+    with Process(Contender(pair_onnx, "onnxruntime", batch=3)) as process, pytest.raises(BatchRefusedError):
+        _ = process.opening
+    with Process(Contender(tmp_path / "none.onnx")) as process, pytest.raises(InputError):
+        _ = process.opening
+
+
+def test_load_and_first_call_are_told_apart(tiny_onnx):
+    with Process(Contender(tiny_onnx, "onnxruntime", device="cpu")) as process:
+        opening = process.opening
+    assert opening.placement.backend == "onnxruntime"
+    assert opening.load_seconds > 0
+    assert opening.first_seconds > 0
+    assert opening.device_memory_bytes is None
+
+
+def test_a_checkpoint_needs_the_program_that_builds_it(checkpoint_file):
+    """Its module takes pictures of any size: it gets those that its facts name."""
+    with Process(Contender(checkpoint_file, program="densenet_deploy.pipeline.contender")) as process:
+        assert process.opening.placement.backend == "torch"
+        assert len(process.turn(0).seconds) >= 3
+    with pytest.raises(ModelFileError, match="is a checkpoint"):
+        _load(Contender(checkpoint_file))
+
+
+def test_streams_run_at_the_same_time_and_a_camera_gives_frames(tiny_onnx):
+    with Process(Contender(tiny_onnx, "onnxruntime", threads=1, streams=2)) as process:
+        turn = process.turn(0.05)
+    assert len(turn.seconds) >= 6
+    assert turn.frames == 0
+    with Process(Contender(tiny_onnx, "onnxruntime", threads=1, fps=100.0)) as process:
+        turn = process.turn(0.1)
+    assert turn.frames == 10 == len(turn.seconds) + turn.dropped
+    assert turn.wall_seconds >= 0.09
+
+
+@pytest.mark.parametrize("facts", [{"streams": 0}, {"fps": 0.0}, {"fps": float("nan")}])
+def test_a_scenario_that_cannot_be_meant_is_refused_before_any_process(tiny_onnx, facts):
+    with pytest.raises(UsageError):
+        Contender(tiny_onnx, **facts)
+
+
+def test_a_child_whose_parent_ended_first_says_nothing():
+    answers = io.StringIO()
+    serve(io.StringIO(""), answers)
+    assert answers.getvalue() == ""
+
+
+def test_an_error_ends_the_process_in_the_middle_of_a_turn(tiny_onnx):
+    process, start = Process(Contender(tiny_onnx, "onnxruntime")), time.monotonic()
+    assert process.placement
+    process._tell(600)
+    process.__exit__(ValueError, ValueError(), None)
+    assert process._process.returncode == -9
+    assert time.monotonic() - start < 300
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):

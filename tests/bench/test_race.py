@@ -8,8 +8,9 @@ import subprocess
 import pytest
 
 import densenet_deploy.bench.race as race_module
-from densenet_deploy.bench.contender import Contender, Process, Turn
-from densenet_deploy.bench.race import Interval, RaceResult, race
+from densenet_deploy.bench.contender import Contender, Process
+from densenet_deploy.bench.race import Interval, RaceResult, race, race_loaded
+from densenet_deploy.bench.scenarios import Turn
 from densenet_deploy.errors import InputError, UsageError
 
 
@@ -72,6 +73,37 @@ def test_the_order_is_reversed_from_round_to_round(tiny_onnx, monkeypatch):
     result = race(contenders, rounds=3, turn_seconds=0)
     assert order == [1, 2, *(1, 2), *(2, 1), *(1, 2)]  # the first two do not count
     assert len(result.turns["1"]) == 3
+
+
+class Scripted:
+    """A racer whose turns are known beforehand."""
+
+    opening = None
+
+    def __init__(self, *milliseconds):
+        self.left = list(_turns(*milliseconds))
+
+    def turn(self, _seconds):
+        return self.left.pop(0)
+
+
+def test_warm_up_ends_when_the_times_are_steady():
+    processes = {"one": Scripted(9, 5, 3, 2, 2, 2, *[7, 7]), "two": Scripted(1, 1, 1, 1, 1, 1, *[1, 1])}
+    result = race_loaded(processes, rounds=2, turn_seconds=0, most_warm_up_rounds=10)
+    assert (result.warm_up_rounds, result.unsteady) == (6, ())
+    assert result.latency_ms("one") == pytest.approx(7)
+
+
+def test_warm_up_ends_though_one_never_settles_and_that_is_told():
+    processes = {"one": Scripted(*[1, 2] * 4), "two": Scripted(*[1] * 8)}
+    result = race_loaded(processes, rounds=1, turn_seconds=0, most_warm_up_rounds=5)
+    assert (result.warm_up_rounds, result.unsteady) == (5, ("one",))
+
+
+def test_five_per_cent_are_steady_and_six_are_not():
+    for spread, unsteady in ((1.049, ()), (1.06, ("one",))):
+        result = race_loaded({"one": Scripted(1, 1, spread, 1)}, rounds=1, turn_seconds=0, most_warm_up_rounds=3)
+        assert result.unsteady == unsteady
 
 
 def test_rounds_that_cannot_be_meant_are_refused():

@@ -42,12 +42,34 @@ def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_pa
         assert row["holds"] == (difference["high"] <= row["limit_us"])
 
 
+def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
+    quick = ("--size", "32", "--batch", "2", "--rounds", "3", "--seconds", "0")
+    results = _run("benchmark_loop.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
+    (ratio,), (repeat,) = results["loop"], results["repeat"]
+    assert ratio["ratio"]["low"] <= ratio["ratio"]["median"] <= ratio["ratio"]["high"]
+    assert ratio["holds"] == (abs(ratio["ratio"]["median"] - 1) <= 0.02)
+    assert repeat["overlap"] == (
+        max(repeat["first"][0], repeat["second"][0]) <= min(repeat["first"][1], repeat["second"][1])
+    )
+
+
 def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     rounds = ("--rounds", "1", "--warm-up", "0")
     result = _run("export_time.py", "--variant", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
     assert {"import", "build", "torch export", "simplify", "parity", "write"} <= result["stages"].keys()
     assert sum(result["stages"].values()) + result["outside_stages"] == pytest.approx(result["product_seconds"])
     assert result["ratio"] == pytest.approx(result["product_seconds"] / result["bare_seconds"])
+
+
+def test_build_time_compares_the_same_plan(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    rounds = ("--rounds", "1", "--warm-up", "0")
+    results = _run("build_time.py", "--variants", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
+    assert [(row["variant"], row["precision"]) for row in results] == [("cifar-7-4", "fp32"), ("cifar-7-4", "fp16")]
+    for row in results:
+        assert row["same_plan"] is True
+        assert row["time_ratio"] == pytest.approx(row["product_seconds"] / row["bare_seconds"])
+        assert row["product_mib"] > 0
 
 
 def test_contenders_take_turns_in_reversed_order() -> None:

@@ -18,8 +18,8 @@ from densenet_deploy.pipeline.load import (
     labels_from,
     load_model,
     open_model,
-    untrained_note,
 )
+from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.runtime.runner import open_runner
 from tests.conftest import TINY
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from densenet_deploy.errors import MissingPackageError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.pipeline import int8_preparation
+from densenet_deploy.pipeline.plot import plot
+from densenet_deploy.pipeline.plot_data import PlotRequest
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.pipeline.sensitivity import SensitivityOptions, sensitivity
 from densenet_deploy.quantize.cache import CalibrationCache
@@ -105,6 +107,13 @@ def test_what_a_recipe_keeps_float_is_said_and_not_tried_and_the_picture_is_writ
 def test_a_report_becomes_a_picture_or_json(by_block):
     assert by_block.content(".svg").lstrip().startswith(b"<?xml")
     assert json.loads(by_block.content(".json"))["sensitivity"][1]["name"] == "features.denseblock1"
+
+
+def test_the_picture_of_the_json_is_the_report_s_own(by_block, tmp_path):
+    path = tmp_path / "s.json"
+    path.write_bytes(by_block.content(".json"))
+    drawn = plot("sqnr", PlotRequest((path,)), str(tmp_path / "s.svg"))
+    assert drawn.file.read_bytes() == by_block.content(".svg")
 
 
 def test_what_stands_in_the_way_survives(tiny_onnx, cache, tmp_path):

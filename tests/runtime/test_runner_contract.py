@@ -16,9 +16,16 @@ from densenet_deploy.packages import is_installed
 from densenet_deploy.pipeline.load import ModelRequest, build
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
 from tests.conftest import TINY
+from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 
-# float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1
+# float32 kernels that sum in another order: 1e-5 is 100 roundings of numbers near 1; a GPU may use other algorithms
 TOLERANCE = 1e-5
+GPU_TOLERANCE = 1e-3
+
+
+# Those that run on a CPU run here as they are; those that want a GPU on a simulated one, and on a real one if there is.
+ON_CPU = [name for name, kind in backends.items().items() if "cpu" in kind.devices and is_installed(kind.requires)]
+SIMULATED = {"rtx, simulated": RTX, "tensorrt, simulated": FULL}
 
 
 def _open(backend: str, tiny_onnx: Path) -> Runner:
@@ -27,9 +34,18 @@ def _open(backend: str, tiny_onnx: Path) -> Runner:
     return open_runner(tiny_onnx, backend, "cpu")
 
 
-@pytest.fixture(params=[name for name, kind in backends.items().items() if is_installed(kind.requires)])
-def opener(request: pytest.FixtureRequest, tiny_onnx: Path) -> Callable[[], Runner]:
-    return lambda: _open(request.param, tiny_onnx)
+@pytest.fixture(params=[*ON_CPU, *SIMULATED, pytest.param("a real GPU", marks=pytest.mark.gpu)])
+def opener(request: pytest.FixtureRequest, tiny_onnx: Path, tmp_path: Path) -> Iterator[Callable[[], Runner]]:
+    if request.param in ON_CPU:
+        yield lambda: _open(request.param, tiny_onnx)
+    elif request.param in SIMULATED:
+        behaviour = SIMULATED[request.param]
+        with simulated_gpu(behaviour):
+            engine = write_simulated_engine(tmp_path, tiny_onnx, behaviour)
+            yield lambda: open_runner(engine, device="cuda")
+    else:
+        engine = request.getfixturevalue("real_engine")
+        yield lambda: open_runner(engine, device="cuda")
 
 
 @pytest.fixture
@@ -58,7 +74,8 @@ def test_logits_have_the_batch_and_the_classes(runner: Runner) -> None:
 def test_backends_agree(runner: Runner, tiny_onnx: Path) -> None:
     with open_runner(tiny_onnx, "onnxruntime", "cpu") as reference:
         expected = reference.run({"input": _batch()})["logits"]
-    np.testing.assert_allclose(runner.run({"input": _batch()})["logits"], expected, atol=TOLERANCE)
+    atol = TOLERANCE if "cpu" in runner.devices else GPU_TOLERANCE
+    np.testing.assert_allclose(runner.run({"input": _batch()})["logits"], expected, atol=atol)
 
 
 def test_results_belong_to_the_caller(runner: Runner) -> None:
@@ -183,7 +200,7 @@ def test_the_placement_says_what_runs(runner: Runner) -> None:
     placement = runner.placement
     assert placement.backend == runner.name
     assert placement.precision == "fp32"
-    assert placement.device == "cpu"
+    assert placement.device == ("cpu" if "cpu" in runner.devices else "cuda:0")
     assert placement.threads >= 1
     assert placement.version
 

@@ -1,1 +1,1 @@
-"""Numbers as pictures, one figure a file."""
+"""Pictures, one a file: each module registers one function that takes data and returns a matplotlib figure."""

@@ -8,50 +8,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.analysis.plots.figures import require_matplotlib
+from densenet_deploy.analysis.plots.plot import plots
+from densenet_deploy.analysis.plots.style import GREY, INK, VERMILLION, lighten_grid, new_axes, new_figure
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_QUIET: Final = "#7d8ca3"
-_LOUD: Final = "#c8452d"
-_LINE: Final = "#30363d"
-_GRID: Final = "#e6e8eb"
+_SEEN: Final = "Left: one alone in INT8, from where all of it in INT8 is. Right: one spared, what that gains"
 _MARKED: Final = 3
 _FEW_ROWS: Final = 16
 _Rows = Sequence[Sensitivity]
 
 
-def figure_of_sensitivity(rows: _Rows, whole: Cost, title: str = "") -> Figure:
-    """Draw `rows`, in execution order.
+@dataclass(frozen=True)
+class SensitivityData:
+    """`rows` in execution order, one a layer or block, and `whole`: the network with everything in INT8."""
 
-    Args:
-        rows: what was measured of each layer or block.
-        whole: the network with everything in INT8.
-        title: of the figure.
+    title: str
+    rows: Sequence[Sensitivity]
+    whole: Cost
 
-    Raises:
-        MissingPackageError: if matplotlib is not installed.
-    """
-    require_matplotlib()
-    from matplotlib.figure import Figure
 
+@plots.register("sqnr")
+def draw_sqnr(data: SensitivityData) -> Figure:
+    """Draw the rows from the top down; what is infinite is left out."""
+    rows, whole = data.rows, data.whole
     row_inches = 0.3 if len(rows) <= _FEW_ROWS else 0.19
-    figure = Figure(figsize=(10, 1.8 + row_inches * len(rows)), layout="constrained", facecolor="white")
-    alone, gained = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    figure = new_figure(f"INT8 sensitivity: {data.title}", _SEEN, 1.2 + row_inches * len(rows))
+    alone, gained = new_axes(figure, 1, 2, sharey=True, width_ratios=(3, 2))
     loud = {row.name for row in most_sensitive_first(rows)[:_MARKED]} if len(rows) > _MARKED else set()
-    colours = [_LOUD if row.name in loud else _QUIET for row in rows]
+    colours = [VERMILLION if row.name in loud else GREY for row in rows]
     _draw_alone(alone, rows, whole, colours)
     _draw_gained(gained, rows, whole, colours)
     _label_rows(alone, rows, loud)
-    layout = figure.get_layout_engine()
-    assert layout is not None
-    layout.set(w_pad=0.12, h_pad=0.08)  # type: ignore[call-arg]
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=_LINE)
     return figure
 
 
@@ -61,10 +55,10 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) ->
     places = range(len(rows))
     if math.isfinite(start):
         axes.hlines(places, start, values, colors=colours, linewidth=1.2)
-        axes.axvline(start, color=_LINE, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axvline(start, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         said = f"everything in INT8: {start:.1f} dB"
         place = axes.get_xaxis_transform()
-        axes.annotate(said, (start, 1), (-2, 3), place, "offset points", fontsize=9, color=_LINE)
+        axes.annotate(said, (start, 1), (-2, 3), place, "offset points", fontsize=9, color=INK)
     axes.scatter(values, places, c=colours, s=26, zorder=3)
     _label_values(axes, values, rows, "{:.1f}")
     lowest = f"; red: the {_MARKED} lowest" if len(rows) > _MARKED else ""
@@ -74,7 +68,7 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) ->
 def _draw_gained(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
     values = [_finite(row.spared.sqnr_db - whole.sqnr_db) for row in rows]
     axes.barh(range(len(rows)), values, color=colours, height=0.6)
-    axes.axvline(0, color=_LINE, linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
     _label_values(axes, values, rows, "{:+.1f}")
     _tidy(axes, "gain when only this is float (dB)")
 
@@ -93,7 +87,7 @@ def _label_values(axes: Axes, values: Sequence[float], rows: _Rows, form: str) -
                 va="center",
                 ha="left" if value >= 0 else "right",
                 fontsize=8,
-                color=_LINE,
+                color=INK,
             )
 
 
@@ -102,20 +96,19 @@ def _label_rows(axes: Axes, rows: _Rows, loud: set[str]) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=9 if len(rows) <= _FEW_ROWS else 7.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(_LOUD if row.name in loud else _LINE)
+        label.set_color(VERMILLION if row.name in loud else INK)
 
 
 def _tidy(axes: Axes, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel(label, fontsize=9, color=_LINE)
+    axes.set_xlabel(label, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.tick_params(axis="x", labelsize=8, color=_GRID, labelcolor=_LINE)
+    axes.tick_params(axis="x", labelsize=8, length=0)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=_GRID)
-    axes.set_axisbelow(True)
     axes.margins(x=0.1)
     axes.spines[:].set_visible(False)
+    lighten_grid(axes, "x")
 
 
 def _finite(number: float) -> float:

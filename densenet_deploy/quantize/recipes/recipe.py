@@ -30,11 +30,13 @@ class RecipeOptions:
         per_channel: a weight scale for each output channel, not one for all.
         weight_bits: 8, or 7 for CPUs whose kernels for uint8 times int8 saturate.
         float_nodes: names of nodes that stay float.
+        quantize_bus: whether a recipe that leaves the buses of dense blocks float writes them in INT8 as well.
     """
 
     per_channel: bool = True
     weight_bits: int = 8
     float_nodes: Collection[str] = ()
+    quantize_bus: bool = False
 
 
 class Recipe(ABC):

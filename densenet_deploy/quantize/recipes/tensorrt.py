@@ -5,6 +5,9 @@ anywhere else is work of its own. So pairs stand on what each convolution reads 
 its output, the Concats and the pools stay half. What a value in a dense block is written as is decided where it is
 read, after the norm of its reader, and the bus needs no common scale.
 
+With the option `quantize_bus` what meets in Concats is written as well, all of a bus at one scale. TensorRT then moves
+the Dequantize behind the Concat, which copies a quarter of the bytes; it costs the segments their own scales.
+
 Codes are int8 around zero: TensorRT takes no other zero point, and reads uint8 as int8 without a word. A value that is
 never negative keeps 7 of 8 bits that way. The stem, which reads the picture, and the classifier stay half: both are
 small and both show in the accuracy. Biases stay half, as an int32 bias behind a DequantizeLinear is refused.
@@ -45,6 +48,8 @@ class TensorRTRecipe(Recipe):
         graph = model.graph
         convs = [node for node in graph if _can_be_integer(node, types, options)]
         restored = {value: _insert_pair(graph, value, types) for value in _sources(convs)}
+        if options.quantize_bus:
+            _quantize_buses(graph, types)
         for conv in convs:
             conv.replace_input_with(0, restored[conv.inputs[0]])  # type: ignore[index]
             _quantize_weights(graph, conv, per_channel=options.per_channel)
@@ -83,6 +88,18 @@ def _insert_pair(graph: ir.Graph, value: ir.Value, types: Mapping[str, Quantized
     assert producer is not None
     graph.insert_after(producer, [quantize, dequantize])
     return dequantize.outputs[0]
+
+
+def _quantize_buses(graph: ir.Graph, types: Mapping[str, QuantizedType]) -> None:
+    """Let every Concat read its inputs through a pair; what another Concat made has been through one."""
+    concats = [node for node in graph if is_operator(node, "Concat")]
+    read = dict.fromkeys(value for node in concats for value in node.inputs if value is not None)
+    segments = [value for value in read if value.name in types and value.producer() not in (None, *concats)]
+    restored = {value: _insert_pair(graph, value, types) for value in segments}
+    for concat in concats:
+        for index, value in enumerate(concat.inputs):
+            if value in restored:
+                concat.replace_input_with(index, restored[value])
 
 
 def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> None:

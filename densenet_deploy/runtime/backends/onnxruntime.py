@@ -1,13 +1,17 @@
-"""Run ONNX files with ONNX Runtime, on CPU or CUDA.
+"""Run ONNX files with ONNX Runtime: on the CPU, or on an NVIDIA GPU with CUDA, TensorRT or TensorRT-RTX.
 
-ONNX Runtime quietly runs on the CPU when CUDA cannot be loaded, even if only CUDA was listed. Here CPU fallback is
-switched off in the session whenever CUDA was asked for, and the providers are read back afterwards.
+Which provider a GPU runs with is `NvidiaOptions.provider`. Nothing runs on the CPU that was not asked to: see
+`onnxruntime_providers`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import json
 import logging
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +21,20 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.nvidia_options import NvidiaOptions
+from densenet_deploy.runtime.onnxruntime_binding import Bindings
+from densenet_deploy.runtime.onnxruntime_providers import (
+    CPU,
+    ON_CPU,
+    Coverage,
+    ProviderPlan,
+    apply,
+    plan_for,
+    prepare,
+    require_coverage,
+)
+from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
+from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -25,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_KERNEL: Final = "_kernel_time"
+_PRECISIONS: Final = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 _SILENT: Final = 4  # native log lines would stand beside our one-line errors
 _BIAS_QUANTIZER: Final = "WeightBiasQuantization"
 """An optimizer that rewrites float biases between Q/DQ nodes as integers at the scale of input times weight.
@@ -60,8 +79,8 @@ class OnnxRuntimeRunner(Runner):
             why = f"the file holds {source.precision} and ONNX Runtime runs it so"
             raise BackendError(options.precision, why, "convert the file instead")
         threads = options.threads or usable_cpus()
-        session, chosen = _open_session(source, device, threads)
-        return cls(session, source, chosen, threads, options)
+        session, chosen, plan = _open_session(source, device, options.nvidia, threads)
+        return cls(session, source, chosen, threads, options, plan)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
@@ -71,6 +90,19 @@ class OnnxRuntimeRunner(Runner):
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _cuda_answers()
         return onnxruntime.__version__, ("cpu", "cuda") if has_cuda else ("cpu",)
 
+    @classmethod
+    def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
+        """Read the trace that the session writes; see `Runner.profile`. On CUDA it holds the times of the host."""
+        assert isinstance(request.source, Artifact)
+        threads = request.options.threads or usable_cpus()
+        nvidia = dataclasses.replace(request.options.nvidia, graphs=False)  # a recorded graph hides its nodes
+        with tempfile.TemporaryDirectory() as folder:
+            session, *_ = _session(request.source, request.device, nvidia, threads, Path(folder) / "trace")
+            for _ in range(WARM_UP_CALLS + request.calls):
+                session.run(None, dict(request.feeds))
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return median_times(_timed_calls(events)[WARM_UP_CALLS:])
+
     def __init__(
         self,
         session: ort.InferenceSession,
@@ -78,9 +110,12 @@ class OnnxRuntimeRunner(Runner):
         device: Device,
         threads: int,
         options: RunnerOptions,
+        plan: ProviderPlan = ON_CPU,
     ) -> None:
         import onnxruntime
 
+        inputs = tuple(_tensor_spec(node, artifact.path) for node in session.get_inputs())
+        outputs = tuple(_tensor_spec(node, artifact.path) for node in session.get_outputs())
         placement = Placement(
             backend=self.name,
             version=onnxruntime.__version__,
@@ -88,60 +123,118 @@ class OnnxRuntimeRunner(Runner):
             provider=session.get_providers()[0],
             precision=artifact.precision,
             threads=threads,
+            notes=_notes(plan, session),
         )
+        self._output_names = [spec.name for spec in outputs]
+        streams = 1 if plan.graphs else options.nvidia.streams  # a graph has one place for its feeds
+        bound = Bindings(session, ("cuda", device.index), inputs, outputs, streams)
         super().__init__(
-            session,
-            tuple(_tensor_spec(node, artifact.path) for node in session.get_inputs()),
-            tuple(_tensor_spec(node, artifact.path) for node in session.get_outputs()),
+            session if plan.wanted == CPU else bound,
+            inputs,
+            outputs,
             placement,
             artifact.manifest,
             check_values=options.check_values,
         )
-        self._output_names = [spec.name for spec in self.outputs]
 
-    def _run(self, handle: ort.InferenceSession, feeds: dict[str, Array]) -> dict[str, Array]:
+    def _run(self, handle: ort.InferenceSession | Bindings, feeds: dict[str, Array]) -> dict[str, Array]:
+        if isinstance(handle, Bindings):
+            return handle.run(feeds)
         return dict(zip(self._output_names, handle.run(self._output_names, feeds), strict=True))
 
 
-def _open_session(artifact: Artifact, device: Device | None, threads: int) -> tuple[ort.InferenceSession, Device]:
-    if device is None and _cuda_answers():
+def _open_session(
+    artifact: Artifact, device: Device | None, options: NvidiaOptions, threads: int
+) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
+    """Open a session on `device`; on None on a GPU that runs all of the model, else on the CPU."""
+    if device is None and options.provider is None and _cuda_answers():
         try:
-            return _session(artifact, Device("cuda"), threads), Device("cuda")
+            return _session(artifact, Device("cuda"), options, threads)
         except DeviceError as exc:
             log.info("using the CPU: %s", exc)
-    chosen = device or Device("cpu")
-    return _session(artifact, chosen, threads), chosen
+    return _session(artifact, device or Device("cuda" if options.provider else "cpu"), options, threads)
 
 
-def _session(artifact: Artifact, device: Device, threads: int) -> ort.InferenceSession:
+def _session(
+    artifact: Artifact, device: Device, options: NvidiaOptions, threads: int, trace: Path | None = None
+) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
     import onnxruntime
 
-    path = artifact.path
-    onnxruntime.set_default_logger_severity(_SILENT)
-    session_options = onnxruntime.SessionOptions()
+    if device.word == "cuda" and not _cuda_answers():
+        raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
+    plan = plan_for(device, options, artifact)
+    prepare(onnxruntime, plan)
+    session = open_session(onnxruntime, artifact, plan, device, threads, trace)
+    if plan.wanted != CPU:
+        require_coverage(plan, Coverage.of(session), device)
+    return session, device, plan
+
+
+def open_session(
+    ort: Any, artifact: Artifact, plan: ProviderPlan, device: Device, threads: int, trace: Path | None = None
+) -> ort.InferenceSession:
+    """Open a session on what `plan` wants. `ort` is the onnxruntime module; a profile's name begins with `trace`.
+
+    Raises:
+        ModelFileError: if the CPU cannot run the model.
+        DeviceError: if another device cannot run all of it.
+    """
+    ort.set_default_logger_severity(_SILENT)
+    session_options = ort.SessionOptions()
     session_options.log_severity_level = _SILENT
     session_options.intra_op_num_threads = threads
     session_options.inter_op_num_threads = 1
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.word == "cuda":
-        _require_provider("CUDAExecutionProvider", device)
-        session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [("CUDAExecutionProvider", {"device_id": str(device.index), "use_tf32": "0"})]
-    try:
-        session = onnxruntime.InferenceSession(
-            _model_source(path), session_options, providers, disabled_optimizers=_harmful_optimizers(artifact)
+    if trace is not None:
+        session_options.enable_profiling, session_options.profile_file_prefix = True, str(trace)
+    providers = apply(ort, plan, session_options, device)
+    try:  # with its fallback, ONNX Runtime would print an error and try other providers
+        return ort.InferenceSession(
+            _model_source(artifact.path),
+            session_options,
+            providers,
+            enable_fallback=False,
+            disabled_optimizers=_harmful_optimizers(artifact),
         )
     except Exception as exc:
-        raise _open_error(path, device, exc) from exc
-    if device.word == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise DeviceError(device, "ONNX Runtime would run on the CPU instead", "run densenet-deploy doctor")
-    return session
+        raise _open_error(artifact.path, device, exc) from exc
 
 
 def _harmful_optimizers(artifact: Artifact) -> list[str] | None:
     """Which optimizers of ONNX Runtime change what `artifact` computes; only the tensorrt recipe writes float16."""
     in_float16 = artifact.manifest is not None and artifact.manifest.recipe == "tensorrt"
     return [_BIAS_QUANTIZER] if in_float16 else None
+
+
+def _notes(plan: ProviderPlan, session: ort.InferenceSession) -> tuple[str, ...]:
+    """What was read back of a GPU's session."""
+    if plan.wanted == CPU:
+        return ()
+    nodes = str(Coverage.of(session))
+    return (nodes, "CUDA graphs asked for") if plan.graphs else (nodes,)
+
+
+def _timed_calls(events: Iterable[dict[str, Any]]) -> list[list[OperatorTime]]:
+    """Return what the nodes took, call by call: the event of a call follows those of its nodes."""
+    calls: list[list[OperatorTime]] = [[]]
+    for event in events:
+        if event["name"] == "model_run":
+            calls.append([])
+        elif event["cat"] == "Node" and event["name"].endswith(_KERNEL):
+            calls[-1].append(_timed_node(event))
+    return calls[:-1]
+
+
+def _timed_node(event: dict[str, Any]) -> OperatorTime:
+    """A node computes in the type of its first input."""
+    facts = event["args"]
+    types = [kind for entry in facts.get("input_type_shape", ()) for kind in entry]
+    return OperatorTime(
+        name=event["name"].removesuffix(_KERNEL),
+        operator=facts["op_name"],
+        provider=facts["provider"],
+        precision=_PRECISIONS.get(types[0], "unknown") if types else "unknown",
+        ms=event["dur"] / 1e3,
+    )
 
 
 def _model_source(path: Path) -> str | bytes:
@@ -151,16 +244,6 @@ def _model_source(path: Path) -> str | bytes:
     except UnicodeEncodeError:
         return path.read_bytes()
     return str(path)
-
-
-def _require_provider(provider: str, device: Device) -> None:
-    import onnxruntime
-
-    if provider not in onnxruntime.get_available_providers():
-        fix = "run: pip install 'densenet-deploy[onnxruntime-gpu]' in place of onnxruntime"
-        raise DeviceError(device, "this build of ONNX Runtime has no CUDA provider", fix)
-    if not _cuda_answers():
-        raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
 
 
 def _cuda_answers() -> bool:

@@ -16,7 +16,8 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
+from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HINTS: Final = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _WORDS: Final = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+_KERNEL_WORDS: Final = _WORDS | {"i8": "int8", "u8": "int8"}
 
 
 @backends.register("openvino")
@@ -39,19 +41,9 @@ class OpenVINORunner(Runner):
     @classmethod
     def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
         """Read and compile the model; see `Runner.open`."""
-        import openvino
-
         assert isinstance(source, Artifact)
-        core = openvino.Core()
         chosen = device or Device("cpu")
-        name = _device_name(core, chosen)
-        settings = _settings(name, source.precision, options)
-        try:
-            model = core.read_model(source.path)
-            compiled = core.compile_model(model, name, settings)
-        except RuntimeError as exc:
-            reason = str(exc).strip().splitlines()[-1]
-            raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
+        model, compiled = _compiled(source, chosen, options, {})
         return cls(model, compiled, source, chosen, options)
 
     @classmethod
@@ -60,6 +52,19 @@ class OpenVINORunner(Runner):
         import openvino
 
         return _version(), tuple(name.lower() for name in openvino.Core().available_devices)
+
+    @classmethod
+    def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
+        """Read the performance counters of each call; see `Runner.profile`."""
+        assert isinstance(request.source, Artifact)
+        _, compiled = _compiled(request.source, request.device, request.options, {"PERF_COUNT": True})
+        device_name = compiled.get_property("EXECUTION_DEVICES")[0]
+        call = compiled.create_infer_request()
+        timed: list[list[OperatorTime]] = []
+        for _ in range(WARM_UP_CALLS + request.calls):
+            call.infer(dict(request.feeds))
+            timed.append([_timed(info, device_name) for info in call.get_profiling_info() if _was_run(info)])
+        return median_times(timed[WARM_UP_CALLS:])
 
     def __init__(
         self,
@@ -119,6 +124,34 @@ def _version() -> str:
     import openvino
 
     return str(openvino.__version__).split("-")[0]
+
+
+def _compiled(
+    source: Artifact, device: Device, options: RunnerOptions, more_settings: dict[str, Any]
+) -> tuple[ov.Model, ov.CompiledModel]:
+    """Return the model as the file has it, which names its ports, and compiled."""
+    import openvino
+
+    core = openvino.Core()
+    name = _device_name(core, device)
+    settings = _settings(name, source.precision, options) | more_settings
+    try:
+        model = core.read_model(source.path)
+        return model, core.compile_model(model, name, settings)
+    except RuntimeError as exc:
+        reason = str(exc).strip().splitlines()[-1]
+        raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
+
+
+def _was_run(info: ov.ProfilingInfo) -> bool:
+    return bool(info.status == type(info).Status.EXECUTED)
+
+
+def _timed(info: ov.ProfilingInfo, device_name: str) -> OperatorTime:
+    """What one counter says; the kernel's name ends in the type it computes in: `brgconv_avx512_1x1_f32`."""
+    word = info.exec_type.rpartition("_")[2].lower()
+    milliseconds = info.real_time.total_seconds() * 1e3
+    return OperatorTime(info.node_name, info.node_type, device_name, _KERNEL_WORDS.get(word, "unknown"), milliseconds)
 
 
 def _device_name(core: ov.Core, device: Device) -> str:

@@ -7,7 +7,9 @@ it for the whole process: PyTorch has no thread count per module.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Final
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -16,12 +18,14 @@ from densenet_deploy.errors import BackendError, DeviceError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
+from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
 
 if TYPE_CHECKING:
     import torch
 
 _INPUT: Final = "input"
+_LABEL: Final = "densenet-deploy module "
 
 
 @backends.register("torch")
@@ -56,6 +60,24 @@ class TorchRunner(Runner):
 
         return torch.__version__, ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
 
+    @classmethod
+    def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
+        """Read the events of torch's profiler, each under the module that it ran in; see `Runner.profile`."""
+        import torch
+        from torch.profiler import ProfilerActivity
+
+        assert not isinstance(request.source, Artifact)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr, without a GPU even an error
+        on_cuda = request.device.word == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        timed: list[list[OperatorTime]] = []
+        with cls.open(_labelled(request.source), request.device, request.options) as runner:
+            for _ in range(WARM_UP_CALLS + request.calls):
+                with torch.profiler.profile(activities=activities) as profiler:
+                    runner.run(request.feeds)
+                timed.append(list(_operators_timed(profiler.events() or (), on_cuda, runner.placement)))
+        return median_times(timed[WARM_UP_CALLS:])
+
     def __init__(self, module: torch.nn.Module, device: Device, threads: int, options: RunnerOptions) -> None:
         import torch
 
@@ -88,3 +110,48 @@ class TorchRunner(Runner):
             result = handle(batch.to(self._device))
         named = result if isinstance(result, dict) else {self.outputs[0].name: result}
         return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+
+
+def _labelled(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of `module` whose inner modules put their names around what they do."""
+    labelled = copy.deepcopy(module)
+    for name, inner in labelled.named_modules():
+        if name:
+            open_labels: list[torch.profiler.record_function] = []
+            inner.register_forward_pre_hook(_opener(name, open_labels))
+            inner.register_forward_hook(_closer(open_labels))
+    return labelled
+
+
+def _opener(name: str, open_labels: list[torch.profiler.record_function]) -> Callable[..., None]:
+    import torch
+
+    def hook(*_: object) -> None:
+        label = torch.profiler.record_function(_LABEL + name)
+        label.__enter__()  # type: ignore[no-untyped-call]
+        open_labels.append(label)
+
+    return hook
+
+
+def _closer(open_labels: list[torch.profiler.record_function]) -> Callable[..., None]:
+    def hook(*_: object) -> None:
+        open_labels.pop().__exit__(None, None, None)
+
+    return hook
+
+
+def _operators_timed(events: Iterable[Any], on_cuda: bool, placement: Placement) -> Iterator[OperatorTime]:
+    """The own time of every operator that took some, without that of the operators it called."""
+    for event in events:
+        microseconds = event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        if event.name.startswith("aten::") and microseconds > 0:
+            name = _module_around(event) or event.name
+            operator = event.name.removeprefix("aten::")
+            yield OperatorTime(name, operator, placement.provider, placement.precision, microseconds / 1e3)
+
+
+def _module_around(event: Any) -> str | None:
+    while event is not None and not event.name.startswith(_LABEL):
+        event = event.cpu_parent
+    return None if event is None else event.name.removeprefix(_LABEL)

@@ -7,10 +7,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from densenet_deploy.engines.options import BuildOptions
+from densenet_deploy.engines.tensorrt import engine_from_onnx
 from densenet_deploy.pipeline.evaluate import evaluate
 from densenet_deploy.pipeline.quantize import quantize
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.runtime.trt import load_tensorrt
 from tests.conftest import DIGITS
 
 SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
@@ -88,14 +91,7 @@ def test_speed_is_said_not_to_be_measured(report):
 
 
 def test_tensorrt_rtx_builds_an_engine(report):
-    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    builder = rtx.Builder(rtx.Logger(rtx.Logger.ERROR))
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = rtx.OnnxParser(network, rtx.Logger(rtx.Logger.ERROR))
-    assert parser.parse(report.onnx.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    profile.set_shape("input", (1, 3, 32, 32), (1, 3, 32, 32), (1, 3, 32, 32))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    assert b"int8" in bytes(plan)
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    built = engine_from_onnx(load_tensorrt("rtx"), report.onnx, BuildOptions("rtx", "int8"))
+    assert list(built.asked.values()).count("int8") == 38
+    assert b"int8" in bytes(built.plan)

@@ -1,0 +1,178 @@
+"""`benchmark` against a loop written by hand, and against itself: `uv run python benchmarks/benchmark_loop.py`.
+
+The loop is what anyone would write: open a session of ONNX Runtime, call it in a process of its own, take the median of
+`perf_counter` differences. It takes turns with the product's contender, in reversed order every other round, and the
+ratio of each round's medians is what counts. The limits: the ratio lies within 2 % of 1, and the intervals of two runs
+of `benchmark` on one file, one after the other, overlap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from machine import RESULTS, Machine, print_table, take_turns, write_results
+
+from densenet_deploy.bench.contender import Contender, Process
+from densenet_deploy.bench.race import Interval
+from densenet_deploy.runtime.cpus import usable_cpus
+
+LIMIT: Final = 0.02
+_PAUSE_SECONDS: Final = 0.05
+_WARM_UP_ROUNDS: Final = 2
+
+# The program that someone would write by hand: it knows nothing of this project.
+LOOP: Final = """
+import sys, time
+import numpy, onnxruntime
+path, batch, size, threads = sys.argv[1], *map(int, sys.argv[2:])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+pictures = numpy.random.default_rng(0).standard_normal((batch, 3, size, size), numpy.float32)
+for line in sys.stdin:
+    for _ in range(2):
+        session.run(None, {"input": pictures})
+    times = []
+    while len(times) < 3 or sum(times) < float(line):
+        start = time.perf_counter()
+        session.run(None, {"input": pictures})
+        times.append(time.perf_counter() - start)
+    print(numpy.median(times), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The product's time over the loop's, from the rounds' medians; `holds` where 2 % hold for the median ratio."""
+
+    batch: int
+    rounds: int
+    loop_ms: float
+    product_ms: float
+    ratio: Interval
+    limit: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Intervals of the median latency, in ms, of two runs of the command, one after the other."""
+
+    batch: int
+    first: tuple[float, float]
+    second: tuple[float, float]
+    overlap: bool
+
+
+class Loop:
+    """The loop in its process."""
+
+    def __init__(self, model: Path, batch: int, size: int) -> None:
+        words = [sys.executable, "-c", LOOP, str(model), str(batch), str(size), str(usable_cpus())]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(self, seconds: float) -> float:
+        """Let it run for about `seconds`, and return its median call in seconds."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(seconds, file=self._process.stdin, flush=True)
+        found = float(self._process.stdout.readline())
+        time.sleep(_PAUSE_SECONDS)
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def against_loop(model: Path, batch: int, size: int, rounds: int, seconds: float) -> Ratio:
+    """Let the loop and the product's contender take turns."""
+    loop = Loop(model, batch, size)
+    try:
+        with Process(Contender(model, "onnxruntime", batch)) as process:
+            turns = {
+                "loop": partial(loop.turn, seconds),
+                "product": lambda: process.turn(seconds).median,
+            }
+            take_turns(turns, rounds=_WARM_UP_ROUNDS)
+            times = take_turns(turns, rounds=rounds)
+    finally:
+        loop.close()
+    pairs = zip(times["product"], times["loop"], strict=True)
+    ratio = Interval.of([product / bare for product, bare in pairs])
+    holds = abs(ratio.median - 1) <= LIMIT
+    return Ratio(batch, rounds, median(times["loop"]) * 1e3, median(times["product"]) * 1e3, ratio, LIMIT, holds)
+
+
+def against_itself(model: Path, batch: int, rounds: int, seconds: float) -> Repeat:
+    """Run the command twice."""
+    first, second = (_interval(model, batch, rounds, seconds) for _ in range(2))
+    return Repeat(batch, first, second, overlap=first[0] <= second[1] and second[0] <= first[1])
+
+
+def _interval(model: Path, batch: int, rounds: int, seconds: float) -> tuple[float, float]:
+    words = ["--backend", "onnxruntime", "--batch", str(batch), "--rounds", str(rounds)]
+    command = [sys.executable, "-m", "densenet_deploy", "benchmark", str(model), *words, "-q", "--json"]
+    done = subprocess.run([*command, "--seconds", str(seconds * rounds)], check=True, text=True, stdout=subprocess.PIPE)
+    low, high = json.loads(done.stdout)["results"][0]["interval_ms"]
+    return low, high
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    machine = Machine.this("densenet-deploy", "numpy", "onnxruntime-gpu")
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or _export(Path(folder))
+        timing = (options.rounds, options.seconds)
+        ratios = [against_loop(model, batch, options.size, *timing) for batch in options.batch]
+        repeats = [against_itself(model, batch, *timing) for batch in options.batch]
+    results = {"loop": [asdict(ratio) for ratio in ratios], "repeat": [asdict(repeat) for repeat in repeats]}
+    write_results(options.output, machine, {"results": results})
+    print_table(("batch", "loop ms", "product ms", "product / loop [95 %]", "within 2 %"), [*map(_row, ratios)])
+    print()
+    print_table(
+        ("batch", "first ms", "second ms", "overlap"),
+        [(r.batch, _span(r.first), _span(r.second), "yes" if r.overlap else "no") for r in repeats],
+    )
+
+
+def _export(folder: Path) -> Path:
+    command = [sys.executable, "-m", "densenet_deploy", "export", "--variant", "121", "-q", "-o", f"{folder}/"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (model,) = folder.glob("*.onnx")
+    return model
+
+
+def _row(found: Ratio) -> tuple[object, ...]:
+    ratio = f"{found.ratio.median:.4f} [{found.ratio.low:.4f}, {found.ratio.high:.4f}]"
+    return found.batch, f"{found.loop_ms:.2f}", f"{found.product_ms:.2f}", ratio, "yes" if found.holds else "no"
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="ONNX file of ours to use instead of 121")
+    parser.add_argument("--size", type=int, default=224, help="its pictures' height and width (default 224)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default 1 8)")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.5, help="a turn (default 0.5)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "benchmark_loop.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

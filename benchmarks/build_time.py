@@ -1,0 +1,205 @@
+"""What `build-trt` costs over a bare builder: `uv run python benchmarks/build_time.py`.
+
+Process against process: the product's command on a file that holds its precision already, and `bare_build.py`, the
+shortest program that makes the same plan with TensorRT-RTX. The product starts two processes, checks, reads back what
+runs, hashes, and writes plan and sidecar with fsync. The limits: at most 1.25 times the time and 1.10 times the memory,
+that of both its processes together. The processor's seconds are recorded too: on a busy machine they are what can be
+compared. TensorRT-RTX builds without a GPU, and so does this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from machine import RESULTS, Machine, print_table, take_turns, write_results
+
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.pipeline.cast import CastOptions, cast
+from densenet_deploy.pipeline.export import ExportTarget, export_onnx
+from densenet_deploy.pipeline.load import ModelRequest
+
+TIME_LIMIT: Final = 1.25
+MEMORY_LIMIT: Final = 1.10
+_BARE_PROGRAM: Final = str(Path(__file__).with_name("bare_build.py"))
+_LOOK_EVERY_SECONDS: Final = 0.01
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a process took, what it and its children computed, and the most memory they held at one moment."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+    @classmethod
+    def of(cls, command: Sequence[str], environment: Mapping[str, str]) -> Run:
+        """Run `command` to its end, looking at its memory meanwhile. Pages that processes share count for each.
+
+        Raises:
+            CalledProcessError: if it fails.
+        """
+        start, computed, peak = time.perf_counter(), _children_cpu_seconds(), 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        while process.poll() is None:
+            peak = max(peak, sum(map(_resident_bytes, _family(process.pid))))
+            time.sleep(_LOOK_EVERY_SECONDS)
+        seconds = time.perf_counter() - start
+        if process.returncode != 0:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return cls(seconds, _children_cpu_seconds() - computed, peak)
+
+
+@dataclass(frozen=True)
+class BuildCost:
+    """Medians over the rounds: seconds, MiB, and the ratios of product to bare."""
+
+    variant: str
+    precision: str
+    plan_bytes: int
+    same_plan: bool
+    product_seconds: float
+    bare_seconds: float
+    time_ratio: float
+    product_cpu_seconds: float
+    bare_cpu_seconds: float
+    product_mib: float
+    bare_mib: float
+    memory_ratio: float
+    time_limit: float
+    memory_limit: float
+    holds: bool
+
+    @classmethod
+    def of(cls, variant: str, onnx: Path, runs: dict[str, list[Run]], plans: tuple[Path, Path]) -> BuildCost:
+        """Compare runs that took turns; a ratio is the median of those of the rounds."""
+        product, bare = runs["product"], runs["bare"]
+        seconds = median(ours.seconds / theirs.seconds for ours, theirs in zip(product, bare, strict=True))
+        memory = median(ours.peak_bytes / theirs.peak_bytes for ours, theirs in zip(product, bare, strict=True))
+        return cls(
+            variant,
+            Artifact.open(onnx).precision,
+            plans[0].stat().st_size,
+            same_plan=plans[0].read_bytes() == plans[1].read_bytes(),
+            product_seconds=median(run.seconds for run in product),
+            bare_seconds=median(run.seconds for run in bare),
+            time_ratio=seconds,
+            product_cpu_seconds=median(run.cpu_seconds for run in product),
+            bare_cpu_seconds=median(run.cpu_seconds for run in bare),
+            product_mib=median(run.peak_bytes for run in product) / 2**20,
+            bare_mib=median(run.peak_bytes for run in bare) / 2**20,
+            memory_ratio=memory,
+            time_limit=TIME_LIMIT,
+            memory_limit=MEMORY_LIMIT,
+            holds=seconds <= TIME_LIMIT and memory <= MEMORY_LIMIT,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    machine = Machine.this("densenet-deploy", "tensorrt-rtx", "onnx")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        results = [
+            _measured(options, variant, onnx, folder)
+            for variant in options.variants
+            for onnx in _graphs(variant, folder)
+        ]
+    write_results(options.output, machine, {"results": [asdict(result) for result in results]})
+    _print(results)
+
+
+def _graphs(variant: str, folder: Path) -> Iterator[Path]:
+    """The variant in float32, and in float16."""
+    float_file = export_onnx(ModelRequest(variant=variant), ExportTarget(out=f"{folder}/")).onnx
+    yield float_file
+    yield cast(float_file, CastOptions("fp16")).onnx
+
+
+def _measured(options: argparse.Namespace, variant: str, onnx: Path, folder: Path) -> BuildCost:
+    plans = folder / "product.engine", folder / "bare.engine"
+    product = [sys.executable, "-m", "densenet_deploy", "build-trt", str(onnx), f"--{Artifact.open(onnx).precision}"]
+    product += ["--flavour", "rtx", "--force", "-q", "-o", str(plans[0])]
+    environment = _with_bytecode_in(folder / "bytecode")
+    contenders = {
+        "product": partial(Run.of, product, environment),
+        "bare": partial(Run.of, [sys.executable, _BARE_PROGRAM, str(onnx), str(plans[1])], environment),
+    }
+    take_turns(contenders, rounds=options.warm_up)
+    return BuildCost.of(variant, onnx, take_turns(contenders, rounds=options.rounds), plans)
+
+
+def _with_bytecode_in(folder: Path) -> dict[str, str]:
+    """Return this environment with compiled modules kept in `folder`, as an installation keeps them."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {"PYTHONPYCACHEPREFIX": str(folder), **kept}
+
+
+def _children_cpu_seconds() -> float:
+    """What all processes that have been waited for computed."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return
+    for child in children:
+        yield from _family(int(child))
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+def _print(results: Sequence[BuildCost]) -> None:
+    header = ("variant", "precision", "plan", "product", "bare", "time", "CPU", "product", "bare", "memory", "limits")
+    rows = [
+        (
+            row.variant,
+            row.precision,
+            f"{row.plan_bytes / 2**20:.1f} MiB",
+            f"{row.product_seconds:.2f} s",
+            f"{row.bare_seconds:.2f} s",
+            f"{row.time_ratio:.2f}",
+            f"{row.product_cpu_seconds:.2f} / {row.bare_cpu_seconds:.2f} s",
+            f"{row.product_mib:.0f} MiB",
+            f"{row.bare_mib:.0f} MiB",
+            f"{row.memory_ratio:.2f}",
+            "hold" if row.holds else "do not hold",
+        )
+        for row in results
+    ]
+    print_table(header, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variants", nargs="+", default=["121"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds that do not count (default 1)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "build_time.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

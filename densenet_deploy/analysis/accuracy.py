@@ -1,0 +1,130 @@
+"""How well a classifier answered: top-1, top-5, by class, what is taken for what, and whether its confidence is earned.
+
+The expected calibration error (Naeini 2015; Guo et al. 2017) sorts the answers into 15 bins of equal width by the
+softmax score of the best class and sums, weighted by the share of pictures, how far the mean score of each bin is from
+the fraction it has right. 0 means: of what is said with 80 %, 80 % is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+
+TOP: Final = 5
+_BINS: Final = 15
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """One class: its pictures, how many of them had it as the best answer, and how often it was the answer at all."""
+
+    index: int
+    count: int
+    right: int
+    answered: int
+
+    @property
+    def top1(self) -> float:
+        return self.right / self.count
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many pictures of the class `truth` were taken for `predicted`."""
+
+    truth: int
+    predicted: int
+    count: int
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Answers whose score lies in (low, high]: their number, mean score, and the fraction that is right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to N pictures.
+
+    Attributes:
+        truth: the right class of each, (N,).
+        best: the best classes of each, best first, (N, 5), or (N, C) where the model has fewer.
+        confidence: softmax score of the best class, (N,), 0 to 1.
+    """
+
+    truth: Ints
+    best: Ints
+    confidence: Doubles
+
+    @property
+    def count(self) -> int:
+        return len(self.truth)
+
+    @property
+    def predicted(self) -> Ints:
+        """The best class of each picture, (N,)."""
+        return self.best[:, 0]
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Whether the best class is the right one, (N,)."""
+        return np.asarray(self.predicted == self.truth)
+
+    @property
+    def top1(self) -> float:
+        return float(self.right.mean())
+
+    @property
+    def top5(self) -> float:
+        """The fraction of pictures whose class is among the best five."""
+        return float((self.best == self.truth[:, None]).any(axis=1).mean())
+
+    def by_class(self) -> tuple[ClassAccuracy, ...]:
+        """Return the accuracy of every class that has pictures, in order."""
+        classes, counts = np.unique(self.truth, return_counts=True)
+        right = np.bincount(self.truth[self.right], minlength=classes[-1] + 1)
+        answered = np.bincount(self.predicted, minlength=classes[-1] + 1)
+        return tuple(
+            ClassAccuracy(int(index), int(count), int(right[index]), int(answered[index]))
+            for index, count in zip(classes, counts, strict=True)
+        )
+
+    def confusion(self) -> tuple[Confusion, ...]:
+        """Return the entries of the confusion matrix that are not 0, by true and then by predicted class."""
+        pairs, counts = np.unique(np.stack([self.truth, self.predicted]), axis=1, return_counts=True)
+        return tuple(
+            Confusion(int(truth), int(predicted), int(count))
+            for (truth, predicted), count in zip(pairs.T, counts, strict=True)
+        )
+
+    def reliability(self) -> tuple[ReliabilityBin, ...]:
+        """Return the bins of score that hold answers, from low to high."""
+        numbers = np.clip(np.ceil(self.confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+        return tuple(self._bin(number, numbers == number) for number in np.unique(numbers))
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error, 0 to 1."""
+        weighted = (part.count * abs(part.confidence - part.accuracy) for part in self.reliability())
+        return sum(weighted) / self.count
+
+    def _bin(self, number: int, inside: npt.NDArray[np.bool_]) -> ReliabilityBin:
+        return ReliabilityBin(
+            low=number / _BINS,
+            high=(number + 1) / _BINS,
+            count=int(inside.sum()),
+            confidence=float(self.confidence[inside].mean()),
+            accuracy=float(self.right[inside].mean()),
+        )

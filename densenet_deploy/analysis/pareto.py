@@ -1,0 +1,34 @@
+"""Which models are worth a look: those that no other beats in both speed and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A model's latency in milliseconds, with an interval where known, and its top-1 accuracy, a fraction.
+
+    `published` says that the accuracy is another's figure, not measured here.
+    """
+
+    label: str
+    latency_ms: float
+    top1: float
+    interval_ms: tuple[float, float] | None = None
+    published: bool = False
+
+
+def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
+    """Return the points that no other matches in both and beats in one, the fastest first.
+
+    >>> fast, slow = ParetoPoint("fast", 1.0, 0.7), ParetoPoint("slow", 3.0, 0.8)
+    >>> [point.label for point in pareto_front([slow, ParetoPoint("worse", 2.0, 0.6), fast])]
+    ['fast', 'slow']
+    """
+    front: list[ParetoPoint] = []
+    for point in sorted(points, key=lambda point: (point.latency_ms, -point.top1)):
+        if not front or point.top1 > front[-1].top1:
+            front.append(point)
+    return tuple(front)

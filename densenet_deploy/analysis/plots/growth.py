@@ -1,0 +1,68 @@
+"""How features grow: channels, and memory, behind every layer, as a run of the model showed them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+from densenet_deploy.analysis.growth import GrowthStep
+from densenet_deploy.analysis.plots.plot import plots
+from densenet_deploy.analysis.plots.style import BLUE, INK, LIGHT_GREY, ORANGE, lighten_grid, new_axes, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FLOAT_BYTES: Final = 4
+_MIB: Final = 2**20
+_SEEN: Final = "Each layer appends its channels; a transition between blocks drops some and halves the picture"
+
+
+@dataclass(frozen=True)
+class GrowthData:
+    """What was seen of a model called `title`."""
+
+    title: str
+    steps: Sequence[GrowthStep]
+
+
+@plots.register("growth")
+def draw_growth(data: GrowthData) -> Figure:
+    """Draw channels above memory over the layers in the order of execution, a band for every block."""
+    figure = new_figure(f"Feature-map growth: {data.title}", _SEEN, 5.2)
+    above, below = new_axes(figure, 2, 1, sharex=True)
+    place = 0
+    for block, group in groupby(data.steps, key=lambda step: step.block):
+        steps = list(group)
+        places = list(range(place, place + len(steps)))
+        if block % 2:
+            for panel in (above, below):
+                panel.axvspan(places[0] - 0.5, places[-1] + 0.5, color=LIGHT_GREY, linewidth=0)
+        channels = [step.channels for step in steps]
+        memory = [step.values * _FLOAT_BYTES / _MIB for step in steps]
+        above.plot(places, channels, color=BLUE, marker="o", markersize=3, linewidth=1.5)
+        below.plot(places, memory, color=ORANGE, marker="o", markersize=3, linewidth=1.5)
+        size, middle = steps[0].size, (places[0] + places[-1]) / 2
+        above.text(
+            middle, 1.02, f"denseblock{block}\n{size}×{size}", transform=above.get_xaxis_transform(), ha="center"
+        )
+        above.annotate(f"{channels[-1]}", (places[-1], channels[-1]), (-4, 4), textcoords="offset points", ha="right")
+        place += len(steps)
+    above.set_ylabel("channels")
+    below.set_ylabel("features of one picture,\nfp32 (MiB)")
+    below.set_xlabel("layer of its block (the first point is what enters the block)")
+    below.set_xticks(*_ticks(data.steps))
+    for panel in (above, below):
+        lighten_grid(panel, "y")
+        panel.set_ylim(0, 1.12 * panel.dataLim.ymax)
+        panel.set_xlim(-0.5, place - 0.5)
+        panel.tick_params(labelcolor=INK)
+    return figure
+
+
+def _ticks(steps: Sequence[GrowthStep]) -> tuple[list[int], list[str]]:
+    """Places and numbers of the layers to label: all of few, every fourth or eighth of many."""
+    every = next(every for every in (1, 2, 4, 8, 16, 32, 64) if len(steps) / every <= 26)
+    labelled = [(place, step.layer) for place, step in enumerate(steps) if step.layer and step.layer % every == 0]
+    return [place for place, _ in labelled], [str(layer) for _, layer in labelled]

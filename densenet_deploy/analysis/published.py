@@ -1,0 +1,33 @@
+"""Accuracies that others published: single crop on ImageNet's 50 000 validation pictures. Nothing here was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Published:
+    """Top-1 and top-5 as fractions, None where the source gives none, and who published them."""
+
+    top1: float
+    top5: float | None
+    source: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the figures with plain types."""
+        return {"top1": self.top1, "top5": self.top5, "source": self.source}
+
+
+_TORCHVISION: Final = "torchvision, IMAGENET1K_V1 weights"
+
+PUBLISHED: Final = {
+    "densenet121": Published(0.74434, 0.91972, _TORCHVISION),
+    "densenet161": Published(0.77138, 0.9356, _TORCHVISION),
+    "densenet169": Published(0.756, 0.92806, _TORCHVISION),
+    "densenet201": Published(0.76896, 0.9337, _TORCHVISION),
+    "densenet264": Published(0.7785, None, "the DenseNet paper"),
+    "resnet50": Published(0.7613, 0.92862, _TORCHVISION),
+    "resnet101": Published(0.77374, 0.93546, _TORCHVISION),
+}
+"""By the name of the architecture, at 224 pixels and 1000 classes."""

@@ -1,0 +1,202 @@
+"""The machine a measurement belongs to: processors and what may be used of them, clocks, versions, and other programs.
+
+What a system does not tell is None, never a guess. What is known of NVIDIA GPUs is what `nvidia-smi` says, which the
+driver brings.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Self
+
+from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, usable_cpus
+
+QUIET_CPUS: Final = 0.1
+_STAT: Final = Path("/proc/stat")
+_CPUINFO: Final = Path("/proc/cpuinfo")
+_MEMINFO: Final = Path("/proc/meminfo")
+_CPUFREQ: Final = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_SMI_SECONDS: Final = 10
+_GPU_FACTS: Final = (
+    "name",
+    "driver_version",
+    "compute_cap",
+    "memory.total",
+    "clocks.sm",
+    "clocks.max.sm",
+    "temperature.gpu",
+    "persistence_mode",
+)
+_MIB: Final = 2**20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU: clocks in MHz, now and at most; `persistent`: whether the driver stays loaded between runs."""
+
+    name: str
+    driver: str
+    compute_capability: str
+    memory_bytes: int | None
+    clock_mhz: float | None
+    highest_clock_mhz: float | None
+    temperature_celsius: float | None
+    persistent: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and when something was measured.
+
+    Attributes:
+        cpu_quota: CPUs' worth of time that the cgroup grants; None where it does not limit.
+        cpu_mhz, governor: clock of the first CPU at that moment, and what sets it.
+        busy_cpus: the CPUs' worth of work that others did just before.
+    """
+
+    cpu: str
+    usable_cpus: int
+    system: str
+    python: str
+    versions: Mapping[str, str]
+    date: str
+    busy_cpus: float | None
+    cpu_quota: float | None = None
+    cpu_mhz: float | None = None
+    governor: str | None = None
+    memory_bytes: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+
+    @classmethod
+    def this(cls, *packages: str) -> Self:
+        """Describe this machine and the versions of those of `packages` that are installed; takes about a second."""
+        return cls(
+            cpu=cpu_name() or platform.processor() or platform.machine(),
+            usable_cpus=usable_cpus(),
+            system=platform.platform(),
+            python=platform.python_version(),
+            versions=dict(_versions(packages)),
+            date=dt.datetime.now(dt.UTC).date().isoformat(),
+            busy_cpus=busy_cpus(),
+            cpu_quota=cpu_quota(),
+            cpu_mhz=_cpu_mhz(),
+            governor=_read(_CPUFREQ / "scaling_governor").strip() or None,
+            memory_bytes=_memory_bytes(),
+            gpus=gpus(),
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What makes figures of this machine, at that moment, less than certain."""
+        if self.busy_cpus is None or self.busy_cpus <= QUIET_CPUS:
+            return ()
+        return (f"other programs use {self.busy_cpus:.2f} CPUs; figures are preliminary",)
+
+    def __str__(self) -> str:
+        quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
+        clock = "" if self.cpu_mhz is None else f", {self.cpu_mhz:.0f} MHz"
+        cpu = f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{clock}"
+        return "; ".join([cpu, *(f"{gpu.name}, driver {gpu.driver}" for gpu in self.gpus)])
+
+
+def busy_cpus(seconds: float = 1.0) -> float | None:
+    """Return how many CPUs' worth of work is done while this process sleeps; None where the system does not say."""
+    if not _STAT.exists():
+        return None
+    before = _busy_ticks()
+    time.sleep(seconds)
+    return round((_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs that `nvidia-smi` lists; none where it is missing or fails."""
+    return tuple(_gpu(*row) for row in _ask_smi(_GPU_FACTS))
+
+
+def gpu_memory_used_bytes() -> int | None:
+    """Return the memory in use on all NVIDIA GPUs together, by whatever program; None where none answers."""
+    used = [_number(value) for (value,) in _ask_smi(("memory.used",))]
+    known = [mib for mib in used if mib is not None]
+    return int(sum(known) * _MIB) if known else None
+
+
+def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _ask_smi(facts: tuple[str, ...]) -> list[list[str]]:
+    """One list of texts a GPU, in the order of `facts`."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines()]
+    return [row for row in rows if len(row) == len(facts)]
+
+
+def _gpu(
+    name: str, driver: str, capability: str, total: str, clock: str, highest: str, celsius: str, persistence: str
+) -> Gpu:
+    mib = _number(total)
+    return Gpu(
+        name=name,
+        driver=driver,
+        compute_capability=capability,
+        memory_bytes=None if mib is None else int(mib * _MIB),
+        clock_mhz=_number(clock),
+        highest_clock_mhz=_number(highest),
+        temperature_celsius=_number(celsius),
+        persistent=persistence == "Enabled",
+    )
+
+
+def _number(text: str) -> float | None:
+    """A number of nvidia-smi's, which writes `[N/A]` or `[Not Supported]` for what a device does not tell."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _cpu_mhz() -> float | None:
+    scaled = _read(_CPUFREQ / "scaling_cur_freq").strip()
+    if scaled.isdecimal():
+        return int(scaled) / 1000
+    said = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", _read(_CPUINFO), re.MULTILINE)
+    return float(said[1]) if said else None
+
+
+def _memory_bytes() -> int | None:
+    total = re.search(r"^MemTotal:\s*(\d+) kB$", _read(_MEMINFO), re.MULTILINE)
+    return int(total[1]) * 1024 if total else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _busy_ticks() -> int:
+    """Ticks that any CPU spent on anything but idling and waiting for disks, since boot (proc_stat(5))."""
+    fields = list(map(int, _STAT.read_text().split("\n", 1)[0].split()[1:9]))
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    return user + nice + system + irq + softirq + steal

@@ -1,0 +1,116 @@
+"""A plan brought to life on one GPU, and what TensorRT says it takes and gives."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from densenet_deploy.errors import BackendError, DensenetDeployError, ModelFileError, ResourceError
+from densenet_deploy.runtime.cudart import Cuda
+from densenet_deploy.runtime.engine_files import Plan
+from densenet_deploy.runtime.feeds import TensorSpec
+from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.sidecar import BatchProfile, Sidecar
+from densenet_deploy.runtime.trt import TensorRT
+
+_OUT_OF_MEMORY: Final = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation|cudaError 2\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A deserialized plan.
+
+    Attributes:
+        native: TensorRT's engine, which threads may share.
+        inputs, outputs: a batch of None is any that the profiles take, or more in portions.
+        profiles: at least one; of an engine with a fixed batch the batch three times.
+        subject: what errors name, the path of the plan.
+    """
+
+    native: Any
+    trt: TensorRT
+    cuda: Cuda
+    gpu: Gpu
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[BatchProfile, ...]
+    subject: str
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return (*self.inputs, *self.outputs)
+
+
+def engine_from_plan(plan: Plan, trt: TensorRT, cuda: Cuda, gpu: Gpu) -> Engine:
+    """Deserialize a checked plan on `gpu`, which must be the device of this thread.
+
+    Raises:
+        BackendError: if TensorRT refuses it.
+        ResourceError: if the GPU's memory does not suffice.
+        ModelFileError: if its weights were left out, more than the batch varies, or numpy lacks one of its types.
+    """
+    runtime = trt.module.Runtime(trt.log.native)
+    if plan.sidecar is not None:
+        _set_up(runtime, plan.sidecar, plan)
+    native = runtime.deserialize_cuda_engine(plan.data)
+    if native is None:
+        raise refusal(trt, plan.path, "TensorRT cannot load it", "build it again on this machine with build-trt")
+    specs = {mode: _specs(native, trt.module, mode, plan) for mode in ("INPUT", "OUTPUT")}
+    return Engine(
+        native=native,
+        trt=trt,
+        cuda=cuda,
+        gpu=gpu,
+        inputs=specs["INPUT"],
+        outputs=specs["OUTPUT"],
+        profiles=_profiles(native, specs["INPUT"]),
+        subject=str(plan.path),
+    )
+
+
+def _set_up(runtime: Any, sidecar: Sidecar, plan: Plan) -> None:
+    """Tell the runtime what only the build knew."""
+    if sidecar.options.get("strip_weights"):
+        raise ModelFileError(plan.path, "was built without its weights", "refit it, or build without --strip-weights")
+    if sidecar.options.get("dla") is not None:
+        runtime.DLA_core = sidecar.options["dla"]
+    if sidecar.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan carries the runtime of its version, and its hash held
+
+
+def refusal(trt: TensorRT, subject: object, what: str, fix: str) -> DensenetDeployError:
+    """Return the error for a call of TensorRT that gave nothing, with the reason that it logged."""
+    reason = trt.log.last_error()
+    if _OUT_OF_MEMORY.search(reason):
+        return ResourceError(subject, f"{what}: {reason}", "use a smaller batch or fewer streams, or close others")
+    return BackendError(subject, f"{what}: {reason}", fix)
+
+
+def _specs(native: Any, module: Any, mode: str, plan: Plan) -> tuple[TensorSpec, ...]:
+    names = [native.get_tensor_name(index) for index in range(native.num_io_tensors)]
+    wanted = getattr(module.TensorIOMode, mode)
+    return tuple(_spec(native, module, name, plan) for name in names if native.get_tensor_mode(name) == wanted)
+
+
+def _spec(native: Any, module: Any, name: str, plan: Plan) -> TensorSpec:
+    shape = tuple(None if size < 0 else int(size) for size in native.get_tensor_shape(name))
+    if not shape or None in shape[1:]:
+        raise ModelFileError(plan.path, f"{name} varies in more than its batch", "build it with a fixed picture size")
+    kind = native.get_tensor_dtype(name)
+    try:
+        return TensorSpec(name, shape, np.dtype(module.nptype(kind)))
+    except TypeError as exc:
+        raise ModelFileError(plan.path, f"{name} is {kind}", "build it with float32 inputs and outputs") from exc
+
+
+def _profiles(native: Any, inputs: tuple[TensorSpec, ...]) -> tuple[BatchProfile, ...]:
+    spec = inputs[0]
+    if spec.shape[0] is not None:
+        return (BatchProfile(spec.shape[0], spec.shape[0], spec.shape[0]),)
+    return tuple(
+        BatchProfile(*(int(shape[0]) for shape in native.get_tensor_profile_shape(spec.name, index)))
+        for index in range(native.num_optimization_profiles)
+    )

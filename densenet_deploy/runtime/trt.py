@@ -1,0 +1,203 @@
+"""TensorRT in two flavours behind one handle: which of them imports, what it can do, and what it complained of.
+
+`tensorrt` is full TensorRT, 10.x and 11.x, for Jetson, data centre and desktop GPUs; `rtx` is TensorRT-RTX, for desktop
+GPUs. Their Python modules look alike and differ in details that move between releases. So what a module can do is
+asked of its classes, which works without a GPU, and never of its version number.
+
+TensorRT keeps the first logger of a process for good and ignores all later ones, so there is one here, made with the
+handle. Methods of TensorRT return None or False instead of raising: the reason is a line in the log. Those lines are
+collected, without the complaints about a missing GPU that follow each of them on a machine that has none.
+
+    trt = load_tensorrt("rtx")
+    plan = trt.module.Builder(trt.log.native).build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError("plan", trt.log.last_error(), "...")
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import re
+import threading
+from collections import deque
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+from densenet_deploy.errors import BackendError, MissingPackageError
+from densenet_deploy.options import require_choice
+from densenet_deploy.packages import is_installed
+
+log = logging.getLogger(__name__)
+
+FLAVOURS: Final = ("tensorrt", "rtx")
+MODULES: Final = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+EXTRAS: Final = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
+
+_MOST_LINES: Final = 50
+_NOISE: Final = re.compile(r"catchCudaError|cudaError 35\b|CUDA driver version is insufficient")
+_CODE: Final = re.compile(r"^(?:[\w:]+: )?Error Code \d+: ")
+_PLACE: Final = re.compile(r"\.? In \S+ at \S+:\d+")
+_LEVELS: Final = {
+    "INTERNAL_ERROR": logging.ERROR,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "INFO": logging.INFO,
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a TensorRT module can do, found on its classes.
+
+    Attributes:
+        strong_typing: networks take their types from the graph; without it, precisions are builder flags.
+        weak_typing: the builder flags FP16 and INT8 exist.
+        compute_capabilities: the builder takes a list of GPU generations to build for, and needs no GPU.
+        same_compute_capability: plans can be made that run on every GPU of the builder's compute capability.
+        runtime_config, runtime_cache, graph_strategy: `create_runtime_config`, and the kernel cache and the CUDA-graph
+            strategy that it takes.
+        preflight: `Runtime.get_engine_validity` judges a plan by its first bytes.
+        device_memory_v2: `ICudaEngine.device_memory_size_v2`.
+        capturable_query: an execution context says whether a stream can be captured.
+    """
+
+    strong_typing: bool
+    weak_typing: bool
+    compute_capabilities: bool
+    same_compute_capability: bool
+    runtime_config: bool
+    runtime_cache: bool
+    graph_strategy: bool
+    preflight: bool
+    device_memory_v2: bool
+    capturable_query: bool
+
+    @classmethod
+    def of(cls, module: Any) -> Features:
+        """Look at the classes of `module`."""
+        return cls(
+            strong_typing=hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
+            weak_typing=hasattr(module.BuilderFlag, "FP16"),
+            compute_capabilities=hasattr(module.IBuilderConfig, "set_compute_capability"),
+            same_compute_capability=hasattr(module.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY"),
+            runtime_config=hasattr(module.ICudaEngine, "create_runtime_config"),
+            runtime_cache=hasattr(module, "IRuntimeCache"),
+            graph_strategy=hasattr(module, "CudaGraphStrategy"),
+            preflight=hasattr(module.Runtime, "get_engine_validity"),
+            device_memory_v2=hasattr(module.ICudaEngine, "device_memory_size_v2"),
+            capturable_query=hasattr(module.IExecutionContext, "is_stream_capturable"),
+        )
+
+
+class TensorRTLog:
+    """The one logger of a TensorRT module in this process: lines go to `logging`, and errors are kept for a while.
+
+    Attributes:
+        native: the object that `Builder`, `Runtime` and `OnnxParser` take.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._errors: deque[str] = deque(maxlen=_MOST_LINES)
+        self._lock = threading.Lock()
+        self.native = _native_logger(module, self)
+
+    def write(self, severity: str, message: str) -> None:
+        """Take one line, from whatever thread TensorRT logs on."""
+        level = _LEVELS.get(severity, logging.DEBUG)
+        if level == logging.ERROR and _NOISE.search(message):
+            level = logging.DEBUG
+        log.log(logging.DEBUG if level == logging.ERROR else level, "%s", message)
+        if level == logging.ERROR:
+            with self._lock:
+                self._errors.append(readable(message))
+
+    def take_errors(self) -> tuple[str, ...]:
+        """Return the error lines since the last call, oldest first, and forget them."""
+        with self._lock:
+            lines = tuple(self._errors)
+            self._errors.clear()
+        return lines
+
+    def last_error(self, otherwise: str = "TensorRT gave no reason") -> str:
+        """Forget the error lines and return the last, which usually says why a call returned nothing."""
+        lines = self.take_errors()
+        return lines[-1] if lines else otherwise
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """A TensorRT module that imported: its `flavour`, the `module`, what it can do, and its logger."""
+
+    flavour: str
+    module: Any
+    features: Features
+    log: TensorRTLog
+
+    @property
+    def version(self) -> str:
+        return str(self.module.__version__)
+
+
+@functools.cache
+def load_tensorrt(flavour: str) -> TensorRT:
+    """Import a flavour, once a process.
+
+    Raises:
+        UnknownNameError: if there is no such flavour.
+        MissingPackageError: if it is not installed.
+        BackendError: if it is installed and does not import.
+    """
+    name = MODULES[require_choice("flavour", flavour, FLAVOURS)]
+    if not is_installed(name):
+        raise MissingPackageError.of(name, EXTRAS[flavour])
+    module = _imported(name, flavour)
+    return TensorRT(flavour, module, Features.of(module), _log_of(module))
+
+
+@functools.cache
+def _log_of(module: ModuleType) -> TensorRTLog:
+    """The first logger that a module was given in this process, which it keeps."""
+    return TensorRTLog(module)
+
+
+def installed_flavours() -> tuple[str, ...]:
+    """Return the flavours whose modules are there; they are looked for, not imported."""
+    return tuple(flavour for flavour in FLAVOURS if is_installed(MODULES[flavour]))
+
+
+def readable(message: str) -> str:
+    """Return a log line without error codes and places in TensorRT's source.
+
+    >>> readable("IBuilder::build: Error Code 4: API Usage Error (No profile. In validate at /_src/network.cpp:4023)")
+    'API Usage Error (No profile)'
+    """
+    return _PLACE.sub("", _CODE.sub("", " ".join(message.split())))
+
+
+def _imported(name: str, flavour: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as exc:  # a wheel without its libraries raises OSError, RuntimeError or ImportError
+        reason = str(exc).strip().partition("\n")[0]
+        fix = f"reinstall it: pip install --force-reinstall 'densenet-deploy[{EXTRAS[flavour]}]'"
+        raise BackendError(name, f"does not import: {reason}", fix) from exc
+
+
+def _native_logger(module: Any, receiver: TensorRTLog) -> Any:
+    """Return an ILogger that passes lines on; a build says thousands, so what nobody hears is not even looked at."""
+    severities = getattr(module.ILogger, "Severity", None)
+    quiet = () if severities is None or log.isEnabledFor(logging.INFO) else ("INFO", "VERBOSE")
+    unheard = frozenset(getattr(severities, name) for name in quiet)
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)  # not super(): the binding checks that its own constructor ran
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity not in unheard:
+                receiver.write(severity.name, message)
+
+    return Logger()

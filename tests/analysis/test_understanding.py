@@ -1,0 +1,109 @@
+"""Feature reuse, growth and the Pareto front against computations by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from densenet_deploy.analysis.growth import growth_steps
+from densenet_deploy.analysis.pareto import ParetoPoint, pareto_front
+from densenet_deploy.analysis.published import PUBLISHED
+from densenet_deploy.analysis.reuse import reuse_maps
+from densenet_deploy.errors import DataError
+from densenet_deploy.variants.spec import DenseNetSpec
+
+# Two channels enter a block of two layers with k = 1.
+SPEC = DenseNetSpec(growth_rate=1, blocks=(2,), init_features=2, bn_size=1)
+
+
+def weights(*rows: list[float]) -> np.ndarray:
+    return np.asarray(rows, np.float32)[:, :, None, None]
+
+
+def test_a_reuse_map_holds_averages_over_the_channels_of_a_source() -> None:
+    (found,) = reuse_maps(
+        SPEC,
+        {
+            "denseblock1.denselayer1": weights([1.0, -3.0]),  # input: (1 + 3) / 2
+            "denseblock1.denselayer2": weights([-1.0, 0.0, 4.0], [1.0, 2.0, -4.0]),  # input: 4 / 4; layer 1: 8 / 2
+        },
+    )
+    assert found.block == "denseblock1"
+    np.testing.assert_allclose(found.weights, [[0.5, 0.25], [np.nan, 1.0]])  # over the largest, 4
+
+
+def test_kernels_larger_than_one_pixel_are_averaged_too() -> None:
+    kernels = np.zeros((1, 2, 3, 3), np.float32)
+    kernels[0, 0] = 9
+    (found,) = reuse_maps(DenseNetSpec(1, (1,), 2, bn_size=0), {"denseblock1.denselayer1": kernels})
+    assert found.weights.tolist() == [[1.0]]
+
+
+def test_weights_of_zero_are_no_division_by_zero() -> None:
+    (found,) = reuse_maps(DenseNetSpec(1, (1,), 2), {"denseblock1.denselayer1": weights([0.0, 0.0])})
+    assert found.weights.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({}, "not there"), ({"denseblock1.denselayer1": weights([1.0])}, "not 2")],
+    ids=["missing", "another width"],
+)
+def test_weights_of_another_network_are_refused(given: dict[str, np.ndarray], why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        reuse_maps(SPEC, given)
+
+
+def test_growth_adds_what_each_layer_made() -> None:
+    steps = growth_steps(
+        {
+            "denseblock2.denselayer1": (3, 4, 4),
+            "conv0": (6, 16, 16),
+            "denseblock1.denselayer1": (3, 8, 8),
+            "denseblock1.denselayer2": (3, 8, 8),
+            "transition1": (5, 8, 8),
+        }
+    )
+    assert [(step.block, step.layer, step.channels, step.size) for step in steps] == [
+        (1, 0, 6, 8),
+        (1, 1, 9, 8),
+        (1, 2, 12, 8),
+        (2, 0, 5, 4),
+        (2, 1, 8, 4),
+    ]
+    assert steps[2].values == 12 * 64
+
+
+def test_the_tenth_layer_comes_after_the_ninth() -> None:
+    shapes = {"conv0": (2, 8, 8)} | {f"denseblock1.denselayer{layer}": (1, 8, 8) for layer in range(12, 0, -1)}
+    assert [step.layer for step in growth_steps(shapes)] == list(range(13))
+
+
+@pytest.mark.parametrize("shapes", [{}, {"conv0": (1, 2, 2)}, {"denseblock1.denselayer1": (1, 2, 2)}])
+def test_a_run_without_dense_layers_or_their_source_is_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(DataError, match=r"not seen|no dense layer"):
+        growth_steps(shapes)
+
+
+def test_the_front_leaves_out_what_another_beats() -> None:
+    fast, best = ParetoPoint("fast", 1, 0.7), ParetoPoint("best", 3, 0.9)
+    slower_and_worse, as_good_but_slower = ParetoPoint("a", 2, 0.6), ParetoPoint("b", 4, 0.9)
+    assert pareto_front([as_good_but_slower, best, slower_and_worse, fast]) == (fast, best)
+
+
+def test_of_equally_fast_models_the_more_accurate_is_on_the_front() -> None:
+    good, bad = ParetoPoint("good", 1, 0.8), ParetoPoint("bad", 1, 0.7)
+    assert pareto_front([bad, good]) == (good,)
+    assert pareto_front([]) == ()
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "densenet264"])
+def test_published_figures_are_torchvision_s(name: str) -> None:
+    from torchvision.models import get_model_weights
+
+    metrics = get_model_weights(name)["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]
+    published = PUBLISHED[name]
+    assert (100 * published.top1, 100 * published.top5) == (
+        pytest.approx(metrics["acc@1"]),
+        pytest.approx(metrics["acc@5"]),
+    )

@@ -1,0 +1,76 @@
+"""Facts of a machine: what is known, what is not, and what a driver's tool says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from densenet_deploy.bench.machine import Gpu, Machine, busy_cpus, gpu_memory_used_bytes, gpus
+
+SMI = """#!/bin/sh
+case "$1" in
+  *memory.used*) printf '512\\n1024\\n' ;;
+  *) echo 'NVIDIA X1, 575.51, 9.0, 81559, 345, 1980, 31, Enabled'
+     echo 'Orin, 540.4, 8.7, [N/A], 918, [N/A], [N/A], Disabled' ;;
+esac
+"""
+
+
+@pytest.fixture
+def only_on_path(tmp_path, monkeypatch):
+    """Put a program into a path that holds nothing else."""
+
+    def install(text: str | None) -> None:
+        if text is not None:
+            program = tmp_path / "nvidia-smi"
+            program.write_text(text)
+            program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin" if text else str(tmp_path))
+
+    return install
+
+
+def test_this_machine_is_described_in_plain_facts():
+    machine = Machine.this("numpy", "no-such-package")
+    facts = json.loads(json.dumps(dataclasses.asdict(machine), allow_nan=False))
+    assert facts["cpu"]
+    assert facts["usable_cpus"] >= 1
+    assert set(facts["versions"]) == {"numpy"}
+    assert machine.cpu in str(machine)
+
+
+def test_a_busy_machine_is_noted_and_a_quiet_one_is_not():
+    machine = Machine("cpu", 2, "system", "3", {}, "2026-01-01", busy_cpus=0.5)
+    assert machine.notes == ("other programs use 0.50 CPUs; figures are preliminary",)
+    assert dataclasses.replace(machine, busy_cpus=0.05).notes == ()
+    assert dataclasses.replace(machine, busy_cpus=None).notes == ()
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux counts ticks")
+def test_the_work_of_others_is_counted():
+    assert busy_cpus(0.1) >= 0
+
+
+def test_a_quota_is_named_where_there_is_one():
+    machine = Machine("cpu", 2, "system", "3", {}, "2026-01-01", None, cpu_quota=1.5, cpu_mhz=2600.0)
+    assert str(machine) == "cpu, 2 usable CPUs, quota 1.5, 2600 MHz"
+
+
+def test_gpus_are_those_the_driver_lists_and_what_it_does_not_tell_is_none(only_on_path):
+    only_on_path(SMI)
+    big, small = gpus()
+    assert big == Gpu("NVIDIA X1", "575.51", "9.0", 81559 * 2**20, 345.0, 1980.0, 31.0, persistent=True)
+    assert (small.memory_bytes, small.clock_mhz, small.highest_clock_mhz) == (None, 918.0, None)
+    assert not small.persistent
+    assert gpu_memory_used_bytes() == 1536 * 2**20
+
+
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 9\n", "#!/bin/sh\necho No devices were found\n"])
+def test_without_a_driver_that_answers_there_is_no_gpu(only_on_path, program):
+    only_on_path(program)
+    assert gpus() == ()
+    assert gpu_memory_used_bytes() is None

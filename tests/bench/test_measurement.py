@@ -1,0 +1,60 @@
+"""What turns say: pooled percentiles, an interval of rounds, throughput, a camera's misses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from densenet_deploy.bench.contender import Contender, Opening
+from densenet_deploy.bench.measurement import CameraCount, Measurement, flat, variation
+from densenet_deploy.bench.scenarios import Turn
+from densenet_deploy.runtime.runner import Placement
+
+OPENING = Opening(Placement("onnxruntime", "1.29", "cpu", "CPUExecutionProvider", "fp32", 2), 0.5, 0.02, None)
+
+
+def _measurement(*turns: Turn, **facts: object) -> Measurement:
+    contender = Contender(Path("a.onnx"), **facts)
+    return Measurement(contender, "single-stream", "00", OPENING, turns, warm_up_rounds=3, steady=True)
+
+
+def test_percentiles_are_of_all_calls_and_the_interval_of_rounds():
+    found = _measurement(
+        Turn((0.001, 0.001, 0.001), 100, 0.003), Turn((0.003, 0.003, 0.003), 300, 0.009), Turn((0.002,) * 3, 200, 0.006)
+    )
+    assert found.latency.mean == pytest.approx(2)
+    assert found.rounds_ms == pytest.approx((1, 3, 2))
+    assert (found.interval_ms.low, found.interval_ms.high) == pytest.approx((1, 3))
+    assert found.peak_memory_bytes == 300
+    assert found.variation == pytest.approx(0.5)  # standard deviation 1 of mean 2
+
+
+def test_throughput_counts_pictures_over_the_time_it_took():
+    found = _measurement(Turn((0.01,) * 10, 1, 0.2), batch=4)
+    assert found.images_per_second == pytest.approx(200)
+
+
+def test_a_camera_misses_what_was_dropped_and_what_was_late():
+    found = _measurement(Turn((0.05,) * 4, 1, 1, 10, 6, 1), Turn((0.05,) * 9, 1, 1, 10, 1, 2), fps=30.0)
+    assert found.camera == CameraCount(30.0, 20, 7, 3)
+    assert found.camera.missed == 0.5
+    assert found.camera.deadline_ms == pytest.approx(33.3, abs=0.04)
+    assert _measurement(Turn((0.05,), 1, 1)).camera is None
+
+
+def test_json_is_plain_and_flat_is_one_row():
+    facts = _measurement(Turn((0.01,) * 3, 1, 0.03, frames=3), fps=10.0).to_json()
+    json.dumps(facts, allow_nan=False)
+    row = flat(facts)
+    assert row["latency_ms.p50"] == pytest.approx(10)
+    assert row["rounds_ms"].split() == [str(value) for value in facts["rounds_ms"]]
+    assert "camera" not in row
+    assert row["camera.fps"] == 10.0
+
+
+def test_the_variation_of_one_value_is_none():
+    assert variation([2.0]) == 0
+    assert variation([2.0, 2.0]) == 0
+    assert variation([1.0, 3.0]) == pytest.approx(2**0.5 / 2)

@@ -1,0 +1,131 @@
+"""What runs is read back, judged against what was asked, and never guessed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from densenet_deploy.engines.precision import (
+    PrecisionProof,
+    RunningConvolution,
+    from_inspector,
+    one_of_each,
+    require_precision,
+)
+from densenet_deploy.engines.rtx_plan import read_rtx_plan
+from densenet_deploy.errors import GateError
+
+# The shape of a program in a plan of TensorRT-RTX 1.7: made up, but for its keys.
+PROGRAM = b"""\
+header {
+  accelerators={sm86 }
+}
+descriptors {
+  tensor={ alignment=128 dims={ 1 8 16 16 } name="x.1" offset=0 type=int8 }
+  tensor={ alignment=128 dims={ "batch" 24 16 16 } name="y.1" offset=0 type=half }
+  tensor={ alignment=128 const_payload_size=9 dims={ 24 8 3 3 } name="w" offset=0 type=int8 }
+  tensor={ alignment=128 dims={ 1 32 24 } name="gemm_w" offset=0 type=half }
+  sub_tensor={ base="y.1" const_offset=0 dims={ 1 24 256 } name="y^deref" offset=0 type=half }
+  tensor={ alignment=128 dims={ 1 32 256 } name="z" offset=0 type=half }
+}
+main {
+  corrltn={ name="a.conv_U3" output={"y.1" } input={"x.1" "w" "c" } relu=true x=1 bias=false y=2 layers="[ONNX \
+Layer: a.conv][ONNX Layer: a.conv.extra][ONNX Layer: a.relu]" }
+  fully_connected={ name="__m" output={"z" } input={"gemm_w" "y^deref" } relu=false bias=false layers="[ONNX Layer: \
+b.conv]__gemm_from_conv1x1" }
+  fully_connected={ name="classifier" output={"z" } input={"gemm_w" "y^deref" } layers="[ONNX Layer: classifier]" }
+}
+"""
+
+
+def test_a_program_is_read() -> None:
+    proof = read_rtx_plan(b"\0weights\0" + PROGRAM + b"\0more")
+    assert proof.source == "the plan's text"
+    assert proof.convolutions == (
+        RunningConvolution("a.conv", "int8", "fp16", 24 * 8 * 9 * 256, relu=True),
+        RunningConvolution("b.conv", "fp16", "fp16", 32 * 24 * 256),
+    )
+    assert proof.counts == {"int8": 1, "fp16": 1}
+    assert sum(proof.shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        b"",
+        b"vtrt and nothing else",
+        PROGRAM.replace(b"header {", b"heading {"),
+        PROGRAM.replace(b"corrltn", b"convolve").replace(b"__gemm_from_conv1x1", b""),
+        b"\xff" * 1000,
+    ],
+)
+def test_without_the_pattern_nothing_is_concluded(plan: bytes) -> None:
+    proof = read_rtx_plan(plan)
+    assert proof.convolutions == ()
+    assert proof.source == "unknown"
+    assert proof.shares == {}
+    assert "unknown" in str(proof)
+    assert require_precision("a.engine", {"a.conv": "int8"}, proof)[0].startswith("precision unknown")
+
+
+def test_a_type_that_is_not_known_is_unknown() -> None:
+    for change in ((b"type=int8", b"type=int3"), (b'name="w"', b'name="v"'), (b"type=int8 }", b"type=half }", 1)):
+        proof = read_rtx_plan(PROGRAM.replace(*change))
+        assert proof.convolutions[0].precision == "unknown"
+
+
+def test_of_several_profiles_the_widest_counts() -> None:
+    wide = PROGRAM.replace(b"type=int8", b"type=half")
+    for plan in (PROGRAM + b"\0" + wide, wide + b"\0" + PROGRAM):
+        assert read_rtx_plan(plan).counts == {"fp16": 2}
+    assert one_of_each([RunningConvolution("a", "unknown"), RunningConvolution("a", "int8")])[0].precision == "int8"
+
+
+def test_a_layer_that_runs_otherwise_is_named() -> None:
+    proof = read_rtx_plan(PROGRAM)
+    assert require_precision("a.engine", {"a.conv": "int8", "b.conv": "fp16"}, proof) == ()
+    with pytest.raises(GateError, match=r"b\.conv \(int8 asked, fp16 runs\)") as caught:
+        require_precision("a.engine", {"a.conv": "int8", "b.conv": "int8"}, proof)
+    assert caught.value.exit_code == 4
+    many = PrecisionProof(tuple(RunningConvolution(f"conv{index}", "fp32") for index in range(20)))
+    with pytest.raises(GateError, match="and 12 more"):
+        require_precision("a.engine", dict.fromkeys((f"conv{index}" for index in range(20)), "int8"), many)
+
+
+def test_a_layer_that_the_engine_does_not_name_is_said_to_be_unknown() -> None:
+    (note,) = require_precision("a.engine", {"a.conv": "int8", "c.conv": "int8"}, read_rtx_plan(PROGRAM))
+    assert "1 convolutions" in note
+
+
+def test_facts_survive_json() -> None:
+    proof = read_rtx_plan(PROGRAM)
+    assert PrecisionProof.from_facts(json.loads(json.dumps(proof.to_facts()))) == proof
+
+
+def test_the_inspectors_json_is_read() -> None:
+    """Keys as TensorRT's documentation gives them for engines of detailed verbosity."""
+    layers = [
+        {
+            "Name": "a.conv + a.relu",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "x", "Format/Datatype": "Int8 NC/32HW32"}],
+            "Outputs": [{"Name": "y", "Format/Datatype": "Half NHWC8"}],
+            "Activation": "RELU",
+            "Metadata": "[ONNX Layer: a.conv]\u001e[ONNX Layer: a.relu]",
+        },
+        {"Name": "b.conv", "LayerType": "Convolution", "Inputs": [], "Metadata": ""},
+        {"Name": "pool", "LayerType": "CaskPooling"},
+        "a name alone",
+    ]
+    proof = from_inspector(json.dumps({"Layers": layers}))
+    assert proof.convolutions == (
+        RunningConvolution("a.conv", "int8", "fp16", relu=True),
+        RunningConvolution("b.conv", "unknown"),
+    )
+    assert proof.shares == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv1", "conv2"]}', "not json"])
+def test_an_inspector_that_says_nothing(text: str) -> None:
+    assert from_inspector(text) == PrecisionProof(())

@@ -1,0 +1,150 @@
+"""The adapter: TensorRT-RTX for real, and the paths of full TensorRT 10.x by a simulation of its builder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import onnx
+import pytest
+
+from densenet_deploy.engines.options import BuildOptions, batch_profiles
+from densenet_deploy.engines.tensorrt import engine_from_onnx
+from densenet_deploy.errors import BackendError, ModelFileError, ResourceError, UsageError
+from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.sidecar import BatchProfile
+from densenet_deploy.runtime.trt import Features, TensorRT, TensorRTLog, load_tensorrt
+from tests.engines.simulated_builder import simulated_tensorrt
+
+
+@pytest.fixture
+def rtx() -> TensorRT:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    return load_tensorrt("rtx")
+
+
+def full(**how) -> TensorRT:
+    module = simulated_tensorrt(**how)
+    return TensorRT("tensorrt", module, Features.of(module), TensorRTLog(module))
+
+
+def test_rtx_builds_what_the_graph_says(rtx: TensorRT, tiny_fp16: Path) -> None:
+    built = engine_from_onnx(rtx, tiny_fp16, BuildOptions("rtx", "fp16", batch_profiles([], [2], [4])))
+    header = sniff(bytes(built.plan))
+    assert header is not None
+    assert header.version == rtx.version
+    assert [(t.name, t.dtype, t.shape) for t in built.inputs] == [("input", "float32", (None, 3, 32, 32))]
+    assert [(t.name, t.dtype, t.shape) for t in built.outputs] == [("logits", "float32", (None, 10))]
+    assert built.profiles == (BatchProfile(1, 2, 4),)
+    assert set(built.asked.values()) == {"fp16"}
+    assert built.notes == ()
+
+
+def test_two_builds_are_the_same_bytes(rtx: TensorRT, tiny_fp16: Path) -> None:
+    options = BuildOptions("rtx", "fp16")
+    first, second = (bytes(engine_from_onnx(rtx, tiny_fp16, options).plan) for _ in range(2))
+    assert first == second
+    other = bytes(engine_from_onnx(rtx, tiny_fp16, BuildOptions("rtx", "fp16", targets=("8.6",))).plan)
+    assert other != first
+    assert sniff(other).targets == ("8.6",)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", bytes(100)])
+def test_what_is_no_model_is_refused_although_the_parser_takes_it(rtx: TensorRT, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "trap.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match=r"no graph|parser refuses"):
+        engine_from_onnx(rtx, path, BuildOptions("rtx", "fp32"))
+
+
+def test_the_parser_names_the_node_that_it_refuses(rtx: TensorRT, tiny_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Rolu", "com.microsoft"
+    path = tmp_path / "stranger.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ModelFileError) as caught:
+        engine_from_onnx(rtx, path, BuildOptions("rtx", "fp32"))
+    assert "Rolu" in str(caught.value) or relu.name in str(caught.value)
+
+
+def test_a_file_of_one_batch_takes_no_other(rtx: TensorRT, tiny_batch_4: Path) -> None:
+    assert engine_from_onnx(rtx, tiny_batch_4, BuildOptions("rtx", "fp32")).profiles == (BatchProfile(4, 4, 4),)
+    engine_from_onnx(rtx, tiny_batch_4, BuildOptions("rtx", "fp32", batch_profiles([4], [], [])))
+    with pytest.raises(UsageError, match="fixed to batch 4"):
+        engine_from_onnx(rtx, tiny_batch_4, BuildOptions("rtx", "fp32", batch_profiles([], [], [8])))
+
+
+def test_a_workspace_that_is_too_small_is_a_matter_of_memory(rtx: TensorRT, tiny_onnx: Path) -> None:
+    with pytest.raises(ResourceError, match="--workspace") as caught:
+        engine_from_onnx(rtx, tiny_onnx, BuildOptions("rtx", "fp32", workspace_bytes=1))
+    assert caught.value.exit_code == 6
+
+
+def test_tf32_is_off_unless_asked_for(rtx: TensorRT, tiny_onnx: Path) -> None:
+    plans = [bytes(engine_from_onnx(rtx, tiny_onnx, BuildOptions("rtx", "fp32", tf32=on)).plan) for on in (False, True)]
+    assert [b"tf32=0" in plan for plan in plans] == [True, False]
+
+
+def test_full_tensorrt_is_strongly_typed_without_precision_flags(tiny_fp16: Path) -> None:
+    trt = full()
+    built = engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", "fp16", optimization_level=5))
+    ((network, config),) = trt.module.built
+    assert network.strong
+    assert config.flags == set()
+    assert config.builder_optimization_level == 5
+    assert config.profiling_verbosity.name == "DETAILED"
+    assert config.profiles == [{"input": ((1, 3, 32, 32),) * 3}]
+    assert sniff(bytes(built.plan)).flavour == "tensorrt"
+    assert built.notes == ()
+
+
+@pytest.mark.parametrize("how", [{"strong_builds": False}, {"has_strong": False}])
+@pytest.mark.parametrize(("precision", "flags"), [("fp16", {"FP16"}), ("int8", {"FP16", "INT8"}), ("fp32", set())])
+def test_a_tensorrt_too_old_for_strong_typing_gets_flags(tiny_fp16: Path, how, precision, flags) -> None:
+    trt = full(**how)
+    built = engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", precision))
+    ((network, config),) = trt.module.built
+    assert not network.strong
+    assert config.flags == flags
+    assert any("precision flags" in note for note in built.notes)
+
+
+def test_memory_that_runs_out_is_no_reason_for_weak_types(tiny_fp16: Path) -> None:
+    trt = full(strong_builds=False, says="Error Code 2: OutOfMemory (Requested size was 68719476736 bytes)")
+    with pytest.raises(ResourceError, match="ONNX is kept"):
+        engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", "fp16"))
+    assert trt.module.built == []
+
+
+def test_flags_and_choices_reach_the_config(tiny_fp16: Path) -> None:
+    trt = full(dla_cores=2)
+    options = BuildOptions(
+        "tensorrt", "fp16", workspace_bytes=2**30, hardware="ampere-plus", strip_weights=True, dla=1, aux_streams=2
+    )
+    engine_from_onnx(trt, tiny_fp16, options)
+    ((_, config),) = trt.module.built
+    assert config.flags == {"REFIT", "STRIP_PLAN", "GPU_FALLBACK"}
+    assert config.pools == {"WORKSPACE": 2**30}
+    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert (config.default_device_type.name, config.DLA_core, config.max_aux_streams) == ("DLA", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "begun_anew"), [(None, False), (b"mine", False), (b"corrupt", True), (b"other gpu", True)]
+)
+def test_the_timing_cache_is_kept_or_begun_anew(tiny_fp16: Path, tmp_path: Path, before, begun_anew) -> None:
+    path = tmp_path / "timing.cache"
+    if before is not None:
+        path.write_bytes(before)
+    built = engine_from_onnx(full(), tiny_fp16, BuildOptions("tensorrt", "fp16", timing_cache=str(path)))
+    assert path.read_bytes() == (b"" if begun_anew or before is None else before) + b"+1"
+    assert bool(built.notes) is begun_anew
+
+
+def test_a_build_that_fails_gives_tensorrts_reason(tiny_fp16: Path) -> None:
+    module = simulated_tensorrt(strong_builds=False)
+    features = dataclasses.replace(Features.of(module), weak_typing=False)
+    trt = TensorRT("tensorrt", module, features, TensorRTLog(module))
+    with pytest.raises(BackendError, match=r"Myelin \(no\)"):
+        engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", "fp16"))

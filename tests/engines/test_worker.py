@@ -1,0 +1,126 @@
+"""The building process: its answers, its errors, and its end, whoever brings it about."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from densenet_deploy.engines.options import BuildOptions
+from densenet_deploy.engines.worker import Builder
+from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError, ModelFileError, ResourceError
+from densenet_deploy.packages import is_installed
+from densenet_deploy.runtime.gpus import find_gpus
+
+rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def test_a_build_from_a_ready_file_loads_nothing_heavy_here() -> None:
+    script = "import sys, densenet_deploy.pipeline.build_engine; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert {"numpy", "onnx", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx"}.isdisjoint(loaded)
+
+
+@rtx
+def test_a_build_in_another_process(tiny_fp16: Path) -> None:
+    before = children()
+    with Builder(BuildOptions("rtx", "fp16")) as builder:
+        assert builder.toolchain().version.startswith("1.")
+        result = builder.build(tiny_fp16)
+    assert children() == before
+    assert result.plan[:4] == b"vtrt"
+    assert result.proof.counts == {"fp16": len(result.asked)}
+    assert set(result.seconds) == {"parse", "build"}
+
+
+@rtx
+def test_errors_cross_the_process_as_what_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "empty.onnx"
+    path.write_bytes(b"")
+    with Builder(BuildOptions("rtx", "fp16")) as builder:
+        builder.toolchain()
+        with pytest.raises(ModelFileError, match="no graph"):
+            builder.build(path)
+    with Builder(BuildOptions("rtx", "fp16", targets=("9.0",))) as builder, pytest.raises(BackendError, match=r"9\.0"):
+        builder.toolchain()
+    assert capfd.readouterr() == ("", ""), "what native code prints goes nowhere"
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [(signal.SIGKILL, ResourceError, "was killed"), (signal.SIGSEGV, BackendError, "crashed with SIGSEGV")],
+)
+def test_a_dead_builder_is_a_typed_error(tiny_fp16: Path, number, kind, said) -> None:
+    with Builder(BuildOptions("rtx", "fp16")) as builder:
+        builder.toolchain()
+        os.kill(builder.pid, number)
+        with pytest.raises(kind, match=said):
+            builder.build(tiny_fp16)
+
+
+@rtx
+def test_leaving_early_ends_the_build(tiny_fp16: Path) -> None:
+    """A signal comes while the parent waits for the plan: bad-inputs 46."""
+    before, start = children(), time.monotonic()
+    builder = Builder(BuildOptions("rtx", "fp16"))
+    builder.toolchain()
+    threading.Timer(0.02, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        _build_and_wait(builder, tiny_fp16)
+    assert time.monotonic() - start < 5
+    assert children() == before
+
+
+def _build_and_wait(builder: Builder, onnx: Path) -> None:
+    with builder:
+        builder.build(onnx)
+        time.sleep(5)  # should the build have been faster than the signal
+
+
+@rtx
+def test_a_builder_whose_parent_is_gone_ends(tiny_fp16: Path, tmp_path: Path) -> None:
+    """The parent is killed while its child builds: nobody is left to build for."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from densenet_deploy.engines.options import BuildOptions\n"
+        "from densenet_deploy.engines.worker import Builder\n"
+        "builder = Builder(BuildOptions('rtx', 'fp16', optimization_level=5))\n"
+        "builder.toolchain()\n"
+        "print(builder.pid, flush=True)\n"
+        "threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGKILL]).start()\n"
+        "builder.build(Path(sys.argv[1]))\n"
+        "signal.pause()\n"
+    )
+    done = subprocess.run([sys.executable, str(script), str(tiny_fp16)], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and Path(f"/proc/{int(done.stdout)}").exists():
+        time.sleep(0.02)
+    assert not Path(f"/proc/{int(done.stdout)}/fd/0").exists()
+
+
+@pytest.mark.skipif(is_installed("tensorrt"), reason="full TensorRT is installed")
+def test_a_flavour_that_is_not_installed_says_how_to_get_it() -> None:
+    with Builder(BuildOptions("tensorrt", "fp16")) as builder, pytest.raises(MissingPackageError) as caught:
+        builder.toolchain()
+    assert "pip install 'densenet-deploy[tensorrt]'" in str(caught.value)
+
+
+@pytest.mark.skipif(not is_installed("tensorrt"), reason="full TensorRT is not installed")
+@pytest.mark.skipif(bool(find_gpus()), reason="a GPU is here")
+def test_full_tensorrt_without_a_gpu_is_exit_5() -> None:
+    with Builder(BuildOptions("tensorrt", "fp16")) as builder, pytest.raises(DeviceError):
+        builder.toolchain()

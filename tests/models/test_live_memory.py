@@ -1,0 +1,86 @@
+"""Peaks of live tensors against networks small enough to count by hand, and against what autograd keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from densenet_deploy.analysis.cost import block_of
+from densenet_deploy.analysis.training_memory import training_memory
+from densenet_deploy.errors import UsageError
+from densenet_deploy.models.build import DenseNet, empty_model
+from densenet_deploy.models.live_memory import inference_memory, training_memory_of
+from densenet_deploy.variants.spec import DenseNetSpec
+
+SPEC = DenseNetSpec(growth_rate=4, blocks=(3, 2), init_features=8, num_classes=5, bn_size=2)
+
+PICTURE, WIDE, NARROW = 2 * 3 * 64 * 4, 2 * 4 * 64 * 4, 2 * 2 * 64 * 4  # bytes of (2, C, 8, 8) float32
+
+
+def chain(*, inplace: bool) -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=inplace), nn.Conv2d(4, 2, 1))
+
+
+def test_an_inference_holds_the_picture_and_what_the_step_reads_and_writes() -> None:
+    memory = inference_memory(chain(inplace=False), 8, batch=2)
+    assert [stage.forward_bytes for stage in memory.stages] == [
+        PICTURE + WIDE,
+        PICTURE + WIDE + WIDE,
+        PICTURE + WIDE + NARROW,
+    ]
+    assert memory.peak_bytes == PICTURE + 2 * WIDE
+    assert {stage.backward_bytes for stage in memory.stages} == {0}
+
+
+def test_in_place_needs_no_second_map() -> None:
+    assert inference_memory(chain(inplace=True), 8, batch=2).peak_bytes == PICTURE + WIDE + NARROW
+
+
+def test_weights_stand_beside_the_peak() -> None:
+    weights = 4 * (3 * 4 + 4 + 4 * 2 + 2)
+    assert inference_memory(chain(inplace=True), 8).weights_bytes == weights
+
+
+def test_a_training_step_ends_with_the_gradients_of_the_weights() -> None:
+    memory = training_memory_of(chain(inplace=True), 8, batch=2)
+    last = memory.stages[0]  # backward ends where forward began
+    assert memory.peak_bytes >= last.backward_bytes >= PICTURE + memory.weights_bytes
+
+
+@pytest.mark.parametrize("memory_efficient", [False, True])
+def test_a_step_holds_what_autograd_keeps_and_then_more(memory_efficient: bool) -> None:
+    with torch.device("meta"):
+        module = DenseNet(SPEC, memory_efficient=memory_efficient)
+    counted = training_memory(SPEC, 32, batch=8)
+    kept = counted.checkpointed_bytes if memory_efficient else counted.plain_bytes
+    memory = training_memory_of(module, 32, batch=8)
+    assert kept < memory.peak_bytes < 2 * kept + memory.weights_bytes
+    assert max(stage.backward_bytes for stage in memory.stages) == memory.peak_bytes
+
+
+def test_checkpointing_saves_memory_and_inference_needs_least() -> None:
+    with torch.device("meta"):
+        plain, lean = DenseNet(SPEC), DenseNet(SPEC, memory_efficient=True)
+    inference = inference_memory(plain, 32, batch=8).peak_bytes
+    assert inference < training_memory_of(lean, 32, batch=8).peak_bytes < training_memory_of(plain, 32, 8).peak_bytes
+
+
+def test_stages_merge_into_blocks_and_keep_their_peaks() -> None:
+    memory = training_memory_of(empty_model(SPEC), 32, batch=8)
+    blocks = memory.by_block(block_of)
+    assert [stage.name for stage in blocks.stages] == ["stem", "denseblock1", "transition1", "denseblock2", "head"]
+    assert max(stage.backward_bytes for stage in blocks.stages) == memory.peak_bytes == blocks.peak_bytes
+
+
+def test_measuring_twice_gives_the_same_and_leaves_no_gradients() -> None:
+    module = empty_model(SPEC)
+    first = training_memory_of(module, 32, batch=8)
+    assert training_memory_of(module, 32, batch=8) == first
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_single_value_a_channel_cannot_be_trained() -> None:
+    with pytest.raises(UsageError, match=r"batch=1.*one value a channel"):
+        training_memory_of(empty_model(SPEC), SPEC.smallest_image_size, batch=1)

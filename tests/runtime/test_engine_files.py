@@ -1,0 +1,236 @@
+"""Engines on disk (bad inputs 22-25, 53, 54): what is loaded is what was built, or nothing is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from densenet_deploy.errors import BackendError, DeviceError, InputError, ManifestError, ModelFileError, ResourceError
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.runtime.engine_files import read_plan, require_gpu, require_version, write_engine
+from densenet_deploy.runtime.sidecar import BatchProfile, read_records, sidecar_path
+from tests.runtime.plans import plan_bytes, sidecar_of
+
+PLAN = plan_bytes()
+MANIFEST = Manifest("121", {"growth_rate": 32}, WeightsOrigin("none", "ab", 0), Preprocessing(), labels=("cat", "dög"))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    path = tmp_path / "model.fp16.engine"
+    write_engine(path, PLAN, sidecar_of(PLAN, manifest=MANIFEST, options={"tf32": True, "workspace": None}))
+    return path
+
+
+def test_all_facts_come_back(engine: Path) -> None:
+    plan = read_plan(engine)
+    wanted = sidecar_of(PLAN, manifest=MANIFEST, options={"tf32": True, "workspace": None})
+    assert plan.data == PLAN
+    assert plan.sidecar == wanted
+    assert sidecar_path(engine).name == "model.fp16.engine.json"
+    assert sorted(path.name for path in engine.parent.iterdir()) == [engine.name, sidecar_path(engine).name]
+
+
+@pytest.mark.parametrize("position", [0, 16, 30, 38, len(PLAN) - 1])
+def test_one_changed_byte_is_seen(engine: Path, position: int) -> None:
+    data = bytearray(PLAN)
+    data[position] ^= 1
+    engine.write_bytes(data)
+    for trust in (False, True):
+        with pytest.raises(ModelFileError, match="hash differs"):
+            read_plan(engine, trust_engine=trust)
+
+
+def test_a_cut_plan_is_seen(engine: Path) -> None:
+    engine.write_bytes(PLAN[:-1])
+    with pytest.raises(ModelFileError, match="hash differs"):
+        read_plan(engine)
+    engine.write_bytes(b"")
+    with pytest.raises(InputError, match="is empty"):
+        read_plan(engine)
+
+
+def test_a_stranger_needs_trust(tmp_path: Path) -> None:
+    path = tmp_path / "stranger.engine"
+    path.write_bytes(PLAN)
+    with pytest.raises(ModelFileError, match="--trust-engine"):
+        read_plan(path)
+    plan = read_plan(path, trust_engine=True)
+    assert plan.sidecar is None
+    assert plan.header.flavour == "rtx"
+    path.write_bytes(b"nothing of the kind, but long enough for a header")
+    with pytest.raises(ModelFileError, match="no TensorRT plan"):
+        read_plan(path, trust_engine=True)
+
+
+def test_another_flavour_or_version_is_refused(engine: Path) -> None:
+    plan = read_plan(engine)
+    require_version(plan, "rtx", "1.7.1.116")
+    for flavour, version in (("rtx", "1.7.2.3"), ("rtx", "1.6.1.120"), ("tensorrt", "10.16.1.11")):
+        with pytest.raises(BackendError, match=r"rtx 1\.7\.1\.116") as caught:
+            require_version(plan, flavour, version)
+        assert f"{flavour} {version}" in str(caught.value)
+        assert "build-trt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("compatible", "here", "fits"),
+    [
+        (True, "10.9.0.1", True),
+        (True, "11.1.0.1", True),
+        (True, "10.2.0.1", False),
+        (True, "12.0.0.1", False),
+        (False, "10.9.0.1", False),
+        (False, "10.3.0.26", True),
+    ],
+)
+def test_version_compatible_plans_go_forward_one_major(tmp_path: Path, compatible: bool, here: str, fits: bool) -> None:
+    data, path = plan_bytes(b"ftrt", (10, 3, 0, 26)), tmp_path / "full.engine"
+    write_engine(path, data, sidecar_of(data, version_compatible=compatible))
+    if fits:
+        require_version(read_plan(path), "tensorrt", here)
+        return
+    with pytest.raises(BackendError):
+        require_version(read_plan(path), "tensorrt", here)
+
+
+def test_another_gpu_is_refused(engine: Path) -> None:
+    require_gpu(read_plan(engine), "8.9")
+    with pytest.raises(DeviceError, match=r"9\.0"):
+        require_gpu(read_plan(engine), "9.0")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "capability", "fits"),
+    [
+        ("none", "8.7", True),
+        ("none", "8.6", False),
+        ("ampere-plus", "9.0", True),
+        ("ampere-plus", "7.5", False),
+        ("same-compute-capability", "8.7", True),
+        ("same-compute-capability", "8.9", False),
+    ],
+)
+def test_full_plans_and_gpus(tmp_path: Path, hardware: str, capability: str, fits: bool) -> None:
+    data, path = plan_bytes(b"ftrt", (10, 3, 0, 26)), tmp_path / "full.engine"
+    write_engine(path, data, sidecar_of(data, hardware=hardware))
+    if fits:
+        require_gpu(read_plan(path), capability)
+        return
+    with pytest.raises(DeviceError, match=r"8\.7"):
+        require_gpu(read_plan(path), capability)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "no records"),
+        (b'{"schema": 1}', "no records"),
+        (b'{"schema": 2, "records": {}}', "newer than 1"),
+        (b'{"schema": true, "records": {}}', "names no schema"),
+        (b'{"schema": 1, "records": {"ab": 1}}', "cannot be 1"),
+        (b'{"schema": 1, "records": {"ab": {}}}', "size"),
+    ],
+)
+def test_a_broken_sidecar_is_refused(engine: Path, text: bytes, message: str) -> None:
+    sidecar_path(engine).write_bytes(text)
+    for trust in (False, True):
+        with pytest.raises(ManifestError, match=message):
+            read_plan(engine, trust_engine=trust)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", "36"),
+        ("size", 0),
+        ("flavour", "trt"),
+        ("version", 1),
+        ("targets", [8.6]),
+        ("precision", "fp4"),
+        ("inputs", []),
+        ("inputs", [{"name": "input", "dtype": "float32", "shape": [0]}]),
+        ("profiles", [{"min": 1, "opt": True, "max": 1}]),
+        ("hardware", "any"),
+        ("version_compatible", 1),
+        ("options", {"a": []}),
+        ("manifest", {"schema": 9}),
+        ("manifest", []),
+    ],
+)
+def test_every_fact_is_checked(engine: Path, key: str, value: object) -> None:
+    facts = json.loads(sidecar_path(engine).read_text())
+    (record,) = facts["records"].values()
+    record[key] = value
+    sidecar_path(engine).write_text(json.dumps(facts))
+    with pytest.raises(ManifestError):
+        read_plan(engine)
+
+
+def test_facts_not_known_here_are_left_out(engine: Path) -> None:
+    facts = json.loads(sidecar_path(engine).read_text())
+    (record,) = facts["records"].values()
+    record["colour"] = "green"
+    sidecar_path(engine).write_text(json.dumps(facts))
+    assert read_plan(engine).sidecar == sidecar_of(PLAN, manifest=MANIFEST, options={"tf32": True, "workspace": None})
+
+
+def test_a_size_or_flavour_that_is_not_the_plans_is_refused(engine: Path) -> None:
+    for change in ({"size": 5}, {"flavour": "tensorrt"}):
+        write_engine(engine, PLAN, dataclasses.replace(sidecar_of(PLAN), **change))
+        with pytest.raises(ModelFileError, match="flavour or size"):
+            read_plan(engine)
+
+
+@pytest.mark.parametrize(("step", "survivor"), [(1, "old"), (2, "old"), (3, "new"), (4, "new")])
+def test_the_plan_has_its_record_at_every_moment(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, step: int, survivor: str
+) -> None:
+    """Writing fails at one of its three renames, as if the power had gone; 4 comes never."""
+    new = plan_bytes(body=b"other code")
+    renames = 0
+    rename = Path.replace
+
+    def failing(source: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames == step:
+            raise OSError(5, "power failure")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with contextlib.suppress(ResourceError):
+        write_engine(engine, new, sidecar_of(new))
+    monkeypatch.undo()
+    assert renames == min(step, 3)
+    assert read_plan(engine).data == {"old": PLAN, "new": new}[survivor]
+    write_engine(engine, new, sidecar_of(new))
+    assert list(read_records(engine) or {}) == [sidecar_of(new).sha256]
+
+
+def test_two_writers_leave_one_whole_winner(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    plans = [plan_bytes(body=bytes([index]) * 1000) for index in range(8)]
+    threads = [threading.Thread(target=write_engine, args=(path, plan, sidecar_of(plan))) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_plan(path).data in plans
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_profiles_come_back_in_order(tmp_path: Path) -> None:
+    path, profiles = tmp_path / "model.engine", (BatchProfile(1, 1, 1), BatchProfile(2, 8, 16))
+    write_engine(path, PLAN, sidecar_of(PLAN, profiles=profiles))
+    sidecar = read_plan(path).sidecar
+    assert sidecar is not None
+    assert sidecar.profiles == profiles
