@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from densenet_deploy.quantize.scales import QuantizedType
 
 CORRECTION_SAMPLES: Final = 128
-_SIMULATED_BY: Final = "openvino"  # the recipe whose files keep the names of the Convs' outputs
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,11 @@ class Int8Writer:
         how = dataclasses.replace(self._how, float_nodes=_with_clips(graph, float_layers))
         types = _useful(self._types, graph, float_layers) if float_layers else self._types
         self._correct_convs(graph.graph, float_layers)
+        if self.backend is None:
+            self._correct_classifier(graph, self._simulated(graph, types, how))
         written = set(self._writer.write(graph, types, how))
-        self._correct_classifier(graph)
+        if self.backend is not None:
+            self._correct_classifier(graph, onnx_ir.to_proto(graph))
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
         return Int8File(_serialized(graph, manifest), integer, left)
@@ -116,24 +118,30 @@ class Int8Writer:
         for conv in [node for node in graph if node.name in self._corrections and node.name not in float_layers]:
             correct_conv(graph, conv, self._corrections[str(conv.name)])
 
-    def _correct_classifier(self, model: ir.Model) -> None:
+    def _simulated(self, model: ir.Model, types: Mapping[str, QuantizedType], how: RecipeOptions) -> onnx.ModelProto:
+        """The Q/DQ form of `model` that runs anywhere, for a recipe whose backend is not at hand."""
         import onnx_ir
 
+        copy = onnx_ir.from_proto(onnx_ir.to_proto(model))
+        self._writer.simulate(copy, types, how)
+        return onnx_ir.to_proto(copy)
+
+    def _correct_classifier(self, model: ir.Model, quantized: onnx.ModelProto) -> None:
+        """Let the classifier of `model` take back what `quantized`, its quantized form, does to the outputs."""
         from densenet_deploy.quantize.output_correction import classifier_of, correct_classifier
 
         gemm = classifier_of(model.graph)
         if gemm is not None and self._samples:
-            found = self._outputs(onnx_ir.to_proto(model), self.backend or "onnxruntime")
+            found = self._outputs(quantized, self.backend or "onnxruntime")
             correct_classifier(model.graph, gemm, self._wanted, found)
 
     def _conv_corrections(self) -> dict[str, Correction]:
         from densenet_deploy.quantize.output_correction import conv_corrections
-        from densenet_deploy.quantize.recipes.recipe import recipes
 
-        def simulate(graph: ir.Model) -> None:
-            recipes.get(_SIMULATED_BY)().write(graph, self._types, self._how)
-
-        return conv_corrections(self._graph, simulate, self._samples, _open_plain) if self._samples else {}
+        if not self._samples:
+            return {}
+        quantized = self._simulated(self._graph, self._types, self._how)
+        return conv_corrections(self._graph, quantized, self._samples, _open_plain)
 
     def _outputs(self, proto: onnx.ModelProto, backend: str) -> list[Array]:
         """What `proto` makes of the samples, (1, classes) or (1, features) each."""

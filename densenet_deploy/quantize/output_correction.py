@@ -2,13 +2,16 @@
 
 Rounding weights, rounding the bounds of clips and cutting off what lies beyond a range change an output channel in ways
 that are the same for every picture: its mean moves, and it swings a little less. Both add up from layer to layer, and
-an affine map undoes both. With ŷ the quantized and y the float output, least squares over the calibration pictures give
+an affine map undoes both. With ŷ the quantized and y the float output, ŷ ≈ (y − h)/g + noise that has nothing to do
+with y, and over the calibration pictures
 
-    y ≈ g·ŷ + h,   g = cov(y, ŷ) / var(ŷ),   h = E[y] − g·E[ŷ]
+    g = var(y) / cov(y, ŷ),   h = E[y] − g·E[ŷ]
 
-for each channel, and a layer takes g and h into its weights and bias for nothing: the codes of a row of weights stay,
-its scale becomes g times as large. With g = 1 this is the bias correction of Nagel et al. 2019, "Data-Free Quantization
-Through Weight Equalization and Bias Correction", section 4.2, with measured instead of derived means.
+for each channel. (Regressing y on ŷ instead would make every channel smaller by the share of the noise in it, and what
+is lost so in every layer is a systematic error again.) A layer takes g and h into its weights and bias for nothing: the
+codes of a row of weights stay, its scale becomes g times as large. With g = 1 this is the bias correction of Nagel et
+al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with measured instead
+of derived means.
 
 Each Conv is measured alone, on what the float network feeds it. What errors of earlier layers do to its output is not
 its own to correct: it vanishes when those correct theirs, and in a dense block, where all later layers read all earlier
@@ -42,7 +45,6 @@ _TWIN: Final = "twin:"
 _MOST_GAIN: Final = 1.25  # beyond it, either way, a channel is noise and its slope means nothing
 
 Doubles = npt.NDArray[np.float64]
-Quantize = Callable[[ir.Model], None]
 Open = Callable[[Path], Runner]
 
 
@@ -55,7 +57,7 @@ class Correction:
 
 
 class Moments:
-    """Means of y, ŷ, ŷ² and y·ŷ of each channel, taken in picture by picture."""
+    """Means of y, ŷ, y² and y·ŷ of each channel, taken in picture by picture."""
 
     def __init__(self) -> None:
         self._sums: Doubles | float = 0.0
@@ -64,38 +66,36 @@ class Moments:
     def update(self, wanted: Array, found: Array) -> None:
         """Take in y and ŷ of N pictures, (N, C, …) each."""
         y, y_hat = (array.reshape(*array.shape[:2], -1).astype(np.float64) for array in (wanted, found))
-        products = (y, y_hat, y_hat * y_hat, y * y_hat)
+        products = (y, y_hat, y * y, y * y_hat)
         self._sums = self._sums + np.stack([product.mean(axis=2).sum(axis=0) for product in products])
         self._count += len(y)
 
     def correction(self) -> Correction:
         """Return the affine map of each channel; gain 1 where the two hardly go together."""
         y, y_hat, squares, products = np.asarray(self._sums) / self._count
-        variance, covariance = squares - y_hat**2, products - y * y_hat
+        variance, covariance = squares - y**2, products - y * y_hat
         with np.errstate(divide="ignore", invalid="ignore"):
-            slope = covariance / variance
+            slope = variance / covariance
         is_sound = (slope > 1 / _MOST_GAIN) & (slope < _MOST_GAIN)
         gain = np.where(is_sound, slope, 1.0)
         return Correction(gain, y - gain * y_hat)
 
 
 def conv_corrections(
-    model: ir.Model, quantize: Quantize, samples: Iterable[Array], open_float: Open
+    model: ir.Model, quantized: onnx.ModelProto, samples: Iterable[Array], open_float: Open
 ) -> dict[str, Correction]:
     """Return what undoes the change that quantization makes to each Conv of `model`, by the Conv's name.
 
     Args:
         model: the float graph as it will be quantized.
-        quantize: writes a copy of it in the Q/DQ form, in place, keeping the names of the Convs' outputs.
+        quantized: its Q/DQ form, in which the outputs of Convs have the same names.
         samples: inputs (1, 3, S, S) float32.
         open_float: opens an ONNX file on a backend that shows inner tensors as they are.
     """
-    copy = ir.from_proto(ir.to_proto(model))
-    quantize(copy)
     convs = {str(node.name): str(node.outputs[0].name) for node in model.graph if is_operator(node, "Conv")}
     moments = {name: Moments() for name in convs}
     outputs = {*convs.values(), *(_TWIN + output for output in convs.values())}
-    exposed = expose_values(_side_by_side(ir.to_proto(model), ir.to_proto(copy)), outputs)
+    exposed = expose_values(_side_by_side(ir.to_proto(model), quantized), outputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "twins.onnx"
         write_file(path, exposed.SerializeToString())

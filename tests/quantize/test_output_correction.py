@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -34,13 +35,15 @@ def _open(path):
     return open_runner(path, "onnxruntime", "cpu", RunnerOptions(check_values=False))
 
 
-def _change_the_second(model: ir.Model) -> None:
+def _with_the_second_changed() -> onnx.ModelProto:
     """A stand-in for quantization that makes ŷ = (y - SHIFT) / GAIN of the second Conv's y."""
+    model = _model()
     correct_conv(model.graph, model.graph[1], Correction(1 / GAIN, -SHIFT / GAIN))
+    return ir.to_proto(model)
 
 
 def test_the_affine_map_of_every_channel_is_found():
-    found = conv_corrections(_model(), _change_the_second, SAMPLES, _open)
+    found = conv_corrections(_model(), _with_the_second_changed(), SAMPLES, _open)
     np.testing.assert_allclose(found["second"].gain, GAIN, rtol=1e-4)
     np.testing.assert_allclose(found["second"].shift, SHIFT, atol=1e-4)
     np.testing.assert_allclose(found["first"].gain, 1, rtol=1e-6)

@@ -47,6 +47,10 @@ class OnnxRuntimeRecipe(Recipe):
         changes.write_to(model)
         return written
 
+    def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        """Rewrite `model` as for OpenVINO, whose codes are the same."""
+        recipes.get("openvino")().simulate(model, types, options)
+
 
 class _Writer:
     """Walks the graph in order, knowing for every value which forms of it exist: float, and codes of which types."""

@@ -57,3 +57,10 @@ class Recipe(ABC):
         Returns:
             The names of the nodes that compute on integers.
         """
+
+    @abstractmethod
+    def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        """Rewrite `model` in place with Q/DQ nodes in float32 that round as the file will.
+
+        The outputs of Convs keep their names, so that each can be compared with what the float graph gives.
+        """

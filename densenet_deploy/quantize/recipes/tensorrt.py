@@ -45,7 +45,15 @@ class TensorRTRecipe(Recipe):
             ModelFileError: if the model cannot be lifted to opset 19 or holds a number that float16 cannot.
         """
         raise_opset(model)
-        graph = model.graph
+        written = self._quantize(model.graph, types, options)
+        to_half(model)
+        return written
+
+    def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        """Rewrite `model` the same way, on a float32 base."""
+        self._quantize(model.graph, types, options)
+
+    def _quantize(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         convs = [node for node in graph if _can_be_integer(node, types, options)]
         restored = {value: _insert_pair(graph, value, types) for value in _sources(convs)}
         if options.quantize_bus:
@@ -53,7 +61,6 @@ class TensorRTRecipe(Recipe):
         for conv in convs:
             conv.replace_input_with(0, restored[conv.inputs[0]])  # type: ignore[index]
             _quantize_weights(graph, conv, per_channel=options.per_channel)
-        to_half(model)
         return tuple(str(conv.name) for conv in convs)
 
 
