@@ -101,9 +101,11 @@ def openvino_contenders(model: Path) -> tuple[BareCall, Runner]:
     from densenet_deploy.runtime.backends.openvino import OpenVINORunner
 
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": usable_cpus()}
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    core = openvino.Core()
+    read = core.read_model(model)
+    compiled = core.compile_model(read, "CPU", hints)
     request = compiled.create_infer_request()
-    runner = OpenVINORunner(compiled, Artifact.open(model), Device("cpu"), RunnerOptions())
+    runner = OpenVINORunner(read, compiled, Artifact.open(model), Device("cpu"), RunnerOptions())
     return lambda batch: request.infer({0: batch}, share_inputs=True), runner
 
 

@@ -51,6 +51,7 @@ _MEASURED: Final = {
 _UNCHECKED: Final = (
     "activations were not checked against FP16's range on pictures of yours: give --calibration for that"
 )
+_ON_ARRAYS: Final = "activations were checked against FP16's range on the arrays given"
 _NO_RANGE_NEEDED: Final = "BF16 reaches as far as FP32: nothing can overflow that did not before"
 _NO_GPU: Final = "parity was measured on a CPU; nothing was run on a GPU"
 
@@ -209,7 +210,8 @@ def cast_model(
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED
     if data is not None and options.precision == "fp16":
         with stages("calibrate") as step:
-            ranges, remark = _ranges(graph, data, preprocessing, cache, step)
+            ranges, found = _ranges(graph, data, preprocessing, cache, step)
+            remark = found if isinstance(calibration, Path) else _ON_ARRAYS
     with stages("cast"):
         half = _converted(graph, options, ranges or {})
         manifest = half_manifest(artifact.manifest, options.precision)

@@ -37,9 +37,7 @@ QUANTIZATION: Final = QuantizeOptions(recipe=RECIPE, never_slower=False)
 
 _PRECISION_IN_NAME: Final = re.compile(r"\.(fp32|fp16|bf16|int8)(\.[a-z]+)?$")
 _SEEDED_SAMPLES: Final = 32
-_SEEDED_RANGES: Final = (
-    "activations were checked against FP16's range on seeded inputs: give --calibration for pictures"
-)
+_SEEDED_RANGES: Final = "the ranges are those of seeded inputs: give --calibration for those of pictures"
 _MOST_REASONS: Final = 2
 _QUANTIZE: Final = f"quantize the float file with --recipe {RECIPE}, or give it with --calibration"
 

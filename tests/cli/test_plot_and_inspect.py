@@ -39,6 +39,9 @@ def test_plot_says_where_the_picture_is(capsys: pytest.CaptureFixture[str], tmp_
         ["inspect", "--variant", "121", "--sweep", "growth-rate=12", "--profile"],
         ["inspect", "model.onnx", "--sweep", "growth-rate=12"],
         ["inspect", "--variant", "121", "--precision", "int4"],
+        ["inspect", "model.engine", "--image-size", "64"],
+        ["inspect", "model.engine", "--precision", "fp16"],
+        ["inspect", "model.engine", "--profile"],
     ],
     ids=" ".join,
 )

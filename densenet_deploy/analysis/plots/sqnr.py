@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SEEN: Final = "Left: one alone in INT8, from where all of it in INT8 is. Right: one spared, what that gains"
+_SEEN: Final = "Left: with one in INT8, from where everything in INT8 is. Right: what is gained by leaving one float"
 _MARKED: Final = 3
 _FEW_ROWS: Final = 16
 _Rows = Sequence[Sensitivity]
@@ -61,7 +61,7 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) ->
         axes.annotate(said, (start, 1), (-2, 3), place, "offset points", fontsize=9, color=INK)
     axes.scatter(values, places, c=colours, s=26, zorder=3)
     _label_values(axes, values, rows, "{:.1f}")
-    lowest = f"; red: the {_MARKED} lowest" if len(rows) > _MARKED else ""
+    lowest = f"; coloured: the {_MARKED} lowest" if len(rows) > _MARKED else ""
     _tidy(axes, f"SQNR of the outputs with only this in INT8 (dB)\nlower is more sensitive{lowest}")
 
 

@@ -49,11 +49,11 @@ def test_every_row_is_drawn_from_the_top_down_with_its_name(count):
     assert "(dB)" in gained.get_xlabel()
 
 
-def test_the_three_most_sensitive_are_red_and_no_others():
+def test_the_three_most_sensitive_are_coloured_and_no_others():
     alone, _ = _figure(_rows(14)).axes
     colours = [label.get_color() for label in alone.get_yticklabels()]
-    red = [index for index, colour in enumerate(colours) if colour == VERMILLION]
-    assert red == [0, 1, 7]  # 45 dB twice, then the first of those with 46
+    marked = [index for index, colour in enumerate(colours) if colour == VERMILLION]
+    assert marked == [0, 1, 7]  # 45 dB twice, then the first of those with 46
 
 
 def test_numbers_stand_beside_few_rows_only():
