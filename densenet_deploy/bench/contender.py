@@ -221,7 +221,7 @@ def _answers(wanted: Contender, questions: TextIO, opener: Opener) -> Iterator[d
 
 
 def _open(wanted: Contender, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:
-    options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, check_values=False)
+    options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, batch=wanted.batch, check_values=False)
     memory, start = gpu_memory_used_bytes(), time.perf_counter()
     runners = [
         stack.enter_context(opener(wanted.model, wanted.backend, wanted.device, options)) for _ in range(wanted.streams)

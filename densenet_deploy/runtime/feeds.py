@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,10 @@ class TensorSpec:
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+
+    def of_batch(self, batch: int) -> TensorSpec:
+        """Return the spec with `batch` as its first dimension, if that takes any size."""
+        return replace(self, shape=(batch, *self.shape[1:])) if self.shape and self.shape[0] is None else self
 
     def __str__(self) -> str:
         sizes = ", ".join("N" if size is None else str(size) for size in self.shape)

@@ -88,6 +88,8 @@ class RunnerOptions:
         threads: CPU threads of one call; None means as many as this process may use (affinity and cgroup quota).
         precision: arithmetic of the float parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None means what
             the file holds. A backend that cannot do it raises instead of doing something else.
+        batch: the one batch size that will be fed. A model that takes any is prepared for this one alone, which spares
+            OpenVINO some work in every call; other feeds are then refused. A model of a fixed batch keeps its own.
         check_values: refuse feeds with NaN, Inf, or values no normalized picture has (0-255 pixels, say).
         trust_engine: load a TensorRT plan that no sidecar vouches for. A plan is native code: trust its author.
         nvidia: what only an NVIDIA GPU has.
@@ -95,6 +97,7 @@ class RunnerOptions:
 
     threads: int | None = None
     precision: str | None = None
+    batch: int | None = None
     check_values: bool = True
     trust_engine: bool = False
     nvidia: NvidiaOptions = field(default_factory=NvidiaOptions)
@@ -102,6 +105,8 @@ class RunnerOptions:
     def __post_init__(self) -> None:
         if self.threads is not None:
             require_range("threads", self.threads, 1, 1024)
+        if self.batch is not None:
+            require_range("batch", self.batch, 1, 65536)
         if self.precision not in (None, "fp32", "fp16", "bf16"):
             raise UnknownNameError.among("precision", str(self.precision), ("fp32", "fp16", "bf16"))
 
@@ -282,10 +287,13 @@ def open_runner(
     kind = _choose_backend(model, None if backend == "auto" else backend)
     if wanted_device is not None and wanted_device.word not in kind.devices:
         raise DeviceError(wanted_device, f"is none of the devices of {kind.name}", f"use: {', '.join(kind.devices)}")
-    runner = kind.open(model, wanted_device, options or RunnerOptions())
+    options = options or RunnerOptions()
+    runner = kind.open(model, wanted_device, options)
     if not runner.inputs or not runner.outputs:
         runner.close()
         raise ModelFileError(source, "has no input or no output", "export the model again")
+    if options.batch is not None:
+        runner.inputs = tuple(spec.of_batch(options.batch) for spec in runner.inputs)
     return runner
 
 

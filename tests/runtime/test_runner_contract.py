@@ -239,3 +239,22 @@ def test_unknown_words_are_usage_errors(tiny_onnx: Path) -> None:
 def test_openvino_runs_float32_unless_asked_for_less(tiny_onnx: Path) -> None:
     with open_runner(tiny_onnx, "openvino", "cpu") as runner:
         assert runner.placement.precision == "fp32"
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_runner_for_one_batch_gives_the_same_and_refuses_others(backend: str, tiny_onnx: Path) -> None:
+    source = build(ModelRequest(architecture=TINY, num_classes=10)).module if backend == "torch" else tiny_onnx
+    with (
+        open_runner(source, backend, "cpu") as free,
+        open_runner(source, backend, "cpu", RunnerOptions(batch=2)) as one,
+    ):
+        assert one.inputs[0].shape == (2, *free.inputs[0].shape[1:])
+        given = one.run({"input": _batch()})["logits"]
+        np.testing.assert_allclose(given, free.run({"input": _batch()})["logits"], atol=TOLERANCE)
+        with pytest.raises(FeedError, match="3"):
+            one.run({"input": _batch(3)})
+
+
+def test_a_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch=0"):
+        RunnerOptions(batch=0)

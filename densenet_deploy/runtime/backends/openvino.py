@@ -137,10 +137,21 @@ def _compiled(
     settings = _settings(name, source.precision, options) | more_settings
     try:
         model = core.read_model(source.path)
+        if options.batch is not None:
+            _fix_batch(model, options.batch)
         return model, core.compile_model(model, name, settings)
     except RuntimeError as exc:
         reason = str(exc).strip().splitlines()[-1]
         raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
+
+
+def _fix_batch(model: ov.Model, batch: int) -> None:
+    """Give inputs that take any batch this one: a compiled model of static shapes plans its calls beforehand."""
+    shapes = {port: port.get_partial_shape() for port in model.inputs}
+    for shape in shapes.values():
+        if shape.rank.is_static and len(shape) > 0 and shape[0].is_dynamic:
+            shape[0] = batch
+    model.reshape(shapes)
 
 
 def _was_run(info: ov.ProfilingInfo) -> bool:
