@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results["accuracy"] = [accuracy_of(network) for network in _trained_networks(folder, options.rendered)]
         if "calibration" in options.parts:
             results["calibration"] = calibration_costs(folder, options.variants[0], options.counts)
-    write_results(options.output, machine, results)
+    write_results(options.output, machine, {"results": results})
     _print(results)
 
 
