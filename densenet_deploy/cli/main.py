@@ -26,8 +26,6 @@ from densenet_deploy.cli import (
 )
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
-from densenet_deploy.cli.failures import fail
-from densenet_deploy.cli.stopping import StopSignals
 
 SCHEMA = 1
 
@@ -50,16 +48,15 @@ COMMANDS = (
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Raises:
+        BaseException: whatever ended the command badly.
+    """
     _replace_closed_streams()
     words = join_triples(sys.argv[1:] if arguments is None else arguments)
-    signals = StopSignals()
-    with signals.listening():
-        try:
-            outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
-            return _print_answer(outcome) if isinstance(outcome, Answer) else 0
-        except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code
-            return fail(signals.received or exc, words)
+    outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
+    return _print_answer(outcome) if isinstance(outcome, Answer) else 0
 
 
 def _replace_closed_streams() -> None:
