@@ -237,8 +237,14 @@ class TestOpen:
         [("m.xml", "openvino"), ("m.engine", "engine"), ("m.pth", "checkpoint"), ("M.SAFETENSORS", "checkpoint")],
     )
     def test_other_kinds_go_by_suffix(self, tmp_path, name, kind):
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(b'<?xml version="1.0"?><net name="m" version="11"></net>')
         assert Artifact.open(tmp_path / name) == Artifact(tmp_path / name, kind, None)
+
+    @pytest.mark.parametrize("content", [b"x", b"<html></html>", b"<?xml version='1.0'?><network>", b"<netting/>"])
+    def test_an_xml_file_of_something_else_is_no_model(self, tmp_path, content):
+        (tmp_path / "m.xml").write_bytes(content)
+        with pytest.raises(ModelFileError, match="is no OpenVINO model"):
+            Artifact.open(tmp_path / "m.xml")
 
     @pytest.mark.parametrize("name", ["model.tflite", "model", ".onnx"])
     def test_another_suffix_is_no_model(self, tmp_path, name):
