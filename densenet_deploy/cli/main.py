@@ -19,6 +19,7 @@ from densenet_deploy.cli import (
     inspect,
     plot,
     quantize,
+    report,
     run_images,
     sensitivity,
     simplify,
@@ -44,6 +45,7 @@ COMMANDS = (
     benchmark,
     inspect,
     plot,
+    report,
     doctor,
 )
 """Importing a command's module registers it."""
