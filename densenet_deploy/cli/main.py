@@ -20,6 +20,7 @@ from densenet_deploy.cli import (
     inspect,
     plot,
     quantize,
+    report,
     run_images,
     sensitivity,
     simplify,
@@ -46,6 +47,7 @@ COMMANDS = (
     benchmark,
     inspect,
     plot,
+    report,
     doctor,
 )
 """Importing a command's module registers it."""
