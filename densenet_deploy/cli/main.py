@@ -22,6 +22,7 @@ from densenet_deploy.cli import (
     run_images,
     sensitivity,
     simplify,
+    tune,
     validate,
 )
 from densenet_deploy.cli.app import Answer, app
@@ -43,6 +44,7 @@ COMMANDS = (
     evaluate,
     benchmark,
     inspect,
+    tune,
     plot,
     doctor,
 )
