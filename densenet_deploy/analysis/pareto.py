@@ -32,3 +32,24 @@ def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
         if not front or point.top1 > front[-1].top1:
             front.append(point)
     return tuple(front)
+
+
+def undominated(costs: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """Return the indices of those whose costs no other matches in all and undercuts in one; of equals the first.
+
+    >>> undominated([(1.0, 3.0), (2.0, 2.0), (2.0, 3.0), (1.0, 3.0)])
+    (0, 1)
+    """
+    return tuple(
+        index
+        for index, own in enumerate(costs)
+        if not any(
+            _undercuts(other, own) or (tuple(other) == tuple(own) and rival < index)
+            for rival, other in enumerate(costs)
+        )
+    )
+
+
+def _undercuts(costs: Sequence[float], others: Sequence[float]) -> bool:
+    pairs = list(zip(costs, others, strict=True))
+    return all(own <= other for own, other in pairs) and any(own < other for own, other in pairs)

@@ -24,6 +24,7 @@ from densenet_deploy.cli import (
     run_images,
     sensitivity,
     simplify,
+    tune,
     validate,
 )
 from densenet_deploy.cli.app import Answer, app
@@ -46,6 +47,7 @@ COMMANDS = (
     evaluate,
     benchmark,
     inspect,
+    tune,
     plot,
     report,
     doctor,
