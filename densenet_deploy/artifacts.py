@@ -173,7 +173,7 @@ def write_file(path: Path, data: bytes | bytearray) -> None:
         ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged, and
             folders that were made for it are gone again.
     """
-    with os_errors_about(path), _folder_made(path.parent):
+    with os_errors_about(path), folder_made(path.parent):
         temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as file:
@@ -253,7 +253,7 @@ def os_errors_about(path: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _folder_made(folder: Path) -> Iterator[None]:
+def folder_made(folder: Path) -> Iterator[None]:
     """Make `folder` for the block; where the block fails, remove again what was made and is empty."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)

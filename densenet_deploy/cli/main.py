@@ -81,7 +81,11 @@ def _print_answer(answer: Answer) -> int:
     if not output.quiet and not (output.as_json and answer.failure):  # stderr then holds the error object alone
         for note in report.notes:
             print(f"note: {printable(note, _LONGEST_LINE)}", file=sys.stderr)
-    text = json.dumps({"schema": SCHEMA, **report.to_json()}, allow_nan=False) if output.as_json else _safe(report.to_text())
+    text = (
+        json.dumps({"schema": SCHEMA, **report.to_json()}, allow_nan=False)
+        if output.as_json
+        else _safe(report.to_text())
+    )
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -134,7 +134,9 @@ def test_08_a_lying_safetensors_header(commands: Commands, header: str) -> None:
 def test_09_weights_that_are_not_finite_are_named_and_counted(commands: Commands, state: State, value: float) -> None:
     state["features.conv0.weight"][0, 0, 0, :2] = value
     state["classifier.bias"][1] = value
-    refused(commands, saved(state), "3 places in 2 of its tensors, the first features.conv0.weight", "--allow-nonfinite")
+    refused(
+        commands, saved(state), "3 places in 2 of its tensors, the first features.conv0.weight", "--allow-nonfinite"
+    )
 
 
 def test_09_and_let_in_when_asked_to(commands: Commands, state: State) -> None:

@@ -227,7 +227,9 @@ def test_21_a_half_precision_graph_is_no_int8(commands: Commands, picture: Path)
         helper.make_node("Conv", ["half", "w"], ["conv"]),
         helper.make_node("Cast", ["conv"], ["y"], to=TensorProto.FLOAT),
     ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, c, 8, 8]) for name, c in (("input", 3), ("y", 4))]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, c, 8, 8]) for name, c in (("input", 3), ("y", 4))
+    ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     write(commands, model.SerializeToString())

@@ -91,9 +91,7 @@ def test_26_no_driver(commands: Commands, engine: Path, picture: Path) -> None:
 @pytest.mark.skipif(bool(find_gpus()), reason="a GPU answers here")
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
 @pytest.mark.parametrize("flavour", [RTX, FULL], ids=["rtx", "tensorrt"])
-def test_26_no_gpu_on_this_very_machine(
-    commands: Commands, tiny_onnx: Path, picture: Path, flavour: Behaviour
-) -> None:
+def test_26_no_gpu_on_this_very_machine(commands: Commands, tiny_onnx: Path, picture: Path, flavour: Behaviour) -> None:
     engine = write_simulated_engine(commands.folder, tiny_onnx, flavour)
     commands.refused("run", engine, picture, code=5)
 
