@@ -11,6 +11,7 @@ from typing import Final
 from densenet_deploy.errors import UnknownNameError
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import is_installed, require_packages
+from densenet_deploy.pipeline.int8_preparation import chosen_recipe
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.pipeline.recipe_file import is_recipe_file, options_of
 from densenet_deploy.runtime.cpus import cpu_flags, usable_cpus
@@ -191,12 +192,12 @@ def _int8_forms(options: TuneOptions, names: Sequence[str]) -> tuple[list[Form],
     for word in words:
         given = {"samples": options.samples} | ({} if is_recipe_file(word) else {"never_slower": False})
         how = options_of(word, given)
-        recipes.get(how.recipe)
-        if how.recipe not in names:
-            notes.append(f"the recipe {word} is not tried: {how.recipe} is not among the backends ({', '.join(names)})")
+        runs_on = chosen_recipe(how.recipe)
+        if runs_on not in names:
+            notes.append(f"the recipe {word} is not tried: {runs_on} is not among the backends ({', '.join(names)})")
             continue
         name = f"int8.{Path(word).stem if is_recipe_file(word) else word}"
-        forms.append(Form(name, "int8", (how.recipe,), replace(how, samples=options.samples)))
+        forms.append(Form(name, "int8", (runs_on,), replace(how, recipe=runs_on)))
     return forms, notes
 
 

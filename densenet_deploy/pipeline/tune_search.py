@@ -7,8 +7,8 @@ Three heats, each longer than the one before and with fewer in it (successive ha
 2. Answers are compared once for each file and backend that is left. Whoever keeps the limits runs a longer heat.
 3. Those that are not for sure slower than the best then, five at most, run the last one side by side.
 
-"For sure" means that 95 % intervals of the ratio to the reference do not overlap. In the last heat who is within 2 %
-of the fastest is as fast; of these better answers count, then a smaller file, then less memory.
+"For sure" means that 95 % intervals of the ratio to the reference do not overlap. In the last heat who is within 2 % of
+the fastest is as fast; of these better answers count, then a smaller file, then less memory.
 """
 
 from __future__ import annotations
