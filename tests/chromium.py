@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol over a pipe: pages as a phone, a desk and a printer show them."""
+"""A headless Chromium, driven by the DevTools protocol over a pipe: what a phone, a desk and a printer show."""
 
 from __future__ import annotations
 

@@ -37,12 +37,16 @@ def render(page: Page) -> bytes:
 
     style, script = _part("page.css"), _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = _environment().get_template("page.html").render(
-        page=page,
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704
-        script_hash=digest,
-        most_rows=MOST_ROWS,
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            style=Markup(style),  # noqa: S704 - our own file
+            script=Markup(script),  # noqa: S704
+            script_hash=digest,
+            most_rows=MOST_ROWS,
+        )
     )
     return text.encode("utf-8", "backslashreplace")
 
@@ -59,7 +63,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"svg": _svg, "shell": _shell, "percent": _percent}
+    environment.filters |= {"svg": _svg, "breakable": _breakable, "shell": _shell, "percent": _percent}
     return environment
 
 
@@ -72,6 +76,13 @@ def _svg(picture: Picture) -> Markup:
     from markupsafe import Markup
 
     return Markup(inline_svg(picture.svg, picture.name, printable(picture.caption)))  # noqa: S704 - ours, serialized
+
+
+def _breakable(text: str) -> Markup:
+    """Let long names of files and layers be broken behind their dots."""
+    from markupsafe import Markup, escape
+
+    return escape(_shown(text)).replace(".", Markup(".<wbr>"))
 
 
 def _shell(line: str) -> Markup:

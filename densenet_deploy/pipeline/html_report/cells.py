@@ -38,6 +38,15 @@ def milliseconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
+def points(value: float) -> str:
+    """Percentage points in words.
+
+    >>> points(1.0), points(0.5)
+    ('1 point', '0.5 points')
+    """
+    return f"{value:g} point{'' if value == 1 else 's'}"
+
+
 def with_interval(middle: float, interval: tuple[float, float] | None) -> str:
     """Say a time with its interval.
 

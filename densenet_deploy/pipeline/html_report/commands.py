@@ -146,5 +146,3 @@ def _sensitivities(sources: ReportSources) -> Iterator[str]:
         words = ["sensitivity", str(facts.get("model")), "--calibration", _PICTURES]
         words += ["--recipe", str(facts.get("recipe")), "--per", str(facts.get("per", "block")), "--json"]
         yield f"{_line(words)} > {shlex.quote(str(path))}"
-
-

@@ -1,8 +1,8 @@
 """Which file to ship: what `tune` chose, else what the measurements at hand say by one stated rule.
 
-The rule: of the models that may be judged (no missed gate; the very file that was measured; where any accuracy is known,
-one that was evaluated and loses at most `max_drop` points to the most accurate), the one whose median call is shortest,
-at the smallest batch that was measured.
+The rule: of the models that may be judged, the one whose median call is shortest, at the smallest batch measured. A
+model may be judged if it is the very file that was measured, missed no gate and, where any accuracy is known, was
+evaluated and loses at most `max_drop` points to the most accurate.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from densenet_deploy.pipeline.html_report.cells import points
 from densenet_deploy.pipeline.html_report.inputs import Accuracy, Measured
 from densenet_deploy.pipeline.html_report.material import Material
 from densenet_deploy.pipeline.html_report.models import ModelFacts, model_called
@@ -32,7 +33,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A model, its measurement and, where known, its accuracy."""
 
     model: ModelFacts
@@ -48,7 +49,7 @@ def decide(material: Material) -> Choice:
     """Return the choice of the newest run of `tune`, or else of the rule above."""
     if material.tunings:
         return _tuned(material.tunings[-1], material)
-    entries = _entries(material)
+    entries = entries_of(material)
     if not entries:
         return _undecided(material)
     chosen, reasons = _by_rule(entries, material.max_drop)
@@ -83,7 +84,7 @@ def is_stale(measured: Measured, models: Sequence[ModelFacts]) -> bool:
     return model is not None and bool(measured.sha256) and measured.sha256 != model.sha256
 
 
-def _entries(material: Material) -> list[_Entry]:
+def entries_of(material: Material) -> list[Entry]:
     """The models that were measured, each at its best, at the smallest batch of the first scenario."""
     measured = [result for result in material.results if model_called(result.model, material.models) is not None]
     usable = [result for result in measured if not is_stale(result, material.models)]
@@ -91,7 +92,7 @@ def _entries(material: Material) -> list[_Entry]:
     if not usable:
         return []
     first = min(usable, key=lambda result: result.batch)
-    best: dict[str, _Entry] = {}
+    best: dict[str, Entry] = {}
     for result in usable:
         model = model_called(result.model, material.models)
         assert model is not None
@@ -99,11 +100,11 @@ def _entries(material: Material) -> list[_Entry]:
             continue
         known = best.get(model.name)
         if known is None or result.median < known.measured.median:
-            best[model.name] = _Entry(model, result, material.accuracy_of(model))
+            best[model.name] = Entry(model, result, material.accuracy_of(model))
     return list(best.values())
 
 
-def _by_rule(entries: Sequence[_Entry], max_drop: float) -> tuple[_Entry, tuple[str, ...]]:
+def _by_rule(entries: Sequence[Entry], max_drop: float) -> tuple[Entry, tuple[str, ...]]:
     judged = [entry for entry in entries if entry.accuracy is not None] or list(entries)
     best = max(entry.top1 for entry in judged)
     fit = [entry for entry in judged if 100 * (best - entry.top1) <= max_drop + 1e-9]
@@ -114,12 +115,12 @@ def _by_rule(entries: Sequence[_Entry], max_drop: float) -> tuple[_Entry, tuple[
     if chosen.accuracy is None:
         return chosen, (f"Of {len(entries)} models measured, its median call is the shortest, on {place}.",)
     lost = 100 * (best - chosen.top1)
-    said = "it is the most accurate too" if lost <= 0 else f"it loses {lost:.2f} points of top-1 to the most accurate"
-    within = f"Of {len(fit)} models that lose at most {max_drop:g} points of top-1, its median call is the shortest"
+    said = "none is more accurate" if lost <= 0 else f"it loses {lost:.2f} points to the most accurate"
+    within = f"Of {len(fit)} models that lose at most {points(max_drop)} of top-1, its median call is the shortest"
     return chosen, (f"{within}, on {place}; {said}.",)
 
 
-def _about_entries(chosen: _Entry, entries: Sequence[_Entry]) -> list[str]:
+def _about_entries(chosen: Entry, entries: Sequence[Entry]) -> list[str]:
     told = []
     limit = chosen.measured.interval
     for other in entries:
@@ -164,8 +165,8 @@ def _undecided(material: Material) -> Choice:
 def _tuned(tuning: Tuning, material: Material) -> Choice:
     trial = tuning.chosen
     if trial is None:
-        reasons = (tuning.reason or "tune found no candidate that keeps the limits it was given.",)
-        return Choice("", None, reasons, tuning.notes)
+        why = tuning.reason or "tune found no candidate that keeps the limits it was given."
+        return Choice("", None, (why,), tuning.notes)
     facts = model_called(trial.model, material.models)
     place = runs_on(trial.backend, trial.threads, trial.batch)
     reasons = (*filter(None, (tuning.reason,)), f"Chosen by tune; measured on {place}.")

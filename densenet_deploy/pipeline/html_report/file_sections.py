@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from densenet_deploy.analysis.report.page import Block, Cell, Column, Commands, Facts, Section, Table
 from densenet_deploy.manifest import Manifest
@@ -74,9 +74,16 @@ def provenance_section(material: Material) -> Section:
     blocks: list[Block] = [_files("Models", models)]
     if material.inputs:
         blocks.append(_files("Reports that this page was made from", material.inputs))
-    described = [model for model in material.models if model.manifest is not None]
-    blocks += [Facts(_origin(model.manifest), model.name) for model in described if model.manifest is not None]
-    return Section("provenance", "Provenance", lead, blocks)
+    return Section("provenance", "Provenance", lead, [*blocks, *_origins(material.models)])
+
+
+def _origins(models: Sequence[ModelFacts]) -> Iterator[Facts]:
+    """What models say of themselves; once for those that say the same, as files made from one another do."""
+    said = [(model.name, _origin(model.manifest)) for model in models if model.manifest is not None]
+    while said:
+        pairs = said[0][1]
+        yield Facts(pairs, ", ".join(name for name, others in said if others == pairs))
+        said = [(name, others) for name, others in said if others != pairs]
 
 
 def _files(caption: str, files: Sequence[FileFacts]) -> Table:

@@ -1,4 +1,4 @@
-"""The models that the HTML report is about: their files with hashes, the facts they carry, what inspecting them says."""
+"""The models that the HTML report is about: files with hashes, the facts they carry, what inspecting them says."""
 
 from __future__ import annotations
 

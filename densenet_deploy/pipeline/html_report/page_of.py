@@ -18,11 +18,10 @@ from densenet_deploy.pipeline.html_report.file_sections import (
 from densenet_deploy.pipeline.html_report.material import Material
 from densenet_deploy.pipeline.html_report.measured_sections import (
     accuracy_section,
-    calibration_section,
     latency_section,
     pareto_section,
-    parity_section,
 )
+from densenet_deploy.pipeline.html_report.parity_sections import calibration_section, parity_section
 from densenet_deploy.pipeline.html_report.pictures import Pictures
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+from densenet_deploy.analysis.pareto import ParetoPoint
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.report.page import Block, Column, Picture, Remarks, Table
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
-from densenet_deploy.errors import DataError, DensenetDeployError
+from densenet_deploy.errors import DensenetDeployError, printable
 from densenet_deploy.pipeline.html_report import cells
+from densenet_deploy.pipeline.html_report.decision import entries_of
 from densenet_deploy.pipeline.html_report.material import Material
 from densenet_deploy.pipeline.html_report.models import ModelFacts
-from densenet_deploy.pipeline.pareto_points import pareto_points
 from densenet_deploy.pipeline.plot_data import PlotRequest, gather
 from densenet_deploy.pipeline.sensitivity_data import sensitivity_data
 
@@ -33,14 +35,11 @@ class Pictures:
 
     def pareto(self) -> list[Block]:
         """Latency against accuracy, or nothing where no model has both."""
-        sources = self._material.sources
-        reports = [*sources.tunings, *sources.benchmarks, *sources.evaluations]
-        try:
-            points = pareto_points(reports)
-        except DataError:
+        points = [*_tuned_points(self._material), *_measured_points(self._material)]
+        if not points:
             return []
-        caption = "Further left is faster, further up more accurate; models on the line are beaten by none in both."
-        return [self._picture("pareto", ParetoData("all that was measured", points), caption)]
+        caption = "Latency and top-1 of what tune kept, and of the models here, at the smallest batch measured."
+        return [self._picture("pareto", ParetoData("what was measured", points), caption)]
 
     def sensitivity(self) -> list[Block]:
         """A picture and a table for every report of `sensitivity`."""
@@ -84,7 +83,28 @@ class Pictures:
         return Picture(f"picture{self._drawn}", rendered(figure, "svg", name), caption)
 
 
-def _sensitivity_table(title: str, rows: tuple[Sensitivity, ...], whole: Cost) -> Table:
+def _tuned_points(material: Material) -> Iterator[ParetoPoint]:
+    for tuning in material.tunings:
+        for trial in tuning.pareto:
+            if trial.latency_ms and trial.top1 is not None:
+                label = _label(trial.model, trial.backend, trial.batch)
+                yield ParetoPoint(label, trial.latency_ms, trial.top1, trial.interval)
+
+
+def _measured_points(material: Material) -> Iterator[ParetoPoint]:
+    for entry in entries_of(material):
+        measured = entry.measured
+        if entry.accuracy is not None:
+            label = _label(measured.model, measured.backend, measured.batch)
+            yield ParetoPoint(label, measured.median, entry.accuracy.top1, measured.interval)
+
+
+def _label(model: str, backend: str, batch: int) -> str:
+    words = [printable(model.rpartition("/")[2].removesuffix(".onnx"), 40), printable(backend, 20)]
+    return ", ".join([*filter(None, words), *([f"batch {batch}"] if batch != 1 else [])])
+
+
+def _sensitivity_table(title: str, rows: Sequence[Sensitivity], whole: Cost) -> Table:
     columns = (
         Column("layer or block"),
         Column("SQNR dB, only it INT8", numeric=True),

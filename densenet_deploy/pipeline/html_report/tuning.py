@@ -31,7 +31,11 @@ class Trial:
     @classmethod
     def of(cls, trial: JsonReport) -> Self:
         """Read one of the candidates."""
-        threads, interval, parity = trial.known_number("threads"), trial.numbers("interval_ms"), trial.known_part("parity")
+        threads, interval, parity = (
+            trial.known_number("threads"),
+            trial.numbers("interval_ms"),
+            trial.known_part("parity"),
+        )
         return cls(
             model=trial.text("model"),
             sha256=trial.known_text("sha256"),
@@ -51,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A run of `tune`: the Pareto front, and the candidate to ship with the reason, or None where none kept the limits."""
+    """A run of `tune`: the Pareto front, and what to ship and why; None where no candidate kept the limits."""
 
     path: Path
     chosen: Trial | None
