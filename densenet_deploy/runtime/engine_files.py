@@ -110,7 +110,12 @@ def write_engine(path: Path, plan: bytes | bytearray, sidecar: Sidecar) -> None:
         with contextlib.suppress(ManifestError):  # a sidecar that nobody can read vouches for nothing
             old = read_records(path) or {}
         write_records(path, {**old, sidecar.sha256: sidecar})
-        write_file(path, plan)
+        try:
+            write_file(path, plan)
+        except BaseException:
+            if not old and not path.exists():  # a record of nothing
+                sidecar_path(path).unlink(missing_ok=True)
+            raise
         write_records(path, {sidecar.sha256: sidecar})
 
 

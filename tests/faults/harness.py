@@ -1,7 +1,8 @@
 """The contract of every failure, checked in one place, so that a case of the list of bad inputs reads like a row.
 
 A command that fails prints one line `error: <what>: <path or value>: <why>; <what to do>` on stderr (with `--json` one
-object) and nothing on stdout, ends within 30 s of CPU time with its documented exit code, and leaves every file as it was.
+object) and nothing on stdout, ends within 30 s of CPU time with its documented exit code, and leaves every file as it
+was.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def start_process(command: list[str], folder: Path, **environment: str) -> subpr
 
 def peak_bytes_of(command: list[str], folder: Path) -> Ended:
     """Run `command` by a small Python that asks the kernel for the peak memory of its only child."""
-    ask = "import resource,subprocess,sys; code=subprocess.call(sys.argv[1:]); print(code, resource.getrusage(-1).ru_maxrss)"
+    ask = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+    ask += "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     ended = run_process([sys.executable, "-c", ask, *command], folder)
     *out, last = ended.out.splitlines()
     code, kilobytes = map(int, last.split())
