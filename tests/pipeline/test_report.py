@@ -9,7 +9,8 @@ import pytest
 
 from densenet_deploy.errors import DataError, InputError, OutputExistsError, UsageError
 from densenet_deploy.pipeline.report import report
-from tests.pipeline.html_report.conftest import Desk, desk, parity, result, validation
+from tests.pipeline.html_report.conftest import Desk, desk, machine, parity, result, validation
+from tests.pipeline.html_report.test_decision import trial
 from tests.reading_html import Reading
 
 __all__ = ["desk"]
@@ -84,8 +85,8 @@ def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> No
 
 
 def test_precision_and_hashes_are_the_files_own(page: Reading, desk: Desk) -> None:
-    slow = page.table("Precision")[1]
-    assert slow == ["slow.onnx", "fp32", "10 fp32", "fp32 (openvino)", "read from the graph"]
+    slow = page.table("Precision")[1]  # stem, 2 x 2 layers of two convolutions, transition, classifier
+    assert slow == ["slow.onnx", "fp32", "11 fp32", "fp32 (openvino)", "read from the graph"]
     assert page.table("Models")[1] == [
         str(desk.slow), f"{desk.slow.stat().st_size:,}", desk.hash(desk.slow)
     ]  # fmt: skip
@@ -117,6 +118,18 @@ def test_without_reports_each_section_says_what_makes_them(desk: Desk) -> None:
         assert re.search(rf"densenet-deploy {command} slow\.onnx .*--json > {command}\.json", page.text)
         assert f"--{command} {command}.json" in page.text
     assert "densenet-deploy tune" in page.text
+
+
+def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> None:
+    kept = trial(desk) | {"latency_ms": 5.5, "interval_ms": [5.0, 6.0]}
+    tune = desk.write("tune.json", {"chosen": kept, "pareto": [kept], "reason": "because", "machine": machine()})
+    page = Reading(report(desk.sources(tunings=(tune,)), str(desk.folder / "page.html")).file.read_bytes())
+    assert page.headings[0] == "Ship slow.onnx"
+    assert page.table("The Pareto front that tune found")[1] == [
+        "slow.onnx", "onnxruntime, 1 thread, batch 1", "5.50 [5.00, 6.00]", "91.00 %", "0.40", "43.2", "2.0"
+    ]  # fmt: skip
+    assert "because" in page.text
+    assert "A CPU of 1999" in page.text
 
 
 def test_a_stale_measurement_is_marked(desk: Desk) -> None:

@@ -1,9 +1,9 @@
-"""The report in a real browser: a phone, a desk, light and dark; nothing fetched, nothing said, sortable by keyboard."""
+"""The report in a browser: a phone, a desk, light and dark; nothing fetched, nothing said, sorted by keyboard."""
 
 from __future__ import annotations
 
 import io
-import json
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +58,8 @@ def test_the_page_asks_for_nothing_says_nothing_and_fits(tab: Tab, address: str,
 def test_the_tab_sees_requests_and_errors_where_there_are_any(tab: Tab, tmp_path: Path) -> None:
     """The twin of the test above: what it looks for would be seen."""
     bad = tmp_path / "bad.html"
-    bad.write_text("<img src='missing.png'><script>console.error('x'); undefined.y</script><p style='width:5000px'>")
+    loud = "<img src='missing.png'><script>console.error('x'); undefined.y</script>"
+    bad.write_text(f"<!doctype html>{loud}<p style='width:5000px'>wide")
     tab.requests.clear()
     tab.console.clear()
     tab.open(bad.as_uri(), 390)
@@ -85,7 +86,7 @@ def test_nothing_overlaps_and_the_decision_is_seen_first(tab: Tab, address: str)
             ".map(box => [box.top, box.bottom, box.left, box.right])"
         )
         assert len(boxes) == 10
-        assert all(above[1] <= below[0] for above, below in zip(boxes, boxes[1:], strict=False))
+        assert all(above[1] <= below[0] for above, below in itertools.pairwise(boxes))
         assert all(0 <= left < right <= width for _, _, left, right in boxes)
         assert tab.run("document.querySelector('h1').getBoundingClientRect().bottom < 450")
 
@@ -129,6 +130,4 @@ def test_tables_are_sorted_by_mouse(tab: Tab, address: str) -> None:
 
 def test_it_prints(tab: Tab, address: str) -> None:
     tab.open(address, 1280)
-    pages = tab.pdf()
-    assert pages.startswith(b"%PDF-")
-    assert json.dumps(tab.console) == "[]"
+    assert tab.pdf().startswith(b"%PDF-")

@@ -20,7 +20,10 @@ _WORST_CLASSES: Final = 10
 def pareto_section(material: Material, pictures: Pictures) -> Section:
     """Latency against accuracy: the picture, and what `tune` kept."""
     lead = "Worth a look is a model that no other beats in both speed and accuracy."
-    blocks: list[Block] = [*pictures.pareto(), *(_front(tuning) for tuning in material.tunings if tuning.pareto)]
+    blocks = pictures.pareto()
+    for tuning in material.tunings:
+        blocks += [_front(tuning)] if tuning.pareto else []
+        blocks += [] if tuning.machine is None else [_machine(tuning.machine)]
     if not blocks:
         command = "densenet-deploy tune MODEL --json > tune.json"
         blocks = [Commands([command], "It takes latency and accuracy of the same models: from tune, or from both of "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from densenet_deploy.pipeline.html_report.inputs import ParityFacts
+from densenet_deploy.pipeline.html_report.inputs import MachineFacts, ParityFacts
 from densenet_deploy.pipeline.html_report.json_report import JsonReport
 
 
@@ -61,13 +61,16 @@ class Tuning:
     chosen: Trial | None
     reason: str
     pareto: tuple[Trial, ...]
+    machine: MachineFacts | None
     notes: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the JSON of `tune`."""
         report = JsonReport.read(path, "tune", "pareto", "chosen")
-        chosen = report.known_part("chosen")
+        if report.facts.get("dry_run") is True:
+            raise report.error("it is a dry run, which measured nothing")
+        chosen, machine = report.known_part("chosen"), report.known_part("machine")
         told = [report.known_text("reason")]
         if chosen is not None:
             told += [chosen.known_text("reason"), chosen.known_text("outcome")]
@@ -76,5 +79,6 @@ class Tuning:
             chosen=None if chosen is None else Trial.of(chosen),
             reason=next(filter(None, told), ""),
             pareto=tuple(map(Trial.of, report.parts("pareto"))),
+            machine=None if machine is None else MachineFacts.of(machine),
             notes=report.texts("notes"),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densenet_deploy.errors import UsageError
+from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.pipeline.html_report.decision import Choice, decide
 from densenet_deploy.pipeline.html_report.material import ReportSources, gather_material
 from tests.pipeline.html_report.conftest import Desk, evaluation, parity, result, validation
@@ -86,7 +86,8 @@ def test_different_numbers_of_pictures_are_said(desk: Desk) -> None:
 def trial(desk: Desk, **changes: object) -> dict[str, object]:
     return {"model": str(desk.slow), "backend": "onnxruntime", "threads": 1, "batch": 1, "sha256": desk.hash(desk.slow),
             "precision": "fp32", "latency_ms": 5.5, "interval_ms": [5.0, 6.0], "top1": 0.91, "drop_points": 0.4,
-            "parity": parity(), "peak_memory_bytes": 2**21, "outcome": "the fastest within 1 point"} | changes  # fmt: skip
+            "parity": parity(), "peak_memory_bytes": 2**21,
+            "outcome": "the fastest within 1 point"} | changes  # fmt: skip
 
 
 def test_what_tune_chose_goes_before_the_rule(desk: Desk) -> None:
@@ -108,6 +109,12 @@ def test_tune_may_choose_nothing(desk: Desk) -> None:
     tune = desk.write("tune.json", {"chosen": None, "pareto": [], "reason": "no candidate within 1 ms"})
     choice = decided(desk.sources(benchmarks=(desk.raced(),), tunings=(tune,)))
     assert (choice.model, choice.reasons) == ("", ("no candidate within 1 ms",))
+
+
+def test_a_dry_run_of_tune_is_refused(desk: Desk) -> None:
+    tune = desk.write("tune.json", {"chosen": None, "pareto": [], "dry_run": True})
+    with pytest.raises(DataError, match="it is a dry run"):
+        decided(desk.sources(tunings=(tune,)))
 
 
 def test_two_models_of_one_name_are_refused(desk: Desk) -> None:
