@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -13,11 +14,10 @@ from densenet_deploy.models.build import build_model
 from densenet_deploy.variants import find_variant
 
 
-def main(variant_name: str, file: str) -> None:
-    variant = find_variant(variant_name)
-    size = variant.preprocessing.image_size
+def export_plainly(module: torch.nn.Module, size: int, path: Path) -> None:
+    """Write what PyTorch's own exporter makes of `module`, for pictures of `size` pixels and any batch."""
     program = torch.onnx.export(
-        build_model(variant.spec, seed=0).eval(),
+        module,
         (torch.zeros(2, 3, size, size),),
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -25,7 +25,12 @@ def main(variant_name: str, file: str) -> None:
         output_names=["logits"],
     )
     assert program is not None
-    program.save(file)
+    program.save(path)
+
+
+def main(variant_name: str, file: str) -> None:
+    variant = find_variant(variant_name)
+    export_plainly(build_model(variant.spec, seed=0).eval(), variant.preprocessing.image_size, Path(file))
 
 
 if __name__ == "__main__":

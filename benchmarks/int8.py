@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from bare_export import export_plainly
 from int8_peers import (
     ACTIVATIONS,
     METHODS,
     PRESETS,
     Pictures,
     StaticQuantization,
-    export_plainly,
     quantize_with_nncf,
     quantize_with_onnxruntime,
 )

@@ -1,11 +1,11 @@
-"""INT8 files by stock tools, and plain exports to make them from: what `int8.py` compares ours with."""
+"""INT8 files by stock tools: what `int8.py` compares ours with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +26,6 @@ class StaticQuantization:
 
     def __str__(self) -> str:
         return f"{self.activations} {self.method}"
-
-
-def export_plainly(module: Any, size: int, path: Path) -> None:
-    """Write what PyTorch's own exporter makes of `module` for pictures of `size` pixels and any batch."""
-    import torch
-
-    program = torch.onnx.export(
-        module,
-        (torch.zeros(2, 3, size, size),),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["input"],
-        output_names=["logits"],
-    )
-    assert program is not None
-    program.save(path)
 
 
 def quantize_with_onnxruntime(model: Path, pictures: Pictures, how: StaticQuantization, path: Path) -> None:
