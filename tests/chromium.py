@@ -8,15 +8,17 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "headless_shell")
 _SECONDS = 60
+_SECONDS_TO_END = 10
 _FLAGS = (
     "--headless=new",
     "--remote-debugging-pipe",
@@ -131,13 +133,16 @@ def chromium_tab(program: str, profile: Path) -> Iterator[Tab]:
     start = f'exec "$@" 3<&{from_us} 4>&{to_us}'
     command = ["bash", "-c", start, "bash", program, *_FLAGS, f"--user-data-dir={profile}"]
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, pass_fds=(from_us, to_us), stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(command, pass_fds=(from_us, to_us), stdout=quiet, stderr=quiet, start_new_session=True)
     os.close(from_us)
     os.close(to_us)
     try:
         yield Tab(to_browser, from_browser)
     finally:
-        process.kill()
-        process.wait()
-        os.close(to_browser)
+        os.close(to_browser)  # it ends when nobody can command it any more
         os.close(from_browser)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_TO_END)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

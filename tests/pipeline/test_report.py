@@ -121,14 +121,15 @@ def test_without_reports_each_section_says_what_makes_them(desk: Desk) -> None:
 
 
 def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> None:
-    kept = trial(desk) | {"latency_ms": 5.5, "interval_ms": [5.0, 6.0]}
+    kept = trial(desk, command="densenet-deploy benchmark slow.onnx --threads 1")
     tune = desk.write("tune.json", {"chosen": kept, "pareto": [kept], "reason": "because", "machine": machine()})
     page = Reading(report(desk.sources(tunings=(tune,)), str(desk.folder / "page.html")).file.read_bytes())
     assert page.headings[0] == "Ship slow.onnx"
     assert page.table("The Pareto front that tune found")[1] == [
         "slow.onnx", "onnxruntime, 1 thread, batch 1", "5.50 [5.00, 6.00]", "91.00 %", "0.40", "43.2", "2.0"
     ]  # fmt: skip
-    assert "because" in page.text
+    assert "Because." in page.text
+    assert "densenet-deploy benchmark slow.onnx --threads 1" in page.text[page.text.index("Words in capitals") :]
     assert "A CPU of 1999" in page.text
 
 

@@ -28,7 +28,12 @@ def commands_for(material: Material) -> Iterator[tuple[str, list[str]]]:
     made = [line for model in material.models for line in _making(model, material.models)]
     if made:
         yield "The models.", list(dict.fromkeys(made))
-    measured = [*map(_benchmark, material.benchmarks), *_validations(material), *_evaluations(material)]
+    measured = [
+        *_tunings(material),
+        *map(_benchmark, material.benchmarks),
+        *_validations(material),
+        *_evaluations(material),
+    ]
     measured += [*_sensitivities(material.sources)]
     if measured:
         yield "The measurements.", list(dict.fromkeys(measured))
@@ -107,6 +112,14 @@ def _prepared(prepared: Preprocessing) -> list[str]:
     mean, deviation = (",".join(map(repr, triple)) for triple in (prepared.mean, prepared.std))
     sizes = ["--image-size", str(prepared.image_size), "--resize", str(prepared.resize)]
     return [*sizes, "--mean", mean, "--std", deviation]
+
+
+def _tunings(material: Material) -> Iterator[str]:
+    """Which models a tuning began with, and its limits, are not recorded; how its choice is timed again is."""
+    for one in material.tunings:
+        yield f"{_line(['tune', _FLOAT, '--json'])} > {shlex.quote(str(one.path))}"
+        if one.chosen is not None and one.chosen.command:
+            yield one.chosen.command
 
 
 def _benchmark(benchmark: Benchmark) -> str:

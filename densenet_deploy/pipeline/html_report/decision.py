@@ -7,7 +7,7 @@ evaluated and loses at most `max_drop` points to the most accurate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from densenet_deploy.pipeline.html_report.cells import points
@@ -138,13 +138,18 @@ def _about_entries(chosen: Entry, entries: Sequence[Entry]) -> list[str]:
     return told
 
 
+def _sentences(notes: Iterable[str]) -> list[str]:
+    """Notes of commands begin small and end without a point."""
+    return [f"{note[:1].upper()}{note[1:].removesuffix('.')}." for note in notes]
+
+
 def _about_model(model: ModelFacts | None) -> list[str]:
     """Remarks that inspecting the chosen file made: that it is untrained, above all."""
-    return [] if model is None else [f"{note[:1].upper()}{note[1:]}." for note in model.notes]
+    return [] if model is None else _sentences(model.notes)
 
 
 def _about_measurements(material: Material) -> list[str]:
-    told = [f"{note[:1].upper()}{note[1:]}." for benchmark in material.benchmarks for note in benchmark.notes]
+    told = [said for benchmark in material.benchmarks for said in _sentences(benchmark.notes)]
     stale = sorted({result.model for result in material.results if is_stale(result, material.models)})
     told += [f"{name} has changed since it was measured; that measurement was left aside." for name in stale]
     for validation in material.validations:
@@ -166,15 +171,15 @@ def _tuned(tuning: Tuning, material: Material) -> Choice:
     trial = tuning.chosen
     if trial is None:
         why = tuning.reason or "tune found no candidate that keeps the limits it was given."
-        return Choice("", None, (why,), tuning.notes)
+        return Choice("", None, (why,), tuple(_sentences(tuning.notes)))
     facts = model_called(trial.model, material.models)
     place = runs_on(trial.backend, trial.threads, trial.batch)
-    reasons = (*filter(None, (tuning.reason,)), f"Chosen by tune; measured on {place}.")
+    reasons = (*_sentences(filter(None, (tuning.reason,))), f"Chosen by tune; measured on {place}.")
     return Choice(
         model=trial.model.rpartition("/")[2],
         facts=facts,
         reasons=reasons,
-        cautions=(*_about_chosen(trial, facts), *tuning.notes),
+        cautions=(*_about_chosen(trial, facts), *_sentences(tuning.notes)),
         latency_ms=trial.latency_ms,
         interval=trial.interval,
         memory_bytes=trial.memory_bytes,

@@ -27,6 +27,7 @@ class Trial:
     drop_points: float | None
     parity: ParityFacts | None
     outcome: str
+    command: str
 
     @classmethod
     def of(cls, trial: JsonReport) -> Self:
@@ -50,6 +51,7 @@ class Trial:
             drop_points=trial.known_number("drop_points"),
             parity=None if parity is None else ParityFacts.of("outputs", parity),
             outcome=trial.known_text("outcome"),
+            command=trial.known_text("command"),
         )
 
 

@@ -94,7 +94,7 @@ def test_what_tune_chose_goes_before_the_rule(desk: Desk) -> None:
     tune = desk.write("tune.json", {"chosen": trial(desk), "pareto": [trial(desk)]})
     choice = decided(desk.sources(benchmarks=(desk.raced(),), tunings=(tune,)))
     assert (choice.model, choice.latency_ms, choice.interval, choice.top1) == ("slow.onnx", 5.5, (5.0, 6.0), 0.91)
-    assert choice.reasons[0] == "the fastest within 1 point"
+    assert choice.reasons[0] == "The fastest within 1 point."
     assert not any("has changed" in caution for caution in choice.cautions)
 
 
