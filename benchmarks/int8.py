@@ -41,7 +41,6 @@ from machine import RESULTS, Machine, print_table, write_results
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.bench.contender import Contender
 from densenet_deploy.bench.race import RaceResult, race
-from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.parity.samples import natural_images
 from densenet_deploy.pipeline.evaluate import evaluate
@@ -52,13 +51,13 @@ from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.variants import find_variant
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DIGITS: Final = ROOT / "examples/digits"
 RENDERED: Final = ROOT / "artifacts/rendered_digits"
 ENGINES: Final = ("onnxruntime", "openvino")
 GRAPHS: Final = ("plain", "export")
-SIZE: Final = 224
 SPEED_PICTURES: Final = 32
 CALIBRATION_PICTURES: Final = 256
 CALIBRATION_COUNTS: Final = (64, 1024)
@@ -109,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results["accuracy"] = [accuracy_of(network) for network in _trained_networks(folder, options.rendered)]
         if "calibration" in options.parts:
             results["calibration"] = calibration_costs(folder, options.variants[0], options.counts)
-    write_results(options.output, machine, results)
+    write_results(options.output, machine, {"results": results})
     _print(results)
 
 
@@ -163,9 +162,10 @@ def _facts_of(result: RaceResult) -> Facts:
 
 
 def _random_network(variant: str, folder: Path) -> Network:
-    calibration = folder / "pictures.npy"
-    np.save(calibration, np.concatenate(list(natural_images(SPEED_PICTURES, SIZE, Preprocessing()))))
-    return _exported(f"DenseNet-{variant}", ModelRequest(variant=variant), folder, calibration)
+    calibration, preprocessing = folder / f"{variant}.npy", find_variant(variant).preprocessing
+    images = natural_images(SPEED_PICTURES, preprocessing.image_size, preprocessing)
+    np.save(calibration, np.concatenate(list(images)))
+    return _exported(f"DenseNet {variant}", ModelRequest(variant=variant), folder, calibration)
 
 
 def _exported(
@@ -256,8 +256,10 @@ def calibration_costs(folder: Path, variant: str, counts: Sequence[int]) -> list
     place.mkdir()
     model = place / "export.onnx"
     export_onnx(ModelRequest(variant=variant), ExportTarget(out=str(model)))
-    pictures = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, (max(counts), 3, SIZE, SIZE))
-    for index, picture in enumerate(natural_images(max(counts), SIZE, Preprocessing())):
+    preprocessing = find_variant(variant).preprocessing
+    shape = (max(counts), 3, preprocessing.image_size, preprocessing.image_size)
+    pictures = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, shape)
+    for index, picture in enumerate(natural_images(max(counts), preprocessing.image_size, preprocessing)):
         pictures[index] = picture[0]
     pictures.flush()
     runs = [("densenet-deploy", count) for count in counts] + [("quantize_static", min(counts))]
@@ -285,7 +287,7 @@ def _print(results: Mapping[str, Any]) -> None:
         rows = {name: facts for name, facts in network.items() if isinstance(facts, dict)}
         print_table(("file", "SQNR dB", "top-1"), [(n, f["sqnr_db"], f"{f['top1']:.2%}") for n, f in rows.items()])
     if "calibration" in results:
-        print("\nCalibration with the entropy method at 224x224\n")
+        print("\nCalibration with the entropy method\n")
         costs = [
             (row["tool"], row["pictures"], f"{row['seconds']:.0f}", f"{row['peak_memory_bytes'] / 2**20:.0f}")
             for row in results["calibration"]

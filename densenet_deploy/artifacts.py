@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
     CHECKPOINT_SUFFIXES, "checkpoint"
 )
+_NET: Final = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<net\s", re.DOTALL)
+_PROBED_BYTES: Final = 64 * 2**10
 # TensorProto.DataType
 _PRECISIONS: Final = {1: "fp32", 10: "fp16", 16: "bf16", 2: "int8", 3: "int8"}
 
@@ -60,6 +64,8 @@ class Artifact:
         if kind is None:
             raise ModelFileError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(sorted(_KINDS))}")
         require_file(path)
+        if kind == "openvino":
+            require_ir(path)
         if kind != "onnx":
             return cls(path, kind, None)
         manifest = Manifest.from_strings(onnx_metadata(path))
@@ -74,6 +80,17 @@ def require_file(path: Path) -> None:
             raise InputError(path, "is a folder", "give a file")
         if path.stat().st_size == 0:
             raise InputError(path, "is empty", "make or download it again")
+
+
+def require_ir(path: Path) -> None:
+    """Check that an `.xml` file begins as OpenVINO's do: given anything else, OpenVINO tries its other readers on it.
+
+    Raises:
+        ModelFileError: if it does not.
+    """
+    with os_errors_about(path), path.open("rb") as file:
+        if _NET.match(file.read(_PROBED_BYTES)) is None:
+            raise ModelFileError(path, "is no OpenVINO model (it does not begin with <net)", "export the model again")
 
 
 def sha256_of(path: Path) -> str:
@@ -102,6 +119,31 @@ def output_path(out: str | None, default_name: str) -> Path:
     return path
 
 
+def prepare_output(path: Path, manifest: Manifest | None, *, force: bool, size_bytes: int = 0) -> None:
+    """Check before the work that the result may go to `path` and that `size_bytes` find room there.
+
+    Raises:
+        OutputExistsError: if something else stands there (see `refuse_foreign_output`).
+        ResourceError: if the folder cannot be written, or has no room.
+    """
+    refuse_foreign_output(path, manifest, force=force)
+    require_room(path, size_bytes)
+
+
+def require_room(path: Path, size_bytes: int = 0) -> None:
+    """Write `size_bytes`, and no less than a few, to a file without a name where `path` will be, and let go of it.
+
+    Permissions and mount flags are not asked: only a write tells what root, quotas and network shares allow.
+
+    Raises:
+        ResourceError: if the disk is full, read-only or not permitted.
+    """
+    with os_errors_about(path):
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _reserve(file.fileno(), max(size_bytes, _PROBED_BYTES))
+
+
 def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool) -> None:
     """Check before the work that `path` is free, or holds this very artifact, or may be replaced (`force`).
 
@@ -128,10 +170,10 @@ def write_file(path: Path, data: bytes | bytearray) -> None:
     """Write `data` to `path` whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
 
     Raises:
-        ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged.
+        ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged, and
+            folders that were made for it are gone again.
     """
-    with os_errors_about(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with os_errors_about(path), folder_made(path.parent):
         temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as file:
@@ -169,7 +211,7 @@ def stored_precision(path: Path) -> str:
 
 
 def require_data_within(path: Path) -> None:
-    """Check that the data files an ONNX model names are whole, and inside its folder whatever links say.
+    """Check that the data files an ONNX model names are whole, inside its folder, and no links.
 
     Raises:
         ModelFileError: naming the first file that is not.
@@ -181,6 +223,8 @@ def require_data_within(path: Path) -> None:
         data = path.parent / location
         if not data.resolve().is_relative_to(folder):
             why, fix = "lies outside the model's folder", "do not trust this model; get it from its author"
+        elif data.resolve() != Path(os.path.normpath(folder / location)):
+            why, fix = "is a link", "put the file itself beside the model"
         elif not data.is_file() or data.stat().st_size < length:
             why, fix = "is missing or cut short", "put the whole file beside the model"
         elif data.stat().st_nlink > 1:
@@ -206,6 +250,28 @@ def os_errors_about(path: object) -> Iterator[None]:
         yield
     except OSError as exc:
         raise from_os_error(exc, path) from exc
+
+
+@contextlib.contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Make `folder` for the block; where the block fails, remove again what was made and is empty."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in missing:
+                place.rmdir()
+        raise
+
+
+def _reserve(descriptor: int, size_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size_bytes)
+        return
+    os.write(descriptor, bytes(_PROBED_BYTES))  # macOS: a full disk shows, a nearly full one does not
+    os.fsync(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 _LONGEST_VALUE = 200
 
@@ -182,6 +182,29 @@ _RESOURCE_FIXES = {
     errno.ENOMEM: "close other programs or use a smaller batch",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+_MEMORY_WORDS: Final = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "bad allocation",
+)
+
+
+def from_memory_error(exc: BaseException) -> ResourceError | None:
+    """Return the error for memory that ran out; native libraries say so in errors of every class. None for others.
+
+    >>> from_memory_error(ImportError("libtorch.so: failed to map segment from shared object")).exit_code
+    6
+    """
+    text = str(exc).lower()
+    if not isinstance(exc, MemoryError) and not any(words in text for words in _MEMORY_WORDS):
+        return None
+    return ResourceError(
+        "memory", "ran out", "close other programs, raise the limit (ulimit -v), or use a smaller batch"
+    )
 
 
 def from_os_error(exc: OSError, subject: object) -> DensenetDeployError:

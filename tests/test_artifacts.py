@@ -17,12 +17,21 @@ from densenet_deploy.artifacts import (
     FILE_SUFFIXES,
     Artifact,
     output_path,
+    prepare_output,
     refuse_foreign_output,
+    require_room,
     sha256_of,
     stored_precision,
     write_file,
 )
-from densenet_deploy.errors import InputError, ManifestError, ModelFileError, OutputExistsError, UsageError
+from densenet_deploy.errors import (
+    InputError,
+    ManifestError,
+    ModelFileError,
+    OutputExistsError,
+    ResourceError,
+    UsageError,
+)
 from densenet_deploy.manifest import PREFIX, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.onnx_envelope import append_metadata
 
@@ -127,6 +136,20 @@ class TestRealFileSystems:
         assert done.stderr == ""
         return done.stdout
 
+    def test_a_disk_that_fills_up_keeps_no_new_folder(self, tmp_path):
+        code = (
+            "import os; from pathlib import Path\n"
+            "from densenet_deploy.artifacts import write_file\n"
+            "from densenet_deploy.errors import ResourceError\n"
+            "try: write_file(Path('new/deep/model.onnx'), bytes(2**20))\n"
+            "except ResourceError: print(os.listdir())"
+        )
+        script = 'mount -t tmpfs -o size=64k none "$1" && cd "$1" && "$2" -c "$3"'
+        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, code]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+        assert (done.stdout, done.stderr) == ("[]\n", "")
+
     def test_a_full_disk_keeps_the_old_file_and_no_other(self, tmp_path):
         assert self._run(tmp_path, "true").splitlines() == [
             "6 resource: model.onnx: no space left on device; free some space or choose another folder with -o",
@@ -138,6 +161,21 @@ class TestRealFileSystems:
             "6 resource: model.onnx: read-only file system; choose a writable folder with -o",
             "['model.onnx'] old",
         ]
+
+
+class TestPrepareOutput:
+    def test_room_is_looked_for_and_left_as_it_was(self, tmp_path):
+        prepare_output(tmp_path / "new" / "deep" / "model.onnx", MANIFEST, force=False, size_bytes=2**20)
+        assert _names(tmp_path) == []
+
+    def test_more_than_any_disk_holds_is_refused(self, tmp_path):
+        with pytest.raises(ResourceError):
+            require_room(tmp_path / "model.onnx", 2**62)
+        assert _names(tmp_path) == []
+
+    def test_a_stranger_is_refused_first(self, model):
+        with pytest.raises(OutputExistsError):
+            prepare_output(model, OTHER, force=False, size_bytes=2**62)
 
 
 class TestOutputPath:
@@ -237,8 +275,14 @@ class TestOpen:
         [("m.xml", "openvino"), ("m.engine", "engine"), ("m.pth", "checkpoint"), ("M.SAFETENSORS", "checkpoint")],
     )
     def test_other_kinds_go_by_suffix(self, tmp_path, name, kind):
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(b'<?xml version="1.0"?><net name="m" version="11"></net>')
         assert Artifact.open(tmp_path / name) == Artifact(tmp_path / name, kind, None)
+
+    @pytest.mark.parametrize("content", [b"x", b"<html></html>", b"<?xml version='1.0'?><network>", b"<netting/>"])
+    def test_an_xml_file_of_something_else_is_no_model(self, tmp_path, content):
+        (tmp_path / "m.xml").write_bytes(content)
+        with pytest.raises(ModelFileError, match="is no OpenVINO model"):
+            Artifact.open(tmp_path / "m.xml")
 
     @pytest.mark.parametrize("name", ["model.tflite", "model", ".onnx"])
     def test_another_suffix_is_no_model(self, tmp_path, name):
@@ -346,6 +390,13 @@ class TestDataFiles:
     def test_a_hard_link_is_refused(self, folder):
         with pytest.raises(ModelFileError, match="is a hard link"):
             Artifact.open(self._model(folder, "hard.bin"))
+
+    def test_a_link_within_the_folder_is_refused_as_everywhere(self, folder):
+        (folder / "inner.bin").symlink_to("sub/w.bin")
+        (folder / "other").symlink_to("sub")
+        for location in ("inner.bin", "other/w.bin"):
+            with pytest.raises(ModelFileError, match="is a link"):
+                Artifact.open(self._model(folder, location))
 
     @pytest.mark.parametrize("location", ["gone.bin", "short.bin", "sub"])
     def test_a_missing_or_short_file_is_refused(self, folder, location):

@@ -17,6 +17,7 @@ from densenet_deploy.errors import (
     MissingPackageError,
     ResourceError,
     UnknownNameError,
+    from_memory_error,
     from_os_error,
     printable,
 )
@@ -134,3 +135,23 @@ def test_an_operating_system_error_without_a_number_is_a_resource():
 
 def test_every_error_is_documented():
     assert all(inspect.getdoc(kind) for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        MemoryError(),
+        ImportError("libx.so: failed to map segment from shared object"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=repr,
+)
+def test_memory_that_ran_out_is_a_resource_error_whoever_says_so(exc):
+    error = from_memory_error(exc)
+    assert error is not None
+    assert error.exit_code == 6
+
+
+def test_another_failure_is_not_about_memory():
+    assert from_memory_error(ImportError("No module named x")) is None

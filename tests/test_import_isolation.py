@@ -28,6 +28,7 @@ HEAVY = {
     "typer",
     "PIL",
     "matplotlib",
+    "jinja2",
     "rich",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -11,6 +12,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after the program's name; None takes this process's.
     """
-    from densenet_deploy.cli.main import run
+    from densenet_deploy.cli.stopping import StopSignals
 
-    return run(arguments)
+    signals = StopSignals()
+    with signals.listening():  # before anything else is imported, so that a signal always ends in one line
+        try:
+            from densenet_deploy.cli.main import run
+
+            return run(arguments)
+        except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code
+            from densenet_deploy.cli.failures import fail
+
+            return fail(signals.received or exc, sys.argv[1:] if arguments is None else arguments)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from densenet_deploy.cli.stopping import Stopped
-from densenet_deploy.errors import DensenetDeployError, ResourceError, UsageError, from_os_error, printable
+from densenet_deploy.errors import DensenetDeployError, UsageError, from_memory_error, from_os_error, printable
 
 
 def fail(exc: BaseException, words: Sequence[str]) -> int:
@@ -39,8 +39,8 @@ def _judge(exc: BaseException) -> tuple[int, str, DensenetDeployError | None]:
 def _typed(exc: BaseException) -> DensenetDeployError | None:
     if isinstance(exc, DensenetDeployError):
         return exc
-    if isinstance(exc, MemoryError):
-        return ResourceError("memory", "ran out", "close other programs or use a smaller batch")
+    if (no_memory := from_memory_error(exc)) is not None:
+        return no_memory
     if isinstance(exc, OSError):
         return from_os_error(exc, exc.filename or "operating system")
     if hasattr(exc, "format_message") and getattr(exc, "exit_code", None) == 2:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from densenet_deploy.cli import (
     benchmark,
@@ -19,6 +20,7 @@ from densenet_deploy.cli import (
     inspect,
     plot,
     quantize,
+    report,
     run_images,
     sensitivity,
     simplify,
@@ -27,10 +29,11 @@ from densenet_deploy.cli import (
 )
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
-from densenet_deploy.cli.failures import fail
-from densenet_deploy.cli.stopping import StopSignals
+from densenet_deploy.errors import printable
 
 SCHEMA = 1
+
+_LONGEST_LINE: Final = 10_000
 
 COMMANDS = (
     export,
@@ -46,22 +49,22 @@ COMMANDS = (
     inspect,
     tune,
     plot,
+    report,
     doctor,
 )
 """Importing a command's module registers it."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Raises:
+        BaseException: whatever ended the command badly.
+    """
     _replace_closed_streams()
     words = join_triples(sys.argv[1:] if arguments is None else arguments)
-    signals = StopSignals()
-    with signals.listening():
-        try:
-            outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
-            return _print_answer(outcome) if isinstance(outcome, Answer) else 0
-        except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code
-            return fail(signals.received or exc, words)
+    outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
+    return _print_answer(outcome) if isinstance(outcome, Answer) else 0
 
 
 def _replace_closed_streams() -> None:
@@ -77,8 +80,12 @@ def _print_answer(answer: Answer) -> int:
     report, output = answer.report, answer.output
     if not output.quiet and not (output.as_json and answer.failure):  # stderr then holds the error object alone
         for note in report.notes:
-            print(f"note: {note}", file=sys.stderr)
-    text = json.dumps({"schema": SCHEMA, **report.to_json()}, allow_nan=False) if output.as_json else report.to_text()
+            print(f"note: {printable(note, _LONGEST_LINE)}", file=sys.stderr)
+    text = (
+        json.dumps({"schema": SCHEMA, **report.to_json()}, allow_nan=False)
+        if output.as_json
+        else _safe(report.to_text())
+    )
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -86,6 +93,11 @@ def _print_answer(answer: Answer) -> int:
     if answer.failure is not None:
         raise answer.failure
     return 0
+
+
+def _safe(text: str) -> str:
+    """Return `text` with control characters escaped: files carry names and labels that a terminal must not obey."""
+    return "\n".join(printable(line, _LONGEST_LINE) for line in text.split("\n"))
 
 
 def _abandon_stdout() -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_file
+from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -20,7 +20,7 @@ _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 def load_onnx(path: Path) -> onnx.ModelProto:
     """Return the model with its external data, after checking it.
 
-    The onnx package itself refuses external data outside the model's folder: by `..`, an absolute path or a link.
+    External data are looked at before the onnx package, which would refuse links too, opens them.
 
     Raises:
         InputError: if there is no such file.
@@ -28,6 +28,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """
     require_file(path)
     onnx_metadata(path)  # refuses what is no ONNX envelope before a full parse
+    require_data_within(path)
     with os_errors_about(path):
         with _refused(path, "is no valid ONNX model", "export or download it again"):
             model = onnx.load(path, load_external_data=False)

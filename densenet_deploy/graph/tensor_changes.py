@@ -177,7 +177,13 @@ def _facts(change: TensorChange) -> dict[str, object]:
 
 
 def _a_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return `numbers` in the shape that goes with `array`, (N, C, …)."""
+    """Return `numbers` in the shape that goes with `array`, (N, C, …).
+
+    Raises:
+        ManifestError: if they are not one a channel.
+    """
+    if array.ndim < 2 or len(numbers) != array.shape[1]:
+        raise _malformed(f"holds {len(numbers)} numbers for a tensor of shape {array.shape}")
     return np.array(numbers, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
 
 

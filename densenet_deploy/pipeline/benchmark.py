@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, sha256_of, write_file
+from densenet_deploy.artifacts import Artifact, output_path, prepare_output, sha256_of, write_file
 from densenet_deploy.bench.comparison import EarlierRun
 from densenet_deploy.bench.contender import BatchRefusedError, Contender, Process
 from densenet_deploy.bench.machine import Machine
@@ -141,7 +141,7 @@ def _target(out: str | None, *, force: bool) -> Path | None:
     if out is None:
         return None
     target = output_path(out, "benchmark.csv" if out.lower().endswith(".csv") else "benchmark.json")
-    refuse_foreign_output(target, None, force=force)
+    prepare_output(target, None, force=force)
     return target
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densenet_deploy.artifacts import Artifact, os_errors_about, sha256_of
+from densenet_deploy.artifacts import Artifact, os_errors_about, require_room, sha256_of
 from densenet_deploy.engines.command_line import equivalent_command
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof, require_precision
@@ -170,6 +170,7 @@ def build_engine(
         if known is not None:
             return _found_report(known, source)
         _refuse_stranger(places.engine, source.manifest, force=wanted.force)
+        require_room(places.engine, source.path.stat().st_size)
         with stages("graph"):
             graph = graph_of(source, wanted, places, cache)
         with stages("build"):

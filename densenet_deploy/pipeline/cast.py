@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
+from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
 from densenet_deploy.errors import GateError, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.onnx_envelope import append_metadata
@@ -163,7 +163,8 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     artifact, name = Artifact.open(model), f"{model.stem}.{options.precision}.onnx"
     path = model.with_name(name) if out is None else output_path(out, name)
-    refuse_foreign_output(path, half_manifest(artifact.manifest, options.precision), force=force)
+    manifest = half_manifest(artifact.manifest, options.precision)
+    prepare_output(path, manifest, force=force, size_bytes=model.stat().st_size // 2)
     stages = Stages(listener)
     made = cast_model(model, options, calibration, cache=cache, stages=stages)
     write_file(path, made.data)

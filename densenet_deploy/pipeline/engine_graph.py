@@ -17,7 +17,7 @@ from densenet_deploy.artifacts import (
     CHECKPOINT_SUFFIXES,
     Artifact,
     output_path,
-    refuse_foreign_output,
+    prepare_output,
     write_file,
 )
 from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, UsageError
@@ -199,7 +199,7 @@ def _cast(source: Artifact, wanted: Wanted, places: Places, cache: CalibrationCa
     from densenet_deploy.pipeline.samples import seeded_samples
 
     manifest = half_manifest(source.manifest, wanted.precision)
-    refuse_foreign_output(places.onnx, manifest, force=wanted.force)
+    prepare_output(places.onnx, manifest, force=wanted.force, size_bytes=source.path.stat().st_size // 2)
     options = CastOptions(wanted.precision, wanted.quantization.samples)
     seeded = wanted.calibration is None and wanted.precision == "fp16"
     samples = list(seeded_samples(_SEEDED_SAMPLES, _preprocessing(source))) if seeded else wanted.calibration

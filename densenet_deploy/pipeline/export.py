@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import output_path, refuse_foreign_output, write_file
+from densenet_deploy.artifacts import output_path, prepare_output, write_file
 from densenet_deploy.errors import GateError, printable
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
@@ -119,7 +119,7 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
         model = build(request)
     manifest = dataclasses.replace(model.manifest, batch=target.batch, opset=target.opset, tools=_tool_versions())
     path = output_path(target.out, f"{model.variant.artifact_name}.onnx")
-    refuse_foreign_output(path, manifest, force=target.force)
+    prepare_output(path, manifest, force=target.force, size_bytes=4 * _count_parameters(model))
 
     proto = _translate(model, target, stages)
     with stages("serialize"):
@@ -128,9 +128,12 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
         parity = _prove(model, data, path, allow_nonfinite=request.allow_nonfinite)
     with stages("write"):
         write_file(path, data)
-    parameters = sum(parameter.numel() for parameter in model.module.parameters())
     notes = (*model.notes, _NONFINITE_NOTE) if request.allow_nonfinite else model.notes
-    return ExportReport(path, manifest, parameters, parity, stages.seconds, notes)
+    return ExportReport(path, manifest, _count_parameters(model), parity, stages.seconds, notes)
+
+
+def _count_parameters(model: DescribedModel) -> int:
+    return sum(parameter.numel() for parameter in model.module.parameters())
 
 
 def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
 from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
 from densenet_deploy.analysis.training_memory import TrainingMemory, training_memory
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import ManifestError, ModelFileError, UsageError
+from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
@@ -100,7 +100,7 @@ class InspectReport:
     def to_text(self) -> str:
         """Return lines for people."""
         total = f"{self.cost.parameters:,} parameters, {self.cost.macs / 1e9:.3f} GMACs a picture"
-        lines = [f"{self.name} ({self.precision}, {self.image_size}x{self.image_size}): {total}", ""]
+        lines = [f"{printable(self.name)} ({self.precision}, {self.image_size}x{self.image_size}): {total}", ""]
         lines += self._block_lines()
         if self.file_cost is not None:
             stored, macs = self.file_cost.parameters, self.file_cost.macs / 1e9
@@ -110,7 +110,7 @@ class InspectReport:
             lines.append("layers compute in " + ", ".join(f"{name}: {count}" for name, count in counts.most_common()))
         lines += ["", *self._memory_lines()]
         if self.manifest is not None:
-            lines.append(f"weights {self.manifest.weights.source}, {len(self.manifest.labels)} labels")
+            lines.append(f"weights {printable(self.manifest.weights.source)}, {len(self.manifest.labels)} labels")
         if self.profile is not None:
             lines += ["", self.profile.to_text()]
         return "\n".join(lines).rstrip()

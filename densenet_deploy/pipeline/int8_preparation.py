@@ -123,13 +123,15 @@ def _range_of_pictures(preprocessing: Preprocessing) -> ChannelRanges:
 
 
 def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
-    """What convolutions read, what ReLUs give, what meets in Concats; the range of the input is known anyway."""
-    from densenet_deploy.graph.graph_pass import is_operator
+    """What convolutions read and give, what ReLUs give, what meets in Concats; that of the input is known anyway."""
+    from densenet_deploy.graph.graph_pass import is_operator, only_reader
 
     values: dict[str, None] = {}
     for node in model.graph:
         if is_operator(node, "Conv"):
             values[str(node.inputs[0].name)] = None  # type: ignore[union-attr]
+            if not is_operator(only_reader(node.outputs[0]), "Relu"):  # which makes one layer with it
+                values[str(node.outputs[0].name)] = None
         if is_operator(node, "Relu") or is_operator(node, "Concat"):
             values[str(node.outputs[0].name)] = None
         if is_operator(node, "Concat"):

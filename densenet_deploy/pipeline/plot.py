@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered, require_matplotlib
-from densenet_deploy.artifacts import os_errors_about, output_path, write_file
+from densenet_deploy.artifacts import os_errors_about, output_path, require_room, write_file
 from densenet_deploy.errors import OutputExistsError
 from densenet_deploy.pipeline.plot_data import PlotRequest, gather
 
@@ -62,6 +62,7 @@ def plot(name: str, request: PlotRequest, out: str | None = None, *, force: bool
     require_matplotlib()
     path, description = _target(name, request, out), f"densenet-deploy plot {name}"
     _refuse_stranger(path, description, force=force)
+    require_room(path)
     gathered = gather(name, request)
     data = rendered(draw(name, gathered.data), path.suffix[1:].lower(), description)
     write_file(path, data)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
+from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
 from densenet_deploy.errors import GateError, UnknownNameError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
@@ -60,7 +60,7 @@ def quantize(
     options = options or QuantizeOptions()
     artifact, recipe = Artifact.open(model), chosen_recipe(options.recipe)
     path = _output(out, model, recipe)
-    refuse_foreign_output(path, int8_manifest(artifact, recipe), force=force)
+    prepare_output(path, int8_manifest(artifact, recipe), force=force, size_bytes=model.stat().st_size // 4)
     stages = Stages(listener)
     ready = prepare_int8(artifact, calibration, options, stages, cache)
     choice = _Choice(frozenset(_known_layers(options.float_layers, ready.writer.layers)))

@@ -18,7 +18,7 @@ from densenet_deploy.analysis.plots.plot import SUFFIXES as PICTURE_SUFFIXES
 from densenet_deploy.analysis.plots.plot import draw, rendered, require_matplotlib
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first
-from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
+from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
 from densenet_deploy.errors import printable
 from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
@@ -229,7 +229,7 @@ def _output(options: SensitivityOptions, model: Path) -> Path | None:
         path = Path(options.out)
     else:
         path = output_path(options.out, f"{model.stem}.sensitivity.json")
-    refuse_foreign_output(path, None, force=options.force)
+    prepare_output(path, None, force=options.force)
     return path
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.artifacts import Artifact, output_path, refuse_foreign_output, write_file
+from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
 from densenet_deploy.errors import GateError, ModelFileError, printable
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity
@@ -112,7 +112,7 @@ def simplify(model: Path, out: str | None = None, *, force: bool = False) -> Sim
     name = f"{model.stem}.simplified.onnx"
     path = output_path(out, name) if out is not None else model.with_name(name)
     manifest = Artifact.open(model).manifest
-    refuse_foreign_output(path, manifest, force=force)
+    prepare_output(path, manifest, force=force, size_bytes=model.stat().st_size)
     original = load_onnx(model)
     result = simplified(onnx_ir.from_proto(original), original.graph.name or model.stem)
     data = result.model.SerializeToString()

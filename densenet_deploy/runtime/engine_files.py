@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import os_errors_about, require_file, write_file
+from densenet_deploy.artifacts import folder_made, os_errors_about, require_file, write_file
 from densenet_deploy.errors import BackendError, DeviceError, ManifestError, ModelFileError
 from densenet_deploy.runtime.plan import PlanHeader, checked_header, numbers, same_version
 from densenet_deploy.runtime.sidecar import Sidecar, read_records, sidecar_path, write_records
@@ -105,14 +105,17 @@ def write_engine(path: Path, plan: bytes | bytearray, sidecar: Sidecar) -> None:
     Raises:
         ResourceError: if the disk is full, read-only or not permitted.
     """
-    with os_errors_about(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(path.parent):
+    with os_errors_about(path), folder_made(path.parent), _alone_in(path.parent):
         old: dict[str, Sidecar] = {}
         with contextlib.suppress(ManifestError):  # a sidecar that nobody can read vouches for nothing
             old = read_records(path) or {}
         write_records(path, {**old, sidecar.sha256: sidecar})
-        write_file(path, plan)
+        try:
+            write_file(path, plan)
+        except BaseException:
+            if not old and not path.exists():  # a record of nothing
+                sidecar_path(path).unlink(missing_ok=True)
+            raise
         write_records(path, {sidecar.sha256: sidecar})
 
 

@@ -86,3 +86,35 @@ def test_the_interval_shrinks_with_more_values() -> None:
     few, many = Interval.of([1.0, 2.0, 3.0] * 3), Interval.of([1.0, 2.0, 3.0] * 100)
     assert few.median == many.median == 2.0
     assert many.high - many.low < few.high - few.low
+
+
+def test_int8_compares_calibrations_of_equal_pictures(tmp_path: Path) -> None:
+    arguments = ("--parts", "calibration", "--variants", "cifar-7-4", "--counts", "32", "40")
+    done = _run("int8.py", *arguments, "--output", tmp_path / "r.json")["calibration"]
+    assert [(row["tool"], row["pictures"]) for row in done] == [
+        ("densenet-deploy", 32),
+        ("densenet-deploy", 40),
+        ("quantize_static", 32),
+    ]
+    assert all(row["seconds"] > 0 and row["peak_memory_bytes"] > 2**26 for row in done)
+
+
+def test_int8_races_ours_against_both_peers(tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="NNCF is in the dependency group bench")
+    arguments = (
+        "--parts",
+        "speed",
+        "--variants",
+        "cifar-10-8",
+        "--batches",
+        "1",
+        "--rounds",
+        "1",
+        "--turn-seconds",
+        "0.01",
+    )
+    for row in _run("int8.py", *arguments, "--output", tmp_path / "r.json")["speed"]:
+        peers = row["latency_ms"].keys() - {"ours"}
+        assert peers == row["ours_over"].keys()
+        assert {"FP32, plain", "FP32, export"} < peers
+        assert all(low <= median <= high for median, low, high in row["ours_over"].values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -210,8 +211,11 @@ def test_missing_device_is_exit_5(capsys: pytest.CaptureFixture[str], tiny_onnx:
     assert "--device cpu" in line
 
 
-def test_verbose_adds_a_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["inspect", str(tmp_path / "missing.onnx"), "-v"]) == 3
+def test_verbose_adds_a_traceback(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.NOTSET, "densenet_deploy"):  # puts the level back, which -v sets for the whole process
+        assert main(["inspect", str(tmp_path / "missing.onnx"), "-v"]) == 3
     captured = capsys.readouterr()
     assert "Traceback" in captured.err
     assert captured.err.rstrip().splitlines()[-1].startswith("error: ")

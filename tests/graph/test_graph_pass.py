@@ -45,6 +45,7 @@ def test_a_graph_in_which_nothing_matches_comes_back_as_it_was():
         "remove-single-concat": ((), ()),
         "fold-batchnorm": ((), ("BatchNormalization: it follows Concat, not a Conv",)),
         "pool-before-conv": ((), ()),
+        "concat-incremental": ((), ()),
     }
 
 

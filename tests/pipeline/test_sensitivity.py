@@ -26,7 +26,7 @@ def cache(tmp_path_factory) -> CalibrationCache:
 
 
 def _options(recipe: str = "onnxruntime", **more) -> SensitivityOptions:
-    return SensitivityOptions(quantization=QuantizeOptions(recipe=recipe, samples=32, correct=False), **more)
+    return SensitivityOptions(quantization=QuantizeOptions(recipe=recipe, samples=32), **more)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_sqnr_is_that_of_the_file_with_these_layers_float(by_block, tiny_onnx, c
     from densenet_deploy.pipeline.layer_choice import Trials
     from densenet_deploy.pipeline.stages import Stages
 
-    options = QuantizeOptions(recipe="onnxruntime", samples=32, correct=False)
+    options = QuantizeOptions(recipe="onnxruntime", samples=32)
     ready = int8_preparation.prepare_int8(Artifact.open(tiny_onnx), SAMPLES, options, Stages(), cache)
     trials = Trials(ready.writer, ready.manifest, tiny_onnx, ready.data)
     one = by_block.found[1]

@@ -64,7 +64,7 @@ def test_a_strangers_output_is_replaced_only_by_force(stranger, torchvision_onnx
 
 def test_our_own_export_has_nothing_left_to_fold_and_keeps_its_facts(tiny_onnx, tmp_path):
     report = simplify(tiny_onnx, str(tmp_path / "again.onnx"))
-    assert [len(done.changed) for done in report.passes] == [0, 0, 0]
+    assert not any(done.changed for done in report.passes)
     assert report.operators_before == report.operators_after
     assert Artifact.open(report.onnx).manifest == Artifact.open(tiny_onnx).manifest
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.analysis.pareto import ParetoPoint, pareto_front
 from densenet_deploy.analysis.plots.plot import plots
-from densenet_deploy.analysis.plots.style import BLUE, GREY, INK, lighten_grid, new_axes, new_figure
+from densenet_deploy.analysis.plots.style import BLUE, GREY, INK, lighten_grid, new_axes, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def _label(panel: Axes, point: ParetoPoint, *, on_front: bool) -> None:
     along = panel.transAxes.inverted().transform(panel.transData.transform(place))[0]
     at_left = along > _ROOM_FOR_A_LABEL
     panel.annotate(
-        point.label,
+        plain(point.label),
         place,
         (-7 if at_left else 7, 6 if on_front else -13),
         textcoords="offset points",
@@ -86,7 +86,7 @@ def _label(panel: Axes, point: ParetoPoint, *, on_front: bool) -> None:
 
 def _scale(panel: Axes, points: Sequence[ParetoPoint]) -> None:
     """Leave room around the points, and use a log scale where latencies differ tenfold."""
-    latencies = [point.latency_ms for point in points]
+    latencies = [time for point in points for time in (point.latency_ms, *(point.interval_ms or ()))]
     if max(latencies) > 10 * min(latencies):
         panel.set_xscale("log")
         panel.set_xlim(min(latencies) / 1.4, max(latencies) * 1.4)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.analysis.plots.plot import plots
-from densenet_deploy.analysis.plots.style import GREY, INK, VERMILLION, lighten_grid, new_axes, new_figure
+from densenet_deploy.analysis.plots.style import GREY, INK, VERMILLION, lighten_grid, new_axes, new_figure, plain
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first, short_names
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _label_values(axes: Axes, values: Sequence[float], rows: _Rows, form: str) -
 
 
 def _label_rows(axes: Axes, rows: _Rows, loud: set[str]) -> None:
-    names = short_names([row.name for row in rows])
+    names = [plain(name) for name in short_names([row.name for row in rows])]
     axes.set_yticks(range(len(rows)), names, fontsize=9 if len(rows) <= _FEW_ROWS else 7.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from densenet_deploy.errors import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -60,6 +62,15 @@ def styled() -> Iterator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    r"""Return text from outside as matplotlib shows it letter for letter: one line, and no formula between dollars.
+
+    >>> plain("a$b$")
+    'a\\$b\\$'
+    """
+    return printable(text).replace("$", r"\$")
+
+
 def new_figure(title: str, subtitle: str, height_inches: float) -> Figure:
     """Return an empty figure of the common width, headed by `title` and a line that says what is seen."""
     from matplotlib.figure import Figure
@@ -70,7 +81,7 @@ def new_figure(title: str, subtitle: str, height_inches: float) -> Figure:
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - head), h_pad=0.07, w_pad=0.07)
     figure = Figure(figsize=(WIDTH_INCHES, height), layout=layout)
     left = 0.1 / WIDTH_INCHES
-    figure.text(left, 1 - 0.32 * head, title, fontsize=12, fontweight="bold", va="center")
+    figure.text(left, 1 - 0.32 * head, plain(title), fontsize=12, fontweight="bold", va="center")
     figure.text(left, 1 - 0.75 * head, subtitle, fontsize=9.5, va="center")
     return figure
 

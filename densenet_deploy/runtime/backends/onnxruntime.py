@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
+from densenet_deploy.errors import BackendError, DeviceError, ModelFileError, from_memory_error
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.nvidia_options import NvidiaOptions
@@ -257,6 +257,8 @@ def _cuda_answers() -> bool:
 
 
 def _open_error(path: Path, device: Device, exc: Exception) -> Exception:
+    if (no_memory := from_memory_error(exc)) is not None:
+        return no_memory
     reason = str(exc).split(":", 4)[-1].strip()
     if device.word == "cuda":
         return DeviceError(device, f"ONNX Runtime cannot run the whole model there: {reason}", "use --device cpu")

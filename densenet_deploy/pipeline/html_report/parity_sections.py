@@ -1,0 +1,132 @@
+"""Sections of what precision costs: parity and SQNR of outputs and layers, and how INT8 was calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from densenet_deploy.analysis.report.page import Block, Cell, Column, Facts, Section, Table
+from densenet_deploy.pipeline.html_report import cells
+from densenet_deploy.pipeline.html_report.inputs import ParityFacts, Quantization, Validation, file_of
+from densenet_deploy.pipeline.html_report.material import Material
+from densenet_deploy.pipeline.html_report.parts import count, file_name, made_by, remarks
+from densenet_deploy.pipeline.html_report.pictures import Pictures
+
+_PARITY_COLUMNS: Final = (
+    Column("SQNR dB", numeric=True),
+    Column("cosine", numeric=True),
+    Column("max |Δ|", numeric=True),
+    Column("same top-1", numeric=True),
+)
+
+
+def parity_section(material: Material, pictures: Pictures) -> Section:
+    """How far outputs are apart, and which layers INT8 costs most."""
+    lead = "How far a model's outputs are from its reference's; 40 dB of SQNR is noise of a hundredth of the signal."
+    blocks: list[Block] = []
+    if material.validations:
+        blocks.append(_validation_table(material.validations))
+        blocks += [table for validation in material.validations for table in _layer_tables(validation)]
+    sensitivity = pictures.sensitivity()
+    blocks += sensitivity
+    model = material.models[0].name
+    if not material.validations:
+        line = f"densenet-deploy validate {model} OTHER --per-layer --json > validate.json"
+        blocks.insert(0, made_by(line, "--validate validate.json"))
+    if not sensitivity:
+        line = f"densenet-deploy sensitivity {model} --calibration FOLDER --json > sensitivity.json"
+        blocks.append(made_by(line, "--sensitivity sensitivity.json", "What each layer costs in INT8"))
+    return Section("parity", "Parity and SQNR", lead, blocks)
+
+
+def calibration_section(material: Material) -> Section:
+    """How INT8 was calibrated and written."""
+    lead = "INT8 takes ranges from pictures. What they were, and which layers kept float numbers."
+    recipes = [(model.name, model.manifest.recipe) for model in material.models if model.manifest is not None]
+    written = [(name, f"recipe {recipe}, says the file") for name, recipe in recipes if recipe is not None]
+    blocks: list[Block] = [Facts(written)] if written else []
+    if material.quantizations:
+        blocks += _calibration(material.quantizations)
+    else:
+        line = f"densenet-deploy quantize {material.models[0].name} --calibration FOLDER --json > quantize.json"
+        blocks.append(made_by(line, "--quantize quantize.json"))
+    return Section("calibration", "Calibration", lead, blocks)
+
+
+def _validation_table(validations: Sequence[Validation]) -> Table:
+    columns = (Column("model"), Column("against"), *_PARITY_COLUMNS, Column("gates"), Column("ran on"))
+    rows = [
+        (
+            file_name(one.model),
+            file_name(file_of(one.reference)),
+            *_parity_cells(one.parity),
+            _verdict(one),
+            cells.text(f"{_place_of(one.candidate)}; against {_place_of(one.reference)}"),
+        )
+        for one in validations
+    ]
+    return Table("Parity of outputs", columns, rows)
+
+
+def _place_of(described: str) -> str:
+    return described.removeprefix(f"{file_of(described)}: ")
+
+
+def _verdict(validation: Validation) -> Cell:
+    if validation.passed:
+        return Cell("passed", "passed", tone="good")
+    return Cell(f"missed: {'; '.join(validation.failed)}", "missed", tone="bad")
+
+
+def _parity_cells(parity: ParityFacts) -> tuple[Cell, ...]:
+    exact = Cell("∞", float("inf")) if parity.sqnr_db is None and parity.max_abs == 0 else None
+    return (
+        exact or cells.number(parity.sqnr_db, cells.fixed(1)),
+        cells.number(parity.cosine, cells.cosine),
+        cells.number(parity.max_abs, cells.small),
+        cells.number(parity.top1_agreement, cells.percent),
+    )
+
+
+def _layer_tables(validation: Validation) -> list[Block]:
+    if not validation.layers:
+        return list(remarks(validation.notes))
+    name = validation.model.rpartition("/")[2]
+    diverges = f"; the first to miss a gate is {validation.first_divergence}" if validation.first_divergence else ""
+    rows = [(cells.text(layer.name), *_parity_cells(layer)[:3]) for layer in validation.layers]
+    table = Table(
+        f"The {len(rows)} layers of {name} that are furthest from the reference{diverges}",
+        (Column("layer"), *_PARITY_COLUMNS[:3]),
+        rows,
+        f"Layer by layer: {name}",
+    )
+    return [table, *remarks(validation.notes)]
+
+
+def _calibration(quantizations: Sequence[Quantization]) -> list[Block]:
+    columns = (
+        Column("model"),
+        Column("pictures", numeric=True),
+        Column("recipe"),
+        Column("weight bits", numeric=True),
+        Column("INT8 layers", numeric=True),
+        Column("float layers", numeric=True),
+        Column("SQNR dB on them", numeric=True),
+        Column("speed against float"),
+    )
+    rows = [
+        (
+            file_name(one.model),
+            count(one.calibrated_on),
+            cells.text(one.recipe),
+            cells.number(one.weight_bits, cells.fixed(0)),
+            count(one.layers_int8),
+            count(len(one.float_layers)),
+            cells.number(one.parity.sqnr_db, cells.fixed(1)),
+            cells.text(one.speed),
+        )
+        for one in quantizations
+    ]
+    kept = [f"{one.model}: float stayed {', '.join(one.float_layers)}" for one in quantizations if one.float_layers]
+    told = [f"{one.model}: {note}" for one in quantizations for note in one.notes]
+    return [Table("What each was calibrated on", columns, rows), *remarks([*kept, *told])]

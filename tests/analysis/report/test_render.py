@@ -1,0 +1,122 @@
+"""A page as bytes: everything from outside is escaped and cut, nothing is fetched, equal pages are equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from densenet_deploy.analysis.cost import model_cost
+from densenet_deploy.analysis.plots.cost import CostData
+from densenet_deploy.analysis.plots.plot import draw, rendered
+from densenet_deploy.analysis.report.inline_svg import inline_svg
+from densenet_deploy.analysis.report.page import (
+    Cell,
+    Column,
+    Commands,
+    Decision,
+    Facts,
+    Page,
+    Picture,
+    Remarks,
+    Section,
+    Span,
+    Table,
+)
+from densenet_deploy.analysis.report.render import MOST_ROWS, render
+from densenet_deploy.errors import MissingPackageError
+from densenet_deploy.variants.spec import DenseNetSpec
+from tests.reading_html import Reading
+
+EVIL = "<script>alert(1)</script>\x1b[2J\n\u202e\"'&"
+
+
+def cost_picture(name: str = "picture1") -> Picture:
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8)
+    return Picture(name, rendered(draw("cost", CostData(EVIL, model_cost(spec, 32))), "svg", "cost"), EVIL)
+
+
+def page_with(*blocks: object) -> Page:
+    section = Section("one", EVIL, EVIL, blocks)  # type: ignore[arg-type]
+    decision = Decision(EVIL, EVIL, [EVIL], [(EVIL, EVIL, EVIL)], [EVIL], [EVIL])
+    return Page(EVIL, EVIL, decision, (section,), EVIL)
+
+
+def evil_everywhere() -> Page:
+    return page_with(
+        Table(EVIL, [Column(EVIL), Column(EVIL, numeric=True)], [[Cell(EVIL, EVIL), Cell(EVIL, 1.0)]], EVIL),
+        Facts([(EVIL, EVIL)], EVIL),
+        cost_picture(),
+        Commands([EVIL], EVIL),
+        Remarks([EVIL]),
+    )
+
+
+def test_nothing_from_outside_becomes_markup() -> None:
+    page = render(evil_everywhere())
+    reading = Reading(page)
+    assert reading.tags.count("script") == 1, "the page's own"
+    assert "<script>alert" in reading.text, "it is shown, as text"
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f]|\xe2\x80\xae", page), "control characters are escaped"
+    assert r"\x1b[2J\n\u202e" in reading.text
+
+
+def test_megabytes_are_cut() -> None:
+    huge = "y" * 5_000_000
+    page = render(page_with(Facts([(huge, huge)]), Commands([huge]), Table(huge, [Column(huge)], [[Cell(huge)]])))
+    assert len(page) < 50_000
+
+
+def test_a_table_of_thousands_is_cut_and_says_so() -> None:
+    rows = [[Cell(f"row {number}")] for number in range(MOST_ROWS + 7)]
+    reading = Reading(render(page_with(Table("long", [Column("name")], rows))))
+    assert len(reading.table("long")) == MOST_ROWS + 1
+    assert "7 more rows are left out" in reading.text
+    assert "left out" not in Reading(render(page_with(Table("short", [Column("name")], rows[:MOST_ROWS])))).text
+
+
+def test_the_page_refers_to_nothing_but_itself() -> None:
+    page = render(evil_everywhere())
+    reading = Reading(page)
+    assert reading.references
+    assert all(reference.startswith(("#", "data:")) for reference in reading.references)
+    assert {reference[1:] for reference in reading.references if reference.startswith("#")} <= set(reading.ids)
+    assert b"http://" not in page
+    assert b"https://" not in page
+    assert b"@import" not in page
+
+
+def test_two_pictures_share_no_name() -> None:
+    reading = Reading(render(page_with(cost_picture("picture1"), cost_picture("picture2"))))
+    assert {name.split("-")[0] for name in reading.ids if name.startswith("picture")} == {"picture1", "picture2"}
+    drawn = [name for name in reading.ids if name.startswith("picture1-")]
+    assert {name.replace("picture1", "picture2", 1) for name in drawn} <= set(reading.ids)
+
+
+def test_an_inline_picture_is_one_element_that_is_read_aloud() -> None:
+    root = ET.fromstring(inline_svg(cost_picture().svg, "p", "what is seen"))
+    assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "what is seen")
+    assert root.get("viewBox")
+    assert root.get("width") is None, "the page says how wide"
+
+
+def test_equal_pages_are_equal_bytes_and_another_is_not() -> None:
+    page = evil_everywhere()
+    assert render(page) == render(evil_everywhere())
+    assert render(dataclasses.replace(page, title="another")) != render(page)
+
+
+def test_cells_carry_what_they_are_sorted_by() -> None:
+    row = [Cell("1.50 [1, 2]", 1.5, Span(0.1, 0.5, 9.0)), Cell("–")]
+    page = render(page_with(Table("t", [Column("ms", numeric=True), Column("ms", numeric=True)], [row]))).decode()
+    assert 'class="number" data-key="1.5"' in page
+    assert "M10.00 6H100.00" in page, "what lies beyond the axis ends with it"
+    assert re.search(r'<td class="number">–</td>', page), "an unknown value has no key"
+
+
+def test_without_jinja_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'densenet-deploy\[report\]'"):
+        render(page_with())
