@@ -120,7 +120,7 @@ class Workshop:
         try:
             self.memory.step(self.key(base, form), functools.partial(_unchanged, path), self._work(base, form, path))
         except (GateError, ModelFileError) as exc:
-            return Refused(form, str(exc))
+            return Refused(form, exc.why)
         return _model_file(path, base.file.base, form, base.file.fixed_batch)
 
     def is_made(self, base: Base, form: Form) -> bool:

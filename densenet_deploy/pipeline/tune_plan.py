@@ -16,11 +16,13 @@ import numpy as np
 
 from densenet_deploy.analysis.cost import ModelCost, model_cost
 from densenet_deploy.errors import printable
+from densenet_deploy.pipeline.cast import PARITY_SAMPLES as CAST_SAMPLES
 from densenet_deploy.pipeline.load import ModelRequest, build
 from densenet_deploy.pipeline.tune_candidates import Form, Space, TuneOptions
 from densenet_deploy.pipeline.tune_forms import Base, Source, Workshop
 from densenet_deploy.pipeline.tune_search import HEAT_SIZE, PACES
 from densenet_deploy.pipeline.tune_track import PARITY_SAMPLES
+from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -28,12 +30,13 @@ from densenet_deploy.variants.spec import DenseNetSpec
 if TYPE_CHECKING:
     from densenet_deploy.pipeline.tune_track import Pace
 
-_MATRIX: Final = 512
-_SHARE: Final = 0.5  # of the speed of a matrix product, that a whole network reaches
-_STEP_SECONDS: Final = {"export": 8.0, "fp16": 6.0, "bf16": 6.0, "int8": 4.0}  # imports, checks
-_LAYER_SECONDS: Final = {"export": 0.12, "fp16": 0.12, "bf16": 0.12, "int8": 0.12}
+_MATRIX: Final = 96  # small enough for one thread, which waits for no other
+_PRODUCTS: Final = 200
+_SHARE: Final = 1.0  # of the speed of such products, that a whole network reaches on average over the candidates
+_STEP_SECONDS: Final = {"export": 8.0, "fp16": 2.0, "bf16": 1.0, "int8": 3.0}  # imports, checks
+_LAYER_SECONDS: Final = {"export": 0.06, "fp16": 0.03, "bf16": 0.02, "int8": 0.04}  # of convolutions and norms
 _PASSES: Final = {"fp16": 4, "bf16": 4, "int8": 10}  # how often calibration data go through some form of the model
-_OPEN_SECONDS: Final = 2.5
+_OPEN_SECONDS: Final = 1.2
 _SECOND_HEAT_SHARE: Final = 0.5
 
 
@@ -143,10 +146,18 @@ def _planned(
             f"{source.stem}.onnx" if form.precision == "fp32" else f"{source.stem}.{form.name}.onnx"
         )
     step = "export" if form.precision == "fp32" else form.precision
-    layers = len(cost.layers)
-    through = _PASSES.get(step, 0) * latency * (workshop.samples if workshop.calibration is not None else 16)
-    seconds = _STEP_SECONDS[step] + _LAYER_SECONDS[step] * layers / 2 + through
+    through = _PASSES.get(step, 0) * latency * _calibration_count(workshop)
+    seconds = _STEP_SECONDS[step] + _LAYER_SECONDS[step] * len(cost.layers) + through
     return PlannedFile(path, form.name, made, 0.0 if made else seconds)
+
+
+def _calibration_count(workshop: Workshop) -> int:
+    """Pictures that go through a form while it is made and checked; without calibration data those of a comparison."""
+    if workshop.calibration is None:
+        return CAST_SAMPLES
+    if not workshop.calibration.is_dir():
+        return workshop.samples
+    return min(workshop.samples, len(find_images(workshop.calibration)))
 
 
 def _heats(latency: float) -> float:
@@ -175,10 +186,11 @@ def _cost(source: Source, base: Base | None) -> ModelCost:
 
 
 def _macs_per_second() -> float:
+    """Multiply-accumulates a second of all usable CPUs, from the fastest of many small products."""
     matrix = np.ones((_MATRIX, _MATRIX), np.float32)
     times = []
-    for _ in range(5):
+    for _ in range(_PRODUCTS):
         start = time.perf_counter()
         matrix @ matrix
         times.append(time.perf_counter() - start)
-    return float(_MATRIX**3 / min(times))
+    return float(_MATRIX**3 / min(times)) * usable_cpus()

@@ -155,7 +155,7 @@ class LocalTrack:
                     _ = process.opening
                 except (BackendError, InputError) as exc:
                     process.close()
-                    refused[number] = f"cannot run: {exc}"
+                    refused[number] = f"cannot run: {exc.why}"
                 else:
                     processes[str(number)] = process
             result = race_loaded(processes, rounds=pace.rounds, turn_seconds=pace.turn_seconds)
@@ -189,7 +189,7 @@ class LocalTrack:
             answers = _answers(file.path, backend, self.device, samples)
             report = None if self.data is None else evaluate(file.path, self.data, backend=backend, device=self.device)
         except BackendError as exc:
-            return f"cannot run: {exc}"
+            return f"cannot run: {exc.why}"
         if base.file.base not in self._wanted:
             self._wanted[base.file.base] = _answers(base.file.path, self.reference.backend, self.device, samples)
         meter = ParityMeter(class_scores=answers[0].ndim == 2 and not _gives_features(base))
