@@ -6,6 +6,7 @@ Nothing here needs a backend or the onnx package.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -268,9 +269,13 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 def _reserve(descriptor: int, size_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size_bytes)
-        return
-    os.write(descriptor, bytes(_PROBED_BYTES))  # macOS: a full disk shows, a nearly full one does not
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+            return
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.write(descriptor, bytes(_PROBED_BYTES))  # macOS, musl: a full disk shows, a nearly full one does not
     os.fsync(descriptor)
 
 

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = StopSignals()
     with signals.listening():  # before anything else is imported, so that a signal always ends in one line
         try:
-            from densenet_deploy.cli.main import run
+            from densenet_deploy.cli.dispatch import run
 
             return run(arguments)
         except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code

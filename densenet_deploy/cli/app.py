@@ -1,6 +1,6 @@
 """The Typer application, and what every command has in common: --json, -v, -q, and returning a report.
 
-A command returns its report instead of printing it; `main` prints it as text or JSON once the command has succeeded.
+A command returns its report instead of printing it; `dispatch` prints it as text or JSON once it has succeeded.
 Commands import the road they start when they run, so that `--help` loads neither numpy nor anything heavier.
 """
 

@@ -5,9 +5,12 @@ Only a name given by the user leads here; torchvision and the network are touche
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
+import socket
 import urllib.error
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +23,7 @@ from densenet_deploy.errors import CheckpointError, ResourceError, UnknownNameEr
 
 PUBLIC_VARIANTS: Final = ("121", "161", "169", "201")
 
+_LONGEST_SILENCE_SECONDS: Final = 20.0
 _NAME: Final = re.compile(r"imagenet|(?:densenet(\d+)_weights\.)?(?:imagenet1k_v\d+|default)", re.IGNORECASE)
 
 
@@ -87,10 +91,22 @@ def _download(url: str, path: Path, digest: str) -> None:
     try:
         with os_errors_about(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+        with _impatient():
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as exc:
         raise ResourceError(url, f"cannot be downloaded ({exc})", "check the network, or give a file") from exc
     except RuntimeError as exc:
         raise ResourceError(url, "arrived damaged", "try again") from exc
     except OSError as exc:
         raise ResourceError(path, f"cannot be written ({exc.strerror})", "free space or set TORCH_HOME") from exc
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Give up on a network that says nothing for a while; torch.hub waits for ever, and offers no way to say so."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_LONGEST_SILENCE_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

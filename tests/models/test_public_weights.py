@@ -1,12 +1,14 @@
 """torchvision's names for weights, and the download: from a file URL, so that no network is needed."""
 
 import hashlib
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from densenet_deploy.errors import CheckpointError, ResourceError, UnknownNameError, UsageError
+from densenet_deploy.models import public_weights
 from densenet_deploy.models.checkpoints import load_weights
 from densenet_deploy.models.public_weights import fetched, find_public_weights, is_public_name
 
@@ -100,3 +102,15 @@ load_weights("none", variant="cifar-bc-40-12")
 sys.exit("torchvision" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_network_that_says_nothing_is_not_waited_for(cache, monkeypatch):
+    """bad-inputs 50: somebody takes the call and never speaks."""
+    monkeypatch.setattr(public_weights, "_LONGEST_SILENCE_SECONDS", 0.2)
+    before = socket.getdefaulttimeout()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/net-00000000.pth"
+        with pytest.raises(ResourceError, match="check the network"):
+            fetched(url)
+    assert socket.getdefaulttimeout() == before
+    assert list(cache.iterdir()) == []
