@@ -20,7 +20,7 @@ from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.runner import backends, open_runner
 
 BACKEND = '''
-"""Scores a picture by the mean of each channel, with weights from a text file."""
+"""Scores a picture by the mean of each channel, with weights from a text file behind a line <net>."""
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class MeansRunner(Runner):
     def open(cls, source, device, options):
         float32 = np.dtype(np.float32)
         return cls(
-            np.loadtxt(source.path),
+            np.loadtxt(source.path, comments="<"),
             (TensorSpec("input", (None, 3, 8, 8), float32),),
             (TensorSpec("logits", (None, 3), float32),),
             Placement("means", np.__version__, "cpu", "numpy", "fp32", 1),
@@ -103,7 +103,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
 def means(tmp_path: Path) -> Path:
     """A model file of the toy backend, which weighs red, green and blue 1, 2 and 3."""
     path = tmp_path / "means.xml"
-    np.savetxt(path, [1.0, 2.0, 3.0])
+    np.savetxt(path, [1.0, 2.0, 3.0], header="<net>", comments="")  # an .xml file has to begin so
     return path
 
 
