@@ -20,7 +20,7 @@ from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.runner import backends, open_runner
 
 BACKEND = '''
-"""Scores a picture by the mean of each channel, with weights from a text file behind a line <net>."""
+"""Scores a picture by the mean of each channel, with weights from a text file behind a line <net …>."""
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
 def means(tmp_path: Path) -> Path:
     """A model file of the toy backend, which weighs red, green and blue 1, 2 and 3."""
     path = tmp_path / "means.xml"
-    np.savetxt(path, [1.0, 2.0, 3.0], header="<net>", comments="")  # an .xml file has to begin so
+    np.savetxt(path, [1.0, 2.0, 3.0], header='<net name="means">', comments="")  # an .xml file has to begin so
     return path
 
 
