@@ -72,7 +72,7 @@ class Int8Writer:
             recipe: the name of the recipe that writes.
             how: its options.
             alpha: of `equalize-layer`; None equalizes nothing.
-            samples: inputs (1, 3, S, S) to correct outputs on, the first 64; none: no output is corrected.
+            samples: inputs (1, 3, S, S) to correct outputs on, the first 128; none: no output is corrected.
         """
         import onnx_ir
 
@@ -194,8 +194,9 @@ def _macs(conv: ir.Node) -> float:
 
 
 def _backend_of(recipe: str) -> str | None:
+    """The backend that `recipe` writes for, if it is installed and runs ONNX files; TensorRT's runs only engines."""
     kind = backends.items().get(recipe)
-    return recipe if kind is not None and is_installed(kind.requires) else None
+    return recipe if kind is not None and ".onnx" in kind.suffixes and is_installed(kind.requires) else None
 
 
 def _open_plain(path: Path) -> Runner:

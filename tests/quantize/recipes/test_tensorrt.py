@@ -95,3 +95,12 @@ def test_tensorrt_rtx_builds_an_engine(report):
     built = engine_from_onnx(load_tensorrt("rtx"), report.onnx, BuildOptions("rtx", "int8"))
     assert list(built.asked.values()).count("int8") == 38
     assert b"int8" in bytes(built.plan)
+
+
+def test_it_is_measured_nowhere_even_where_tensorrt_is_installed(monkeypatch):
+    """The TensorRT backend runs engines, not the ONNX files that trials are made of."""
+    from densenet_deploy.pipeline import int8
+
+    monkeypatch.setattr(int8, "is_installed", lambda _package: True)
+    assert int8._backend_of("tensorrt") is None
+    assert int8._backend_of("openvino") == "openvino"
