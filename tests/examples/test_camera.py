@@ -79,14 +79,14 @@ def test_a_camera_without_frames_ends_at_once(tiny_onnx, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_camera_that_fails_ends_it_after_the_last_frame(tiny_onnx):
+def test_a_camera_that_fails_ends_it_after_the_last_frame(tiny_onnx, capsys):
     def unplugged():
         yield FRAME
         raise OSError("unplugged")
 
-    with Classifier.open(tiny_onnx) as classify:
-        assert watch(classify, unplugged()) == 1
+    with Classifier.open(tiny_onnx) as classify, pytest.raises(OSError, match="unplugged"):
+        watch(classify, unplugged())
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_a_frame_that_is_no_picture_is_a_typed_error(tiny_onnx):
