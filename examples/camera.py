@@ -20,7 +20,7 @@ from densenet_deploy.runtime.images import LoadedImage, load_image
 
 
 def watch(classify: Classifier, frames: Iterable[np.ndarray]) -> int:
-    """Print class, score and milliseconds from arrival to answer; return how many frames, or raise the camera's error."""
+    """Print class, score and milliseconds from arrival to answer; return how many, or raise the camera's error."""
     newest: queue.Queue = queue.Queue(maxsize=1)
     threading.Thread(target=grab, args=(frames, newest), daemon=True).start()
     answered = 0
