@@ -69,3 +69,29 @@ def test_noise_of_a_whole_block_is_found_though_no_single_layer_takes_it_away():
 
     found = find_float_layers(layers, noise, lambda names: noise(names) < 0.5)
     assert set(found.float_layers) == block
+
+
+@pytest.mark.parametrize("count", [120, 960])
+def test_trials_are_few_where_every_layer_is_needed(count):
+    found = find_float_layers(_layers(count), lambda names: 1 - len(names) / count, lambda names: len(names) == count)
+    assert len(found.float_layers) == count
+    assert found.trials < 12 * count.bit_length()
+
+
+def test_layers_that_a_block_can_do_without_go_back():
+    layers = [Layer(f"l{index}", f"b{index // 4}", float(index % 4 + 1)) for index in range(40)]
+
+    def noise(names: frozenset[str]) -> float:
+        """A bus whose noise goes when three readers of it are float, whichever they are."""
+        return 0.0 if sum(f"l{index}" in names for index in range(8, 12)) >= 3 else 1.0
+
+    found = find_float_layers(layers, noise, lambda names: noise(names) < 0.5)
+    assert found.float_layers == ("l8", "l9", "l10"), "the dearest of the four is not needed"
+
+
+def test_trials_are_few_where_a_whole_block_is_needed():
+    layers = _layers(400)
+    block = {layer.name for layer in blocks_of(layers)["b2"]}
+    found = find_float_layers(layers, lambda names: 1.0 - (block <= names), lambda names: block <= names)
+    assert set(found.float_layers) == block
+    assert found.trials < 12 * len(layers).bit_length()
