@@ -38,7 +38,7 @@ def benchmark_command(
     force: args.Force = False,
 ) -> Report:
     """Time models against each other, each alone in a process, in turns."""
-    from densenet_deploy.pipeline.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.pipeline.benchmark.benchmark import BenchmarkOptions, benchmark
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),

@@ -96,7 +96,7 @@ def test_load_and_first_call_are_told_apart(tiny_onnx):
 
 def test_a_checkpoint_needs_the_program_that_builds_it(checkpoint_file):
     """Its module takes pictures of any size: it gets those that its facts name."""
-    with Process(Contender(checkpoint_file, program="densenet_deploy.pipeline.contender")) as process:
+    with Process(Contender(checkpoint_file, program="densenet_deploy.pipeline.benchmark.contender")) as process:
         assert process.opening.placement.backend == "torch"
         assert len(process.turn(0).seconds) >= 3
     with pytest.raises(ModelFileError, match="is a checkpoint"):
