@@ -56,6 +56,7 @@ def test_a_turn_times_some_calls_and_knows_the_memory(tiny_onnx):
     assert len(turn.seconds) >= 3
     assert min(turn.seconds) > 0
     assert longer.wall_seconds >= 0.05
+    assert 0 < longer.inside_seconds < sum(longer.seconds), "the backend's own calls are a part of ours"
     assert 10e6 < turn.peak_memory_bytes <= longer.peak_memory_bytes < 2e9
 
 

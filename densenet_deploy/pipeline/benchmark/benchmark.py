@@ -113,7 +113,7 @@ def benchmark(
         BackendError: if a backend or device cannot be had, or no model takes any of the batch sizes.
     """
     options = options or BenchmarkOptions()
-    target = _target(out, force=force)
+    target = target_of(out, force=force)
     earlier = None if options.compare is None else EarlierRun.read(options.compare)
     artifacts = {model: Artifact.open(model) for model in models}
     hashes = {model: sha256_of(model) for model in artifacts}
@@ -137,7 +137,13 @@ def benchmark(
     return report
 
 
-def _target(out: str | None, *, force: bool) -> Path | None:
+def target_of(out: str | None, *, force: bool) -> Path | None:
+    """Return the file that `out` names; None without it.
+
+    Raises:
+        UsageError: if it names a file that is neither JSON nor CSV.
+        OutputExistsError: if another file stands there (without `force`).
+    """
     if out is None:
         return None
     target = output_path(out, "benchmark.csv" if out.lower().endswith(".csv") else "benchmark.json")

@@ -10,13 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.bench.comparison import EarlierRun, key_of, speedup_since, unmatched, verdict
 from densenet_deploy.bench.machine import Machine
-from densenet_deploy.bench.measurement import NOISY_VARIATION, Measurement, flat
+from densenet_deploy.bench.measurement import NOISY_VARIATION, NOTICED_OUTSIDE, Measurement, flat
 from densenet_deploy.bench.race import Interval
 from densenet_deploy.errors import printable
+
+if TYPE_CHECKING:
+    from densenet_deploy.pipeline.benchmark.trtexec_report import TrtexecReport
 
 _SCHEMA: Final = 1
 _MIB: Final = 2**20
@@ -56,7 +59,7 @@ class BenchmarkReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.remarks, *self.machine.notes, *self._noise(), *self._about_earlier())
+        return (*self.remarks, *self.machine.notes, *self._noise(), *self._outside(), *self._about_earlier())
 
     @functools.cached_property
     def compared(self) -> tuple[Compared | None, ...]:
@@ -106,6 +109,14 @@ class BenchmarkReport:
             told.append(f"after {unsettled[0].warm_up_rounds} rounds of warm-up times had not settled in {share}")
         return tuple(told)
 
+    def _outside(self) -> tuple[str, ...]:
+        """Name the results in which our own copies and checks take a noticeable part of a call."""
+        return tuple(
+            f"{_title(result)}: {share:.0%} of a call are copies and checks around the backend's own call"
+            for result in self.results
+            if (share := result.outside_share) is not None and share > NOTICED_OUTSIDE
+        )
+
     def _about_earlier(self) -> tuple[str, ...]:
         if self.earlier is None:
             return ()
@@ -118,7 +129,7 @@ class BenchmarkReport:
         return tuple(told)
 
 
-def file_content(report: BenchmarkReport, suffix: str) -> bytes:
+def file_content(report: BenchmarkReport | TrtexecReport, suffix: str) -> bytes:
     """Return the report as the bytes of a `.csv` file (one row a result) or a `.json` file."""
     facts = report.to_json()
     if suffix.lower() == ".csv":

@@ -94,6 +94,8 @@ def _evaluate(
     device: str | None,
     runner_options: RunnerOptions | None,
 ) -> EvaluateReport:
+    # threads that wait for the next batch are not to keep those from a core that decode it
+    runner_options = dataclasses.replace(runner_options or RunnerOptions(), spin=False)
     with open_model(model, backend, device, runner_options) as runner:
         classifier = Classifier(runner)
         classes = runner.outputs[0].shape[1]

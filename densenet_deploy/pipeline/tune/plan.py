@@ -35,9 +35,12 @@ _PRODUCTS: Final = 200
 _SHARE: Final = 1.0  # of the speed of such products, that a whole network reaches on average over the candidates
 _STEP_SECONDS: Final = {"export": 8.0, "fp16": 2.0, "bf16": 1.0, "int8": 3.0}  # imports, checks
 _LAYER_SECONDS: Final = {"export": 0.06, "fp16": 0.03, "bf16": 0.02, "int8": 0.04}  # of convolutions and norms
-_PASSES: Final = {"fp16": 4, "bf16": 4, "int8": 10}  # how often calibration data go through some form of the model
-_OPEN_SECONDS: Final = 1.2
-_SECOND_HEAT_SHARE: Final = 0.5
+_RANGES: Final = {"fp16": "cast", "bf16": "cast", "int8": "int8"}  # forms of a kind share the ranges they are made from
+_PASSES: Final = {"cast": 3.0, "int8": 3.0}  # how often calibration data go through some form of the model
+_AGAIN: Final = {"cast": 0.3, "int8": 1.0}  # where the ranges are there already
+_OPEN_SECONDS: Final = 1.0
+_SECOND_HEAT_SHARE: Final = 0.25  # of the candidates
+_LAST_HEAT_SHARE: Final = 0.5  # of the tunings
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,12 @@ def plan(sources: Sequence[Source], options: TuneOptions, space: Space, workshop
         cost = _cost(source, base)
         latency = cost.macs / rate / _SHARE + 1e-3
         batches = space.batches if base is None or base.file.fixed_batch is None else (base.file.fixed_batch,)
-        files += [_planned(source, base, form, workshop, cost, latency) for form in space.forms]
+        files += _planned_files(source, base, space.forms, workshop, cost, latency)
         pairs = sum(len(form.backends) for form in space.forms)
         candidates += pairs * len(space.threads) * len(batches)
-        seconds += pairs * (_OPEN_SECONDS + latency * (1.5 * PARITY_SAMPLES + 1.3 * pictures))
+        seconds += pairs * (_OPEN_SECONDS + latency * (PARITY_SAMPLES + 1.3 * pictures))
         seconds += sum(pairs * len(space.threads) * _heats(latency * batch) for batch in batches)
-        seconds += HEAT_SIZE * _heat(PACES[2], latency * batches[0])
+        seconds += _LAST_HEAT_SHARE * HEAT_SIZE * _heat(PACES[2], latency * batches[0])
     backends = tuple(dict.fromkeys(name for form in space.forms for name in form.backends))
     return TunePlan(
         tuple(files), candidates, backends, space.threads, space.batches, seconds, workshop.memory.path, space.notes
@@ -134,8 +137,21 @@ def _what(file: PlannedFile) -> str:
     return "up to date" if file.up_to_date else f"to be made, about {file.seconds:.0f} s"
 
 
+def _planned_files(
+    source: Source, base: Base | None, forms: Sequence[Form], workshop: Workshop, cost: ModelCost, latency: float
+) -> list[PlannedFile]:
+    known: set[str] = set()
+    files: list[PlannedFile] = []
+    for form in forms:
+        kind = _RANGES.get(form.precision, "")
+        passes = (_AGAIN if kind in known else _PASSES).get(kind, 0.0)
+        known.add(kind)
+        files.append(_planned(source, base, form, workshop, cost, passes * latency))
+    return files
+
+
 def _planned(
-    source: Source, base: Base | None, form: Form, workshop: Workshop, cost: ModelCost, latency: float
+    source: Source, base: Base | None, form: Form, workshop: Workshop, cost: ModelCost, picture_seconds: float
 ) -> PlannedFile:
     if base is not None:
         path = base.file.path if form.precision == "fp32" else workshop.path_of(base, form)
@@ -146,7 +162,7 @@ def _planned(
             f"{source.stem}.onnx" if form.precision == "fp32" else f"{source.stem}.{form.name}.onnx"
         )
     step = "export" if form.precision == "fp32" else form.precision
-    through = _PASSES.get(step, 0) * latency * _calibration_count(workshop)
+    through = picture_seconds * _calibration_count(workshop)
     seconds = _STEP_SECONDS[step] + _LAYER_SECONDS[step] * len(cost.layers) + through
     return PlannedFile(path, form.name, made, 0.0 if made else seconds)
 

@@ -132,6 +132,21 @@ def test_csv_has_a_row_a_result_and_no_nested_column(tiny_onnx, tmp_path):
     assert "speedup" not in rows[0]
 
 
+def test_calls_that_are_mostly_copies_and_checks_are_named(tiny_onnx):
+    report = benchmark([tiny_onnx], QUICK)
+    (result,) = report.results
+    assert 0 < result.outside_share < 1
+
+    def noted(share: float) -> list[str]:
+        turns = [dataclasses.replace(turn, inside_seconds=sum(turn.seconds) * (1 - share)) for turn in result.turns]
+        changed = dataclasses.replace(report, results=(dataclasses.replace(result, turns=tuple(turns)),))
+        return [note for note in changed.notes if "copies and checks" in note]
+
+    assert noted(0.09) == []
+    (note,) = noted(0.25)
+    assert note.startswith(f"{tiny_onnx.name} on onnxruntime, batch 1: 25% of a call are copies and checks")
+
+
 def test_what_stands_in_the_way_is_found_before_the_work(tiny_onnx, tmp_path):
     stranger = tmp_path / "mine.json"
     stranger.write_text("{}")
