@@ -9,6 +9,7 @@ of `benchmark` on one file, one after the other, overlap.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -23,11 +24,17 @@ from typing import Final
 
 from machine import RESULTS, Machine, print_table, take_turns, write_results
 
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.bench.contender import Contender, Process
 from densenet_deploy.bench.race import Interval
+from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.cpus import usable_cpus
 
 LIMIT: Final = 0.02
+DIGITS: Final = (
+    "--weights",
+    str(Path(__file__).resolve().parent.parent / "examples/digits/densenet_digits.safetensors"),
+)
 _PAUSE_SECONDS: Final = 0.05
 _WARM_UP_ROUNDS: Final = 2
 
@@ -56,6 +63,7 @@ for line in sys.stdin:
 class Ratio:
     """The product's time over the loop's, from the rounds' medians; `holds` where 2 % hold for the median ratio."""
 
+    model: str
     batch: int
     rounds: int
     loop_ms: float
@@ -69,6 +77,7 @@ class Ratio:
 class Repeat:
     """Intervals of the median latency, in ms, of two runs of the command, one after the other."""
 
+    model: str
     batch: int
     first: tuple[float, float]
     second: tuple[float, float]
@@ -112,13 +121,14 @@ def against_loop(model: Path, batch: int, size: int, rounds: int, seconds: float
     pairs = zip(times["product"], times["loop"], strict=True)
     ratio = Interval.of([product / bare for product, bare in pairs])
     holds = abs(ratio.median - 1) <= LIMIT
-    return Ratio(batch, rounds, median(times["loop"]) * 1e3, median(times["product"]) * 1e3, ratio, LIMIT, holds)
+    loop_ms, product_ms = (median(times[name]) * 1e3 for name in ("loop", "product"))
+    return Ratio(model.stem, batch, rounds, loop_ms, product_ms, ratio, LIMIT, holds)
 
 
 def against_itself(model: Path, batch: int, rounds: int, seconds: float) -> Repeat:
     """Run the command twice."""
     first, second = (_interval(model, batch, rounds, seconds) for _ in range(2))
-    return Repeat(batch, first, second, overlap=first[0] <= second[1] and second[0] <= first[1])
+    return Repeat(model.stem, batch, first, second, overlap=first[0] <= second[1] and second[0] <= first[1])
 
 
 def _interval(model: Path, batch: int, rounds: int, seconds: float) -> tuple[float, float]:
@@ -133,30 +143,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     machine = Machine.this("densenet-deploy", "numpy", "onnxruntime-gpu")
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or _export(Path(folder))
+        models = options.model or [_export(Path(folder), *words) for words in (DIGITS, ("--variant", "121"))]
         timing = (options.rounds, options.seconds)
-        ratios = [against_loop(model, batch, options.size, *timing) for batch in options.batch]
-        repeats = [against_itself(model, batch, *timing) for batch in options.batch]
+        pairs = list(itertools.product(models, options.batch))
+        ratios = [against_loop(model, batch, _size(model), *timing) for model, batch in pairs]
+        repeats = [against_itself(model, batch, *timing) for model, batch in pairs]
     results = {"loop": [asdict(ratio) for ratio in ratios], "repeat": [asdict(repeat) for repeat in repeats]}
     write_results(options.output, machine, {"results": results})
-    print_table(("batch", "loop ms", "product ms", "product / loop [95 %]", "within 2 %"), [*map(_row, ratios)])
+    print_table(
+        ("model", "batch", "loop ms", "product ms", "product / loop [95 %]", "within 2 %"), [*map(_row, ratios)]
+    )
     print()
     print_table(
-        ("batch", "first ms", "second ms", "overlap"),
-        [(r.batch, _span(r.first), _span(r.second), "yes" if r.overlap else "no") for r in repeats],
+        ("model", "batch", "first ms", "second ms", "overlap"),
+        [(r.model, r.batch, _span(r.first), _span(r.second), "yes" if r.overlap else "no") for r in repeats],
     )
 
 
-def _export(folder: Path) -> Path:
-    command = [sys.executable, "-m", "densenet_deploy", "export", "--variant", "121", "-q", "-o", f"{folder}/"]
+def _export(folder: Path, *words: str) -> Path:
+    model = folder / f"{Path(words[-1]).stem}.onnx"
+    command = [sys.executable, "-m", "densenet_deploy", "export", *words, "-q", "-o", str(model)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (model,) = folder.glob("*.onnx")
     return model
+
+
+def _size(model: Path) -> int:
+    """Height and width of the pictures that a file of ours takes."""
+    manifest = Artifact.open(model).manifest
+    return Preprocessing.image_size if manifest is None else manifest.preprocessing.image_size
 
 
 def _row(found: Ratio) -> tuple[object, ...]:
     ratio = f"{found.ratio.median:.4f} [{found.ratio.low:.4f}, {found.ratio.high:.4f}]"
-    return found.batch, f"{found.loop_ms:.2f}", f"{found.product_ms:.2f}", ratio, "yes" if found.holds else "no"
+    return (
+        found.model,
+        found.batch,
+        f"{found.loop_ms:.2f}",
+        f"{found.product_ms:.2f}",
+        ratio,
+        "yes" if found.holds else "no",
+    )
 
 
 def _span(interval: tuple[float, float]) -> str:
@@ -165,8 +191,7 @@ def _span(interval: tuple[float, float]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="ONNX file of ours to use instead of 121")
-    parser.add_argument("--size", type=int, default=224, help="its pictures' height and width (default 224)")
+    parser.add_argument("--model", type=Path, action="append", help="ONNX files of ours instead of digits and 121")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default 1 8)")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.5, help="a turn (default 0.5)")

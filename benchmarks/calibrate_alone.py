@@ -16,8 +16,8 @@ from time import perf_counter
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.pipeline.float_model import load_float, preprocessing_of
-from densenet_deploy.pipeline.int8_preparation import prepare_int8
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.preparation import prepare_int8
 from densenet_deploy.pipeline.stages import Stages
 from densenet_deploy.quantize.calibration_data import open_calibration_data
 

@@ -44,11 +44,11 @@ from densenet_deploy.bench.contender import Contender
 from densenet_deploy.bench.race import RaceResult, race
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.parity.samples import natural_images
-from densenet_deploy.pipeline.evaluate import evaluate
+from densenet_deploy.pipeline.evaluate.evaluate import evaluate
 from densenet_deploy.pipeline.export import ExportTarget, export_onnx
 from densenet_deploy.pipeline.load import ModelRequest, load_model
-from densenet_deploy.pipeline.quantize import quantize
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.quantize import quantize
 from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner

@@ -23,7 +23,7 @@ _HOMES: Final = {
     "DenseNetSpec": "densenet_deploy.variants.spec",
     "DensenetDeployError": "densenet_deploy.errors",
     "RunnerOptions": "densenet_deploy.runtime.runner",
-    "evaluate": "densenet_deploy.pipeline.evaluate",
+    "evaluate": "densenet_deploy.pipeline.evaluate.evaluate",
     "export_onnx": "densenet_deploy.pipeline.export",
     "find_variant": "densenet_deploy.variants",
     "load_model": "densenet_deploy.pipeline.load",
@@ -47,7 +47,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from densenet_deploy.errors import DensenetDeployError
-    from densenet_deploy.pipeline.evaluate import evaluate
+    from densenet_deploy.pipeline.evaluate.evaluate import evaluate
     from densenet_deploy.pipeline.export import export_onnx
     from densenet_deploy.pipeline.load import load_model
     from densenet_deploy.pipeline.validate import validate

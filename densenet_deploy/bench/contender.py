@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import subprocess
@@ -40,6 +41,7 @@ from densenet_deploy.options import require_range
 from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.feeds import Feeds
 from densenet_deploy.runtime.runner import Placement, Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.timing import BackendClock
 
 _PAUSE_SECONDS: Final = 0.05  # after a turn, for its threads to stop spinning
 _STATUS: Final = Path("/proc/self/status")
@@ -209,12 +211,15 @@ def _answers(wanted: Contender, questions: TextIO, opener: Opener) -> Iterator[d
         with contextlib.ExitStack() as stack:
             opening, runners = _open(wanted, opener, stack)
             feeds = _noise(runners[0], wanted.batch)
+            clock = BackendClock(runners[0])
             yield asdict(opening)
             for line in questions:
+                clock.calls.clear()
                 timing = _timed([functools.partial(runner.run, feeds) for runner in runners], wanted, json.loads(line))
-                peak = _peak_memory_bytes()
+                alone = len(runners) == 1 and wanted.fps is None
                 yield {field.name: getattr(timing, field.name) for field in fields(timing)} | {
-                    "peak_memory_bytes": peak
+                    "peak_memory_bytes": peak_memory_bytes(),
+                    "inside_seconds": math.fsum(clock.calls[-len(timing.seconds) :]) if alone else None,
                 }
     except DensenetDeployError as exc:
         yield {"error": [type(exc).__name__, exc.subject, exc.why, exc.fix]}
@@ -262,8 +267,8 @@ def _timed(calls: list[Callable[[], object]], wanted: Contender, seconds: float)
     return single_stream(calls[0], seconds) if wanted.fps is None else camera(calls[0], seconds, wanted.fps)
 
 
-def _peak_memory_bytes() -> int:
-    """The largest resident set of this process so far; 0 where the system does not say.
+def peak_memory_bytes() -> int:
+    """Return the largest resident set of this process so far; 0 where the system does not say.
 
     Linux: VmHWM of proc_pid_status(5). The maximum of getrusage(2) survives exec(3) there: a child starts with the
     parent's. Elsewhere getrusage, in bytes on macOS and KiB on other systems.

@@ -17,6 +17,8 @@ from densenet_deploy.runtime.timing import LatencySummary
 
 NOISY_VARIATION: Final = 0.05  # of rounds: above it, what the rounds say differs more than what is usually asked
 
+NOTICED_OUTSIDE: Final = 0.1  # of a call that is not the backend's own
+
 
 @dataclass(frozen=True)
 class CameraCount:
@@ -96,6 +98,17 @@ class Measurement:
         return variation(self.rounds_ms)
 
     @property
+    def outside_share(self) -> float | None:
+        """The part of the calls' time, 0 to 1, that passes outside of the backend's own call, in copies and checks.
+
+        None where it was not measured: with several callers, of a camera's frames, and on other devices than the CPU.
+        """
+        if self.opening.placement.device != "cpu" or any(turn.inside_seconds is None for turn in self.turns):
+            return None
+        inside = math.fsum(turn.inside_seconds or 0.0 for turn in self.turns)
+        return 1 - inside / math.fsum(seconds for turn in self.turns for seconds in turn.seconds)
+
+    @property
     def camera(self) -> CameraCount | None:
         if self.contender.fps is None:
             return None
@@ -128,6 +141,7 @@ class Measurement:
             "calls": self.calls,
             "variation": self.variation,
             "call_variation": variation([seconds for turn in self.turns for seconds in turn.seconds]),
+            "outside_share": self.outside_share,
             "warm_up_rounds": self.warm_up_rounds,
             "steady": self.steady,
             "camera": None if self.camera is None else self.camera.to_json(),

@@ -36,6 +36,7 @@ class Turn:
         peak_memory_bytes: the most memory that the process has held so far.
         wall_seconds: from the start of the first timed call to the end of the last; 0 where it was not measured.
         frames, dropped, late: of a camera: frames that came, that nobody took, whose results came after the next frame.
+        inside_seconds: how much of `seconds`, taken together, the backend's own calls took; None where nobody looked.
     """
 
     seconds: tuple[float, ...]
@@ -44,6 +45,7 @@ class Turn:
     frames: int = 0
     dropped: int = 0
     late: int = 0
+    inside_seconds: float | None = None
 
     @property
     def median(self) -> float:

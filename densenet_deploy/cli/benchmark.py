@@ -9,6 +9,7 @@ import typer
 
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
+from densenet_deploy.errors import UsageError
 
 
 @command("benchmark")
@@ -29,16 +30,26 @@ def benchmark_command(
     streams: Annotated[
         int | None, typer.Option(help="Callers at the same time, offline; by default one for each CPU.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each contender is timed.")] = 5.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="How long each contender is timed; by default 5, with --trtexec 10.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Turns that those seconds are divided into.")] = 10,
     compare: Annotated[Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier run.")] = None,
+    trtexec: Annotated[
+        bool, typer.Option("--trtexec", help="Time TensorRT plans by events on the GPU, as trtexec does.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="FILE.json|FILE.csv", help="Where to write.")
     ] = None,
     force: args.Force = False,
 ) -> Report:
     """Time models against each other, each alone in a process, in turns."""
-    from densenet_deploy.pipeline.benchmark import BenchmarkOptions, benchmark
+    if trtexec:
+        given = {"--backend": backend, "--threads": threads, "--fps": fps, "--streams": streams, "--compare": compare}
+        _refuse([name for name, value in given.items() if value is not None])
+        _refuse([] if scenario == "single-stream" else ["--scenario"])
+        return _like_trtexec(models, args.listed([device]), args.whole_numbers("--batch", batch), seconds, out, force)
+    from densenet_deploy.pipeline.benchmark.benchmark import BenchmarkOptions, benchmark
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),
@@ -48,9 +59,31 @@ def benchmark_command(
         scenario=scenario,
         fps=fps,
         streams=streams,
-        seconds=seconds,
+        seconds=5.0 if seconds is None else seconds,
         rounds=rounds,
         compare=compare,
     )
     with args.progress() as listener:
         return benchmark(models, options, out, force=force, listener=listener)
+
+
+def _refuse(names: list[str]) -> None:
+    if names:
+        raise UsageError(names[0], "means nothing with --trtexec", "leave one of them out")
+
+
+def _like_trtexec(
+    models: list[Path],
+    devices: tuple[str, ...],
+    batches: tuple[int, ...],
+    seconds: float | None,
+    out: str | None,
+    force: bool,
+) -> Report:
+    from densenet_deploy.pipeline.benchmark.trtexec import TrtexecOptions, benchmark_like_trtexec
+
+    if len(devices) > 1:
+        raise UsageError(", ".join(devices), "are several devices", "give --trtexec one at a time")
+    options = TrtexecOptions(batches, 10.0 if seconds is None else seconds, device=next(iter(devices), None))
+    with args.progress() as listener:
+        return benchmark_like_trtexec(models, options, out, force=force, listener=listener)

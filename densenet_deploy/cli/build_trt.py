@@ -12,7 +12,7 @@ from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+    from densenet_deploy.pipeline.quantize.options import QuantizeOptions
     from densenet_deploy.quantize.cache import CalibrationCache
 
 Batches = Annotated[list[int] | None, typer.Option(help="Give it again for each further profile.")]
@@ -70,8 +70,8 @@ def build_trt_command(
     """Build a TensorRT engine: (export,) put the precision in the graph, build, read back what runs."""
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
-    from densenet_deploy.pipeline import build_engine as road
-    from densenet_deploy.pipeline.engine_graph import Wanted
+    from densenet_deploy.pipeline.build_engine import build_engine as road
+    from densenet_deploy.pipeline.build_engine.graph import Wanted
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -128,7 +128,7 @@ def _quantization(precision: str, weights: str | None, samples: int | None, *, q
     """
     import dataclasses
 
-    from densenet_deploy.pipeline.engine_graph import QUANTIZATION
+    from densenet_deploy.pipeline.build_engine.graph import QUANTIZATION
 
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"

@@ -35,7 +35,7 @@ def evaluate_command(
     trust_engine: args.TrustEngine = False,
 ) -> Report:
     """Measure top-1, top-5, accuracy by class and calibration on labelled images."""
-    from densenet_deploy.pipeline.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.pipeline.evaluate.evaluate import EvaluateOptions, evaluate
     from densenet_deploy.runtime.runner import RunnerOptions
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)

@@ -12,7 +12,7 @@ from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from densenet_deploy.pipeline.inspect import InspectOptions
+    from densenet_deploy.pipeline.inspect.inspect import InspectOptions
     from densenet_deploy.pipeline.load import Architecture
 
 
@@ -51,8 +51,8 @@ def inspect_command(
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure latency in a sweep.")] = True,
 ) -> Report:
     """Count parameters, MACs and memory by block; profile operators; sweep a number of the architecture."""
-    from densenet_deploy.pipeline.inspect import InspectOptions, inspect_file, inspect_variant
-    from densenet_deploy.pipeline.operator_profile import ProfileOptions
+    from densenet_deploy.pipeline.inspect.inspect import InspectOptions, inspect_file, inspect_variant
+    from densenet_deploy.pipeline.inspect.operator_profile import ProfileOptions
 
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
     profile_options = ProfileOptions(backend, device, threads) if profile else None
@@ -71,7 +71,7 @@ def inspect_command(
 
 
 def _engine(model: Path, options: InspectOptions) -> Report:
-    from densenet_deploy.pipeline.inspect_engine import inspect_engine
+    from densenet_deploy.pipeline.inspect.engine import inspect_engine
 
     if options.image_size is not None:
         raise UsageError(f"image-size={options.image_size}", "an engine takes pictures of one size", "leave it out")
@@ -92,9 +92,9 @@ def _sweep(
     *,
     measure: bool,
 ) -> Report:
-    from densenet_deploy.pipeline.inspect import requested_variant
+    from densenet_deploy.pipeline.inspect.inspect import requested_variant
+    from densenet_deploy.pipeline.inspect.sweep import Sweep, SweepOptions, run_sweep
     from densenet_deploy.pipeline.load import ModelRequest
-    from densenet_deploy.pipeline.sweep import Sweep, SweepOptions, run_sweep
 
     if options.training or options.profile is not None:
         raise UsageError("--sweep", "goes with neither --training nor --profile", "inspect one network with those")

@@ -39,8 +39,8 @@ def quantize_command(
     force: args.Force = False,
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
-    from densenet_deploy.pipeline.quantize import quantize
-    from densenet_deploy.pipeline.recipe_file import options_of
+    from densenet_deploy.pipeline.quantize.quantize import quantize
+    from densenet_deploy.pipeline.quantize.recipe_file import options_of
     from densenet_deploy.quantize.cache import CalibrationCache
 
     named = {

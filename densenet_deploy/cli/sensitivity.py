@@ -31,7 +31,7 @@ def sensitivity_command(
     force: args.Force = False,
 ) -> Report:
     """Measure what each layer or block costs when only it is INT8, and when only it is float."""
-    from densenet_deploy.pipeline.recipe_file import options_of
+    from densenet_deploy.pipeline.quantize.recipe_file import options_of
     from densenet_deploy.pipeline.sensitivity import SensitivityOptions, sensitivity
     from densenet_deploy.quantize.cache import CalibrationCache
 

@@ -55,9 +55,9 @@ def tune_command(
     force: args.Force = False,
 ) -> Report | FailedGate:
     """Search precision, recipe, backend, threads and batch, and say which file to ship."""
-    from densenet_deploy.pipeline import tune as road
-    from densenet_deploy.pipeline.tune_candidates import TuneOptions
-    from densenet_deploy.pipeline.tune_forms import Source
+    from densenet_deploy.pipeline.tune import tune as road
+    from densenet_deploy.pipeline.tune.candidates import TuneOptions
+    from densenet_deploy.pipeline.tune.forms import Source
 
     options = TuneOptions(
         precisions=args.listed([precision]),

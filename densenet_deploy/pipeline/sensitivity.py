@@ -22,12 +22,12 @@ from densenet_deploy.artifacts import Artifact, output_path, prepare_output, wri
 from densenet_deploy.errors import printable
 from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
-from densenet_deploy.pipeline.evaluate import evaluate
-from densenet_deploy.pipeline.int8_preparation import Int8Ready, chosen_recipe, prepare_int8
-from densenet_deploy.pipeline.layer_choice import Trials, block_of
+from densenet_deploy.pipeline.evaluate.evaluate import evaluate
 from densenet_deploy.pipeline.notes import untrained_note
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
-from densenet_deploy.pipeline.sensitivity_data import sensitivity_title
+from densenet_deploy.pipeline.plot.sensitivity_data import sensitivity_title
+from densenet_deploy.pipeline.quantize.layer_choice import Trials, block_of
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.preparation import Int8Ready, chosen_recipe, prepare_int8
 from densenet_deploy.pipeline.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:

@@ -39,6 +39,8 @@ _TO_DEVICE, _TO_HOST = 1, 2
 _MAPPED: Final = 2
 _NON_BLOCKING: Final = 1
 _NO_TIMING: Final = 2
+_BLOCKING: Final = 1
+_SPINNING: Final = 1  # of a device: how the CPU waits for it
 _CAPTURE_THIS_THREAD: Final = 1
 _MAJOR, _MINOR, _INTEGRATED, _CAN_MAP = 75, 76, 18, 19
 _ON_GPU: Final = (2, 3)  # memory types: device, managed
@@ -95,6 +97,10 @@ class Cuda:
     def use(self, index: int) -> None:
         """Make `index` the device of this thread."""
         self("cudaSetDevice", index)
+
+    def spin_while_waiting(self) -> None:
+        """Let the CPU look again and again whether the current device is done: soonest to know, and a core is busy."""
+        self("cudaSetDeviceFlags", _SPINNING)
 
     def device_of(self, address: int) -> int | None:
         """Return on which GPU the memory at `address` is, or None if it is no GPU's."""
@@ -180,8 +186,28 @@ class PinnedMemory(_Owned):
 class Event(_Owned):
     """A point in a stream that others can wait for."""
 
-    def __init__(self, cuda: Cuda) -> None:
-        super().__init__(cuda, cuda("cudaEventCreateWithFlags", _NO_TIMING), "cudaEventDestroy")
+    def __init__(self, cuda: Cuda, flags: int = _NO_TIMING) -> None:
+        super().__init__(cuda, cuda("cudaEventCreateWithFlags", flags), "cudaEventDestroy")
+
+    def record(self, stream: Stream) -> None:
+        """Mark the point that `stream` has come to with all that was put on it."""
+        self._cuda("cudaEventRecord", self.handle, stream.handle)
+
+    def wait(self) -> None:
+        """Wait until that point is reached."""
+        self._cuda("cudaEventSynchronize", self.handle)
+
+
+class TimedEvent(Event):
+    """A point in a stream that knows when it was reached. `spin`: waiting for it keeps a core busy."""
+
+    def __init__(self, cuda: Cuda, *, spin: bool = True) -> None:
+        super().__init__(cuda, 0 if spin else _BLOCKING)
+
+    def ms_since(self, earlier: TimedEvent) -> float:
+        """Return the milliseconds on the GPU from `earlier` to this; both have to be reached."""
+        elapsed: float = self._cuda("cudaEventElapsedTime", earlier.handle, self.handle)
+        return elapsed
 
 
 class Graph(_Owned):
@@ -219,6 +245,10 @@ class Stream(_Owned):
         """Let what follows wait for what is on the stream with handle `other` now."""
         event = Event(self._cuda)
         self._cuda("cudaEventRecord", event.handle, other)
+        self.wait_for_event(event)
+
+    def wait_for_event(self, event: Event) -> None:
+        """Let what follows wait until the point is reached that `event` marks now."""
         self._cuda("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:

@@ -19,6 +19,7 @@ Result = tuple[Any, ...]
 _NAMES: Final = ("libcudart.so.13", "libcudart.so.12", "libcudart.so", "/usr/local/cuda/lib64/libcudart.so")
 _IN: Final = {
     "cudaSetDevice": (c_int,),
+    "cudaSetDeviceFlags": (c_uint,),
     "cudaFree": (c_void_p,),
     "cudaFreeHost": (c_void_p,),
     "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),

@@ -91,6 +91,8 @@ class RunnerOptions:
         batch: the one batch size that will be fed. A model that takes any is prepared for this one alone, which spares
             OpenVINO some work in every call; other feeds are then refused. A model of a fixed batch keeps its own.
         check_values: refuse feeds with NaN, Inf, or values no normalized picture has (0-255 pixels, say).
+        spin: let the backend's threads wait for the next call on busy cores, as is its way. False: between two calls
+            they leave the cores to others; ONNX Runtime's would do so only after tens of milliseconds.
         trust_engine: load a TensorRT plan that no sidecar vouches for. A plan is native code: trust its author.
         nvidia: what only an NVIDIA GPU has.
     """
@@ -99,6 +101,7 @@ class RunnerOptions:
     precision: str | None = None
     batch: int | None = None
     check_values: bool = True
+    spin: bool = True
     trust_engine: bool = False
     nvidia: NvidiaOptions = field(default_factory=NvidiaOptions)
 

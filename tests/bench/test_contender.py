@@ -56,6 +56,7 @@ def test_a_turn_times_some_calls_and_knows_the_memory(tiny_onnx):
     assert len(turn.seconds) >= 3
     assert min(turn.seconds) > 0
     assert longer.wall_seconds >= 0.05
+    assert 0 < longer.inside_seconds < sum(longer.seconds), "the backend's own calls are a part of ours"
     assert 10e6 < turn.peak_memory_bytes <= longer.peak_memory_bytes < 2e9
 
 
@@ -96,7 +97,7 @@ def test_load_and_first_call_are_told_apart(tiny_onnx):
 
 def test_a_checkpoint_needs_the_program_that_builds_it(checkpoint_file):
     """Its module takes pictures of any size: it gets those that its facts name."""
-    with Process(Contender(checkpoint_file, program="densenet_deploy.pipeline.contender")) as process:
+    with Process(Contender(checkpoint_file, program="densenet_deploy.pipeline.benchmark.contender")) as process:
         assert process.opening.placement.backend == "torch"
         assert len(process.turn(0).seconds) >= 3
     with pytest.raises(ModelFileError, match="is a checkpoint"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_a_camera_misses_what_was_dropped_and_what_was_late():
     assert found.camera.missed == 0.5
     assert found.camera.deadline_ms == pytest.approx(33.3, abs=0.04)
     assert _measurement(Turn((0.05,), 1, 1)).camera is None
+
+
+def test_what_is_not_the_backends_is_a_share_of_the_calls():
+    turns = (Turn((0.01, 0.03), 1, 1.0, inside_seconds=0.03), Turn((0.06,), 1, 1.0, inside_seconds=0.06))
+    found = _measurement(*turns)
+    assert found.outside_share == pytest.approx(0.1)
+    assert found.to_json()["outside_share"] == found.outside_share
+    assert _measurement(turns[0], Turn((0.01,), 1)).outside_share is None, "nobody looked"
+    on_gpu = dataclasses.replace(OPENING, placement=dataclasses.replace(OPENING.placement, device="cuda:0"))
+    assert dataclasses.replace(found, opening=on_gpu).outside_share is None, "copies are part of the work there"
 
 
 def test_json_is_plain_and_flat_is_one_row():

@@ -43,7 +43,7 @@ def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_pa
 
 
 def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
-    quick = ("--size", "32", "--batch", "2", "--rounds", "3", "--seconds", "0")
+    quick = ("--batch", "2", "--rounds", "3", "--seconds", "0")
     results = _run("benchmark_loop.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
     (ratio,), (repeat,) = results["loop"], results["repeat"]
     assert ratio["ratio"]["low"] <= ratio["ratio"]["median"] <= ratio["ratio"]["high"]
@@ -51,6 +51,29 @@ def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, 
     assert repeat["overlap"] == (
         max(repeat["first"][0], repeat["second"][0]) <= min(repeat["first"][1], repeat["second"][1])
     )
+
+
+def test_evaluate_overlap_compares_with_the_slower_of_decoding_and_the_model(tiny_onnx: Path, tmp_path: Path) -> None:
+    quick = ("--pictures", "4", "--rounds", "1")
+    apart, shared = _run("evaluate_overlap.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
+    for row in (apart, shared):
+        slower = min(row["decode"], row["inference"])
+        assert row["of_slower"]["median"] == pytest.approx(row["evaluate"] / slower)
+        both = 1 / (1 / row["decode"] + 1 / row["inference"])
+        assert row["of_shared"]["median"] == pytest.approx(row["evaluate"] / both)
+    assert apart["holds"] in (True, False, None)
+    assert shared["holds"] is None, "nothing is promised where both want the same processors"
+
+
+def test_tune_choice_races_everything_against_the_choice(tiny_onnx: Path, tmp_path: Path) -> None:
+    quick = ("--rounds", "1", "--seconds", "0")
+    (row,) = _run("tune_choice.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
+    keys = {(rival["file"], rival["backend"], rival["threads"]) for rival in row["rivals"]}
+    assert len(keys) == len(row["rivals"]) < row["candidates"], "the choice does not run against itself"
+    best = max(rival["over_choice"]["median"] for rival in row["rivals"])
+    assert row["shortfall"]["median"] == pytest.approx(max(0.0, best - 1))
+    assert row["near_best"] == (row["shortfall"]["median"] <= 0.05)
+    assert row["in_time"] == (row["seconds"] <= 900)
 
 
 def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:

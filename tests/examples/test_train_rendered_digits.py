@@ -8,7 +8,7 @@ import torch
 
 from densenet_deploy.models.build import build_model
 from densenet_deploy.models.checkpoints import load_weights
-from densenet_deploy.pipeline.evaluate import evaluate
+from densenet_deploy.pipeline.evaluate.evaluate import evaluate
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS
 from examples.rendered_digits import PREPROCESSING, inputs_from, pictures_of

@@ -86,8 +86,8 @@ def _warm_up() -> None:
 
     import densenet_deploy.cli.dispatch
     import densenet_deploy.models.checkpoints
-    import densenet_deploy.pipeline.inspect
-    import densenet_deploy.pipeline.quantize  # noqa: F401
+    import densenet_deploy.pipeline.inspect.inspect
+    import densenet_deploy.pipeline.quantize.quantize  # noqa: F401
 
 
 if __name__ == "__main__":

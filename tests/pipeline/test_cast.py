@@ -13,9 +13,9 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, GateError, ModelFileError, OutputExistsError, UnknownNameError
 from densenet_deploy.parity.gates import Gate
 from densenet_deploy.pipeline.cast import CastOptions, cast, cast_model
-from densenet_deploy.pipeline.evaluate import evaluate
-from densenet_deploy.pipeline.quantize import quantize
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.evaluate.evaluate import evaluate
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.quantize import quantize
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.runtime.runner import open_runner
 from tests.conftest import DIGITS

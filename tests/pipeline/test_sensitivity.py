@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from densenet_deploy.errors import MissingPackageError, OutputExistsError, UnknownNameError, UsageError
-from densenet_deploy.pipeline import int8_preparation
-from densenet_deploy.pipeline.plot import plot
-from densenet_deploy.pipeline.plot_data import PlotRequest
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.plot.data import PlotRequest
+from densenet_deploy.pipeline.plot.plot import plot
+from densenet_deploy.pipeline.quantize import preparation
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
 from densenet_deploy.pipeline.sensitivity import SensitivityOptions, sensitivity
 from densenet_deploy.quantize.cache import CalibrationCache
 from tests.conftest import DIGITS
@@ -49,11 +49,11 @@ def test_a_block_alone_costs_less_than_everything(by_block):
 def test_sqnr_is_that_of_the_file_with_these_layers_float(by_block, tiny_onnx, cache):
     """Written and run once more, by the road that chooses layers."""
     from densenet_deploy.artifacts import Artifact
-    from densenet_deploy.pipeline.layer_choice import Trials
+    from densenet_deploy.pipeline.quantize.layer_choice import Trials
     from densenet_deploy.pipeline.stages import Stages
 
     options = QuantizeOptions(recipe="onnxruntime", samples=32)
-    ready = int8_preparation.prepare_int8(Artifact.open(tiny_onnx), SAMPLES, options, Stages(), cache)
+    ready = preparation.prepare_int8(Artifact.open(tiny_onnx), SAMPLES, options, Stages(), cache)
     trials = Trials(ready.writer, ready.manifest, tiny_onnx, ready.data)
     one = by_block.found[1]
     assert one.spared.sqnr_db == pytest.approx(trials.sqnr_db(one.layers))

@@ -92,7 +92,7 @@ class RecordingOrt:
 
 def opened(ort: RecordingOrt, options: NvidiaOptions, artifact: Artifact, device: Device = GPU) -> ProviderPlan:
     plan = plan_for(device, options, artifact)
-    open_session(ort, artifact, plan, device, 1)
+    open_session(ort, artifact, plan, device, RunnerOptions(threads=1))
     return plan
 
 
@@ -100,6 +100,21 @@ def test_the_cpu_is_asked_for_nothing_more(artifact: Artifact) -> None:
     ort = RecordingOrt()
     opened(ort, NvidiaOptions(), artifact, Device("cpu"))
     assert (ort.providers, ort.entries) == ([CPU], {})
+
+
+def test_threads_stop_spinning_between_calls_only_where_that_was_asked_for(artifact: Artifact) -> None:
+    ort, device = RecordingOrt(), Device("cpu")
+    open_session(ort, artifact, plan_for(device, NvidiaOptions(), artifact), device, RunnerOptions(spin=False))
+    assert ort.entries == {"session.force_spinning_stop": "1"}
+
+
+def test_answers_are_the_same_without_spinning(artifact: Artifact) -> None:
+    feeds = {"input": np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)}
+    answers = []
+    for spin in (True, False):
+        with open_runner(artifact.path, "onnxruntime", "cpu", RunnerOptions(threads=2, spin=spin)) as runner:
+            answers.append(runner.run(feeds)["logits"])
+    np.testing.assert_allclose(*answers, atol=1e-6)
 
 
 def test_cuda_alone_is_listed_and_the_cpu_is_off(artifact: Artifact) -> None:
@@ -171,7 +186,7 @@ def test_rtx_is_a_plug_in_for_a_device(artifact: Artifact, tmp_path: Path, monke
     prepare(ort, plan)
     prepare(ort, plan)
     assert ort.registered == [(RTX, "the/library.so")], "once a process"
-    open_session(ort, artifact, plan, GPU, 1)
+    open_session(ort, artifact, plan, GPU, RunnerOptions(threads=1))
     devices, settings = ort.for_devices
     assert [device.index for device in devices] == [1]
     assert settings == {
@@ -289,7 +304,7 @@ def test_the_real_library_cannot_fall_back(
     plan = plan_for(Device("cuda"), NvidiaOptions(provider), artifact)
     prepare(onnxruntime, plan)
     with pytest.raises(DeviceError, match="cannot run the whole model there"):
-        open_session(onnxruntime, artifact, plan, Device("cuda"), 1)
+        open_session(onnxruntime, artifact, plan, Device("cuda"), RunnerOptions(threads=1))
     assert capfd.readouterr().out == ""
 
 

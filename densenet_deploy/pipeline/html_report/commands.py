@@ -13,7 +13,7 @@ from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.pipeline.html_report.inputs import Benchmark, file_of
 from densenet_deploy.pipeline.html_report.material import Material, ReportSources
 from densenet_deploy.pipeline.html_report.models import ModelFacts
-from densenet_deploy.pipeline.pareto_points import read_report
+from densenet_deploy.pipeline.plot.pareto_points import read_report
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densenet_deploy.errors import DataError
-from densenet_deploy.pipeline.pareto_points import Facts, read_report
+from densenet_deploy.pipeline.plot.pareto_points import Facts, read_report
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from densenet_deploy.artifacts import Artifact, os_errors_about, sha256_of
 from densenet_deploy.errors import MissingPackageError, UsageError, printable
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import external_files
-from densenet_deploy.pipeline.inspect import InspectReport, inspect_file
-from densenet_deploy.pipeline.inspect_engine import InspectEngineReport, inspect_engine
+from densenet_deploy.pipeline.inspect.engine import InspectEngineReport, inspect_engine
+from densenet_deploy.pipeline.inspect.inspect import InspectReport, inspect_file
 from densenet_deploy.runtime.sidecar import sidecar_path
 
 

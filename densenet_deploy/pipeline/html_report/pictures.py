@@ -16,8 +16,8 @@ from densenet_deploy.pipeline.html_report import cells
 from densenet_deploy.pipeline.html_report.decision import entries_of
 from densenet_deploy.pipeline.html_report.material import Material
 from densenet_deploy.pipeline.html_report.models import ModelFacts
-from densenet_deploy.pipeline.plot_data import PlotRequest, gather
-from densenet_deploy.pipeline.sensitivity_data import sensitivity_data
+from densenet_deploy.pipeline.plot.data import PlotRequest, gather
+from densenet_deploy.pipeline.plot.sensitivity_data import sensitivity_data
 
 _CAPTIONS: Final = {
     "growth": "Channels and memory behind every layer: each appends, a transition drops and halves.",

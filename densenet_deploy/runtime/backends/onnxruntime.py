@@ -21,7 +21,6 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError, from_memory_error
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.nvidia_options import NvidiaOptions
 from densenet_deploy.runtime.onnxruntime_binding import Bindings
 from densenet_deploy.runtime.onnxruntime_providers import (
     CPU,
@@ -45,6 +44,7 @@ log = logging.getLogger(__name__)
 _KERNEL: Final = "_kernel_time"
 _PRECISIONS: Final = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 _SILENT: Final = 4  # native log lines would stand beside our one-line errors
+_STOP_SPINNING: Final = "session.force_spinning_stop"  # when a call has ended; within one threads go on spinning
 _BIAS_QUANTIZER: Final = "WeightBiasQuantization"
 """An optimizer that rewrites float biases between Q/DQ nodes as integers at the scale of input times weight.
 
@@ -79,7 +79,7 @@ class OnnxRuntimeRunner(Runner):
             why = f"the file holds {source.precision} and ONNX Runtime runs it so"
             raise BackendError(options.precision, why, "convert the file instead")
         threads = options.threads or usable_cpus()
-        session, chosen, plan = _open_session(source, device, options.nvidia, threads)
+        session, chosen, plan = _open_session(source, device, options)
         return cls(session, source, chosen, threads, options, plan)
 
     @classmethod
@@ -94,10 +94,10 @@ class OnnxRuntimeRunner(Runner):
     def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
         """Read the trace that the session writes; see `Runner.profile`. On CUDA it holds the times of the host."""
         assert isinstance(request.source, Artifact)
-        threads = request.options.threads or usable_cpus()
         nvidia = dataclasses.replace(request.options.nvidia, graphs=False)  # a recorded graph hides its nodes
+        options = dataclasses.replace(request.options, nvidia=nvidia)
         with tempfile.TemporaryDirectory() as folder:
-            session, *_ = _session(request.source, request.device, nvidia, threads, Path(folder) / "trace")
+            session, *_ = _session(request.source, request.device, options, Path(folder) / "trace")
             for _ in range(WARM_UP_CALLS + request.calls):
                 session.run(None, dict(request.feeds))
             events = json.loads(Path(session.end_profiling()).read_text())
@@ -144,34 +144,35 @@ class OnnxRuntimeRunner(Runner):
 
 
 def _open_session(
-    artifact: Artifact, device: Device | None, options: NvidiaOptions, threads: int
+    artifact: Artifact, device: Device | None, options: RunnerOptions
 ) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
     """Open a session on `device`; on None on a GPU that runs all of the model, else on the CPU."""
-    if device is None and options.provider is None and _cuda_answers():
+    provider = options.nvidia.provider
+    if device is None and provider is None and _cuda_answers():
         try:
-            return _session(artifact, Device("cuda"), options, threads)
+            return _session(artifact, Device("cuda"), options)
         except DeviceError as exc:
             log.info("using the CPU: %s", exc)
-    return _session(artifact, device or Device("cuda" if options.provider else "cpu"), options, threads)
+    return _session(artifact, device or Device("cuda" if provider else "cpu"), options)
 
 
 def _session(
-    artifact: Artifact, device: Device, options: NvidiaOptions, threads: int, trace: Path | None = None
+    artifact: Artifact, device: Device, options: RunnerOptions, trace: Path | None = None
 ) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
     import onnxruntime
 
     if device.word == "cuda" and not _cuda_answers():
         raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
-    plan = plan_for(device, options, artifact)
+    plan = plan_for(device, options.nvidia, artifact)
     prepare(onnxruntime, plan)
-    session = open_session(onnxruntime, artifact, plan, device, threads, trace)
+    session = open_session(onnxruntime, artifact, plan, device, options, trace)
     if plan.wanted != CPU:
         require_coverage(plan, Coverage.of(session), device)
     return session, device, plan
 
 
 def open_session(
-    ort: Any, artifact: Artifact, plan: ProviderPlan, device: Device, threads: int, trace: Path | None = None
+    ort: Any, artifact: Artifact, plan: ProviderPlan, device: Device, options: RunnerOptions, trace: Path | None = None
 ) -> ort.InferenceSession:
     """Open a session on what `plan` wants. `ort` is the onnxruntime module; a profile's name begins with `trace`.
 
@@ -182,8 +183,10 @@ def open_session(
     ort.set_default_logger_severity(_SILENT)
     session_options = ort.SessionOptions()
     session_options.log_severity_level = _SILENT
-    session_options.intra_op_num_threads = threads
+    session_options.intra_op_num_threads = options.threads or usable_cpus()
     session_options.inter_op_num_threads = 1
+    if not options.spin:
+        session_options.add_session_config_entry(_STOP_SPINNING, "1")
     if trace is not None:
         session_options.enable_profiling, session_options.profile_file_prefix = True, str(trace)
     providers = apply(ort, plan, session_options, device)

@@ -13,10 +13,10 @@ import pytest
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, ModelFileError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.graph.onnx_file import operators
-from densenet_deploy.pipeline.evaluate import evaluate
-from densenet_deploy.pipeline.int8_preparation import weight_bits
-from densenet_deploy.pipeline.quantize import quantize
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
+from densenet_deploy.pipeline.evaluate.evaluate import evaluate
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.preparation import weight_bits
+from densenet_deploy.pipeline.quantize.quantize import quantize
 from densenet_deploy.pipeline.validate import ValidateOptions, validate
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.quantize.observers.observer import ChannelRanges

@@ -29,6 +29,7 @@ _RESULT_FIRST: dict[str, tuple[list[Any], list[Any]]] = {
 }
 _PLAIN: dict[str, list[Any]] = {
     "cudaSetDevice": [_INT],
+    "cudaSetDeviceFlags": [c_uint],
     "cudaFree": [_POINTER],
     "cudaFreeHost": [_POINTER],
     "cudaMemcpyAsync": [_POINTER, _POINTER, _SIZE, _INT, _POINTER],

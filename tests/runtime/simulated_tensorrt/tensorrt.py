@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import json
 import threading
 from collections.abc import Iterator
@@ -369,7 +370,8 @@ class _Context:
                 raise UndefinedBehaviorError(f"the memory of {name} is no live memory of its size") from failure
         self._compile(f"batch {next(iter(shapes.values()))[0]}")
         state = self._state if recording else None
-        self._cuda.queue(stream, lambda: self._compute(addresses, shapes, state))
+        work = functools.partial(self._compute, addresses, shapes, state)
+        self._cuda.queue(stream, work, self._cuda.durations["compute"])
         return True
 
     def _compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], recorded: int | None) -> None:

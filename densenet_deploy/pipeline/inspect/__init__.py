@@ -1,0 +1,1 @@
+"""`inspect`: what a model or a plan holds, where its time goes, and a sweep over an architecture's numbers."""

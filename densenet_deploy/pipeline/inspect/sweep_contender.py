@@ -1,0 +1,35 @@
+"""A contender that is a network of a sweep, built from the file that names it, with random weights.
+
+It is run as `python -m densenet_deploy.pipeline.inspect.sweep_contender`, by `bench.contender.Process`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from densenet_deploy.bench.contender import main
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.variants.spec import DenseNetSpec
+
+
+def open_network(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:
+    """Build the network that the JSON file `path` names: a `spec`, or one of `torchvision`, for `image_size` pixels."""
+    from densenet_deploy.models.build import build_model
+    from densenet_deploy.pipeline.inspect.sweep import resnet
+
+    facts = json.loads(path.read_text())
+    spec = facts["spec"]
+    if spec is None:
+        module = resnet(facts["torchvision"])
+    else:
+        module = build_model(DenseNetSpec.from_facts(spec | {"blocks": tuple(spec["blocks"])}))
+    runner = open_runner(module, backend, device, options)
+    size = facts["image_size"]
+    runner.inputs = (dataclasses.replace(runner.inputs[0], shape=(None, 3, size, size)),)
+    return runner
+
+
+if __name__ == "__main__":
+    main(open_network)
