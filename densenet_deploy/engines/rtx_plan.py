@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from densenet_deploy.engines.precision import UNKNOWN, PrecisionProof, RunningConvolution, one_of_each
+from densenet_deploy.runtime.plan import program_section
 
 _HEADER: Final = b"header {\n"
 _TENSOR: Final = re.compile(
@@ -36,18 +37,18 @@ _TYPES: Final = {b"int8": "int8", b"half": "fp16", b"bf16": "bf16", b"float": "f
 _Tensor = tuple[str, tuple[int, ...]]
 
 
-def read_rtx_plan(plan: bytes) -> PrecisionProof:
-    """Return what the convolutions of `plan` run in; none where its text is not what is known here."""
-    convolutions = one_of_each(conv for program in _programs(plan) for conv in _convolutions(program))
+def read_rtx_plan(plan: Any) -> PrecisionProof:
+    """Return what the convolutions of `plan`, a buffer, run in; none where its text is not what is known here."""
+    convolutions = one_of_each(conv for program in _programs(program_section(plan)) for conv in _convolutions(program))
     return PrecisionProof(convolutions, "the plan's text" if convolutions else UNKNOWN)
 
 
-def _programs(plan: bytes) -> Iterator[bytes]:
-    start = plan.find(_HEADER)
+def _programs(section: bytes) -> Iterator[bytes]:
+    start = section.find(_HEADER)
     while start >= 0:
-        end = plan.find(b"\0", start)
-        yield plan[start : end if end >= 0 else len(plan)]
-        start = plan.find(_HEADER, start + 1)
+        end = section.find(b"\0", start)
+        yield section[start : end if end >= 0 else len(section)]
+        start = section.find(_HEADER, start + 1)
 
 
 def _convolutions(program: bytes) -> Iterator[RunningConvolution]:

@@ -30,7 +30,8 @@ from densenet_deploy.pipeline.inspect_engine import inspect_engine
 from densenet_deploy.pipeline.quantize import quantize
 from densenet_deploy.pipeline.quantize_options import QuantizeOptions
 from densenet_deploy.runtime.engine_files import read_plan
-from densenet_deploy.runtime.sidecar import BatchProfile, sidecar_path
+from densenet_deploy.runtime.engine_facts import BatchProfile
+from densenet_deploy.runtime.sidecar import sidecar_path
 from tests.conftest import DIGITS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
