@@ -11,10 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +22,13 @@ from densenet_deploy import errors
 from densenet_deploy.artifacts import sync
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof
+from densenet_deploy.engines.process import end, take
 from densenet_deploy.errors import BackendError, DensenetDeployError, ResourceError
 from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
 
 log = logging.getLogger(__name__)
 
 _KILLED: Final = -9
-_PACKAGES: Final = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -63,18 +60,9 @@ class Builder:
     """A process that builds one engine; a context manager, which leaves no process behind."""
 
     def __init__(self, options: BuildOptions) -> None:
-        """Start the process, which imports TensorRT and checks `options` while the caller goes on."""
+        """Take a process, or start one, which imports TensorRT and checks `options` while the caller goes on."""
         verbose = log.isEnabledFor(logging.INFO)
-        paths = os.pathsep.join(str(Path(entry).absolute()) for entry in (*sys.path, _PACKAGES))
-        self._process = subprocess.Popen(
-            # -S: all that `site` would find is in the path already, and costs time and memory to be found again
-            [sys.executable, "-P", "-S", "-m", "densenet_deploy.engines.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if verbose else subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,  # a Ctrl-C of the terminal is the parent's to answer
-        )
+        self._process = take(verbose=verbose)
         self._tell({"options": options.to_facts(), "verbose": verbose})
 
     @property
@@ -123,11 +111,7 @@ class Builder:
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.kill()
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-        self._stdout.close()
-        self._process.wait()
+        end(self._process)
 
     def __enter__(self) -> Self:
         return self

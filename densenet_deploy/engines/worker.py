@@ -22,21 +22,25 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.precision import PrecisionProof
+from densenet_deploy.engines.precision import PrecisionProof, from_inspector
+from densenet_deploy.engines.rtx_plan import read_rtx_plan
+from densenet_deploy.engines.support import require_supported
+from densenet_deploy.engines.tensorrt import BuiltEngine, engine_from_onnx
 from densenet_deploy.errors import BackendError, DensenetDeployError, ResourceError
+from densenet_deploy.runtime.gpus import find_gpus
 from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
-from densenet_deploy.runtime.trt import TensorRT
-
-if TYPE_CHECKING:
-    from densenet_deploy.engines.tensorrt import BuiltEngine
+from densenet_deploy.runtime.trt import TensorRT, load_tensorrt
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer the parent: agree to the options, then build."""
-    request = json.loads(questions.readline())
+    line = questions.readline()
+    if not line:  # started ahead, and not wanted
+        return
+    request = json.loads(line)
     if request["verbose"]:
         import logging
 
@@ -61,11 +65,6 @@ def _say_error(answers: BinaryIO, exc: DensenetDeployError) -> None:
 
 
 def _answers(facts: Mapping[str, Any], questions: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    from densenet_deploy.engines.support import require_supported
-    from densenet_deploy.engines.tensorrt import engine_from_onnx
-    from densenet_deploy.runtime.gpus import find_gpus
-    from densenet_deploy.runtime.trt import load_tensorrt
-
     options = BuildOptions.from_facts(facts)
     trt, gpus = load_tensorrt(options.flavour), find_gpus()
     require_supported(trt, options, gpus)
@@ -110,9 +109,6 @@ def _build_facts(built: BuiltEngine) -> dict[str, Any]:
 
 
 def _proof(trt: TensorRT, plan: Any, options: BuildOptions) -> PrecisionProof:
-    from densenet_deploy.engines.precision import from_inspector
-    from densenet_deploy.engines.rtx_plan import read_rtx_plan
-
     if trt.features.compute_capabilities:
         return read_rtx_plan(plan)
     if options.strip_weights:
