@@ -198,7 +198,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Let the file `temporary`, whose bytes are on the disk, become `path` in one step that outlives a loss of power."""
+    """Let the file `temporary`, whose bytes are on the disk, become `path` in one step that a loss of power keeps."""
     temporary.replace(path)
     sync(path.parent)
 

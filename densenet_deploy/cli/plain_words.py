@@ -1,7 +1,7 @@
 """Words become values without pydantic where they are plain, which takes a command 0.15 s and 15 MiB less to start.
 
-Typer splits the words into options and arguments, and then loads pydantic to make numbers and paths of them. Numbers and
-paths are made here. Whatever is not plain is left to Typer, which knows what to say: `--help`, an unknown option, a
+Typer splits the words into options and arguments, and then loads pydantic to make numbers and paths of them, which are
+made here instead. Whatever is not plain is left to Typer, which knows what to say: `--help`, an unknown option, a
 missing argument, a number that is written in some other way.
 """
 

@@ -30,6 +30,7 @@ _CONVOLUTION: Final = re.compile(
     rb"\b(corrltn|fully_connected)=\{ name=\"([^\"\n]+)\""
     rb" output=\{\"([^\"\n]+)\"[^}\n]*\} input=\{\"([^\"\n]+)\" \"([^\"\n]+)\"([^\n]*)"
 )
+_MEMORY: Final = re.compile(rb"\bregion = \{ name=devmem size=(\d+) ")
 _FROM_CONVOLUTION: Final = b"__gemm_from_conv1x1"
 _NODE: Final = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
 _TYPES: Final = {b"int8": "int8", b"half": "fp16", b"bf16": "bf16", b"float": "fp32"}
@@ -41,6 +42,12 @@ def read_rtx_plan(plan: Any) -> PrecisionProof:
     """Return what the convolutions of `plan`, a buffer, run in; none where its text is not what is known here."""
     convolutions = one_of_each(conv for program in _programs(program_section(plan)) for conv in _convolutions(program))
     return PrecisionProof(convolutions, "the plan's text" if convolutions else UNKNOWN)
+
+
+def activation_bytes(plan: Any) -> int | None:
+    """Return the bytes on the device that `plan`, a buffer, needs besides its weights; None where it does not say."""
+    sizes = [int(match[1]) for program in _programs(program_section(plan)) for match in _MEMORY.finditer(program)]
+    return max(sizes, default=None)
 
 
 def _programs(section: bytes) -> Iterator[bytes]:

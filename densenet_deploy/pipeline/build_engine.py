@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_room, sha256_of, written_beside
+from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
 from densenet_deploy.engines.command_line import equivalent_command
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof, require_precision
-from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
 from densenet_deploy.errors import DensenetDeployError, OutputExistsError, printable
 from densenet_deploy.manifest import Manifest, Scalar
 from densenet_deploy.pipeline.engine_graph import (
