@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
-import secrets
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +93,8 @@ def require_ir(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, in hex."""
+    import hashlib  # 4 MiB of OpenSSL, which many a process can do without
+
     with os_errors_about(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -139,6 +138,8 @@ def require_room(path: Path, size_bytes: int = 0) -> None:
     Raises:
         ResourceError: if the disk is full, read-only or not permitted.
     """
+    import tempfile
+
     with os_errors_about(path):
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -174,18 +175,41 @@ def write_file(path: Path, data: bytes | bytearray) -> None:
         ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged, and
             folders that were made for it are gone again.
     """
+    with written_beside(path) as temporary:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(temporary, path)
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give the block a free name beside `path` to write a file under, and remove what it leaves there.
+
+    The folder is made, and removed again where the block fails. Operating-system errors inside it are about `path`.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.tmp")
     with os_errors_about(path), folder_made(path.parent):
-        temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
+            yield temporary
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Let the file `temporary`, whose bytes are on the disk, become `path` in one step that a loss of power keeps."""
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:
@@ -277,11 +301,3 @@ def _reserve(descriptor: int, size_bytes: int) -> None:
                 raise
     os.write(descriptor, bytes(_PROBED_BYTES))  # macOS, musl: a full disk shows, a nearly full one does not
     os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,10 +11,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 _LARGEST_METADATA_BYTES: Final = 64 * 2**20
+_FIXED_BYTES: Final = {0: 0, 1: 8, 5: 4}  # by wire type; 0 is the number itself
 _MOST_DIMS: Final = 64  # numpy's limit; the product of a million hostile sizes would take hours
 
 # ModelProto, GraphProto, TensorProto and StringStringEntryProto
@@ -24,8 +24,7 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_EXTERNAL = 1, 2, 13
 _PAIR_KEY, _PAIR_VALUE = 1, 2
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(NamedTuple):  # a model has thousands, and frozen dataclasses are slow to make
     """One field of a message: a number (`varint`) or `length` bytes at `offset`."""
 
     number: int
@@ -130,7 +129,7 @@ def _records(file: BinaryIO, offset: int, length: int) -> Iterator[_Record]:
         if number == 0:
             raise ValueError("field number 0")
         varint = _varint(file) if wire_type in (0, 2) else 0
-        length = {0: 0, 1: 8, 2: varint, 5: 4}.get(wire_type, -1)
+        length = varint if wire_type == 2 else _FIXED_BYTES.get(wire_type, -1)
         offset = file.tell()
         if length < 0:
             raise ValueError(f"wire type {wire_type}")
@@ -157,14 +156,17 @@ def _read(file: BinaryIO, record: _Record) -> bytes:
 
 
 def _varint(file: BinaryIO) -> int:
+    byte = file.read(1)
+    if byte and byte[0] < 0x80:  # most are short
+        return byte[0]
     value = 0
     for shift in range(0, 70, 7):
-        byte = file.read(1)
         if not byte:
             raise ValueError("cut short")
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
+        byte = file.read(1)
     raise ValueError("number too long")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -14,13 +15,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from densenet_deploy.cli.stopping import StopSignals
 
-    signals = StopSignals()
+    signals, words = StopSignals(), list(sys.argv[1:] if arguments is None else arguments)
     with signals.listening():  # before anything else is imported, so that a signal always ends in one line
         try:
-            from densenet_deploy.cli.dispatch import run
+            with _head_start(words):
+                from densenet_deploy.cli.dispatch import run
 
-            return run(arguments)
+                return run(words)
         except BaseException as exc:  # noqa: BLE001 - the last resort: every end has an exit code
             from densenet_deploy.cli.failures import fail
 
-            return fail(signals.received or exc, sys.argv[1:] if arguments is None else arguments)
+            return fail(signals.received or exc, words)
+
+
+def _head_start(words: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """Start the process that `build-trt` will want before Typer is imported, which takes as long."""
+    if words[:1] != ["build-trt"] or not {"--help", "--dry-run"}.isdisjoint(words):
+        return contextlib.nullcontext()
+    from densenet_deploy.engines.process import started_ahead
+
+    return started_ahead(verbose=not {"-v", "--verbose"}.isdisjoint(words))

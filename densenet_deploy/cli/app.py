@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Protocol
 
 import typer
 
+from densenet_deploy.cli.plain_words import PlainCommand
 from densenet_deploy.errors import DensenetDeployError
 
 app: Final = typer.Typer(
@@ -91,7 +92,7 @@ def command(name: str) -> Callable[[Callable[..., Report | FailedGate]], Callabl
         wrapper.__signature__ = own.replace(  # type: ignore[attr-defined]
             parameters=[*own.parameters.values(), *_output_parameters()], return_annotation=Answer
         )
-        app.command(name)(wrapper)
+        app.command(name, cls=PlainCommand)(wrapper)
         return wrapper
 
     return register

@@ -70,13 +70,13 @@ def build_trt_command(
     """Build a TensorRT engine: (export,) put the precision in the graph, build, read back what runs."""
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
-    from densenet_deploy.pipeline.build_engine import build_engine as road
+    from densenet_deploy.engines.support import choose_flavour
     from densenet_deploy.pipeline.build_engine.graph import Wanted
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
     options = BuildOptions(
-        flavour=road.choose_flavour(flavour),
+        flavour=choose_flavour(flavour),
         precision=precision,
         profiles=batch_profiles(min_batch or [], opt_batch or [], max_batch or []),
         targets=tuple(target or ()),
@@ -93,9 +93,18 @@ def build_trt_command(
         verbosity=verbosity,
     )
     if dry_run:
-        return road.dry_run(wanted, options)
-    with args.progress() as listener:
-        return road.build_engine(wanted, options, cache=_calibration_cache(calibration), listener=listener)
+        from densenet_deploy.pipeline.build_engine.build_engine import dry_run as say
+
+        return say(wanted, options)
+    from densenet_deploy.engines.builder import Builder
+
+    with Builder(options) as builder, args.progress() as listener:
+        from densenet_deploy.pipeline.build_engine.build_engine import (
+            build_engine,
+        )  # while the builder imports TensorRT
+
+        cache = _calibration_cache(calibration)
+        return build_engine(wanted, options, builder=builder, cache=cache, listener=listener)
 
 
 def _calibration_cache(calibration: Path | None) -> CalibrationCache | None:

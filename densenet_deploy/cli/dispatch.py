@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -10,23 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.cli import (
-    benchmark,
-    build_trt,
-    cast,
-    doctor,
-    evaluate,
-    export,
-    inspect,
-    plot,
-    quantize,
-    report,
-    run_images,
-    sensitivity,
-    simplify,
-    tune,
-    validate,
-)
+import typer
+
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
 from densenet_deploy.errors import printable
@@ -34,25 +20,26 @@ from densenet_deploy.errors import printable
 SCHEMA = 1
 
 _LONGEST_LINE: Final = 10_000
+_PROGRAM: Final = "densenet-deploy"
 
-COMMANDS = (
-    export,
-    simplify,
-    validate,
-    quantize,
-    sensitivity,
-    cast,
-    build_trt,
-    run_images,
-    evaluate,
-    benchmark,
-    inspect,
-    tune,
-    plot,
-    report,
-    doctor,
-)
-"""Importing a command's module registers it."""
+COMMANDS: Final = {
+    "export": "export",
+    "simplify": "simplify",
+    "validate": "validate",
+    "quantize": "quantize",
+    "sensitivity": "sensitivity",
+    "cast": "cast",
+    "build-trt": "build_trt",
+    "run": "run_images",
+    "evaluate": "evaluate",
+    "benchmark": "benchmark",
+    "inspect": "inspect",
+    "tune": "tune",
+    "plot": "plot",
+    "report": "report",
+    "doctor": "doctor",
+}
+"""The module of each command, in the order that help lists them; importing it registers the command."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +50,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     _replace_closed_streams()
     words = join_triples(sys.argv[1:] if arguments is None else arguments)
-    outcome = app(words, prog_name="densenet-deploy", standalone_mode=False)
+    outcome = _outcome(words)
     return _print_answer(outcome) if isinstance(outcome, Answer) else 0
+
+
+def _outcome(words: Sequence[str]) -> object:
+    """Import the one command that the first word names and run it; without such a word import all, for help."""
+    named = COMMANDS.get(words[0]) if words else None
+    for module in COMMANDS.values() if named is None else (named,):
+        importlib.import_module(f"densenet_deploy.cli.{module}")
+    if named is None:
+        return app(words, prog_name=_PROGRAM, standalone_mode=False)
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group.commands[words[0]].main(words[1:], f"{_PROGRAM} {words[0]}", standalone_mode=False)
 
 
 def _replace_closed_streams() -> None:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from densenet_deploy.engines.precision import UNKNOWN, PrecisionProof, RunningConvolution, one_of_each
+from densenet_deploy.runtime.plan import program_section
 
 _HEADER: Final = b"header {\n"
 _TENSOR: Final = re.compile(
@@ -29,6 +30,7 @@ _CONVOLUTION: Final = re.compile(
     rb"\b(corrltn|fully_connected)=\{ name=\"([^\"\n]+)\""
     rb" output=\{\"([^\"\n]+)\"[^}\n]*\} input=\{\"([^\"\n]+)\" \"([^\"\n]+)\"([^\n]*)"
 )
+_MEMORY: Final = re.compile(rb"\bregion = \{ name=devmem size=(\d+) ")
 _FROM_CONVOLUTION: Final = b"__gemm_from_conv1x1"
 _NODE: Final = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
 _TYPES: Final = {b"int8": "int8", b"half": "fp16", b"bf16": "bf16", b"float": "fp32"}
@@ -36,18 +38,24 @@ _TYPES: Final = {b"int8": "int8", b"half": "fp16", b"bf16": "bf16", b"float": "f
 _Tensor = tuple[str, tuple[int, ...]]
 
 
-def read_rtx_plan(plan: bytes) -> PrecisionProof:
-    """Return what the convolutions of `plan` run in; none where its text is not what is known here."""
-    convolutions = one_of_each(conv for program in _programs(plan) for conv in _convolutions(program))
+def read_rtx_plan(plan: Any) -> PrecisionProof:
+    """Return what the convolutions of `plan`, a buffer, run in; none where its text is not what is known here."""
+    convolutions = one_of_each(conv for program in _programs(program_section(plan)) for conv in _convolutions(program))
     return PrecisionProof(convolutions, "the plan's text" if convolutions else UNKNOWN)
 
 
-def _programs(plan: bytes) -> Iterator[bytes]:
-    start = plan.find(_HEADER)
+def activation_bytes(plan: Any) -> int | None:
+    """Return the bytes on the device that `plan`, a buffer, needs besides its weights; None where it does not say."""
+    sizes = [int(match[1]) for program in _programs(program_section(plan)) for match in _MEMORY.finditer(program)]
+    return max(sizes, default=None)
+
+
+def _programs(section: bytes) -> Iterator[bytes]:
+    start = section.find(_HEADER)
     while start >= 0:
-        end = plan.find(b"\0", start)
-        yield plan[start : end if end >= 0 else len(plan)]
-        start = plan.find(_HEADER, start + 1)
+        end = section.find(b"\0", start)
+        yield section[start : end if end >= 0 else len(section)]
+        start = section.find(_HEADER, start + 1)
 
 
 def _convolutions(program: bytes) -> Iterator[RunningConvolution]:

@@ -10,8 +10,22 @@ from collections.abc import Collection, Iterator
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.errors import BackendError, DeviceError
-from densenet_deploy.runtime.gpus import Gpu
-from densenet_deploy.runtime.trt import TensorRT
+from densenet_deploy.options import require_choice
+from densenet_deploy.packages import is_installed
+from densenet_deploy.runtime.gpus import Gpu, find_gpus
+from densenet_deploy.runtime.trt import FLAVOURS, MODULES, TensorRT
+
+
+def choose_flavour(word: str) -> str:
+    """Return the flavour that `word` means; `auto` is `tensorrt` where it is installed and a GPU answers, else `rtx`.
+
+    Raises:
+        UnknownNameError: if there is no such flavour.
+    """
+    require_choice("flavour", word, ("auto", *FLAVOURS))
+    if word != "auto":
+        return word
+    return "tensorrt" if is_installed(MODULES["tensorrt"]) and find_gpus() else "rtx"
 
 
 def require_supported(trt: TensorRT, options: BuildOptions, gpus: Collection[Gpu]) -> None:

@@ -11,14 +11,13 @@ record alone: a plan has its record at every moment, whenever the power fails.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import folder_made, os_errors_about, require_file, write_file
+from densenet_deploy.artifacts import os_errors_about, put_in_place, require_file, sync, written_beside
 from densenet_deploy.errors import BackendError, DeviceError, ManifestError, ModelFileError
 from densenet_deploy.runtime.plan import PlanHeader, checked_header, numbers, same_version
 from densenet_deploy.runtime.sidecar import Sidecar, read_records, sidecar_path, write_records
@@ -51,6 +50,8 @@ def read_plan(path: Path, *, trust_engine: bool = False) -> Plan:
     require_file(path)
     with os_errors_about(path):
         data = path.read_bytes()
+    import hashlib
+
     records = read_records(path)
     if records is None and not trust_engine:
         fix = "build it with build-trt, or if you trust its author load it with --trust-engine"
@@ -100,23 +101,36 @@ def require_gpu(plan: Plan, compute_capability: str) -> None:
 
 
 def write_engine(path: Path, plan: bytes | bytearray, sidecar: Sidecar) -> None:
-    """Write a plan and its sidecar so that whatever plan lies at `path` has its record there at every moment.
+    """Write a plan and its sidecar (see `place_engine`).
 
     Raises:
         ResourceError: if the disk is full, read-only or not permitted.
     """
-    with os_errors_about(path), folder_made(path.parent), _alone_in(path.parent):
+    with written_beside(path) as temporary:
+        temporary.write_bytes(plan)
+        sync(temporary)
+        place_engine(temporary, path, sidecar)
+
+
+def place_engine(temporary: Path, path: Path, sidecar: Sidecar) -> None:
+    """Move a plan that is on the disk to `path`, so that whatever plan lies there has its record at every moment.
+
+    Raises:
+        ResourceError: if the disk is full, read-only or not permitted.
+    """
+    with os_errors_about(path), _alone_in(path.parent):
         old: dict[str, Sidecar] = {}
         with contextlib.suppress(ManifestError):  # a sidecar that nobody can read vouches for nothing
             old = read_records(path) or {}
         write_records(path, {**old, sidecar.sha256: sidecar})
         try:
-            write_file(path, plan)
+            put_in_place(temporary, path)
         except BaseException:
             if not old and not path.exists():  # a record of nothing
                 sidecar_path(path).unlink(missing_ok=True)
             raise
-        write_records(path, {sidecar.sha256: sidecar})
+        if old.keys() - {sidecar.sha256}:
+            write_records(path, {sidecar.sha256: sidecar})
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Little endian, as both flavours write it:
     16  u64      size of the whole file
     24  4 × u8   version of the TensorRT that wrote it: major, minor, patch, build
     32  u32      TensorRT-RTX: one bit for each compute capability, see `_CAPABILITY_BITS`
+    64  24 bytes for each of two sections of TensorRT-RTX: "NGNE" program or "THGW" weights, 0, u64 offset, u64 size
 
 A plan says nothing of precision, inputs or outputs that could be read here: the sidecar does.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from densenet_deploy.errors import ModelFileError
 
@@ -27,6 +28,8 @@ NEWER_GPUS: Final = "newer"
 _MAGIC: Final = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 _CAPABILITY_BITS: Final = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1", NEWER_GPUS)
 _NEWEST: Final = (12, 1)
+_SECTIONS_AT: Final = 64
+_FIRST_SECTION: Final = struct.Struct("<4s4xQQ")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ def checked_header(data: bytes, subject: object) -> PlanHeader:
         why = f"is {len(data)} bytes long and says that it has {header.size}"
         raise ModelFileError(subject, why, "copy or build it again")
     return header
+
+
+def program_section(plan: Any) -> bytes:
+    """Return what an RTX plan, a buffer, holds before its weights; the whole plan where that cannot be told."""
+    data = memoryview(plan)
+    if len(data) >= _FIRST_SECTION.size + _SECTIONS_AT:
+        tag, offset, size = _FIRST_SECTION.unpack_from(data, _SECTIONS_AT)
+        if tag == b"NGNE" and 0 < offset < offset + size <= len(data):
+            return bytes(data[offset : offset + size])
+    return bytes(data)
 
 
 def same_version(a: str, b: str) -> bool:

@@ -18,32 +18,13 @@ from typing import Any, Final
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import ManifestError
 from densenet_deploy.manifest import PREFIX, Manifest, Scalar
+from densenet_deploy.runtime.engine_facts import HARDWARE_LEVELS, PRECISIONS, BatchProfile, TensorFacts
 from densenet_deploy.runtime.trt import FLAVOURS
 
 SCHEMA: Final = 1
 SUFFIX: Final = ".json"
-HARDWARE_LEVELS: Final = ("none", "ampere-plus", "same-compute-capability")
-PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 
 _LARGEST_BYTES: Final = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """Name, numpy type (`float32`) and shape of an input or output; a dimension of None is the profile's."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """The batches that one profile of an engine takes, and the one it was tuned for."""
-
-    min: int = 1
-    opt: int = 1
-    max: int = 1
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
@@ -13,7 +14,7 @@ from densenet_deploy.engines.precision import (
     one_of_each,
     require_precision,
 )
-from densenet_deploy.engines.rtx_plan import read_rtx_plan
+from densenet_deploy.engines.rtx_plan import activation_bytes, read_rtx_plan
 from densenet_deploy.errors import GateError
 
 # The shape of a program in a plan of TensorRT-RTX 1.7: made up, but for its keys.
@@ -129,3 +130,22 @@ def test_the_inspectors_json_is_read() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv1", "conv2"]}', "not json"])
 def test_an_inspector_that_says_nothing(text: str) -> None:
     assert from_inspector(text) == PrecisionProof(())
+
+
+def test_weights_are_not_searched_for_programs() -> None:
+    """A plan of TensorRT-RTX names its sections; what stands in the weights is no program."""
+    other = PROGRAM.replace(b"a.conv", b"c.conv")
+    head = b"vtrt".ljust(64, b"\0")
+    size = len(head) + 24 + len(PROGRAM)
+    plan = head + struct.pack("<4s4xQQ", b"NGNE", len(head) + 24, len(PROGRAM)) + PROGRAM + other
+    assert {conv.name for conv in read_rtx_plan(plan).convolutions} == {"a.conv", "b.conv"}
+    beyond = plan.replace(struct.pack("<Q", len(PROGRAM)), struct.pack("<Q", size + len(plan)), 1)
+    for unknown in (plan.replace(b"NGNE", b"NGIN"), beyond):
+        assert {conv.name for conv in read_rtx_plan(unknown).convolutions} == {"a.conv", "b.conv", "c.conv"}
+
+
+def test_the_memory_of_the_largest_program_counts() -> None:
+    region = b"region = { name=devmem size=%d alignment=128 }\n"
+    small, large = (PROGRAM.replace(b"main {", region % size + b"main {") for size in (1024, 2048))
+    assert activation_bytes(small + b"\0" + large) == 2048
+    assert activation_bytes(PROGRAM) is None

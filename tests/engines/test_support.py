@@ -6,8 +6,9 @@ import enum
 
 import pytest
 
+from densenet_deploy.engines import support
 from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.support import require_supported
+from densenet_deploy.engines.support import choose_flavour, require_supported
 from densenet_deploy.errors import BackendError, DeviceError
 from densenet_deploy.runtime.gpus import Gpu
 from densenet_deploy.runtime.trt import Features, TensorRT, TensorRTLog, load_tensorrt
@@ -77,3 +78,14 @@ def test_a_flag_that_a_release_lacks_is_named() -> None:
     with pytest.raises(BackendError, match=r"BuilderFlag\.STRIP_PLAN: is not in tensorrt 10\.3"):
         require_supported(trt, BuildOptions("tensorrt", "fp16", strip_weights=True), (ORIN,))
     require_supported(trt, BuildOptions("tensorrt", "fp16", refit=True), (ORIN,))
+
+
+def test_auto_is_rtx_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "find_gpus", lambda: ())
+    assert choose_flavour("auto") == "rtx"
+    monkeypatch.setattr(support, "find_gpus", lambda: ("one",))
+    monkeypatch.setattr(support, "is_installed", lambda name: True)
+    assert choose_flavour("auto") == "tensorrt"
+    monkeypatch.setattr(support, "is_installed", lambda name: False)
+    assert choose_flavour("auto") == "rtx"
+    assert choose_flavour("tensorrt") == "tensorrt"

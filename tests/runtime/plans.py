@@ -6,8 +6,9 @@ import hashlib
 import struct
 from typing import Any
 
+from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
 from densenet_deploy.runtime.plan import sniff
-from densenet_deploy.runtime.sidecar import BatchProfile, Sidecar, TensorFacts
+from densenet_deploy.runtime.sidecar import Sidecar
 
 DEFAULT_TARGETS = 0x7E  # what TensorRT-RTX 1.7.1 writes when no target is named
 

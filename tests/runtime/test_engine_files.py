@@ -12,8 +12,9 @@ import pytest
 
 from densenet_deploy.errors import BackendError, DeviceError, InputError, ManifestError, ModelFileError, ResourceError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.runtime.engine_facts import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan, require_gpu, require_version, write_engine
-from densenet_deploy.runtime.sidecar import BatchProfile, read_records, sidecar_path
+from densenet_deploy.runtime.sidecar import read_records, sidecar_path
 from tests.runtime.plans import plan_bytes, sidecar_of
 
 PLAN = plan_bytes()

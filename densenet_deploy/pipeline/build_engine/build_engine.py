@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densenet_deploy.artifacts import Artifact, os_errors_about, require_room, sha256_of
+from densenet_deploy.artifacts import Artifact, os_errors_about, require_room, sha256_of, written_beside
+from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
 from densenet_deploy.engines.command_line import equivalent_command
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof, require_precision
-from densenet_deploy.engines.worker import Builder, BuildResult, Toolchain
 from densenet_deploy.errors import DensenetDeployError, OutputExistsError, printable
 from densenet_deploy.manifest import Manifest, Scalar
-from densenet_deploy.options import require_choice
-from densenet_deploy.packages import is_installed
 from densenet_deploy.pipeline.build_engine.graph import (
     Graph,
     Places,
@@ -34,11 +32,8 @@ from densenet_deploy.pipeline.build_engine.graph import (
 from densenet_deploy.pipeline.build_engine.proof import proof_of
 from densenet_deploy.pipeline.notes import untrained_note
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
-from densenet_deploy.runtime.engine_files import Plan, read_plan, write_engine
-from densenet_deploy.runtime.gpus import find_gpus
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.engine_files import Plan, place_engine, read_plan
 from densenet_deploy.runtime.sidecar import Sidecar, platform_word, read_records, sidecar_path
-from densenet_deploy.runtime.trt import FLAVOURS, MODULES
 
 if TYPE_CHECKING:
     from densenet_deploy.parity.compare import Parity
@@ -130,22 +125,22 @@ class DryRunReport:
         return self.command
 
 
-def choose_flavour(word: str) -> str:
-    """Return the flavour that `word` means; `auto` is `tensorrt` where it is installed and a GPU answers, else `rtx`.
-
-    Raises:
-        UnknownNameError: if there is no such flavour.
-    """
-    require_choice("flavour", word, ("auto", *FLAVOURS))
-    if word != "auto":
-        return word
-    return "tensorrt" if is_installed(MODULES["tensorrt"]) and find_gpus() else "rtx"
-
-
 def build_engine(
-    wanted: Wanted, options: BuildOptions, *, cache: CalibrationCache | None = None, listener: Listener = ignore
+    wanted: Wanted,
+    options: BuildOptions,
+    *,
+    builder: Builder | None = None,
+    cache: CalibrationCache | None = None,
+    listener: Listener = ignore,
 ) -> EngineReport:
     """Build an engine, or find that the one that is there was built from the same.
+
+    Args:
+        wanted: what to build an engine of.
+        options: how.
+        builder: one that was started with `options` before; None starts one.
+        cache: of calibrations.
+        listener: told of every stage.
 
     Raises:
         UsageError: if an option cannot be meant, or is not for this graph.
@@ -156,7 +151,7 @@ def build_engine(
     """
     places, stages = Places.of(wanted), Stages(listener)
     notes: tuple[str, ...] = ()
-    with Builder(options) as builder:
+    with builder or Builder(options) as builder:
         with stages("start"):
             source = source_of(wanted, places)  # while TensorRT is imported
             digest = None if source is None else sha256_of(source.path)
@@ -173,13 +168,14 @@ def build_engine(
         require_room(places.engine, source.path.stat().st_size)
         with stages("graph"):
             graph = graph_of(source, wanted, places, cache)
-        with stages("build"):
-            result = builder.build(graph.path)
-        said = require_precision(places.engine, result.asked, result.proof)
-        with stages("write"):
-            made_from = digest if graph.path == source.path else sha256_of(graph.path)
-            sidecar = _sidecar(graph, made_from, result, options, toolchain, key)
-            write_engine(places.engine, result.plan, sidecar)
+        with written_beside(places.engine) as temporary:
+            with stages("build"):
+                result = builder.build(graph.path, temporary)
+            said = require_precision(places.engine, result.asked, result.proof)
+            with stages("write"):
+                made_from = digest if graph.path == source.path else sha256_of(graph.path)
+                sidecar = _sidecar(graph, made_from, result, options, toolchain, key)
+                place_engine(temporary, places.engine, sidecar)
     notes = (*notes, *graph.notes, *result.notes, *said, *_option_notes(options), *untrained_note(graph.manifest))
     return EngineReport(
         places.engine, graph.path, sidecar, result.proof, graph.parity, stages.seconds, tuple(dict.fromkeys(notes))
@@ -289,14 +285,13 @@ def _same_model(there: Manifest | None, ours: Manifest) -> bool:
 def _sidecar(
     graph: Graph, made_from: str, result: BuildResult, options: BuildOptions, toolchain: Toolchain, key: str
 ) -> Sidecar:
-    header = sniff(bytes(result.plan[:64]))
     on_gpu = () if toolchain.compute_capability is None else (toolchain.compute_capability,)
     return Sidecar(
-        sha256=hashlib.sha256(result.plan).hexdigest(),
-        size=len(result.plan),
+        sha256=result.sha256,
+        size=result.size,
         flavour=options.flavour,
         version=toolchain.version,
-        targets=header.targets if header is not None and header.targets else on_gpu,
+        targets=result.targets or on_gpu,
         precision=options.precision,
         onnx_sha256=made_from,
         inputs=result.inputs,

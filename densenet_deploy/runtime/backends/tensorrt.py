@@ -103,8 +103,8 @@ class TensorRTRunner(Runner):
         """Run one batch that lies on the GPU, without copying it.
 
         Args:
-            feeds: for every input an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba), contiguous, whose
-                batch one profile of the engine takes. Their values are not checked.
+            feeds: for every input an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba) or `__dlpack__`,
+                contiguous, whose batch one profile of the engine takes. Their values are not checked.
             outputs: such arrays to write into, by output name; others are newly allocated.
 
         Returns:

@@ -10,10 +10,11 @@ import numpy as np
 
 from densenet_deploy.errors import BackendError, DensenetDeployError, ModelFileError, ResourceError
 from densenet_deploy.runtime.cudart import Cuda
+from densenet_deploy.runtime.engine_facts import BatchProfile
 from densenet_deploy.runtime.engine_files import Plan
 from densenet_deploy.runtime.feeds import TensorSpec
 from densenet_deploy.runtime.gpus import Gpu
-from densenet_deploy.runtime.sidecar import BatchProfile, Sidecar
+from densenet_deploy.runtime.sidecar import Sidecar
 from densenet_deploy.runtime.trt import TensorRT
 
 _OUT_OF_MEMORY: Final = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation|cudaError 2\b", re.IGNORECASE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from densenet_deploy.runtime.sidecar import BatchProfile
+from densenet_deploy.runtime.engine_facts import BatchProfile
 
 
 @dataclass(frozen=True)

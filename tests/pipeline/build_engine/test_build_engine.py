@@ -22,15 +22,15 @@ from densenet_deploy.errors import (
     ResourceError,
     UsageError,
 )
-from densenet_deploy.pipeline.build_engine import build_engine as road
-from densenet_deploy.pipeline.build_engine.build_engine import EngineReport, build_engine, choose_flavour, dry_run
+from densenet_deploy.pipeline.build_engine.build_engine import EngineReport, build_engine, dry_run
 from densenet_deploy.pipeline.build_engine.graph import QUANTIZATION, Wanted
 from densenet_deploy.pipeline.evaluate.evaluate import evaluate
 from densenet_deploy.pipeline.inspect.engine import inspect_engine
 from densenet_deploy.pipeline.quantize.options import QuantizeOptions
 from densenet_deploy.pipeline.quantize.quantize import quantize
+from densenet_deploy.runtime.engine_facts import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan
-from densenet_deploy.runtime.sidecar import BatchProfile, sidecar_path
+from densenet_deploy.runtime.sidecar import sidecar_path
 from tests.conftest import DIGITS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -377,17 +377,6 @@ def test_inspect_reads_the_engine_back(int8_reports: dict[str, EngineReport], tm
     assert report.to_json()["runs"] == facts["runs"]
     assert report.to_json()["parameters"] is None
     assert "nobody vouches" in report.notes[0]
-
-
-def test_auto_is_rtx_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(road, "find_gpus", lambda: ())
-    assert choose_flavour("auto") == "rtx"
-    monkeypatch.setattr(road, "find_gpus", lambda: ("one",))
-    monkeypatch.setattr(road, "is_installed", lambda name: True)
-    assert choose_flavour("auto") == "tensorrt"
-    monkeypatch.setattr(road, "is_installed", lambda name: False)
-    assert choose_flavour("auto") == "rtx"
-    assert choose_flavour("tensorrt") == "tensorrt"
 
 
 def test_densenet121_alone(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.runtime import cudart
+from densenet_deploy.runtime.engine_facts import BatchProfile
 from densenet_deploy.runtime.engine_files import write_engine
 from densenet_deploy.runtime.plan import sniff
-from densenet_deploy.runtime.sidecar import BatchProfile
 from densenet_deploy.runtime.trt import load_tensorrt
 from tests.runtime.plans import sidecar_of
 from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda, SimulatedMachine

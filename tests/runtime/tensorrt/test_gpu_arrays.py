@@ -141,8 +141,6 @@ def test_packed_strides_are_contiguous(runner, cuda, expected) -> None:
 
 
 def test_a_feed_elsewhere_is_refused(runner, cuda) -> None:
-    with pytest.raises(FeedError, match="without __cuda_array_interface__"):
-        runner.run_on_gpu({"input": FEED})
     feed = Foreign(cuda, FEED)
     with pytest.raises(FeedError, match="multiple of 256"):
         runner.run_on_gpu({"input": Foreign(cuda, FEED, data=(feed.memory.address + 4, False))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -12,13 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from densenet_deploy.engines.builder import Builder
 from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.worker import Builder
+from densenet_deploy.engines.process import started_ahead
 from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError, ModelFileError, ResourceError
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.gpus import find_gpus
+from densenet_deploy.runtime.plan import sniff
 
 rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """Where a plan goes."""
+    return tmp_path / "tiny.engine"
 
 
 def children() -> set[int]:
@@ -32,25 +41,63 @@ def test_a_build_from_a_ready_file_loads_nothing_heavy_here() -> None:
 
 
 @rtx
-def test_a_build_in_another_process(tiny_fp16: Path) -> None:
+def test_a_build_in_another_process(tiny_fp16: Path, plan: Path) -> None:
     before = children()
     with Builder(BuildOptions("rtx", "fp16")) as builder:
         assert builder.toolchain().version.startswith("1.")
-        result = builder.build(tiny_fp16)
+        result = builder.build(tiny_fp16, plan)
     assert children() == before
-    assert result.plan[:4] == b"vtrt"
+    data = plan.read_bytes()
+    assert (result.sha256, result.size) == (hashlib.sha256(data).hexdigest(), len(data))
+    header = sniff(data)
+    assert header is not None
+    assert (header.flavour, header.targets) == ("rtx", result.targets)
     assert result.proof.counts == {"fp16": len(result.asked)}
     assert set(result.seconds) == {"parse", "build"}
 
 
 @rtx
-def test_errors_cross_the_process_as_what_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_cannot_be_written_is_an_error_of_the_system(tiny_fp16: Path, tmp_path: Path, plan: Path) -> None:
+    plan.write_bytes(b"mine")
+    for place, kind in ((plan, FileExistsError), (tmp_path / "missing" / "a.engine", FileNotFoundError)):
+        with Builder(BuildOptions("rtx", "fp16")) as builder:
+            builder.toolchain()
+            with pytest.raises(kind):
+                builder.build(tiny_fp16, place)
+    assert plan.read_bytes() == b"mine"
+
+
+@rtx
+def test_a_process_started_ahead_is_the_one_that_builds(tiny_fp16: Path, plan: Path) -> None:
+    before = children()
+    with started_ahead(verbose=False):
+        (ahead,) = children() - before
+        with Builder(BuildOptions("rtx", "fp16")) as builder:
+            assert builder.pid == ahead
+            builder.toolchain()
+            assert builder.build(tiny_fp16, plan).size == plan.stat().st_size
+        with Builder(BuildOptions("rtx", "fp16")) as another:
+            assert another.pid != ahead
+    assert children() == before
+
+
+def test_a_process_started_ahead_that_nobody_wants_ends() -> None:
+    before = children()
+    with started_ahead(verbose=False):
+        assert len(children() - before) == 1
+    assert children() == before
+
+
+@rtx
+def test_errors_cross_the_process_as_what_they_are(
+    tmp_path: Path, plan: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "empty.onnx"
     path.write_bytes(b"")
     with Builder(BuildOptions("rtx", "fp16")) as builder:
         builder.toolchain()
         with pytest.raises(ModelFileError, match="no graph"):
-            builder.build(path)
+            builder.build(path, plan)
     with Builder(BuildOptions("rtx", "fp16", targets=("9.0",))) as builder, pytest.raises(BackendError, match=r"9\.0"):
         builder.toolchain()
     assert capfd.readouterr() == ("", ""), "what native code prints goes nowhere"
@@ -61,30 +108,30 @@ def test_errors_cross_the_process_as_what_they_are(tmp_path: Path, capfd: pytest
     ("number", "kind", "said"),
     [(signal.SIGKILL, ResourceError, "was killed"), (signal.SIGSEGV, BackendError, "crashed with SIGSEGV")],
 )
-def test_a_dead_builder_is_a_typed_error(tiny_fp16: Path, number, kind, said) -> None:
+def test_a_dead_builder_is_a_typed_error(tiny_fp16: Path, plan: Path, number, kind, said) -> None:
     with Builder(BuildOptions("rtx", "fp16")) as builder:
         builder.toolchain()
         os.kill(builder.pid, number)
         with pytest.raises(kind, match=said):
-            builder.build(tiny_fp16)
+            builder.build(tiny_fp16, plan)
 
 
 @rtx
-def test_leaving_early_ends_the_build(tiny_fp16: Path) -> None:
+def test_leaving_early_ends_the_build(tiny_fp16: Path, plan: Path) -> None:
     """A signal comes while the parent waits for the plan: bad-inputs 46."""
     before, start = children(), time.monotonic()
     builder = Builder(BuildOptions("rtx", "fp16"))
     builder.toolchain()
     threading.Timer(0.02, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
-        _build_and_wait(builder, tiny_fp16)
+        _build_and_wait(builder, tiny_fp16, plan)
     assert time.monotonic() - start < 5
     assert children() == before
 
 
-def _build_and_wait(builder: Builder, onnx: Path) -> None:
+def _build_and_wait(builder: Builder, onnx: Path, plan: Path) -> None:
     with builder:
-        builder.build(onnx)
+        builder.build(onnx, plan)
         time.sleep(5)  # should the build have been faster than the signal
 
 
@@ -95,13 +142,13 @@ def test_a_builder_whose_parent_is_gone_ends(tiny_fp16: Path, tmp_path: Path) ->
     script.write_text(
         "import os, signal, sys, threading\n"
         "from pathlib import Path\n"
+        "from densenet_deploy.engines.builder import Builder\n"
         "from densenet_deploy.engines.options import BuildOptions\n"
-        "from densenet_deploy.engines.worker import Builder\n"
         "builder = Builder(BuildOptions('rtx', 'fp16', optimization_level=5))\n"
         "builder.toolchain()\n"
         "print(builder.pid, flush=True)\n"
         "threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGKILL]).start()\n"
-        "builder.build(Path(sys.argv[1]))\n"
+        "builder.build(Path(sys.argv[1]), Path(sys.argv[1] + '.engine'))\n"
         "signal.pause()\n"
     )
     done = subprocess.run([sys.executable, str(script), str(tiny_fp16)], stdout=subprocess.PIPE, check=False)

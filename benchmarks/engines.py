@@ -1,0 +1,114 @@
+"""What TensorRT-RTX makes of every variant: `uv run python benchmarks/engines.py`.
+
+Engines of untrained networks, batch 1, all default targets. Recorded of each: seconds, bytes, the device memory beside
+the weights that the plan asks for, in what its convolutions run, and the graph's parity with the float file.
+TensorRT-RTX builds without a GPU, and none of these engines was run on one: nothing here says which is fastest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from machine import RESULTS, Machine, print_table, write_results
+
+from densenet_deploy.engines.options import BuildOptions
+from densenet_deploy.engines.rtx_plan import activation_bytes
+from densenet_deploy.pipeline.build_engine.build_engine import EngineReport, build_engine
+from densenet_deploy.pipeline.build_engine.graph import QUANTIZATION, Wanted
+
+PICTURES: Final = Path(__file__).parents[1] / "calibration" / "samples"
+SAMPLES: Final = 32
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine; `form` is its precision, with the kind of weight scales where that is int8."""
+
+    variant: str
+    form: str
+    seconds: float
+    build_seconds: float
+    plan_bytes: int
+    activation_bytes: int | None
+    convolutions: Mapping[str, int]
+    share_of_macs: Mapping[str, float]
+    cosine: float | None
+    sqnr_db: float | None
+
+    @classmethod
+    def of(cls, variant: str, form: str, report: EngineReport) -> Engine:
+        parity = report.parity
+        return cls(
+            variant,
+            form,
+            sum(report.stages.values()),
+            report.stages["build"],
+            report.sidecar.size,
+            activation_bytes(report.engine.read_bytes()),
+            report.proof.counts,
+            report.proof.shares,
+            None if parity is None else parity.cosine,
+            None if parity is None else parity.sqnr_db,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    machine = Machine.this("densenet-deploy", "tensorrt-rtx", "onnx", "torch")
+    results = [engine for variant in options.variants for engine in engines_of(variant, options.pictures)]
+    write_results(options.output, machine, {"results": [asdict(result) for result in results]})
+    _print(results)
+
+
+def engines_of(variant: str, pictures: Path) -> Iterator[Engine]:
+    """Build `variant` in every form; the float file is exported once."""
+    forms = {
+        "fp32": Wanted(None, "fp32", variant),
+        "fp16": Wanted(None, "fp16", variant),
+        "int8 per-channel": _int8(variant, pictures, "per-channel"),
+        "int8 per-tensor": _int8(variant, pictures, "per-tensor"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for form, wanted in forms.items():
+            placed = dataclasses.replace(wanted, out=f"{folder}/", force=True)
+            yield Engine.of(variant, form, build_engine(placed, BuildOptions("rtx", wanted.precision)))
+
+
+def _int8(variant: str, pictures: Path, weights: str) -> Wanted:
+    quantization = dataclasses.replace(QUANTIZATION, samples=SAMPLES, weights=weights)
+    return Wanted(None, "int8", variant, pictures, quantization)
+
+
+def _print(results: Sequence[Engine]) -> None:
+    header = ("variant", "form", "build", "plan", "activations", "in int8", "SQNR")
+    rows = [
+        (
+            row.variant,
+            row.form,
+            f"{row.build_seconds:.1f} s",
+            f"{row.plan_bytes / 2**20:.1f} MiB",
+            "unknown" if row.activation_bytes is None else f"{row.activation_bytes / 2**20:.1f} MiB",
+            f"{row.share_of_macs.get('int8', 0):.1%}",
+            "" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB",
+        )
+        for row in results
+    ]
+    print_table(header, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variants", nargs="+", default=["121", "169", "201", "264"])
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="to calibrate on")
+    parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
