@@ -39,6 +39,7 @@ def benchmark_command(
 ) -> Report:
     """Time models against each other, each alone in a process, in turns."""
     from densenet_deploy.pipeline.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),
@@ -52,5 +53,6 @@ def benchmark_command(
         rounds=rounds,
         compare=compare,
     )
+    examine(*(Given(path, (Reader.SESSION,), name) for path in models for name in options.backends or (None,)))
     with args.progress() as listener:
         return benchmark(models, options, out, force=force, listener=listener)

@@ -72,6 +72,7 @@ def build_trt_command(
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
     from densenet_deploy.pipeline import build_engine as road
     from densenet_deploy.pipeline.engine_graph import Wanted
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -92,6 +93,8 @@ def build_trt_command(
         aux_streams=aux_streams,
         verbosity=verbosity,
     )
+    if model is not None:
+        examine(Given(model, (Reader.GRAPH,) if calibration is None else (Reader.GRAPH, Reader.SESSION)))
     if dry_run:
         return road.dry_run(wanted, options)
     with args.progress() as listener:
