@@ -1,4 +1,4 @@
-"""What a file does to the library that reads it is exit 3 and one line of the command, which itself comes to no harm."""
+"""What a file does to the library that reads it is exit 3 and one line; the command itself takes no harm."""
 
 from __future__ import annotations
 
