@@ -196,9 +196,13 @@ _MEMORY_WORDS: Final = (
 def from_memory_error(exc: BaseException) -> ResourceError | None:
     """Return the error for memory that ran out; native libraries say so in errors of every class. None for others.
 
+    What an exception was raised from counts too.
+
     >>> from_memory_error(ImportError("libtorch.so: failed to map segment from shared object")).exit_code
     6
     """
+    if exc.__cause__ is not None and (found := from_memory_error(exc.__cause__)) is not None:
+        return found
     text = str(exc).lower()
     if not isinstance(exc, MemoryError) and not any(words in text for words in _MEMORY_WORDS):
         return None

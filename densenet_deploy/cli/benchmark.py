@@ -50,6 +50,7 @@ def benchmark_command(
         _refuse([] if scenario == "single-stream" else ["--scenario"])
         return _like_trtexec(models, args.listed([device]), args.whole_numbers("--batch", batch), seconds, out, force)
     from densenet_deploy.pipeline.benchmark.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),
@@ -63,6 +64,7 @@ def benchmark_command(
         rounds=rounds,
         compare=compare,
     )
+    examine(*(Given(path, (Reader.SESSION,), name) for path in models for name in options.backends or (None,)))
     with args.progress() as listener:
         return benchmark(models, options, out, force=force, listener=listener)
 

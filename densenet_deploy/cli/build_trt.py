@@ -71,7 +71,8 @@ def build_trt_command(
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
     from densenet_deploy.engines.support import choose_flavour
-    from densenet_deploy.pipeline.build_engine.graph import Wanted
+    from densenet_deploy.pipeline.build_engine.graph import Wanted, is_parsed
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -92,6 +93,8 @@ def build_trt_command(
         aux_streams=aux_streams,
         verbosity=verbosity,
     )
+    if model is not None and is_parsed(wanted):
+        examine(Given(model, (Reader.GRAPH,) if calibration is None else (Reader.GRAPH, Reader.SESSION)))
     if dry_run:
         from densenet_deploy.pipeline.build_engine.build_engine import dry_run as say
 
@@ -99,9 +102,7 @@ def build_trt_command(
     from densenet_deploy.engines.builder import Builder
 
     with Builder(options) as builder, args.progress() as listener:
-        from densenet_deploy.pipeline.build_engine.build_engine import (
-            build_engine,
-        )  # while the builder imports TensorRT
+        from densenet_deploy.pipeline.build_engine.build_engine import build_engine  # while TensorRT is imported
 
         cache = _calibration_cache(calibration)
         return build_engine(wanted, options, builder=builder, cache=cache, listener=listener)

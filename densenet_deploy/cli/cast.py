@@ -31,6 +31,7 @@ def cast_command(
     """Write FP16 or BF16 into the graph; what does not fit stays FP32."""
     from densenet_deploy.parity.gates import parse_gate
     from densenet_deploy.pipeline.cast import CastOptions, cast
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.quantize.cache import CalibrationCache
 
     if fp16 == bf16:
@@ -38,5 +39,6 @@ def cast_command(
         raise UsageError("--fp16 and --bf16", why, "give one of them")
     gates = tuple(map(parse_gate, gate)) if gate else None
     options = CastOptions("fp16" if fp16 else "bf16", samples, gates=gates)
+    examine(Given(model, (Reader.GRAPH, Reader.SESSION)))
     with args.progress() as listener:
         return cast(model, options, calibration, out, force=force, cache=CalibrationCache(), listener=listener)

@@ -36,8 +36,11 @@ def evaluate_command(
 ) -> Report:
     """Measure top-1, top-5, accuracy by class and calibration on labelled images."""
     from densenet_deploy.pipeline.evaluate.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.runtime.runner import RunnerOptions
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = RunnerOptions(threads=threads, trust_engine=trust_engine)
+    others = [] if against is None else [Given(against, (Reader.SESSION,), against_backend)]
+    examine(Given(model, (Reader.SESSION,), backend), *others)
     return evaluate(model, data, options, backend=backend, device=device, runner_options=runner_options)

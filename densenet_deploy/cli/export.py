@@ -41,6 +41,7 @@ def export_command(
     force: args.Force = False,
 ) -> Report:
     """Build or load a DenseNet and write a verified ONNX file."""
+    from densenet_deploy.pipeline.examination import Given, examine
     from densenet_deploy.pipeline.export import ExportTarget, export_onnx
     from densenet_deploy.pipeline.load import ModelRequest, labels_from
 
@@ -57,6 +58,7 @@ def export_command(
         labels=labels_from(labels),
         allow_nonfinite=allow_nonfinite,
     )
+    examine(Given(Path(weights), ()))
     with args.progress() as listener:
         return export_onnx(request, ExportTarget(_batch(batch), opset, out, force), listener)
 

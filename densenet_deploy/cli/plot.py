@@ -32,8 +32,10 @@ def plot_command(
     force: args.Force = False,
 ) -> Report:
     """Draw a picture of a model as PNG or SVG."""
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.pipeline.plot.data import PlotRequest
     from densenet_deploy.pipeline.plot.plot import plot
 
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
+    examine(*(Given(path, (Reader.GRAPH, Reader.SESSION)) for path in models or ()))
     return plot(name, PlotRequest(tuple(models or ()), variant, changes, image_size, batch), out, force=force)

@@ -39,6 +39,8 @@ def quantize_command(
     force: args.Force = False,
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
+    from densenet_deploy.pipeline.quantize.preparation import chosen_recipe
     from densenet_deploy.pipeline.quantize.quantize import quantize
     from densenet_deploy.pipeline.quantize.recipe_file import options_of
     from densenet_deploy.quantize.cache import CalibrationCache
@@ -54,6 +56,8 @@ def quantize_command(
     }
     given = {name: value for name, value in named.items() if value is not None}
     options = options_of(recipe, given)
+    graph = Given(model, (Reader.GRAPH, Reader.SESSION))
+    examine(graph, Given(model, (Reader.SESSION,), chosen_recipe(options.recipe)))
     with args.progress() as listener:
         report = quantize(model, calibration, options, out, force=force, cache=CalibrationCache(), listener=listener)
     return report.explained() if explain else report

@@ -36,6 +36,7 @@ def report_command(
     force: args.Force = False,
 ) -> Report:
     """Write one HTML page: which model to ship and why, with all that it rests on."""
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.pipeline.html_report.material import ReportSources
     from densenet_deploy.pipeline.report import report
 
@@ -49,5 +50,6 @@ def report_command(
         tunings=tuple(tune or ()),
         max_drop=max_drop,
     )
+    examine(*(Given(path, (Reader.GRAPH, Reader.SESSION)) for path in models))
     with args.progress() as listener:
         return report(sources, out, force=force, listener=listener)

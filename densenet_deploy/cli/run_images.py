@@ -23,7 +23,9 @@ def run_command(
 ) -> Report:
     """Classify images with any model."""
     from densenet_deploy.pipeline.classify import classify_files
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.runtime.runner import RunnerOptions
 
     options = RunnerOptions(threads=threads, trust_engine=trust_engine)
+    examine(Given(model, (Reader.SESSION,), backend))
     return classify_files(model, images, top_k=top_k, backend=backend, device=device, options=options)

@@ -31,11 +31,15 @@ def sensitivity_command(
     force: args.Force = False,
 ) -> Report:
     """Measure what each layer or block costs when only it is INT8, and when only it is float."""
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
+    from densenet_deploy.pipeline.quantize.preparation import chosen_recipe
     from densenet_deploy.pipeline.quantize.recipe_file import options_of
     from densenet_deploy.pipeline.sensitivity import SensitivityOptions, sensitivity
     from densenet_deploy.quantize.cache import CalibrationCache
 
     given = {"samples": samples} if samples is not None else {}
     options = SensitivityOptions(per, data, options_of(recipe, given), out, force)
+    graph = Given(model, (Reader.GRAPH, Reader.SESSION))
+    examine(graph, Given(model, (Reader.SESSION,), chosen_recipe(options.quantization.recipe)))
     with args.progress() as listener:
         return sensitivity(model, calibration, options, cache=CalibrationCache(), listener=listener)

@@ -26,6 +26,7 @@ def validate_command(
 ) -> Report | FailedGate:
     """Measure how far one model's outputs are from another's."""
     from densenet_deploy.parity.gates import parse_gate
+    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.pipeline.validate import ValidateOptions, validate
 
     options = ValidateOptions(
@@ -36,6 +37,8 @@ def validate_command(
         reference_backend=reference_backend,
         candidate_backend=candidate_backend,
     )
+    readers = (Reader.SESSION, Reader.GRAPH) if per_layer else (Reader.SESSION,)
+    examine(Given(reference, readers, reference_backend), Given(candidate, readers, candidate_backend))
     report = validate(reference, candidate, options)
     if report.passed:
         return report

@@ -12,7 +12,6 @@ import argparse
 import io
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,11 @@ import torch
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, os_errors_about, require_file
 from densenet_deploy.errors import CheckpointError
+from densenet_deploy.models.checkpoint_zip import FETCH_AGAIN, SAVE_STATE, require_weights_zip
 from densenet_deploy.models.safetensors_file import checked_metadata
-
-INFLATION_LIMIT: Final = 4
-"""How many times its own size a checkpoint may unpack to."""
 
 _LARGEST_FILE_BYTES: Final = 4 * 2**30
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
-_SAVE_STATE: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
-_FETCH_AGAIN: Final = "download or save it again"
 _NUMBERS: Final = "?bhilqBHILQefd"  # numpy's letters for truth values, integers and floats
 
 
@@ -58,7 +53,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path, data)
     if data.startswith(b"PK"):
-        _check_zip(path, data)
+        require_weights_zip(path, io.BytesIO(data))
     return CheckpointFile(path, len(data), _load_tensors(path, data))
 
 
@@ -66,7 +61,7 @@ def _bytes_of(path: Path) -> bytes:
     require_file(path)
     with os_errors_about(path):
         if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise CheckpointError(path, f"is larger than {_LARGEST_FILE_BYTES} bytes", _SAVE_STATE)
+            raise CheckpointError(path, f"is larger than {_LARGEST_FILE_BYTES} bytes", SAVE_STATE)
         return path.read_bytes()
 
 
@@ -77,25 +72,8 @@ def _read_safetensors(path: Path, data: bytes) -> CheckpointFile:
         strings = checked_metadata(data)
         tensors = safetensors.torch.load(data)
     except (ValueError, KeyError, safetensors.SafetensorError) as exc:
-        raise CheckpointError(path, f"is no whole safetensors file: {exc}", _FETCH_AGAIN) from exc
+        raise CheckpointError(path, f"is no whole safetensors file: {exc}", FETCH_AGAIN) from exc
     return CheckpointFile(path, len(data), tensors, strings)
-
-
-def _check_zip(path: Path, data: bytes) -> None:
-    """Look at the central directory only: nothing is inflated."""
-    try:
-        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
-        raise CheckpointError(path, f"is a damaged or cut-off zip ({exc})", _FETCH_AGAIN) from exc
-    declared = sum(entry.file_size for entry in entries)
-    if declared > INFLATION_LIMIT * len(data):
-        raise CheckpointError(
-            path,
-            f"would unpack to {declared} bytes, over {INFLATION_LIMIT} times its {len(data)}",
-            "do not use it; get the checkpoint from its author",
-        )
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise CheckpointError(path, "is a TorchScript program, not weights", _SAVE_STATE)
 
 
 def _load_tensors(path: Path, data: bytes) -> object:
@@ -109,8 +87,8 @@ def _load_tensors(path: Path, data: bytes) -> object:
     except Exception as exc:
         if match := _GLOBAL.search(str(exc)):
             why = f"is a pickle that needs {match[1]}, and pickled code is never run"
-            raise CheckpointError(path, why, _SAVE_STATE) from exc
-        raise CheckpointError(path, f"is no PyTorch checkpoint ({type(exc).__name__})", _FETCH_AGAIN) from exc
+            raise CheckpointError(path, why, SAVE_STATE) from exc
+        raise CheckpointError(path, f"is no PyTorch checkpoint ({type(exc).__name__})", FETCH_AGAIN) from exc
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

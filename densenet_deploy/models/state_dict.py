@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from densenet_deploy.errors import CheckpointError
-from densenet_deploy.models.checkpoint_file import INFLATION_LIMIT, CheckpointFile
+from densenet_deploy.models.checkpoint_file import CheckpointFile
+from densenet_deploy.models.checkpoint_zip import INFLATION_LIMIT
 
 COUNTER: Final = ".num_batches_tracked"
 """How many batches a norm saw in training: not a weight, and absent from old checkpoints."""

@@ -287,7 +287,7 @@ def open_runner(
     """
     model = Artifact.open(Path(source)) if isinstance(source, (str, os.PathLike)) else source
     wanted_device = None if device in (None, "auto") else Device.parse(str(device))
-    kind = _choose_backend(model, None if backend == "auto" else backend)
+    kind = choose_backend(model, backend)
     if wanted_device is not None and wanted_device.word not in kind.devices:
         raise DeviceError(wanted_device, f"is none of the devices of {kind.name}", f"use: {', '.join(kind.devices)}")
     options = options or RunnerOptions()
@@ -317,11 +317,17 @@ def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
     raise MissingPackageError.of(kinds[0].requires, kinds[0].extra)
 
 
-def _choose_backend(source: Artifact | torch.nn.Module, name: str | None) -> type[Runner]:
+def choose_backend(source: Artifact | torch.nn.Module, name: str | None) -> type[Runner]:
+    """Return the backend that `open_runner` takes.
+
+    Raises:
+        BackendError: if the one that was named does not read `source`, or none does.
+        MissingPackageError: if it is not installed.
+    """
     readers = _readers(source)
-    if name is None:
+    if name in (None, "auto"):
         return first_installed(readers)
-    kind = backends.get(name)
+    kind = backends.get(str(name))
     if kind not in readers:
         what = f"{source.path.suffix} files" if isinstance(source, Artifact) else "an nn.Module"
         raise BackendError(name, f"cannot run {what}", f"use: {', '.join(k.name for k in readers)}")

@@ -117,11 +117,11 @@ def arguments(*words: object) -> list[str]:
     ]
 
 
-def run_process(command: list[str], folder: Path, **environment: str) -> Ended:
+def run_process(command: list[str], folder: Path, timeout: float | None = 300, **environment: str) -> Ended:
     """Run `command` in `folder` and wait for it; its peak memory is its own and that of children it waited for."""
     start = _seconds_of_children()
     process = start_process(command, folder, **environment)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=timeout)
     return Ended(process.returncode, out, err, _seconds_of_children() - start)
 
 

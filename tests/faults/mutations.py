@@ -1,33 +1,100 @@
-"""Flips bytes of files and cuts them, and gives each to a command in a forked child of a warm process.
+"""Flips bytes of files and cuts them, and gives each to what a command does with it.
 
-`python -m tests.faults.mutations FORMAT FOLDER CASES [SEED]` expects FOLDER to hold whole files; it prints a line for
-every outcome that is none of the documented exit codes, or whose error is not one line.
+`python -m tests.faults.mutations FORMAT FOLDER CASES [PROCESSES [SEED [FIRST]]]` expects FOLDER to hold whole files; it
+prints a line for every outcome that is none of the documented exit codes, or whose error is not one line. The first
+PROCESSES cases are real commands. The others meet the road of the command in a forked child of a warm process, without
+the child that a command lets read the file first: so a crash of a library is seen, and whatever dies here is given to
+the real command, which has to outlive it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import importlib
 import os
 import random
+import signal
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "zip checkpoint": ("weights.pth", ("inspect", "weights.pth")),
-    "legacy checkpoint": ("legacy.pth", ("inspect", "legacy.pth")),
-    "safetensors": ("weights.safetensors", ("inspect", "weights.safetensors")),
-    "onnx, read": ("tiny.onnx", ("inspect", "tiny.onnx")),
-    "onnx, run": ("tiny.onnx", ("run", "tiny.onnx", "picture.png")),
-    "png": ("picture.png", ("run", "tiny.onnx", "picture.png")),
-    "jpeg": ("picture.jpg", ("run", "tiny.onnx", "picture.jpg")),
-    "engine": ("tiny.engine", ("inspect", "tiny.engine")),
-    "sidecar": ("tiny.engine.json", ("inspect", "tiny.engine")),
-    "array": ("samples.npy", ("quantize", "tiny.onnx", "--calibration", "samples.npy", "--recipe", "mine.toml")),
-    "recipe": ("mine.toml", ("quantize", "tiny.onnx", "--calibration", "nowhere", "--recipe", "mine.toml")),
-}
+from tests.faults.harness import ROOT, arguments, run_process
+
+if TYPE_CHECKING:
+    from densenet_deploy.cli.app import Report
+
 DOCUMENTED = frozenset({0, 2, 3, 4, 5, 6})
+_LONGEST_SECONDS = 120
+
+
+def _inspect(words: tuple[str, ...]) -> Report:
+    from densenet_deploy.pipeline.inspect.inspect import inspect_file
+
+    return inspect_file(Path(words[1]))
+
+
+def _inspect_engine(words: tuple[str, ...]) -> Report:
+    from densenet_deploy.pipeline.inspect.engine import inspect_engine
+
+    return inspect_engine(Path(words[1]), 1)
+
+
+def _run(words: tuple[str, ...]) -> Report:
+    from densenet_deploy.pipeline.classify import classify_files
+
+    return classify_files(Path(words[1]), [Path(words[2])])
+
+
+def _quantize(words: tuple[str, ...]) -> Report:
+    from densenet_deploy.pipeline.recipe_file import options_of
+
+    from densenet_deploy.pipeline.quantize.quantize import quantize
+
+    return quantize(Path(words[1]), Path(words[3]), options_of(words[5], {}))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file to spoil, the command that reads it, the road that the command takes, and what that imports."""
+
+    name: str
+    words: tuple[str, ...]
+    road: Callable[[tuple[str, ...]], Report]
+    modules: tuple[str, ...]
+
+
+_TORCH = (
+    "torch",
+    "safetensors.torch",
+    "densenet_deploy.models.checkpoints",
+    "densenet_deploy.pipeline.inspect.inspect",
+)
+_ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
+_ORT = ("onnxruntime", "densenet_deploy.pipeline.classify")
+_QUANTIZE = ("onnx_ir", "onnxruntime", "densenet_deploy.pipeline.quantize.quantize")
+_ON_ARRAY = ("quantize", "tiny.onnx", "--calibration", "samples.npy", "--recipe", "mine.toml")
+_ON_NOTHING = ("quantize", "tiny.onnx", "--calibration", "nowhere", "--recipe", "mine.toml")
+
+FORMATS = {
+    "zip checkpoint": Format("weights.pth", ("inspect", "weights.pth"), _inspect, _TORCH),
+    "legacy checkpoint": Format("legacy.pth", ("inspect", "legacy.pth"), _inspect, _TORCH),
+    "safetensors": Format("weights.safetensors", ("inspect", "weights.safetensors"), _inspect, _TORCH),
+    "onnx, read": Format("tiny.onnx", ("inspect", "tiny.onnx"), _inspect, _ONNX),
+    "onnx, run": Format("tiny.onnx", ("run", "tiny.onnx", "picture.png"), _run, _ORT),
+    "png": Format("picture.png", ("run", "tiny.onnx", "picture.png"), _run, _ORT),
+    "jpeg": Format("picture.jpg", ("run", "tiny.onnx", "picture.jpg"), _run, _ORT),
+    "engine": Format("tiny.engine", ("inspect", "tiny.engine"), _inspect_engine, ()),
+    "sidecar": Format("tiny.engine.json", ("inspect", "tiny.engine"), _inspect_engine, ()),
+    "array": Format("samples.npy", _ON_ARRAY, _quantize, _QUANTIZE),
+    "recipe": Format("mine.toml", _ON_NOTHING, _quantize, _QUANTIZE),
+}
+
+
+def share(total: int, form: str) -> int:
+    """How many of `total` cases fall to this format."""
+    return total // len(FORMATS) + (list(FORMATS).index(form) < total % len(FORMATS))
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -41,20 +108,18 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def _in_child(words: list[str]) -> tuple[int, str]:
-    """Run the command in a forked child; return how it ended and what it said."""
-    from densenet_deploy.cli import main
-
+def _in_child(form: Format) -> tuple[int, str]:
+    """Take the road in a forked child; return how it ended and what it said."""
     with tempfile.TemporaryFile() as told:
         child = os.fork()
         if child == 0:
             code = 99
             try:
+                signal.setitimer(signal.ITIMER_REAL, _LONGEST_SECONDS)
                 for stream in (1, 2):
                     os.dup2(told.fileno(), stream)
-                out = io.StringIO()
-                with contextlib.redirect_stdout(out):
-                    code = main(words)
+                code = _ended(form)
+                sys.stderr.flush()
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -62,36 +127,60 @@ def _in_child(words: list[str]) -> tuple[int, str]:
         return code, told.read().decode(errors="backslashreplace")
 
 
-def faults_of(form: str, folder: Path, cases: int, seed: int = 0) -> list[str]:
+def _ended(form: Format) -> int:
+    from densenet_deploy.cli.failures import fail
+
+    try:
+        form.road(form.words).to_text()
+    except BaseException as exc:
+        return fail(exc, form.words)
+    return 0
+
+
+def _as_command(form: Format) -> tuple[int, str]:
+    ended = run_process(arguments(*form.words), Path.cwd())
+    return ended.code, ended.err
+
+
+def faults_of(name: str, folder: Path, cases: range, processes: int = 0, seed: int = 0) -> list[str]:
     """Return a sentence for every outcome that breaks the contract."""
-    name, words = FORMATS[form]
-    whole, found = (folder / name).read_bytes(), []
-    for case in range(cases):
-        (folder / name).write_bytes(mutated(whole, random.Random(f"{form} {seed} {case}")))
-        code, told = _in_child([*words])
-        errors = [line for line in told.splitlines() if line.startswith("error: ")]
-        others = [line for line in told.splitlines() if not line.startswith(("error: ", "note: "))]
-        if code not in DOCUMENTED or len(errors) != (code != 0) or (code and others):
-            found.append(f"{form}, seed {seed}, case {case}: exit code {code}: {told[-300:]!r}")
-    (folder / name).write_bytes(whole)
+    form, found = FORMATS[name], []
+    whole = (folder / form.name).read_bytes()
+    before = set(folder.iterdir())
+    for case in cases:
+        (folder / form.name).write_bytes(mutated(whole, random.Random(f"{name} {seed} {case}")))
+        code, told = _in_child(form) if case >= processes else _as_command(form)
+        if code < 0:
+            print(f"{name}, seed {seed}, case {case}: died by {-code} where nothing guards it", file=sys.stderr)
+            code, told = _as_command(form)
+        if not _is_documented(code, told):
+            found.append(f"{name}, seed {seed}, case {case}: exit code {code}: {told[-300:]!r}")
+        for made in {*folder.iterdir()} - before:  # a quantized file, where the spoilt one was good enough
+            made.unlink()
+    (folder / form.name).write_bytes(whole)
     return found
 
 
-def _warm_up() -> None:
-    """Import what the commands import; nothing is run, so that no thread is lost in the forks."""
-    import onnx_ir  # noqa: F401
-    import onnxruntime  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import torch  # noqa: F401
+def _is_documented(code: int, told: str) -> bool:
+    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    others = [line for line in told.splitlines() if not line.startswith(("error: ", "note: "))]
+    return code in DOCUMENTED and len(errors) == (code != 0) and not (code and others)
 
-    import densenet_deploy.cli.dispatch
-    import densenet_deploy.models.checkpoints
-    import densenet_deploy.pipeline.inspect.inspect
-    import densenet_deploy.pipeline.quantize.quantize  # noqa: F401
+
+def _warm_up(form: Format) -> None:
+    """Import what the road imports; nothing is run, so that no thread is lost in the forks."""
+    import warnings
+
+    warnings.simplefilter("ignore")  # as the command does
+    for module in form.modules:
+        importlib.import_module(module)
 
 
 if __name__ == "__main__":
-    os.chdir(sys.argv[2])
-    _warm_up()
-    for fault in faults_of(sys.argv[1], Path.cwd(), int(sys.argv[3]), int((*sys.argv, "0")[4])):
-        print(fault)
+    asked, place, count, processes, seed, first = (*sys.argv[1:], *("0", "0", "0")[len(sys.argv) - 4 :])
+    os.chdir(place)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    _warm_up(FORMATS[asked])
+    chosen = range(int(first), int(first) + int(count))
+    for fault in faults_of(asked, Path.cwd(), chosen, int(processes), int(seed)):
+        print(fault, flush=True)

@@ -15,7 +15,7 @@ from densenet_deploy.models.checkpoints import save_weights
 from densenet_deploy.pipeline.load import ModelRequest, build
 from tests.conftest import TINY
 from tests.faults.harness import ROOT, run_process
-from tests.faults.mutations import FORMATS
+from tests.faults.mutations import FORMATS, _is_documented, share
 from tests.runtime.simulated_tensorrt import RTX, write_simulated_engine
 
 
@@ -39,18 +39,34 @@ def files(tiny_onnx: Path, network: DenseNet, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def _mutations(form: str, folder: Path, cases: int) -> str:
-    ended = run_process([sys.executable, "-m", "tests.faults.mutations", form, str(folder), str(cases)], ROOT)
+def _mutations(form: str, folder: Path, cases: int, processes: int) -> str:
+    words = [sys.executable, "-m", "tests.faults.mutations", form, str(folder), str(cases), str(processes)]
+    ended = run_process(words, ROOT, timeout=None)
     assert ended.code == 0, ended.err
     return ended.out
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_mutated_files_end_in_documented_exit_codes(form: str, files: Path) -> None:
-    assert _mutations(form, files, 25) == ""
+def test_500_mutated_files_end_in_documented_exit_codes(form: str, files: Path) -> None:
+    assert _mutations(form, files, share(500, form), share(30, form)) == ""
 
 
 @pytest.mark.study
+@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("form", FORMATS)
-def test_two_thousand_mutations_of_every_format(form: str, files: Path) -> None:
-    assert _mutations(form, files, 2000) == ""
+def test_20_000_mutated_files_end_in_documented_exit_codes(form: str, files: Path) -> None:
+    assert _mutations(form, files, share(20_000, form), share(30, form)) == ""
+
+
+def test_the_shares_of_the_formats_add_up() -> None:
+    assert sum(share(500, form) for form in FORMATS) == 500
+    assert sum(share(30, form) for form in FORMATS) == 30
+    assert {share(20_000, form) for form in FORMATS} == {1818, 1819}
+
+
+def test_an_undocumented_end_is_a_fault() -> None:
+    line = "error: model: a.onnx: is no ONNX file; download it again\n"
+    assert _is_documented(3, line)
+    assert _is_documented(0, "note: untrained\n")
+    for code, told in ((1, line), (3, ""), (3, line + "Traceback"), (3, line * 2), (0, line), (-11, "")):
+        assert not _is_documented(code, told), (code, told)

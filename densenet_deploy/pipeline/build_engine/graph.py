@@ -117,6 +117,18 @@ class Graph:
     notes: tuple[str, ...] = ()
 
 
+def is_parsed(wanted: Wanted) -> bool:
+    """Whether this process will parse the file; one that says it holds its precision goes to the process that builds.
+
+    Raises:
+        InputError: if there is no such file, or it is no model.
+    """
+    if wanted.model is None:
+        return False
+    source = Artifact.open(wanted.model)
+    return source.manifest is None or not holds(source, wanted.precision)
+
+
 def source_of(wanted: Wanted, places: Places) -> Artifact | None:
     """Look at the file to start from; None where one has to be exported first.
 

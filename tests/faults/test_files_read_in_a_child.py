@@ -1,0 +1,26 @@
+"""What a file does to the library that reads it is exit 3 and one line; the command itself takes no harm."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import Commands
+from tests.faults.hostile import without_end, without_measure
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="keeps no limit of address space")
+
+
+def test_a_file_that_wants_all_memory(commands: Commands, picture: Path) -> None:
+    model = without_measure(commands.folder / "hostile.onnx")
+    words = ("run", model, picture, "--backend", "openvino")
+    commands.refused(*words, says=("hostile.onnx", "the backend wants more than", "do not use it"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "run"])
+def test_a_file_without_end(commands: Commands, picture: Path, command: str) -> None:
+    model = without_end(commands.folder / "hostile.onnx")
+    words = ("run", model, picture, "--backend", "onnxruntime") if command == "run" else (command, model)
+    commands.refused(*words, says=("was not done with it after", "do not use it"), once=True)
