@@ -153,12 +153,11 @@ class GraphWriter:
             same = attributes["auto_pad"] != "VALID"
             size = -(-source.size // stride) if same else (source.size - kernel) // stride + 1
         else:
-            ceil = self.one_of(0, 0, 1)
-            attributes |= {"pads": [pad] * 4, "ceil_mode": ceil}
             space = source.size + 2 * pad - kernel
+            begins_inside = -(-space // stride) * stride < source.size + pad  # else tools disagree about the last window
+            ceil = self.one_of(0, 0, 1) if begins_inside else 0
+            attributes |= {"pads": [pad] * 4, "ceil_mode": ceil}
             size = -(-space // stride) + 1 if ceil else space // stride + 1
-            if ceil and (size - 1) * stride >= source.size + pad:
-                size -= 1  # a window must begin inside
         if op_type == "AveragePool":
             attributes["count_include_pad"] = self.one_of(0, 1)
         return self.node(op_type, [source.name], source.channels, size, **attributes)
@@ -179,7 +178,7 @@ class GraphWriter:
 
     def _extra(self, kind: str, source: Tensor) -> Tensor:
         if kind == "If":
-            return self._branch(source)
+            return self.branch(source)
         if kind == "Conv" and source.size:
             return self.conv(source, self.draw(st.integers(1, 4)), 1)
         if kind == "Norm" and source.size:
@@ -190,16 +189,21 @@ class GraphWriter:
             inputs[1] = self.weights("factor", (source.channels, 1, 1))
         return self.node(op_type, inputs, source.channels, source.size)
 
-    def _branch(self, source: Tensor) -> Tensor:
-        """An If whose branches read `source` from outside."""
-        condition = self.constant("condition", np.array(True))
+    def branch(self, source: Tensor) -> Tensor:
+        """An If of which one branch, or both, read `source` from outside; inner names are anything."""
+        constant = self.chance(50)
+        condition = self.constant("condition", np.array(constant or self.chance(50)))
         branches = {}
         for branch, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
             inner = self.name(f"inner.{branch}")
             shape = ["N", source.channels, *([source.size] * 2 if source.size else [])]
             value = helper.make_tensor_value_info(inner, TensorProto.FLOAT, shape)
-            node = helper.make_node(op_type, [source.name], [inner])
-            branches[branch] = helper.make_graph([node], branch, [], [value])
+            nodes = [helper.make_node(op_type, [source.name], [inner])]
+            if branch == "else_branch" and constant:
+                zero = helper.make_tensor(inner, TensorProto.FLOAT, [1] * len(shape), [0.0])
+                nodes = [helper.make_node("Constant", [], [inner], value=zero)]
+                value = helper.make_tensor_value_info(inner, TensorProto.FLOAT, [1] * len(shape))
+            branches[branch] = helper.make_graph(nodes, branch, [], [value])
         return self.node("If", [condition], source.channels, source.size, **branches)
 
     # -- the whole

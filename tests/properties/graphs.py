@@ -146,8 +146,21 @@ def _scaled(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:
     return graph.node(op_type, inputs[:: graph.draw(st.sampled_from((1, -1)))], source.channels, source.size)
 
 
+def _layer_of_a_dense_net(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:
+    """What passes look for: a norm and its ReLU before a 1x1 Conv, or a pool behind one."""
+    if graph.chance(50):
+        tensor = graph.norm(source)
+        tensor = graph.branch(tensor) if graph.chance(10) else graph.relu(tensor)
+        return graph.conv(tensor, graph.draw(st.integers(1, 6)), 1)
+    tensor = graph.conv(source, graph.draw(st.integers(1, 6)), 1)
+    return graph.pool(tensor, "AveragePool", 2, 2) if tensor.size > 3 else graph.norm(tensor)
+
+
 STEPS = (
     _conv,
+    _layer_of_a_dense_net,
+    _layer_of_a_dense_net,
+    lambda graph, source, _: graph.branch(source),
     _conv,
     lambda graph, source, _: graph.norm(source),
     lambda graph, source, _: graph.norm(source),
