@@ -47,6 +47,7 @@ def holds_for(*, few: int, many: int, **strategies: SearchStrategy[Any]) -> Call
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         test.__signature__ = inspect.Signature([*kept, inspect.Parameter("inputs", kind)])  # type: ignore[attr-defined]
         test.__name__, test.__doc__, test.__module__ = check.__name__, check.__doc__, check.__module__
+        test.check = check  # type: ignore[attr-defined]
         test.pytestmark = [*getattr(check, "pytestmark", [])]  # type: ignore[attr-defined]
         return pytest.mark.parametrize("inputs", [pytest.param(few, id="few"), study])(test)
 
