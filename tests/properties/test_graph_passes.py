@@ -94,7 +94,7 @@ def _overridden(model: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
     return session.run(None, feeds)
 
 
-def _pixels_of(model: onnx.ModelProto) -> np.ndarray:
+def pixels_of(model: onnx.ModelProto) -> np.ndarray:
     _, *shape = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
     return np.random.default_rng(0).standard_normal((2, *shape), np.float32)
 
@@ -108,7 +108,7 @@ def _assert_close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
 
 
 def _assert_preserved(proto: onnx.ModelProto, names: Sequence[str], seed: int) -> None:
-    pixels = _pixels_of(proto)
+    pixels = pixels_of(proto)
     old = _values(proto, pixels)
     ranges = Calibrated({name: array for name, array in old.items() if array.ndim == 4 and array.size}, seed)
     model = ir.from_proto(proto)

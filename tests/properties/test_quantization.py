@@ -151,10 +151,8 @@ def _by_onnx_runtime(codes: np.ndarray, integers: IntegerWeights, given: Quantiz
 
 def test_a_bias_at_the_scale_of_dead_weights_alone_would_clip() -> None:
     """The control: what `quantize_with_bias` raises the scale for."""
-    codes, scales = quantize_rows(np.full((1, 1, 1, 1), 1e-9))
-    with pytest.raises(AssertionError):
-        assert abs(0.5 / (0.01 * float(scales[0]))) < 2**31
-    assert codes.any()
+    _, scales = quantize_rows(np.full((1, 1, 1, 1), 1e-9))
+    assert 0.5 / (0.01 * float(scales[0])) > 2**31
 
 
 def test_numbers_of_onnx_are_those_of_the_definition() -> None:
