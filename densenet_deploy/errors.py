@@ -52,7 +52,7 @@ class DensenetDeployError(Exception):
 
     def __init__(self, subject: object, why: str, fix: str) -> None:
         super().__init__(subject, why, fix)
-        self.subject = printable(subject)
+        self.subject = printable(subject) or "''"
         self.why = printable(why, 600)
         self.fix = printable(fix, 600)
 

@@ -109,9 +109,8 @@ def simplify(model: Path, out: str | None = None, *, force: bool = False) -> Sim
     from densenet_deploy.graph.onnx_file import load_onnx, operators
     from densenet_deploy.pipeline.validate import compare_files
 
-    name = f"{model.stem}.simplified.onnx"
+    manifest, name = Artifact.open(model).manifest, f"{model.stem}.simplified.onnx"
     path = output_path(out, name) if out is not None else model.with_name(name)
-    manifest = Artifact.open(model).manifest
     prepare_output(path, manifest, force=force, size_bytes=model.stat().st_size)
     original = load_onnx(model)
     result = simplified(onnx_ir.from_proto(original), original.graph.name or model.stem)

@@ -24,7 +24,7 @@ from densenet_deploy.runtime.trt import FLAVOURS
 SCHEMA: Final = 1
 SUFFIX: Final = ".json"
 
-_LARGEST_BYTES: Final = 16 * 2**20
+_LARGEST_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,15 @@ def write_records(engine: Path, records: Mapping[str, Sidecar]) -> None:
     """Write the sidecar of `engine` anew, whole or not at all.
 
     Raises:
+        ManifestError: if it would be larger than what is read.
         ResourceError: if the disk is full, read-only or not permitted.
     """
     facts = {"schema": SCHEMA, "records": {sha256: record.to_facts() for sha256, record in records.items()}}
     text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
-    write_file(sidecar_path(engine), text.encode("utf-8", "backslashreplace") + b"\n")
+    data, path = text.encode("utf-8", "backslashreplace") + b"\n", sidecar_path(engine)
+    if len(data) > _LARGEST_BYTES:
+        raise ManifestError(path, f"would be larger than {_LARGEST_BYTES} bytes", "give the model shorter labels")
+    write_file(path, data)
 
 
 def platform_word() -> str:

@@ -6,6 +6,9 @@ With y = s·x + t and θ = −t/s, channel by channel:
     relu(s·x + t) = s·min(x, θ) + t   where s < 0,
     relu(s·x + t) = relu(t)           where s = 0.
 
+A scale so small that θ is beyond 2⁹⁶ counts as zero: float32 has no s for it, or no θ, and x would have to be some 10²¹
+to show beside t. Trained networks hold such channels, whose γ has decayed to 10⁻⁴⁰.
+
 A 1x1 convolution without padding takes s into its weights and W·t into its bias, also across an AveragePool that always
 averages whole windows, because averaging keeps s·x + t as it is. What is left before the convolution is a clip.
 
@@ -18,6 +21,7 @@ that `quantize/output_correction.py` takes back. Run it after `equalize-bus`, wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +39,8 @@ from densenet_deploy.graph.graph_pass import (
 )
 from densenet_deploy.graph.node_pass import Edit, NodePass
 from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
+
+_FARTHEST: Final = 2.0**96
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class NormToClip(NodePass[_Chain]):
     def rewrite(self, found: _Chain, edit: Edit) -> None:
         """Put a clip in the place of norm and ReLU, and their numbers into the Conv; see `NodePass.rewrite`."""
         scale, shift = scale_and_shift(found.norm)
+        scale = np.where(np.abs(scale) * _FARTHEST < np.abs(shift), 0, scale)
         result = found.relu.outputs[0]
         clipped = _clip(edit.graph, found, scale, shift)
         _absorb(edit.graph, found.conv, scale, np.where(scale == 0, np.maximum(shift, 0), shift))
@@ -103,8 +110,7 @@ def _mixes_pixels_alone(node: ir.Node) -> bool:
 def _clip(graph: ir.Graph, chain: _Chain, scale: Double, shift: Double) -> ir.Value:
     """Insert the Max and the Min that channels need, in the place of the norm."""
     largest = np.finfo(np.float32).max
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        threshold = np.clip(-shift / scale, -largest, largest)
+    threshold = -shift / np.where(scale == 0, 1, scale)
     value, result = chain.norm.inputs[0], chain.relu.outputs[0]
     assert value is not None
     name = chain.relu.name or str(result.name)
@@ -132,7 +138,8 @@ def _absorb(graph: ir.Graph, conv: ir.Node, scale: Double, shift: Double) -> Non
 def _record(chain: _Chain, clipped: ir.Value, edit: Edit) -> None:
     """Tell what `clipped` and the pooled clips stand for; the pools' outputs get names that say so."""
     why = "clipped before a scale and shift that the next Conv absorbed"
-    edit.changes.move(str(clipped.name), str(chain.relu.outputs[0].name), why)
+    if clipped is not chain.norm.inputs[0]:  # which it is where no channel needs a bound
+        edit.changes.move(str(clipped.name), str(chain.relu.outputs[0].name), why)
     for pool in chain.pools:
         origin = str(pool.outputs[0].name)
         pool.outputs[0].name = unused_name(edit.graph, f"{origin}:clipped")

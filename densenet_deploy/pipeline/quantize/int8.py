@@ -228,6 +228,7 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
     from densenet_deploy.graph.bus import find_buses
     from densenet_deploy.graph.graph_pass import is_operator
     from densenet_deploy.graph.needed_ranges import narrowed, needed_range, through
+    from densenet_deploy.graph.norms import why_no_affine
     from densenet_deploy.graph.tensor_changes import TensorChanges
     from densenet_deploy.quantize.observers.observer import ChannelRanges
 
@@ -238,7 +239,8 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
             limits = wanted.of(tensor).finite()
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
             needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
-        for reader in (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization")):
+        norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
+        for reader in (reader for reader in norms if reader.index == 0 and why_no_affine(reader.node) is None):
             limits = through(reader.node, wanted.of(reader.segment).finite())
             changes.cut_off(str(reader.node.outputs[0].name), *(limit.astype(np.float32) for limit in limits))
     changes.write_to(model)

@@ -15,12 +15,15 @@ Everything else stays float, between DequantizeLinear and QuantizeLinear, as do 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, new_initializer, only_reader
+from densenet_deploy.graph.channels import channels_of
+from densenet_deploy.graph.convs import pads
+from densenet_deploy.graph.graph_pass import constant, new_initializer, only_reader, unused_name
 from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 from densenet_deploy.graph.tensor_changes import TensorChanges
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
@@ -28,6 +31,8 @@ from densenet_deploy.quantize.scales import QuantizedType, unsigned
 from densenet_deploy.quantize.weights import quantize_with_bias
 
 Double = npt.NDArray[np.float64]
+
+_WINDOWS: Final = ("strides", "pads", "auto_pad", "dilations")
 
 
 @recipes.register("onnxruntime")
@@ -113,7 +118,10 @@ class _Writer:
 
     def _requantized(self, value: ir.Value, forms: Mapping[QuantizedType, ir.Value], wanted: QuantizedType) -> ir.Value:
         given, codes = next(iter(forms.items()))
-        channels = _channels(value)
+        channels = channels_of(value)
+        if channels is None:  # nothing says how many weights of one it takes
+            numbers = self._emit("DequantizeLinear", f"{value.name}:numbers", [codes, *self._type_inputs(value, given)])
+            return self._quantized(numbers, wanted)
         weights = np.ones((channels, 1, 1, 1))
         return self._convolve(f"{value.name}:requantized", codes, given, wanted, weights, group=channels)
 
@@ -142,7 +150,7 @@ class _Writer:
         if source is None or weights is None or bias is None:
             return False
         shift = np.broadcast_to(bias.astype(np.float64), (len(weights),))
-        kept = {name: node.attributes[name] for name in ("strides", "pads", "dilations") if name in node.attributes}
+        kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
         group = node.attributes.get_int("group", 1)
         return self._linear(node, source, weights.astype(np.float64), shift, group, kept)
 
@@ -203,12 +211,13 @@ class _Writer:
         source = node.inputs[0]
         given = self._native_type(source) if source is not None else None
         kernel = node.attributes.get_ints("kernel_shape", ())
-        padded = any(node.attributes.get_ints("pads", ())) or node.attributes.get_int("ceil_mode", 0) != 0
-        if source is None or given is None or padded:
+        padded = pads(node) or node.attributes.get_int("ceil_mode", 0) != 0
+        channels = channels_of(source)
+        if source is None or given is None or padded or channels is None:
             return False
-        channels, result = _channels(source), node.outputs[0]
+        result = node.outputs[0]
         weights = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel))
-        kept = {"strides": node.attributes["strides"]} if "strides" in node.attributes else {}
+        kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
         codes = self._convolve(
             f"{result.name}:codes", self._code(source, given), given, given, weights, group=channels, attributes=kept
         )
@@ -269,14 +278,9 @@ class _Writer:
         self, op_type: str, name: str, inputs: list[ir.Value], attributes: list[ir.Attr] | None = None
     ) -> ir.Value:
         node = ir.Node("", op_type, inputs, attributes or [], name=name, num_outputs=1)
-        node.outputs[0].name = name
+        node.outputs[0].name = unused_name(self._graph, name)
         self._graph.insert_before(self._at, node)
         return node.outputs[0]
 
     def _set_codes(self, value: ir.Value, given: QuantizedType, codes: ir.Value) -> None:
         self._codes[value] = {given: codes}
-
-
-def _channels(value: ir.Value) -> int:
-    assert value.shape is not None
-    return int(value.shape[1])  # type: ignore[arg-type]

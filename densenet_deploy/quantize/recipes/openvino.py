@@ -79,9 +79,9 @@ class _Writer:
 
     def _is_pool(self, node: ir.Node) -> bool:
         """Whether `node` is a MaxPool that alone reads its input, whose codes are then those of its output."""
-        source, result = node.inputs[0], node.outputs[0]
-        if not is_operator(node, "MaxPool") or source is None or only_reader(source) is not node:
+        if not is_operator(node, "MaxPool") or node.inputs[0] is None or only_reader(node.inputs[0]) is not node:
             return False
+        source, result = node.inputs[0], node.outputs[0]
         given = self._type_of(result)
         if given is not None and self._type_of(source) is not None:
             self._types[str(source.name)] = given

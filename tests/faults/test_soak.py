@@ -1,0 +1,54 @@
+"""A runner that works for half an hour is as quick and as small at the end as at the beginning.
+
+`pytest -m study tests/faults/test_soak.py` takes half an hour a backend; `SOAK_SECONDS` sets another time. It compares
+processor times, which depend a little on what else the machine does: `chrt -f 30` keeps that away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from densenet_deploy.packages import is_installed
+from tests.faults.harness import ROOT
+from tests.faults.soak import Soak, soak
+
+BACKENDS = [name for name in ("onnxruntime", "openvino") if is_installed(name)]
+MIB = 2**20
+SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
+
+
+@pytest.mark.study
+@pytest.mark.timeout(2 * SECONDS + 600)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_runner_grows_neither_slower_nor_larger(digits_onnx: Path, backend: str) -> None:
+    words = [sys.executable, "-m", "tests.faults.soak", str(digits_onnx), backend, str(SECONDS)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = Soak(**json.loads(done.stdout))
+    print(seen)
+    assert seen.growth_bytes <= 8 * MIB, seen
+    assert seen.slowdown <= 1.1, seen
+
+
+def test_a_call_that_grows_slower_would_be_seen() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+        sum(range(calls * 100))
+
+    assert soak(call, 1.0).slowdown > 1.1
+
+
+def test_a_call_that_keeps_memory_would_be_seen() -> None:
+    kept = []
+    assert soak(lambda: kept.append(b"x" * 100_000), 0.1).growth_bytes > 8 * MIB

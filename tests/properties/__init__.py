@@ -1,0 +1,1 @@
+"""Properties: what must hold for every input of a kind, tried on inputs that Hypothesis makes up."""

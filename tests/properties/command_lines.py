@@ -1,0 +1,93 @@
+"""Random command lines: of every command a line that works, its options as Typer knows them, and words that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import typer.main
+from hypothesis import strategies as st
+
+import densenet_deploy.cli.dispatch  # noqa: F401 - registers the commands
+from densenet_deploy.cli.app import app
+from tests.properties.texts import TEXTS
+
+_SMALL = "--blocks 1 --growth-rate 2 --init-features 4 --stem cifar --image-size 8 --num-classes 3 --force".split()
+WORKING: dict[str, tuple[str, ...]] = {
+    "export": (*_SMALL, "-o", "new.onnx"),
+    "simplify": ("tiny.onnx", "-o", "new.onnx", "--force"),
+    "validate": ("tiny.onnx", "tiny.onnx", "--samples", "1"),
+    "quantize": ("tiny.onnx", "--calibration", "few"),
+    "sensitivity": ("tiny.onnx", "--calibration", "few"),
+    "cast": ("tiny.onnx", "--fp16", "-o", "new.onnx", "--force"),
+    "build-trt": ("tiny.onnx", "--fp16", "--dry-run"),
+    "run": ("tiny.onnx", "picture.png"),
+    "evaluate": ("tiny.onnx", "--data", "classes"),
+    "benchmark": ("tiny.onnx", "--seconds", "0", "--rounds", "3"),
+    "inspect": ("tiny.onnx",),
+    "tune": ("tiny.onnx", "--dry-run"),
+    "plot": ("cost", "tiny.onnx", "-o", "new.svg", "--force"),
+    "report": ("tiny.onnx", "-o", "new.html", "--force"),
+    "doctor": (),
+}
+"""Lines that end well, and quickly; but those that calibrate, whose pictures are too few."""
+
+STOPPED: dict[str, tuple[str, ...]] = {
+    "export": ("--weights", "missing.pth"),
+    "build-trt": ("missing.onnx",),
+    "tune": ("missing.onnx",),
+    "benchmark": ("missing.onnx",),
+}
+"""What keeps a random line from a long work that nobody asked for."""
+
+FILES = ("tiny.onnx", "picture.png", "few", "classes", "broken.onnx", "missing.onnx", "broken.toml", "text.json", ".")
+_NO_NUMBERS = ("", "abc", "nan", "inf", "-inf", "1e999", "-5", "-1e-3", "9" * 25, "0x10", "١", "1,2", "1;", "\x1b[2J", "--")
+_NO_WORDS = ("", "no-such-word", "\x1b[2J", "\udc80", "121x", "cifar-bc-9999999-12", "a=b", "x" * 5000, "1,,2", ",", "é\n")
+_NO_PATHS = ("", "missing/file", "\udc80", "x" * 300, "\x1b[2J.onnx", "broken.onnx", "a\0b", "few", "/proc/self/mem/x")
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """A working line with one more option that does not fit."""
+
+    words: tuple[str, ...]
+    option: str
+    value: str
+
+
+def options_of(name: str) -> list[Any]:
+    """The options of a command, as Click has them."""
+    found = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    return [parameter for parameter in found if parameter.param_type_name == "option" and not parameter.is_flag]
+
+
+def spellings_of(name: str) -> list[str]:
+    """How the options of a command are written, flags too."""
+    found = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    return [word for parameter in found if parameter.param_type_name == "option" for word in parameter.opts]
+
+
+def _unfit(option: Any) -> st.SearchStrategy[str]:
+    kind = str(option.bare_type)
+    words = _NO_NUMBERS if "int" in kind or "float" in kind else _NO_PATHS if "Path" in kind else _NO_WORDS + _NO_NUMBERS
+    return st.sampled_from(words) | TEXTS
+
+
+@st.composite
+def spoilt_lines(draw: st.DrawFn) -> Spoilt:
+    """A working line with an option that it does not know, or a value that the option does not take."""
+    name = draw(st.sampled_from([name for name in WORKING if options_of(name)]))
+    option = draw(st.sampled_from(options_of(name)))
+    value, word = draw(_unfit(option)), draw(st.sampled_from(option.opts))
+    written = [f"{word}={value}"] if word.startswith("--") and draw(st.booleans()) else [word, value]
+    return Spoilt((name, *WORKING[name], *written), word, value)
+
+
+@st.composite
+def random_lines(draw: st.DrawFn) -> tuple[str, ...]:
+    """A command with any of its options, files and words, in any order."""
+    name = draw(st.sampled_from(sorted(WORKING)))
+    spelt = spellings_of(name)
+    words = st.sampled_from([*spelt, *spelt, "--json", "--no-such-option", "-x"]) | st.sampled_from(FILES) | TEXTS
+    words |= st.sampled_from(_NO_NUMBERS + _NO_WORDS + ("1", "2", "8", "0.5", "fp16", "openvino", "torch", "cpu"))
+    return name, *STOPPED.get(name, ()), *draw(st.lists(words, max_size=6))
