@@ -65,12 +65,8 @@ class Format:
     modules: tuple[str, ...]
 
 
-_TORCH = (
-    "torch",
-    "safetensors.torch",
-    "densenet_deploy.models.checkpoints",
-    "densenet_deploy.pipeline.inspect.inspect",
-)
+_INSPECT = "densenet_deploy.pipeline.inspect.inspect"
+_TORCH = ("torch", "safetensors.torch", "densenet_deploy.models.checkpoints", _INSPECT)
 _ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
 _ORT = ("onnxruntime", "densenet_deploy.pipeline.classify")
 _QUANTIZE = ("onnx_ir", "onnxruntime", "densenet_deploy.pipeline.quantize.quantize")
