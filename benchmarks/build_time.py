@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,19 +25,17 @@ from typing import Final
 from machine import RESULTS, Machine, print_table, take_turns, write_results
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.pipeline.cast import CastOptions, cast
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import ModelRequest
 
 TIME_LIMIT: Final = 1.25
 MEMORY_LIMIT: Final = 1.10
+_COMMAND: Final = (sys.executable, "-m", "densenet_deploy")
 _BARE_PROGRAM: Final = str(Path(__file__).with_name("bare_build.py"))
 _LOOK_EVERY_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True)
 class Run:
-    """How long a process took, what it and its children computed, and the most memory they held at one moment."""
+    """How long a process took, what it and its children computed, and the most memory that they can have held."""
 
     seconds: float
     cpu_seconds: float
@@ -46,20 +43,23 @@ class Run:
 
     @classmethod
     def of(cls, command: Sequence[str], environment: Mapping[str, str]) -> Run:
-        """Run `command` to its end, looking at its memory meanwhile. Pages that processes share count for each.
+        """Run `command` to its end, looking at its memory meanwhile.
 
         Raises:
             CalledProcessError: if it fails.
         """
-        start, computed, peak = time.perf_counter(), _children_cpu_seconds(), 0
+        start, others = time.perf_counter(), 0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-        while process.poll() is None:
-            peak = max(peak, sum(map(_resident_bytes, _family(process.pid))))
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            held = [_most_resident_bytes(pid) for pid in _family(process.pid)]
+            others = max(others, sum(held) - max(held))
             time.sleep(_LOOK_EVERY_SECONDS)
-        seconds = time.perf_counter() - start
+        seconds, (_, status, used) = time.perf_counter() - start, ended
+        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             raise subprocess.CalledProcessError(process.returncode, command)
-        return cls(seconds, _children_cpu_seconds() - computed, peak)
+        largest = used.ru_maxrss * 1024  # of it and its children
+        return cls(seconds, used.ru_utime + used.ru_stime, largest + others)
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _graphs(variant: str, folder: Path) -> Iterator[Path]:
-    """The variant in float32, and in float16."""
-    float_file = export_onnx(ModelRequest(variant=variant), ExportTarget(out=f"{folder}/")).onnx
+    """The variant in float32, and in float16; made elsewhere, since a process begins with the memory of its parent."""
+    float_file = folder / f"{variant}.onnx"
+    subprocess.run(
+        [*_COMMAND, "export", "--variant", variant, "-o", str(float_file), "-q"], check=True, stdout=subprocess.DEVNULL
+    )
     yield float_file
-    yield cast(float_file, CastOptions("fp16")).onnx
+    half_file = folder / f"{variant}.fp16.onnx"
+    subprocess.run(
+        [*_COMMAND, "cast", str(float_file), "--fp16", "-o", str(half_file), "-q"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    yield half_file
 
 
 def _measured(options: argparse.Namespace, variant: str, onnx: Path, folder: Path) -> BuildCost:
     plans = folder / "product.engine", folder / "bare.engine"
-    product = [sys.executable, "-m", "densenet_deploy", "build-trt", str(onnx), f"--{Artifact.open(onnx).precision}"]
+    product = [*_COMMAND, "build-trt", str(onnx), f"--{Artifact.open(onnx).precision}"]
     product += ["--flavour", "rtx", "--force", "-q", "-o", str(plans[0])]
     environment = _with_bytecode_in(folder / "bytecode")
     contenders = {
@@ -147,12 +156,6 @@ def _with_bytecode_in(folder: Path) -> dict[str, str]:
     return {"PYTHONPYCACHEPREFIX": str(folder), **kept}
 
 
-def _children_cpu_seconds() -> float:
-    """What all processes that have been waited for computed."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def _family(pid: int) -> Iterator[int]:
     yield pid
     try:
@@ -163,12 +166,12 @@ def _family(pid: int) -> Iterator[int]:
         yield from _family(int(child))
 
 
-def _resident_bytes(pid: int) -> int:
+def _most_resident_bytes(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _print(results: Sequence[BuildCost]) -> None:

@@ -24,6 +24,7 @@ from densenet_deploy.pipeline.build_engine.graph import QUANTIZATION, Wanted
 
 PICTURES: Final = Path(__file__).parents[1] / "calibration" / "samples"
 SAMPLES: Final = 32
+FORMS: Final = ("fp32", "fp16", "int8 per-channel", "int8 per-tensor")
 
 
 @dataclass(frozen=True)
@@ -61,28 +62,28 @@ class Engine:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     machine = Machine.this("densenet-deploy", "tensorrt-rtx", "onnx", "torch")
-    results = [engine for variant in options.variants for engine in engines_of(variant, options.pictures)]
+    results = [
+        engine for variant in options.variants for engine in engines_of(variant, options.forms, options.pictures)
+    ]
     write_results(options.output, machine, {"results": [asdict(result) for result in results]})
     _print(results)
 
 
-def engines_of(variant: str, pictures: Path) -> Iterator[Engine]:
-    """Build `variant` in every form; the float file is exported once."""
-    forms = {
-        "fp32": Wanted(None, "fp32", variant),
-        "fp16": Wanted(None, "fp16", variant),
-        "int8 per-channel": _int8(variant, pictures, "per-channel"),
-        "int8 per-tensor": _int8(variant, pictures, "per-tensor"),
-    }
+def engines_of(variant: str, forms: Sequence[str], pictures: Path) -> Iterator[Engine]:
+    """Build `variant` in each of `forms`; the float file is exported once."""
     with tempfile.TemporaryDirectory() as folder:
-        for form, wanted in forms.items():
+        for form in forms:
+            wanted = _wanted(variant, form, pictures)
             placed = dataclasses.replace(wanted, out=f"{folder}/", force=True)
             yield Engine.of(variant, form, build_engine(placed, BuildOptions("rtx", wanted.precision)))
 
 
-def _int8(variant: str, pictures: Path, weights: str) -> Wanted:
+def _wanted(variant: str, form: str, pictures: Path) -> Wanted:
+    precision, _, weights = form.partition(" ")
+    if precision != "int8":
+        return Wanted(None, precision, variant)
     quantization = dataclasses.replace(QUANTIZATION, samples=SAMPLES, weights=weights)
-    return Wanted(None, "int8", variant, pictures, quantization)
+    return Wanted(None, precision, variant, pictures, quantization)
 
 
 def _print(results: Sequence[Engine]) -> None:
@@ -105,6 +106,7 @@ def _print(results: Sequence[Engine]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=["121", "169", "201", "264"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="to calibrate on")
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
     return parser

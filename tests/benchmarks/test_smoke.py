@@ -95,6 +95,15 @@ def test_build_time_compares_the_same_plan(tmp_path: Path) -> None:
         assert row["product_mib"] > 0
 
 
+def test_engines_say_what_each_form_runs_in(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    forms = ("--forms", "fp16", "int8 per-tensor")
+    half, int8 = _run("engines.py", "--variants", "cifar-7-4", *forms, "--output", tmp_path / "r.json")
+    assert half["share_of_macs"] == {"fp16": 1.0}
+    assert int8["share_of_macs"]["int8"] > int8["share_of_macs"]["fp16"] > 0, "the stem stays half"
+    assert all(row["plan_bytes"] > 0 and row["activation_bytes"] > 0 for row in (half, int8))
+
+
 def test_contenders_take_turns_in_reversed_order() -> None:
     calls: list[str] = []
     take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)

@@ -379,7 +379,7 @@ def test_inspect_reads_the_engine_back(int8_reports: dict[str, EngineReport], tm
     assert "nobody vouches" in report.notes[0]
 
 
-def test_densenet121_alone(tmp_path: Path) -> None:
+def test_densenet121_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One command without a file: exports, casts, builds; and the second time finds all of it."""
     report = build_engine(Wanted(None, "fp16", out=f"{tmp_path}/"), BuildOptions("rtx", "fp16"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -391,6 +391,8 @@ def test_densenet121_alone(tmp_path: Path) -> None:
     assert report.proof.counts == {"fp16": 120}
     assert any("untrained" in note for note in report.notes)
     assert build_engine(Wanted(None, "fp16", out=f"{tmp_path}/"), BuildOptions("rtx", "fp16")).up_to_date
+    again = build(report.engine.with_name("densenet121.fp16.onnx"), "fp16", out=f"{tmp_path_factory.mktemp('again')}/")
+    assert again.sidecar.sha256 == report.sidecar.sha256, "two builds of one file are the same bytes"
     float_file = report.engine.with_name("densenet121.onnx")
     assert build(float_file, "fp32").proof.counts == {"fp32": 120}
     quantization = dataclasses.replace(QUANTIZATION, samples=32, weights="per-tensor")
