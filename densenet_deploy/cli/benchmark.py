@@ -33,7 +33,9 @@ def benchmark_command(
     seconds: Annotated[
         float | None, typer.Option(help="How long each contender is timed; by default 5, with --trtexec 10.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Turns that those seconds are divided into.")] = 10,
+    rounds: Annotated[
+        int | None, typer.Option(help="Turns that those seconds are divided into; by default 10.")
+    ] = None,
     compare: Annotated[Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier run.")] = None,
     trtexec: Annotated[
         bool, typer.Option("--trtexec", help="Time TensorRT plans by events on the GPU, as trtexec does.")
@@ -46,6 +48,7 @@ def benchmark_command(
     """Time models against each other, each alone in a process, in turns."""
     if trtexec:
         given = {"--backend": backend, "--threads": threads, "--fps": fps, "--streams": streams, "--compare": compare}
+        given |= {"--rounds": rounds}
         _refuse([name for name, value in given.items() if value is not None])
         _refuse([] if scenario == "single-stream" else ["--scenario"])
         return _like_trtexec(models, args.listed([device]), args.whole_numbers("--batch", batch), seconds, out, force)
@@ -61,7 +64,7 @@ def benchmark_command(
         fps=fps,
         streams=streams,
         seconds=5.0 if seconds is None else seconds,
-        rounds=rounds,
+        rounds=10 if rounds is None else rounds,
         compare=compare,
     )
     examine(*(Given(path, (Reader.SESSION,), name) for path in models for name in options.backends or (None,)))

@@ -123,6 +123,7 @@ def test_trtexec_without_a_gpu_is_exit_5_and_without_a_plan_exit_3(capsys, tiny_
         ["--scenario", "offline"],
         ["--fps", "30"],
         ["--compare", "old.json"],
+        ["--rounds", "5"],
         ["--device", "cuda:0,cuda:1"],
     ],
     ids=" ".join,

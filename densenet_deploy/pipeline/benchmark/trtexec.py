@@ -77,6 +77,8 @@ def benchmark_like_trtexec(
     options = options or TrtexecOptions()
     target = target_of(out, force=force)
     plans = [_plan(model) for model in models]
+    listener("looking at the machine")
+    machine = Machine.this(*PACKAGES)
     results: list[GpuMeasurement] = []
     notes: list[str] = []
     for plan in plans:
@@ -92,7 +94,7 @@ def benchmark_like_trtexec(
                 notes.append(f"{plan.path}: {exc.why}; left out")
     if not results:
         raise BackendError("batch", "; ".join(notes) or "no model was given", "give another --batch")
-    report = TrtexecReport(tuple(results), Machine.this(*PACKAGES), tuple(notes))
+    report = TrtexecReport(tuple(results), machine, tuple(notes))
     if target is None:
         return report
     write_file(target, file_content(report, target.suffix))

@@ -122,7 +122,8 @@ class TrtexecReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.remarks, *(warning for result in self.results for warning in result.warnings))
+        warnings = (warning for result in self.results for warning in result.warnings)
+        return (*self.remarks, *self.machine.notes, *warnings)
 
     def to_json(self) -> dict[str, object]:
         """Return the report with plain types."""
