@@ -97,9 +97,7 @@ def main(packages: Path, answer: Path, said: Path) -> int:
     for line in audit.unchecked:
         print(f"NOT CHECKED  {line}")
     if audit.exit_code == 3:
-        print(
-            "NOTHING WAS CHECKED: without an answer of the advisory service, or a network, no package counts as clean"
-        )
+        print("NOTHING WAS CHECKED: no advisory service or no network answered, so that no package counts as clean")
     print(f"{len(audit.clean)} clean, {len(audit.vulnerable)} advisories, {len(audit.unchecked)} not checked")
     return audit.exit_code
 
