@@ -43,8 +43,9 @@ def _inspect_engine(words: tuple[str, ...]) -> Report:
 
 def _run(words: tuple[str, ...]) -> Report:
     from densenet_deploy.pipeline.classify import classify_files
+    from densenet_deploy.runtime.runner import RunnerOptions
 
-    return classify_files(Path(words[1]), [Path(words[2])])
+    return classify_files(Path(words[1]), [Path(words[2])], options=RunnerOptions(threads=1))
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
