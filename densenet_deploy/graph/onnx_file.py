@@ -36,6 +36,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             onnx.load_external_data_for_model(model, str(path.parent))
         with _refused(path, "is no valid ONNX model", "export or download it again"):
             onnx.checker.check_model(model, full_check=True)
+    _refuse_broken_names(model, path)
     _refuse_unknown_operators(model, path)
     return model
 
@@ -86,6 +87,18 @@ def _refused(path: Path, why: str, fix: str) -> Iterator[None]:
     except Exception as exc:
         reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
         raise ModelFileError(path, f"{why}: {reason}", fix) from exc
+
+
+def _refuse_broken_names(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are no UTF-8: the checker lets them pass, and protobuf gives them as bytes."""
+    graph = model.graph
+    values = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    names = [graph.name, *(value.name for value in values)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelFileError(path, f"holds a name that is no UTF-8 text: {name!r}", "export or download it again")
 
 
 def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:

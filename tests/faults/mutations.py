@@ -69,7 +69,15 @@ class Format:
 _INSPECT = "densenet_deploy.pipeline.inspect.inspect"
 _TORCH = ("torch", "safetensors.torch", "densenet_deploy.models.checkpoints", _INSPECT)
 _ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
-_ORT = ("onnxruntime", "densenet_deploy.pipeline.classify")
+_ENGINE = ("numpy", "densenet_deploy.cli.failures", "densenet_deploy.pipeline.inspect.engine")
+_ORT = (
+    "onnxruntime",
+    "PIL.PngImagePlugin",
+    "PIL.JpegImagePlugin",
+    "densenet_deploy.pipeline.classify",
+    "densenet_deploy.runtime.backends.onnxruntime",
+    "densenet_deploy.runtime.image_damage",
+)
 _QUANTIZE = ("onnx_ir", "onnxruntime", "densenet_deploy.pipeline.quantize.quantize")
 _ON_ARRAY = ("quantize", "tiny.onnx", "--calibration", "samples.npy", "--recipe", "mine.toml")
 _ON_NOTHING = ("quantize", "tiny.onnx", "--calibration", "nowhere", "--recipe", "mine.toml")
@@ -82,8 +90,8 @@ FORMATS = {
     "onnx, run": Format("tiny.onnx", ("run", "tiny.onnx", "picture.png"), _run, _ORT),
     "png": Format("picture.png", ("run", "tiny.onnx", "picture.png"), _run, _ORT),
     "jpeg": Format("picture.jpg", ("run", "tiny.onnx", "picture.jpg"), _run, _ORT),
-    "engine": Format("tiny.engine", ("inspect", "tiny.engine"), _inspect_engine, ()),
-    "sidecar": Format("tiny.engine.json", ("inspect", "tiny.engine"), _inspect_engine, ()),
+    "engine": Format("tiny.engine", ("inspect", "tiny.engine"), _inspect_engine, _ENGINE),
+    "sidecar": Format("tiny.engine.json", ("inspect", "tiny.engine"), _inspect_engine, _ENGINE),
     "array": Format("samples.npy", _ON_ARRAY, _quantize, _QUANTIZE),
     "recipe": Format("mine.toml", _ON_NOTHING, _quantize, _QUANTIZE),
 }

@@ -41,6 +41,14 @@ def _refusal(folder: Path, content: bytes) -> str:
     return message
 
 
+def test_a_name_that_is_no_text_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
+    name = onnx.load(tiny_onnx).graph.node[0].name.encode()
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(tiny_onnx.read_bytes().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(ModelFileError, match="no UTF-8 text"):
+        load_onnx(broken)
+
+
 def test_a_sound_file_is_read(folder):
     (folder / "model.onnx").write_bytes(_bytes(SOUND))
     assert load_onnx(folder / "model.onnx") == onnx.parser.parse_model(SOUND)
