@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import warnings
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pytest
@@ -40,9 +40,8 @@ def place(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ended(words: tuple[str, ...], place: Path) -> Ended:
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with warnings.catch_warnings():
-            code = main(list(words))
+    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), catch_warnings():
+        code = main(list(words))
     return Ended(code, out.getvalue(), err.getvalue(), 0)
 
 
@@ -69,7 +68,7 @@ def _names(message: str, word: str) -> bool:
     shown = printable(word) or "''"
     if not word:
         return any(empty in message for empty in ("''", "=:", "'.'", " .: "))  # a path of no words is the folder itself
-    return (shown[:40] in message or word in message or repr(word)[1:-1][:40] in message)
+    return shown[:40] in message or word in message or repr(word)[1:-1][:40] in message
 
 
 @pytest.mark.parametrize("name", WORKING)
