@@ -19,7 +19,7 @@ from tests.properties.test_graph_passes import opened, pixels_of
 
 # Of all outputs' power, once buses and layers were equalized. Eight bits cost a network of up to twenty layers of
 # random numbers a few hundredths; a pad that is lost, a scale that is not undone or channels in another order cost as
-# much as there is. Without equalization a bus of random ranges has one coarse scale: there only that it runs is claimed.
+# much as there is. Without equalization a bus of random ranges has one coarse scale: there it only has to run.
 MOST_NOISE = 0.5
 RECIPES = st.sampled_from(("onnxruntime", "openvino"))
 
