@@ -49,9 +49,8 @@ def _run(words: tuple[str, ...]) -> Report:
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.pipeline.recipe_file import options_of
-
     from densenet_deploy.pipeline.quantize.quantize import quantize
+    from densenet_deploy.pipeline.quantize.recipe_file import options_of
 
     return quantize(Path(words[1]), Path(words[3]), options_of(words[5], {}))
 

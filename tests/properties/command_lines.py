@@ -1,4 +1,4 @@
-"""Random command lines: of every command a line that works, its options as Typer knows them, and words that do not fit."""
+"""Random command lines: of every command one that works, its options as Typer knows them, words that do not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import densenet_deploy.cli.dispatch  # noqa: F401 - registers the commands
 from densenet_deploy.cli.app import app
 from tests.properties.texts import TEXTS
 
-_SMALL = "--blocks 1 --growth-rate 2 --init-features 4 --stem cifar --image-size 8 --num-classes 3 --force".split()
+_ARCHITECTURE = ("--blocks", "1", "--growth-rate", "2", "--init-features", "4", "--stem", "cifar")
+_SMALL = (*_ARCHITECTURE, "--image-size", "8", "--num-classes", "3", "--force")
 WORKING: dict[str, tuple[str, ...]] = {
     "export": (*_SMALL, "-o", "new.onnx"),
     "simplify": ("tiny.onnx", "-o", "new.onnx", "--force"),
@@ -41,8 +42,36 @@ STOPPED: dict[str, tuple[str, ...]] = {
 """What keeps a random line from a long work that nobody asked for."""
 
 FILES = ("tiny.onnx", "picture.png", "few", "classes", "broken.onnx", "missing.onnx", "broken.toml", "text.json", ".")
-_NO_NUMBERS = ("", "abc", "nan", "inf", "-inf", "1e999", "-5", "-1e-3", "9" * 25, "0x10", "١", "1,2", "1;", "\x1b[2J", "--")
-_NO_WORDS = ("", "no-such-word", "\x1b[2J", "\udc80", "121x", "cifar-bc-9999999-12", "a=b", "x" * 5000, "1,,2", ",", "é\n")
+_NO_NUMBERS = (
+    "",
+    "abc",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "-5",
+    "-1e-3",
+    "9" * 25,
+    "0x10",
+    "١",
+    "1,2",
+    "1;",
+    "\x1b[2J",
+    "--",
+)
+_NO_WORDS = (
+    "",
+    "no-such-word",
+    "\x1b[2J",
+    "\udc80",
+    "121x",
+    "cifar-bc-9999999-12",
+    "a=b",
+    "x" * 5000,
+    "1,,2",
+    ",",
+    "é\n",
+)
 _NO_PATHS = ("", "missing/file", "\udc80", "x" * 300, "\x1b[2J.onnx", "broken.onnx", "a\0b", "few", "/proc/self/mem/x")
 
 
@@ -69,7 +98,9 @@ def spellings_of(name: str) -> list[str]:
 
 def _unfit(option: Any) -> st.SearchStrategy[str]:
     kind = str(option.bare_type)
-    words = _NO_NUMBERS if "int" in kind or "float" in kind else _NO_PATHS if "Path" in kind else _NO_WORDS + _NO_NUMBERS
+    words = (
+        _NO_NUMBERS if "int" in kind or "float" in kind else _NO_PATHS if "Path" in kind else _NO_WORDS + _NO_NUMBERS
+    )
     return st.sampled_from(words) | TEXTS
 
 

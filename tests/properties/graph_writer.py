@@ -118,7 +118,9 @@ class GraphWriter:
             attributes["kernel_shape"] = [kernel] * 2
         return self.node("Conv", inputs, channels, size, **attributes)
 
-    def _padding(self, reach: int, size: int, dilation: int, *, same_size: bool) -> tuple[dict[str, object], int | None]:
+    def _padding(
+        self, reach: int, size: int, dilation: int, *, same_size: bool
+    ) -> tuple[dict[str, object], int | None]:
         """Attributes, and how many pixels they add to an axis; None: as many as keep the size."""
         choices: list[tuple[dict[str, object], int | None]] = [({"pads": [reach // 2] * 4}, reach)]
         if dilation == 1:
@@ -137,7 +139,10 @@ class GraphWriter:
         if self.chance(40):
             gamma[self.rng.random(shape) < 0.4] = self.one_of(0.0, 1e-20, 1e-39, -1e-42)
         numbers = [self.constant("gamma", gamma.astype(np.float32)), self.weights("beta", shape)]
-        numbers += [self.weights("mean", shape), self.constant("var", self.rng.uniform(0.3, 3, shape).astype(np.float32))]
+        numbers += [
+            self.weights("mean", shape),
+            self.constant("var", self.rng.uniform(0.3, 3, shape).astype(np.float32)),
+        ]
         attributes = {"epsilon": self.one_of(1e-5, 1e-3)} if self.chance(50) else {}
         return self.node("BatchNormalization", [source.name, *numbers], source.channels, source.size, **attributes)
 
@@ -154,7 +159,9 @@ class GraphWriter:
             size = -(-source.size // stride) if same else (source.size - kernel) // stride + 1
         else:
             space = source.size + 2 * pad - kernel
-            begins_inside = -(-space // stride) * stride < source.size + pad  # else tools disagree about the last window
+            begins_inside = (
+                -(-space // stride) * stride < source.size + pad
+            )  # else tools disagree about the last window
             ceil = self.one_of(0, 0, 1) if begins_inside else 0
             attributes |= {"pads": [pad] * 4, "ceil_mode": ceil}
             size = -(-space // stride) + 1 if ceil else space // stride + 1
@@ -164,7 +171,9 @@ class GraphWriter:
 
     def concat(self, parts: Sequence[Tensor]) -> Tensor:
         axis = self.one_of(1, 1, -3)
-        return self.node("Concat", [part.name for part in parts], sum(p.channels for p in parts), parts[0].size, axis=axis)
+        return self.node(
+            "Concat", [part.name for part in parts], sum(p.channels for p in parts), parts[0].size, axis=axis
+        )
 
     def extra_readers(self, count: int) -> None:
         """Nodes that no pass knows, reading anything, whose results leave the graph."""

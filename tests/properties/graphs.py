@@ -137,7 +137,14 @@ def _along_rows(graph: GraphWriter, source: Tensor) -> Tensor:
 
 def _scaled(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:
     """A Mul or Add with a constant for each channel, for all of them, for each pixel, or with itself."""
-    shapes = ((source.channels, 1, 1), (), (1,), (1, source.channels, 1, 1), (source.size, source.size), (1, 1, 1, 1, 1))
+    shapes = (
+        (source.channels, 1, 1),
+        (),
+        (1,),
+        (1, source.channels, 1, 1),
+        (source.size, source.size),
+        (1, 1, 1, 1, 1),
+    )
     shape = graph.draw(st.sampled_from(shapes))
     op_type = str(graph.one_of("Mul", "Add"))
     inputs = [source.name, source.name if graph.chance(10) else graph.weights("factor", shape)]

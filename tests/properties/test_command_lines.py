@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import warnings
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pytest
@@ -40,9 +40,8 @@ def place(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ended(words: tuple[str, ...], place: Path) -> Ended:
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with warnings.catch_warnings():
-            code = main(list(words))
+    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), catch_warnings():
+        code = main(list(words))
     return Ended(code, out.getvalue(), err.getvalue(), 0)
 
 
@@ -69,7 +68,7 @@ def _names(message: str, word: str) -> bool:
     shown = printable(word) or "''"
     if not word:
         return any(empty in message for empty in ("''", "=:", "'.'", " .: "))  # a path of no words is the folder itself
-    return (shown[:40] in message or word in message or repr(word)[1:-1][:40] in message)
+    return shown[:40] in message or word in message or repr(word)[1:-1][:40] in message
 
 
 @pytest.mark.parametrize("name", WORKING)
@@ -81,7 +80,7 @@ def test_the_lines_that_others_are_made_from_end_well(place: Path, name: str) ->
     assert ended.code == 0, ended.err
 
 
-@holds_for(few=150, many=5000, line=spoilt_lines())
+@holds_for(few=60, many=5000, line=spoilt_lines())
 def test_an_option_that_does_not_fit_is_named(place: Path, line: Spoilt) -> None:
     ended = _ended(line.words, place)
     message = _message(ended, line.words)
@@ -90,7 +89,7 @@ def test_an_option_that_does_not_fit_is_named(place: Path, line: Spoilt) -> None
     assert line.option.lstrip("-") in message or _names(message, line.value), message
 
 
-@holds_for(few=200, many=10_000, words=random_lines())
+@holds_for(few=100, many=10_000, words=random_lines())
 def test_a_random_line_ends_in_a_documented_way(place: Path, words: tuple[str, ...]) -> None:
     message = _message(_ended(words, place), words)
     options = [option for option in spellings_of(words[0]) if option.startswith("--")]  # one that is missing, too

@@ -1,4 +1,4 @@
-"""What travels with a model comes back as it was, whatever the text and numbers: in strings, ONNX files and sidecars."""
+"""What travels with a model comes back as it was, whatever text and numbers: in strings, ONNX files and sidecars."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ PREPROCESSINGS = st.builds(
     std=st.tuples(POSITIVE, POSITIVE, POSITIVE),
     interpolation=st.sampled_from(INTERPOLATIONS),
 )
-SPECS = st.dictionaries(TEXTS, st.none() | TEXTS | st.booleans() | WHOLE | FLOATS | st.lists(WHOLE).map(tuple), max_size=4)
+SPECS = st.dictionaries(
+    TEXTS, st.none() | TEXTS | st.booleans() | WHOLE | FLOATS | st.lists(WHOLE).map(tuple), max_size=4
+)
 MANIFESTS = st.builds(
     Manifest,
     variant=TEXTS,
@@ -80,7 +82,9 @@ SIDECARS = st.builds(
     precision=st.sampled_from(("fp32", "fp16", "bf16", "int8")),
     onnx_sha256=TEXTS,
     inputs=st.lists(
-        st.builds(TensorFacts, TEXTS, TEXTS, st.lists(st.none() | st.integers(1, 2**40)).map(tuple)), min_size=1, max_size=2
+        st.builds(TensorFacts, TEXTS, TEXTS, st.lists(st.none() | st.integers(1, 2**40)).map(tuple)),
+        min_size=1,
+        max_size=2,
     ).map(tuple),
     profiles=st.lists(st.builds(BatchProfile, *[st.integers(1, 2**40)] * 3), min_size=1, max_size=2).map(tuple),
     version_compatible=st.booleans(),
@@ -147,7 +151,7 @@ def test_an_error_is_one_printable_line_whatever_it_quotes(subject: str, why: st
 
 
 def test_megabytes_come_back(means: bytes, place: Path) -> None:
-    text = "\N{CAT FACE}\x1b\\\"" * 500_000
+    text = '\N{CAT FACE}\x1b\\"' * 500_000
     manifest = Manifest("121", {}, WeightsOrigin(text, ""), Preprocessing(), labels=(text, "", text))
     (place / "large.onnx").write_bytes(append_metadata(means, manifest.to_strings()))
     assert Manifest.from_strings(onnx_metadata(place / "large.onnx")) == manifest

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
-import pytest
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -49,7 +48,9 @@ def test_weights_are_codes_within_half_a_step(weights: np.ndarray, bits: int, pe
     assert (np.abs(codes * column - weights) <= column * (0.5 + 127 * 2**-23)).all()
 
 
-@holds_for(few=400, many=20_000, weights=rows_of_weights(), size=SIZES, scale=SCALES, bits=BITS, per_channel=st.booleans())
+@holds_for(
+    few=400, many=20_000, weights=rows_of_weights(), size=SIZES, scale=SCALES, bits=BITS, per_channel=st.booleans()
+)
 def test_no_bias_clips(weights: np.ndarray, size: float, scale: float, bits: int, per_channel: bool) -> None:
     bias = np.random.default_rng(0).uniform(-1, 1, len(weights)) * size
     integers = quantize_with_bias(weights, bias, scale, bits=bits, per_channel=per_channel)
@@ -112,17 +113,23 @@ def test_onnx_runtime_computes_what_the_integers_say(layer: SimpleNamespace) -> 
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
-def _by_definition(codes: np.ndarray, integers: IntegerWeights, given: QuantizedType, wanted: QuantizedType) -> np.ndarray:
+def _by_definition(
+    codes: np.ndarray, integers: IntegerWeights, given: QuantizedType, wanted: QuantizedType
+) -> np.ndarray:
     centred = codes.astype(np.int64) - given.zero_point
     kernel = integers.codes.shape[-1]
     windows = np.lib.stride_tricks.sliding_window_view(centred, (kernel, kernel), axis=(2, 3))
     sums = np.einsum("nihwkl,oikl->nohw", windows, integers.codes.astype(np.int64)) + integers.bias.reshape(1, -1, 1, 1)
-    factor = np.float64(np.float32(given.scale)) * integers.scales.astype(np.float64) / np.float64(np.float32(wanted.scale))
+    factor = (
+        np.float64(np.float32(given.scale)) * integers.scales.astype(np.float64) / np.float64(np.float32(wanted.scale))
+    )
     result = np.rint(sums * np.reshape(factor, (1, -1, 1, 1))) + wanted.zero_point
     return np.clip(result, 0, 255).astype(np.uint8)
 
 
-def _by_onnx_runtime(codes: np.ndarray, integers: IntegerWeights, given: QuantizedType, wanted: QuantizedType) -> np.ndarray:
+def _by_onnx_runtime(
+    codes: np.ndarray, integers: IntegerWeights, given: QuantizedType, wanted: QuantizedType
+) -> np.ndarray:
     constants = {
         "x_scale": np.float32(given.scale),
         "x_zero": np.uint8(given.zero_point),

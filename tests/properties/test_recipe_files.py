@@ -10,15 +10,21 @@ import pytest
 from hypothesis import strategies as st
 
 from densenet_deploy.errors import InputError, UnknownNameError, UsageError
-from densenet_deploy.pipeline.quantize_options import QuantizeOptions
-from densenet_deploy.pipeline.recipe_file import load_recipe
+from densenet_deploy.pipeline.quantize.options import QuantizeOptions
+from densenet_deploy.pipeline.quantize.recipe_file import load_recipe
 from tests.properties.holds import holds_for
 
 KEYS = ["base", *(field.name.replace("_", "-") for field in fields(QuantizeOptions) if field.name != "recipe")]
-TYPOS = st.sampled_from(KEYS).flatmap(lambda key: st.sampled_from([key[:-1], key + "s", key.replace("-", "_"), key.upper()]))
+TYPOS = st.sampled_from(KEYS).flatmap(
+    lambda key: st.sampled_from([key[:-1], key + "s", key.replace("-", "_"), key.upper()])
+)
 VALUES = st.one_of(
-    st.sampled_from(['"onnxruntime"', '"openvino"', '"mse"', '"per-tensor"', "0.5", "true", "512", '["features.conv0"]']),
-    st.sampled_from(["nan", "inf", "-1", "1e999", "9" * 30, "[]", "[1]", "{}", "{a = 1}", "1979-05-27", "07:32:00", "0x1F"]),
+    st.sampled_from(
+        ['"onnxruntime"', '"openvino"', '"mse"', '"per-tensor"', "0.5", "true", "512", '["features.conv0"]']
+    ),
+    st.sampled_from(
+        ["nan", "inf", "-1", "1e999", "9" * 30, "[]", "[1]", "{}", "{a = 1}", "1979-05-27", "07:32:00", "0x1F"]
+    ),
     st.text(st.characters(codec="utf-8"), max_size=10).map(json.dumps),
 )
 ANY_KEYS = st.text(st.characters(codec="utf-8"), max_size=10)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, only_reader
+from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, only_reader, unused_name
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType
 from densenet_deploy.quantize.weights import quantize_rows
@@ -172,7 +172,8 @@ class _Writer:
             new_initializer(self._graph, f"{name}.scale", scales),
             new_initializer(self._graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
         ]
-        dequantize = _node("DequantizeLinear", f"{name}:quantized", inputs, [ir.AttrInt64("axis", 0)])
+        result = unused_name(self._graph, f"{name}:quantized")  # convolutions may share their weights
+        dequantize = _node("DequantizeLinear", result, inputs, [ir.AttrInt64("axis", 0)])
         self._graph.insert_before(conv, dequantize)
         conv.replace_input_with(1, dequantize.outputs[0])
 

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, new_node
+from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, new_node, unused_name
 from densenet_deploy.quantize.half_base import half_at_least, raise_opset, to_half
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType
@@ -118,7 +118,8 @@ def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> N
     codes, scales = quantize_rows(rows, per_channel=per_channel, smallest=half_at_least(wanted).astype(np.float64))
     inputs = [new_initializer(graph, f"{name}.codes", codes), *_numbers(graph, name, scales)]
     axis = [ir.AttrInt64("axis", 0)] if per_channel else []
-    dequantize = new_node("DequantizeLinear", f"{name}:quantized", inputs, axis)
+    result = unused_name(graph, f"{name}:quantized")  # convolutions may share their weights
+    dequantize = new_node("DequantizeLinear", result, inputs, axis)
     graph.insert_before(conv, dequantize)
     conv.replace_input_with(1, dequantize.outputs[0])
 
