@@ -20,7 +20,9 @@ from hypothesis.strategies import SearchStrategy
 QUIET = tuple(check for check in HealthCheck if check not in (HealthCheck.filter_too_much,))
 
 
-def holds_for(*, few: int, many: int, shrink: bool = True, **strategies: SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+def holds_for(
+    *, few: int, many: int, shrink: bool = True, **strategies: SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Any]:
     """Make tests of a property: `few` inputs in every run, `many` with `-m study`.
 
     Without `shrink` a failure shows the input that was found, not the smallest: where one input takes seconds.
