@@ -43,11 +43,11 @@ def natural_images(count: int, size: int, preprocessing: Preprocessing, seed: in
     same seed gives the same images, and a larger `count` only adds to them.
 
     Raises:
-        UsageError: if `size` is below 2 pixels, where there is no spectrum.
+        UsageError: if `size` is below 1 pixel or over 65536. One pixel, which has no spectrum, is a corner of four.
     """
-    require_range("size", size, 2, 65536)
+    require_range("size", size, 1, 65536)
     rng = np.random.default_rng(seed)
-    return (_normalized(_picture(size, rng), preprocessing) for _ in range(count))
+    return (_normalized(_picture(max(2, size), rng)[:, :size, :size], preprocessing) for _ in range(count))
 
 
 def _normalized(picture: Doubles, preprocessing: Preprocessing) -> Floats:

@@ -76,7 +76,8 @@ def test_natural_images_are_normalized_as_the_model_wants():
     np.testing.assert_allclose(normalized, (pictures(2, 16) - mean) / std, atol=1e-6)
 
 
-def test_the_smallest_picture_has_two_pixels_a_side():
-    assert np.isfinite(pictures(1, 2)).all()
-    with pytest.raises(UsageError, match="size=1"):
-        natural_images(1, 1, PLAIN)
+def test_the_smallest_picture_has_one_pixel():
+    assert np.isfinite(pictures(1, 1)).all()
+    assert pictures(1, 1).shape[-2:] == (1, 1)
+    with pytest.raises(UsageError, match="size=0"):
+        natural_images(1, 0, PLAIN)

@@ -14,14 +14,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 QUIET = tuple(check for check in HealthCheck if check not in (HealthCheck.filter_too_much,))
 
 
-def holds_for(*, few: int, many: int, **strategies: SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """Make tests of a property: `few` inputs in every run, `many` with `-m study`."""
+def holds_for(
+    *, few: int, many: int, shrink: bool = True, **strategies: SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Any]:
+    """Make tests of a property: `few` inputs in every run, `many` with `-m study`.
+
+    Without `shrink` a failure shows the input that was found, not the smallest: where one input takes seconds.
+    """
+    phases = (Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else []))
     study = pytest.param(many, marks=pytest.mark.study, id="many")
 
     def decorate(check: Callable[..., None]) -> Any:
@@ -30,6 +36,7 @@ def holds_for(*, few: int, many: int, **strategies: SearchStrategy[Any]) -> Call
 
             @settings(
                 max_examples=inputs,
+                phases=phases,
                 derandomize=not is_study,
                 deadline=None,
                 database=None,
