@@ -24,7 +24,7 @@ from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
-from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build
+from densenet_deploy.pipeline.load import DescribedModel, ModelRequest, build, requested_variant
 from densenet_deploy.pipeline.samples import seeded_samples
 from densenet_deploy.pipeline.stages import Listener, Stages, ignore
 from densenet_deploy.runtime.batching import run_batched
@@ -109,6 +109,7 @@ def export_onnx(request: ModelRequest, target: ExportTarget | None = None, liste
         MissingPackageError: if a package is missing.
     """
     target = target or ExportTarget()
+    requested_variant(request)  # before anything that takes seconds
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
     first_installed(backends_reading(".onnx"))  # to prove the file with
     stages = Stages(listener)

@@ -102,7 +102,7 @@ def build(request: ModelRequest) -> DescribedModel:
     require_packages("export", "torch", "safetensors")
     from densenet_deploy.models.checkpoints import load_weights
 
-    variant = _requested_variant(request)
+    variant = requested_variant(request)
     loaded = load_weights(
         request.weights,
         variant=variant.name if variant and not request.architecture.changes() else None,
@@ -154,8 +154,12 @@ def is_checkpoint(path: Path) -> bool:
     return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
-def _requested_variant(request: ModelRequest) -> Variant | None:
-    """The variant to build; None where the weights are to say."""
+def requested_variant(request: ModelRequest) -> Variant | None:
+    """Return the variant to build; None where the weights are to say. Nothing heavy is imported.
+
+    Raises:
+        UsageError: if there is no such variant, or its numbers make no network.
+    """
     changes = request.architecture.changes()
     if request.variant is None and request.weights != "none" and not changes:
         return None

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from densenet_deploy.graph.tensor_changes import TensorChange
 
 DEFAULT_SAMPLES: Final = 16
+_SEEDED_INT8: Final = (
+    "measured on noise and seeded images, most of which leave the ranges that INT8 was calibrated for: "
+    "give --data DIR with pictures like those that the model will see"
+)
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,17 @@ def validate(reference: Path, candidate: Path, options: ValidateOptions | None =
             candidate=f"{candidate}: {theirs.placement}",
             parity=parity,
             failed=failed_gates(parity, gates),
-            notes=untrained_note(ours.manifest),
+            notes=(*untrained_note(ours.manifest), *_seeded_note(theirs, options)),
         )
     if not options.per_layer:
         return report
     layers = _compare_layers(reference, candidate, options, preprocessing)
     diverged = first_divergence(layers.layers, gates or DEFAULT_GATES["fp32"])
     return dataclasses.replace(report, layers=layers.layers, skipped=layers.skipped, first_divergence=diverged)
+
+
+def _seeded_note(candidate: Runner, options: ValidateOptions) -> tuple[str, ...]:
+    return (_SEEDED_INT8,) if candidate.placement.precision == "int8" and options.data is None else ()
 
 
 def compare_files(reference: Path, candidate: bytes, samples: int = 4) -> Parity:

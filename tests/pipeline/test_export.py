@@ -112,3 +112,9 @@ def test_nonfinite_weights_are_refused_unless_let_in(checkpoint, tmp_path, name,
 def test_numbers_out_of_range_are_usage_errors(wrong):
     with pytest.raises(UsageError, match="out of range"):
         ExportTarget(**wrong)
+
+
+def test_an_unknown_variant_is_refused_before_anything_is_imported(monkeypatch):
+    monkeypatch.setattr("densenet_deploy.pipeline.export.require_packages", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UsageError, match="did you mean '121'"):
+        export_onnx(ModelRequest(variant="122"))

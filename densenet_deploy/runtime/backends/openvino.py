@@ -142,7 +142,14 @@ def _compiled(
         return model, core.compile_model(model, name, settings)
     except RuntimeError as exc:
         reason = str(exc).strip().splitlines()[-1]
-        raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", "export the model again") from exc
+        raise ModelFileError(source.path, f"OpenVINO cannot load it: {reason}", _remedy(source)) from exc
+
+
+def _remedy(source: Artifact) -> str:
+    """What to do about a file that does not load: INT8 for ONNX Runtime has operators that only that knows."""
+    if source.manifest is not None and source.manifest.recipe == "onnxruntime":
+        return "it was written for ONNX Runtime: use the backend onnxruntime, or quantize with --recipe openvino"
+    return "export the model again"
 
 
 def _fix_batch(model: ov.Model, batch: int) -> None:
