@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import re
@@ -47,6 +48,8 @@ _PAUSE_SECONDS: Final = 0.05  # after a turn, for its threads to stop spinning
 _STATUS: Final = Path("/proc/self/status")
 _MOST_STREAMS: Final = 1024
 _HIGHEST_FPS: Final = 10_000.0
+
+log = logging.getLogger(__name__)
 
 Opener = Callable[[Path, str | None, str | None, RunnerOptions], Runner]
 
@@ -113,6 +116,7 @@ class Process:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=None if log.isEnabledFor(logging.INFO) else subprocess.DEVNULL,
             text=True,
             env=os.environ | {"PYTHONPATH": paths},
             process_group=0 if os.name == "posix" else None,  # out of reach of a terminal's Ctrl-C
@@ -221,8 +225,11 @@ def _answers(wanted: Contender, questions: TextIO, opener: Opener) -> Iterator[d
                     "peak_memory_bytes": peak_memory_bytes(),
                     "inside_seconds": math.fsum(clock.calls[-len(timing.seconds) :]) if alone else None,
                 }
-    except DensenetDeployError as exc:
-        yield {"error": [type(exc).__name__, exc.subject, exc.why, exc.fix]}
+    except Exception as exc:
+        error = exc if isinstance(exc, DensenetDeployError) else errors.from_memory_error(exc)
+        if error is None:
+            raise
+        yield {"error": [type(error).__name__, error.subject, error.why, error.fix]}
 
 
 def _open(wanted: Contender, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Final
 
 from densenet_deploy.cli.stopping import Stopped
 from densenet_deploy.errors import DensenetDeployError, UsageError, from_memory_error, from_os_error, printable
+
+_VERBOSE: Final = re.compile(r"--verbose|-q*v[qv]*")
+
+
+def is_verbose(words: Sequence[str]) -> bool:
+    """Whether -v is among the words, by itself, at length, or together with -q."""
+    return any(_VERBOSE.fullmatch(word) for word in words)
 
 
 def fail(exc: BaseException, words: Sequence[str]) -> int:
@@ -18,7 +27,7 @@ def fail(exc: BaseException, words: Sequence[str]) -> int:
         return 0  # Typer leaves on its own only when stdout was closed while it printed help
     code, message, error = _judge(exc)
     with contextlib.suppress(OSError):  # stderr itself may be full or gone: the exit code still tells
-        if "--verbose" in words or "-v" in words:
+        if is_verbose(words):
             traceback.print_exception(exc, file=sys.stderr)
         as_json = json.dumps({"error": _facts(code, message, error)})
         print(as_json if "--json" in words else f"error: {message}", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, os_errors_about
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, os_errors_about, require_file
 from densenet_deploy.child import ChildDiedError, ChildMemoryError, Limits, call_in_child
 from densenet_deploy.errors import (
     CheckpointError,
@@ -114,11 +114,11 @@ def _is_whole(given: Given) -> bool:
 def _holds_weights(path: Path) -> bool:
     from densenet_deploy.models.checkpoint_zip import require_weights_zip
 
+    require_file(path)
     with path.open("rb") as file:
-        start = file.read(2)
-        if start == b"PK":
+        if file.read(2) == b"PK":
             require_weights_zip(path, file)
-    return bool(start)
+    return True
 
 
 def _identity(given: Given) -> object:
@@ -149,12 +149,19 @@ def _read_in_child(strangers: Sequence[Given]) -> None:
 
 
 def prepare(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> None:
-    """Import what the readers of the files need, as far as it is installed and works."""
-    with contextlib.suppress(ImportError, OSError, MemoryError):
+    """Import what the readers of the files need, as far as it is installed and works.
+
+    Raises:
+        Exception: what says that memory ran out; a library that failed so halfway would say something else next time.
+    """
+    try:
         for path, readers, backend in facts:
             for reader in readers:
                 for module in _modules(Reader[reader], Path(path), backend):
                     import_module(module)
+    except (ImportError, OSError, MemoryError) as exc:
+        if from_memory_error(exc) is not None:
+            raise
 
 
 def _modules(reader: Reader, path: Path, backend: str | None) -> tuple[str, ...]:

@@ -46,6 +46,14 @@ def test_01_an_empty_file(commands: Commands, name: str) -> None:
     refused(commands, b"", "is empty", name=name)
 
 
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("export", "-o", "out/model.onnx", "--weights")], ids=["inspect", "export"]
+)
+def test_01_a_pipe_that_nobody_writes_to(commands: Commands, words: tuple[str, ...]) -> None:
+    os.mkfifo(commands.folder / "weights.pth")
+    commands.refused(*words, commands.folder / "weights.pth", says=("weights.pth", "is empty"))
+
+
 @pytest.mark.parametrize("tenth", range(10))
 def test_02_a_zip_cut_at_ten_places(commands: Commands, state: State, tenth: int) -> None:
     data = saved(state)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from densenet_deploy.manifest import PREFIX
 from densenet_deploy.packages import is_installed
@@ -141,6 +142,25 @@ def test_51_a_missing_package_names_the_command_that_installs_it(
     commands.refused(*words, code=5, says=(package, f"pip install 'densenet-deploy[{extra}]'"))
 
 
+WITHOUT_ONNX = {
+    "quantize": ("quantize", "tiny.onnx", "--calibration", "few"),
+    "sensitivity": ("sensitivity", "tiny.onnx", "--calibration", "few"),
+    "build-trt": ("build-trt", "tiny.onnx", "--int8", "--calibration", "few", "--flavour", "rtx"),
+}
+
+
+@pytest.mark.parametrize("command", WITHOUT_ONNX)
+def test_51_without_onnx_at_all(commands: Commands, tiny_onnx: Path, picture: Path, command: str) -> None:
+    """In a process of its own: a module that was imported before would not be missed."""
+    (commands.folder / "few").mkdir()
+    (commands.folder / "few" / "one.png").write_bytes(picture.read_bytes())
+    (commands.folder / "tiny.onnx").write_bytes(tiny_onnx.read_bytes())
+    hide = "import sys; sys.modules |= {'onnx': None, 'onnx_ir': None}; from densenet_deploy.cli import main"
+    script = f"{hide}; sys.exit(main({list(WITHOUT_ONNX[command])!r}))"
+    ended = run_process([sys.executable, "-c", script], commands.folder)
+    require_contract(ended, 5, "onnx", "pip install 'densenet-deploy[export]'")
+
+
 @pytest.mark.parametrize(("key", "nearest"), [("obsrver", "observer"), ("sample", "samples"), ("weight", "weights")])
 def test_52_an_unknown_key_in_a_recipe_names_the_nearest(
     commands: Commands, tiny_onnx: Path, key: str, nearest: str
@@ -207,3 +227,21 @@ def test_memory_that_runs_out_is_exit_6(tmp_path: Path) -> None:
     ended = run_process(["bash", "-c", f"ulimit -v 1500000; exec {command}"], tmp_path)
     assert re.search("memory: ran out", require_contract(ended, 6, "ulimit -v"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not is_installed("torch"), reason="PyTorch is not installed")
+@pytest.mark.parametrize("command", ["inspect", "benchmark"])
+def test_memory_that_runs_out_on_a_checkpoint_is_exit_6(
+    tmp_path: Path, state: dict[str, torch.Tensor], command: str
+) -> None:
+    """PyTorch is imported beside the child first, and by a contender's process: both say what was missing."""
+    torch.save(state, tmp_path / "weights.pth")
+    words = " ".join(arguments(command, "weights.pth"))
+    ended = run_process(["bash", "-c", f"ulimit -v 1500000; exec {words}"], tmp_path)
+    require_contract(ended, 6, "memory", "ran out")
+
+
+def test_49_a_traceback_also_with_both_short_options(tmp_path: Path) -> None:
+    loud, quiet = (run_process(arguments("inspect", "no.onnx", option), tmp_path) for option in ("-qv", "-q"))
+    assert "Traceback" in loud.err
+    assert "Traceback" not in quiet.err

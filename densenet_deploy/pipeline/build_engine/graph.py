@@ -199,10 +199,13 @@ def calibration_data(source: Artifact, wanted: Wanted) -> CalibrationData | None
 
 
 def _preprocessing(source: Artifact) -> Preprocessing:
+    if source.manifest is not None:
+        return source.manifest.preprocessing
+    require_packages("export", "onnx")
     from densenet_deploy.graph.onnx_file import load_onnx
     from densenet_deploy.pipeline.float_model import preprocessing_of
 
-    return source.manifest.preprocessing if source.manifest else preprocessing_of(source, load_onnx(source.path))
+    return preprocessing_of(source, load_onnx(source.path))
 
 
 def _cast(source: Artifact, wanted: Wanted, places: Places, cache: CalibrationCache | None) -> Graph:

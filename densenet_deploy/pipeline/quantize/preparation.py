@@ -12,7 +12,7 @@ import numpy as np
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.manifest import Manifest, Preprocessing
-from densenet_deploy.packages import is_installed
+from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.pipeline.calibration import Observation, observe
 from densenet_deploy.pipeline.float_model import load_float, preprocessing_of, with_exact_passes
 from densenet_deploy.pipeline.quantize.int8 import Int8Writer
@@ -100,7 +100,9 @@ def chosen_recipe(name: str) -> str:
 
     Raises:
         UnknownNameError: if there is no such recipe.
+        MissingPackageError: if what writes recipes is not installed.
     """
+    require_packages("export", "onnx", "onnxscript")
     from densenet_deploy.quantize.recipes.recipe import recipes
 
     if name != "auto":
