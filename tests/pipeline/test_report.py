@@ -102,7 +102,7 @@ def test_pictures_are_in_the_page(page: Reading) -> None:
 
 def test_the_commands_are_those_that_the_inputs_tell_of(page: Reading, desk: Desk) -> None:
     lines = page.text[page.text.index("Make it again", page.text.index("Reports that this page")) :]
-    assert f"benchmark {desk.slow} {desk.fast} --backend openvino --batch 1 --threads 2 --rounds 3 --json" in lines
+    assert f"benchmark {desk.slow} {desk.fast} --backend openvino --batch 1 --threads 2 --seconds SECONDS" in lines
     assert f"validate {desk.slow} {desk.fast} --per-layer" in lines
     assert "export --num-classes 10 --head classifier --growth-rate 4 --blocks 2,2 --init-features 8" in lines
     assert f"-o {desk.folder / 'page.html'}" in lines

@@ -63,7 +63,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"svg": _svg, "breakable": _breakable, "shell": _shell, "percent": _percent}
+    environment.filters |= {
+        "svg": _svg,
+        "breakable": _breakable,
+        "prose": _prose,
+        "shell": _shell,
+        "percent": _percent,
+    }
     return environment
 
 
@@ -85,10 +91,24 @@ def _breakable(text: str) -> Markup:
     return escape(_shown(text)).replace(".", Markup(".<wbr>"))
 
 
-def _shell(line: str) -> Markup:
-    from markupsafe import escape
+def _prose(text: str) -> Markup:
+    """Keep options of commands whole: a browser would break them behind their hyphens."""
+    from markupsafe import Markup
 
-    return escape(printable(line, _LONGEST_COMMAND))
+    return Markup(" ").join(_whole(word) if word.startswith("-") else word for word in _shown(text).split(" "))
+
+
+def _shell(line: str) -> Markup:
+    """Let a command be broken at its spaces alone."""
+    from markupsafe import Markup
+
+    return Markup(" ").join(_whole(word) for word in printable(line, _LONGEST_COMMAND).split(" "))
+
+
+def _whole(word: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup('<span class="whole">{}</span>').format(word) if "-" in word else Markup("{}").format(word)
 
 
 def _percent(fraction: float) -> str:
