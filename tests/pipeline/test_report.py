@@ -115,9 +115,13 @@ def test_without_reports_each_section_says_what_makes_them(desk: Desk) -> None:
     assert page.headings[0] == "No model to recommend yet"
     assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS
     for command in ("benchmark", "evaluate", "validate", "sensitivity", "quantize"):
-        assert re.search(rf"densenet-deploy {command} slow\.onnx .*--json > {command}\.json", page.text)
+        assert re.search(
+            rf"densenet-deploy {command} {re.escape(str(desk.slow))} .*--json > {command}\.json", page.text
+        )
         assert f"--{command} {command}.json" in page.text
-    assert "densenet-deploy tune" in page.text
+    assert f"densenet-deploy tune {desk.slow} {desk.fast} --json > tune.json" in page.text
+    assert f"densenet-deploy validate {desk.slow} {desk.fast} --per-layer" in page.text
+    assert "There are no data yet on what each layer costs in INT8. This makes them" in page.text
 
 
 def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> None:
@@ -131,6 +135,18 @@ def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> No
     assert "Because." in page.text
     assert "densenet-deploy benchmark slow.onnx --threads 1" in page.text[page.text.index("Words in capitals") :]
     assert "A CPU of 1999" in page.text
+
+
+def test_a_machine_is_described_once(desk: Desk) -> None:
+    tune = desk.write("tune.json", {"chosen": None, "pareto": [], "reason": "none", "machine": machine()})
+    page = Reading(
+        report(desk.sources(tunings=(tune,), benchmarks=(desk.raced(),)), f"{desk.folder}/").file.read_bytes()
+    )
+    assert page.text.count("A CPU of 1999") == 1
+    assert "the same as that of tune.json, above" in page.text
+    tune.write_text(tune.read_text().replace("2.4.6", "2.4.7"))
+    other = report(desk.sources(tunings=(tune,), benchmarks=(desk.raced(),)), f"{desk.folder}/")
+    assert Reading(other.file.read_bytes()).text.count("A CPU of 1999") == 2, "another version, so another machine"
 
 
 def test_a_stale_measurement_is_marked(desk: Desk) -> None:
