@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS: Final = 500
 _LONGEST_TEXT: Final = 400
+_LONG: Final = 52  # characters of a cell that its column need not be as wide as
 _LONGEST_COMMAND: Final = 4000
 
 
@@ -46,6 +47,7 @@ def render(page: Page) -> bytes:
             script=Markup(script),  # noqa: S704
             script_hash=digest,
             most_rows=MOST_ROWS,
+            long=_LONG,
         )
     )
     return text.encode("utf-8", "backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Final
 
@@ -146,9 +147,8 @@ def _machine_blocks(run: Tuning | Benchmark, material: Material) -> list[Block]:
     if run.machine is None:
         return []
     runs: list[Tuning | Benchmark] = [*material.tunings, *material.benchmarks]
-    earlier = [one for one in runs[: runs.index(run)] if one.machine is not None]
     pairs = _described(run.machine)
-    for one in earlier:
+    for one in itertools.takewhile(lambda one: one is not run, runs):
         if one.machine is not None and _described(one.machine) == pairs:
             same = f"the same as that of {one.path.name}, above"
             return [Facts(_dated([("processor, software", same)], run.machine), "The machine")]

@@ -60,14 +60,22 @@ def _float_model(material: Material) -> list[Path]:
 
 
 def _validation_table(validations: Sequence[Validation]) -> Table:
-    columns = (Column("model"), Column("against"), *_PARITY_COLUMNS, Column("gates"), Column("ran on"))
+    columns = (
+        Column("model"),
+        Column("against"),
+        *_PARITY_COLUMNS,
+        Column("gates"),
+        Column("ran on"),
+        Column("its reference on"),
+    )
     rows = [
         (
             file_name(one.model),
             file_name(file_of(one.reference)),
             *_parity_cells(one.parity),
             _verdict(one),
-            cells.text(f"{_place_of(one.candidate)}; against {_place_of(one.reference)}"),
+            cells.text(_place_of(one.candidate)),
+            cells.text(_place_of(one.reference)),
         )
         for one in validations
     ]
@@ -75,7 +83,9 @@ def _validation_table(validations: Sequence[Validation]) -> Table:
 
 
 def _place_of(described: str) -> str:
-    return described.removeprefix(f"{file_of(described)}: ")
+    """The backend with its version, device and precision; not the provider, nor how many threads."""
+    words = described.removeprefix(f"{file_of(described)}: ").split(", ")
+    return ", ".join(word for word in words if not word.endswith(("ExecutionProvider", " thread", " threads")))
 
 
 def _verdict(validation: Validation) -> Cell:
