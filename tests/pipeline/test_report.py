@@ -77,7 +77,7 @@ def test_accuracies_and_mistakes_are_those_found(page: Reading) -> None:
 def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> None:
     (row,) = page.table("Parity of outputs")[1:]
     assert row[:7] == ["fast.onnx", "slow.onnx", "43.2", "0.987654", "0.123", "75.00 %", "passed"]
-    assert "openvino 2026.0, cpu" in row[7]
+    assert row[7:] == ["openvino 2026.0, cpu, int8", "torch 2.11, cpu, fp32"]
     assert page.table("The 1 layers of fast.onnx")[1] == ["features.norm0", "12.3", "0.987654", "0.123"]
     assert page.table("slow.onnx, recipe openvino")[1] == ["features.conv0", "51.2", "33.5", "3.2", "–"]
     (row,) = page.table("What each was calibrated on")[1:]
@@ -102,7 +102,7 @@ def test_pictures_are_in_the_page(page: Reading) -> None:
 
 def test_the_commands_are_those_that_the_inputs_tell_of(page: Reading, desk: Desk) -> None:
     lines = page.text[page.text.index("Make it again", page.text.index("Reports that this page")) :]
-    assert f"benchmark {desk.slow} {desk.fast} --backend openvino --batch 1 --threads 2 --rounds 3 --json" in lines
+    assert f"benchmark {desk.slow} {desk.fast} --backend openvino --batch 1 --threads 2 --seconds SECONDS" in lines
     assert f"validate {desk.slow} {desk.fast} --per-layer" in lines
     assert "export --num-classes 10 --head classifier --growth-rate 4 --blocks 2,2 --init-features 8" in lines
     assert f"-o {desk.folder / 'page.html'}" in lines
@@ -115,9 +115,13 @@ def test_without_reports_each_section_says_what_makes_them(desk: Desk) -> None:
     assert page.headings[0] == "No model to recommend yet"
     assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS
     for command in ("benchmark", "evaluate", "validate", "sensitivity", "quantize"):
-        assert re.search(rf"densenet-deploy {command} slow\.onnx .*--json > {command}\.json", page.text)
+        assert re.search(
+            rf"densenet-deploy {command} {re.escape(str(desk.slow))} .*--json > {command}\.json", page.text
+        )
         assert f"--{command} {command}.json" in page.text
-    assert "densenet-deploy tune" in page.text
+    assert f"densenet-deploy tune {desk.slow} {desk.fast} --json > tune.json" in page.text
+    assert f"densenet-deploy validate {desk.slow} {desk.fast} --per-layer" in page.text
+    assert "There are no data yet on what each layer costs in INT8. This makes them" in page.text
 
 
 def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> None:
@@ -131,6 +135,18 @@ def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> No
     assert "Because." in page.text
     assert "densenet-deploy benchmark slow.onnx --threads 1" in page.text[page.text.index("Words in capitals") :]
     assert "A CPU of 1999" in page.text
+
+
+def test_a_machine_is_described_once(desk: Desk) -> None:
+    tune = desk.write("tune.json", {"chosen": None, "pareto": [], "reason": "none", "machine": machine()})
+    page = Reading(
+        report(desk.sources(tunings=(tune,), benchmarks=(desk.raced(),)), f"{desk.folder}/").file.read_bytes()
+    )
+    assert page.text.count("A CPU of 1999") == 1
+    assert "the same as that of tune.json, above" in page.text
+    tune.write_text(tune.read_text().replace("2.4.6", "2.4.7"))
+    other = report(desk.sources(tunings=(tune,), benchmarks=(desk.raced(),)), f"{desk.folder}/")
+    assert Reading(other.file.read_bytes()).text.count("A CPU of 1999") == 2, "another version, so another machine"
 
 
 def test_a_stale_measurement_is_marked(desk: Desk) -> None:

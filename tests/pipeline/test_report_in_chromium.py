@@ -131,3 +131,11 @@ def test_tables_are_sorted_by_mouse(tab: Tab, address: str) -> None:
 def test_it_prints(tab: Tab, address: str) -> None:
     tab.open(address, 1280)
     assert tab.pdf().startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_options_stay_in_one_line(tab: Tab, address: str, width: int) -> None:
+    tab.open(address, width)
+    options = "[...document.querySelectorAll('.whole')].filter(e => e.textContent.startsWith('--'))"
+    assert tab.run(f"{options}.length") > 10
+    assert tab.run(f"{options}.every(e => e.getBoundingClientRect().height < 30)")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS: Final = 500
 _LONGEST_TEXT: Final = 400
+_LONG: Final = 52  # characters of a cell that its column need not be as wide as
 _LONGEST_COMMAND: Final = 4000
 
 
@@ -46,6 +47,7 @@ def render(page: Page) -> bytes:
             script=Markup(script),  # noqa: S704
             script_hash=digest,
             most_rows=MOST_ROWS,
+            long=_LONG,
         )
     )
     return text.encode("utf-8", "backslashreplace")
@@ -63,7 +65,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"svg": _svg, "breakable": _breakable, "shell": _shell, "percent": _percent}
+    environment.filters |= {
+        "svg": _svg,
+        "breakable": _breakable,
+        "prose": _prose,
+        "shell": _shell,
+        "percent": _percent,
+    }
     return environment
 
 
@@ -85,10 +93,24 @@ def _breakable(text: str) -> Markup:
     return escape(_shown(text)).replace(".", Markup(".<wbr>"))
 
 
-def _shell(line: str) -> Markup:
-    from markupsafe import escape
+def _prose(text: str) -> Markup:
+    """Keep options of commands whole: a browser would break them behind their hyphens."""
+    from markupsafe import Markup
 
-    return escape(printable(line, _LONGEST_COMMAND))
+    return Markup(" ").join(_whole(word) if word.startswith("-") else word for word in _shown(text).split(" "))
+
+
+def _shell(line: str) -> Markup:
+    """Let a command be broken at its spaces alone."""
+    from markupsafe import Markup
+
+    return Markup(" ").join(_whole(word) for word in printable(line, _LONGEST_COMMAND).split(" "))
+
+
+def _whole(word: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup('<span class="whole">{}</span>').format(word) if "-" in word else Markup("{}").format(word)
 
 
 def _percent(fraction: float) -> str:

@@ -130,7 +130,7 @@ def benchmark(
     if not results:
         raise BackendError("batch", "; ".join(notes) or "no model was given", "give another --batch")
     untrained = {note: None for artifact in artifacts.values() for note in untrained_note(artifact.manifest)}
-    report = BenchmarkReport(tuple(results), machine, (*untrained, *notes), earlier)
+    report = BenchmarkReport(tuple(results), machine, (*untrained, *notes), earlier, seconds_each=options.seconds)
     if target is not None:
         write_file(target, file_content(report, target.suffix))
         return replace(report, file=target)

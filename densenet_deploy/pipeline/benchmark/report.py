@@ -49,13 +49,17 @@ class Compared:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """A measurement for each contender and batch size, the machine, and the earlier run to compare with, if any."""
+    """A measurement for each contender and batch size, the machine, and the earlier run to compare with, if any.
+
+    `seconds_each` is how long each contender was to be timed.
+    """
 
     results: tuple[Measurement, ...]
     machine: Machine
     remarks: tuple[str, ...] = ()
     earlier: EarlierRun | None = None
     file: Path | None = None
+    seconds_each: float | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -74,6 +78,7 @@ class BenchmarkReport:
                 for result, compared in zip(self.results, self.compared, strict=True)
             ],
             "machine": dataclasses.asdict(self.machine),
+            "seconds_each": self.seconds_each,
             "compared_with": None if self.earlier is None else str(self.earlier.path),
             "file": None if self.file is None else str(self.file),
             "notes": list(self.notes),

@@ -13,6 +13,8 @@ from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.pipeline.html_report.inputs import Benchmark, file_of
 from densenet_deploy.pipeline.html_report.material import Material, ReportSources
 from densenet_deploy.pipeline.html_report.models import ModelFacts
+from densenet_deploy.pipeline.html_report.tuning import Tuning
+from densenet_deploy.pipeline.load import is_checkpoint
 from densenet_deploy.pipeline.plot.pareto_points import read_report
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -21,6 +23,11 @@ _PROGRAM: Final = "densenet-deploy"
 _PICTURES: Final = "CALIBRATION_PICTURES"
 _LABELLED: Final = "LABELLED_PICTURES"
 _FLOAT: Final = "FLOAT_MODEL.onnx"
+_LABELS: Final = "LABELS.txt"
+_SECONDS: Final = "SECONDS"
+_FOLDER: Final = "PATH"
+_TUNE_FOLDER: Final = Path("artifacts/tune")
+_MIB: Final = 2**20
 
 
 def commands_for(material: Material) -> Iterator[tuple[str, list[str]]]:
@@ -58,7 +65,7 @@ def _making(model: ModelFacts, models: Sequence[ModelFacts]) -> list[str]:
     if manifest is None or model.kind == "checkpoint":
         return []
     if model.kind == "onnx" and manifest.precision == "fp32":
-        return [_line(_export(manifest, model.path))]
+        return [_line(_export(manifest, model.path, _checkpoint(manifest, models)))]
     source = _float_model(model, models)
     if model.kind == "engine":
         calibrated = ["--calibration", _PICTURES] if model.precision == "int8" else []
@@ -80,12 +87,37 @@ def _float_model(model: ModelFacts, models: Sequence[ModelFacts]) -> str:
     return _FLOAT
 
 
-def _export(manifest: Manifest, path: Path) -> list[str]:
-    words = ["export", *_network(manifest), "--weights", manifest.weights.source]
-    words += _prepared(manifest.preprocessing)
+def _checkpoint(manifest: Manifest, models: Sequence[ModelFacts]) -> ModelFacts | None:
+    """The checkpoint with these weights, if it is one of the models."""
+    checkpoints = [model for model in models if model.kind == "checkpoint" and model.manifest is not None]
+    same = (model for model in checkpoints if model.manifest and model.manifest.weights == manifest.weights)
+    return next(same, None)
+
+
+def _export(manifest: Manifest, path: Path, checkpoint: ModelFacts | None) -> list[str]:
+    words = ["export", *_network(manifest), "--weights", _weights(manifest, checkpoint)]
+    words += _prepared(manifest.preprocessing) + _labelled(manifest, checkpoint)
     words += ["--batch", "dynamic" if manifest.batch is None else str(manifest.batch)]
     words += [] if manifest.opset is None else ["--opset", str(manifest.opset)]
     return [*words, "-o", str(path)]
+
+
+def _weights(manifest: Manifest, checkpoint: ModelFacts | None) -> str:
+    """Where the weights are. A file is recorded by its name alone, so where it lies is for the reader to say."""
+    source = manifest.weights.source
+    if checkpoint is not None:
+        return str(checkpoint.path)
+    return f"{_FOLDER}/{source}" if is_checkpoint(Path(source)) else source
+
+
+def _labelled(manifest: Manifest, checkpoint: ModelFacts | None) -> list[str]:
+    """The option for labels, unless public weights or the checkpoint bring them."""
+    brought = checkpoint.manifest.labels if checkpoint is not None and checkpoint.manifest is not None else ()
+    source = manifest.weights.source
+    is_public = source != "none" and not is_checkpoint(Path(source))
+    if not manifest.labels or manifest.labels == brought or is_public:
+        return []
+    return ["--labels", _LABELS]
 
 
 def _network(manifest: Manifest) -> list[str]:
@@ -115,11 +147,36 @@ def _prepared(prepared: Preprocessing) -> list[str]:
 
 
 def _tunings(material: Material) -> Iterator[str]:
-    """Which models a tuning began with, and its limits, are not recorded; how its choice is timed again is."""
+    """How each was tuned, as far as its candidates and limits tell, and how its choice is timed again."""
     for one in material.tunings:
-        yield f"{_line(['tune', _FLOAT, '--json'])} > {shlex.quote(str(one.path))}"
+        yield f"{_line([*_tune(one, material.models), '--json'])} > {shlex.quote(str(one.path))}"
         if one.chosen is not None and one.chosen.command:
             yield one.chosen.command
+
+
+def _tune(tuning: Tuning, models: Sequence[ModelFacts]) -> list[str]:
+    tried, limits = tuning.tried, tuning.limits
+    floats = [one.model for one in tried if one.precision == "fp32"] or [*map(str, float_models(models))] or [_FLOAT]
+    words = ["tune", *dict.fromkeys(floats)]
+    words += ["--calibration", _PICTURES] if any(one.precision == "int8" for one in tried) else []
+    words += ["--data", _LABELLED] if any(one.top1 is not None for one in tried) else []
+    words += [] if limits.max_drop is None else ["--max-drop", f"{limits.max_drop:g}"]
+    words += [] if limits.max_latency_ms is None else ["--max-latency", f"{limits.max_latency_ms:g}"]
+    words += [] if limits.max_memory_bytes is None else ["--max-memory", f"{limits.max_memory_bytes / _MIB:g}"]
+    words += ["--goal", tuning.goal] if tuning.goal not in ("", "latency") else []
+    for option, values in (
+        ("--backend", [one.backend for one in tried]),
+        ("--threads", [str(one.threads) for one in tried if one.threads is not None]),
+        ("--batch", [str(one.batch) for one in tried]),
+    ):
+        words += [option, ",".join(dict.fromkeys(values))] if values else []
+    is_elsewhere = tuning.folder is not None and tuning.folder != _TUNE_FOLDER
+    return [*words, *(["-o", str(tuning.folder)] if is_elsewhere else [])]
+
+
+def float_models(models: Sequence[ModelFacts]) -> list[Path]:
+    """The float32 ONNX files among the models."""
+    return [model.path for model in models if model.kind == "onnx" and model.precision == "fp32"]
 
 
 def _benchmark(benchmark: Benchmark) -> str:
@@ -134,6 +191,8 @@ def _benchmark(benchmark: Benchmark) -> str:
         words += ["--scenario", first.scenario] if first.scenario != "single-stream" else []
         words += ["--fps", f"{first.fps:g}"] if first.fps is not None else []
         words += ["--streams", str(first.streams)] if first.streams != 1 else []
+        seconds = benchmark.seconds_each
+        words += ["--seconds", _SECONDS if seconds is None else f"{seconds:g}"]
         words += ["--rounds", str(first.rounds)] if first.rounds else []
     return f"{_line([*words, '--json'])} > {shlex.quote(str(benchmark.path))}"
 

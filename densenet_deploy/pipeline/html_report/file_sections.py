@@ -113,6 +113,6 @@ def _origin(manifest: Manifest) -> list[tuple[str, str]]:
 
 def commands_section(material: Material, report_command: str) -> Section:
     """The commands that make the files and the figures again."""
-    lead = "Words in capitals stand for what no file records: a folder of pictures, an output's name."
+    lead = "Words in capitals stand for what no file records: a folder of pictures, where weights or labels lie."
     blocks = [Commands(lines, said) for said, lines in commands_for(material)]
     return Section("reproduce", "Make it again", lead, [*blocks, Commands([report_command], "This page.")])

@@ -104,12 +104,13 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A run of `benchmark`."""
+    """A run of `benchmark`; `seconds_each` is how long each contender was timed, None where that is not recorded."""
 
     path: Path
     results: tuple[Measured, ...]
     machine: MachineFacts | None
     notes: tuple[str, ...]
+    seconds_each: float | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -117,7 +118,8 @@ class Benchmark:
         report = JsonReport.read(path, "benchmark", "results")
         machine = report.known_part("machine")
         results = tuple(map(Measured.of, report.parts("results")))
-        return cls(path, results, None if machine is None else MachineFacts.of(machine), report.texts("notes"))
+        facts = None if machine is None else MachineFacts.of(machine)
+        return cls(path, results, facts, report.texts("notes"), report.known_number("seconds_each"))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Final
 
-from densenet_deploy.analysis.report.page import Block, Cell, Column, Commands, Facts, Section, Table
+from densenet_deploy.analysis.report.page import Block, Cell, Column, Facts, Section, Table
 from densenet_deploy.pipeline.html_report import cells
+from densenet_deploy.pipeline.html_report.commands import float_models
 from densenet_deploy.pipeline.html_report.decision import is_stale, runs_on
 from densenet_deploy.pipeline.html_report.inputs import Accuracy, Benchmark, MachineFacts, Measured
 from densenet_deploy.pipeline.html_report.material import Material
@@ -23,11 +25,10 @@ def pareto_section(material: Material, pictures: Pictures) -> Section:
     blocks = pictures.pareto()
     for tuning in material.tunings:
         blocks += [_front(tuning)] if tuning.pareto else []
-        blocks += [] if tuning.machine is None else [_machine(tuning.machine)]
+        blocks += _machine_blocks(tuning, material)
     if not blocks:
-        command = "densenet-deploy tune MODEL --json > tune.json"
-        blocks = [Commands([command], "It takes latency and accuracy of the same models: from tune, or from both of "
-                           "benchmark and evaluate.")]  # fmt: skip
+        missing = "It takes latency and accuracy of the same models: from tune, or from both benchmark and evaluate"
+        blocks = [made_by("tune", *(float_models(material.models) or ["FLOAT_MODEL.onnx"]), missing=missing)]
     return Section("pareto", "Speed and accuracy", lead, blocks)
 
 
@@ -38,8 +39,7 @@ def latency_section(material: Material) -> Section:
     for benchmark in material.benchmarks:
         blocks += _latency_blocks(benchmark, material)
     if not blocks:
-        names = " ".join(model.name for model in material.models)
-        blocks = [made_by(f"densenet-deploy benchmark {names} --json > benchmark.json", "--benchmark benchmark.json")]
+        blocks = [made_by("benchmark", *(model.path for model in material.models))]
     return Section("latency", "Latency", lead, blocks)
 
 
@@ -49,8 +49,7 @@ def accuracy_section(material: Material) -> Section:
         "On labelled pictures. The calibration error says how far a model's confidence is from how often it is right."
     )
     if not material.accuracies:
-        line = f"densenet-deploy evaluate {material.models[0].name} --data FOLDER --json > evaluate.json"
-        return Section("accuracy", "Accuracy", lead, [made_by(line, "--evaluate evaluate.json")])
+        return Section("accuracy", "Accuracy", lead, [made_by("evaluate", material.models[0].path, "--data", "FOLDER")])
     blocks: list[Block] = [_accuracy_table(material.accuracies)]
     blocks += _mistakes(material.accuracies)
     notes = dict.fromkeys(note for found in material.accuracies for note in found.notes)
@@ -88,9 +87,7 @@ def _latency_blocks(benchmark: Benchmark, material: Material) -> list[Block]:
     for scenario, batch in dict.fromkeys((result.scenario, result.batch) for result in benchmark.results):
         results = [result for result in benchmark.results if (result.scenario, result.batch) == (scenario, batch)]
         blocks.append(_latency_table(f"{scenario}, batch {batch} ({benchmark.path.name})", results, material))
-    if benchmark.machine is not None:
-        blocks.append(_machine(benchmark.machine))
-    return [*blocks, *remarks(benchmark.notes)]
+    return [*blocks, *_machine_blocks(benchmark, material), *remarks(benchmark.notes)]
 
 
 def _latency_table(caption: str, results: Sequence[Measured], material: Material) -> Table:
@@ -145,18 +142,35 @@ def _place(result: Measured) -> str:
     return ", ".join(filter(None, (result.backend, device, streams, threads)))
 
 
-def _machine(machine: MachineFacts) -> Facts:
+def _machine_blocks(run: Tuning | Benchmark, material: Material) -> list[Block]:
+    """The machine of a run in full; what only repeats an earlier run's, in a word."""
+    if run.machine is None:
+        return []
+    runs: list[Tuning | Benchmark] = [*material.tunings, *material.benchmarks]
+    pairs = _described(run.machine)
+    for one in itertools.takewhile(lambda one: one is not run, runs):
+        if one.machine is not None and _described(one.machine) == pairs:
+            same = f"the same as that of {one.path.name}, above"
+            return [Facts(_dated([("processor, software", same)], run.machine), "The machine")]
+    return [Facts(_dated(pairs, run.machine), "The machine")]
+
+
+def _described(machine: MachineFacts) -> list[tuple[str, str]]:
     quota = "" if machine.quota is None else f", quota {machine.quota:g}"
-    clock = "" if machine.mhz is None else f", {machine.mhz:,.0f} MHz"
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions)
     pairs = [
-        ("processor", f"{machine.cpu}, {machine.usable_cpus} usable CPUs{quota}{clock}"),
+        ("processor", f"{machine.cpu}, {machine.usable_cpus} usable CPUs{quota}"),
         ("graphics", "; ".join(machine.gpus) or "no NVIDIA GPU"),
         ("system", machine.system),
         ("software", f"Python {machine.python}, {versions}"),
-        ("date", machine.date),
     ]
-    return Facts([pair for pair in pairs if pair[1]], "The machine")
+    return [pair for pair in pairs if pair[1]]
+
+
+def _dated(pairs: list[tuple[str, str]], machine: MachineFacts) -> list[tuple[str, str]]:
+    """Add what differs from run to run."""
+    clock = "" if machine.mhz is None else f"{machine.mhz:,.0f} MHz"
+    return [*pairs, *(pair for pair in (("clock", clock), ("date", machine.date)) if pair[1])]
 
 
 def _accuracy_table(found: Sequence[Accuracy]) -> Table:

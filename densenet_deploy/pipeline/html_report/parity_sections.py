@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from densenet_deploy.analysis.report.page import Block, Cell, Column, Facts, Section, Table
 from densenet_deploy.pipeline.html_report import cells
+from densenet_deploy.pipeline.html_report.commands import float_models
 from densenet_deploy.pipeline.html_report.inputs import ParityFacts, Quantization, Validation, file_of
 from densenet_deploy.pipeline.html_report.material import Material
 from densenet_deploy.pipeline.html_report.parts import count, file_name, made_by, remarks
@@ -29,13 +31,13 @@ def parity_section(material: Material, pictures: Pictures) -> Section:
         blocks += [table for validation in material.validations for table in _layer_tables(validation)]
     sensitivity = pictures.sensitivity()
     blocks += sensitivity
-    model = material.models[0].name
+    first, *others = (model.path for model in material.models)
     if not material.validations:
-        line = f"densenet-deploy validate {model} OTHER --per-layer --json > validate.json"
-        blocks.insert(0, made_by(line, "--validate validate.json"))
+        blocks.insert(0, made_by("validate", first, *(others[:1] or ["OTHER_MODEL"]), "--per-layer"))
     if not sensitivity:
-        line = f"densenet-deploy sensitivity {model} --calibration FOLDER --json > sensitivity.json"
-        blocks.append(made_by(line, "--sensitivity sensitivity.json", "What each layer costs in INT8"))
+        arguments = (*_float_model(material), "--calibration", "FOLDER")
+        missing = "There are no data yet on what each layer costs in INT8"
+        blocks.append(made_by("sensitivity", *arguments, missing=missing))
     return Section("parity", "Parity and SQNR", lead, blocks)
 
 
@@ -48,20 +50,32 @@ def calibration_section(material: Material) -> Section:
     if material.quantizations:
         blocks += _calibration(material.quantizations)
     else:
-        line = f"densenet-deploy quantize {material.models[0].name} --calibration FOLDER --json > quantize.json"
-        blocks.append(made_by(line, "--quantize quantize.json"))
+        blocks.append(made_by("quantize", *_float_model(material), "--calibration", "FOLDER"))
     return Section("calibration", "Calibration", lead, blocks)
 
 
+def _float_model(material: Material) -> list[Path]:
+    """What INT8 is made of: a float file, or else whatever model there is."""
+    return [*float_models(material.models), material.models[0].path][:1]
+
+
 def _validation_table(validations: Sequence[Validation]) -> Table:
-    columns = (Column("model"), Column("against"), *_PARITY_COLUMNS, Column("gates"), Column("ran on"))
+    columns = (
+        Column("model"),
+        Column("against"),
+        *_PARITY_COLUMNS,
+        Column("gates"),
+        Column("ran on"),
+        Column("its reference on"),
+    )
     rows = [
         (
             file_name(one.model),
             file_name(file_of(one.reference)),
             *_parity_cells(one.parity),
             _verdict(one),
-            cells.text(f"{_place_of(one.candidate)}; against {_place_of(one.reference)}"),
+            cells.text(_place_of(one.candidate)),
+            cells.text(_place_of(one.reference)),
         )
         for one in validations
     ]
@@ -69,7 +83,9 @@ def _validation_table(validations: Sequence[Validation]) -> Table:
 
 
 def _place_of(described: str) -> str:
-    return described.removeprefix(f"{file_of(described)}: ")
+    """The backend with its version, device and precision; not the provider, nor how many threads."""
+    words = described.removeprefix(f"{file_of(described)}: ").split(", ")
+    return ", ".join(word for word in words if not word.endswith(("ExecutionProvider", " thread", " threads")))
 
 
 def _verdict(validation: Validation) -> Cell:

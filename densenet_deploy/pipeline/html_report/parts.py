@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from densenet_deploy.analysis.report.page import Block, Cell, Commands, Remarks
 from densenet_deploy.pipeline.html_report import cells
 
 
-def made_by(line: str, option: str, what: str = "There are no data for this") -> Commands:
-    """Say which command makes what is missing, and which option takes it."""
-    return Commands([line], f"{what} yet. This command makes them; give them with {option}.")
+def made_by(command: str, *arguments: object, missing: str = "There are no data for this yet") -> Commands:
+    """Say what is `missing`, with which words after `command` it is made, and which option takes what that prints."""
+    line = shlex.join(["densenet-deploy", command, *map(str, arguments), "--json"])
+    lead = f"{missing}. This makes them; give what it prints with --{command} {command}.json."
+    return Commands([f"{line} > {command}.json"], lead)
 
 
 def remarks(sentences: Iterable[str]) -> list[Block]:

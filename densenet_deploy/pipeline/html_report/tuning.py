@@ -56,8 +56,25 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class TuneLimits:
+    """What `tune` was asked to keep; None where nothing was asked."""
+
+    max_drop: float | None = None
+    max_latency_ms: float | None = None
+    max_memory_bytes: float | None = None
+
+    @classmethod
+    def of(cls, limits: JsonReport) -> Self:
+        """Read what `tune` calls `limits`."""
+        return cls(*(limits.known_number(key) for key in ("max_drop", "max_latency_ms", "max_memory_bytes")))
+
+
+@dataclass(frozen=True)
 class Tuning:
-    """A run of `tune`: the Pareto front, and what to ship and why; None where no candidate kept the limits."""
+    """A run of `tune`: the Pareto front, and what to ship and why; None where no candidate kept the limits.
+
+    `tried` are all candidates, `folder` is where their files were written, None where that is not recorded.
+    """
 
     path: Path
     chosen: Trial | None
@@ -65,6 +82,10 @@ class Tuning:
     pareto: tuple[Trial, ...]
     machine: MachineFacts | None
     notes: tuple[str, ...]
+    tried: tuple[Trial, ...] = ()
+    limits: TuneLimits = TuneLimits()
+    goal: str = ""
+    folder: Path | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -72,7 +93,8 @@ class Tuning:
         report = JsonReport.read(path, "tune", "pareto", "chosen")
         if report.facts.get("dry_run") is True:
             raise report.error("it is a dry run, which measured nothing")
-        chosen, machine = report.known_part("chosen"), report.known_part("machine")
+        chosen, machine, limits = (report.known_part(key) for key in ("chosen", "machine", "limits"))
+        state = report.known_text("state")
         told = [report.known_text("reason")]
         if chosen is not None:
             told += [chosen.known_text("reason"), chosen.known_text("outcome")]
@@ -83,4 +105,8 @@ class Tuning:
             pareto=tuple(map(Trial.of, report.parts("pareto"))),
             machine=None if machine is None else MachineFacts.of(machine),
             notes=report.texts("notes"),
+            tried=tuple(map(Trial.of, report.parts("candidates"))),
+            limits=TuneLimits() if limits is None else TuneLimits.of(limits),
+            goal=report.known_text("goal"),
+            folder=Path(state).parent if state else None,
         )

@@ -17,7 +17,7 @@ from densenet_deploy.pipeline.tune.results import Limits, Tried
 
 _MIB: Final = 2**20
 _EQUAL: Final = 1.02  # figures nearer to each other than that count as equal on the front
-_HEADER: Final = ("", "file", "backend", "threads", "batch", "ms [95 %]", "images/s", "x reference", "MiB", "file MB",
+_HEADER: Final = ("", "file", "backend", "threads", "batch", "ms [95 %]", "images/s", "x reference", "MiB", "file MiB",
                   "top-1", "SQNR dB", "drop")  # fmt: skip
 
 
@@ -138,7 +138,9 @@ def _reason(report: TuneReport) -> str:
     asked = any(value is not None for value in dataclasses.astuple(report.limits))
     words = [f"the {what} of {len(kept)} candidates{' that keep the limits' if asked else ''}: {_speed(chosen)}"]
     words += _answers(chosen)
-    words.append(f"{chosen.lap.peak_memory_bytes / _MIB:.0f} MiB, file {chosen.candidate.file.size_bytes / 1e6:.1f} MB")
+    words.append(
+        f"{chosen.lap.peak_memory_bytes / _MIB:.0f} MiB, file {chosen.candidate.file.size_bytes / _MIB:.1f} MiB"
+    )
     return ", ".join(words)
 
 
@@ -208,7 +210,7 @@ def _row(one: Tried) -> tuple[str, ...]:
         f"{what.batch / lap.latency_ms * 1e3:.1f}",
         f"{lap.speed.median:.2f}",
         f"{lap.peak_memory_bytes / _MIB:.0f}",
-        f"{what.file.size_bytes / 1e6:.1f}",
+        f"{what.file.size_bytes / _MIB:.1f}",
         "" if quality.top1 is None else f"{quality.top1:.2%}",
         f"{quality.parity.sqnr_db:.1f}",
         "" if one.drop is None else f"{one.drop:.2f}",

@@ -120,3 +120,12 @@ def test_without_jinja_the_command_that_brings_it_is_named(monkeypatch: pytest.M
     monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'densenet-deploy\[report\]'"):
         render(page_with())
+
+
+def test_options_are_broken_at_spaces_alone() -> None:
+    line = "densenet-deploy run 'a b<i>.onnx' --backend openvino"
+    page = render(page_with(Commands([line], "give it with --max-drop 1"), Remarks(["a well-known word"]))).decode()
+    assert '<span class="whole">--backend</span> openvino' in page
+    assert 'with <span class="whole">--max-drop</span> 1' in page
+    assert "well-known word" in page, "words of prose may be broken behind a hyphen"
+    assert line in Reading(page.encode()).text
