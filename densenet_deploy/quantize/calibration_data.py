@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import math
+import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -30,6 +31,10 @@ from densenet_deploy.runtime.preprocess import prepare
 
 DEFAULT_SAMPLES: Final = 512
 ARRAY_SUFFIXES: Final = (".npy", ".npz")
+_DAMAGE: Final = (  # a header is Python's text for a dict, and is read as that
+    *(ValueError, EOFError, NotImplementedError, RuntimeError),
+    *(SyntaxError, TypeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class CalibrationData(ABC):
@@ -167,7 +172,7 @@ def _opened_array(path: Path) -> Iterator[tuple[IO[bytes], int]]:
                 member = _only_member(archive, path)
                 with archive.open(member) as file:
                     yield file, member.file_size
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as exc:
+        except _DAMAGE as exc:
             raise DataError(path, f"cannot be read ({exc})", "save it again with numpy.save or numpy.savez") from exc
 
 

@@ -74,7 +74,7 @@ class _Writer:
 
     def _is_clip(self, node: ir.Node) -> bool:
         is_clip = is_operator(node, "Max") or is_operator(node, "Min")
-        is_clip = is_clip and node.name not in self._options.float_nodes
+        is_clip = is_clip and node.name not in self._options.float_nodes and not node.outputs[0].is_graph_output()
         return is_clip and constant(node.inputs[1]) is not None and self._type_of(node.inputs[0]) is not None
 
     def _is_pool(self, node: ir.Node) -> bool:
