@@ -79,7 +79,8 @@ def _front(tuning: Tuning) -> Table:
         )
         for trial in tuning.pareto
     ]
-    return Table(f"The Pareto front that tune found ({tuning.path.name})", columns, rows)
+    goals = "latency, throughput, answers, memory and size of the file"
+    return Table(f"The Pareto front that tune found ({tuning.path.name}), by {goals}", columns, rows)
 
 
 def _latency_blocks(benchmark: Benchmark, material: Material) -> list[Block]:
