@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.analysis.pareto import ParetoPoint, pareto_front
 from densenet_deploy.analysis.plots.plot import plots
@@ -70,7 +70,7 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoin
     panel.set_xlabel("latency of one call (ms)")
     panel.set_ylabel("top-1 accuracy (%)")
     lighten_grid(panel, "both")
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
     panel.legend(ncols=len(explained), fontsize=8.5, handletextpad=0.2, columnspacing=1.2, **place)
 
 
@@ -129,7 +129,7 @@ def _list(below: Axes, points: Sequence[ParetoPoint]) -> None:
     for place, point in enumerate(points):
         y = 1 - (place + 0.5) / len(points)
         said = f"{_shortened(point.label)}: {_milliseconds(point.latency_ms)} ms, {100 * point.top1:.2f} %"
-        style = {"va": "center", "transform": below.transAxes, "fontsize": 8.5, "in_layout": False}
+        style: dict[str, Any] = {"va": "center", "transform": below.transAxes, "fontsize": 8.5, "in_layout": False}
         below.text(0.025, y, str(place + 1), ha="right", fontweight="bold", **style)
         below.text(0.04, y, plain(said), **style)
 
