@@ -77,7 +77,7 @@ def test_accuracies_and_mistakes_are_those_found(page: Reading) -> None:
 def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> None:
     (row,) = page.table("Parity of outputs")[1:]
     assert row[:7] == ["fast.onnx", "slow.onnx", "43.2", "0.987654", "0.123", "75.00 %", "passed"]
-    assert row[7:] == ["openvino 2026.0, cpu, int8", "torch 2.11, cpu, fp32"]
+    assert row[7:] == ["openvino 2026.0, cpu, int8", "onnxruntime 1.31, cpu, fp32"]
     assert page.table("The 1 layers of fast.onnx")[1] == ["features.norm0", "12.3", "0.987654", "0.123"]
     assert page.table("slow.onnx, recipe openvino")[1] == ["features.conv0", "51.2", "33.5", "3.2", "–"]
     (row,) = page.table("What each was calibrated on")[1:]

@@ -139,3 +139,35 @@ def test_options_stay_in_one_line(tab: Tab, address: str, width: int) -> None:
     options = "[...document.querySelectorAll('.whole')].filter(e => e.textContent.startsWith('--'))"
     assert tab.run(f"{options}.length") > 10
     assert tab.run(f"{options}.every(e => e.getBoundingClientRect().height < 30)")
+
+
+def lines_of_names(tab: Tab) -> int:
+    """How many lines the longest name of a model in the table of latencies takes."""
+    lines = "e => { const range = document.createRange(); range.selectNodeContents(e); return new Set("
+    lines += "[...range.getClientRects()].map(box => box.top)).size; }"
+    return int(tab.run(f"Math.max(...[...document.querySelectorAll('#latency td:first-child')].map({lines}))"))
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_tables_of_measurements_are_seen_whole_at_a_desk(tab: Tab, address: str, width: int) -> None:
+    tab.open(address, width)
+    regions = "[...document.querySelectorAll('#latency .scroll, #accuracy .scroll, #parity .scroll')]"
+    assert tab.run(f"{regions}.length") > 3
+    assert tab.run(f"{regions}.every(e => e.scrollWidth <= e.clientWidth)")
+    assert lines_of_names(tab) == 1
+
+
+def test_a_phone_shows_that_a_table_goes_on(tab: Tab, address: str) -> None:
+    tab.open(address, 390)
+    assert lines_of_names(tab) > 1
+    assert _darkest_at_the_right(tab, 0) < 220, "a shadow, where the table goes on"
+    assert _darkest_at_the_right(tab, 9999) > 240, "and none where it ends"
+
+
+def _darkest_at_the_right(tab: Tab, scrolled: int) -> int:
+    """The grey of the right edge of the table of latencies, beside its caption where nothing is written."""
+    region = "document.querySelector('#latency .scroll')"
+    tab.run(f"{region}.scrollLeft = {scrolled}")
+    left, top = tab.run(f"(box => [box.right - 3, box.top + scrollY + 4])({region}.getBoundingClientRect())")
+    with Image.open(io.BytesIO(tab.screenshot())) as shot:
+        return int(shot.convert("L").getpixel((int(left), int(top))))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from densenet_deploy.analysis.report.page import Block, Cell, Column, Facts, Section, Table
@@ -28,7 +29,7 @@ def pareto_section(material: Material, pictures: Pictures) -> Section:
         blocks += _machine_blocks(tuning, material)
     if not blocks:
         missing = "It takes latency and accuracy of the same models: from tune, or from both benchmark and evaluate"
-        blocks = [made_by("tune", *(float_models(material.models) or ["FLOAT_MODEL.onnx"]), missing=missing)]
+        blocks = [made_by("tune", *(float_models(material.models) or [Path("FLOAT_MODEL.onnx")]), missing=missing)]
     return Section("pareto", "Speed and accuracy", lead, blocks)
 
 
@@ -79,7 +80,8 @@ def _front(tuning: Tuning) -> Table:
         )
         for trial in tuning.pareto
     ]
-    return Table(f"The Pareto front that tune found ({tuning.path.name})", columns, rows)
+    goals = "latency, throughput, answers, memory and size of the file"
+    return Table(f"The Pareto front that tune found ({tuning.path.name}), by {goals}", columns, rows)
 
 
 def _latency_blocks(benchmark: Benchmark, material: Material) -> list[Block]:

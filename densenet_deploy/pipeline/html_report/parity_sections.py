@@ -33,7 +33,7 @@ def parity_section(material: Material, pictures: Pictures) -> Section:
     blocks += sensitivity
     first, *others = (model.path for model in material.models)
     if not material.validations:
-        blocks.insert(0, made_by("validate", first, *(others[:1] or ["OTHER_MODEL"]), "--per-layer"))
+        blocks.insert(0, made_by("validate", first, *(others[:1] or [Path("OTHER_MODEL")]), "--per-layer"))
     if not sensitivity:
         arguments = (*_float_model(material), "--calibration", "FOLDER")
         missing = "There are no data yet on what each layer costs in INT8"
@@ -85,7 +85,8 @@ def _validation_table(validations: Sequence[Validation]) -> Table:
 def _place_of(described: str) -> str:
     """The backend with its version, device and precision; not the provider, nor how many threads."""
     words = described.removeprefix(f"{file_of(described)}: ").split(", ")
-    return ", ".join(word for word in words if not word.endswith(("ExecutionProvider", " thread", " threads")))
+    told = [word for word in words if not word.endswith(("ExecutionProvider", " thread", " threads"))]
+    return ", ".join({word.lower(): word for word in told}.values())
 
 
 def _verdict(validation: Validation) -> Cell:

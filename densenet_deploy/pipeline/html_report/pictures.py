@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -19,6 +20,14 @@ from densenet_deploy.pipeline.html_report.models import ModelFacts
 from densenet_deploy.pipeline.plot.data import PlotRequest, gather
 from densenet_deploy.pipeline.plot.sensitivity_data import sensitivity_data
 
+_PARETO_CAPTION: Final = (
+    "What was measured of the models here, at the smallest batch. Blue, the front of this picture, is about two goals "
+    "alone: the latency of a call and top-1."
+)
+_TUNED_CAPTION: Final = (
+    " The table of what tune found counts throughput, memory and the size of the file as well, so a model that is grey "
+    "here, because another is as accurate and faster, may be on that front for being smaller."
+)
 _CAPTIONS: Final = {
     "growth": "Channels and memory behind every layer: each appends, a transition drops and halves.",
     "connections": "Which layers read which: every one reads all before it in its block.",
@@ -35,11 +44,13 @@ class Pictures:
 
     def pareto(self) -> list[Block]:
         """Latency against accuracy, or nothing where no model has both."""
-        points = [*_tuned_points(self._material), *_measured_points(self._material)]
-        if not points:
+        tuned, measured = [*_tuned_points(self._material)], [*_measured_points(self._material)]
+        if not tuned and not measured:
             return []
-        caption = "Latency and top-1 of what tune kept, and of the models here, at the smallest batch measured."
-        return [self._picture("pareto", ParetoData("what was measured", points), caption)]
+        if tuned and measured:
+            tuned = [dataclasses.replace(point, label=f"{point.label} (tune)") for point in tuned]
+        caption = _PARETO_CAPTION + (_TUNED_CAPTION if tuned else "")
+        return [self._picture("pareto", ParetoData("what was measured", [*tuned, *measured]), caption)]
 
     def sensitivity(self) -> list[Block]:
         """A picture and a table for every report of `sensitivity`."""
@@ -87,7 +98,7 @@ def _tuned_points(material: Material) -> Iterator[ParetoPoint]:
     for tuning in material.tunings:
         for trial in tuning.pareto:
             if trial.latency_ms and trial.top1 is not None:
-                label = _label(trial.model, trial.backend, trial.batch)
+                label = _label(trial.model, trial.backend, trial.threads, trial.batch)
                 yield ParetoPoint(label, trial.latency_ms, trial.top1, trial.interval)
 
 
@@ -95,12 +106,13 @@ def _measured_points(material: Material) -> Iterator[ParetoPoint]:
     for entry in entries_of(material):
         measured = entry.measured
         if entry.accuracy is not None:
-            label = _label(measured.model, measured.backend, measured.batch)
+            label = _label(measured.model, measured.backend, measured.threads, measured.batch)
             yield ParetoPoint(label, measured.median, entry.accuracy.top1, measured.interval)
 
 
-def _label(model: str, backend: str, batch: int) -> str:
+def _label(model: str, backend: str, threads: int | None, batch: int) -> str:
     words = [printable(model.rpartition("/")[2].removesuffix(".onnx"), 40), printable(backend, 20)]
+    words += [] if not threads else ["1 thread" if threads == 1 else f"{threads} threads"]
     return ", ".join([*filter(None, words), *([f"batch {batch}"] if batch != 1 else [])])
 
 

@@ -88,8 +88,10 @@ def _interval(entry: Facts) -> tuple[float, float] | None:
 
 
 def _label(entry: Facts, model: str) -> str:
-    """The model without folder and suffix, its backend, and its batch where that is not 1."""
+    """The model without folder and suffix, its backend and threads, and its batch where that is not 1."""
     words = [Path(model).name.removesuffix(".onnx"), str(entry.get("backend") or "")]
+    if (threads := entry.get("threads")) is not None:
+        words.append("1 thread" if threads == 1 else f"{threads} threads")
     if entry.get("batch", 1) != 1:
         words.append(f"batch {entry['batch']}")
     return ", ".join(word for word in words if word)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pkgutil
 import sys
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -104,7 +106,7 @@ def test_without_memory_there_is_no_panel_for_it() -> None:
 
 
 def test_the_front_is_joined_and_published_points_are_hollow() -> None:
-    (panel,) = draw("pareto", DATA["pareto"]).axes
+    panel, _ = draw("pareto", DATA["pareto"]).axes
     assert panel.lines[0].get_xydata().tolist() == [[1.0, 70.0], [2.0, 80.0]]
     dots = [found for found in panel.collections if isinstance(found, PathCollection) and found.get_offsets().size]
     placed = {tuple(map(float, found.get_offsets()[0])): found for found in dots}
@@ -112,6 +114,58 @@ def test_the_front_is_joined_and_published_points_are_hollow() -> None:
     assert {(1.0, 70.0), (2.0, 80.0), (3.0, 75.0)} <= set(placed)
     assert hollow == {(2.0, 80.0)}
     assert "published" in texts(panel.figure)
+
+
+def test_points_are_numbered_and_the_list_says_whose_the_numbers_are() -> None:
+    panel, below = draw("pareto", ParetoData("net", POINTS[::-1])).axes
+    assert [text.get_text() for text in panel.texts] == ["1", "2", "3"]
+    assert [text.xy for text in panel.texts] == [(1.0, 70.0), (2.0, 80.0), (3.0, 75.0)]
+    listed = [text.get_text() for text in below.texts]
+    assert listed == ["1", "fast: 1.00 ms, 70.00 %", "2", "good: 2.00 ms, 80.00 %", "3", "worse: 3.00 ms, 75.00 %"]
+
+
+def equal_points(count: int) -> list[ParetoPoint]:
+    return [ParetoPoint(f"a model of a long name {i}, onnxruntime, 2 threads", 2 + i / 50, 0.99) for i in range(count)]
+
+
+@pytest.mark.parametrize("points", [POINTS, equal_points(6), equal_points(20), [*POINTS, *equal_points(9)]])
+def test_no_text_of_the_front_lies_on_another(points: list[ParetoPoint]) -> None:
+    figure = draw("pareto", ParetoData("net", points))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts]
+    assert len(boxes) == 3 * len(points)
+    panel = figure.axes[0]
+    assert panel.bbox.width > 0.8 * figure.bbox.width, "texts leave the axes their room"
+    boxes.append(panel.get_legend().get_window_extent())
+    shrunk = [box.expanded(0.8, 0.6) for box in boxes]  # line height is more than what is inked
+    pairs = itertools.combinations(shrunk, 2)
+    assert not any(first.overlaps(second) for first, second in pairs)
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    long = ParetoPoint("x" * 5000 + ", openvino, 1 thread", 1234.5, 0.5)
+    figure = draw("pareto", ParetoData("net", [long]))
+    assert figure.axes[1].texts[1].get_text().endswith("…" + "x" * 20 + ", openvino, 1 thread: 1,234 ms, 50.00 %")
+    figure.draw_without_rendering()
+    assert figure.axes[1].texts[1].get_window_extent().x1 < figure.bbox.x1
+
+
+def test_equal_accuracies_are_not_drawn_as_if_they_differed() -> None:
+    panel, _ = draw("pareto", ParetoData("net", equal_points(4))).axes
+    low, high = panel.get_ylim()
+    assert low < 99 < high
+    assert high - low >= 1.9
+    assert high < 101, "no accuracy is more than 100 %"
+
+
+def test_the_legend_explains_what_is_drawn_and_nothing_else() -> None:
+    def explained(points: Sequence[ParetoPoint]) -> tuple[int, int]:
+        panel, _ = draw("pareto", ParetoData("net", points)).axes
+        return len(panel.get_legend().get_texts()), len(panel.lines)
+
+    assert explained(POINTS) == (3, 1)
+    assert explained(POINTS[:1]) == (1, 0), "one point is no line"
+    assert explained(equal_points(2)) == (2, 0)
 
 
 def test_latencies_far_apart_get_a_log_scale() -> None:

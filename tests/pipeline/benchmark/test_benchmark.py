@@ -106,7 +106,8 @@ def test_offline_runs_several_runners_and_a_camera_counts_frames(tiny_onnx):
 def test_a_run_is_written_and_compared_with(tiny_onnx, tmp_path):
     old = benchmark([tiny_onnx], QUICK, str(tmp_path / "old.json"))
     assert old.file == tmp_path / "old.json"
-    assert json.loads(old.file.read_text())["schema"] == 1
+    written = json.loads(old.file.read_text())
+    assert (written["schema"], written["seconds_each"]) == (1, QUICK.seconds)
     report = benchmark([tiny_onnx], _quick(compare=old.file, batches=(1, 2)))
     known, new = report.compared
     assert known is not None

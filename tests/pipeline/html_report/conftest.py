@@ -51,8 +51,9 @@ def parity(sqnr_db: float | None = 43.21) -> dict[str, Any]:
 
 
 def validation(reference: Path, candidate: Path, *, passed: bool = True) -> dict[str, Any]:
-    ran = ": openvino 2026.0, CPUExecutionProvider, cpu, int8, 2 threads"
-    return {"reference": f"{reference}: torch 2.11, cpu, fp32, 1 thread", "candidate": f"{candidate}{ran}",
+    ran = ": openvino 2026.0, CPU, cpu, int8, 2 threads"
+    on = ": onnxruntime 1.31, CPUExecutionProvider, cpu, fp32, 1 threads"
+    return {"reference": f"{reference}{on}", "candidate": f"{candidate}{ran}",
             "parity": parity(), "passed": passed, "failed": [] if passed else ["cosine 0.9 is below 0.99"],
             "worst_layers": [{"name": "features.norm0", **parity(12.34)}]}  # fmt: skip
 
