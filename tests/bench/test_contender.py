@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import time
 from pathlib import Path
 
@@ -182,12 +183,13 @@ def test_a_process_ends_with_its_context(tiny_onnx):
     process.close()
 
 
-def test_what_else_is_printed_does_not_garble_the_answers(tiny_onnx, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO], ids=["quiet", "verbose"])
+def test_what_else_is_printed_does_not_garble_the_answers(tiny_onnx, tmp_path, monkeypatch, caplog, capfd, level):
     (tmp_path / "sitecustomize.py").write_text(NOISY)
     monkeypatch.syspath_prepend(tmp_path)
-    with Process(Contender(tiny_onnx, "onnxruntime")) as process:
+    with caplog.at_level(level), Process(Contender(tiny_onnx, "onnxruntime")) as process:
         assert process.placement.startswith("onnxruntime")
-    assert "noise" in capfd.readouterr().err
+    assert ("noise" in capfd.readouterr().err) == (level == logging.INFO)
 
 
 def test_modules_in_the_working_directory_are_not_imported(tiny_onnx, tmp_path, monkeypatch):

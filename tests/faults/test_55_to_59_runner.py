@@ -80,7 +80,7 @@ def _grown(what: str, backend: str, path: Path) -> tuple[int, int]:
 def test_57_ten_thousand_runs_keep_nothing(means: Path, backend: str) -> None:
     grown, descriptors = _grown("runs", backend, means)
     assert grown <= 8 * MIB
-    assert descriptors == 0
+    assert descriptors <= 0  # what a backend's start had open may close meanwhile
 
 
 def test_57_a_leak_of_a_kilobyte_a_run_would_be_seen(means: Path) -> None:
@@ -91,7 +91,7 @@ def test_57_a_leak_of_a_kilobyte_a_run_would_be_seen(means: Path) -> None:
 def test_58_five_hundred_openings_keep_nothing(means: Path, backend: str) -> None:
     grown, descriptors = _grown("openings", backend, means)
     assert grown <= 16 * MIB
-    assert descriptors == 0
+    assert descriptors <= 0  # what a backend's start had open may close meanwhile
 
 
 @pytest.mark.parametrize(
