@@ -1,4 +1,4 @@
-"""A function called in a process of its own, `python -m densenet_deploy.child`, with limits that the system keeps.
+"""A function called in a process of its own, with limits that the system keeps.
 
 Native code that reads a hostile file may crash, take all memory, or never come back, and nothing in the process that
 called it can catch that. In a child it is an answer like any other. The function is a generator of a module: what it
@@ -19,7 +19,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from densenet_deploy.errors import from_memory_error
+from densenet_deploy.processes import answers, end, say, start
 
 log = logging.getLogger(__name__)
 
@@ -93,32 +93,16 @@ def call_in_child(
         "arguments": list(arguments),
         "limits": asdict(limits),
     }
-    process = _start()
+    verbose = log.isEnabledFor(logging.INFO)
+    process = start("densenet_deploy.child", verbose=verbose, environment={"OMP_NUM_THREADS": "1"})
     try:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps(request).encode())
+        with contextlib.suppress(BrokenPipeError):  # a child that is gone shows when it is heard
+            say(process.stdin, request)
         if prepare is not None:
             prepare(*arguments)
         yield from _said(process)
     finally:
-        process.kill()
-        assert process.stdout is not None
-        process.stdout.close()
-        process.wait()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    """The child finds its modules where this process does, and a Ctrl-C of the terminal does not reach it."""
-    paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "densenet_deploy.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=None if log.isEnabledFor(logging.INFO) else subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+        end(process)
 
 
 def _name(function: Callable[..., object]) -> list[str]:
@@ -157,26 +141,26 @@ def _require_done(answer: dict[str, Any]) -> None:
         raise ChildRaisedError(answer["done"])
 
 
-def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+def main() -> None:
+    """Be the child."""
+    with answers() as stream:
+        _serve(json.loads(sys.stdin.buffer.readline()), stream)
+
+
+def _serve(request: dict[str, Any], stream: BinaryIO) -> None:
     """Answer the parent: prepare, set the limits, call the function."""
-    request = json.loads(questions.read())
     arguments, function = request["arguments"], _named(request["function"])
-
-    def tell(**answer: object) -> None:
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-
     if request["prepare"] is not None:
         _named(request["prepare"])(*arguments)
     is_ours = _limit(Limits(**request["limits"]))
-    tell(ready=True)
+    say(stream, {"ready": True})
     try:
         for said in function(*arguments):
-            tell(said=said)
+            say(stream, {"said": said})
     except Exception as exc:  # noqa: BLE001 - whatever it is, it goes to the parent
-        tell(done=_MEMORY if from_memory_error(exc) else type(exc).__name__, ours=is_ours)
+        say(stream, {"done": _MEMORY if from_memory_error(exc) else type(exc).__name__, "ours": is_ours})
         return
-    tell(done=None)
+    say(stream, {"done": None})
 
 
 def _limit(limits: Limits) -> bool:
@@ -206,15 +190,3 @@ def _lower(kind: int, limit: int) -> bool:
         return False
     resource.setrlimit(kind, (limit, hard))
     return True
-
-
-def _answers_only() -> BinaryIO:
-    """Return standard output, and let whatever native code writes there go to standard error."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError), _answers_only() as stream:
-        serve(sys.stdin.buffer, stream)

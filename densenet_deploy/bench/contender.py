@@ -1,4 +1,4 @@
-"""One model in a process of its own, which runs it when told to: `python -m densenet_deploy.bench.contender`.
+"""One model in a process of its own, which runs it when told to.
 
 The waiting threads of a backend spin on the cores for a while, so two models in one process disturb each other. Here
 each lives alone and blocks on its standard input until its turn. Both sides speak lines of JSON::
@@ -8,9 +8,8 @@ each lives alone and blocks on its standard input until its turn. Both sides spe
     parent   0.25                                                       a turn of so many seconds
     child    {"seconds": [0.0151, 0.0149, ...], "peak_memory_bytes": 350000000, ...}
 
-The child finds its modules where the parent does, whatever lies in the working directory. What a backend prints goes to
-standard error, so that standard output carries answers only. A terminal's Ctrl-C reaches the parent alone, which ends
-its children; a child whose parent is gone ends by itself.
+What a backend prints goes to standard error, and is shown with -v. A terminal's Ctrl-C reaches the parent alone, which
+ends its children; a child whose parent is gone ends by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TextIO
+from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from densenet_deploy.bench.scenarios import Timing, Turn, camera, offline, singl
 from densenet_deploy.errors import BackendError, DensenetDeployError, FeedError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
+from densenet_deploy.processes import answers, end, say, start
 from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.feeds import Feeds
 from densenet_deploy.runtime.runner import Placement, Runner, RunnerOptions, open_runner
@@ -67,7 +67,7 @@ class Contender:
         backend, device, precision, threads: see `open_runner` and `RunnerOptions`; None means their defaults.
         streams: runners of the model that work at the same time, `threads` each.
         fps: let a camera give the pictures, one `batch` a frame; None: as soon as the one before is done.
-        program: the module that the process runs; it calls `main` of this one.
+        program: the module whose `main` the process runs; it calls `serve_contender`.
     """
 
     model: Path
@@ -109,18 +109,8 @@ class Process:
 
     def __init__(self, contender: Contender) -> None:
         """Start the process, which loads the model while the caller goes on."""
-        command = [sys.executable, "-P", "-m", contender.program]
-        paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         self._contender = contender
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if log.isEnabledFor(logging.INFO) else subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"PYTHONPATH": paths},
-            process_group=0 if os.name == "posix" else None,  # out of reach of a terminal's Ctrl-C
-        )
+        self._process = start(contender.program, verbose=log.isEnabledFor(logging.INFO))
         self._tell(asdict(contender) | {"model": str(contender.model)})
 
     @functools.cached_property
@@ -154,18 +144,11 @@ class Process:
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process, in the middle of a call if it must be `at_once`."""
-        if at_once:
-            self._process.kill()
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
+        if not at_once and self._process.stdin is not None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+                self._process.wait(timeout=5)
+        end(self._process)
 
     def __enter__(self) -> Self:
         return self
@@ -176,9 +159,8 @@ class Process:
         self.close(at_once=exc is not None)
 
     def _tell(self, question: object) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(question), file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # a child that is gone shows when it is heard
+            say(self._process.stdin, question)
 
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -194,23 +176,28 @@ class Process:
         return answer
 
 
-def main(opener: Opener = open_runner) -> None:
-    """Be a contender's process: answer what stands on standard input, until it ends."""
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _answers_only() as stream:
-        serve(sys.stdin, stream, opener)
+def main() -> None:
+    """Be a contender's process."""
+    serve_contender(open_runner)
 
 
-def serve(questions: TextIO, answers: TextIO, opener: Opener = open_runner) -> None:
+def serve_contender(opener: Opener) -> None:
+    """Be a contender's process, whose model `opener` opens: answer what stands on standard input, until it ends."""
+    with answers() as stream:
+        _serve(sys.stdin.buffer, stream, opener)
+
+
+def _serve(questions: BinaryIO, stream: BinaryIO, opener: Opener) -> None:
     """Open the model that the first line of `questions` names and answer each further line with a turn."""
     first = questions.readline()
     if not first:
         return  # the parent ended before it asked
     facts = json.loads(first)
     for answer in _answers(Contender(**(facts | {"model": Path(facts["model"])})), questions, opener):
-        print(json.dumps(answer), file=answers, flush=True)
+        say(stream, answer)
 
 
-def _answers(wanted: Contender, questions: TextIO, opener: Opener) -> Iterator[dict[str, object]]:
+def _answers(wanted: Contender, questions: BinaryIO, opener: Opener) -> Iterator[dict[str, object]]:
     try:
         with contextlib.ExitStack() as stack:
             opening, runners = _open(wanted, opener, stack)
@@ -289,14 +276,3 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _answers_only() -> TextIO:
-    """Return standard output, and let whatever else writes to its descriptor write to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
-
-
-if __name__ == "__main__":
-    main()

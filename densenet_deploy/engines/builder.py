@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, Final, Self
 
 from densenet_deploy import errors
 from densenet_deploy.artifacts import sync
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof
-from densenet_deploy.engines.process import end, take
+from densenet_deploy.engines.process import take
 from densenet_deploy.errors import BackendError, DensenetDeployError, ResourceError
+from densenet_deploy.processes import end, say
 from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
 
 log = logging.getLogger(__name__)
@@ -121,23 +122,13 @@ class Builder:
     ) -> None:
         self.close()
 
-    @property
-    def _stdin(self) -> BinaryIO:
-        assert self._process.stdin is not None
-        return self._process.stdin  # type: ignore[return-value]
-
-    @property
-    def _stdout(self) -> BinaryIO:
-        assert self._process.stdout is not None
-        return self._process.stdout  # type: ignore[return-value]
-
     def _tell(self, message: object) -> None:
         with contextlib.suppress(OSError):  # a child that is gone shows when it is heard
-            self._stdin.write(json.dumps(message).encode() + b"\n")
-            self._stdin.flush()
+            say(self._process.stdin, message)
 
     def _hear(self) -> dict[str, Any]:
-        line = self._stdout.readline()
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._death()
         answer: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""The child that builds, `python -m densenet_deploy.engines.worker`; its parent is `builder.Builder`.
+"""The child that builds; its parent is `builder.Builder`.
 
 It is started early, and imports TensorRT while the parent prepares the graph. Both sides speak lines of JSON::
 
@@ -14,7 +14,6 @@ all of it adds to the memory of the build. A child that finds its standard input
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -30,12 +29,19 @@ from densenet_deploy.engines.rtx_plan import read_rtx_plan
 from densenet_deploy.engines.support import require_supported
 from densenet_deploy.engines.tensorrt import BuiltEngine, engine_from_onnx
 from densenet_deploy.errors import BackendError, DensenetDeployError, ResourceError
+from densenet_deploy.processes import answers, say
 from densenet_deploy.runtime.gpus import find_gpus
 from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
 from densenet_deploy.runtime.trt import TensorRT, load_tensorrt
 
 
-def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+def main() -> None:
+    """Be the child."""
+    with answers() as stream:
+        _serve(sys.stdin.buffer, stream)
+
+
+def _serve(questions: BinaryIO, stream: BinaryIO) -> None:
     """Answer the parent: agree to the options, then build."""
     line = questions.readline()
     if not line:  # started ahead, and not wanted
@@ -47,21 +53,16 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         for answer in _answers(request["options"], questions):
-            _say(answers, answer)
+            say(stream, answer)
     except MemoryError:
         fix = "close other programs or build a smaller batch; the ONNX is kept"
-        _say_error(answers, ResourceError("TensorRT", "memory ran out while building", fix))
+        _say_error(stream, ResourceError("TensorRT", "memory ran out while building", fix))
     except DensenetDeployError as exc:
-        _say_error(answers, exc)
+        _say_error(stream, exc)
 
 
-def _say(answers: BinaryIO, answer: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(answer).encode() + b"\n")
-    answers.flush()
-
-
-def _say_error(answers: BinaryIO, exc: DensenetDeployError) -> None:
-    _say(answers, {"error": [type(exc).__name__, exc.subject, exc.why, exc.fix]})
+def _say_error(stream: BinaryIO, exc: DensenetDeployError) -> None:
+    say(stream, {"error": [type(exc).__name__, exc.subject, exc.why, exc.fix]})
 
 
 def _answers(facts: Mapping[str, Any], questions: BinaryIO) -> Iterator[Mapping[str, Any]]:
@@ -130,15 +131,3 @@ def _end_with(questions: BinaryIO) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _answers_only() -> BinaryIO:
-    """Return standard output, and let whatever native code writes there go to standard error."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError), _answers_only() as stream:
-        serve(sys.stdin.buffer, stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densenet_deploy.bench.contender import BatchRefusedError, Contender, Process, serve
+from densenet_deploy.bench.contender import BatchRefusedError, Contender, Process
 from densenet_deploy.bench.scenarios import Turn
 from densenet_deploy.errors import BackendError, InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.pipeline.export import ExportTarget, export_onnx
 from densenet_deploy.pipeline.load import ModelRequest, build
+from densenet_deploy.processes import start
 from tests.conftest import TINY
 
 NOISY = """
@@ -123,9 +123,9 @@ def test_a_scenario_that_cannot_be_meant_is_refused_before_any_process(tiny_onnx
 
 
 def test_a_child_whose_parent_ended_first_says_nothing():
-    answers = io.StringIO()
-    serve(io.StringIO(""), answers)
-    assert answers.getvalue() == ""
+    process = start("densenet_deploy.bench.contender", verbose=True)
+    assert process.communicate() == (b"", None)
+    assert process.returncode == 0
 
 
 def test_an_error_ends_the_process_in_the_middle_of_a_turn(tiny_onnx):
@@ -186,7 +186,7 @@ def test_a_process_ends_with_its_context(tiny_onnx):
 @pytest.mark.parametrize("level", [logging.WARNING, logging.INFO], ids=["quiet", "verbose"])
 def test_what_else_is_printed_does_not_garble_the_answers(tiny_onnx, tmp_path, monkeypatch, caplog, capfd, level):
     (tmp_path / "sitecustomize.py").write_text(NOISY)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with caplog.at_level(level), Process(Contender(tiny_onnx, "onnxruntime")) as process:
         assert process.placement.startswith("onnxruntime")
     assert ("noise" in capfd.readouterr().err) == (level == logging.INFO)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import typer.main
 from hypothesis import strategies as st
 
-import densenet_deploy.cli.dispatch  # noqa: F401 - registers the commands
 from densenet_deploy.cli.app import app
+from densenet_deploy.cli.dispatch import COMMANDS
 from tests.properties.texts import TEXTS
+
+for _module in COMMANDS.values():
+    importlib.import_module(f"densenet_deploy.cli.{_module}")  # which registers the command
 
 _ARCHITECTURE = ("--blocks", "1", "--growth-rate", "2", "--init-features", "4", "--stem", "cifar")
 _SMALL = (*_ARCHITECTURE, "--image-size", "8", "--num-classes", "3", "--force")

@@ -1,12 +1,11 @@
-"""A contender that may be a checkpoint, whose module is built first.
-
-A process runs it: `python -m densenet_deploy.pipeline.benchmark.contender`.
-"""
+"""A contender that may be a checkpoint, whose module is built first."""
 
 from __future__ import annotations
 
-from densenet_deploy.bench.contender import main
+from densenet_deploy.bench.contender import serve_contender
 from densenet_deploy.pipeline.load import open_model
 
-if __name__ == "__main__":
-    main(open_model)
+
+def main() -> None:
+    """Be a contender's process."""
+    serve_contender(open_model)

@@ -1,7 +1,4 @@
-"""A contender that is a network of a sweep, built from the file that names it, with random weights.
-
-It is run as `python -m densenet_deploy.pipeline.inspect.sweep_contender`, by `bench.contender.Process`.
-"""
+"""A contender that is a network of a sweep, built from the file that names it, with random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from densenet_deploy.bench.contender import main
+from densenet_deploy.bench.contender import serve_contender
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -31,5 +28,6 @@ def open_network(path: Path, backend: str | None, device: str | None, options: R
     return runner
 
 
-if __name__ == "__main__":
-    main(open_network)
+def main() -> None:
+    """Be a contender's process."""
+    serve_contender(open_network)
