@@ -275,6 +275,10 @@ def os_errors_about(path: object) -> Iterator[None]:
         yield
     except OSError as exc:
         raise from_os_error(exc, path) from exc
+    except ValueError as exc:
+        if "\0" not in str(path):
+            raise
+        raise InputError(path, "holds a null character, which no path can", "check the path") from exc
 
 
 @contextlib.contextmanager

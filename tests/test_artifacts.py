@@ -55,6 +55,11 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_path_with_a_null_character_is_bad_input() -> None:
+    with pytest.raises(InputError, match="null character"):
+        sha256_of(Path("a\0b"))
+
+
 class TestWriteFile:
     def test_makes_folders_and_leaves_nothing_else(self, tmp_path):
         path = tmp_path / "a" / "b" / "model.onnx"

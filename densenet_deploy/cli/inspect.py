@@ -58,9 +58,9 @@ def inspect_command(
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
     profile_options = ProfileOptions(backend, device, threads) if profile else None
     options = InspectOptions(image_size, batch, precision, training, profile_options)
-    named = ["variant"] * (variant is not None) + [name.replace("_", "-") for name in changes.changes()]
+    named = (*(() if variant is None else ("--variant",)), *changes.options())
     if model is not None and named:
-        raise UsageError("inspect", f"was given both a MODEL and --{named[0]}", "give one of them")
+        raise UsageError("inspect", f"was given both a MODEL and {named[0]}", "give one of them")
     if sweep is not None:
         if model is not None:
             raise UsageError("--sweep", "changes an architecture, not a file", "give --variant in place of the MODEL")

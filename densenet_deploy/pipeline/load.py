@@ -42,6 +42,10 @@ class Architecture:
         """Return the numbers that were given."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
+    def options(self) -> tuple[str, ...]:
+        """Return the options of the command line that give those numbers."""
+        return tuple(f"--{name.replace('_', '-')}" for name in self.changes())
+
 
 @dataclass(frozen=True)
 class ModelRequest:

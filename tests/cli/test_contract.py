@@ -157,6 +157,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["validate", "a.onnx", "b.onnx", "--samples", "0"],
         ["run", "a.onnx", "b.png", "--threads", "0"],
         ["run", "a.onnx", "b.png", "--top-k", "0"],
+        ["run", "a\0.onnx", "b.png"],
         [],
     ],
     ids=" ".join,

@@ -64,9 +64,9 @@ class PlotRequest:
         return requested_variant(ModelRequest(variant=self.variant, architecture=self.architecture)).artifact_name
 
     @property
-    def changes_nothing(self) -> bool:
-        """Whether neither a variant nor a change of one was given."""
-        return self.variant is None and not self.architecture.changes()
+    def variant_options(self) -> tuple[str, ...]:
+        """The options that were given and name a variant or change it."""
+        return (*(() if self.variant is None else ("--variant",)), *self.architecture.options())
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,10 @@ def _cost(request: PlotRequest) -> Gathered:
 
 
 def _pareto(request: PlotRequest) -> Gathered:
-    if not request.models or not request.changes_nothing:
+    if not request.models or request.variant_options:
         fix = "give the JSON of benchmark and evaluate, of inspect --sweep, or of tune"
-        raise UsageError("plot pareto", "is drawn from reports, not from a variant", fix)
+        others = "".join(f", not from {option}" for option in request.variant_options[:1])
+        raise UsageError("plot pareto", f"is drawn from reports{others}", fix)
     points = pareto_points(request.models)
     return Gathered(ParetoData(request.title, points))
 
@@ -157,8 +158,10 @@ def _single(request: PlotRequest) -> Path | None:
     """
     if len(request.models) > 1:
         raise UsageError("plot", f"was given {len(request.models)} models", "give one")
-    if bool(request.models) is not request.changes_nothing:
-        raise UsageError("plot", "takes a MODEL or --variant", "give one of them")
+    if request.models and request.variant_options:
+        raise UsageError("plot", f"was given both a MODEL and {request.variant_options[0]}", "give one of them")
+    if not request.models and not request.variant_options:
+        raise UsageError("plot", "has nothing to draw", "give a MODEL or --variant")
     return request.models[0] if request.models else None
 
 

@@ -24,7 +24,7 @@ from densenet_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
-from densenet_deploy.pipeline.load import load_model
+from densenet_deploy.pipeline.load import Architecture, load_model
 from densenet_deploy.pipeline.plot.data import PlotRequest, gather
 from densenet_deploy.pipeline.plot.pareto_points import pareto_points
 from densenet_deploy.pipeline.plot.plot import plot, plot_figure
@@ -116,8 +116,14 @@ def test_without_matplotlib_the_command_that_brings_it_is_named(monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["reuse", "connections", "growth", "cost"])
 def test_one_model_or_a_variant_is_wanted(name: str, tiny_onnx: Path) -> None:
-    for request in (PlotRequest(), of(tiny_onnx, tiny_onnx), PlotRequest((tiny_onnx,), variant="121")):
-        with pytest.raises(UsageError):
+    changed = PlotRequest((tiny_onnx,), architecture=Architecture(drop_rate=0.1))
+    for request, why in (
+        (PlotRequest(), "nothing to draw"),
+        (of(tiny_onnx, tiny_onnx), "2 models"),
+        (PlotRequest((tiny_onnx,), variant="121"), "both a MODEL and --variant"),
+        (changed, "both a MODEL and --drop-rate"),
+    ):
+        with pytest.raises(UsageError, match=why):
             gather(name, request)
 
 
@@ -181,6 +187,6 @@ def test_what_was_lossless_is_read_as_infinite(tmp_path: Path) -> None:
 
 
 def test_pareto_and_sqnr_are_drawn_from_reports() -> None:
-    for name in ("pareto", "sqnr"):
-        with pytest.raises(UsageError, match="not from a variant"):
+    for name, why in (("pareto", "not from --variant"), ("sqnr", "not from a variant")):
+        with pytest.raises(UsageError, match=why):
             gather(name, PlotRequest(variant="121"))
