@@ -21,6 +21,7 @@ from densenet_deploy.errors import (
     OutputExistsError,
     UsageError,
     from_os_error,
+    is_passable,
 )
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import count_stored_elements, external_files, read_metadata
@@ -276,9 +277,9 @@ def os_errors_about(path: object) -> Iterator[None]:
     except OSError as exc:
         raise from_os_error(exc, path) from exc
     except ValueError as exc:
-        if "\0" not in str(path):
+        if is_passable(str(path)):
             raise
-        raise InputError(path, "holds a null character, which no path can", "check the path") from exc
+        raise InputError(path, "holds a character that no path can hold", "check the path") from exc
 
 
 @contextlib.contextmanager

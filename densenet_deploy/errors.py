@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 from typing import ClassVar, Final
 
@@ -42,6 +43,18 @@ def printable(value: object, limit: int = _LONGEST_VALUE) -> str:
     text = str(value)
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def is_passable(text: str) -> bool:
+    r"""Whether a system can be given `text`, as a path or an argument: a string may hold characters that have no bytes.
+
+    >>> is_passable("a.onnx"), is_passable("a\0b")
+    (True, False)
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 class DensenetDeployError(Exception):

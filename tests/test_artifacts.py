@@ -55,9 +55,10 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_path_with_a_null_character_is_bad_input() -> None:
-    with pytest.raises(InputError, match="null character"):
-        sha256_of(Path("a\0b"))
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_path_that_no_system_knows_is_bad_input(name: str) -> None:
+    with pytest.raises(InputError, match="character that no path can hold"):
+        sha256_of(Path(name))
 
 
 class TestWriteFile:

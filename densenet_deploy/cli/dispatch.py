@@ -15,7 +15,7 @@ import typer
 
 from densenet_deploy.cli.app import Answer, app
 from densenet_deploy.cli.arguments import join_triples
-from densenet_deploy.errors import UsageError, printable
+from densenet_deploy.errors import UsageError, is_passable, printable
 
 SCHEMA = 1
 
@@ -51,8 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _replace_closed_streams()
     words = join_triples(sys.argv[1:] if arguments is None else arguments)
     for word in words:
-        if "\0" in word:  # a system passes none, but a caller of `main` may
-            raise UsageError(word, "holds a null character, which no path or name can", "leave it out")
+        if not is_passable(word):  # only a caller of `main` can give one
+            raise UsageError(word, "holds a character that no path or name can hold", "leave it out")
     outcome = _outcome(words)
     return _print_answer(outcome) if isinstance(outcome, Answer) else 0
 

@@ -44,6 +44,16 @@ class QuantizedType:
         """The zero point as Q/DQ nodes carry it: a symmetric type is int8, where zero is code 0."""
         return np.int8(0) if self.zero_point == _SIGNED_ZERO else np.uint8(self.zero_point)
 
+    @property
+    def lowest(self) -> float:
+        """The value of the first code."""
+        return -self.zero_point * self.scale
+
+    @property
+    def highest(self) -> float:
+        """The value of the last code."""
+        return (_LEVELS - self.zero_point) * self.scale
+
     def codes_of(self, values: Float) -> npt.NDArray[np.uint8]:
         """Return the codes nearest to `values`, 0..255."""
         codes = np.rint(values.astype(np.float64) / self.scale) + self.zero_point

@@ -158,6 +158,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["run", "a.onnx", "b.png", "--threads", "0"],
         ["run", "a.onnx", "b.png", "--top-k", "0"],
         ["run", "a\0.onnx", "b.png"],
+        ["run", "a.onnx", "\ud800.png"],
         [],
     ],
     ids=" ".join,

@@ -37,7 +37,7 @@ class GraphWriter:
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
-    outputs: dict[str, None] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
     _weights: dict[tuple[int, ...], list[str]] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
 
@@ -96,8 +96,12 @@ class GraphWriter:
         self.nodes.append(helper.make_node(op_type, inputs, [made.name], label, **attributes))
         self.tensors.append(made)
         if self.chance(3):
-            self.outputs[made.name] = None
+            self.leave(made)
         return made
+
+    def leave(self, tensor: Tensor) -> None:
+        """Make `tensor` an output of the graph."""
+        self.outputs[tensor.name] = tensor
 
     def conv(self, source: Tensor, channels: int, kernel: int, *, same_size: bool = False) -> Tensor:
         """A Conv of any padding, dilation, group, with or without bias, that leaves at least one pixel."""
@@ -181,9 +185,9 @@ class GraphWriter:
             source = self.draw(st.sampled_from(self.tensors))
             kind = self.draw(st.sampled_from(("Sigmoid", "Mul", "Identity", "If", "Conv", "Add", "Norm", "Output")))
             if kind == "Output":
-                self.outputs[source.name] = None
+                self.leave(source)
                 continue
-            self.outputs[self._extra(kind, source).name] = None
+            self.leave(self._extra(kind, source))
 
     def _extra(self, kind: str, source: Tensor) -> Tensor:
         if kind == "If":
@@ -224,6 +228,11 @@ class GraphWriter:
         graph = helper.make_graph(self.nodes, "g", [fed, *self.inputs], outputs, self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        for output in inferred.graph.output:
+            if not output.type.tensor_type.HasField("shape"):  # axes behind an Identity are unknown to the inference
+                tensor = self.outputs[output.name]
+                shape = ["N", tensor.channels, *([tensor.size] * 2 if tensor.size else [])]
+                output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape))
         if self.chance(40):
             del inferred.graph.value_info[:]
         onnx.checker.check_model(inferred, full_check=True)

@@ -87,7 +87,7 @@ def _head(graph: GraphWriter, source: Tensor) -> None:
         pooled = graph.node("GlobalAveragePool", [tensor.name], tensor.channels, 1)
         rows = graph.node("Flatten", [pooled.name], tensor.channels, 0)
     weight, bias = graph.weights("fc", (5, rows.channels), rows.channels**-0.5), graph.weights("fb", (5,))
-    graph.outputs[graph.node("Gemm", [rows.name, weight, bias], 5, 0, transB=1).name] = None
+    graph.leave(graph.node("Gemm", [rows.name, weight, bias], 5, 0, transB=1))
 
 
 @st.composite
@@ -99,7 +99,7 @@ def other_graphs(draw: st.DrawFn) -> onnx.ModelProto:
     for _ in range(draw(st.integers(1, 12))):
         source = draw(st.sampled_from(maps[-4:]))
         maps.append(draw(st.sampled_from(STEPS))(graph, source, maps))
-    graph.outputs[graph.node("Neg", [maps[-1].name], maps[-1].channels, maps[-1].size).name] = None
+    graph.leave(graph.node("Neg", [maps[-1].name], maps[-1].channels, maps[-1].size))
     graph.extra_readers(draw(st.integers(0, 2)))
     return graph.model(pixels)
 

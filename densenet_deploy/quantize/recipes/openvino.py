@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, only_reader, unused_name
+from densenet_deploy.quantize.clip_bounds import hold_bounds
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType
 from densenet_deploy.quantize.weights import quantize_rows
@@ -30,6 +31,7 @@ class OpenVINORecipe(Recipe):
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""
+        hold_bounds(model.graph, types, options.float_nodes)
         return _Writer(model.graph, types, options).write()
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
@@ -73,15 +75,21 @@ class _Writer:
         )
 
     def _is_clip(self, node: ir.Node) -> bool:
+        """Whether `node` is a Max or a Min with a constant, of values that are written as what it gives is."""
         is_clip = is_operator(node, "Max") or is_operator(node, "Min")
         is_clip = is_clip and node.name not in self._options.float_nodes and not node.outputs[0].is_graph_output()
-        return is_clip and constant(node.inputs[1]) is not None and self._type_of(node.inputs[0]) is not None
+        if not is_clip or constant(node.inputs[1]) is None:
+            return False
+        given = self._type_of(node.inputs[0])
+        return given is not None and given == self._type_of(node.outputs[0])
 
     def _is_pool(self, node: ir.Node) -> bool:
         """Whether `node` is a MaxPool that alone reads its input, whose codes are then those of its output."""
         if not is_operator(node, "MaxPool") or node.inputs[0] is None or only_reader(node.inputs[0]) is not node:
             return False
         source, result = node.inputs[0], node.outputs[0]
+        if result.is_graph_output():
+            return False
         given = self._type_of(result)
         if given is not None and self._type_of(source) is not None:
             self._types[str(source.name)] = given

@@ -237,3 +237,47 @@ def test_layers_are_compared_with_codes_and_equalization_undone(int8, digits_onn
     assert len(compared.layers) > 40
     assert min(layer.parity.sqnr_db for layer in compared.layers) > 25
     assert any("absorbed" in skipped.reason for skipped in compared.skipped)
+
+
+POOLED = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[1, 4, 8, 8] x) => (float[1, 4, 4, 4] p, float[1, 6, 4, 4] y) {
+    a = Conv <kernel_shape: ints = [1, 1]> (x, wa)
+    p = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (a)
+    y = Conv <kernel_shape: ints = [1, 1]> (p, wy)
+}
+"""
+
+BOUNDED = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[1, 4, 8, 8] x) => (float[1, 6, 8, 8] y) {
+    a = Conv <kernel_shape: ints = [1, 1]> (x, wa)
+    p = Max (a, bound)
+    y = Conv <kernel_shape: ints = [1, 1]> (p, wy)
+}
+"""
+
+
+@pytest.mark.parametrize("text", [POOLED, BOUNDED], ids=["a pool that leaves the graph", "a bound of the model's own"])
+def test_what_moves_codes_is_left_float_where_it_must(text, recipe, tmp_path):
+    """An output is float, and a Max whose result was calibrated has a type of its own."""
+    rng, proto = np.random.default_rng(0), onnx.parser.parse_model(text)
+    for name, array in (
+        ("wa", rng.standard_normal((4, 4, 1, 1))),
+        ("wy", rng.standard_normal((6, 4, 1, 1))),
+        ("bound", np.full((1, 1, 1), 9.0)),
+    ):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    inputs = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
+    model, ranges = ir.from_proto(proto), _ranges(proto, inputs, tmp_path)
+    recipes.get(recipe)().write(model, plan_types(model.graph, ranges), RecipeOptions())
+    written = ir.to_proto(model)
+    del written.graph.value_info[:]
+    answers = []
+    for name, saved in (("float", proto), ("int8", written)):
+        (tmp_path / f"{name}.onnx").write_bytes(saved.SerializeToString())
+        with open_runner(tmp_path / f"{name}.onnx", recipe) as runner:
+            answers.append(runner.run({"x": inputs}))
+    for name, expected in answers[0].items():
+        assert np.abs(answers[1][name] - expected).max() < 0.03 * np.abs(expected).max()

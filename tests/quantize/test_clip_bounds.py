@@ -1,0 +1,130 @@
+"""Bounds that no code can hold: the Conv behind the clip takes up what the codes lose, and nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from densenet_deploy.graph.expose_values import expose_values
+from densenet_deploy.graph.graph_pass import constant
+from densenet_deploy.pipeline.quantize.int8 import Int8Writer
+from densenet_deploy.quantize.clip_bounds import hold_bounds
+from densenet_deploy.quantize.observers.observer import ChannelRanges
+from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+from densenet_deploy.quantize.scales import QuantizedType, affine, unsigned
+
+ONE = unsigned(1.0)
+FAR = np.array([0.5, 7.0, -3.0])
+WEIGHT = np.array([[1.0, 2.0, 4.0], [-1.0, 3.0, 5.0]])
+
+
+def _graph(clip: str, body: str = "y = Conv (m, w, b)", bounds: np.ndarray = FAR) -> ir.Graph:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["" : 20]>
+        g (float[1, 3, 4, 4] x) => (float[1, 2, H, W] y) {{ [clip] m = {clip} (x, bound)  {body} }}
+    """)
+    for name, array in (("bound", bounds.reshape(-1, 1, 1)), ("w", WEIGHT[:, :, None, None]), ("b", np.zeros(2))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    return ir.from_proto(model).graph
+
+
+def _held(graph: ir.Graph, given: QuantizedType = ONE, float_nodes: tuple[str, ...] = ()) -> tuple[list, list]:
+    """The bounds and the bias after `hold_bounds`."""
+    hold_bounds(graph, {"m": given}, float_nodes)
+    clip, conv = (next(node for node in graph if node.op_type in kinds) for kinds in (("Max", "Min"), ("Conv",)))
+    bounds, bias = constant(clip.inputs[1]), constant(conv.inputs[2])
+    assert bounds is not None
+    assert bias is not None
+    return bounds.reshape(-1).tolist(), bias.tolist()
+
+
+@pytest.mark.parametrize(
+    ("clip", "given", "bounds", "missing"),
+    [
+        ("Max", ONE, [0.5, 1.0, -3.0], [0, 6.0, 0]),
+        ("Min", ONE, [0.5, 7.0, 0.0], [0, 0, -3.0]),
+        ("Max", affine(-4.0, 6.2), [0.5, 6.2, -3.0], [0, 0.8, 0]),
+        ("Min", affine(-2.0, 8.2), [0.5, 7.0, -2.0], [0, 0, -1.0]),
+    ],
+)
+def test_what_lets_nothing_pass_is_moved_and_its_rest_goes_into_the_bias(clip, given, bounds, missing):
+    held, bias = _held(_graph(clip), given)
+    np.testing.assert_allclose(held, bounds, rtol=1e-6)
+    np.testing.assert_allclose(bias, WEIGHT @ missing, rtol=1e-5)
+
+
+def test_average_pools_and_a_second_clip_between_them_keep_a_constant():
+    body = "n = Min (m, other)  p = AveragePool <kernel_shape: ints = [2, 2]> (n)  y = Conv (p, w, b)"
+    graph = _graph("Max", body)
+    other = np.full((3, 1, 1), 3e38, np.float32)
+    graph.register_initializer(ir.Value(name="other", const_value=ir.tensor(other, name="other")))
+    graph.node(1).replace_input_with(1, graph.initializers["other"])
+    assert _held(graph)[1] == pytest.approx((WEIGHT @ [0, 6.0, 0]).tolist())
+
+
+@pytest.mark.parametrize(
+    ("graph", "float_nodes"),
+    [
+        (_graph("Max", bounds=np.array([0.5, 1.0, -3.0])), ()),
+        (_graph("Max"), ("clip",)),
+        (_graph("Max", "z = Relu (m)  y = Conv (z, w, b)"), ()),
+        (_graph("Max", "y = Conv (m, w, b)  z = Relu (m)"), ()),
+    ],
+    ids=["codes hold all", "stays float", "not read by a Conv", "read by others too"],
+)
+def test_a_near_miss_is_left_alone(graph, float_nodes):
+    before = constant(next(node for node in graph if node.op_type == "Max").inputs[1]).reshape(-1).tolist()
+    assert _held(graph, ONE, float_nodes) == (before, [0.0, 0.0])
+
+
+NET = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+    [c0] a = Conv <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]> (x, w0)
+    [n1] n = BatchNormalization (a, gamma, beta, mean, var)
+    [r1] r = Relu (n)
+    [c1] h = Conv <kernel_shape: ints = [1, 1]> (r, w1)
+    [c2] b = Conv <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]> (h, w2)
+    [j] j = Concat <axis: int = 1> (a, b)
+    [n2] m = BatchNormalization (j, gamma2, beta2, mean2, var2)
+    [r2] s = Relu (m)
+    [c3] y = Conv <kernel_shape: ints = [1, 1]> (s, w3)
+}
+"""
+
+
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_channels_whose_relu_never_opens_cost_nothing(recipe, sign):
+    """Half of the channels of both norms are dead, with scales of a thousandth: θ is 500 to 3000 codes away."""
+    rng = np.random.default_rng(0)
+    numbers = {"w0": (4, 3, 3, 3), "w1": (8, 4, 1, 1), "w2": (4, 8, 3, 3), "w3": (4, 8, 1, 1)}
+    values = {name: rng.standard_normal(shape) / np.prod(shape[1:]) ** 0.5 for name, shape in numbers.items()}
+    for ending, count in (("", 4), ("2", 8)):
+        dead = np.arange(count) % 2 == 0
+        values |= {
+            f"gamma{ending}": np.where(dead, sign * 1e-3, rng.uniform(0.5, 1, count)),
+            f"beta{ending}": np.where(dead, -1.0, 0.3),
+            f"mean{ending}": np.zeros(count),
+            f"var{ending}": np.ones(count),
+        }
+    proto = onnx.parser.parse_model(NET)
+    tensors = [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in values.items()]
+    proto.graph.initializer.extend(tensors)
+    proto = onnx.shape_inference.infer_shapes(proto)
+    pixels = rng.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    exposed = expose_values(proto)
+    seen = dict(zip([o.name for o in exposed.graph.output], _run(exposed, pixels), strict=True)) | {"x": pixels}
+    ranges = {name: ChannelRanges(a.min((0, 2, 3)), a.max((0, 2, 3))) for name, a in seen.items() if a.ndim == 4}
+    writer = Int8Writer(ir.from_proto(proto), ranges, recipe, RecipeOptions())
+    (found,) = _run(onnx.load_from_string(writer.write(None).data), pixels)
+    noise = ((found - seen["y"]).astype(np.float64) ** 2).sum() / (seen["y"].astype(np.float64) ** 2).sum()
+    assert 10 * np.log10(noise) < -35
+
+
+def _run(proto: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": pixels})
