@@ -35,12 +35,13 @@ class Needed(NamedTuple):
 
 
 def needed_range(bus: Bus) -> Needed:
-    """Return what the readers of `bus` need of each of its channels; infinity where they need all."""
+    """Return what the readers of `bus` need of each of its channels; infinity where they need all, as outputs do."""
     low, high = np.full(bus.channels, np.inf), np.full(bus.channels, -np.inf)
-    for reader in bus.readers:
-        part = slice(reader.segment.offset, reader.segment.offset + reader.segment.channels)
-        wanted = _wanted_by(reader)
-        low[part], high[part] = np.minimum(low[part], wanted.low), np.maximum(high[part], wanted.high)
+    wanted = [(reader.segment, _wanted_by(reader)) for reader in bus.readers]
+    wanted += [(output, _everything(output)) for output in bus.outputs]
+    for tensor, needed in wanted:
+        part = slice(tensor.offset, tensor.offset + tensor.channels)
+        low[part], high[part] = np.minimum(low[part], needed.low), np.maximum(high[part], needed.high)
     return Needed(low, high)
 
 
@@ -58,9 +59,12 @@ def narrowed(low: Float, high: Float, needed: Needed) -> tuple[Float, Float]:
     return above.astype(np.float32), below.astype(np.float32)
 
 
+def _everything(tensor: Segment) -> Needed:
+    return Needed(np.full(tensor.channels, -np.inf), np.full(tensor.channels, np.inf))
+
+
 def _wanted_by(reader: Reader) -> Needed:
-    norm = reader.node
-    everything = Needed(np.full(reader.segment.channels, -np.inf), np.full(reader.segment.channels, np.inf))
+    norm, everything = reader.node, _everything(reader.segment)
     if not is_operator(norm, "BatchNormalization") or reader.index != 0 or why_no_affine(norm) is not None:
         return everything
     relu = only_reader(norm.outputs[0])

@@ -50,6 +50,15 @@ def test_a_reader_that_clips_nothing_needs_everything(reader, output):
     assert np.isposinf(high).all()
 
 
+def test_what_leaves_the_graph_is_needed_whole():
+    low, high = _needed(BUS + NORM_A + NORM_B, f"{OUTPUTS}, float[N,2,5,5] x1")
+    np.testing.assert_allclose(low, [-2, -np.inf, -np.inf])
+    np.testing.assert_allclose(high, [np.inf, np.inf, np.inf])
+    low, high = _needed(BUS + NORM_A, f"{OUTPUTS.split(', ')[0]}, float[N,3,5,5] s")
+    assert np.isneginf(low).all()
+    assert np.isposinf(high).all()
+
+
 def test_a_norm_of_scale_zero_needs_nothing():
     numbers = NUMBERS.replace("ga = {1, 2, -1}", "ga = {0, 0, 0}")
     (bus,) = find_buses(model_of(BUS + NORM_A, numbers, outputs="float[N,3,5,5] ra").graph).found

@@ -17,10 +17,10 @@ from tests.properties.graphs import dense_graphs
 from tests.properties.holds import holds_for
 from tests.properties.test_graph_passes import opened, pixels_of
 
-# Of all outputs' power, once buses and layers were equalized. Eight bits cost a network of up to twenty layers of
-# random numbers a few hundredths; a pad that is lost, a scale that is not undone or channels in another order cost as
-# much as there is. Without equalization a bus of random ranges has one coarse scale: there it only has to run.
-MOST_NOISE = 0.5
+# Of all outputs' power, once buses and layers were equalized. Of 1200 random networks with 8-bit weights the worst lost a
+# thousandth. A pad that is lost, a scale that is not undone, a constant that no code holds cost a hundredth and more.
+# Without equalization a bus of random ranges has one coarse scale: there it only has to run.
+MOST_NOISE = 0.01
 RECIPES = st.sampled_from(("onnxruntime", "openvino"))
 
 
