@@ -21,7 +21,8 @@ from densenet_deploy.errors import DensenetDeployError
 
 app: Final = typer.Typer(
     name="densenet-deploy",
-    help="Take a DenseNet from weights to a running edge application.",
+    context_settings={"max_content_width": 120},
+    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # rich help would double the start-up time
     pretty_exceptions_enable=False,
@@ -70,9 +71,21 @@ _OUTPUT_OPTIONS: Final = {
 }
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from densenet_deploy import __version__
+
+        typer.echo(f"densenet-deploy {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
-    """Make the application a group even while a test registers a single command."""
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take a DenseNet from weights to a running edge application."""
 
 
 def command(name: str) -> Callable[[Callable[..., Report | FailedGate]], Callable[..., Answer]]:

@@ -113,10 +113,13 @@ class CalibrationCache:
         return self.folder / digest
 
     def _explanation(self, parts: Parts) -> str:
-        changes = [_changes(earlier, parts) for earlier in self._earlier_parts()]
-        if not changes:
+        earlier = list(self._earlier_parts())
+        if not earlier:
             return "nothing is cached yet"
-        nearest = min(changes, key=len)
+        related = [old for old in earlier if any(old.get(name) == parts[name] for name in ("model", "data"))]
+        if not related:
+            return "neither this model nor these data are cached yet"
+        nearest = min((_changes(old, parts) for old in related), key=len)
         return f"since the nearest cached run: {'; '.join(nearest)}"
 
     def _earlier_parts(self) -> Iterator[Parts]:

@@ -88,6 +88,7 @@ def collect_ranges(
     plan: CalibrationPlan,
     checkpoint: Checkpoint | None = None,
     listener: Listener = ignore,
+    origin: object = "calibration",
 ) -> dict[str, ChannelRanges]:
     """Run every sample and return the ranges of each observed tensor by name, in the order of the outputs.
 
@@ -98,6 +99,7 @@ def collect_ranges(
         plan: observer, options, tensors.
         checkpoint: where to save the run and look for an earlier one.
         listener: told the number of samples done after each.
+        origin: where the samples come from, as errors name it.
 
     Raises:
         DataError: if the samples are too few or all alike, or are not those that the checkpoint saw.
@@ -109,7 +111,7 @@ def collect_ranges(
     run = _Run.resumed(checkpoint, plan) or _Run(plan)
     seen = hashlib.sha256()
     done = 0
-    for done, sample in enumerate(_varied(samples), start=1):
+    for done, sample in enumerate(_varied(samples, origin), start=1):
         seen.update(sample.tobytes())
         if done > run.done:
             results = run_batched(runner, sample)
@@ -227,7 +229,7 @@ def _tensors_to_observe(runner: Runner, plan: CalibrationPlan) -> Sequence[str]:
     return [name for name in known if name in plan.tensors]
 
 
-def _varied(samples: Iterable[Array]) -> Iterator[Array]:
+def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
     """Yield the samples, once the first 32 have shown that there are enough and that they differ.
 
     Raises:
@@ -236,11 +238,11 @@ def _varied(samples: Iterable[Array]) -> Iterator[Array]:
     iterator = iter(samples)
     first = list(itertools.islice(iterator, FEWEST_SAMPLES))
     if len(first) < FEWEST_SAMPLES:
-        raise DataError("calibration", f"has {len(first)} samples", f"give at least {FEWEST_SAMPLES}")
+        raise DataError(origin, f"has {len(first)} samples", f"give at least {FEWEST_SAMPLES}")
     if all(_is_one_colour(sample) for sample in first):
-        raise DataError("calibration", f"has one colour in each of the first {len(first)} samples", "give pictures")
+        raise DataError(origin, f"has one colour in each of the first {len(first)} samples", "give pictures")
     if all(np.array_equal(sample, first[0]) for sample in first[1:]):
-        raise DataError("calibration", f"has the same picture {len(first)} times first", "give different pictures")
+        raise DataError(origin, f"has the same picture {len(first)} times first", "give different pictures")
     while first:
         yield first.pop(0)
     yield from iterator

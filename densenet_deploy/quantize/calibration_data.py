@@ -40,6 +40,11 @@ _DAMAGE: Final = (  # a header is Python's text for a dict, and is read as that
 class CalibrationData(ABC):
     """Samples (1, 3, S, S) float32; each `iter` begins again, unless the source is itself an iterator."""
 
+    @property
+    def origin(self) -> object:
+        """Where they come from, as errors name it."""
+        return "calibration"
+
     @abstractmethod
     def __iter__(self) -> Iterator[Array]: ...
 
@@ -87,6 +92,10 @@ class PictureFolder(CalibrationData):
     paths: tuple[Path, ...]
     preprocessing: Preprocessing
 
+    @property
+    def origin(self) -> Path:
+        return self.folder
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -116,6 +125,10 @@ class ArrayFile(CalibrationData):
         with _opened_array(path) as (file, size):
             count = _read_header(file, size, path, preprocessing)
         return cls(path, _subset(count, samples, seed), preprocessing)
+
+    @property
+    def origin(self) -> Path:
+        return self.path
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densenet_deploy import __version__
 from densenet_deploy.cli import main
 from densenet_deploy.graph.presets import EXACT
 from tests.conftest import DIGITS
@@ -166,6 +167,16 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage_errors_are_exit_2(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     code, _ = run_failing(capsys, *words)
     assert code == 2
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr() == (f"densenet-deploy {__version__}\n", "")
+
+
+def test_without_a_command_help_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr() == ("", "error: usage: command: none was given; see densenet-deploy --help\n")
 
 
 def test_unknown_backend_and_device_are_exit_2(

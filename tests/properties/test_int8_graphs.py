@@ -17,8 +17,8 @@ from tests.properties.graphs import dense_graphs
 from tests.properties.holds import holds_for
 from tests.properties.test_graph_passes import opened, pixels_of
 
-# Of all outputs' power, once buses and layers were equalized. Of 1200 random networks with 8-bit weights the worst lost a
-# thousandth. A pad that is lost, a scale that is not undone, a constant that no code holds cost a hundredth and more.
+# Of all outputs' power, once buses and layers were equalized. Of 1200 random networks with 8-bit weights the worst lost
+# a thousandth. A pad that is lost, a scale that is not undone, a constant that no code holds cost a hundredth and more.
 # Without equalization a bus of random ranges has one coarse scale: there it only has to run.
 MOST_NOISE = 0.01
 RECIPES = st.sampled_from(("onnxruntime", "openvino"))

@@ -106,6 +106,11 @@ def test_the_nearest_entry_explains_the_miss(cache):
     assert miss == Miss("since the nearest cached run: preprocessing changed (resize 256 → 240)")
 
 
+def test_a_model_and_data_of_others_explain_nothing(cache):
+    stranger = dataclasses.replace(KEY, model="b" * 64, data={"other.png": "c" * 64})
+    assert cache.lookup(stranger) == Miss("neither this model nor these data are cached yet")
+
+
 def test_an_entry_in_another_format_of_the_cache_is_a_miss(cache):
     _, facts = files(cache)
     told = json.loads(facts.read_text())

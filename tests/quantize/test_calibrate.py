@@ -153,8 +153,8 @@ def leave_checkpoint(path, images):
 @pytest.mark.parametrize("count", [0, 1, 31])
 def test_too_few_samples_are_refused_before_the_model_runs(count):
     runner = FunctionRunner(two_layers)
-    with pytest.raises(DataError, match=f"has {count} samples; give at least 32"):
-        collect_ranges(runner, samples(count), MINMAX)
+    with pytest.raises(DataError, match=f"a/folder: has {count} samples; give at least 32"):
+        collect_ranges(runner, samples(count), MINMAX, origin="a/folder")
     assert runner.runs == 0
 
 
