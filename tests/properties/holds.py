@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
+_STUDY_SECONDS = 6 * 3600
 QUIET = tuple(check for check in HealthCheck if check not in (HealthCheck.filter_too_much,))
 
 
@@ -28,7 +29,7 @@ def holds_for(
     Without `shrink` a failure shows the input that was found, not the smallest: where one input takes seconds.
     """
     phases = (Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else []))
-    study = pytest.param(many, marks=pytest.mark.study, id="many")
+    study = pytest.param(many, marks=[pytest.mark.study, pytest.mark.timeout(_STUDY_SECONDS)], id="many")
 
     def decorate(check: Callable[..., None]) -> Any:
         def test(inputs: int, **fixtures: Any) -> None:

@@ -32,9 +32,17 @@ def _named(model: ir.Model) -> ir.Model:
 
 
 @holds_for(
-    few=60, many=3000, proto=dense_graphs(), recipe=RECIPES, equalize=st.booleans(), bits=st.sampled_from((7, 8))
+    few=60,
+    many=3000,
+    proto=dense_graphs(),
+    recipe=RECIPES,
+    equalize=st.booleans(),
+    correct=st.booleans(),
+    bits=st.sampled_from((7, 8)),
 )
-def test_int8_runs_and_gives_nearly_the_same(proto: onnx.ModelProto, recipe: str, equalize: bool, bits: int) -> None:
+def test_int8_runs_and_gives_nearly_the_same(
+    proto: onnx.ModelProto, recipe: str, equalize: bool, correct: bool, bits: int
+) -> None:
     graph, pixels = _named(ir.from_proto(proto)), pixels_of(proto)
     apply_passes(graph, EXACT)
     plain = ir.to_proto(graph)
@@ -46,7 +54,8 @@ def test_int8_runs_and_gives_nearly_the_same(proto: onnx.ModelProto, recipe: str
         for name, array in values.items()
         if array.ndim == 4 and array.dtype == np.float32 and array.size
     }
-    writer = Int8Writer(graph, ranges, recipe, RecipeOptions(weight_bits=bits), alpha=0.5 if equalize else None)
+    alpha, samples = 0.5 if equalize else None, list(pixels[:, None]) if correct else ()
+    writer = Int8Writer(graph, ranges, recipe, RecipeOptions(weight_bits=bits), alpha=alpha, samples=samples)
     written = onnx.load_from_string(writer.write(None).data)
     signal, noise = 0.0, 0.0
     for value, found in zip(plain.graph.output, opened(written).run(None, {"input": pixels}), strict=True):

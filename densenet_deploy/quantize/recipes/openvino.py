@@ -127,7 +127,7 @@ class _Writer:
         """Put the same operator on codes in the place of `old`; others read the numbers of what it gives."""
         source, result = old.inputs[0], old.outputs[0]
         assert source is not None
-        inputs, attributes = [self._codes_of(source, old), *more_inputs], list(old.attributes.values())
+        inputs, attributes = [self._codes_of(source), *more_inputs], list(old.attributes.values())
         node = _node(old.op_type, f"{result.name}:codes", inputs, attributes)
         self._graph.insert_before(old, node)
         ir.convenience.replace_all_uses_with(result, self._dequantize(node, result, self._scale_of(result)))
@@ -138,19 +138,19 @@ class _Writer:
         value = conv.inputs[0]
         assert value is not None
         if is_operator(value.producer(), "Concat") and value not in self._numbers:
-            codes = self._codes_of(value, conv).producer()
+            codes = self._codes_of(value).producer()
             assert codes is not None
             self._numbers[value] = self._dequantize(codes, value, self._scale_of(value))
         conv.replace_input_with(0, self._numbers.get(value, value))
 
-    def _codes_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """The codes of `value`; a Concat is written on codes when they are first asked for."""
+    def _codes_of(self, value: ir.Value) -> ir.Value:
+        """The codes of `value`; a Concat is written on codes, beside itself, when they are first asked for."""
         if value not in self._codes:
             concat = value.producer()
             assert concat is not None
-            parts = [self._codes_of(part, concat) for part in concat.inputs if part is not None]
+            parts = [self._codes_of(part) for part in concat.inputs if part is not None]
             node = _node("Concat", f"{value.name}:codes", parts, list(concat.attributes.values()))
-            self._graph.insert_before(before, node)
+            self._graph.insert_before(concat, node)
             self._codes[value] = node.outputs[0]
         return self._codes[value]
 
