@@ -23,7 +23,7 @@ reads it: it is measured in the quantized network and corrects what is left.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -149,16 +149,22 @@ def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.Mo
     """Return `model` together with the nodes of `quantized`, whose QuantizeLinear nodes read the values of `model`."""
     made = {name for node in quantized.graph.node for name in node.output}
     for node in quantized.graph.node:
-        kept = node.op_type == "QuantizeLinear"
-        inputs = [
-            name if name not in made or (kept and place == 0) else _TWIN + name for place, name in enumerate(node.input)
-        ]
         twin = model.graph.node.add()
         twin.CopyFrom(node)
         twin.name = _TWIN + node.name
-        del twin.input[:], twin.output[:]
-        twin.input.extend(inputs)
-        twin.output.extend(_TWIN + name for name in node.output)
+        _read_twins(twin, made)
+        if node.op_type == "QuantizeLinear":
+            twin.input[0] = node.input[0]
+        twin.output[:] = [_TWIN + name for name in node.output]
     stored = {tensor.name for tensor in model.graph.initializer}
     model.graph.initializer.extend(tensor for tensor in quantized.graph.initializer if tensor.name not in stored)
     return model
+
+
+def _read_twins(node: onnx.NodeProto, made: Collection[str]) -> None:
+    """Let `node`, and what is inside its branches, read the twins of the values in `made`."""
+    node.input[:] = [_TWIN + name if name in made else name for name in node.input]
+    for attribute in node.attribute:
+        for branch in (attribute.g, *attribute.graphs):
+            for inner in branch.node:
+                _read_twins(inner, made)

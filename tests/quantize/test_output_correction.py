@@ -50,6 +50,39 @@ def test_the_affine_map_of_every_channel_is_found():
     np.testing.assert_allclose(found["first"].shift, 0, atol=1e-6)
 
 
+BRANCHES = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[N,3,5,5] x) => (float[N,4,5,5] y, float[N,4,5,5] z) {
+    a = Conv<pads=[1,1,1,1]>(x, w)
+    q = Identity (a)
+    z = If (yes) <then_branch = one () => (float[N,4,5,5] i) { i = Relu(q) },
+                  else_branch = two () => (float[N,4,5,5] j) { j = Neg(a) }>
+    y = Conv(a, v)
+}
+"""
+
+
+def test_branches_that_read_values_from_outside_are_measured_beside_it_too():
+    def branched(text: str) -> ir.Model:
+        proto = onnx.parser.parse_model(text)
+        rng = np.random.default_rng(0)
+        for name, array in (
+            ("w", rng.standard_normal((4, 3, 3, 3)).astype(np.float32)),
+            ("v", rng.standard_normal((4, 4, 1, 1)).astype(np.float32)),
+            ("yes", np.array(True)),
+        ):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        model = ir.from_proto(proto)
+        for number, node in enumerate(model.graph):
+            node.name = str(number)
+        return model
+
+    changed = branched(BRANCHES.replace("q", "a_quantized"))  # a name that only one of both has
+    correct_conv(changed.graph, changed.graph[3], Correction(1 / GAIN, -SHIFT / GAIN))
+    found = conv_corrections(branched(BRANCHES), ir.to_proto(changed), SAMPLES, _open)
+    np.testing.assert_allclose(found["3"].gain, GAIN, rtol=1e-4)
+
+
 def test_a_corrected_convolution_gives_the_affine_map_of_what_it_gave():
     model = _model()
     before = outputs_of(model)[0]
