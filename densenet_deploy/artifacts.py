@@ -169,8 +169,10 @@ def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool)
     raise OutputExistsError(path, "exists and is not this artifact", "choose another -o, or replace it with --force")
 
 
-def write_file(path: Path, data: bytes | bytearray) -> None:
-    """Write `data` to `path` whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
+def write_file(path: Path, *parts: bytes | bytearray | memoryview) -> None:
+    """Write `parts`, one behind the other, to `path` whole or not at all.
+
+    That takes a temporary file beside it, fsync, rename, and fsync of the folder.
 
     Raises:
         ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged, and
@@ -178,7 +180,7 @@ def write_file(path: Path, data: bytes | bytearray) -> None:
     """
     with written_beside(path) as temporary:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         put_in_place(temporary, path)

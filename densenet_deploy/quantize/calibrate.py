@@ -157,8 +157,8 @@ class _Run:
         arrays = {f"{index}.{part}": array for index, state in enumerate(states) for part, array in state.items()}
         file = io.BytesIO()
         np.savez_compressed(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
-        payload = file.getvalue()
-        write_file(checkpoint.path, hashlib.sha256(payload).digest() + payload)
+        with file.getbuffer() as payload:  # which may be tens of MiB: it is not copied
+            write_file(checkpoint.path, hashlib.sha256(payload).digest(), payload)
 
     @classmethod
     def resumed(cls, checkpoint: Checkpoint | None, plan: CalibrationPlan) -> _Run | None:

@@ -10,50 +10,60 @@ off, and wherever it is put nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.convs import set_bias, weight_and_bias
+from densenet_deploy.graph.convs import pads, set_bias, weight_and_bias
 from densenet_deploy.graph.graph_pass import Double, constant, is_operator, new_initializer, only_reader
 from densenet_deploy.quantize.scales import QuantizedType
 
 
-def hold_bounds(graph: ir.Graph, types: Mapping[str, QuantizedType], float_nodes: Collection[str]) -> None:
+def hold_bound(graph: ir.Graph, clip: ir.Node, given: QuantizedType) -> None:
     """Move bounds that no code can hold to the last one, and give what is missing to the Conv that reads the clip.
 
     Args:
-        graph: a float graph, changed in place.
-        types: by tensor name, how values will be written.
-        float_nodes: names of nodes that stay float, whose bounds need no codes.
+        graph: the graph of `clip`, still float behind it; changed in place.
+        clip: a Max or a Min with a constant.
+        given: how the values that it reads and gives are written.
     """
-    for clip in [node for node in graph if is_operator(node, "Max") or is_operator(node, "Min")]:
-        given, bounds = types.get(str(clip.outputs[0].name)), constant(clip.inputs[1])
-        conv = _reader(clip)
-        if given is None or bounds is None or conv is None or clip.name in float_nodes:
-            continue
-        held = _held(bounds.astype(np.float64), given, clip.op_type)
-        missing = (bounds - held).reshape(-1)
-        numbers = weight_and_bias(conv)
-        if numbers is None or not missing.any() or len(missing) != numbers[0].shape[1]:
-            continue
-        weight, bias = numbers
-        set_bias(graph, conv, bias + weight.sum(axis=(2, 3)) @ missing, "held")
-        name = f"{clip.outputs[0].name}.held"
-        clip.replace_input_with(1, new_initializer(graph, name, held.astype(np.float32)))
+    bounds, (others, conv) = constant(clip.inputs[1]), _behind(clip)
+    numbers = weight_and_bias(conv) if conv is not None else None
+    if bounds is None or conv is None or numbers is None:
+        return
+    weight, bias = numbers
+    wanted = bounds.astype(np.float64)
+    held = np.minimum(wanted, given.highest) if clip.op_type == "Max" else np.maximum(wanted, given.lowest)
+    missing = (_clipped(wanted, others) - _clipped(held, others)).reshape(-1)
+    if not missing.any() or len(missing) != weight.shape[1]:
+        return
+    set_bias(graph, conv, bias + weight.sum(axis=(2, 3)) @ missing, "held")
+    name = f"{clip.outputs[0].name}.held"
+    clip.replace_input_with(1, new_initializer(graph, name, held.astype(np.float32)))
 
 
-def _reader(clip: ir.Node) -> ir.Node | None:
-    """The Conv that alone reads `clip`, through other clips and through pools of whole windows."""
-    reader = only_reader(clip.outputs[0])
-    while reader is not None and reader.op_type in ("Max", "Min", "AveragePool"):
+def _behind(clip: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
+    """The clips between `clip` and the Conv that alone reads it, and that Conv; None if a constant may not reach it."""
+    clips, reader = [], only_reader(clip.outputs[0])
+    while reader is not None and _keeps_constants(reader):
+        if reader.op_type != "AveragePool":
+            clips.append(reader)
         reader = only_reader(reader.outputs[0])
-    return reader if is_operator(reader, "Conv") else None
+    return clips, reader if reader is not None and is_operator(reader, "Conv") and not pads(reader) else None
 
 
-def _held(bounds: Double, given: QuantizedType, op_type: str) -> Double:
-    """The bounds, those that let nothing pass moved to the last code."""
-    if op_type == "Max":
-        return np.minimum(bounds, given.highest)
-    return np.maximum(bounds, given.lowest)
+def _keeps_constants(node: ir.Node) -> bool:
+    """Whether `node` gives a constant for a constant: a clip, or a pool that averages whole windows."""
+    if is_operator(node, "AveragePool"):
+        return not pads(node) and node.attributes.get_int("ceil_mode", 0) == 0
+    return (is_operator(node, "Max") or is_operator(node, "Min")) and constant(node.inputs[1]) is not None
+
+
+def _clipped(values: Double, clips: Iterable[ir.Node]) -> Double:
+    """What is left of `values` behind `clips`."""
+    for clip in clips:
+        bounds = constant(clip.inputs[1])
+        assert bounds is not None
+        values = np.maximum(values, bounds) if clip.op_type == "Max" else np.minimum(values, bounds)
+    return values

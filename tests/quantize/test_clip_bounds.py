@@ -9,15 +9,16 @@ import onnxruntime
 import pytest
 
 from densenet_deploy.graph.expose_values import expose_values
-from densenet_deploy.graph.graph_pass import constant
+from densenet_deploy.graph.graph_pass import constant, new_initializer
 from densenet_deploy.pipeline.quantize.int8 import Int8Writer
-from densenet_deploy.quantize.clip_bounds import hold_bounds
+from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 from densenet_deploy.quantize.scales import QuantizedType, affine, unsigned
 
 ONE = unsigned(1.0)
 FAR = np.array([0.5, 7.0, -3.0])
+PADS = "pads: ints = [1, 1, 1, 1]"
 WEIGHT = np.array([[1.0, 2.0, 4.0], [-1.0, 3.0, 5.0]])
 
 
@@ -31,9 +32,9 @@ def _graph(clip: str, body: str = "y = Conv (m, w, b)", bounds: np.ndarray = FAR
     return ir.from_proto(model).graph
 
 
-def _held(graph: ir.Graph, given: QuantizedType = ONE, float_nodes: tuple[str, ...] = ()) -> tuple[list, list]:
-    """The bounds and the bias after `hold_bounds`."""
-    hold_bounds(graph, {"m": given}, float_nodes)
+def _held(graph: ir.Graph, given: QuantizedType = ONE) -> tuple[list, list]:
+    """The bounds and the bias after `hold_bound`."""
+    hold_bound(graph, graph.node(0), given)
     clip, conv = (next(node for node in graph if node.op_type in kinds) for kinds in (("Max", "Min"), ("Conv",)))
     bounds, bias = constant(clip.inputs[1]), constant(conv.inputs[2])
     assert bounds is not None
@@ -56,28 +57,31 @@ def test_what_lets_nothing_pass_is_moved_and_its_rest_goes_into_the_bias(clip, g
     np.testing.assert_allclose(bias, WEIGHT @ missing, rtol=1e-5)
 
 
-def test_average_pools_and_a_second_clip_between_them_keep_a_constant():
-    body = "n = Min (m, other)  p = AveragePool <kernel_shape: ints = [2, 2]> (n)  y = Conv (p, w, b)"
+@pytest.mark.parametrize(("upper", "missing"), [(3e38, 6.0), (5.0, 4.0), (0.5, 0.0)])
+def test_pools_and_other_clips_between_them_are_looked_through(upper, missing):
+    body = "n = Min (m, upper)  p = AveragePool <kernel_shape: ints = [2, 2]> (n)  y = Conv (p, w, b)"
     graph = _graph("Max", body)
-    other = np.full((3, 1, 1), 3e38, np.float32)
-    graph.register_initializer(ir.Value(name="other", const_value=ir.tensor(other, name="other")))
-    graph.node(1).replace_input_with(1, graph.initializers["other"])
-    assert _held(graph)[1] == pytest.approx((WEIGHT @ [0, 6.0, 0]).tolist())
+    bound = new_initializer(graph, "upper", np.full((3, 1, 1), upper, np.float32))
+    graph.node(1).replace_input_with(1, bound)
+    assert _held(graph)[1] == pytest.approx((WEIGHT @ [0, missing, 0]).tolist())
 
 
 @pytest.mark.parametrize(
-    ("graph", "float_nodes"),
+    "graph",
     [
-        (_graph("Max", bounds=np.array([0.5, 1.0, -3.0])), ()),
-        (_graph("Max"), ("clip",)),
-        (_graph("Max", "z = Relu (m)  y = Conv (z, w, b)"), ()),
-        (_graph("Max", "y = Conv (m, w, b)  z = Relu (m)"), ()),
+        _graph("Max", bounds=np.array([0.5, 1.0, -3.0])),
+        _graph("Max", "z = Relu (m)  y = Conv (z, w, b)"),
+        _graph("Max", "y = Conv (m, w, b)  z = Relu (m)"),
+        _graph("Max", f"y = Conv <{PADS}> (m, w, b)"),
+        _graph(
+            "Max", "p = AveragePool <kernel_shape: ints = [2, 2], pads: ints = [1, 1, 1, 1]> (m)  y = Conv (p, w, b)"
+        ),
     ],
-    ids=["codes hold all", "stays float", "not read by a Conv", "read by others too"],
+    ids=["codes hold all", "not read by a Conv", "read by others too", "a padded Conv", "a padded pool"],
 )
-def test_a_near_miss_is_left_alone(graph, float_nodes):
-    before = constant(next(node for node in graph if node.op_type == "Max").inputs[1]).reshape(-1).tolist()
-    assert _held(graph, ONE, float_nodes) == (before, [0.0, 0.0])
+def test_a_near_miss_is_left_alone(graph):
+    before = constant(graph.node(0).inputs[1]).reshape(-1).tolist()
+    assert _held(graph) == (before, [0.0, 0.0])
 
 
 NET = """

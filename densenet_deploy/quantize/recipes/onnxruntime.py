@@ -26,7 +26,7 @@ from densenet_deploy.graph.convs import pads
 from densenet_deploy.graph.graph_pass import constant, new_initializer, only_reader, unused_name
 from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 from densenet_deploy.graph.tensor_changes import TensorChanges
-from densenet_deploy.quantize.clip_bounds import hold_bounds
+from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType, unsigned
 from densenet_deploy.quantize.weights import quantize_with_bias
@@ -45,7 +45,6 @@ class OnnxRuntimeRecipe(Recipe):
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""
-        hold_bounds(model.graph, types, options.float_nodes)
         writer = _Writer(model.graph, types, options)
         written = writer.write()
         changes = TensorChanges.of(model)
@@ -195,10 +194,15 @@ class _Writer:
         return self._move(node, wanted, parts)
 
     def _clip(self, node: ir.Node) -> bool:
-        source, bound = node.inputs[0], constant(node.inputs[1])
+        source = node.inputs[0]
         given = self._native_type(source) if source is not None else None
-        if source is None or given is None or bound is None or given != self._types.get(str(node.outputs[0].name)):
+        if source is None or given is None or constant(node.inputs[1]) is None:
             return False
+        if self._types.get(str(source.name)) != self._types.get(str(node.outputs[0].name)):
+            return False
+        hold_bound(self._graph, node, given)
+        bound = constant(node.inputs[1])
+        assert bound is not None
         codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.codes_of(bound))
         return self._move(node, given, [self._code(source, given), codes])
 

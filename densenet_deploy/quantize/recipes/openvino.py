@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, only_reader, unused_name
-from densenet_deploy.quantize.clip_bounds import hold_bounds
+from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType
 from densenet_deploy.quantize.weights import quantize_rows
@@ -31,7 +31,6 @@ class OpenVINORecipe(Recipe):
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`."""
-        hold_bounds(model.graph, types, options.float_nodes)
         return _Writer(model.graph, types, options).write()
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
@@ -50,6 +49,8 @@ class _Writer:
         convs = [node for node in self._graph if self._can_be_integer(node)]
         pools = [node for node in self._graph if self._is_pool(node)]
         clips = [node for node in self._graph if self._is_clip(node)]
+        for clip in clips:
+            hold_bound(self._graph, clip, self._types[str(clip.outputs[0].name)])
         joined = self._joined()
         made = {node.outputs[0] for node in (*pools, *clips, *joined)}
         read = [node.inputs[0] for node in (*pools, *convs, *clips)]

@@ -93,10 +93,10 @@ def test_weights_are_stored_in_a_byte_each(int8, digits_onnx):
     assert int8.onnx.stat().st_size < 0.6 * digits_onnx.stat().st_size
 
 
-def test_the_onnxruntime_recipe_leaves_two_conversions(digits_onnx, cache, tmp_path):
-    report = quantize(
-        digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="onnxruntime"), str(tmp_path), cache=cache
-    )
+@pytest.mark.parametrize("equalize", [True, False])
+def test_the_onnxruntime_recipe_leaves_two_conversions(equalize, digits_onnx, cache, tmp_path):
+    options = QuantizeOptions(never_slower=False, recipe="onnxruntime", equalize=equalize)
+    report = quantize(digits_onnx, SAMPLES, options, str(tmp_path), cache=cache)
     counted = operators(onnx.load(report.onnx))
     assert (counted["QuantizeLinear"], counted["DequantizeLinear"]) == (1, 1)
     assert "Conv" not in counted
