@@ -28,6 +28,7 @@ Doubles = npt.NDArray[np.float64]
 
 _SMALLEST_EXPONENT: Final = -64  # a channel below 2^-64 everywhere is as good as zero
 _MOST_COUNTS: Final = 2**32 - 1
+_PORTION: Final = 64  # channels whose thresholds are found at a time: what that takes stays in a cache
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class ChannelHistogram:
     def total(self) -> int:
         """Number of values counted in each channel."""
         return int(self.counts[0].sum(dtype=np.uint64))
+
+    def of(self, channels: slice) -> ChannelHistogram:
+        """Return that of some channels, which shares their counts."""
+        return ChannelHistogram(self.counts[channels], self.exponents[channels])
 
     def add(self, values: Floats, peaks: Floats) -> None:
         """Count `values` (N, C, pixels), of which none in channel c exceeds `peaks[c]`, (C,), in magnitude.
@@ -126,7 +131,9 @@ class HistogramObserver(Observer):
 
     def ranges(self) -> ChannelRanges:
         extremes = self._extremes()
-        thresholds = self._thresholds(self._histogram, extremes.low < 0)
+        is_signed = extremes.low < 0
+        portions = [slice(start, start + _PORTION) for start in range(0, len(is_signed), _PORTION)]
+        thresholds = np.concatenate([self._thresholds(self._histogram.of(part), is_signed[part]) for part in portions])
         limits = np.minimum(thresholds, self._peaks()).astype(np.float32)
         return ChannelRanges(np.clip(extremes.low, -limits, limits), np.clip(extremes.high, -limits, limits))
 
