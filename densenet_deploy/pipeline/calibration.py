@@ -66,7 +66,7 @@ def observe(
         if isinstance(found, Hit):
             return Observed(dict(found.ranges), "calibration: from the cache")
         checkpoint = Checkpoint(cache.folder / f"{key.digest}.partial.npz", key.digest) if cache else None
-        with open_runner(exposed, options=RunnerOptions(check_values=False)) as runner:
+        with open_runner(exposed, options=RunnerOptions(check_values=False, arena=False)) as runner:
             ranges = collect_ranges(runner, data, plan, checkpoint, lambda done: step(done, count), data.origin)
     if cache:
         cache.store(key, ranges)

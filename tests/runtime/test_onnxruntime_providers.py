@@ -57,6 +57,7 @@ class RecordingOrt:
         self.entries: dict[str, str] = {}
         self.providers: list[Any] = []
         self.keywords: dict[str, Any] = {}
+        self.arena: bool | None = None
         self.for_devices: tuple[list[Any], dict[str, str]] = ([], {})
         self.registered: list[tuple[str, str]] = []
         self._rtx = [SimpleNamespace(ep_name=RTX, index=index) for index in range(rtx_devices)]
@@ -78,7 +79,7 @@ class RecordingOrt:
         return Options()
 
     def InferenceSession(self, source: str, options: Any, providers: list[Any], **keywords: Any) -> Any:  # noqa: N802
-        self.providers, self.keywords = providers, keywords
+        self.providers, self.keywords, self.arena = providers, keywords, options.enable_cpu_mem_arena
         return onnxruntime.InferenceSession(source, options, [CPU])
 
     def register_execution_provider_library(self, name: str, path: str) -> None:
@@ -108,13 +109,23 @@ def test_threads_stop_spinning_between_calls_only_where_that_was_asked_for(artif
     assert ort.entries == {"session.force_spinning_stop": "1"}
 
 
-def test_answers_are_the_same_without_spinning(artifact: Artifact) -> None:
+@pytest.mark.parametrize("changed", [{"spin": False}, {"arena": False}])
+def test_answers_are_the_same_without_spinning_and_without_an_arena(
+    changed: dict[str, bool], artifact: Artifact
+) -> None:
     feeds = {"input": np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)}
     answers = []
-    for spin in (True, False):
-        with open_runner(artifact.path, "onnxruntime", "cpu", RunnerOptions(threads=2, spin=spin)) as runner:
+    for options in (RunnerOptions(threads=2), RunnerOptions(threads=2, **changed)):  # type: ignore[arg-type]
+        with open_runner(artifact.path, "onnxruntime", "cpu", options) as runner:
             answers.append(runner.run(feeds)["logits"])
     np.testing.assert_allclose(*answers, atol=1e-6)
+
+
+@pytest.mark.parametrize("arena", [True, False])
+def test_the_arena_is_kept_only_where_it_is_wanted(arena: bool, artifact: Artifact) -> None:
+    ort, device = RecordingOrt(), Device("cpu")
+    open_session(ort, artifact, plan_for(device, NvidiaOptions(), artifact), device, RunnerOptions(arena=arena))
+    assert ort.arena is arena
 
 
 def test_cuda_alone_is_listed_and_the_cpu_is_off(artifact: Artifact) -> None:

@@ -185,6 +185,7 @@ def open_session(
     session_options.log_severity_level = _SILENT
     session_options.intra_op_num_threads = options.threads or usable_cpus()
     session_options.inter_op_num_threads = 1
+    session_options.enable_cpu_mem_arena = options.arena
     if not options.spin:
         session_options.add_session_config_entry(_STOP_SPINNING, "1")
     if trace is not None:
