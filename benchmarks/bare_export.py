@@ -15,7 +15,7 @@ from densenet_deploy.variants import find_variant
 
 
 def export_plainly(module: torch.nn.Module, size: int, path: Path) -> None:
-    """Write what PyTorch's own exporter makes of `module`, for pictures of `size` pixels and any batch."""
+    """Write what PyTorch's own exporter makes of `module`, for images of `size` pixels and any batch."""
     program = torch.onnx.export(
         module,
         (torch.zeros(2, 3, size, size),),

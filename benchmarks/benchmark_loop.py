@@ -46,14 +46,14 @@ path, batch, size, threads = sys.argv[1], *map(int, sys.argv[2:])
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-pictures = numpy.random.default_rng(0).standard_normal((batch, 3, size, size), numpy.float32)
+images = numpy.random.default_rng(0).standard_normal((batch, 3, size, size), numpy.float32)
 for line in sys.stdin:
     for _ in range(2):
-        session.run(None, {"input": pictures})
+        session.run(None, {"input": images})
     times = []
     while len(times) < 3 or sum(times) < float(line):
         start = time.perf_counter()
-        session.run(None, {"input": pictures})
+        session.run(None, {"input": images})
         times.append(time.perf_counter() - start)
     print(numpy.median(times), flush=True)
 """
@@ -168,7 +168,7 @@ def _export(folder: Path, *words: str) -> Path:
 
 
 def _size(model: Path) -> int:
-    """Height and width of the pictures that a file of ours takes."""
+    """Height and width of the images that a file of ours takes."""
     manifest = Artifact.open(model).manifest
     return Preprocessing.image_size if manifest is None else manifest.preprocessing.image_size
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from time import perf_counter
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.pipeline.float_model import load_float, preprocessing_of
-from densenet_deploy.pipeline.quantize.options import QuantizeOptions
-from densenet_deploy.pipeline.quantize.preparation import prepare_int8
-from densenet_deploy.pipeline.stages import Stages
 from densenet_deploy.quantize.calibration_data import open_calibration_data
+from densenet_deploy.workflows.float_model import load_float, preprocessing_of
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.preparation import prepare_int8
+from densenet_deploy.workflows.stages import Stages
 
 
 def ours(model: Path, folder: Path, count: int) -> None:
@@ -29,8 +29,8 @@ def ours(model: Path, folder: Path, count: int) -> None:
 
 
 def theirs(model: Path, folder: Path, count: int) -> None:
-    """Calibrate with the entropy method of ONNX Runtime's quantizer, reading pictures as they are needed."""
-    from int8_peers import PictureReader
+    """Calibrate with the entropy method of ONNX Runtime's quantizer, reading images as they are needed."""
+    from int8_peers import ImageReader
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     artifact = Artifact.open(model)
@@ -40,7 +40,7 @@ def theirs(model: Path, folder: Path, count: int) -> None:
             model, augmented_model_path=str(Path(name) / "augmented.onnx"), calibrate_method=CalibrationMethod.Entropy
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
-        calibrator.collect_data(PictureReader(data))  # type: ignore[arg-type]
+        calibrator.collect_data(ImageReader(data))  # type: ignore[arg-type]
         calibrator.compute_data()
 
 

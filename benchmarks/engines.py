@@ -19,10 +19,10 @@ from machine import RESULTS, Machine, print_table, write_results
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.rtx_plan import activation_bytes
-from densenet_deploy.pipeline.build_engine.build_engine import EngineReport, build_engine
-from densenet_deploy.pipeline.build_engine.graph import QUANTIZATION, Wanted
+from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine
+from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted
 
-PICTURES: Final = Path(__file__).parents[1] / "calibration" / "samples"
+IMAGES: Final = Path(__file__).parents[1] / "calibration" / "samples"
 SAMPLES: Final = 32
 FORMS: Final = ("fp32", "fp16", "int8 per-channel", "int8 per-tensor")
 
@@ -62,28 +62,26 @@ class Engine:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     machine = Machine.this("densenet-deploy", "tensorrt-rtx", "onnx", "torch")
-    results = [
-        engine for variant in options.variants for engine in engines_of(variant, options.forms, options.pictures)
-    ]
+    results = [engine for variant in options.variants for engine in engines_of(variant, options.forms, options.images)]
     write_results(options.output, machine, {"results": [asdict(result) for result in results]})
     _print(results)
 
 
-def engines_of(variant: str, forms: Sequence[str], pictures: Path) -> Iterator[Engine]:
+def engines_of(variant: str, forms: Sequence[str], images: Path) -> Iterator[Engine]:
     """Build `variant` in each of `forms`; the float file is exported once."""
     with tempfile.TemporaryDirectory() as folder:
         for form in forms:
-            wanted = _wanted(variant, form, pictures)
+            wanted = _wanted(variant, form, images)
             placed = dataclasses.replace(wanted, out=f"{folder}/", force=True)
             yield Engine.of(variant, form, build_engine(placed, BuildOptions("rtx", wanted.precision)))
 
 
-def _wanted(variant: str, form: str, pictures: Path) -> Wanted:
+def _wanted(variant: str, form: str, images: Path) -> Wanted:
     precision, _, weights = form.partition(" ")
     if precision != "int8":
         return Wanted(None, precision, variant)
     quantization = dataclasses.replace(QUANTIZATION, samples=SAMPLES, weights=weights)
-    return Wanted(None, precision, variant, pictures, quantization)
+    return Wanted(None, precision, variant, images, quantization)
 
 
 def _print(results: Sequence[Engine]) -> None:
@@ -107,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=["121", "169", "201", "264"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--pictures", type=Path, default=PICTURES, help="to calibrate on")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="to calibrate on")
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
     return parser
 

@@ -1,12 +1,12 @@
 """Does `evaluate` decode while the model runs? `uv run python benchmarks/evaluate_overlap.py`.
 
 Three contenders take turns on the same JPEG files: decoding and preparing alone, with the pool of threads that
-`evaluate` has; the model alone, on pictures that are prepared already; and `evaluate`. The limit: no more than 10 %
-fewer pictures a second than the slower of the two alone.
+`evaluate` has; the model alone, on images that are prepared already; and `evaluate`. The limit: no more than 10 %
+fewer images a second than the slower of the two alone.
 
 That can be asked only where each of the two has processors of its own: with one thread for the model and the other
 processor for decoding. Where both want all processors, as `evaluate` has it unless told otherwise, what can be had at
-best is that none of them idles: 1 / (1/decoding + 1/model) pictures a second. That figure is given beside it.
+best is that none of them idles: 1 / (1/decoding + 1/model) images a second. That figure is given beside it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from PIL import Image
 from densenet_deploy.bench.race import Interval
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images
-from densenet_deploy.pipeline.evaluate.decoding import PreparedImages
-from densenet_deploy.pipeline.evaluate.evaluate import EvaluateOptions, evaluate
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import RunnerOptions
+from densenet_deploy.workflows.evaluate.decoding import PreparedImages
+from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
 
 LIMIT: Final = 0.10
 DIGITS: Final = Path(__file__).resolve().parent.parent / "examples/digits/densenet_digits.safetensors"
 _SIZE: Final = (640, 480)
 _QUALITY: Final = 90
-_SCENES: Final = 25  # pictures that are drawn; the others are flipped and shifted ones of these
+_SCENES: Final = 25  # images that are drawn; the others are flipped and shifted ones of these
 _BATCH: Final = EvaluateOptions.batch
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pictures a second of each contender, the median of the turns, and what `evaluate` reaches of two marks.
+    """Images a second of each contender, the median of the turns, and what `evaluate` reaches of two marks.
 
     Attributes:
         of_slower: `evaluate` over the slower of the two alone, from the turns' ratios.
@@ -57,7 +57,7 @@ class Overlap:
     model: str
     model_threads: int
     decode_threads: int
-    pictures: int
+    images: int
     decode: float
     inference: float
     evaluate: float
@@ -69,10 +69,10 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Task:
-    """A model, pictures with their classes, and threads; each way to spend time on them returns pictures a second."""
+    """A model, images with their classes, and threads; each way to spend time on them returns images a second."""
 
     model: Path
-    pictures: Path
+    images: Path
     truth: Path
     threads: int
     decode_threads: int
@@ -91,16 +91,16 @@ class Task:
             return self._summed_up(take_turns(turns, rounds=rounds), len(prepared))
 
     def _pool(self, classifier: Classifier) -> PreparedImages:
-        paths = sorted(self.pictures.glob("*.jpg"))
+        paths = sorted(self.images.glob("*.jpg"))
         return PreparedImages(paths, classifier.preprocessing, ahead=2 * _BATCH, threads=self.decode_threads)
 
     def _evaluate(self) -> float:
         options = EvaluateOptions(ground_truth=self.truth, decode_threads=self.decode_threads)
         where = {"backend": "onnxruntime", "device": "cpu"}
         threads = RunnerOptions(threads=self.threads)
-        return evaluate(self.model, self.pictures, options, **where, runner_options=threads).images_per_second
+        return evaluate(self.model, self.images, options, **where, runner_options=threads).images_per_second
 
-    def _summed_up(self, rates: Mapping[str, Sequence[float]], pictures: int) -> Overlap:
+    def _summed_up(self, rates: Mapping[str, Sequence[float]], images: int) -> Overlap:
         rounds = list(zip(rates["decode"], rates["inference"], rates["evaluate"], strict=True))
         of_slower = Interval.of([both / min(decode, model) for decode, model, both in rounds])
         of_shared = Interval.of([both * (1 / decode + 1 / model) for decode, model, both in rounds])
@@ -109,7 +109,7 @@ class Task:
             model=self.model.stem,
             model_threads=self.threads,
             decode_threads=self.decode_threads,
-            pictures=pictures,
+            images=images,
             decode=median(rates["decode"]),
             inference=median(rates["inference"]),
             evaluate=median(rates["evaluate"]),
@@ -120,13 +120,13 @@ class Task:
         )
 
 
-def _rate(pictures: int, work: Callable[[], object]) -> float:
+def _rate(images: int, work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
-    return pictures / (time.perf_counter() - start)
+    return images / (time.perf_counter() - start)
 
 
-def draw_pictures(folder: Path, count: int) -> None:
+def draw_images(folder: Path, count: int) -> None:
     """Write JPEG files of 640x480 pixels with the spectrum of nature, which compress as photographs do."""
     folder.mkdir()
     plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -147,13 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shares = {(max(1, cpus // 2), max(1, cpus - cpus // 2)): None, (cpus, cpus): None}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        draw_pictures(folder / "pictures", options.pictures)
+        draw_images(folder / "images", options.images)
         truth = folder / "truth.txt"
-        truth.write_text("0\n" * options.pictures)
+        truth.write_text("0\n" * options.images)
         models = options.model or [_export(folder, "--weights", str(DIGITS)), _export(folder, "--variant", "121")]
         for model in models:
             for threads, decode_threads in shares:
-                task = Task(model, folder / "pictures", truth, threads, decode_threads)
+                task = Task(model, folder / "images", truth, threads, decode_threads)
                 results.append(task.measured(options.rounds))
     write_results(options.output, machine, {"results": [asdict(found) for found in results]})
     header = (
@@ -188,7 +188,7 @@ def _row(found: Overlap) -> tuple[object, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, action="append", help="ONNX files to use instead of digits and 121")
-    parser.add_argument("--pictures", type=int, default=400, help="JPEG files of 640x480 (default 400)")
+    parser.add_argument("--images", type=int, default=400, help="JPEG files of 640x480 (default 400)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=RESULTS / "evaluate_overlap.json")
     return parser

@@ -1,13 +1,13 @@
 """INT8 against stock tools, in speed, accuracy and cost: `uv run --group bench python benchmarks/int8.py`.
 
-**Speed.** DenseNet-121 and 201 at 224x224 with 1000 classes and random weights, with norms that have seen pictures
+**Speed.** DenseNet-121 and 201 at 224x224 with 1000 classes and random weights, with norms that have seen images
 (`lifelike.py`): on nothing else of the weights does the time of a call depend. Every file is alone in a process, files
 of one engine take turns, and what counts is the median ratio of turns. Both peers get both graphs, PyTorch's plain
 export and the file that `export` writes, and every INT8 file is made without a look at speed (`--no-never-slower`).
 
-**Accuracy.** SQNR of the logits against the float file, and top-1, on held-out pictures of two trained networks: the
+**Accuracy.** SQNR of the logits against the float file, and top-1, on held-out images of two trained networks: the
 digits model in `examples/digits` and the DenseNet-121 of `examples/train_rendered_digits.py`, trained on demand. All
-tools calibrate on the same pictures; each peer is tried in all its settings.
+tools calibrate on the same images; each peer is tried in all its settings.
 
 **Calibration.** Peak memory and time with the entropy observer, each run in a process of its own.
 """
@@ -31,7 +31,7 @@ from int8_peers import (
     ACTIVATIONS,
     METHODS,
     PRESETS,
-    Pictures,
+    Images,
     StaticQuantization,
     quantize_with_nncf,
     quantize_with_onnxruntime,
@@ -44,23 +44,23 @@ from densenet_deploy.bench.contender import Contender
 from densenet_deploy.bench.race import RaceResult, race
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.parity.samples import natural_images
-from densenet_deploy.pipeline.evaluate.evaluate import evaluate
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import ModelRequest, load_model
-from densenet_deploy.pipeline.quantize.options import QuantizeOptions
-from densenet_deploy.pipeline.quantize.quantize import quantize
 from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import find_variant
+from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.export import ExportTarget, export_onnx
+from densenet_deploy.workflows.load import ModelRequest, load_model
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.quantize import quantize
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DIGITS: Final = ROOT / "examples/digits"
 RENDERED: Final = ROOT / "artifacts/rendered_digits"
 ENGINES: Final = ("onnxruntime", "openvino")
 GRAPHS: Final = ("plain", "export")
-SPEED_PICTURES: Final = 32
-CALIBRATION_PICTURES: Final = 256
+SPEED_IMAGES: Final = 32
+CALIBRATION_IMAGES: Final = 256
 CALIBRATION_COUNTS: Final = (64, 1024)
 
 Facts = dict[str, Any]
@@ -68,10 +68,10 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Network:
-    """A float network as both graphs, in `folder`, and pictures to calibrate on, prepared for it.
+    """A float network as both graphs, in `folder`, and images to calibrate on, prepared for it.
 
     Attributes:
-        calibration: a folder of pictures or an array file.
+        calibration: a folder of images or an array file.
         held_out: a folder with one folder a class, if accuracy is asked for.
     """
 
@@ -86,13 +86,13 @@ class Network:
     def ours(self, recipe: str, **options: Any) -> Path:
         """Write our INT8 file; `options` are those of `QuantizeOptions`."""
         path = self.folder / f"ours.{recipe}{len(list(self.folder.iterdir()))}.onnx"
-        chosen = QuantizeOptions(recipe=recipe, samples=CALIBRATION_PICTURES, never_slower=False, **options)
+        chosen = QuantizeOptions(recipe=recipe, samples=CALIBRATION_IMAGES, never_slower=False, **options)
         return quantize(self.graph("export"), self.calibration, chosen, str(path)).onnx
 
-    def pictures(self) -> Pictures:
+    def images(self) -> Images:
         manifest = Artifact.open(self.graph("export")).manifest
         assert manifest is not None
-        return list(open_calibration_data(self.calibration, manifest.preprocessing, CALIBRATION_PICTURES))
+        return list(open_calibration_data(self.calibration, manifest.preprocessing, CALIBRATION_IMAGES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,7 +135,7 @@ def _onnxruntime_files(network: Network) -> dict[str, Path]:
     files = {f"FP32, {graph}": network.graph(graph) for graph in GRAPHS}
     for graph, activations in itertools.product(GRAPHS, ACTIVATIONS):
         path = network.folder / f"static.{graph}.{activations}.onnx"
-        quantize_with_onnxruntime(network.graph(graph), network.pictures(), StaticQuantization(activations), path)
+        quantize_with_onnxruntime(network.graph(graph), network.images(), StaticQuantization(activations), path)
         files[f"quantize_static {activations}, {graph}"] = path
     return files | {"ours": network.ours("onnxruntime")}
 
@@ -145,7 +145,7 @@ def _openvino_files(network: Network) -> dict[str, Path]:
     files["BF16, plain"] = network.graph("plain")
     for graph in GRAPHS:
         path = network.folder / f"nncf.{graph}.xml"
-        quantize_with_nncf(network.graph(graph), network.pictures(), "performance", path)
+        quantize_with_nncf(network.graph(graph), network.images(), "performance", path)
         files[f"NNCF, {graph}"] = path
     return files | {"ours": network.ours("openvino")}
 
@@ -164,10 +164,10 @@ def _facts_of(result: RaceResult) -> Facts:
 
 def _random_network(variant: str, folder: Path) -> Network:
     calibration, preprocessing = folder / f"{variant}.npy", find_variant(variant).preprocessing
-    pictures = np.concatenate(list(natural_images(SPEED_PICTURES, preprocessing.image_size, preprocessing)))
-    np.save(calibration, pictures)
+    images = np.concatenate(list(natural_images(SPEED_IMAGES, preprocessing.image_size, preprocessing)))
+    np.save(calibration, images)
     weights = folder / f"{variant}.pth"
-    save_lifelike(variant, np.split(pictures, SPEED_PICTURES // 8), weights)
+    save_lifelike(variant, np.split(images, SPEED_IMAGES // 8), weights)
     return _exported(f"DenseNet {variant}", ModelRequest(variant=variant, weights=str(weights)), folder, calibration)
 
 
@@ -199,14 +199,14 @@ def accuracy_of(network: Network) -> Facts:
 
 
 def _accuracy_files(network: Network) -> Iterator[tuple[str, str, Path]]:
-    pictures = network.pictures()
+    images = network.images()
     for graph, activations, method in itertools.product(GRAPHS, ACTIVATIONS, METHODS):
         how, path = StaticQuantization(activations, method), network.folder / "static.onnx"
-        quantize_with_onnxruntime(network.graph(graph), pictures, how, path)
+        quantize_with_onnxruntime(network.graph(graph), images, how, path)
         yield f"quantize_static {how}, {graph}", "onnxruntime", path
     for graph, preset in itertools.product(GRAPHS, PRESETS):
         path = network.folder / f"nncf.{graph}.{preset}.xml"
-        quantize_with_nncf(network.graph(graph), pictures, preset, path)
+        quantize_with_nncf(network.graph(graph), images, preset, path)
         yield f"NNCF {preset}, {graph}", "openvino", path
     for recipe in ENGINES:
         yield f"ours, {recipe}", recipe, network.ours(recipe)
@@ -225,10 +225,10 @@ def _judged(network: Network, path: Path, engine: str) -> Facts:
     meter, right = ParityMeter(), 0
     labels = sorted(folder.name for folder in held_out.iterdir())
     with open_runner(network.graph("export"), engine, "cpu") as ours, open_runner(path, engine, "cpu") as theirs:
-        for sample, picture in zip(data, data.paths, strict=True):  # type: ignore[attr-defined]
+        for sample, image in zip(data, data.paths, strict=True):  # type: ignore[attr-defined]
             wanted, found = (next(iter(run_batched(runner, sample).values())) for runner in (ours, theirs))
             meter.update(wanted, found)
-            right += labels[int(found.argmax())] == picture.parent.name
+            right += labels[int(found.argmax())] == image.parent.name
     parity = meter.result()
     return {
         "sqnr_db": round(parity.sqnr_db, 2),
@@ -254,27 +254,27 @@ def _trained_networks(folder: Path, rendered: Path) -> Iterator[Network]:
 
 
 def calibration_costs(folder: Path, variant: str, counts: Sequence[int]) -> list[Facts]:
-    """Seconds and peak memory of our calibration on each count of pictures, and of the peer's on the smallest."""
+    """Seconds and peak memory of our calibration on each count of images, and of the peer's on the smallest."""
     place = folder / "calibration"
     place.mkdir()
     model = place / "export.onnx"
     export_onnx(ModelRequest(variant=variant), ExportTarget(out=str(model)))
     preprocessing = find_variant(variant).preprocessing
     shape = (max(counts), 3, preprocessing.image_size, preprocessing.image_size)
-    pictures = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, shape)
-    for index, picture in enumerate(natural_images(max(counts), preprocessing.image_size, preprocessing)):
-        pictures[index] = picture[0]
-    pictures.flush()
+    images = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, shape)
+    for index, image in enumerate(natural_images(max(counts), preprocessing.image_size, preprocessing)):
+        images[index] = image[0]
+    images.flush()
     runs = [("densenet-deploy", count) for count in counts] + [("quantize_static", min(counts))]
     return [_calibrated_alone(tool, model, place / "all.npy", count) for tool, count in runs]
 
 
-def _calibrated_alone(tool: str, model: Path, pictures: Path, count: int) -> Facts:
+def _calibrated_alone(tool: str, model: Path, images: Path, count: int) -> Facts:
     program = Path(__file__).with_name("calibrate_alone.py")
-    command = [sys.executable, str(program), tool, str(model), str(pictures), str(count)]
-    print(f"calibrating with {tool} on {count} pictures", file=sys.stderr)
+    command = [sys.executable, str(program), tool, str(model), str(images), str(count)]
+    print(f"calibrating with {tool} on {count} images", file=sys.stderr)
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-    return {"tool": tool, "pictures": count, **json.loads(done.stdout.splitlines()[-1])}
+    return {"tool": tool, "images": count, **json.loads(done.stdout.splitlines()[-1])}
 
 
 # -- report
@@ -292,10 +292,10 @@ def _print(results: Mapping[str, Any]) -> None:
     if "calibration" in results:
         print("\nCalibration with the entropy method\n")
         costs = [
-            (row["tool"], row["pictures"], f"{row['seconds']:.0f}", f"{row['peak_memory_bytes'] / 2**20:.0f}")
+            (row["tool"], row["images"], f"{row['seconds']:.0f}", f"{row['peak_memory_bytes'] / 2**20:.0f}")
             for row in results["calibration"]
         ]
-        print_table(("tool", "pictures", "seconds", "peak MiB"), costs)
+        print_table(("tool", "images", "seconds", "peak MiB"), costs)
 
 
 def _gain(row: Mapping[str, Any], name: str) -> tuple[str, str]:

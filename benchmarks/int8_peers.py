@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-Pictures = Sequence[NDArray[np.float32]]
+Images = Sequence[NDArray[np.float32]]
 
 ACTIVATIONS: Final = ("u8s8", "s8s8")
 METHODS: Final = ("MinMax", "Percentile", "Entropy")
@@ -28,7 +28,7 @@ class StaticQuantization:
         return f"{self.activations} {self.method}"
 
 
-def quantize_with_onnxruntime(model: Path, pictures: Pictures, how: StaticQuantization, path: Path) -> None:
+def quantize_with_onnxruntime(model: Path, images: Images, how: StaticQuantization, path: Path) -> None:
     """Write Q/DQ INT8 with scales per output channel of the weights, after the preprocessing that the tool asks for."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -39,7 +39,7 @@ def quantize_with_onnxruntime(model: Path, pictures: Pictures, how: StaticQuanti
     quantization.quantize_static(
         prepared,
         path,
-        PictureReader(pictures),
+        ImageReader(images),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
@@ -50,24 +50,24 @@ def quantize_with_onnxruntime(model: Path, pictures: Pictures, how: StaticQuanti
     prepared.unlink()
 
 
-def quantize_with_nncf(model: Path, pictures: Pictures, preset: str, path: Path) -> None:
+def quantize_with_nncf(model: Path, images: Images, preset: str, path: Path) -> None:
     """Write an INT8 OpenVINO IR with NNCF's post-training quantization."""
     import nncf
     import openvino
 
-    dataset = nncf.Dataset(list(pictures))
+    dataset = nncf.Dataset(list(images))
     source = openvino.Core().read_model(model)
-    quantized = nncf.quantize(source, dataset, subset_size=len(pictures), preset=nncf.QuantizationPreset(preset))
+    quantized = nncf.quantize(source, dataset, subset_size=len(images), preset=nncf.QuantizationPreset(preset))
     openvino.save_model(quantized, path, compress_to_fp16=False)
 
 
-class PictureReader:
-    """Feeds pictures one by one, as `quantize_static` reads them."""
+class ImageReader:
+    """Feeds images one by one, as `quantize_static` reads them."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._rest: Iterator[NDArray[np.float32]] = iter(pictures)
+    def __init__(self, images: Images) -> None:
+        self._rest: Iterator[NDArray[np.float32]] = iter(images)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """Return the next feed, or None at the end."""
-        picture = next(self._rest, None)
-        return None if picture is None else {"input": picture}
+        image = next(self._rest, None)
+        return None if image is None else {"input": image}

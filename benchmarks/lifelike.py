@@ -2,7 +2,7 @@
 
 The norms of an untrained DenseNet change nothing: mean 0, variance 1, γ = 1, β = 0. Folded into a convolution they
 leave a bias of zeros, which compilers drop, and with it the work of adding it. Here γ and β are drawn at random and
-mean and variance measured on pictures, so that every norm moves its channels as in a network that was trained.
+mean and variance measured on images, so that every norm moves its channels as in a network that was trained.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from densenet_deploy.pipeline.load import load_model
+from densenet_deploy.workflows.load import load_model
 
 
-def save_lifelike(variant: str, pictures: Iterable[np.ndarray], path: Path, seed: int = 0) -> None:
-    """Write the weights of `variant`, as a `.pth`, with norms that have seen `pictures`, each (N, 3, H, W) float32."""
+def save_lifelike(variant: str, images: Iterable[np.ndarray], path: Path, seed: int = 0) -> None:
+    """Write the weights of `variant`, as a `.pth`, with norms that have seen `images`, each (N, 3, H, W) float32."""
     torch.manual_seed(seed)
     model = load_model(variant)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -29,6 +29,6 @@ def save_lifelike(variant: str, pictures: Iterable[np.ndarray], path: Path, seed
         norm.momentum = None  # the mean over all batches
     model.train()
     with torch.no_grad():
-        for batch in pictures:
+        for batch in images:
             model(torch.from_numpy(batch))
     torch.save(model.state_dict(), path)

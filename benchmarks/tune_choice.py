@@ -1,9 +1,9 @@
 """How long `tune` takes, and how near its choice is to the best: `uv run python benchmarks/tune_choice.py`.
 
-`tune` runs from an empty folder, with calibration pictures and no limits. Then everything that it could have chosen is
+`tune` runs from an empty folder, with calibration images and no limits. Then everything that it could have chosen is
 raced at length, also what it left out after three short rounds: a few at a time, each in a process of its own, always
 beside the choice. The limits: 15 minutes from start to exit on two cores, and no candidate more than 5 % faster than
-the choice, or with the goal `throughput` with 5 % more pictures a second.
+the choice, or with the goal `throughput` with 5 % more images a second.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Found:
 
     model: str
     goal: str
-    pictures: int
+    images: int
     candidates: int
     seconds: float
     cpu_seconds: float
@@ -94,7 +94,7 @@ def found(model: str, goal: str, calibration: Path, rounds: int, turn_seconds: f
     return Found(
         model=Path(model).stem,
         goal=goal,
-        pictures=sum(path.is_file() for path in calibration.rglob("*")),
+        images=sum(path.is_file() for path in calibration.rglob("*")),
         candidates=len(report["candidates"]),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
@@ -164,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = Machine.this("densenet-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch")
     results: list[Found] = []
     for model, goal in itertools.product(options.model, options.goal):
-        pictures = SAMPLES if Path(model).exists() else options.calibration
-        results.append(found(model, goal, pictures, options.rounds, options.seconds))
+        images = SAMPLES if Path(model).exists() else options.calibration
+        results.append(found(model, goal, images, options.rounds, options.seconds))
         write_results(options.output, machine, {"cpus": usable_cpus(), "results": [asdict(one) for one in results]})
     header = ("model", "goal", "tried", "minutes", "CPU min", "chosen", "best is faster by", "within 5 %")
     print_table(header, [*map(_row, results)])
@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=[str(DIGITS), "121"], help="files or variants (digits, 121)")
     parser.add_argument("--goal", nargs="+", default=["latency"], help="latency, throughput (default latency)")
-    parser.add_argument("--calibration", type=Path, default=SAMPLES, help="pictures for variants (default: samples)")
+    parser.add_argument("--calibration", type=Path, default=SAMPLES, help="images for variants (default: samples)")
     parser.add_argument("--rounds", type=int, default=15, help="of the race of everything")
     parser.add_argument("--seconds", type=float, default=0.25, help="a turn of it (default 0.25)")
     parser.add_argument("--output", type=Path, default=RESULTS / "tune_choice.json")

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from examples.digits_data import LABELS, Digits, digits_split, write_pictures
+from examples.digits_data import LABELS, Digits, digits_split, write_images
 
 FOLDER: Final = Path(__file__).parent / "samples"
 COUNT: Final = 128
@@ -23,9 +23,9 @@ def balanced_sample(data: Digits, count: int, seed: int) -> Digits:
     by_digit = [order[data.digits[order] == digit] for digit in range(len(LABELS))]
     turns = [members[turn] for turn in range(max(map(len, by_digit))) for members in by_digit if turn < len(members)]
     chosen = np.sort(turns[:count])
-    return Digits(data.pictures[chosen], data.digits[chosen])
+    return Digits(data.images[chosen], data.digits[chosen])
 
 
 if __name__ == "__main__":
     training, _ = digits_split()
-    write_pictures(FOLDER, balanced_sample(training, COUNT, SEED))
+    write_images(FOLDER, balanced_sample(training, COUNT, SEED))

@@ -23,12 +23,12 @@ _HOMES: Final = {
     "DenseNetSpec": "densenet_deploy.variants.spec",
     "DensenetDeployError": "densenet_deploy.errors",
     "RunnerOptions": "densenet_deploy.runtime.runner",
-    "evaluate": "densenet_deploy.pipeline.evaluate.evaluate",
-    "export_onnx": "densenet_deploy.pipeline.export",
+    "evaluate": "densenet_deploy.workflows.evaluate.evaluate",
+    "export_onnx": "densenet_deploy.workflows.export",
     "find_variant": "densenet_deploy.variants",
-    "load_model": "densenet_deploy.pipeline.load",
+    "load_model": "densenet_deploy.workflows.load",
     "open_runner": "densenet_deploy.runtime.runner",
-    "validate": "densenet_deploy.pipeline.validate",
+    "validate": "densenet_deploy.workflows.validate",
 }
 
 __all__ = [
@@ -47,14 +47,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from densenet_deploy.errors import DensenetDeployError
-    from densenet_deploy.pipeline.evaluate.evaluate import evaluate
-    from densenet_deploy.pipeline.export import export_onnx
-    from densenet_deploy.pipeline.load import load_model
-    from densenet_deploy.pipeline.validate import validate
     from densenet_deploy.runtime.classifier import Classifier
     from densenet_deploy.runtime.runner import RunnerOptions, open_runner
     from densenet_deploy.variants import find_variant
     from densenet_deploy.variants.spec import DenseNetSpec
+    from densenet_deploy.workflows.evaluate.evaluate import evaluate
+    from densenet_deploy.workflows.export import export_onnx
+    from densenet_deploy.workflows.load import load_model
+    from densenet_deploy.workflows.validate import validate
 
 
 def __getattr__(name: str) -> Any:

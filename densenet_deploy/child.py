@@ -4,7 +4,7 @@ Native code that reads a hostile file may crash, take all memory, or never come 
 called it can catch that. In a child it is an answer like any other. The function is a generator of a module: what it
 yields reaches the caller at once as JSON, so that a child that dies was last heard saying what it was about to do::
 
-    parent   {"function": ["densenet_deploy.pipeline.examination", "read"], "arguments": [["a.onnx"]], ...}
+    parent   {"function": ["densenet_deploy.workflows.examination", "read"], "arguments": [["a.onnx"]], ...}
     child    {"ready": true}             it is prepared, the limits are set
     child    {"said": ["a.onnx", 0]}     and so on, as often as the function yields
     child    {"done": null}              or "memory" where that ran out, or the name of the exception's class

@@ -9,7 +9,7 @@
     │   ├── CheckpointError        3  weights that cannot be read or do not fit
     │   ├── ModelFileError         3  an ONNX, IR or engine file that cannot be used
     │   ├── ManifestError          3  facts in an artifact that cannot be read
-    │   ├── ImageError             3  a picture that cannot be decoded
+    │   ├── ImageError             3  an image that cannot be decoded
     │   ├── DataError              3  a folder, array or label file that cannot be used
     │   ├── FeedError              3  an array that is not what the model takes
     │   └── OutputExistsError      3  something else stands where the result should go
@@ -119,7 +119,7 @@ class ManifestError(InputError):
 
 
 class ImageError(InputError):
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
     what = "image"
 

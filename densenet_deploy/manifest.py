@@ -36,7 +36,7 @@ SpecFacts = Mapping[str, Scalar | tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes an input: shorter side to `resize`, centre crop to `image_size` (pixels), normalize.
+    """How an image becomes an input: shorter side to `resize`, centre crop to `image_size` (pixels), normalize.
 
     The result is `(value / 255 - mean) / std` per RGB channel, float32, (3, image_size, image_size).
     """
@@ -49,7 +49,7 @@ class Preprocessing:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value that a normalized picture can hold."""
+        """Smallest and largest value that a normalized image can hold."""
         low = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
         high = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
         return low, high

@@ -1,7 +1,7 @@
 """Classify what a camera sees, in a queue of one frame where the newest wins: no answer is about the distant past.
 
 uv run python examples/camera.py artifacts/digits.onnx examples/digits/held_out/7
-A folder plays the camera here, 30 pictures a second: give `watch` any iterable of uint8 RGB frames (H, W, 3).
+A folder plays the camera here, 30 images a second: give `watch` any iterable of uint8 RGB frames (H, W, 3).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Classify every picture of a folder: an application that embeds the runner.
+"""Classify every image of a folder: an application that embeds the runner.
 
 uv run python examples/classify_folder.py artifacts/digits.onnx examples/digits/held_out/7
 """

@@ -1,6 +1,6 @@
-"""Handwritten digits as pictures: scikit-learn's 8x8 grey scans enlarged to 32x32, in one fixed split.
+"""Handwritten digits as images: scikit-learn's 8x8 grey scans enlarged to 32x32, in one fixed split.
 
-Training, the committed held-out pictures and the calibration samples all come from here, and training prepares its
+Training, the committed held-out images and the calibration samples all come from here, and training prepares its
 inputs with the runtime's own code, so that a runner sees what the network was trained on.
 """
 
@@ -34,9 +34,9 @@ _GREY_LEVELS: Final = 16
 
 @dataclass(frozen=True)
 class Digits:
-    """`pictures` (N, H, W) grey or (N, H, W, 3) RGB, uint8, and the digit each shows: `digits` (N,) int64."""
+    """`images` (N, H, W) grey or (N, H, W, 3) RGB, uint8, and the digit each shows: `digits` (N,) int64."""
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     digits: NDArray[np.int64]
 
 
@@ -46,27 +46,27 @@ def digits_split() -> tuple[Digits, Digits]:
     from sklearn.model_selection import train_test_split
 
     scans, digits = load_digits(return_X_y=True)
-    pictures = np.stack([_enlarged(scan.reshape(8, 8)) for scan in scans])
+    images = np.stack([_enlarged(scan.reshape(8, 8)) for scan in scans])
     parts = train_test_split(
-        pictures, digits.astype(np.int64), test_size=HELD_OUT_SHARE, random_state=SPLIT_SEED, stratify=digits
+        images, digits.astype(np.int64), test_size=HELD_OUT_SHARE, random_state=SPLIT_SEED, stratify=digits
     )
     return Digits(parts[0], parts[2]), Digits(parts[1], parts[3])
 
 
-def inputs_from(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return what a runner makes of grey `pictures` (N, 32, 32): float32 (N, 3, 32, 32), normalized."""
-    rgb = np.repeat(pictures[..., None], 3, axis=-1)
-    return prepare_batch([LoadedImage.from_array(picture) for picture in rgb], PREPROCESSING)
+def inputs_from(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what a runner makes of grey `images` (N, 32, 32): float32 (N, 3, 32, 32), normalized."""
+    rgb = np.repeat(images[..., None], 3, axis=-1)
+    return prepare_batch([LoadedImage.from_array(image) for image in rgb], PREPROCESSING)
 
 
-def write_pictures(folder: Path, data: Digits) -> None:
+def write_images(folder: Path, data: Digits) -> None:
     """Write `data` as `folder/<digit>/NNNN.png` (8-bit grey or RGB), replacing those folders of digits."""
     for label in LABELS:
         shutil.rmtree(folder / label, ignore_errors=True)
-    for number, (picture, digit) in enumerate(zip(data.pictures, data.digits, strict=True)):
+    for number, (image, digit) in enumerate(zip(data.images, data.digits, strict=True)):
         path = folder / str(digit) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, optimize=True)
+        Image.fromarray(image).save(path, optimize=True)
 
 
 def _enlarged(scan: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Digits as masks, in several hands: typeset, hollow, pixelated, in seven segments, and scanned handwriting.
 
-All of it comes from what Pillow and scikit-learn carry inside, so no font of the machine decides what a picture shows.
+All of it comes from what Pillow and scikit-learn carry inside, so no font of the machine decides what an image shows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPLITS: Final = ("training", "calibration", "held_out")
 HANDS: Final = ("thin", "regular", "bold", "hollow", "pixelated", "segments", "handwriting")
 
 CALIBRATION_SCANS: Final = 240
-"""Of the training scans of `digits_split`, those that calibration pictures show and training pictures do not."""
+"""Of the training scans of `digits_split`, those that calibration images show and training images do not."""
 
 _STROKES: Final = {"thin": 0, "regular": 2, "bold": 5}
 _HOLLOW_STROKE: Final = 4
@@ -52,7 +52,7 @@ def glyph(hand: str, digit: int, split: str, rng: np.random.Generator) -> Image.
 def scans_of(split: str, digit: int) -> tuple[bytes, ...]:
     """Return the scans of `digit` that belong to `split`, each 32x32 grey bytes; no scan belongs to two splits."""
     data = _scans(split)
-    return tuple(picture.tobytes() for picture in data.pictures[data.digits == digit])
+    return tuple(image.tobytes() for image in data.images[data.digits == digit])
 
 
 @cache
@@ -61,7 +61,7 @@ def _scans(split: str) -> Digits:
     if split == "held_out":
         return held_out
     part = slice(CALIBRATION_SCANS) if split == "calibration" else slice(CALIBRATION_SCANS, None)
-    return Digits(training.pictures[part], training.digits[part])
+    return Digits(training.images[part], training.digits[part])
 
 
 @cache

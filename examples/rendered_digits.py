@@ -1,8 +1,8 @@
 """Digits as a camera might meet them: rendered in several hands, tilted, cluttered, faint, blurred and noisy.
 
-A picture is a function of a seed, a split and a number, and of nothing else: training draws new numbers every epoch,
-and everyone who asks for number 7 of the held-out pictures gets the same one. The digit of a picture is its number's
-last. Splits share neither pictures nor scans of handwriting.
+An image is a function of a seed, a split and a number, and of nothing else: training draws new numbers every epoch,
+and everyone who asks for number 7 of the held-out images gets the same one. The digit of an image is its number's
+last. Splits share neither images nor scans of handwriting.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.images import LoadedImage
 from densenet_deploy.runtime.preprocess import prepare_batch
-from examples.digits_data import LABELS, Digits, write_pictures
+from examples.digits_data import LABELS, Digits, write_images
 from examples.glyphs import CANVAS, HANDS, HEIGHT, SPLITS, glyph
 
 IMAGE_SIZE: Final = 64
@@ -34,9 +34,9 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Nuisance:
-    """What stands between a picture and its digit; the defaults leave a well trained network a few errors in a hundred.
+    """What stands between an image and its digit; the defaults leave a well trained network a few errors in a hundred.
 
-    Heights, shifts and radii are in pixels; contrast and noise in grey levels of 255; shares are of all pictures.
+    Heights, shifts and radii are in pixels; contrast and noise in grey levels of 255; shares are of all images.
     """
 
     heights: tuple[float, float] = (28, 48)
@@ -70,34 +70,34 @@ class Nuisance:
         )
 
 
-def pictures_of(split: str, numbers: Sequence[int], nuisance: Nuisance | None = None, seed: int = 0) -> Digits:
-    """Return the pictures of `split` with these `numbers`: (N, 64, 64, 3) uint8 RGB, and their digits.
+def images_of(split: str, numbers: Sequence[int], nuisance: Nuisance | None = None, seed: int = 0) -> Digits:
+    """Return the images of `split` with these `numbers`: (N, 64, 64, 3) uint8 RGB, and their digits.
 
-    >>> pictures_of("held_out", range(20, 23)).digits.tolist()
+    >>> images_of("held_out", range(20, 23)).digits.tolist()
     [0, 1, 2]
     """
     nuisance = nuisance or Nuisance()
-    pictures = np.stack([_picture(split, number, nuisance, seed) for number in numbers])
-    return Digits(pictures, np.array(numbers, np.int64) % len(LABELS))
+    images = np.stack([_image(split, number, nuisance, seed) for number in numbers])
+    return Digits(images, np.array(numbers, np.int64) % len(LABELS))
 
 
 def _between(start: float, end: float, share: float) -> float:
     return start + share * (end - start)
 
 
-def inputs_from(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return what a runner makes of `pictures` (N, 64, 64, 3): float32 (N, 3, 64, 64), normalized."""
-    return prepare_batch([LoadedImage.from_array(picture) for picture in pictures], PREPROCESSING)
+def inputs_from(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what a runner makes of `images` (N, 64, 64, 3): float32 (N, 3, 64, 64), normalized."""
+    return prepare_batch([LoadedImage.from_array(image) for image in images], PREPROCESSING)
 
 
 def write_split(folder: Path, split: str, count: int, seed: int = 0) -> Digits:
-    """Write the first `count` pictures of `split` as `folder/<digit>/NNNN.png`, and return them."""
-    data = pictures_of(split, range(count), seed=seed)
-    write_pictures(folder, data)
+    """Write the first `count` images of `split` as `folder/<digit>/NNNN.png`, and return them."""
+    data = images_of(split, range(count), seed=seed)
+    write_images(folder, data)
     return data
 
 
-def _picture(split: str, number: int, nuisance: Nuisance, seed: int) -> NDArray[np.uint8]:
+def _image(split: str, number: int, nuisance: Nuisance, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     digit = number % len(LABELS)
     hand = "handwriting" if rng.random() < _HANDWRITTEN_SHARE else _PRINTED[rng.integers(len(_PRINTED))]
@@ -152,7 +152,7 @@ def _placed(
     shear = rng.uniform(-nuisance.most_shear, nuisance.most_shear)
     stretch = math.exp(rng.uniform(-nuisance.most_stretch, nuisance.most_stretch))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    # From a pixel of the picture back to one of the mask, as Pillow wants it.
+    # From a pixel of the image back to one of the mask, as Pillow wants it.
     back = turn @ np.array([[1 / stretch, shear], [0, 1]]) * (HEIGHT / height)
     start = np.full(2, CANVAS / 2) - back @ (IMAGE_SIZE / 2 + shift)
     coefficients = (*back[0], start[0], *back[1], start[1])
@@ -162,7 +162,7 @@ def _placed(
 
 
 def _exposed(canvas: Image.Image, nuisance: Nuisance, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return the picture that a poor camera takes of `canvas`: blurred, of more or less contrast, noisy."""
+    """Return the image that a poor camera takes of `canvas`: blurred, of more or less contrast, noisy."""
     if rng.random() < nuisance.blurred_share:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, nuisance.most_blur)))
     light = np.asarray(canvas, np.float32) * rng.uniform(0.7, 1.15) + rng.uniform(-15, 15)

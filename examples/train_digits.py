@@ -1,7 +1,7 @@
 """Train a small DenseNet-BC on handwritten digits, on a CPU in minutes: `python -m examples.train_digits`.
 
 It leaves in `examples/digits/` the weights with all that a runner needs (labels, preprocessing, origin), how they came
-about (`training.json`) and the held-out pictures. The last epoch is kept, so the held-out digits choose nothing.
+about (`training.json`) and the held-out images. The last epoch is kept, so the held-out digits choose nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.models.state_dict import weights_sha256
 from densenet_deploy.variants import find_variant
-from examples.digits_data import LABELS, PREPROCESSING, SPLIT_SEED, Digits, digits_split, inputs_from, write_pictures
+from examples.digits_data import LABELS, PREPROCESSING, SPLIT_SEED, Digits, digits_split, inputs_from, write_images
 from examples.training import Batch, TrainingPlan, fit, share_right, write_network
 
 OUTPUT: Final = Path(__file__).parent / "digits"
@@ -49,11 +49,11 @@ def train(data: Digits, options: TrainingOptions) -> DenseNet:
 
 def accuracy(model: DenseNet, data: Digits) -> float:
     """Return the share of `data` that the model reads correctly."""
-    return share_right(model, torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits))
+    return share_right(model, torch.from_numpy(inputs_from(data.images)), torch.from_numpy(data.digits))
 
 
 def write_results(folder: Path, model: DenseNet, options: TrainingOptions, data: tuple[Digits, Digits]) -> float:
-    """Write weights, labels, report and held-out pictures to `folder`; return the held-out accuracy."""
+    """Write weights, labels, report and held-out images to `folder`; return the held-out accuracy."""
     training, held_out = data
     score = accuracy(model, held_out)
     origin = WeightsOrigin("scikit-learn digits", weights_sha256(model.state_dict()))
@@ -64,19 +64,19 @@ def write_results(folder: Path, model: DenseNet, options: TrainingOptions, data:
         "held_out_accuracy": score,
     }
     write_network(folder, "densenet_digits.safetensors", model, manifest, facts)
-    write_pictures(folder / "held_out", held_out)
+    write_images(folder / "held_out", held_out)
     return score
 
 
 def _batches(data: Digits, options: TrainingOptions) -> Iterator[Batch]:
     """Yield shuffled, augmented batches: inputs (N, 3, 32, 32) and digits (N,)."""
-    inputs, digits = torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits)
+    inputs, digits = torch.from_numpy(inputs_from(data.images)), torch.from_numpy(data.digits)
     for chosen in torch.randperm(len(digits)).split(options.batch_size):
         yield _moved(inputs[chosen], options), digits[chosen]
 
 
 def _moved(inputs: Tensor, options: TrainingOptions) -> Tensor:
-    """Turn and shift each picture a little; what comes in at the border repeats the border."""
+    """Turn and shift each image a little; what comes in at the border repeats the border."""
     count = len(inputs)
     angles = (torch.rand(count) * 2 - 1) * math.radians(options.most_degrees)
     shifts = (torch.rand(count, 2) * 2 - 1) * (2 * options.most_shift)

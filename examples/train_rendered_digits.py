@@ -2,7 +2,7 @@
 
 It shows what INT8 costs on a network of full size whose answers are not all easy. It leaves in
 `artifacts/rendered_digits/` the weights with all that a runner needs, how they came about (`training.json`),
-`calibration/` and `held_out/`. Every epoch draws new pictures. The last epoch is kept, so the held-out pictures choose
+`calibration/` and `held_out/`. Every epoch draws new images. The last epoch is kept, so the held-out images choose
 nothing.
 """
 
@@ -22,7 +22,7 @@ from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.models.state_dict import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS
-from examples.rendered_digits import PREPROCESSING, Nuisance, inputs_from, pictures_of, write_split
+from examples.rendered_digits import PREPROCESSING, Nuisance, images_of, inputs_from, write_split
 from examples.training import Batch, TrainingPlan, fit, share_right, write_network
 
 OUTPUT: Final = Path("artifacts") / "rendered_digits"
@@ -31,15 +31,15 @@ WEIGHTS_NAME: Final = "densenet_rendered_digits.safetensors"
 
 @dataclass(frozen=True)
 class RenderedOptions(TrainingPlan):
-    """How to train; `seed` decides weights and pictures, with equal threads bit for bit.
+    """How to train; `seed` decides weights and images, with equal threads bit for bit.
 
-    Over the first `easy_share` of the pictures nuisance grows from none to all of it: of what is hard from the start, a
-    network learned nothing in ten thousand pictures. All but the last `float32_epochs` compute in bfloat16, which takes
+    Over the first `easy_share` of the images nuisance grows from none to all of it: of what is hard from the start, a
+    network learned nothing in ten thousand images. All but the last `float32_epochs` compute in bfloat16, which takes
     two thirds of the time where the CPU has it.
     """
 
     epochs: int = 8
-    pictures: int = 7_000
+    images: int = 7_000
     peak_learning_rate: float = 2e-3
     weight_decay: float = 0.02
     easy_share: float = 0.5
@@ -49,33 +49,33 @@ class RenderedOptions(TrainingPlan):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many pictures to write."""
+    """How many images to write."""
 
     calibration: int = 512
     held_out: int = 1000
 
 
 def train(options: RenderedOptions) -> DenseNet:
-    """Return a DenseNet of 10 classes trained on `pictures` new ones an epoch, in eval mode."""
+    """Return a DenseNet of 10 classes trained on `images` new ones an epoch, in eval mode."""
     torch.manual_seed(options.seed)
     spec = replace(find_variant(options.variant).spec, num_classes=len(LABELS))
     model = build_model(spec, seed=options.seed).to(memory_format=torch.channels_last)
     bfloat16_epochs = options.epochs - options.float32_epochs
     optimizer = torch.optim.AdamW(model.parameters(), options.peak_learning_rate, weight_decay=options.weight_decay)
-    fit(model, optimizer, lambda epoch: batches(epoch, options), options.pictures, options, bfloat16_epochs)
+    fit(model, optimizer, lambda epoch: batches(epoch, options), options.images, options, bfloat16_epochs)
     return model.to(memory_format=torch.contiguous_format)
 
 
 def write_results(folder: Path, model: DenseNet, options: RenderedOptions, seconds: float, sizes: Sizes) -> float:
-    """Write weights, labels, report and pictures to `folder`; return the held-out accuracy in float32."""
+    """Write weights, labels, report and images to `folder`; return the held-out accuracy in float32."""
     write_split(folder / "calibration", "calibration", sizes.calibration)
     held_out = write_split(folder / "held_out", "held_out", sizes.held_out)
-    inputs, digits = torch.from_numpy(inputs_from(held_out.pictures)), torch.from_numpy(held_out.digits)
+    inputs, digits = torch.from_numpy(inputs_from(held_out.images)), torch.from_numpy(held_out.digits)
     score = share_right(model, inputs, digits)
     facts = {
         "options": asdict(options),
         "nuisance": asdict(Nuisance()),
-        "pictures": {"training": options.epochs * options.pictures, **asdict(sizes)},
+        "images": {"training": options.epochs * options.images, **asdict(sizes)},
         "held_out_accuracy": score,
         "seconds": round(seconds),
     }
@@ -86,20 +86,20 @@ def write_results(folder: Path, model: DenseNet, options: RenderedOptions, secon
 
 
 def batches(epoch: int, options: RenderedOptions) -> Iterator[Batch]:
-    """Yield an epoch of new pictures: inputs (N, 3, 64, 64) and digits (N,).
+    """Yield an epoch of new images: inputs (N, 3, 64, 64) and digits (N,).
 
     Ten neighbouring numbers are ten digits, so nothing needs shuffling.
     """
-    first, end = epoch * options.pictures, (epoch + 1) * options.pictures
+    first, end = epoch * options.images, (epoch + 1) * options.images
     for start in range(first, end, options.batch_size):
         numbers = range(start, min(start + options.batch_size, end))
-        data = pictures_of("training", numbers, _nuisance_at(start, options), options.seed)
-        inputs = torch.from_numpy(inputs_from(data.pictures))
+        data = images_of("training", numbers, _nuisance_at(start, options), options.seed)
+        inputs = torch.from_numpy(inputs_from(data.images))
         yield inputs.contiguous(memory_format=torch.channels_last), torch.from_numpy(data.digits)
 
 
 def _nuisance_at(number: int, options: RenderedOptions) -> Nuisance:
-    easy = options.easy_share * options.epochs * options.pictures
+    easy = options.easy_share * options.epochs * options.images
     return Nuisance().eased(min(1.0, number / easy) if easy else 1.0)
 
 
@@ -108,9 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a DenseNet-121 on rendered digits.")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     parser.add_argument("--epochs", type=int, default=RenderedOptions.epochs)
-    parser.add_argument("--pictures", type=int, default=RenderedOptions.pictures, help="new pictures an epoch")
+    parser.add_argument("--images", type=int, default=RenderedOptions.images, help="new images an epoch")
     arguments = parser.parse_args()
-    options = RenderedOptions(epochs=arguments.epochs, pictures=arguments.pictures)
+    options = RenderedOptions(epochs=arguments.epochs, images=arguments.images)
     started = time.perf_counter()
     model = train(options)
     seconds = time.perf_counter() - started

@@ -38,26 +38,26 @@ class TrainingPlan:
     peak_learning_rate: float = 0.1
     weight_decay: float = 5e-4
 
-    def steps(self, pictures: int) -> int:
-        """Return the steps of all epochs, each over so many pictures."""
-        return self.epochs * math.ceil(pictures / self.batch_size)
+    def steps(self, images: int) -> int:
+        """Return the steps of all epochs, each over so many images."""
+        return self.epochs * math.ceil(images / self.batch_size)
 
 
 def fit(
     model: DenseNet,
     optimizer: Optimizer,
     batches_of: Callable[[int], Iterable[Batch]],
-    pictures: int,
+    images: int,
     plan: TrainingPlan,
     bfloat16_epochs: int = 0,
 ) -> DenseNet:
-    """Train `model` in place and return it in eval mode. `batches_of(epoch)` gives the `pictures` of an epoch, from 0.
+    """Train `model` in place and return it in eval mode. `batches_of(epoch)` gives the `images` of an epoch, from 0.
 
     The first `bfloat16_epochs` compute in bfloat16 where autocast finds that safe; weights are float32 throughout, and
     float32 epochs at the end leave norms with the statistics of float32 activations.
     """
     model.train()
-    schedule = OneCycleLR(optimizer, plan.peak_learning_rate, total_steps=plan.steps(pictures))
+    schedule = OneCycleLR(optimizer, plan.peak_learning_rate, total_steps=plan.steps(images))
     for epoch in range(plan.epochs):
         started, total = time.perf_counter(), 0.0
         for inputs, classes in batches_of(epoch):
@@ -68,7 +68,7 @@ def fit(
             optimizer.step()
             schedule.step()
             total += loss.item() * len(classes)
-        print(f"epoch {epoch + 1}: loss {total / pictures:.4f}, {time.perf_counter() - started:.1f} s", flush=True)
+        print(f"epoch {epoch + 1}: loss {total / images:.4f}, {time.perf_counter() - started:.1f} s", flush=True)
     return model.eval()
 
 

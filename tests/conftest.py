@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import Architecture, ModelRequest
+from densenet_deploy.workflows.export import ExportTarget, export_onnx
+from densenet_deploy.workflows.load import Architecture, ModelRequest
+from tests.exported_networks import exported
+
+__all__ = ["exported"]
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
@@ -16,7 +19,7 @@ TINY = Architecture(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, st
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained DenseNet for 32x32 pictures and 10 classes, exported by the product."""
+    """An untrained DenseNet for 32x32 images and 10 classes, exported by the product."""
     folder = tmp_path_factory.mktemp("tiny")
     request = ModelRequest(architecture=TINY, num_classes=10)
     return export_onnx(request, ExportTarget(out=str(folder / "tiny.onnx"))).onnx

@@ -13,9 +13,9 @@ Shape = tuple[int | None, ...]
 
 
 class FunctionRunner(Runner):
-    """Runs `function(batch) -> tensors`; `sizes` tells how many pictures each batch had.
+    """Runs `function(batch) -> tensors`; `sizes` tells how many images each batch had.
 
-    The shapes of its outputs, where they are not given, are those of what the function makes of one picture.
+    The shapes of its outputs, where they are not given, are those of what the function makes of one image.
     """
 
     name = "function"

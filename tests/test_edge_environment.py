@@ -43,8 +43,8 @@ def test_nothing_heavy_is_installed(edge: Path) -> None:
 
 
 def test_run_classifies(edge: Path, digits_onnx: Path) -> None:
-    picture = next((DIGITS / "held_out" / "7").iterdir())
-    answer = json.loads(_do(edge / "densenet-deploy", "run", digits_onnx, picture, "--json"))
+    image = next((DIGITS / "held_out" / "7").iterdir())
+    answer = json.loads(_do(edge / "densenet-deploy", "run", digits_onnx, image, "--json"))
     assert answer["predictions"][0]["top"][0]["label"] == "7"
 
 
@@ -54,13 +54,13 @@ def test_run_classifies(edge: Path, digits_onnx: Path) -> None:
         (["export", "--variant", "121"], "export"),
         (["simplify", "MODEL"], "export"),
         (["inspect", "MODEL"], "export"),
-        (["run", "MODEL", "PICTURE", "--backend", "openvino"], "openvino"),
-        (["run", str(DIGITS / "densenet_digits.safetensors"), "PICTURE"], "export"),
+        (["run", "MODEL", "IMAGE", "--backend", "openvino"], "openvino"),
+        (["run", str(DIGITS / "densenet_digits.safetensors"), "IMAGE"], "export"),
     ],
     ids=lambda value: " ".join(value[:1]) if isinstance(value, list) else value,
 )
 def test_what_is_missing_is_named_with_the_command(edge: Path, digits_onnx: Path, words: list[str], extra: str) -> None:
-    real = {"MODEL": str(digits_onnx), "PICTURE": str(next((DIGITS / "held_out" / "7").iterdir()))}
+    real = {"MODEL": str(digits_onnx), "IMAGE": str(next((DIGITS / "held_out" / "7").iterdir()))}
     command = [str(edge / "densenet-deploy"), *(real.get(word, word) for word in words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (5, "")

@@ -93,7 +93,7 @@ print(backends.names())
 
 def test_the_edge_core_classifies_with_one_backend_and_no_other_package(tiny_onnx, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     code = f"""
 allowed = {{'densenet_deploy', 'numpy', 'PIL', 'onnxruntime'}}
 {ALLOW}
@@ -106,7 +106,7 @@ with Classifier.open(sys.argv[1], 'onnxruntime', 'cpu') as classify:
 print(json.dumps([score.score for score in prediction.top]))
 assert not {{'torch', 'onnx', 'typer', 'rich', 'openvino'}} & set(sys.modules)
 """
-    scores = json.loads(_python(code, str(tiny_onnx), str(tmp_path / "picture.png")))
+    scores = json.loads(_python(code, str(tiny_onnx), str(tmp_path / "image.png")))
     assert len(scores) == 10
     assert sum(scores) == pytest.approx(1.0)
 

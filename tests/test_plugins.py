@@ -20,7 +20,7 @@ from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.runner import backends, open_runner
 
 BACKEND = '''
-"""Scores a picture by the mean of each channel, with weights from a text file behind a line <net …>."""
+"""Scores an image by the mean of each channel, with weights from a text file behind a line <net …>."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """How well a classifier answered: top-1, top-5, by class, what is taken for what, and whether its confidence is earned.
 
 The expected calibration error (Naeini 2015; Guo et al. 2017) sorts the answers into 15 bins of equal width by the
-softmax score of the best class and sums, weighted by the share of pictures, how far the mean score of each bin is from
+softmax score of the best class and sums, weighted by the share of images, how far the mean score of each bin is from
 the fraction it has right. 0 means: of what is said with 80 %, 80 % is right.
 """
 
@@ -22,7 +22,7 @@ _BINS: Final = 15
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """One class: its pictures, how many of them had it as the best answer, and how often it was the answer at all."""
+    """One class: its images, how many of them had it as the best answer, and how often it was the answer at all."""
 
     index: int
     count: int
@@ -36,7 +36,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many pictures of the class `truth` were taken for `predicted`."""
+    """How many images of the class `truth` were taken for `predicted`."""
 
     truth: int
     predicted: int
@@ -56,7 +56,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered to N pictures.
+    """What a model answered to N images.
 
     Attributes:
         truth: the right class of each, (N,).
@@ -74,7 +74,7 @@ class Answers:
 
     @property
     def predicted(self) -> Ints:
-        """The best class of each picture, (N,)."""
+        """The best class of each image, (N,)."""
         return self.best[:, 0]
 
     @property
@@ -88,11 +88,11 @@ class Answers:
 
     @property
     def top5(self) -> float:
-        """The fraction of pictures whose class is among the best five."""
+        """The fraction of images whose class is among the best five."""
         return float((self.best == self.truth[:, None]).any(axis=1).mean())
 
     def by_class(self) -> tuple[ClassAccuracy, ...]:
-        """Return the accuracy of every class that has pictures, in order."""
+        """Return the accuracy of every class that has images, in order."""
         classes, counts = np.unique(self.truth, return_counts=True)
         right = np.bincount(self.truth[self.right], minlength=classes[-1] + 1)
         answered = np.bincount(self.predicted, minlength=classes[-1] + 1)

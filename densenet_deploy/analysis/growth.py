@@ -26,7 +26,7 @@ class GrowthStep:
 
     @property
     def values(self) -> int:
-        """Numbers held for one picture."""
+        """Numbers held for one image."""
         return self.channels * self.size**2
 
 

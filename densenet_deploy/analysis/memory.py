@@ -1,7 +1,7 @@
 """How much memory the activations of one inference need at their peak, with and without a bus per dense block.
 
 The model of liveness: steps run one after another in the order of the network; a step allocates its output before it
-frees any input; a tensor is freed after its last reader, the picture after the first convolution. A normalization with
+frees any input; a tensor is freed after its last reader, the image after the first convolution. A normalization with
 its ReLU works in place behind a convolution, whose output nobody else reads, and writes a copy in front of a dense
 layer, a transition or the head, where it reads a block's features. Weights and scratch space of a backend are not
 counted.
@@ -125,11 +125,11 @@ def _forward(spec: DenseNetSpec, image_size: int, *, bus: bool) -> _Tape:
 
 
 def _stem(tape: _Tape, spec: DenseNetSpec, image_size: int) -> int:
-    """Write what the first block's input is made from: the convolved maps, or the picture where no pool follows."""
-    picture = tape.write(3 * image_size**2)
+    """Write what the first block's input is made from: the convolved maps, or the image where no pool follows."""
+    image = tape.write(3 * image_size**2)
     if spec.stem == "cifar":
-        return picture
-    return tape.write(spec.init_features * stem_size(spec, image_size) ** 2, picture)
+        return image
+    return tape.write(spec.init_features * stem_size(spec, image_size) ** 2, image)
 
 
 def _on_bus(tape: _Tape, spec: DenseNetSpec, block: int, area: int, bus: int) -> int:

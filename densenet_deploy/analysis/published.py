@@ -1,4 +1,4 @@
-"""Accuracies that others published: single crop on ImageNet's 50 000 validation pictures. Nothing here was measured."""
+"""Accuracies that others published: single crop on ImageNet's 50 000 validation images. Nothing here was measured."""
 
 from __future__ import annotations
 

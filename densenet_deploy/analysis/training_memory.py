@@ -77,7 +77,7 @@ def training_memory(
 
 
 def _stem(spec: DenseNetSpec, image_size: int) -> int:
-    """The picture; with the ImageNet stem also what enters and leaves the norm and its ReLU in place."""
+    """The image; with the ImageNet stem also what enters and leaves the norm and its ReLU in place."""
     maps = 2 * spec.init_features * stem_size(spec, image_size) ** 2 if spec.stem == "imagenet" else 0
     return 3 * image_size**2 + maps
 

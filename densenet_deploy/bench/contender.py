@@ -60,13 +60,13 @@ class BatchRefusedError(BackendError):
 
 @dataclass(frozen=True)
 class Contender:
-    """What to time: a model file on a backend, with seeded noise of `batch` pictures.
+    """What to time: a model file on a backend, with seeded noise of `batch` images.
 
     Attributes:
         model: an ONNX or OpenVINO file, or whatever else `program` opens.
         backend, device, precision, threads: see `open_runner` and `RunnerOptions`; None means their defaults.
         streams: runners of the model that work at the same time, `threads` each.
-        fps: let a camera give the pictures, one `batch` a frame; None: as soon as the one before is done.
+        fps: let a camera give the images, one `batch` a frame; None: as soon as the one before is done.
         program: the module whose `main` the process runs; it calls `serve_contender`.
     """
 
@@ -247,7 +247,7 @@ def _first_call(wanted: Contender, runner: Runner) -> float:
 
 
 def _noise(runner: Runner, batch: int) -> Feeds:
-    """Seeded noise; where the model takes pictures of any size, of the size that its facts name."""
+    """Seeded noise; where the model takes images of any size, of the size that its facts name."""
     spec = runner.inputs[0]
     known = runner.manifest.preprocessing if runner.manifest else Preprocessing()
     usual = (batch, 3, known.image_size, known.image_size)

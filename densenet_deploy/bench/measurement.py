@@ -85,7 +85,7 @@ class Measurement:
 
     @property
     def images_per_second(self) -> float:
-        """Pictures done over the time it took, in which a camera's frames are waited for."""
+        """Images done over the time it took, in which a camera's frames are waited for."""
         return self.calls * self.contender.batch / sum(turn.wall_seconds for turn in self.turns)
 
     @property

@@ -2,7 +2,7 @@
 
 ==============  =======================================================================================================
 single stream   one call after the other; a time is that of one call
-offline         all pictures are there: one caller for each runner, all at the same time; throughput is what counts
+offline         all images are there: one caller for each runner, all at the same time; throughput is what counts
 camera          a frame every 1/fps seconds; whoever is free takes the newest and the frames before it are dropped; a
                 time runs from the arrival of a frame to its result, and a result later than the next frame is late
 ==============  =======================================================================================================

@@ -21,7 +21,7 @@ def benchmark_command(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, gpu, npu or auto; several separated by commas.")] = (
         "auto"
     ),
-    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Pictures a call.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Images a call.")] = "1",
     threads: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="CPU threads of a call; by default all it may use.")
     ] = None,
@@ -52,8 +52,8 @@ def benchmark_command(
         _refuse([name for name, value in given.items() if value is not None])
         _refuse([] if scenario == "single-stream" else ["--scenario"])
         return _like_trtexec(models, args.listed([device]), args.whole_numbers("--batch", batch), seconds, out, force)
-    from densenet_deploy.pipeline.benchmark.benchmark import BenchmarkOptions, benchmark
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
+    from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.workflows.examination import Given, Reader, examine
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),
@@ -85,7 +85,7 @@ def _like_trtexec(
     out: str | None,
     force: bool,
 ) -> Report:
-    from densenet_deploy.pipeline.benchmark.trtexec import TrtexecOptions, benchmark_like_trtexec
+    from densenet_deploy.workflows.benchmark.trtexec import TrtexecOptions, benchmark_like_trtexec
 
     if len(devices) > 1:
         raise UsageError(", ".join(devices), "are several devices", "give --trtexec one at a time")

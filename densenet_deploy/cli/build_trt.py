@@ -12,8 +12,8 @@ from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from densenet_deploy.pipeline.quantize.options import QuantizeOptions
     from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 Batches = Annotated[list[int] | None, typer.Option(help="Give it again for each further profile.")]
 
@@ -29,9 +29,9 @@ def build_trt_command(
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Compute on 8-bit integers, with --calibration.")] = False,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE", help="Pictures to calibrate on, or a .npy or .npz file.")
+        Path | None, typer.Option(metavar="DIR|FILE", help="Images to calibrate on, or a .npy or .npz file.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Pictures to calibrate on, at most (default 512).")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images to calibrate on, at most (default 512).")] = None,
     weights: Annotated[str | None, typer.Option(help="per-channel (default) or per-tensor scales of --int8.")] = None,
     quantize_bus: Annotated[
         bool, typer.Option("--quantize-bus", help="With --int8: dense blocks' concatenated features in INT8 too.")
@@ -71,8 +71,8 @@ def build_trt_command(
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
     from densenet_deploy.engines.support import choose_flavour
-    from densenet_deploy.pipeline.build_engine.graph import Wanted, is_parsed
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
+    from densenet_deploy.workflows.build_engine.graph import Wanted, is_parsed
+    from densenet_deploy.workflows.examination import Given, Reader, examine
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -96,13 +96,13 @@ def build_trt_command(
     if model is not None and is_parsed(wanted):
         examine(Given(model, (Reader.GRAPH,) if calibration is None else (Reader.GRAPH, Reader.SESSION)))
     if dry_run:
-        from densenet_deploy.pipeline.build_engine.build_engine import dry_run as say
+        from densenet_deploy.workflows.build_engine.build_engine import dry_run as say
 
         return say(wanted, options)
     from densenet_deploy.engines.builder import Builder
 
     with Builder(options) as builder, args.progress() as listener:
-        from densenet_deploy.pipeline.build_engine.build_engine import build_engine  # while TensorRT is imported
+        from densenet_deploy.workflows.build_engine.build_engine import build_engine  # while TensorRT is imported
 
         cache = _calibration_cache(calibration)
         return build_engine(wanted, options, builder=builder, cache=cache, listener=listener)
@@ -138,7 +138,7 @@ def _quantization(precision: str, weights: str | None, samples: int | None, *, q
     """
     import dataclasses
 
-    from densenet_deploy.pipeline.build_engine.graph import QUANTIZATION
+    from densenet_deploy.workflows.build_engine.graph import QUANTIZATION
 
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"

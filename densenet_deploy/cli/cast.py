@@ -19,9 +19,9 @@ def cast_command(
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|FILE.npy|FILE.npz", help="Pictures: what overflows FP16 on them stays FP32."),
+        typer.Option(metavar="DIR|FILE.npy|FILE.npz", help="Images: what overflows FP16 on them stays FP32."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Pictures to calibrate on, at most.")] = 512,
+    samples: Annotated[int, typer.Option(help="Images to calibrate on, at most.")] = 512,
     gate: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A limit such as cosine=0.9999; repeatable.")
     ] = None,
@@ -30,9 +30,9 @@ def cast_command(
 ) -> Report:
     """Write FP16 or BF16 into the graph; what does not fit stays FP32."""
     from densenet_deploy.parity.gates import parse_gate
-    from densenet_deploy.pipeline.cast import CastOptions, cast
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.workflows.cast import CastOptions, cast
+    from densenet_deploy.workflows.examination import Given, Reader, examine
 
     if fp16 == bf16:
         why = "were given both" if fp16 else "were not given"

@@ -8,6 +8,6 @@ from densenet_deploy.cli.app import Report, command
 @command("doctor")
 def doctor_command() -> Report:
     """Say which backends and devices work here, and what would mend the others."""
-    from densenet_deploy.pipeline.doctor import examine
+    from densenet_deploy.workflows.doctor import examine
 
     return examine()

@@ -15,29 +15,29 @@ from densenet_deploy.cli.app import Report, command
 def evaluate_command(
     model: args.Model,
     data: Annotated[
-        Path, typer.Option(metavar="DIR", help="One folder of pictures a class, or pictures and --ground-truth.")
+        Path, typer.Option(metavar="DIR", help="One folder of images a class, or images and --ground-truth.")
     ],
     ground_truth: Annotated[
         Path | None, typer.Option(metavar="FILE", help="FILE CLASS, or CLASS, a line: the classes of a flat folder.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="OTHER", help="List the pictures that this model takes for something else.")
+        Path | None, typer.Option(metavar="OTHER", help="List the images that this model takes for something else.")
     ] = None,
     against_backend: Annotated[str | None, typer.Option(help="Backend of OTHER.")] = None,
     backend: args.Backend = "auto",
     device: args.Device = "auto",
-    batch: Annotated[int, typer.Option(help="Pictures run at once.")] = 16,
-    max_bad: Annotated[int, typer.Option(help="Unreadable pictures to tolerate.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images run at once.")] = 16,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
     threads: args.Threads = None,
     decode_threads: Annotated[
-        int | None, typer.Option(help="Threads that decode pictures; by default one for each CPU.")
+        int | None, typer.Option(help="Threads that decode images; by default one for each CPU.")
     ] = None,
     trust_engine: args.TrustEngine = False,
 ) -> Report:
     """Measure top-1, top-5, accuracy by class and calibration on labelled images."""
-    from densenet_deploy.pipeline.evaluate.evaluate import EvaluateOptions, evaluate
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.runtime.runner import RunnerOptions
+    from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.workflows.examination import Given, Reader, examine
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = RunnerOptions(threads=threads, trust_engine=trust_engine)

@@ -41,9 +41,9 @@ def export_command(
     force: args.Force = False,
 ) -> Report:
     """Build or load a DenseNet and write a verified ONNX file."""
-    from densenet_deploy.pipeline.examination import Given, examine
-    from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-    from densenet_deploy.pipeline.load import ModelRequest, labels_from
+    from densenet_deploy.workflows.examination import Given, examine
+    from densenet_deploy.workflows.export import ExportTarget, export_onnx
+    from densenet_deploy.workflows.load import ModelRequest, labels_from
 
     request = ModelRequest(
         variant=variant,

@@ -12,8 +12,8 @@ from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from densenet_deploy.pipeline.inspect.inspect import InspectOptions
-    from densenet_deploy.pipeline.load import Architecture
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions
+    from densenet_deploy.workflows.load import Architecture
 
 
 @command("inspect")
@@ -24,7 +24,7 @@ def inspect_command(
     ] = None,
     variant: args.Variant = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width of the input in pixels.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at once, for memory, profile and latency.")] = 1,
+    batch: Annotated[int, typer.Option(help="Images at once, for memory, profile and latency.")] = 1,
     precision: Annotated[str | None, typer.Option(help="Of the activations: fp32, fp16, bf16 or int8.")] = None,
     growth_rate: args.GrowthRate = None,
     blocks: args.Blocks = None,
@@ -51,9 +51,9 @@ def inspect_command(
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure latency in a sweep.")] = True,
 ) -> Report:
     """Count parameters, MACs and memory by block; profile operators; sweep a number of the architecture."""
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.inspect.inspect import InspectOptions, inspect_file, inspect_variant
-    from densenet_deploy.pipeline.inspect.operator_profile import ProfileOptions
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
+    from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions
 
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
     profile_options = ProfileOptions(backend, device, threads) if profile else None
@@ -74,10 +74,10 @@ def inspect_command(
 
 
 def _engine(model: Path, options: InspectOptions) -> Report:
-    from densenet_deploy.pipeline.inspect.engine import inspect_engine
+    from densenet_deploy.workflows.inspect.engine import inspect_engine
 
     if options.image_size is not None:
-        raise UsageError(f"image-size={options.image_size}", "an engine takes pictures of one size", "leave it out")
+        raise UsageError(f"image-size={options.image_size}", "an engine takes images of one size", "leave it out")
     if options.precision is not None:
         raise UsageError(f"precision={options.precision}", "an engine has its precision inside", "leave it out")
     if options.training or options.profile is not None:
@@ -95,9 +95,9 @@ def _sweep(
     *,
     measure: bool,
 ) -> Report:
-    from densenet_deploy.pipeline.inspect.inspect import requested_variant
-    from densenet_deploy.pipeline.inspect.sweep import Sweep, SweepOptions, run_sweep
-    from densenet_deploy.pipeline.load import ModelRequest
+    from densenet_deploy.workflows.inspect.inspect import requested_variant
+    from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
+    from densenet_deploy.workflows.load import ModelRequest
 
     if options.training or options.profile is not None:
         raise UsageError("--sweep", "goes with neither --training nor --profile", "inspect one network with those")

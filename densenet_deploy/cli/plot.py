@@ -1,4 +1,4 @@
-"""`plot`: pictures of a model."""
+"""`plot`: figures of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plot_command(
     ] = None,
     variant: args.Variant = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width of the input in pixels.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at once, for memory.")] = 1,
+    batch: Annotated[int, typer.Option(help="Figures at once, for memory.")] = 1,
     growth_rate: args.GrowthRate = None,
     blocks: args.Blocks = None,
     init_features: args.InitFeatures = None,
@@ -31,10 +31,10 @@ def plot_command(
     out: args.Out = None,
     force: args.Force = False,
 ) -> Report:
-    """Draw a picture of a model as PNG or SVG."""
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.plot.data import PlotRequest
-    from densenet_deploy.pipeline.plot.plot import plot
+    """Draw a figure of a model as PNG or SVG."""
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.plot.data import PlotRequest
+    from densenet_deploy.workflows.plot.plot import plot
 
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
     examine(*(Given(path, (Reader.GRAPH, Reader.SESSION)) for path in models or ()))

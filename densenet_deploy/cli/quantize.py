@@ -15,19 +15,19 @@ from densenet_deploy.cli.app import Report, command
 def quantize_command(
     model: Annotated[Path, typer.Argument(metavar="A.onnx", help="A float32 ONNX file.")],
     calibration: Annotated[
-        Path, typer.Option(metavar="DIR|FILE.npy|FILE.npz", help="Pictures, or normalized float32 (N, 3, S, S).")
+        Path, typer.Option(metavar="DIR|FILE.npy|FILE.npz", help="Images, or normalized float32 (N, 3, S, S).")
     ],
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE.toml", help="auto, onnxruntime, openvino, tensorrt, or a recipe file.")
     ] = "auto",
     observer: Annotated[str | None, typer.Option(help="minmax (default), percentile, entropy or mse.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Pictures to calibrate on, at most (default 512).")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images to calibrate on, at most (default 512).")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="How much of the ranges moves into the weights, 0 to 1 (default 0.5).")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="per-channel (default) or per-tensor scales.")] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Percentage points of top-1 that may be lost on the calibration pictures.")
+        float | None, typer.Option(help="Percentage points of top-1 that may be lost on the calibration images.")
     ] = None,
     min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="SQNR that the logits must reach.")] = None,
     never_slower: Annotated[
@@ -39,11 +39,11 @@ def quantize_command(
     force: args.Force = False,
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.quantize.preparation import chosen_recipe
-    from densenet_deploy.pipeline.quantize.quantize import quantize
-    from densenet_deploy.pipeline.quantize.recipe_file import options_of
     from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.quantize.preparation import chosen_recipe
+    from densenet_deploy.workflows.quantize.quantize import quantize
+    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     named = {
         "observer": observer,

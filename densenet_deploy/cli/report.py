@@ -36,9 +36,9 @@ def report_command(
     force: args.Force = False,
 ) -> Report:
     """Write one HTML page: which model to ship and why, with all that it rests on."""
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.html_report.material import ReportSources
-    from densenet_deploy.pipeline.report import report
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.html_report.material import ReportSources
+    from densenet_deploy.workflows.report import report
 
     sources = ReportSources(
         models=tuple(models),

@@ -14,7 +14,7 @@ from densenet_deploy.cli.app import Report, command
 @command("run")
 def run_command(
     model: args.Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     backend: args.Backend = "auto",
     device: args.Device = "auto",
     top_k: Annotated[int, typer.Option(help="Classes to name.")] = 5,
@@ -22,9 +22,9 @@ def run_command(
     trust_engine: args.TrustEngine = False,
 ) -> Report:
     """Classify images with any model."""
-    from densenet_deploy.pipeline.classify import classify_files
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
     from densenet_deploy.runtime.runner import RunnerOptions
+    from densenet_deploy.workflows.classify import classify_files
+    from densenet_deploy.workflows.examination import Given, Reader, examine
 
     options = RunnerOptions(threads=threads, trust_engine=trust_engine)
     examine(Given(model, (Reader.SESSION,), backend))

@@ -18,8 +18,8 @@ def simplify_command(
     force: args.Force = False,
 ) -> Report:
     """Simplify an ONNX file with onnxsim and exact passes, and say what changed."""
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.simplify import simplify
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.simplify import simplify
 
     examine(Given(model, (Reader.GRAPH, Reader.SIMPLIFIER, Reader.SESSION)))
     return simplify(model, out, force=force)

@@ -20,7 +20,7 @@ def tune_command(
         list[str] | None, typer.Option(help="Untrained networks too: 121, cifar-bc-L-k, ...; repeatable.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE", help="Pictures or an array file; without it no INT8.")
+        Path | None, typer.Option(metavar="DIR|FILE", help="Images or an array file; without it no INT8.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="One folder a class: measure top-1 on these.")
@@ -42,9 +42,9 @@ def tune_command(
         str | None, typer.Option(metavar="N,N,...", help="CPU threads of a call; by default 1, 2, 4, ... up to all.")
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Pictures a call; by default 1, for throughput 1,8,32.")
+        str | None, typer.Option(metavar="N,N,...", help="Images a call; by default 1, for throughput 1,8,32.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Pictures to calibrate on, at most.")] = 512,
+    samples: Annotated[int, typer.Option(help="Images to calibrate on, at most.")] = 512,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be tried, and for how long.")] = False,
     measure_again: Annotated[
         bool, typer.Option("--measure-again", help="Forget remembered timings and accuracies.")
@@ -55,10 +55,10 @@ def tune_command(
     force: args.Force = False,
 ) -> Report | FailedGate:
     """Search precision, recipe, backend, threads and batch, and say which file to ship."""
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.tune import tune as road
-    from densenet_deploy.pipeline.tune.candidates import TuneOptions
-    from densenet_deploy.pipeline.tune.forms import Source
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.tune import tune as road
+    from densenet_deploy.workflows.tune.candidates import TuneOptions
+    from densenet_deploy.workflows.tune.forms import Source
 
     options = TuneOptions(
         precisions=args.listed([precision]),

@@ -15,7 +15,7 @@ from densenet_deploy.errors import GateError
 def validate_command(
     reference: Annotated[Path, typer.Argument(metavar="REF", help="The model that is right.")],
     candidate: Annotated[Path, typer.Argument(metavar="CAND", help="The model to judge.")],
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures to run on.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Images to run on.")] = None,
     samples: Annotated[int, typer.Option(help="How many inputs.")] = 16,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner tensors too, worst first.")] = False,
     gate: Annotated[
@@ -26,8 +26,8 @@ def validate_command(
 ) -> Report | FailedGate:
     """Measure how far one model's outputs are from another's."""
     from densenet_deploy.parity.gates import parse_gate
-    from densenet_deploy.pipeline.examination import Given, Reader, examine
-    from densenet_deploy.pipeline.validate import ValidateOptions, validate
+    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.validate import ValidateOptions, validate
 
     options = ValidateOptions(
         data=data,

@@ -32,7 +32,7 @@ class RunningConvolution:
         name: of the ONNX node.
         precision: of data and weights: `int8`, `fp16`, `bf16`, `fp32`, or `unknown`.
         writes: the precision of its result.
-        macs: multiply-accumulates for one picture; 0 where the engine does not say.
+        macs: multiply-accumulates for one image; 0 where the engine does not say.
         relu, bias: whether the ReLU behind it, and a bias, are part of the kernel.
     """
 

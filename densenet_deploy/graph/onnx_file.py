@@ -42,7 +42,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def image_size_of(model: onnx.ModelProto, path: Path) -> int:
-    """Return the height and width in pixels of the pictures that `model` takes.
+    """Return the height and width in pixels of the images that `model` takes.
 
     Raises:
         ModelFileError: if it does not take one float (N, 3, S, S) input of fixed S.

@@ -148,7 +148,7 @@ class BlockOutputs(Features):
 
 
 class DenseNet(nn.Module):
-    """A DenseNet with one of three heads: float32 pictures (N, 3, H, W) → (N, `spec.output_width`).
+    """A DenseNet with one of three heads: float32 images (N, 3, H, W) → (N, `spec.output_width`).
 
     >>> model = build_model(DenseNetSpec(growth_rate=4, blocks=(2, 2), stem="cifar", num_classes=10))
     >>> tuple(model(torch.zeros(1, 3, 8, 8)).shape)

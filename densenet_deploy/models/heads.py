@@ -34,7 +34,7 @@ class MultiScaleFeatures(nn.Module):
             self.add_module(f"reduce{number}", nn.Sequential(scale))
 
     def forward(self, block_outputs: Sequence[Tensor]) -> Tensor:
-        """Map the blocks' outputs, each (N, C_i, H_i, W_i), to one row a picture."""
+        """Map the blocks' outputs, each (N, C_i, H_i, W_i), to one row an image."""
         scales = zip(self.children(), block_outputs, strict=True)
         return torch.cat([reduce(output) for reduce, output in scales], dim=1)
 

@@ -1,7 +1,7 @@
 """How much memory the tensors of a network need at their peak, seen by running it: an inference, or a training step.
 
 The network runs on the meta device: every operation allocates and frees as it would, but no number is computed, so a
-DenseNet-264 at batch 256 is measured in seconds on a laptop. What counts is what is alive at once: the picture, feature
+DenseNet-264 at batch 256 is measured in seconds on a laptop. What counts is what is alive at once: the image, feature
 maps, what autograd keeps for the backward pass, and gradients. Weights and running statistics stand beside it; scratch
 space inside a kernel is not seen.
 """
@@ -56,7 +56,7 @@ class LiveMemory:
 
 
 def inference_memory(module: nn.Module, image_size: int, batch: int = 1) -> LiveMemory:
-    """Measure one inference of `module`, which must be on the meta device, for float32 pictures (batch, 3, S, S)."""
+    """Measure one inference of `module`, which must be on the meta device, for float32 images (batch, 3, S, S)."""
     return _measured(module.eval(), image_size, batch, trains=False)
 
 

@@ -11,7 +11,7 @@ from densenet_deploy.models.build import DenseBlock, DenseNet, PlainLayer, Trans
 
 
 def seen_shapes(model: DenseNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Run `model` on one picture of its device and return (C, H, W) by name.
+    """Run `model` on one image of its device and return (C, H, W) by name.
 
     The names are `conv0`, `denseblock1.denselayer1`, …, and `transition1` for what its convolution makes.
     """

@@ -1,4 +1,4 @@
-"""Seeded inputs for a comparison where no pictures are at hand: white noise, and images with the spectrum of nature.
+"""Seeded inputs for a comparison where no images are at hand: white noise, and images with the spectrum of nature.
 
 White noise drives a network unlike anything it was trained on. Natural scenes have an amplitude spectrum of about 1/f
 in radial spatial frequency f, that is, a power spectrum of slope −2 (Field 1987, "Relations between the statistics of
@@ -47,20 +47,20 @@ def natural_images(count: int, size: int, preprocessing: Preprocessing, seed: in
     """
     require_range("size", size, 1, 65536)
     rng = np.random.default_rng(seed)
-    return (_normalized(_picture(max(2, size), rng)[:, :size, :size], preprocessing) for _ in range(count))
+    return (_normalized(_image(max(2, size), rng)[:, :size, :size], preprocessing) for _ in range(count))
 
 
-def _normalized(picture: Doubles, preprocessing: Preprocessing) -> Floats:
-    normalized = (picture - _per_channel(preprocessing.mean)) / _per_channel(preprocessing.std)
+def _normalized(image: Doubles, preprocessing: Preprocessing) -> Floats:
+    normalized = (image - _per_channel(preprocessing.mean)) / _per_channel(preprocessing.std)
     return normalized.astype(np.float32)[None]
 
 
-def _picture(size: int, rng: np.random.Generator) -> Doubles:
+def _image(size: int, rng: np.random.Generator) -> Doubles:
     """Return RGB values in 0..1, (3, size, size)."""
     planes = np.stack([_plane(size, rng) for _ in range(3)])
     colours = np.tensordot(_RGB_COMPONENTS * np.sqrt(_RGB_VARIANCES), planes, axes=1)
-    picture: Doubles = np.clip(colours + _per_channel(IMAGENET_MEAN), 0.0, 1.0)
-    return picture
+    image: Doubles = np.clip(colours + _per_channel(IMAGENET_MEAN), 0.0, 1.0)
+    return image
 
 
 def _plane(size: int, rng: np.random.Generator) -> Doubles:

@@ -42,7 +42,7 @@ class CalibrationKey:
     Attributes:
         model: SHA-256 of the model, hex.
         data: SHA-256 of each calibration file by its name, as `CalibrationData.digests` has them.
-        preprocessing: how pictures become inputs.
+        preprocessing: how images become inputs.
         plan: observer, options and tensors.
     """
 

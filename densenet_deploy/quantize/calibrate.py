@@ -240,9 +240,9 @@ def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
     if len(first) < FEWEST_SAMPLES:
         raise DataError(origin, f"has {len(first)} samples", f"give at least {FEWEST_SAMPLES}")
     if all(_is_one_colour(sample) for sample in first):
-        raise DataError(origin, f"has one colour in each of the first {len(first)} samples", "give pictures")
+        raise DataError(origin, f"has one colour in each of the first {len(first)} samples", "give images")
     if all(np.array_equal(sample, first[0]) for sample in first[1:]):
-        raise DataError(origin, f"has the same picture {len(first)} times first", "give different pictures")
+        raise DataError(origin, f"has the same image {len(first)} times first", "give different images")
     while first:
         yield first.pop(0)
     yield from iterator

@@ -1,4 +1,4 @@
-"""Calibration data: a folder of pictures, an array file, or arrays from anywhere, as a stream of samples (1, 3, S, S).
+"""Calibration data: a folder of images, an array file, or arrays from anywhere, as a stream of samples (1, 3, S, S).
 
 Array files are read sample by sample, not mapped: the pages of a mapped file would count as this process's memory, and
 members of an `.npz` cannot be mapped at all.
@@ -59,14 +59,14 @@ def open_calibration_data(
     """Open a folder, an `.npy` or `.npz` file, or an iterable of arrays (N, 3, S, S).
 
     Args:
-        source: pictures directly inside the folder or in class folders; arrays are float32, already normalized.
+        source: images directly inside the folder or in class folders; arrays are float32, already normalized.
         preprocessing: of the model; arrays must have its size.
         samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first.
-        seed: of the subset, and of the order in which pictures come: folders are sorted by class, and whoever takes
+        seed: of the subset, and of the order in which images come: folders are sorted by class, and whoever takes
             the first few should get a fair sample. Arrays stay in their order.
 
     Raises:
-        DataError: if there are no pictures, or the array is not float32 (N, 3, S, S) of finite, normalized values; its
+        DataError: if there are no images, or the array is not float32 (N, 3, S, S) of finite, normalized values; its
             values are looked at while iterating.
         InputError: if there is no such file.
     """
@@ -76,17 +76,15 @@ def open_calibration_data(
     if source.suffix.lower() in ARRAY_SUFFIXES and not source.is_dir():
         return ArrayFile.open(source, preprocessing, samples, seed)
     if source.is_file():
-        raise DataError(
-            source, "is no calibration data", f"give a folder of pictures, or {' or '.join(ARRAY_SUFFIXES)}"
-        )
+        raise DataError(source, "is no calibration data", f"give a folder of images, or {' or '.join(ARRAY_SUFFIXES)}")
     paths = find_images(source)
     order = np.random.default_rng(seed).permutation(len(paths))
-    return PictureFolder(source, tuple(paths[index] for index in order[:samples]), preprocessing)
+    return ImageFolder(source, tuple(paths[index] for index in order[:samples]), preprocessing)
 
 
 @dataclass(frozen=True)
-class PictureFolder(CalibrationData):
-    """Pictures `paths` inside `folder`, prepared as the model wants them."""
+class ImageFolder(CalibrationData):
+    """Images `paths` inside `folder`, prepared as the model wants them."""
 
     folder: Path
     paths: tuple[Path, ...]
@@ -215,7 +213,7 @@ def _require_samples(shape: tuple[int, ...], dtype: np.dtype[Any], name: object,
     wanted = (3, preprocessing.image_size, preprocessing.image_size)
     if dtype != np.float32 or len(shape) != 4 or shape[1:] != wanted or shape[0] == 0:
         why = f"is {shape} {dtype}, the model takes float32 (N, {', '.join(map(str, wanted))})"
-        raise DataError(name, why, "prepare pictures with densenet_deploy.runtime.preprocess, or give their folder")
+        raise DataError(name, why, "prepare images with densenet_deploy.runtime.preprocess, or give their folder")
 
 
 def _split(array: Array, name: str, preprocessing: Preprocessing) -> Iterator[Array]:
@@ -232,5 +230,5 @@ def _checked(sample: Array, name: str, preprocessing: Preprocessing) -> Array:
         return sample
     if not np.isfinite(sample).all():
         raise DataError(name, "holds NaN or Inf", "remove it")
-    why = f"reaches from {low:.4g} to {high:.4g}, which no normalized picture does"
-    raise DataError(name, why, "prepare pictures with densenet_deploy.runtime.preprocess, or give their folder")
+    why = f"reaches from {low:.4g} to {high:.4g}, which no normalized image does"
+    raise DataError(name, why, "prepare images with densenet_deploy.runtime.preprocess, or give their folder")

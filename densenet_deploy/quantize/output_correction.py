@@ -1,9 +1,9 @@
 """Take back what quantization does to every output channel of a layer: its mean, and how far it swings.
 
 Rounding weights, rounding the bounds of clips and cutting off what lies beyond a range change an output channel in ways
-that are the same for every picture: its mean moves, and it swings a little less. Both add up from layer to layer, and
+that are the same for every image: its mean moves, and it swings a little less. Both add up from layer to layer, and
 an affine map undoes both. With ŷ the quantized and y the float output, ŷ ≈ (y − h)/g + noise that has nothing to do
-with y, and over the calibration pictures
+with y, and over the calibration images
 
     g = var(y) / cov(y, ŷ),   h = E[y] − g·E[ŷ]
 
@@ -57,14 +57,14 @@ class Correction:
 
 
 class Moments:
-    """Means of y, ŷ, y² and y·ŷ of each channel, taken in picture by picture."""
+    """Means of y, ŷ, y² and y·ŷ of each channel, taken in image by image."""
 
     def __init__(self) -> None:
         self._sums: Doubles | float = 0.0
         self._count = 0
 
     def update(self, wanted: Array, found: Array) -> None:
-        """Take in y and ŷ of N pictures, (N, C, …) each."""
+        """Take in y and ŷ of N images, (N, C, …) each."""
         y, y_hat = (array.reshape(*array.shape[:2], -1).astype(np.float64) for array in (wanted, found))
         products = (y, y_hat, y * y, y * y_hat)
         self._sums = self._sums + np.stack([product.mean(axis=2).sum(axis=0) for product in products])
@@ -129,7 +129,7 @@ def classifier_of(graph: ir.Graph) -> ir.Node | None:
 
 
 def correct_classifier(graph: ir.Graph, gemm: ir.Node, wanted: Sequence[Array], found: Sequence[Array]) -> None:
-    """Let `gemm` take back what is left: `wanted` and `found` are outputs (N, classes) of the same pictures."""
+    """Let `gemm` take back what is left: `wanted` and `found` are outputs (N, classes) of the same images."""
     moments = Moments()
     for y, y_hat in zip(wanted, found, strict=True):
         moments.update(y, y_hat)

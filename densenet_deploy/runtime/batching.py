@@ -17,7 +17,7 @@ def fixed_batch(runner: Runner) -> int | None:
 
 
 def input_size(runner: Runner) -> int | None:
-    """Return the height and width in pixels of the model's square pictures, or None where they may vary.
+    """Return the height and width in pixels of the model's square images, or None where they may vary.
 
     Raises:
         ModelFileError: if the model does not take one float32 (N, 3, S, S) input.

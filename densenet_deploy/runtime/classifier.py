@@ -1,4 +1,4 @@
-"""Pictures in, named classes out.
+"""Images in, named classes out.
 
 >>> classify = Classifier.open("artifacts/densenet121.onnx")      # doctest: +SKIP
 >>> print(classify("cat.jpg", top_k=2))      # doctest: +SKIP
@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one picture, best first (of equals the lower index), and what was lost in reading it."""
+    """The best classes of one image, best first (of equals the lower index), and what was lost in reading it."""
 
     top: tuple[Score, ...]
     notes: tuple[str, ...] = ()
@@ -55,18 +55,18 @@ class Prediction:
 
 
 class Classifier:
-    """Classify pictures with a runner, which it owns and closes.
+    """Classify images with a runner, which it owns and closes.
 
     Preprocessing and labels are those of the model's manifest unless given. Safe to call from many threads.
 
     Attributes:
-        preprocessing: how pictures are prepared.
+        preprocessing: how images are prepared.
         labels: names of the classes, or empty.
         assumptions: sentences on what had to be guessed, because nothing in the model says it.
 
     Raises:
-        ModelFileError: if the model does not take pictures.
-        FeedError: if it takes pictures of another size than the preprocessing makes.
+        ModelFileError: if the model does not take images.
+        FeedError: if it takes images of another size than the preprocessing makes.
         ModelFileError: if the model gives no logits.
         DataError: if there are not as many labels as classes.
     """
@@ -101,18 +101,18 @@ class Classifier:
             raise
 
     def classify(self, image: ImageSource | LoadedImage, top_k: int = 5) -> Prediction:
-        """Return the `top_k` best classes of one picture (all, where the model has fewer).
+        """Return the `top_k` best classes of one image (all, where the model has fewer).
 
         Raises:
             UsageError: if `top_k` is under 1.
-            ImageError: if the picture cannot be read.
+            ImageError: if the image cannot be read.
         """
         return self.classify_batch((image,), top_k)[0]
 
     __call__ = classify
 
     def classify_batch(self, images: Sequence[ImageSource | LoadedImage], top_k: int = 5) -> tuple[Prediction, ...]:
-        """Classify pictures in one run, or in as many as a model of fixed batch size needs. Errors as in `classify`."""
+        """Classify images in one run, or in as many as a model of fixed batch size needs. Errors as in `classify`."""
         if top_k < 1:
             raise UsageError(f"top_k={top_k}", "is out of range", "ask for at least 1 class")
         loaded = [image if isinstance(image, LoadedImage) else load_image(image) for image in images]
@@ -134,7 +134,7 @@ class Classifier:
         return logits
 
     def scores(self, logits: Array) -> Array:
-        """Return the softmax scores (C,) of one picture's logits (C,), or those themselves if they already are some."""
+        """Return the softmax scores (C,) of one image's logits (C,), or those themselves if they already are some."""
         are_scores = self._runner.manifest is None and _are_scores(logits)
         return logits if are_scores else _softmax(logits)
 
@@ -188,14 +188,12 @@ def _logits_output(outputs: tuple[TensorSpec, ...]) -> TensorSpec:
 
 
 def _assumption(preprocessing: Preprocessing) -> str:
-    return (
-        f"the model does not say how to prepare pictures: ImageNet's way at {preprocessing.image_size} pixels is used"
-    )
+    return f"the model does not say how to prepare images: ImageNet's way at {preprocessing.image_size} pixels is used"
 
 
 def _check_size(model_size: int | None, image_size: int) -> None:
     if model_size not in (image_size, None):
-        why = f"makes pictures of {image_size} pixels, the model takes {model_size}"
+        why = f"makes images of {image_size} pixels, the model takes {model_size}"
         raise FeedError("preprocessing", why, "give preprocessing with the model's image_size")
 
 

@@ -16,7 +16,7 @@ from densenet_deploy.manifest import Preprocessing
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
-# A normalized picture stays within about ±3; past this multiple of its range a feed was surely not normalized.
+# A normalized image stays within about ±3; past this multiple of its range a feed was surely not normalized.
 _VALUE_SLACK: Final = 8.0
 
 
@@ -87,7 +87,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 
 def value_limit(preprocessing: Preprocessing | None) -> float:
-    """Return the largest absolute value that a feed may hold: what no normalized picture has, or any finite number."""
+    """Return the largest absolute value that a feed may hold: what no normalized image has, or any finite number."""
     if preprocessing is None:
         return float(np.finfo(np.float32).max)
     return _VALUE_SLACK * max(map(abs, preprocessing.value_range))
@@ -100,12 +100,12 @@ def _check_values(name: str, array: Array, limit: float) -> None:
     if not np.isfinite(array).all():
         raise FeedError(name, "holds NaN or Inf", "feed finite values")
     fix = "prepare it with densenet_deploy.runtime.preprocess, or open the runner with check_values=False"
-    raise FeedError(name, f"reaches from {low:.4g} to {high:.4g}, which no normalized picture does", fix)
+    raise FeedError(name, f"reaches from {low:.4g} to {high:.4g}, which no normalized image does", fix)
 
 
 def _dtype_fix(array: Array, spec: TensorSpec) -> str:
     if array.dtype == np.uint8:
-        return "prepare pictures with densenet_deploy.runtime.preprocess"
+        return "prepare images with densenet_deploy.runtime.preprocess"
     return f"convert it yourself: array.astype({spec.dtype})"
 
 

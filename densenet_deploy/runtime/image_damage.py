@@ -1,4 +1,4 @@
-"""Damage in the file of a picture that decoders pass over: a checksum that is wrong, an end that never comes.
+"""Damage in the file of an image that decoders pass over: a checksum that is wrong, an end that never comes.
 
 Pillow stops reading when it has all pixels. A PNG whose pixel data were changed then gives other colours, and a JPEG
 that was cut and filled up with zeros (by an interrupted download, say) gives its upper part above plain grey. Both are
@@ -29,7 +29,7 @@ _LARGEST_READ: Final = 2**20
 
 
 def why_not_whole(file: BinaryIO, image_format: str | None) -> str | None:
-    """Say what is wrong with the bytes of a picture in the format `image_format`, in Pillow's words, or None.
+    """Say what is wrong with the bytes of an image in the format `image_format`, in Pillow's words, or None.
 
     The position of `file` is what it was before.
     """

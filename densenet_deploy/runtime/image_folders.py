@@ -1,6 +1,6 @@
-"""Folders of pictures: which files are pictures, which class each shows, and what to do with those that are damaged.
+"""Folders of images: which files are images, which class each shows, and what to do with those that are damaged.
 
-A picture is found by its suffix; whether it is one is seen when it is read (`images.py`).
+An image is found by its suffix; whether it is one is seen when it is read (`images.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".g
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """The path of a picture, and the index of its class among the model's outputs."""
+    """The path of an image, and the index of its class among the model's outputs."""
 
     path: Path
     index: int
@@ -29,14 +29,14 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class BadImage:
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     path: Path
     error: InputError
 
 
 def find_images(folder: Path) -> tuple[Path, ...]:
-    """Return the pictures (by suffix) directly inside `folder` or inside its class folders, sorted by path.
+    """Return the images (by suffix) directly inside `folder` or inside its class folders, sorted by path.
 
     Raises:
         InputError: if there is no such folder.
@@ -45,12 +45,12 @@ def find_images(folder: Path) -> tuple[Path, ...]:
     with os_errors_about(folder):
         found = [path for place in (folder, *_class_folders(folder)) for path in _images_in(place)]
     if not found:
-        raise DataError(folder, "holds no picture, directly or in class folders", f"add {_known_suffixes()} files")
+        raise DataError(folder, "holds no image, directly or in class folders", f"add {_known_suffixes()} files")
     return tuple(sorted(found))
 
 
 def find_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> tuple[LabelledImage, ...]:
-    """Return the pictures of a tree with one folder a class, `folder/cat/1.jpg`, sorted by path.
+    """Return the images of a tree with one folder a class, `folder/cat/1.jpg`, sorted by path.
 
     Where every folder is named after a label, the name says the class; there may be fewer folders than labels. Where no
     folder is (ImageNet's `n01440764`), or there are no labels, the sorted folders are the classes in order, as
@@ -64,7 +64,7 @@ def find_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> t
     with os_errors_about(folder):
         classes = _class_folders(folder)
         if not classes:
-            raise DataError(folder, "holds no class folders", "give a folder with one folder of pictures a class")
+            raise DataError(folder, "holds no class folders", "give a folder with one folder of images a class")
         indices = _class_indices(folder, [place.name for place in classes], labels)
         return tuple(
             LabelledImage(path, index)
@@ -74,10 +74,10 @@ def find_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> t
 
 
 class ReadableImages:
-    """Iterate over the pictures of `paths` that can be read, as (path, picture); the others are recorded in `bad`.
+    """Iterate over the images of `paths` that can be read, as (path, image); the others are recorded in `bad`.
 
     Raises:
-        DataError: while iterating, at the bad picture that exceeds `max_bad`.
+        DataError: while iterating, at the bad image that exceeds `max_bad`.
     """
 
     def __init__(self, paths: Iterable[Path], max_bad: int = 0) -> None:
@@ -105,7 +105,7 @@ def record_bad(bad: list[BadImage], image: BadImage, max_bad: int) -> None:
     bad.append(image)
     if len(bad) > max_bad:
         first = bad[0]
-        why = f"{first.error.why} (unreadable pictures: {len(bad)}, allowed: {max_bad})"
+        why = f"{first.error.why} (unreadable images: {len(bad)}, allowed: {max_bad})"
         raise DataError(first.path, why, "repair or remove it, or raise --max-bad") from first.error
 
 
@@ -124,7 +124,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _images_of_class(folder: Path) -> list[Path]:
     images = _images_in(folder)
     if not images:
-        raise DataError(folder, "is a class folder without a picture", f"add {_known_suffixes()} files or remove it")
+        raise DataError(folder, "is a class folder without an image", f"add {_known_suffixes()} files or remove it")
     return images
 
 

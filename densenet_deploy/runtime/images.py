@@ -1,7 +1,7 @@
-"""One picture from a file, bytes or a stream. What comes out is RGB, 8 bits a channel, upright and whole.
+"""One image from a file, bytes or a stream. What comes out is RGB, 8 bits a channel, upright and whole.
 
-A picture is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first bytes
-and never by the suffix; the size in the header is checked before a pixel is decoded. A picture that ends early is
+An image is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first bytes
+and never by the suffix; the size in the header is checked before a pixel is decoded. An image that ends early is
 refused, and so is a PNG whose checksums are wrong (`image_damage.py`).
 
 ==================  ==================================================================================================
@@ -11,7 +11,7 @@ gray, 1 bit         the same value in R, G and B (1 bit: 0 or 255)
 palette             the colours of the palette
 transparency        dropped: the stored colour is kept, as `Image.convert("RGB")` and so torchvision's loader have it
 CMYK, YCCK          (255 - C)·(255 - K) / 255 and so on, after Adobe's inversion; colour profiles are not applied
-16 bits a channel   the high byte (Pillow's own conversion would clip gray pictures to white)
+16 bits a channel   the high byte (Pillow's own conversion would clip gray images to white)
 float gray          0…1 becomes 0…255, rounded; a value outside is refused, for its white is not known
 32-bit integers     refused, for their white is not known
 EXIF orientation    applied, 1 to 8; damaged EXIF data counts as 1
@@ -53,7 +53,7 @@ ImageSource = str | Path | bytes | BinaryIO
 
 MOST_PIXELS: Final = 2**30 // 12  # as many as Pillow takes without a warning
 
-# The classes are called directly: `Image.open` would warn of a large picture before its size could be refused here.
+# The classes are called directly: `Image.open` would warn of a large image before its size could be refused here.
 _READERS: Final[tuple[tuple[bytes, type[ImageFile.ImageFile]], ...]] = (
     (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
     (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
@@ -70,7 +70,7 @@ _STRANGERS: Final = (
     (rb"....ftyp", "is HEIC, AVIF or a video"),
     (rb"(\xef\xbb\xbf)?\s*<(!doctype )?html", "is an HTML page"),
     (rb"[^\0-\x08\x0e-\x1f]+\Z", "is text"),
-    (rb"", "is in no known picture format"),
+    (rb"", "is in no known image format"),
 )
 _HEAD_BYTES: Final = 512
 
@@ -88,7 +88,7 @@ _TURNS: Final = {
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A picture: `pixels` in Pillow's mode RGB, and in `notes` what was lost on the way there."""
+    """An image: `pixels` in Pillow's mode RGB, and in `notes` what was lost on the way there."""
 
     pixels: Image.Image
     notes: tuple[str, ...] = ()
@@ -106,23 +106,23 @@ class LoadedImage:
 
 
 def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> LoadedImage:
-    """Decode one picture.
+    """Decode one image.
 
     >>> load_image("cat.jpg").pixels.size      # doctest: +SKIP
     (500, 375)
 
     Args:
         source: a path, the bytes of a file, or an open binary file, which is read from its start and left open.
-        most_pixels: refuse larger pictures, before they cost memory.
+        most_pixels: refuse larger images, before they cost memory.
 
     Raises:
-        ImageError: if it is no picture, damaged, cut short, too large, or of a kind that has no stated conversion.
+        ImageError: if it is no image, damaged, cut short, too large, or of a kind that has no stated conversion.
         InputError: if there is no such file.
         ResourceError: if reading it failed, or memory ran out.
     """
     name = _name_of(source)
     if isinstance(source, (str, Path)) and Path(source).exists() and not Path(source).is_file():
-        raise ImageError(name, "is no regular file", "give a picture file")
+        raise ImageError(name, "is no regular file", "give an image file")
     with os_errors_about(name), _opened(source) as file, _decoding_errors_about(name):
         image = _recognized(file, name)
         if image.width * image.height > most_pixels:
@@ -166,7 +166,7 @@ def _decoding_errors_about(name: object) -> Iterator[None]:
     except DensenetDeployError:
         raise
     except MemoryError as exc:
-        raise ResourceError(name, "does not fit into memory", "make the picture smaller") from exc
+        raise ResourceError(name, "does not fit into memory", "make the image smaller") from exc
     except Exception as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
@@ -174,7 +174,7 @@ def _decoding_errors_about(name: object) -> Iterator[None]:
 
 
 def _recognized(file: BinaryIO, name: object) -> ImageFile.ImageFile:
-    """Read the header of a picture in one of the known formats."""
+    """Read the header of an image in one of the known formats."""
     file.seek(0)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
@@ -182,7 +182,7 @@ def _recognized(file: BinaryIO, name: object) -> ImageFile.ImageFile:
         if re.match(pattern, head, re.DOTALL):
             return reader(file)
     why = next(why for pattern, why in _STRANGERS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
-    raise ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF or TIFF picture")
+    raise ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF or TIFF image")
 
 
 def _decoded(image: ImageFile.ImageFile, name: object) -> LoadedImage:
@@ -207,7 +207,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     """Return the EXIF orientation; to be asked after `load`, because Pillow turns a TIFF itself while loading."""
     try:
         orientation: int = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
-    except Exception:  # noqa: BLE001  (EXIF is parsed by many paths of Pillow; a picture is no worse for its damage)
+    except Exception:  # noqa: BLE001  (EXIF is parsed by many paths of Pillow; an image is no worse for its damage)
         return _UPRIGHT
     return orientation
 

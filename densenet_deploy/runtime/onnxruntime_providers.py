@@ -212,7 +212,7 @@ def _profile(prefix: str, options: NvidiaOptions, artifact: Artifact) -> Setting
     if options.batches is None or _fixed_batch(artifact):
         return {}
     if artifact.manifest is None:
-        raise BackendError(artifact.path, "does not say which pictures it takes", "leave the batches out")
+        raise BackendError(artifact.path, "does not say which images it takes", "leave the batches out")
     size = artifact.manifest.preprocessing.image_size
     shapes = (f"{_INPUT}:{batch}x3x{size}x{size}" for batch in options.batches)
     return {f"{prefix}_profile_{word}_shapes": s for word, s in zip(("min", "opt", "max"), shapes, strict=True)}

@@ -1,8 +1,8 @@
-"""From a picture to the model's input, exactly as torchvision prepared the pictures the model was trained on.
+"""From an image to the model's input, exactly as torchvision prepared the images the model was trained on.
 
 The result equals `Resize(resize) → CenterCrop(image_size) → ToTensor → Normalize` of torchvision's PIL path bit for
 bit, its rounding rules included: `Resize` cuts the longer side to a whole number, `CenterCrop` rounds its corner half
-to even and pads a picture smaller than the crop with black (which is then normalized too).
+to even and pads an image smaller than the crop with black (which is then normalized too).
 
 A sliver of 1x10000 pixels would be blown up to 655 million before the crop. Above `_LARGEST_RESIZED` pixels only what
 the crop shows is computed; each of the two passes (across, down) may then round one of 255 levels differently.
@@ -36,7 +36,7 @@ _LARGEST_RESIZED: Final = 2**26
 
 
 def default_preprocessing(image_size: int = Preprocessing.image_size) -> Preprocessing:
-    """Return ImageNet's preprocessing for pictures of `image_size` pixels, shorter side first resized to 256/224 of it.
+    """Return ImageNet's preprocessing for images of `image_size` pixels, shorter side first resized to 256/224 of it.
 
     >>> default_preprocessing(32).resize
     36
@@ -45,7 +45,7 @@ def default_preprocessing(image_size: int = Preprocessing.image_size) -> Preproc
 
 
 def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
-    """Return the picture as the model takes it: float32, (3, S, S), where S is `preprocessing.image_size`.
+    """Return the image as the model takes it: float32, (3, S, S), where S is `preprocessing.image_size`.
 
     >>> prepare(load_image("cat.jpg"), Preprocessing()).shape      # doctest: +SKIP
     (3, 224, 224)
@@ -69,7 +69,7 @@ def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None
 
 
 def prepare_batch(images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
-    """Return the pictures as one batch: float32, (N, 3, S, S). Arguments and errors as in `prepare`."""
+    """Return the images as one batch: float32, (N, 3, S, S). Arguments and errors as in `prepare`."""
     size = preprocessing.image_size
     batch = _buffer((len(images), 3, size, size), out)
     for image, place in zip(images, batch, strict=True):
@@ -90,7 +90,7 @@ def _per_channel(values: tuple[float, float, float]) -> npt.NDArray[Any]:
 
 
 def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize the shorter side, then cut the centre; what lies outside the picture is black."""
+    """Resize the shorter side, then cut the centre; what lies outside the image is black."""
     require_choice("interpolation", preprocessing.interpolation, _FILTERS)
     size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
     width, height = _resized_size(image.size, preprocessing.resize)

@@ -90,7 +90,7 @@ class RunnerOptions:
             the file holds. A backend that cannot do it raises instead of doing something else.
         batch: the one batch size that will be fed. A model that takes any is prepared for this one alone, which spares
             OpenVINO some work in every call; other feeds are then refused. A model of a fixed batch keeps its own.
-        check_values: refuse feeds with NaN, Inf, or values no normalized picture has (0-255 pixels, say).
+        check_values: refuse feeds with NaN, Inf, or values no normalized image has (0-255 pixels, say).
         spin: let the backend's threads wait for the next call on busy cores, as is its way. False: between two calls
             they leave the cores to others; ONNX Runtime's would do so only after tens of milliseconds.
         arena: let the backend keep the memory of one call for the next, as is its way. False: ONNX Runtime gives it

@@ -1,6 +1,6 @@
 """The JSON file beside a plan that says what the plan is: typed, and checked before it is believed.
 
-A plan says nothing of its inputs, its precision or the pictures that it wants. `X.engine.json` does, and holds the
+A plan says nothing of its inputs, its precision or the images that it wants. `X.engine.json` does, and holds the
 plan's SHA-256, under which the facts are kept::
 
     {"schema": 1, "records": {"<sha256 of the plan>": {"flavour": "rtx", "version": "1.7.1.116", ...}}}

@@ -17,7 +17,7 @@ _NAME: Final = re.compile(r"cifar-(bc-)?(\d{1,4})-(\d{1,4})")
 _SIZE: Final = 32
 
 # The rule for all variants, resize to 256/224 of the size and crop, holds here too: it suits photographs of any size.
-# Whole pictures of 32 pixels, as in the CIFAR files themselves, want resize=32.
+# Whole images of 32 pixels, as in the CIFAR files themselves, want resize=32.
 CIFAR_PREPROCESSING: Final = Preprocessing(
     image_size=_SIZE, resize=_SIZE * 256 // 224, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
 )
@@ -25,7 +25,7 @@ CIFAR_PREPROCESSING: Final = Preprocessing(
 
 @families.register("cifar")
 class CifarFamily(Family):
-    """DenseNets for pictures of 32 pixels, named by depth and growth rate; listed are those of the paper."""
+    """DenseNets for images of 32 pixels, named by depth and growth rate; listed are those of the paper."""
 
     names = ("cifar-40-12", "cifar-100-12", "cifar-100-24", "cifar-bc-100-12", "cifar-bc-250-24", "cifar-bc-190-40")
 

@@ -22,7 +22,7 @@ from densenet_deploy.variants.spec import DenseNetSpec
 
 @dataclass(frozen=True)
 class Variant:
-    """A DenseNet with a name, and how pictures are prepared for it."""
+    """A DenseNet with a name, and how images are prepared for it."""
 
     name: str
     spec: DenseNetSpec

@@ -19,7 +19,7 @@ _SPECS: Final = {
 
 @families.register("imagenet")
 class ImageNetFamily(Family):
-    """DenseNets for pictures of 224 pixels, named by their depth."""
+    """DenseNets for images of 224 pixels, named by their depth."""
 
     names = tuple(_SPECS)
 

@@ -2,7 +2,7 @@
 
 Architecture: "Densely Connected Convolutional Networks" (https://arxiv.org/abs/1608.06993). Every layer of a block
 appends `growth_rate` channels to what it reads; a transition keeps ⌊compression · channels⌋ of them and halves the
-picture.
+image.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class DenseNetSpec:
 
     @property
     def smallest_image_size(self) -> int:
-        """The smallest square picture, in pixels, of which the last block still sees one.
+        """The smallest square image, in pixels, of which the last block still sees one.
 
         Each transition halves rounding down; the ImageNet stem halves twice rounding up.
         """

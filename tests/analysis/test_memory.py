@@ -20,7 +20,7 @@ def peaks(spec, **options):
 
 def test_peaks_of_a_tiny_net_are_those_counted_by_hand():
     assert peaks(TINY) == {
-        # picture 3·16; the convolution writes into a bus of 8·16, or makes 2·16
+        # image 3·16; the convolution writes into a bus of 8·16, or makes 2·16
         "stem": (3 * 16 + 8 * 16, 3 * 16 + 2 * 16),
         # second layer: bus 8, normalized copy 5, bottleneck 6 | its parts 5 with concatenation and normalized copy, or
         # parts, normalized copy and bottleneck 6; or, behind it, the parts 8 with their concatenation

@@ -12,9 +12,9 @@ import pytest
 from densenet_deploy.bench.contender import BatchRefusedError, Contender, Process
 from densenet_deploy.bench.scenarios import Turn
 from densenet_deploy.errors import BackendError, InputError, ModelFileError, UnknownNameError, UsageError
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import ModelRequest, build
 from densenet_deploy.processes import start
+from densenet_deploy.workflows.export import ExportTarget, export_onnx
+from densenet_deploy.workflows.load import ModelRequest, build
 from tests.conftest import TINY
 
 NOISY = """
@@ -25,7 +25,7 @@ sys.addaudithook(lambda event, args: event == "open" and str(args[0]).endswith("
 
 @pytest.fixture(scope="module")
 def pair_onnx(tmp_path_factory):
-    """A model that takes two pictures at once, no more and no fewer."""
+    """A model that takes two images at once, no more and no fewer."""
     target = ExportTarget(batch=2, out=str(tmp_path_factory.mktemp("pair") / "pair.onnx"))
     return export_onnx(ModelRequest(architecture=TINY, num_classes=10), target).onnx
 
@@ -97,8 +97,8 @@ def test_load_and_first_call_are_told_apart(tiny_onnx):
 
 
 def test_a_checkpoint_needs_the_program_that_builds_it(checkpoint_file):
-    """Its module takes pictures of any size: it gets those that its facts name."""
-    with Process(Contender(checkpoint_file, program="densenet_deploy.pipeline.benchmark.contender")) as process:
+    """Its module takes images of any size: it gets those that its facts name."""
+    with Process(Contender(checkpoint_file, program="densenet_deploy.workflows.benchmark.contender")) as process:
         assert process.opening.placement.backend == "torch"
         assert len(process.turn(0).seconds) >= 3
     with pytest.raises(ModelFileError, match="is a checkpoint"):

@@ -32,7 +32,7 @@ def test_percentiles_are_of_all_calls_and_the_interval_of_rounds():
     assert found.variation == pytest.approx(0.5)  # standard deviation 1 of mean 2
 
 
-def test_throughput_counts_pictures_over_the_time_it_took():
+def test_throughput_counts_images_over_the_time_it_took():
     found = _measurement(Turn((0.01,) * 10, 1, 0.2), batch=4)
     assert found.images_per_second == pytest.approx(200)
 

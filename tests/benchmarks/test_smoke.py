@@ -54,7 +54,7 @@ def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, 
 
 
 def test_evaluate_overlap_compares_with_the_slower_of_decoding_and_the_model(tiny_onnx: Path, tmp_path: Path) -> None:
-    quick = ("--pictures", "4", "--rounds", "1")
+    quick = ("--images", "4", "--rounds", "1")
     apart, shared = _run("evaluate_overlap.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
     for row in (apart, shared):
         slower = min(row["decode"], row["inference"])
@@ -120,10 +120,10 @@ def test_the_interval_shrinks_with_more_values() -> None:
     assert many.high - many.low < few.high - few.low
 
 
-def test_int8_compares_calibrations_of_equal_pictures(tmp_path: Path) -> None:
+def test_int8_compares_calibrations_of_equal_images(tmp_path: Path) -> None:
     arguments = ("--parts", "calibration", "--variants", "cifar-7-4", "--counts", "32", "40")
     done = _run("int8.py", *arguments, "--output", tmp_path / "r.json")["calibration"]
-    assert [(row["tool"], row["pictures"]) for row in done] == [
+    assert [(row["tool"], row["images"]) for row in done] == [
         ("densenet-deploy", 32),
         ("densenet-deploy", 40),
         ("quantize_static", 32),

@@ -68,7 +68,7 @@ def test_int8_in_one_command(capsys: pytest.CaptureFixture[str], digits_onnx: Pa
         ["--fp16", "--tf32"],
         ["--fp16", "--weights", "per-tensor"],
         ["--fp32", "--quantize-bus"],
-        ["--bf16", "--calibration", "pictures"],
+        ["--bf16", "--calibration", "images"],
         ["--fp16", "--optimization-level", "6"],
         ["--fp16", "--workspace", "0"],
         ["--fp16", "--hardware-compatibility", "ampere"],

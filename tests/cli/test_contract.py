@@ -24,7 +24,7 @@ CUSTOM = ["--growth-rate", "4", "--blocks", "2,2", "--init-features", "8", "--st
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "grey.png"
     Image.fromarray(np.full((40, 40, 3), 128, np.uint8)).save(path)
     return path
@@ -67,18 +67,18 @@ def test_export_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 
 
 def test_an_untrained_model_says_so_at_every_step(
-    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path
+    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path
 ) -> None:
-    for words in (["run", tiny_onnx, picture], ["inspect", tiny_onnx], ["validate", tiny_onnx, tiny_onnx]):
+    for words in (["run", tiny_onnx, image], ["inspect", tiny_onnx], ["validate", tiny_onnx, tiny_onnx]):
         assert main([*map(str, words)]) == 0
         assert capsys.readouterr().err.count("untrained") == 1
 
 
-def test_quiet_prints_results_only(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path) -> None:
-    assert main(["run", str(tiny_onnx), str(picture), "-q"]) == 0
+def test_quiet_prints_results_only(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path) -> None:
+    assert main(["run", str(tiny_onnx), str(image), "-q"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert str(picture) in captured.out
+    assert str(image) in captured.out
 
 
 def test_simplify_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_missed_gate_is_exit_4_with_the_report(capsys: pytest.CaptureFixture[s
     assert "max_abs" in json.loads(captured.err)["error"]["message"]
 
 
-def test_run_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path) -> None:
-    answer = run_json(capsys, "run", tiny_onnx, picture, "--top-k", "3")
+def test_run_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path) -> None:
+    answer = run_json(capsys, "run", tiny_onnx, image, "--top-k", "3")
     (prediction,) = answer["predictions"]
-    assert prediction["file"] == str(picture)
+    assert prediction["file"] == str(image)
     assert len(prediction["top"]) == 3
     assert prediction["top"][0]["label"] is None
     assert 0 < prediction["top"][0]["score"] < 1
@@ -180,19 +180,17 @@ def test_without_a_command_help_is_named(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_unknown_backend_and_device_are_exit_2(
-    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path
+    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path
 ) -> None:
-    assert run_failing(capsys, "run", tiny_onnx, picture, "--backend", "tensorflow")[0] == 2
-    assert run_failing(capsys, "run", tiny_onnx, picture, "--device", "tpu")[0] == 2
+    assert run_failing(capsys, "run", tiny_onnx, image, "--backend", "tensorflow")[0] == 2
+    assert run_failing(capsys, "run", tiny_onnx, image, "--device", "tpu")[0] == 2
 
 
-def test_bad_input_is_exit_3(
-    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path, tmp_path: Path
-) -> None:
+def test_bad_input_is_exit_3(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.onnx"
     text.write_text("not a model")
-    assert run_failing(capsys, "run", tmp_path / "missing.onnx", picture)[0] == 3
-    assert run_failing(capsys, "run", text, picture)[0] == 3
+    assert run_failing(capsys, "run", tmp_path / "missing.onnx", image)[0] == 3
+    assert run_failing(capsys, "run", text, image)[0] == 3
     assert run_failing(capsys, "inspect", text)[0] == 3
     assert run_failing(capsys, "simplify", text)[0] == 3
     assert run_failing(capsys, "run", tiny_onnx, text)[0] == 3
@@ -218,8 +216,8 @@ def test_a_stranger_in_the_way_is_exit_3_and_survives(capsys: pytest.CaptureFixt
     assert list(tmp_path.iterdir()) == [stranger]
 
 
-def test_missing_device_is_exit_5(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, picture: Path) -> None:
-    code, line = run_failing(capsys, "run", tiny_onnx, picture, "--backend", "openvino", "--device", "npu")
+def test_missing_device_is_exit_5(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path) -> None:
+    code, line = run_failing(capsys, "run", tiny_onnx, image, "--backend", "openvino", "--device", "npu")
     assert code == 5
     assert "--device cpu" in line
 
@@ -269,12 +267,12 @@ def test_another_form_of_the_model_is_another_artifact(capsys: pytest.CaptureFix
     assert target.read_bytes() == before
 
 
-def test_onnx_runtime_leaves_nothing_at_home(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+def test_onnx_runtime_leaves_nothing_at_home(tiny_onnx: Path, image: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "scratch")}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     for folder in ("home", "scratch"):
         (tmp_path / folder).mkdir()
-    words = _command("run", str(tiny_onnx), str(picture), "--backend", "onnxruntime")
+    words = _command("run", str(tiny_onnx), str(image), "--backend", "onnxruntime")
     assert subprocess.run(words, env=environment, capture_output=True, check=False).returncode == 0
     assert [path for folder in ("home", "scratch") for path in (tmp_path / folder).rglob("*")] == []
 

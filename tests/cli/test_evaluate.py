@@ -32,7 +32,7 @@ def test_evaluate_with_ground_truth_and_a_second_model(capsys, digits_onnx, flat
     assert sum(entry["count"] for entry in answer["confusion"]) == 20
 
 
-def test_a_broken_picture_is_exit_3_unless_it_is_allowed_for(capsys, digits_onnx, flat):
+def test_a_broken_image_is_exit_3_unless_it_is_allowed_for(capsys, digits_onnx, flat):
     broken = sorted((flat / "flat").iterdir())[0]
     broken.write_text("<html>")
     words = ["evaluate", digits_onnx, "--data", flat / "flat", "--ground-truth", flat / "truth.txt"]

@@ -19,10 +19,10 @@ def test_plot_json_names_the_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert Path(answer["file"]).read_bytes().startswith(b"<?xml")
 
 
-def test_plot_says_where_the_picture_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plot_says_where_the_figure_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plot", "connections", *CUSTOM, "-o", f"{tmp_path}/"]) == 0
-    (picture,) = tmp_path.iterdir()
-    assert capsys.readouterr().out == f"wrote {picture}\n"
+    (figure,) = tmp_path.iterdir()
+    assert capsys.readouterr().out == f"wrote {figure}\n"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from densenet_deploy.pipeline.cast import CastOptions, cast_model
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import ModelRequest
+from densenet_deploy.workflows.cast import CastOptions, cast_model
+from densenet_deploy.workflows.export import ExportTarget, export_onnx
+from densenet_deploy.workflows.load import ModelRequest
 from tests.conftest import TINY
 
 

@@ -89,6 +89,6 @@ def test_a_camera_that_fails_ends_it_after_the_last_frame(tiny_onnx, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_a_frame_that_is_no_picture_is_a_typed_error(tiny_onnx):
+def test_a_frame_that_is_no_image_is_a_typed_error(tiny_onnx):
     with Classifier.open(tiny_onnx) as classify, pytest.raises(FeedError, match="give uint8"):
         watch(classify, [np.zeros((3, 40, 40), np.float32)])

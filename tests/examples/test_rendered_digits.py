@@ -1,4 +1,4 @@
-"""Rendered digits: every picture is decided by its seed, split and number, and shows the digit it says."""
+"""Rendered digits: every image is decided by its seed, split and number, and shows the digit it says."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -10,57 +10,57 @@ from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare_batch
 from examples.digits_data import digits_split
 from examples.glyphs import CANVAS, HANDS, HEIGHT, SPLITS, glyph, scans_of
-from examples.rendered_digits import IMAGE_SIZE, PREPROCESSING, Nuisance, inputs_from, pictures_of, write_split
+from examples.rendered_digits import IMAGE_SIZE, PREPROCESSING, Nuisance, images_of, inputs_from, write_split
 
 CALM = replace(Nuisance().eased(0), heights=(40, 40), contrast=(90, 90))
 
 
-def test_a_number_is_always_the_same_picture():
-    together, alone = pictures_of("training", range(40, 60)), pictures_of("training", [47])
-    assert together.pictures.shape == (20, IMAGE_SIZE, IMAGE_SIZE, 3)
-    assert together.pictures.dtype == np.uint8
-    assert np.array_equal(together.pictures[7], alone.pictures[0])
+def test_a_number_is_always_the_same_image():
+    together, alone = images_of("training", range(40, 60)), images_of("training", [47])
+    assert together.images.shape == (20, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert together.images.dtype == np.uint8
+    assert np.array_equal(together.images[7], alone.images[0])
 
 
-def test_another_seed_split_or_number_is_another_picture():
-    pictures = [
-        pictures_of("training", [3]),
-        pictures_of("training", [13]),
-        pictures_of("held_out", [3]),
-        pictures_of("training", [3], seed=1),
+def test_another_seed_split_or_number_is_another_image():
+    images = [
+        images_of("training", [3]),
+        images_of("training", [13]),
+        images_of("held_out", [3]),
+        images_of("training", [3], seed=1),
     ]
-    for first, second in combinations(pictures, 2):
-        assert not np.array_equal(first.pictures, second.pictures)
+    for first, second in combinations(images, 2):
+        assert not np.array_equal(first.images, second.images)
 
 
-def test_splits_share_neither_pictures_nor_scans():
-    pictures = [{p.tobytes() for p in pictures_of(split, range(60)).pictures} for split in SPLITS]
+def test_splits_share_neither_images_nor_scans():
+    images = [{p.tobytes() for p in images_of(split, range(60)).images} for split in SPLITS]
     scans = [{scan for digit in range(10) for scan in scans_of(split, digit)} for split in SPLITS]
-    assert all(len(seen) == 60 for seen in pictures)
-    for first, second in (*combinations(pictures, 2), *combinations(scans, 2)):
+    assert all(len(seen) == 60 for seen in images)
+    for first, second in (*combinations(images, 2), *combinations(scans, 2)):
         assert not first & second
     assert sum(len(scans_of(split, digit)) for split in SPLITS for digit in range(10)) == 1797
 
 
 def test_every_scan_stays_on_its_side_of_the_digits_split():
-    held_out = {picture.tobytes() for picture in digits_split()[1].pictures}
+    held_out = {image.tobytes() for image in digits_split()[1].images}
     assert {scan for digit in range(10) for scan in scans_of("held_out", digit)} == held_out
 
 
 def test_the_digit_is_the_last_of_the_number():
-    data = pictures_of("calibration", range(25, 45))
+    data = images_of("calibration", range(25, 45))
     assert data.digits.tolist() == [*range(5, 10), *range(10), *range(5)]
     assert data.digits.dtype == np.int64
 
 
 @pytest.mark.parametrize("digit", range(10))
-def test_without_nuisance_a_picture_shows_the_digit_of_its_number(digit):
+def test_without_nuisance_a_image_shows_the_digit_of_its_number(digit):
     """What stands out from the background is one of the ten masks, to the pixel a few in a hundred: that digit's."""
     rng = np.random.default_rng(0)
     numbers = [digit + 10 * turn for turn in range(20)]
     read = []
-    for picture in pictures_of("training", numbers, CALM).pictures.astype(np.float32):
-        away = np.abs(picture - np.median(picture, axis=(0, 1))).sum(2)
+    for image in images_of("training", numbers, CALM).images.astype(np.float32):
+        away = np.abs(image - np.median(image, axis=(0, 1))).sum(2)
         templates = [(hand, shown) for hand in HANDS if hand != "handwriting" for shown in range(10)]
         scores = [_likeness(away, glyph(hand, shown, "training", rng)) for hand, shown in templates]
         if max(scores) > 0.9:  # the rest is handwriting, which no template fits
@@ -101,17 +101,17 @@ def test_nuisance_is_eased_from_all_of_it_to_none():
 
 
 def test_noise_and_contrast_are_what_was_asked_for():
-    still = pictures_of("training", range(20), CALM).pictures.astype(float)
-    noisy = pictures_of("training", range(20), replace(CALM, noise=(10, 10))).pictures.astype(float)
+    still = images_of("training", range(20), CALM).images.astype(float)
+    noisy = images_of("training", range(20), replace(CALM, noise=(10, 10))).images.astype(float)
     inside = (still > 40) & (still < 215)  # nothing is clipped there: noise is rarely beyond four deviations
     assert np.std((noisy - still)[inside]) == pytest.approx(10, rel=0.05)
     assert np.std(still) > 0
 
 
-def test_written_pictures_read_back_as_what_training_saw(tmp_path):
+def test_written_images_read_back_as_what_training_saw(tmp_path):
     data = write_split(tmp_path, "held_out", 24)
     files = [tmp_path / str(digit) / f"{number:04d}.png" for number, digit in enumerate(data.digits)]
     assert sorted(tmp_path.rglob("*.png")) == sorted(files)
     seen = prepare_batch([load_image(file) for file in files], PREPROCESSING)
-    assert np.array_equal(inputs_from(data.pictures), seen)
-    assert np.array_equal(data.pictures, pictures_of("held_out", range(24)).pictures)
+    assert np.array_equal(inputs_from(data.images), seen)
+    assert np.array_equal(data.images, images_of("held_out", range(24)).images)

@@ -13,7 +13,7 @@ from calibration.make_samples import COUNT, FOLDER, SEED, balanced_sample
 from densenet_deploy.models.checkpoints import load_weights
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare_batch
-from examples.digits_data import LABELS, PREPROCESSING, Digits, digits_split, inputs_from, write_pictures
+from examples.digits_data import LABELS, PREPROCESSING, Digits, digits_split, inputs_from, write_images
 from examples.train_digits import OUTPUT, TrainingOptions, accuracy, train, write_results
 
 QUICK = TrainingOptions(variant="cifar-bc-10-8", batch_size=8)
@@ -25,14 +25,14 @@ def split():
     return digits_split()
 
 
-def pictures_in(folder: Path) -> dict[str, np.ndarray]:
-    """Decoded pictures by relative path: other versions of zlib may compress the same pixels to other bytes."""
+def images_in(folder: Path) -> dict[str, np.ndarray]:
+    """Decoded images by relative path: other versions of zlib may compress the same pixels to other bytes."""
     return {
         path.relative_to(folder).as_posix(): np.asarray(Image.open(path)) for path in sorted(folder.glob("*/*.png"))
     }
 
 
-def assert_same_pictures(committed, made):
+def assert_same_images(committed, made):
     assert committed.keys() == made.keys()
     assert all(np.array_equal(committed[name], made[name]) for name in made)
 
@@ -59,15 +59,15 @@ def test_the_committed_weights_are_small_and_say_what_they_are():
     assert loaded.origin.is_trained
 
 
-def test_the_committed_held_out_pictures_are_the_held_out_split(split, tmp_path):
-    write_pictures(tmp_path, split[1])
-    assert_same_pictures(pictures_in(OUTPUT / "held_out"), pictures_in(tmp_path))
+def test_the_committed_held_out_images_are_the_held_out_split(split, tmp_path):
+    write_images(tmp_path, split[1])
+    assert_same_images(images_in(OUTPUT / "held_out"), images_in(tmp_path))
 
 
 def test_the_committed_calibration_samples_are_balanced_training_digits(split, tmp_path):
     sample = balanced_sample(split[0], COUNT, SEED)
-    write_pictures(tmp_path, sample)
-    assert_same_pictures(pictures_in(FOLDER), pictures_in(tmp_path))
+    write_images(tmp_path, sample)
+    assert_same_images(images_in(FOLDER), images_in(tmp_path))
     counts = np.bincount(sample.digits)
     assert counts.sum() == 128
     assert counts.max() - counts.min() <= 1
@@ -76,26 +76,26 @@ def test_the_committed_calibration_samples_are_balanced_training_digits(split, t
 def test_no_scan_is_both_trained_on_and_held_out(split):
     training, held_out = split
     assert len(training.digits) + len(held_out.digits) == 1797
-    assert not {p.tobytes() for p in training.pictures} & {p.tobytes() for p in held_out.pictures}
+    assert not {p.tobytes() for p in training.images} & {p.tobytes() for p in held_out.images}
 
 
 def test_training_sees_what_a_runner_sees_of_the_file(split, tmp_path):
-    few = Digits(split[0].pictures[:3], split[0].digits[:3])
-    write_pictures(tmp_path, few)
+    few = Digits(split[0].images[:3], split[0].digits[:3])
+    write_images(tmp_path, few)
     files = [tmp_path / str(digit) / f"{number:04d}.png" for number, digit in enumerate(few.digits)]
     seen = prepare_batch([load_image(file) for file in files], PREPROCESSING)
-    assert np.array_equal(inputs_from(few.pictures), seen)
+    assert np.array_equal(inputs_from(few.images), seen)
 
 
 def test_a_seed_repeats_a_training(split):
-    few = Digits(split[0].pictures[:32], split[0].digits[:32])
+    few = Digits(split[0].images[:32], split[0].digits[:32])
     first, again, other = (train(few, replace(QUICK, epochs=1, seed=seed)).classifier.weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_training_learns_and_its_results_load(split, tmp_path):
-    few = Digits(split[0].pictures[:64], split[0].digits[:64])
+    few = Digits(split[0].images[:64], split[0].digits[:64])
     options = replace(QUICK, epochs=24, most_degrees=0.0, most_shift=0.0)
     model = train(few, options)
     assert accuracy(model, few) > 0.5  # a guess is right once in ten

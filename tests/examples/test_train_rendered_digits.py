@@ -1,4 +1,4 @@
-"""Training on rendered digits, with a small DenseNet and few pictures: it learns, repeats itself and leaves a model."""
+"""Training on rendered digits, with a small DenseNet and few images: it learns, repeats itself and leaves a model."""
 
 import json
 from dataclasses import asdict, replace
@@ -8,14 +8,14 @@ import torch
 
 from densenet_deploy.models.build import build_model
 from densenet_deploy.models.checkpoints import load_weights
-from densenet_deploy.pipeline.evaluate.evaluate import evaluate
 from densenet_deploy.variants import find_variant
+from densenet_deploy.workflows.evaluate.evaluate import evaluate
 from examples.digits_data import LABELS
-from examples.rendered_digits import PREPROCESSING, inputs_from, pictures_of
+from examples.rendered_digits import PREPROCESSING, images_of, inputs_from
 from examples.train_rendered_digits import WEIGHTS_NAME, RenderedOptions, Sizes, batches, train, write_results
 from examples.training import TrainingPlan, fit, share_right
 
-QUICK = RenderedOptions(variant="cifar-bc-10-8", epochs=1, pictures=48, batch_size=16)
+QUICK = RenderedOptions(variant="cifar-bc-10-8", epochs=1, images=48, batch_size=16)
 FEW = Sizes(calibration=30, held_out=20)
 
 
@@ -31,7 +31,7 @@ def test_what_training_leaves_is_a_model_that_evaluate_reads_alike(trained):
     report = evaluate(folder / WEIGHTS_NAME, folder / "held_out")
     assert report.count == FEW.held_out
     assert report.top1 == accuracy
-    assert report.notes == ()  # neither untrained nor guessing how to prepare pictures
+    assert report.notes == ()  # neither untrained nor guessing how to prepare images
 
 
 def test_the_weights_say_what_they_are(trained):
@@ -43,7 +43,7 @@ def test_the_weights_say_what_they_are(trained):
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
 
 
-def test_pictures_are_written_in_folders_of_their_digit(trained):
+def test_images_are_written_in_folders_of_their_digit(trained):
     for split, count in asdict(FEW).items():
         files = sorted((trained[0] / split).glob("*/*.png"))
         assert len(files) == count
@@ -54,7 +54,7 @@ def test_the_report_says_how_it_came_about(trained):
     folder, accuracy = trained
     report = json.loads((folder / "training.json").read_text())
     assert report["options"] == asdict(QUICK)
-    assert report["pictures"] == {"training": 48, "calibration": 30, "held_out": 20}
+    assert report["images"] == {"training": 48, "calibration": 30, "held_out": 20}
     assert report["held_out_accuracy"] == accuracy
     assert report["seconds"] == 1
     assert report["nuisance"]["noise"][0] > 0
@@ -75,12 +75,12 @@ def sgd(model):
 
 
 def first_inputs(count):
-    data = pictures_of("training", range(count))
-    return torch.from_numpy(inputs_from(data.pictures)), torch.from_numpy(data.digits)
+    data = images_of("training", range(count))
+    return torch.from_numpy(inputs_from(data.images)), torch.from_numpy(data.digits)
 
 
 def test_training_learns_what_it_sees():
-    """The same 40 pictures again and again: a network that learned nothing reads one in ten right."""
+    """The same 40 images again and again: a network that learned nothing reads one in ten right."""
     inputs, digits = first_inputs(40)
     plan, model = TrainingPlan(epochs=30, batch_size=20), small_network()
     fit(model, sgd(model), lambda _: zip(inputs.split(20), digits.split(20), strict=True), 40, plan)
@@ -96,16 +96,16 @@ def test_the_last_epochs_compute_in_float32(bfloat16_epochs, dtypes):
     assert seen == dtypes
 
 
-def test_pictures_get_harder_until_the_easy_share_is_over():
-    """Half of 4 epochs of 8 pictures are eased: batch by batch noisier, and from number 16 on what anyone gets."""
-    options = replace(QUICK, epochs=4, pictures=8, batch_size=4, easy_share=0.5)
+def test_images_get_harder_until_the_easy_share_is_over():
+    """Half of 4 epochs of 8 images are eased: batch by batch noisier, and from number 16 on what anyone gets."""
+    options = replace(QUICK, epochs=4, images=8, batch_size=4, easy_share=0.5)
     seen = torch.cat([inputs for epoch in range(4) for inputs, _ in batches(epoch, options)])
-    final = torch.from_numpy(inputs_from(pictures_of("training", range(32)).pictures))
+    final = torch.from_numpy(inputs_from(images_of("training", range(32)).images))
     assert [torch.equal(seen[i : i + 4], final[i : i + 4]) for i in range(0, 32, 4)] == [False] * 4 + [True] * 4
 
 
-def test_without_an_easy_share_every_picture_is_hard():
-    options = replace(QUICK, pictures=8, easy_share=0.0)
+def test_without_an_easy_share_every_image_is_hard():
+    options = replace(QUICK, images=8, easy_share=0.0)
     ((inputs, digits),) = batches(0, options)
     assert torch.equal(inputs, first_inputs(8)[0])
     assert digits.tolist() == list(range(8))

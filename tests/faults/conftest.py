@@ -1,4 +1,4 @@
-"""What the cases share: commands in an empty folder, a picture, and a small network's weights."""
+"""What the cases share: commands in an empty folder, an image, and a small network's weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def commands(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     return path
 

@@ -30,27 +30,27 @@ _LONGEST_SECONDS = 120
 
 
 def _inspect(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.pipeline.inspect.inspect import inspect_file
+    from densenet_deploy.workflows.inspect.inspect import inspect_file
 
     return inspect_file(Path(words[1]))
 
 
 def _inspect_engine(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.pipeline.inspect.engine import inspect_engine
+    from densenet_deploy.workflows.inspect.engine import inspect_engine
 
     return inspect_engine(Path(words[1]), 1)
 
 
 def _run(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.pipeline.classify import classify_files
     from densenet_deploy.runtime.runner import RunnerOptions
+    from densenet_deploy.workflows.classify import classify_files
 
     return classify_files(Path(words[1]), [Path(words[2])], options=RunnerOptions(threads=1))
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.pipeline.quantize.quantize import quantize
-    from densenet_deploy.pipeline.quantize.recipe_file import options_of
+    from densenet_deploy.workflows.quantize.quantize import quantize
+    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     return quantize(Path(words[1]), Path(words[3]), options_of(words[5], {}))
 
@@ -65,19 +65,19 @@ class Format:
     modules: tuple[str, ...]
 
 
-_INSPECT = "densenet_deploy.pipeline.inspect.inspect"
+_INSPECT = "densenet_deploy.workflows.inspect.inspect"
 _TORCH = ("torch", "safetensors.torch", "densenet_deploy.models.checkpoints", _INSPECT)
 _ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
-_ENGINE = ("numpy", "densenet_deploy.cli.failures", "densenet_deploy.pipeline.inspect.engine")
+_ENGINE = ("numpy", "densenet_deploy.cli.failures", "densenet_deploy.workflows.inspect.engine")
 _ORT = (
     "onnxruntime",
     "PIL.PngImagePlugin",
     "PIL.JpegImagePlugin",
-    "densenet_deploy.pipeline.classify",
+    "densenet_deploy.workflows.classify",
     "densenet_deploy.runtime.backends.onnxruntime",
     "densenet_deploy.runtime.image_damage",
 )
-_QUANTIZE = ("onnx_ir", "onnxruntime", "densenet_deploy.pipeline.quantize.quantize")
+_QUANTIZE = ("onnx_ir", "onnxruntime", "densenet_deploy.workflows.quantize.quantize")
 _ON_ARRAY = ("quantize", "tiny.onnx", "--calibration", "samples.npy", "--recipe", "mine.toml")
 _ON_NOTHING = ("quantize", "tiny.onnx", "--calibration", "nowhere", "--recipe", "mine.toml")
 
@@ -86,9 +86,9 @@ FORMATS = {
     "legacy checkpoint": Format("legacy.pth", ("inspect", "legacy.pth"), _inspect, _TORCH),
     "safetensors": Format("weights.safetensors", ("inspect", "weights.safetensors"), _inspect, _TORCH),
     "onnx, read": Format("tiny.onnx", ("inspect", "tiny.onnx"), _inspect, _ONNX),
-    "onnx, run": Format("tiny.onnx", ("run", "tiny.onnx", "picture.png"), _run, _ORT),
-    "png": Format("picture.png", ("run", "tiny.onnx", "picture.png"), _run, _ORT),
-    "jpeg": Format("picture.jpg", ("run", "tiny.onnx", "picture.jpg"), _run, _ORT),
+    "onnx, run": Format("tiny.onnx", ("run", "tiny.onnx", "image.png"), _run, _ORT),
+    "png": Format("image.png", ("run", "tiny.onnx", "image.png"), _run, _ORT),
+    "jpeg": Format("image.jpg", ("run", "tiny.onnx", "image.jpg"), _run, _ORT),
     "engine": Format("tiny.engine", ("inspect", "tiny.engine"), _inspect_engine, _ENGINE),
     "sidecar": Format("tiny.engine.json", ("inspect", "tiny.engine"), _inspect_engine, _ENGINE),
     "array": Format("samples.npy", _ON_ARRAY, _quantize, _QUANTIZE),

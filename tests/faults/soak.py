@@ -88,7 +88,7 @@ def _percentile(counts: np.ndarray, percent: float) -> float:
 
 
 def soak_runner(runner: Runner, seconds: float) -> Soak:
-    """Give `runner` one picture after the other, out of a few."""
+    """Give `runner` one image after the other, out of a few."""
     (spec,) = runner.inputs
     shape = (1, *(size or 1 for size in spec.shape[1:]))
     feeds = [{spec.name: np.random.default_rng(seed).standard_normal(shape, np.float32)} for seed in range(7)]

@@ -17,23 +17,23 @@ from densenet_deploy.onnx_envelope import append_metadata
 from tests.faults.harness import Commands
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "run": ("run", "bad.onnx", "picture.png"),
+    "run": ("run", "bad.onnx", "image.png"),
     "inspect": ("inspect", "bad.onnx"),
     "simplify": ("simplify", "bad.onnx", "-o", "new/out.onnx"),
     "validate": ("validate", "bad.onnx", "bad.onnx", "--samples", "1"),
-    "quantize": ("quantize", "bad.onnx", "--calibration", "pictures", "--no-never-slower", "-o", "new/out.onnx"),
+    "quantize": ("quantize", "bad.onnx", "--calibration", "images", "--no-never-slower", "-o", "new/out.onnx"),
     "cast": ("cast", "bad.onnx", "--fp16", "-o", "new/out.onnx"),
     "build-trt": ("build-trt", "bad.onnx", "--fp16", "--flavour", "rtx", "-o", "new/out.engine"),
 }
 
 
 @pytest.fixture(params=COMMANDS)
-def words(request: pytest.FixtureRequest, picture: Path) -> tuple[str, ...]:
-    """One command after the other, in a folder that holds a picture and enough of them to calibrate on."""
-    folder = picture.parent / "pictures"
+def words(request: pytest.FixtureRequest, image: Path) -> tuple[str, ...]:
+    """One command after the other, in a folder that holds an image and enough of them to calibrate on."""
+    folder = image.parent / "images"
     folder.mkdir()
     for number in range(32):
-        (folder / f"{number}.png").write_bytes(picture.read_bytes())
+        (folder / f"{number}.png").write_bytes(image.read_bytes())
     return COMMANDS[request.param]
 
 
@@ -102,7 +102,7 @@ def places(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Comm
 
 def here(words: tuple[str, ...]) -> list[str]:
     """The command from inside the model's folder."""
-    return [f"../{word}" if word.startswith("picture") else word for word in words]
+    return [f"../{word}" if word.startswith("image") else word for word in words]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -113,10 +113,10 @@ def test_16_external_data_outside_the_folder(
     places.refused(*here(words), says=("bad.onnx", PLACES[place]), once=True)
 
 
-def test_16_the_twin_beside_the_model_is_read(places: Commands, picture: Path, tiny_onnx: Path) -> None:
+def test_16_the_twin_beside_the_model_is_read(places: Commands, image: Path, tiny_onnx: Path) -> None:
     with_external_weight(places, tiny_onnx, "whole.bin")
     for command in ("run", "inspect"):
-        places.answer(*(f"../{word}" if word.startswith("picture") else word for word in COMMANDS[command]))
+        places.answer(*(f"../{word}" if word.startswith("image") else word for word in COMMANDS[command]))
 
 
 @pytest.mark.parametrize("way", ["missing", "short"])
@@ -171,7 +171,7 @@ def test_19_no_image_model_says_what_was_expected_and_found(
 
 
 def test_20_control_characters_and_megabytes_of_metadata_are_escaped_and_cut(
-    commands: Commands, digits_onnx: Path, picture: Path
+    commands: Commands, digits_onnx: Path, image: Path
 ) -> None:
     label = "\\u001b[31mred\\n" + "x" * 3_000_000
     labels = "[" + ",".join(f'"{label}{number}"' for number in range(10)) + "]"
@@ -211,15 +211,15 @@ QUANTIZED = """<ir_version: 10, opset_import: ["" : 20]> g (float[1,3,8,8] input
 <float s = {0.1}, uint8 z = {0}> { q = QuantizeLinear(input, s, z)  y = DequantizeLinear(q, s, z) }"""
 
 
-def test_21_a_quantized_graph_is_not_quantized_again(commands: Commands, picture: Path) -> None:
-    folder = commands.folder / "pictures"
+def test_21_a_quantized_graph_is_not_quantized_again(commands: Commands, image: Path) -> None:
+    folder = commands.folder / "images"
     folder.mkdir()
-    (folder / "picture.png").write_bytes(picture.read_bytes())
+    (folder / "image.png").write_bytes(image.read_bytes())
     write(commands, onnx.parser.parse_model(QUANTIZED).SerializeToString())
     commands.refused(*COMMANDS["quantize"], says=("bad.onnx", "quantized"))
 
 
-def test_21_a_half_precision_graph_is_no_int8(commands: Commands, picture: Path) -> None:
+def test_21_a_half_precision_graph_is_no_int8(commands: Commands, image: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float16), "w")
     nodes = [

@@ -1,6 +1,6 @@
-"""Cases 28 to 36: pictures, one by one through `run` and as folders through `evaluate`.
+"""Cases 28 to 36: images, one by one through `run` and as folders through `evaluate`.
 
-Golden values of every kind of picture, and cuts at each percent, are in `tests/runtime/test_images.py` and
+Golden values of every kind of image, and cuts at each percent, are in `tests/runtime/test_images.py` and
 `tests/runtime/test_image_damage.py`; here two files that must show the same are classified alike.
 """
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.faults.harness import Commands, arguments, peak_bytes_of, require_contract
-from tests.runtime.test_images import encoded, palette_picture, picture, png, stored_for
+from tests.runtime.test_images import encoded, image, palette_image, png, stored_for
 
 CLASSES = 10
 
@@ -25,32 +25,32 @@ def model(commands: Commands, tiny_onnx: Path) -> Path:
 
 
 def scores(commands: Commands, model: Path, data: bytes) -> list[float]:
-    path = commands.folder / "picture.bin"
+    path = commands.folder / "image.bin"
     path.write_bytes(data)
     (prediction,) = commands.answer("run", model, path)["predictions"]
     return [entry["score"] for entry in prediction["top"]]
 
 
 def notes(commands: Commands, model: Path, data: bytes) -> str:
-    path = commands.folder / "picture.bin"
+    path = commands.folder / "image.bin"
     path.write_bytes(data)
     return " ".join(commands.answer("run", model, path)["notes"])
 
 
 @pytest.fixture
 def tree(commands: Commands) -> Path:
-    """One picture in each of ten class folders."""
+    """One image in each of ten class folders."""
     root = commands.folder / "tree"
     for number in range(CLASSES):
         folder = root / f"class{number}"
         folder.mkdir(parents=True)
-        (folder / "picture.png").write_bytes(encoded(picture()))
+        (folder / "image.png").write_bytes(encoded(image()))
     return root
 
 
 STRANGERS = {
     "28 zero bytes": (b"", "is empty"),
-    "28 text": (b"no picture\n", "is text"),
+    "28 text": (b"no image\n", "is text"),
     "28 HTML": (b"<!DOCTYPE html><html>404</html>", "is an HTML page"),
     "35 EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
     "35 PSD": (b"8BPS\0\1\0\0", "is a Photoshop file"),
@@ -72,7 +72,7 @@ def test_28_35_a_stranger_named_jpg(commands: Commands, model: Path, tree: Path,
 
 @pytest.mark.parametrize("percent", [*range(10, 100, 10), 99])
 def test_29_a_cut_jpeg_is_never_half_grey(commands: Commands, model: Path, percent: int) -> None:
-    data = encoded(picture(160, 120), "JPEG")
+    data = encoded(image(160, 120), "JPEG")
     (commands.folder / "cut.jpg").write_bytes(data[: len(data) * percent // 100])
     commands.refused("run", model, "cut.jpg", says=("cut.jpg", "cannot be decoded"))
 
@@ -89,7 +89,7 @@ KINDS = {
     "16-bit": (solid("I;16", 0x8001, "PNG"), (0x80, 0x80, 0x80)),
     "float": (solid("F", 1.0, "TIFF"), (255, 255, 255)),
     "CMYK": (solid("CMYK", (255, 0, 51, 51), "TIFF"), (0, 204, 163)),
-    "palette": (encoded(palette_picture().resize((40, 40))), (10, 20, 30)),
+    "palette": (encoded(palette_image().resize((40, 40))), (10, 20, 30)),
 }
 
 
@@ -115,7 +115,7 @@ def test_32_exif_orientation_is_applied(commands: Commands, model: Path, orienta
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = encoded(stored_for(orientation), exif=exif)
-    assert scores(commands, model, turned) == scores(commands, model, encoded(picture()))
+    assert scores(commands, model, turned) == scores(commands, model, encoded(image()))
 
 
 def test_33_a_huge_header_is_refused_with_little_memory(commands: Commands, model: Path) -> None:
@@ -133,12 +133,12 @@ def test_34_slivers_work(commands: Commands, model: Path, size: tuple[int, int])
 def test_36_an_empty_folder_and_one_without_classes(commands: Commands, model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     commands.refused("evaluate", model, "--data", "empty", says="empty")
-    (tmp_path / "empty" / "picture.png").write_bytes(encoded(picture()))
+    (tmp_path / "empty" / "image.png").write_bytes(encoded(image()))
     commands.refused("evaluate", model, "--data", "empty", says="empty")
 
 
 def test_36_an_empty_class(commands: Commands, model: Path, tree: Path) -> None:
-    (tree / "class4" / "picture.png").unlink()
+    (tree / "class4" / "image.png").unlink()
     commands.refused("evaluate", model, "--data", tree, says="class4")
 
 
@@ -146,9 +146,9 @@ def test_36_an_empty_class(commands: Commands, model: Path, tree: Path) -> None:
 def test_36_another_count_of_classes(commands: Commands, model: Path, tree: Path, change: str) -> None:
     if change == "one too many":
         (tree / "extra").mkdir()
-        (tree / "extra" / "picture.png").write_bytes(encoded(picture()))
+        (tree / "extra" / "image.png").write_bytes(encoded(image()))
     else:
-        (tree / "class9" / "picture.png").unlink()
+        (tree / "class9" / "image.png").unlink()
         (tree / "class9").rmdir()
     commands.refused("evaluate", model, "--data", tree, says="10")
 

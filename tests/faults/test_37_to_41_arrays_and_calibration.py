@@ -75,7 +75,7 @@ def test_38_an_array_that_is_not_contiguous_is_copied(tiny_onnx: Path) -> None:
         np.testing.assert_array_equal(runner.run({"input": whole[::2]})["logits"], expected)
 
 
-def pictures(folder: Path, images: Iterator[Array]) -> Path:
+def images(folder: Path, images: Iterator[Array]) -> Path:
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:03}.png")
@@ -88,7 +88,7 @@ def noise(count: int) -> Iterator[Array]:
 
 
 POOR = {
-    "empty": (lambda: iter(()), "holds no picture"),
+    "empty": (lambda: iter(()), "holds no image"),
     "under 32": (lambda: noise(31), "31"),
     "black": (lambda: (np.zeros((32, 32, 3), np.uint8) for _ in range(40)), ""),
     "identical": (lambda: (next(noise(1)) for _ in range(40)), ""),
@@ -96,12 +96,12 @@ POOR = {
 
 
 @pytest.mark.parametrize("kind", POOR)
-def test_39_poor_calibration_pictures(
+def test_39_poor_calibration_images(
     commands: Commands, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch, kind: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     make, why = POOR[kind]
-    folder = pictures(commands.folder / "pictures", make())
+    folder = images(commands.folder / "images", make())
     commands.refused("quantize", tiny_onnx, "--calibration", folder, *FAST, "-o", "new/out.onnx", says=why)
 
 
@@ -126,7 +126,7 @@ def test_41_a_stale_cache_is_never_used(
     commands: Commands, tiny_onnx: Path, digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    folder = pictures(commands.folder / "pictures", noise(32))
+    folder = images(commands.folder / "images", noise(32))
 
     def note(model: Path, *more: str) -> str:
         words = ("quantize", model, "--calibration", folder, *FAST, "-o", "out.onnx", "--force", *more)

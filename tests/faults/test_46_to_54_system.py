@@ -81,7 +81,7 @@ def test_48_odd_paths_in_one_printable_line(commands: Commands, tiny_onnx: Path,
     folder.mkdir()
     (folder / "text.onnx").write_text("text")
     (folder / "text.jpg").write_text("text")
-    commands.refused("run", folder / "missing.onnx", "picture.png", says="missing.onnx")
+    commands.refused("run", folder / "missing.onnx", "image.png", says="missing.onnx")
     commands.refused("inspect", folder / "text.onnx", says="text.onnx")
     commands.refused("run", tiny_onnx, folder / "text.jpg", says="text.jpg")
 
@@ -125,15 +125,15 @@ MISSING = {
     "onnxsim": ("export", ("export", "--variant", "cifar-40-12", "-o", "new/")),
     "torch": ("export", ("inspect", "weights.pth")),
     "onnxscript": ("export", ("simplify", "tiny.onnx", "-o", "new/")),
-    "openvino": ("openvino", ("run", "tiny.onnx", "picture.png", "--backend", "openvino")),
-    "onnxruntime": ("onnxruntime", ("run", "tiny.onnx", "picture.png", "--backend", "onnxruntime")),
+    "openvino": ("openvino", ("run", "tiny.onnx", "image.png", "--backend", "openvino")),
+    "onnxruntime": ("onnxruntime", ("run", "tiny.onnx", "image.png", "--backend", "onnxruntime")),
     "matplotlib": ("plot", ("plot", "growth", "--variant", "121", "-o", "new/a.png")),
 }
 
 
 @pytest.mark.parametrize("package", MISSING)
 def test_51_a_missing_package_names_the_command_that_installs_it(
-    commands: Commands, tiny_onnx: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    commands: Commands, tiny_onnx: Path, image: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     (commands.folder / "tiny.onnx").write_bytes(tiny_onnx.read_bytes())
     (commands.folder / "weights.pth").write_bytes(b"x")
@@ -150,10 +150,10 @@ WITHOUT_ONNX = {
 
 
 @pytest.mark.parametrize("command", WITHOUT_ONNX)
-def test_51_without_onnx_at_all(commands: Commands, tiny_onnx: Path, picture: Path, command: str) -> None:
+def test_51_without_onnx_at_all(commands: Commands, tiny_onnx: Path, image: Path, command: str) -> None:
     """In a process of its own: a module that was imported before would not be missed."""
     (commands.folder / "few").mkdir()
-    (commands.folder / "few" / "one.png").write_bytes(picture.read_bytes())
+    (commands.folder / "few" / "one.png").write_bytes(image.read_bytes())
     (commands.folder / "tiny.onnx").write_bytes(tiny_onnx.read_bytes())
     hide = "import sys; sys.modules |= {'onnx': None, 'onnx_ir': None}; from densenet_deploy.cli import main"
     script = f"{hide}; sys.exit(main({list(WITHOUT_ONNX[command])!r}))"
@@ -190,23 +190,23 @@ def test_53_a_corrupt_cache_is_rebuilt(
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "records": {}}'])
 def test_53_54_a_corrupt_or_newer_sidecar_is_refused(
-    commands: Commands, tiny_onnx: Path, picture: Path, text: str
+    commands: Commands, tiny_onnx: Path, image: Path, text: str
 ) -> None:
     with simulated_gpu(RTX) as gpu:
         engine = write_simulated_engine(commands.folder, tiny_onnx, RTX)
         sidecar_path(engine).write_text(text)
         for trust in ((), ("--trust-engine",)):
-            commands.refused("run", engine, picture, *trust, says=sidecar_path(engine).name)
+            commands.refused("run", engine, image, *trust, says=sidecar_path(engine).name)
         assert gpu.calls == []
 
 
 @pytest.mark.parametrize("command", ["run", "inspect", "simplify", "benchmark", "validate"])
-def test_54_a_manifest_of_a_newer_schema(commands: Commands, tiny_onnx: Path, picture: Path, command: str) -> None:
+def test_54_a_manifest_of_a_newer_schema(commands: Commands, tiny_onnx: Path, image: Path, command: str) -> None:
     model = onnx.load(tiny_onnx)
     for pair in model.metadata_props:
         pair.value = "999" if pair.key == PREFIX + "schema" else pair.value
     (commands.folder / "newer.onnx").write_bytes(model.SerializeToString())
-    more = {"run": (picture,), "validate": ("newer.onnx",)}.get(command, ())
+    more = {"run": (image,), "validate": ("newer.onnx",)}.get(command, ())
     commands.refused(command, "newer.onnx", *more, says=("metadata", "999"))
 
 

@@ -105,7 +105,7 @@ def test_58_five_hundred_openings_keep_nothing(means: Path, backend: str) -> Non
     ids=" ".join,
 )
 def test_59_a_gpu_that_is_not_there_is_never_replaced(
-    commands: Commands, tiny_onnx: Path, picture: Path, words: tuple[str, ...]
+    commands: Commands, tiny_onnx: Path, image: Path, words: tuple[str, ...]
 ) -> None:
-    commands.refused("run", tiny_onnx, picture, *words, code=5)
+    commands.refused("run", tiny_onnx, image, *words, code=5)
     commands.refused("benchmark", tiny_onnx, *words, "--seconds", "0", "--rounds", "3", code=5)

@@ -13,14 +13,14 @@ from tests.faults.hostile import without_end, without_measure
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="keeps no limit of address space")
 
 
-def test_a_file_that_wants_all_memory(commands: Commands, picture: Path) -> None:
+def test_a_file_that_wants_all_memory(commands: Commands, image: Path) -> None:
     model = without_measure(commands.folder / "hostile.onnx")
-    words = ("run", model, picture, "--backend", "openvino")
+    words = ("run", model, image, "--backend", "openvino")
     commands.refused(*words, says=("hostile.onnx", "the backend wants more than", "do not use it"))
 
 
 @pytest.mark.parametrize("command", ["inspect", "run"])
-def test_a_file_without_end(commands: Commands, picture: Path, command: str) -> None:
+def test_a_file_without_end(commands: Commands, image: Path, command: str) -> None:
     model = without_end(commands.folder / "hostile.onnx")
-    words = ("run", model, picture, "--backend", "onnxruntime") if command == "run" else (command, model)
+    words = ("run", model, image, "--backend", "onnxruntime") if command == "run" else (command, model)
     commands.refused(*words, says=("was not done with it after", "do not use it"), once=True)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from densenet_deploy.models.build import DenseNet
 from densenet_deploy.models.checkpoints import save_weights
-from densenet_deploy.pipeline.load import ModelRequest, build
+from densenet_deploy.workflows.load import ModelRequest, build
 from tests.conftest import TINY
 from tests.faults.harness import ROOT, run_process
 from tests.faults.mutations import FORMATS, _is_documented, share
@@ -31,7 +31,7 @@ def files(tiny_onnx: Path, network: DenseNet, tmp_path_factory: pytest.TempPathF
     save_weights(folder / "weights.safetensors", model.module, model.manifest)
     rng = np.random.default_rng(0)
     for suffix in ("png", "jpg"):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"picture.{suffix}")
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"image.{suffix}")
     np.save(folder / "samples.npy", rng.standard_normal((8, 3, 32, 32), np.float32))  # too few to calibrate for long
     (folder / "mine.toml").write_text(
         'base = "onnxruntime"\nobserver = "minmax"\nalpha = 0.5\nweights = "per-tensor"\n'

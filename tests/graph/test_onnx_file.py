@@ -195,15 +195,15 @@ def test_data_that_is_missing_or_short_is_refused(folder, where, location, offse
     assert "model.onnx: " in _refusal(folder, _external(location, where, offset, length))
 
 
-def _picture_model(inputs: str) -> onnx.ModelProto:
+def _image_model(inputs: str) -> onnx.ModelProto:
     return onnx.parser.parse_model(
         HEADER + f"g ({inputs}) => (float[N] y) <float[3] w = {{1, 2, 3}}> {{ y = Relu(x) }}"
     )
 
 
 @pytest.mark.parametrize("inputs", ["float[N,3,32,32] x", "float[1,3,32,32] x", "float[N,3,32,32] x, float[3] w"])
-def test_the_size_of_pictures_is_read(inputs):
-    assert image_size_of(_picture_model(inputs), Path("model.onnx")) == 32
+def test_the_size_of_images_is_read(inputs):
+    assert image_size_of(_image_model(inputs), Path("model.onnx")) == 32
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_the_size_of_pictures_is_read(inputs):
         ("float16[N,3,32,32] x", r"x \(N, 3, 32, 32\) float16"),
     ],
 )
-def test_what_takes_no_pictures_is_refused_with_what_it_takes(inputs, found):
+def test_what_takes_no_images_is_refused_with_what_it_takes(inputs, found):
     with pytest.raises(ModelFileError, match=rf"{found}.*, expected one float32 \(N, 3, S, S\) input"):
-        image_size_of(_picture_model(inputs), Path("model.onnx"))
+        image_size_of(_image_model(inputs), Path("model.onnx"))
 
 
 def test_operators_are_counted_most_frequent_first():

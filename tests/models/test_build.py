@@ -14,7 +14,7 @@ TINY = DenseNetSpec(growth_rate=4, blocks=(2, 2, 2), init_features=8, stem="cifa
 TORCHVISION = ["121", "161", "169", "201"]
 
 
-def pictures(size, count=2):
+def images(size, count=2):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(7))
 
 
@@ -61,11 +61,11 @@ def test_weights_go_both_ways_and_give_the_same_logits(name, size):
     build_model(find_variant(name).spec, seed=2).load_state_dict(theirs.state_dict())
     with torch.inference_mode():
         # The same operations on the same operands in the same order: no tolerance is needed.
-        assert torch.equal(ours(pictures(size)), theirs(pictures(size)))
+        assert torch.equal(ours(images(size)), theirs(images(size)))
 
 
 def test_untrained_logits_are_of_ordinary_size():
-    logits = build_model(find_variant("121").spec)(pictures(64))
+    logits = build_model(find_variant("121").spec)(images(64))
     assert 0.1 < logits.std() < 10
 
 
@@ -87,26 +87,26 @@ def test_a_seed_decides_the_weights_and_the_global_random_state_does_not_move():
         DenseNetSpec(growth_rate=4, blocks=(1, 1, 1), stem="cifar", bn_size=0),
     ],
 )
-def test_the_smallest_picture_is_enough_and_one_pixel_less_is_not(spec):
+def test_the_smallest_image_is_enough_and_one_pixel_less_is_not(spec):
     model, size = build_model(spec), spec.smallest_image_size
-    assert model(pictures(size)).shape == (2, 1000)
+    assert model(images(size)).shape == (2, 1000)
     with pytest.raises(RuntimeError):
-        model(pictures(size - 1))
+        model(images(size - 1))
 
 
 def test_the_features_head_is_what_the_classifier_reads():
     classifier = build_model(TINY)
     features = build_model(dataclasses.replace(TINY, head="features"))
-    pooled = features(pictures(16))
+    pooled = features(images(16))
     assert pooled.shape == (2, TINY.feature_channels)
     assert "classifier.weight" not in features.state_dict()
-    assert torch.equal(classifier.classifier(pooled), classifier(pictures(16)))
+    assert torch.equal(classifier.classifier(pooled), classifier(images(16)))
 
 
 def test_the_multiscale_head_reads_every_block():
     model = build_model(dataclasses.replace(TINY, head="multiscale"))
     assert model.classifier.in_features == 3 * 128
-    model(pictures(16)).sum().backward()
+    model(images(16)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -115,7 +115,7 @@ def test_memory_efficient_training_is_the_same_training(bn_size):
     spec = dataclasses.replace(TINY, bn_size=bn_size, compression=1.0)
     plain, efficient = (build_model(spec, memory_efficient=choice).train() for choice in (False, True))
     for model in (plain, efficient):
-        model(pictures(16, count=4)).square().sum().backward()
+        model(images(16, count=4)).square().sum().backward()
     wanted, got = dict(plain.named_parameters()), dict(efficient.named_parameters())
     # The recomputation repeats the same operations, so gradients and statistics agree bit for bit.
     assert all(torch.equal(wanted[name].grad, got[name].grad) for name in wanted)
@@ -137,13 +137,13 @@ def saved_bytes(memory_efficient):
 
     model = build_model(dataclasses.replace(TINY, blocks=(8,)), memory_efficient=memory_efficient).train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(pictures(16))
+        model(images(16))
     return total
 
 
 def test_dropout_works_in_training_only():
     model = build_model(dataclasses.replace(TINY, drop_rate=0.5))
-    assert torch.equal(model(pictures(16)), build_model(TINY)(pictures(16)))
+    assert torch.equal(model(images(16)), build_model(TINY)(images(16)))
     model.train()
     torch.manual_seed(0)
-    assert not torch.equal(model(pictures(16)), model(pictures(16)))
+    assert not torch.equal(model(images(16)), model(images(16)))

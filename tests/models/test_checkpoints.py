@@ -273,8 +273,8 @@ def test_a_small_file_cannot_claim_huge_tensors(save):
 
 def test_features_of_a_classifier_drop_it_with_a_note(save, model):
     loaded = load_weights(save(model.state_dict()), head="features", num_classes=9)
-    pictures = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(loaded.module(pictures), model.head(model.features(pictures)))
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.module(images), model.head(model.features(images)))
     assert "classifier dropped" in loaded.notes[0]
 
 

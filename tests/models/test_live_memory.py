@@ -15,7 +15,7 @@ from densenet_deploy.variants.spec import DenseNetSpec
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(3, 2), init_features=8, num_classes=5, bn_size=2)
 
-PICTURE, WIDE, NARROW = 2 * 3 * 64 * 4, 2 * 4 * 64 * 4, 2 * 2 * 64 * 4  # bytes of (2, C, 8, 8) float32
+IMAGE, WIDE, NARROW = 2 * 3 * 64 * 4, 2 * 4 * 64 * 4, 2 * 2 * 64 * 4  # bytes of (2, C, 8, 8) float32
 
 
 def chain(*, inplace: bool) -> nn.Module:
@@ -23,19 +23,19 @@ def chain(*, inplace: bool) -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=inplace), nn.Conv2d(4, 2, 1))
 
 
-def test_an_inference_holds_the_picture_and_what_the_step_reads_and_writes() -> None:
+def test_an_inference_holds_the_image_and_what_the_step_reads_and_writes() -> None:
     memory = inference_memory(chain(inplace=False), 8, batch=2)
     assert [stage.forward_bytes for stage in memory.stages] == [
-        PICTURE + WIDE,
-        PICTURE + WIDE + WIDE,
-        PICTURE + WIDE + NARROW,
+        IMAGE + WIDE,
+        IMAGE + WIDE + WIDE,
+        IMAGE + WIDE + NARROW,
     ]
-    assert memory.peak_bytes == PICTURE + 2 * WIDE
+    assert memory.peak_bytes == IMAGE + 2 * WIDE
     assert {stage.backward_bytes for stage in memory.stages} == {0}
 
 
 def test_in_place_needs_no_second_map() -> None:
-    assert inference_memory(chain(inplace=True), 8, batch=2).peak_bytes == PICTURE + WIDE + NARROW
+    assert inference_memory(chain(inplace=True), 8, batch=2).peak_bytes == IMAGE + WIDE + NARROW
 
 
 def test_weights_stand_beside_the_peak() -> None:
@@ -46,7 +46,7 @@ def test_weights_stand_beside_the_peak() -> None:
 def test_a_training_step_ends_with_the_gradients_of_the_weights() -> None:
     memory = training_memory_of(chain(inplace=True), 8, batch=2)
     last = memory.stages[0]  # backward ends where forward began
-    assert memory.peak_bytes >= last.backward_bytes >= PICTURE + memory.weights_bytes
+    assert memory.peak_bytes >= last.backward_bytes >= IMAGE + memory.weights_bytes
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])

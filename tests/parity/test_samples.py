@@ -12,12 +12,12 @@ from densenet_deploy.parity.samples import natural_images, noise
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def pictures(count=8, size=128, preprocessing=PLAIN, seed=1):
+def images(count=8, size=128, preprocessing=PLAIN, seed=1):
     return np.concatenate(list(natural_images(count, size, preprocessing, seed)))
 
 
 def spectral_slope(images):
-    """Slope of log power against log radial frequency, from one cycle a picture to the highest of all directions."""
+    """Slope of log power against log radial frequency, from one cycle an image to the highest of all directions."""
     size = images.shape[-1]
     cycles = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size))) * size
     power = np.mean(np.abs(np.fft.fft2(images)) ** 2, axis=(0, 1))
@@ -49,15 +49,15 @@ def test_a_seed_means_the_same_samples_and_more_only_add(samples):
 def test_natural_images_have_a_power_spectrum_of_slope_minus_two():
     # Exactly −2 before clipping: cutting 8 % of the values adds a little power at all frequencies, most visibly at high
     # ones, and whole-number rings sample 1/f² coarsely near the centre. Both together measure 0.05.
-    assert spectral_slope(pictures()) == pytest.approx(-2.0, abs=0.1)
+    assert spectral_slope(images()) == pytest.approx(-2.0, abs=0.1)
 
 
 def test_white_noise_has_a_flat_spectrum():
     assert spectral_slope(np.concatenate(list(noise(8, (1, 3, 128, 128), seed=1)))) == pytest.approx(0.0, abs=0.1)
 
 
-def test_natural_images_have_the_range_brightness_and_colours_of_pictures():
-    channels = pictures().swapaxes(0, 1).reshape(3, -1)
+def test_natural_images_have_the_range_brightness_and_colours_of_images():
+    channels = images().swapaxes(0, 1).reshape(3, -1)
     assert channels.min() == 0.0
     assert channels.max() == 1.0
     # Clipping the lower side more than the upper lifts the mean by about 0.01.
@@ -69,15 +69,15 @@ def test_natural_images_have_the_range_brightness_and_colours_of_pictures():
 def test_natural_images_are_normalized_as_the_model_wants():
     preprocessing = Preprocessing()
     mean, std = (np.array(triple)[:, None, None] for triple in (preprocessing.mean, preprocessing.std))
-    normalized = pictures(2, 16, preprocessing)
+    normalized = images(2, 16, preprocessing)
     assert normalized.shape == (2, 3, 16, 16)
     assert normalized.dtype == np.float32
     # float32 rounds each side to 6e-8 of values up to 3
-    np.testing.assert_allclose(normalized, (pictures(2, 16) - mean) / std, atol=1e-6)
+    np.testing.assert_allclose(normalized, (images(2, 16) - mean) / std, atol=1e-6)
 
 
-def test_the_smallest_picture_has_one_pixel():
-    assert np.isfinite(pictures(1, 1)).all()
-    assert pictures(1, 1).shape[-2:] == (1, 1)
+def test_the_smallest_image_has_one_pixel():
+    assert np.isfinite(images(1, 1)).all()
+    assert images(1, 1).shape[-2:] == (1, 1)
     with pytest.raises(UsageError, match="size=0"):
         natural_images(1, 0, PLAIN)

@@ -26,7 +26,7 @@ WORKING: dict[str, tuple[str, ...]] = {
     "sensitivity": ("tiny.onnx", "--calibration", "few"),
     "cast": ("tiny.onnx", "--fp16", "-o", "new.onnx", "--force"),
     "build-trt": ("tiny.onnx", "--fp16", "--dry-run"),
-    "run": ("tiny.onnx", "picture.png"),
+    "run": ("tiny.onnx", "image.png"),
     "evaluate": ("tiny.onnx", "--data", "classes"),
     "benchmark": ("tiny.onnx", "--seconds", "0", "--rounds", "3"),
     "inspect": ("tiny.onnx",),
@@ -35,7 +35,7 @@ WORKING: dict[str, tuple[str, ...]] = {
     "report": ("tiny.onnx", "-o", "new.html", "--force"),
     "doctor": (),
 }
-"""Lines that end well, and quickly; but those that calibrate, whose pictures are too few."""
+"""Lines that end well, and quickly; but those that calibrate, whose images are too few."""
 
 STOPPED: dict[str, tuple[str, ...]] = {
     "export": ("--weights", "missing.pth"),
@@ -45,7 +45,7 @@ STOPPED: dict[str, tuple[str, ...]] = {
 }
 """What keeps a random line from a long work that nobody asked for."""
 
-FILES = ("tiny.onnx", "picture.png", "few", "classes", "broken.onnx", "missing.onnx", "broken.toml", "text.json", ".")
+FILES = ("tiny.onnx", "image.png", "few", "classes", "broken.onnx", "missing.onnx", "broken.toml", "text.json", ".")
 _NO_NUMBERS = (
     "",
     "abc",

@@ -124,7 +124,7 @@ def _join(graph: GraphWriter, source: Tensor, maps: list[Tensor]) -> Tensor:
 
 
 def _along_rows(graph: GraphWriter, source: Tensor) -> Tensor:
-    """Both halves of a picture, put together again upside down."""
+    """Both halves of an image, put together again upside down."""
     names = []
     for stem, start, end in (("top", 0, source.size // 2), ("bottom", source.size // 2, source.size)):
         ends = [graph.constant(f"{stem}.{i}", np.array([n])) for i, n in enumerate((start, end, graph.one_of(2, -2)))]

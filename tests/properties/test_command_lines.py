@@ -22,10 +22,10 @@ from tests.properties.holds import holds_for
 
 @pytest.fixture(scope="module")
 def place(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a few pictures, and files that are not what their names say."""
+    """A folder with a model, a few images, and files that are not what their names say."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "tiny.onnx").write_bytes(tiny_onnx.read_bytes())
-    for name in ("picture.png", "few/a.png", "classes/cat/a.png", "classes/dog/b.png"):
+    for name in ("image.png", "few/a.png", "classes/cat/a.png", "classes/dog/b.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)

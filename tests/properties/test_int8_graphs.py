@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.presets import EXACT
-from densenet_deploy.pipeline.quantize.int8 import Int8Writer
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from tests.properties.graphs import dense_graphs
 from tests.properties.holds import holds_for
 from tests.properties.test_graph_passes import opened, pixels_of

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.packages import is_installed
-from densenet_deploy.pipeline.export import ExportTarget, export_onnx
-from densenet_deploy.pipeline.load import Architecture, ModelRequest, build
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import HEADS, STEMS, DenseNetSpec
+from densenet_deploy.workflows.export import ExportTarget, export_onnx
+from densenet_deploy.workflows.load import Architecture, ModelRequest, build
 from tests.properties.holds import holds_for
 
 BACKENDS = [name for name in ("onnxruntime", "openvino", "torch") if is_installed(name)]
@@ -43,7 +43,7 @@ REQUESTS = st.builds(
 
 
 def _smallest(request: ModelRequest) -> int | None:
-    """The smallest picture that the network takes, or None where a transition would keep no channel."""
+    """The smallest image that the network takes, or None where a transition would keep no channel."""
     changes = request.architecture.changes()
     try:
         return DenseNetSpec(**changes).smallest_image_size  # type: ignore[arg-type]

@@ -158,21 +158,21 @@ def test_too_few_samples_are_refused_before_the_model_runs(count):
     assert runner.runs == 0
 
 
-def test_the_same_picture_over_and_over_is_refused():
+def test_the_same_image_over_and_over_is_refused():
     runner = FunctionRunner(two_layers)
-    with pytest.raises(DataError, match="same picture"):
+    with pytest.raises(DataError, match="same image"):
         collect_ranges(runner, samples(1) * 40, MINMAX)
     assert runner.runs == 0
 
 
-def test_black_pictures_and_other_single_colours_are_refused():
+def test_black_images_and_other_single_colours_are_refused():
     black = np.broadcast_to(np.float32([-2.1, -2.0, -1.8]).reshape(1, 3, 1, 1), (1, 3, 8, 8))
     for images in ([black] * 32, [black + np.float32(0.1 * n) for n in range(32)]):
         with pytest.raises(DataError, match="one colour"):
             collect_ranges(FunctionRunner(two_layers), images, MINMAX)
 
 
-def test_a_few_black_or_repeated_pictures_among_others_are_fine():
+def test_a_few_black_or_repeated_images_among_others_are_fine():
     images = samples(30)
     images += [images[0], np.zeros((1, 3, 8, 8), np.float32)]
     assert collect_ranges(FunctionRunner(two_layers), images, MINMAX)

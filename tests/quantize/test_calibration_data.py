@@ -19,9 +19,9 @@ SMALL = Preprocessing(image_size=8, resize=9)
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Six pictures directly inside and four in class folders."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """Six images directly inside and four in class folders."""
+    folder = tmp_path / "images"
     rng = np.random.default_rng(0)
     for name in [*(f"{index}.png" for index in range(6)), "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]:
         path = folder / name
@@ -45,42 +45,42 @@ def arrays(count=40):
 # --- folders
 
 
-def test_a_folder_gives_each_of_its_pictures_as_the_model_takes_them(pictures):
-    data = open_calibration_data(pictures, SMALL)
+def test_a_folder_gives_each_of_its_images_as_the_model_takes_them(images):
+    data = open_calibration_data(images, SMALL)
     found = list(data)
     assert len(data) == len(found) == 10
-    wanted = [prepare(load_image(path), SMALL) for path in pictures.rglob("*.png")]
+    wanted = [prepare(load_image(path), SMALL) for path in images.rglob("*.png")]
     assert {array.tobytes() for array in found} == {array.tobytes() for array in wanted}
     assert all(sample.shape == (1, 3, 8, 8) and sample.dtype == np.float32 for sample in found)
     np.testing.assert_array_equal(np.concatenate(list(data)), np.concatenate(found))  # it can be read again
 
 
-def test_subset_and_order_are_drawn_by_seed_so_that_the_first_few_are_a_fair_sample(pictures):
-    names = [list(open_calibration_data(pictures, SMALL, 4, seed).digests()) for seed in (1, 1, 2)]
+def test_subset_and_order_are_drawn_by_seed_so_that_the_first_few_are_a_fair_sample(images):
+    names = [list(open_calibration_data(images, SMALL, 4, seed).digests()) for seed in (1, 1, 2)]
     assert names[0] == names[1] != names[2]
     assert len(names[0]) == 4
-    whole = list(open_calibration_data(pictures, SMALL, 10, 1).digests())
+    whole = list(open_calibration_data(images, SMALL, 10, 1).digests())
     assert names[0] == whole[:4]
     assert whole != sorted(whole)
 
 
-def test_digests_follow_names_and_bytes(pictures):
-    before = open_calibration_data(pictures, SMALL).digests()
+def test_digests_follow_names_and_bytes(images):
+    before = open_calibration_data(images, SMALL).digests()
     assert set(before) >= {"0.png", "cat/1.png"}
-    (pictures / "0.png").write_bytes((pictures / "1.png").read_bytes())
-    (pictures / "2.png").rename(pictures / "7.png")
-    after = open_calibration_data(pictures, SMALL).digests()
+    (images / "0.png").write_bytes((images / "1.png").read_bytes())
+    (images / "2.png").rename(images / "7.png")
+    after = open_calibration_data(images, SMALL).digests()
     assert after["0.png"] == before["1.png"] == after["1.png"]
     assert after["7.png"] == before["2.png"]
     assert "2.png" not in after
 
 
-def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(pictures, tmp_path):
-    (pictures / "3.png").write_bytes(b"<html>no picture</html>")
+def test_a_folder_without_images_or_with_a_broken_one_is_refused(images, tmp_path):
+    (images / "3.png").write_bytes(b"<html>no image</html>")
     with pytest.raises(DataError, match="is an HTML page"):
-        list(open_calibration_data(pictures, SMALL))
+        list(open_calibration_data(images, SMALL))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         open_calibration_data(tmp_path / "empty", SMALL)
     with pytest.raises(InputError, match="no such file or folder"):
         open_calibration_data(tmp_path / "nowhere", SMALL)
@@ -88,7 +88,7 @@ def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(pictures, tmp
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "data.txt").write_text("x")
-    with pytest.raises(DataError, match=r"give a folder of pictures, or .npy or .npz"):
+    with pytest.raises(DataError, match=r"give a folder of images, or .npy or .npz"):
         open_calibration_data(tmp_path / "data.txt", SMALL)
 
 
@@ -140,7 +140,7 @@ BAD_HEADERS = {
 BAD_VALUES = {
     "NaN": (with_value(np.nan), "sample 13 .*NaN or Inf"),
     "Inf": (with_value(-np.inf), "sample 13 .*NaN or Inf"),
-    "0-255": (np.abs(arrays()) * 80, "no normalized picture"),
+    "0-255": (np.abs(arrays()) * 80, "no normalized image"),
 }
 
 
@@ -237,6 +237,6 @@ def test_a_bad_array_of_an_iterable_is_named(bad, why):
         list(open_calibration_data([*samples(2), bad], SMALL))
 
 
-def test_no_samples_at_all_cannot_be_asked_for(pictures):
+def test_no_samples_at_all_cannot_be_asked_for(images):
     with pytest.raises(UsageError, match="samples=0"):
-        open_calibration_data(pictures, SMALL, samples=0)
+        open_calibration_data(images, SMALL, samples=0)

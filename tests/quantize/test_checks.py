@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.pipeline.quantize.int8 import Int8Writer
 from densenet_deploy.quantize.checks import Finding, check_quantized, convolutions, require_float, require_sound
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from tests.graph.passes.networks import make_network, run
 
 RECIPES = ("onnxruntime", "openvino", "tensorrt")

@@ -10,11 +10,11 @@ import pytest
 
 from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.graph.graph_pass import constant, new_initializer
-from densenet_deploy.pipeline.quantize.int8 import Int8Writer
 from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 from densenet_deploy.quantize.scales import QuantizedType, affine, unsigned
+from densenet_deploy.workflows.quantize.int8 import Int8Writer
 
 ONE = unsigned(1.0)
 FAR = np.array([0.5, 7.0, -3.0])

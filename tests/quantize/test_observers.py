@@ -194,11 +194,11 @@ def test_a_count_that_would_overflow_is_refused():
 
 
 def test_at_most_so_many_pixels_are_counted_and_all_columns_take_part():
-    for picture in [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7), (1, 9), (5,), ()]:
-        step = pixel_step(picture, 40)
-        pixels = range(0, int(np.prod(picture)), step)
+    for image in [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7), (1, 9), (5,), ()]:
+        step = pixel_step(image, 40)
+        pixels = range(0, int(np.prod(image)), step)
         assert len(pixels) <= 40
-        width = picture[-1] if picture else 1
+        width = image[-1] if image else 1
         assert len({pixel % width for pixel in pixels}) == min(width, len(pixels))
 
 

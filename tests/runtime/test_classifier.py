@@ -53,7 +53,7 @@ def manifest(labels: tuple[str, ...] = COLOURS, preprocessing: Preprocessing = T
     return Manifest("cifar-10-4", {}, WeightsOrigin("none", "0" * 64, seed=0), preprocessing, labels)
 
 
-def picture(colour: str) -> LoadedImage:
+def image(colour: str) -> LoadedImage:
     return LoadedImage(Image.new("RGB", (12, 10), colour))
 
 
@@ -72,7 +72,7 @@ def constant(*logits: float) -> Classifier:
 
 def test_the_classes_come_best_first_with_labels_and_softmax():
     classify = Classifier(running(mean_colour, manifest=manifest()))
-    top = classify(picture("lime"), top_k=2).top
+    top = classify(image("lime"), top_k=2).top
     assert [(score.label, score.index) for score in top] == [("green", 1), ("blue", 2)]
     # Solid lime: logits (0-m)/s, (1-m)/s, (0-m)/s of ImageNet's normalization.
     logits = (np.array([0, 1, 0]) - TINY.mean) / TINY.std
@@ -80,49 +80,49 @@ def test_the_classes_come_best_first_with_labels_and_softmax():
     assert top[0].score == pytest.approx(wanted[1], rel=1e-5)  # float32 normalization
 
 
-def test_a_path_bytes_and_a_loaded_picture_classify_alike(tmp_path):
+def test_a_path_bytes_and_a_loaded_image_classify_alike(tmp_path):
     path = tmp_path / "sky.png"
-    picture("blue").pixels.save(path)
+    image("blue").pixels.save(path)
     with Classifier(running(mean_colour, manifest=manifest())) as classify:
-        sources = (path, str(path), path.read_bytes(), picture("blue"))
+        sources = (path, str(path), path.read_bytes(), image("blue"))
         first, *others = classify.classify_batch(sources)
     assert best(first) == "blue"
     assert all(other == first for other in others)
 
 
 def test_huge_logits_overflow_nothing_and_scores_sum_to_one():
-    top = constant(3e38, -3e38, 3e38).classify(picture("red")).top
+    top = constant(3e38, -3e38, 3e38).classify(image("red")).top
     assert [score.score for score in top] == [0.5, 0.5, 0.0]
 
 
 def test_scores_that_underflow_keep_the_order_of_their_logits():
-    top = constant(0, 5, 9_000, 1).classify(picture("red")).top
+    top = constant(0, 5, 9_000, 1).classify(image("red")).top
     assert [(score.index, score.score) for score in top] == [(2, 1.0), (1, 0.0), (3, 0.0), (0, 0.0)]
 
 
 def test_of_equal_scores_the_lower_index_comes_first():
-    top = constant(1, 2, 2, 1, 2).classify(picture("red")).top
+    top = constant(1, 2, 2, 1, 2).classify(image("red")).top
     assert [score.index for score in top] == [1, 2, 4, 0, 3]
-    many = constant(*[0, 1] * 50).classify(picture("red"), top_k=60).top  # enough for an unstable sort to show
+    many = constant(*[0, 1] * 50).classify(image("red"), top_k=60).top  # enough for an unstable sort to show
     assert [score.index for score in many] == [*range(1, 100, 2), *range(0, 20, 2)]
 
 
 def test_top_k_is_at_most_the_number_of_classes_and_at_least_one():
     classify = constant(1, 2, 3)
-    assert len(classify(picture("red"), top_k=99).top) == 3
-    assert len(classify(picture("red"), top_k=1).top) == 1
+    assert len(classify(image("red"), top_k=99).top) == 3
+    assert len(classify(image("red"), top_k=1).top) == 1
     with pytest.raises(UsageError, match="top_k=0"):
-        classify(picture("red"), top_k=0)
+        classify(image("red"), top_k=0)
 
 
 def test_without_labels_the_index_is_all_there_is():
-    top = constant(0, 2).classify(picture("red"), top_k=1).top
+    top = constant(0, 2).classify(image("red"), top_k=1).top
     assert top[0].label is None
     assert str(top[0]) == " 88.1 %  class 1"
 
 
 def test_a_strangers_softmax_is_not_taken_twice():
-    top = constant(0.1, 0.7, 0.2).classify(picture("red"), top_k=2).top
+    top = constant(0.1, 0.7, 0.2).classify(image("red"), top_k=2).top
     assert [score.score for score in top] == pytest.approx([0.7, 0.2])
 
 
@@ -140,9 +140,9 @@ def test_what_was_lost_in_reading_is_in_the_prediction():
 # --- batches
 
 
-def test_a_dynamic_model_runs_all_pictures_at_once():
+def test_a_dynamic_model_runs_all_images_at_once():
     runner = running(mean_colour, manifest=manifest())
-    predictions = Classifier(runner).classify_batch([picture(c) for c in ("red", "blue", "lime")])
+    predictions = Classifier(runner).classify_batch([image(c) for c in ("red", "blue", "lime")])
     assert [best(p) for p in predictions] == ["red", "blue", "green"]
     assert runner.sizes == [3]
 
@@ -150,14 +150,14 @@ def test_a_dynamic_model_runs_all_pictures_at_once():
 def test_a_fixed_batch_is_filled_up_and_the_filling_dropped():
     runner = running(mean_colour, input_shape=(2, 3, 8, 8), output_shape=(2, 3), manifest=manifest())
     colours = ["red", "blue", "lime"]
-    predictions = Classifier(runner).classify_batch([picture(c) for c in colours])
-    alone = [Classifier(running(mean_colour, manifest=manifest())).classify(picture(c)) for c in colours]
+    predictions = Classifier(runner).classify_batch([image(c) for c in colours])
+    alone = [Classifier(running(mean_colour, manifest=manifest())).classify(image(c)) for c in colours]
     assert list(predictions) == alone
     assert runner.sizes == [2, 2]
 
 
 @pytest.mark.parametrize("batch", [None, 4])
-def test_no_pictures_are_no_predictions(batch):
+def test_no_images_are_no_predictions(batch):
     runner = running(mean_colour, input_shape=(batch, 3, 8, 8), manifest=manifest())
     assert Classifier(runner).classify_batch([]) == ()
     assert runner.sizes == []
@@ -165,9 +165,9 @@ def test_no_pictures_are_no_predictions(batch):
 
 def test_threads_get_the_serial_answers():
     classify = Classifier(running(mean_colour, manifest=manifest()))
-    pictures = [picture(colour) for colour in ("red", "lime", "blue")] * 20
+    images = [image(colour) for colour in ("red", "lime", "blue")] * 20
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(classify, pictures)) == list(map(classify, pictures))
+        assert list(pool.map(classify, images)) == list(map(classify, images))
 
 
 # --- what the model does not say
@@ -208,13 +208,13 @@ def test_a_strangers_feature_map_cannot_be_classified_by():
 
 
 @pytest.mark.parametrize("shape", [(None, 8, 8, 3), (None, 3), (None, 1, 8, 8)])
-def test_a_model_that_takes_no_pictures_is_refused(shape):
+def test_a_model_that_takes_no_images_is_refused(shape):
     with pytest.raises(ModelFileError, match="is not one float32"):
         Classifier(running(mean_colour, input_shape=shape))
 
 
 def test_preprocessing_that_does_not_fit_the_model_is_refused():
-    with pytest.raises(FeedError, match="makes pictures of 8 pixels, the model takes 16"):
+    with pytest.raises(FeedError, match="makes images of 8 pixels, the model takes 16"):
         Classifier(running(mean_colour, input_shape=(None, 3, 16, 16), manifest=manifest()))
 
 
@@ -224,16 +224,16 @@ def test_labels_must_be_as_many_as_classes():
     unknown_width = running(mean_colour, output_shape=(None, None), manifest=manifest(("cat", "dog")))
     classify = Classifier(unknown_width)
     with pytest.raises(DataError, match="are 2, the model has 3 classes"):
-        classify(picture("red"))
+        classify(image("red"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_scores_are_never_made_of_broken_logits(value):
     with pytest.raises(ModelFileError, match="holds NaN or Inf"):
-        constant(0, value).classify(picture("red"))
+        constant(0, value).classify(image("red"))
 
 
-def test_a_bad_picture_is_an_image_error(tmp_path):
+def test_a_bad_image_is_an_image_error(tmp_path):
     (tmp_path / "cat.jpg").write_text("<html>")
     with pytest.raises(ImageError, match="is an HTML page"):
         constant(0, 1).classify(tmp_path / "cat.jpg")
@@ -241,9 +241,9 @@ def test_a_bad_picture_is_an_image_error(tmp_path):
 
 def test_the_classifier_closes_its_runner():
     with Classifier(running(mean_colour, manifest=manifest())) as classify:
-        classify(picture("red"))
+        classify(image("red"))
     with pytest.raises(RunnerStateError, match="was closed"):
-        classify(picture("red"))
+        classify(image("red"))
 
 
 def test_opening_what_is_no_model_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from densenet_deploy.errors import ImageError
 from densenet_deploy.runtime.image_damage import why_not_whole
 from densenet_deploy.runtime.images import load_image
-from tests.runtime.test_images import encoded, picture
+from tests.runtime.test_images import encoded, image
 
 KINDS_OF_JPEG = [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"comment": b"\xff\xd9 in a comment"}]
 
@@ -36,22 +36,22 @@ def pillow_takes(data: bytes) -> bool:
 
 
 def test_a_png_with_a_wrong_checksum_of_its_pixels_is_refused():
-    data = encoded(picture())
-    assert np.array_equal(load_image(data).pixels, picture())
+    data = encoded(image())
+    assert np.array_equal(load_image(data).pixels, image())
     assert pillow_takes(with_wrong_checksum(data, b"IDAT"))  # the reason for a check of our own
     with pytest.raises(ImageError, match="its IDAT chunk is damaged"):
         load_image(with_wrong_checksum(data, b"IDAT"))
 
 
 def test_the_checksum_of_a_chunk_that_does_not_matter_is_not_asked():
-    data = encoded(picture())
+    data = encoded(image())
     end = data.index(b"IEND") - 4
     remark = chunk(b"tEXt", b"Comment\0hello")
     assert why_not_whole(io.BytesIO(data[:end] + remark[:-1] + b"\0" + data[end:]), "PNG") is None
 
 
 def test_a_png_without_an_end_is_refused():
-    data = encoded(picture())
+    data = encoded(image())
     with pytest.raises(ImageError, match="ends too early"):
         load_image(data[: data.index(b"IEND") - 4])
 
@@ -59,7 +59,7 @@ def test_a_png_without_an_end_is_refused():
 @pytest.mark.parametrize("options", KINDS_OF_JPEG)
 @pytest.mark.parametrize("percent", range(30, 100, 5))
 def test_a_jpeg_filled_up_with_zeros_is_never_half_grey(percent, options):
-    data = encoded(picture(160, 120), "JPEG", **options)
+    data = encoded(image(160, 120), "JPEG", **options)
     kept = len(data) * percent // 100
     with pytest.raises(ImageError, match="cannot be decoded"):
         load_image(data[:kept] + bytes(3 * len(data)))
@@ -67,22 +67,22 @@ def test_a_jpeg_filled_up_with_zeros_is_never_half_grey(percent, options):
 
 def test_pillow_takes_the_jpeg_that_is_filled_up():
     """The reason for a check of our own."""
-    data = encoded(picture(160, 120), "JPEG")
+    data = encoded(image(160, 120), "JPEG")
     assert pillow_takes(data[: len(data) // 2] + bytes(3 * len(data)))
 
 
 @pytest.mark.parametrize("options", KINDS_OF_JPEG)
-@pytest.mark.parametrize("behind", [b"", bytes(1000), b"\xff\xd8\xff\xe0 another picture", b"\xff"])
+@pytest.mark.parametrize("behind", [b"", bytes(1000), b"\xff\xd8\xff\xe0 another image", b"\xff"])
 def test_what_follows_a_whole_jpeg_does_not_matter(options, behind):
-    data = encoded(picture(160, 120), "JPEG", **options)
+    data = encoded(image(160, 120), "JPEG", **options)
     assert np.array_equal(load_image(data + behind).pixels, load_image(data).pixels)
 
 
 def test_an_end_inside_a_thumbnail_is_not_the_end():
     """EXIF data hold a whole JPEG of their own."""
-    thumbnail = encoded(picture(16, 16), "JPEG")
+    thumbnail = encoded(image(16, 16), "JPEG")
     segment = b"Exif\0\0" + thumbnail
-    data = encoded(picture(160, 120), "JPEG")
+    data = encoded(image(160, 120), "JPEG")
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
     assert load_image(data).pixels.size == (160, 120)
     with pytest.raises(ImageError):

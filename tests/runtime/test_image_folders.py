@@ -1,4 +1,4 @@
-"""Folders of pictures: what is found, which class it shows, and what becomes of damaged ones."""
+"""Folders of images: what is found, which class it shows, and what becomes of damaged ones."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ def save(path: Path, data: bytes | None = None) -> Path:
     return path
 
 
-def test_pictures_are_found_directly_inside_and_in_class_folders(tmp_path):
+def test_images_are_found_directly_inside_and_in_class_folders(tmp_path):
     wanted = [save(tmp_path / name) for name in ("a.JPG", "cat/1.png", "cat/2.tiff", "z.webp")]
     for name in ("notes.txt", "._a.jpg", ".cache/1.png", "cat/deep/3.png", "dir.png/x.txt"):
         save(tmp_path / name)
     assert find_images(tmp_path) == tuple(wanted)
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     save(tmp_path / "notes.txt")
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         find_images(tmp_path)
     with pytest.raises(InputError, match="no such"):
         find_images(tmp_path / "none")
@@ -58,7 +58,7 @@ def test_other_names_in_equal_number_follow_their_order(tmp_path):
     assert indices(tree(tmp_path, "n02", "n01"), ("cat", "dog")) == {"n01": 0, "n02": 1}
 
 
-def test_every_picture_of_a_class_is_listed(tmp_path):
+def test_every_image_of_a_class_is_listed(tmp_path):
     tree(tmp_path, "cat", "dog")
     second = save(tmp_path / "cat" / "2.png")
     assert find_labelled_images(tmp_path)[1] == LabelledImage(second, 0)
@@ -83,26 +83,26 @@ def test_folders_that_do_not_fit_the_labels_are_refused(tmp_path, folders, label
 
 def test_an_empty_class_is_refused_by_name(tmp_path):
     (tree(tmp_path, "cat") / "dog").mkdir()
-    with pytest.raises(DataError, match="dog: is a class folder without a picture"):
+    with pytest.raises(DataError, match="dog: is a class folder without an image"):
         find_labelled_images(tmp_path)
 
 
-def test_bad_pictures_are_recorded_up_to_the_limit(tmp_path):
+def test_bad_images_are_recorded_up_to_the_limit(tmp_path):
     good = [save(tmp_path / f"{i}.png") for i in range(2)]
     bad = save(tmp_path / "bad.png", b"<html>")
-    pictures = ReadableImages([good[0], bad, good[1]], max_bad=1)
+    images = ReadableImages([good[0], bad, good[1]], max_bad=1)
     for _ in range(2):  # a second pass starts counting anew
-        assert [path for path, _ in pictures] == good
-        assert [(entry.path, entry.error.why) for entry in pictures.bad] == [(bad, "is an HTML page")]
+        assert [path for path, _ in images] == good
+        assert [(entry.path, entry.error.why) for entry in images.bad] == [(bad, "is an HTML page")]
 
 
-def test_one_bad_picture_too_many_ends_the_pass_and_names_the_first(tmp_path):
+def test_one_bad_image_too_many_ends_the_pass_and_names_the_first(tmp_path):
     first, second = save(tmp_path / "a.png", b""), tmp_path / "missing.png"
-    pictures = ReadableImages([first, second, save(tmp_path / "c.png")], max_bad=1)
-    with pytest.raises(DataError, match=r"a\.png: is empty \(unreadable pictures: 2, allowed: 1\)"):
-        list(pictures)
+    images = ReadableImages([first, second, save(tmp_path / "c.png")], max_bad=1)
+    with pytest.raises(DataError, match=r"a\.png: is empty \(unreadable images: 2, allowed: 1\)"):
+        list(images)
 
 
-def test_by_default_no_bad_picture_is_allowed(tmp_path):
+def test_by_default_no_bad_image_is_allowed(tmp_path):
     with pytest.raises(DataError, match="is empty"):
         list(ReadableImages([save(tmp_path / "a.png", b"")]))

@@ -1,4 +1,4 @@
-"""Pictures are untrusted: each kind becomes RGB by its stated rule, or is refused with a reason and at little cost."""
+"""Images are untrusted: each kind becomes RGB by its stated rule, or is refused with a reason and at little cost."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def picture(width: int = 40, height: int = 30) -> Image.Image:
+def image(width: int = 40, height: int = 30) -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -50,39 +50,39 @@ def colour_of(data: bytes) -> tuple[int, ...]:
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
 def test_lossless_formats_give_back_the_very_pixels(form):
     options = {"lossless": True} if form == "WEBP" else {}
-    loaded = load_image(encoded(picture(), form, **options))
-    assert np.array_equal(loaded.pixels, picture())
+    loaded = load_image(encoded(image(), form, **options))
+    assert np.array_equal(loaded.pixels, image())
     assert loaded.notes == ()
 
 
 def test_jpeg_is_decoded_as_pillow_does_without_draft():
-    data = encoded(picture(), "JPEG")
+    data = encoded(image(), "JPEG")
     assert np.array_equal(load_image(data).pixels, Image.open(io.BytesIO(data)))
 
 
-def test_a_path_its_text_its_bytes_and_a_stream_are_the_same_picture(tmp_path):
+def test_a_path_its_text_its_bytes_and_a_stream_are_the_same_image(tmp_path):
     path = tmp_path / "cat.png"
-    path.write_bytes(encoded(picture()))
+    path.write_bytes(encoded(image()))
     with path.open("rb") as file:
         file.seek(5)  # read from the start wherever it stood
         sources = [path, str(path), path.read_bytes(), file]
-        assert all(np.array_equal(load_image(source).pixels, picture()) for source in sources)
+        assert all(np.array_equal(load_image(source).pixels, image()) for source in sources)
         assert not file.closed
 
 
 def test_a_pipe_can_be_read():
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as file:
-        file.write(encoded(picture()))
+        file.write(encoded(image()))
     with os.fdopen(read_end, "rb") as file:
-        assert np.array_equal(load_image(file).pixels, picture())
+        assert np.array_equal(load_image(file).pixels, image())
 
 
 @pytest.mark.parametrize("name", [b"two words.png", b"two\nlines.png", "🐈.png".encode(), b"\xff\xfe.png", b"cat.jpg"])
 def test_neither_name_nor_suffix_matters(tmp_path, name):
     path = tmp_path / os.fsdecode(name)
-    path.write_bytes(encoded(picture()))
-    assert np.array_equal(load_image(path).pixels, picture())
+    path.write_bytes(encoded(image()))
+    assert np.array_equal(load_image(path).pixels, image())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
@@ -90,8 +90,8 @@ def test_slivers_load(size):
     assert load_image(encoded(Image.new("RGB", size))).pixels.size == size
 
 
-def test_a_camera_frame_is_a_picture():
-    frame = np.asarray(picture())
+def test_a_camera_frame_is_a_image():
+    frame = np.asarray(image())
     assert np.array_equal(LoadedImage.from_array(frame).pixels, frame)
 
 
@@ -132,7 +132,7 @@ def test_every_mode_has_its_stated_value(mode, colour, form, rgb):
     assert colour_of(encoded(Image.new(mode, (2, 2), colour), form)) == rgb
 
 
-def palette_picture(mode: str = "P") -> Image.Image:
+def palette_image(mode: str = "P") -> Image.Image:
     image = Image.new("P", (2, 2), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     return image.convert(mode) if mode != "P" else image
@@ -144,13 +144,13 @@ def palette_picture(mode: str = "P") -> Image.Image:
 )
 def test_a_palette_gives_its_colours_even_where_transparent(form, transparency):
     options = {} if transparency is None else {"transparency": transparency}
-    loaded = load_image(encoded(palette_picture(), form, **options))
+    loaded = load_image(encoded(palette_image(), form, **options))
     assert loaded.pixels.getpixel((0, 0)) == (10, 20, 30)
     assert ("transparency is dropped" in loaded.notes) == (transparency is not None)
 
 
 def test_a_palette_with_alpha_in_tiff_gives_its_colours():
-    image = palette_picture("PA")
+    image = palette_image("PA")
     assert colour_of(encoded(image, "TIFF")) == (10, 20, 30)
 
 
@@ -198,8 +198,8 @@ def test_16_bit_says_so():
 
 
 def stored_for(orientation: int) -> Image.Image:
-    """The pixels a camera stores so that `picture()` is seen after turning (EXIF 2.32, tag 0x0112)."""
-    seen = picture()
+    """The pixels a camera stores so that `image()` is seen after turning (EXIF 2.32, tag 0x0112)."""
+    seen = image()
     turns = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -219,20 +219,20 @@ def test_exif_orientation_is_applied_once(orientation, form):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(stored_for(orientation), form, exif=exif)
-    assert np.array_equal(load_image(data).pixels, picture())
+    assert np.array_equal(load_image(data).pixels, image())
 
 
 def test_exif_orientation_of_a_jpeg_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
-    upright, turned = encoded(picture(), "JPEG", quality=100), encoded(stored_for(6), "JPEG", quality=100, exif=exif)
+    upright, turned = encoded(image(), "JPEG", quality=100), encoded(stored_for(6), "JPEG", quality=100, exif=exif)
     difference = ImageChops.difference(load_image(upright).pixels, load_image(turned).pixels)
     assert np.asarray(difference).mean() < 3  # chroma is subsampled along other pixels; a wrong turn gives over 60
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
-def test_damaged_exif_leaves_the_picture_as_it_is(exif):
-    assert load_image(encoded(picture(), exif=exif)).pixels.size == picture().size
+def test_damaged_exif_leaves_the_image_as_it_is(exif):
+    assert load_image(encoded(image(), exif=exif)).pixels.size == image().size
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -252,15 +252,15 @@ def test_of_an_animation_the_first_frame_is_taken_and_noted(form):
     ("data", "why"),
     [
         (b"", "is empty"),
-        (b"not a picture\n", "is text"),
+        (b"not an image\n", "is text"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "is an HTML page"),
         (b"<HTML><body>", "is an HTML page"),
         (b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
         (b"8BPS\0\1\0\0", "is a Photoshop file"),
         (b"\0\0\0\x1cftypheic\0\0\0\0", "is HEIC, AVIF or a video"),
-        (b"\x00\x01\x02\x03" * 9, "no known picture format"),
-        (b"P6 1 1 255 \x00\x00\x00", "no known picture format"),  # Pillow would read it
+        (b"\x00\x01\x02\x03" * 9, "no known image format"),
+        (b"P6 1 1 255 \x00\x00\x00", "no known image format"),  # Pillow would read it
         (b"BM" + b"\xff" * 60, "cannot be decoded"),
     ],
 )
@@ -276,20 +276,20 @@ def test_a_stranger_is_refused_by_what_it_is(tmp_path, data, why):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 @pytest.mark.parametrize("percent", range(10, 100))
 def test_a_cut_jpeg_is_never_half_grey(percent, options):
-    data = encoded(picture(160, 120), "JPEG", **options)
+    data = encoded(image(160, 120), "JPEG", **options)
     with pytest.raises(ImageError, match="cannot be decoded"):
         load_image(data[: len(data) * percent // 100])
 
 
 def test_a_jpeg_without_its_last_byte_is_refused():
     with pytest.raises(ImageError):
-        load_image(encoded(picture(), "JPEG")[:-1])
+        load_image(encoded(image(), "JPEG")[:-1])
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
 @pytest.mark.parametrize("percent", range(10, 100, 10))
-def test_other_cut_pictures_are_refused(percent, form):
-    data = encoded(picture(), form)
+def test_other_cut_images_are_refused(percent, form):
+    data = encoded(image(), form)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of a cut TIFF before it fails
         with pytest.raises(ImageError):
@@ -316,7 +316,7 @@ def test_the_limit_is_on_the_pixels_of_the_header():
         load_image(data, most_pixels=599)
 
 
-def test_a_picture_that_pillow_would_warn_of_is_refused_without_a_warning():
+def test_a_image_that_pillow_would_warn_of_is_refused_without_a_warning():
     with pytest.raises(ImageError, match="10000x10000"):  # any warning would be an error here
         load_image(png(10_000, 10_000, 8, 0, b""))
 

@@ -176,7 +176,7 @@ def test_batches_become_profiles(artifact: Artifact, fixed: Artifact) -> None:
     }
     opened(ort, options, fixed)
     assert not any("profile" in key for key in ort.providers[0][1])
-    with pytest.raises(BackendError, match="does not say which pictures"):
+    with pytest.raises(BackendError, match="does not say which images"):
         plan_for(GPU, options, dataclasses.replace(artifact, manifest=None))
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError
-from densenet_deploy.pipeline.load import ModelRequest, build
 from densenet_deploy.runtime.operator_times import OperatorTime, median_times
 from densenet_deploy.runtime.runner import Device, ProfileRequest, Runner, RunnerOptions, backends
+from densenet_deploy.workflows.load import ModelRequest, build
 from tests.conftest import TINY
 
 CONVOLUTIONS = 1 + 2 * 4 + 1  # the stem, two in each of four layers, one transition

@@ -91,7 +91,7 @@ def test_the_callers_buffer_is_filled_and_returned():
     assert np.array_equal(buffer, prepare(noise(40, 30), SMALL))
 
 
-def test_a_batch_is_its_pictures():
+def test_a_batch_is_its_images():
     images = [noise(40, 30), noise(30, 41), noise(5, 5)]
     buffer = np.empty((3, 3, 24, 24), np.float32)
     assert prepare_batch(images, SMALL, buffer) is buffer

@@ -13,8 +13,8 @@ import pytest
 
 from densenet_deploy.errors import DeviceError, FeedError, RunnerStateError, UnknownNameError, UsageError
 from densenet_deploy.packages import is_installed
-from densenet_deploy.pipeline.load import ModelRequest, build
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
+from densenet_deploy.workflows.load import ModelRequest, build
 from tests.conftest import TINY
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 
@@ -112,7 +112,7 @@ def test_a_buffer_for_no_output_is_refused(runner: Runner) -> None:
         (lambda x: x[:0], "has shape"),
         (lambda x: np.where(x > 2, np.nan, x).astype(np.float32), "NaN or Inf"),
         (lambda x: np.where(x > 2, -np.inf, x).astype(np.float32), "NaN or Inf"),
-        (lambda x: np.abs(x) * 128, "no normalized picture"),
+        (lambda x: np.abs(x) * 128, "no normalized image"),
         (lambda x: x.tolist(), "is a list"),
     ],
 )

@@ -39,7 +39,7 @@ def test_cifar_plain_and_bottleneck():
     )
 
 
-def test_cifar_pictures_are_used_whole():
+def test_cifar_images_are_used_whole():
     preprocessing = find_variant("cifar-40-12").preprocessing
     assert (preprocessing.image_size, preprocessing.resize) == (32, 36)
 

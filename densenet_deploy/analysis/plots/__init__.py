@@ -1,1 +1,1 @@
-"""Pictures, one a file: each module registers one function that takes data and returns a matplotlib figure."""
+"""Figures, one a file: each module registers one function that takes data and returns a matplotlib figure."""

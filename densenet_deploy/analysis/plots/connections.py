@@ -19,7 +19,7 @@ _SEEN: Final = "An arc leads from a source to every later layer, which reads all
 
 @dataclass(frozen=True)
 class ConnectionsData:
-    """The architecture of a model called `title`, for pictures of `image_size` pixels."""
+    """The architecture of a model called `title`, for figures of `image_size` pixels."""
 
     title: str
     spec: DenseNetSpec

@@ -20,7 +20,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True)
 class CostData:
-    """The cost of a model called `title` for one picture, and its memory for `batch`, where that is known."""
+    """The cost of a model called `title` for one figure, and its memory for `batch`, where that is known."""
 
     title: str
     cost: ModelCost
@@ -32,7 +32,7 @@ class CostData:
 def draw_cost(data: CostData) -> Figure:
     """Draw a panel each, the blocks from top to bottom in the order of execution."""
     blocks = data.cost.blocks
-    total = f"{data.cost.parameters:,} parameters, {data.cost.macs / 1e9:.3f} GMACs a picture"
+    total = f"{data.cost.parameters:,} parameters, {data.cost.macs / 1e9:.3f} GMACs a figure"
     figure = new_figure(f"Cost by block: {data.title}", total, 1.2 + 0.42 * len(blocks))
     panels = new_axes(figure, 1, 2 if data.memory is None else 3, sharey=True)
     names = [block.name for block in blocks]

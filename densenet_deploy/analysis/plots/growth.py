@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _FLOAT_BYTES: Final = 4
 _MIB: Final = 2**20
-_SEEN: Final = "Each layer appends its channels; a transition between blocks drops some and halves the picture"
+_SEEN: Final = "Each layer appends its channels; a transition between blocks drops some and halves the figure"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def draw_growth(data: GrowthData) -> Figure:
         above.annotate(f"{channels[-1]}", (places[-1], channels[-1]), (-4, 4), textcoords="offset points", ha="right")
         place += len(steps)
     above.set_ylabel("channels")
-    below.set_ylabel("features of one picture,\nfp32 (MiB)")
+    below.set_ylabel("features of one figure,\nfp32 (MiB)")
     below.set_xlabel("layer of its block (the first point is what enters the block)")
     below.set_xticks(*_ticks(data.steps))
     for panel in (above, below):

@@ -19,7 +19,7 @@ _ON_FRONT: Final = "the front"
 _OFF_FRONT: Final = "another is as good or better in both"
 _PUBLISHED: Final = "hollow: accuracy published, not measured"
 
-_PICTURE_INCHES: Final = 4.2
+_FIGURE_INCHES: Final = 4.2
 _LINE_INCHES: Final = 0.22
 _LONGEST_NAME: Final = 80
 _MOST_STEPS: Final = 10
@@ -45,8 +45,8 @@ def draw_pareto(data: ParetoData) -> Figure:
     """
     points = sorted(data.points, key=lambda point: (point.latency_ms, -point.top1))
     list_inches = _LINE_INCHES * (len(points) + 1)
-    figure = new_figure(f"Latency and accuracy: {data.title}", _SEEN, _PICTURE_INCHES + list_inches)
-    ratios = {"height_ratios": [_PICTURE_INCHES, list_inches]}
+    figure = new_figure(f"Latency and accuracy: {data.title}", _SEEN, _FIGURE_INCHES + list_inches)
+    ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
     panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
     _scale(panel, points)
     _draw(panel, points, pareto_front(points))

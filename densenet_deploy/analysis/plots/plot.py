@@ -1,4 +1,4 @@
-"""The pictures by name, and how one becomes bytes."""
+"""The figures by name, and how one becomes bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ plots: Final[Registry[Draw]] = Registry("plot", "densenet_deploy.analysis.plots"
 
 
 def require_matplotlib() -> None:
-    """Check that pictures can be drawn.
+    """Check that figures can be drawn.
 
     Raises:
         MissingPackageError: if not, with the command that installs what is missing.
@@ -31,10 +31,10 @@ def require_matplotlib() -> None:
 
 
 def draw(name: str, data: object) -> Figure:
-    """Return the picture called `name` of `data`, in the common style.
+    """Return the figure called `name` of `data`, in the common style.
 
     Raises:
-        UnknownNameError: naming the nearest known picture.
+        UnknownNameError: naming the nearest known figure.
         MissingPackageError: if matplotlib is not installed.
     """
     function = plots.get(name)

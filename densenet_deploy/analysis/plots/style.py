@@ -1,4 +1,4 @@
-"""How all pictures look: 1200 pixels wide, quiet axes, colours that colour-blind people tell apart.
+"""How all figures look: 1200 pixels wide, quiet axes, colours that colour-blind people tell apart.
 
 The colours are those of Okabe and Ito (2008); shades come from viridis, whose lightness rises evenly.
 """

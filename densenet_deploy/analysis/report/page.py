@@ -1,4 +1,4 @@
-"""What a page shows, as plain values: a decision, then sections of tables, facts, pictures and commands.
+"""What a page shows, as plain values: a decision, then sections of tables, facts, figures and commands.
 
 Nothing here is HTML. Whoever fills a page in need not escape anything: `render` does, and cuts what is too long.
 """
@@ -61,10 +61,10 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as the bytes of an SVG file, and the sentence that says what is seen."""
+class Figure:
+    """A figure as the bytes of an SVG file, and the sentence that says what is seen."""
 
-    kind: ClassVar[str] = "picture"
+    kind: ClassVar[str] = "figure"
     name: str
     svg: bytes
     caption: str
@@ -87,7 +87,7 @@ class Remarks:
     sentences: Sequence[str]
 
 
-Block = Table | Facts | Picture | Commands | Remarks
+Block = Table | Facts | Figure | Commands | Remarks
 
 
 @dataclass(frozen=True)

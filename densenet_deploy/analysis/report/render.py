@@ -1,4 +1,4 @@
-"""A page as HTML: one file that holds its style, script and pictures, and asks nothing of any network.
+"""A page as HTML: one file that holds its style, script and figures, and asks nothing of any network.
 
 Whatever comes from files goes through `printable` (control characters escaped, megabytes cut) and is then escaped by
 the template engine, which does so for every value unless told otherwise. The page forbids itself to load anything, and
@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.analysis.report.inline_svg import inline_svg
-from densenet_deploy.analysis.report.page import Page, Picture
+from densenet_deploy.analysis.report.page import Figure, Page
 from densenet_deploy.errors import printable
 from densenet_deploy.packages import require_packages
 
@@ -80,10 +80,10 @@ def _shown(value: Any) -> Any:
     return value if hasattr(value, "__html__") else printable(value, _LONGEST_TEXT)
 
 
-def _svg(picture: Picture) -> Markup:
+def _svg(figure: Figure) -> Markup:
     from markupsafe import Markup
 
-    return Markup(inline_svg(picture.svg, picture.name, printable(picture.caption)))  # noqa: S704 - ours, serialized
+    return Markup(inline_svg(figure.svg, figure.name, printable(figure.caption)))  # noqa: S704 - ours, serialized
 
 
 def _breakable(text: str) -> Markup:

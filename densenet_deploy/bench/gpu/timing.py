@@ -67,11 +67,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class GpuTiming:
-    """What the inferences of one run of `batch` pictures each took, warm-up not among them.
+    """What the inferences of one run of `batch` images each took, warm-up not among them.
 
     Attributes:
         traces: in order, at least one.
-        transfers: whether pictures were copied to the GPU and answers back.
+        transfers: whether images were copied to the GPU and answers back.
         no_graph: why the work was not launched as one CUDA graph; empty where it was.
     """
 

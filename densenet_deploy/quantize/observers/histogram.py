@@ -7,7 +7,7 @@ the counts are those of a histogram that had the final width from the start, wha
 in. (Multiplying by a power of two is exact, unless the values of a channel lie more than 10⁴⁷ apart.)
 
 Extremes are exact, counts need not be: of each sample at most `pixels` values a channel are counted, every k-th of the
-flattened picture with k prime to its width, so that every column of the picture takes part.
+flattened image with k prime to its width, so that every column of the image takes part.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ class HistogramObserver(Observer):
         """Return the largest |x| to represent, (C,); `is_signed`, (C,), says which channels went below zero."""
 
 
-def pixel_step(picture: tuple[int, ...], pixels: int) -> int:
-    """Return the smallest k, prime to the width, with which every k-th value leaves at most `pixels` of a `picture`.
+def pixel_step(image: tuple[int, ...], pixels: int) -> int:
+    """Return the smallest k, prime to the width, with which every k-th value leaves at most `pixels` of a `image`.
 
     >>> pixel_step((56, 56), 128), pixel_step((7, 7), 128), pixel_step((), 128)
     (25, 1, 1)
     """
-    step = -(-math.prod(picture) // pixels)
-    while math.gcd(step, *picture[-1:]) > 1:
+    step = -(-math.prod(image) // pixels)
+    while math.gcd(step, *image[-1:]) > 1:
         step += 1
     return step
 

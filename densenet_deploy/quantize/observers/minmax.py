@@ -1,7 +1,7 @@
 """Min-max: cover every value that was seen, and some more. Nothing is clipped, so one outlier coarsens a channel.
 
-Pictures to come will reach beyond what calibration saw. A value outside its range is off by all that it lies outside,
-where a coarser step costs every value half a step: with 512 pictures of rendered digits, one held-out picture in a
+Images to come will reach beyond what calibration saw. A value outside its range is off by all that it lies outside,
+where a coarser step costs every value half a step: with 512 images of rendered digits, one held-out image in a
 hundred brought 39 % of all noise by such values, and a tenth more range on either side took 2.4 dB off the whole.
 """
 

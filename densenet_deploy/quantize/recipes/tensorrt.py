@@ -9,7 +9,7 @@ With the option `quantize_bus` what meets in Concats is written as well, all of 
 the Dequantize behind the Concat, which copies a quarter of the bytes; it costs the segments their own scales.
 
 Codes are int8 around zero: TensorRT takes no other zero point, and reads uint8 as int8 without a word. A value that is
-never negative keeps 7 of 8 bits that way. The stem, which reads the picture, and the classifier stay half: both are
+never negative keeps 7 of 8 bits that way. The stem, which reads the image, and the classifier stay half: both are
 small and both show in the accuracy. Biases stay half, as an int32 bias behind a DequantizeLinear is refused.
 """
 

@@ -99,7 +99,7 @@ def _specs(native: Any, module: Any, mode: str, plan: Plan) -> tuple[TensorSpec,
 def _spec(native: Any, module: Any, name: str, plan: Plan) -> TensorSpec:
     shape = tuple(None if size < 0 else int(size) for size in native.get_tensor_shape(name))
     if not shape or None in shape[1:]:
-        raise ModelFileError(plan.path, f"{name} varies in more than its batch", "build it with a fixed picture size")
+        raise ModelFileError(plan.path, f"{name} varies in more than its batch", "build it with a fixed image size")
     kind = native.get_tensor_dtype(name)
     try:
         return TensorSpec(name, shape, np.dtype(module.nptype(kind)))

@@ -1,4 +1,4 @@
-"""What the pictures show, read back from their axes: the data drawn, not the pixels."""
+"""What the figures show, read back from their axes: the data drawn, not the pixels."""
 
 from __future__ import annotations
 
@@ -185,11 +185,11 @@ def test_the_same_data_give_the_same_bytes(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_picture_is_1200_pixels_wide_and_nothing_leaves_it(name: str) -> None:
+def test_a_figure_is_1200_pixels_wide_and_nothing_leaves_it(name: str) -> None:
     figure = draw(name, DATA[name])
-    picture = Image.open(io.BytesIO(rendered(figure, "png", name)))
-    assert picture.width == 1200
-    edges = np.asarray(picture.convert("L"))
+    figure = Image.open(io.BytesIO(rendered(figure, "png", name)))
+    assert figure.width == 1200
+    edges = np.asarray(figure.convert("L"))
     assert all((side == 255).all() for side in (edges[0], edges[-1], edges[:, 0], edges[:, -1]))
 
 
@@ -205,11 +205,11 @@ def test_drawing_leaves_the_user_s_settings_and_pyplot_alone() -> None:
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def test_every_file_of_a_picture_registers_it() -> None:
+def test_every_file_of_a_figure_registers_it() -> None:
     files = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"plot", "style"}
     assert set(plots.names()) == files == set(DATA)
 
 
-def test_an_unknown_picture_names_the_nearest() -> None:
+def test_an_unknown_figure_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'reuse'"):
         draw("reus", None)

@@ -73,12 +73,12 @@ def test_what_is_infinite_is_left_out_not_drawn_somewhere():
     assert _drawn(rows, "png", Cost(math.inf))
 
 
-def test_files_are_pictures_and_the_same_every_time():
+def test_files_are_figures_and_the_same_every_time():
     one, two = (_drawn(_rows(5), "png") for _ in range(2))
     assert one == two
-    with Image.open(io.BytesIO(one)) as picture:
-        assert picture.size[0] == 1200
-        assert picture.getpixel((0, 0))[:3] == (255, 255, 255)
+    with Image.open(io.BytesIO(one)) as figure:
+        assert figure.size[0] == 1200
+        assert figure.getpixel((0, 0))[:3] == (255, 255, 255)
     assert b"<svg" in _drawn(_rows(5), "svg")
 
 

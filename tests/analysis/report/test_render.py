@@ -18,8 +18,8 @@ from densenet_deploy.analysis.report.page import (
     Commands,
     Decision,
     Facts,
+    Figure,
     Page,
-    Picture,
     Remarks,
     Section,
     Span,
@@ -33,9 +33,9 @@ from tests.reading_html import Reading
 EVIL = "<script>alert(1)</script>\x1b[2J\n\u202e\"'&"
 
 
-def cost_picture(name: str = "picture1") -> Picture:
+def cost_figure(name: str = "figure1") -> Figure:
     spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8)
-    return Picture(name, rendered(draw("cost", CostData(EVIL, model_cost(spec, 32))), "svg", "cost"), EVIL)
+    return Figure(name, rendered(draw("cost", CostData(EVIL, model_cost(spec, 32))), "svg", "cost"), EVIL)
 
 
 def page_with(*blocks: object) -> Page:
@@ -48,7 +48,7 @@ def evil_everywhere() -> Page:
     return page_with(
         Table(EVIL, [Column(EVIL), Column(EVIL, numeric=True)], [[Cell(EVIL, EVIL), Cell(EVIL, 1.0)]], EVIL),
         Facts([(EVIL, EVIL)], EVIL),
-        cost_picture(),
+        cost_figure(),
         Commands([EVIL], EVIL),
         Remarks([EVIL]),
     )
@@ -88,15 +88,15 @@ def test_the_page_refers_to_nothing_but_itself() -> None:
     assert b"@import" not in page
 
 
-def test_two_pictures_share_no_name() -> None:
-    reading = Reading(render(page_with(cost_picture("picture1"), cost_picture("picture2"))))
-    assert {name.split("-")[0] for name in reading.ids if name.startswith("picture")} == {"picture1", "picture2"}
-    drawn = [name for name in reading.ids if name.startswith("picture1-")]
-    assert {name.replace("picture1", "picture2", 1) for name in drawn} <= set(reading.ids)
+def test_two_figures_share_no_name() -> None:
+    reading = Reading(render(page_with(cost_figure("figure1"), cost_figure("figure2"))))
+    assert {name.split("-")[0] for name in reading.ids if name.startswith("figure")} == {"figure1", "figure2"}
+    drawn = [name for name in reading.ids if name.startswith("figure1-")]
+    assert {name.replace("figure1", "figure2", 1) for name in drawn} <= set(reading.ids)
 
 
-def test_an_inline_picture_is_one_element_that_is_read_aloud() -> None:
-    root = ET.fromstring(inline_svg(cost_picture().svg, "p", "what is seen"))
+def test_an_inline_figure_is_one_element_that_is_read_aloud() -> None:
+    root = ET.fromstring(inline_svg(cost_figure().svg, "p", "what is seen"))
     assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "what is seen")
     assert root.get("viewBox")
     assert root.get("width") is None, "the page says how wide"

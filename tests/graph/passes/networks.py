@@ -17,13 +17,13 @@ import onnxruntime
 import torch
 import torchvision
 
-from densenet_deploy.export.simplify import simplify_onnx
-from densenet_deploy.export.to_onnx import ExportOptions, onnx_from_module
 from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.simplify import simplify_onnx
 from densenet_deploy.graph.tensor_changes import TensorChange, read_tensor_changes
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.models.build import build_model
+from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
 from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -34,7 +34,7 @@ ROUNDING = 2e-5
 
 @dataclass(frozen=True)
 class Network:
-    """A model, how many buses, layers and transitions it has, and pictures to run it on, (N, 3, S, S)."""
+    """A model, how many buses, layers and transitions it has, and images to run it on, (N, 3, S, S)."""
 
     proto: onnx.ModelProto
     blocks: tuple[int, ...]

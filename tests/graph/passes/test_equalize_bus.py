@@ -123,7 +123,7 @@ REASONS = {
     "a reader is of another domain": (BODY + "  z = other.Conv(s, v)", f"{OUTPUT}, float[N,4,5,5] z", "not known"),
     "a reader multiplies it by itself": (BODY + "  z = Mul(s, s)", f"{OUTPUT}, float[N,5,5,5] z", "something else"),
     "a reader has one factor a row": (BODY + "  z = Mul(s, row)", f"{OUTPUT}, float[N,5,5,5] z", "something else"),
-    "a reader has factors for pictures": (BODY + "  z = Mul(s, n)", f"{OUTPUT}, float[2,5,5,5] z", "something else"),
+    "a reader has factors for images": (BODY + "  z = Mul(s, n)", f"{OUTPUT}, float[2,5,5,5] z", "something else"),
     "a reader takes it for weights": (BODY + "  z = Conv(d, s)", f"{OUTPUT}, float[1,N,1,1] z", "is not known"),
     "a reader has weights from outside": (BODY + "  z = Conv(s, f)", f"{OUTPUT}, float[N,4,5,5] z", "float32"),
     "a reader in training": (

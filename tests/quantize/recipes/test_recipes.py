@@ -13,16 +13,16 @@ import pytest
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, ModelFileError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.graph.onnx_file import operators
-from densenet_deploy.pipeline.evaluate.evaluate import evaluate
-from densenet_deploy.pipeline.quantize.options import QuantizeOptions
-from densenet_deploy.pipeline.quantize.preparation import weight_bits
-from densenet_deploy.pipeline.quantize.quantize import quantize
-from densenet_deploy.pipeline.validate import ValidateOptions, validate
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
 from densenet_deploy.quantize.scales import plan_types
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.preparation import weight_bits
+from densenet_deploy.workflows.quantize.quantize import quantize
+from densenet_deploy.workflows.validate import ValidateOptions, validate
 from tests.conftest import DIGITS
 
 SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
@@ -125,7 +125,7 @@ def test_a_quantized_file_is_refused(int8, tmp_path):
         quantize(int8.onnx, SAMPLES, out=str(tmp_path))
 
 
-def test_too_few_pictures_are_refused(digits_onnx, tmp_path):
+def test_too_few_images_are_refused(digits_onnx, tmp_path):
     with pytest.raises(DataError, match="32"):
         quantize(digits_onnx, SAMPLES, QuantizeOptions(samples=31), str(tmp_path))
     assert list(tmp_path.iterdir()) == []

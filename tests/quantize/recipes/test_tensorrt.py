@@ -9,11 +9,11 @@ import pytest
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.tensorrt import engine_from_onnx
-from densenet_deploy.pipeline.evaluate.evaluate import evaluate
-from densenet_deploy.pipeline.quantize.options import QuantizeOptions
-from densenet_deploy.pipeline.quantize.quantize import quantize
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.trt import load_tensorrt
+from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
 
 SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
@@ -99,7 +99,7 @@ def test_tensorrt_rtx_builds_an_engine(report):
 
 def test_it_is_measured_nowhere_even_where_tensorrt_is_installed(monkeypatch):
     """The TensorRT backend runs engines, not the ONNX files that trials are made of."""
-    from densenet_deploy.pipeline.quantize import int8
+    from densenet_deploy.workflows.quantize import int8
 
     monkeypatch.setattr(int8, "is_installed", lambda _package: True)
     assert int8._backend_of("tensorrt") is None

@@ -24,13 +24,13 @@ from densenet_deploy.errors import (
     ResourceError,
 )
 from densenet_deploy.packages import is_installed
-from densenet_deploy.pipeline.doctor import examine
 from densenet_deploy.runtime.engine_files import write_engine
 from densenet_deploy.runtime.gpus import find_gpus
 from densenet_deploy.runtime.nvidia_options import NvidiaOptions
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.runtime.trt import load_tensorrt
+from densenet_deploy.workflows.doctor import examine
 from tests.runtime.conftest import float32_plan
 from tests.runtime.plans import sidecar_of
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
@@ -464,14 +464,14 @@ def test_doctor_says_why_nothing_runs(flavour: Behaviour) -> None:
 
 
 def test_run_classifies_with_an_engine(gpu: SimulatedCuda, engine: Path, tmp_path: Path, capsys) -> None:
-    picture = tmp_path / "grey.png"
-    Image.fromarray(np.full((40, 40, 3), 128, np.uint8)).save(picture)
-    assert main(["run", str(engine), str(picture), "--json"]) == 0
+    image = tmp_path / "grey.png"
+    Image.fromarray(np.full((40, 40, 3), 128, np.uint8)).save(image)
+    assert main(["run", str(engine), str(image), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["predictions"][0]["top"]) == 5
     assert answer["device"] == "cuda:0"
     sidecar_path(engine).unlink()
-    assert main(["run", str(engine), str(picture)]) == 3
+    assert main(["run", str(engine), str(image)]) == 3
     assert "--trust-engine" in capsys.readouterr().err
-    assert main(["run", str(engine), str(picture), "--trust-engine"]) == 0
+    assert main(["run", str(engine), str(image), "--trust-engine"]) == 0
     assert "unknown" in capsys.readouterr().out, "the precision of a stranger's plan"

@@ -1,1 +1,0 @@
-"""From an `nn.Module` to a checked, simplified, readable ONNX model."""

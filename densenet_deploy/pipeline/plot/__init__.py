@@ -1,1 +1,0 @@
-"""`plot`: data gathered for the pictures of `analysis/plots/`."""

@@ -1,0 +1,1 @@
+"""`evaluate`: accuracy on labelled images, which threads decode ahead of the model."""

@@ -1,0 +1,33 @@
+"""A contender that is a network of a sweep, built from the file that names it, with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from densenet_deploy.bench.contender import serve_contender
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.variants.spec import DenseNetSpec
+
+
+def open_network(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:
+    """Build the network that the JSON file `path` names: a `spec`, or one of `torchvision`, for `image_size` pixels."""
+    from densenet_deploy.models.build import build_model
+    from densenet_deploy.workflows.inspect.sweep import resnet
+
+    facts = json.loads(path.read_text())
+    spec = facts["spec"]
+    if spec is None:
+        module = resnet(facts["torchvision"])
+    else:
+        module = build_model(DenseNetSpec.from_facts(spec | {"blocks": tuple(spec["blocks"])}))
+    runner = open_runner(module, backend, device, options)
+    size = facts["image_size"]
+    runner.inputs = (dataclasses.replace(runner.inputs[0], shape=(None, 3, size, size)),)
+    return runner
+
+
+def main() -> None:
+    """Be a contender's process."""
+    serve_contender(open_network)

@@ -1,0 +1,1 @@
+"""`plot`: data gathered for the figures of `analysis/plots/`."""

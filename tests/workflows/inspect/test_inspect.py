@@ -1,0 +1,164 @@
+"""What `inspect` says of a variant, a checkpoint and a file; profiles; sweeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from densenet_deploy.analysis.cost import model_cost
+from densenet_deploy.analysis.memory import activation_memory
+from densenet_deploy.errors import BackendError, UnknownNameError, UsageError
+from densenet_deploy.runtime.runner import RunnerOptions
+from densenet_deploy.variants import find_variant
+from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
+from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, profile_file
+from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
+from densenet_deploy.workflows.load import Architecture
+from tests.conftest import DIGITS, TINY
+
+SPEC = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar", num_classes=10)
+
+
+def plain(report: object) -> dict:
+    return json.loads(json.dumps(report.to_json(), allow_nan=False))  # type: ignore[attr-defined]
+
+
+def test_precision_decides_what_activations_weigh() -> None:
+    full, half = (inspect_variant("121", options=InspectOptions(precision=word)) for word in (None, "fp16"))
+    assert full.memory.bus_bytes == 2 * half.memory.bus_bytes
+    assert half.to_json()["precision"] == "fp16"
+    with pytest.raises(UnknownNameError, match="precision"):
+        InspectOptions(precision="fp12")
+
+
+def test_a_training_step_is_measured_when_asked_for() -> None:
+    without = inspect_variant(None, TINY, InspectOptions(batch=4))
+    report = inspect_variant(None, TINY, InspectOptions(batch=4, training=True))
+    assert without.training_step is None
+    assert plain(without)["training_memory"] == plain(report)["training_memory"]
+    step = plain(report)["training_step"]
+    assert step["peak_bytes"] > plain(report)["training_memory"]["plain_bytes"]
+    assert [stage["name"] for stage in step["stages"]] == [block["name"] for block in plain(report)["blocks"]]
+    assert "peak of a step" in report.to_text()
+
+
+def test_a_file_says_what_its_layers_compute_in(tiny_onnx: Path) -> None:
+    report = inspect_file(tiny_onnx)
+    assert {layer.precision for layer in report.layers} == {"fp32"}
+    assert len(report.layers) == len(report.file_cost.layers) - sum(not layer.macs for layer in report.file_cost.layers)
+    assert "layers compute in fp32: 11" in report.to_text()
+    with pytest.raises(UsageError, match="the file holds fp32"):
+        inspect_file(tiny_onnx, InspectOptions(precision="fp16"))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_profile_adds_up(backend: str, tiny_onnx: Path) -> None:
+    profile = profile_file(tiny_onnx, 2, ProfileOptions(backend, "cpu", threads=1, calls=3))
+    total = sum(entry.ms for entry in profile.operators)
+    for shares in (profile.by_operator, profile.by_block, profile.by_precision):
+        assert sum(share.ms for share in shares) == pytest.approx(total)
+        assert sum(share.fraction for share in shares) == pytest.approx(1)
+        assert sum(share.count for share in shares) == len(profile.operators)
+        assert [share.ms for share in shares] == sorted((share.ms for share in shares), reverse=True)
+    assert {"stem", "denseblock1", "transition1", "denseblock2", "head"} <= {share.name for share in profile.by_block}
+    assert profile.placement.backend == backend
+    assert profile.latency_ms > 0
+    assert plain(profile)["operators"][0]["precision"] == "fp32"
+
+
+def test_a_checkpoint_is_profiled_as_a_module() -> None:
+    options = InspectOptions(profile=ProfileOptions(threads=RunnerOptions().threads, calls=1))
+    report = inspect_file(DIGITS / "densenet_digits.safetensors", options)
+    assert report.profile.placement.backend == "torch"
+    assert "classifier" in {entry.name for entry in report.profile.operators}
+    assert "share" in report.to_text()
+
+
+def test_a_checkpoint_cannot_be_profiled_by_a_backend_of_files() -> None:
+    with pytest.raises(BackendError, match=r"cannot run an nn\.Module"):
+        profile_file(DIGITS / "densenet_digits.safetensors", 1, ProfileOptions("openvino"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("growth-rate=2,8", [{"growth_rate": 2}, {"growth_rate": 8}]),
+        ("compression=0.3", [{"compression": 0.3}]),
+        ("bn-size=0,4", [{"bn_size": 0}, {"bn_size": 4}]),
+        ("init-features=16", [{"init_features": 16}]),
+        ("depth=0.1,2", [{"blocks": (1, 1)}, {"blocks": (4, 4)}]),
+    ],
+)
+def test_a_sweep_changes_one_number(text: str, expected: list[dict[str, object]]) -> None:
+    specs = Sweep.parse(text).specs(SPEC)
+    for spec, changed in zip(specs.values(), expected, strict=True):
+        assert spec.to_facts() == {**SPEC.to_facts(), **changed}
+
+
+def test_a_sweep_over_variants_keeps_the_classes() -> None:
+    specs = Sweep.parse("variant=121,169").specs(SPEC)
+    assert specs["169"].blocks == find_variant("169").spec.blocks
+    assert specs["169"].num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("growth=1", "did you mean 'growth-rate'"),
+        ("growth-rate", "has 0 values"),
+        ("growth-rate=", "has 0 values"),
+        ("growth-rate=" + ",".join(map(str, range(1, 14))), "has 13 values"),
+        ("growth-rate=two", "is no number"),
+        ("growth-rate=0", "growth-rate=0"),
+        ("depth=0", "depth=0"),
+        ("variant=122", "unknown variant"),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_a_usage_error(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        Sweep.parse(text).specs(SPEC)
+
+
+def test_a_sweep_counts_what_inspect_counts() -> None:
+    report = run_sweep(Sweep.parse("growth-rate=4,8"), SPEC, SweepOptions(batch=2, measure=False))
+    assert [point.value for point in report.points] == ["4", "8"]  # no ResNets beside a CIFAR stem
+    for point, spec in zip(report.points, Sweep.parse("growth-rate=4,8").specs(SPEC).values(), strict=True):
+        cost = model_cost(spec, 32)
+        assert (point.parameters, point.macs) == (cost.parameters, cost.macs)
+        assert point.bus_bytes == activation_memory(spec, 32, 2).bus_bytes
+        assert point.training_bytes > point.activation_bytes
+    assert plain(report)["points"][0]["latency_ms"] is None
+
+
+def test_published_accuracies_stand_beside_the_networks_they_are_of() -> None:
+    report = run_sweep(Sweep.parse("variant=121"), find_variant("121").spec, SweepOptions(measure=False))
+    points = {point.name: point for point in report.points}
+    assert list(points) == ["densenet121", "resnet50", "resnet101"]
+    assert points["resnet50"].parameters == 25_557_032
+    assert points["resnet101"].parameters == 44_549_160
+    assert points["resnet50"].published.top1 == pytest.approx(0.7613)
+    assert points["resnet50"].bus_bytes is None
+    assert "published, not measured here" in report.to_text()
+    smaller = run_sweep(Sweep.parse("variant=121"), find_variant("121").spec, SweepOptions(64, measure=False))
+    assert {point.published for point in smaller.points} == {None}  # published at 224 pixels
+
+
+def test_a_sweep_measures_each_network_in_a_process_of_its_own() -> None:
+    base = DenseNetSpec(growth_rate=4, blocks=(1,), init_features=8, bn_size=2, stem="cifar", num_classes=10)
+    report = run_sweep(Sweep.parse("growth-rate=4,6"), base, SweepOptions(image_size=8, rounds=2, threads=1))
+    for point in report.points:
+        assert point.latency.ms.low <= point.latency.ms.median <= point.latency.ms.high
+        assert point.latency.peak_memory_bytes > 1e8  # a process that holds PyTorch
+        assert "torch" in point.latency.placement
+    facts = plain(report)["points"][0]
+    assert facts["latency_ms"] > 0
+    assert facts["peak_memory_bytes"] == report.points[0].latency.peak_memory_bytes
+
+
+def test_a_custom_network_is_profiled_untrained() -> None:
+    options = InspectOptions(profile=ProfileOptions(calls=1, threads=1))
+    report = inspect_variant(None, Architecture(growth_rate=4, blocks=(1,), stem="cifar"), options)
+    assert report.profile.placement.backend == "torch"

@@ -1,0 +1,154 @@
+"""What quantize does beyond writing INT8: recipe files, layers left float by name, for accuracy and for speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from densenet_deploy.bench.race import Interval
+from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
+from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.workflows.quantize import layer_choice
+from densenet_deploy.workflows.quantize.layer_choice import Speed, block_of
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.quantize import quantize
+from densenet_deploy.workflows.quantize.recipe_file import load_recipe
+from tests.conftest import DIGITS
+from tests.graph.passes.networks import make_network
+
+ROOT = DIGITS.parents[1]
+SAMPLES = ROOT / "calibration" / "samples"
+FILES = sorted((ROOT / "calibration" / "recipes").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> CalibrationCache:
+    return CalibrationCache(tmp_path_factory.mktemp("cache"))
+
+
+def _quantized(model, folder, cache, **options):
+    known = {"recipe": "onnxruntime", "never_slower": False}
+    return quantize(model, SAMPLES, QuantizeOptions(**(known | options)), f"{folder}/", cache=cache)
+
+
+def test_named_layers_stay_float(digits_onnx, tmp_path, cache):
+    report = _quantized(digits_onnx, tmp_path, cache, float_layers=("features.conv0",))
+    assert report.layers_float == ("features.conv0",)
+    assert "features.conv0: float, asked for" in "\n".join(report.explained().explanation)
+    assert len(report.explained().to_json()["explanation"]) == 39
+
+
+def test_a_layer_that_is_not_there_is_named(digits_onnx, tmp_path, cache):
+    with pytest.raises(UnknownNameError, match=r"features\.conv0"):
+        _quantized(digits_onnx, tmp_path, cache, float_layers=("features.conv",))
+
+
+def test_layers_stay_float_until_the_sqnr_is_reached(digits_onnx, tmp_path, cache):
+    report = _quantized(digits_onnx, tmp_path, cache, recipe="openvino", min_sqnr=46.0)
+    assert report.parity.sqnr_db >= 46
+    assert 0 < len(report.layers_float) < 39
+
+
+def test_no_accuracy_may_be_lost_on_class_folders(digits_onnx, tmp_path, cache):
+    report = _quantized(digits_onnx, tmp_path, cache, max_drop=0.0)
+    assert report.parity.top1_agreement >= 0.98
+
+
+def test_what_no_layer_can_give_is_a_gate(digits_onnx, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(layer_choice.Trials, "sqnr_db", lambda *_: 20.0)
+    with pytest.raises(GateError, match="min-sqnr"):
+        _quantized(digits_onnx, tmp_path, cache, min_sqnr=30.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fake_race(monkeypatch, seconds: dict[str, float]) -> None:
+    """Let every contender take the time that `seconds` says, by name; others take that of `int8`."""
+
+    class Result:
+        def speedup(self, name, over):
+            ratio = self.latency_ms(over) / self.latency_ms(name)
+            return Interval(ratio, ratio, ratio)
+
+        def latency_ms(self, name):
+            return seconds.get(name, seconds["int8"])
+
+    monkeypatch.setattr(layer_choice, "race", lambda *_, **__: Result())
+
+
+def test_a_block_that_is_faster_in_float_is_put_back(digits_onnx, tmp_path, cache, monkeypatch):
+    _fake_race(monkeypatch, {"float": 3.0, "int8": 2.0, "features.denseblock2": 1.5})
+    report = _quantized(digits_onnx, tmp_path, cache, never_slower=True)
+    assert report.speed.put_back == ("features.denseblock2",)
+    assert len(report.layers_float) == 12
+    assert all(block_of(name) == "features.denseblock2" for name in report.layers_float)
+    assert "faster in float" in "\n".join(report.explained().explanation)
+
+
+def test_int8_that_gains_nothing_is_not_shipped(digits_onnx, tmp_path, cache, monkeypatch):
+    _fake_race(monkeypatch, {"float": 1.0, "int8": 2.0})
+    report = _quantized(digits_onnx, tmp_path, cache, never_slower=True)
+    assert report.layers_int8 == ()
+    assert any("gains nothing" in note for note in report.notes)
+    assert report.parity.sqnr_db > 100
+
+
+def test_speed_is_really_measured(digits_onnx, tmp_path, cache):
+    """Which is faster is the machine's matter; that both were timed is ours."""
+    report = _quantized(digits_onnx, tmp_path, cache, never_slower=True)
+    assert isinstance(report.speed, Speed)
+    assert report.speed.float_ms > 0
+    assert report.to_json()["speed"]["speedup"] > 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_shipped_recipe_files_load(path):
+    assert load_recipe(path, {}).recipe in ("onnxruntime", "openvino", "tensorrt", "auto")
+
+
+def test_recipe_files_are_shipped():
+    assert FILES
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ('base = "onnxruntime"\nobservr = "mse"', UnknownNameError, "observer"),
+        ('observer = "mse"', UsageError, "base"),
+        ('base = "onnxruntime"\nalpha = "half"', UsageError, "alpha"),
+        ('base = "onnxruntime"\nsamples = 1.5', UsageError, "samples"),
+        ('base = "onnxruntime"\nalpha = 2.0', UsageError, "alpha"),
+        ("base = ", UsageError, "TOML"),
+        ('base = "other.toml"', UsageError, "built-in"),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_meant(tmp_path, text, error, says):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(error, match=says):
+        load_recipe(path, {})
+
+
+def test_the_command_line_counts_more_than_the_file(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('base = "openvino"\nalpha = 1\nobserver = "mse"\nfloat-layers = ["features.conv0"]\n')
+    options = load_recipe(path, {"observer": "entropy"})
+    assert (options.recipe, options.alpha, options.observer) == ("openvino", 1.0, "entropy")
+    assert options.float_layers == ("features.conv0",)
+
+
+def test_a_recipe_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError):
+        load_recipe(tmp_path / "none.toml", {})
+
+
+def test_two_demands_are_one_too_many():
+    with pytest.raises(UsageError, match="one of them"):
+        QuantizeOptions(max_drop=1.0, min_sqnr=30.0)
+
+
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
+def test_a_strangers_graph_without_stored_shapes(recipe, tmp_path, cache):
+    model = tmp_path / "stranger.onnx"
+    model.write_bytes(make_network("torchvision").proto.SerializeToString())
+    report = _quantized(model, tmp_path, cache, recipe=recipe, samples=32)
+    assert len(report.layers_int8) > 10
+    assert report.parity.sqnr_db > 20

@@ -1,0 +1,138 @@
+"""Sensitivity: every block or layer is tried alone and spared, and what an image or JSON shows was measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from densenet_deploy.errors import MissingPackageError, OutputExistsError, UnknownNameError, UsageError
+from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.workflows.plot.data import PlotRequest
+from densenet_deploy.workflows.plot.plot import plot
+from densenet_deploy.workflows.quantize import preparation
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
+from tests.conftest import DIGITS
+
+SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
+BLOCKS = ("conv0", "denseblock1", "transition1", "denseblock2")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> CalibrationCache:
+    return CalibrationCache(tmp_path_factory.mktemp("cache"))
+
+
+def _options(recipe: str = "onnxruntime", **more) -> SensitivityOptions:
+    return SensitivityOptions(quantization=QuantizeOptions(recipe=recipe, samples=32), **more)
+
+
+@pytest.fixture(scope="module")
+def by_block(tiny_onnx, cache):
+    return sensitivity(tiny_onnx, SAMPLES, _options(), cache=cache)
+
+
+def test_every_block_is_measured_in_execution_order(by_block):
+    assert [one.name for one in by_block.found] == [f"features.{name}" for name in BLOCKS]
+    assert [len(one.layers) for one in by_block.found] == [1, 4, 1, 4]
+    assert by_block.file is None
+
+
+def test_a_block_alone_costs_less_than_everything(by_block):
+    """Noise adds up; 1 dB is left for what of it happens to cancel."""
+    assert all(one.alone.sqnr_db > by_block.whole.sqnr_db - 1 for one in by_block.found)
+    assert max(one.alone.sqnr_db for one in by_block.found) > by_block.whole.sqnr_db + 3
+
+
+def test_sqnr_is_that_of_the_file_with_these_layers_float(by_block, tiny_onnx, cache):
+    """Written and run once more, by the road that chooses layers."""
+    from densenet_deploy.artifacts import Artifact
+    from densenet_deploy.workflows.quantize.layer_choice import Trials
+    from densenet_deploy.workflows.stages import Stages
+
+    options = QuantizeOptions(recipe="onnxruntime", samples=32)
+    ready = preparation.prepare_int8(Artifact.open(tiny_onnx), SAMPLES, options, Stages(), cache)
+    trials = Trials(ready.writer, ready.manifest, tiny_onnx, ready.data)
+    one = by_block.found[1]
+    assert one.spared.sqnr_db == pytest.approx(trials.sqnr_db(one.layers))
+    others = {layer.name for layer in trials.layers} - set(one.layers)
+    assert one.alone.sqnr_db == pytest.approx(trials.sqnr_db(others))
+
+
+def test_layers_count_their_steps(tiny_onnx, cache):
+    heard: list[tuple[object, ...]] = []
+    report = sensitivity(
+        tiny_onnx, SAMPLES, _options(per="layer"), cache=cache, listener=lambda *told: heard.append(told)
+    )
+    assert len(report.found) == 10
+    assert all(one.layers == (one.name,) for one in report.found)
+    assert ("trials", 1, 10) in heard
+    assert heard[-1] == ("trials", 10, 10)
+
+
+def test_top1_is_measured_where_there_are_labels(tiny_onnx, cache, images):
+    """The folders all hold the same image, so one class in ten is right whatever the model says."""
+    report = sensitivity(tiny_onnx, SAMPLES, _options("openvino", data=images), cache=cache)
+    assert report.float_top1 == report.whole.top1 == pytest.approx(0.1)
+    assert {one.alone.top1 for one in report.found} == {report.float_top1}
+    assert "10.00%" in report.to_text()
+    answer = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert answer["sensitivity"][0]["only_int8"]["top1"] == pytest.approx(0.1)
+
+
+def test_without_labels_top1_is_null(by_block):
+    answer = by_block.to_json()
+    assert answer["float_top1"] is answer["int8"]["top1"] is None
+
+
+def test_the_text_ranks_and_the_json_keeps_the_order(by_block):
+    rows = by_block.to_text().splitlines()[-4:]
+    shown = [row.split()[0] for row in rows]
+    assert shown == [one.name for one in sorted(by_block.found, key=lambda one: one.alone.sqnr_db)]
+    assert [one["name"] for one in by_block.to_json()["sensitivity"]] == [one.name for one in by_block.found]
+
+
+def test_what_a_recipe_keeps_float_is_said_and_not_tried_and_the_image_is_written(tiny_onnx, cache, tmp_path):
+    path = tmp_path / "s.png"
+    report = sensitivity(tiny_onnx, SAMPLES, _options("tensorrt", out=str(path)), cache=cache)
+    assert report.file == path
+    with Image.open(path) as image:
+        assert image.size[0] > 1000
+    assert "features.conv0" not in [one.name for one in report.found]
+    assert any("not tried: features.conv0" in note for note in report.notes)
+
+
+def test_a_report_becomes_a_image_or_json(by_block):
+    assert by_block.content(".svg").lstrip().startswith(b"<?xml")
+    assert json.loads(by_block.content(".json"))["sensitivity"][1]["name"] == "features.denseblock1"
+
+
+def test_the_image_of_the_json_is_the_report_s_own(by_block, tmp_path):
+    path = tmp_path / "s.json"
+    path.write_bytes(by_block.content(".json"))
+    drawn = plot("sqnr", PlotRequest((path,)), str(tmp_path / "s.svg"))
+    assert drawn.file.read_bytes() == by_block.content(".svg")
+
+
+def test_what_stands_in_the_way_survives(tiny_onnx, cache, tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text("mine")
+    with pytest.raises(OutputExistsError):
+        sensitivity(tiny_onnx, SAMPLES, _options(out=str(path)), cache=cache)
+    assert path.read_text() == "mine"
+
+
+def test_what_cannot_be_meant_is_refused_before_the_work(tiny_onnx, tmp_path):
+    with pytest.raises(UnknownNameError, match="block"):
+        SensitivityOptions(per="blok")
+    with pytest.raises(UsageError, match=r"no \.json file"):
+        sensitivity(tiny_onnx, SAMPLES, _options(out=str(tmp_path / "s.onnx")))
+
+
+def test_a_image_without_matplotlib_names_the_command(tiny_onnx, monkeypatch, tmp_path):
+    monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda name: None if name == "matplotlib" else object())
+    with pytest.raises(MissingPackageError, match=r"densenet-deploy\[plot\]") as caught:
+        sensitivity(tiny_onnx, SAMPLES, _options(out=str(tmp_path / "s.png")))
+    assert caught.value.exit_code == 5
