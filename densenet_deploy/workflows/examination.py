@@ -112,7 +112,7 @@ def _is_whole(given: Given) -> bool:
 
 
 def _holds_weights(path: Path) -> bool:
-    from densenet_deploy.models.checkpoint_zip import require_weights_zip
+    from densenet_deploy.sources.checkpoint_file import require_weights_zip
 
     require_file(path)
     with path.open("rb") as file:
@@ -166,7 +166,7 @@ def prepare(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> None:
 
 def _modules(reader: Reader, path: Path, backend: str | None) -> tuple[str, ...]:
     if reader is Reader.WEIGHTS:
-        return ("torch", "densenet_deploy.models.checkpoint_file")
+        return ("torch", "densenet_deploy.sources.checkpoint_file")
     if reader is Reader.GRAPH:
         return ("densenet_deploy.graph.onnx_file",)
     if reader is Reader.SIMPLIFIER:
@@ -196,7 +196,7 @@ def read(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> Iterator[tup
 
 
 def _read_weights(path: Path, _backend: str | None) -> None:
-    from densenet_deploy.models.checkpoint_file import read_checkpoint
+    from densenet_deploy.sources.checkpoint_file import read_checkpoint
 
     read_checkpoint(path)
 
