@@ -204,7 +204,7 @@ def requested_variant(request: ModelRequest) -> Variant:
     """
     variant = find_variant("121" if request.variant is None else request.variant)
     changes = request.architecture.changes()
-    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant  # type: ignore[arg-type]
+    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant
 
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
