@@ -89,11 +89,8 @@ class Quality:
     @classmethod
     def read(cls, facts: Facts) -> Self:
         """Read what `to_json` wrote; KeyError or TypeError if it is something else."""
-        parity = dict(facts["parity"])
-        without = math.inf if facts["identical"] else math.nan
-        parity |= {name: without for name in ("sqnr_db",) if parity[name] is None}
         values = {name: value for name, value in facts.items() if name != "identical"}
-        return cls(**{**values, "parity": Parity(**parity)})
+        return cls(**{**values, "parity": Parity.from_json(facts["parity"])})
 
 
 @dataclass(frozen=True)
