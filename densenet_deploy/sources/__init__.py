@@ -11,7 +11,6 @@ import os
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.sources.source import (
     CheckpointFormat,
-    InputFacts,
     LoadedNetwork,
     Match,
     Source,
@@ -22,7 +21,6 @@ from densenet_deploy.sources.source import (
 
 __all__ = [
     "CheckpointFormat",
-    "InputFacts",
     "LoadedNetwork",
     "Match",
     "Source",

@@ -8,13 +8,15 @@ parameters and is another network. Such a module is taken as it is, and nothing 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.errors import CheckpointError, InputError, UsageError, printable
+from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
-from densenet_deploy.sources.source import InputFacts, LoadedNetwork, Match, Source, WeightsConstraint, sources
+from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     canonical_names,
     fitted_model,
@@ -78,12 +80,12 @@ def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return module, (f"{' and '.join(cast)} weights cast to float32",) if cast else ()
 
 
-def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Variant | None, InputFacts, tuple[str, ...]]:
-    """(the variant that `module` is, what is known about its input, notes)."""
+def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Variant | None, ModelFacts, tuple[str, ...]]:
+    """(the variant that `module` is, what is known about its images, notes)."""
     from densenet_deploy.models.build import DenseNet
 
     names, facts = canonical_names(tensors)
-    facts = InputFacts(**{"channels": _channels(module), **facts.stated()})  # type: ignore[arg-type]
+    facts = dataclasses.replace(facts, channels=facts.channels or _channels(module))
     plain = {names[name]: tensor for name, tensor in tensors.items()}
     try:
         spec = module.spec if isinstance(module, DenseNet) else spec_from_shapes(shapes_of(plain))

@@ -25,10 +25,11 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.registry import Registry
@@ -71,32 +72,6 @@ class WeightsConstraint:
 
 
 @dataclass(frozen=True)
-class InputFacts:
-    """What a source knows about the images that the network was trained on; None means unknown.
-
-    Attributes:
-        channels: of the input tensor.
-        image_size: (height, width) of the input tensor in pixels.
-        resize: shorter side before the centre crop, in pixels.
-        interpolation: nearest, bilinear or bicubic.
-        mean, std: per channel, of pixel values in 0..1.
-        task: multiclass, multilabel, regression or features.
-    """
-
-    channels: int | None = None
-    image_size: tuple[int, int] | None = None
-    resize: int | None = None
-    interpolation: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    task: str | None = None
-
-    def stated(self) -> dict[str, object]:
-        """Return the known facts by name."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
 class LoadedNetwork:
     """A network with what its source knows about it: a `module` in eval mode, or an ONNX graph as `proto`.
 
@@ -106,7 +81,7 @@ class LoadedNetwork:
         variant: the architecture; None if the network is not a known DenseNet.
         manifest: the facts that the file carried, if any.
         labels: class names in the order of the outputs; may be empty.
-        facts: what the source knows about the input.
+        facts: what the source knows about images and outputs.
         output_names: one per output, in order.
         notes: what was done to load it, one sentence each.
     """
@@ -118,7 +93,7 @@ class LoadedNetwork:
     variant: Variant | None = None
     manifest: Manifest | None = None
     labels: tuple[str, ...] = ()
-    facts: InputFacts = InputFacts()
+    facts: ModelFacts = field(default_factory=ModelFacts)
     output_names: tuple[str, ...] = ("logits",)
     notes: tuple[str, ...] = ()
 
@@ -163,9 +138,9 @@ class CheckpointFormat(ABC):
     def renames(self, names: Collection[str]) -> Mapping[str, str]:
         """Return the torchvision name of every name that differs from it."""
 
-    def facts(self) -> InputFacts:
-        """Return what networks of this library expect of their images."""
-        return InputFacts()
+    def facts(self) -> ModelFacts:
+        """Return what is known about the images and outputs of this library's networks."""
+        return ModelFacts()
 
 
 sources: Final[Registry[type[Source]]] = Registry("source", package="densenet_deploy.sources")

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.errors import CheckpointError
+from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
-from densenet_deploy.sources.source import InputFacts, formats
+from densenet_deploy.sources.source import formats
 from densenet_deploy.variants import Variant, closest_variant
 from densenet_deploy.variants.infer import Shapes, spec_from_shapes
 
@@ -43,11 +44,11 @@ _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
 class Weights:
     """float32 tensors by torchvision's names, without batch counters.
 
-    `facts` are what the format knows about the input; `notes` say what was done, one sentence each.
+    `facts` are what the format knows about images and outputs; `notes` say what was done, one sentence each.
     """
 
     tensors: dict[str, Tensor]
-    facts: InputFacts
+    facts: ModelFacts
     notes: tuple[str, ...]
 
     @property
@@ -76,14 +77,14 @@ def weights_from(file: CheckpointFile) -> Weights:
     return Weights(_float32({names[name]: tensor for name, tensor in tensors.items()}), facts, notes)
 
 
-def canonical_names(names: Collection[str]) -> tuple[dict[str, str], InputFacts]:
-    """Return the torchvision name of each of `names`, and what the format that has such names knows about the input."""
+def canonical_names(names: Collection[str]) -> tuple[dict[str, str], ModelFacts]:
+    """Return the torchvision name of each of `names`, and what is known about networks with such names."""
     plain = {name: _PREFIXES.sub("", name) for name in names}
     for kind in formats.items().values():
         if (known := kind()).recognises(plain.values()):
             renamed = known.renames(plain.values())
             return {name: renamed.get(short, short) for name, short in plain.items()}, known.facts()
-    return plain, InputFacts()
+    return plain, ModelFacts()
 
 
 def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor]) -> DenseNet:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
 from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest, Preprocessing, Triple
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
@@ -21,27 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from densenet_deploy.sources import LoadedNetwork
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Numbers that make a variant a custom one; None keeps the variant's."""
-
-    growth_rate: int | None = None
-    blocks: tuple[int, ...] | None = None
-    init_features: int | None = None
-    compression: float | None = None
-    bn_size: int | None = None
-    drop_rate: float | None = None
-    stem: str | None = None
-
-    def changes(self) -> dict[str, object]:
-        """Return the numbers that were given."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-    def options(self) -> tuple[str, ...]:
-        """Return the options of the command line that give those numbers."""
-        return tuple(f"--{name.replace('_', '-')}" for name in self.changes())
 
 
 @dataclass(frozen=True)
@@ -60,7 +40,7 @@ class ModelRequest:
     weights: str = "none"
     num_classes: int | None = None
     head: str | None = None
-    architecture: Architecture = Architecture()
+    architecture: Architecture = field(default_factory=Architecture)
     image_size: int | None = None
     resize: int | None = None
     mean: Triple | None = None
