@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, os_errors_about, require_file
-from densenet_deploy.child import ChildDiedError, ChildMemoryError, Limits, call_in_child
 from densenet_deploy.errors import (
     CheckpointError,
     DensenetDeployError,
@@ -35,6 +34,7 @@ from densenet_deploy.errors import (
     from_memory_error,
 )
 from densenet_deploy.onnx_envelope import external_files
+from densenet_deploy.worker import Limits, WorkerDiedError, WorkerMemoryError, call_in_worker
 
 log = logging.getLogger(__name__)
 
@@ -138,14 +138,14 @@ def _read_in_child(strangers: Sequence[Given]) -> None:
     try:
         with (
             os_errors_about("child process"),
-            contextlib.closing(call_in_child(read, [facts], limits, prepare)) as said,
+            contextlib.closing(call_in_worker(read, [facts], limits, prepare)) as said,
         ):
             for at in said:
                 log.info("%s is read by %s in a child", strangers[at[0]].path, Reader[at[1]])
-    except ChildDiedError as exc:
-        raise _death(strangers[at[0]].path, Reader[at[1]], exc.number, limits) from exc
-    except ChildMemoryError as exc:
-        raise _no_memory(strangers[at[0]].path, Reader[at[1]], limits, was_ours=exc.was_ours) from exc
+    except WorkerDiedError as exc:
+        raise _death(strangers[at[0]].path, Reader[at[1]], exc.signal, limits) from exc
+    except WorkerMemoryError as exc:
+        raise _no_memory(strangers[at[0]].path, Reader[at[1]], limits, was_ours=exc.is_own_limit) from exc
 
 
 def prepare(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> None:
