@@ -9,6 +9,7 @@ import typer
 
 from densenet_deploy.cli.app import Work, command
 from densenet_deploy.cli.options import Reads, RunnerChoice
+from densenet_deploy.options import require_range
 
 
 @command(
@@ -32,6 +33,7 @@ def run_command(
     """Classify images with any model."""
     from densenet_deploy.workflows.classify import classify_files
 
+    require_range("top-k", top_k, 1, 1_000_000)
     options = running.options()
     return lambda _listener: classify_files(
         model, images, top_k=top_k, backend=running.backend, device=running.device, options=options
