@@ -403,7 +403,7 @@ def listed(values: Iterable[str]) -> tuple[str, ...]:
     >>> listed(["onnxruntime,openvino", "torch", "auto"])
     ('onnxruntime', 'openvino', 'torch')
     """
-    parts = [part.strip() for value in values for part in value.split(",")]
+    parts = [part.strip(" ") for value in values for part in value.split(",")]
     return tuple(dict.fromkeys(part for part in parts if part not in ("", AUTO)))
 
 
