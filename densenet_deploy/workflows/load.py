@@ -1,218 +1,307 @@
-"""Get hold of a model: a DenseNet module from a variant or a checkpoint, or a runner for whatever is called MODEL."""
+"""Load: whatever a person calls "my DenseNet" → a `Model` with the facts that travel with it.
+
+What is known about the images wins in this order: what the caller states, the file's manifest, what the source knows
+(public weights, another library's conventions), the default of the architecture. Facts of the last kind are assumptions,
+and are reported as such.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath
 from densenet_deploy.errors import DataError, UsageError
-from densenet_deploy.manifest import Manifest, Preprocessing, Triple
-from densenet_deploy.options import require_range
+from densenet_deploy.facts import Architecture, ModelFacts, Size
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
+from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
-from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
     import torch
+    from onnx import ModelProto
 
-    from densenet_deploy.models.checkpoints import LoadedModel
+    from densenet_deploy.sources import LoadedNetwork
 
 DEFAULT_VARIANT: Final = "121"
+UNKNOWN_ARCHITECTURE: Final = "third-party"
+"""The variant in the manifest of a network that is not one of our DenseNets."""
+
+_INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
+
+Source = "StrPath | bytes | torch.nn.Module | ModelProto | Model"
+"""A variant or public weights by name, a path, the bytes of an ONNX file, a module, an `onnx.ModelProto`, a `Model`."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Numbers that make a variant a custom one; None keeps the variant's."""
+class LoadOptions(TypedDict, total=False):
+    """What a caller states about a source, as keywords of every function that takes one; see `ModelFacts` and `load`."""
 
-    growth_rate: int | None = None
-    blocks: tuple[int, ...] | None = None
-    init_features: int | None = None
-    compression: float | None = None
-    bn_size: int | None = None
-    drop_rate: float | None = None
-    stem: str | None = None
-
-    def changes(self) -> dict[str, object]:
-        """Return the numbers that were given."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-    def options(self) -> tuple[str, ...]:
-        """Return the options of the command line that give those numbers."""
-        return tuple(f"--{name.replace('_', '-')}" for name in self.changes())
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """Which DenseNet, with which weights, seeing images how. None means: as the weights or the variant say.
-
-    Attributes:
-        variant: `121`, `cifar-bc-100-12`, …; without it, what the checkpoint holds, else 121.
-        weights: `none` (untrained, from `seed`), `imagenet`, a torchvision name, or a checkpoint file.
-        image_size, resize: pixels; `resize` is `image_size * 256 // 224` where only the size is given.
-        mean, std: per RGB channel, of values in 0..1.
-        labels: class names in the order of the outputs.
-    """
-
-    variant: str | None = None
-    weights: str = "none"
-    num_classes: int | None = None
-    head: str | None = None
-    architecture: Architecture = Architecture()
-    image_size: int | None = None
-    resize: int | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
-    labels: tuple[str, ...] | None = None
-    allow_nonfinite: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in (("image-size", self.image_size), ("resize", self.resize)):
-            if value is not None:
-                require_range(name, value, 1, 8192)
-        if self.num_classes is not None:
-            require_range("num-classes", self.num_classes, 1, 1_000_000)
-        for channel in self.mean or ():
-            require_range("mean", channel, -1e6, 1e6)
-        for channel in self.std or ():
-            require_range("std", channel, 1e-6, 1e6)
+    image_size: Size
+    channels: int
+    resize: Size | str
+    interpolation: str
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    labels: Sequence[str] | StrPath
+    task: str
+    thresholds: float | Sequence[float]
+    variant: str
+    num_classes: int
+    head: str
+    architecture: Architecture
+    seed: int
+    allow_nonfinite: bool
 
 
-@dataclass(frozen=True)
-class DescribedModel:
-    """A module in eval mode, the facts that will travel with its artifacts, and remarks made on the way."""
+def load(source: Any = DEFAULT_VARIANT, **stated: Unpack[LoadOptions]) -> Model:
+    """Return the model that `source` is or names, with what the caller states about it.
 
-    module: torch.nn.Module
-    variant: Variant
-    manifest: Manifest
-    notes: tuple[str, ...]
-
-
-def build(request: ModelRequest) -> DescribedModel:
-    """Build or load what `request` asks for.
-
-    Raises:
-        UsageError: if a number or name cannot be meant.
-        CheckpointError: if the weights cannot be read or do not fit.
-        DataError: if the labels are not as many as the classes.
-        MissingPackageError: if PyTorch is not installed.
-    """
-    require_packages("export", "torch", "safetensors")
-    from densenet_deploy.models.checkpoints import load_weights
-
-    variant = requested_variant(request)
-    loaded = load_weights(
-        request.weights,
-        variant=variant.name if variant and not request.architecture.changes() else None,
-        spec=variant.spec if variant and request.architecture.changes() else None,
-        num_classes=_wanted_classes(request),
-        head=request.head,
-        seed=request.seed,
-        allow_nonfinite=request.allow_nonfinite,
-    )
-    manifest = _describe(loaded, request)
-    loaded.module.manifest = manifest
-    return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
-
-
-def load_model(
-    source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
-) -> torch.nn.Module:
-    """Return a DenseNet module in eval mode, ready for `open_runner`.
-
-    >>> module = load_model("examples/digits/densenet_digits.safetensors")    # doctest: +SKIP
+    >>> load("examples/digits/densenet_digits.safetensors").manifest.labels[:3]     # doctest: +SKIP
+    ('0', '1', '2')
 
     Args:
-        source: a checkpoint file, or the name of a variant.
-        weights: for a variant: `none`, `imagenet`, a torchvision name or a file.
-        num_classes: None means as the checkpoint or the variant says.
+        source: the name of a variant (`121`, untrained), public weights (`imagenet:169`), a checkpoint, an `.onnx`,
+            `.xml` or `.engine` file, the bytes of an ONNX file, an `nn.Module`, an `onnx.ModelProto`, or a `Model`.
+        **stated: facts about the images and outputs (see `ModelFacts`), which win over what the source says; and of the
+            network `variant`, `num_classes`, `head`, `architecture` (numbers of a custom one), the `seed` of untrained
+            weights, and `allow_nonfinite` for weights with NaN or Inf.
+
+    Raises:
+        UsageError: if an option or a name is invalid.
+        CheckpointError: if weights cannot be read or do not fit.
+        ModelFileError: if an ONNX file cannot be used.
+        DataError: if there are not as many labels as classes.
+        MissingPackageError: if a package is not installed.
     """
-    if is_checkpoint(Path(source)):
-        request = ModelRequest(weights=str(source), num_classes=num_classes)
-    else:
-        request = ModelRequest(variant=str(source), weights=weights, num_classes=num_classes)
-    return build(request).module
+    facts = _facts(stated)
+    if isinstance(source, Model):
+        return _with_facts(source, facts)
+    artifact = _artifact(source)
+    if artifact is not None:
+        _refuse_network_options(source, stated)
+        return _announced(_with_facts(Model(_stem(artifact), artifact.manifest, artifact=artifact), facts))
+    return _announced(_from_source(source, stated, facts))
 
 
 def open_model(
-    model: str | Path, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
+    source: Any, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
 ) -> Runner:
-    """Open anything a command calls MODEL: an artifact, or a checkpoint, whose module is built first.
+    """Open anything that `load` takes for inference; arguments and errors as for `load` and `open_runner`."""
+    return open_runner(load(source), backend, device, options)
+
+
+def requested_variant(
+    variant: str | None, architecture: Architecture | None, *, has_weights: bool = False
+) -> Variant | None:
+    """Return the variant to build; None where the weights decide. Nothing heavy is imported.
 
     Raises:
-        InputError: if the file cannot be used.
-        BackendError: if the backend or device cannot be had.
+        UsageError: if there is no such variant, or its numbers do not make a network.
     """
-    path = Path(model)
-    return open_runner(load_model(path) if is_checkpoint(path) else path, backend, device, options)
+    changes = architecture.changes() if architecture is not None else {}
+    if variant is None and has_weights and not changes:
+        return None
+    base = find_variant(variant or DEFAULT_VARIANT)
+    return variant_for(dataclasses.replace(base.spec, **changes)) if changes else base
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is named like a file of weights."""
+    """Whether `path` has the suffix of a checkpoint."""
     return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
-def requested_variant(request: ModelRequest) -> Variant | None:
-    """Return the variant to build; None where the weights are to say. Nothing heavy is imported.
+def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
+    """Return the line that every workflow prints for an untrained model, or nothing."""
+    if manifest is None or manifest.weights.is_trained:
+        return ()
+    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions are meaningless",)
+
+
+def input_of(model: Model) -> InputDescription:
+    """Return what `model` takes; of a third-party graph the size that it shows, and ImageNet's preprocessing, assumed.
 
     Raises:
-        UsageError: if there is no such variant, or its numbers make no network.
+        ModelFileError: if the graph does not take one float32 (N, 3, S, S) input of fixed S.
     """
-    changes = request.architecture.changes()
-    if request.variant is None and request.weights != "none" and not changes:
+    if model.manifest is not None:
+        return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed)
+    return InputDescription.of(preprocessing_of(model), _INPUT_FACTS[1:])
+
+
+def preprocessing_of(model: Model) -> Preprocessing:
+    """Return how images are prepared for `model`: as its manifest says, else ImageNet's way. Errors as `input_of`."""
+    if model.manifest is not None:
+        return model.manifest.preprocessing
+    from densenet_deploy.graph.onnx_file import image_size_of
+
+    return default_preprocessing(image_size_of(model.onnx, Path(model.name)))
+
+
+def _facts(stated: LoadOptions) -> ModelFacts:
+    names = {field.name for field in dataclasses.fields(ModelFacts)}
+    values: dict[str, Any] = {name: value for name, value in stated.items() if name in names}
+    if isinstance(values.get("labels"), (str, os.PathLike)):
+        values["labels"] = read_labels(Path(values["labels"]))
+    return ModelFacts(**values)
+
+
+def _artifact(source: Any) -> Artifact | None:
+    """Return the file or bytes that hold a graph; None where `source` has to be loaded as a network."""
+    if hasattr(source, "SerializeToString"):
+        return Artifact.open(source.SerializeToString())
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Artifact.open(bytes(source))
+    if not isinstance(source, (str, os.PathLike)) or is_checkpoint(Path(source)):
         return None
-    variant = find_variant(request.variant or DEFAULT_VARIANT)
-    if not changes:
-        return variant
-    return variant_for(dataclasses.replace(variant.spec, **changes))  # type: ignore[arg-type]
+    path = Path(source)
+    return Artifact.open(path) if path.suffix.lower() in (".onnx", ".xml", ".engine") else None
 
 
-def _wanted_classes(request: ModelRequest) -> int | None:
-    if request.num_classes is None and request.labels and request.weights == "none":
-        return len(request.labels)
-    return request.num_classes
+def _stem(artifact: Artifact) -> str:
+    return "model" if artifact.data is not None else artifact.path.stem
 
 
-def _describe(loaded: LoadedModel, request: ModelRequest) -> Manifest:
-    spec = loaded.variant.spec
-    labels = request.labels if request.labels is not None else _known_labels(loaded)
-    if labels and spec.head != "features" and len(labels) != spec.num_classes:
-        why = f"{len(labels)} labels for {spec.num_classes} classes"
-        raise DataError("labels", why, "give one label a class, or --num-classes")
+def _refuse_network_options(source: Any, stated: LoadOptions) -> None:
+    for name in ("variant", "num_classes", "head", "architecture"):
+        if stated.get(name):
+            option = name.replace("_", "-")
+            raise UsageError(f"{option}={stated[name]}", "a graph cannot be given another architecture", "omit it")  # type: ignore[literal-required]
+    _ = source
+
+
+def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
+    from densenet_deploy import sources
+
+    is_name = isinstance(source, str) and not Path(source).exists() and not is_checkpoint(Path(source))
+    variant = requested_variant(stated.get("variant"), stated.get("architecture"), has_weights=True)
+    classes = stated.get("num_classes")
+    if classes is None and facts.labels is not None and is_name:
+        classes = len(facts.labels)
+    constraint = sources.WeightsConstraint(
+        variant=variant,
+        num_classes=classes,
+        head=stated.get("head"),
+        seed=stated.get("seed", 0),
+        allow_nonfinite=stated.get("allow_nonfinite", False),
+    )
+    require_packages("export", "torch", "safetensors")
+    network = sources.load(source, constraint)
+    manifest = _described(network, facts)
+    return Model(network.name, manifest, network.module, notes=network.notes)
+
+
+def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
+    """Return the facts of a loaded network, those that nobody stated marked as assumed."""
+    known, variant = network.manifest, network.variant
+    base = known.preprocessing if known is not None else variant.preprocessing if variant else Preprocessing()
+    known_names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else set()
+    learnt = {**network.facts.stated(), **facts.given()}
+    preprocessing, assumed = _prepared(base, learnt, known_names)
+    if variant is not None:
+        _check_size(variant.spec, preprocessing)
+    labels = facts.labels or network.labels or (known.labels if known is not None else ())
+    spec = variant.spec if variant is not None else None
+    task = learnt.get("task") or (known.task if known is not None else None)
+    if spec is not None:
+        _check_labels(labels, None if spec.head == "features" else spec.num_classes)
     return Manifest(
-        variant=loaded.variant.name,
-        spec=spec.to_facts(),
-        weights=loaded.origin,
-        preprocessing=_preprocessing(loaded, request, spec),
+        variant=variant.name if variant is not None else UNKNOWN_ARCHITECTURE,
+        spec=spec.to_facts() if spec is not None else {},
+        weights=network.origin,
+        preprocessing=preprocessing,
         labels=labels,
+        task=None if task == "auto" else task,
+        thresholds=facts.thresholds or (known.thresholds if known is not None else ()),
+        assumed=assumed,
     )
 
 
-def _known_labels(loaded: LoadedModel) -> tuple[str, ...]:
-    return loaded.labels or (loaded.manifest.labels if loaded.manifest else ())
-
-
-def _preprocessing(loaded: LoadedModel, request: ModelRequest, spec: DenseNetSpec) -> Preprocessing:
-    known = loaded.manifest.preprocessing if loaded.manifest else loaded.variant.preprocessing
-    size = request.image_size or known.image_size
-    if size < spec.smallest_image_size:
-        why = f"is too small for {len(spec.blocks)} blocks behind the {spec.stem} stem"
-        raise UsageError(f"image-size={size}", why, f"give at least {spec.smallest_image_size}")
-    return dataclasses.replace(
+def _with_facts(model: Model, facts: ModelFacts) -> Model:
+    """Return `model` with what the caller states in its manifest; a third-party graph gets one where there is something."""
+    given = facts.given()
+    if not given:
+        return model
+    base, known = preprocessing_of(model), model.manifest
+    names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else {"image_size"}
+    if facts.image_size not in (None, base.image_size) and model.artifact is not None:
+        raise UsageError(f"image-size={facts.image_size}", f"the graph takes {base.image_size} pixels", "omit it")
+    preprocessing, assumed = _prepared(base, given, names)
+    if known is None:
+        assert model.artifact is not None
+        origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
+        known = Manifest(UNKNOWN_ARCHITECTURE, {}, origin, preprocessing, precision=model.precision)
+    manifest = dataclasses.replace(
         known,
-        image_size=size,
-        resize=request.resize or (known.resize if request.image_size is None else size * 256 // 224),
-        mean=request.mean or known.mean,
-        std=request.std or known.std,
+        preprocessing=preprocessing,
+        assumed=assumed,
+        labels=facts.labels or known.labels,
+        task=known.task if facts.task in (None, "auto") else facts.task,
+        thresholds=facts.thresholds or known.thresholds,
     )
+    artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
+    return model.replaced(manifest=manifest, artifact=artifact)
 
 
-def labels_from(path: Path | None) -> tuple[str, ...] | None:
-    """Read a label file, if one was given."""
-    return None if path is None else read_labels(path)
+def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Return the preprocessing with `facts` in it, and the names of those that are neither in `facts` nor `known`."""
+    size, resize = _square("image-size", facts.get("image_size")), _square("resize", facts.get("resize"))
+    if facts.get("channels") not in (None, 3):
+        raise UsageError(f"channels={facts['channels']}", "only networks of 3 channels are supported", "omit it")
+    if size is not None and resize is None:
+        known, resize = known - {"resize"}, base.resize if size == base.image_size else size * 256 // 224
+    preprocessing = dataclasses.replace(
+        base,
+        image_size=size or base.image_size,
+        resize=resize or base.resize,
+        interpolation=facts.get("interpolation") or base.interpolation,
+        mean=_per_channel("mean", facts.get("mean")) or base.mean,
+        std=_per_channel("std", facts.get("std")) or base.std,
+    )
+    return preprocessing, tuple(name for name in _INPUT_FACTS if name not in known and name not in facts)
+
+
+def _square(option: str, size: Any) -> int | None:
+    if size is None or isinstance(size, int):
+        return size
+    if size == "none":
+        raise UsageError(f"{option}=none", "preprocessing without a resize is not supported", "give a number of pixels")
+    height, width = size
+    if height != width:
+        raise UsageError(f"{option}={height}x{width}", "only square images are supported", "give one number of pixels")
+    return int(height)
+
+
+def _per_channel(option: str, values: tuple[float, ...] | None) -> Any:
+    if values is None or len(values) == 3:
+        return values
+    if len(values) == 1:
+        return values * 3
+    raise UsageError(f"{option}={values}", f"holds {len(values)} numbers for 3 channels", "give one, or one per channel")
+
+
+def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
+    if preprocessing.image_size < spec.smallest_image_size:
+        why = f"is too small for {len(spec.blocks)} blocks after the {spec.stem} stem"
+        raise UsageError(f"image-size={preprocessing.image_size}", why, f"give at least {spec.smallest_image_size}")
+
+
+def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
+    if labels and classes is not None and len(labels) != classes:
+        why = f"{len(labels)} labels for {classes} classes"
+        raise DataError("labels", why, "give one label per class, or set --num-classes")
+
+
+def _announced(model: Model) -> Model:
+    """Warn of untrained weights, wherever they come from."""
+    for note in untrained_note(model.manifest):
+        warnings.warn(f"{model.name}: {note}", UntrainedWeightsWarning, stacklevel=3)
+    return model
