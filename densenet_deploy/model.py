@@ -14,12 +14,13 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.artifacts import Artifact, StrPath, prepare_output, write_file
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 class UntrainedWeightsWarning(UserWarning):
     """The weights are random: predictions are meaningless, timings are not."""
+
+_MOST_NAMED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class InputDescription:
         text = str(Preprocessing(self.shape[1], self.resize, self.mean, self.std, self.interpolation))  # type: ignore[arg-type]
         if not self.assumed:
             return text
-        return f"{text} (assumed)" if len(self.assumed) > _MOST_NAMED else f"{text} (assumed: {', '.join(self.assumed)})"
+        return (
+            f"{text} (assumed)" if len(self.assumed) > _MOST_NAMED else f"{text} (assumed: {', '.join(self.assumed)})"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +84,8 @@ class Model:
         module: the network in PyTorch, in eval mode, where there is one.
         artifact: the file or the bytes that hold it, where there are some.
         report: what the workflow that made it did and measured.
-        notes: remarks made while it was loaded.
+        notes: remarks made while it was loaded or made.
+        output_names: of the module, in order; empty leaves the naming to the runner.
     """
 
     name: str
@@ -88,6 +94,7 @@ class Model:
     artifact: Artifact | None = None
     report: Report | None = None
     notes: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
 
     @classmethod
     def from_onnx(
@@ -99,10 +106,30 @@ class Model:
         del proto.metadata_props[:]
         proto.metadata_props.extend(kept)
         data = append_metadata(proto.SerializeToString(), facts)
-        artifact = dataclasses.replace(Artifact.open(data), path=Path(f"{name}.onnx"))
-        model = cls(name, manifest, module, artifact)
+        model = cls.from_bytes(name, data).replaced(module=module, manifest=manifest)
         model.__dict__["onnx"] = proto
         return model
+
+    @classmethod
+    def from_bytes(cls, name: str, data: bytes) -> Model:
+        """Return the model in the bytes of an ONNX file.
+
+        Raises:
+            ModelFileError: if they are not one.
+            ManifestError: if it carries facts that cannot be read.
+        """
+        artifact = dataclasses.replace(Artifact.open(data), path=Path(f"{name}.onnx"))
+        return cls(name, artifact.manifest, artifact=artifact)
+
+    @property
+    def spec(self) -> DenseNetSpec | None:
+        """The architecture as numbers; None where the network is not a known DenseNet.
+
+        Raises:
+            ManifestError: if the manifest holds other numbers.
+        """
+        known = self.manifest is not None and self.manifest.spec
+        return DenseNetSpec.from_facts(self.manifest.spec) if known and self.manifest is not None else None
 
     @property
     def path(self) -> Path | None:
@@ -146,7 +173,9 @@ class Model:
             ModelFileError: if it is a module without a file.
         """
         if self.artifact is None:
-            raise ModelFileError(self.name, "is a PyTorch module without a file", "export it first, or save its weights")
+            raise ModelFileError(
+                self.name, "is a PyTorch module without a file", "export it first, or save its weights"
+            )
         return self.artifact.data if self.artifact.data is not None else self.artifact.path.read_bytes()
 
     def runner_source(self) -> Artifact | ModuleSource:
@@ -155,7 +184,7 @@ class Model:
             return self.artifact
         if self.module is None:
             raise ModelFileError(self.name, "holds neither a module nor a file", "load it again")
-        return ModuleSource(self.module, self.manifest)
+        return ModuleSource(self.module, self.manifest, self.output_names)
 
     def runner(
         self, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
@@ -174,18 +203,23 @@ class Model:
             ResourceError: if it cannot be written.
         """
         target = Path(path)
-        wanted = ".safetensors" if self.artifact is None else self.artifact.path.suffix
+        wanted = ".safetensors" if self.artifact is None else ".onnx" if self.is_onnx else self.artifact.path.suffix
         if target.suffix.lower() != wanted:
             raise UsageError(path, f"is not a {wanted} file", f"name a {wanted} file")
         if self.artifact is None:
-            from densenet_deploy.sources.file import save_weights
-
-            prepare_output(target, self.manifest, force=force)
-            save_weights(target, self._known_module(), self.manifest)
+            self._save_weights(target, force=force)
             return target
         prepare_output(target, self.manifest, force=force, size_bytes=len(self.to_bytes()))
         write_file(target, self.to_bytes())
         return target
+
+    def _save_weights(self, path: Path, *, force: bool) -> None:
+        from densenet_deploy.sources.file import save_weights
+
+        if self.module is None or self.manifest is None:
+            raise ModelFileError(self.name, "holds no weights", "load it again")
+        prepare_output(path, self.manifest, force=force)
+        save_weights(path, self.module, self.manifest)
 
     def written_to(self, path: Path) -> Model:
         """Write the graph to `path`, which was checked before, and return the model as that file."""

@@ -22,12 +22,14 @@ from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.reports import TimedReport, line, wrote
+from densenet_deploy.reports import TimedReport, line, mib, wrote
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import measured_parity, require_parity
+from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import exact_graph, require_float32
-from densenet_deploy.workflows.load import LoadOptions, input_of, load, preprocessing_of, untrained_note
+from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
+from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
@@ -107,10 +109,15 @@ class CastReport(TimedReport):
         return "\n".join(
             [
                 *wrote(self.onnx),
-                line("precision", f"{self.precision}, {self.bytes / 1e6:.1f} MB, {len(self.float_nodes)} nodes in FP32"),
+                line(
+                    "precision", f"{self.precision}, {self.bytes / 1e6:.1f} MB, {len(self.float_nodes)} nodes in FP32"
+                ),
                 *(f"  {name}: {reason}" for name, reason in self.float_nodes.items()),
                 line("input", self.input),
-                *(f"{line('parity', shown[how])}\n{line('', sentence)}" for how, sentence in self.parity_measured.items()),
+                *(
+                    f"{line('parity', shown[how])}\n{line('', sentence)}"
+                    for how, sentence in self.parity_measured.items()
+                ),
                 *self.stage_lines(),
             ]
         )
@@ -156,15 +163,14 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
     options, stages = options or CastOptions(), stages or Stages(listener)
-    model = load(source, **stated)
+    model = as_onnx(source, stages, **stated)
     name = f"{model.name}.{options.precision}"
     manifest = reduced_manifest(model.manifest, options.precision)
     size = len(model.to_bytes()) // 2 if model.is_onnx else 0
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
-    with stages("load"):
-        require_float32(model)
-        preprocessing = preprocessing_of(model)
-        data = _open(calibration, preprocessing, options.samples) if calibration is not None else None
+    require_float32(model)
+    preprocessing = preprocessing_of(model)
+    data = _open(calibration, preprocessing, options.samples) if calibration is not None else None
     with stages("passes"):
         graph = exact_graph(model)
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED

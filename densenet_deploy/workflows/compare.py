@@ -29,7 +29,8 @@ from densenet_deploy.runtime.runner import (
     RunnerOptions,
     open_runner,
 )
-from densenet_deploy.workflows.load import LoadOptions, load, untrained_note
+from densenet_deploy.workflows.load import LoadOptions, load
+from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
 
 if TYPE_CHECKING:
@@ -210,9 +211,7 @@ def _torch_threads_restored() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _compare_layers(
-    models: tuple[Model, Model], samples: Iterable[Array], options: CompareOptions
-) -> LayerComparison:
+def _compare_layers(models: tuple[Model, Model], samples: Iterable[Array], options: CompareOptions) -> LayerComparison:
     meter = LayerMeter()
     with (
         _inner_tensors(models[0], options.reference_backend) as ours,

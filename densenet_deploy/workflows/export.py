@@ -31,8 +31,9 @@ from densenet_deploy.workflows.load import (
     load,
     preprocessing_of,
     requested_variant,
-    untrained_note,
+
 )
+from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import simplified, simplify_graph
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
@@ -153,6 +154,20 @@ def export(
     return _exported(model, options, out, stages, force=force, allow_nonfinite=stated.get("allow_nonfinite", False))
 
 
+def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model:
+    """Return the ONNX model that `source` is, or the one that its weights are exported to in memory.
+
+    Raises:
+        ModelFileError: if it is an engine or another file without a graph.
+        DensenetDeployError: as `load` and `export`.
+    """
+    with stages("load"):
+        model = load(source, **stated)
+    if model.is_onnx or model.module is None:
+        return model
+    return _exported(model, ExportOptions(), None, stages, force=False, allow_nonfinite=False)
+
+
 def _exported(
     model: Model, options: ExportOptions, out: StrPath | None, stages: Stages, *, force: bool, allow_nonfinite: bool
 ) -> Model:
@@ -233,8 +248,6 @@ def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> dict[str
         GateError: if the file does not compute what the module computes.
     """
     assert model.manifest is not None
-    outputs = seeded_parity(
-        model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite
-    )
+    outputs = seeded_parity(model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
     require_parity(outputs, "fp32", result.name, "the file does not match the module", "nothing was written")
     return outputs

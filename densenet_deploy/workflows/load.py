@@ -1,8 +1,8 @@
 """Load: whatever a person calls "my DenseNet" → a `Model` with the facts that travel with it.
 
 What is known about the images wins in this order: what the caller states, the file's manifest, what the source knows
-(public weights, another library's conventions), the default of the architecture. Facts of the last kind are assumptions,
-and are reported as such.
+(public weights, another library's conventions), the default of the architecture. Facts of the last kind are
+assumptions, and are reported as such.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.variants import Variant, find_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -43,7 +44,7 @@ Source = "StrPath | bytes | torch.nn.Module | ModelProto | Model"
 
 
 class LoadOptions(TypedDict, total=False):
-    """What a caller states about a source, as keywords of every function that takes one; see `ModelFacts` and `load`."""
+    """What a caller states about a source, as keywords of every function that takes one; see `load`."""
 
     image_size: Size
     channels: int
@@ -119,13 +120,6 @@ def is_checkpoint(path: Path) -> bool:
     return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
-def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
-    """Return the line that every workflow prints for an untrained model, or nothing."""
-    if manifest is None or manifest.weights.is_trained:
-        return ()
-    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions are meaningless",)
-
-
 def input_of(model: Model) -> InputDescription:
     """Return what `model` takes; of a third-party graph the size that it shows, and ImageNet's preprocessing, assumed.
 
@@ -196,7 +190,7 @@ def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
     require_packages("export", "torch", "safetensors")
     network = sources.load(source, constraint)
     manifest = _described(network, facts)
-    return Model(network.name, manifest, network.module, notes=network.notes)
+    return Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
 
 
 def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
@@ -226,7 +220,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
 
 
 def _with_facts(model: Model, facts: ModelFacts) -> Model:
-    """Return `model` with what the caller states in its manifest; a third-party graph gets one where there is something."""
+    """Return `model` with what the caller states in its manifest; a third-party graph gets one then."""
     given = facts.given()
     if not given:
         return model
@@ -285,7 +279,8 @@ def _per_channel(option: str, values: tuple[float, ...] | None) -> Any:
         return values
     if len(values) == 1:
         return values * 3
-    raise UsageError(f"{option}={values}", f"holds {len(values)} numbers for 3 channels", "give one, or one per channel")
+    why = f"holds {len(values)} numbers for 3 channels"
+    raise UsageError(f"{option}={values}", why, "give one, or one per channel")
 
 
 def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:

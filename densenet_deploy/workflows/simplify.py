@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import GateError, ModelFileError
+from densenet_deploy.errors import ModelFileError
 from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
@@ -104,8 +105,8 @@ def simplify(source: Any, *, out: StrPath | None = None, force: bool = False, **
     size = len(original.to_bytes()) if original.is_onnx else 0
     destination = Destination.of(out, f"{name}.onnx", original.manifest, force=force, size_bytes=size)
     result, report = simplified(original, name)
-    report = report.at(destination.path)
-    return destination.write(result).replaced(report=report)
+    result = destination.write(result)
+    return result.replaced(report=dataclasses.replace(report, onnx=result.path))
 
 
 def simplified(original: Model, name: str) -> tuple[Model, SimplifyReport]:

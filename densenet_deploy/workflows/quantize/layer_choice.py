@@ -94,14 +94,16 @@ class Trials:
             return compare_speed(candidates, rounds=rounds, seconds_per_round=_SECONDS_PER_ROUND)
 
     def _written(self, float_layers: Collection[str]) -> Model:
-        return Model.from_onnx("trial", self._writer.write(float_layers).proto, self._manifest)
+        return Model.from_bytes("trial", self._writer.write(self._manifest, float_layers).data)
 
 
 @contextlib.contextmanager
 def _files(models: Mapping[str, Model]) -> Iterator[dict[str, Path]]:
     """Give each model a file for the block: one in memory gets a temporary one."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: model.path or Path(folder) / f"{place}.onnx" for place, (name, model) in enumerate(models.items())}
+        paths = {
+            name: model.path or Path(folder) / f"{place}.onnx" for place, (name, model) in enumerate(models.items())
+        }
         for name, model in models.items():
             if model.path is None:
                 write_file(paths[name], model.to_bytes())
@@ -131,7 +133,7 @@ def layers_for_accuracy(trials: Trials, options: QuantizeOptions, calibration: A
 
 
 def layers_for_speed(trials: Trials, float_layers: Names) -> tuple[Names, Speed]:
-    """Put back every block that runs faster in float, and everything if INT8 gains nothing; return what was measured."""
+    """Put back every block that runs faster in float, or all if INT8 gains nothing; return what was measured."""
     groups = blocks_of([layer for layer in trials.layers if layer.name not in float_layers])
     sets = {name: float_layers | {layer.name for layer in layers} for name, layers in groups.items()}
     first = trials.compare_speed({"int8": float_layers, **sets}, _ROUNDS)

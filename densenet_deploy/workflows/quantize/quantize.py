@@ -20,7 +20,8 @@ from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.workflows.compare import measured_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.load import LoadOptions, input_of, untrained_note
+from densenet_deploy.workflows.load import LoadOptions, input_of
+from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
@@ -149,8 +150,8 @@ def quantize(
     ready = prepare_int8(model, calibration, options, stages, cache)
     choice = _chosen_layers(ready, model, options, calibration, recipe, stages)
     with stages("write INT8"):
-        written = ready.writer.write(choice.float_layers)
-        result = Model.from_onnx(name, written.proto, manifest)
+        written = ready.writer.write(manifest, choice.float_layers)
+        result = Model.from_bytes(name, written.data)
     subject = destination.path or name
     _require_int8(written.layers_int8, choice, subject)
     with stages("check"):
