@@ -12,11 +12,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-<<<<<<< HEAD
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
-=======
-from typing import TYPE_CHECKING
->>>>>>> sources
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath
 from densenet_deploy.errors import DataError, UsageError
@@ -27,21 +23,15 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
-<<<<<<< HEAD
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.variants import Variant, find_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
-=======
-from densenet_deploy.variants import DEFAULT_VARIANT, Variant, variant_with
-from densenet_deploy.workflows.notes import untrained_note
->>>>>>> sources
 
 if TYPE_CHECKING:
     import torch
     from onnx import ModelProto
 
     from densenet_deploy.sources import LoadedNetwork
-<<<<<<< HEAD
 
 DEFAULT_VARIANT: Final = "121"
 UNKNOWN_ARCHITECTURE: Final = "third-party"
@@ -51,8 +41,6 @@ _INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
 
 Source = "StrPath | bytes | torch.nn.Module | ModelProto | Model"
 """A variant or public weights by name, a path, the bytes of an ONNX file, a module, an `onnx.ModelProto`, a `Model`."""
-=======
->>>>>>> sources
 
 
 class LoadOptions(TypedDict, total=False):
@@ -78,51 +66,8 @@ class LoadOptions(TypedDict, total=False):
 def load(source: Any = DEFAULT_VARIANT, **stated: Unpack[LoadOptions]) -> Model:
     """Return the model that `source` is or names, with what the caller states about it.
 
-<<<<<<< HEAD
     >>> load("examples/digits/densenet_digits.safetensors").manifest.labels[:3]     # doctest: +SKIP
     ('0', '1', '2')
-=======
-    module: torch.nn.Module
-    variant: Variant
-    manifest: Manifest
-    notes: tuple[str, ...]
-
-
-def build(request: ModelRequest) -> DescribedModel:
-    """Build or load what `request` asks for.
-
-    Raises:
-        UsageError: if a number or name cannot be meant.
-        CheckpointError: if the weights cannot be read or do not fit.
-        DataError: if the labels are not as many as the classes.
-        MissingPackageError: if PyTorch is not installed.
-    """
-    require_packages("export", "torch", "safetensors")
-    from densenet_deploy import sources
-    from densenet_deploy.models.build import DenseNet
-
-    constraint = sources.WeightsConstraint(
-        variant=requested_variant(request),
-        num_classes=_wanted_classes(request),
-        head=request.head,
-        seed=request.seed,
-        allow_nonfinite=request.allow_nonfinite,
-    )
-    loaded = sources.load(request.weights, constraint)
-    if not isinstance(loaded.module, DenseNet) or loaded.variant is None:
-        raise UsageError(request.weights, "is not a checkpoint", "give a checkpoint, or a name of public weights")
-    manifest = _describe(loaded, loaded.variant, request)
-    loaded.module.manifest = manifest
-    return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
-
-
-def load_model(
-    source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
-) -> torch.nn.Module:
-    """Return a DenseNet module in eval mode, ready for `open_runner`.
-
-    >>> module = load_model("examples/digits/densenet_digits.safetensors")    # doctest: +SKIP
->>>>>>> sources
 
     Args:
         source: the name of a variant (`121`, untrained), public weights (`imagenet:169`), a checkpoint, an `.onnx`,
@@ -211,19 +156,14 @@ def _artifact(source: Any) -> Artifact | None:
         return Artifact.open(bytes(source))
     if not isinstance(source, (str, os.PathLike)) or is_checkpoint(Path(source)):
         return None
-<<<<<<< HEAD
     path = Path(source)
     return Artifact.open(path) if path.suffix.lower() in (".onnx", ".xml", ".engine") else None
-=======
-    return variant_with(request.variant, changes)
->>>>>>> sources
 
 
 def _stem(artifact: Artifact) -> str:
     return "model" if artifact.data is not None else artifact.path.stem
 
 
-<<<<<<< HEAD
 def _refuse_network_options(source: Any, stated: LoadOptions) -> None:
     for name in ("variant", "num_classes", "head", "architecture"):
         if stated.get(name):
@@ -272,19 +212,6 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
         spec=spec.to_facts() if spec is not None else {},
         weights=network.origin,
         preprocessing=preprocessing,
-=======
-def _describe(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Manifest:
-    spec = variant.spec
-    labels = request.labels if request.labels is not None else _known_labels(loaded)
-    if labels and spec.head != "features" and len(labels) != spec.num_classes:
-        why = f"{len(labels)} labels for {spec.num_classes} classes"
-        raise DataError("labels", why, "give one label a class, or --num-classes")
-    return Manifest(
-        variant=variant.name,
-        spec=spec.to_facts(),
-        weights=loaded.origin,
-        preprocessing=_preprocessing(loaded, variant, request),
->>>>>>> sources
         labels=labels,
         task=None if task == "auto" else task,
         thresholds=facts.thresholds or (known.thresholds if known is not None else ()),
@@ -292,7 +219,6 @@ def _describe(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) ->
     )
 
 
-<<<<<<< HEAD
 def _with_facts(model: Model, facts: ModelFacts) -> Model:
     """Return `model` with what the caller states in its manifest; a third-party graph gets one then."""
     given = facts.given()
@@ -308,19 +234,6 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
         origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
         known = Manifest(UNKNOWN_ARCHITECTURE, {}, origin, preprocessing, precision=model.precision)
     manifest = dataclasses.replace(
-=======
-def _known_labels(loaded: LoadedNetwork) -> tuple[str, ...]:
-    return loaded.labels or (loaded.manifest.labels if loaded.manifest else ())
-
-
-def _preprocessing(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Preprocessing:
-    spec, known = variant.spec, loaded.manifest.preprocessing if loaded.manifest else variant.preprocessing
-    size = request.image_size or known.image_size
-    if size < spec.smallest_image_size:
-        why = f"is too small for {len(spec.blocks)} blocks behind the {spec.stem} stem"
-        raise UsageError(f"image-size={size}", why, f"give at least {spec.smallest_image_size}")
-    return dataclasses.replace(
->>>>>>> sources
         known,
         preprocessing=preprocessing,
         assumed=assumed,
