@@ -11,6 +11,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
@@ -24,7 +25,7 @@ from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.notes import untrained_note
-from densenet_deploy.variants import Variant, find_variant, variant_for
+from densenet_deploy.variants import Variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 
 if TYPE_CHECKING:
@@ -109,10 +110,7 @@ def requested_variant(
         UsageError: if there is no such variant, or its numbers do not make a network.
     """
     changes = architecture.changes() if architecture is not None else {}
-    if variant is None and has_weights and not changes:
-        return None
-    base = find_variant(variant or DEFAULT_VARIANT)
-    return variant_for(dataclasses.replace(base.spec, **changes)) if changes else base
+    return None if variant is None and has_weights and not changes else variant_with(variant, changes)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -300,3 +298,42 @@ def _announced(model: Model) -> Model:
     for note in untrained_note(model.manifest):
         warnings.warn(f"{model.name}: {note}", UntrainedWeightsWarning, stacklevel=3)
     return model
+
+
+# The names below serve callers that still pass requests; they go when the last of them takes a `Model`.
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which DenseNet, with which weights and facts."""
+
+    variant: str | None = None
+    weights: str = "none"
+    num_classes: int | None = None
+    head: str | None = None
+    architecture: Architecture = field(default_factory=Architecture)
+    image_size: int | None = None
+    resize: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    allow_nonfinite: bool = False
+    seed: int = 0
+
+
+def build(request: ModelRequest) -> Model:
+    """Load what `request` names."""
+    stated = {name: value for name, value in vars(request).items() if value is not None and name != "weights"}
+    return load(request.variant or DEFAULT_VARIANT if request.weights == "none" else request.weights, **stated)
+
+
+def load_model(source: Any = DEFAULT_VARIANT, **stated: Unpack[LoadOptions]) -> torch.nn.Module:
+    """Load the module of a source."""
+    module = load(source, **stated).module
+    assert module is not None
+    return module
+
+
+def labels_from(path: Path | None) -> tuple[str, ...] | None:
+    """Read a label file, if one was given."""
+    return None if path is None else read_labels(path)
