@@ -20,8 +20,8 @@ from densenet_deploy.artifacts import Artifact, StrPath, prepare_output, write_f
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.onnx_envelope import append_metadata
-from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
+from densenet_deploy.variants.spec import DenseNetSpec
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 class UntrainedWeightsWarning(UserWarning):
     """The weights are random: predictions are meaningless, timings are not."""
+
 
 _MOST_NAMED: Final = 3
 
@@ -158,7 +159,7 @@ class Model:
         if self.artifact is None or not self.is_onnx:
             found = "PyTorch module" if self.artifact is None else f"{self.artifact.kind} file"
             raise ModelFileError(self.name, f"is a {found}, not an ONNX graph", "export it first")
-        return load_onnx(self.artifact.data if self.artifact.data is not None else self.artifact.path)
+        return load_onnx(self.artifact)
 
     def ir(self) -> GraphModel:
         """Return a copy of the graph to rewrite. Errors as `onnx`."""
@@ -225,7 +226,7 @@ class Model:
         """Write the graph to `path`, which was checked before, and return the model as that file."""
         write_file(path, self.to_bytes())
         assert self.artifact is not None
-        return self.replaced(artifact=dataclasses.replace(self.artifact, path=path, data=None))
+        return self.replaced(name=path.stem, artifact=dataclasses.replace(self.artifact, path=path, data=None))
 
     def replaced(self, **changes: Any) -> Model:
         """Return a copy with other values for the given attributes, which shares the parsed graph."""

@@ -10,15 +10,15 @@ from typing import Final
 
 import onnx
 
-from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_data_within, require_file
+from densenet_deploy.artifacts import Artifact, onnx_metadata, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Return the model with its external data, after checking it.
+def load_onnx(source: Artifact | Path) -> onnx.ModelProto:
+    """Return the model of a file with its external data, or of one in memory, after checking it.
 
     External data are looked at before the onnx package, which would refuse links too, opens them.
 
@@ -26,6 +26,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         InputError: if there is no such file.
         ModelFileError: if it is no valid ONNX model, or its external data is missing, cut short or elsewhere.
     """
+    if isinstance(source, Artifact) and source.data is not None:
+        with _refused(source.path, "is not a valid ONNX model", "export or download it again"):
+            model = onnx.load_from_string(source.data)
+        check_onnx(model, source.path)
+        return model
+    path = source.path if isinstance(source, Artifact) else source
     require_file(path)
     onnx_metadata(path)  # refuses what is no ONNX envelope before a full parse
     require_data_within(path)

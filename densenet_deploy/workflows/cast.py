@@ -22,7 +22,7 @@ from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.reports import TimedReport, line, mib, wrote
+from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import measured_parity, require_parity
@@ -126,13 +126,13 @@ class CastReport(TimedReport):
 def cast(
     source: Any,
     options: CastOptions | None = None,
-    calibration: Any = None,
     *,
+    calibration: Any = None,
     out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
     stages: Stages | None = None,
-    listener: Listener = ignore,
+    progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return the FP16 or BF16 form of a float32 ONNX model, measured against it; inputs and outputs stay float32.
@@ -149,7 +149,7 @@ def cast(
         force: replace whatever stands at `out`.
         cache: of calibrated ranges.
         stages: a workflow's own, to be continued.
-        listener: is called when a stage begins.
+        progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
     Raises:
@@ -162,7 +162,7 @@ def cast(
     """
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
-    options, stages = options or CastOptions(), stages or Stages(listener)
+    options, stages = options or CastOptions(), stages or Stages(progress)
     model = as_onnx(source, stages, **stated)
     name = f"{model.name}.{options.precision}"
     manifest = reduced_manifest(model.manifest, options.precision)

@@ -80,7 +80,8 @@ def compare(
     44.1
 
     Args:
-        reference, candidate: whatever `load` takes.
+        reference: the model to compare with: whatever `load` takes.
+        candidate: the model that is compared.
         data: images to compare on: a folder, an `.npy` or `.npz` file, an array or any iterable of images or batches;
             None takes seeded noise and images with the spectrum of natural scenes.
         options: see `CompareOptions`.
@@ -263,10 +264,10 @@ def _inner_tensors(model: Model, backend: str | None) -> Iterator[_InnerTensors]
         BackendError: if it does not show inner tensors.
     """
     if not model.is_onnx and model.module is not None:
-        from densenet_deploy.models.taps import IntermediateOutputs
+        from densenet_deploy.models.taps import Tapped
 
         outputs = model.output_names[0] if model.output_names else "logits"
-        with open_runner(ModuleSource(IntermediateOutputs(model.module, outputs), model.manifest)) as runner:
+        with open_runner(ModuleSource(Tapped(model.module, outputs), model.manifest)) as runner:
             yield _InnerTensors(runner, {})
         return
     if not model.is_onnx:

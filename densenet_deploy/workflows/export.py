@@ -24,14 +24,12 @@ from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
 from densenet_deploy.workflows.compare import require_parity, seeded_parity
 from densenet_deploy.workflows.load import (
-    DEFAULT_VARIANT,
     UNKNOWN_ARCHITECTURE,
     LoadOptions,
+    check_names,
     input_of,
     load,
     preprocessing_of,
-    requested_variant,
-
 )
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
@@ -107,12 +105,12 @@ class ExportReport(TimedReport):
 
 
 def export(
-    source: Any = DEFAULT_VARIANT,
+    source: Any = None,
     options: ExportOptions | None = None,
     *,
     out: StrPath | None = None,
     force: bool = False,
-    listener: Listener = ignore,
+    progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return a network as a verified ONNX model, which is written to `out` if that is given.
@@ -127,7 +125,7 @@ def export(
         options: see `ExportOptions`.
         out: a file, or a folder for `NAME.onnx`; None writes nothing.
         force: replace whatever stands at `out`.
-        listener: is called when a stage begins.
+        progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
     Raises:
@@ -138,10 +136,10 @@ def export(
         MissingPackageError: if a package is missing.
     """
     options = options or ExportOptions()
-    requested_variant(stated.get("variant"), stated.get("architecture"))  # before anything that takes seconds
+    check_names(source, stated)  # before anything that takes seconds
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
     first_installed(backends_reading(".onnx"))  # to verify the file with
-    stages = Stages(listener)
+    stages = Stages(progress)
     with stages("import"):
         import onnx_ir  # noqa: F401 - timed here, so that the later stages show their own work
         import torch  # noqa: F401
@@ -173,7 +171,7 @@ def _exported(
 ) -> Model:
     assert model.manifest is not None
     assert model.module is not None
-    tools = installed_versions(*_TOOLS)
+    tools = installed_versions(_TOOLS)
     manifest = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     destination = Destination.of(out, f"{model.name}.onnx", manifest, force=force, size_bytes=4 * parameters)
@@ -233,10 +231,11 @@ def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.Mo
     assert model.manifest is not None
     assert model.module is not None
     with stages("torch export"):
-        from densenet_deploy.models.to_onnx import TranslationOptions, onnx_from_module
+        from densenet_deploy.models.to_onnx import ExportOptions as TranslationOptions
+        from densenet_deploy.models.to_onnx import onnx_from_module
 
         how = TranslationOptions(model.manifest.preprocessing.image_size, options.batch, options.opset)
-        raw = onnx_from_module(model.module, model.output_names, how)
+        raw = onnx_from_module(model.module, model.output_names[0], how)
     with stages("simplify"):
         return simplify_graph(raw, model.name).proto
 

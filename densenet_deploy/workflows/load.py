@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath, require_file
 from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts, Size
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
@@ -24,17 +24,15 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
-from densenet_deploy.workflows.notes import untrained_note
-from densenet_deploy.variants import Variant, variant_with
+from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
     import torch
-    from onnx import ModelProto
 
     from densenet_deploy.sources import LoadedNetwork
 
-DEFAULT_VARIANT: Final = "121"
 UNKNOWN_ARCHITECTURE: Final = "third-party"
 """The variant in the manifest of a network that is not one of our DenseNets."""
 
@@ -64,7 +62,7 @@ class LoadOptions(TypedDict, total=False):
     allow_nonfinite: bool
 
 
-def load(source: Any = DEFAULT_VARIANT, **stated: Unpack[LoadOptions]) -> Model:
+def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
     """Return the model that `source` is or names, with what the caller states about it.
 
     >>> load("examples/digits/densenet_digits.safetensors").manifest.labels[:3]     # doctest: +SKIP
@@ -72,7 +70,8 @@ def load(source: Any = DEFAULT_VARIANT, **stated: Unpack[LoadOptions]) -> Model:
 
     Args:
         source: the name of a variant (`121`, untrained), public weights (`imagenet:169`), a checkpoint, an `.onnx`,
-            `.xml` or `.engine` file, the bytes of an ONNX file, an `nn.Module`, an `onnx.ModelProto`, or a `Model`.
+            `.xml` or `.engine` file, the bytes of an ONNX file, an `nn.Module`, an `onnx.ModelProto`, or a `Model`. None
+            is the untrained `variant`, or DenseNet-121.
         **stated: facts about the images and outputs (see `ModelFacts`), which win over what the source says; and of the
             network `variant`, `num_classes`, `head`, `architecture` (numbers of a custom one), the `seed` of untrained
             weights, and `allow_nonfinite` for weights with NaN or Inf.
@@ -101,16 +100,23 @@ def open_model(
     return open_runner(load(source), backend, device, options)
 
 
-def requested_variant(
-    variant: str | None, architecture: Architecture | None, *, has_weights: bool = False
-) -> Variant | None:
-    """Return the variant to build; None where the weights decide. Nothing heavy is imported.
+def check_names(source: Any, stated: LoadOptions) -> None:
+    """Check the names and numbers of a source without importing anything heavy or reading a file.
 
     Raises:
-        UsageError: if there is no such variant, or its numbers do not make a network.
+        UsageError: if a name is unknown, or numbers do not make a network.
+        InputError: if there is no such file.
     """
-    changes = architecture.changes() if architecture is not None else {}
-    return None if variant is None and has_weights and not changes else variant_with(variant, changes)
+    _facts(stated)
+    if isinstance(source, Model) or not (source is None or isinstance(source, (str, os.PathLike))):
+        return
+    _constrained_variant(source, stated)
+    if source is not None and is_checkpoint(Path(source)):
+        require_file(Path(source))
+    elif isinstance(source, str) and not is_variant(source):
+        from densenet_deploy.sources import source_for
+
+        source_for(source)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -166,17 +172,17 @@ def _refuse_network_options(source: Any, stated: LoadOptions) -> None:
     for name in ("variant", "num_classes", "head", "architecture"):
         if stated.get(name):
             option = name.replace("_", "-")
-            raise UsageError(f"{option}={stated[name]}", "a graph cannot be given another architecture", "omit it")  # type: ignore[literal-required]
+            raise UsageError(f"{option}={stated[name]}", "a graph cannot be given another architecture", "omit it")
     _ = source
 
 
 def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
     from densenet_deploy import sources
 
-    is_name = isinstance(source, str) and not Path(source).exists() and not is_checkpoint(Path(source))
-    variant = requested_variant(stated.get("variant"), stated.get("architecture"), has_weights=True)
+    variant = _constrained_variant(source, stated)
     classes = stated.get("num_classes")
-    if classes is None and facts.labels is not None and is_name:
+    is_untrained = source is None or (isinstance(source, str) and is_variant(source))
+    if classes is None and facts.labels is not None and is_untrained:
         classes = len(facts.labels)
     constraint = sources.WeightsConstraint(
         variant=variant,
@@ -186,9 +192,26 @@ def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
         allow_nonfinite=stated.get("allow_nonfinite", False),
     )
     require_packages("export", "torch", "safetensors")
-    network = sources.load(source, constraint)
+    network = sources.load("none" if is_untrained else source, constraint)
     manifest = _described(network, facts)
     return Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
+
+
+def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
+    """Return the architecture that was named, with the numbers that were given; None leaves it to the weights.
+
+    Raises:
+        UsageError: if it was named twice, or its numbers do not make a network.
+    """
+    name, architecture = stated.get("variant"), stated.get("architecture")
+    changes = architecture.changes() if architecture is not None else {}
+    if isinstance(source, str) and is_variant(source):
+        if name is not None and find_variant(name) != find_variant(source):
+            raise UsageError(source, f"is another variant than {name}", "name the variant once")
+        name = source
+    if source is not None and name is None and not changes:
+        return None
+    return variant_with(name, changes)
 
 
 def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
@@ -196,7 +219,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     known, variant = network.manifest, network.variant
     base = known.preprocessing if known is not None else variant.preprocessing if variant else Preprocessing()
     known_names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else set()
-    learnt = {**network.facts.stated(), **facts.given()}
+    learnt = {**network.facts.given(), **facts.given()}
     preprocessing, assumed = _prepared(base, learnt, known_names)
     if variant is not None:
         _check_size(variant.spec, preprocessing)
@@ -324,10 +347,10 @@ class ModelRequest:
 def build(request: ModelRequest) -> Model:
     """Load what `request` names."""
     stated = {name: value for name, value in vars(request).items() if value is not None and name != "weights"}
-    return load(request.variant or DEFAULT_VARIANT if request.weights == "none" else request.weights, **stated)
+    return load(None if request.weights == "none" else request.weights, **stated)
 
 
-def load_model(source: Any = DEFAULT_VARIANT, **stated: Unpack[LoadOptions]) -> torch.nn.Module:
+def load_model(source: Any = None, **stated: Unpack[LoadOptions]) -> torch.nn.Module:
     """Load the module of a source."""
     module = load(source, **stated).module
     assert module is not None

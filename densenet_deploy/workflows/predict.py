@@ -114,7 +114,9 @@ def predict(
         source: whatever `load` takes.
         images: image files, folders (searched directly and in their class folders) and glob patterns.
         top_k: number of classes per image.
-        backend, device, options: see `open_runner`.
+        backend: see `open_runner`.
+        device: see `open_runner`.
+        options: see `RunnerOptions`.
         **stated: facts about the model; see `load`.
 
     Raises:
@@ -148,7 +150,7 @@ def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
         elif path.exists() or not glob.has_magic(os.fspath(source)):
             yield path
         else:
-            found = sorted(glob.glob(os.fspath(source), recursive=True))
+            found = sorted(glob.glob(os.fspath(source), recursive=True))  # noqa: PTH207 - takes absolute patterns too
             if not found:
                 raise InputError(source, "matches no file", "check the pattern")
             yield from itertools.chain.from_iterable(map(_expanded, map(Path, found)))
@@ -158,9 +160,7 @@ def _expanded(path: Path) -> Iterable[Path]:
     return find_images(path) if path.is_dir() else (path,)
 
 
-def _classified(
-    classifier: Classifier, paths: Iterable[Path], top_k: int
-) -> tuple[list[FilePrediction], list[str]]:
+def _classified(classifier: Classifier, paths: Iterable[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
     predictions: list[FilePrediction] = []
     notes: list[str] = []
     for path in paths:

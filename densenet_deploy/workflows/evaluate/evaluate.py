@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class EvaluateOptions:
 
 
 def evaluate(
-    model: Path,
+    model: Any,
     data: Path,
     options: EvaluateOptions | None = None,
     *,
@@ -87,7 +88,7 @@ def evaluate(
 
 
 def _evaluate(
-    model: Path,
+    model: Any,
     data: Path,
     options: EvaluateOptions,
     backend: str | None,
@@ -114,7 +115,7 @@ def _evaluate(
         if not files:
             raise DataError(data, "holds no image that can be read", "check the files")
         return EvaluateReport(
-            model=model,
+            model=Path(str(getattr(model, "name", model))),
             answers=answers,
             files=files,
             classes=classes,

@@ -198,8 +198,10 @@ def inspect_spec(name: str, precision: str, manifest: Manifest, options: Inspect
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
     model = build(ModelRequest(weights=str(path)))
+    assert model.manifest is not None
+    assert model.spec is not None
     size = options.image_size or model.manifest.preprocessing.image_size
-    report = _of_spec(str(path), model.variant.spec, size, options)
+    report = _of_spec(str(path), model.spec, size, options)
     return dataclasses.replace(report, manifest=model.manifest, notes=model.notes)
 
 

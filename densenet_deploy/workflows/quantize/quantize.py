@@ -111,7 +111,7 @@ def quantize(
     explain: bool = False,
     cache: CalibrationCache | None = None,
     stages: Stages | None = None,
-    listener: Listener = ignore,
+    progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return the INT8 form of a float32 model, calibrated on images.
@@ -128,7 +128,7 @@ def quantize(
         explain: add a sentence about every layer to the report.
         cache: of calibrated ranges.
         stages: a workflow's own, to be continued.
-        listener: is called when a stage begins.
+        progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
     Raises:
@@ -141,7 +141,7 @@ def quantize(
         MissingPackageError: if a package is missing.
     """
     require_packages("export", "onnx", "onnxscript")
-    options, stages = options or QuantizeOptions(), stages or Stages(listener)
+    options, stages = options or QuantizeOptions(), stages or Stages(progress)
     recipe = chosen_recipe(options.recipe)
     model = as_onnx(source, stages, **stated)
     name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)

@@ -191,7 +191,9 @@ def _cost(source: Source, base: Base | None) -> ModelCost:
             variant = find_variant(source.variant)
             return model_cost(variant.spec, variant.preprocessing.image_size)
         described = build(ModelRequest(weights=str(source.path)))
-        return model_cost(described.variant.spec, described.manifest.preprocessing.image_size)
+        assert described.spec is not None
+        assert described.manifest is not None
+        return model_cost(described.spec, described.manifest.preprocessing.image_size)
     manifest = base.artifact.manifest
     if manifest is not None:
         return model_cost(DenseNetSpec.from_facts(manifest.spec), base.preprocessing.image_size)

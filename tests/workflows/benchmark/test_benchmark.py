@@ -11,8 +11,7 @@ import pytest
 from densenet_deploy.errors import BackendError, InputError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benchmark
 from densenet_deploy.workflows.evaluate.evaluate import evaluate
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest
+from densenet_deploy.workflows.export import ExportOptions, export
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from tests.conftest import TINY
 
@@ -26,8 +25,8 @@ def _quick(**changes: object) -> BenchmarkOptions:
 @pytest.fixture(scope="module")
 def pair_onnx(tmp_path_factory):
     """A model that takes two images at once, no more and no fewer."""
-    target = ExportTarget(batch=2, out=str(tmp_path_factory.mktemp("pair") / "pair.onnx"))
-    return export_onnx(ModelRequest(architecture=TINY, num_classes=10), target).onnx
+    path = tmp_path_factory.mktemp("pair") / "pair.onnx"
+    return export(options=ExportOptions(batch=2), architecture=TINY, num_classes=10, out=path).path
 
 
 def test_every_model_backend_and_batch_is_measured(tiny_onnx, checkpoint):

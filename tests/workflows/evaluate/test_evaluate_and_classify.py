@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
-from densenet_deploy.errors import DataError, ImageError, InputError, UsageError
-from densenet_deploy.runtime.images import load_image
-from densenet_deploy.runtime.preprocess import prepare_batch
-from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.classify import classify_files
+from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
 from tests.conftest import DIGITS
 
@@ -149,45 +144,7 @@ def test_a_second_model_that_is_none_is_refused_before_the_first_runs(tiny_onnx,
         EvaluateOptions(against_backend="openvino")
 
 
-def test_predictions_are_those_of_the_runner(tiny_onnx, images):
-    path = images / "0" / "same.png"
-    report = classify_files(tiny_onnx, [path, path], top_k=3)
-    with open_runner(tiny_onnx) as runner:
-        assert runner.manifest is not None
-        logits = runner.run({"input": prepare_batch([load_image(path)], runner.manifest.preprocessing)})["logits"][0]
-    scores = np.exp(logits - logits.max(), dtype=np.float64)
-    scores /= scores.sum()
-    for _, prediction in report.predictions:
-        assert [score.index for score in prediction.top] == list(np.argsort(-logits)[:3])
-        # softmax in float64 of the same float32 logits, up to batching
-        np.testing.assert_allclose([s.score for s in prediction.top], np.sort(scores)[::-1][:3], rtol=1e-5)
-
-
-def test_the_predictions_are_plain_json_and_readable(tiny_onnx, images):
-    path = images / "0" / "same.png"
-    report = classify_files(tiny_onnx, [path], top_k=2)
-    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    (prediction,) = facts["predictions"]
-    assert prediction["file"] == str(path)
-    assert [set(score) for score in prediction["top"]] == [{"index", "label", "score"}] * 2
-    assert (facts["backend"], facts["device"], facts["precision"]) == (report.placement.backend, "cpu", "fp32")
-    assert UNTRAINED in facts["notes"]
-    assert report.to_text().startswith(str(path))
-
-
-def test_a_strangers_model_says_what_was_assumed(torchvision_onnx, images):
-    report = classify_files(torchvision_onnx, [images / "0" / "same.png"])
-    assert any("does not say how to prepare images" in note for note in report.notes)
-
-
-def test_what_is_no_image_is_an_error(tiny_onnx, one_broken):
-    with pytest.raises(ImageError, match=r"page\.jpg"):
-        classify_files(tiny_onnx, [one_broken / "3" / "page.jpg"])
-
-
-def test_numbers_out_of_range_are_usage_errors(tiny_onnx):
-    with pytest.raises(UsageError, match="top-k=0"):
-        classify_files(tiny_onnx, [], top_k=0)
+def test_numbers_out_of_range_are_usage_errors():
     for wrong in ({"batch": 0}, {"max_bad": -1}, {"decode_threads": 0}):
         with pytest.raises(UsageError, match="out of range"):
             EvaluateOptions(**wrong)
