@@ -25,8 +25,8 @@ from typing import Final
 from machine import RESULTS, Machine, print_table, take_turns, write_results
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.bench.contender import Contender, Process
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.candidate import Candidate, CandidateWorker
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.cpus import usable_cpus
 
@@ -109,10 +109,10 @@ def against_loop(model: Path, batch: int, size: int, rounds: int, seconds: float
     """Let the loop and the product's contender take turns."""
     loop = Loop(model, batch, size)
     try:
-        with Process(Contender(model, "onnxruntime", batch)) as process:
+        with CandidateWorker(Candidate(model, "onnxruntime", batch)) as worker:
             turns = {
                 "loop": partial(loop.turn, seconds),
-                "product": lambda: process.turn(seconds).median,
+                "product": lambda: worker.measure(seconds).median,
             }
             take_turns(turns, rounds=_WARM_UP_ROUNDS)
             times = take_turns(turns, rounds=rounds)

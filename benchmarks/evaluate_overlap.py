@@ -27,7 +27,7 @@ import numpy as np
 from machine import RESULTS, Machine, print_table, take_turns, write_results
 from PIL import Image
 
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images
 from densenet_deploy.runtime.classifier import Classifier

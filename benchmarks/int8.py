@@ -40,8 +40,8 @@ from lifelike import save_lifelike
 from machine import RESULTS, Machine, print_table, write_results
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.bench.contender import Contender
-from densenet_deploy.bench.race import RaceResult, race
+from densenet_deploy.bench.candidate import Candidate
+from densenet_deploy.bench.rounds import RoundResults, compare_speed
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.parity.samples import natural_images
 from densenet_deploy.quantize.calibration_data import open_calibration_data
@@ -122,11 +122,11 @@ def speed_of(network: Network, options: argparse.Namespace) -> list[Facts]:
     rows = []
     for engine, batch in itertools.product(ENGINES, options.batches):
         contenders = {
-            name: Contender(path, engine, batch, "cpu", precision="bf16" if "BF16" in name else None)
+            name: Candidate(path, engine, batch, "cpu", precision="bf16" if "BF16" in name else None)
             for name, path in files[engine].items()
         }
         print(f"racing {network.name} on {engine}, batch {batch}", file=sys.stderr)
-        result = race(contenders, rounds=options.rounds, turn_seconds=options.turn_seconds)
+        result = compare_speed(contenders, rounds=options.rounds, seconds_per_round=options.turn_seconds)
         rows.append({"network": network.name, "engine": engine, "batch": batch, **_facts_of(result)})
     return rows
 
@@ -150,13 +150,13 @@ def _openvino_files(network: Network) -> dict[str, Path]:
     return files | {"ours": network.ours("openvino")}
 
 
-def _facts_of(result: RaceResult) -> Facts:
+def _facts_of(result: RoundResults) -> Facts:
     """Milliseconds of every contender, and how many times as fast ours is, with a 95 % interval."""
     return {
-        "latency_ms": {name: round(result.latency_ms(name), 3) for name in result.turns},
+        "latency_ms": {name: round(result.latency_ms(name), 3) for name in result.timings},
         "ours_over": {
             name: [round(value, 3) for value in (gain.median, gain.low, gain.high)]
-            for name, gain in ((name, result.speedup("ours", over=name)) for name in result.turns if name != "ours")
+            for name, gain in ((name, result.speedup("ours", over=name)) for name in result.timings if name != "ours")
         },
         "export_over_plain": round(result.speedup("FP32, export", over="FP32, plain").median, 3),
     }

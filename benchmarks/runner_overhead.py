@@ -25,7 +25,7 @@ import numpy as np
 from machine import RESULTS, Machine, print_table, seconds_of, take_turns, write_results
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from machine import RESULTS, Machine, print_table, write_results
 
-from densenet_deploy.bench.contender import Contender
-from densenet_deploy.bench.race import Interval, race
+from densenet_deploy.bench.candidate import Candidate
+from densenet_deploy.bench.rounds import Interval, compare_speed
 from densenet_deploy.runtime.cpus import usable_cpus
 
 LIMIT_SECONDS: Final = 15 * 60.0
@@ -133,7 +133,7 @@ def _raced(report: Facts, rounds: int, turn_seconds: float) -> Iterator[Rival]:
     for start in range(0, len(others), _HEAT):
         heat = others[start : start + _HEAT]
         field = {str(number): _contender(one) for number, one in enumerate(heat)}
-        result = race({"choice": _contender(chosen), **field}, rounds=rounds, turn_seconds=turn_seconds)
+        result = compare_speed({"choice": _contender(chosen), **field}, rounds=rounds, seconds_per_round=turn_seconds)
         for number, one in enumerate(heat):
             ratio = result.speedup(str(number), over="choice")
             scale = one["batch"] / chosen["batch"]
@@ -142,8 +142,8 @@ def _raced(report: Facts, rounds: int, turn_seconds: float) -> Iterator[Rival]:
             yield Rival(Path(one["model"]).name, one["backend"], one["threads"], one["batch"], outcome, over)
 
 
-def _contender(one: Facts) -> Contender:
-    return Contender(Path(one["model"]), one["backend"], one["batch"], threads=one["threads"])
+def _contender(one: Facts) -> Candidate:
+    return Candidate(Path(one["model"]), one["backend"], one["batch"], threads=one["threads"])
 
 
 def _can_run(one: Facts) -> bool:

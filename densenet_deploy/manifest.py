@@ -12,14 +12,12 @@ JSON is parsed, never evaluated, and every field is checked for its type before 
 from __future__ import annotations
 
 import dataclasses
-import json
-import reprlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from densenet_deploy.errors import ManifestError
+from densenet_deploy.errors import DensenetDeployError, ManifestError
+from densenet_deploy.records import Choice, Range, fields_to_plain, from_plain, parse_json, write_json
 
 SCHEMA: Final = 1
 PREFIX: Final = "densenet_deploy."
@@ -28,24 +26,29 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic")
+TASKS: Final = ("multiclass", "multilabel", "regression", "features")
 
+Pixels = Annotated[int, Range(1, 65536)]
+Positive = Annotated[float, Range(low=5e-324)]
 Triple = tuple[float, float, float]
 Scalar = str | int | float | bool | None
 SpecFacts = Mapping[str, Scalar | tuple[int, ...]]
 
+_FIX: Final = "export the model again"
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes an input: shorter side to `resize`, centre crop to `image_size` (pixels), normalize.
+    """How an image becomes an input: shorter side to `resize`, center crop to `image_size` (pixels), normalize.
 
     The result is `(value / 255 - mean) / std` per RGB channel, float32, (3, image_size, image_size).
     """
 
-    image_size: int = 224
-    resize: int = 256
+    image_size: Pixels = 224
+    resize: Pixels = 256
     mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
-    interpolation: str = "bilinear"
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    interpolation: Annotated[str, Choice(*INTERPOLATIONS)] = "bilinear"
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -53,6 +56,13 @@ class Preprocessing:
         low = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
         high = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
         return low, high
+
+    def __str__(self) -> str:
+        size = f"3x{self.image_size}x{self.image_size}"
+        if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            return f"{size}, resize {self.resize} {self.interpolation}, ImageNet mean/std"
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{size}, resize {self.resize} {self.interpolation}, mean {mean}, std {std}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,19 @@ class WeightsOrigin:
 class Manifest:
     """The facts of one artifact. `labels` may be empty; `recipe` names how INT8 was written, if it was.
 
-    `batch` (None: dynamic) and `opset` are those of the export.
+    Attributes:
+        variant, spec: the architecture by name and as numbers.
+        weights: where the weights came from.
+        preprocessing: how an image becomes an input.
+        labels: class names in the order of the outputs.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        recipe: of an INT8 file.
+        batch: the fixed batch size; None keeps it dynamic.
+        opset: the ONNX operator set.
+        tools: versions of the packages that wrote the file.
+        task: what the outputs mean (see `TASKS`); None where nobody said.
+        thresholds: of a multilabel model, one per label or empty.
+        assumed: names of the facts that nobody stated (`mean`, `std`, `resize`, ...).
     """
 
     variant: str
@@ -88,6 +110,9 @@ class Manifest:
     batch: int | None = None
     opset: int | None = None
     tools: Mapping[str, str] = field(default_factory=dict)
+    task: Annotated[str | None, Choice(*TASKS, None)] = None
+    thresholds: tuple[float, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def same_artifact(self, other: Manifest) -> bool:
         """Whether both describe the same model in the same form (tool versions may differ)."""
@@ -95,8 +120,8 @@ class Manifest:
 
     def to_strings(self) -> dict[str, str]:
         """Return the facts as the string pairs that a file carries."""
-        facts = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        return {PREFIX + key: _json(value) for key, value in facts.items()}
+        facts = {"schema": SCHEMA, **fields_to_plain(self)}
+        return {PREFIX + key: write_json(value) for key, value in facts.items()}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> Manifest | None:
@@ -110,147 +135,35 @@ class Manifest:
         if not texts:
             return None
         facts = {key: _parse(key, text) for key, text in texts.items()}
-        _check_schema(facts.pop("schema", None))
-        manifest: Manifest = _build(cls, facts, "")
-        return manifest
+        check_schema(PREFIX + "schema", facts.pop("schema", None), SCHEMA, _FIX)
+        return from_plain(cls, facts, fail=_malformed)
 
 
-def _json(value: object) -> str:
-    r"""Write JSON that UTF-8 can carry: a stray surrogate (from a file name in odd bytes) is escaped as `\udc80`."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace").decode()
+def check_schema(subject: object, schema: object, newest: int, fix: str) -> None:
+    """Check the schema number that a file names against the `newest` known here.
+
+    Raises:
+        ManifestError: if it is not a number, or of a newer version.
+    """
+    if type(schema) is not int or schema < 1:
+        raise ManifestError(subject, f"is {schema!r:.60}, not a schema number", fix)
+    if schema > newest:
+        raise ManifestError(
+            subject, f"is {schema}, newer than {newest}, the newest known here", "upgrade densenet-deploy"
+        )
 
 
 def _parse(key: str, text: str) -> object:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
-        raise ManifestError(PREFIX + key, f"is not JSON: {text[:60]}", "export the model again") from exc
+        return parse_json(text)
+    except ValueError as exc:
+        raise ManifestError(PREFIX + key, f"is not JSON: {text[:60]}", _FIX) from exc
 
 
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a number")
+def _malformed(where: str, why: str) -> DensenetDeployError:
+    return ManifestError(PREFIX + where, why, _FIX)
 
 
-def _check_schema(schema: object) -> None:
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise _fail("schema", schema, "a schema number")
-    if schema > SCHEMA:
-        why = f"is {schema}, newer than {SCHEMA}, the newest known here"
-        raise ManifestError(PREFIX + "schema", why, "upgrade densenet-deploy")
-
-
-def _object(value: object, where: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise _fail(where, value, "an object")
-    return value
-
-
-def _build(cls: type[Any], facts: Mapping[str, object], where: str) -> Any:
-    """Build the dataclass `cls` from parsed JSON, converting every field by the reader of its name."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in facts and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ManifestError(PREFIX + where + missing[0], "is missing", "export the model again")
-    values = {name: _READERS[f"{cls.__name__}.{name}"](facts[name], where + name) for name in fields if name in facts}
-    return cls(**values)
-
-
-def _fail(where: str, value: object, wanted: str) -> ManifestError:
-    return ManifestError(PREFIX + where, f"is {reprlib.repr(value)}, not {wanted}", "export the model again")
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise _fail(where, value, "text")
-    return value
-
-
-def _interpolation(value: object, where: str) -> str:
-    text = _text(value, where)
-    if text not in INTERPOLATIONS:
-        raise _fail(where, value, f"one of {', '.join(INTERPOLATIONS)}")
-    return text
-
-
-def _optional_text(value: object, where: str) -> str | None:
-    return None if value is None else _text(value, where)
-
-
-def _pixels(value: object, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65536:
-        raise _fail(where, value, "a number of pixels")
-    return value
-
-
-def _optional_whole(value: object, where: str) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise _fail(where, value, "a whole number")
-    return value
-
-
-def _triple(value: object, where: str) -> Triple:
-    if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
-        raise _fail(where, value, "three numbers")
-    red, green, blue = (float(v) for v in value)
-    return red, green, blue
-
-
-def _is_number(value: object) -> bool:
-    """Whether `value` is a number that a float holds: `1e999` and whole numbers of 400 digits are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _positive_triple(value: object, where: str) -> Triple:
-    triple = _triple(value, where)
-    if min(triple) <= 0:
-        raise _fail(where, value, "three positive numbers")
-    return triple
-
-
-def _texts(value: object, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise _fail(where, value, "a list of texts")
-    return tuple(_text(v, where) for v in value)
-
-
-def _text_map(value: object, where: str) -> dict[str, str]:
-    return {key: _text(v, f"{where}.{key}") for key, v in _object(value, where).items()}
-
-
-def _spec(value: object, where: str) -> SpecFacts:
-    return {key: _spec_fact(v, f"{where}.{key}") for key, v in _object(value, where).items()}
-
-
-def _spec_fact(value: object, where: str) -> Scalar | tuple[int, ...]:
-    if isinstance(value, list) and all(type(v) is int for v in value):
-        return tuple(value)
-    if value is None or isinstance(value, (str, bool)) or _is_number(value):
-        return value  # type: ignore[return-value]
-    raise _fail(where, value, "text, a number or a list of whole numbers")
-
-
-_READERS = {
-    "Preprocessing.image_size": _pixels,
-    "Preprocessing.resize": _pixels,
-    "Preprocessing.mean": _triple,
-    "Preprocessing.std": _positive_triple,
-    "Preprocessing.interpolation": _interpolation,
-    "WeightsOrigin.source": _text,
-    "WeightsOrigin.sha256": _text,
-    "WeightsOrigin.seed": _optional_whole,
-    "Manifest.variant": _text,
-    "Manifest.spec": _spec,
-    "Manifest.weights": lambda value, where: _build(WeightsOrigin, _object(value, where), where + "."),
-    "Manifest.preprocessing": lambda value, where: _build(Preprocessing, _object(value, where), where + "."),
-    "Manifest.labels": _texts,
-    "Manifest.precision": _text,
-    "Manifest.recipe": _optional_text,
-    "Manifest.batch": _optional_whole,
-    "Manifest.opset": _optional_whole,
-    "Manifest.tools": _text_map,
-}
+def without_ours(strings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a file's metadata that are not ours."""
+    return {key: value for key, value in strings.items() if not key.startswith(PREFIX)}

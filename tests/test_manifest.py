@@ -150,7 +150,7 @@ DEEP = "[" * 500 + "]" * 500
 )
 def test_a_fact_of_another_type_is_named(key, texts):
     for text in [*texts, DEEP]:
-        with pytest.raises(ManifestError, match=rf"densenet_deploy\.{key}: is .*, not "):
+        with pytest.raises(ManifestError, match=rf"densenet_deploy\.{key}(\[\d+\])?: is .*, not "):
             Manifest.from_strings(_changed(key, text))
 
 
@@ -173,7 +173,7 @@ def test_an_inner_fact_of_another_type_is_named(key, inner, texts):
     facts = json.loads(MANIFEST.to_strings()[PREFIX + key])
     for text in texts:
         others = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items() if name != inner]
-        with pytest.raises(ManifestError, match=rf"densenet_deploy\.{key}\.{inner}: is .*, not "):
+        with pytest.raises(ManifestError, match=rf"densenet_deploy\.{key}\.{inner}(\[\d+\])?: is .*, not "):
             Manifest.from_strings(_changed(key, f"{{{', '.join([*others, f'{json.dumps(inner)}: {text}'])}}}"))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from densenet_deploy.artifacts import os_errors_about
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import DataError
 
 _RESAMPLES: Final = 2000

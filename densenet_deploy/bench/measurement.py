@@ -1,4 +1,4 @@
-"""What the turns of one contender say: latency, throughput, memory, how sure that is, as JSON and as a row of CSV."""
+"""What the turns of one candidate say: latency, throughput, memory, how sure that is, as JSON and as a row of CSV."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from densenet_deploy.bench.contender import Contender, Opening
-from densenet_deploy.bench.race import Interval
-from densenet_deploy.bench.scenarios import Turn
+from densenet_deploy.bench.candidate import Candidate, Opening
+from densenet_deploy.bench.rounds import Interval
+from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.runtime.timing import LatencySummary
 
 NOISY_VARIATION: Final = 0.05  # of rounds: above it, what the rounds say differs more than what is usually asked
@@ -45,17 +45,17 @@ class CameraCount:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender's turns, one a round, and how it came up. Times in milliseconds, memory in bytes.
+    """One candidate's turns, one a round, and how it came up. Times in milliseconds, memory in bytes.
 
-    `speedup` is how many times as fast it ran as the first contender of its batch size, from the rounds' ratios; None
+    `speedup` is how many times as fast it ran as the first candidate of its batch size, from the rounds' ratios; None
     for that one itself.
     """
 
-    contender: Contender
+    candidate: Candidate
     scenario: str
     sha256: str
     opening: Opening
-    turns: tuple[Turn, ...]
+    timings: tuple[RoundTiming, ...]
     warm_up_rounds: int
     steady: bool
     speedup: Interval | None = None
@@ -63,12 +63,12 @@ class Measurement:
     @functools.cached_property
     def latency(self) -> LatencySummary:
         """Of all calls of all rounds."""
-        return LatencySummary.of([seconds for turn in self.turns for seconds in turn.seconds])
+        return LatencySummary.of([seconds for turn in self.timings for seconds in turn.seconds])
 
     @functools.cached_property
     def rounds_ms(self) -> tuple[float, ...]:
         """The median call of each round."""
-        return tuple(turn.median * 1e3 for turn in self.turns)
+        return tuple(turn.median * 1e3 for turn in self.timings)
 
     @functools.cached_property
     def interval_ms(self) -> Interval:
@@ -81,16 +81,16 @@ class Measurement:
 
     @property
     def calls(self) -> int:
-        return sum(len(turn.seconds) for turn in self.turns)
+        return sum(len(turn.seconds) for turn in self.timings)
 
     @property
     def images_per_second(self) -> float:
         """Images done over the time it took, in which a camera's frames are waited for."""
-        return self.calls * self.contender.batch / sum(turn.wall_seconds for turn in self.turns)
+        return self.calls * self.candidate.batch / sum(turn.wall_seconds for turn in self.timings)
 
     @property
     def peak_memory_bytes(self) -> int:
-        return max(turn.peak_memory_bytes for turn in self.turns)
+        return max(turn.peak_memory_bytes for turn in self.timings)
 
     @property
     def variation(self) -> float:
@@ -103,32 +103,32 @@ class Measurement:
 
         None where it was not measured: with several callers, of a camera's frames, and on other devices than the CPU.
         """
-        if self.opening.placement.device != "cpu" or any(turn.inside_seconds is None for turn in self.turns):
+        if self.opening.placement.device != "cpu" or any(turn.inside_seconds is None for turn in self.timings):
             return None
-        inside = math.fsum(turn.inside_seconds or 0.0 for turn in self.turns)
-        return 1 - inside / math.fsum(seconds for turn in self.turns for seconds in turn.seconds)
+        inside = math.fsum(turn.inside_seconds or 0.0 for turn in self.timings)
+        return 1 - inside / math.fsum(seconds for turn in self.timings for seconds in turn.seconds)
 
     @property
     def camera(self) -> CameraCount | None:
-        if self.contender.fps is None:
+        if self.candidate.fps is None:
             return None
-        frames, dropped, late = (sum(getattr(t, name) for t in self.turns) for name in ("frames", "dropped", "late"))
-        return CameraCount(self.contender.fps, frames, dropped, late)
+        frames, dropped, late = (sum(getattr(t, name) for t in self.timings) for name in ("frames", "dropped", "late"))
+        return CameraCount(self.candidate.fps, frames, dropped, late)
 
     def to_json(self) -> dict[str, object]:
         """Return everything with plain types."""
         placement, interval = self.opening.placement, self.interval_ms
         return {
-            "model": str(self.contender.model),
+            "model": str(self.candidate.model),
             "sha256": self.sha256,
             "backend": placement.backend,
             "version": placement.version,
             "device": placement.device,
             "provider": placement.provider,
             "precision": placement.precision,
-            "batch": self.contender.batch,
+            "batch": self.candidate.batch,
             "threads": placement.threads,
-            "streams": self.contender.streams,
+            "streams": self.candidate.streams,
             "scenario": self.scenario,
             "latency_ms": dataclasses.asdict(self.latency),
             "interval_ms": [interval.low, interval.high],
@@ -140,7 +140,7 @@ class Measurement:
             "first_ms": self.opening.first_seconds * 1e3,
             "calls": self.calls,
             "variation": self.variation,
-            "call_variation": variation([seconds for turn in self.turns for seconds in turn.seconds]),
+            "call_variation": variation([seconds for turn in self.timings for seconds in turn.seconds]),
             "outside_share": self.outside_share,
             "warm_up_rounds": self.warm_up_rounds,
             "steady": self.steady,

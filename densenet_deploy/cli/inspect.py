@@ -12,8 +12,8 @@ from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from densenet_deploy.facts import Architecture
     from densenet_deploy.workflows.inspect.inspect import InspectOptions
-    from densenet_deploy.workflows.load import Architecture
 
 
 @command("inspect")

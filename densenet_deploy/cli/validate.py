@@ -40,7 +40,7 @@ def validate_command(
     readers = (Reader.SESSION, Reader.GRAPH) if per_layer else (Reader.SESSION,)
     examine(Given(reference, readers, reference_backend), Given(candidate, readers, candidate_backend))
     report = validate(reference, candidate, options)
-    if report.passed:
+    if not report.failed:
         return report
     fix = "see --per-layer for where they part, or set another --gate"
     return FailedGate(report, GateError(candidate, "; ".join(report.failed), fix))

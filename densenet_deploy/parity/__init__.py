@@ -1,1 +1,1 @@
-"""Proof that two models compute the same: metrics, gates, seeded inputs, layer by layer, and the report of it."""
+"""How close two models are: metrics, gates, seeded inputs, comparison layer by layer, and the report."""

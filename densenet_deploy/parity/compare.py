@@ -6,29 +6,38 @@ With r the reference and c the candidate, over every value of every batch:
     max_rel, mean_rel   of |r − c| / (|r| + ε), ε = 1e-6: below it an activation of order one is rounding noise
     cosine              Σrc / (√Σr² · √Σc²)
     sqnr_db             10 log₁₀(Σr² / Σ(r − c)²)
+    centred_sqnr_db     10 log₁₀(Σ(r − r̄)² / Σ((r − r̄) − (c − c̄))²), with r̄ and c̄ each element's mean over the samples
 
 The cosine is one global number, not a mean over samples: it is then tied to the SQNR (1 − cosine ≈ half the relative
-error power, where the error is not along r), does not depend on how the samples were batched, and means something for
-tensors without a batch axis. All-zero arrays: two of them are identical (cosine 1, SQNR ∞); one against something else
-has cosine 0, and an SQNR of −∞ where the reference is the zero one. Sums are float64, and (r − c)² is summed as such,
-so that nothing cancels.
+error power, where the error is not along r), does not depend on how the samples were batched, and is defined for
+tensors without a batch axis. The centred SQNR compares what the image changes: a large constant part of the outputs,
+which flatters the plain one, drops out of it, and so does a constant error. All-zero arrays: two of them are identical
+(cosine 1, SQNR ∞); one against something else has cosine 0, and an SQNR of −∞ where the reference is the zero one.
+Sums are float64, and differences are squared as such, so that nothing cancels.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from itertools import zip_longest
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from densenet_deploy.errors import DataError
-from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.runner import Runner
 
 RELATIVE_EPS: Final = 1e-6
 TOP_K: Final = 5
+FEATURES: Final = "features"
+"""The output of a model without a classifier: its largest value does not name a class."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -39,13 +48,15 @@ class Parity:
 
     Attributes:
         sqnr_db: decibels; +∞ where reference and candidate are identical.
+        centred_sqnr_db: decibels, over the samples without NaN or infinite values. None for fewer than two of those,
+            for arrays of fewer than two axes, the first of which counts the samples, and where it was not measured.
         top1_agreement: fraction of samples whose best class is the same; among equal scores the lowest index is best.
             None unless the arrays were class scores: (N, C) with C ≥ 2.
         top5_agreement: fraction of samples whose best reference class is among the five best of the candidate. None as
             well where C ≤ 5, since it could not fail.
         count: values compared.
-        nonfinite: values that are NaN or infinite in either array. The other numbers speak of the remaining values (NaN
-            if none remain), but the comparison fails, and a sample that holds such a value agrees with nothing.
+        nonfinite: values that are NaN or infinite in either array. The other metrics cover the remaining values (NaN
+            if none remain), but the comparison fails, and a sample with such a value does not agree.
     """
 
     max_abs: float
@@ -54,6 +65,7 @@ class Parity:
     mean_rel: float
     cosine: float
     sqnr_db: float
+    centred_sqnr_db: float | None
     top1_agreement: float | None
     top5_agreement: float | None
     count: int
@@ -64,8 +76,29 @@ class Parity:
         metrics: dict[str, float | None] = dataclasses.asdict(self)
         return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
+    @classmethod
+    def from_json(cls, facts: Mapping[str, float | None]) -> Self:
+        """Read what `to_json` wrote, older files without `centred_sqnr_db` included.
+
+        Null becomes +∞ in both SQNRs where the largest error is 0. Elsewhere it becomes None in the metrics that may be
+        None, −∞ in the SQNR where others are known (the reference was zero), and otherwise NaN.
+
+        Raises:
+            KeyError: if a metric is missing.
+        """
+        values = {"centred_sqnr_db": None, "nonfinite": 0, **facts}
+        metrics: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        if metrics["max_abs"] == 0:
+            metrics |= {"sqnr_db": math.inf, "centred_sqnr_db": math.inf}
+        if metrics["sqnr_db"] is None and metrics["max_abs"] is not None:
+            metrics["sqnr_db"] = -math.inf
+        for name in ("max_abs", "mean_abs", "max_rel", "mean_rel", "cosine", "sqnr_db"):
+            metrics[name] = math.nan if metrics[name] is None else metrics[name]
+        return cls(**metrics)
+
     def __str__(self) -> str:
-        parts = [f"cosine {self.cosine:.7f}", f"SQNR {self.sqnr_db:.1f} dB", f"max |Δ| {self.max_abs:.3g}"]
+        centred = "" if self.centred_sqnr_db is None else f" (centred {self.centred_sqnr_db:.1f} dB)"
+        parts = [f"cosine {self.cosine:.7f}", f"SQNR {self.sqnr_db:.1f} dB{centred}", f"max |Δ| {self.max_abs:.3g}"]
         if self.top1_agreement is not None:
             parts.append(f"top-1 agreement {self.top1_agreement:.2%}")
         if self.nonfinite:
@@ -74,7 +107,7 @@ class Parity:
 
 
 class ParityMeter:
-    """Compares batch by batch; its memory does not grow with their number.
+    """Compares one output of two models batch by batch; its memory does not grow with the number of batches.
 
     >>> meter = ParityMeter()
     >>> meter.update(np.array([[1.0, 2.0]]), np.array([[1.0, 2.0]]))
@@ -82,11 +115,13 @@ class ParityMeter:
     1.0
 
     Args:
-        class_scores: False where 2-D arrays hold features, whose largest value names no class.
+        class_scores: False where 2-D arrays hold features, whose largest value does not name a class.
+        centred: measure the centred SQNR as well, which holds four float64 arrays of the size of a sample.
     """
 
-    def __init__(self, *, class_scores: bool = True) -> None:
+    def __init__(self, *, class_scores: bool = True, centred: bool = True) -> None:
         self._class_scores = class_scores
+        self._centred = _Centred() if centred else None
         self._sample_shape: tuple[int, ...] | None = None
         self._errors = _Errors()
         self._agreement = _Agreement()
@@ -101,6 +136,8 @@ class ParityMeter:
         r, c = reference.astype(np.float64), candidate.astype(np.float64)
         finite = np.isfinite(r) & np.isfinite(c)
         self._errors.add(r[finite], c[finite], r.size)
+        if self._centred is not None and r.ndim > 1:
+            self._centred.add(r, c, finite)
         if self._has_scores:
             self._agreement.add(r, c, finite)
 
@@ -111,8 +148,10 @@ class ParityMeter:
             DataError: if there was nothing to compare.
         """
         if self._errors.count == 0:
-            raise DataError("parity", "nothing was compared", "give at least one sample")
-        return Parity(*self._errors.metrics(), *self._agreements(), self._errors.count, self._errors.nonfinite)
+            raise _nothing_compared()
+        centred = None if self._centred is None else self._centred.sqnr_db()
+        totals = self._errors.count, self._errors.nonfinite
+        return Parity(*self._errors.metrics(), centred, *self._agreements(), *totals)
 
     @property
     def _has_scores(self) -> bool:
@@ -145,6 +184,171 @@ def compare(reference: Array, candidate: Array, *, class_scores: bool = True) ->
     meter = ParityMeter(class_scores=class_scores)
     meter.update(reference, candidate)
     return meter.result()
+
+
+class ComparisonMeter:
+    """Compares all outputs of two models batch by batch.
+
+    Outputs are matched by name, and those left over by position if both models have equally many of them. An output of
+    the candidate that the reference does not have is ignored.
+
+    >>> meter = ComparisonMeter()
+    >>> meter.update({"logits": np.array([[1.0, 2.0]])}, {"logits": np.array([[1.0, 2.5]])})
+    >>> {name: parity.max_abs for name, parity in meter.result().items()}
+    {'logits': 0.5}
+
+    Args:
+        class_scores: whether 2-D outputs hold class scores; one named `features` never does.
+    """
+
+    def __init__(self, *, class_scores: bool = True) -> None:
+        self._class_scores = class_scores
+        self._meters: dict[str, ParityMeter] = {}
+
+    def update(self, reference: Feeds, candidate: Feeds) -> None:
+        """Add one batch of outputs.
+
+        Raises:
+            DataError: if the candidate lacks an output, or its shape differs.
+        """
+        for name, other in _matched(reference, candidate):
+            if name not in self._meters:
+                self._meters[name] = ParityMeter(class_scores=self._class_scores and name != FEATURES)
+            self._meters[name].update(reference[name], candidate[other])
+
+    def result(self) -> dict[str, Parity]:
+        """Return the parity of each output by the reference's name, in its order.
+
+        Raises:
+            DataError: if there was nothing to compare.
+        """
+        if not self._meters:
+            raise _nothing_compared()
+        return {name: meter.result() for name, meter in self._meters.items()}
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """The parity of inner tensors by name, in execution order, and why others could not be compared."""
+
+    layers: Mapping[str, Parity]
+    skipped: Mapping[str, str]
+
+
+class LayerMeter:
+    """Compares the inner tensors of two models batch by batch, matched by name."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, ParityMeter] = {}
+        self._reasons: dict[str, str] = {}
+
+    def update(self, reference: Feeds, candidate: Feeds) -> None:
+        """Add the tensors of one batch; the order of the first `reference` is the execution order."""
+        for name in dict.fromkeys((*reference, *candidate)):
+            reason = _reason_to_skip(name, reference, candidate)
+            if reason is not None:
+                self._reasons.setdefault(name, reason)
+                continue
+            meter = self._meters.setdefault(name, ParityMeter(class_scores=False, centred=False))
+            meter.update(reference[name], candidate[name])
+
+    def result(self) -> LayerComparison:
+        """Return the comparison of all batches so far; a tensor that did not match in one batch is skipped."""
+        compared = {name: meter.result() for name, meter in self._meters.items() if name not in self._reasons}
+        return LayerComparison(compared, dict(self._reasons))
+
+
+def outputs_of(runner: Runner, samples: Iterable[Array]) -> Iterator[dict[str, Array]]:
+    """Yield the outputs of `runner` for each batch of `samples`, by name."""
+    return (run_batched(runner, sample) for sample in samples)
+
+
+def parity_of(reference: Runner, candidate: Runner, samples: Iterable[Array]) -> dict[str, Parity]:
+    """Run two models on the same samples and return the parity of each output, by the reference's name.
+
+    >>> with open_runner("a.onnx") as a, open_runner("b.onnx") as b:  # doctest: +SKIP
+    ...     name, parity = worst(parity_of(a, b, noise(8, (1, 3, 224, 224))))
+
+    `samples` are batches (N, C, H, W), of which one is held at a time.
+
+    Raises:
+        DataError: if there are no samples, or the models have different outputs.
+    """
+    first, second = itertools.tee(samples)
+    return compare_outputs(outputs_of(reference, first), outputs_of(candidate, second))
+
+
+def compare_outputs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> dict[str, Parity]:
+    """Return the parity of each output over the same batches, of which one is held at a time.
+
+    Raises:
+        DataError: if there is nothing to compare, or the models have different outputs or numbers of batches.
+    """
+    meter = ComparisonMeter()
+    for ours, theirs in _pairs(reference, candidate):
+        meter.update(ours, theirs)
+    return meter.result()
+
+
+def compare_layers(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> LayerComparison:
+    """Compare the inner tensors of two models over the same batches, of which one is held at a time.
+
+    Raises:
+        DataError: if one model gives more batches than the other.
+    """
+    meter = LayerMeter()
+    for ours, theirs in _pairs(reference, candidate):
+        meter.update(ours, theirs)
+    return meter.result()
+
+
+def worst_first(parities: Mapping[str, Parity]) -> dict[str, Parity]:
+    """Return the parities by rising SQNR, NaN or infinite values before all others; equals keep their order."""
+    return dict(sorted(parities.items(), key=lambda item: -math.inf if item[1].nonfinite else item[1].sqnr_db))
+
+
+def worst(parities: Mapping[str, Parity]) -> tuple[str, Parity]:
+    """Return the name and parity of the output with the lowest SQNR, or the first with NaN or infinite values.
+
+    Raises:
+        DataError: if `parities` is empty.
+    """
+    if not parities:
+        raise _nothing_compared()
+    return next(iter(worst_first(parities).items()))
+
+
+def _pairs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> Iterator[tuple[Feeds, Feeds]]:
+    for ours, theirs in zip_longest(reference, candidate):
+        if ours is None or theirs is None:
+            raise DataError("parity", "one model ran more batches than the other", "run both on the same inputs")
+        yield ours, theirs
+
+
+def _matched(reference: Feeds, candidate: Feeds) -> list[tuple[str, str]]:
+    """Pair the outputs by name, then by position."""
+    missing = [name for name in reference if name not in candidate]
+    others = [name for name in candidate if name not in reference]
+    if missing and len(missing) != len(others):
+        why = f"the candidate does not have this output; it has {', '.join(candidate) or 'none'}"
+        raise DataError(missing[0], why, "compare models with the same outputs")
+    partners = dict(zip(missing, others, strict=False))
+    return [(name, partners.get(name, name)) for name in reference]
+
+
+def _reason_to_skip(name: str, reference: Feeds, candidate: Feeds) -> str | None:
+    if name not in candidate:
+        return "only in the reference"
+    if name not in reference:
+        return "only in the candidate"
+    ours, theirs = reference[name], candidate[name]
+    if ours.shape != theirs.shape:
+        return f"shape {ours.shape} in the reference, {theirs.shape} in the candidate"
+    return None if ours.size else "empty"
+
+
+def _nothing_compared() -> DataError:
+    return DataError("parity", "nothing was compared", "give at least one sample")
 
 
 @dataclass
@@ -191,9 +395,51 @@ class _Errors:
         return min(1.0, max(-1.0, self.rc / (math.sqrt(self.rr) * math.sqrt(self.cc))))
 
     def _sqnr_db(self) -> float:
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.rr / self.noise) if self.rr else -math.inf
+        return _decibels(self.rr, self.noise)
+
+
+class _Centred:
+    """Power of signal and noise about each element's mean, in one pass.
+
+    Batches are combined by Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979), after subtraction of the first sample: elements that never change then add exactly nothing.
+    """
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._start: Doubles | None = None
+        self._mean: Doubles | float = 0.0
+        self._power = np.zeros(2)
+
+    def add(self, r: Doubles, c: Doubles, finite: npt.NDArray[np.bool_]) -> None:
+        """Add (N, …) arrays, without the samples that are not wholly `finite`."""
+        valid = finite.all(axis=tuple(range(1, r.ndim)))
+        if not valid.any():
+            return
+        values = np.stack([r[valid], r[valid] - c[valid]])
+        if self._start is None:
+            self._start = values[:, :1].copy()
+        values -= self._start
+        count, mean = values.shape[1], values.mean(axis=1, keepdims=True)
+        step, total = mean - self._mean, self._samples + count
+        self._power += _power(values - mean) + _power(step) * (self._samples * count / total)
+        self._mean = self._mean + step * (count / total)
+        self._samples = total
+
+    def sqnr_db(self) -> float | None:
+        return _decibels(*self._power) if self._samples > 1 else None
+
+
+def _power(values: Doubles) -> Doubles:
+    """Return the sum of squares of each half of `values` (2, …)."""
+    halves = values.reshape(2, -1)
+    return np.asarray(np.einsum("ij,ij->i", halves, halves))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 @dataclass
@@ -205,7 +451,7 @@ class _Agreement:
     among_five: int = 0
 
     def add(self, r: Doubles, c: Doubles, finite: npt.NDArray[np.bool_]) -> None:
-        """Add scores (N, C); a sample that is not wholly `finite` (N, C) agrees with nothing."""
+        """Add scores (N, C); a sample that is not wholly `finite` (N, C) does not agree."""
         valid = finite.all(axis=1)
         ranks = _candidate_ranks(r[valid], c[valid])
         self.samples += len(r)

@@ -1,9 +1,9 @@
-"""Limits that a comparison must keep: how they are typed, which hold by default, what is said when one is missed."""
+"""Limits on a comparison: how they are written, which hold by default, and how a missed one is reported."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -15,7 +15,7 @@ from densenet_deploy.parity.compare import Parity
 
 @dataclass(frozen=True)
 class _Metric:
-    """Which side of a limit is good, and the limits that can be meant."""
+    """Which side of a limit passes, and which limits are valid."""
 
     at_least: bool
     low: float
@@ -23,6 +23,7 @@ class _Metric:
 
 
 _ERROR: Final = _Metric(at_least=False, low=0.0, high=sys.float_info.max)
+_DECIBELS: Final = _Metric(at_least=True, low=-sys.float_info.max, high=sys.float_info.max)
 _FRACTION: Final = _Metric(at_least=True, low=0.0, high=1.0)
 _METRICS: Final[Mapping[str, _Metric]] = {
     "max_abs": _ERROR,
@@ -30,7 +31,8 @@ _METRICS: Final[Mapping[str, _Metric]] = {
     "max_rel": _ERROR,
     "mean_rel": _ERROR,
     "cosine": _Metric(at_least=True, low=-1.0, high=1.0),
-    "sqnr_db": _Metric(at_least=True, low=-sys.float_info.max, high=sys.float_info.max),
+    "sqnr_db": _DECIBELS,
+    "centred_sqnr_db": _DECIBELS,
     "top1_agreement": _FRACTION,
     "top5_agreement": _FRACTION,
 }
@@ -41,8 +43,8 @@ class Gate:
     """A limit on one metric: cosine, SQNR and agreements must reach it, errors must not exceed it.
 
     Raises:
-        UnknownNameError: if there is no such metric.
-        UsageError: if the metric cannot have that limit.
+        UnknownNameError: if the metric is unknown.
+        UsageError: if the limit is out of the metric's range.
     """
 
     metric: str
@@ -54,26 +56,26 @@ class Gate:
         require_range(self.metric, self.limit, _METRICS[self.metric].low, _METRICS[self.metric].high)
 
     def failure(self, parity: Parity) -> str | None:
-        """Return the sentence that says how `parity` misses this gate, or None if it passes."""
+        """Return how `parity` misses this gate, as a sentence, or None if it passes."""
         value: float | None = getattr(parity, self.metric)
         if value is None:
-            return f"{self.metric} has no meaning for these outputs, wanted {self}"
+            return f"{self.metric} is not defined for these outputs, required {self}"
         passes = value >= self.limit if _METRICS[self.metric].at_least else value <= self.limit
-        return None if passes else f"{self.metric} is {value:.7g}, wanted {self}"
+        return None if passes else f"{self.metric} is {value:.7g}, required {self}"
 
     def __str__(self) -> str:
         return f"at {'least' if _METRICS[self.metric].at_least else 'most'} {self.limit:.7g}"
 
 
 def parse_gate(text: str) -> Gate:
-    """Read a gate as it is typed.
+    """Read a gate as written on the command line.
 
     >>> parse_gate("cosine=0.9999")
     Gate(metric='cosine', limit=0.9999)
 
     Raises:
-        UnknownNameError: if there is no such metric.
-        UsageError: if `text` is not METRIC=NUMBER, or the metric cannot have that limit.
+        UnknownNameError: if the metric is unknown.
+        UsageError: if `text` is not METRIC=NUMBER, or the limit is out of the metric's range.
     """
     metric, _, number = text.partition("=")
     try:
@@ -106,5 +108,10 @@ def failed_gates(parity: Parity, gates: Iterable[Gate]) -> tuple[str, ...]:
     """Return a sentence for each gate that `parity` misses; NaN or infinite values fail even without a gate."""
     sentences = [gate.failure(parity) for gate in gates]
     if parity.nonfinite:
-        sentences.insert(0, f"{parity.nonfinite} of {parity.count} values are NaN or infinite, wanted none")
+        sentences.insert(0, f"{parity.nonfinite} of {parity.count} values are NaN or infinite, required none")
     return tuple(sentence for sentence in sentences if sentence is not None)
+
+
+def first_divergence(layers: Mapping[str, Parity], gates: Sequence[Gate]) -> str | None:
+    """Return the name of the first layer, in execution order, that misses a gate; None if all pass."""
+    return next((name for name, parity in layers.items() if failed_gates(parity, gates)), None)

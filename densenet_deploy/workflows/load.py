@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
 from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest, Preprocessing, Triple
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
@@ -27,27 +28,6 @@ DEFAULT_VARIANT: Final = "121"
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Numbers that make a variant a custom one; None keeps the variant's."""
-
-    growth_rate: int | None = None
-    blocks: tuple[int, ...] | None = None
-    init_features: int | None = None
-    compression: float | None = None
-    bn_size: int | None = None
-    drop_rate: float | None = None
-    stem: str | None = None
-
-    def changes(self) -> dict[str, object]:
-        """Return the numbers that were given."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-    def options(self) -> tuple[str, ...]:
-        """Return the options of the command line that give those numbers."""
-        return tuple(f"--{name.replace('_', '-')}" for name in self.changes())
-
-
-@dataclass(frozen=True)
 class ModelRequest:
     """Which DenseNet, with which weights, seeing images how. None means: as the weights or the variant say.
 
@@ -63,7 +43,7 @@ class ModelRequest:
     weights: str = "none"
     num_classes: int | None = None
     head: str | None = None
-    architecture: Architecture = Architecture()
+    architecture: Architecture = field(default_factory=Architecture)
     image_size: int | None = None
     resize: int | None = None
     mean: Triple | None = None
@@ -170,7 +150,7 @@ def requested_variant(request: ModelRequest) -> Variant | None:
     variant = find_variant(request.variant or DEFAULT_VARIANT)
     if not changes:
         return variant
-    return variant_for(dataclasses.replace(variant.spec, **changes))  # type: ignore[arg-type]
+    return variant_for(dataclasses.replace(variant.spec, **changes))
 
 
 def _wanted_classes(request: ModelRequest) -> int | None:

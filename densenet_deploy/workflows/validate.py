@@ -16,9 +16,8 @@ from densenet_deploy.errors import BackendError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, ParityMeter
-from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
-from densenet_deploy.parity.layers import LayerComparison, LayerMeter, SkippedLayer, first_divergence
+from densenet_deploy.parity.compare import LayerComparison, LayerMeter, Parity, parity_of
+from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, first_divergence
 from densenet_deploy.parity.report import ComparisonReport
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array
@@ -74,17 +73,14 @@ def validate(reference: Path, candidate: Path, options: ValidateOptions | None =
         open_model(candidate, options.candidate_backend) as theirs,
     ):
         preprocessing = _shared_preprocessing(ours, theirs)
-        meter = _meter(ours)
-        for sample in _samples(options, preprocessing):
-            meter.update(_output(ours, sample), _output(theirs, sample))
-        parity = meter.result()
+        outputs = parity_of(ours, theirs, _samples(options, preprocessing))
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
         report = ComparisonReport(
             reference=f"{reference}: {ours.placement}",
             candidate=f"{candidate}: {theirs.placement}",
-            parity=parity,
-            failed=failed_gates(parity, gates),
+            outputs=outputs,
+            gates=gates,
             notes=(*untrained_note(ours.manifest), *_seeded_note(theirs, options)),
         )
     if not options.per_layer:
@@ -105,14 +101,6 @@ def compare_files(reference: Path, candidate: bytes, samples: int = 4) -> Parity
         write_file(path, candidate)
         options = ValidateOptions(samples=samples, gates=())
         return validate(reference, path, options).parity
-
-
-def _meter(runner: Runner) -> ParityMeter:
-    return ParityMeter(class_scores=runner.outputs[0].name != "features")
-
-
-def _output(runner: Runner, sample: Array) -> Array:
-    return run_batched(runner, sample)[runner.outputs[0].name]
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:
@@ -149,8 +137,8 @@ def _compare_layers(
             meter.update(theirs.needed(ours.run(sample)), theirs.needed(theirs.run(sample)))
         moved = ours.moved | theirs.moved
     result = meter.result()
-    told = tuple(SkippedLayer(skip.name, moved.get(skip.name, skip.reason)) for skip in result.skipped)
-    return dataclasses.replace(result, skipped=told)
+    skipped = {name: moved.get(name, reason) for name, reason in result.skipped.items()}
+    return dataclasses.replace(result, skipped=skipped)
 
 
 @dataclass(frozen=True)

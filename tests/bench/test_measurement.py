@@ -8,22 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from densenet_deploy.bench.contender import Contender, Opening
+from densenet_deploy.bench.candidate import Candidate, Opening
 from densenet_deploy.bench.measurement import CameraCount, Measurement, flat, variation
-from densenet_deploy.bench.scenarios import Turn
+from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.runtime.runner import Placement
 
 OPENING = Opening(Placement("onnxruntime", "1.29", "cpu", "CPUExecutionProvider", "fp32", 2), 0.5, 0.02, None)
 
 
-def _measurement(*turns: Turn, **facts: object) -> Measurement:
-    contender = Contender(Path("a.onnx"), **facts)
-    return Measurement(contender, "single-stream", "00", OPENING, turns, warm_up_rounds=3, steady=True)
+def _measurement(*turns: RoundTiming, **facts: object) -> Measurement:
+    candidate = Candidate(Path("a.onnx"), **facts)
+    return Measurement(candidate, "single-stream", "00", OPENING, turns, warm_up_rounds=3, steady=True)
 
 
 def test_percentiles_are_of_all_calls_and_the_interval_of_rounds():
     found = _measurement(
-        Turn((0.001, 0.001, 0.001), 100, 0.003), Turn((0.003, 0.003, 0.003), 300, 0.009), Turn((0.002,) * 3, 200, 0.006)
+        RoundTiming((0.001,) * 3, 0.003, peak_memory_bytes=100),
+        RoundTiming((0.003,) * 3, 0.009, peak_memory_bytes=300),
+        RoundTiming((0.002,) * 3, 0.006, peak_memory_bytes=200),
     )
     assert found.latency.mean == pytest.approx(2)
     assert found.rounds_ms == pytest.approx((1, 3, 2))
@@ -33,30 +35,30 @@ def test_percentiles_are_of_all_calls_and_the_interval_of_rounds():
 
 
 def test_throughput_counts_images_over_the_time_it_took():
-    found = _measurement(Turn((0.01,) * 10, 1, 0.2), batch=4)
+    found = _measurement(RoundTiming((0.01,) * 10, 0.2), batch=4)
     assert found.images_per_second == pytest.approx(200)
 
 
 def test_a_camera_misses_what_was_dropped_and_what_was_late():
-    found = _measurement(Turn((0.05,) * 4, 1, 1, 10, 6, 1), Turn((0.05,) * 9, 1, 1, 10, 1, 2), fps=30.0)
+    found = _measurement(RoundTiming((0.05,) * 4, 1, 10, 6, 1), RoundTiming((0.05,) * 9, 1, 10, 1, 2), fps=30.0)
     assert found.camera == CameraCount(30.0, 20, 7, 3)
     assert found.camera.missed == 0.5
     assert found.camera.deadline_ms == pytest.approx(33.3, abs=0.04)
-    assert _measurement(Turn((0.05,), 1, 1)).camera is None
+    assert _measurement(RoundTiming((0.05,), 1)).camera is None
 
 
 def test_what_is_not_the_backends_is_a_share_of_the_calls():
-    turns = (Turn((0.01, 0.03), 1, 1.0, inside_seconds=0.03), Turn((0.06,), 1, 1.0, inside_seconds=0.06))
+    turns = (RoundTiming((0.01, 0.03), 1.0, inside_seconds=0.03), RoundTiming((0.06,), 1.0, inside_seconds=0.06))
     found = _measurement(*turns)
     assert found.outside_share == pytest.approx(0.1)
     assert found.to_json()["outside_share"] == found.outside_share
-    assert _measurement(turns[0], Turn((0.01,), 1)).outside_share is None, "nobody looked"
+    assert _measurement(turns[0], RoundTiming((0.01,), 1)).outside_share is None, "nobody looked"
     on_gpu = dataclasses.replace(OPENING, placement=dataclasses.replace(OPENING.placement, device="cuda:0"))
     assert dataclasses.replace(found, opening=on_gpu).outside_share is None, "copies are part of the work there"
 
 
 def test_json_is_plain_and_flat_is_one_row():
-    facts = _measurement(Turn((0.01,) * 3, 1, 0.03, frames=3), fps=10.0).to_json()
+    facts = _measurement(RoundTiming((0.01,) * 3, 0.03, frames=3), fps=10.0).to_json()
     json.dumps(facts, allow_nan=False)
     row = flat(facts)
     assert row["latency_ms.p50"] == pytest.approx(10)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.machine import take_turns
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

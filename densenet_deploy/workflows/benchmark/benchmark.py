@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from densenet_deploy.artifacts import Artifact, output_path, prepare_output, sha256_of, write_file
+from densenet_deploy.bench.candidate import BatchRefusedError, Candidate, CandidateWorker
 from densenet_deploy.bench.comparison import EarlierRun
-from densenet_deploy.bench.contender import BatchRefusedError, Contender, Process
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.bench.race import RaceResult, race_loaded
+from densenet_deploy.bench.rounds import RoundResults, measure_rounds
 from densenet_deploy.bench.scenarios import SCENARIOS
 from densenet_deploy.errors import BackendError, UsageError
 from densenet_deploy.options import require_choice, require_range
@@ -46,7 +46,7 @@ _CHECKPOINT_PROGRAM: Final = "densenet_deploy.workflows.benchmark.contender"
 _MOST_WARM_UP_ROUNDS: Final = 6
 _FEWEST_ROUNDS: Final = 3  # an interval around fewer would look surer than it is
 
-_Loaded = dict[str, tuple[Contender, Process]]
+_Loaded = dict[str, tuple[Candidate, CandidateWorker]]
 
 
 @dataclass(frozen=True)
@@ -151,18 +151,18 @@ def target_of(out: str | None, *, force: bool) -> Path | None:
     return target
 
 
-def _field(models: Sequence[Path], options: BenchmarkOptions) -> tuple[list[Contender], list[str]]:
+def _field(models: Sequence[Path], options: BenchmarkOptions) -> tuple[list[Candidate], list[str]]:
     """Every model with every backend that reads it, device and number of threads; notes on the pairs left out."""
     streams = _streams(options)
-    field: list[Contender] = []
+    field: list[Candidate] = []
     notes: list[str] = []
     for model, backend in itertools.product(models, options.backends or (None,)):
         if backend is not None and not _reads(backend, model):
             notes.append(f"{model}: {backend} does not read {model.suffix} files; left out")
             continue
-        program = _CHECKPOINT_PROGRAM if is_checkpoint(model) else Contender.program
+        program = _CHECKPOINT_PROGRAM if is_checkpoint(model) else Candidate.program
         field += [
-            Contender(model, backend, device=device, threads=threads, streams=streams, fps=options.fps, program=program)
+            Candidate(model, backend, device=device, threads=threads, streams=streams, fps=options.fps, program=program)
             for device in options.devices or (None,)
             for threads in options.threads or (None if streams == 1 else max(1, usable_cpus() // streams),)
         ]
@@ -189,12 +189,12 @@ def _reads(backend: str, model: Path) -> bool:
     return reads
 
 
-def _load(field: Sequence[Contender], stack: contextlib.ExitStack) -> tuple[_Loaded, list[str]]:
+def _load(field: Sequence[Candidate], stack: contextlib.ExitStack) -> tuple[_Loaded, list[str]]:
     """Start the contenders one after the other, so that each loads undisturbed; leave out who refuses the batch."""
     loaded: _Loaded = {}
     notes: list[str] = []
     for number, contender in enumerate(field):
-        process = stack.enter_context(Process(contender))
+        process = stack.enter_context(CandidateWorker(contender))
         try:
             _ = process.opening
         except BatchRefusedError as exc:
@@ -208,11 +208,11 @@ def _load(field: Sequence[Contender], stack: contextlib.ExitStack) -> tuple[_Loa
 def _measure(loaded: _Loaded, options: BenchmarkOptions, hashes: dict[Path, str]) -> Iterator[Measurement]:
     if not loaded:
         return
-    result = race_loaded(
+    result = measure_rounds(
         {name: process for name, (_, process) in loaded.items()},
         rounds=options.rounds,
-        turn_seconds=options.seconds / options.rounds,
-        most_warm_up_rounds=_MOST_WARM_UP_ROUNDS,
+        seconds_per_round=options.seconds / options.rounds,
+        max_warm_up_rounds=_MOST_WARM_UP_ROUNDS,
     )
     first = next(iter(loaded))
     for name, (contender, _) in loaded.items():
@@ -220,14 +220,14 @@ def _measure(loaded: _Loaded, options: BenchmarkOptions, hashes: dict[Path, str]
 
 
 def _measurement(
-    name: str, first: str, contender: Contender, result: RaceResult, scenario: str, sha256: str
+    name: str, first: str, contender: Candidate, result: RoundResults, scenario: str, sha256: str
 ) -> Measurement:
     return Measurement(
-        contender=contender,
+        candidate=contender,
         scenario=scenario,
         sha256=sha256,
         opening=result.openings[name],
-        turns=result.turns[name],
+        timings=result.timings[name],
         warm_up_rounds=result.warm_up_rounds,
         steady=name not in result.unsteady,
         speedup=None if name == first else result.speedup(name, over=first),

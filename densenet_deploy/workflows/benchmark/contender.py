@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from densenet_deploy.bench.contender import serve_contender
+from densenet_deploy.bench.candidate import serve_candidate
 from densenet_deploy.workflows.load import open_model
 
 
 def main() -> None:
     """Be a contender's process."""
-    serve_contender(open_model)
+    serve_candidate(open_model)

@@ -10,16 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from densenet_deploy.bench.comparison import EarlierRun, key_of, speedup_since, unmatched, verdict
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import NOISY_VARIATION, NOTICED_OUTSIDE, Measurement, flat
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import printable
-
-if TYPE_CHECKING:
-    from densenet_deploy.workflows.benchmark.trtexec_report import TrtexecReport
 
 _SCHEMA: Final = 1
 _MIB: Final = 2**20
@@ -134,7 +131,7 @@ class BenchmarkReport:
         return tuple(told)
 
 
-def file_content(report: BenchmarkReport | TrtexecReport, suffix: str) -> bytes:
+def file_content(report: BenchmarkReport, suffix: str) -> bytes:
     """Return the report as the bytes of a `.csv` file (one row a result) or a `.json` file."""
     facts = report.to_json()
     if suffix.lower() == ".csv":
@@ -159,12 +156,12 @@ _HEADER: Final = ("model", "backend", "precision", "batch", "threads", "ms [95 %
 
 def _row(result: Measurement) -> tuple[str, ...]:
     placement, interval = result.opening.placement, result.interval_ms
-    streams = "" if result.contender.streams == 1 else f"{result.contender.streams} x "
+    streams = "" if result.candidate.streams == 1 else f"{result.candidate.streams} x "
     return (
-        printable(result.contender.model.name, 60),
+        printable(result.candidate.model.name, 60),
         placement.backend if placement.device == "cpu" else f"{placement.backend} {placement.device}",
         placement.precision,
-        str(result.contender.batch),
+        str(result.candidate.batch),
         f"{streams}{placement.threads}",
         f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]",
         f"{result.latency.p90:.2f}",
@@ -201,8 +198,8 @@ def _comparison_line(result: Measurement, compared: Compared | None) -> str:
 
 
 def _title(result: Measurement) -> str:
-    backend, batch = result.opening.placement.backend, result.contender.batch
-    return f"{printable(result.contender.model.name, 60)} on {backend}, batch {batch}"
+    backend, batch = result.opening.placement.backend, result.candidate.batch
+    return f"{printable(result.candidate.model.name, 60)} on {backend}, batch {batch}"
 
 
 def _times(speedup: Interval) -> str:

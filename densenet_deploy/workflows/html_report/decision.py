@@ -88,7 +88,7 @@ def entries_of(material: Material) -> list[Entry]:
     """The models that were measured, each at its best, at the smallest batch of the first scenario."""
     measured = [result for result in material.results if model_called(result.model, material.models) is not None]
     usable = [result for result in measured if not is_stale(result, material.models)]
-    refused = {validation.model for validation in material.validations if not validation.passed}
+    refused = {validation.model for validation in material.validations if validation.passed is False}
     if not usable:
         return []
     first = min(usable, key=lambda result: result.batch)
@@ -153,7 +153,7 @@ def _about_measurements(material: Material) -> list[str]:
     stale = sorted({result.model for result in material.results if is_stale(result, material.models)})
     told += [f"{name} has changed since it was measured; that measurement was left aside." for name in stale]
     for validation in material.validations:
-        if not validation.passed and model_called(validation.model, material.models) is not None:
+        if validation.passed is False and model_called(validation.model, material.models) is not None:
             told.append(f"{validation.model} missed a gate, and was not considered: {'; '.join(validation.failed)}.")
     return list(dict.fromkeys(told))
 

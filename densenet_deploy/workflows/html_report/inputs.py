@@ -211,13 +211,13 @@ class ParityFacts:
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found; `layers` are the worst, where it looked at them."""
+    """What `validate` found; `layers` are the worst, where it compared them, and `passed` is None without a gate."""
 
     path: Path
     reference: str
     candidate: str
     parity: ParityFacts
-    passed: bool
+    passed: bool | None
     failed: tuple[str, ...]
     first_divergence: str
     layers: tuple[ParityFacts, ...]
@@ -232,7 +232,7 @@ class Validation:
             reference=report.text("reference"),
             candidate=report.text("candidate"),
             parity=ParityFacts.of("outputs", report.part("parity")),
-            passed=report.flag("passed"),
+            passed=None if report.facts["passed"] is None else report.flag("passed"),
             failed=report.texts("failed"),
             first_divergence=report.known_text("first_divergence"),
             layers=tuple(ParityFacts.of(layer.text("name"), layer) for layer in report.parts("worst_layers")),

@@ -92,6 +92,8 @@ def _place_of(described: str) -> str:
 def _verdict(validation: Validation) -> Cell:
     if validation.passed:
         return Cell("passed", "passed", tone="good")
+    if validation.passed is None:
+        return Cell("no gate", "no gate")
     return Cell(f"missed: {'; '.join(validation.failed)}", "missed", tone="bad")
 
 

@@ -14,6 +14,7 @@ from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precis
 from densenet_deploy.analysis.training_memory import TrainingMemory, training_memory
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
+from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
@@ -25,7 +26,7 @@ from densenet_deploy.workflows.inspect.operator_profile import (
     profile_file,
     profile_model,
 )
-from densenet_deploy.workflows.load import Architecture, ModelRequest, build
+from densenet_deploy.workflows.load import ModelRequest, build
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def requested_variant(request: ModelRequest) -> Variant:
     """
     variant = find_variant("121" if request.variant is None else request.variant)
     changes = request.architecture.changes()
-    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant  # type: ignore[arg-type]
+    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant
 
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:

@@ -1,4 +1,4 @@
-"""A contender that is a network of a sweep, built from the file that names it, with random weights."""
+"""A candidate that is a network of a sweep, built from the file that names it, with random weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from densenet_deploy.bench.contender import serve_contender
+from densenet_deploy.bench.candidate import serve_candidate
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -29,5 +29,5 @@ def open_network(path: Path, backend: str | None, device: str | None, options: R
 
 
 def main() -> None:
-    """Be a contender's process."""
-    serve_contender(open_network)
+    """Serve a candidate that `open_network` opens."""
+    serve_candidate(open_network)

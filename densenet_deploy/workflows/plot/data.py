@@ -20,6 +20,7 @@ from densenet_deploy.analysis.plots.reuse import ReuseData
 from densenet_deploy.analysis.reuse import reuse_maps
 from densenet_deploy.artifacts import Artifact, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -30,7 +31,7 @@ from densenet_deploy.workflows.inspect.inspect import (
     inspect_variant,
     requested_variant,
 )
-from densenet_deploy.workflows.load import Architecture, DescribedModel, ModelRequest, build, is_checkpoint
+from densenet_deploy.workflows.load import DescribedModel, ModelRequest, build, is_checkpoint
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_data
 

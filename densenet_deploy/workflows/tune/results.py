@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.workflows.tune.candidates import Candidate
 
@@ -89,11 +89,8 @@ class Quality:
     @classmethod
     def read(cls, facts: Facts) -> Self:
         """Read what `to_json` wrote; KeyError or TypeError if it is something else."""
-        parity = dict(facts["parity"])
-        without = math.inf if facts["identical"] else math.nan
-        parity |= {name: without for name in ("sqnr_db",) if parity[name] is None}
         values = {name: value for name, value in facts.items() if name != "identical"}
-        return cls(**{**values, "parity": Parity(**parity)})
+        return cls(**{**values, "parity": Parity.from_json(facts["parity"])})
 
 
 @dataclass(frozen=True)

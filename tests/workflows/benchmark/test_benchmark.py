@@ -1,4 +1,4 @@
-"""Models side by side: every contender measured, what does not fit left out with a note, the files that are written."""
+"""Models side by side: every candidate measured, what does not fit left out with a note, the files that are written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair_onnx(tmp_path_factory):
 
 def test_every_model_backend_and_batch_is_measured(tiny_onnx, checkpoint):
     report = benchmark([tiny_onnx, checkpoint], _quick(batches=(1, 3)))
-    found = [(r.contender.model, r.opening.placement.backend, r.contender.batch) for r in report.results]
+    found = [(r.candidate.model, r.opening.placement.backend, r.candidate.batch) for r in report.results]
     assert found == [
         (tiny_onnx, "onnxruntime", 1),
         (checkpoint, "torch", 1),
@@ -68,13 +68,13 @@ def test_backends_and_threads_multiply_and_what_cannot_be_read_is_left_out_with_
 
 def test_a_fixed_batch_is_measured_there_alone(pair_onnx, tiny_onnx):
     report = benchmark([pair_onnx, tiny_onnx], _quick(batches=(1, 2)))
-    found = [(r.contender.model, r.contender.batch) for r in report.results]
+    found = [(r.candidate.model, r.candidate.batch) for r in report.results]
     assert found == [(tiny_onnx, 1), (pair_onnx, 2), (tiny_onnx, 2)]
-    assert sum("takes no batch of 1" in note for note in report.notes) == 1
+    assert sum("does not accept batch 1" in note for note in report.notes) == 1
 
 
 def test_it_is_an_error_when_nothing_is_left(pair_onnx, tiny_onnx):
-    with pytest.raises(BackendError, match="takes no batch of 3"):
+    with pytest.raises(BackendError, match="does not accept batch 3"):
         benchmark([pair_onnx], _quick(batches=(3,)))
     with pytest.raises(BackendError, match="torch does not read"):
         benchmark([tiny_onnx], _quick(backends=("torch",)))
@@ -93,7 +93,7 @@ def test_the_report_is_plain_json_with_the_promised_keys(tiny_onnx):
 
 def test_offline_runs_several_runners_and_a_camera_counts_frames(tiny_onnx):
     (offline,) = benchmark([tiny_onnx], _quick(scenario="offline", streams=2, threads=(1,))).results
-    assert (offline.contender.streams, offline.opening.placement.threads) == (2, 1)
+    assert (offline.candidate.streams, offline.opening.placement.threads) == (2, 1)
     assert offline.camera is None
     report = benchmark([tiny_onnx], _quick(scenario="camera", fps=100.0))
     (camera,) = report.results
@@ -139,8 +139,8 @@ def test_calls_that_are_mostly_copies_and_checks_are_named(tiny_onnx):
     assert 0 < result.outside_share < 1
 
     def noted(share: float) -> list[str]:
-        turns = [dataclasses.replace(turn, inside_seconds=sum(turn.seconds) * (1 - share)) for turn in result.turns]
-        changed = dataclasses.replace(report, results=(dataclasses.replace(result, turns=tuple(turns)),))
+        turns = [dataclasses.replace(turn, inside_seconds=sum(turn.seconds) * (1 - share)) for turn in result.timings]
+        changed = dataclasses.replace(report, results=(dataclasses.replace(result, timings=tuple(turns)),))
         return [note for note in changed.notes if "copies and checks" in note]
 
     assert noted(0.09) == []

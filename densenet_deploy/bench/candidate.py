@@ -1,15 +1,15 @@
-"""One model in a process of its own, which runs it when told to.
+"""A candidate is a model to time; its worker is the process that runs it when asked.
 
 The waiting threads of a backend spin on the cores for a while, so two models in one process disturb each other. Here
-each lives alone and blocks on its standard input until its turn. Both sides speak lines of JSON::
+each has a process of its own that blocks on its standard input until its next round. Both sides speak lines of JSON::
 
     parent   {"model": "a.onnx", "backend": null, "batch": 1, ...}      once
     child    {"placement": {"backend": "onnxruntime", ...}, ...}        or {"error": ["ModelFileError", ...]}
-    parent   0.25                                                       a turn of so many seconds
+    parent   0.25                                                       run for that many seconds
     child    {"seconds": [0.0151, 0.0149, ...], "peak_memory_bytes": 350000000, ...}
 
-What a backend prints goes to standard error, and is shown with -v. A terminal's Ctrl-C reaches the parent alone, which
-ends its children; a child whose parent is gone ends by itself.
+What a backend prints goes to standard error, and is shown with -v. A terminal's Ctrl-C reaches only the parent, which
+ends its children; a child whose parent has ended ends by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
@@ -34,7 +34,7 @@ import numpy as np
 
 from densenet_deploy import errors
 from densenet_deploy.bench.machine import gpu_memory_used_bytes
-from densenet_deploy.bench.scenarios import Timing, Turn, camera, offline, single_stream
+from densenet_deploy.bench.scenarios import Call, RoundTiming, camera, offline, single_stream
 from densenet_deploy.errors import BackendError, DensenetDeployError, FeedError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
@@ -44,10 +44,8 @@ from densenet_deploy.runtime.feeds import Feeds
 from densenet_deploy.runtime.runner import Placement, Runner, RunnerOptions, open_runner
 from densenet_deploy.runtime.timing import BackendClock
 
-_PAUSE_SECONDS: Final = 0.05  # after a turn, for its threads to stop spinning
+_PAUSE_SECONDS: Final = 0.05  # after each round, until the threads of the backend stop spinning
 _STATUS: Final = Path("/proc/self/status")
-_MOST_STREAMS: Final = 1024
-_HIGHEST_FPS: Final = 10_000.0
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +53,20 @@ Opener = Callable[[Path, str | None, str | None, RunnerOptions], Runner]
 
 
 class BatchRefusedError(BackendError):
-    """The model takes no batch of that size, though it may take others."""
+    """The model does not accept this batch size, though it may accept others."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """What to time: a model file on a backend, with seeded noise of `batch` images.
+class Candidate:
+    """A model to time, on seeded noise.
 
     Attributes:
         model: an ONNX or OpenVINO file, or whatever else `program` opens.
         backend, device, precision, threads: see `open_runner` and `RunnerOptions`; None means their defaults.
-        streams: runners of the model that work at the same time, `threads` each.
-        fps: let a camera give the images, one `batch` a frame; None: as soon as the one before is done.
-        program: the module whose `main` the process runs; it calls `serve_contender`.
+        batch: images per call.
+        streams: runners of the model that work at the same time, with `threads` each.
+        fps: images arrive as the frames of a camera, one batch per frame; None: as soon as the last call is done.
+        program: the module whose `main` the process runs; it calls `serve_candidate`.
     """
 
     model: Path
@@ -78,24 +77,24 @@ class Contender:
     threads: int | None = None
     streams: int = 1
     fps: float | None = None
-    program: str = "densenet_deploy.bench.contender"
+    program: str = "densenet_deploy.bench.candidate"
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 65536)
-        require_range("streams", self.streams, 1, _MOST_STREAMS)
+        require_range("streams", self.streams, 1, 1024)
         if self.fps is not None:
-            require_range("fps", self.fps, 0.01, _HIGHEST_FPS)
+            require_range("fps", self.fps, 0.01, 10_000.0)
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How the model came up.
+    """How a model was opened.
 
     Attributes:
         placement: where it runs.
-        load_seconds: of opening it, the import of its backend included.
-        first_seconds: of the first call.
-        device_memory_bytes: by how much the memory in use on the NVIDIA GPUs grew meanwhile; None on other devices.
+        load_seconds: time to open it, including the import of its backend.
+        first_seconds: time of the first call.
+        device_memory_bytes: growth of the memory in use on the NVIDIA GPUs; None on other devices.
     """
 
     placement: Placement
@@ -104,24 +103,29 @@ class Opening:
     device_memory_bytes: int | None
 
 
-class Process:
-    """A contender's process, ready for its turns; a context manager."""
+class CandidateWorker:
+    """The process of a candidate; a context manager.
 
-    def __init__(self, contender: Contender) -> None:
-        """Start the process, which loads the model while the caller goes on."""
-        self._contender = contender
-        self._process = start(contender.program, verbose=log.isEnabledFor(logging.INFO))
-        self._tell(asdict(contender) | {"model": str(contender.model)})
+    >>> with CandidateWorker(Candidate(Path("a.onnx"))) as worker:             # doctest: +SKIP
+    ...     worker.measure(seconds=1.0).median
+    0.0151
+    """
+
+    def __init__(self, candidate: Candidate) -> None:
+        """Start the process; it loads the model while the caller continues."""
+        self._candidate = candidate
+        self._process = start(candidate.program, verbose=log.isEnabledFor(logging.INFO))
+        self._send(asdict(candidate) | {"model": str(candidate.model)})
 
     @functools.cached_property
     def opening(self) -> Opening:
-        """How the model came up, once it is loaded and has run once.
+        """How the model was opened; waits until it is loaded and has run once.
 
         Raises:
-            BatchRefusedError: if the model does not take that batch.
+            BatchRefusedError: if the model does not accept the batch size.
             DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
         """
-        answer = self._hear()
+        answer = self._receive()
         facts = answer["placement"]
         return Opening(**answer | {"placement": Placement(**facts | {"notes": tuple(facts["notes"])})})
 
@@ -130,20 +134,20 @@ class Process:
         """Where the model runs, once it is loaded; raises as `opening` does."""
         return str(self.opening.placement)
 
-    def turn(self, seconds: float) -> Turn:
-        """Let the model run for about `seconds`, warm-up calls not counted, and wait until its threads are quiet.
+    def measure(self, seconds: float) -> RoundTiming:
+        """Run the model for about `seconds` after its warm-up calls, and wait until its threads are quiet.
 
         Raises:
             DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
         """
         _ = self.opening  # waits until it is loaded
-        self._tell(seconds)
-        answer = self._hear()
+        self._send(seconds)
+        answer = self._receive()
         time.sleep(_PAUSE_SECONDS)
-        return Turn(**answer | {"seconds": tuple(answer["seconds"])})
+        return RoundTiming(**answer | {"seconds": tuple(answer["seconds"])})
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the process, in the middle of a call if it must be `at_once`."""
+        """End the process; with `at_once` even in the middle of a call."""
         if not at_once and self._process.stdin is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
@@ -158,16 +162,16 @@ class Process:
     ) -> None:
         self.close(at_once=exc is not None)
 
-    def _tell(self, question: object) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a child that is gone shows when it is heard
+    def _send(self, question: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a child that has ended is noticed when its answer is read
             say(self._process.stdin, question)
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise BackendError(self._contender.model, f"its process ended with {code}", "run it alone to see why")
+            raise BackendError(self._candidate.model, f"its process ended with {code}", "run it alone to see why")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             name, subject, why, fix = answer["error"]
@@ -177,41 +181,36 @@ class Process:
 
 
 def main() -> None:
-    """Be a contender's process."""
-    serve_contender(open_runner)
+    """Serve a candidate that `open_runner` opens."""
+    serve_candidate(open_runner)
 
 
-def serve_contender(opener: Opener) -> None:
-    """Be a contender's process, whose model `opener` opens: answer what stands on standard input, until it ends."""
+def serve_candidate(opener: Opener) -> None:
+    """Be the process of a candidate whose model `opener` opens, until standard input ends."""
     with answers() as stream:
         _serve(sys.stdin.buffer, stream, opener)
 
 
 def _serve(questions: BinaryIO, stream: BinaryIO, opener: Opener) -> None:
-    """Open the model that the first line of `questions` names and answer each further line with a turn."""
     first = questions.readline()
     if not first:
         return  # the parent ended before it asked
     facts = json.loads(first)
-    for answer in _answers(Contender(**(facts | {"model": Path(facts["model"])})), questions, opener):
+    for answer in _answers(Candidate(**(facts | {"model": Path(facts["model"])})), questions, opener):
         say(stream, answer)
 
 
-def _answers(wanted: Contender, questions: BinaryIO, opener: Opener) -> Iterator[dict[str, object]]:
+def _answers(candidate: Candidate, questions: BinaryIO, opener: Opener) -> Iterator[dict[str, object]]:
     try:
         with contextlib.ExitStack() as stack:
-            opening, runners = _open(wanted, opener, stack)
-            feeds = _noise(runners[0], wanted.batch)
+            opening, runners = _open(candidate, opener, stack)
+            feeds = _noise(runners[0], candidate.batch)
             clock = BackendClock(runners[0])
+            calls: list[Call] = [functools.partial(runner.run, feeds) for runner in runners]
             yield asdict(opening)
             for line in questions:
                 clock.calls.clear()
-                timing = _timed([functools.partial(runner.run, feeds) for runner in runners], wanted, json.loads(line))
-                alone = len(runners) == 1 and wanted.fps is None
-                yield {field.name: getattr(timing, field.name) for field in fields(timing)} | {
-                    "peak_memory_bytes": peak_memory_bytes(),
-                    "inside_seconds": math.fsum(clock.calls[-len(timing.seconds) :]) if alone else None,
-                }
+                yield asdict(_with_backend_time(_timed(calls, candidate, json.loads(line)), candidate, clock))
     except Exception as exc:
         error = exc if isinstance(exc, DensenetDeployError) else errors.from_memory_error(exc)
         if error is None:
@@ -219,35 +218,45 @@ def _answers(wanted: Contender, questions: BinaryIO, opener: Opener) -> Iterator
         yield {"error": [type(error).__name__, error.subject, error.why, error.fix]}
 
 
-def _open(wanted: Contender, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:
-    options = RunnerOptions(threads=wanted.threads, precision=wanted.precision, batch=wanted.batch, check_values=False)
+def _with_backend_time(timing: RoundTiming, candidate: Candidate, clock: BackendClock) -> RoundTiming:
+    inside = math.fsum(clock.calls[-len(timing.seconds) :])
+    is_single = candidate.streams == 1 and candidate.fps is None
+    return replace(timing, peak_memory_bytes=peak_memory_bytes(), inside_seconds=inside if is_single else None)
+
+
+def _open(candidate: Candidate, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:
+    options = RunnerOptions(
+        threads=candidate.threads, precision=candidate.precision, batch=candidate.batch, check_values=False
+    )
     memory, start = gpu_memory_used_bytes(), time.perf_counter()
     runners = [
-        stack.enter_context(opener(wanted.model, wanted.backend, wanted.device, options)) for _ in range(wanted.streams)
+        stack.enter_context(opener(candidate.model, candidate.backend, candidate.device, options))
+        for _ in range(candidate.streams)
     ]
     load_seconds = time.perf_counter() - start
-    first_seconds = _first_call(wanted, runners[0])
+    first_seconds = _first_call(candidate, runners[0])
     grown = None
     if memory is not None and runners[0].placement.device.startswith("cuda"):
         grown = (gpu_memory_used_bytes() or memory) - memory
     return Opening(runners[0].placement, load_seconds, first_seconds, grown), runners
 
 
-def _first_call(wanted: Contender, runner: Runner) -> float:
+def _first_call(candidate: Candidate, runner: Runner) -> float:
     fixed = fixed_batch(runner)
-    if fixed not in (None, wanted.batch):
-        fix = f"time it with batch {fixed}, or export with --batch dynamic"
-        raise BatchRefusedError(wanted.model, f"takes no batch of {wanted.batch}", fix)
-    feeds, start = _noise(runner, wanted.batch), time.perf_counter()
+    why = f"does not accept batch {candidate.batch}"
+    if fixed not in (None, candidate.batch):
+        fix = f"time it with batch {fixed}, or export it with --batch dynamic"
+        raise BatchRefusedError(candidate.model, why, fix)
+    feeds, start = _noise(runner, candidate.batch), time.perf_counter()
     try:
         runner.run(feeds)
     except FeedError as exc:
-        raise BatchRefusedError(wanted.model, f"takes no batch of {wanted.batch}: {exc.why}", exc.fix) from exc
+        raise BatchRefusedError(candidate.model, f"{why}: {exc.why}", exc.fix) from exc
     return time.perf_counter() - start
 
 
 def _noise(runner: Runner, batch: int) -> Feeds:
-    """Seeded noise; where the model takes images of any size, of the size that its facts name."""
+    """Seeded noise; for a model of any image size, of the size in its manifest."""
     spec = runner.inputs[0]
     known = runner.manifest.preprocessing if runner.manifest else Preprocessing()
     usual = (batch, 3, known.image_size, known.image_size)
@@ -255,17 +264,17 @@ def _noise(runner: Runner, batch: int) -> Feeds:
     return {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
 
 
-def _timed(calls: list[Callable[[], object]], wanted: Contender, seconds: float) -> Timing:
+def _timed(calls: list[Call], candidate: Candidate, seconds: float) -> RoundTiming:
     if len(calls) > 1:
         return offline(calls, seconds)
-    return single_stream(calls[0], seconds) if wanted.fps is None else camera(calls[0], seconds, wanted.fps)
+    return single_stream(calls[0], seconds) if candidate.fps is None else camera(calls[0], seconds, candidate.fps)
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident set of this process so far; 0 where the system does not say.
+    """Return the largest resident set of this process so far; 0 if the system does not report it.
 
-    Linux: VmHWM of proc_pid_status(5). The maximum of getrusage(2) survives exec(3) there: a child starts with the
-    parent's. Elsewhere getrusage, in bytes on macOS and KiB on other systems.
+    Linux: VmHWM of proc_pid_status(5). The maximum of getrusage(2) survives exec(3) there: a child starts with that of
+    its parent. Elsewhere getrusage, in bytes on macOS and KiB on other systems.
     """
     peak_kib = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE) if _STATUS.exists() else None
     if peak_kib is not None:
