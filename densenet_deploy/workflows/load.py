@@ -14,7 +14,7 @@ from densenet_deploy.manifest import Manifest, Preprocessing, Triple
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.notes import untrained_note
@@ -73,6 +73,10 @@ class DescribedModel:
     manifest: Manifest
     notes: tuple[str, ...]
 
+    def runner_source(self) -> ModuleSource:
+        """Return what `open_runner` takes: the module with its facts."""
+        return ModuleSource(self.module, self.manifest)
+
 
 def build(request: ModelRequest) -> DescribedModel:
     """Build or load what `request` asks for.
@@ -97,14 +101,13 @@ def build(request: ModelRequest) -> DescribedModel:
         allow_nonfinite=request.allow_nonfinite,
     )
     manifest = _describe(loaded, request)
-    loaded.module.manifest = manifest
     return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
 
 
 def load_model(
     source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
 ) -> torch.nn.Module:
-    """Return a DenseNet module in eval mode, ready for `open_runner`.
+    """Return a DenseNet module in eval mode; see `load` for the module together with its facts.
 
     >>> module = load_model("examples/digits/densenet_digits.safetensors")    # doctest: +SKIP
 
@@ -113,11 +116,16 @@ def load_model(
         weights: for a variant: `none`, `imagenet`, a torchvision name or a file.
         num_classes: None means as the checkpoint or the variant says.
     """
+    return load(source, weights=weights, num_classes=num_classes).module
+
+
+def load(
+    source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
+) -> DescribedModel:
+    """Return a DenseNet and its facts, ready for `open_runner`; arguments as in `load_model`."""
     if is_checkpoint(Path(source)):
-        request = ModelRequest(weights=str(source), num_classes=num_classes)
-    else:
-        request = ModelRequest(variant=str(source), weights=weights, num_classes=num_classes)
-    return build(request).module
+        return build(ModelRequest(weights=str(source), num_classes=num_classes))
+    return build(ModelRequest(variant=str(source), weights=weights, num_classes=num_classes))
 
 
 def open_model(
@@ -130,7 +138,7 @@ def open_model(
         BackendError: if the backend or device cannot be had.
     """
     path = Path(model)
-    return open_runner(load_model(path) if is_checkpoint(path) else path, backend, device, options)
+    return open_runner(load(path) if is_checkpoint(path) else path, backend, device, options)
 
 
 def is_checkpoint(path: Path) -> bool:

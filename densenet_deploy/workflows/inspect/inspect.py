@@ -162,7 +162,7 @@ def inspect_variant(
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
     if options.profile is None:
         return report
-    profile = profile_model(build(request).module, options.batch, options.profile)
+    profile = profile_model(build(request), options.batch, options.profile)
     return dataclasses.replace(report, profile=profile)
 
 

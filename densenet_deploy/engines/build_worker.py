@@ -1,71 +1,40 @@
-"""The child that builds; its parent is `builder.Builder`.
+"""The worker that builds an engine; `builder.Builder` is its parent.
 
-It is started early, and imports TensorRT while the parent prepares the graph. Both sides speak lines of JSON::
+It is started early, and imports TensorRT while the parent prepares the graph. Lines of JSON (see `worker.py`)::
 
-    parent   {"options": {...}, "verbose": false}
-    child    {"version": "1.7.1.116", "gpu": null, ...}                      or {"error": ["BackendError", ...]}
+    parent   {"flavour": "rtx", "precision": "fp16", ...}                    the options
+    child    {"version": "1.7.1.116", "gpu": null, ...}                      or BackendError, DeviceError, ...
     parent   {"onnx": "artifacts/densenet121.fp16.onnx", "plan": "artifacts/.densenet121.fp16.engine.ab12.tmp"}
-    child    {"written": 24387916}                                           or {"os_error": [28, "No space left ..."]}
+    child    {"written": 24387916}                                           or OSError, ModelFileError, ...
     child    {"sha256": "...", "inputs": [...], "asked": {...}, "proof": {...}, ...}
 
-Between the last two the parent waits for the disk, and this process reads back what it built. It imports little, since
-all of it adds to the memory of the build. A child that finds its standard input closed has lost its parent, and ends.
+Between the last two the parent waits for the disk, and this process reads back what it built. It imports little,
+because each import adds to the memory of the build.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof, from_inspector
 from densenet_deploy.engines.rtx_plan import read_rtx_plan
 from densenet_deploy.engines.support import require_supported
 from densenet_deploy.engines.tensorrt import BuiltEngine, engine_from_onnx
-from densenet_deploy.errors import BackendError, DensenetDeployError, ResourceError
-from densenet_deploy.processes import answers, say
+from densenet_deploy.errors import BackendError, ResourceError
 from densenet_deploy.runtime.gpus import find_gpus
 from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
 from densenet_deploy.runtime.trt import TensorRT, load_tensorrt
 
 
-def main() -> None:
-    """Be the child."""
-    with answers() as stream:
-        _serve(sys.stdin.buffer, stream)
-
-
-def _serve(questions: BinaryIO, stream: BinaryIO) -> None:
-    """Answer the parent: agree to the options, then build."""
-    line = questions.readline()
-    if not line:  # started ahead, and not wanted
+def main(requests: Iterator[Any]) -> Iterator[Mapping[str, Any]]:
+    """Check the options, then build."""
+    facts = next(requests, None)
+    if facts is None:  # started ahead, and not needed
         return
-    request = json.loads(line)
-    if request["verbose"]:
-        import logging
-
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        for answer in _answers(request["options"], questions):
-            say(stream, answer)
-    except MemoryError:
-        fix = "close other programs or build a smaller batch; the ONNX is kept"
-        _say_error(stream, ResourceError("TensorRT", "memory ran out while building", fix))
-    except DensenetDeployError as exc:
-        _say_error(stream, exc)
-
-
-def _say_error(stream: BinaryIO, exc: DensenetDeployError) -> None:
-    say(stream, {"error": [type(exc).__name__, exc.subject, exc.why, exc.fix]})
-
-
-def _answers(facts: Mapping[str, Any], questions: BinaryIO) -> Iterator[Mapping[str, Any]]:
     options = BuildOptions.from_facts(facts)
     trt, gpus = load_tensorrt(options.flavour), find_gpus()
     require_supported(trt, options, gpus)
@@ -75,18 +44,18 @@ def _answers(facts: Mapping[str, Any], questions: BinaryIO) -> Iterator[Mapping[
         "gpu": gpu and gpu.name,
         "compute_capability": gpu and gpu.compute_capability,
     }
-    line = questions.readline()
-    if not line:
-        return
-    _end_with(questions)
-    places = json.loads(line)
-    built = engine_from_onnx(trt, Path(places["onnx"]), options)
-    try:
-        with Path(places["plan"]).open("xb") as file:
-            file.write(built.plan)
-    except OSError as exc:
-        yield {"os_error": [exc.errno, exc.strerror]}
-        return
+    for places in requests:
+        try:
+            yield from _built(trt, Path(places["onnx"]), Path(places["plan"]), options)
+        except MemoryError as exc:
+            fix = "close other programs or build a smaller batch; the ONNX is kept"
+            raise ResourceError("TensorRT", "memory ran out while building", fix) from exc
+
+
+def _built(trt: TensorRT, onnx: Path, plan: Path, options: BuildOptions) -> Iterator[Mapping[str, Any]]:
+    built = engine_from_onnx(trt, onnx, options)
+    with plan.open("xb") as file:
+        file.write(built.plan)
     yield {"written": built.plan.nbytes}
     yield {**_plan_facts(built.plan), **_build_facts(built), "proof": _proof(trt, built.plan, options).to_facts()}
 
@@ -121,13 +90,3 @@ def _proof(trt: TensorRT, plan: Any, options: BuildOptions) -> PrecisionProof:
         raise BackendError("engine", f"does not load where it was built: {trt.log.last_error()}", "report this")
     inspector = engine.create_engine_inspector()
     return from_inspector(inspector.get_engine_information(trt.module.LayerInformationFormat.JSON))
-
-
-def _end_with(questions: BinaryIO) -> None:
-    """End this process when its parent closes the line, whatever native call it is in."""
-
-    def wait() -> None:
-        questions.read()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What `tests/test_child.py` lets children do: modules find it by name, as they find what the package runs."""
+"""Functions that `tests/test_worker.py` runs in child processes, which import this module by its name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def count(to: int) -> Iterator[int]:
 
 
 def print_natively(_to: int) -> Iterator[str]:
-    os.write(1, b"{no JSON\n")
+    os.write(1, b"{not JSON\n")
     os.write(2, b"a warning of a library\n")
     print("printed")
-    yield "said"
+    yield "value"
 
 
 def read_nothing() -> Iterator[int]:
@@ -53,7 +53,7 @@ def take_and_wrap(megabytes: int) -> Iterator[int]:
     try:
         yield from take(megabytes)
     except MemoryError as exc:
-        raise ValueError("is no model") from exc
+        raise ValueError("not a model") from exc
 
 
 def compute() -> Iterator[int]:
@@ -79,7 +79,7 @@ def leave_a_core(folder: str) -> Iterator[int]:
 
 
 def note_the_process(path: str) -> None:
-    """Prepare, and say in which process."""
+    """Prepare, and note the process."""
     with Path(path).open("a") as file:
         file.write(f"{os.getpid()}\n")
 
@@ -88,10 +88,16 @@ def note_nothing(_path: str) -> Iterator[int]:
     yield os.getpid()
 
 
-def break_the_child(parent: int) -> None:
-    """Prepare badly, in the child alone."""
+def end_the_child(parent: int) -> None:
+    """Exit while preparing, in the child only."""
     if os.getpid() != parent:
         sys.exit("no library")
+
+
+def fail_in_the_child(parent: int) -> None:
+    """Raise while preparing, in the child only."""
+    if os.getpid() != parent:
+        raise MemoryError
 
 
 def never_begun(_parent: int) -> Iterator[int]:
