@@ -88,19 +88,20 @@ class BenchmarkOptions:
             require_range("batch", size, 1, 65536)
         for count in self.threads:
             require_range("threads", count, 1, 1024)
-        for word in self.devices:
-            Device.parse(word)
-        for word in self.backends:
-            backends.get(word)
-        for word in self.variants:
-            find_variant(word)
-        if self.fps is not None:
-            require_range("fps", self.fps, *FPS_RANGE)
+        for find, words in ((Device.parse, self.devices), (backends.get, self.backends), (find_variant, self.variants)):
+            for word in words:
+                find(word)  # raises if there is none of that name
+        self._check_scenario()
+
+    def _check_scenario(self) -> None:
         for name, value, scenario in (("fps", self.fps, "camera"), ("streams", self.streams, "offline")):
             if value is not None and self.scenario != scenario:
                 raise UsageError(f"{name}={value:g}", f"applies only to {scenario}", f"add --scenario {scenario}")
-        if self.scenario == "camera" and self.fps is None:
+        if self.scenario != "camera":
+            return
+        if self.fps is None:
             raise UsageError("scenario=camera", "needs a frame rate", "add --fps, such as --fps 30")
+        require_range("fps", self.fps, *FPS_RANGE)
 
 
 @dataclass(frozen=True)
