@@ -84,8 +84,8 @@ def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str],
         options: shape of the input, and operator set.
 
     Raises:
-        ModelFileError: if PyTorch cannot export the module, if its batch size is fixed although it should not be, or if the
-            operator set cannot express it.
+        ModelFileError: if PyTorch cannot export the module, if the module has one batch size only and `options` has
+            none, or if the operator set cannot express it.
     """
     names = (output_names,) if isinstance(output_names, str) else tuple(output_names)
     with _in_eval_mode(module), _quiet():
