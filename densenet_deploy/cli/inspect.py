@@ -95,12 +95,11 @@ def _sweep(
     *,
     measure: bool,
 ) -> Report:
-    from densenet_deploy.workflows.inspect.inspect import requested_variant
+    from densenet_deploy.variants import variant_with
     from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
-    from densenet_deploy.workflows.load import ModelRequest
 
     if options.training or options.profile is not None:
         raise UsageError("--sweep", "goes with neither --training nor --profile", "inspect one network with those")
-    base = requested_variant(ModelRequest(variant=variant, architecture=changes)).spec
+    base = variant_with(variant, changes.changes()).spec
     sweep_options = SweepOptions(options.image_size, options.batch, measure, threads=threads)
     return run_sweep(Sweep.parse(text), base, sweep_options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
 from densenet_deploy.errors import DataError, UsageError
@@ -15,16 +15,13 @@ from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
-from densenet_deploy.variants import Variant, find_variant, variant_for
-from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.variants import DEFAULT_VARIANT, Variant, variant_with
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
     import torch
 
-    from densenet_deploy.models.checkpoints import LoadedModel
-
-DEFAULT_VARIANT: Final = "121"
+    from densenet_deploy.sources import LoadedNetwork
 
 
 @dataclass(frozen=True)
@@ -88,19 +85,20 @@ def build(request: ModelRequest) -> DescribedModel:
         MissingPackageError: if PyTorch is not installed.
     """
     require_packages("export", "torch", "safetensors")
-    from densenet_deploy.models.checkpoints import load_weights
+    from densenet_deploy import sources
+    from densenet_deploy.models.build import DenseNet
 
-    variant = requested_variant(request)
-    loaded = load_weights(
-        request.weights,
-        variant=variant.name if variant and not request.architecture.changes() else None,
-        spec=variant.spec if variant and request.architecture.changes() else None,
+    constraint = sources.WeightsConstraint(
+        variant=requested_variant(request),
         num_classes=_wanted_classes(request),
         head=request.head,
         seed=request.seed,
         allow_nonfinite=request.allow_nonfinite,
     )
-    manifest = _describe(loaded, request)
+    loaded = sources.load(request.weights, constraint)
+    if not isinstance(loaded.module, DenseNet) or loaded.variant is None:
+        raise UsageError(request.weights, "is not a checkpoint", "give a checkpoint, or a name of public weights")
+    manifest = _describe(loaded, loaded.variant, request)
     return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
 
 
@@ -155,10 +153,7 @@ def requested_variant(request: ModelRequest) -> Variant | None:
     changes = request.architecture.changes()
     if request.variant is None and request.weights != "none" and not changes:
         return None
-    variant = find_variant(request.variant or DEFAULT_VARIANT)
-    if not changes:
-        return variant
-    return variant_for(dataclasses.replace(variant.spec, **changes))
+    return variant_with(request.variant, changes)
 
 
 def _wanted_classes(request: ModelRequest) -> int | None:
@@ -167,27 +162,27 @@ def _wanted_classes(request: ModelRequest) -> int | None:
     return request.num_classes
 
 
-def _describe(loaded: LoadedModel, request: ModelRequest) -> Manifest:
-    spec = loaded.variant.spec
+def _describe(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Manifest:
+    spec = variant.spec
     labels = request.labels if request.labels is not None else _known_labels(loaded)
     if labels and spec.head != "features" and len(labels) != spec.num_classes:
         why = f"{len(labels)} labels for {spec.num_classes} classes"
         raise DataError("labels", why, "give one label a class, or --num-classes")
     return Manifest(
-        variant=loaded.variant.name,
+        variant=variant.name,
         spec=spec.to_facts(),
         weights=loaded.origin,
-        preprocessing=_preprocessing(loaded, request, spec),
+        preprocessing=_preprocessing(loaded, variant, request),
         labels=labels,
     )
 
 
-def _known_labels(loaded: LoadedModel) -> tuple[str, ...]:
+def _known_labels(loaded: LoadedNetwork) -> tuple[str, ...]:
     return loaded.labels or (loaded.manifest.labels if loaded.manifest else ())
 
 
-def _preprocessing(loaded: LoadedModel, request: ModelRequest, spec: DenseNetSpec) -> Preprocessing:
-    known = loaded.manifest.preprocessing if loaded.manifest else loaded.variant.preprocessing
+def _preprocessing(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Preprocessing:
+    spec, known = variant.spec, loaded.manifest.preprocessing if loaded.manifest else variant.preprocessing
     size = request.image_size or known.image_size
     if size < spec.smallest_image_size:
         why = f"is too small for {len(spec.blocks)} blocks behind the {spec.stem} stem"

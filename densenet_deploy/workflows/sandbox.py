@@ -131,7 +131,7 @@ def _is_whole(file: UntrustedFile) -> bool:
 
 
 def _holds_weights(path: Path) -> bool:
-    from densenet_deploy.models.checkpoint_zip import require_weights_zip
+    from densenet_deploy.sources.checkpoint_file import require_weights_zip
 
     require_file(path)
     with path.open("rb") as opened:
@@ -183,7 +183,7 @@ def prepare(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> None:
 
 def _modules(loader: Loader, path: Path, backend: str | None) -> tuple[str, ...]:
     if loader is Loader.WEIGHTS:
-        return ("torch", "densenet_deploy.models.checkpoint_file")
+        return ("torch", "densenet_deploy.sources.checkpoint_file")
     if loader is Loader.GRAPH:
         return ("densenet_deploy.graph.onnx_file",)
     if loader is Loader.SIMPLIFIER:
@@ -214,7 +214,7 @@ def load(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> Iterator[tup
 
 def _load(loader: Loader, path: Path, backend: str | None) -> None:
     if loader is Loader.WEIGHTS:
-        from densenet_deploy.models.checkpoint_file import read_checkpoint
+        from densenet_deploy.sources.checkpoint_file import read_checkpoint
 
         read_checkpoint(path)
     elif loader is Loader.SESSION:

@@ -27,7 +27,7 @@ from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine, dry_run
 from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
