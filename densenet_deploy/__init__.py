@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from densenet_deploy.variants.spec import DenseNetSpec
     from densenet_deploy.workflows.cast import CastOptions, cast
     from densenet_deploy.workflows.compare import CompareOptions, compare
-    from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
     from densenet_deploy.workflows.export import ExportOptions, export
     from densenet_deploy.workflows.inspect.inspect import InspectOptions
     from densenet_deploy.workflows.load import load
@@ -51,7 +51,7 @@ _HOMES: Final = {
     "CompareOptions": "workflows.compare",
     "DenseNetSpec": "variants.spec",
     "DensenetDeployError": "errors",
-    "EvaluateOptions": "workflows.evaluate.evaluate",
+    "EvaluateOptions": "workflows.evaluate",
     "ExportOptions": "workflows.export",
     "Gate": "parity.gates",
     "InspectOptions": "workflows.inspect.inspect",
@@ -68,7 +68,7 @@ _HOMES: Final = {
     "UntrainedWeightsWarning": "model",
     "cast": "workflows.cast",
     "compare": "workflows.compare",
-    "evaluate": "workflows.evaluate.evaluate",
+    "evaluate": "workflows.evaluate",
     "export": "workflows.export",
     "load": "workflows.load",
     "open_runner": "runtime.runner",

@@ -57,7 +57,7 @@ class ExportOptions:
     opset: int = 20
 
     def __post_init__(self) -> None:
-        require_range("opset", self.opset, 18, 23)
+        require_range("opset", self.opset, 16, 23)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
 
@@ -231,11 +231,10 @@ def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.Mo
     assert model.manifest is not None
     assert model.module is not None
     with stages("torch export"):
-        from densenet_deploy.models.to_onnx import ExportOptions as TranslationOptions
-        from densenet_deploy.models.to_onnx import onnx_from_module
+        from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 
-        how = TranslationOptions(model.manifest.preprocessing.image_size, options.batch, options.opset)
-        raw = onnx_from_module(model.module, model.output_names[0], how)
+        how = OnnxOptions(model.manifest.preprocessing.image_size, batch=options.batch, opset=options.opset)
+        raw = onnx_from_module(model.module, model.output_names, how)
     with stages("simplify"):
         return simplify_graph(raw, model.name).proto
 

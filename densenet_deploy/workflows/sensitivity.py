@@ -24,7 +24,7 @@ from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
 from densenet_deploy.records import write_json
 from densenet_deploy.reports import TimedReport, line, table, wrote
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.notes import untrained_note
