@@ -49,7 +49,7 @@ from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportTarget, export_onnx
 from densenet_deploy.workflows.load import ModelRequest, load_model
 from densenet_deploy.workflows.quantize.options import QuantizeOptions

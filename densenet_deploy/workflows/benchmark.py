@@ -12,14 +12,14 @@ import csv
 import functools
 import io
 import itertools
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from densenet_deploy.artifacts import Artifact, output_path, prepare_output, sha256_of, write_file
+from densenet_deploy.artifacts import Artifact, StrPath, output_path, prepare_output, sha256_of, write_file
 from densenet_deploy.bench.candidate import FPS_RANGE, Candidate, CandidateWorker
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import NOISY_VARIATION, NOTICEABLE_OVERHEAD, Comparison, Measurement
@@ -78,7 +78,7 @@ class BenchmarkOptions:
     streams: int | None = None
     seconds: float = 5.0
     rounds: int = 10
-    compare: str | PathLike[str] | None = None
+    compare: StrPath | None = None
 
     def __post_init__(self) -> None:
         require_choice("scenario", self.scenario, SCENARIOS)
@@ -158,10 +158,10 @@ class BenchmarkReport(Report):
 
 
 def benchmark(
-    models: Sequence[str | PathLike[str] | Model] = (),
+    models: Sequence[StrPath | Model] = (),
     options: BenchmarkOptions | None = None,
     *,
-    out: str | PathLike[str] | None = None,
+    out: StrPath | None = None,
     force: bool = False,
     progress: Listener | None = None,
 ) -> BenchmarkReport:
@@ -209,7 +209,7 @@ def benchmark(
     return report
 
 
-def _target_of(out: str | PathLike[str] | None, *, force: bool) -> Path | None:
+def _target_of(out: StrPath | None, *, force: bool) -> Path | None:
     if out is None:
         return None
     name = str(out)
@@ -244,7 +244,7 @@ class _TimedModel:
 
     def is_read_by(self, kind: type[Runner]) -> bool:
         """Whether the backend can run it."""
-        if kind.name == "torch" and (self.file is None or is_checkpoint(self.file)):
+        if kind.reads_modules and (self.file is None or is_checkpoint(self.file)):
             return True
         return (".onnx" if self.file is None else self.file.suffix.lower()) in kind.suffixes
 
@@ -269,9 +269,9 @@ class _TimedModel:
         return export_onnx(ModelRequest(variant=self.variant), target).onnx
 
 
-def _models(models: Iterable[str | PathLike[str] | Model], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
+def _models(models: Iterable[StrPath | Model], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
     for model in models:
-        if isinstance(model, (str, PathLike)):
+        if isinstance(model, (str, os.PathLike)):
             path, title, manifest = Path(model), str(model), Artifact.open(Path(model)).manifest
         elif hasattr(model, "to_bytes"):
             path, title, manifest = model.path, model.name, model.manifest

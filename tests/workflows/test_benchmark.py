@@ -20,7 +20,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkReport, benchmark
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportTarget, export_onnx
 from densenet_deploy.workflows.load import ModelRequest
 from densenet_deploy.workflows.plot.pareto_points import pareto_points

@@ -20,7 +20,7 @@ from densenet_deploy.quantize.mixed_precision import Layer, MixedPrecision, Name
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 

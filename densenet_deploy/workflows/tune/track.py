@@ -27,7 +27,7 @@ from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.samples import image_samples, seeded_samples
 from densenet_deploy.workflows.tune.candidates import Candidate, ModelFile
 from densenet_deploy.workflows.tune.forms import Base, data_digests, versions
