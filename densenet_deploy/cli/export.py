@@ -36,7 +36,7 @@ def export_command(
     drop_rate: args.DropRate = None,
     stem: args.Stem = None,
     batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Batch size of the input.")] = "dynamic",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and Inf weights.")] = False,
     out: args.Out = None,
     force: args.Force = False,

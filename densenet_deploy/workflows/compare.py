@@ -264,16 +264,16 @@ def _inner_tensors(model: Model, backend: str | None) -> Iterator[_InnerTensors]
         BackendError: if it does not show inner tensors.
     """
     if not model.is_onnx and model.module is not None:
-        from densenet_deploy.models.taps import Tapped
+        from densenet_deploy.models.taps import IntermediateOutputs
 
         outputs = model.output_names[0] if model.output_names else "logits"
-        with open_runner(ModuleSource(Tapped(model.module, outputs), model.manifest)) as runner:
+        with open_runner(ModuleSource(IntermediateOutputs(model.module, outputs), model.manifest)) as runner:
             yield _InnerTensors(runner, {})
         return
     if not model.is_onnx:
         raise BackendError(model.name, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
     require_packages("export", "onnx")
-    from densenet_deploy.graph.expose_values import expose_values
+    from densenet_deploy.graph.onnx_file import expose_values
     from densenet_deploy.graph.tensor_changes import read_tensor_changes
 
     exposed = expose_values(model.onnx)

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.analysis.cost import ModelCost, block_of, model_cost
-from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
+from densenet_deploy.analysis.cost import ModelCost, model_cost, network_part
+from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
 from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
-from densenet_deploy.analysis.training_memory import TrainingMemory, training_memory
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
@@ -240,7 +239,7 @@ def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions)
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return training_memory_of(empty_model(spec), image_size, options.batch).by_block(block_of)
+    return training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part)
 
 
 def _of_onnx(artifact: Artifact, options: InspectOptions) -> InspectReport:

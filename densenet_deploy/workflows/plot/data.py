@@ -98,7 +98,7 @@ def _reuse(request: PlotRequest) -> Gathered:
         note = "the file's own weights: norm2 is folded into each conv1, which weighs its outputs differently"
         return Gathered(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
     require_packages("export", "torch")
-    from densenet_deploy.models.seen_shapes import first_weights
+    from densenet_deploy.models.taps import first_weights
 
     model = _built(request, path)
     weights = {name: weight.numpy() for name, weight in first_weights(_module(model)).items()}
@@ -116,10 +116,10 @@ def _growth(request: PlotRequest) -> Gathered:
         return Gathered(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
-    from densenet_deploy.models.seen_shapes import seen_shapes
+    from densenet_deploy.models.taps import traced_shapes
 
     spec, image_size = _spec(request)
-    return Gathered(GrowthData(request.title, growth_steps(seen_shapes(empty_model(spec), image_size))))
+    return Gathered(GrowthData(request.title, growth_steps(traced_shapes(empty_model(spec), image_size))))
 
 
 def _cost(request: PlotRequest) -> Gathered:

@@ -153,9 +153,9 @@ def quantize(
         written = ready.writer.write(manifest, choice.float_layers)
         result = Model.from_bytes(name, written.data)
     subject = destination.path or name
-    _require_int8(written.layers_int8, choice, subject)
     with stages("check"):
         _require_sound(result, recipe, written.layers_float)
+    _require_int8(written.layers_int8, choice, subject)
     with stages("parity"):
         samples = itertools.islice(ready.data, PARITY_SAMPLES)
         outputs = measured_parity(model, result, samples, ready.writer.backend)
