@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from densenet_deploy.graph.half import HalfModel
+    from densenet_deploy.graph.reduced_precision import ReducedModel
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.quantize.calibration_data import CalibrationData
 
@@ -86,7 +86,7 @@ class Casting:
         notes: what was found and what was not looked at.
     """
 
-    half: HalfModel
+    half: ReducedModel
     data: bytes
     manifest: Manifest | None
     parities: Mapping[str, Parity]
@@ -231,12 +231,12 @@ def _open(calibration: Path | Iterable[Array], preprocessing: Preprocessing, sam
 
 def half_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:
     """Return the facts of the 16-bit file; BF16 lifts older operator sets."""
-    from densenet_deploy.graph.bf16 import OPSET
+    from densenet_deploy.graph.reduced_precision import BF16_OPSET
 
     if manifest is None:
         return None
     lifted = manifest.opset is not None and precision == "bf16"
-    opset = max(manifest.opset or 0, OPSET) if lifted else manifest.opset
+    opset = max(manifest.opset or 0, BF16_OPSET) if lifted else manifest.opset
     return dataclasses.replace(manifest, precision=precision, opset=opset)
 
 
@@ -254,16 +254,12 @@ def _ranges(
     return largest | {str(graph.graph.inputs[0].name): max(map(abs, preprocessing.value_range))}, observed.note
 
 
-def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> HalfModel:
+def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:
     import onnx_ir
 
-    from densenet_deploy.graph.bf16 import to_bf16
-    from densenet_deploy.graph.fp16 import to_fp16
+    from densenet_deploy.graph.reduced_precision import reduce_precision
 
-    proto = onnx_ir.to_proto(graph)
-    if options.precision == "fp16":
-        return to_fp16(proto, ranges, float_nodes=options.float_nodes)
-    return to_bf16(proto, float_nodes=options.float_nodes)
+    return reduce_precision(onnx_ir.to_proto(graph), options.precision, ranges, float_nodes=options.float_nodes)
 
 
 def _serialized(proto: onnx.ModelProto, manifest: Manifest | None) -> bytes:
@@ -274,8 +270,10 @@ def _serialized(proto: onnx.ModelProto, manifest: Manifest | None) -> bytes:
     return append_metadata(proto.SerializeToString(), facts)
 
 
-def _measured(model: Path, data: bytes, half: HalfModel, precision: str, samples: Iterable[Array]) -> dict[str, Parity]:
-    from densenet_deploy.graph.rounded import rounded
+def _measured(
+    model: Path, data: bytes, half: ReducedModel, precision: str, samples: Iterable[Array]
+) -> dict[str, Parity]:
+    from densenet_deploy.graph.reduced_precision import rounded
 
     candidates = {"file": data} if precision == "fp16" else {}
     candidates["rounded"] = rounded(half.model).SerializeToString()

@@ -49,8 +49,7 @@ def with_exact_passes(proto: onnx.ModelProto) -> ir.Model:
     import onnx
     import onnx_ir
 
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.presets import EXACT
+    from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 
     graph = onnx_ir.from_proto(proto)
     apply_passes(graph, EXACT)

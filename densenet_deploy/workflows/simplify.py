@@ -79,8 +79,7 @@ def simplified(model: ir.Model, graph_name: str) -> Simplified:
     import onnx
     import onnx_ir
 
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.presets import EXACT
+    from densenet_deploy.graph.graph_pass import EXACT, apply_passes
     from densenet_deploy.graph.simplify import simplify_onnx
 
     first = simplify_onnx(onnx_ir.to_proto(model))

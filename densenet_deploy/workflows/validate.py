@@ -193,8 +193,7 @@ def _tapped(model: Path, backend: str | None) -> Iterator[_Tapped]:
     if model.suffix.lower() != ".onnx":
         raise BackendError(model, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
     require_packages("export", "onnx")
-    from densenet_deploy.graph.expose_values import expose_values
-    from densenet_deploy.graph.onnx_file import load_onnx
+    from densenet_deploy.graph.onnx_file import expose_values, load_onnx
     from densenet_deploy.graph.tensor_changes import read_tensor_changes
 
     with tempfile.TemporaryDirectory() as folder:
