@@ -1,7 +1,7 @@
-"""Calibrate one model in a process of its own and print what that took: `calibrate_alone.py TOOL MODEL FOLDER COUNT`.
+"""Calibrate one model in its own process and print the cost: `calibrate_alone.py TOOL MODEL FOLDER COUNT`.
 
-TOOL is `densenet-deploy` or `quantize_static`, both with entropy. Seconds do not count imports; `peak_memory_bytes` is
-the largest resident set of the process, less what it held before calibration began.
+TOOL is `densenet-deploy` or `quantize_static`, both with the entropy method. The time excludes imports;
+`peak_memory_bytes` is the largest resident set of the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def ours(model: Path, folder: Path, count: int) -> None:
 
 
 def theirs(model: Path, folder: Path, count: int) -> None:
-    """Calibrate with the entropy method of ONNX Runtime's quantizer, reading images as they are needed."""
+    """Calibrate with the entropy method of ONNX Runtime's quantizer, which reads images on demand."""
     from int8_peers import ImageReader
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 

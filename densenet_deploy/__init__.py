@@ -23,7 +23,7 @@ _HOMES: Final = {
     "DenseNetSpec": "densenet_deploy.variants.spec",
     "DensenetDeployError": "densenet_deploy.errors",
     "RunnerOptions": "densenet_deploy.runtime.runner",
-    "evaluate": "densenet_deploy.workflows.evaluate.evaluate",
+    "evaluate": "densenet_deploy.workflows.evaluate",
     "export_onnx": "densenet_deploy.workflows.export",
     "find_variant": "densenet_deploy.variants",
     "load_model": "densenet_deploy.workflows.load",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from densenet_deploy.runtime.runner import RunnerOptions, open_runner
     from densenet_deploy.variants import find_variant
     from densenet_deploy.variants.spec import DenseNetSpec
-    from densenet_deploy.workflows.evaluate.evaluate import evaluate
+    from densenet_deploy.workflows.evaluate import evaluate
     from densenet_deploy.workflows.export import export_onnx
     from densenet_deploy.workflows.load import load_model
     from densenet_deploy.workflows.validate import validate

@@ -1,7 +1,8 @@
-"""Which optional packages are there, and the command that brings one that is not."""
+"""Which packages are installed, in which versions, and the command that installs a missing one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from densenet_deploy.errors import MissingPackageError
@@ -21,3 +22,22 @@ def require_packages(extra: str, *packages: str) -> None:
     for package in packages:
         if not is_installed(package):
             raise MissingPackageError.of(package, extra)
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of `names` that are installed, in the order given.
+
+    >>> installed_versions(["no-such-package"])
+    {}
+    """
+    return {name: version for name in names if (version := installed_version(name)) is not None}
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of the package `name`; None if it is not installed."""
+    from importlib import metadata  # slow to import, and seldom needed
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from densenet_deploy.facts import Architecture
 from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import Architecture, ModelRequest
+from densenet_deploy.workflows.load import ModelRequest
 from tests.exported_networks import exported
 
 __all__ = ["exported"]

@@ -1,1 +1,1 @@
-"""Timing studies: models against each other, each in a process of its own, in turns."""
+"""Time models against each other: a candidate per process, in alternating rounds, with an interval for each figure."""

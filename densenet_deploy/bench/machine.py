@@ -1,7 +1,7 @@
-"""The machine a measurement belongs to: processors and what may be used of them, clocks, versions, and other programs.
+"""The machine that a measurement belongs to: processors, clocks, versions, and the load from other programs.
 
-What a system does not tell is None, never a guess. What is known of NVIDIA GPUs is what `nvidia-smi` says, which the
-driver brings.
+What the system does not report is None, never a guess. Facts about NVIDIA GPUs come from `nvidia-smi`, which is
+installed with the driver.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final, Self
 
+from densenet_deploy.packages import installed_versions
 from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, usable_cpus
+from densenet_deploy.runtime.gpus import Gpu
 
 QUIET_CPUS: Final = 0.1
 _STAT: Final = Path("/proc/stat")
@@ -41,27 +42,14 @@ _MIB: Final = 2**20
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU: clocks in MHz, now and at most; `persistent`: whether the driver stays loaded between runs."""
-
-    name: str
-    driver: str
-    compute_capability: str
-    memory_bytes: int | None
-    clock_mhz: float | None
-    highest_clock_mhz: float | None
-    temperature_celsius: float | None
-    persistent: bool
-
-
-@dataclass(frozen=True)
 class Machine:
     """Where and when something was measured.
 
     Attributes:
-        cpu_quota: CPUs' worth of time that the cgroup grants; None where it does not limit.
-        cpu_mhz, governor: clock of the first CPU at that moment, and what sets it.
-        busy_cpus: the CPUs' worth of work that others did just before.
+        versions: of packages, by name.
+        busy_cpus: CPU time per second that other programs used just before.
+        cpu_quota: CPU time per second that the cgroup grants; None if it is not limited.
+        cpu_mhz, governor: the clock of the first CPU at that moment, and its frequency governor.
     """
 
     cpu: str
@@ -79,13 +67,13 @@ class Machine:
 
     @classmethod
     def this(cls, *packages: str) -> Self:
-        """Describe this machine and the versions of those of `packages` that are installed; takes about a second."""
+        """Describe this machine, with the versions of the installed ones of `packages`; takes about a second."""
         return cls(
             cpu=cpu_name() or platform.processor() or platform.machine(),
             usable_cpus=usable_cpus(),
             system=platform.platform(),
             python=platform.python_version(),
-            versions=dict(_versions(packages)),
+            versions=installed_versions(packages),
             date=dt.datetime.now(dt.UTC).date().isoformat(),
             busy_cpus=busy_cpus(),
             cpu_quota=cpu_quota(),
@@ -97,10 +85,10 @@ class Machine:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What makes figures of this machine, at that moment, less than certain."""
+        """What makes figures measured on this machine at that moment uncertain."""
         if self.busy_cpus is None or self.busy_cpus <= QUIET_CPUS:
             return ()
-        return (f"other programs use {self.busy_cpus:.2f} CPUs; figures are preliminary",)
+        return (f"other programs use {self.busy_cpus:.2f} CPUs; the figures are preliminary",)
 
     def __str__(self) -> str:
         quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
@@ -110,7 +98,7 @@ class Machine:
 
 
 def busy_cpus(seconds: float = 1.0) -> float | None:
-    """Return how many CPUs' worth of work is done while this process sleeps; None where the system does not say."""
+    """Return the CPU time per second used while this process sleeps; None if the system does not report it."""
     if not _STAT.exists():
         return None
     before = _busy_ticks()
@@ -119,27 +107,19 @@ def busy_cpus(seconds: float = 1.0) -> float | None:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs that `nvidia-smi` lists; none where it is missing or fails."""
-    return tuple(_gpu(*row) for row in _ask_smi(_GPU_FACTS))
+    """Return the NVIDIA GPUs that `nvidia-smi` lists; none if it is missing or fails."""
+    return tuple(_gpu(index, row) for index, row in enumerate(_ask_smi(_GPU_FACTS)))
 
 
 def gpu_memory_used_bytes() -> int | None:
-    """Return the memory in use on all NVIDIA GPUs together, by whatever program; None where none answers."""
+    """Return the memory in use on all NVIDIA GPUs together, by any program; None if no GPU answers."""
     used = [_number(value) for (value,) in _ask_smi(("memory.used",))]
     known = [mib for mib in used if mib is not None]
     return int(sum(known) * _MIB) if known else None
 
 
-def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for package in packages:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-
-
 def _ask_smi(facts: tuple[str, ...]) -> list[list[str]]:
-    """One list of texts a GPU, in the order of `facts`."""
+    """One list of texts per GPU, in the order of `facts`."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader,nounits"]
@@ -151,14 +131,14 @@ def _ask_smi(facts: tuple[str, ...]) -> list[list[str]]:
     return [row for row in rows if len(row) == len(facts)]
 
 
-def _gpu(
-    name: str, driver: str, capability: str, total: str, clock: str, highest: str, celsius: str, persistence: str
-) -> Gpu:
+def _gpu(index: int, row: list[str]) -> Gpu:
+    name, driver, capability, total, clock, highest, celsius, persistence = row
     mib = _number(total)
     return Gpu(
+        index=index,
         name=name,
-        driver=driver,
         compute_capability=capability,
+        driver=driver,
         memory_bytes=None if mib is None else int(mib * _MIB),
         clock_mhz=_number(clock),
         highest_clock_mhz=_number(highest),
@@ -168,7 +148,7 @@ def _gpu(
 
 
 def _number(text: str) -> float | None:
-    """A number of nvidia-smi's, which writes `[N/A]` or `[Not Supported]` for what a device does not tell."""
+    """A number from nvidia-smi, which writes `[N/A]` or `[Not Supported]` for what a device does not report."""
     try:
         return float(text)
     except ValueError:
@@ -179,8 +159,8 @@ def _cpu_mhz() -> float | None:
     scaled = _read(_CPUFREQ / "scaling_cur_freq").strip()
     if scaled.isdecimal():
         return int(scaled) / 1000
-    said = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", _read(_CPUINFO), re.MULTILINE)
-    return float(said[1]) if said else None
+    clock = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", _read(_CPUINFO), re.MULTILINE)
+    return float(clock[1]) if clock else None
 
 
 def _memory_bytes() -> int | None:
@@ -196,7 +176,7 @@ def _read(path: Path) -> str:
 
 
 def _busy_ticks() -> int:
-    """Ticks that any CPU spent on anything but idling and waiting for disks, since boot (proc_stat(5))."""
+    """Ticks since boot that CPUs spent on anything but idling and waiting for disks (proc_stat(5))."""
     fields = list(map(int, _STAT.read_text().split("\n", 1)[0].split()[1:9]))
     user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     return user + nice + system + irq + softirq + steal

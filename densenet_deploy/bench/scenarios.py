@@ -1,10 +1,10 @@
-"""What a turn asks of a model: call after call, several callers at once, or the frames of a camera as they come.
+"""What is asked of a model in one round: call after call, several callers at once, or the frames of a camera.
 
 ==============  =======================================================================================================
-single stream   one call after the other; a time is that of one call
-offline         all images are there: one caller for each runner, all at the same time; throughput is what counts
-camera          a frame every 1/fps seconds; whoever is free takes the newest and the frames before it are dropped; a
-                time runs from the arrival of a frame to its result, and a result later than the next frame is late
+single-stream   one call after another; a time is that of one call
+offline         all images are available: one caller per runner, all at the same time; throughput is what counts
+camera          a frame every 1/fps seconds; the model takes the newest frame and older ones are dropped; a time runs
+                from the arrival of a frame to its result, and a result that arrives after the next frame is late
 ==============  =======================================================================================================
 """
 
@@ -22,29 +22,29 @@ SCENARIOS: Final = ("single-stream", "offline", "camera")
 
 Call = Callable[[], object]
 
-_WARM_UP_CALLS: Final = 2  # the first calls of a turn find cold caches and sleeping threads
-_FEWEST_CALLS: Final = 3
+_WARM_UP_CALLS: Final = 2  # the first calls of a round find cold caches and sleeping threads
+_MIN_CALLS: Final = 3
 _SLOW_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One turn of a contender.
+class RoundTiming:
+    """The times of one candidate in one round.
 
     Attributes:
         seconds: of each timed call (camera: from a frame's arrival to its result).
-        peak_memory_bytes: the most memory that the process has held so far.
-        wall_seconds: from the start of the first timed call to the end of the last; 0 where it was not measured.
-        frames, dropped, late: of a camera: frames that came, that nobody took, whose results came after the next frame.
-        inside_seconds: how much of `seconds`, taken together, the backend's own calls took; None where nobody looked.
+        wall_seconds: from the start of the first timed call to the end of the last; 0 if not measured.
+        frames, dropped, late: camera only: frames that arrived, that were dropped, and whose results came too late.
+        peak_memory_bytes: the largest resident set of the process so far.
+        inside_seconds: the part of the sum of `seconds` spent in the backend's own calls; None if not measured.
     """
 
     seconds: tuple[float, ...]
-    peak_memory_bytes: int
     wall_seconds: float = 0.0
     frames: int = 0
     dropped: int = 0
     late: int = 0
+    peak_memory_bytes: int = 0
     inside_seconds: float | None = None
 
     @property
@@ -52,38 +52,27 @@ class Turn:
         return float(np.median(self.seconds))
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What was timed in one turn; see `Turn`."""
-
-    seconds: list[float]
-    wall_seconds: float
-    frames: int = 0
-    dropped: int = 0
-    late: int = 0
-
-
-def single_stream(call: Call, seconds: float) -> Timing:
-    """Call for about `seconds`, three times at least."""
+def single_stream(call: Call, seconds: float) -> RoundTiming:
+    """Call for about `seconds`, at least three times."""
     _warm_up(call)
     start = time.perf_counter()
     times = _calls_until(call, start + seconds)
-    return Timing(times, time.perf_counter() - start)
+    return RoundTiming(tuple(times), time.perf_counter() - start)
 
 
-def offline(calls: Sequence[Call], seconds: float) -> Timing:
-    """Let every one of `calls` be called again and again by a thread of its own, for about `seconds`."""
+def offline(calls: Sequence[Call], seconds: float) -> RoundTiming:
+    """Repeat each of `calls` in a thread of its own for about `seconds`."""
     with ThreadPoolExecutor(len(calls)) as pool:
         list(pool.map(_warm_up, calls))
         start = time.perf_counter()
         streams = list(pool.map(lambda call: _calls_until(call, start + seconds), calls))
-        return Timing([taken for times in streams for taken in times], time.perf_counter() - start)
+        return RoundTiming(tuple(taken for times in streams for taken in times), time.perf_counter() - start)
 
 
-def camera(call: Call, seconds: float, fps: float) -> Timing:
-    """Serve the frames that arrive within `seconds`, three at least, the newest first."""
+def camera(call: Call, seconds: float, fps: float) -> RoundTiming:
+    """Process the frames that arrive within `seconds`, at least three, always taking the newest."""
     _warm_up(call)
-    frames = max(_FEWEST_CALLS, round(seconds * fps))
+    frames = max(_MIN_CALLS, round(seconds * fps))
     times: list[float] = []
     dropped = following = 0
     start = time.perf_counter()
@@ -96,11 +85,11 @@ def camera(call: Call, seconds: float, fps: float) -> Timing:
         times.append(time.perf_counter() - start - newest / fps)
         following = newest + 1
     late = sum(taken > 1 / fps for taken in times)
-    return Timing(times, time.perf_counter() - start, frames, dropped, late)
+    return RoundTiming(tuple(times), time.perf_counter() - start, frames, dropped, late)
 
 
 def _warm_up(call: Call) -> None:
-    """Two calls, or one where it takes more than a second: cold caches are not what makes such a call slow."""
+    """Call twice, or once if that takes more than a second: cold caches do not matter to such a call."""
     start = time.perf_counter()
     for _ in range(_WARM_UP_CALLS):
         call()
@@ -111,7 +100,7 @@ def _warm_up(call: Call) -> None:
 def _calls_until(call: Call, deadline: float) -> list[float]:
     times: list[float] = []
     end = time.perf_counter()
-    while len(times) < _FEWEST_CALLS or end < deadline:
+    while len(times) < _MIN_CALLS or end < deadline:
         start = time.perf_counter()
         call()
         end = time.perf_counter()

@@ -32,6 +32,8 @@ def _head_start(words: Sequence[str]) -> contextlib.AbstractContextManager[None]
     """Start the process that `build-trt` will want before Typer is imported, which takes as long."""
     if words[:1] != ["build-trt"] or not {"--help", "--dry-run"}.isdisjoint(words):
         return contextlib.nullcontext()
-    from densenet_deploy.engines.process import started_ahead
+    from densenet_deploy.engines import BUILD_WORKER, BUILD_WORKER_FLAGS
+    from densenet_deploy.worker import started_ahead
 
-    return started_ahead(verbose=not {"-v", "--verbose"}.isdisjoint(words))
+    verbose = not {"-v", "--verbose"}.isdisjoint(words)
+    return started_ahead(BUILD_WORKER, verbose=verbose, flags=BUILD_WORKER_FLAGS)

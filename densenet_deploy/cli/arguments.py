@@ -14,8 +14,8 @@ import typer
 from densenet_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from densenet_deploy.facts import Architecture
     from densenet_deploy.manifest import Triple
-    from densenet_deploy.workflows.load import Architecture
     from densenet_deploy.workflows.stages import Listener
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .xml, .engine, .pth or .safetensors file.")]
@@ -51,7 +51,7 @@ def architecture(
     stem: str | None,
 ) -> Architecture:
     """Put the options of a custom network together."""
-    from densenet_deploy.workflows.load import Architecture
+    from densenet_deploy.facts import Architecture
 
     return Architecture(growth_rate, _block_sizes(blocks), init_features, compression, bn_size, drop_rate, stem)
 

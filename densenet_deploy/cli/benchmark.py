@@ -9,7 +9,6 @@ import typer
 
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
-from densenet_deploy.errors import UsageError
 
 
 @command("benchmark")
@@ -30,30 +29,17 @@ def benchmark_command(
     streams: Annotated[
         int | None, typer.Option(help="Callers at the same time, offline; by default one for each CPU.")
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="How long each contender is timed; by default 5, with --trtexec 10.")
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Turns that those seconds are divided into; by default 10.")
-    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long each candidate is timed.")] = 5.0,
+    rounds: Annotated[int, typer.Option(help="Rounds that those seconds are divided into.")] = 10,
     compare: Annotated[Path | None, typer.Option(metavar="OLD.json", help="Compare with an earlier run.")] = None,
-    trtexec: Annotated[
-        bool, typer.Option("--trtexec", help="Time TensorRT plans by events on the GPU, as trtexec does.")
-    ] = False,
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="FILE.json|FILE.csv", help="Where to write.")
     ] = None,
     force: args.Force = False,
 ) -> Report:
-    """Time models against each other, each alone in a process, in turns."""
-    if trtexec:
-        given = {"--backend": backend, "--threads": threads, "--fps": fps, "--streams": streams, "--compare": compare}
-        given |= {"--rounds": rounds}
-        _refuse([name for name, value in given.items() if value is not None])
-        _refuse([] if scenario == "single-stream" else ["--scenario"])
-        return _like_trtexec(models, args.listed([device]), args.whole_numbers("--batch", batch), seconds, out, force)
-    from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benchmark
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    """Time models against each other, each in its own process, in alternating rounds."""
+    from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),
@@ -63,32 +49,12 @@ def benchmark_command(
         scenario=scenario,
         fps=fps,
         streams=streams,
-        seconds=5.0 if seconds is None else seconds,
-        rounds=10 if rounds is None else rounds,
+        seconds=seconds,
+        rounds=rounds,
         compare=compare,
     )
-    examine(*(Given(path, (Reader.SESSION,), name) for path in models for name in options.backends or (None,)))
+    preflight(
+        *(UntrustedFile(path, (Loader.SESSION,), name) for path in models for name in options.backends or (None,))
+    )
     with args.progress() as listener:
-        return benchmark(models, options, out, force=force, listener=listener)
-
-
-def _refuse(names: list[str]) -> None:
-    if names:
-        raise UsageError(names[0], "means nothing with --trtexec", "leave one of them out")
-
-
-def _like_trtexec(
-    models: list[Path],
-    devices: tuple[str, ...],
-    batches: tuple[int, ...],
-    seconds: float | None,
-    out: str | None,
-    force: bool,
-) -> Report:
-    from densenet_deploy.workflows.benchmark.trtexec import TrtexecOptions, benchmark_like_trtexec
-
-    if len(devices) > 1:
-        raise UsageError(", ".join(devices), "are several devices", "give --trtexec one at a time")
-    options = TrtexecOptions(batches, 10.0 if seconds is None else seconds, device=next(iter(devices), None))
-    with args.progress() as listener:
-        return benchmark_like_trtexec(models, options, out, force=force, listener=listener)
+        return benchmark(models, options, out=out, force=force, progress=listener)

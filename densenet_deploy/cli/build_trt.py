@@ -69,10 +69,9 @@ def build_trt_command(
 ) -> Report:
     """Build a TensorRT engine: (export,) put the precision in the graph, build, read back what runs."""
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
-    from densenet_deploy.engines.options import BuildOptions, batch_profiles
-    from densenet_deploy.engines.support import choose_flavour
+    from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour
     from densenet_deploy.workflows.build_engine.graph import Wanted, is_parsed
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -94,7 +93,7 @@ def build_trt_command(
         verbosity=verbosity,
     )
     if model is not None and is_parsed(wanted):
-        examine(Given(model, (Reader.GRAPH,) if calibration is None else (Reader.GRAPH, Reader.SESSION)))
+        preflight(UntrustedFile(model, (Loader.GRAPH,) if calibration is None else (Loader.GRAPH, Loader.SESSION)))
     if dry_run:
         from densenet_deploy.workflows.build_engine.build_engine import dry_run as say
 

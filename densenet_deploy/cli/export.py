@@ -35,15 +35,15 @@ def export_command(
     drop_rate: args.DropRate = None,
     stem: args.Stem = None,
     batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Batch size of the input.")] = "dynamic",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and Inf weights.")] = False,
     out: args.Out = None,
     force: args.Force = False,
 ) -> Report:
     """Build or load a DenseNet and write a verified ONNX file."""
-    from densenet_deploy.workflows.examination import Given, examine
     from densenet_deploy.workflows.export import ExportTarget, export_onnx
     from densenet_deploy.workflows.load import ModelRequest, labels_from
+    from densenet_deploy.workflows.sandbox import UntrustedFile, preflight
 
     request = ModelRequest(
         variant=variant,
@@ -58,7 +58,7 @@ def export_command(
         labels=labels_from(labels),
         allow_nonfinite=allow_nonfinite,
     )
-    examine(Given(Path(weights), ()))
+    preflight(UntrustedFile(Path(weights), ()))
     with args.progress() as listener:
         return export_onnx(request, ExportTarget(_batch(batch), opset, out, force), listener)
 

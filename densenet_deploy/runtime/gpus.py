@@ -15,11 +15,26 @@ _MAJOR, _MINOR = 75, 76  # CUdevice_attribute: compute capability
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its `index` among those visible, its `name`, and its `compute_capability` (`8.6`)."""
+    """An NVIDIA GPU.
+
+    The CUDA driver reports the first three; `nvidia-smi` also the rest, which are None if it does not.
+
+    Attributes:
+        index: its position among the visible GPUs.
+        compute_capability: `8.6`, for example.
+        clock_mhz, highest_clock_mhz: of the multiprocessors, now and at most.
+        persistent: whether the driver stays loaded between runs.
+    """
 
     index: int
     name: str
     compute_capability: str
+    driver: str | None = None
+    memory_bytes: int | None = None
+    clock_mhz: float | None = None
+    highest_clock_mhz: float | None = None
+    temperature_celsius: float | None = None
+    persistent: bool | None = None
 
 
 @functools.cache

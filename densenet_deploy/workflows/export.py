@@ -51,7 +51,7 @@ class ExportTarget:
     force: bool = False
 
     def __post_init__(self) -> None:
-        require_range("opset", self.opset, 18, 23)
+        require_range("opset", self.opset, 16, 23)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
 
@@ -140,10 +140,10 @@ def _count_parameters(model: DescribedModel) -> int:
 def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> onnx.ModelProto:
     """Module → ONNX → onnxsim → exact passes → checked."""
     with stages("torch export"):
-        from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
+        from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 
         size = model.manifest.preprocessing.image_size
-        options = ExportOptions(size, target.batch, target.opset)
+        options = OnnxOptions(size, batch=target.batch, opset=target.opset)
         raw = onnx_from_module(model.module, model.variant.spec.output_name, options)
     with stages("simplify"):
         from densenet_deploy.workflows.simplify import simplified

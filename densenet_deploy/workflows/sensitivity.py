@@ -22,7 +22,7 @@ from densenet_deploy.artifacts import Artifact, output_path, prepare_output, wri
 from densenet_deploy.errors import printable
 from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_title
 from densenet_deploy.workflows.quantize.layer_choice import Trials, block_of

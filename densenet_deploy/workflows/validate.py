@@ -184,10 +184,10 @@ def _tapped(model: Path, backend: str | None) -> Iterator[_Tapped]:
         BackendError: if the file shows no inner tensors.
     """
     if is_checkpoint(model):
-        from densenet_deploy.models.taps import Tapped
+        from densenet_deploy.models.taps import IntermediateOutputs
 
         module = load_model(model)
-        with open_runner(Tapped(module, str(module.output_name))) as runner:
+        with open_runner(IntermediateOutputs(module, str(module.output_name))) as runner:
             yield _Tapped(runner, {})
         return
     if model.suffix.lower() != ".onnx":

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from densenet_deploy.bench.machine import Gpu, Machine, busy_cpus, gpu_memory_used_bytes, gpus
+from densenet_deploy.bench.machine import Machine, busy_cpus, gpu_memory_used_bytes, gpus
+from densenet_deploy.runtime.gpus import Gpu
 
 SMI = """#!/bin/sh
 case "$1" in
@@ -45,7 +46,7 @@ def test_this_machine_is_described_in_plain_facts():
 
 def test_a_busy_machine_is_noted_and_a_quiet_one_is_not():
     machine = Machine("cpu", 2, "system", "3", {}, "2026-01-01", busy_cpus=0.5)
-    assert machine.notes == ("other programs use 0.50 CPUs; figures are preliminary",)
+    assert machine.notes == ("other programs use 0.50 CPUs; the figures are preliminary",)
     assert dataclasses.replace(machine, busy_cpus=0.05).notes == ()
     assert dataclasses.replace(machine, busy_cpus=None).notes == ()
 
@@ -63,7 +64,7 @@ def test_a_quota_is_named_where_there_is_one():
 def test_gpus_are_those_the_driver_lists_and_what_it_does_not_tell_is_none(only_on_path):
     only_on_path(SMI)
     big, small = gpus()
-    assert big == Gpu("NVIDIA X1", "575.51", "9.0", 81559 * 2**20, 345.0, 1980.0, 31.0, persistent=True)
+    assert big == Gpu(0, "NVIDIA X1", "9.0", "575.51", 81559 * 2**20, 345.0, 1980.0, 31.0, persistent=True)
     assert (small.memory_bytes, small.clock_mhz, small.highest_clock_mhz) == (None, 918.0, None)
     assert not small.persistent
     assert gpu_memory_used_bytes() == 1536 * 2**20

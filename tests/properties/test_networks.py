@@ -11,11 +11,12 @@ import torch
 from hypothesis import strategies as st
 
 from densenet_deploy.errors import UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import HEADS, STEMS, DenseNetSpec
 from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import Architecture, ModelRequest, build
+from densenet_deploy.workflows.load import ModelRequest, build
 from tests.properties.holds import holds_for
 
 BACKENDS = [name for name in ("onnxruntime", "openvino", "torch") if is_installed(name)]

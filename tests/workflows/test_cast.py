@@ -15,7 +15,7 @@ from densenet_deploy.parity.gates import Gate
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.cast import CastOptions, cast, cast_model
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.analysis.cost import ModelCost, block_of, model_cost
-from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
+from densenet_deploy.analysis.cost import ModelCost, model_cost, network_part
+from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
 from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
-from densenet_deploy.analysis.training_memory import TrainingMemory, training_memory
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
+from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.variants import Variant, find_variant, variant_for
+from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.operator_profile import (
     OperatorProfile,
@@ -25,7 +25,7 @@ from densenet_deploy.workflows.inspect.operator_profile import (
     profile_file,
     profile_model,
 )
-from densenet_deploy.workflows.load import Architecture, ModelRequest, build
+from densenet_deploy.workflows.load import ModelRequest, build
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
@@ -156,12 +156,12 @@ def inspect_variant(
     """
     options = options or InspectOptions()
     request = ModelRequest(variant=name, architecture=architecture or Architecture(), image_size=options.image_size)
-    variant = requested_variant(request)
+    variant = variant_with(name, request.architecture.changes())
     size = options.image_size or variant.preprocessing.image_size
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
     if options.profile is None:
         return report
-    profile = profile_model(build(request).module, options.batch, options.profile)
+    profile = profile_model(build(request), options.batch, options.profile)
     return dataclasses.replace(report, profile=profile)
 
 
@@ -193,17 +193,6 @@ def inspect_spec(name: str, precision: str, manifest: Manifest, options: Inspect
         ManifestError: if it is of no network for its images.
     """
     return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
-
-
-def requested_variant(request: ModelRequest) -> Variant:
-    """Return the variant that `request` names, 121 by default, with the changes of its architecture.
-
-    Raises:
-        UsageError: if the name or a number cannot be meant.
-    """
-    variant = find_variant("121" if request.variant is None else request.variant)
-    changes = request.architecture.changes()
-    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant  # type: ignore[arg-type]
 
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
@@ -248,7 +237,7 @@ def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions)
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return training_memory_of(empty_model(spec), image_size, options.batch).by_block(block_of)
+    return training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part)
 
 
 def _of_onnx(artifact: Artifact, options: InspectOptions) -> InspectReport:

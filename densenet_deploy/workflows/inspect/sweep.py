@@ -1,7 +1,7 @@
 """Sweep: what one number of a DenseNet does to parameters, MACs, memory and measured latency, beside two ResNets.
 
 Every network of a sweep is measured the same way: as a PyTorch module with random weights in a process of its own, all
-of them taking turns (`bench.race`). Speed does not depend on the weights, so none are needed.
+of them taking turns (`bench.rounds`). Speed does not depend on the weights, so none are needed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from densenet_deploy.analysis.cost import ModelCost, model_cost
 from densenet_deploy.analysis.memory import activation_memory
 from densenet_deploy.analysis.published import PUBLISHED, Published
 from densenet_deploy.artifacts import write_file
-from densenet_deploy.bench.contender import Contender
-from densenet_deploy.bench.race import Interval, RaceResult, race
+from densenet_deploy.bench.candidate import Candidate
+from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
@@ -259,8 +259,8 @@ def _densenet_point(value: str, spec: DenseNetSpec, image_size: int, batch: int)
 def _resnet_point(name: str, image_size: int, batch: int) -> SweepPoint:
     import torch
 
-    from densenet_deploy.models.counting import counted_cost
     from densenet_deploy.models.live_memory import inference_memory
+    from densenet_deploy.models.taps import counted_cost
 
     with torch.device("meta"):
         module = resnet(name)
@@ -298,20 +298,20 @@ def _published(name: str, image_size: int, classes: int) -> Published | None:
     return PUBLISHED.get(name) if (image_size, classes) == (_PUBLISHED_SIZE, 1000) else None
 
 
-def _measured(networks: Mapping[str, DenseNetSpec | str], image_size: int, options: SweepOptions) -> RaceResult:
-    """Race the networks; each is handed to its process as a small file that says which it is."""
+def _measured(networks: Mapping[str, DenseNetSpec | str], image_size: int, options: SweepOptions) -> RoundResults:
+    """Time the networks; each is handed to its process as a small file that says which it is."""
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {}
+        candidates = {}
         for number, (name, network) in enumerate(networks.items()):
             path = Path(folder) / f"{number}.json"
             spec = network.to_facts() if isinstance(network, DenseNetSpec) else None
             facts = {"spec": spec, "torchvision": None if spec else network, "image_size": image_size}
             write_file(path, json.dumps(facts).encode())
-            contenders[name] = Contender(path, "torch", options.batch, threads=options.threads, program=_PROGRAM)
-        return race(contenders, rounds=options.rounds)
+            candidates[name] = Candidate(path, "torch", options.batch, threads=options.threads, program=_PROGRAM)
+        return compare_speed(candidates, rounds=options.rounds)
 
 
-def _latency(result: RaceResult, name: str) -> Latency:
-    turns = result.turns[name]
+def _latency(result: RoundResults, name: str) -> Latency:
+    turns = result.timings[name]
     peak = max(turn.peak_memory_bytes for turn in turns)
     return Latency(Interval.of([turn.median * 1e3 for turn in turns]), peak, result.placements[name])

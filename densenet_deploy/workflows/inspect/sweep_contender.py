@@ -1,13 +1,15 @@
-"""A contender that is a network of a sweep, built from the file that names it, with random weights."""
+"""A candidate that is a network of a sweep, built from the file that names it, with random weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from densenet_deploy.bench.contender import serve_contender
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.bench.candidate import serve_candidate
+from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
 
@@ -22,12 +24,13 @@ def open_network(path: Path, backend: str | None, device: str | None, options: R
         module = resnet(facts["torchvision"])
     else:
         module = build_model(DenseNetSpec.from_facts(spec | {"blocks": tuple(spec["blocks"])}))
-    runner = open_runner(module, backend, device, options)
+    source = ModuleSource(module, output_names=("logits",))
+    runner = open_runner(source, backend, device, options)
     size = facts["image_size"]
     runner.inputs = (dataclasses.replace(runner.inputs[0], shape=(None, 3, size, size)),)
     return runner
 
 
-def main() -> None:
-    """Be a contender's process."""
-    serve_contender(open_network)
+def main(requests: Iterator[Any]) -> Iterator[Any]:
+    """Serve a candidate that `open_network` opens."""
+    return serve_candidate(requests, open_network)

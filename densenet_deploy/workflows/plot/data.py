@@ -20,17 +20,18 @@ from densenet_deploy.analysis.plots.reuse import ReuseData
 from densenet_deploy.analysis.reuse import reuse_maps
 from densenet_deploy.artifacts import Artifact, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.inspect import (
     InspectOptions,
     InspectReport,
     inspect_file,
     inspect_variant,
-    requested_variant,
 )
-from densenet_deploy.workflows.load import Architecture, DescribedModel, ModelRequest, build, is_checkpoint
+from densenet_deploy.workflows.load import DescribedModel, ModelRequest, build, is_checkpoint
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_data
 
@@ -61,7 +62,7 @@ class PlotRequest:
         """What a figure calls the model."""
         if self.models:
             return ", ".join(path.name for path in self.models)
-        return requested_variant(ModelRequest(variant=self.variant, architecture=self.architecture)).artifact_name
+        return variant_with(self.variant, self.architecture.changes()).artifact_name
 
     @property
     def variant_options(self) -> tuple[str, ...]:
@@ -96,7 +97,7 @@ def _reuse(request: PlotRequest) -> Gathered:
         note = "the file's own weights: norm2 is folded into each conv1, which weighs its outputs differently"
         return Gathered(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
     require_packages("export", "torch")
-    from densenet_deploy.models.seen_shapes import first_weights
+    from densenet_deploy.models.taps import first_weights
 
     model = _built(request, path)
     weights = {name: weight.numpy() for name, weight in first_weights(_module(model)).items()}
@@ -114,10 +115,10 @@ def _growth(request: PlotRequest) -> Gathered:
         return Gathered(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
-    from densenet_deploy.models.seen_shapes import seen_shapes
+    from densenet_deploy.models.taps import traced_shapes
 
     spec, image_size = _spec(request)
-    return Gathered(GrowthData(request.title, growth_steps(seen_shapes(empty_model(spec), image_size))))
+    return Gathered(GrowthData(request.title, growth_steps(traced_shapes(empty_model(spec), image_size))))
 
 
 def _cost(request: PlotRequest) -> Gathered:
@@ -176,7 +177,7 @@ def _spec(request: PlotRequest) -> tuple[DenseNetSpec, int]:
     """The architecture, and the size of the figures in pixels."""
     path = _single(request)
     if path is None:
-        variant = requested_variant(ModelRequest(variant=request.variant, architecture=request.architecture))
+        variant = variant_with(request.variant, request.architecture.changes())
         return variant.spec, request.image_size or variant.preprocessing.image_size
     if is_checkpoint(path):
         model = _built(request, path)

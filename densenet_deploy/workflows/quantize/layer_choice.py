@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from densenet_deploy.artifacts import Artifact, write_file
-from densenet_deploy.bench.contender import Contender
-from densenet_deploy.bench.race import Interval, RaceResult, race
+from densenet_deploy.bench.candidate import Candidate
+from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
 from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.parity.compare import ParityMeter
@@ -20,12 +20,12 @@ from densenet_deploy.quantize.mixed_precision import Layer, MixedPrecision, Name
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 TRIAL_SAMPLES: Final = 32
-_TURN_SECONDS: Final = 0.05
+_SECONDS_PER_ROUND: Final = 0.05
 _ROUNDS: Final = 5
 _CERTAIN_ROUNDS: Final = 11
 
@@ -95,7 +95,7 @@ class Trials:
         with tempfile.TemporaryDirectory() as folder:
             return evaluate(self._written(Path(folder), float_layers), data).top1
 
-    def race(self, candidates: Mapping[str, Collection[str]], rounds: int) -> RaceResult:
+    def race(self, candidates: Mapping[str, Collection[str]], rounds: int) -> RoundResults:
         """Time the float model, under the name `float`, against files that leave the layers of `candidates` float."""
         fixed = Artifact.open(self._model).manifest
         batch = (fixed.batch if fixed is not None else None) or 1
@@ -104,8 +104,8 @@ class Trials:
             paths = {"float": self._model}
             for name, float_layers in candidates.items():
                 paths[name] = self._written(Path(folder), float_layers, f"{len(paths)}.onnx")
-            contenders = {name: Contender(path, backend, batch, "cpu") for name, path in paths.items()}
-            return race(contenders, rounds=rounds, turn_seconds=_TURN_SECONDS)
+            timed = {name: Candidate(path, backend, batch, "cpu") for name, path in paths.items()}
+            return compare_speed(timed, rounds=rounds, seconds_per_round=_SECONDS_PER_ROUND)
 
     def _written(self, folder: Path, float_layers: Collection[str], name: str = "trial.onnx") -> Path:
         path = folder / name

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.workflows.tune.candidates import Candidate
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.candidates import Candidate
 from densenet_deploy.workflows.tune.results import Lap, Limits, Quality, Tried
@@ -25,7 +26,6 @@ from densenet_deploy.workflows.tune.track import Pace, Track
 
 HEAT_SIZE: Final = 5
 PACES: Final = (Pace(3, 0.1), Pace(7, 0.15), Pace(15, 0.25))
-_AS_FAST: Final = 0.98
 _SURELY_OVER: Final = 1.1  # a latency this much above the limit in the first heat will not come down to it
 
 
@@ -170,19 +170,16 @@ class Search:
     def _choose(self, eligible: list[Candidate]) -> None:
         if not eligible:
             return
-        fastest = max(self.laps[one].speed.median for one in eligible)
-        as_fast = [one for one in eligible if self.laps[one].speed.median >= fastest * _AS_FAST]
-        chosen = min(as_fast, key=self._rank)
+        chosen = eligible[choose([self._merits(one) for one in eligible]).index]
         for one in eligible:
             ratio = self.laps[one].speed.median / self.laps[chosen].speed.median
             self.fates[one] = f"{ratio:.2f} x as fast as {chosen}"
         self.fates[chosen] = "chosen"
 
-    def _rank(self, one: Candidate) -> tuple[float, ...]:
-        """Better answers, then the smaller file, less memory (in steps of 16 MiB); all else equal, the faster."""
+    def _merits(self, one: Candidate) -> ModelMerits:
         quality, lap = self.quality_of(one), self.laps[one]
         score = quality.score if quality is not None else -math.inf
-        return (-round(score, 3), one.file.size_bytes, round(lap.peak_memory_bytes / 2**24), -lap.speed.median)
+        return ModelMerits(lap.speed.median, score, one.file.size_bytes, lap.peak_memory_bytes)
 
     def _tried(self, one: Candidate) -> Tried:
         lap, quality = self.laps.get(one), self.quality_of(one)

@@ -16,8 +16,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from densenet_deploy.artifacts import sha256_of
-from densenet_deploy.bench.contender import Contender, Process
-from densenet_deploy.bench.race import Interval, RaceResult, race_loaded
+from densenet_deploy.bench.candidate import Candidate as Timed
+from densenet_deploy.bench.candidate import CandidateWorker
+from densenet_deploy.bench.rounds import Interval, RoundResults, measure_rounds
 from densenet_deploy.errors import BackendError, InputError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.compare import ParityMeter
@@ -26,7 +27,7 @@ from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.samples import image_samples, seeded_samples
 from densenet_deploy.workflows.tune.candidates import Candidate, ModelFile
 from densenet_deploy.workflows.tune.forms import Base, data_digests, versions
@@ -146,7 +147,7 @@ class LocalTrack:
 
     def _raced(self, field: Sequence[Candidate], pace: Pace) -> list[Lap | str]:
         with contextlib.ExitStack() as stack:
-            processes: dict[str, Process] = {"reference": stack.enter_context(self._process(self.reference))}
+            processes: dict[str, CandidateWorker] = {"reference": stack.enter_context(self._process(self.reference))}
             _ = processes["reference"].opening
             refused: dict[int, str] = {}
             for number, one in enumerate(field):
@@ -158,29 +159,29 @@ class LocalTrack:
                     refused[number] = f"cannot run: {exc.why}"
                 else:
                     processes[str(number)] = process
-            result = race_loaded(processes, rounds=pace.rounds, turn_seconds=pace.turn_seconds)
+            result = measure_rounds(processes, rounds=pace.rounds, seconds_per_round=pace.turn_seconds)
         return [
             refused[number] if number in refused else self._lap(one, str(number), result)
             for number, one in enumerate(field)
         ]
 
-    def _process(self, one: Candidate) -> Process:
-        return Process(Contender(one.file.path, one.backend, one.batch, self.device, threads=one.threads))
+    def _process(self, one: Candidate) -> CandidateWorker:
+        return CandidateWorker(Timed(one.file.path, one.backend, one.batch, self.device, threads=one.threads))
 
-    def _lap(self, one: Candidate, name: str, result: RaceResult) -> Lap:
+    def _lap(self, one: Candidate, name: str, result: RoundResults) -> Lap:
         ratio = result.speedup(name, over="reference")
         scale = one.batch / self.reference.batch
-        latency = Interval.of([turn.median * 1e3 for turn in result.turns[name]])
+        latency = Interval.of([turn.median * 1e3 for turn in result.timings[name]])
         placement = result.openings[name].placement
         return Lap(
             speed=Interval(ratio.median * scale, ratio.low * scale, ratio.high * scale),
             latency_ms=latency.median,
             low_ms=latency.low,
             high_ms=latency.high,
-            peak_memory_bytes=max(turn.peak_memory_bytes for turn in result.turns[name]),
+            peak_memory_bytes=max(turn.peak_memory_bytes for turn in result.timings[name]),
             device=placement.device,
             precision=placement.precision,
-            rounds=len(result.turns[name]),
+            rounds=len(result.timings[name]),
         )
 
     def _judged(self, file: ModelFile, backend: str, base: Base) -> Quality | str:

@@ -18,7 +18,7 @@ from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
 from densenet_deploy.quantize.scales import plan_types
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import weight_bits
 from densenet_deploy.workflows.quantize.quantize import quantize

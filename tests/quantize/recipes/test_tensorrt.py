@@ -11,7 +11,7 @@ from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.tensorrt import engine_from_onnx
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.trt import load_tensorrt
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS

@@ -10,13 +10,13 @@ import pytest
 from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.analysis.memory import activation_memory
 from densenet_deploy.errors import BackendError, UnknownNameError, UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
 from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, profile_file
 from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
-from densenet_deploy.workflows.load import Architecture
 from tests.conftest import DIGITS, TINY
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar", num_classes=10)

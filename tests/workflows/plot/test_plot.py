@@ -24,7 +24,8 @@ from densenet_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
-from densenet_deploy.workflows.load import Architecture, load_model
+from densenet_deploy.facts import Architecture
+from densenet_deploy.workflows.load import load_model
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.plot.plot import plot, plot_figure

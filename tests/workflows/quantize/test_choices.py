@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.workflows.quantize import layer_choice
@@ -71,7 +71,7 @@ def _fake_race(monkeypatch, seconds: dict[str, float]) -> None:
         def latency_ms(self, name):
             return seconds.get(name, seconds["int8"])
 
-    monkeypatch.setattr(layer_choice, "race", lambda *_, **__: Result())
+    monkeypatch.setattr(layer_choice, "compare_speed", lambda *_, **__: Result())
 
 
 def test_a_block_that_is_faster_in_float_is_put_back(digits_onnx, tmp_path, cache, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from densenet_deploy.analysis.pareto import undominated
 from densenet_deploy.bench.machine import Machine
-from densenet_deploy.bench.race import Interval
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.workflows.tune.candidates import Candidate, ModelFile
 from densenet_deploy.workflows.tune.report import TuneReport

@@ -1,0 +1,66 @@
+"""Which of several models to ship: the one rule that `tune` and `report` follow.
+
+Of the models that may be shipped, those within 2 % of the fastest count as equally fast. Among these the better answers
+win, then the smaller file, then less memory (in steps of 16 MiB), then speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+AS_FAST: Final = 0.98
+_MEMORY_STEP: Final = 2**24
+
+
+@dataclass(frozen=True)
+class ModelMerits:
+    """What the rule weighs.
+
+    Attributes:
+        speed: images per second, or any multiple of it that all models share.
+        score: how good the answers are, more is better: top-1 as a fraction, or SQNR in dB.
+        file_bytes: size on disk.
+        memory_bytes: peak of the process.
+    """
+
+    speed: float
+    score: float
+    file_bytes: int
+    memory_bytes: float
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The `index` of the model to ship; `reason` completes the sentence "It is …"."""
+
+    index: int
+    reason: str
+
+
+def choose(models: Sequence[ModelMerits]) -> ModelChoice:
+    """Return the model to ship.
+
+    >>> choose([ModelMerits(100.0, 0.9, 30, 0), ModelMerits(99.0, 0.9, 8, 0), ModelMerits(50.0, 1.0, 1, 0)])
+    ModelChoice(index=1, reason='within 2 % of the fastest of 3, and its file is smaller')
+    """
+    fastest = max(range(len(models)), key=lambda index: models[index].speed)
+    as_fast = [index for index, one in enumerate(models) if one.speed >= models[fastest].speed * AS_FAST]
+    index = min(as_fast, key=lambda index: _rank(models[index]))
+    if models[index].speed == models[fastest].speed:
+        return ModelChoice(index, f"the fastest of {len(models)}")
+    return ModelChoice(
+        index, f"within 2 % of the fastest of {len(models)}, and {_merit(models[index], models[fastest])}"
+    )
+
+
+def _rank(one: ModelMerits) -> tuple[float, ...]:
+    return (-round(one.score, 3), one.file_bytes, round(one.memory_bytes / _MEMORY_STEP), -one.speed)
+
+
+def _merit(chosen: ModelMerits, fastest: ModelMerits) -> str:
+    """What the chosen model has over the fastest."""
+    reasons = ("its answers are better", "its file is smaller", "it needs less memory")
+    pairs = zip(reasons, _rank(chosen), _rank(fastest), strict=False)
+    return next(reason for reason, own, other in pairs if own < other)

@@ -1,1 +1,0 @@
-"""A TensorRT plan timed as `trtexec` times it: by events on the GPU, with two inferences under way."""

@@ -1,0 +1,244 @@
+"""Damaged and hostile files, each refused without running a pickle; safetensors headers, and our own writer."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from densenet_deploy.errors import InputError
+from densenet_deploy.sources.checkpoint_file import checked_metadata, float32_bytes, read_checkpoint
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+def saved(value, *, zipped=True):
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def refusal(path, data):
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(path)
+    assert caught.value.exit_code == 3
+    assert caught.value.subject == str(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Bomb:
+    """Creates the marker file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_whole_file_is_read(tmp_path, model, zipped):
+    path = tmp_path / "whole.pth"
+    path.write_bytes(saved(model.state_dict(), zipped=zipped))
+    content = read_checkpoint(path).content
+    assert all(torch.equal(content[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_01_an_empty_file(tmp_path):
+    assert "is empty" in refusal(tmp_path / "empty.pth", b"")
+
+
+@pytest.mark.parametrize("tenth", range(10))
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_02_a_cut_file(tmp_path, model, zipped, tenth):
+    data = saved(model.state_dict(), zipped=zipped)
+    refusal(tmp_path / "cut.pth", data[: max(1, len(data) * tenth // 10)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100, 10_000])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+def test_03_random_bytes(tmp_path, size, suffix):
+    refusal(tmp_path / f"random{suffix}", random.Random(size).randbytes(size))
+
+
+def test_03_random_bytes_with_the_head_of_a_zip(tmp_path):
+    assert "damaged or truncated zip" in refusal(
+        tmp_path / "random.pth", b"PK\x03\x04" + random.Random(0).randbytes(500)
+    )
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle 2", "bare pickle 4"])
+def test_04_and_05_a_pickle_that_calls_the_system_is_not_run(tmp_path, form):
+    marker = tmp_path / "marker"
+    bomb = {"weight": Bomb(marker)}
+    data = {
+        "zip": saved(bomb),
+        "legacy": saved(bomb, zipped=False),
+        "bare pickle 2": pickle.dumps(bomb, protocol=2),
+        "bare pickle 4": pickle.dumps(bomb, protocol=4),
+    }[form]
+    refusal(tmp_path / "evil.pth", data)
+    assert not marker.exists()
+
+
+def test_05_the_control_of_the_bomb_explodes(tmp_path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_06_a_pickled_module_is_refused_with_how_to_save(tmp_path, zipped):
+    message = refusal(tmp_path / "module.pth", saved(torch.nn.Conv2d(1, 1, 1), zipped=zipped))
+    assert "torch.nn.modules.conv.Conv2d" in message
+    assert "torch.save(model.state_dict()" in message
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch deprecates what old files still hold
+def test_06_torchscript_is_refused_with_how_to_save(tmp_path):
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), buffer)
+    message = refusal(tmp_path / "script.pt", buffer.getvalue())
+    assert "TorchScript" in message
+    assert "torch.save(model.state_dict()" in message
+
+
+def test_07_a_zip_bomb_is_refused_before_it_is_inflated(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    assert "would unpack to 50000000 bytes" in refusal(tmp_path / "bomb.pth", buffer.getvalue())
+
+
+def test_a_suffix_of_something_else_is_refused(tmp_path):
+    assert "'.h5'" in refusal(tmp_path / "weights.h5", b"x")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin"])
+def test_other_suffixes_of_pytorch_are_read_and_as_wary(tmp_path, model, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(saved(model.state_dict()))
+    assert set(read_checkpoint(path).content) == set(model.state_dict())
+    assert "is not a PyTorch checkpoint" in refusal(path, b"x")
+    refusal(path, saved({"weight": Bomb(tmp_path / "marker")}))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_numbers_of_numpy_and_a_command_line_may_lie_beside_the_weights(tmp_path, model, zipped):
+    path = tmp_path / "training.pth"
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(0.75),
+        "epoch": np.int64(3),
+        "done": np.bool_(True),
+    }
+    path.write_bytes(saved({"state_dict": model.state_dict(), **beside}, zipped=zipped))
+    content = read_checkpoint(path).content
+    assert {key: content[key] for key in beside} == beside
+
+
+def test_an_object_of_numpy_is_not_a_number(tmp_path):
+    class Scalar:
+        def __reduce__(self):
+            return np.float64(0).__reduce__()[0], (np.dtype("O"), "anything")
+
+    refusal(tmp_path / "object.pth", saved({"best": Scalar()}))
+
+
+def test_a_bomb_inside_a_command_line_is_not_run(tmp_path):
+    refusal(tmp_path / "evil.pth", saved({"args": argparse.Namespace(out=Bomb(tmp_path / "marker"))}))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_what_is_allowed_here_is_not_allowed_elsewhere(tmp_path, model):
+    """The list of harmless objects is torch's own, and global; it is put back."""
+    path = tmp_path / "training.pth"
+    path.write_bytes(saved({"args": argparse.Namespace()}))
+    read_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError, match="argparse"):
+        torch.load(path, weights_only=True)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(tmp_path / "nothing.pth")
+    assert caught.value.subject == str(tmp_path / "nothing.pth")
+
+
+def test_a_folder_is_not_a_checkpoint(tmp_path):
+    folder = tmp_path / "folder.pth"
+    folder.mkdir()
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(folder)
+    assert caught.value.subject == str(folder)
+
+
+def file_of(header, body=b"", *, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + body
+
+
+def test_what_the_library_writes_is_read():
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "c": torch.tensor(5)}
+    assert checked_metadata(safetensors.torch.save(tensors, {"key": "text"})) == {"key": "text"}
+
+
+def test_what_we_write_the_library_reads():
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(0.5), "empty": torch.zeros(0, 3)}
+    read = safetensors.torch.load(float32_bytes(tensors, {"naïve": "…"}))
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {n: t.tolist() for n, t in tensors.items()}
+    assert checked_metadata(float32_bytes(tensors, {"naïve": "…"})) == {"naïve": "…"}
+
+
+def test_the_order_of_arguments_does_not_change_the_file():
+    one, two = torch.ones(2), torch.zeros(3)
+    assert float32_bytes({"a": one, "b": two}, {"x": "1", "y": "2"}) == float32_bytes(
+        {"b": two, "a": one}, {"y": "2", "x": "1"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"1234", "header claims"),
+        (file_of({}, length=2**63), "header claims 9223372036854775808"),
+        (file_of(b"{}" + b" " * 100_000_001), "header claims 100000003"),
+        (file_of(b"[]"), "not a JSON object"),
+        (file_of(b"{'a': 1}"), "not JSON"),
+        (file_of(b'{"a":' * 100_000), "not JSON"),
+        (file_of(b'{"a": "\xff"}'), "not JSON"),
+        (file_of(b'{"a": 1, "a": 2}'), "twice"),
+        (file_of(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "twice"),
+        (file_of({"__metadata__": {"a": 1}}), "pairs of strings"),
+        (file_of({"a": [1]}), "not described"),
+        (file_of({"a": {**ONE, "dtype": "F99"}}, b"1234"), "unknown type F99"),
+        (file_of({"a": {**ONE, "shape": [-1]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": [True]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": [2]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": {**ONE, "data_offsets": [4, 0]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": {**ONE, "data_offsets": [0]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": ONE, "b": {**ONE, "data_offsets": [2, 6]}}, b"123456"), "overlaps"),
+        (file_of({"a": ONE, "b": ONE}, b"1234"), "overlaps"),
+        (file_of({"a": ONE, "b": {**ONE, "data_offsets": [5, 9]}}, b"123456789"), "hole"),
+        (file_of({"a": ONE}, b"123"), "need 4 bytes, but it holds 3"),
+        (file_of({"a": ONE}, b"12345"), "need 4 bytes, but it holds 5"),
+    ],
+)
+def test_08_lying_headers_are_refused(tmp_path, data, reason):
+    path = tmp_path / "lie.safetensors"
+    assert reason in refusal(path, data)
+
+
+def test_08_the_twin_that_does_not_lie_is_read(tmp_path):
+    path = tmp_path / "truth.safetensors"
+    path.write_bytes(file_of({"a": ONE}, b"\0\0\0\0"))
+    assert read_checkpoint(path).content["a"].tolist() == [0.0]

@@ -1,0 +1,76 @@
+"""Facts of a model: taken in the forms that people hold them, and checked at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.facts import Architecture, ModelFacts
+
+
+def test_nothing_is_given_unless_it_is_stated():
+    assert ModelFacts().given() == {}
+    assert Architecture().changes() == {}
+
+
+def test_lists_arrays_and_single_values_become_tuples():
+    facts = ModelFacts(mean=0.5, std=[0.1, 0.2, 0.3], labels=["a", "b"], thresholds=np.array([0.25, 0.5]))
+    assert facts.given() == {
+        "mean": (0.5,),
+        "std": (0.1, 0.2, 0.3),
+        "labels": ("a", "b"),
+        "thresholds": (0.25, 0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(224, 224), ((224, 224), 224), ([256, 128], (256, 128)), (np.int64(32), 32)]
+)
+def test_an_image_size_is_one_number_or_height_and_width(size, kept):
+    assert ModelFacts(image_size=size).image_size == kept
+
+
+def test_a_square_resize_is_not_a_shorter_side():
+    assert ModelFacts(resize=(256, 256)).resize == (256, 256)
+    assert ModelFacts(resize=256).resize == 256
+    assert ModelFacts(resize="none").resize == "none"
+
+
+@pytest.mark.parametrize(
+    ("facts", "subject"),
+    [
+        ({"image_size": 0}, "image-size=0"),
+        ({"image_size": (224, 9000)}, "image-size=9000"),
+        ({"image_size": (1, 2, 3)}, "image-size=(1, 2, 3)"),
+        ({"image_size": 22.5}, "image-size=22.5"),
+        ({"image_size": True}, "image-size=True"),
+        ({"channels": 0}, "channels=0"),
+        ({"resize": "all"}, "resize=all"),
+        ({"mean": ()}, "mean"),
+        ({"mean": math.nan}, "mean=nan"),
+        ({"mean": "half"}, "mean=half"),
+        ({"std": (0.5, 0.0)}, "std=0.0"),
+        ({"labels": "cat"}, "labels=cat"),
+        ({"labels": ()}, "labels=()"),
+        ({"thresholds": 1.5}, "thresholds=1.5"),
+    ],
+    ids=str,
+)
+def test_a_value_that_no_model_has_is_refused_by_name(facts, subject):
+    with pytest.raises(UsageError) as caught:
+        ModelFacts(**facts)
+    assert caught.value.subject == subject
+
+
+@pytest.mark.parametrize("facts", [{"task": "multi-label"}, {"interpolation": "lanczos"}], ids=str)
+def test_an_unknown_word_names_the_known_ones(facts):
+    with pytest.raises(UnknownNameError) as caught:
+        ModelFacts(**facts)
+    assert caught.value.subject in facts.values()
+
+
+def test_the_numbers_of_an_architecture_name_their_options():
+    assert Architecture(growth_rate=4, blocks=(2, 2)).options() == ("--growth-rate", "--blocks")
