@@ -37,7 +37,7 @@ from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from densenet_deploy.graph.half import HalfModel
+    from densenet_deploy.graph.reduced_precision import ReducedModel
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.quantize.calibration_data import CalibrationData
 
@@ -179,13 +179,13 @@ def cast(
             ranges, found = _ranges(graph, data, preprocessing, cache, step)
             remark = found if isinstance(calibration, (str, Path)) else _ON_ARRAYS
     with stages("cast"):
-        half = _converted(graph, options, ranges or {})
-        result = Model.from_onnx(name, half.model, manifest)
+        reduced = _converted(graph, options, ranges or {})
+        result = Model.from_onnx(name, reduced.model, manifest)
     with stages("parity"):
         samples = list(itertools.islice(data or seeded_samples(PARITY_SAMPLES, preprocessing), PARITY_SAMPLES))
-        parities = _measured(model, result, half, options, samples)
+        parities = _measured(model, result, reduced, options, samples)
     result = destination.write(result)
-    notes = (*untrained_note(model.manifest), *half.notes, remark, _NO_GPU)
+    notes = (*untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)
     how = {name: _MEASURED[name].format(options.precision.upper()) for name in parities}
     report = CastReport(
         onnx=result.path,
@@ -193,7 +193,7 @@ def cast(
         outputs=next(iter(parities.values())),
         parity_rounded=worst(parities["rounded"])[1],
         parity_measured=how,
-        float_nodes=half.reasons,
+        float_nodes=reduced.reasons,
         bytes=len(result.to_bytes()),
         input=input_of(model),
         stages=stages.seconds,
@@ -204,12 +204,12 @@ def cast(
 
 def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:
     """Return the facts of the 16-bit file; BF16 lifts older operator sets."""
-    from densenet_deploy.graph.bf16 import OPSET
+    from densenet_deploy.graph.reduced_precision import BF16_OPSET
 
     if manifest is None:
         return None
     lifted = manifest.opset is not None and precision == "bf16"
-    opset = max(manifest.opset or 0, OPSET) if lifted else manifest.opset
+    opset = max(manifest.opset or 0, BF16_OPSET) if lifted else manifest.opset
     return dataclasses.replace(manifest, precision=precision, opset=opset)
 
 
@@ -235,30 +235,26 @@ def _ranges(
     return largest | {str(graph.graph.inputs[0].name): max(map(abs, preprocessing.value_range))}, observed.note
 
 
-def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> HalfModel:
+def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:
     import onnx_ir
 
-    from densenet_deploy.graph.bf16 import to_bf16
-    from densenet_deploy.graph.fp16 import to_fp16
+    from densenet_deploy.graph.reduced_precision import reduce_precision
 
-    proto = onnx_ir.to_proto(graph)
-    if options.precision == "fp16":
-        return to_fp16(proto, ranges, float_nodes=options.float_nodes)
-    return to_bf16(proto, float_nodes=options.float_nodes)
+    return reduce_precision(onnx_ir.to_proto(graph), options.precision, ranges, float_nodes=options.float_nodes)
 
 
 def _measured(
-    model: Model, result: Model, half: HalfModel, options: CastOptions, samples: Iterable[Array]
+    model: Model, result: Model, reduced: ReducedModel, options: CastOptions, samples: Iterable[Array]
 ) -> dict[str, dict[str, Parity]]:
     """Return the parity of each output by how it was measured.
 
     Raises:
         GateError: if one misses its gates.
     """
-    from densenet_deploy.graph.rounded import rounded
+    from densenet_deploy.graph.reduced_precision import rounded
 
     candidates = {"file": result} if options.precision == "fp16" else {}
-    candidates["rounded"] = Model.from_onnx(result.name, rounded(half.model), model.manifest)
+    candidates["rounded"] = Model.from_onnx(result.name, rounded(reduced.model), model.manifest)
     parities = {how: measured_parity(model, candidate, samples) for how, candidate in candidates.items()}
     for how, outputs in parities.items():
         precision = options.precision.upper()

@@ -37,8 +37,7 @@ def exact_graph(model: Model) -> ir.Model:
     import onnx
     import onnx_ir
 
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.presets import EXACT
+    from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 
     graph = model.ir()
     apply_passes(graph, EXACT)

@@ -137,8 +137,7 @@ def simplify_graph(graph: ir.Model, name: str) -> SimplifiedGraph:
     import onnx
     import onnx_ir
 
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.presets import EXACT
+    from densenet_deploy.graph.graph_pass import EXACT, apply_passes
     from densenet_deploy.graph.simplify import simplify_onnx
 
     first = simplify_onnx(onnx_ir.to_proto(graph))

@@ -11,7 +11,7 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import GateError, ModelFileError, OutputExistsError
-from densenet_deploy.graph.presets import EXACT
+from densenet_deploy.graph.graph_pass import EXACT
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.simplify import SimplifyReport, simplify
 

@@ -233,7 +233,7 @@ def _file_weights(model: onnx.ModelProto) -> dict[str, Any]:
 
 def _shapes_of_run(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Run the file on one grey figure with the layers' last convolutions as outputs, and return their shapes."""
-    from densenet_deploy.graph.expose_values import expose_values
+    from densenet_deploy.graph.onnx_file import expose_values
 
     nodes = ((_SEEN.match(node.name), node.output[0]) for node in model.graph.node if node.op_type == "Conv")
     made = {match[1]: output for match, output in nodes if match is not None}  # of a layer's two, the last

@@ -126,7 +126,7 @@ def _range_of_images(preprocessing: Preprocessing) -> ChannelRanges:
 
 def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """What convolutions read and give, what ReLUs give, what meets in Concats; that of the input is known anyway."""
-    from densenet_deploy.graph.graph_pass import is_operator, only_reader
+    from densenet_deploy.graph.nodes import is_operator, only_reader
 
     values: dict[str, None] = {}
     for node in model.graph:

@@ -183,7 +183,7 @@ def block() -> onnx.ModelProto:
 
 
 def _ranges(model: onnx.ModelProto, inputs: np.ndarray, folder: Path) -> dict[str, ChannelRanges]:
-    from densenet_deploy.graph.expose_values import expose_values
+    from densenet_deploy.graph.onnx_file import expose_values
 
     (folder / "all.onnx").write_bytes(expose_values(model).SerializeToString())
     with open_runner(folder / "all.onnx", "onnxruntime") as runner:

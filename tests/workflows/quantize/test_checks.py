@@ -76,7 +76,7 @@ class _Careless(Recipe):
         import numpy as np
         import onnx_ir as ir
 
-        from densenet_deploy.graph.graph_pass import new_initializer
+        from densenet_deploy.graph.nodes import new_initializer
 
         source = model.graph[0].outputs[0]
         scale = new_initializer(model.graph, "careless.scale", np.float32(0.1))
