@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import importlib
 import inspect
 import logging
@@ -61,6 +62,7 @@ from densenet_deploy.cli.outcome import (
 from densenet_deploy.errors import UnknownNameError, UsageError, is_passable
 
 if TYPE_CHECKING:
+    from densenet_deploy.model import Model
     from densenet_deploy.workflows.stages import Listener
 
 Work = Callable[["Listener"], "Report | FailedGate"]
@@ -238,7 +240,7 @@ class Declaration:
 
         given = [(reads, path) for reads, name in self.files() for path in _paths(values[name])]
         for reads, path in given:
-            _require_existing(path, may_be_a_name=bool(reads.loaders))
+            _require_existing(reads, path)
         preflight(*(file for reads, path in given for file in _untrusted(reads, path, arguments)))
 
     def files(self) -> Iterator[tuple[Reads, str]]:
@@ -248,6 +250,12 @@ class Declaration:
             if _is_path(parameter.annotation) and not found:
                 raise TypeError(f"{self.name}: the parameter {parameter.name} names a file: say what Reads it")
             yield from ((reads, parameter.name) for reads in found)
+
+
+def made(model: Model) -> Report:
+    """Return the report of the workflow that made `model`."""
+    assert model.report is not None
+    return model.report
 
 
 _declared: Final[dict[str, Declaration]] = {}
@@ -279,10 +287,16 @@ def _paths(value: Any) -> Iterable[Path]:
     return map(Path, [value] if isinstance(value, (str, Path)) else value or ())
 
 
-def _require_existing(path: Path, *, may_be_a_name: bool) -> None:
+def _require_existing(reads: Reads, path: Path) -> None:
     from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, FILE_SUFFIXES, os_errors_about
 
-    if not may_be_a_name or path.suffix.lower() in (*CHECKPOINT_SUFFIXES, *FILE_SUFFIXES):
+    if reads.loaders and path.suffix.lower() not in (*CHECKPOINT_SUFFIXES, *FILE_SUFFIXES) and not path.exists():
+        if str(path) not in reads.names:
+            from densenet_deploy.workflows.load import check_names
+
+            check_names(str(path), {})
+        return
+    if not glob.has_magic(str(path)):  # what a pattern matches is the workflow's to find
         with os_errors_about(path):
             path.stat()
 

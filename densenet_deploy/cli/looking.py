@@ -232,6 +232,6 @@ def report_command(
 @command("doctor", examples=("densenet-deploy doctor",))
 def doctor_command() -> Work:
     """List the backends and devices that work here."""
-    from densenet_deploy.workflows.doctor import examine
+    from densenet_deploy.workflows.doctor import diagnose
 
-    return lambda _listener: examine()
+    return lambda _listener: diagnose()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from densenet_deploy.cli.app import Work, command
+from densenet_deploy.cli.app import Work, command, made
 from densenet_deploy.cli.options import (
     OBSERVER,
     RECIPE,
@@ -17,11 +17,11 @@ from densenet_deploy.cli.options import (
     Arguments,
     Calibration,
     Gates,
-    Only,
     Output,
     Reads,
     Samples,
     Writes,
+    complete_source,
     words,
 )
 from densenet_deploy.errors import UsageError
@@ -30,82 +30,87 @@ from densenet_deploy.facts import Architecture, ModelFacts
 if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.workflows.build_engine.graph import Wanted
+    from densenet_deploy.workflows.load import LoadOptions
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 
 @command(
     "export",
     examples=(
-        "densenet-deploy export --variant 121",
-        "densenet-deploy export --weights imagenet -o models/",
-        "densenet-deploy export --weights chest.pth --labels names.txt -o chest.onnx",
+        "densenet-deploy export 121",
+        "densenet-deploy export chest.pth --labels labels.txt -o chest.onnx",
+        "densenet-deploy export other.onnx --mean 0.5 --std 0.5",
+        "densenet-deploy export --growth-rate 12 --blocks 16,16,16 --stem cifar --image-size 32",
     ),
 )
 def export_command(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="A variant, public weights, a checkpoint or an ONNX file; see also --variant and --weights.",
+            autocompletion=complete_source,
+        ),
+        Reads("graph", "simplifier", "session"),
+    ] = None,
     variant: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: the checkpoint's, else 121).", **VARIANT),
+        typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: the checkpoint's, otherwise 121).", **VARIANT),
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
-            metavar="none|imagenet|NAME|FILE", help="Untrained, public, or a checkpoint.", **words("none", "imagenet")
+            metavar="SOURCE",
+            help="none (untrained), imagenet, a torchvision name, or a checkpoint file.",
+            **words("none", "imagenet"),
         ),
-        Reads("graph"),
+        Reads("graph", "simplifier", "session", names=("none",)),
     ] = "none",
     num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes (default: the checkpoint's, else 1000).")
+        int | None, typer.Option(help="Number of classes (default: the checkpoint's, otherwise 1000).")
     ] = None,
     head: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="classifier, features or multiscale (default: the checkpoint's, else classifier).",
+            help="classifier, features or multiscale (default: the checkpoint's).",
             **words("classifier", "features", "multiscale"),
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Batch size of the input, in images.")] = "dynamic",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Accept weights that hold NaN or infinite values.")
-    ] = False,
+    batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Batch size of the input.")] = "dynamic",
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
+    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights with NaN or Inf.")] = False,
     *,
-    facts: Annotated[ModelFacts, Only("image_size", "resize", "mean", "std", "labels")],
+    facts: ModelFacts,
     architecture: Architecture,
-    output: Annotated[Output, Writes("FILE|DIR", "artifacts/, named after the variant")],
+    output: Annotated[Output, Writes("FILE|DIR", "beside a SOURCE file, otherwise artifacts/")],
 ) -> Work:
-    """Build or load a DenseNet and write a verified ONNX file."""
-    from densenet_deploy.workflows.export import ExportTarget, export_onnx
-    from densenet_deploy.workflows.load import ModelRequest
+    """Load or build a DenseNet and write a verified ONNX file."""
+    from densenet_deploy.workflows.export import ExportOptions, export
+    from densenet_deploy.workflows.load import check_names
+    from densenet_deploy.workflows.outputs import default_folder
 
-    request = ModelRequest(
-        variant=variant,
-        weights=weights,
-        num_classes=num_classes,
-        head=head,
-        architecture=architecture,
-        allow_nonfinite=allow_nonfinite,
-        **_square_rgb(facts),
+    if source is not None and weights != "none":
+        raise UsageError("export", f"was given both SOURCE {source} and --weights {weights}", "give one of them")
+    start = source if weights == "none" else weights
+    network = {"variant": variant, "num_classes": num_classes, "head": head}
+    given = {name: value for name, value in network.items() if value is not None}
+    custom = {"architecture": architecture} if architecture.changes() else {}
+    accepted = {"allow_nonfinite": True} if allow_nonfinite else {}
+    stated = cast("LoadOptions", {**facts.given(), **given, **custom, **accepted})
+    if start is None or not Path(start).suffix:
+        check_names(start, stated)
+    options = ExportOptions(_batch_size(batch), opset)
+    return lambda listener: made(
+        export(
+            start,
+            options,
+            out=output.out or default_folder(start),
+            force=output.force,
+            progress=listener,
+            **stated,
+        )
     )
-    target = ExportTarget(_batch_size(batch), opset, output.out, output.force)
-    return lambda listener: export_onnx(request, target, listener)
-
-
-def _square_rgb(facts: ModelFacts) -> dict[str, Any]:
-    """Return the facts for a square RGB input.
-
-    Raises:
-        UsageError: if a size is not square, or there are neither one nor three values of mean or std.
-    """
-    given = facts.given()
-    for name in ("image_size", "resize"):
-        if not isinstance(given.get(name, 0), int):
-            raise UsageError(f"{name.replace('_', '-')}={given[name]}", "is not one number", "give one size in pixels")
-    for name in given.keys() & {"mean", "std"}:
-        if len(given[name]) not in (1, 3):
-            raise UsageError(f"{name}={given[name]}", "is not one number, or three", f"write --{name} 0.5,0.5,0.5")
-        given[name] = given[name] * 3 if len(given[name]) == 1 else given[name]
-    return given
 
 
 def _batch_size(text: str) -> int | None:
@@ -116,18 +121,24 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
-@command("simplify", examples=("densenet-deploy simplify model.onnx -o simple.onnx",))
+@command(
+    "simplify",
+    examples=("densenet-deploy simplify other.onnx", "densenet-deploy simplify other.onnx -o small.onnx --json"),
+)
 def simplify_command(
     model: Annotated[
         Path, typer.Argument(metavar="A.onnx", help="An ONNX file."), Reads("graph", "simplifier", "session")
     ],
     *,
+    facts: ModelFacts,
     output: Annotated[Output, Writes("FILE|DIR", "A.simplified.onnx beside A.onnx")],
 ) -> Work:
     """Simplify an ONNX file with onnxsim and exact passes."""
+    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.simplify import simplify
 
-    return lambda _listener: simplify(model, output.out, force=output.force)
+    out = output.out or default_folder(model)
+    return lambda _listener: made(simplify(model, out=out, force=output.force, **facts.given()))
 
 
 def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
@@ -199,10 +210,12 @@ def quantize_command(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each layer's precision.")] = False,
     *,
+    facts: ModelFacts,
     output: Annotated[Output, Writes("FILE|DIR", "A.int8.RECIPE.onnx beside A.onnx")],
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
     from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
 
@@ -216,20 +229,19 @@ def quantize_command(
         "never_slower": never_slower,
     }
     options = options_of(recipe, {name: value for name, value in named.items() if value is not None})
-
-    def work(listener: Any) -> Any:
-        report = quantize(
+    return lambda listener: made(
+        quantize(
             model,
             calibration,
             options,
-            output.out,
+            out=output.out or default_folder(model),
             force=output.force,
+            explain=explain,
             cache=CalibrationCache(),
-            listener=listener,
+            progress=listener,
+            **facts.given(),
         )
-        return report.explained() if explain else report
-
-    return work
+    )
 
 
 @command(
@@ -254,23 +266,28 @@ def cast_command(
     samples: Samples = 512,
     gate: Gates = None,
     *,
+    facts: ModelFacts,
     output: Annotated[Output, Writes("FILE|DIR", "A.fp16.onnx or A.bf16.onnx beside A.onnx")],
 ) -> Work:
     """Convert an ONNX file to FP16 or BF16."""
     from densenet_deploy.parity.gates import parse_gate
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.workflows.cast import CastOptions, cast
+    from densenet_deploy.workflows.outputs import default_folder
 
     precision = _one_of("cast", fp16=fp16, bf16=bf16)
     options = CastOptions(precision, samples, gates=tuple(map(parse_gate, gate)) if gate else None)
-    return lambda listener: cast(
-        model,
-        options,
-        calibration,
-        output.out,
-        force=output.force,
-        cache=CalibrationCache(),
-        listener=listener,
+    return lambda listener: made(
+        cast(
+            model,
+            options,
+            calibration=calibration,
+            out=output.out or default_folder(model),
+            force=output.force,
+            cache=CalibrationCache(),
+            progress=listener,
+            **facts.given(),
+        )
     )
 
 
@@ -400,8 +417,7 @@ def build_trt_command(
 ) -> Work:
     """Build a TensorRT engine."""
     precision = _one_of("build-trt", fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
-    from densenet_deploy.engines.options import BuildOptions, batch_profiles
-    from densenet_deploy.engines.support import choose_flavour
+    from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour
     from densenet_deploy.workflows.build_engine.graph import Wanted
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)

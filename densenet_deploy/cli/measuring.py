@@ -20,6 +20,7 @@ from densenet_deploy.cli.options import (
     Arguments,
     Calibration,
     Gates,
+    Model,
     Output,
     Reads,
     RunnerChoice,
@@ -31,6 +32,7 @@ from densenet_deploy.cli.options import (
 )
 from densenet_deploy.cli.outcome import FailedGate
 from densenet_deploy.errors import GateError
+from densenet_deploy.facts import ModelFacts
 
 
 def _layers(arguments: Arguments) -> tuple[str, ...]:
@@ -64,18 +66,19 @@ def validate_command(
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner tensors too, worst first.")] = False,
     gate: Gates = None,
     reference_backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Backend of REF (default: the file's).", **BACKEND)
+        str | None, typer.Option(metavar="NAME", help="Backend of REF (default: by file type).", **BACKEND)
     ] = None,
     candidate_backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Backend of CAND (default: the file's).", **BACKEND)
+        str | None, typer.Option(metavar="NAME", help="Backend of CAND (default: by file type).", **BACKEND)
     ] = None,
+    *,
+    facts: ModelFacts,
 ) -> Work:
     """Compare the outputs of two models."""
     from densenet_deploy.parity.gates import parse_gate
-    from densenet_deploy.workflows.validate import ValidateOptions, validate
+    from densenet_deploy.workflows.compare import CompareOptions, compare
 
-    options = ValidateOptions(
-        data=data,
+    options = CompareOptions(
         samples=samples,
         per_layer=per_layer,
         gates=tuple(map(parse_gate, gate)) if gate else None,
@@ -84,7 +87,7 @@ def validate_command(
     )
 
     def work(_listener: Any) -> Any:
-        report = validate(reference, candidate, options)
+        report = compare(reference, candidate, data, options, **facts.given())
         if not report.failed:
             return report
         fix = "see --per-layer for where they diverge, or set another --gate"
@@ -101,11 +104,7 @@ def validate_command(
     ),
 )
 def evaluate_command(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="An .onnx, .xml, .engine, .pth or .safetensors file."),
-        Reads("session", backends=lambda a: (a.running.backend,)),
-    ],
+    model: Model,
     data: Annotated[
         Path,
         typer.Option(metavar="DIR", help="One folder of images per class, or images with --ground-truth; required."),
@@ -135,7 +134,7 @@ def evaluate_command(
     running: RunnerChoice,
 ) -> Work:
     """Measure accuracy and calibration on labelled images."""
-    from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = running.options()
@@ -153,10 +152,16 @@ def evaluate_command(
 )
 def benchmark_command(
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL...", help="Model files and checkpoints."),
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL...]", help="Models, each measured in its own process."),
         Reads("session", backends=lambda a: listed(a.backend or ()) or (None,)),
-    ],
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="An untrained network to measure too; repeatable (default: none).", **VARIANT
+        ),
+    ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -190,16 +195,17 @@ def benchmark_command(
         Reads(),
     ] = None,
     *,
-    output: Annotated[Output, Writes("FILE.json|FILE.csv", "none")],
+    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file")],
 ) -> Work:
     """Measure latency, throughput and memory of models side by side."""
-    from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
 
     options = BenchmarkOptions(
         backends=listed(backend or ()),
         devices=listed([device]),
         batches=whole_numbers("--batch", batch),
         threads=() if threads is None else whole_numbers("--threads", threads),
+        variants=listed(variant or ()),
         scenario=scenario,
         fps=fps,
         streams=streams,
@@ -207,7 +213,7 @@ def benchmark_command(
         rounds=rounds,
         compare=compare,
     )
-    return lambda listener: benchmark(models, options, output.out, force=output.force, listener=listener)
+    return lambda listener: benchmark(models or (), options, out=output.out, force=output.force, progress=listener)
 
 
 @command(
@@ -360,7 +366,8 @@ def sensitivity_command(
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
-    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "none")],
+    facts: ModelFacts,
+    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file")],
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantize.cache import CalibrationCache
@@ -368,5 +375,14 @@ def sensitivity_command(
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
 
     quantization = options_of(recipe, {} if samples is None else {"samples": samples})
-    options = SensitivityOptions(per, data, quantization, output.out, output.force)
-    return lambda listener: sensitivity(model, calibration, options, cache=CalibrationCache(), listener=listener)
+    options = SensitivityOptions(per, data, quantization)
+    return lambda listener: sensitivity(
+        model,
+        calibration,
+        options,
+        out=output.out,
+        force=output.force,
+        cache=CalibrationCache(),
+        progress=listener,
+        **facts.given(),
+    )

@@ -43,6 +43,7 @@ class Reads:
         backends: those of the session, from the command's arguments; by default the file's own.
         more: further loaders, from the command's arguments.
         when: whether the file is loaded at all, from the command's arguments.
+        names: words that are not files.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Reads:
         backends: Callable[[Arguments], Iterable[str | None]] = lambda _: (None,),
         more: Callable[[Arguments], Iterable[str]] = lambda _: (),
         when: Callable[[Arguments], bool] = lambda _: True,
+        names: tuple[str, ...] = (),
     ) -> None:
         self.loaders = loaders
         self.backends = backends
         self.more = more
         self.when = when
+        self.names = names
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,11 @@ def _check_observer(name: str) -> None:
     observers.get(name)
 
 
+def complete_source(incomplete: str) -> list[str]:
+    """Return the names of networks that begin so."""
+    return [name for name in (*_variants(), "imagenet") if name.startswith(incomplete)]
+
+
 VARIANT: Final = word(_variants, _check_variant)
 BACKEND: Final = word(_backends, _check_backend)
 DEVICE: Final = word(_devices, _check_device)
@@ -197,6 +205,15 @@ BACKEND_HELP: Final = "onnxruntime, openvino, rtx, tensorrt, torch or auto"
 DEVICE_HELP: Final = "cpu, cuda, cuda:1, gpu, npu or auto; a device that is missing is an error"
 GATE_HELP: Final = "A limit such as cosine=0.9999 or sqnr_db=40; repeatable"
 
+MODEL_HELP: Final = (
+    "An .onnx, .xml, .engine, .pth, .pt, .ckpt, .bin or .safetensors file, or a name such as 121 or imagenet."
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_source),
+    Reads("session", backends=lambda a: (a.running.backend,)),
+]
 Variant = Annotated[str | None, typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: none).", **VARIANT)]
 Calibration = Annotated[
     Path,

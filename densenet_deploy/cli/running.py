@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from densenet_deploy.cli.app import Work, command
-from densenet_deploy.cli.options import Reads, RunnerChoice
+from densenet_deploy.cli.options import Model, Reads, RunnerChoice
+from densenet_deploy.cli.outcome import FailedGate
+from densenet_deploy.facts import ModelFacts
 from densenet_deploy.options import require_range
 
 
 @command(
     "run",
     examples=(
-        "densenet-deploy run model.onnx cat.jpg dog.jpg",
-        "densenet-deploy run model.int8.onnx cat.jpg --backend openvino --top-k 1 --json",
+        "densenet-deploy run chest.onnx photo.jpg",
+        "densenet-deploy run chest.onnx images/ 'more/*.png' --top-k 3 --json",
+        "densenet-deploy run chest.fp16.engine photo.jpg --device cuda:0",
     ),
 )
 def run_command(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="An .onnx, .xml, .engine, .pth or .safetensors file."),
-        Reads("session", backends=lambda a: (a.running.backend,)),
+    model: Model,
+    images: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Images, folders and glob patterns."), Reads()
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files."), Reads()],
-    top_k: Annotated[int, typer.Option(help="Classes to print per image.")] = 5,
+    top_k: Annotated[int, typer.Option(help="Classes to list per image.")] = 5,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
     *,
+    facts: ModelFacts,
     running: RunnerChoice,
 ) -> Work:
-    """Classify images with any model."""
-    from densenet_deploy.workflows.classify import classify_files
+    """Classify images."""
+    from densenet_deploy.workflows.predict import predict
 
     require_range("top-k", top_k, 1, 1_000_000)
+    require_range("max-bad", max_bad, 0, 10**9)
     options = running.options()
-    return lambda _listener: classify_files(
-        model, images, top_k=top_k, backend=running.backend, device=running.device, options=options
-    )
+
+    def work(_listener: Any) -> Any:
+        report = predict(
+            model,
+            images,
+            top_k=top_k,
+            backend=running.backend,
+            device=running.device,
+            options=options,
+            **facts.given(),
+        )
+        failure = report.failure
+        return report if failure is None or report.bad <= max_bad else FailedGate(report, failure)
+
+    return work

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from densenet_deploy.bench.candidate import serve_candidate
 from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
@@ -29,6 +31,6 @@ def open_network(path: Path, backend: str | None, device: str | None, options: R
     return runner
 
 
-def main() -> None:
+def main(requests: Iterator[Any]) -> Iterator[Any]:
     """Serve a candidate that `open_network` opens."""
-    serve_candidate(open_network)
+    return serve_candidate(requests, open_network)
