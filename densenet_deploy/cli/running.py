@@ -49,7 +49,10 @@ def run_command(
             options=options,
             **facts.given(),
         )
-        failure = report.failure
-        return report if failure is None or report.bad <= max_bad else FailedGate(report, failure)
+        if report.failure is None or report.bad <= max_bad:
+            return report
+        if report.bad == len(report.predictions):  # there is nothing to print
+            raise report.failure
+        return FailedGate(report, report.failure)
 
     return work

@@ -142,7 +142,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["exprot"],
         ["export", "--varient", "121"],
         ["export", "--variant", "122"],
-        ["export", "--opset", "17"],
+        ["export", "--opset", "15"],
         ["export", "--batch", "many"],
         ["export", "--batch", "0"],
         ["export", "--image-size", "16"],
