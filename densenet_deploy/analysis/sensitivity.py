@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a file loses against the float model.
+class Fidelity:
+    """How close a file's outputs are to the FP32 model's.
 
     Attributes:
         sqnr_db: SQNR of the outputs in dB: infinite where they are the same, minus infinity if any is NaN.
@@ -18,6 +20,24 @@ class Cost:
     sqnr_db: float
     top1: float | None = None
 
+    def to_json(self) -> dict[str, float | None]:
+        """Return both numbers; null for what is infinite or not measured."""
+        return {"sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None, "top1": self.top1}
+
+    @classmethod
+    def from_json(cls, facts: object) -> Self:
+        """Read what `to_json` returned; null is read as infinite.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        if not isinstance(facts, Mapping) or "sqnr_db" not in facts:
+            raise ValueError("has no sqnr_db")
+        sqnr_db, top1 = facts["sqnr_db"], facts.get("top1")
+        if any(value is not None and type(value) not in (int, float) for value in (sqnr_db, top1)):
+            raise ValueError("holds something other than numbers")
+        return cls(math.inf if sqnr_db is None else sqnr_db, top1)
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -26,19 +46,19 @@ class Sensitivity:
     Attributes:
         name: of the layer or block.
         layers: the names of its layers.
-        alone: when only this is INT8: the lower the SQNR, the more sensitive.
-        spared: when only this is float: the higher the SQNR, the more is gained by leaving it float.
+        only_int8: when only this is INT8: the lower the SQNR, the more sensitive.
+        only_float: when only this is FP32: the higher the SQNR, the more is gained by keeping it in FP32.
     """
 
     name: str
     layers: tuple[str, ...]
-    alone: Cost
-    spared: Cost
+    only_int8: Fidelity
+    only_float: Fidelity
 
 
 def most_sensitive_first(found: Sequence[Sensitivity]) -> tuple[Sensitivity, ...]:
-    """Sort by what each does alone; among equals the order stays."""
-    return tuple(sorted(found, key=lambda one: one.alone.sqnr_db))
+    """Sort by the SQNR with only that layer in INT8; equal ones keep their order."""
+    return tuple(sorted(found, key=lambda one: one.only_int8.sqnr_db))
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from densenet_deploy.analysis.plots.plot import SUFFIXES as IMAGE_SUFFIXES
 from densenet_deploy.analysis.plots.plot import draw, rendered, require_matplotlib
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
-from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first
+from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity, most_sensitive_first
 from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
 from densenet_deploy.errors import printable
 from densenet_deploy.options import require_choice
@@ -78,7 +78,7 @@ class SensitivityReport:
     recipe: str
     per: str
     float_top1: float | None
-    whole: Cost
+    whole: Fidelity
     found: tuple[Sensitivity, ...]
     stages: Mapping[str, float]
     notes: tuple[str, ...]
@@ -91,14 +91,14 @@ class SensitivityReport:
             "recipe": self.recipe,
             "per": self.per,
             "float_top1": self.float_top1,
-            "int8": _cost_json(self.whole),
+            "int8": self.whole.to_json(),
             "sensitivity": [
                 {
                     "name": one.name,
                     "layers": list(one.layers),
-                    "only_int8": _cost_json(one.alone),
-                    "only_float": _cost_json(one.spared),
-                    "gain_db": _finite(one.spared.sqnr_db - self.whole.sqnr_db),
+                    "only_int8": one.only_int8.to_json(),
+                    "only_float": one.only_float.to_json(),
+                    "gain_db": _finite(one.only_float.sqnr_db - self.whole.sqnr_db),
                 }
                 for one in self.found
             ],
@@ -126,8 +126,8 @@ class SensitivityReport:
         )
 
     def _row(self, one: Sensitivity, width: int) -> str:
-        alone, spared = (f"{cost.sqnr_db:.1f} dB{_percent(cost.top1)}" for cost in (one.alone, one.spared))
-        return f"{one.name:{width}}  {alone:>14}  {spared:>15}  {one.spared.sqnr_db - self.whole.sqnr_db:+5.1f}"
+        alone, spared = (f"{cost.sqnr_db:.1f} dB{_percent(cost.top1)}" for cost in (one.only_int8, one.only_float))
+        return f"{one.name:{width}}  {alone:>14}  {spared:>15}  {one.only_float.sqnr_db - self.whole.sqnr_db:+5.1f}"
 
     def figure(self) -> Figure:
         """Draw the report.
@@ -195,7 +195,7 @@ class _Bench:
     def count(self) -> int:
         return self._trials.count
 
-    def measure(self, groups: Mapping[str, tuple[str, ...]], step: Step) -> tuple[Cost, tuple[Sensitivity, ...]]:
+    def measure(self, groups: Mapping[str, tuple[str, ...]], step: Step) -> tuple[Fidelity, tuple[Sensitivity, ...]]:
         """Return the cost of everything in INT8, and that of each group."""
         whole, found = self._cost(()), []
         for done, (name, layers) in enumerate(groups.items(), start=1):
@@ -204,9 +204,9 @@ class _Bench:
             step(done, len(groups))
         return whole, tuple(found)
 
-    def _cost(self, float_layers: Collection[str]) -> Cost:
+    def _cost(self, float_layers: Collection[str]) -> Fidelity:
         top1 = self._trials.top1(float_layers, self._data) if self._data is not None else None
-        return Cost(self._trials.sqnr_db(float_layers), top1)
+        return Fidelity(self._trials.sqnr_db(float_layers), top1)
 
 
 def _groups(ready: Int8Ready, per: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
@@ -231,10 +231,6 @@ def _output(options: SensitivityOptions, model: Path) -> Path | None:
         path = output_path(options.out, f"{model.stem}.sensitivity.json")
     prepare_output(path, None, force=options.force)
     return path
-
-
-def _cost_json(cost: Cost) -> dict[str, float | None]:
-    return {"sqnr_db": _finite(cost.sqnr_db), "top1": cost.top1}
 
 
 def _finite(number: float) -> float | None:

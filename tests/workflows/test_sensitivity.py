@@ -42,8 +42,8 @@ def test_every_block_is_measured_in_execution_order(by_block):
 
 def test_a_block_alone_costs_less_than_everything(by_block):
     """Noise adds up; 1 dB is left for what of it happens to cancel."""
-    assert all(one.alone.sqnr_db > by_block.whole.sqnr_db - 1 for one in by_block.found)
-    assert max(one.alone.sqnr_db for one in by_block.found) > by_block.whole.sqnr_db + 3
+    assert all(one.only_int8.sqnr_db > by_block.whole.sqnr_db - 1 for one in by_block.found)
+    assert max(one.only_int8.sqnr_db for one in by_block.found) > by_block.whole.sqnr_db + 3
 
 
 def test_sqnr_is_that_of_the_file_with_these_layers_float(by_block, tiny_onnx, cache):
@@ -56,9 +56,9 @@ def test_sqnr_is_that_of_the_file_with_these_layers_float(by_block, tiny_onnx, c
     ready = preparation.prepare_int8(Artifact.open(tiny_onnx), SAMPLES, options, Stages(), cache)
     trials = Trials(ready.writer, ready.manifest, tiny_onnx, ready.data)
     one = by_block.found[1]
-    assert one.spared.sqnr_db == pytest.approx(trials.sqnr_db(one.layers))
+    assert one.only_float.sqnr_db == pytest.approx(trials.sqnr_db(one.layers))
     others = {layer.name for layer in trials.layers} - set(one.layers)
-    assert one.alone.sqnr_db == pytest.approx(trials.sqnr_db(others))
+    assert one.only_int8.sqnr_db == pytest.approx(trials.sqnr_db(others))
 
 
 def test_layers_count_their_steps(tiny_onnx, cache):
@@ -76,7 +76,7 @@ def test_top1_is_measured_where_there_are_labels(tiny_onnx, cache, images):
     """The folders all hold the same image, so one class in ten is right whatever the model says."""
     report = sensitivity(tiny_onnx, SAMPLES, _options("openvino", data=images), cache=cache)
     assert report.float_top1 == report.whole.top1 == pytest.approx(0.1)
-    assert {one.alone.top1 for one in report.found} == {report.float_top1}
+    assert {one.only_int8.top1 for one in report.found} == {report.float_top1}
     assert "10.00%" in report.to_text()
     answer = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert answer["sensitivity"][0]["only_int8"]["top1"] == pytest.approx(0.1)
@@ -90,7 +90,7 @@ def test_without_labels_top1_is_null(by_block):
 def test_the_text_ranks_and_the_json_keeps_the_order(by_block):
     rows = by_block.to_text().splitlines()[-4:]
     shown = [row.split()[0] for row in rows]
-    assert shown == [one.name for one in sorted(by_block.found, key=lambda one: one.alone.sqnr_db)]
+    assert shown == [one.name for one in sorted(by_block.found, key=lambda one: one.only_int8.sqnr_db)]
     assert [one["name"] for one in by_block.to_json()["sensitivity"]] == [one.name for one in by_block.found]
 
 

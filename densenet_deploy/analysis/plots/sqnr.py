@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import GREY, INK, VERMILLION, lighten_grid, new_axes, new_figure, plain
-from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first, short_names
+from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity, most_sensitive_first, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class SensitivityData:
 
     title: str
     rows: Sequence[Sensitivity]
-    whole: Cost
+    whole: Fidelity
 
 
 @plots.register("sqnr")
@@ -49,8 +49,8 @@ def draw_sqnr(data: SensitivityData) -> Figure:
     return figure
 
 
-def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
-    values = [_finite(row.alone.sqnr_db) for row in rows]
+def _draw_alone(axes: Axes, rows: _Rows, whole: Fidelity, colours: Sequence[str]) -> None:
+    values = [_finite(row.only_int8.sqnr_db) for row in rows]
     start = _finite(whole.sqnr_db)
     places = range(len(rows))
     if math.isfinite(start):
@@ -65,8 +65,8 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) ->
     _tidy(axes, f"SQNR of the outputs with only this in INT8 (dB)\nlower is more sensitive{lowest}")
 
 
-def _draw_gained(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
-    values = [_finite(row.spared.sqnr_db - whole.sqnr_db) for row in rows]
+def _draw_gained(axes: Axes, rows: _Rows, whole: Fidelity, colours: Sequence[str]) -> None:
+    values = [_finite(row.only_float.sqnr_db - whole.sqnr_db) for row in rows]
     axes.barh(range(len(rows)), values, color=colours, height=0.6)
     axes.axvline(0, color=INK, linewidth=1)
     _label_values(axes, values, rows, "{:+.1f}")

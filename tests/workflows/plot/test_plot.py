@@ -13,7 +13,7 @@ from PIL import Image
 
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
-from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
+from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity
 from densenet_deploy.errors import (
     BackendError,
     DataError,
@@ -183,7 +183,7 @@ def test_what_was_lossless_is_read_as_infinite(tmp_path: Path) -> None:
     report = {"model": "x/y.onnx", "recipe": "openvino", "int8": measured, "sensitivity": [row]}
     data = gather("sqnr", of(write(tmp_path / "report.json", report))).data
     assert data == SensitivityData(
-        "y.onnx, recipe openvino", (Sensitivity("a", ("a",), Cost(math.inf), Cost(30.5, 0.5)),), Cost(30.5, 0.5)
+        "y.onnx, recipe openvino", (Sensitivity("a", ("a",), Fidelity(math.inf), Fidelity(30.5, 0.5)),), Fidelity(30.5, 0.5)
     )
 
 
