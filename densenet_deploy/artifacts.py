@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -26,12 +27,17 @@ from densenet_deploy.errors import (
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import count_stored_elements, external_files, read_metadata
 
+StrPath = str | os.PathLike[str]
+
 FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".svg")
 CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
     CHECKPOINT_SUFFIXES, "checkpoint"
 )
+IN_MEMORY: Final = Path("<model in memory>")
+"""The `path` of an artifact that was given as bytes."""
+
 _NET: Final = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<net\s", re.DOTALL)
 _PROBED_BYTES: Final = 64 * 2**10
 # TensorProto.DataType
@@ -40,36 +46,70 @@ _PRECISIONS: Final = {1: "fp32", 10: "fp16", 16: "bf16", 2: "int8", 3: "int8"}
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file: its `path`, its `kind` (onnx, openvino, engine, checkpoint) and the facts it carries, if any.
+    """A model file and the facts it carries.
 
-    `precision` is what an ONNX file holds its weights in (see `stored_precision`), and unknown of other kinds.
+    Attributes:
+        path: where the file is; of a file in memory, a name for messages.
+        kind: `onnx`, `openvino`, `engine` or `checkpoint`.
+        manifest: the facts, or None where the file carries none of ours.
+        precision: of the weights of an ONNX file: `fp32`, `fp16`, `bf16`, `int8` or `unknown`. It is the type that most
+            of the stored numbers have, whatever the metadata claims.
+        data: the bytes of a file in memory, None of a file on disk.
     """
 
     path: Path
     kind: str
     manifest: Manifest | None
     precision: str = "unknown"
+    data: bytes | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, path: Path) -> Artifact:
-        """Look at the file without loading it.
+    def open(cls, source: StrPath | bytes) -> Artifact:
+        """Look at a model file, or at the bytes of an ONNX file, without loading the model.
+
+        >>> Artifact.open("densenet121.onnx").kind      # doctest: +SKIP
+        'onnx'
 
         Raises:
             InputError: if there is no such file.
-            ModelFileError: if its suffix or its content is no model's, or it keeps weights outside its folder.
-            ManifestError: if it carries facts that cannot be read.
+            ModelFileError: if suffix or content is not that of a model, or the weights lie outside the model's folder.
+            ManifestError: if the facts it carries cannot be read.
         """
+        if isinstance(source, bytes):
+            return cls._open_onnx(IN_MEMORY, source)
+        path = Path(source)
         kind = _KINDS.get(path.suffix.lower())
         if kind is None:
             raise ModelFileError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(sorted(_KINDS))}")
         require_file(path)
         if kind == "openvino":
             require_ir(path)
-        if kind != "onnx":
-            return cls(path, kind, None)
-        manifest = Manifest.from_strings(onnx_metadata(path))
-        require_data_within(path)
-        return cls(path, kind, manifest, stored_precision(path))
+        return cls._open_onnx(path, None) if kind == "onnx" else cls(path, kind, None)
+
+    @classmethod
+    def _open_onnx(cls, path: Path, data: bytes | None) -> Artifact:
+        with _opened_onnx(path, data) as file:
+            manifest = Manifest.from_strings(read_metadata(file))
+            lengths, precision = external_files(file), _most_stored(count_stored_elements(file))
+        if data is None:
+            _require_data_within(path, lengths)
+        elif lengths:
+            why = f"keeps weights in another file, {next(iter(lengths))}"
+            raise ModelFileError(path, why, "give the path of the .onnx file instead of its bytes")
+        return cls(path, "onnx", manifest, precision, data)
+
+    def read_bytes(self) -> bytes:
+        """Return the bytes of the file."""
+        if self.data is not None:
+            return self.data
+        with os_errors_about(self.path):
+            return self.path.read_bytes()
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file's bytes, in hex."""
+        import hashlib  # 4 MiB of OpenSSL, which most processes can do without
+
+        return sha256_of(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
 
 
 def require_file(path: Path) -> None:
@@ -219,56 +259,57 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     """Return the `metadata_props` of an ONNX file without parsing its graph.
 
     Raises:
-        ModelFileError: if the bytes are no ONNX model.
+        ModelFileError: if the bytes are not an ONNX model.
     """
     with _opened_onnx(path) as file:
         return read_metadata(file)
 
 
-def stored_precision(path: Path) -> str:
-    """Say in which precision an ONNX file holds its weights: `fp32`, `fp16`, `bf16`, `int8`, or `unknown`.
-
-    It is the type that most of the stored numbers have, whatever the metadata claims.
-
-    Raises:
-        ModelFileError: if the bytes are no ONNX model.
-    """
-    with _opened_onnx(path) as file:
-        counts = count_stored_elements(file)
+def _most_stored(counts: Mapping[int, int]) -> str:
     return _PRECISIONS.get(max(counts, key=counts.__getitem__), "unknown") if counts else "unknown"
 
 
 def require_data_within(path: Path) -> None:
-    """Check that the data files an ONNX model names are whole, inside its folder, and no links.
+    """Check that the data files named by an ONNX model are whole, inside its folder, and not links.
 
     Raises:
         ModelFileError: naming the first file that is not.
     """
     with _opened_onnx(path) as file:
         lengths = external_files(file)
-    folder = path.parent.resolve()
-    for location, length in lengths.items():
-        data = path.parent / location
-        if not data.resolve().is_relative_to(folder):
-            why, fix = "lies outside the model's folder", "do not trust this model; get it from its author"
-        elif data.resolve() != Path(os.path.normpath(folder / location)):
-            why, fix = "is a link", "put the file itself beside the model"
-        elif not data.is_file() or data.stat().st_size < length:
-            why, fix = "is missing or cut short", "put the whole file beside the model"
-        elif data.stat().st_nlink > 1:
-            why, fix = "is a hard link to a file elsewhere", "copy the file beside the model"
-        else:
-            continue
-        raise ModelFileError(path, f"its data file {location} {why}", fix)
+    _require_data_within(path, lengths)
+
+
+def _require_data_within(path: Path, lengths: Mapping[str, int]) -> None:
+    with os_errors_about(path):
+        folder = path.parent.resolve()
+        for location, length in lengths.items():
+            if problem := _data_problem(
+                path.parent / location, folder, Path(os.path.normpath(folder / location)), length
+            ):
+                raise ModelFileError(path, f"its data file {location} {problem[0]}", problem[1])
+
+
+def _data_problem(data: Path, folder: Path, plain: Path, length: int) -> tuple[str, str] | None:
+    """Return what is wrong with the file `data` of a model in `folder`, and what to do; `plain` is it without links."""
+    if not data.resolve().is_relative_to(folder):
+        return "lies outside the model's folder", "do not trust this model; get it from its author"
+    if data.resolve() != plain:
+        return "is a link", "put the file itself beside the model"
+    if not data.is_file() or data.stat().st_size < length:
+        return "is missing or cut short", "put the whole file beside the model"
+    if data.stat().st_nlink > 1:
+        return "is a hard link to a file elsewhere", "copy the file beside the model"
+    return None
 
 
 @contextlib.contextmanager
-def _opened_onnx(path: Path) -> Iterator[BinaryIO]:
-    with os_errors_about(path), path.open("rb") as file:
+def _opened_onnx(path: Path, data: bytes | None = None) -> Iterator[BinaryIO]:
+    with os_errors_about(path), path.open("rb") if data is None else io.BytesIO(data) as file:
         try:
             yield file
         except ValueError as exc:
-            raise ModelFileError(path, f"is no ONNX file ({exc})", "export or download it again") from exc
+            raise ModelFileError(path, f"is not an ONNX file ({exc})", "export or download it again") from exc
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.models.build import DenseNet, build_model
-from densenet_deploy.models.state_dict import weights_sha256
+from densenet_deploy.sources.weights import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS, PREPROCESSING, SPLIT_SEED, Digits, digits_split, inputs_from, write_images
 from examples.training import Batch, TrainingPlan, fit, share_right, write_network

@@ -19,7 +19,7 @@ import torch
 
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.models.build import DenseNet, build_model
-from densenet_deploy.models.state_dict import weights_sha256
+from densenet_deploy.sources.weights import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS
 from examples.rendered_digits import PREPROCESSING, Nuisance, images_of, inputs_from, write_split

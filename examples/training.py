@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.models.build import DenseNet
-from densenet_deploy.models.checkpoints import save_weights
+from densenet_deploy.sources.file import save_weights
 
 Batch = tuple[Tensor, Tensor]
 """Inputs (N, 3, H, W) float32, and the class of each: (N,) int64."""

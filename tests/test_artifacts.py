@@ -21,7 +21,6 @@ from densenet_deploy.artifacts import (
     refuse_foreign_output,
     require_room,
     sha256_of,
-    stored_precision,
     write_file,
 )
 from densenet_deploy.errors import (
@@ -312,7 +311,7 @@ class TestOpen:
 
     def test_what_is_no_onnx_is_named(self, model):
         model.write_bytes(b"<html>404</html>")
-        with pytest.raises(ModelFileError, match=r"model\.onnx: is no ONNX file"):
+        with pytest.raises(ModelFileError, match=r"model\.onnx: is not an ONNX file"):
             Artifact.open(model)
 
     def test_broken_facts_are_named(self, model):
@@ -347,19 +346,20 @@ def _tensor(data_type: int, count: int):
 def test_the_precision_is_that_of_most_numbers(tmp_path, tensors, precision):
     graph = helper.make_graph([], "g", [], [], [_tensor(kind, count) for kind, count in tensors.items()])
     path = tmp_path / "m.onnx"
-    claims = append_metadata(helper.make_model(graph).SerializeToString(), {PREFIX + "precision": '"fp64"'})
-    path.write_bytes(claims)
-    assert stored_precision(path) == precision
+    claims = dataclasses.replace(MANIFEST, precision="bf16" if precision == "fp32" else "fp32")
+    path.write_bytes(append_metadata(helper.make_model(graph).SerializeToString(), claims.to_strings()))
+    assert Artifact.open(path).precision == precision
 
 
-def test_the_precision_of_external_data_is_seen_without_it(tmp_path):
+def test_the_precision_of_external_data_is_seen_without_reading_it(tmp_path):
     tensor = numpy_helper.from_array(np.zeros(8, np.float16), "w")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="gone.bin")
+    tensor.external_data.add(key="location", value="empty.bin")
     path = tmp_path / "m.onnx"
+    (tmp_path / "empty.bin").touch()
     path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString())
-    assert stored_precision(path) == "fp16"
+    assert Artifact.open(path).precision == "fp16"
 
 
 class TestDataFiles:
@@ -408,3 +408,31 @@ class TestDataFiles:
     def test_a_missing_or_short_file_is_refused(self, folder, location):
         with pytest.raises(ModelFileError, match="is missing or cut short"):
             Artifact.open(self._model(folder, location))
+
+
+class TestBytes:
+    """An ONNX file in memory has the facts of the same file on disk."""
+
+    def test_facts_and_hash_are_those_of_the_file(self, model):
+        on_disk, in_memory = Artifact.open(model), Artifact.open(model.read_bytes())
+        assert in_memory == dataclasses.replace(on_disk, path=in_memory.path, data=model.read_bytes())
+        assert in_memory.sha256() == on_disk.sha256()
+        assert in_memory.read_bytes() == on_disk.read_bytes()
+
+    @pytest.mark.parametrize("data", [b"", b"text", b"ftrt" + bytes(60)])
+    def test_other_bytes_are_refused(self, data):
+        with pytest.raises(ModelFileError) as caught:
+            Artifact.open(data)
+        assert caught.value.subject == "<model in memory>"
+
+    def test_weights_in_another_file_are_refused(self):
+        tensor = numpy_helper.from_array(np.zeros(8, np.float16), "w")
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights.bin")
+        with pytest.raises(ModelFileError) as caught:
+            Artifact.open(helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString())
+        assert "weights.bin" in caught.value.why
+
+    def test_a_path_may_be_text(self, model):
+        assert Artifact.open(str(model)) == Artifact.open(model)

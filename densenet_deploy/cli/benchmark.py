@@ -39,7 +39,7 @@ def benchmark_command(
 ) -> Report:
     """Time models against each other, each in its own process, in alternating rounds."""
     from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benchmark
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     options = BenchmarkOptions(
         backends=args.listed(backend or []),
@@ -53,6 +53,8 @@ def benchmark_command(
         rounds=rounds,
         compare=compare,
     )
-    examine(*(Given(path, (Reader.SESSION,), name) for path in models for name in options.backends or (None,)))
+    preflight(
+        *(UntrustedFile(path, (Loader.SESSION,), name) for path in models for name in options.backends or (None,))
+    )
     with args.progress() as listener:
         return benchmark(models, options, out, force=force, listener=listener)

@@ -72,7 +72,7 @@ def build_trt_command(
     from densenet_deploy.engines.options import BuildOptions, batch_profiles
     from densenet_deploy.engines.support import choose_flavour
     from densenet_deploy.workflows.build_engine.graph import Wanted, is_parsed
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
     wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
@@ -94,7 +94,7 @@ def build_trt_command(
         verbosity=verbosity,
     )
     if model is not None and is_parsed(wanted):
-        examine(Given(model, (Reader.GRAPH,) if calibration is None else (Reader.GRAPH, Reader.SESSION)))
+        preflight(UntrustedFile(model, (Loader.GRAPH,) if calibration is None else (Loader.GRAPH, Loader.SESSION)))
     if dry_run:
         from densenet_deploy.workflows.build_engine.build_engine import dry_run as say
 

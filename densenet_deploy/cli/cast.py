@@ -32,13 +32,13 @@ def cast_command(
     from densenet_deploy.parity.gates import parse_gate
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.workflows.cast import CastOptions, cast
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     if fp16 == bf16:
         why = "were given both" if fp16 else "were not given"
         raise UsageError("--fp16 and --bf16", why, "give one of them")
     gates = tuple(map(parse_gate, gate)) if gate else None
     options = CastOptions("fp16" if fp16 else "bf16", samples, gates=gates)
-    examine(Given(model, (Reader.GRAPH, Reader.SESSION)))
+    preflight(UntrustedFile(model, (Loader.GRAPH, Loader.SESSION)))
     with args.progress() as listener:
         return cast(model, options, calibration, out, force=force, cache=CalibrationCache(), listener=listener)

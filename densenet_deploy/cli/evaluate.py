@@ -37,10 +37,10 @@ def evaluate_command(
     """Measure top-1, top-5, accuracy by class and calibration on labelled images."""
     from densenet_deploy.runtime.runner import RunnerOptions
     from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = RunnerOptions(threads=threads, trust_engine=trust_engine)
-    others = [] if against is None else [Given(against, (Reader.SESSION,), against_backend)]
-    examine(Given(model, (Reader.SESSION,), backend), *others)
+    others = [] if against is None else [UntrustedFile(against, (Loader.SESSION,), against_backend)]
+    preflight(UntrustedFile(model, (Loader.SESSION,), backend), *others)
     return evaluate(model, data, options, backend=backend, device=device, runner_options=runner_options)

@@ -41,9 +41,9 @@ def export_command(
     force: args.Force = False,
 ) -> Report:
     """Build or load a DenseNet and write a verified ONNX file."""
-    from densenet_deploy.workflows.examination import Given, examine
     from densenet_deploy.workflows.export import ExportTarget, export_onnx
     from densenet_deploy.workflows.load import ModelRequest, labels_from
+    from densenet_deploy.workflows.sandbox import UntrustedFile, preflight
 
     request = ModelRequest(
         variant=variant,
@@ -58,7 +58,7 @@ def export_command(
         labels=labels_from(labels),
         allow_nonfinite=allow_nonfinite,
     )
-    examine(Given(Path(weights), ()))
+    preflight(UntrustedFile(Path(weights), ()))
     with args.progress() as listener:
         return export_onnx(request, ExportTarget(_batch(batch), opset, out, force), listener)
 

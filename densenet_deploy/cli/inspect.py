@@ -51,9 +51,9 @@ def inspect_command(
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure latency in a sweep.")] = True,
 ) -> Report:
     """Count parameters, MACs and memory by block; profile operators; sweep a number of the architecture."""
-    from densenet_deploy.workflows.examination import Given, Reader, examine
     from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
     from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
     profile_options = ProfileOptions(backend, device, threads) if profile else None
@@ -66,7 +66,7 @@ def inspect_command(
             raise UsageError("--sweep", "changes an architecture, not a file", "give --variant in place of the MODEL")
         return _sweep(sweep, variant, changes, options, threads, measure=measure)
     if model is not None:
-        examine(Given(model, (Reader.GRAPH, Reader.SESSION) if profile else (Reader.GRAPH,), backend))
+        preflight(UntrustedFile(model, (Loader.GRAPH, Loader.SESSION) if profile else (Loader.GRAPH,), backend))
         return _engine(model, options) if model.suffix.lower() == ".engine" else inspect_file(model, options)
     if variant is None and not changes.changes():
         raise UsageError("inspect", "has nothing to inspect", "give a MODEL or --variant")
@@ -95,12 +95,11 @@ def _sweep(
     *,
     measure: bool,
 ) -> Report:
-    from densenet_deploy.workflows.inspect.inspect import requested_variant
+    from densenet_deploy.variants import variant_with
     from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
-    from densenet_deploy.workflows.load import ModelRequest
 
     if options.training or options.profile is not None:
         raise UsageError("--sweep", "goes with neither --training nor --profile", "inspect one network with those")
-    base = requested_variant(ModelRequest(variant=variant, architecture=changes)).spec
+    base = variant_with(variant, changes.changes()).spec
     sweep_options = SweepOptions(options.image_size, options.batch, measure, threads=threads)
     return run_sweep(Sweep.parse(text), base, sweep_options)

@@ -32,10 +32,10 @@ def plot_command(
     force: args.Force = False,
 ) -> Report:
     """Draw a figure of a model as PNG or SVG."""
-    from densenet_deploy.workflows.examination import Given, Reader, examine
     from densenet_deploy.workflows.plot.data import PlotRequest
     from densenet_deploy.workflows.plot.plot import plot
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     changes = args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem)
-    examine(*(Given(path, (Reader.GRAPH, Reader.SESSION)) for path in models or ()))
+    preflight(*(UntrustedFile(path, (Loader.GRAPH, Loader.SESSION)) for path in models or ()))
     return plot(name, PlotRequest(tuple(models or ()), variant, changes, image_size, batch), out, force=force)

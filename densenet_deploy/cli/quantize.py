@@ -40,10 +40,10 @@ def quantize_command(
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
     from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.workflows.examination import Given, Reader, examine
     from densenet_deploy.workflows.quantize.preparation import chosen_recipe
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     named = {
         "observer": observer,
@@ -56,8 +56,8 @@ def quantize_command(
     }
     given = {name: value for name, value in named.items() if value is not None}
     options = options_of(recipe, given)
-    graph = Given(model, (Reader.GRAPH, Reader.SESSION))
-    examine(graph, Given(model, (Reader.SESSION,), chosen_recipe(options.recipe)))
+    graph = UntrustedFile(model, (Loader.GRAPH, Loader.SESSION))
+    preflight(graph, UntrustedFile(model, (Loader.SESSION,), chosen_recipe(options.recipe)))
     with args.progress() as listener:
         report = quantize(model, calibration, options, out, force=force, cache=CalibrationCache(), listener=listener)
     return report.explained() if explain else report

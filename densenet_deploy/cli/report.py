@@ -36,9 +36,9 @@ def report_command(
     force: args.Force = False,
 ) -> Report:
     """Write one HTML page: which model to ship and why, with all that it rests on."""
-    from densenet_deploy.workflows.examination import Given, Reader, examine
     from densenet_deploy.workflows.html_report.material import ReportSources
     from densenet_deploy.workflows.report import report
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     sources = ReportSources(
         models=tuple(models),
@@ -50,6 +50,6 @@ def report_command(
         tunings=tuple(tune or ()),
         max_drop=max_drop,
     )
-    examine(*(Given(path, (Reader.GRAPH, Reader.SESSION)) for path in models))
+    preflight(*(UntrustedFile(path, (Loader.GRAPH, Loader.SESSION)) for path in models))
     with args.progress() as listener:
         return report(sources, out, force=force, listener=listener)

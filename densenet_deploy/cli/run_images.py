@@ -24,8 +24,8 @@ def run_command(
     """Classify images with any model."""
     from densenet_deploy.runtime.runner import RunnerOptions
     from densenet_deploy.workflows.classify import classify_files
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     options = RunnerOptions(threads=threads, trust_engine=trust_engine)
-    examine(Given(model, (Reader.SESSION,), backend))
+    preflight(UntrustedFile(model, (Loader.SESSION,), backend))
     return classify_files(model, images, top_k=top_k, backend=backend, device=device, options=options)

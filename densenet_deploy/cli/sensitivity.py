@@ -32,14 +32,14 @@ def sensitivity_command(
 ) -> Report:
     """Measure what each layer or block costs when only it is INT8, and when only it is float."""
     from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.workflows.examination import Given, Reader, examine
     from densenet_deploy.workflows.quantize.preparation import chosen_recipe
     from densenet_deploy.workflows.quantize.recipe_file import options_of
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
 
     given = {"samples": samples} if samples is not None else {}
     options = SensitivityOptions(per, data, options_of(recipe, given), out, force)
-    graph = Given(model, (Reader.GRAPH, Reader.SESSION))
-    examine(graph, Given(model, (Reader.SESSION,), chosen_recipe(options.quantization.recipe)))
+    graph = UntrustedFile(model, (Loader.GRAPH, Loader.SESSION))
+    preflight(graph, UntrustedFile(model, (Loader.SESSION,), chosen_recipe(options.quantization.recipe)))
     with args.progress() as listener:
         return sensitivity(model, calibration, options, cache=CalibrationCache(), listener=listener)

@@ -18,8 +18,8 @@ def simplify_command(
     force: args.Force = False,
 ) -> Report:
     """Simplify an ONNX file with onnxsim and exact passes, and say what changed."""
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
     from densenet_deploy.workflows.simplify import simplify
 
-    examine(Given(model, (Reader.GRAPH, Reader.SIMPLIFIER, Reader.SESSION)))
+    preflight(UntrustedFile(model, (Loader.GRAPH, Loader.SIMPLIFIER, Loader.SESSION)))
     return simplify(model, out, force=force)

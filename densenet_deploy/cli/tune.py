@@ -55,7 +55,7 @@ def tune_command(
     force: args.Force = False,
 ) -> Report | FailedGate:
     """Search precision, recipe, backend, threads and batch, and say which file to ship."""
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
     from densenet_deploy.workflows.tune import tune as road
     from densenet_deploy.workflows.tune.candidates import TuneOptions
     from densenet_deploy.workflows.tune.forms import Source
@@ -76,7 +76,7 @@ def tune_command(
         max_memory_mib=max_memory,
     )
     sources = [*(Source(path=path) for path in models or []), *(Source(variant=name) for name in variant or [])]
-    examine(*(Given(path, (Reader.GRAPH, Reader.SESSION)) for path in models or ()))
+    preflight(*(UntrustedFile(path, (Loader.GRAPH, Loader.SESSION)) for path in models or ()))
     if dry_run:
         return road.dry_run(sources, options, out, measure_again=measure_again)
     from densenet_deploy.quantize.cache import CalibrationCache

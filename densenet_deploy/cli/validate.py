@@ -26,7 +26,7 @@ def validate_command(
 ) -> Report | FailedGate:
     """Measure how far one model's outputs are from another's."""
     from densenet_deploy.parity.gates import parse_gate
-    from densenet_deploy.workflows.examination import Given, Reader, examine
+    from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
     from densenet_deploy.workflows.validate import ValidateOptions, validate
 
     options = ValidateOptions(
@@ -37,8 +37,10 @@ def validate_command(
         reference_backend=reference_backend,
         candidate_backend=candidate_backend,
     )
-    readers = (Reader.SESSION, Reader.GRAPH) if per_layer else (Reader.SESSION,)
-    examine(Given(reference, readers, reference_backend), Given(candidate, readers, candidate_backend))
+    readers = (Loader.SESSION, Loader.GRAPH) if per_layer else (Loader.SESSION,)
+    preflight(
+        UntrustedFile(reference, readers, reference_backend), UntrustedFile(candidate, readers, candidate_backend)
+    )
     report = validate(reference, candidate, options)
     if not report.failed:
         return report

@@ -34,11 +34,20 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             model = onnx.load(path, load_external_data=False)
         with _refused(path, "its external data cannot be used", "put the data file itself, whole, beside the model"):
             onnx.load_external_data_for_model(model, str(path.parent))
-        with _refused(path, "is no valid ONNX model", "export or download it again"):
-            onnx.checker.check_model(model, full_check=True)
-    _refuse_broken_names(model, path)
-    _refuse_unknown_operators(model, path)
+    check_onnx(model, path)
     return model
+
+
+def check_onnx(model: onnx.ModelProto, subject: object) -> None:
+    """Check a model in memory, which `subject` names in errors.
+
+    Raises:
+        ModelFileError: if it is not a valid ONNX model, or holds operators that no backend here knows.
+    """
+    with _refused(subject, "is not a valid ONNX model", "export or download it again"):
+        onnx.checker.check_model(model, full_check=True)
+    _refuse_broken_names(model, subject)
+    _refuse_unknown_operators(model, subject)
 
 
 def image_size_of(model: onnx.ModelProto, path: Path) -> int:
@@ -78,7 +87,7 @@ def operators(model: onnx.ModelProto) -> Mapping[str, int]:
 
 
 @contextlib.contextmanager
-def _refused(path: Path, why: str, fix: str) -> Iterator[None]:
+def _refused(subject: object, why: str, fix: str) -> Iterator[None]:
     """Turn what the onnx package raises inside the block into a ModelFileError that says its first line."""
     try:
         yield
@@ -86,11 +95,11 @@ def _refused(path: Path, why: str, fix: str) -> Iterator[None]:
         raise
     except Exception as exc:
         reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
-        raise ModelFileError(path, f"{why}: {reason}", fix) from exc
+        raise ModelFileError(subject, f"{why}: {reason}", fix) from exc
 
 
-def _refuse_broken_names(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse names that are no UTF-8: the checker lets them pass, and protobuf gives them as bytes."""
+def _refuse_broken_names(model: onnx.ModelProto, subject: object) -> None:
+    """Refuse names that are not UTF-8: the checker lets them pass, and protobuf gives them as bytes."""
     graph = model.graph
     values = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
     names = [graph.name, *(value.name for value in values)]
@@ -98,18 +107,20 @@ def _refuse_broken_names(model: onnx.ModelProto, path: Path) -> None:
         names += [node.name, node.op_type, node.domain, *node.input, *node.output]
     for name in names:
         if not isinstance(name, str):
-            raise ModelFileError(path, f"holds a name that is no UTF-8 text: {name!r}", "export or download it again")
+            raise ModelFileError(
+                subject, f"holds a name that is not UTF-8 text: {name!r}", "export or download it again"
+            )
 
 
-def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
+def _refuse_unknown_operators(model: onnx.ModelProto, subject: object) -> None:
     """Refuse what the checker lets pass: operator sets of the future, and domains that no backend here knows."""
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
         if opset.domain == "" and opset.version > newest:
             why = f"is of opset {opset.version}, newer than {newest}, the newest known here"
-            raise ModelFileError(path, why, "upgrade the onnx package, or export with a lower --opset")
+            raise ModelFileError(subject, why, "upgrade the onnx package, or export with a lower --opset")
     own = {function.domain for function in model.functions}
     for node in model.graph.node:
         if node.domain not in _KNOWN_DOMAINS | own:
             why = f"holds the operator {node.op_type} of the unknown domain {node.domain}"
-            raise ModelFileError(path, why, "export it with standard operators")
+            raise ModelFileError(subject, why, "export it with standard operators")

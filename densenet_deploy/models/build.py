@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from densenet_deploy.manifest import Manifest
 from densenet_deploy.models.heads import build_classifier, build_head
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -157,11 +156,8 @@ class DenseNet(nn.Module):
     `memory_efficient` trades time for memory in training; gradients and batch statistics are the same.
 
     Attributes:
-        manifest: the facts that travel with the weights, where they are known.
         output_name, output_width: what a runner calls the output, and how long its rows are.
     """
-
-    manifest: Manifest | None = None
 
     def __init__(self, spec: DenseNetSpec, *, memory_efficient: bool = False) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""What goes into a model and what comes out: arrays by name, checked before they reach native code."""
+"""The arrays that go into a model and come out of it, by name, checked before they reach native code."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,20 @@ from densenet_deploy.errors import FeedError
 from densenet_deploy.manifest import Preprocessing
 
 Array = npt.NDArray[Any]
-Feeds = Mapping[str, Array]
 
-# A normalized image stays within about ±3; past this multiple of its range a feed was surely not normalized.
+
+class SupportsArray(Protocol):
+    """An array of any library, a torch tensor for one, that NumPy can look at."""
+
+    def __array__(self) -> Array:
+        """Return it as a NumPy array."""
+
+
+Feed = Array | SupportsArray
+Feeds = Mapping[str, Any]
+"""Arrays by name: NumPy's, or any library's that `numpy.asarray` takes without a cast."""
+
+# Values of a normalized image stay within about ±3; beyond this multiple of their range a feed was not normalized.
 _VALUE_SLACK: Final = 8.0
 
 
@@ -37,26 +48,55 @@ class TensorSpec:
         return f"{self.name} ({sizes}) {self.dtype}"
 
 
-def checked_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds, limit: float | None) -> dict[str, Array]:
-    """Return contiguous feeds for `inputs`; `limit` None leaves values unchecked.
+def checked_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds | Feed, limit: float | None) -> dict[str, Array]:
+    """Return contiguous NumPy arrays for `inputs`; `limit` None leaves values unchecked.
 
     Raises:
-        FeedError: if a feed is missing, unknown, or has another type, shape or values than the model takes.
+        FeedError: if a feed is missing or unknown, or has another type, shape or values than the model takes.
     """
-    if len(feeds) != len(inputs) or any(spec.name not in feeds for spec in inputs):
+    named = _by_name(inputs, feeds)
+    if len(named) != len(inputs) or any(spec.name not in named for spec in inputs):
         wanted = ", ".join(spec.name for spec in inputs)
-        raise FeedError(", ".join(map(str, feeds)) or "nothing", "was fed", f"feed exactly: {wanted}")
-    return {spec.name: _checked_feed(spec, feeds[spec.name], limit) for spec in inputs}
+        raise FeedError(", ".join(map(str, named)) or "nothing", "was fed", f"feed exactly: {wanted}")
+    return {spec.name: _checked_feed(spec, named[spec.name], limit) for spec in inputs}
 
 
-def delivered(results: dict[str, Array], buffers: Feeds) -> dict[str, Array]:
+def _by_name(inputs: tuple[TensorSpec, ...], feeds: Feeds | Feed) -> Feeds:
+    if isinstance(feeds, Mapping):
+        return feeds
+    if len(inputs) == 1:
+        return {inputs[0].name: feeds}
+    wanted = ", ".join(spec.name for spec in inputs)
+    raise FeedError("one array", "was fed", f"the model has {len(inputs)} inputs: feed a dict with {wanted}")
+
+
+def as_array(name: str, value: object) -> Array:
+    """Return `value` as a NumPy array of the same type, without a copy where that is possible.
+
+    Raises:
+        FeedError: naming `name`, if it is not an array, or of a type that NumPy does not have.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__array__"):
+        raise FeedError(name, f"is a {type(value).__name__}", "give a NumPy array or a torch tensor")
+    try:
+        if hasattr(value, "detach"):  # a torch tensor that wants a gradient, or is on a GPU, shows NumPy nothing
+            value = value.detach().cpu()
+        return np.asarray(cast("SupportsArray", value))
+    except (TypeError, ValueError, RuntimeError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise FeedError(name, f"cannot be read as a NumPy array: {reason}", "convert it to one first") from exc
+
+
+def delivered(results: dict[str, Array], buffers: Mapping[str, Array]) -> dict[str, Array]:
     """Return `results`, copied into the caller's `buffers` where there is one.
 
     Raises:
-        FeedError: if a buffer is for no output, or has another type or shape.
+        FeedError: if a buffer does not belong to an output, or has another type or shape.
     """
-    if strangers := buffers.keys() - results.keys():
-        raise FeedError(", ".join(sorted(strangers)), "is no output", f"outputs are: {', '.join(results)}")
+    if unknown := buffers.keys() - results.keys():
+        raise FeedError(", ".join(sorted(unknown)), "is not an output", f"outputs are: {', '.join(results)}")
     for name, buffer in buffers.items():
         result = results[name]
         if buffer.dtype != result.dtype or buffer.shape != result.shape:
@@ -66,9 +106,8 @@ def delivered(results: dict[str, Array], buffers: Feeds) -> dict[str, Array]:
     return {**results, **buffers}
 
 
-def _checked_feed(spec: TensorSpec, array: Array, limit: float | None) -> Array:
-    if not isinstance(array, np.ndarray):
-        raise FeedError(spec.name, f"is a {type(array).__name__}", "give a numpy array")
+def _checked_feed(spec: TensorSpec, value: object, limit: float | None) -> Array:
+    array = as_array(spec.name, value)
     if array.dtype != spec.dtype:
         raise FeedError(spec.name, f"is {array.dtype}, the model takes {spec.dtype}", _dtype_fix(array, spec))
     if not _fits(array.shape, spec.shape):
@@ -87,7 +126,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 
 def value_limit(preprocessing: Preprocessing | None) -> float:
-    """Return the largest absolute value that a feed may hold: what no normalized image has, or any finite number."""
+    """Return the largest absolute value that a feed may hold: far beyond that of any normalized image."""
     if preprocessing is None:
         return float(np.finfo(np.float32).max)
     return _VALUE_SLACK * max(map(abs, preprocessing.value_range))
@@ -100,7 +139,7 @@ def _check_values(name: str, array: Array, limit: float) -> None:
     if not np.isfinite(array).all():
         raise FeedError(name, "holds NaN or Inf", "feed finite values")
     fix = "prepare it with densenet_deploy.runtime.preprocess, or open the runner with check_values=False"
-    raise FeedError(name, f"reaches from {low:.4g} to {high:.4g}, which no normalized image does", fix)
+    raise FeedError(name, f"has values from {low:.4g} to {high:.4g}, outside those of a normalized image", fix)
 
 
 def _dtype_fix(array: Array, spec: TensorSpec) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from densenet_deploy.artifacts import Artifact, sha256_of
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.nvidia_options import NvidiaOptions
@@ -205,7 +205,7 @@ def _plan(
 
 def _folder_for(options: NvidiaOptions, artifact: Artifact, provider: str) -> str:
     """A folder for this very file: ONNX Runtime names cached engines after the graph, whatever its weights."""
-    return str(options.cache_folder / f"onnxruntime-{provider}" / sha256_of(artifact.path)[:24])
+    return str(options.cache_folder / f"onnxruntime-{provider}" / artifact.sha256()[:24])
 
 
 def _profile(prefix: str, options: NvidiaOptions, artifact: Artifact) -> Settings:

@@ -1,24 +1,25 @@
-"""One way to run a model, whatever runs it.
+"""One interface to run a model with any backend.
 
->>> with open_runner("artifacts/densenet121.onnx") as runner:      # doctest: +SKIP
-...     logits = runner.run({"input": batch})["logits"]            # (N, 1000) float32
+>>> with open_runner("artifacts/densenet121.onnx") as run:      # doctest: +SKIP
+...     logits = run(batch)["logits"]                           # (N, 1000) float32
 
-A backend is one file in `backends/`: a subclass of `Runner` that opens a model and implements `_run`. What every
-backend owes its callers lives here once: arrays are checked before they reach native code, a closed or forked runner
-says so, results land in the caller's buffers when those are given.
+A backend is one file in `backends/`: a subclass of `Runner` that opens a model and implements `_run`. What all backends
+have in common is here: arrays are checked before they reach native code, a closed or forked runner raises a typed
+error, and results are written into the caller's buffers if there are any.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, TypeAlias
 
-from densenet_deploy.artifacts import Artifact
+from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import (
     BackendError,
     DeviceError,
@@ -26,25 +27,27 @@ from densenet_deploy.errors import (
     ModelFileError,
     RunnerStateError,
     UnknownNameError,
+    UsageError,
 )
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.registry import Registry
-from densenet_deploy.runtime.feeds import Array, Feeds, TensorSpec, checked_feeds, delivered, value_limit
+from densenet_deploy.runtime.feeds import Array, Feed, Feeds, TensorSpec, checked_feeds, delivered, value_limit
 from densenet_deploy.runtime.nvidia_options import NvidiaOptions
 from densenet_deploy.runtime.operator_times import OperatorTime
 
 if TYPE_CHECKING:
     import torch
 
-DEVICE_WORDS: Final = ("cpu", "cuda", "gpu", "npu")
+REFERENCE_BACKEND: Final = "onnxruntime"
+"""The backend that others are compared with where one has to be chosen: it computes an ONNX file as it is written."""
 
 backends: Registry[type[Runner]] = Registry("backend", "densenet_deploy.runtime.backends")
 
 
 class _Forks:
-    """How many forks lie between this process and the one that imported this module: cheaper to ask than its id."""
+    """The number of forks between this process and the one that imported this module: cheaper to ask than its id."""
 
     count = 0
 
@@ -66,14 +69,15 @@ class Device:
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """Read `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`.
+        """Read `cpu`, `cuda`, `cuda:1`, or any other word that a backend has among its devices.
 
         Raises:
-            UnknownNameError: if the word is none of these.
+            UnknownNameError: if no backend has such a device.
         """
+        known = {word for kind in backends.items().values() for word in kind.devices}
         match = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text)
-        if match is None or match[1] not in DEVICE_WORDS:
-            raise UnknownNameError.among("device", text, DEVICE_WORDS)
+        if match is None or match[1] not in known:
+            raise UnknownNameError.among("device", text, known)
         return cls(match[1], int(match[2] or 0))
 
     def __str__(self) -> str:
@@ -85,18 +89,19 @@ class RunnerOptions:
     """How to run.
 
     Attributes:
-        threads: CPU threads of one call; None means as many as this process may use (affinity and cgroup quota).
-        precision: arithmetic of the float parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None means what
-            the file holds. A backend that cannot do it raises instead of doing something else.
-        batch: the one batch size that will be fed. A model that takes any is prepared for this one alone, which spares
-            OpenVINO some work in every call; other feeds are then refused. A model of a fixed batch keeps its own.
-        check_values: refuse feeds with NaN, Inf, or values no normalized image has (0-255 pixels, say).
-        spin: let the backend's threads wait for the next call on busy cores, as is its way. False: between two calls
-            they leave the cores to others; ONNX Runtime's would do so only after tens of milliseconds.
-        arena: let the backend keep the memory of one call for the next, as is its way. False: ONNX Runtime gives it
-            back, so that a long run of large calls stays as small as it began; such calls take up to a third longer.
-        trust_engine: load a TensorRT plan that no sidecar vouches for. A plan is native code: trust its author.
-        nvidia: what only an NVIDIA GPU has.
+        threads: CPU threads per call; None takes as many as this process may use (affinity and cgroup quota).
+        precision: arithmetic of the floating-point parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None
+            takes what the file holds. A backend that does not support it raises instead of doing something else.
+        batch: the only batch size that will be fed. A model with a dynamic batch is prepared for it, which saves
+            OpenVINO some work per call; other batches are then refused. A model with a fixed batch keeps its own.
+        check_values: refuse feeds with NaN, Inf, or values that no normalized image has (raw 0-255 pixels, say).
+        spin: let the backend's threads wait for the next call on busy cores, which is the default of most backends.
+            False: they sleep between two calls; ONNX Runtime's would do so only after tens of milliseconds.
+        arena: let the backend keep the memory of one call for the next. False: ONNX Runtime releases it, so that memory
+            does not grow over many large calls; such calls take up to a third longer.
+        trust_engine: load a TensorRT engine without a sidecar. An engine is native code: load it only if you trust its
+            author.
+        nvidia: options of NVIDIA GPUs.
     """
 
     threads: int | None = None
@@ -119,9 +124,9 @@ class RunnerOptions:
 
 @dataclass(frozen=True)
 class Placement:
-    """What really runs the model, read back from the backend after loading: not what was asked for.
+    """What really runs the model, read back from the backend after loading rather than taken from the options.
 
-    `notes` say what else is worth knowing: CUDA graphs, nodes on other devices.
+    `notes` hold what else is worth knowing: CUDA graphs, nodes on other devices.
     """
 
     backend: str
@@ -138,13 +143,50 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class ProfileRequest:
-    """What to profile, where a runner of it was found to run, on which batch.
+class ModuleSource:
+    """An `nn.Module` together with its facts: what `open_runner` gives the torch backend.
 
-    The median of `calls` calls is wanted, after `operator_times.WARM_UP_CALLS` that do not count.
+    >>> open_runner(ModuleSource(module, output_names=("logits", "embedding")))      # doctest: +SKIP
+
+    Attributes:
+        module: takes one (N, C, H, W) tensor and returns a tensor, a tuple or list of tensors, or a dict of them.
+        manifest: the facts of the model; None if nothing is known of it.
+        output_names: names of the outputs, in order; empty leaves the naming to the backend.
+        channels: of the input images; None takes those of the first convolution.
     """
 
-    source: Artifact | torch.nn.Module
+    module: torch.nn.Module
+    manifest: Manifest | None = None
+    output_names: tuple[str, ...] = ()
+    channels: int | None = None
+
+
+RunnerSource = Artifact | ModuleSource
+"""What a backend opens."""
+
+
+class _HasRunnerSource(Protocol):
+    def runner_source(self) -> Any: ...
+
+
+class _Serializable(Protocol):
+    def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
+
+
+ModelSource: TypeAlias = (
+    "StrPath | bytes | bytearray | memoryview | torch.nn.Module | RunnerSource | _HasRunnerSource | _Serializable"
+)
+"""What `open_runner` takes."""
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to profile, on which device and batch.
+
+    The result is the median of `calls` calls, after `operator_times.WARM_UP_CALLS` that do not count.
+    """
+
+    source: RunnerSource
     device: Device
     options: RunnerOptions
     feeds: Feeds
@@ -152,19 +194,27 @@ class ProfileRequest:
 
 
 class Runner(ABC):
-    """A loaded model. Safe to call from many threads; a context manager; not usable after `close` or in a forked child.
+    """A loaded model: callable, safe to use from many threads, and a context manager.
+
+    It cannot be used after `close`, nor in a child process that was forked after it was opened.
 
     Attributes:
-        inputs, outputs: what the model takes and gives.
-        manifest: the facts that travel with the model, or None for a stranger's file.
+        inputs, outputs: names, shapes and types of what the model takes and returns.
+        manifest: the facts that travel with the model, or None where it carries none.
         placement: backend, provider, device and precision that really run.
+        name, suffixes, devices: of the backend: its name, the files that it reads, the words of its devices.
+        reads_modules: whether it runs an `nn.Module`.
+        requires, extra: the package that it needs, and the extra of this one that installs it.
+        shows_inner_tensors: whether inner tensors of a quantized ONNX file, made outputs, keep the values of the graph.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    reads_modules: ClassVar[bool] = False
     requires: ClassVar[str]
     extra: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    shows_inner_tensors: ClassVar[bool] = False
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -189,13 +239,13 @@ class Runner(ABC):
 
     @classmethod
     def suits(cls, artifact: Artifact) -> bool:
-        """Whether the file was made for this backend, which then comes first among those that read it."""
+        """Whether the file was made for this backend, which is then the first choice among those that read it."""
         return artifact.manifest is not None and artifact.manifest.recipe == cls.name
 
     @classmethod
     @abstractmethod
-    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
-        """Load `source`; `device` None means the best one that works.
+    def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
+        """Load `source`; `device` None takes the best one that works.
 
         Raises:
             ModelFileError: if the file is not a model this backend can run.
@@ -209,22 +259,27 @@ class Runner(ABC):
 
     @classmethod
     def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
-        """Load the model once more with the backend's own profiler on, and return what its operators took.
+        """Load the model again with the backend's own profiler, and return the times of its operators.
 
         Raises:
-            BackendError: if the backend tells no times by operator.
+            BackendError: if the backend does not report times per operator.
         """
-        raise BackendError(cls.name, f"tells no times by operator on {request.device}", "profile on another backend")
+        why = f"does not report times per operator on {request.device}"
+        raise BackendError(cls.name, why, "profile on another backend")
 
     @abstractmethod
     def _run(self, handle: Any, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run checked, contiguous feeds on `handle`, the object that the constructor was given; return owned arrays."""
+        """Run checked, contiguous feeds on the `handle` that the constructor was given; return arrays of their own."""
 
-    def run(self, feeds: Feeds, outputs: Feeds | None = None) -> dict[str, Array]:
+    def run(self, feeds: Feeds | Feed, outputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Run one batch.
 
+        >>> runner.run(np.zeros((1, 3, 224, 224), np.float32))["logits"].shape      # doctest: +SKIP
+        (1, 1000)
+
         Args:
-            feeds: an array for every input, by name; dtype and shape as in `inputs`.
+            feeds: an array for every input, by name, or the array itself if the model has one input. NumPy arrays,
+                torch tensors, and whatever has `__array__`; dtype and shape as in `inputs`.
             outputs: arrays to write results into, by output name; others are newly allocated.
 
         Returns:
@@ -238,9 +293,13 @@ class Runner(ABC):
         results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
         return results if outputs is None else delivered(results, outputs)
 
+    def __call__(self, feeds: Feeds | Feed, outputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run one batch; see `run`."""
+        return self.run(feeds, outputs)
+
     @property
     def is_usable(self) -> bool:
-        """Whether it is neither closed nor another process's."""
+        """Whether it is open, and was opened by this process."""
         return self._handle is not None and _forks.count == self._fork
 
     def _open_handle(self) -> Any:
@@ -253,7 +312,7 @@ class Runner(ABC):
         return handle
 
     def close(self) -> None:
-        """Let go of the model, which is freed when calls under way have ended. Calling it twice is harmless."""
+        """Release the model, which is freed when calls in progress have ended. Closing twice is harmless."""
         self._handle = None
 
     def __enter__(self) -> Self:
@@ -269,38 +328,65 @@ class Runner(ABC):
 
 
 def open_runner(
-    source: str | os.PathLike[str] | torch.nn.Module,
-    backend: str | None = None,
-    device: str | None = None,
-    options: RunnerOptions | None = None,
+    source: ModelSource, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
 ) -> Runner:
-    """Load a model file or an `nn.Module` and return its runner.
+    """Load a model and return its runner.
+
+    >>> with open_runner("densenet121.onnx", device="cpu") as run:      # doctest: +SKIP
+    ...     run(batch)["logits"]
 
     Args:
-        source: an `.onnx`, OpenVINO `.xml` or TensorRT `.engine` file, or a module.
-        backend: a name from `backends`; None takes the one the file was made for, else the first installed that reads
-        it.
-        device: `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`; None takes the best that works. A named device is never replaced.
+        source: an `.onnx`, OpenVINO `.xml` or TensorRT `.engine` file; the bytes of an ONNX file, or an
+            `onnx.ModelProto`; an `nn.Module` or a `ModuleSource`; or an object whose method `runner_source()` returns
+            one of these.
+        backend: a name from `backends`; None takes the one that the file was made for, else the first that is
+            installed and reads it.
+        device: `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`; None takes the best that works. A device that is named is never
+            replaced by another.
         options: see `RunnerOptions`.
 
     Raises:
-        InputError: if the file cannot be used.
+        UsageError: if `source` is none of these.
+        InputError: if the model cannot be used.
         MissingPackageError: if the backend is not installed.
         DeviceError: if the named device is missing or would not be used.
     """
-    model = Artifact.open(Path(source)) if isinstance(source, (str, os.PathLike)) else source
+    model = runner_source(source)
     wanted_device = None if device in (None, "auto") else Device.parse(str(device))
     kind = choose_backend(model, backend)
     if wanted_device is not None and wanted_device.word not in kind.devices:
-        raise DeviceError(wanted_device, f"is none of the devices of {kind.name}", f"use: {', '.join(kind.devices)}")
+        raise DeviceError(wanted_device, f"is not a device of {kind.name}", f"use: {', '.join(kind.devices)}")
     options = options or RunnerOptions()
     runner = kind.open(model, wanted_device, options)
     if not runner.inputs or not runner.outputs:
         runner.close()
-        raise ModelFileError(source, "has no input or no output", "export the model again")
+        raise ModelFileError(_name_of(model), "has no input or no output", "export the model again")
     if options.batch is not None:
         runner.inputs = tuple(spec.of_batch(options.batch) for spec in runner.inputs)
     return runner
+
+
+def runner_source(source: ModelSource) -> RunnerSource:
+    """Return whatever `open_runner` takes in the form that backends open.
+
+    Raises:
+        UsageError: if it is nothing of the kind.
+        InputError: if the file cannot be used.
+    """
+    if isinstance(source, (Artifact, ModuleSource)):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return Artifact.open(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Artifact.open(bytes(source))
+    torch = sys.modules.get("torch")  # no module exists before torch is imported
+    if torch is not None and isinstance(source, torch.nn.Module):
+        return ModuleSource(source)
+    if (inner := getattr(source, "runner_source", None)) is not None:
+        return runner_source(inner())
+    if (serialize := getattr(source, "SerializeToString", None)) is not None:
+        return Artifact.open(serialize())
+    raise UsageError(type(source).__name__, "is not a model", "give a path, the bytes of an ONNX file or an nn.Module")
 
 
 def backends_reading(suffix: str) -> list[type[Runner]]:
@@ -312,7 +398,7 @@ def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
     """Return the first backend whose package is installed.
 
     Raises:
-        MissingPackageError: if none is, naming the first's.
+        MissingPackageError: if none is, naming the first one's.
     """
     for kind in kinds:
         if is_installed(kind.requires):
@@ -320,11 +406,11 @@ def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
     raise MissingPackageError.of(kinds[0].requires, kinds[0].extra)
 
 
-def choose_backend(source: Artifact | torch.nn.Module, name: str | None) -> type[Runner]:
+def choose_backend(source: RunnerSource, name: str | None) -> type[Runner]:
     """Return the backend that `open_runner` takes.
 
     Raises:
-        BackendError: if the one that was named does not read `source`, or none does.
+        BackendError: if the named one does not read `source`, or none does.
         MissingPackageError: if it is not installed.
     """
     readers = _readers(source)
@@ -332,21 +418,28 @@ def choose_backend(source: Artifact | torch.nn.Module, name: str | None) -> type
         return first_installed(readers)
     kind = backends.get(str(name))
     if kind not in readers:
-        what = f"{source.path.suffix} files" if isinstance(source, Artifact) else "an nn.Module"
+        what = f"{_suffix_of(source)} files" if isinstance(source, Artifact) else "an nn.Module"
         raise BackendError(name, f"cannot run {what}", f"use: {', '.join(k.name for k in readers)}")
     require_packages(kind.extra, kind.requires)
     return kind
 
 
-def _readers(source: Artifact | torch.nn.Module) -> list[type[Runner]]:
+def _readers(source: RunnerSource) -> list[type[Runner]]:
     """Backends that read `source`; first the one it was made for, then by name."""
-    if not isinstance(source, Artifact):
-        return [backends.get("torch")]
+    if isinstance(source, ModuleSource):
+        return [kind for _, kind in sorted(backends.items().items()) if kind.reads_modules]
     if source.kind == "checkpoint":
-        raise ModelFileError(source.path, "is a checkpoint", "build its module first: open_runner(load_model(path))")
-    readers = backends_reading(source.path.suffix.lower())
+        raise ModelFileError(source.path, "is a checkpoint", "load its module first: open_runner(load_model(path))")
+    readers = backends_reading(_suffix_of(source))
     if not readers:
-        raise BackendError(
-            source.path, f"no backend here reads {source.path.suffix} files", "export the model to .onnx"
-        )
+        why = f"no backend here reads {_suffix_of(source)} files"
+        raise BackendError(source.path, why, "export the model to .onnx")
     return sorted(readers, key=lambda kind: not kind.suits(source))
+
+
+def _suffix_of(artifact: Artifact) -> str:
+    return artifact.path.suffix.lower() if artifact.data is None else ".onnx"
+
+
+def _name_of(source: RunnerSource) -> object:
+    return source.path if isinstance(source, Artifact) else type(source.module).__name__

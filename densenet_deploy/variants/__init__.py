@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from densenet_deploy.errors import UnknownNameError
 from densenet_deploy.manifest import Preprocessing
@@ -15,7 +17,18 @@ from densenet_deploy.variants.cifar import CIFAR_PREPROCESSING
 from densenet_deploy.variants.family import Family, Variant, families
 from densenet_deploy.variants.spec import DenseNetSpec
 
-__all__ = ["Variant", "closest_variant", "custom_variant", "find_variant", "variant_for", "variant_names"]
+__all__ = [
+    "DEFAULT_VARIANT",
+    "Variant",
+    "closest_variant",
+    "custom_variant",
+    "find_variant",
+    "variant_for",
+    "variant_names",
+    "variant_with",
+]
+
+DEFAULT_VARIANT: Final = "121"
 
 _PREFIX: Final = re.compile(r"densenet[-_]?")
 
@@ -25,13 +38,26 @@ def find_variant(name: str) -> Variant:
 
     Raises:
         UnknownNameError: naming the nearest listed variant.
-        UsageError: if the name is of a family, but its numbers make no network.
+        UsageError: if the name is of a family, but its numbers do not make a network.
     """
     plain = _PREFIX.sub("", name.strip().lower(), count=1)
     for family in _families():
         if (variant := family.find(plain)) is not None:
             return variant
     raise UnknownNameError.among("variant", plain, variant_names())
+
+
+def variant_with(name: str | None, changes: Mapping[str, Any]) -> Variant:
+    """Return the variant called `name` (None: the default one) with `changes` to the numbers of its spec.
+
+    >>> variant_with("169", {"growth_rate": 24}).spec.growth_rate
+    24
+
+    Raises:
+        UsageError: if there is no such variant, or its numbers do not make a network.
+    """
+    variant = find_variant(DEFAULT_VARIANT if name is None else name)
+    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant
 
 
 def variant_names() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Read a DenseNet's numbers back from the names and shapes of its parameters (torchvision's names).
 
 Layers are counted by the highest index, so that a checkpoint that lacks some of them is still recognized. Dropout
-leaves no trace in the weights and reads as 0.
+leaves no trace in the weights and reads as 0. What does not fit is refused by name, with the way around it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _LAYER: Final = re.compile(r"features\.denseblock(\d{1,3})\.denselayer(\d{1,3})\.")
 _STEM_OF_KERNEL: Final = {7: "imagenet", 3: "cifar"}
+_IMAGE_CHANNELS: Final = 3
+_WAY_OUT: Final = "give another file, or the network itself: densenet_deploy.load(module) in Python"
 _FIRST_LAYER: Final = "features.denseblock1.denselayer1"
 
 
@@ -26,11 +28,13 @@ def spec_from_shapes(shapes: Shapes) -> DenseNetSpec:
     The compression is the simplest number that gives the transitions their channels.
 
     Raises:
-        CheckpointError: if they are no DenseNet's.
+        CheckpointError: if they are not those of a DenseNet, or of one with another stem or classifier.
     """
-    init_features, _, kernel, _ = _convolution(shapes, "features.conv0.weight")
+    init_features, channels, kernel, _ = _convolution(shapes, "features.conv0.weight")
     if kernel not in _STEM_OF_KERNEL:
-        raise _no_densenet(f"its first convolution is {kernel}x{kernel}, not 7x7 or 3x3")
+        raise _unsupported(f"its first convolution is {kernel}x{kernel}, not 7x7 or 3x3")
+    if channels != _IMAGE_CHANNELS:
+        raise _unsupported(f"its first convolution reads {channels} channels, not {_IMAGE_CHANNELS}")
     growth_rate, bn_size = _layer_numbers(shapes)
     blocks = _blocks(shapes)
     head, num_classes = head_from_shapes(shapes)
@@ -46,22 +50,23 @@ def spec_from_shapes(shapes: Shapes) -> DenseNetSpec:
             head=head,
         )
     except UsageError as exc:
-        raise _no_densenet(f"{exc.subject} {exc.why}") from exc
+        raise _unsupported(f"{exc.subject} {exc.why}") from exc
 
 
 def head_from_shapes(shapes: Shapes) -> tuple[str, int | None]:
     """Return (head, classes); a network without classifier has no classes to count.
 
     Raises:
-        CheckpointError: if the classifier is no linear layer of a sensible width.
+        CheckpointError: if the classifier is not one linear layer of a sensible width.
     """
     if not any(name.startswith("classifier.") for name in shapes):
         return "features", None
     if "classifier.weight" not in shapes:
-        raise _no_densenet("classifier.weight is missing")
+        found = ", ".join(name for name in shapes if name.startswith("classifier."))
+        raise _unsupported(f"its classifier is not one linear layer (it holds {found})")
     shape = shapes["classifier.weight"]
     if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
-        raise _no_densenet(f"classifier.weight has shape {shape}, not (classes, features)")
+        raise _unsupported(f"classifier.weight has shape {shape}, not (classes, features)")
     multiscale = any(name.startswith("head.reduce") for name in shapes)
     return "multiscale" if multiscale else "classifier", shape[0]
 
@@ -73,7 +78,7 @@ def _layer_numbers(shapes: Shapes) -> tuple[int, int]:
         return first, 0
     growth_rate = _convolution(shapes, f"{_FIRST_LAYER}.conv2.weight")[0]
     if growth_rate == 0 or first % growth_rate:
-        raise _no_densenet(f"a bottleneck of {first} channels is no multiple of the growth rate {growth_rate}")
+        raise _unsupported(f"its bottleneck of {first} channels is not a multiple of the growth rate {growth_rate}")
     return growth_rate, first // growth_rate
 
 
@@ -86,7 +91,7 @@ def _blocks(shapes: Shapes) -> tuple[int, ...]:
             layers[block] = max(layer, layers.get(block, 0))
     missing = next((block for block in range(1, max(layers) + 1) if block not in layers), None)
     if missing is not None:
-        raise _no_densenet(f"dense block {missing} of {max(layers)} is missing")
+        raise _unsupported(f"dense block {missing} of {max(layers)} is missing")
     return tuple(layers[block] for block in sorted(layers))
 
 
@@ -96,7 +101,7 @@ def _compression(shapes: Shapes, blocks: int) -> float:
     for candidate in _simple_fractions():
         if all(kept == compressed(channels, candidate) for kept, channels in transitions):
             return candidate
-    raise _no_densenet(f"no compression gives its transitions (kept, from) = {transitions}")
+    raise _unsupported(f"its transitions keep channels (kept, from) = {transitions}, which no single compression gives")
 
 
 def _simple_fractions() -> list[float]:
@@ -106,13 +111,13 @@ def _simple_fractions() -> list[float]:
 def _convolution(shapes: Shapes, name: str) -> tuple[int, int, int, int]:
     """The shape of a convolution's weight: (out, in, height, width)."""
     if name not in shapes:
-        raise _no_densenet(f"it has no {name}")
+        raise _unsupported(f"{name} is missing")
     shape = shapes[name]
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise _no_densenet(f"{name} has shape {shape}, not that of a square convolution")
+        raise _unsupported(f"{name} has shape {shape}, not that of a square convolution")
     out, into, height, width = shape
     return out, into, height, width
 
 
-def _no_densenet(why: str) -> CheckpointError:
-    return CheckpointError("weights", f"are no DenseNet's: {why}", "give a DenseNet with torchvision's parameter names")
+def _unsupported(why: str) -> CheckpointError:
+    return CheckpointError("weights", f"not a DenseNet with torchvision's parameter names: {why}", _WAY_OUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
 from densenet_deploy.errors import DataError, UsageError
@@ -14,17 +14,14 @@ from densenet_deploy.manifest import Manifest, Preprocessing, Triple
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
-from densenet_deploy.variants import Variant, find_variant, variant_for
-from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
+from densenet_deploy.variants import DEFAULT_VARIANT, Variant, variant_with
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
     import torch
 
-    from densenet_deploy.models.checkpoints import LoadedModel
-
-DEFAULT_VARIANT: Final = "121"
+    from densenet_deploy.sources import LoadedNetwork
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,10 @@ class DescribedModel:
     manifest: Manifest
     notes: tuple[str, ...]
 
+    def runner_source(self) -> ModuleSource:
+        """Return what `open_runner` takes: the module with its facts."""
+        return ModuleSource(self.module, self.manifest)
+
 
 def build(request: ModelRequest) -> DescribedModel:
     """Build or load what `request` asks for.
@@ -84,27 +85,27 @@ def build(request: ModelRequest) -> DescribedModel:
         MissingPackageError: if PyTorch is not installed.
     """
     require_packages("export", "torch", "safetensors")
-    from densenet_deploy.models.checkpoints import load_weights
+    from densenet_deploy import sources
+    from densenet_deploy.models.build import DenseNet
 
-    variant = requested_variant(request)
-    loaded = load_weights(
-        request.weights,
-        variant=variant.name if variant and not request.architecture.changes() else None,
-        spec=variant.spec if variant and request.architecture.changes() else None,
+    constraint = sources.WeightsConstraint(
+        variant=requested_variant(request),
         num_classes=_wanted_classes(request),
         head=request.head,
         seed=request.seed,
         allow_nonfinite=request.allow_nonfinite,
     )
-    manifest = _describe(loaded, request)
-    loaded.module.manifest = manifest
+    loaded = sources.load(request.weights, constraint)
+    if not isinstance(loaded.module, DenseNet) or loaded.variant is None:
+        raise UsageError(request.weights, "is not a checkpoint", "give a checkpoint, or a name of public weights")
+    manifest = _describe(loaded, loaded.variant, request)
     return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
 
 
 def load_model(
     source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
 ) -> torch.nn.Module:
-    """Return a DenseNet module in eval mode, ready for `open_runner`.
+    """Return a DenseNet module in eval mode; see `load` for the module together with its facts.
 
     >>> module = load_model("examples/digits/densenet_digits.safetensors")    # doctest: +SKIP
 
@@ -113,11 +114,16 @@ def load_model(
         weights: for a variant: `none`, `imagenet`, a torchvision name or a file.
         num_classes: None means as the checkpoint or the variant says.
     """
+    return load(source, weights=weights, num_classes=num_classes).module
+
+
+def load(
+    source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
+) -> DescribedModel:
+    """Return a DenseNet and its facts, ready for `open_runner`; arguments as in `load_model`."""
     if is_checkpoint(Path(source)):
-        request = ModelRequest(weights=str(source), num_classes=num_classes)
-    else:
-        request = ModelRequest(variant=str(source), weights=weights, num_classes=num_classes)
-    return build(request).module
+        return build(ModelRequest(weights=str(source), num_classes=num_classes))
+    return build(ModelRequest(variant=str(source), weights=weights, num_classes=num_classes))
 
 
 def open_model(
@@ -130,7 +136,7 @@ def open_model(
         BackendError: if the backend or device cannot be had.
     """
     path = Path(model)
-    return open_runner(load_model(path) if is_checkpoint(path) else path, backend, device, options)
+    return open_runner(load(path) if is_checkpoint(path) else path, backend, device, options)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -147,10 +153,7 @@ def requested_variant(request: ModelRequest) -> Variant | None:
     changes = request.architecture.changes()
     if request.variant is None and request.weights != "none" and not changes:
         return None
-    variant = find_variant(request.variant or DEFAULT_VARIANT)
-    if not changes:
-        return variant
-    return variant_for(dataclasses.replace(variant.spec, **changes))
+    return variant_with(request.variant, changes)
 
 
 def _wanted_classes(request: ModelRequest) -> int | None:
@@ -159,27 +162,27 @@ def _wanted_classes(request: ModelRequest) -> int | None:
     return request.num_classes
 
 
-def _describe(loaded: LoadedModel, request: ModelRequest) -> Manifest:
-    spec = loaded.variant.spec
+def _describe(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Manifest:
+    spec = variant.spec
     labels = request.labels if request.labels is not None else _known_labels(loaded)
     if labels and spec.head != "features" and len(labels) != spec.num_classes:
         why = f"{len(labels)} labels for {spec.num_classes} classes"
         raise DataError("labels", why, "give one label a class, or --num-classes")
     return Manifest(
-        variant=loaded.variant.name,
+        variant=variant.name,
         spec=spec.to_facts(),
         weights=loaded.origin,
-        preprocessing=_preprocessing(loaded, request, spec),
+        preprocessing=_preprocessing(loaded, variant, request),
         labels=labels,
     )
 
 
-def _known_labels(loaded: LoadedModel) -> tuple[str, ...]:
+def _known_labels(loaded: LoadedNetwork) -> tuple[str, ...]:
     return loaded.labels or (loaded.manifest.labels if loaded.manifest else ())
 
 
-def _preprocessing(loaded: LoadedModel, request: ModelRequest, spec: DenseNetSpec) -> Preprocessing:
-    known = loaded.manifest.preprocessing if loaded.manifest else loaded.variant.preprocessing
+def _preprocessing(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Preprocessing:
+    spec, known = variant.spec, loaded.manifest.preprocessing if loaded.manifest else variant.preprocessing
     size = request.image_size or known.image_size
     if size < spec.smallest_image_size:
         why = f"is too small for {len(spec.blocks)} blocks behind the {spec.stem} stem"

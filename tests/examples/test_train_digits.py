@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from calibration.make_samples import COUNT, FOLDER, SEED, balanced_sample
-from densenet_deploy.models.checkpoints import load_weights
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare_batch
+from densenet_deploy.sources import load
 from examples.digits_data import LABELS, PREPROCESSING, Digits, digits_split, inputs_from, write_images
 from examples.train_digits import OUTPUT, TrainingOptions, accuracy, train, write_results
 
@@ -38,7 +38,7 @@ def assert_same_images(committed, made):
 
 
 def test_the_committed_network_reads_held_out_files_as_well_as_it_says(split):
-    loaded, report = load_weights(str(WEIGHTS)), json.loads((OUTPUT / "training.json").read_text())
+    loaded, report = load(WEIGHTS), json.loads((OUTPUT / "training.json").read_text())
     files = sorted((OUTPUT / "held_out").glob("*/*.png"))
     inputs = prepare_batch([load_image(file) for file in files], loaded.variant.preprocessing)
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def test_the_committed_network_reads_held_out_files_as_well_as_it_says(split):
 
 
 def test_the_committed_weights_are_small_and_say_what_they_are():
-    loaded = load_weights(str(WEIGHTS))
+    loaded = load(WEIGHTS)
     assert WEIGHTS.stat().st_size < 1_500_000
     assert loaded.variant.name == TrainingOptions().variant
     assert loaded.variant.preprocessing == PREPROCESSING
@@ -100,4 +100,4 @@ def test_training_learns_and_its_results_load(split, tmp_path):
     model = train(few, options)
     assert accuracy(model, few) > 0.5  # a guess is right once in ten
     score = write_results(tmp_path, model, options, (few, few))
-    assert score == accuracy(load_weights(str(tmp_path / WEIGHTS.name)).module, few)
+    assert score == accuracy(load(tmp_path / WEIGHTS.name).module, few)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from densenet_deploy.models.build import build_model
-from densenet_deploy.models.checkpoints import load_weights
+from densenet_deploy.sources import load
 from densenet_deploy.variants import find_variant
 from densenet_deploy.workflows.evaluate.evaluate import evaluate
 from examples.digits_data import LABELS
@@ -35,7 +35,7 @@ def test_what_training_leaves_is_a_model_that_evaluate_reads_alike(trained):
 
 
 def test_the_weights_say_what_they_are(trained):
-    loaded = load_weights(str(trained[0] / WEIGHTS_NAME))
+    loaded = load(trained[0] / WEIGHTS_NAME)
     assert loaded.origin.is_trained
     assert loaded.variant.preprocessing == PREPROCESSING
     assert list(loaded.labels) == (trained[0] / "labels.txt").read_text().split() == list(LABELS)

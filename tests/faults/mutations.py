@@ -66,7 +66,7 @@ class Format:
 
 
 _INSPECT = "densenet_deploy.workflows.inspect.inspect"
-_TORCH = ("torch", "safetensors.torch", "densenet_deploy.models.checkpoints", _INSPECT)
+_TORCH = ("torch", "safetensors.torch", "densenet_deploy.sources.file", _INSPECT)
 _ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
 _ENGINE = ("numpy", "densenet_deploy.cli.failures", "densenet_deploy.workflows.inspect.engine")
 _ORT = (

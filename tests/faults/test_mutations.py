@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from densenet_deploy.models.build import DenseNet
-from densenet_deploy.models.checkpoints import save_weights
+from densenet_deploy.sources.file import save_weights
 from densenet_deploy.workflows.load import ModelRequest, build
 from tests.conftest import TINY
 from tests.faults.harness import ROOT, run_process

@@ -63,10 +63,10 @@ def test_a_missing_file_is_named(folder):
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (_bytes(SOUND)[:-3], "no ONNX file"),
-        (b"<!DOCTYPE html><html>404</html>", "no ONNX file"),
-        (b"\x00" * 64, "no ONNX file"),
-        (bytes(range(1, 200)), "no ONNX file"),
+        (_bytes(SOUND)[:-3], "not an ONNX file"),
+        (b"<!DOCTYPE html><html>404</html>", "not an ONNX file"),
+        (b"\x00" * 64, "not an ONNX file"),
+        (bytes(range(1, 200)), "not an ONNX file"),
     ],
     ids=["empty", "truncated", "a web page", "zeros", "bytes"],
 )

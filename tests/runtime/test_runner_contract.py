@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DeviceError, FeedError, RunnerStateError, UnknownNameError, UsageError
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
@@ -30,7 +33,7 @@ SIMULATED = {"rtx, simulated": RTX, "tensorrt, simulated": FULL}
 
 def _open(backend: str, tiny_onnx: Path) -> Runner:
     if backend == "torch":
-        return open_runner(build(ModelRequest(architecture=TINY, num_classes=10)).module, backend, "cpu")
+        return open_runner(build(ModelRequest(architecture=TINY, num_classes=10)), backend, "cpu")
     return open_runner(tiny_onnx, backend, "cpu")
 
 
@@ -98,7 +101,7 @@ def test_a_buffer_of_another_shape_is_refused(runner: Runner) -> None:
 
 
 def test_a_buffer_for_no_output_is_refused(runner: Runner) -> None:
-    with pytest.raises(FeedError, match="no output"):
+    with pytest.raises(FeedError, match="not an output"):
         runner.run({"input": _batch()}, {"logit": np.zeros((2, 10), np.float32)})
 
 
@@ -112,7 +115,7 @@ def test_a_buffer_for_no_output_is_refused(runner: Runner) -> None:
         (lambda x: x[:0], "has shape"),
         (lambda x: np.where(x > 2, np.nan, x).astype(np.float32), "NaN or Inf"),
         (lambda x: np.where(x > 2, -np.inf, x).astype(np.float32), "NaN or Inf"),
-        (lambda x: np.abs(x) * 128, "no normalized image"),
+        (lambda x: np.abs(x) * 128, "outside those of a normalized image"),
         (lambda x: x.tolist(), "is a list"),
     ],
 )
@@ -223,7 +226,7 @@ def test_cuda_asked_and_not_had_is_an_error(backend: str, tiny_onnx: Path) -> No
 
 
 def test_a_device_that_a_backend_never_uses_is_an_error(tiny_onnx: Path) -> None:
-    with pytest.raises(DeviceError, match="none of the devices of openvino"):
+    with pytest.raises(DeviceError, match="not a device of openvino"):
         open_runner(tiny_onnx, "openvino", "cuda")
 
 
@@ -258,3 +261,70 @@ def test_a_runner_for_one_batch_gives_the_same_and_refuses_others(backend: str, 
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="batch=0"):
         RunnerOptions(batch=0)
+
+
+class TestSources:
+    """A runner opens a model in whatever form its user holds it."""
+
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_bytes_run_as_the_file_does(self, backend: str, tiny_onnx: Path) -> None:
+        with open_runner(tiny_onnx, backend, "cpu") as on_disk:
+            expected = on_disk(_batch())["logits"]
+        for source in (tiny_onnx.read_bytes(), bytearray(tiny_onnx.read_bytes()), onnx.load(tiny_onnx)):
+            with open_runner(source, backend, "cpu") as in_memory:
+                np.testing.assert_array_equal(in_memory(_batch())["logits"], expected)
+                assert in_memory.manifest == Artifact.open(tiny_onnx).manifest
+
+    @pytest.mark.parametrize("convert", [str, Path, Artifact.open, lambda path: _Holder(path)])
+    def test_a_path_an_artifact_and_what_returns_one(self, convert: Callable[[Path], object], tiny_onnx: Path) -> None:
+        with open_runner(convert(tiny_onnx), device="cpu") as runner:  # type: ignore[arg-type]
+            assert runner(_batch())["logits"].shape == (2, 10)
+
+    @pytest.mark.parametrize("source", [None, 3, ["a.onnx"], np.zeros(3)])
+    def test_anything_else_is_a_usage_error(self, source: object) -> None:
+        with pytest.raises(UsageError) as caught:
+            open_runner(source)  # type: ignore[arg-type]
+        assert caught.value.subject == type(source).__name__
+
+
+class _Holder:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def runner_source(self) -> Path:
+        return self._path
+
+
+class TestFeeds:
+    """Feeds are mappings of arrays, or one array for a model with one input; arrays of any library."""
+
+    def test_one_array_is_the_only_input(self, runner: Runner) -> None:
+        expected = runner.run({"input": _batch()})["logits"]
+        np.testing.assert_array_equal(runner(_batch())["logits"], expected)
+        np.testing.assert_array_equal(runner.run(torch.from_numpy(_batch()))["logits"], expected)
+        np.testing.assert_array_equal(
+            runner({"input": torch.from_numpy(_batch()).requires_grad_()})["logits"], expected
+        )
+
+    def test_whatever_has_an_array_is_one(self, tiny_onnx: Path) -> None:
+        class Foreign:
+            def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+                return _batch()
+
+        with open_runner(tiny_onnx, "onnxruntime", "cpu") as runner:
+            np.testing.assert_array_equal(runner(Foreign())["logits"], runner(_batch())["logits"])
+
+    @pytest.mark.parametrize(
+        "tensor", [torch.zeros(1, 3, 32, 32, dtype=torch.float64), torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)]
+    )
+    def test_nothing_is_cast(self, tensor: torch.Tensor, tiny_onnx: Path) -> None:
+        with open_runner(tiny_onnx, "onnxruntime", "cpu") as runner, pytest.raises(FeedError) as caught:
+            runner(tensor)
+        assert caught.value.subject == "input"
+
+    def test_errors_do_not_print_the_array(self, tiny_onnx: Path) -> None:
+        with open_runner(tiny_onnx, "onnxruntime", "cpu") as runner:
+            for bad in ([[1.0] * 500] * 500, np.ones((40, 50)), {"image": _batch()}, "x" * 10_000, _batch()[:, :1]):
+                with pytest.raises(FeedError) as caught:
+                    runner(bad)  # type: ignore[arg-type]
+                assert len(str(caught.value)) < 300

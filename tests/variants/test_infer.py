@@ -52,24 +52,27 @@ def test_a_missing_layer_does_not_hide_the_variant():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"features.conv0.weight": None}, "no features.conv0.weight"),
+        ({"features.conv0.weight": None}, "features.conv0.weight is missing"),
         ({"features.conv0.weight": (8, 3, 5, 5)}, "5x5"),
         ({"features.conv0.weight": (8,)}, "square convolution"),
         ({"features.conv0.weight": (0, 3, 3, 3)}, "init-features=0"),
-        ({"features.denseblock1.denselayer1.conv1.weight": (15, 8, 1, 1)}, "no multiple"),
-        ({"features.denseblock1.denselayer1.conv2.weight": (0, 16, 3, 3)}, "no multiple"),
+        ({"features.denseblock1.denselayer1.conv1.weight": (15, 8, 1, 1)}, "not a multiple"),
+        ({"features.denseblock1.denselayer1.conv2.weight": (0, 16, 3, 3)}, "not a multiple"),
         ({"features.denseblock4.denselayer1.norm1.weight": (8,)}, "block 3 of 4 is missing"),
-        ({"features.transition1.conv.weight": (99, 16, 1, 1)}, "no compression"),
+        ({"features.transition1.conv.weight": (99, 16, 1, 1)}, "no single compression"),
+        ({"features.conv0.weight": (8, 1, 3, 3)}, "reads 1 channels"),
+        ({"classifier.weight": None, "classifier.1.weight": (5, 8)}, "classifier.1.weight"),
         ({"classifier.weight": (5, 8, 1, 1)}, "classifier"),
         ({"classifier.weight": (0, 8)}, "classifier"),
     ],
 )
 def test_what_is_no_densenet_is_told_why(change, reason):
     shapes = {name: shape for name, shape in (shapes_of(TINY) | change).items() if shape is not None}
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(CheckpointError) as caught:
         spec_from_shapes(shapes)
+    assert reason in caught.value.why
 
 
-def test_nothing_at_all_is_no_densenet():
-    with pytest.raises(CheckpointError, match=r"no features\.conv0\.weight"):
+def test_an_empty_state_dict_is_not_a_densenet():
+    with pytest.raises(CheckpointError):
         spec_from_shapes({})

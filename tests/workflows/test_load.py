@@ -17,6 +17,7 @@ from densenet_deploy.workflows.load import (
     build,
     is_checkpoint,
     labels_from,
+    load,
     load_model,
     open_model,
 )
@@ -32,21 +33,20 @@ def _logits(module: torch.nn.Module) -> np.ndarray:
 
 
 def test_a_variant_is_built_by_name():
-    module = load_model("cifar-bc-40-12", num_classes=7)
-    assert module.output_width == 7
-    assert not module.training
-    assert module.manifest.variant == "cifar-bc-40-12"
+    model = load("cifar-bc-40-12", num_classes=7)
+    assert model.module.output_width == 7
+    assert not model.module.training
+    assert model.manifest.variant == "cifar-bc-40-12"
 
 
 def test_a_checkpoint_says_its_architecture_and_classes(checkpoint):
-    module = load_model(checkpoint)
     expected = build(ModelRequest(architecture=TINY, num_classes=10, seed=5)).module
-    np.testing.assert_array_equal(_logits(module), _logits(expected))
-    assert module.manifest.weights.source == "tiny.pth"
+    np.testing.assert_array_equal(_logits(load_model(checkpoint)), _logits(expected))
+    assert load(checkpoint).manifest.weights.source == "tiny.pth"
 
 
 def test_a_module_runs_with_its_facts(checkpoint):
-    with open_model(checkpoint) as from_file, open_runner(load_model(checkpoint)) as from_module:
+    with open_model(checkpoint) as from_file, open_runner(load(checkpoint)) as from_module:
         assert from_file.manifest == from_module.manifest
         assert from_file.placement.backend == "torch"
 

@@ -33,11 +33,18 @@ from densenet_deploy.runtime.onnxruntime_providers import (
     require_coverage,
 )
 from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
-from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.runner import (
+    Device,
+    Placement,
+    ProfileRequest,
+    Runner,
+    RunnerOptions,
+    RunnerSource,
+    backends,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +77,10 @@ class OnnxRuntimeRunner(Runner):
     requires = "onnxruntime"
     extra = "onnxruntime"
     devices = ("cpu", "cuda")
+    shows_inner_tensors = True
 
     @classmethod
-    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
         """Open the session; see `Runner.open`."""
         assert isinstance(source, Artifact)
         if options.precision not in (None, source.precision):
@@ -193,7 +201,7 @@ def open_session(
     providers = apply(ort, plan, session_options, device)
     try:  # with its fallback, ONNX Runtime would print an error and try other providers
         return ort.InferenceSession(
-            _model_source(artifact.path),
+            _model_source(artifact),
             session_options,
             providers,
             enable_fallback=False,
@@ -241,13 +249,15 @@ def _timed_node(event: dict[str, Any]) -> OperatorTime:
     )
 
 
-def _model_source(path: Path) -> str | bytes:
-    """The path as text, or the file's bytes where the path is no UTF-8, which ONNX Runtime could not open."""
+def _model_source(artifact: Artifact) -> str | bytes:
+    """The path as text; the bytes of a file in memory, and of one whose path ONNX Runtime cannot open: not UTF-8."""
+    if artifact.data is not None:
+        return artifact.data
     try:
-        str(path).encode()
+        str(artifact.path).encode()
     except UnicodeEncodeError:
-        return path.read_bytes()
-    return str(path)
+        return artifact.read_bytes()
+    return str(artifact.path)
 
 
 def _cuda_answers() -> bool:

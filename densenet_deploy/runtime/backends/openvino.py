@@ -6,6 +6,7 @@ holds, and anything else has to be asked for with `RunnerOptions(precision="bf16
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,11 +18,18 @@ from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
-from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.runner import (
+    Device,
+    Placement,
+    ProfileRequest,
+    Runner,
+    RunnerOptions,
+    RunnerSource,
+    backends,
+)
 
 if TYPE_CHECKING:
     import openvino as ov
-    import torch
 
 _HINTS: Final = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _WORDS: Final = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
@@ -39,7 +47,7 @@ class OpenVINORunner(Runner):
     devices = ("cpu", "gpu", "npu")
 
     @classmethod
-    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
         """Read and compile the model; see `Runner.open`."""
         assert isinstance(source, Artifact)
         chosen = device or Device("cpu")
@@ -136,7 +144,7 @@ def _compiled(
     name = _device_name(core, device)
     settings = _settings(name, source.precision, options) | more_settings
     try:
-        model = core.read_model(source.path)
+        model = core.read_model(source.path if source.data is None else io.BytesIO(source.data))
         if options.batch is not None:
             _fix_batch(model, options.batch)
         return model, core.compile_model(model, name, settings)

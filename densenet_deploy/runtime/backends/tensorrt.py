@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from densenet_deploy.artifacts import Artifact, os_errors_about
 from densenet_deploy.errors import BackendError, DeviceError
@@ -17,16 +17,13 @@ from densenet_deploy.runtime.cudart import load_cuda
 from densenet_deploy.runtime.engine_files import Plan, read_plan, require_gpu, require_version
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
-from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, RunnerSource, backends
 from densenet_deploy.runtime.sidecar import Sidecar
 from densenet_deploy.runtime.tensorrt.contexts import Contexts
 from densenet_deploy.runtime.tensorrt.engine import Engine, engine_from_plan
 from densenet_deploy.runtime.tensorrt.lanes import Lanes
 from densenet_deploy.runtime.tensorrt.runs import run_in_place, run_portions, warm_up
 from densenet_deploy.runtime.trt import load_tensorrt
-
-if TYPE_CHECKING:
-    import torch
 
 _TITLES: Final = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
@@ -50,7 +47,7 @@ class TensorRTRunner(Runner):
         return header is not None and header.flavour == cls.flavour
 
     @classmethod
-    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
         """Verify the plan, load it and run it twice on zeros; see `Runner.open`."""
         assert isinstance(source, Artifact)
         plan = read_plan(source.path, trust_engine=options.trust_engine)

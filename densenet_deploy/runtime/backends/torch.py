@@ -1,48 +1,63 @@
 """Run an `nn.Module` with PyTorch, on CPU or CUDA.
 
-The module is copied, put in eval mode and moved, so the caller's stays as it was. Set the thread count only if you mean
-it for the whole process: PyTorch has no thread count per module.
+The module is copied, set to eval mode and moved, so the caller's stays as it was. Set the number of threads only if you
+mean it for the whole process: PyTorch has no number of threads per module.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import BackendError, DeviceError
-from densenet_deploy.manifest import Manifest
+from densenet_deploy.errors import BackendError, DeviceError, FeedError, ResourceError, from_memory_error
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
-from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.runner import (
+    Device,
+    ModuleSource,
+    Placement,
+    ProfileRequest,
+    Runner,
+    RunnerOptions,
+    RunnerSource,
+    backends,
+)
 
 if TYPE_CHECKING:
     import torch
 
 _INPUT: Final = "input"
 _LABEL: Final = "densenet-deploy module "
+_TRIAL_SIZE: Final = 224
+_RETURN_FIX: Final = "return a tensor, a tuple or list of tensors, or a dict of them"
 
 
 @backends.register("torch")
 class TorchRunner(Runner):
-    """Run a module that takes one (N, 3, H, W) float32 tensor and returns a tensor or a dict of named tensors."""
+    """Run a module that takes one (N, C, H, W) tensor and returns a tensor, a tuple or list of them, or a dict.
+
+    Several outputs are named after the keys of a dict or the fields of a named tuple, else `output0`, `output1`, …
+    A single one is `features` where the manifest says so, else `logits`; `ModuleSource.output_names` overrides both.
+    """
 
     name = "torch"
+    reads_modules = True
     requires = "torch"
     extra = "export"
     devices = ("cpu", "cuda")
 
     @classmethod
-    def open(cls, source: Artifact | torch.nn.Module, device: Device | None, options: RunnerOptions) -> Runner:
+    def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
         """Copy the module to its device; see `Runner.open`."""
         import torch
 
-        assert not isinstance(source, Artifact)
+        assert isinstance(source, ModuleSource)
         if options.precision not in (None, "fp32"):
             raise BackendError(options.precision, "the torch backend runs fp32", "export and convert the model")
         chosen = device or Device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,23 +81,22 @@ class TorchRunner(Runner):
         import torch
         from torch.profiler import ProfilerActivity
 
-        assert not isinstance(request.source, Artifact)
+        assert isinstance(request.source, ModuleSource)
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr, without a GPU even an error
         on_cuda = request.device.word == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
         timed: list[list[OperatorTime]] = []
-        with cls.open(_labelled(request.source), request.device, request.options) as runner:
+        labelled = dataclasses.replace(request.source, module=_labelled(request.source.module))
+        with cls.open(labelled, request.device, request.options) as runner:
             for _ in range(WARM_UP_CALLS + request.calls):
                 with torch.profiler.profile(activities=activities) as profiler:
                     runner.run(request.feeds)
                 timed.append(list(_operators_timed(profiler.events() or (), on_cuda, runner.placement)))
         return median_times(timed[WARM_UP_CALLS:])
 
-    def __init__(self, module: torch.nn.Module, device: Device, threads: int, options: RunnerOptions) -> None:
+    def __init__(self, source: ModuleSource, device: Device, threads: int, options: RunnerOptions) -> None:
         import torch
 
-        manifest = getattr(module, "manifest", None)
-        output = getattr(module, "output_name", "logits")
         placement = Placement(
             backend=self.name,
             version=torch.__version__,
@@ -91,25 +105,122 @@ class TorchRunner(Runner):
             precision="fp32",
             threads=threads,
         )
+        module = copy.deepcopy(source.module).eval().to(str(device))
+        _require_float32(module)
+        self._device = torch.device(str(device))
+        self._names = source.output_names or _names_in(source)
+        shape = (None, _channels(source), None, None)
         super().__init__(
-            copy.deepcopy(module).eval().to(str(device)),
-            (TensorSpec(_INPUT, (None, 3, None, None), np.dtype(np.float32)),),
-            (TensorSpec(output, (None, getattr(module, "output_width", None)), np.dtype(np.float32)),),
+            module,
+            (TensorSpec(_INPUT, shape, np.dtype(np.float32)),),
+            self._output_specs(module, source, shape[1]),
             placement,
-            manifest if isinstance(manifest, Manifest) else None,
+            source.manifest,
             check_values=options.check_values,
         )
-        self._device = torch.device(str(device))
 
     def _run(self, handle: torch.nn.Module, feeds: dict[str, Array]) -> dict[str, Array]:
+        return {name: tensor.cpu().numpy() for name, tensor in self._outputs_of(handle, feeds[_INPUT]).items()}
+
+    def _outputs_of(self, module: torch.nn.Module, array: Array) -> dict[str, torch.Tensor]:
         import torch
 
-        array = feeds[_INPUT]
         batch = torch.from_numpy(array if array.flags.writeable else array.copy())
-        with torch.inference_mode():
-            result = handle(batch.to(self._device))
-        named = result if isinstance(result, dict) else {self.outputs[0].name: result}
-        return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+        try:
+            with torch.inference_mode():
+                result = module(batch.to(self._device))
+        except (RuntimeError, ValueError) as exc:
+            raise _run_error(exc, array) from exc
+        named = dict(_named_tensors(result, self._names))
+        if not named:
+            raise BackendError(type(result).__name__, "is what the module returned, without a tensor", _RETURN_FIX)
+        return named
+
+    def _output_specs(
+        self, module: torch.nn.Module, source: ModuleSource, channels: int | None
+    ) -> tuple[TensorSpec, ...]:
+        """Names and widths of the outputs; where nobody states them, the module runs once on zeros to find out."""
+        if source.output_names or hasattr(module, "output_name"):
+            width = getattr(module, "output_width", None)
+            return tuple(_output_spec(name, (None, width)) for name in self._names)
+        size = source.manifest.preprocessing.image_size if source.manifest else _TRIAL_SIZE
+        try:
+            outputs = self._outputs_of(module, np.zeros((1, channels or 3, size, size), np.float32))
+        except FeedError:  # it takes images of another size, which only its callers know
+            return tuple(_output_spec(name, (None, None)) for name in self._names)
+        return tuple(
+            _output_spec(name, (None, *tensor.shape[1:2], *(None for _ in tensor.shape[2:])))
+            for name, tensor in outputs.items()
+        )
+
+
+def _names_in(source: ModuleSource) -> tuple[str, ...]:
+    """The name of a single output, as the module or the manifest has it."""
+    stated = getattr(source.module, "output_name", None)
+    if isinstance(stated, str):
+        return (stated,)
+    head = source.manifest.spec.get("head") if source.manifest else None
+    return ("features",) if head == "features" else ("logits",)
+
+
+def _channels(source: ModuleSource) -> int | None:
+    """The channels that the first convolution reads, or None where there is no convolution."""
+    from torch import nn
+
+    if source.channels is not None:
+        return source.channels
+    convolutions = (module for module in source.module.modules() if isinstance(module, nn.Conv2d))
+    return next((convolution.in_channels for convolution in convolutions), None)
+
+
+def _require_float32(module: torch.nn.Module) -> None:
+    import torch
+
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise BackendError(name, f"is {parameter.dtype}, the torch backend runs float32", "call module.float()")
+
+
+def _output_spec(name: str, shape: tuple[int | None, ...]) -> TensorSpec:
+    return TensorSpec(name, shape, np.dtype(np.float32))
+
+
+def _named_tensors(result: Any, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that a module returned under their names; those of several outputs in one are nested."""
+    if not isinstance(result, (Mapping, tuple, list)):
+        yield from _nested(names[0], result)
+        return
+    if isinstance(result, Mapping):
+        entries = {str(key): value for key, value in result.items()}
+    else:
+        own = getattr(result, "_fields", None) or [f"output{index}" for index in range(len(result))]
+        entries = dict(zip(names if len(names) == len(result) else own, result, strict=True))
+    for name, value in entries.items():
+        yield from _nested(name, value)
+
+
+def _nested(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _nested(f"{name}.{key}", inner)
+    elif isinstance(value, (tuple, list)):
+        for index, inner in enumerate(value):
+            yield from _nested(f"{name}.{index}", inner)
+
+
+def _run_error(exc: Exception, array: Array) -> Exception:
+    """Return the error for what PyTorch raised while it ran `array`."""
+    import torch
+
+    if isinstance(exc, torch.OutOfMemoryError):
+        return ResourceError("GPU memory", "ran out", "use a smaller batch, or close other programs")
+    reason = str(exc).strip().partition("\n")[0]
+    fix = "feed the size that the module was made for"
+    return from_memory_error(exc) or FeedError(_INPUT, f"the module rejects {array.shape}: {reason}", fix)
 
 
 def _labelled(module: torch.nn.Module) -> torch.nn.Module:

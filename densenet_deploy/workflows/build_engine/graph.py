@@ -23,7 +23,7 @@ from densenet_deploy.artifacts import (
 from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.packages import require_packages
-from densenet_deploy.variants import find_variant
+from densenet_deploy.variants import DEFAULT_VARIANT, find_variant
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.quantize.calibration_data import CalibrationData
 
-DEFAULT_VARIANT: Final = "121"
 RECIPE: Final = "tensorrt"
 QUANTIZATION: Final = QuantizeOptions(recipe=RECIPE, never_slower=False)
 

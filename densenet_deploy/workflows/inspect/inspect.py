@@ -18,7 +18,7 @@ from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.variants import Variant, find_variant, variant_for
+from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.operator_profile import (
     OperatorProfile,
@@ -157,12 +157,12 @@ def inspect_variant(
     """
     options = options or InspectOptions()
     request = ModelRequest(variant=name, architecture=architecture or Architecture(), image_size=options.image_size)
-    variant = requested_variant(request)
+    variant = variant_with(name, request.architecture.changes())
     size = options.image_size or variant.preprocessing.image_size
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
     if options.profile is None:
         return report
-    profile = profile_model(build(request).module, options.batch, options.profile)
+    profile = profile_model(build(request), options.batch, options.profile)
     return dataclasses.replace(report, profile=profile)
 
 
@@ -194,17 +194,6 @@ def inspect_spec(name: str, precision: str, manifest: Manifest, options: Inspect
         ManifestError: if it is of no network for its images.
     """
     return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
-
-
-def requested_variant(request: ModelRequest) -> Variant:
-    """Return the variant that `request` names, 121 by default, with the changes of its architecture.
-
-    Raises:
-        UsageError: if the name or a number cannot be meant.
-    """
-    variant = find_variant("121" if request.variant is None else request.variant)
-    changes = request.architecture.changes()
-    return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant
 
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -16,12 +16,18 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.batching import fixed_batch, input_size
 from densenet_deploy.runtime.operator_times import OperatorTime
-from densenet_deploy.runtime.runner import Device, Placement, ProfileRequest, RunnerOptions, backends, open_runner
+from densenet_deploy.runtime.runner import (
+    Device,
+    ModelSource,
+    Placement,
+    ProfileRequest,
+    RunnerOptions,
+    backends,
+    open_runner,
+    runner_source,
+)
 from densenet_deploy.runtime.timing import time_runs
-from densenet_deploy.workflows.load import is_checkpoint, load_model
-
-if TYPE_CHECKING:
-    import torch
+from densenet_deploy.workflows.load import is_checkpoint, load
 
 _CALLS: Final = 10
 _SHOWN: Final = 10
@@ -117,12 +123,12 @@ def profile_file(path: Path, batch: int = 1, options: ProfileOptions | None = No
         InputError: if the file cannot be used.
         BackendError: if the backend cannot be had, or tells no times by operator.
     """
-    source = load_model(path) if is_checkpoint(path) else Artifact.open(path)
+    source = load(path) if is_checkpoint(path) else Artifact.open(path)
     return profile_model(source, batch, options)
 
 
 def profile_model(
-    source: Artifact | torch.nn.Module, batch: int = 1, options: ProfileOptions | None = None, image_size: int = 224
+    source: ModelSource, batch: int = 1, options: ProfileOptions | None = None, image_size: int = 224
 ) -> OperatorProfile:
     """Profile `source` on seeded noise, at its own batch where that is fixed; see `profile_file`.
 
@@ -130,15 +136,16 @@ def profile_model(
     """
     options = options or ProfileOptions()
     runner_options = RunnerOptions(threads=options.threads)
-    opened = source.path if isinstance(source, Artifact) else source
-    with open_runner(opened, options.backend, options.device, runner_options) as runner:
+    with open_runner(source, options.backend, options.device, runner_options) as runner:
         known = runner.manifest.preprocessing.image_size if runner.manifest else image_size
         size, batch = input_size(runner) or known, fixed_batch(runner) or batch
         noise = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
         feeds, placement = {runner.inputs[0].name: noise}, runner.placement
         seconds = time_runs(lambda: runner.run(feeds), warmup=2, repeats=options.calls)
     kind = backends.get(placement.backend)
-    request = ProfileRequest(source, Device.parse(placement.device), runner_options, feeds, options.calls)
+    request = ProfileRequest(
+        runner_source(source), Device.parse(placement.device), runner_options, feeds, options.calls
+    )
     return OperatorProfile(placement, batch, statistics.median(seconds) * 1e3, kind.profile(request))
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from densenet_deploy.bench.candidate import serve_candidate
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
 
@@ -22,7 +22,8 @@ def open_network(path: Path, backend: str | None, device: str | None, options: R
         module = resnet(facts["torchvision"])
     else:
         module = build_model(DenseNetSpec.from_facts(spec | {"blocks": tuple(spec["blocks"])}))
-    runner = open_runner(module, backend, device, options)
+    source = ModuleSource(module, output_names=("logits",))
+    runner = open_runner(source, backend, device, options)
     size = facts["image_size"]
     runner.inputs = (dataclasses.replace(runner.inputs[0], shape=(None, 3, size, size)),)
     return runner

@@ -23,13 +23,13 @@ from densenet_deploy.errors import BackendError, DataError, ModelFileError, Usag
 from densenet_deploy.facts import Architecture
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.inspect import (
     InspectOptions,
     InspectReport,
     inspect_file,
     inspect_variant,
-    requested_variant,
 )
 from densenet_deploy.workflows.load import DescribedModel, ModelRequest, build, is_checkpoint
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
@@ -62,7 +62,7 @@ class PlotRequest:
         """What a figure calls the model."""
         if self.models:
             return ", ".join(path.name for path in self.models)
-        return requested_variant(ModelRequest(variant=self.variant, architecture=self.architecture)).artifact_name
+        return variant_with(self.variant, self.architecture.changes()).artifact_name
 
     @property
     def variant_options(self) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ def _spec(request: PlotRequest) -> tuple[DenseNetSpec, int]:
     """The architecture, and the size of the figures in pixels."""
     path = _single(request)
     if path is None:
-        variant = requested_variant(ModelRequest(variant=request.variant, architecture=request.architecture))
+        variant = variant_with(request.variant, request.architecture.changes())
         return variant.spec, request.image_size or variant.preprocessing.image_size
     if is_checkpoint(path):
         model = _built(request, path)

@@ -1,7 +1,8 @@
-"""Files that are damaged, hostile or no checkpoints: each is refused in a sentence, and no pickle is ever run."""
+"""Damaged and hostile files, each refused without running a pickle; safetensors headers, and our own writer."""
 
 import argparse
 import io
+import json
 import os
 import pickle
 import random
@@ -9,10 +10,13 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from densenet_deploy.errors import InputError
-from densenet_deploy.models.checkpoint_file import read_checkpoint
+from densenet_deploy.sources.checkpoint_file import checked_metadata, float32_bytes, read_checkpoint
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
 def saved(value, *, zipped=True):
@@ -26,7 +30,7 @@ def refusal(path, data):
     with pytest.raises(InputError) as caught:
         read_checkpoint(path)
     assert caught.value.exit_code == 3
-    assert str(path) in str(caught.value)
+    assert caught.value.subject == str(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -67,7 +71,9 @@ def test_03_random_bytes(tmp_path, size, suffix):
 
 
 def test_03_random_bytes_with_the_head_of_a_zip(tmp_path):
-    assert "damaged or cut-off zip" in refusal(tmp_path / "random.pth", b"PK\x03\x04" + random.Random(0).randbytes(500))
+    assert "damaged or truncated zip" in refusal(
+        tmp_path / "random.pth", b"PK\x03\x04" + random.Random(0).randbytes(500)
+    )
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle 2", "bare pickle 4"])
@@ -90,14 +96,14 @@ def test_05_the_control_of_the_bomb_explodes(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_06_a_pickled_module_is_told_how_to_save(tmp_path, zipped):
+def test_06_a_pickled_module_is_refused_with_how_to_save(tmp_path, zipped):
     message = refusal(tmp_path / "module.pth", saved(torch.nn.Conv2d(1, 1, 1), zipped=zipped))
     assert "torch.nn.modules.conv.Conv2d" in message
     assert "torch.save(model.state_dict()" in message
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch deprecates what old files still hold
-def test_06_torchscript_is_told_how_to_save(tmp_path):
+def test_06_torchscript_is_refused_with_how_to_save(tmp_path):
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), buffer)
     message = refusal(tmp_path / "script.pt", buffer.getvalue())
@@ -121,7 +127,7 @@ def test_other_suffixes_of_pytorch_are_read_and_as_wary(tmp_path, model, suffix)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(saved(model.state_dict()))
     assert set(read_checkpoint(path).content) == set(model.state_dict())
-    assert "is no PyTorch checkpoint" in refusal(path, b"x")
+    assert "is not a PyTorch checkpoint" in refusal(path, b"x")
     refusal(path, saved({"weight": Bomb(tmp_path / "marker")}))
     assert not (tmp_path / "marker").exists()
 
@@ -140,7 +146,7 @@ def test_numbers_of_numpy_and_a_command_line_may_lie_beside_the_weights(tmp_path
     assert {key: content[key] for key in beside} == beside
 
 
-def test_an_object_of_numpy_is_no_number(tmp_path):
+def test_an_object_of_numpy_is_not_a_number(tmp_path):
     class Scalar:
         def __reduce__(self):
             return np.float64(0).__reduce__()[0], (np.dtype("O"), "anything")
@@ -163,12 +169,76 @@ def test_what_is_allowed_here_is_not_allowed_elsewhere(tmp_path, model):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError) as caught:
         read_checkpoint(tmp_path / "nothing.pth")
+    assert caught.value.subject == str(tmp_path / "nothing.pth")
 
 
-def test_a_folder_is_no_checkpoint(tmp_path):
+def test_a_folder_is_not_a_checkpoint(tmp_path):
     folder = tmp_path / "folder.pth"
     folder.mkdir()
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError) as caught:
         read_checkpoint(folder)
+    assert caught.value.subject == str(folder)
+
+
+def file_of(header, body=b"", *, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + body
+
+
+def test_what_the_library_writes_is_read():
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "c": torch.tensor(5)}
+    assert checked_metadata(safetensors.torch.save(tensors, {"key": "text"})) == {"key": "text"}
+
+
+def test_what_we_write_the_library_reads():
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(0.5), "empty": torch.zeros(0, 3)}
+    read = safetensors.torch.load(float32_bytes(tensors, {"naïve": "…"}))
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {n: t.tolist() for n, t in tensors.items()}
+    assert checked_metadata(float32_bytes(tensors, {"naïve": "…"})) == {"naïve": "…"}
+
+
+def test_the_order_of_arguments_does_not_change_the_file():
+    one, two = torch.ones(2), torch.zeros(3)
+    assert float32_bytes({"a": one, "b": two}, {"x": "1", "y": "2"}) == float32_bytes(
+        {"b": two, "a": one}, {"y": "2", "x": "1"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"1234", "header claims"),
+        (file_of({}, length=2**63), "header claims 9223372036854775808"),
+        (file_of(b"{}" + b" " * 100_000_001), "header claims 100000003"),
+        (file_of(b"[]"), "not a JSON object"),
+        (file_of(b"{'a': 1}"), "not JSON"),
+        (file_of(b'{"a":' * 100_000), "not JSON"),
+        (file_of(b'{"a": "\xff"}'), "not JSON"),
+        (file_of(b'{"a": 1, "a": 2}'), "twice"),
+        (file_of(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "twice"),
+        (file_of({"__metadata__": {"a": 1}}), "pairs of strings"),
+        (file_of({"a": [1]}), "not described"),
+        (file_of({"a": {**ONE, "dtype": "F99"}}, b"1234"), "unknown type F99"),
+        (file_of({"a": {**ONE, "shape": [-1]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": [True]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": [2]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": {**ONE, "data_offsets": [4, 0]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": {**ONE, "data_offsets": [0]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": ONE, "b": {**ONE, "data_offsets": [2, 6]}}, b"123456"), "overlaps"),
+        (file_of({"a": ONE, "b": ONE}, b"1234"), "overlaps"),
+        (file_of({"a": ONE, "b": {**ONE, "data_offsets": [5, 9]}}, b"123456789"), "hole"),
+        (file_of({"a": ONE}, b"123"), "need 4 bytes, but it holds 3"),
+        (file_of({"a": ONE}, b"12345"), "need 4 bytes, but it holds 5"),
+    ],
+)
+def test_08_lying_headers_are_refused(tmp_path, data, reason):
+    path = tmp_path / "lie.safetensors"
+    assert reason in refusal(path, data)
+
+
+def test_08_the_twin_that_does_not_lie_is_read(tmp_path):
+    path = tmp_path / "truth.safetensors"
+    path.write_bytes(file_of({"a": ONE}, b"\0\0\0\0"))
+    assert read_checkpoint(path).content["a"].tolist() == [0.0]

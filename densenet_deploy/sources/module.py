@@ -1,0 +1,150 @@
+"""Networks in memory: an `nn.Module`, whatever its class.
+
+A module is a known DenseNet if its parameters have the names and shapes of one, and if it computes what our network
+with the same parameters computes: a module without the stem's pool, or with a Sigmoid at its end, has the same
+parameters and is another network. Such a module is taken as it is, and nothing is claimed about its architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from densenet_deploy.errors import CheckpointError, InputError, UsageError, printable
+from densenet_deploy.facts import ModelFacts
+from densenet_deploy.manifest import WeightsOrigin
+from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
+from densenet_deploy.sources.weights import (
+    canonical_names,
+    fitted_model,
+    require_finite,
+    shapes_of,
+    weights_sha256,
+)
+from densenet_deploy.variants import Variant, variant_for
+from densenet_deploy.variants.infer import spec_from_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_COMPARED_SIZE: Final = 64
+_PROBED_SIZES: Final = (224, 64, 32, 256, 384, 512)
+# The same operations in another order or memory format differ by float32 rounding, some 1e-6 of the largest output.
+_TOLERANCE: Final = 1e-4
+
+
+@sources.register("module")
+class ModuleSource(Source):
+    """Take a module in memory; it stays as it is, and a copy of it is used if it is training or not in float32."""
+
+    def matches(self, source: object) -> Match:
+        torch = sys.modules.get("torch")  # a module can only be there if torch is
+        return Match.CERTAIN if torch is not None and isinstance(source, torch.nn.Module) else Match.NO
+
+    def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
+        from torch import nn
+
+        assert isinstance(source, nn.Module)
+        kind = type(source).__name__
+        module, casting = _ready(source)
+        tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        if not constraint.allow_nonfinite:
+            require_finite(kind, tensors)
+        variant, facts, notes = _recognised(module, tensors)
+        _require(constraint, kind, variant)
+        return LoadedNetwork(
+            name=variant.artifact_name if variant else kind.lower(),
+            origin=WeightsOrigin(f"{kind} in memory", weights_sha256(module.state_dict())),
+            module=module,
+            variant=variant,
+            facts=facts,
+            output_names=(variant.spec.output_name,) if variant else _output_names(module, facts.channels),
+            notes=(*casting, *notes),
+        )
+
+
+def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """(the module in eval mode and float32, a note if it had to be cast)."""
+    import torch
+
+    types = sorted({str(p.dtype).removeprefix("torch.") for p in source.parameters() if p.is_floating_point()})
+    if any(tensor.is_meta for tensor in source.state_dict().values()):
+        raise InputError(type(source).__name__, "has parameters on the meta device, without values", "load its weights")
+    module = source
+    if any(inner.training for inner in source.modules()) or types not in ([], ["float32"]):
+        module = copy.deepcopy(source).eval().to(torch.float32)
+    cast = [name for name in types if name != "float32"]
+    return module, (f"{' and '.join(cast)} weights cast to float32",) if cast else ()
+
+
+def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Variant | None, ModelFacts, tuple[str, ...]]:
+    """(the variant that `module` is, what is known about its images, notes)."""
+    from densenet_deploy.models.build import DenseNet
+
+    names, facts = canonical_names(tensors)
+    facts = dataclasses.replace(facts, channels=facts.channels or _channels(module))
+    plain = {names[name]: tensor for name, tensor in tensors.items()}
+    try:
+        spec = module.spec if isinstance(module, DenseNet) else spec_from_shapes(shapes_of(plain))
+        variant = variant_for(spec)
+        reference = fitted_model(type(module).__name__, variant, plain)
+    except CheckpointError:
+        return None, facts, ()
+    if _computes_the_same(module, reference, max(_COMPARED_SIZE, spec.smallest_image_size)):
+        return variant, facts, ()
+    note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
+    return None, facts, (f"{printable(type(module).__name__)} {note}",)
+
+
+def _computes_the_same(module: nn.Module, reference: nn.Module, size: int) -> bool:
+    import torch
+
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(reference.parameters()).device)
+    try:
+        with torch.inference_mode():
+            output, expected = module(images), reference(images)
+    except Exception:  # noqa: BLE001 - any code may run here; what fails on these images is not our network
+        return False
+    if not isinstance(output, torch.Tensor) or output.shape != expected.shape:
+        return False
+    return bool((output - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def _require(constraint: WeightsConstraint, kind: str, variant: Variant | None) -> None:
+    """Refuse a module that is not what was asked for."""
+    requested, name = constraint.variant, variant.artifact_name if variant else "not a known DenseNet"
+    if requested is not None and (variant is None or not variant.spec.same_architecture(requested.spec)):
+        raise UsageError(kind, f"is {name}, not {requested.artifact_name}", "leave out the variant")
+    classes = variant.spec.num_classes if variant and variant.spec.head != "features" else None
+    if constraint.num_classes not in (None, classes):
+        found = f"has {classes} classes, not {constraint.num_classes}" if classes else f"is {name}"
+        raise UsageError(kind, found, "leave out the class count")
+    if constraint.head is not None and (variant is None or variant.spec.head != constraint.head):
+        raise UsageError(kind, f"does not have the head {constraint.head}", "leave out the head")
+
+
+def _channels(module: nn.Module) -> int | None:
+    """The channels that the first 2-D convolution reads, which are those of the images unless layers precede it."""
+    from torch import nn
+
+    return next((layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+
+
+def _output_names(module: nn.Module, channels: int | None) -> tuple[str, ...]:
+    """Run the module on one black image, of the first size that it accepts, and name what it returns."""
+    import torch
+
+    from densenet_deploy.models.outputs import output_names
+
+    device = next((tensor.device for tensor in module.state_dict().values()), None)
+    for size in _PROBED_SIZES:
+        try:
+            with torch.inference_mode():
+                return output_names(module(torch.zeros(1, channels or 3, size, size, device=device)))
+        except Exception:  # noqa: BLE001, S112 - any code may run here; another size may suit it
+            continue
+    return LoadedNetwork.output_names

@@ -1,0 +1,147 @@
+"""A source of networks: the plug-in point of this package, one file each.
+
+A source says whether a value is meant for it, and loads the network::
+
+    @sources.register("mine")
+    class MySource(Source):
+        def matches(self, source: object) -> Match: ...
+
+        def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork: ...
+
+Another library's checkpoints differ from torchvision's in the names of their parameters. A `CheckpointFormat` knows the
+names of one library; the file source and the module source try every format in turn::
+
+    @formats.register("mine")
+    class MyFormat(CheckpointFormat):
+        def recognises(self, names: Collection[str]) -> bool: ...
+
+        def renames(self, names: Collection[str]) -> dict[str, str]: ...
+
+The modules of this package keep heavy imports inside functions: an ONNX file is loaded without PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from densenet_deploy.facts import ModelFacts
+from densenet_deploy.manifest import Manifest, WeightsOrigin
+from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.registry import Registry
+from densenet_deploy.variants import Variant
+from densenet_deploy.variants.spec import HEADS, MOST_CLASSES
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class WeightsConstraint:
+    """What the loaded network must be; None leaves the choice to the source.
+
+    Attributes:
+        variant: the architecture, named or custom. Its class count and head only count for untrained networks.
+        num_classes, head: of the classifier.
+        seed: of untrained weights.
+        allow_nonfinite: accept NaN and Inf among the weights.
+    """
+
+    variant: Variant | None = None
+    num_classes: int | None = None
+    head: str | None = None
+    seed: int = 0
+    allow_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None:
+            require_range("num-classes", self.num_classes, 1, MOST_CLASSES)
+        if self.head is not None:
+            require_choice("head", self.head, HEADS)
+
+    def applied_to(self, variant: Variant) -> Variant:
+        """Return `variant` with the requested class count and head."""
+        num_classes = variant.spec.num_classes if self.num_classes is None else self.num_classes
+        spec = dataclasses.replace(variant.spec, num_classes=num_classes, head=self.head or variant.spec.head)
+        return dataclasses.replace(variant, spec=spec)
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with what its source knows about it: a `module` in eval mode, or an ONNX graph as `proto`.
+
+    Attributes:
+        name: what files made from it are called, without a suffix: `densenet121`, `chest`.
+        origin: where the weights came from.
+        variant: the architecture; None if the network is not a known DenseNet.
+        manifest: the facts that the file carried, if any.
+        labels: class names in the order of the outputs; may be empty.
+        facts: what the source knows about images and outputs.
+        output_names: one per output, in order.
+        notes: what was done to load it, one sentence each.
+    """
+
+    name: str
+    origin: WeightsOrigin
+    module: nn.Module | None = None
+    proto: onnx.ModelProto | None = None
+    variant: Variant | None = None
+    manifest: Manifest | None = None
+    labels: tuple[str, ...] = ()
+    facts: ModelFacts = field(default_factory=ModelFacts)
+    output_names: tuple[str, ...] = ("logits",)
+    notes: tuple[str, ...] = ()
+
+
+class Match(IntEnum):
+    """How sure a source is that a value is meant for it; the surest source loads it."""
+
+    NO = 0
+    POSSIBLE = 1
+    CERTAIN = 2
+
+
+class Source(ABC):
+    """A place where networks come from. `names` are suggested when a name is unknown."""
+
+    names: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def matches(self, source: object) -> Match:
+        """Say whether `source` is meant for this source, by its type and name alone: no file is read."""
+
+    @abstractmethod
+    def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
+        """Load the network.
+
+        Raises:
+            UsageError: if `source` and `constraint` contradict each other.
+            InputError: if the file cannot be read, or does not fit `constraint`.
+            ResourceError: if weights cannot be downloaded.
+            MissingPackageError: if a package is not installed.
+        """
+
+
+class CheckpointFormat(ABC):
+    """The parameter names of one library's DenseNets, and what is known about the images that its networks take."""
+
+    @abstractmethod
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether `names`, of the parameters and buffers without wrapping prefixes, are of this format."""
+
+    @abstractmethod
+    def renames(self, names: Collection[str]) -> Mapping[str, str]:
+        """Return the torchvision name of every name that differs from it."""
+
+    def facts(self) -> ModelFacts:
+        """Return what is known about the images and outputs of this library's networks."""
+        return ModelFacts()
+
+
+sources: Final[Registry[type[Source]]] = Registry("source", package="densenet_deploy.sources")
+formats: Final[Registry[type[CheckpointFormat]]] = Registry("checkpoint format", package="densenet_deploy.sources")
