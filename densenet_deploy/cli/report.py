@@ -36,8 +36,7 @@ def report_command(
     force: args.Force = False,
 ) -> Report:
     """Write one HTML page: which model to ship and why, with all that it rests on."""
-    from densenet_deploy.workflows.html_report.material import ReportSources
-    from densenet_deploy.workflows.report import report
+    from densenet_deploy.workflows.report import ReportSources, report
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     sources = ReportSources(

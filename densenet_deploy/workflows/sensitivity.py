@@ -24,7 +24,6 @@ from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
 from densenet_deploy.workflows.evaluate.evaluate import evaluate
 from densenet_deploy.workflows.notes import untrained_note
-from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_title
 from densenet_deploy.workflows.quantize.layer_choice import Trials, block_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Ready, chosen_recipe, prepare_int8
@@ -135,7 +134,7 @@ class SensitivityReport:
         Raises:
             MissingPackageError: if matplotlib is not installed.
         """
-        return draw("sqnr", SensitivityData(sensitivity_title(self.model, self.recipe), self.found, self.whole))
+        return draw("sqnr", SensitivityData.of(self.model, self.recipe, self.found, self.whole))
 
     def content(self, suffix: str) -> bytes:
         """Return the report as a file with `suffix`: `.json`, `.png` or `.svg`.

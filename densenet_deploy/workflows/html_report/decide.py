@@ -13,7 +13,7 @@ from pathlib import Path
 
 from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.artifacts import sha256_of
-from densenet_deploy.workflows.html_report.load import Interval, Material, Measured, ModelFacts, Trial, Tuning
+from densenet_deploy.workflows.html_report.load import Interval, Material, Measured, ModelSummary, Trial, Tuning
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Decision:
 class Entry:
     """A model, its measurement and, where known, its accuracy."""
 
-    model: ModelFacts
+    model: ModelSummary
     measured: Measured
     top1: float | None
 
@@ -206,7 +206,7 @@ def _of_tune(tuning: Tuning, material: Material) -> Decision:
     )
 
 
-def _about_chosen(trial: Trial, model: ModelFacts | None, path: Path | None, top1: float | None) -> list[str]:
+def _about_chosen(trial: Trial, model: ModelSummary | None, path: Path | None, top1: float | None) -> list[str]:
     cautions = [] if model is None else _sentences(model.notes)
     if path is None:
         cautions.append(f"{trial.model} is not on this machine, so it was not compared with the file that was tuned.")

@@ -13,7 +13,7 @@ from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.workflows.html_report.decide import entries_of
-from densenet_deploy.workflows.html_report.load import Material, ModelFacts, Trial
+from densenet_deploy.workflows.html_report.load import Material, ModelSummary, Trial
 from densenet_deploy.workflows.html_report.page import Block, Figure, Remarks
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.points import point_label
@@ -61,13 +61,13 @@ class Figures:
             return [Remarks(["No model here says which DenseNet it is, so its structure cannot be drawn."])]
         return [self._cost(described[0]), *(self._of_first(name, described) for name in _CAPTIONS)]
 
-    def _cost(self, model: ModelFacts) -> Figure:
+    def _cost(self, model: ModelSummary) -> Figure:
         report = model.architecture
         assert report is not None
         data = CostData(model.name, report.cost, report.activation_memory, report.batch)
         return self._figure("cost", data, "Parameters, multiply-accumulates and memory, block by block.")
 
-    def _of_first(self, name: str, models: list[ModelFacts]) -> Block:
+    def _of_first(self, name: str, models: list[ModelSummary]) -> Block:
         why = ""
         for model in models:
             try:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of
 from densenet_deploy.errors import DataError, MissingPackageError, UsageError, printable
 from densenet_deploy.manifest import Manifest
@@ -23,6 +22,7 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
+from densenet_deploy.workflows.plot.points import SensitivityRecord
 from densenet_deploy.workflows.stages import Listener, ignore
 
 Interval = tuple[float, float]
@@ -43,6 +43,8 @@ class ReportFile(Report):
 
 @dataclass(frozen=True)
 class Percentiles:
+    """Percentiles of all calls, in milliseconds."""
+
     p50: float
     p90: float | None = None
     p99: float | None = None
@@ -50,6 +52,8 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class CameraCounts:
+    """The frame rate, and the fraction of frames that were dropped or late."""
+
     fps: float
     missed: float
 
@@ -85,6 +89,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class GpuFacts:
+    """A GPU and the version of its driver."""
+
     name: str
     driver: str | None = None
 
@@ -106,6 +112,8 @@ class MachineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ReportFile):
+    """A run of `benchmark`."""
+
     kind: ClassVar[str] = "benchmark"
 
     results: tuple[Measured, ...]
@@ -128,6 +136,8 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Confusion:
+    """How many images of the class `truth` were classified as `predicted`."""
+
     truth: int
     predicted: int
     count: int
@@ -135,12 +145,16 @@ class Confusion:
 
 @dataclass(frozen=True)
 class SecondOpinion:
+    """Another model, and the fraction of images for which both give the same class."""
+
     model: str
     top1_agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(ReportFile):
+    """What `evaluate` found for one model; fractions are 0 to 1."""
+
     kind: ClassVar[str] = "evaluate"
 
     model: str
@@ -165,9 +179,11 @@ class Evaluation(ReportFile):
     def mistakes(self) -> list[tuple[str, str, int]]:
         """Class, predicted class and how often, the most frequent first."""
         names = {one.index: one.name for one in self.classes or ()}
-        wrong = [one for one in self.confusion or () if one.truth != one.predicted]
-        named = ((names.get(i.truth, f"class {i.truth}"), names.get(i.predicted, f"class {i.predicted}"), i) for i in wrong)
-        return [(truth, predicted, one.count) for truth, predicted, one in sorted(named, key=lambda entry: -entry[2].count)]
+        wrong = (one for one in self.confusion or () if one.truth != one.predicted)
+        return [
+            (names.get(one.truth, f"class {one.truth}"), names.get(one.predicted, f"class {one.predicted}"), one.count)
+            for one in sorted(wrong, key=lambda one: -one.count)
+        ]
 
 
 @dataclass(frozen=True)
@@ -183,11 +199,15 @@ class ParityFacts:
 
 @dataclass(frozen=True)
 class LayerParity(ParityFacts):
+    """How far the outputs of one layer are from those of the reference."""
+
     name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(ReportFile):
+    """What `validate` found; `passed` is None without a gate."""
+
     kind: ClassVar[str] = "validate"
 
     reference: str
@@ -211,6 +231,8 @@ def file_of(described: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization(ReportFile):
+    """What `quantize` did."""
+
     kind: ClassVar[str] = "quantize"
 
     onnx: str | None
@@ -256,6 +278,8 @@ def _identity(one: Trial) -> tuple[object, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning(ReportFile):
+    """A run of `tune`; `chosen` is None where no candidate keeps the limits."""
+
     kind: ClassVar[str] = "tune"
 
     chosen: Trial | None
@@ -273,13 +297,8 @@ class Tuning(ReportFile):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityFile(ReportFile):
-    kind: ClassVar[str] = "sensitivity"
-
-    model: Path
-    recipe: str
-    int8: Fidelity
-    sensitivity: tuple[Sensitivity, ...]
+class SensitivityFile(SensitivityRecord, ReportFile):
+    """What each layer or block costs in INT8."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +365,7 @@ class LayerLine:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelSummary:
     """A model of the page.
 
     Attributes:
@@ -396,7 +415,7 @@ class Material:
     """The sources, read."""
 
     sources: ReportSources
-    models: tuple[ModelFacts, ...]
+    models: tuple[ModelSummary, ...]
     benchmarks: tuple[Benchmark, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     validations: tuple[Validation, ...] = ()
@@ -420,15 +439,15 @@ class Material:
         """The FP32 ONNX files among the models."""
         return [model.path for model in self.models if model.kind == "onnx" and model.precision == "fp32"]
 
-    def model_called(self, name: str) -> ModelFacts | None:
+    def model_called(self, name: str) -> ModelSummary | None:
         """Return the model that a report calls `name`, if it is one of these."""
         return next((model for model in self.models if model.is_called(name)), None)
 
-    def evaluation_of(self, model: ModelFacts) -> Evaluation | None:
+    def evaluation_of(self, model: ModelSummary) -> Evaluation | None:
         """The last evaluation of `model`, if there is one."""
         return next((found for found in reversed(self.evaluations) if model.is_called(found.model)), None)
 
-    def top1_of(self, model: ModelFacts) -> float | None:
+    def top1_of(self, model: ModelSummary) -> float | None:
         """Top-1 of `model`: what `evaluate` found, else what `tune` found for the very same file."""
         if (found := self.evaluation_of(model)) is not None:
             return found.top1
@@ -472,7 +491,7 @@ def _read(kind: type[_R], paths: Iterable[StrPath]) -> tuple[_R, ...]:
     return tuple(dataclasses.replace(kind.read(Path(path)), path=Path(path)) for path in paths)
 
 
-def look_at(paths: Sequence[Path]) -> tuple[ModelFacts, ...]:
+def look_at(paths: Sequence[Path]) -> tuple[ModelSummary, ...]:
     """Return the facts of every model.
 
     Raises:
@@ -485,33 +504,33 @@ def look_at(paths: Sequence[Path]) -> tuple[ModelFacts, ...]:
     return tuple(map(_look, paths))
 
 
-_OPENVINO_EVIDENCE: Final = "OpenVINO files are not analysed; benchmark reports the precision in which the backend ran it"
+_OPENVINO_EVIDENCE: Final = "OpenVINO files are not analysed; benchmark reports the precision it ran in"
 
 
-def _look(path: Path) -> ModelFacts:
+def _look(path: Path) -> ModelSummary:
     artifact = Artifact.open(path)
     files = tuple(map(FileFacts.of, [path, *_companions(artifact)]))
     if artifact.kind == "engine":
         return _engine_facts(path, files)
     if artifact.kind == "openvino":
-        return ModelFacts(artifact.kind, "unknown", files, evidence=_OPENVINO_EVIDENCE)
+        return ModelSummary(artifact.kind, "unknown", files, evidence=_OPENVINO_EVIDENCE)
     try:
         report = inspect_file(path)
     except MissingPackageError as exc:
         why = printable(exc)
-        return ModelFacts(artifact.kind, artifact.precision, files, artifact.manifest, evidence=why, notes=(why,))
+        return ModelSummary(artifact.kind, artifact.precision, files, artifact.manifest, evidence=why, notes=(why,))
     layers = tuple(LayerLine(layer.name, layer.operator, layer.precision) for layer in report.layers)
     evidence = "read from the graph" if layers else "PyTorch computes in the type of the weights"
     architecture = report if report.activation_memory is not None else None
-    return ModelFacts(
+    return ModelSummary(
         artifact.kind, report.precision, files, report.manifest, layers, evidence, architecture, report.notes
     )
 
 
-def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelFacts:
+def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
     report = inspect_engine(path)
     facts = report.plan.sidecar
-    return ModelFacts(
+    return ModelSummary(
         "engine",
         "unknown" if facts is None else facts.precision,
         files,

@@ -231,9 +231,7 @@ def _svg(figure: Figure) -> Markup:
                 parent.remove(child)
     for element in root.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
-        element.attrib = {
-            _NAMESPACE.sub("", key): _renamed(key, text, figure.name) for key, text in element.items()
-        }
+        element.attrib = {_NAMESPACE.sub("", key): _renamed(key, text, figure.name) for key, text in element.items()}
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     root.attrib |= {"role": "img", "aria-label": printable(figure.caption, _LONGEST_TEXT)}

@@ -20,7 +20,7 @@ from densenet_deploy.workflows.html_report.load import (
     MachineFacts,
     Material,
     Measured,
-    ModelFacts,
+    ModelSummary,
     ParityFacts,
     Quantization,
     ReportFile,
@@ -84,7 +84,9 @@ def _numbers(decision: Decision) -> list[tuple[str, str, str]]:
     numbers = []
     if decision.latency_ms is not None:
         interval = decision.interval_ms and " to ".join(map(milliseconds, decision.interval_ms))
-        numbers.append(("median call", f"{milliseconds(decision.latency_ms)} ms", interval and f"95 %: {interval}" or ""))
+        numbers.append(
+            ("median call", f"{milliseconds(decision.latency_ms)} ms", (interval and f"95 %: {interval}") or "")
+        )
     if decision.top1 is not None:
         numbers.append(("top-1", _percent(decision.top1), ""))
     if decision.memory_bytes is not None:
@@ -158,8 +160,10 @@ def _pareto(material: Material, figures: Figures) -> Section:
         blocks += [_front(tuning)] if tuning.pareto else []
         blocks += _machine(tuning, material)
     if not blocks:
-        missing = "This section needs latency and accuracy of the same models: from tune, or from benchmark and evaluate"
-        blocks = [_made_by("tune", *(material.float_models or ["FP32_MODEL.onnx"]), missing=missing)]
+        missing = (
+            "This section needs latency and accuracy of the same models: from tune, or from benchmark and evaluate"
+        )
+        blocks = [_made_by("tune", *(material.float_models or [Path("FP32_MODEL.onnx")]), missing=missing)]
     return Section("pareto", "Speed and accuracy", lead, blocks)
 
 
@@ -181,14 +185,17 @@ def _front(tuning: Tuning) -> Table:
             "ms per call [95 %]": lambda trial: _timed(trial.latency_ms, trial.interval_ms, longest),
             "top-1": lambda trial: _number(trial.top1, _percent),
             "points lost": lambda trial: _number(trial.drop_points, "{:.2f}".format),
-            "SQNR dB": lambda trial: _number(trial.parity and trial.parity.sqnr_db, _decibels),
+            "SQNR dB": lambda trial: _sqnr(trial.parity),
             "MiB": lambda trial: _number(trial.peak_memory_bytes, _mib),
         },
     )
 
 
 def _latency(material: Material) -> Section:
-    lead = "The median call and its 95 % interval, drawn on an axis from 0 ms. A wide interval means an unreliable measurement."
+    lead = (
+        "The median call with its 95 % interval, drawn on an axis from 0 ms. A wide interval means an unreliable "
+        "measurement."
+    )
     blocks: list[Block] = []
     for benchmark in material.benchmarks:
         for scenario, batch in dict.fromkeys((result.scenario, result.batch) for result in benchmark.results):
@@ -217,7 +224,7 @@ def _latencies(caption: str, results: Sequence[Measured], material: Material) ->
         "images/s": lambda result: _number(result.images_per_second, "{:,.1f}".format),
         "MiB": lambda result: _number(result.peak_memory_bytes, _mib),
         "GPU MiB": lambda result: _number(result.device_memory_bytes, _mib),
-        "frames missed": lambda result: _number(result.camera and result.camera.missed, _percent),
+        "frames missed": lambda result: _number(None if result.camera is None else result.camera.missed, _percent),
         "load ms": lambda result: _number(result.load_ms),
         "first ms": lambda result: _number(result.first_ms, milliseconds),
     }
@@ -346,15 +353,17 @@ def _mistakes(found: Sequence[Evaluation]) -> list[Block]:
 # Sections about precision
 
 
-def _sqnr(parity: ParityFacts) -> Cell:
+def _sqnr(parity: ParityFacts | None) -> Cell:
+    if parity is None:
+        return _number(None)
     identical = parity.sqnr_db is None and parity.max_abs == 0
     return Cell("∞", float("inf")) if identical else _number(parity.sqnr_db, _decibels)
 
 
 def _parity(material: Material, figures: Figures) -> Section:
     lead = (
-        "How far a model's outputs are from its reference's. 40 dB SQNR means the error amplitude is 1 % of the signal. "
-        "The centred SQNR leaves out each output's mean over the images, and so measures what the image changes."
+        "How far a model's outputs are from its reference's. 40 dB SQNR means the error amplitude is 1 % of the "
+        "signal. The centred SQNR leaves out each output's mean over the images: it measures what the image changes."
     )
     blocks: list[Block] = [_validated(material.validations)] if material.validations else []
     blocks += [block for validation in material.validations for block in _layers_apart(validation)]
@@ -363,7 +372,7 @@ def _parity(material: Material, figures: Figures) -> Section:
         blocks += [figures.sensitivity(data), _sensitivity(data)]
     first, *others = (model.path for model in material.models)
     if not material.validations:
-        blocks.insert(0, _made_by("validate", first, *(others[:1] or ["OTHER_MODEL"]), "--per-layer"))
+        blocks.insert(0, _made_by("validate", first, *(others[:1] or [Path("OTHER_MODEL")]), "--per-layer"))
     if not material.sensitivities:
         missing = "There are no data yet on what each layer costs in INT8"
         blocks.append(_made_by("sensitivity", _float_model(material), "--calibration", "FOLDER", missing=missing))
@@ -481,7 +490,7 @@ def _calibrated(quantizations: Sequence[Quantization]) -> list[Block]:
 def _precision(material: Material) -> Section:
     lead = "In which precision convolutions and matrix products compute: as the file says, and as the backend reports."
 
-    def ran_in(model: ModelFacts) -> Cell:
+    def ran_in(model: ModelSummary) -> Cell:
         results = (one for one in material.results if model.is_called(one.model) and one.sha256 == model.sha256)
         return _text(", ".join(dict.fromkeys(f"{one.precision} ({one.backend})" for one in results)))
 
@@ -491,7 +500,9 @@ def _precision(material: Material) -> Section:
         {
             "model": lambda model: _text(model.name),
             "precision": lambda model: _text(model.precision),
-            "layers compute in": lambda model: _text(", ".join(f"{count} {kind}" for kind, count in model.counts.items())),
+            "layers compute in": lambda model: _text(
+                ", ".join(f"{count} {kind}" for kind, count in model.counts.items())
+            ),
             "ran in": ran_in,
             "source": lambda model: _text(model.evidence),
         },
@@ -500,7 +511,7 @@ def _precision(material: Material) -> Section:
     return Section("precision", "Precision of each layer", lead, [found, *layers])
 
 
-def _layers(model: ModelFacts) -> Table:
+def _layers(model: ModelSummary) -> Table:
     return table(
         f"Layers of {model.name}",
         model.layers,
@@ -547,7 +558,7 @@ def _files(caption: str, files: Sequence[FileFacts]) -> Table:
     )
 
 
-def _origins(models: Sequence[ModelFacts]) -> Iterator[Facts]:
+def _origins(models: Sequence[ModelSummary]) -> Iterator[Facts]:
     """What models record, once for those with the same facts, as files made from one another have."""
     known = [(model.name, _origin(model.manifest)) for model in models if model.manifest is not None]
     while known:
@@ -575,7 +586,9 @@ def _reproduce(material: Material, out: Path) -> Section:
     recorded = [line for report in material.reports if (line := _recorded(report))]
     recorded += [tuning.chosen.command for tuning in material.tunings if tuning.chosen and tuning.chosen.command]
     blocks = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
-    return Section("reproduce", "Reproduce", lead, [*blocks, Commands([_own_command(material.sources, out)], "This page.")])
+    return Section(
+        "reproduce", "Reproduce", lead, [*blocks, Commands([_own_command(material.sources, out)], "This page.")]
+    )
 
 
 def _recorded(report: ReportFile) -> str:

@@ -17,6 +17,7 @@ from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.growth import GrowthData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.reuse import ReuseData
+from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.reuse import reuse_maps
 from densenet_deploy.artifacts import Artifact, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
@@ -32,8 +33,7 @@ from densenet_deploy.workflows.inspect.inspect import (
     inspect_variant,
 )
 from densenet_deploy.workflows.load import DescribedModel, ModelRequest, build, is_checkpoint
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
-from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_data
+from densenet_deploy.workflows.plot.points import SensitivityRecord, pareto_points
 
 if TYPE_CHECKING:
     import onnx
@@ -123,7 +123,7 @@ def _growth(request: PlotRequest) -> Gathered:
 
 def _cost(request: PlotRequest) -> Gathered:
     report = _inspected(request)
-    return Gathered(CostData(request.title, report.cost, report.memory, request.batch), report.notes)
+    return Gathered(CostData(request.title, report.cost, report.activation_memory, request.batch), report.notes)
 
 
 def _pareto(request: PlotRequest) -> Gathered:
@@ -138,7 +138,8 @@ def _pareto(request: PlotRequest) -> Gathered:
 def _sqnr(request: PlotRequest) -> Gathered:
     if (path := _single(request)) is None:
         raise UsageError("plot sqnr", "is drawn from a report, not from a variant", "give the JSON of sensitivity")
-    return Gathered(sensitivity_data(path))
+    found = SensitivityRecord.read(path)
+    return Gathered(SensitivityData.of(found.model, found.recipe, found.sensitivity, found.int8))
 
 
 _SOURCES: Final[Mapping[str, Callable[[PlotRequest], Gathered]]] = {

@@ -13,7 +13,7 @@ from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benc
 from densenet_deploy.workflows.evaluate.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportTarget, export_onnx
 from densenet_deploy.workflows.load import ModelRequest
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
+from densenet_deploy.workflows.plot.points import pareto_points
 from tests.conftest import TINY
 
 QUICK = BenchmarkOptions(seconds=0, rounds=3)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from densenet_deploy.artifacts import sha256_of
-from densenet_deploy.workflows.html_report.material import ReportSources
+from densenet_deploy.workflows.html_report.load import ReportSources
 
 
 def result(model: Path | str, median: float, sha256: str, **changes: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def validation(reference: Path, candidate: Path, *, passed: bool = True) -> dict
 
 
 @dataclass
-class Desk:
+class ReportFolder:
     """Two models, a folder, and a place to write reports to."""
 
     folder: Path
@@ -77,7 +77,7 @@ class Desk:
     def benchmark(self, *results: dict[str, Any], notes: tuple[str, ...] = ()) -> Path:
         return self.write("benchmark.json", {"results": results, "machine": machine(), "notes": notes})
 
-    def raced(self, slow: float = 4.0, fast: float = 2.0) -> Path:
+    def compared(self, slow: float = 4.0, fast: float = 2.0) -> Path:
         return self.benchmark(
             result(self.slow, slow, self.hash(self.slow)), result(self.fast, fast, self.hash(self.fast))
         )
@@ -93,8 +93,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tiny_onnx: Path, tmp_path: Path) -> Desk:
+def reports(tiny_onnx: Path, tmp_path: Path) -> ReportFolder:
     slow, fast = tmp_path / "slow.onnx", tmp_path / "fast.onnx"
     for path in (slow, fast):
         shutil.copy(tiny_onnx, path)
-    return Desk(tmp_path, slow, fast)
+    return ReportFolder(tmp_path, slow, fast)

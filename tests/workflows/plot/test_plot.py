@@ -27,8 +27,8 @@ from densenet_deploy.errors import (
 from densenet_deploy.facts import Architecture
 from densenet_deploy.workflows.load import load_model
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.plot.plot import plot, plot_figure
+from densenet_deploy.workflows.plot.points import pareto_points
 from tests.conftest import DIGITS, TINY
 
 CHECKPOINT = DIGITS / "densenet_digits.safetensors"
@@ -183,7 +183,9 @@ def test_what_was_lossless_is_read_as_infinite(tmp_path: Path) -> None:
     report = {"model": "x/y.onnx", "recipe": "openvino", "int8": measured, "sensitivity": [row]}
     data = gather("sqnr", of(write(tmp_path / "report.json", report))).data
     assert data == SensitivityData(
-        "y.onnx, recipe openvino", (Sensitivity("a", ("a",), Fidelity(math.inf), Fidelity(30.5, 0.5)),), Fidelity(30.5, 0.5)
+        "y.onnx, recipe openvino",
+        (Sensitivity("a", ("a",), Fidelity(math.inf), Fidelity(30.5, 0.5)),),
+        Fidelity(30.5, 0.5),
     )
 
 
