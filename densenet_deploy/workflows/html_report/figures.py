@@ -19,12 +19,12 @@ from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.points import point_label
 
 _PARETO_CAPTION: Final = (
-    "The models measured here, at the smallest batch. The front in this figure (blue) is about two goals only: latency "
-    "per call and top-1."
+    "Latency per call and accuracy of the models measured here. Blue: no other is at least as good in both and better "
+    "in one. Points of benchmark are those at its smallest batch."
 )
 _TUNED_CAPTION: Final = (
-    " The table of tune's results also counts throughput, memory and file size, so a model that is grey here, because "
-    "another is as accurate and faster, can be on that front for being smaller."
+    " The table of tune's results also counts throughput, memory and file size, so a model that is grey in the figure "
+    "can be on that front for being smaller."
 )
 _CAPTIONS: Final = {
     "growth": "Channels and memory after every layer: a layer appends channels, a transition halves size and channels.",
