@@ -1,6 +1,6 @@
 """Build an engine with TensorRT-RTX and nothing else: `python bare_build.py MODEL.onnx ENGINE`.
 
-What `build_time.py` compares the product with: the shortest program that makes the same plan.
+The baseline of `build_time.py`: the shortest program that builds the same engine.
 """
 
 from __future__ import annotations

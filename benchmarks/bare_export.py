@@ -1,6 +1,6 @@
-"""The least program that exports a DenseNet: PyTorch's own `torch.onnx.export` and a save, and nothing else.
+"""A minimal program that exports a DenseNet: `torch.onnx.export` and a save.
 
-`export_time.py` runs it as `bare_export.py VARIANT FILE`, against `densenet-deploy export`.
+`export_time.py` runs it as `bare_export.py VARIANT FILE` and compares it with `densenet-deploy export`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from densenet_deploy.variants import find_variant
 
 
 def export_plainly(module: torch.nn.Module, size: int, path: Path) -> None:
-    """Write what PyTorch's own exporter makes of `module`, for images of `size` pixels and any batch."""
+    """Export `module` with PyTorch's own exporter, for square images of `size` pixels and any batch size."""
     program = torch.onnx.export(
         module,
         (torch.zeros(2, 3, size, size),),

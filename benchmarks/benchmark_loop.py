@@ -1,9 +1,9 @@
-"""`benchmark` against a loop written by hand, and against itself: `uv run python benchmarks/benchmark_loop.py`.
+"""`benchmark` against a hand-written loop, and against itself: `uv run python benchmarks/benchmark_loop.py`.
 
-The loop is what anyone would write: open a session of ONNX Runtime, call it in a process of its own, take the median of
-`perf_counter` differences. It takes turns with the product's contender, in reversed order every other round, and the
-ratio of each round's medians is what counts. The limits: the ratio lies within 2 % of 1, and the intervals of two runs
-of `benchmark` on one file, one after the other, overlap.
+The loop is the obvious one: open an ONNX Runtime session in its own process, call it, and take the median of
+`perf_counter` differences. It takes turns with the product's worker, in reversed order every other round, and the
+result is the ratio of the medians in each round. The limits: the ratio lies within 2 % of 1, and the intervals of two
+consecutive runs of `benchmark` on one file overlap.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DIGITS: Final = (
 _PAUSE_SECONDS: Final = 0.05
 _WARM_UP_ROUNDS: Final = 2
 
-# The program that someone would write by hand: it knows nothing of this project.
+# The hand-written program, which does not use this project.
 LOOP: Final = """
 import sys, time
 import numpy, onnxruntime
@@ -61,7 +61,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The product's time over the loop's, from the rounds' medians; `holds` where 2 % hold for the median ratio."""
+    """The product's time over the loop's, from the medians of rounds; `holds` if the median ratio is within 2 %."""
 
     model: str
     batch: int
@@ -75,7 +75,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Intervals of the median latency, in ms, of two runs of the command, one after the other."""
+    """Intervals of the median latency, in ms, of two consecutive runs of the command."""
 
     model: str
     batch: int
@@ -85,14 +85,14 @@ class Repeat:
 
 
 class Loop:
-    """The loop in its process."""
+    """The loop, running in its own process."""
 
     def __init__(self, model: Path, batch: int, size: int) -> None:
         words = [sys.executable, "-c", LOOP, str(model), str(batch), str(size), str(usable_cpus())]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def turn(self, seconds: float) -> float:
-        """Let it run for about `seconds`, and return its median call in seconds."""
+        """Run the loop for about `seconds`, and return the median call in seconds."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(seconds, file=self._process.stdin, flush=True)
@@ -106,7 +106,7 @@ class Loop:
 
 
 def against_loop(model: Path, batch: int, size: int, rounds: int, seconds: float) -> Ratio:
-    """Let the loop and the product's contender take turns."""
+    """Measure the loop and the product's worker in alternation."""
     loop = Loop(model, batch, size)
     try:
         with CandidateWorker(Candidate(model, "onnxruntime", batch)) as worker:
@@ -126,7 +126,7 @@ def against_loop(model: Path, batch: int, size: int, rounds: int, seconds: float
 
 
 def against_itself(model: Path, batch: int, rounds: int, seconds: float) -> Repeat:
-    """Run the command twice."""
+    """Run the command twice and compare the intervals."""
     first, second = (_interval(model, batch, rounds, seconds) for _ in range(2))
     return Repeat(model.stem, batch, first, second, overlap=first[0] <= second[1] and second[0] <= first[1])
 
@@ -168,7 +168,7 @@ def _export(folder: Path, *words: str) -> Path:
 
 
 def _size(model: Path) -> int:
-    """Height and width of the images that a file of ours takes."""
+    """Height and width of the images that one of our files takes."""
     manifest = Artifact.open(model).manifest
     return Preprocessing.image_size if manifest is None else manifest.preprocessing.image_size
 
@@ -191,10 +191,10 @@ def _span(interval: tuple[float, float]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, action="append", help="ONNX files of ours instead of digits and 121")
+    parser.add_argument("--model", type=Path, action="append", help="our ONNX files to use instead of digits and 121")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default 1 8)")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.5, help="a turn (default 0.5)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="duration of a measurement (default 0.5)")
     parser.add_argument("--output", type=Path, default=RESULTS / "benchmark_loop.json")
     return parser
 

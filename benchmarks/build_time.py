@@ -1,10 +1,10 @@
-"""What `build-trt` costs over a bare builder: `uv run python benchmarks/build_time.py`.
+"""The cost of `build-trt` over a bare builder: `uv run python benchmarks/build_time.py`.
 
-Process against process: the product's command on a file that holds its precision already, and `bare_build.py`, the
-shortest program that makes the same plan with TensorRT-RTX. The product starts two processes, checks, reads back what
-runs, hashes, and writes plan and sidecar with fsync. The limits: at most 1.25 times the time and 1.10 times the memory,
-that of both its processes together. The processor's seconds are recorded too: on a busy machine they are what can be
-compared. TensorRT-RTX builds without a GPU, and so does this.
+Process against process: the product's command on a file that already has its precision, and `bare_build.py`, the
+shortest program that builds the same engine with TensorRT-RTX. The product starts two processes, checks, reads back the
+precisions, hashes, and writes engine and sidecar with fsync. The limits: at most 1.25 times the time and 1.10 times the
+memory, for both of its processes together. CPU time is recorded as well: on a busy machine it is the comparable figure.
+TensorRT-RTX builds without a GPU, and so does this benchmark.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ TIME_LIMIT: Final = 1.25
 MEMORY_LIMIT: Final = 1.10
 _COMMAND: Final = (sys.executable, "-m", "densenet_deploy")
 _BARE_PROGRAM: Final = str(Path(__file__).with_name("bare_build.py"))
-_LOOK_EVERY_SECONDS: Final = 0.01
+_POLL_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True)
 class Run:
-    """How long a process took, what it and its children computed, and the most memory that they can have held."""
+    """Duration of a process, CPU time of it and its children, and an upper bound of their memory."""
 
     seconds: float
     cpu_seconds: float
@@ -43,7 +43,7 @@ class Run:
 
     @classmethod
     def of(cls, command: Sequence[str], environment: Mapping[str, str]) -> Run:
-        """Run `command` to its end, looking at its memory meanwhile.
+        """Run `command` to completion while polling its memory.
 
         Raises:
             CalledProcessError: if it fails.
@@ -53,7 +53,7 @@ class Run:
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             held = [_most_resident_bytes(pid) for pid in _family(process.pid)]
             others = max(others, sum(held) - max(held))
-            time.sleep(_LOOK_EVERY_SECONDS)
+            time.sleep(_POLL_SECONDS)
         seconds, (_, status, used) = time.perf_counter() - start, ended
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
@@ -64,7 +64,7 @@ class Run:
 
 @dataclass(frozen=True)
 class BuildCost:
-    """Medians over the rounds: seconds, MiB, and the ratios of product to bare."""
+    """Medians over the rounds: seconds, MiB, and the ratios of product to bare builder."""
 
     variant: str
     precision: str
@@ -84,7 +84,7 @@ class BuildCost:
 
     @classmethod
     def of(cls, variant: str, onnx: Path, runs: dict[str, list[Run]], plans: tuple[Path, Path]) -> BuildCost:
-        """Compare runs that took turns; a ratio is the median of those of the rounds."""
+        """Compare runs that took turns; a ratio is the median over the rounds."""
         product, bare = runs["product"], runs["bare"]
         seconds = median(ours.seconds / theirs.seconds for ours, theirs in zip(product, bare, strict=True))
         memory = median(ours.peak_bytes / theirs.peak_bytes for ours, theirs in zip(product, bare, strict=True))
@@ -122,19 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _graphs(variant: str, folder: Path) -> Iterator[Path]:
-    """The variant in float32, and in float16; made elsewhere, since a process begins with the memory of its parent."""
+    """The variant in FP32 and FP16, made in child processes: a process starts with the memory of its parent."""
     float_file = folder / f"{variant}.onnx"
     subprocess.run(
         [*_COMMAND, "export", "--variant", variant, "-o", str(float_file), "-q"], check=True, stdout=subprocess.DEVNULL
     )
     yield float_file
-    half_file = folder / f"{variant}.fp16.onnx"
+    fp16_file = folder / f"{variant}.fp16.onnx"
     subprocess.run(
-        [*_COMMAND, "cast", str(float_file), "--fp16", "-o", str(half_file), "-q"],
+        [*_COMMAND, "cast", str(float_file), "--fp16", "-o", str(fp16_file), "-q"],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    yield half_file
+    yield fp16_file
 
 
 def _measured(options: argparse.Namespace, variant: str, onnx: Path, folder: Path) -> BuildCost:
@@ -142,16 +142,16 @@ def _measured(options: argparse.Namespace, variant: str, onnx: Path, folder: Pat
     product = [*_COMMAND, "build-trt", str(onnx), f"--{Artifact.open(onnx).precision}"]
     product += ["--flavour", "rtx", "--force", "-q", "-o", str(plans[0])]
     environment = _with_bytecode_in(folder / "bytecode")
-    contenders = {
+    candidates = {
         "product": partial(Run.of, product, environment),
         "bare": partial(Run.of, [sys.executable, _BARE_PROGRAM, str(onnx), str(plans[1])], environment),
     }
-    take_turns(contenders, rounds=options.warm_up)
-    return BuildCost.of(variant, onnx, take_turns(contenders, rounds=options.rounds), plans)
+    take_turns(candidates, rounds=options.warm_up)
+    return BuildCost.of(variant, onnx, take_turns(candidates, rounds=options.rounds), plans)
 
 
 def _with_bytecode_in(folder: Path) -> dict[str, str]:
-    """Return this environment with compiled modules kept in `folder`, as an installation keeps them."""
+    """Return this environment with bytecode cached in `folder`, as in an installation."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {"PYTHONPYCACHEPREFIX": str(folder), **kept}
 
@@ -175,7 +175,7 @@ def _most_resident_bytes(pid: int) -> int:
 
 
 def _print(results: Sequence[BuildCost]) -> None:
-    header = ("variant", "precision", "plan", "product", "bare", "time", "CPU", "product", "bare", "memory", "limits")
+    header = ("variant", "precision", "engine", "product", "bare", "time", "CPU", "product", "bare", "memory", "limits")
     rows = [
         (
             row.variant,
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=["121"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds that do not count (default 1)")
+    parser.add_argument("--warm-up", type=int, default=1, help="uncounted rounds (default 1)")
     parser.add_argument("--output", type=Path, default=RESULTS / "build_time.json")
     return parser
 

@@ -1,8 +1,9 @@
-"""What TensorRT-RTX makes of every variant: `uv run python benchmarks/engines.py`.
+"""TensorRT-RTX engines of every variant: `uv run python benchmarks/engines.py`.
 
-Engines of untrained networks, batch 1, all default targets. Recorded of each: seconds, bytes, the device memory beside
-the weights that the plan asks for, in what its convolutions run, and the graph's parity with the float file.
-TensorRT-RTX builds without a GPU, and none of these engines was run on one: nothing here says which is fastest.
+Engines of untrained networks, batch 1, all default targets. For each, the script records the build time, size, the
+device memory that the engine requests beside the weights, the precisions of its convolutions, and the parity of the
+graph with the FP32 file. TensorRT-RTX builds without a GPU, and none of these engines was run on one: the results do
+not show which is fastest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final
 from machine import RESULTS, Machine, print_table, write_results
 
 from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.rtx_plan import activation_bytes
+from densenet_deploy.engines.precision import activation_bytes
 from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine
 from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted
 
@@ -29,7 +30,7 @@ FORMS: Final = ("fp32", "fp16", "int8 per-channel", "int8 per-tensor")
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine; `form` is its precision, with the kind of weight scales where that is int8."""
+    """One engine; `form` is its precision, for int8 with the kind of weight scales."""
 
     variant: str
     form: str
@@ -53,7 +54,7 @@ class Engine:
             report.sidecar.size,
             activation_bytes(report.engine.read_bytes()),
             report.proof.counts,
-            report.proof.shares,
+            report.proof.summary().share_of_macs,
             None if parity is None else parity.cosine,
             None if parity is None else parity.sqnr_db,
         )
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def engines_of(variant: str, forms: Sequence[str], images: Path) -> Iterator[Engine]:
-    """Build `variant` in each of `forms`; the float file is exported once."""
+    """Build `variant` in each of `forms`; the FP32 file is exported once."""
     with tempfile.TemporaryDirectory() as folder:
         for form in forms:
             wanted = _wanted(variant, form, images)
@@ -85,7 +86,7 @@ def _wanted(variant: str, form: str, images: Path) -> Wanted:
 
 
 def _print(results: Sequence[Engine]) -> None:
-    header = ("variant", "form", "build", "plan", "activations", "in int8", "SQNR")
+    header = ("variant", "form", "build", "engine", "activations", "in int8", "SQNR")
     rows = [
         (
             row.variant,
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=["121", "169", "201", "264"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--images", type=Path, default=IMAGES, help="to calibrate on")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="calibration images")
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
     return parser
 

@@ -1,12 +1,12 @@
 """Does `evaluate` decode while the model runs? `uv run python benchmarks/evaluate_overlap.py`.
 
-Three contenders take turns on the same JPEG files: decoding and preparing alone, with the pool of threads that
-`evaluate` has; the model alone, on images that are prepared already; and `evaluate`. The limit: no more than 10 %
-fewer images a second than the slower of the two alone.
+Three candidates take turns on the same JPEG files: decoding and preparing alone, with the thread pool of `evaluate`;
+the model alone, on images that are already prepared; and `evaluate`. The limit: at most 10 % fewer images/s than the
+slower of the two alone.
 
-That can be asked only where each of the two has processors of its own: with one thread for the model and the other
-processor for decoding. Where both want all processors, as `evaluate` has it unless told otherwise, what can be had at
-best is that none of them idles: 1 / (1/decoding + 1/model) images a second. That figure is given beside it.
+This is meaningful only where each of the two has processors of its own: one thread for the model, and the other
+processor for decoding. Where both use all processors, the default of `evaluate`, the best possible result is that none
+of them idles: 1 / (1/decoding + 1/model) images/s. That figure is reported as well.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from densenet_deploy.parity.samples import natural_images
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import RunnerOptions
-from densenet_deploy.workflows.evaluate.decoding import PreparedImages
-from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.labelled_images import PreparedImages
 
 LIMIT: Final = 0.10
 DIGITS: Final = Path(__file__).resolve().parent.parent / "examples/digits/densenet_digits.safetensors"
 _SIZE: Final = (640, 480)
 _QUALITY: Final = 90
-_SCENES: Final = 25  # images that are drawn; the others are flipped and shifted ones of these
+_SCENES: Final = 25  # generated images; the others are shifted copies of these
 _BATCH: Final = EvaluateOptions.batch
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images a second of each contender, the median of the turns, and what `evaluate` reaches of two marks.
+    """Images/s of each candidate, the median over the rounds, and the ratio of `evaluate` to two reference values.
 
     Attributes:
-        of_slower: `evaluate` over the slower of the two alone, from the turns' ratios.
-        of_shared: `evaluate` over what both could do if they shared the processors without loss.
-        holds: whether the median of `of_slower` is within the limit; None where both want the same processors.
+        of_slower: `evaluate` over the slower of the two alone, from the ratios of the rounds.
+        of_shared: `evaluate` over the rate that both would reach if they shared the processors without loss.
+        holds: whether the median of `of_slower` is within the limit; None where both use the same processors.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Task:
-    """A model, images with their classes, and threads; each way to spend time on them returns images a second."""
+    """A model, images with their classes, and threads; each measurement returns images/s."""
 
     model: Path
     images: Path
@@ -78,7 +78,7 @@ class Task:
     decode_threads: int
 
     def measured(self, rounds: int) -> Overlap:
-        """Let the three take turns; a first round does not count."""
+        """Measure the three in alternation; the first round is not counted."""
         with Classifier.open(self.model, "onnxruntime", "cpu", RunnerOptions(threads=self.threads)) as classifier:
             prepared = [pixels for _, pixels in self._pool(classifier)]
             batches = [np.stack(prepared[start : start + _BATCH]) for start in range(0, len(prepared), _BATCH)]
@@ -127,7 +127,7 @@ def _rate(images: int, work: Callable[[], object]) -> float:
 
 
 def draw_images(folder: Path, count: int) -> None:
-    """Write JPEG files of 640x480 pixels with the spectrum of nature, which compress as photographs do."""
+    """Write JPEG files of 640x480 pixels with the spectrum of natural scenes, which compress like photographs."""
     folder.mkdir()
     plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     scenes = [

@@ -1,8 +1,8 @@
-"""Where the seconds of `densenet-deploy export` go: `uv run python benchmarks/export_time.py`.
+"""The time that `densenet-deploy export` takes, by stage: `uv run python benchmarks/export_time.py`.
 
-Process against process on the wall clock: the product's command, which simplifies, proves and writes, and a program
-with nothing in it but PyTorch's `torch.onnx.export` of the same module and a save (`bare_export.py`). The limit: at
-most 1.25 times its time. Both pay their imports, from bytecode that an uncounted round has cached for them.
+Process against process, in elapsed time: the product's command, which simplifies, verifies and writes, and a program
+that only calls PyTorch's `torch.onnx.export` on the same module and saves the result (`bare_export.py`). The limit: at
+most 1.25 times its time. Both include their imports, from bytecode cached in an uncounted round.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _BARE_PROGRAM: Final = str(Path(__file__).with_name("bare_export.py"))
 
 @dataclass(frozen=True)
 class Process:
-    """How long a process took, and what it wrote to stdout."""
+    """The duration of a process, and its output on stdout."""
 
     seconds: float
     output: str
 
     @classmethod
     def run(cls, command: Sequence[str], environment: Mapping[str, str]) -> Process:
-        """Run `command` to its end.
+        """Run `command` to completion.
 
         Raises:
             CalledProcessError: if it fails.
@@ -48,7 +48,7 @@ class Process:
 
 @dataclass(frozen=True)
 class ExportTime:
-    """Medians over the rounds, in seconds; `outside_stages` is the start and the end of the product's process."""
+    """Medians over the rounds, in seconds; `outside_stages` covers the start and end of the product's process."""
 
     variant: str
     product_seconds: float
@@ -62,7 +62,7 @@ class ExportTime:
 
     @classmethod
     def of(cls, variant: str, product: Sequence[Process], bare: Sequence[Process]) -> ExportTime:
-        """Compare processes that took turns; the ratio is the median of those of the rounds."""
+        """Compare processes that ran in alternation; the ratio is the median over the rounds."""
         stages = [json.loads(process.output)["stages"] for process in product]
         ratios = tuple(ours.seconds / theirs.seconds for ours, theirs in zip(product, bare, strict=True))
         return cls(
@@ -84,15 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     machine = Machine.this("densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime-gpu")
     with tempfile.TemporaryDirectory() as name:
-        contenders = _contenders(options.variant, Path(name))
-        take_turns(contenders, rounds=options.warm_up)
-        processes = take_turns(contenders, rounds=options.rounds)
+        candidates = _candidates(options.variant, Path(name))
+        take_turns(candidates, rounds=options.warm_up)
+        processes = take_turns(candidates, rounds=options.rounds)
     result = ExportTime.of(options.variant, processes["product"], processes["bare"])
     write_results(options.output, machine, {"results": asdict(result)})
     _print(result)
 
 
-def _contenders(variant: str, folder: Path) -> dict[str, partial[Process]]:
+def _candidates(variant: str, folder: Path) -> dict[str, partial[Process]]:
     environment = _with_bytecode_in(folder / "bytecode")
     product = [sys.executable, "-m", "densenet_deploy", "export", "--variant", variant, "--json", "-q", "--force"]
     return {
@@ -102,10 +102,10 @@ def _contenders(variant: str, folder: Path) -> dict[str, partial[Process]]:
 
 
 def _with_bytecode_in(folder: Path) -> dict[str, str]:
-    """Return this environment with compiled modules kept in `folder`, unless it names a place for them itself.
+    """Return this environment with bytecode cached in `folder`, unless it names another place.
 
-    An installation keeps them beside its sources; but where PYTHONDONTWRITEBYTECODE is set, as in many containers, each
-    start would compile PyTorch anew.
+    An installation caches bytecode beside its sources; but where PYTHONDONTWRITEBYTECODE is set, as in many containers,
+    each start would compile PyTorch again.
     """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {"PYTHONPYCACHEPREFIX": str(folder), **kept}
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="121")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds that do not count (default 1)")
+    parser.add_argument("--warm-up", type=int, default=1, help="uncounted rounds (default 1)")
     parser.add_argument("--output", type=Path, default=RESULTS / "export_time.json")
     return parser
 

@@ -1,15 +1,16 @@
 """INT8 against stock tools, in speed, accuracy and cost: `uv run --group bench python benchmarks/int8.py`.
 
-**Speed.** DenseNet-121 and 201 at 224x224 with 1000 classes and random weights, with norms that have seen images
-(`lifelike.py`): on nothing else of the weights does the time of a call depend. Every file is alone in a process, files
-of one engine take turns, and what counts is the median ratio of turns. Both peers get both graphs, PyTorch's plain
-export and the file that `export` writes, and every INT8 file is made without a look at speed (`--no-never-slower`).
+**Speed.** DenseNet-121 and 201 at 224x224 with 1000 classes and random weights, with BatchNormalization statistics from
+images (`lifelike.py`); no other property of the weights affects the time of a call. Every file is alone in a process,
+the files of one engine take turns, and the result is the median ratio over the rounds. Both peers get both graphs,
+PyTorch's plain export and the file that `export` writes, and every INT8 file is written without regard to speed
+(`--no-never-slower`).
 
-**Accuracy.** SQNR of the logits against the float file, and top-1, on held-out images of two trained networks: the
+**Accuracy.** SQNR of the logits against the FP32 file, and top-1, on held-out images of two trained networks: the
 digits model in `examples/digits` and the DenseNet-121 of `examples/train_rendered_digits.py`, trained on demand. All
 tools calibrate on the same images; each peer is tried in all its settings.
 
-**Calibration.** Peak memory and time with the entropy observer, each run in a process of its own.
+**Calibration.** Peak memory and time with the entropy observer, each run in its own process.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest, load_model
+from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 
@@ -68,11 +69,11 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Network:
-    """A float network as both graphs, in `folder`, and images to calibrate on, prepared for it.
+    """An FP32 network as both graphs, in `folder`, with prepared calibration images.
 
     Attributes:
         calibration: a folder of images or an array file.
-        held_out: a folder with one folder a class, if accuracy is asked for.
+        held_out: images in one subfolder per class, to measure accuracy on.
     """
 
     name: str
@@ -84,10 +85,11 @@ class Network:
         return self.folder / f"{name}.onnx"
 
     def ours(self, recipe: str, **options: Any) -> Path:
-        """Write our INT8 file; `options` are those of `QuantizeOptions`."""
+        """Write our INT8 file; `options` are fields of `QuantizeOptions`."""
         path = self.folder / f"ours.{recipe}{len(list(self.folder.iterdir()))}.onnx"
         chosen = QuantizeOptions(recipe=recipe, samples=CALIBRATION_IMAGES, never_slower=False, **options)
-        return quantize(self.graph("export"), self.calibration, chosen, str(path)).onnx
+        quantize(self.graph("export"), self.calibration, chosen, out=path)
+        return path
 
     def images(self) -> Images:
         manifest = Artifact.open(self.graph("export")).manifest
@@ -117,16 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def speed_of(network: Network, options: argparse.Namespace) -> list[Facts]:
-    """Race all files of each engine at each batch."""
+    """Measure all files of each engine at each batch size."""
     files = {"onnxruntime": _onnxruntime_files(network), "openvino": _openvino_files(network)}
     rows = []
     for engine, batch in itertools.product(ENGINES, options.batches):
-        contenders = {
+        candidates = {
             name: Candidate(path, engine, batch, "cpu", precision="bf16" if "BF16" in name else None)
             for name, path in files[engine].items()
         }
-        print(f"racing {network.name} on {engine}, batch {batch}", file=sys.stderr)
-        result = compare_speed(contenders, rounds=options.rounds, seconds_per_round=options.turn_seconds)
+        print(f"measuring {network.name} on {engine}, batch {batch}", file=sys.stderr)
+        result = compare_speed(candidates, rounds=options.rounds, seconds_per_round=options.turn_seconds)
         rows.append({"network": network.name, "engine": engine, "batch": batch, **_facts_of(result)})
     return rows
 
@@ -151,7 +153,7 @@ def _openvino_files(network: Network) -> dict[str, Path]:
 
 
 def _facts_of(result: RoundResults) -> Facts:
-    """Milliseconds of every contender, and how many times as fast ours is, with a 95 % interval."""
+    """Milliseconds of every candidate, and the speedup of ours over it, with a 95 % interval."""
     return {
         "latency_ms": {name: round(result.latency_ms(name), 3) for name in result.timings},
         "ours_over": {
@@ -168,19 +170,17 @@ def _random_network(variant: str, folder: Path) -> Network:
     np.save(calibration, images)
     weights = folder / f"{variant}.pth"
     save_lifelike(variant, np.split(images, SPEED_IMAGES // 8), weights)
-    return _exported(f"DenseNet {variant}", ModelRequest(variant=variant, weights=str(weights)), folder, calibration)
+    return _exported(f"DenseNet {variant}", weights, folder, calibration)
 
 
-def _exported(
-    name: str, request: ModelRequest, folder: Path, calibration: Path, held_out: Path | None = None
-) -> Network:
+def _exported(name: str, weights: Path, folder: Path, calibration: Path, held_out: Path | None = None) -> Network:
     """Write both graphs of a network into a folder of its own."""
     place = folder / name.replace(" ", "_")
     place.mkdir()
-    export_onnx(request, ExportTarget(out=str(place / "export.onnx")))
+    export(weights, out=place / "export.onnx")
     manifest = Artifact.open(place / "export.onnx").manifest
     assert manifest is not None
-    module = load_model(request.weights)
+    module = load(weights).module
     export_plainly(module, manifest.preprocessing.image_size, place / "plain.onnx")
     return Network(name, place, calibration, held_out)
 
@@ -189,7 +189,7 @@ def _exported(
 
 
 def accuracy_of(network: Network) -> Facts:
-    """SQNR and top-1 of every INT8 file on the engine that it is for."""
+    """SQNR and top-1 of every INT8 file on its engine."""
     assert network.held_out is not None
     rows = {}
     for name, engine, path in _accuracy_files(network):
@@ -239,26 +239,25 @@ def _judged(network: Network, path: Path, engine: str) -> Facts:
 
 def _trained_networks(folder: Path, rendered: Path) -> Iterator[Network]:
     samples = ROOT / "calibration/samples"
-    digits = ModelRequest(weights=str(DIGITS / "densenet_digits.safetensors"))
+    digits = DIGITS / "densenet_digits.safetensors"
     yield _exported("digits", digits, folder, samples, DIGITS / "held_out")
     weights = rendered / "densenet_rendered_digits.safetensors"
     if not weights.exists():
-        print(f"training a DenseNet-121 into {rendered}, about ten minutes of one core", file=sys.stderr)
+        print(f"training a DenseNet-121 into {rendered}, about ten minutes on one core", file=sys.stderr)
         command = [sys.executable, "-m", "examples.train_rendered_digits", "-o", str(rendered)]
         subprocess.run(command, check=True, cwd=ROOT)
-    trained = ModelRequest(weights=str(weights))
-    yield _exported("rendered digits", trained, folder, rendered / "calibration", rendered / "held_out")
+    yield _exported("rendered digits", weights, folder, rendered / "calibration", rendered / "held_out")
 
 
 # -- calibration
 
 
 def calibration_costs(folder: Path, variant: str, counts: Sequence[int]) -> list[Facts]:
-    """Seconds and peak memory of our calibration on each count of images, and of the peer's on the smallest."""
+    """Time and peak memory of our calibration for each number of images, and of the peer's for the smallest."""
     place = folder / "calibration"
     place.mkdir()
     model = place / "export.onnx"
-    export_onnx(ModelRequest(variant=variant), ExportTarget(out=str(model)))
+    export(variant, out=model)
     preprocessing = find_variant(variant).preprocessing
     shape = (max(counts), 3, preprocessing.image_size, preprocessing.image_size)
     images = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, shape)
@@ -284,9 +283,9 @@ def _print(results: Mapping[str, Any]) -> None:
     for row in results.get("speed", ()):
         print(f"\n{row['network']} on {row['engine']}, batch {row['batch']}\n")
         lines = [(name, ms, *_gain(row, name)) for name, ms in row["latency_ms"].items()]
-        print_table(("file", "ms", "ours is … times as fast", "95 %"), lines)
+        print_table(("file", "ms", "speedup of ours", "95 %"), lines)
     for network in results.get("accuracy", ()):
-        print(f"\n{network['network']}, float top-1 {network['float_top1']:.2%}\n")
+        print(f"\n{network['network']}, FP32 top-1 {network['float_top1']:.2%}\n")
         rows = {name: facts for name, facts in network.items() if isinstance(facts, dict)}
         print_table(("file", "SQNR dB", "top-1"), [(n, f["sqnr_db"], f"{f['top1']:.2%}") for n, f in rows.items()])
     if "calibration" in results:
@@ -312,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--turn-seconds", type=float, default=0.3)
-    parser.add_argument("--rendered", type=Path, default=RENDERED, help="where the trained DenseNet-121 is, or goes")
+    parser.add_argument("--rendered", type=Path, default=RENDERED, help="folder of the trained DenseNet-121")
     parser.add_argument("--counts", nargs="+", type=int, default=list(CALIBRATION_COUNTS))
     parser.add_argument("--output", type=Path, default=RESULTS / "int8.json")
     return parser

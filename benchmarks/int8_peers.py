@@ -1,4 +1,4 @@
-"""INT8 files by stock tools: what `int8.py` compares ours with."""
+"""INT8 files written by stock tools, the baselines of `int8.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRESETS: Final = ("performance", "mixed")
 
 @dataclass(frozen=True)
 class StaticQuantization:
-    """How `onnxruntime.quantization.quantize_static` is called: activation and weight types, calibration method."""
+    """Settings of `onnxruntime.quantization.quantize_static`: activation and weight types, calibration method."""
 
     activations: str = "u8s8"
     method: str = "MinMax"
@@ -29,7 +29,7 @@ class StaticQuantization:
 
 
 def quantize_with_onnxruntime(model: Path, images: Images, how: StaticQuantization, path: Path) -> None:
-    """Write Q/DQ INT8 with scales per output channel of the weights, after the preprocessing that the tool asks for."""
+    """Write Q/DQ INT8 with weight scales per output channel, after the preprocessing that the tool recommends."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -62,12 +62,12 @@ def quantize_with_nncf(model: Path, images: Images, preset: str, path: Path) -> 
 
 
 class ImageReader:
-    """Feeds images one by one, as `quantize_static` reads them."""
+    """Feeds images one by one, in the form that `quantize_static` reads."""
 
     def __init__(self, images: Images) -> None:
         self._rest: Iterator[NDArray[np.float32]] = iter(images)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """Return the next feed, or None at the end."""
+        """Return the next feed, or None after the last."""
         image = next(self._rest, None)
         return None if image is None else {"input": image}

@@ -1,8 +1,8 @@
-"""Networks with random weights that cost what trained ones cost.
+"""Networks with random weights that are as expensive to run as trained ones.
 
-The norms of an untrained DenseNet change nothing: mean 0, variance 1, γ = 1, β = 0. Folded into a convolution they
-leave a bias of zeros, which compilers drop, and with it the work of adding it. Here γ and β are drawn at random and
-mean and variance measured on images, so that every norm moves its channels as in a network that was trained.
+BatchNormalization in an untrained DenseNet is an identity: mean 0, variance 1, γ = 1, β = 0. Folded into a convolution
+it leaves a bias of zeros, which compilers drop together with the addition. Here γ and β are drawn at random, and mean
+and variance are measured on images, so that every BatchNormalization shifts its channels as in a trained network.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from densenet_deploy.workflows.load import load_model
+from densenet_deploy.workflows.load import load
 
 
 def save_lifelike(variant: str, images: Iterable[np.ndarray], path: Path, seed: int = 0) -> None:
-    """Write the weights of `variant`, as a `.pth`, with norms that have seen `images`, each (N, 3, H, W) float32."""
+    """Write the weights of `variant` as a `.pth`, with statistics measured on `images`, each (N, 3, H, W) float32."""
     torch.manual_seed(seed)
-    model = load_model(variant)
+    model = load(variant).module
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)

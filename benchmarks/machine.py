@@ -1,7 +1,7 @@
-"""What the benchmarks share: turns that are fair, the machine they ran on, and the report.
+"""Shared code of the benchmarks: alternating rounds, the description of the machine, and the report.
 
-Times of a shared machine drift by tens of per cent within minutes, so contenders never run one after the other: they
-take turns, and what is reported is the median of what each turn says.
+The speed of a shared machine drifts by tens of per cent within minutes, so candidates never run one after the other:
+they take turns, and the reported value is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ T = TypeVar("T")
 RESULTS: Final = Path(__file__).parent / "results"
 
 
-def take_turns(contenders: Mapping[str, Callable[[], T]], *, rounds: int, seconds: float = 0) -> dict[str, list[T]]:
-    """Call every contender once a round and return what each call returned, by name.
+def take_turns(candidates: Mapping[str, Callable[[], T]], *, rounds: int, seconds: float = 0) -> dict[str, list[T]]:
+    """Call every candidate once per round, and return the results of each by name.
 
-    The order is reversed from round to round, so that none always profits from what the one before left in a cache.
-    There are at least `rounds` rounds, and more until `seconds` are over.
+    The order is reversed from round to round, so that no candidate always benefits from the caches of the one before.
+    There are at least `rounds` rounds, and further ones until `seconds` have passed.
     """
-    names = list(contenders)
+    names = list(candidates)
     results: dict[str, list[T]] = {name: [] for name in names}
     deadline = time.perf_counter() + seconds
-    played = 0
-    while played < rounds or time.perf_counter() < deadline:
+    completed = 0
+    while completed < rounds or time.perf_counter() < deadline:
         for name in names:
-            results[name].append(contenders[name]())
+            results[name].append(candidates[name]())
         names.reverse()
-        played += 1
+        completed += 1
     return results
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Return how long one call took."""
+    """Return the duration of one call, in seconds."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def write_results(path: Path, machine: Machine, results: Mapping[str, object]) -> None:
-    """Write `results` as JSON with the machine they belong to, and say on stderr if others kept that machine busy."""
+    """Write `results` as JSON with a description of the machine, and warn on stderr if other programs kept it busy."""
     for note in machine.notes:
         print(f"warning: {note}", file=sys.stderr)
     text = json.dumps({"machine": asdict(machine), **results}, indent=2, allow_nan=False)

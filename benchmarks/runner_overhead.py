@@ -1,8 +1,8 @@
-"""What `Runner.run` costs over the bare call of its backend: `uv run python benchmarks/runner_overhead.py`.
+"""The cost of `Runner.run` over the bare call of its backend: `uv run python benchmarks/runner_overhead.py`.
 
-Runner and bare call share one ONNX Runtime session, or one OpenVINO compiled model, and take turns call by call: some
-tens of microseconds on a call of tens of milliseconds show only in the difference of neighbours. Each backend has a
-process of its own, because the waiting threads of one would spin on the cores of the other.
+Runner and bare call share one ONNX Runtime session, or one OpenVINO compiled model, and take turns call by call: tens
+of microseconds on a call of tens of milliseconds are visible only in the difference between neighbouring calls. Each
+backend has its own process, because the waiting threads of one would spin on the cores of the other.
 
 The limit: at most 2 % of the bare call or 50 µs, whichever is larger, for the upper end of the 95 % interval.
 """
@@ -43,9 +43,9 @@ BareCall = Callable[[Array], object]
 
 @dataclass(frozen=True)
 class Overhead:
-    """One model at one batch size on one backend: medians of the calls, and of the differences between neighbours.
+    """One model at one batch size on one backend: medians of the calls, and of the differences of neighbouring calls.
 
-    `fastest_us` is the difference between the fastest calls, which other programs disturb least.
+    `fastest_us` is the difference between the fastest calls, which other programs affect least.
     """
 
     backend: str
@@ -62,7 +62,7 @@ class Overhead:
 
     @classmethod
     def of(cls, backend: str, model: str, batch: int, bare: Sequence[float], runner: Sequence[float]) -> Overhead:
-        """Compare the seconds of paired calls."""
+        """Compare the durations of paired calls, in seconds."""
         differences = Interval.of((np.subtract(runner, bare) * 1e6).tolist())
         bare_us = float(np.median(bare)) * 1e6
         limit_us = max(LIMIT_US, LIMIT_SHARE * bare_us)
@@ -81,8 +81,8 @@ class Overhead:
         )
 
 
-def onnxruntime_contenders(model: Path) -> tuple[BareCall, Runner]:
-    """One session, called bare and by its runner."""
+def onnxruntime_candidates(model: Path) -> tuple[BareCall, Runner]:
+    """One session, called directly and through its runner."""
     import onnxruntime
 
     from densenet_deploy.runtime.backends.onnxruntime import OnnxRuntimeRunner
@@ -94,8 +94,8 @@ def onnxruntime_contenders(model: Path) -> tuple[BareCall, Runner]:
     return lambda batch: session.run(None, {"input": batch}), runner
 
 
-def openvino_contenders(model: Path) -> tuple[BareCall, Runner]:
-    """One compiled model, called bare (without copying its input, its result owned) and by its runner."""
+def openvino_candidates(model: Path) -> tuple[BareCall, Runner]:
+    """One compiled model, called directly (input not copied, result owned) and through its runner."""
     import openvino
 
     from densenet_deploy.runtime.backends.openvino import OpenVINORunner
@@ -109,7 +109,7 @@ def openvino_contenders(model: Path) -> tuple[BareCall, Runner]:
     return lambda batch: request.infer({0: batch}, share_inputs=True), runner
 
 
-BACKENDS: Final = {"onnxruntime": onnxruntime_contenders, "openvino": openvino_contenders}
+BACKENDS: Final = {"onnxruntime": onnxruntime_candidates, "openvino": openvino_candidates}
 
 
 def measure(backend: str, models: Sequence[Path], seconds: float) -> list[Overhead]:
@@ -149,7 +149,7 @@ def _in_own_process(backend: str, models: Sequence[Path], seconds: float) -> Ite
 
 
 def _export(folder: Path, *options: str) -> Path:
-    """Have the product export a model into `folder`."""
+    """Export a model into `folder` with the product."""
     command = [sys.executable, "-m", "densenet_deploy", "export", *options, "-q", "-o", f"{folder}/"]
     known = set(folder.glob("*.onnx"))
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -175,7 +175,7 @@ def _row(overhead: Overhead) -> tuple[object, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, action="append", help="ONNX file to use instead of 121 and digits")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time a model, batch and backend get (default 20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per model, batch and backend (default 20)")
     parser.add_argument("--output", type=Path, default=RESULTS / "runner_overhead.json")
     return parser
 

@@ -1,9 +1,9 @@
-"""How long `tune` takes, and how near its choice is to the best: `uv run python benchmarks/tune_choice.py`.
+"""How long `tune` takes, and how close its choice is to the best: `uv run python benchmarks/tune_choice.py`.
 
-`tune` runs from an empty folder, with calibration images and no limits. Then everything that it could have chosen is
-raced at length, also what it left out after three short rounds: a few at a time, each in a process of its own, always
+`tune` runs from an empty folder, with calibration images and no limits. Then all of its candidates are measured at
+length, including those that it dropped after three short rounds: a few at a time, each in its own process, always
 beside the choice. The limits: 15 minutes from start to exit on two cores, and no candidate more than 5 % faster than
-the choice, or with the goal `throughput` with 5 % more images a second.
+the choice, or with the goal `throughput` with 5 % more images/s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LIMIT_SHORTFALL: Final = 0.05
 ROOT: Final = Path(__file__).resolve().parent.parent
 DIGITS: Final = ROOT / "examples/digits/densenet_digits.safetensors"
 SAMPLES: Final = ROOT / "calibration/samples"
-_HEAT: Final = 4  # beside the choice
+_GROUP_SIZE: Final = 4  # candidates measured beside the choice
 _CANNOT: Final = ("cannot run", "gives NaN")
 
 Facts = Mapping[str, Any]
@@ -40,7 +40,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Rival:
-    """A candidate's speed over the choice's, side by side: more than 1 is faster."""
+    """The speed of a candidate relative to the choice in the same rounds; more than 1 is faster."""
 
     file: str
     backend: str
@@ -52,12 +52,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class Found:
-    """What one tuning took, and everything it could have chosen.
+    """The cost of one `tune` run, and all of its candidates.
 
     Attributes:
-        seconds, cpu_seconds: of `tune`, from start to exit, with all processes that it started.
-        exhaustive_seconds: of the race of everything, without making a file or comparing an answer.
-        shortfall: by how much the fastest of all is faster than the choice; 0 where the choice is that one.
+        seconds, cpu_seconds: of `tune`, from start to exit, including all processes that it started.
+        exhaustive_seconds: of measuring all candidates, without writing files or comparing outputs.
+        shortfall: by how much the fastest candidate is faster than the choice; 0 if the choice is the fastest.
     """
 
     model: str
@@ -79,11 +79,11 @@ class Found:
 
 
 def found(model: str, goal: str, calibration: Path, rounds: int, turn_seconds: float) -> Found:
-    """Tune `model`, a file or a variant's name, and race everything against the choice."""
+    """Tune `model`, a file or the name of a variant, and measure all candidates against the choice."""
     with tempfile.TemporaryDirectory() as folder:
         report, seconds, cpu_seconds = _tuned(model, goal, calibration, Path(folder))
         start = time.perf_counter()
-        rivals = tuple(_raced(report, rounds, turn_seconds))
+        rivals = tuple(_rivals(report, rounds, turn_seconds))
         exhaustive = time.perf_counter() - start
     chosen = report["chosen"]
     best = max(rivals, key=lambda rival: rival.over_choice.median, default=None)
@@ -112,11 +112,11 @@ def found(model: str, goal: str, calibration: Path, rounds: int, turn_seconds: f
 
 
 def _tuned(model: str, goal: str, calibration: Path, folder: Path) -> tuple[Facts, float, float]:
-    """The report, wall-clock seconds, and the seconds that all its processes computed."""
+    """The report, the elapsed time, and the CPU time of all its processes, in seconds."""
     what = [model] if Path(model).exists() else ["--variant", model]
     words = ["--calibration", str(calibration), "--goal", goal, "-o", f"{folder}/", "-q", "--json"]
     command = [sys.executable, "-m", "densenet_deploy", "tune", *what, *words]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}  # no range is known from before
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}  # no cached ranges
     before, start = os.times(), time.perf_counter()
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment)
     seconds, after = time.perf_counter() - start, os.times()
@@ -125,16 +125,17 @@ def _tuned(model: str, goal: str, calibration: Path, folder: Path) -> tuple[Fact
     return report, seconds, cpu
 
 
-def _raced(report: Facts, rounds: int, turn_seconds: float) -> Iterator[Rival]:
+def _rivals(report: Facts, rounds: int, turn_seconds: float) -> Iterator[Rival]:
     chosen = report["chosen"]
     others = [one for one in report["candidates"] if _key(one) != _key(chosen) and _can_run(one)]
-    if report["goal"] == "latency":  # the shortest call of the smallest batch is what was asked for
+    if report["goal"] == "latency":  # the goal is the shortest call of the smallest batch size
         others = [one for one in others if one["batch"] == chosen["batch"]]
-    for start in range(0, len(others), _HEAT):
-        heat = others[start : start + _HEAT]
-        field = {str(number): _contender(one) for number, one in enumerate(heat)}
-        result = compare_speed({"choice": _contender(chosen), **field}, rounds=rounds, seconds_per_round=turn_seconds)
-        for number, one in enumerate(heat):
+    for start in range(0, len(others), _GROUP_SIZE):
+        group = others[start : start + _GROUP_SIZE]
+        candidates = {"choice": chosen, **{str(number): one for number, one in enumerate(group)}}
+        measured = {name: _candidate(one) for name, one in candidates.items()}
+        result = compare_speed(measured, rounds=rounds, seconds_per_round=turn_seconds)
+        for number, one in enumerate(group):
             ratio = result.speedup(str(number), over="choice")
             scale = one["batch"] / chosen["batch"]
             over = Interval(ratio.median * scale, ratio.low * scale, ratio.high * scale)
@@ -142,7 +143,7 @@ def _raced(report: Facts, rounds: int, turn_seconds: float) -> Iterator[Rival]:
             yield Rival(Path(one["model"]).name, one["backend"], one["threads"], one["batch"], outcome, over)
 
 
-def _contender(one: Facts) -> Candidate:
+def _candidate(one: Facts) -> Candidate:
     return Candidate(Path(one["model"]), one["backend"], one["batch"], threads=one["threads"])
 
 
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images = SAMPLES if Path(model).exists() else options.calibration
         results.append(found(model, goal, images, options.rounds, options.seconds))
         write_results(options.output, machine, {"cpus": usable_cpus(), "results": [asdict(one) for one in results]})
-    header = ("model", "goal", "tried", "minutes", "CPU min", "chosen", "best is faster by", "within 5 %")
+    header = ("model", "goal", "candidates", "minutes", "CPU min", "chosen", "best is faster by", "within 5 %")
     print_table(header, [*map(_row, results)])
 
 
@@ -183,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", nargs="+", default=[str(DIGITS), "121"], help="files or variants (digits, 121)")
     parser.add_argument("--goal", nargs="+", default=["latency"], help="latency, throughput (default latency)")
     parser.add_argument("--calibration", type=Path, default=SAMPLES, help="images for variants (default: samples)")
-    parser.add_argument("--rounds", type=int, default=15, help="of the race of everything")
-    parser.add_argument("--seconds", type=float, default=0.25, help="a turn of it (default 0.25)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds in which all candidates are measured")
+    parser.add_argument("--seconds", type=float, default=0.25, help="duration of a measurement (default 0.25)")
     parser.add_argument("--output", type=Path, default=RESULTS / "tune_choice.json")
     return parser
 

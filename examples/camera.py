@@ -1,7 +1,7 @@
-"""Classify what a camera sees, in a queue of one frame where the newest wins: no answer is about the distant past.
+"""Classify the frames of a camera. Only the newest frame waits, so answers never lag behind.
 
 uv run python examples/camera.py artifacts/digits.onnx examples/digits/held_out/7
-A folder plays the camera here, 30 images a second: give `watch` any iterable of uint8 RGB frames (H, W, 3).
+Here a folder stands in for the camera, at 30 images/s: give `watch` any iterable of uint8 RGB frames (H, W, 3).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import numpy as np
 
 from densenet_deploy import Classifier
 from densenet_deploy.runtime.image_folders import find_images
-from densenet_deploy.runtime.images import LoadedImage, load_image
+from densenet_deploy.runtime.images import load_image
 
 
 def watch(classify: Classifier, frames: Iterable[np.ndarray]) -> int:
@@ -26,9 +26,9 @@ def watch(classify: Classifier, frames: Iterable[np.ndarray]) -> int:
     answered = 0
     while isinstance(item := newest.get(), tuple):
         frame, arrival = item
-        best = classify(LoadedImage.from_array(frame), top_k=1).top[0]
+        best = classify(frame, top_k=1).top[0]
         answered += 1
-        print(f"{best.label or best.index}  {best.score:.1%}  {(time.perf_counter() - arrival) * 1e3:.1f} ms")
+        print(f"{best.name}  {best.score:.1%}  {(time.perf_counter() - arrival) * 1e3:.1f} ms")
     if item:
         raise item
     return answered
@@ -39,7 +39,7 @@ def grab(frames: Iterable[np.ndarray], newest: queue.Queue) -> None:
     try:
         for frame in frames:
             with contextlib.suppress(queue.Empty):
-                newest.get_nowait()  # an older frame that nobody took
+                newest.get_nowait()  # an older frame that was not classified
             newest.put((frame, time.perf_counter()))
     except Exception as problem:  # noqa: BLE001 - the reader raises it
         ending = problem

@@ -21,7 +21,7 @@ def main(model: str, folder: str) -> None:
                 print(f"skipped {exc}", file=sys.stderr)
                 continue
             milliseconds = (time.perf_counter() - start) * 1e3
-            print(f"{path.name}  {best.label or best.index}  {best.score:.1%}  {milliseconds:.1f} ms")
+            print(f"{path.name}  {best.name}  {best.score:.1%}  {milliseconds:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run and print what it shows, its Python runs, its links lead somewhere."""
+"""The README is correct: its commands run and print what it shows, its Python runs, and links in documents resolve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("cal
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the clone the reader stands in."""
+    """A folder that looks like a clone of the repository."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("examples", "calibration"):
         (folder / name).symlink_to(ROOT / name)
@@ -34,11 +34,11 @@ def _run(words: list[str], folder: Path) -> str:
 
 
 def _shape(text: str) -> list[str]:
-    """The lines with every number replaced: what is printed, whatever this machine measured."""
+    """The lines with every number replaced, since measurements differ between machines."""
     return [re.sub(r"\s+", " ", re.sub(r"[\d.,]+(e[+-]\d+)?(\+\w+)?", "#", line)) for line in text.strip().splitlines()]
 
 
-def test_the_readme_shows_the_road() -> None:
+def test_the_readme_shows_the_workflow_in_order() -> None:
     shown = [command.split()[1] for command, _ in CONSOLE]
     assert shown == ["export", "run", "evaluate", "validate", "inspect", "quantize", "build-trt"]
 
@@ -49,7 +49,7 @@ def test_a_command_prints_what_the_readme_shows(command: str, shown: str, clone:
     assert _shape(printed) == _shape(shown)
 
 
-def test_the_accuracy_in_the_readme_is_the_true_one(clone: Path) -> None:
+def test_the_accuracy_in_the_readme_is_current(clone: Path) -> None:
     printed = _run(["evaluate", "artifacts/digits.onnx", "--data", "examples/digits/held_out"], clone)
     assert re.search(r"top-1 [\d.]+%", printed)[0] == re.search(r"top-1 [\d.]+%", README)[0]  # type: ignore[index]
 
@@ -61,20 +61,20 @@ def test_the_python_runs(clone: Path) -> None:
     assert done.stdout.endswith("(4, 10)\n")
 
 
-def test_the_main_job_leaves_a_verified_densenet121(clone: Path) -> None:
-    """The one full-size export."""
+def test_the_first_command_writes_a_verified_densenet121(clone: Path) -> None:
+    """The only full-size export in this file."""
     assert "uv run densenet-deploy export --variant 121" in README
     printed = _run(["export", "--variant", "121"], clone)
     assert "7,978,856 parameters" in printed
     assert (clone / "artifacts" / "densenet121.onnx").stat().st_size > 30e6
 
 
-def test_ci_runs_the_readmes_test_command() -> None:
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     (command,) = re.findall(r"```bash\n(.*pytest.*)\n```", README)
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_resolve(document: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []

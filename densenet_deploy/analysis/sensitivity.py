@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """How close a file's outputs are to the FP32 model's.
+class Cost:
+    """What a file loses against the float model.
 
     Attributes:
         sqnr_db: SQNR of the outputs in dB: infinite where they are the same, minus infinity if any is NaN.
@@ -20,23 +20,27 @@ class Fidelity:
     sqnr_db: float
     top1: float | None = None
 
-    def to_json(self) -> dict[str, float | None]:
-        """Return both numbers; null for what is infinite or not measured."""
-        return {"sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None, "top1": self.top1}
+    def to_json(self) -> dict[str, Any]:
+        """Return the cost with plain types: an infinite SQNR is null, and `nonfinite` says whether outputs were NaN."""
+        finite = self.sqnr_db if math.isfinite(self.sqnr_db) else None
+        return {"sqnr_db": finite, "top1": self.top1, "nonfinite": self.sqnr_db == -math.inf}
 
     @classmethod
-    def from_json(cls, facts: object) -> Self:
-        """Read what `to_json` returned; null is read as infinite.
+    def from_json(cls, data: Any) -> Cost:
+        """Read what `to_json` returned.
 
         Raises:
             ValueError: if it is something else.
         """
-        if not isinstance(facts, Mapping) or "sqnr_db" not in facts:
-            raise ValueError("has no sqnr_db")
-        sqnr_db, top1 = facts["sqnr_db"], facts.get("top1")
-        if any(value is not None and type(value) not in (int, float) for value in (sqnr_db, top1)):
-            raise ValueError("holds something other than numbers")
-        return cls(math.inf if sqnr_db is None else sqnr_db, top1)
+        try:
+            infinite = -math.inf if data.get("nonfinite") else math.inf
+            sqnr_db, top1 = data["sqnr_db"], data["top1"]
+            return cls(infinite if sqnr_db is None else float(sqnr_db), None if top1 is None else float(top1))
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise ValueError("is not a cost") from exc
+
+    def __str__(self) -> str:
+        return f"{self.sqnr_db:.1f} dB" + ("" if self.top1 is None else f" {self.top1:.2%}")
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,19 @@ class Sensitivity:
         name: of the layer or block.
         layers: the names of its layers.
         only_int8: when only this is INT8: the lower the SQNR, the more sensitive.
-        only_float: when only this is FP32: the higher the SQNR, the more is gained by keeping it in FP32.
+        only_float: when only this is float: the higher the SQNR, the more is gained by leaving it float.
+        gain_db: what leaving it float gains over everything in INT8; None where infinite.
     """
 
     name: str
     layers: tuple[str, ...]
-    only_int8: Fidelity
-    only_float: Fidelity
+    only_int8: Cost
+    only_float: Cost
+    gain_db: float | None = None
 
 
 def most_sensitive_first(found: Sequence[Sensitivity]) -> tuple[Sensitivity, ...]:
-    """Sort by the SQNR with only that layer in INT8; equal ones keep their order."""
+    """Sort by what each costs when only it is INT8; equals keep their order."""
     return tuple(sorted(found, key=lambda one: one.only_int8.sqnr_db))
 
 

@@ -1,53 +1,46 @@
 """A candidate is a model to time; its worker is the process that runs it when asked.
 
 The waiting threads of a backend spin on the cores for a while, so two models in one process disturb each other. Here
-each has a process of its own that blocks on its standard input until its next round. Both sides speak lines of JSON::
+each has a process of its own that waits until its next round. The messages (`worker.py` carries them)::
 
     parent   {"model": "a.onnx", "backend": null, "batch": 1, ...}      once
-    child    {"placement": {"backend": "onnxruntime", ...}, ...}        or {"error": ["ModelFileError", ...]}
+    child    {"placement": {"backend": "onnxruntime", ...}, ...}
     parent   0.25                                                       run for that many seconds
     child    {"seconds": [0.0151, 0.0149, ...], "peak_memory_bytes": 350000000, ...}
-
-What a backend prints goes to standard error, and is shown with -v. A terminal's Ctrl-C reaches only the parent, which
-ends its children; a child whose parent has ended ends by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import logging
 import math
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
-from densenet_deploy import errors
 from densenet_deploy.bench.machine import gpu_memory_used_bytes
 from densenet_deploy.bench.scenarios import Call, RoundTiming, camera, offline, single_stream
 from densenet_deploy.errors import BackendError, DensenetDeployError, FeedError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
-from densenet_deploy.processes import answers, end, say, start
+from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.feeds import Feeds
 from densenet_deploy.runtime.runner import Placement, Runner, RunnerOptions, open_runner
 from densenet_deploy.runtime.timing import BackendClock
+from densenet_deploy.worker import Worker
 
 _PAUSE_SECONDS: Final = 0.05  # after each round, until the threads of the backend stop spinning
+FPS_RANGE: Final = 0.01, 10_000.0
 _STATUS: Final = Path("/proc/self/status")
-
-log = logging.getLogger(__name__)
 
 Opener = Callable[[Path, str | None, str | None, RunnerOptions], Runner]
 
@@ -67,6 +60,7 @@ class Candidate:
         streams: runners of the model that work at the same time, with `threads` each.
         fps: images arrive as the frames of a camera, one batch per frame; None: as soon as the last call is done.
         program: the module whose `main` the process runs; it calls `serve_candidate`.
+        name: what reports call the model; None means its path.
     """
 
     model: Path
@@ -78,12 +72,18 @@ class Candidate:
     streams: int = 1
     fps: float | None = None
     program: str = "densenet_deploy.bench.candidate"
+    name: str | None = None
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 65536)
         require_range("streams", self.streams, 1, 1024)
         if self.fps is not None:
-            require_range("fps", self.fps, 0.01, 10_000.0)
+            require_range("fps", self.fps, *FPS_RANGE)
+
+    @property
+    def title(self) -> str:
+        """What reports and errors call the model."""
+        return str(self.model) if self.name is None else self.name
 
 
 @dataclass(frozen=True)
@@ -113,46 +113,42 @@ class CandidateWorker:
 
     def __init__(self, candidate: Candidate) -> None:
         """Start the process; it loads the model while the caller continues."""
-        self._candidate = candidate
-        self._process = start(candidate.program, verbose=log.isEnabledFor(logging.INFO))
-        self._send(asdict(candidate) | {"model": str(candidate.model)})
+        self._opened: Opening | DensenetDeployError | None = None
+        self._worker = Worker(candidate.program, subject=candidate.title)
+        self._worker.send(to_plain(candidate))
 
-    @functools.cached_property
+    @property
     def opening(self) -> Opening:
         """How the model was opened; waits until it is loaded and has run once.
 
         Raises:
             BatchRefusedError: if the model does not accept the batch size.
-            DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
+            DensenetDeployError: whatever `open_runner` or a call raises, or WorkerDiedError if the process dies.
         """
-        answer = self._receive()
-        facts = answer["placement"]
-        return Opening(**answer | {"placement": Placement(**facts | {"notes": tuple(facts["notes"])})})
-
-    @property
-    def placement(self) -> str:
-        """Where the model runs, once it is loaded; raises as `opening` does."""
-        return str(self.opening.placement)
+        if self._opened is None:
+            try:
+                self._opened = from_plain(Opening, self._worker.receive())
+            except DensenetDeployError as exc:
+                self._opened = exc
+        if isinstance(self._opened, DensenetDeployError):
+            raise self._opened
+        return self._opened
 
     def measure(self, seconds: float) -> RoundTiming:
         """Run the model for about `seconds` after its warm-up calls, and wait until its threads are quiet.
 
         Raises:
-            DensenetDeployError: whatever `open_runner` or a call raises, or BackendError if the process dies.
+            DensenetDeployError: as `opening`.
         """
         _ = self.opening  # waits until it is loaded
-        self._send(seconds)
-        answer = self._receive()
+        self._worker.send(seconds)
+        timing = from_plain(RoundTiming, self._worker.receive())
         time.sleep(_PAUSE_SECONDS)
-        return RoundTiming(**answer | {"seconds": tuple(answer["seconds"])})
+        return timing
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process; with `at_once` even in the middle of a call."""
-        if not at_once and self._process.stdin is not None:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                self._process.stdin.close()
-                self._process.wait(timeout=5)
-        end(self._process)
+        self._worker.close(at_once=at_once)
 
     def __enter__(self) -> Self:
         return self
@@ -162,60 +158,27 @@ class CandidateWorker:
     ) -> None:
         self.close(at_once=exc is not None)
 
-    def _send(self, question: object) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a child that has ended is noticed when its answer is read
-            say(self._process.stdin, question)
 
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            raise BackendError(self._candidate.model, f"its process ended with {code}", "run it alone to see why")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            name, subject, why, fix = answer["error"]
-            kind = BatchRefusedError if name == BatchRefusedError.__name__ else getattr(errors, name)
-            raise kind(subject, why, fix)
-        return answer
-
-
-def main() -> None:
+def main(requests: Iterator[Any]) -> Iterator[Any]:
     """Serve a candidate that `open_runner` opens."""
-    serve_candidate(open_runner)
+    return serve_candidate(requests, open_runner)
 
 
-def serve_candidate(opener: Opener) -> None:
-    """Be the process of a candidate whose model `opener` opens, until standard input ends."""
-    with answers() as stream:
-        _serve(sys.stdin.buffer, stream, opener)
-
-
-def _serve(questions: BinaryIO, stream: BinaryIO, opener: Opener) -> None:
-    first = questions.readline()
-    if not first:
+def serve_candidate(requests: Iterator[Any], opener: Opener) -> Iterator[Any]:
+    """Be the process of a candidate whose model `opener` opens: yield how it was opened, then a timing per request."""
+    first = next(requests, None)
+    if first is None:
         return  # the parent ended before it asked
-    facts = json.loads(first)
-    for answer in _answers(Candidate(**(facts | {"model": Path(facts["model"])})), questions, opener):
-        say(stream, answer)
-
-
-def _answers(candidate: Candidate, questions: BinaryIO, opener: Opener) -> Iterator[dict[str, object]]:
-    try:
-        with contextlib.ExitStack() as stack:
-            opening, runners = _open(candidate, opener, stack)
-            feeds = _noise(runners[0], candidate.batch)
-            clock = BackendClock(runners[0])
-            calls: list[Call] = [functools.partial(runner.run, feeds) for runner in runners]
-            yield asdict(opening)
-            for line in questions:
-                clock.calls.clear()
-                yield asdict(_with_backend_time(_timed(calls, candidate, json.loads(line)), candidate, clock))
-    except Exception as exc:
-        error = exc if isinstance(exc, DensenetDeployError) else errors.from_memory_error(exc)
-        if error is None:
-            raise
-        yield {"error": [type(error).__name__, error.subject, error.why, error.fix]}
+    candidate = from_plain(Candidate, first)
+    with contextlib.ExitStack() as stack:
+        opening, runners = _open(candidate, opener, stack)
+        feeds = _noise(runners[0], candidate.batch)
+        clock = BackendClock(runners[0])
+        calls: list[Call] = [functools.partial(runner.run, feeds) for runner in runners]
+        yield to_plain(opening)
+        for seconds in requests:
+            clock.calls.clear()
+            yield to_plain(_with_backend_time(_timed(calls, candidate, seconds), candidate, clock))
 
 
 def _with_backend_time(timing: RoundTiming, candidate: Candidate, clock: BackendClock) -> RoundTiming:
@@ -246,12 +209,12 @@ def _first_call(candidate: Candidate, runner: Runner) -> float:
     why = f"does not accept batch {candidate.batch}"
     if fixed not in (None, candidate.batch):
         fix = f"time it with batch {fixed}, or export it with --batch dynamic"
-        raise BatchRefusedError(candidate.model, why, fix)
+        raise BatchRefusedError(candidate.title, why, fix)
     feeds, start = _noise(runner, candidate.batch), time.perf_counter()
     try:
         runner.run(feeds)
     except FeedError as exc:
-        raise BatchRefusedError(candidate.model, f"{why}: {exc.why}", exc.fix) from exc
+        raise BatchRefusedError(candidate.title, f"{why}: {exc.why}", exc.fix) from exc
     return time.perf_counter() - start
 
 

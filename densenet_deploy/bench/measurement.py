@@ -1,28 +1,28 @@
-"""What the turns of one candidate say: latency, throughput, memory, how sure that is, as JSON and as a row of CSV."""
+"""What the rounds of one candidate say: latency, throughput and memory, how certain that is, and what changed since."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
 
 from densenet_deploy.bench.candidate import Candidate, Opening
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.bench.scenarios import RoundTiming
+from densenet_deploy.records import Range, fields_to_plain
 from densenet_deploy.runtime.timing import LatencySummary
 
-NOISY_VARIATION: Final = 0.05  # of rounds: above it, what the rounds say differs more than what is usually asked
-
-NOTICED_OUTSIDE: Final = 0.1  # of a call that is not the backend's own
+NOISY_VARIATION: Final = 0.05  # of rounds; above it they differ by more than the differences of usual interest
+NOTICEABLE_OVERHEAD: Final = 0.1  # of a call, outside of the backend's own call
 
 
 @dataclass(frozen=True)
 class CameraCount:
-    """Frames that came, that were dropped for newer ones, whose results were late; `missed` is both as a fraction."""
+    """The frames that arrived, that were dropped for newer ones, and whose results came too late."""
 
     fps: float
     frames: int
@@ -31,138 +31,155 @@ class CameraCount:
 
     @property
     def deadline_ms(self) -> float:
-        """Until the next frame comes."""
+        """The time until the next frame arrives."""
         return 1e3 / self.fps
 
     @property
     def missed(self) -> float:
+        """The fraction of frames that were dropped or late."""
         return (self.dropped + self.late) / self.frames
 
     def to_json(self) -> dict[str, object]:
         """Return the counts with plain types."""
-        return {**dataclasses.asdict(self), "deadline_ms": self.deadline_ms, "missed": self.missed}
+        return fields_to_plain(self) | {"deadline_ms": self.deadline_ms, "missed": self.missed}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measurement against one of an earlier run; `speedup` is how many times as fast the model is now.
+
+    The rounds of two runs are not paired, so both sides are resampled on their own. A machine that drifted in between
+    shifts all rounds of a run together, which no interval from within the runs can show.
+    """
+
+    before_ms: float
+    speedup: Interval
+    verdict: str
+    same_file: bool
+
+    @classmethod
+    def of(cls, before: Measurement, now: Measurement) -> Self:
+        """Compare two measurements of the same configuration."""
+        speedup = Interval.of_ratio(before.rounds_ms, now.rounds_ms)
+        verdict = "faster" if speedup.low > 1 else "slower" if speedup.high < 1 else "no difference"
+        return cls(before.median_ms, speedup, verdict, before.sha256 == now.sha256)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate's turns, one a round, and how it came up. Times in milliseconds, memory in bytes.
+    """What was measured of one candidate. Times are in milliseconds, memory in bytes.
 
-    `speedup` is how many times as fast it ran as the first candidate of its batch size, from the rounds' ratios; None
-    for that one itself.
+    Attributes:
+        model: the file, or the name of a network that has none.
+        backend, version, device, provider, precision, threads: where and how it ran, as the backend reports.
+        latency_ms: `p50` is the median over rounds of the median call, the figure that reports show; the others are of
+            all calls.
+        interval_ms: the 95 % bootstrap interval of `p50`. Rounds are resampled, not calls: neighbouring calls share the
+            state of the machine, so they are not independent.
+        rounds_ms: the median call of each round.
+        images_per_second: images over the time they took, including the time spent waiting for frames of a camera.
+        load_ms, first_ms: of opening the model, including the import of the backend, and of the first call.
+        variation, call_variation: standard deviation over mean, of `rounds_ms` and of all calls.
+        outside_share: fraction of the calls' time spent outside of the backend's own call, in copies and checks. None
+            if not measured: with several callers, with a camera, and on devices other than the CPU.
+        steady: whether the times had settled after `warm_up_rounds`.
+        speedup: how many times as fast it ran as the first candidate of its batch size; None for that one.
+        compared: the same configuration in an earlier run.
     """
 
-    candidate: Candidate
-    scenario: str
+    model: str
     sha256: str
-    opening: Opening
-    timings: tuple[RoundTiming, ...]
+    backend: str
+    version: str
+    device: str
+    provider: str
+    precision: str
+    batch: int
+    threads: int
+    streams: int
+    scenario: str
+    latency_ms: LatencySummary
+    interval_ms: tuple[float, float]
+    rounds_ms: tuple[Annotated[float, Range(1e-9)], ...]
+    images_per_second: float
+    peak_memory_bytes: int
+    device_memory_bytes: int | None
+    load_ms: float
+    first_ms: float
+    calls: int
+    variation: float
+    call_variation: float
+    outside_share: float | None
     warm_up_rounds: int
     steady: bool
+    camera: CameraCount | None
     speedup: Interval | None = None
+    compared: Comparison | None = None
 
-    @functools.cached_property
-    def latency(self) -> LatencySummary:
-        """Of all calls of all rounds."""
-        return LatencySummary.of([seconds for turn in self.timings for seconds in turn.seconds])
-
-    @functools.cached_property
-    def rounds_ms(self) -> tuple[float, ...]:
-        """The median call of each round."""
-        return tuple(turn.median * 1e3 for turn in self.timings)
-
-    @functools.cached_property
-    def interval_ms(self) -> Interval:
-        """The median of the rounds' medians and its 95 % bootstrap interval.
-
-        Rounds are drawn, not calls: neighbouring calls share the state of the machine, so they are no independent
-        witnesses.
-        """
-        return Interval.of(self.rounds_ms)
-
-    @property
-    def calls(self) -> int:
-        return sum(len(turn.seconds) for turn in self.timings)
-
-    @property
-    def images_per_second(self) -> float:
-        """Images done over the time it took, in which a camera's frames are waited for."""
-        return self.calls * self.candidate.batch / sum(turn.wall_seconds for turn in self.timings)
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        return max(turn.peak_memory_bytes for turn in self.timings)
-
-    @property
-    def variation(self) -> float:
-        """Coefficient of variation (standard deviation over mean) of the rounds' medians."""
-        return variation(self.rounds_ms)
-
-    @property
-    def outside_share(self) -> float | None:
-        """The part of the calls' time, 0 to 1, that passes outside of the backend's own call, in copies and checks.
-
-        None where it was not measured: with several callers, of a camera's frames, and on other devices than the CPU.
-        """
-        if self.opening.placement.device != "cpu" or any(turn.inside_seconds is None for turn in self.timings):
-            return None
-        inside = math.fsum(turn.inside_seconds or 0.0 for turn in self.timings)
-        return 1 - inside / math.fsum(seconds for turn in self.timings for seconds in turn.seconds)
+    @classmethod
+    def of(
+        cls, candidate: Candidate, opening: Opening, timings: Sequence[RoundTiming], *, scenario: str, **facts: Any
+    ) -> Self:
+        """Summarize the rounds of `candidate`; `facts` are the fields that they do not determine."""
+        placement = opening.placement
+        seconds = [call for timing in timings for call in timing.seconds]
+        rounds_ms = tuple(timing.median * 1e3 for timing in timings)
+        median = Interval.of(rounds_ms)
+        return cls(
+            model=candidate.title,
+            backend=placement.backend,
+            version=placement.version,
+            device=placement.device,
+            provider=placement.provider,
+            precision=placement.precision,
+            batch=candidate.batch,
+            threads=placement.threads,
+            streams=candidate.streams,
+            scenario=scenario,
+            latency_ms=replace(LatencySummary.of(seconds), p50=median.median),
+            interval_ms=(median.low, median.high),
+            rounds_ms=rounds_ms,
+            images_per_second=len(seconds) * candidate.batch / sum(timing.wall_seconds for timing in timings),
+            peak_memory_bytes=max(timing.peak_memory_bytes for timing in timings),
+            device_memory_bytes=opening.device_memory_bytes,
+            load_ms=opening.load_seconds * 1e3,
+            first_ms=opening.first_seconds * 1e3,
+            calls=len(seconds),
+            variation=variation(rounds_ms),
+            call_variation=variation(seconds),
+            outside_share=_outside_share(opening, timings),
+            camera=None if candidate.fps is None else _count_frames(candidate.fps, timings),
+            **facts,
+        )
 
     @property
-    def camera(self) -> CameraCount | None:
-        if self.candidate.fps is None:
-            return None
-        frames, dropped, late = (sum(getattr(t, name) for t in self.timings) for name in ("frames", "dropped", "late"))
-        return CameraCount(self.candidate.fps, frames, dropped, late)
+    def median_ms(self) -> float:
+        """The median over rounds of the median call."""
+        return self.latency_ms.p50
 
-    def to_json(self) -> dict[str, object]:
-        """Return everything with plain types."""
-        placement, interval = self.opening.placement, self.interval_ms
-        return {
-            "model": str(self.candidate.model),
-            "sha256": self.sha256,
-            "backend": placement.backend,
-            "version": placement.version,
-            "device": placement.device,
-            "provider": placement.provider,
-            "precision": placement.precision,
-            "batch": self.candidate.batch,
-            "threads": placement.threads,
-            "streams": self.candidate.streams,
-            "scenario": self.scenario,
-            "latency_ms": dataclasses.asdict(self.latency),
-            "interval_ms": [interval.low, interval.high],
-            "rounds_ms": list(self.rounds_ms),
-            "images_per_second": self.images_per_second,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "device_memory_bytes": self.opening.device_memory_bytes,
-            "load_ms": self.opening.load_seconds * 1e3,
-            "first_ms": self.opening.first_seconds * 1e3,
-            "calls": self.calls,
-            "variation": self.variation,
-            "call_variation": variation([seconds for turn in self.timings for seconds in turn.seconds]),
-            "outside_share": self.outside_share,
-            "warm_up_rounds": self.warm_up_rounds,
-            "steady": self.steady,
-            "camera": None if self.camera is None else self.camera.to_json(),
-            "speedup": None if self.speedup is None else dataclasses.asdict(self.speedup),
-        }
+    @property
+    def configuration(self) -> tuple[object, ...]:
+        """What makes two measurements comparable: the file's name, and how and where it ran."""
+        fps = None if self.camera is None else self.camera.fps
+        where = self.backend, self.device, self.batch, self.threads, self.streams, self.scenario
+        return PurePath(self.model).name, fps, *where
 
 
-def flat(facts: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested facts as one row: `latency_ms` with `p50` becomes `latency_ms.p50`, lists are joined by spaces."""
-    row: dict[str, object] = {}
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            row |= flat(value, f"{prefix}{key}.")
-        else:
-            row[prefix + key] = " ".join(map(str, value)) if isinstance(value, list) else value
-    return row
-
-
-def variation(values: list[float] | tuple[float, ...]) -> float:
-    """Standard deviation over mean; 0 of a single value."""
+def variation(values: Sequence[float]) -> float:
+    """Return the standard deviation over the mean; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     mean = math.fsum(values) / len(values)
     return float(np.std(values, ddof=1)) / mean
+
+
+def _outside_share(opening: Opening, timings: Sequence[RoundTiming]) -> float | None:
+    inside = [timing.inside_seconds for timing in timings if timing.inside_seconds is not None]
+    if opening.placement.device != "cpu" or len(inside) < len(timings):
+        return None
+    return 1 - math.fsum(inside) / math.fsum(seconds for timing in timings for seconds in timing.seconds)
+
+
+def _count_frames(fps: float, timings: Sequence[RoundTiming]) -> CameraCount:
+    frames, dropped, late = (sum(getattr(t, name) for t in timings) for name in ("frames", "dropped", "late"))
+    return CameraCount(fps, frames, dropped, late)

@@ -7,14 +7,15 @@ not compared. A ratio is the median over rounds of the two candidates' median ca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, Self
 
 import numpy as np
 
 from densenet_deploy.bench.candidate import Candidate, CandidateWorker, Opening
 from densenet_deploy.bench.scenarios import RoundTiming
+from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.options import require_range
 
 _RESAMPLES: Final = 2000
@@ -73,13 +74,15 @@ class Worker(Protocol):
 class RoundResults:
     """The timings of each candidate by name, one per round, and how each was opened.
 
-    `warm_up_rounds` came before and do not count; `unsteady` names the candidates whose times had not settled by then.
+    `warm_up_rounds` came before and do not count; `unsteady` names the candidates whose times had not settled by then,
+    and `failures` those that could not be opened or run, which have no timings.
     """
 
     timings: Mapping[str, tuple[RoundTiming, ...]]
     openings: Mapping[str, Opening]
     warm_up_rounds: int = 1
     unsteady: tuple[str, ...] = ()
+    failures: Mapping[str, DensenetDeployError] = field(default_factory=dict)
 
     @property
     def placements(self) -> dict[str, str]:
@@ -111,7 +114,10 @@ def compare_speed(
     require_range("rounds", rounds, 1, 10_000)
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(CandidateWorker(one)) for name, one in candidates.items()}
-        return measure_rounds(workers, rounds=rounds, seconds_per_round=seconds_per_round)
+        results = measure_rounds(workers, rounds=rounds, seconds_per_round=seconds_per_round)
+        for failure in results.failures.values():
+            raise failure
+        return results
 
 
 def measure_rounds(
@@ -120,29 +126,47 @@ def measure_rounds(
     """Time workers that the caller owns and closes; the order is reversed from round to round.
 
     Warm-up ends once the medians of the last three rounds of every worker lie within 5 %, or after
-    `max_warm_up_rounds`.
-
-    Raises:
-        DensenetDeployError: if a model cannot be opened or run.
+    `max_warm_up_rounds`. A worker that fails is left out of the remaining rounds and is not among the results.
     """
-    openings = {name: worker.opening for name, worker in workers.items()}  # waits until all are loaded
-    warm_up: list[dict[str, RoundTiming]] = []
-    while len(warm_up) < max_warm_up_rounds and not _is_steady(warm_up):
-        warm_up.append({name: worker.measure(seconds_per_round) for name, worker in workers.items()})
+    openings: dict[str, Opening] = {}
+    failures: dict[str, DensenetDeployError] = {}
+    warm_up: dict[str, list[RoundTiming]] = {name: [] for name in workers}
     timings: dict[str, list[RoundTiming]] = {name: [] for name in workers}
-    names = list(workers)
-    for _ in range(rounds):
+
+    def run_round(names: Iterable[str], into: dict[str, list[RoundTiming]]) -> None:
         for name in names:
-            timings[name].append(workers[name].measure(seconds_per_round))
-        names.reverse()
-    unsteady = tuple(name for name in workers if not _is_steady([{name: timing[name]} for timing in warm_up]))
-    return RoundResults({name: tuple(taken) for name, taken in timings.items()}, openings, len(warm_up), unsteady)
+            if name not in failures:
+                with _recorded(failures, name):
+                    into[name].append(workers[name].measure(seconds_per_round))
+
+    for name, worker in workers.items():
+        with _recorded(failures, name):
+            openings[name] = worker.opening
+    warm_up_rounds = 0
+    while warm_up_rounds < max_warm_up_rounds and not all(_is_steady(warm_up[n]) for n in workers if n not in failures):
+        run_round(workers, warm_up)
+        warm_up_rounds += 1
+    for number in range(rounds):
+        run_round(workers if number % 2 == 0 else reversed(list(workers)), timings)
+    measured = [name for name in workers if name not in failures]
+    return RoundResults(
+        timings={name: tuple(timings[name]) for name in measured},
+        openings={name: openings[name] for name in measured},
+        warm_up_rounds=warm_up_rounds,
+        unsteady=tuple(name for name in measured if not _is_steady(warm_up[name])),
+        failures=failures,
+    )
 
 
-def _is_steady(rounds: Sequence[Mapping[str, RoundTiming]]) -> bool:
-    """Whether the medians of the last rounds of every candidate are close; False if there are too few rounds."""
-    last = rounds[-_STEADY_ROUNDS:]
-    if len(last) < _STEADY_ROUNDS:
-        return False
-    medians = [[timings[name].median for timings in last] for name in last[0]]
-    return all(max(times) <= min(times) * _STEADY_SPREAD for times in medians)
+@contextlib.contextmanager
+def _recorded(failures: dict[str, DensenetDeployError], name: str) -> Iterator[None]:
+    try:
+        yield
+    except DensenetDeployError as exc:
+        failures[name] = exc
+
+
+def _is_steady(timings: Sequence[RoundTiming]) -> bool:
+    """Whether the medians of the last rounds are close; False if there are too few rounds."""
+    medians = [timing.median for timing in timings[-_STEADY_ROUNDS:]]
+    return len(medians) == _STEADY_ROUNDS and max(medians) <= min(medians) * _STEADY_SPREAD

@@ -38,7 +38,7 @@ def benchmark_command(
     force: args.Force = False,
 ) -> Report:
     """Time models against each other, each in its own process, in alternating rounds."""
-    from densenet_deploy.workflows.benchmark.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     options = BenchmarkOptions(
@@ -57,4 +57,4 @@ def benchmark_command(
         *(UntrustedFile(path, (Loader.SESSION,), name) for path in models for name in options.backends or (None,))
     )
     with args.progress() as listener:
-        return benchmark(models, options, out, force=force, listener=listener)
+        return benchmark(models, options, out=out, force=force, progress=listener)

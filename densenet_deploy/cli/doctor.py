@@ -1,4 +1,4 @@
-"""`doctor`: what works on this machine."""
+"""`doctor`: the backends and devices of this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from densenet_deploy.cli.app import Report, command
 
 @command("doctor")
 def doctor_command() -> Report:
-    """Say which backends and devices work here, and what would mend the others."""
-    from densenet_deploy.workflows.doctor import examine
+    """List the available backends and devices, and how to fix the ones that are unavailable."""
+    from densenet_deploy.workflows.doctor import diagnose
 
-    return examine()
+    return diagnose()

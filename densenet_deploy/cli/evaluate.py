@@ -36,7 +36,7 @@ def evaluate_command(
 ) -> Report:
     """Measure top-1, top-5, accuracy by class and calibration on labelled images."""
     from densenet_deploy.runtime.runner import RunnerOptions
-    from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)

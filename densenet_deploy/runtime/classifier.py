@@ -8,71 +8,104 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.artifacts import os_errors_about
+from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError, printable
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.runtime.batching import input_size, run_batched
+from densenet_deploy.records import fields_to_plain
+from densenet_deploy.runtime.batching import fixed_batch, input_size, run_batched
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.images import ImageSource, LoadedImage, load_image
+from densenet_deploy.runtime.images import ImageSource, load_image
 from densenet_deploy.runtime.preprocess import default_preprocessing, prepare_batch
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import ModelSource, Runner, RunnerOptions, open_runner
 
 _SUM_TOLERANCE: Final = 1e-3  # a thousand float16 scores sum to 1 within this
+_LARGEST_BATCH: Final = 32
 
 
 @dataclass(frozen=True)
 class Score:
-    """One class: its `index` among the outputs, its `label` if the model has any, its softmax `score` from 0 to 1."""
+    """One class: its `index` among the outputs, its `label` if the model has labels, its softmax `score` in 0..1."""
 
     index: int
     label: str | None
     score: float
 
     def __str__(self) -> str:
-        name = f"class {self.index}" if self.label is None else printable(self.label)
-        return f"{100 * self.score:5.1f} %  {name}"
+        return f"{100 * self.score:5.1f} %  {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The label in printable characters, or `class 7`."""
+        return f"class {self.index}" if self.label is None else printable(self.label)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one image, best first (of equals the lower index), and what was lost in reading it."""
+    """The best classes of one image, best first (of equal scores the lower index first).
+
+    `notes` say what was lost in reading the image. A prediction prints as a table, also in a notebook.
+    """
 
     top: tuple[Score, ...]
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction with plain types, ready for `json.dumps`."""
+        return fields_to_plain(self)
+
     def __str__(self) -> str:
         return "\n".join(map(str, self.top))
 
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook, with the notes below it."""
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(score.name)}</td><td>{score.score:.1%}</td></tr>"
+            for score in self.top
+        )
+        notes = "".join(f"<div><em>note: {html.escape(printable(note))}</em></div>" for note in self.notes)
+        return f"<table><tr><th style='text-align:left'>class</th><th>score</th></tr>{rows}</table>{notes}"
+
 
 class Classifier:
-    """Classify images with a runner, which it owns and closes.
+    """Classify images with a runner, which it owns and closes. Safe to use from many threads.
 
-    Preprocessing and labels are those of the model's manifest unless given. Safe to call from many threads.
+    >>> with Classifier.open("artifacts/densenet121.onnx") as classify:      # doctest: +SKIP
+    ...     classify("cat.jpg").top[0].label
+    'tabby'
+
+    Args:
+        runner: of a model with one image input.
+        preprocessing: how images are prepared; None takes the manifest's.
+        labels: names of the classes in the order of the outputs, or the path of a text file; None: the manifest's.
 
     Attributes:
         preprocessing: how images are prepared.
         labels: names of the classes, or empty.
-        assumptions: sentences on what had to be guessed, because nothing in the model says it.
+        assumptions: sentences on what had to be assumed, because the model does not state it.
 
     Raises:
-        ModelFileError: if the model does not take images.
-        FeedError: if it takes images of another size than the preprocessing makes.
-        ModelFileError: if the model gives no logits.
-        DataError: if there are not as many labels as classes.
+        ModelFileError: if the model does not take images, or does not return logits.
+        FeedError: if it takes images of another size than the preprocessing produces.
+        DataError: if the number of labels is not that of the classes.
     """
 
     def __init__(
-        self, runner: Runner, *, preprocessing: Preprocessing | None = None, labels: Sequence[str] | None = None
+        self,
+        runner: Runner,
+        *,
+        preprocessing: Preprocessing | None = None,
+        labels: Sequence[str] | StrPath | None = None,
     ) -> None:
         self._runner = runner
         self._output = _logits_output(runner.outputs)
@@ -80,52 +113,73 @@ class Classifier:
         known = preprocessing or (manifest.preprocessing if manifest else None)
         self.preprocessing = known or default_preprocessing(size or Preprocessing.image_size)
         self.assumptions = () if known else (_assumption(self.preprocessing),)
-        self.labels = tuple(labels if labels is not None else manifest.labels if manifest else ())
+        self.labels = (manifest.labels if manifest else ()) if labels is None else _labels_from(labels)
         _check_size(size, self.preprocessing.image_size)
         _check_labels(self.labels, self._output.shape[1])
 
     @classmethod
     def open(
         cls,
-        source: str | os.PathLike[str],
+        source: ModelSource,
         backend: str | None = None,
         device: str | None = None,
         options: RunnerOptions | None = None,
+        *,
+        preprocessing: Preprocessing | None = None,
+        labels: Sequence[str] | StrPath | None = None,
     ) -> Self:
-        """Open a model file and classify with it. Arguments and errors are those of `open_runner`, and of the class."""
+        """Open a model and classify with it. Arguments and errors are those of `open_runner` and of the class."""
         runner = open_runner(source, backend, device, options)
         try:
-            return cls(runner)
+            return cls(runner, preprocessing=preprocessing, labels=labels)
         except BaseException:
             runner.close()
             raise
 
-    def classify(self, image: ImageSource | LoadedImage, top_k: int = 5) -> Prediction:
-        """Return the `top_k` best classes of one image (all, where the model has fewer).
+    @overload
+    def classify(
+        self, image: list[ImageSource] | tuple[ImageSource, ...], top_k: int = 5
+    ) -> tuple[Prediction, ...]: ...
+
+    @overload
+    def classify(self, image: ImageSource, top_k: int = 5) -> Prediction: ...
+
+    def classify(
+        self, image: ImageSource | list[ImageSource] | tuple[ImageSource, ...], top_k: int = 5
+    ) -> Prediction | tuple[Prediction, ...]:
+        """Return the `top_k` best classes of an image, or of each in a list or tuple (all, if the model has fewer).
+
+        >>> classify(["cat.jpg", pil_image, hwc_uint8_array])      # doctest: +SKIP
+
+        Args:
+            image: a path, the bytes of a file, an open binary file, a PIL image, or a uint8 array or tensor (H, W, 3)
+                in RGB order; or a list or tuple of these.
+            top_k: how many classes to return.
 
         Raises:
-            UsageError: if `top_k` is under 1.
-            ImageError: if the image cannot be read.
+            UsageError: if `top_k` is less than 1.
+            ImageError: if an image cannot be read.
+            FeedError: if an array is not uint8 (H, W, 3).
         """
+        if isinstance(image, (list, tuple)):
+            return self.classify_batch(image, top_k)
         return self.classify_batch((image,), top_k)[0]
 
     __call__ = classify
 
-    def classify_batch(self, images: Sequence[ImageSource | LoadedImage], top_k: int = 5) -> tuple[Prediction, ...]:
-        """Classify images in one run, or in as many as a model of fixed batch size needs. Errors as in `classify`."""
+    def classify_batch(self, images: Sequence[ImageSource], top_k: int = 5) -> tuple[Prediction, ...]:
+        """Classify several images, in batches. Errors as in `classify`."""
         if top_k < 1:
             raise UsageError(f"top_k={top_k}", "is out of range", "ask for at least 1 class")
-        loaded = [image if isinstance(image, LoadedImage) else load_image(image) for image in images]
-        if not loaded:
-            return ()
-        rows = self.logits(prepare_batch(loaded, self.preprocessing))
-        return tuple(Prediction(self._top(row, top_k), image.notes) for row, image in zip(rows, loaded, strict=True))
+        size = fixed_batch(self._runner) or _LARGEST_BATCH
+        batches = (images[start : start + size] for start in range(0, len(images), size))
+        return tuple(prediction for batch in batches for prediction in self._classified(batch, top_k))
 
     def logits(self, inputs: Array) -> Array:
-        """Return the logits (N, C) of inputs (N, 3, S, S) that `preprocess` made.
+        """Return the logits (N, C) of inputs (N, 3, S, S) that `prepare_batch` made.
 
         Raises:
-            ModelFileError: if one is NaN or infinite.
+            ModelFileError: if any is NaN or infinite.
         """
         logits = run_batched(self._runner, inputs)[self._output.name]
         _check_labels(self.labels, logits.shape[1])
@@ -134,7 +188,7 @@ class Classifier:
         return logits
 
     def scores(self, logits: Array) -> Array:
-        """Return the softmax scores (C,) of one image's logits (C,), or those themselves if they already are some."""
+        """Return the softmax scores (C,) of one image's logits (C,), or these if they are the result of a softmax."""
         are_scores = self._runner.manifest is None and _are_scores(logits)
         return logits if are_scores else _softmax(logits)
 
@@ -150,14 +204,19 @@ class Classifier:
     ) -> None:
         self.close()
 
+    def _classified(self, images: Sequence[ImageSource], top_k: int) -> list[Prediction]:
+        loaded = [load_image(image) for image in images]
+        rows = self.logits(prepare_batch(loaded, self.preprocessing))
+        return [Prediction(self._top(row, top_k), image.notes) for row, image in zip(rows, loaded, strict=True)]
+
     def _top(self, logits: Array, top_k: int) -> tuple[Score, ...]:
-        """Rank by logits: far below the best, scores underflow to equal zeros."""
+        """Rank by logits, since scores far below the best underflow to equal zeros."""
         scores, best = self.scores(logits), np.argsort(-logits, kind="stable")[:top_k]
         return tuple(Score(int(i), self.labels[i] if self.labels else None, float(scores[i])) for i in best)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the class names in a UTF-8 text file, one a line; a byte-order mark and Windows line ends are tolerated.
+    """Return the class names in a UTF-8 text file, one per line; a byte-order mark and Windows line ends are accepted.
 
     Raises:
         InputError: if there is no such file.
@@ -170,40 +229,45 @@ def read_labels(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError as exc:
         raise DataError(path, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
     if not text.strip():
-        raise DataError(path, "is empty", "write one class name a line")
+        raise DataError(path, "is empty", "write one class name per line")
     labels = tuple(line.strip() for line in text.removesuffix("\n").split("\n"))
     if "" in labels:
         raise DataError(path, f"line {labels.index('') + 1} is blank", "write one class name on every line")
     return labels
 
 
+def _labels_from(labels: Sequence[str] | StrPath) -> tuple[str, ...]:
+    return read_labels(Path(labels)) if isinstance(labels, (str, os.PathLike)) else tuple(labels)
+
+
 def _logits_output(outputs: tuple[TensorSpec, ...]) -> TensorSpec:
-    """Return the output called `logits`, or a stranger's only one if it has two dimensions."""
+    """Return the output named `logits`, or the only one of a third-party model if it has two dimensions."""
     named = [spec for spec in outputs if spec.name == "logits"]
     spec = (named or outputs)[0]
     if len(spec.shape) == 2 and (named or (len(outputs) == 1 and spec.name != "features")):
         return spec
     given = ", ".join(map(str, outputs))
-    raise ModelFileError(given, "holds no logits to classify by", "use runner.run(), or export with --head classifier")
+    raise ModelFileError(given, "does not include logits", "use runner.run(), or export with --head classifier")
 
 
 def _assumption(preprocessing: Preprocessing) -> str:
-    return f"the model does not say how to prepare images: ImageNet's way at {preprocessing.image_size} pixels is used"
+    return f"the model does not say how to prepare images: ImageNet's preprocessing is assumed ({preprocessing})"
 
 
 def _check_size(model_size: int | None, image_size: int) -> None:
     if model_size not in (image_size, None):
-        why = f"makes images of {image_size} pixels, the model takes {model_size}"
+        why = f"produces images of {image_size} pixels, the model takes {model_size}"
         raise FeedError("preprocessing", why, "give preprocessing with the model's image_size")
 
 
 def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
-        raise DataError("labels", f"are {len(labels)}, the model has {classes} classes", "give one label a class")
+        why = f"hold {len(labels)} names, the model has {classes} classes"
+        raise DataError("labels", why, "give one label per class")
 
 
 def _are_scores(row: Array) -> bool:
-    """Whether a row is what a softmax gives: a model may end with one, and a second would level the scores."""
+    """Whether a row is the result of a softmax: a model may end with one, and a second would flatten the scores."""
     return bool(row.min() >= 0 and abs(row.sum(dtype=np.float64) - 1) < _SUM_TOLERANCE)
 
 

@@ -1,6 +1,6 @@
-"""Folders of images: which files are images, which class each shows, and what to do with those that are damaged.
+"""Folders of images: which files are images, the class of each, and what happens to those that cannot be read.
 
-An image is found by its suffix; whether it is one is seen when it is read (`images.py`).
+Images are found by suffix; whether a file really is one shows when it is read (`images.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import os_errors_about
+from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DataError, InputError
 from densenet_deploy.runtime.images import LoadedImage, load_image
 
 IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+_ADD_FILES: Final = f"add {', '.join(sorted(IMAGE_SUFFIXES))} files"
 
 
 @dataclass(frozen=True)
@@ -35,36 +37,38 @@ class BadImage:
     error: InputError
 
 
-def find_images(folder: Path) -> tuple[Path, ...]:
+def find_images(folder: StrPath) -> tuple[Path, ...]:
     """Return the images (by suffix) directly inside `folder` or inside its class folders, sorted by path.
 
     Raises:
         InputError: if there is no such folder.
         DataError: if it holds none.
     """
+    folder = Path(folder)
     with os_errors_about(folder):
         found = [path for place in (folder, *_class_folders(folder)) for path in _images_in(place)]
     if not found:
-        raise DataError(folder, "holds no image, directly or in class folders", f"add {_known_suffixes()} files")
+        raise DataError(folder, "holds no image, directly or in class folders", _ADD_FILES)
     return tuple(sorted(found))
 
 
-def find_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> tuple[LabelledImage, ...]:
-    """Return the images of a tree with one folder a class, `folder/cat/1.jpg`, sorted by path.
+def find_labelled_images(folder: StrPath, labels: Sequence[str] | None = None) -> tuple[LabelledImage, ...]:
+    """Return the images of a tree with one folder per class, `folder/cat/1.jpg`, sorted by path.
 
-    Where every folder is named after a label, the name says the class; there may be fewer folders than labels. Where no
-    folder is (ImageNet's `n01440764`), or there are no labels, the sorted folders are the classes in order, as
-    torchvision's ImageFolder has it ("10" comes before "2"), and there must be as many as labels. Anything between is
-    refused. Folders whose name starts with a dot do not count.
+    If all folders are named after labels, the names determine the classes; there may be fewer folders than labels. If
+    none is (ImageNet's `n01440764`), or there are no labels, the sorted folders are the classes in order, as in
+    torchvision's ImageFolder ("10" comes before "2"), and there must be as many as labels. Anything in between is
+    refused. Folders whose names start with a dot are skipped.
 
     Raises:
         InputError: if there is no such folder.
-        DataError: if there are no class folders, one is empty, or they do not fit the labels.
+        DataError: if there are no class folders, one is empty, or they do not match the labels.
     """
+    folder = Path(folder)
     with os_errors_about(folder):
         classes = _class_folders(folder)
         if not classes:
-            raise DataError(folder, "holds no class folders", "give a folder with one folder of images a class")
+            raise DataError(folder, "holds no class folders", "give a folder with one folder of images per class")
         indices = _class_indices(folder, [place.name for place in classes], labels)
         return tuple(
             LabelledImage(path, index)
@@ -76,12 +80,21 @@ def find_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> t
 class ReadableImages:
     """Iterate over the images of `paths` that can be read, as (path, image); the others are recorded in `bad`.
 
+    >>> images = ReadableImages(find_images("photos"), max_bad=None)      # doctest: +SKIP
+    >>> predictions = {path: classify(image) for path, image in images}   # doctest: +SKIP
+    >>> [f"{bad.path}: {bad.error.why}" for bad in images.bad]            # doctest: +SKIP
+    ['photos/cut.jpg: cannot be decoded (ends too early)']
+
+    Args:
+        paths: of the files.
+        max_bad: how many may be unreadable; None allows any number.
+
     Raises:
         DataError: while iterating, at the bad image that exceeds `max_bad`.
     """
 
-    def __init__(self, paths: Iterable[Path], max_bad: int = 0) -> None:
-        self._paths = tuple(paths)
+    def __init__(self, paths: Iterable[StrPath], max_bad: int | None = 0) -> None:
+        self._paths = tuple(map(Path, paths))
         self._max_bad = max_bad
         self.bad: list[BadImage] = []
 
@@ -96,14 +109,14 @@ class ReadableImages:
                 yield path, image
 
 
-def record_bad(bad: list[BadImage], image: BadImage, max_bad: int) -> None:
+def record_bad(bad: list[BadImage], image: BadImage, max_bad: int | None) -> None:
     """Append `image` to `bad`.
 
     Raises:
         DataError: naming the first of them, if there are now more than `max_bad`.
     """
     bad.append(image)
-    if len(bad) > max_bad:
+    if max_bad is not None and len(bad) > max_bad:
         first = bad[0]
         why = f"{first.error.why} (unreadable images: {len(bad)}, allowed: {max_bad})"
         raise DataError(first.path, why, "repair or remove it, or raise --max-bad") from first.error
@@ -124,24 +137,20 @@ def _images_in(folder: Path) -> list[Path]:
 def _images_of_class(folder: Path) -> list[Path]:
     images = _images_in(folder)
     if not images:
-        raise DataError(folder, "is a class folder without an image", f"add {_known_suffixes()} files or remove it")
+        raise DataError(folder, "is a class folder without images", f"{_ADD_FILES}, or remove it")
     return images
-
-
-def _known_suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _class_indices(folder: Path, names: Sequence[str], labels: Sequence[str] | None) -> list[int]:
     if not labels:
         return list(range(len(names)))
-    strangers = sorted(set(names) - set(labels))
-    if not strangers:
+    unknown = sorted(set(names) - set(labels))
+    if not unknown:
         return _indices_by_name(folder, names, labels)
-    if len(strangers) < len(names):
-        near = difflib.get_close_matches(strangers[0], labels, n=1)
-        hint = f", rename it to {near[0]!r}" if near else ""
-        raise DataError(folder / strangers[0], "is no label of the model, though others are", f"remove it{hint}")
+    if len(unknown) < len(names):
+        near = difflib.get_close_matches(unknown[0], labels, n=1)
+        fix = f"rename it to {near[0]!r}, or remove it" if near else "remove it"
+        raise DataError(folder / unknown[0], "is not a label of the model, though other folders are", fix)
     if len(names) != len(labels):
         why = f"holds {len(names)} class folders, the model has {len(labels)} labels; the first folder is {names[0]!r}"
         raise DataError(folder, why, f"name the folders after the labels, such as {labels[0]!r}")

@@ -1,55 +1,55 @@
-"""One image from a file, bytes or a stream. What comes out is RGB, 8 bits a channel, upright and whole.
+"""Read one image from a file, bytes, a stream, PIL, an array or a tensor: RGB, 8 bits per channel, upright, complete.
 
-An image is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first bytes
-and never by the suffix; the size in the header is checked before a pixel is decoded. An image that ends early is
-refused, and so is a PNG whose checksums are wrong (`image_damage.py`).
+An image file is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first
+bytes and never by the suffix; the size in the header is checked before any pixel is decoded. An incomplete image is
+refused, and so is a PNG with wrong checksums (`image_damage.py`).
 
-==================  ==================================================================================================
-what the file has   what becomes of it
-==================  ==================================================================================================
-gray, 1 bit         the same value in R, G and B (1 bit: 0 or 255)
-palette             the colours of the palette
-transparency        dropped: the stored colour is kept, as `Image.convert("RGB")` and so torchvision's loader have it
-CMYK, YCCK          (255 - C)·(255 - K) / 255 and so on, after Adobe's inversion; colour profiles are not applied
-16 bits a channel   the high byte (Pillow's own conversion would clip gray images to white)
-float gray          0…1 becomes 0…255, rounded; a value outside is refused, for its white is not known
-32-bit integers     refused, for their white is not known
-EXIF orientation    applied, 1 to 8; damaged EXIF data counts as 1
-several frames      the first one
-==================  ==================================================================================================
+====================  ================================================================================================
+the image has         the result
+====================  ================================================================================================
+gray, 1 bit           the same value in R, G and B (1 bit: 0 or 255)
+palette               the colors of the palette
+transparency          is dropped: the stored color stays, as with `Image.convert("RGB")` and torchvision's loader
+CMYK, YCCK            (255 - C)·(255 - K) / 255 and so on, after Adobe's inversion; color profiles are not applied
+16 bits per channel   the high byte (Pillow's own conversion would clip gray images to white)
+float gray            0…1 becomes 0…255, rounded; values outside are refused, since their white is unknown
+32-bit integers       are refused, since their white is unknown
+EXIF orientation      is applied, 1 to 8; damaged EXIF data counts as 1
+several frames        the first one
+====================  ================================================================================================
 
-Every loss is told in `LoadedImage.notes`.
+Every loss is noted in `LoadedImage.notes`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self, cast
 
 import numpy as np
-import numpy.typing as npt
 from PIL import (
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
-from densenet_deploy.artifacts import os_errors_about
+from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DensenetDeployError, FeedError, ImageError, ResourceError
+from densenet_deploy.runtime.feeds import Array, Feed, as_array
 from densenet_deploy.runtime.image_damage import why_not_whole
-
-ImageSource = str | Path | bytes | BinaryIO
 
 MOST_PIXELS: Final = 2**30 // 12  # as many as Pillow takes without a warning
 
@@ -62,7 +62,7 @@ _READERS: Final[tuple[tuple[bytes, type[ImageFile.ImageFile]], ...]] = (
     (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
     (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
 )
-_STRANGERS: Final = (
+_OTHER_FORMATS: Final = (
     (rb"\Z", "is empty"),
     (rb"%PDF", "is a PDF"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "is PostScript"),
@@ -70,63 +70,73 @@ _STRANGERS: Final = (
     (rb"....ftyp", "is HEIC, AVIF or a video"),
     (rb"(\xef\xbb\xbf)?\s*<(!doctype )?html", "is an HTML page"),
     (rb"[^\0-\x08\x0e-\x1f]+\Z", "is text"),
-    (rb"", "is in no known image format"),
+    (rb"", "is not in a known image format"),
 )
 _HEAD_BYTES: Final = 512
-
-_UPRIGHT: Final = 1
-_TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image: `pixels` in Pillow's mode RGB, and in `notes` what was lost on the way there."""
+    """An image: `pixels` in Pillow's mode RGB; `notes` say what was lost in the conversion."""
 
     pixels: Image.Image
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_array(cls, pixels: npt.NDArray[Any]) -> Self:
-        """Wrap a camera's frame: uint8, (H, W, 3), RGB.
+    def from_array(cls, pixels: Feed) -> Self:
+        """Wrap a frame of a camera: an array or a tensor of uint8, (H, W, 3), in RGB order.
 
         Raises:
             FeedError: if it is anything else.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-            raise FeedError("pixels", f"are {pixels.shape} {pixels.dtype}", "give uint8 of (H, W, 3) in RGB order")
-        return cls(Image.fromarray(pixels))
+        array = as_array("image", pixels)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+            raise FeedError("image", f"is {array.shape} {array.dtype}, not uint8 (H, W, 3)", _array_fix(array))
+        return cls(Image.fromarray(array))
+
+
+FileSource = StrPath | bytes | bytearray | memoryview | BinaryIO
+ImageSource = FileSource | Image.Image | Feed | LoadedImage
+"""What `load_image` takes."""
 
 
 def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> LoadedImage:
-    """Decode one image.
+    """Return an image as RGB, decoding it if necessary.
 
     >>> load_image("cat.jpg").pixels.size      # doctest: +SKIP
     (500, 375)
 
     Args:
-        source: a path, the bytes of a file, or an open binary file, which is read from its start and left open.
-        most_pixels: refuse larger images, before they cost memory.
+        source: a path; the bytes of a file; an open binary file, which is read from its start and left open; a PIL
+            image; a uint8 array or tensor (H, W, 3) in RGB order; or an image that was loaded before.
+        most_pixels: refuse files with more, before they cost memory.
 
     Raises:
-        ImageError: if it is no image, damaged, cut short, too large, or of a kind that has no stated conversion.
+        ImageError: if it is not an image, damaged, incomplete, too large, or of a kind without a stated conversion.
+        FeedError: if an array is not uint8 (H, W, 3).
         InputError: if there is no such file.
         ResourceError: if reading it failed, or memory ran out.
     """
+    if isinstance(source, LoadedImage):
+        return source
+    if isinstance(source, Image.Image):
+        with _decoding_errors_about("image"):
+            return _decoded(source, "image")
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return _load_file(source, most_pixels)
+    if hasattr(source, "read"):
+        return _load_file(cast("BinaryIO", source), most_pixels)
+    return LoadedImage.from_array(source)
+
+
+def _load_file(source: FileSource, most_pixels: int) -> LoadedImage:
     name = _name_of(source)
-    if isinstance(source, (str, Path)) and Path(source).exists() and not Path(source).is_file():
-        raise ImageError(name, "is no regular file", "give an image file")
+    if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
+        raise ImageError(name, "is not a regular file", "give an image file")
     with os_errors_about(name), _opened(source) as file, _decoding_errors_about(name):
         image = _recognized(file, name)
         if image.width * image.height > most_pixels:
-            size = f"is {image.width}x{image.height} pixels, more than {most_pixels} in all"
+            size = f"is {image.width}x{image.height} pixels, more than the limit of {most_pixels}"
             raise ImageError(name, size, "make it smaller")
         damage = why_not_whole(file, image.format)
         if damage is not None:
@@ -134,20 +144,28 @@ def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> Loaded
         return _decoded(image, name)
 
 
-def _name_of(source: ImageSource) -> object:
-    if isinstance(source, bytes):
+def _array_fix(array: Array) -> str:
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[0] == 3:
+        return "it looks like (3, H, W): transpose it to (H, W, 3)"
+    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3:
+        return "give a list of images"
+    return "give one image as uint8 of (H, W, 3) in RGB order"
+
+
+def _name_of(source: FileSource) -> object:
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{len(source)} bytes"
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, os.PathLike)):
         return source
     return getattr(source, "name", "a stream")
 
 
 @contextlib.contextmanager
-def _opened(source: ImageSource) -> Iterator[BinaryIO]:
+def _opened(source: FileSource) -> Iterator[BinaryIO]:
     """Give `source` as a file that can seek; close it only if it was opened here."""
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
-    elif isinstance(source, (str, Path)):
+    elif isinstance(source, (str, os.PathLike)):
         with Path(source).open("rb") as file:
             yield _seekable(file)
     else:
@@ -166,7 +184,7 @@ def _decoding_errors_about(name: object) -> Iterator[None]:
     except DensenetDeployError:
         raise
     except MemoryError as exc:
-        raise ResourceError(name, "does not fit into memory", "make the image smaller") from exc
+        raise ResourceError(name, "does not fit in memory", "make the image smaller") from exc
     except Exception as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
@@ -181,19 +199,18 @@ def _recognized(file: BinaryIO, name: object) -> ImageFile.ImageFile:
     for pattern, reader in _READERS:
         if re.match(pattern, head, re.DOTALL):
             return reader(file)
-    why = next(why for pattern, why in _STRANGERS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
+    why = next(why for pattern, why in _OTHER_FORMATS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
     raise ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF or TIFF image")
 
 
-def _decoded(image: ImageFile.ImageFile, name: object) -> LoadedImage:
+def _decoded(image: Image.Image, name: object) -> LoadedImage:
     notes = _losses(image)
     image.load()
-    turn = _TURNS.get(_orientation(image))
-    pixels = _rgb(image, name)
-    return LoadedImage(pixels if turn is None else pixels.transpose(turn), notes)
+    orientation = _orientation(image)
+    return LoadedImage(_upright(_rgb(image, name), orientation), notes)
 
 
-def _losses(image: ImageFile.ImageFile) -> tuple[str, ...]:
+def _losses(image: Image.Image) -> tuple[str, ...]:
     losses = {
         "only the first frame is used": getattr(image, "is_animated", False),
         "transparency is dropped": image.has_transparency_data,
@@ -203,31 +220,42 @@ def _losses(image: ImageFile.ImageFile) -> tuple[str, ...]:
     return tuple(note for note, is_lost in losses.items() if is_lost)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation; to be asked after `load`, because Pillow turns a TIFF itself while loading."""
+def _orientation(image: Image.Image) -> Any:
+    """Return the EXIF orientation of a loaded image: Pillow rotates a TIFF itself while loading."""
     try:
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
-    except Exception:  # noqa: BLE001  (EXIF is parsed by many paths of Pillow; an image is no worse for its damage)
-        return _UPRIGHT
-    return orientation
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001  (damaged EXIF fails anywhere in Pillow, and the pixels are as good without it)
+        return None
 
 
-def _rgb(image: ImageFile.ImageFile, name: object) -> Image.Image:
+def _upright(pixels: Image.Image, orientation: Any) -> Image.Image:
+    """Apply `orientation`. The other EXIF tags are dropped first: Pillow fails to rewrite those that are damaged."""
+    pixels.info = {}
+    if orientation not in range(2, 9):
+        return pixels
+    pixels.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(pixels)
+
+
+def _rgb(image: Image.Image, name: object) -> Image.Image:
+    """Return a new image in mode RGB."""
     if image.mode == "I":
-        raise ImageError(name, "holds 32-bit or signed integers, whose white is not known", "save it with 8 or 16 bits")
+        raise ImageError(name, "holds 32-bit or signed integers, whose white is unknown", "save it with 8 or 16 bits")
     if image.mode == "F":
         return _gray(_bytes_of_fractions(np.asarray(image), name))
     if image.mode.startswith("I;16"):
         return _gray(np.asarray(image) >> 8)
-    image.info.pop("transparency", None)  # dropped here, or Pillow would warn while dropping it
+    if "transparency" in image.info:  # dropped here, or Pillow would warn while dropping it
+        image = image.copy()
+        del image.info["transparency"]
     return image.convert("RGB")
 
 
-def _gray(values: npt.NDArray[Any]) -> Image.Image:
+def _gray(values: Array) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
-def _bytes_of_fractions(values: npt.NDArray[Any], name: object) -> npt.NDArray[Any]:
+def _bytes_of_fractions(values: Array, name: object) -> Array:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):  # false for NaN too
         raise ImageError(name, f"holds floats from {low:g} to {high:g}", "scale them to 0…1 or save it with 8 bits")

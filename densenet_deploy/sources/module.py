@@ -138,13 +138,14 @@ def _output_names(module: nn.Module, channels: int | None) -> tuple[str, ...]:
     """Run the module on one black image, of the first size that it accepts, and name what it returns."""
     import torch
 
-    from densenet_deploy.models.outputs import output_names
+    from densenet_deploy.runtime.backends.torch import named_tensors
 
     device = next((tensor.device for tensor in module.state_dict().values()), None)
     for size in _PROBED_SIZES:
         try:
             with torch.inference_mode():
-                return output_names(module(torch.zeros(1, channels or 3, size, size, device=device)))
+                result = module(torch.zeros(1, channels or 3, size, size, device=device))
+                return tuple(name for name, _ in named_tensors(result, LoadedNetwork.output_names))
         except Exception:  # noqa: BLE001, S112 - any code may run here; another size may suit it
             continue
     return LoadedNetwork.output_names

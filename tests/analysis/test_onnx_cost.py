@@ -11,9 +11,9 @@ import pytest
 from densenet_deploy.analysis.cost import LayerCost, model_cost
 from densenet_deploy.analysis.onnx_cost import onnx_cost
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.graph.expose_values import expose_values
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.models.build import build_model
-from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
+from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -120,7 +120,7 @@ def test_counting_leaves_the_model_as_it_was():
 def test_an_exported_densenet_costs_what_its_numbers_say(head):
     spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=6, num_classes=5, bn_size=2)
     spec = dataclasses.replace(spec, head=head)
-    exported = onnx_from_module(build_model(spec), spec.output_name, ExportOptions(image_size=32))
+    exported = onnx_from_module(build_model(spec), spec.output_name, OnnxOptions(image_size=32))
     found, expected = onnx_cost(onnx_ir.to_proto(exported)), model_cost(spec, 32)
     assert {layer.name: layer for layer in found.layers} == {layer.name: layer for layer in expected.layers}
     assert {block.name: block.macs for block in found.blocks} == {block.name: block.macs for block in expected.blocks}

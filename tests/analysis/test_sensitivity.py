@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity, most_sensitive_first, short_names
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first, short_names
 
 
 def _one(name: str, db: float) -> Sensitivity:
-    return Sensitivity(name, (name,), Fidelity(db), Fidelity(40.0))
+    return Sensitivity(name, (name,), Cost(db), Cost(40.0))
 
 
 def test_what_costs_most_alone_comes_first():

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from densenet_deploy.bench.candidate import BatchRefusedError, Candidate, CandidateWorker
 from densenet_deploy.bench.scenarios import RoundTiming
-from densenet_deploy.errors import BackendError, InputError, ModelFileError, UnknownNameError, UsageError
-from densenet_deploy.processes import start
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.errors import InputError, ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.worker import WorkerDiedError
+from densenet_deploy.workflows.export import ExportOptions, export
+from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 
 NOISY = """
@@ -26,8 +22,8 @@ sys.addaudithook(lambda event, args: event == "open" and str(args[0]).endswith("
 @pytest.fixture(scope="module")
 def pair_onnx(tmp_path_factory):
     """A model that takes two images at once, no more and no fewer."""
-    target = ExportTarget(batch=2, out=str(tmp_path_factory.mktemp("pair") / "pair.onnx"))
-    return export_onnx(ModelRequest(architecture=TINY, num_classes=10), target).onnx
+    path = tmp_path_factory.mktemp("pair") / "pair.onnx"
+    return export(options=ExportOptions(batch=2), architecture=TINY, num_classes=10, out=path).path
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +32,13 @@ def checkpoint_file(tmp_path_factory):
     import torch
 
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
-    torch.save(build(ModelRequest(architecture=TINY, num_classes=10)).module.state_dict(), path)
+    torch.save(load(architecture=TINY, num_classes=10).module.state_dict(), path)
     return path
 
 
 def _load(candidate):
     with CandidateWorker(candidate) as worker:
-        return worker.placement
+        return worker.opening.placement
 
 
 def test_the_median_of_a_round_is_that_of_its_calls():
@@ -51,7 +47,7 @@ def test_the_median_of_a_round_is_that_of_its_calls():
 
 def test_a_round_times_some_calls_and_reports_the_memory(tiny_onnx):
     with CandidateWorker(Candidate(tiny_onnx, "onnxruntime", batch=2)) as worker:
-        assert worker.placement.startswith("onnxruntime")
+        assert str(worker.opening.placement).startswith("onnxruntime")
         timing = worker.measure(0)
         longer = worker.measure(0.05)
     assert len(timing.seconds) >= 3
@@ -70,7 +66,7 @@ def test_the_memory_of_the_parent_is_not_the_childs(tiny_onnx):
 
 def test_options_reach_the_runner(tiny_onnx):
     with CandidateWorker(Candidate(tiny_onnx, "onnxruntime", device="cpu", precision="fp32", threads=1)) as worker:
-        assert worker.placement.endswith("cpu, fp32, 1 threads")
+        assert str(worker.opening.placement).endswith("cpu, fp32, 1 threads")
 
 
 def test_a_fixed_batch_is_accepted_and_another_refused(pair_onnx):
@@ -93,7 +89,7 @@ def test_loading_and_the_first_call_are_timed_separately(tiny_onnx):
 
 def test_a_checkpoint_needs_the_program_that_builds_it(checkpoint_file):
     """Its module takes images of any size; it gets the size in its manifest."""
-    with CandidateWorker(Candidate(checkpoint_file, program="densenet_deploy.workflows.benchmark.contender")) as worker:
+    with CandidateWorker(Candidate(checkpoint_file, program="densenet_deploy.workflows.benchmark")) as worker:
         assert worker.opening.placement.backend == "torch"
         assert len(worker.measure(0).seconds) >= 3
     with pytest.raises(ModelFileError) as caught:
@@ -116,21 +112,6 @@ def test_streams_run_at_the_same_time_and_a_camera_gives_frames(tiny_onnx):
 def test_an_invalid_scenario_is_refused_before_any_process_starts(tiny_onnx, facts):
     with pytest.raises(UsageError):
         Candidate(tiny_onnx, **facts)
-
-
-def test_a_child_whose_parent_ended_first_says_nothing():
-    process = start("densenet_deploy.bench.candidate", verbose=True)
-    assert process.communicate() == (b"", None)
-    assert process.returncode == 0
-
-
-def test_an_error_ends_the_process_in_the_middle_of_a_round(tiny_onnx):
-    worker, start = CandidateWorker(Candidate(tiny_onnx, "onnxruntime")), time.monotonic()
-    assert worker.placement
-    worker._send(600)
-    worker.__exit__(ValueError, ValueError(), None)
-    assert worker._process.returncode == -9
-    assert time.monotonic() - start < 300
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):
@@ -162,12 +143,12 @@ def test_an_invalid_batch_is_refused_before_any_process_starts(tiny_onnx):
 
 def test_a_process_that_dies_is_a_backend_error(tiny_onnx):
     with CandidateWorker(Candidate(tiny_onnx, "onnxruntime")) as worker:
-        assert worker.placement
-        worker._process.kill()
-        with pytest.raises(BackendError) as caught:
+        assert worker.opening.placement
+        worker._worker.kill()
+        with pytest.raises(WorkerDiedError) as caught:
             worker.measure(0)
     assert caught.value.subject == str(tiny_onnx)
-    assert "-9" in caught.value.why
+    assert caught.value.signal == 9
 
 
 def test_a_model_that_cannot_be_opened_fails_its_first_round_too(tmp_path):
@@ -175,25 +156,8 @@ def test_a_model_that_cannot_be_opened_fails_its_first_round_too(tmp_path):
         worker.measure(0)
 
 
-def test_a_process_ends_with_its_context(tiny_onnx):
-    with CandidateWorker(Candidate(tiny_onnx, "onnxruntime")) as worker:
-        assert worker.placement
-        assert worker._process.poll() is None
-    assert worker._process.returncode == 0
-    worker.close()
-
-
-@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO], ids=["quiet", "verbose"])
-def test_other_output_does_not_garble_the_answers(tiny_onnx, tmp_path, monkeypatch, caplog, capfd, level):
+def test_other_output_does_not_garble_the_answers(tiny_onnx, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(NOISY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level(level), CandidateWorker(Candidate(tiny_onnx, "onnxruntime")) as worker:
-        assert worker.placement.startswith("onnxruntime")
-    assert ("noise" in capfd.readouterr().err) == (level == logging.INFO)
-
-
-def test_modules_in_the_working_directory_are_not_imported(tiny_onnx, tmp_path, monkeypatch):
-    (tmp_path / "numpy.py").write_text("raise SystemExit('not numpy')")
-    monkeypatch.chdir(tmp_path)
-    with CandidateWorker(Candidate(Path(tiny_onnx), "onnxruntime")) as worker:
-        assert worker.placement.startswith("onnxruntime")
+    with CandidateWorker(Candidate(tiny_onnx, "onnxruntime")) as worker:
+        assert worker.opening.placement.backend == "onnxruntime"

@@ -1,4 +1,4 @@
-"""The benchmarks run to their end on models of a moment; what they measure is no test's business."""
+"""The benchmarks run to completion on tiny models; their measurements are not tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def _run(script: str, *arguments: str | Path) -> dict:
-    """Run a benchmark as its docstring says and return what it wrote."""
+    """Run a benchmark as in its docstring and return the results it wrote."""
     output = Path(arguments[-1])
     subprocess.run([sys.executable, BENCHMARKS / script, *arguments], check=True)
     written = json.loads(output.read_text())
@@ -62,14 +62,14 @@ def test_evaluate_overlap_compares_with_the_slower_of_decoding_and_the_model(tin
         both = 1 / (1 / row["decode"] + 1 / row["inference"])
         assert row["of_shared"]["median"] == pytest.approx(row["evaluate"] / both)
     assert apart["holds"] in (True, False, None)
-    assert shared["holds"] is None, "nothing is promised where both want the same processors"
+    assert shared["holds"] is None, "the limit does not apply where both use the same processors"
 
 
-def test_tune_choice_races_everything_against_the_choice(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_tune_choice_measures_all_candidates_against_the_choice(tiny_onnx: Path, tmp_path: Path) -> None:
     quick = ("--rounds", "1", "--seconds", "0")
     (row,) = _run("tune_choice.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
     keys = {(rival["file"], rival["backend"], rival["threads"]) for rival in row["rivals"]}
-    assert len(keys) == len(row["rivals"]) < row["candidates"], "the choice does not run against itself"
+    assert len(keys) == len(row["rivals"]) < row["candidates"], "the choice is not measured against itself"
     best = max(rival["over_choice"]["median"] for rival in row["rivals"])
     assert row["shortfall"]["median"] == pytest.approx(max(0.0, best - 1))
     assert row["near_best"] == (row["shortfall"]["median"] <= 0.05)
@@ -84,7 +84,7 @@ def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     assert result["ratio"] == pytest.approx(result["product_seconds"] / result["bare_seconds"])
 
 
-def test_build_time_compares_the_same_plan(tmp_path: Path) -> None:
+def test_build_time_compares_identical_engines(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     rounds = ("--rounds", "1", "--warm-up", "0")
     results = _run("build_time.py", "--variants", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
@@ -95,16 +95,16 @@ def test_build_time_compares_the_same_plan(tmp_path: Path) -> None:
         assert row["product_mib"] > 0
 
 
-def test_engines_say_what_each_form_runs_in(tmp_path: Path) -> None:
+def test_engines_reports_the_precision_of_each_form(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     forms = ("--forms", "fp16", "int8 per-tensor")
-    half, int8 = _run("engines.py", "--variants", "cifar-7-4", *forms, "--output", tmp_path / "r.json")
-    assert half["share_of_macs"] == {"fp16": 1.0}
-    assert int8["share_of_macs"]["int8"] > int8["share_of_macs"]["fp16"] > 0, "the stem stays half"
-    assert all(row["plan_bytes"] > 0 and row["activation_bytes"] > 0 for row in (half, int8))
+    fp16, int8 = _run("engines.py", "--variants", "cifar-7-4", *forms, "--output", tmp_path / "r.json")
+    assert fp16["share_of_macs"] == {"fp16": 1.0}
+    assert int8["share_of_macs"]["int8"] > int8["share_of_macs"]["fp16"] > 0, "the stem stays in FP16"
+    assert all(row["plan_bytes"] > 0 and row["activation_bytes"] > 0 for row in (fp16, int8))
 
 
-def test_contenders_take_turns_in_reversed_order() -> None:
+def test_candidates_take_turns_in_reversed_order() -> None:
     calls: list[str] = []
     take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
     assert "".join(calls) == "abbaab"

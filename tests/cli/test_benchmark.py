@@ -54,7 +54,7 @@ def test_the_table_names_the_machine_and_the_file_that_was_written(capsys, tiny_
     printed = capsys.readouterr().out
     assert printed.startswith("model ")
     assert "usable CPUs" in printed
-    assert printed.endswith(f"wrote {out}\n")
+    assert printed.endswith(f" {out}\n")
     assert out.read_text().startswith("model,")
 
 

@@ -9,7 +9,7 @@ import torch
 from densenet_deploy.models.build import build_model
 from densenet_deploy.sources import load
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from examples.digits_data import LABELS
 from examples.rendered_digits import PREPROCESSING, images_of, inputs_from
 from examples.train_rendered_digits import WEIGHTS_NAME, RenderedOptions, Sizes, batches, train, write_results

@@ -25,10 +25,10 @@ def test_images_are_found_directly_inside_and_in_class_folders(tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
     save(tmp_path / "notes.txt")
-    with pytest.raises(DataError, match="holds no image"):
-        find_images(tmp_path)
-    with pytest.raises(InputError, match="no such"):
-        find_images(tmp_path / "none")
+    for folder, kind in ((tmp_path, DataError), (tmp_path / "none", InputError)):
+        with pytest.raises(kind) as caught:
+            find_images(folder)
+        assert caught.value.subject == str(folder)
 
 
 def tree(root: Path, *classes: str) -> Path:
@@ -66,32 +66,36 @@ def test_every_image_of_a_class_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folders", "labels", "why"),
+    ("folders", "labels", "subject", "hint"),
     [
-        ((), None, "holds no class folders"),
-        (("n01", "n02", "n03"), ("cat", "dog"), "3 class folders, the model has 2 labels; the first folder is 'n01'"),
-        (("n01",), ("cat", "dog"), "1 class folders, the model has 2 labels"),
-        (("cat", "dgo"), ("cat", "dog"), "dgo: is no label of the model, though others are.*rename it to 'dog'"),
-        (("cat", "dog", "zebra"), ("cat", "dog"), "zebra: is no label"),
-        (("crane",), ("crane", "crane"), "names 2 labels"),
+        ((), None, "", ""),
+        (("n01", "n02", "n03"), ("cat", "dog"), "", "'cat'"),
+        (("n01",), ("cat", "dog"), "", "'cat'"),
+        (("cat", "dgo"), ("cat", "dog"), "dgo", "'dog'"),
+        (("cat", "dog", "zebra"), ("cat", "dog"), "zebra", ""),
+        (("crane",), ("crane", "crane"), "crane", ""),
     ],
 )
-def test_folders_that_do_not_fit_the_labels_are_refused(tmp_path, folders, labels, why):
-    with pytest.raises(DataError, match=why):
+def test_folders_that_do_not_match_the_labels_are_refused(tmp_path, folders, labels, subject, hint):
+    with pytest.raises(DataError) as caught:
         find_labelled_images(tree(tmp_path, *folders), labels)
+    assert caught.value.subject == str(tmp_path / subject)
+    assert hint in caught.value.fix
 
 
 def test_an_empty_class_is_refused_by_name(tmp_path):
     (tree(tmp_path, "cat") / "dog").mkdir()
-    with pytest.raises(DataError, match="dog: is a class folder without an image"):
+    with pytest.raises(DataError) as caught:
         find_labelled_images(tmp_path)
+    assert caught.value.subject == str(tmp_path / "dog")
 
 
-def test_bad_images_are_recorded_up_to_the_limit(tmp_path):
+@pytest.mark.parametrize("limit", [1, None])
+def test_bad_images_are_recorded_up_to_the_limit(tmp_path, limit):
     good = [save(tmp_path / f"{i}.png") for i in range(2)]
     bad = save(tmp_path / "bad.png", b"<html>")
-    images = ReadableImages([good[0], bad, good[1]], max_bad=1)
-    for _ in range(2):  # a second pass starts counting anew
+    images = ReadableImages([good[0], bad, good[1]], max_bad=limit)
+    for _ in range(2):  # every pass starts counting anew
         assert [path for path, _ in images] == good
         assert [(entry.path, entry.error.why) for entry in images.bad] == [(bad, "is an HTML page")]
 
@@ -99,10 +103,13 @@ def test_bad_images_are_recorded_up_to_the_limit(tmp_path):
 def test_one_bad_image_too_many_ends_the_pass_and_names_the_first(tmp_path):
     first, second = save(tmp_path / "a.png", b""), tmp_path / "missing.png"
     images = ReadableImages([first, second, save(tmp_path / "c.png")], max_bad=1)
-    with pytest.raises(DataError, match=r"a\.png: is empty \(unreadable images: 2, allowed: 1\)"):
+    with pytest.raises(DataError) as caught:
         list(images)
+    assert caught.value.subject == str(first)
+    assert len(images.bad) == 2
 
 
 def test_by_default_no_bad_image_is_allowed(tmp_path):
-    with pytest.raises(DataError, match="is empty"):
+    with pytest.raises(DataError) as caught:
         list(ReadableImages([save(tmp_path / "a.png", b"")]))
+    assert caught.value.subject == str(tmp_path / "a.png")

@@ -90,7 +90,7 @@ def test_slivers_load(size):
     assert load_image(encoded(Image.new("RGB", size))).pixels.size == size
 
 
-def test_a_camera_frame_is_a_image():
+def test_a_camera_frame_is_an_image():
     frame = np.asarray(image())
     assert np.array_equal(LoadedImage.from_array(frame).pixels, frame)
 
@@ -104,9 +104,10 @@ def test_a_camera_frame_is_a_image():
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_another_array_is_no_frame(frame):
-    with pytest.raises(FeedError, match="give uint8"):
+def test_another_array_is_refused(frame):
+    with pytest.raises(FeedError) as caught:
         LoadedImage.from_array(frame)
+    assert caught.value.subject == "image"
 
 
 # --- how it becomes RGB: golden values, worked out by hand
@@ -178,7 +179,7 @@ def test_ycck_jpeg_follows_adobes_inversion():
 @pytest.mark.parametrize(
     ("mode", "colour", "why"),
     [
-        ("I", 70_000, "white is not known"),
+        ("I", 70_000, "white is unknown"),
         ("F", 255.0, "floats from 255 to 255"),
         ("F", -0.1, "floats from -0.1"),
         ("F", float("nan"), "floats from nan"),
@@ -259,12 +260,12 @@ def test_of_an_animation_the_first_frame_is_taken_and_noted(form):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
         (b"8BPS\0\1\0\0", "is a Photoshop file"),
         (b"\0\0\0\x1cftypheic\0\0\0\0", "is HEIC, AVIF or a video"),
-        (b"\x00\x01\x02\x03" * 9, "no known image format"),
-        (b"P6 1 1 255 \x00\x00\x00", "no known image format"),  # Pillow would read it
+        (b"\x00\x01\x02\x03" * 9, "not in a known image format"),
+        (b"P6 1 1 255 \x00\x00\x00", "not in a known image format"),  # Pillow would read it
         (b"BM" + b"\xff" * 60, "cannot be decoded"),
     ],
 )
-def test_a_stranger_is_refused_by_what_it_is(tmp_path, data, why):
+def test_another_file_is_refused_by_what_it_is(tmp_path, data, why):
     path = tmp_path / "cat.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageError, match=why) as caught:
@@ -297,26 +298,27 @@ def test_other_cut_images_are_refused(percent, form):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        load_image(tmp_path / "none.jpg")
-    with pytest.raises(ImageError, match="is no regular file"):
-        load_image(tmp_path)
+    for path, kind in ((tmp_path / "none.jpg", InputError), (tmp_path, ImageError)):
+        with pytest.raises(kind) as caught:
+            load_image(path)
+        assert caught.value.subject == str(path)
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "frame.png")
-    with pytest.raises(ImageError, match="is no regular file"):
+    with pytest.raises(ImageError) as caught:
         load_image(tmp_path / "frame.png")
+    assert caught.value.subject == str(tmp_path / "frame.png")
 
 
 def test_the_limit_is_on_the_pixels_of_the_header():
     data = encoded(Image.new("L", (30, 20)))
     assert load_image(data, most_pixels=600).pixels.size == (30, 20)
-    with pytest.raises(ImageError, match="30x20 pixels, more than 599"):
+    with pytest.raises(ImageError, match="30x20"):
         load_image(data, most_pixels=599)
 
 
-def test_a_image_that_pillow_would_warn_of_is_refused_without_a_warning():
+def test_an_image_that_pillow_would_warn_of_is_refused_without_a_warning():
     with pytest.raises(ImageError, match="10000x10000"):  # any warning would be an error here
         load_image(png(10_000, 10_000, 8, 0, b""))
 

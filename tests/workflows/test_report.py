@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 from densenet_deploy.errors import DataError, InputError, OutputExistsError, UsageError
+from densenet_deploy.parity.compare import Parity
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.report import report
+from densenet_deploy.workflows.sensitivity import SensitivityReport
 from tests.reading_html import Reading
 from tests.workflows.html_report.conftest import ReportFolder, machine, parity, reports, result, validation
 from tests.workflows.html_report.test_decide import trial
@@ -22,18 +26,25 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def cost(sqnr_db: float) -> dict[str, float | None]:
-    return {"sqnr_db": sqnr_db, "top1": None}
-
-
 def sensitivity_of(model: Path) -> dict[str, object]:
-    row = {"name": "features.conv0", "layers": ["features.conv0"], "only_int8": cost(51.25), "only_float": cost(33.5)}
-    return {"model": str(model), "recipe": "openvino", "per": "layer", "int8": cost(30.25), "sensitivity": [row]}
+    row = Sensitivity("features.conv0", ("features.conv0",), Cost(51.25), Cost(33.5), 3.25)
+    return SensitivityReport(
+        model=str(model), recipe="openvino", per="layer", float_top1=None, int8=Cost(30.25), sensitivity=(row,)
+    ).to_json()
 
 
 def quantization_of(model: Path) -> dict[str, object]:
-    return {"onnx": str(model), "recipe": "openvino", "parity": parity(), "calibrated_on": 77, "weight_bits": 7,
-            "layers_int8": 8, "float_layers": ["features.conv0"], "speed": None, "notes": []}  # fmt: skip
+    return QuantizeReport(
+        onnx=model,
+        recipe="openvino",
+        outputs={"logits": Parity.from_json(parity())},
+        layers_int8=8,
+        layers_float=1,
+        float_layers=("features.conv0",),
+        float_unasked=(),
+        weight_bits=7,
+        calibrated_on=77,
+    ).to_json()
 
 
 @pytest.fixture
@@ -77,8 +88,8 @@ def test_accuracies_and_mistakes_are_those_found(page: Reading) -> None:
 
 def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> None:
     (row,) = page.table("Parity of outputs")[1:]
-    assert row[:7] == ["fast.onnx", "slow.onnx", "43.2", "0.987654", "0.123", "75.00 %", "passed"]
-    assert row[7:] == ["openvino 2026.0, cpu, int8", "onnxruntime 1.31, cpu, fp32"]
+    assert row[:8] == ["fast.onnx", "slow.onnx", "43.2", "31.5", "0.987654", "0.123", "75.00 %", "passed"]
+    assert row[8:] == ["openvino 2026.0, cpu, int8", "onnxruntime 1.31, cpu, fp32"]
     assert page.table("The 1 layers of fast.onnx")[1] == ["features.norm0", "12.3", "0.987654", "0.123"]
     assert page.table("slow.onnx, recipe openvino")[1] == ["features.conv0", "51.2", "33.5", "3.2", "–"]
     (row,) = page.table("Calibration of each model")[1:]

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import GREY, INK, VERMILLION, lighten_grid, new_axes, new_figure, plain
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity, most_sensitive_first, short_names
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,12 +33,7 @@ class SensitivityData:
 
     title: str
     rows: Sequence[Sensitivity]
-    whole: Fidelity
-
-    @classmethod
-    def of(cls, model: Path, recipe: str, rows: Sequence[Sensitivity], whole: Fidelity) -> SensitivityData:
-        """Return the data with a title that names the model and the recipe."""
-        return cls(f"{model.name}, recipe {recipe}", rows, whole)
+    whole: Cost
 
 
 @plots.register("sqnr")
@@ -57,7 +51,7 @@ def draw_sqnr(data: SensitivityData) -> Figure:
     return figure
 
 
-def _draw_alone(axes: Axes, rows: _Rows, whole: Fidelity, colours: Sequence[str]) -> None:
+def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
     values = [_finite(row.only_int8.sqnr_db) for row in rows]
     start = _finite(whole.sqnr_db)
     places = range(len(rows))
@@ -73,7 +67,7 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Fidelity, colours: Sequence[str]
     _tidy(axes, f"SQNR of the outputs with only this in INT8 (dB)\nlower is more sensitive{lowest}")
 
 
-def _draw_gained(axes: Axes, rows: _Rows, whole: Fidelity, colours: Sequence[str]) -> None:
+def _draw_gained(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
     values = [_finite(row.only_float.sqnr_db - whole.sqnr_db) for row in rows]
     axes.barh(range(len(rows)), values, color=colours, height=0.6)
     axes.axvline(0, color=INK, linewidth=1)

@@ -131,7 +131,7 @@ class TorchRunner(Runner):
                 result = module(batch.to(self._device))
         except (RuntimeError, ValueError) as exc:
             raise _run_error(exc, array) from exc
-        named = dict(_named_tensors(result, self._names))
+        named = dict(named_tensors(result, self._names))
         if not named:
             raise BackendError(type(result).__name__, "is what the module returned, without a tensor", _RETURN_FIX)
         return named
@@ -185,8 +185,17 @@ def _output_spec(name: str, shape: tuple[int | None, ...]) -> TensorSpec:
     return TensorSpec(name, shape, np.dtype(np.float32))
 
 
-def _named_tensors(result: Any, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors that a module returned under their names; those of several outputs in one are nested."""
+def named_tensors(result: Any, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that a module returned under their names; those of several outputs in one are nested.
+
+    >>> import torch
+    >>> [name for name, _ in named_tensors({"a": torch.zeros(1), "b": [torch.zeros(1)]}, ())]
+    ['a', 'b.0']
+
+    Args:
+        result: a tensor, or tensors in dictionaries, tuples and lists.
+        names: of the tensor, or of the entries of a tuple or list if they are as many; keys of a dictionary stay.
+    """
     if not isinstance(result, (Mapping, tuple, list)):
         yield from _nested(names[0], result)
         return

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.artifacts import sha256_of
-from densenet_deploy.workflows.html_report.load import Interval, Material, Measured, ModelSummary, Trial, Tuning
+from densenet_deploy.bench.measurement import Measurement
+from densenet_deploy.workflows.html_report.load import Interval, Material, ModelSummary, Trial, Tuning
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Entry:
     """A model, its measurement and, where known, its accuracy."""
 
     model: ModelSummary
-    measured: Measured
+    measured: Measurement
     top1: float | None
 
 
 def decide(material: Material) -> Decision:
     """Return the choice of the last run of `tune`, or else that of the rule."""
     if material.tunings:
-        return _of_tune(material.tunings[-1], material)
+        return _of_tune(material.tunings[-1].report, material)
     entries = entries_of(material)
     if not entries:
         return _undecided(material)
@@ -81,7 +82,7 @@ def runs_on(backend: str | None, threads: int | None, batch: int | None, device:
 
 def entries_of(material: Material) -> list[Entry]:
     """The models that were measured, each at its fastest, at the smallest batch of the first scenario."""
-    refused = [validation.model for validation in material.validations if validation.passed is False]
+    refused = [loaded.report.model for loaded in material.validations if loaded.report.passed is False]
     usable = [
         (model, result)
         for result in material.results
@@ -138,8 +139,9 @@ def _drop(entry: Entry, baseline: float) -> float:
 
 def _merits(entry: Entry) -> ModelMerits:
     measured = entry.measured
-    speed = measured.batch / measured.median_ms if measured.median_ms else float("inf")
-    return ModelMerits(speed, entry.top1 or 0.0, entry.model.bytes, measured.peak_memory_bytes or 0.0)
+    return ModelMerits(
+        measured.batch / measured.median_ms, entry.top1 or 0.0, entry.model.bytes, measured.peak_memory_bytes
+    )
 
 
 def _about_entries(chosen: Entry, entries: Sequence[Entry], material: Material) -> list[str]:
@@ -165,10 +167,10 @@ def _sentences(notes: Iterable[str]) -> list[str]:
 
 
 def _about_measurements(material: Material) -> list[str]:
-    cautions = [sentence for benchmark in material.benchmarks for sentence in _sentences(benchmark.notes)]
+    cautions = [sentence for loaded in material.benchmarks for sentence in _sentences(loaded.report.notes)]
     stale = sorted({result.model for result in material.results if material.is_stale(result)})
     cautions += [f"{name} has changed since it was measured; that measurement was not used." for name in stale]
-    for validation in material.validations:
+    for validation in (loaded.report for loaded in material.validations):
         if validation.passed is False and material.model_called(validation.model) is not None:
             cautions.append(f"{validation.model} missed a gate ({'; '.join(validation.failed or ())}): not considered.")
     return list(dict.fromkeys(cautions))

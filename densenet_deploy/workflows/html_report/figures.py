@@ -13,7 +13,7 @@ from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.workflows.html_report.decide import entries_of
-from densenet_deploy.workflows.html_report.load import Material, ModelSummary, Trial
+from densenet_deploy.workflows.html_report.load import Material, ModelSummary
 from densenet_deploy.workflows.html_report.page import Block, Figure, Remarks
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.points import point_label
@@ -89,23 +89,16 @@ class Figures:
 
 def _tuned_points(material: Material) -> Iterator[ParetoPoint]:
     for tuning in material.tunings:
-        for trial in shown_trials(tuning.pareto, tuning.chosen):
+        for trial in tuning.report.shown:
             if trial.latency_ms and trial.top1 is not None:
                 label = point_label(trial.model, trial.backend, trial.threads, trial.batch)
-                is_chosen = trial.is_same(tuning.chosen)
+                is_chosen = trial.is_same(tuning.report.chosen)
                 yield ParetoPoint(label, trial.latency_ms, trial.top1, trial.interval_ms, chosen=is_chosen)
-
-
-def shown_trials(front: tuple[Trial, ...], chosen: Trial | None) -> tuple[Trial, ...]:
-    """The front of a tuning, and its choice wherever that is not on it."""
-    if chosen is None or any(trial.is_same(chosen) for trial in front):
-        return front
-    return (*front, chosen)
 
 
 def _measured_points(material: Material) -> Iterator[ParetoPoint]:
     for entry in entries_of(material):
         measured = entry.measured
-        if entry.top1 is not None and measured.median_ms:
+        if entry.top1 is not None:
             label = point_label(measured.model, measured.backend, measured.threads, measured.batch)
             yield ParetoPoint(label, measured.median_ms, entry.top1, measured.interval_ms)

@@ -1,189 +1,46 @@
-"""All that the page is made of: the models, and what the reports of other commands hold about them.
-
-Each report is read by its own record, whose fields are the JSON keys that the page shows; other keys are ignored.
-"""
+"""All that the page is made of: the models, and the reports of other commands."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of
+from densenet_deploy.bench.machine import Machine
+from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.errors import DataError, MissingPackageError, UsageError, printable
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_range
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
+from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.evaluate import EvaluateReport
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
-from densenet_deploy.workflows.plot.points import SensitivityRecord
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
+from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.stages import Listener, ignore
 
 Interval = tuple[float, float]
 
-_R = TypeVar("_R", bound="ReportFile")
+R = TypeVar("R", bound=Report)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportFile(Report):
-    """A report that was read from `path`."""
+@dataclass(frozen=True)
+class Loaded(Generic[R]):
+    """A report and the file from which it was read."""
 
-    path: Path = Path()
+    path: Path
+    report: R
 
     @property
     def name(self) -> str:
         return self.path.name
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Percentiles of all calls, in milliseconds."""
-
-    p50: float
-    p90: float | None = None
-    p99: float | None = None
-
-
-@dataclass(frozen=True)
-class CameraCounts:
-    """The frame rate, and the fraction of frames that were dropped or late."""
-
-    fps: float
-    missed: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One result of `benchmark`: times in milliseconds, memory in bytes."""
-
-    model: str
-    backend: str
-    precision: str
-    batch: int
-    latency_ms: Percentiles
-    sha256: str | None = None
-    device: str | None = None
-    threads: int | None = None
-    streams: int | None = 1
-    scenario: str | None = "single-stream"
-    interval_ms: Interval | None = None
-    rounds_ms: tuple[float, ...] | None = ()
-    images_per_second: float | None = None
-    peak_memory_bytes: float | None = None
-    device_memory_bytes: float | None = None
-    load_ms: float | None = None
-    first_ms: float | None = None
-    camera: CameraCounts | None = None
-
-    @property
-    def median_ms(self) -> float:
-        """The median of the rounds' medians, to which `interval_ms` belongs."""
-        return statistics.median(self.rounds_ms) if self.rounds_ms else self.latency_ms.p50
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """A GPU and the version of its driver."""
-
-    name: str
-    driver: str | None = None
-
-
-@dataclass(frozen=True)
-class MachineFacts:
-    """The machine on which something was measured."""
-
-    cpu: str
-    usable_cpus: int
-    system: str | None = None
-    python: str | None = None
-    date: str | None = None
-    cpu_quota: float | None = None
-    cpu_mhz: float | None = None
-    gpus: tuple[GpuFacts, ...] | None = ()
-    versions: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark(ReportFile):
-    """A run of `benchmark`."""
-
-    kind: ClassVar[str] = "benchmark"
-
-    results: tuple[Measured, ...]
-    machine: MachineFacts | None = None
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """A class: its images, and how many of them were recognized."""
-
-    index: int
-    count: int
-    right: int
-    label: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.label or f"class {self.index}"
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How many images of the class `truth` were classified as `predicted`."""
-
-    truth: int
-    predicted: int
-    count: int
-
-
-@dataclass(frozen=True)
-class SecondOpinion:
-    """Another model, and the fraction of images for which both give the same class."""
-
-    model: str
-    top1_agreement: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation(ReportFile):
-    """What `evaluate` found for one model; fractions are 0 to 1."""
-
-    kind: ClassVar[str] = "evaluate"
-
-    model: str
-    top1: float
-    count: int
-    top5: float | None = None
-    calibration_error: float | None = None
-    backend: str | None = None
-    precision: str | None = None
-    classes: tuple[ClassResult, ...] | None = ()
-    confusion: tuple[Confusion, ...] | None = ()
-    bad: tuple[object, ...] | None = ()
-    against: SecondOpinion | None = None
-
-    @property
-    def weakest(self) -> list[ClassResult]:
-        """The classes in which images were not recognized, the worst first."""
-        wrong = (one for one in self.classes or () if one.right < one.count)
-        return sorted(wrong, key=lambda one: one.right / one.count)
-
-    @property
-    def mistakes(self) -> list[tuple[str, str, int]]:
-        """Class, predicted class and how often, the most frequent first."""
-        names = {one.index: one.name for one in self.classes or ()}
-        wrong = (one for one in self.confusion or () if one.truth != one.predicted)
-        return [
-            (names.get(one.truth, f"class {one.truth}"), names.get(one.predicted, f"class {one.predicted}"), one.count)
-            for one in sorted(wrong, key=lambda one: -one.count)
-        ]
 
 
 @dataclass(frozen=True)
@@ -205,7 +62,7 @@ class LayerParity(ParityFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation(ReportFile):
+class Validation(Report):
     """What `validate` found; `passed` is None without a gate."""
 
     kind: ClassVar[str] = "validate"
@@ -227,22 +84,6 @@ class Validation(ReportFile):
 def file_of(described: str) -> str:
     """Return the file in `FILE: backend version, provider, …`."""
     return described.rpartition(": ")[0] or described
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantization(ReportFile):
-    """What `quantize` did."""
-
-    kind: ClassVar[str] = "quantize"
-
-    onnx: str | None
-    recipe: str
-    parity: ParityFacts
-    calibrated_on: int
-    layers_int8: int
-    weight_bits: int | None = None
-    float_layers: tuple[str, ...] | None = ()
-    speed: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +118,7 @@ def _identity(one: Trial) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(ReportFile):
+class Tuning(Report):
     """A run of `tune`; `chosen` is None where no candidate keeps the limits."""
 
     kind: ClassVar[str] = "tune"
@@ -286,19 +127,21 @@ class Tuning(ReportFile):
     pareto: tuple[Trial, ...]
     candidates: tuple[Trial, ...] | None = ()
     reason: str | None = None
-    machine: MachineFacts | None = None
+    machine: Machine | None = None
     dry_run: bool | None = False
+
+    @property
+    def shown(self) -> tuple[Trial, ...]:
+        """The front, and the choice if it is not on it."""
+        if self.chosen is None or any(trial.is_same(self.chosen) for trial in self.pareto):
+            return self.pareto
+        return (*self.pareto, self.chosen)
 
     @property
     def why(self) -> str:
         """Why the choice is the choice, or why there is none."""
         chosen = (self.chosen.reason, self.chosen.outcome) if self.chosen is not None else ()
         return next(filter(None, (self.reason, *chosen)), "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SensitivityFile(SensitivityRecord, ReportFile):
-    """What each layer or block costs in INT8."""
 
 
 @dataclass(frozen=True)
@@ -416,22 +259,22 @@ class Material:
 
     sources: ReportSources
     models: tuple[ModelSummary, ...]
-    benchmarks: tuple[Benchmark, ...] = ()
-    evaluations: tuple[Evaluation, ...] = ()
-    validations: tuple[Validation, ...] = ()
-    sensitivities: tuple[SensitivityFile, ...] = ()
-    quantizations: tuple[Quantization, ...] = ()
-    tunings: tuple[Tuning, ...] = ()
+    benchmarks: tuple[Loaded[BenchmarkReport], ...] = ()
+    evaluations: tuple[Loaded[EvaluateReport], ...] = ()
+    validations: tuple[Loaded[Validation], ...] = ()
+    sensitivities: tuple[Loaded[SensitivityReport], ...] = ()
+    quantizations: tuple[Loaded[QuantizeReport], ...] = ()
+    tunings: tuple[Loaded[Tuning], ...] = ()
     inputs: tuple[FileFacts, ...] = field(default=())
 
     @property
-    def results(self) -> tuple[Measured, ...]:
-        return tuple(result for benchmark in self.benchmarks for result in benchmark.results)
+    def results(self) -> tuple[Measurement, ...]:
+        return tuple(result for loaded in self.benchmarks for result in loaded.report.results)
 
     @property
-    def reports(self) -> tuple[ReportFile, ...]:
+    def reports(self) -> tuple[Loaded[Any], ...]:
         """All reports, in the order of a workflow."""
-        measured = (*self.tunings, *self.benchmarks, *self.evaluations)
+        measured: tuple[Loaded[Any], ...] = (*self.tunings, *self.benchmarks, *self.evaluations)
         return (*self.quantizations, *self.sensitivities, *self.validations, *measured)
 
     @property
@@ -443,18 +286,19 @@ class Material:
         """Return the model that a report calls `name`, if it is one of these."""
         return next((model for model in self.models if model.is_called(name)), None)
 
-    def evaluation_of(self, model: ModelSummary) -> Evaluation | None:
+    def evaluation_of(self, model: ModelSummary) -> EvaluateReport | None:
         """The last evaluation of `model`, if there is one."""
-        return next((found for found in reversed(self.evaluations) if model.is_called(found.model)), None)
+        found = (loaded.report for loaded in reversed(self.evaluations))
+        return next((report for report in found if model.is_called(report.model)), None)
 
     def top1_of(self, model: ModelSummary) -> float | None:
         """Top-1 of `model`: what `evaluate` found, else what `tune` found for the very same file."""
         if (found := self.evaluation_of(model)) is not None:
             return found.top1
-        trials = (trial for tuning in reversed(self.tunings) for trial in tuning.candidates or ())
+        trials = (trial for loaded in reversed(self.tunings) for trial in loaded.report.candidates or ())
         return next((one.top1 for one in trials if one.sha256 == model.sha256 and one.top1 is not None), None)
 
-    def is_stale(self, result: Measured) -> bool:
+    def is_stale(self, result: Measurement) -> bool:
         """Whether a result was measured on other bytes than the model of that name holds now."""
         model = self.model_called(result.model)
         return model is not None and bool(result.sha256) and result.sha256 != model.sha256
@@ -472,23 +316,23 @@ def load_material(sources: ReportSources, listener: Listener = ignore) -> Materi
     read = Material(
         sources,
         (),
-        _read(Benchmark, sources.benchmarks),
-        _read(Evaluation, sources.evaluations),
+        _read(BenchmarkReport, sources.benchmarks),
+        _read(EvaluateReport, sources.evaluations),
         _read(Validation, sources.validations),
-        _read(SensitivityFile, sources.sensitivities),
-        _read(Quantization, sources.quantizations),
+        _read(SensitivityReport, sources.sensitivities),
+        _read(QuantizeReport, sources.quantizations),
         _read(Tuning, sources.tunings),
         tuple(FileFacts.of(Path(path)) for paths in sources.by_option().values() for path in paths),
     )
     for tuning in read.tunings:
-        if tuning.dry_run:
+        if tuning.report.dry_run:
             raise DataError(tuning.path, "is a dry run, which measured nothing", "run tune without --dry-run")
     listener("reading models")
     return dataclasses.replace(read, models=look_at([Path(model) for model in sources.models]))
 
 
-def _read(kind: type[_R], paths: Iterable[StrPath]) -> tuple[_R, ...]:
-    return tuple(dataclasses.replace(kind.read(Path(path)), path=Path(path)) for path in paths)
+def _read(kind: type[R], paths: Iterable[StrPath]) -> tuple[Loaded[R], ...]:
+    return tuple(Loaded(Path(path), kind.read(Path(path))) for path in paths)
 
 
 def look_at(paths: Sequence[Path]) -> tuple[ModelSummary, ...]:

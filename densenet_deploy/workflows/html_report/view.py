@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.plots.style import milliseconds
+from densenet_deploy.bench.machine import Machine
+from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.manifest import Manifest
+from densenet_deploy.parity.compare import Parity
+from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
 from densenet_deploy.workflows.html_report.decide import Decision, runs_on
-from densenet_deploy.workflows.html_report.figures import Figures, shown_trials
+from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import (
-    Benchmark,
-    Evaluation,
     FileFacts,
     Interval,
-    MachineFacts,
+    Loaded,
     Material,
-    Measured,
     ModelSummary,
     ParityFacts,
-    Quantization,
-    ReportFile,
     ReportSources,
     Trial,
     Tuning,
@@ -42,6 +43,7 @@ from densenet_deploy.workflows.html_report.page import (
     Table,
     table,
 )
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 
 _UNKNOWN: Final = "–"
 _MIB: Final = 2**20
@@ -157,7 +159,7 @@ def _pareto(material: Material, figures: Figures) -> Section:
     lead = "A model is on the front if no other model here is both faster and more accurate."
     blocks = figures.pareto()
     for tuning in material.tunings:
-        blocks += [_front(tuning)] if tuning.pareto else []
+        blocks += [_front(tuning)] if tuning.report.pareto else []
         blocks += _machine(tuning, material)
     if not blocks:
         missing = (
@@ -167,13 +169,13 @@ def _pareto(material: Material, figures: Figures) -> Section:
     return Section("pareto", "Speed and accuracy", lead, blocks)
 
 
-def _front(tuning: Tuning) -> Table:
-    trials = shown_trials(tuning.pareto, tuning.chosen)
+def _front(tuning: Loaded[Tuning]) -> Table:
+    trials, chosen = tuning.report.shown, tuning.report.chosen
     longest = _longest((trial.latency_ms, trial.interval_ms) for trial in trials)
 
     def model(trial: Trial) -> Cell:
         name = trial.model.rpartition("/")[2]
-        return Cell(f"{name} (chosen)", name.lower(), tone="good") if trial.is_same(tuning.chosen) else _text(name)
+        return Cell(f"{name} (chosen)", name.lower(), tone="good") if trial.is_same(chosen) else _text(name)
 
     goals = "latency, throughput, answers, memory and file size"
     return table(
@@ -198,23 +200,24 @@ def _latency(material: Material) -> Section:
     )
     blocks: list[Block] = []
     for benchmark in material.benchmarks:
-        for scenario, batch in dict.fromkeys((result.scenario, result.batch) for result in benchmark.results):
-            results = [result for result in benchmark.results if (result.scenario, result.batch) == (scenario, batch)]
+        found = benchmark.report.results
+        for scenario, batch in dict.fromkeys((result.scenario, result.batch) for result in found):
+            results = [result for result in found if (result.scenario, result.batch) == (scenario, batch)]
             blocks.append(_latencies(f"{scenario}, batch {batch} ({benchmark.name})", results, material))
-        blocks += [*_machine(benchmark, material), *_remarks(benchmark.notes)]
+        blocks += [*_machine(benchmark, material), *_remarks(_notes(benchmark.report))]
     return Section(
         "latency", "Latency", lead, blocks or [_made_by("benchmark", *(model.path for model in material.models))]
     )
 
 
-def _latencies(caption: str, results: Sequence[Measured], material: Material) -> Table:
+def _latencies(caption: str, results: Sequence[Measurement], material: Material) -> Table:
     longest = _longest((result.median_ms, result.interval_ms) for result in results)
 
-    def model(result: Measured) -> Cell:
+    def model(result: Measurement) -> Cell:
         name = result.model.rpartition("/")[2]
         return Cell(f"{name} (since changed)", name.lower(), tone="bad") if material.is_stale(result) else _text(name)
 
-    columns: dict[str, Callable[[Measured], Cell]] = {
+    columns: dict[str, Callable[[Measurement], Cell]] = {
         "model": model,
         "runs on": lambda result: _text(_place(result)),
         "precision": lambda result: _text(result.precision),
@@ -235,36 +238,41 @@ def _latencies(caption: str, results: Sequence[Measured], material: Material) ->
     return table(caption, results, columns)
 
 
-def _place(result: Measured) -> str:
-    threads = "" if result.threads is None else f"{result.threads} thread{'' if result.threads == 1 else 's'}"
-    streams = "" if result.streams in (None, 1) else f"{result.streams} streams"
+def _place(result: Measurement) -> str:
+    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
+    streams = "" if result.streams == 1 else f"{result.streams} streams"
     device = "" if result.device == "cpu" else result.device
     return ", ".join(filter(None, (result.backend, device, streams, threads)))
 
 
-def _machine(run: Tuning | Benchmark, material: Material) -> list[Block]:
+def _notes(report: BenchmarkReport) -> list[str]:
+    return [*(f"failed: {one}" for one in report.failed), *report.notes]
+
+
+def _machine(run: Loaded[Any], material: Material) -> list[Block]:
     """The machine of a run: in full, or the name of the earlier report with the same one."""
-    if run.machine is None:
+    machine = run.report.machine
+    if machine is None:
         return []
-    pairs = _machine_facts(run.machine)
-    runs: list[Tuning | Benchmark] = [*material.tunings, *material.benchmarks]
+    pairs = _machine_facts(machine)
+    runs: list[Loaded[Any]] = [*material.tunings, *material.benchmarks]
     for earlier in runs[: next(place for place, one in enumerate(runs) if one is run)]:
-        if earlier.machine is not None and _machine_facts(earlier.machine) == pairs:
+        if earlier.report.machine is not None and _machine_facts(earlier.report.machine) == pairs:
             pairs = [("processor, software", f"as in {earlier.name}, above")]
             break
-    clock = "" if run.machine.cpu_mhz is None else f"{run.machine.cpu_mhz:,.0f} MHz"
-    moment = (("clock", clock), ("date", run.machine.date or ""))
+    clock = "" if machine.cpu_mhz is None else f"{machine.cpu_mhz:,.0f} MHz"
+    moment = (("clock", clock), ("date", machine.date))
     return [Facts([*pairs, *(pair for pair in moment if pair[1])], "The machine")]
 
 
-def _machine_facts(machine: MachineFacts) -> list[tuple[str, str]]:
+def _machine_facts(machine: Machine) -> list[tuple[str, str]]:
     quota = "" if machine.cpu_quota is None else f", quota {machine.cpu_quota:g}"
-    gpus = "; ".join(", driver ".join(filter(None, (gpu.name, gpu.driver))) for gpu in machine.gpus or ())
-    versions = (f"{name} {version}" for name, version in (machine.versions or {}).items())
+    gpus = "; ".join(", driver ".join(filter(None, (gpu.name, gpu.driver))) for gpu in machine.gpus)
+    versions = (f"{name} {version}" for name, version in machine.versions.items())
     pairs = [
         ("processor", f"{machine.cpu}, {machine.usable_cpus} usable CPUs{quota}"),
         ("graphics", gpus or "no NVIDIA GPU"),
-        ("system", machine.system or ""),
+        ("system", machine.system),
         ("software", ", ".join([f"Python {machine.python}", *versions])),
     ]
     return [pair for pair in pairs if pair[1]]
@@ -275,17 +283,18 @@ def _accuracy(material: Material) -> Section:
         "Measured on labelled images. The calibration error is the mean distance between a model's confidence and how "
         "often it is right."
     )
-    blocks: list[Block] = [_evaluated(material.evaluations)] if material.evaluations else []
+    evaluations = [loaded.report for loaded in material.evaluations]
+    blocks: list[Block] = [_evaluated(evaluations)] if evaluations else []
     blocks += [_tuned_accuracy(tuning, trials) for tuning in material.tunings if (trials := _with_top1(tuning))]
     if not blocks:
         blocks = [_made_by("evaluate", material.models[0].path, "--data", "FOLDER")]
-    blocks += _mistakes(material.evaluations)
-    notes = dict.fromkeys(note for found in material.evaluations for note in found.notes)
+    blocks += _mistakes(evaluations)
+    notes = dict.fromkeys(note for found in evaluations for note in found.notes)
     return Section("accuracy", "Accuracy", lead, [*blocks, *_remarks(notes)])
 
 
-def _evaluated(found: Sequence[Evaluation]) -> Table:
-    def agreement(one: Evaluation) -> Cell:
+def _evaluated(found: Sequence[EvaluateReport]) -> Table:
+    def agreement(one: EvaluateReport) -> Cell:
         if one.against is None or one.against.top1_agreement is None:
             return _number(None)
         agreed = one.against.top1_agreement
@@ -301,19 +310,20 @@ def _evaluated(found: Sequence[Evaluation]) -> Table:
             "top-5": lambda one: _number(one.top5, _percent),
             "calibration error": lambda one: _number(one.calibration_error, _percent),
             "images": lambda one: _number(one.count),
-            "unreadable": lambda one: _number(len(one.bad or ())),
+            "unreadable": lambda one: _number(len(one.bad)),
             "same answer as": agreement,
         },
     )
 
 
-def _with_top1(tuning: Tuning) -> list[Trial]:
+def _with_top1(tuning: Loaded[Tuning]) -> list[Trial]:
     """One candidate for each file and backend whose top-1 was measured."""
-    measured = (trial for trial in tuning.candidates or tuning.pareto if trial.top1 is not None)
+    found = tuning.report.candidates or tuning.report.pareto
+    measured = (trial for trial in found if trial.top1 is not None)
     return list({(trial.model, trial.backend): trial for trial in measured}.values())
 
 
-def _tuned_accuracy(tuning: Tuning, trials: Sequence[Trial]) -> Table:
+def _tuned_accuracy(tuning: Loaded[Tuning], trials: Sequence[Trial]) -> Table:
     return table(
         f"Accuracy as tune measured it ({tuning.name})",
         trials,
@@ -326,16 +336,16 @@ def _tuned_accuracy(tuning: Tuning, trials: Sequence[Trial]) -> Table:
     )
 
 
-def _mistakes(found: Sequence[Evaluation]) -> list[Block]:
+def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
     """The weakest classes and the most frequent confusions of every model, folded."""
-    weak = [(one.model, part) for one in found for part in one.weakest[:_WORST]]
-    wrong = [(one.model, *mistake) for one in found for mistake in one.mistakes[:_WORST]]
+    weak = [(one.model, part) for one in found for part in _weakest(one)]
+    wrong = [(one.model, *mistake) for one in found for mistake in _confusions(one)]
     caption, blocks = f"At most {_WORST} per model", list[Block]()
     if weak:
         columns: dict[str, Callable[..., Cell]] = {
             "model": lambda row: _name(row[0]),
-            "class": lambda row: _text(row[1].name),
-            "top-1": lambda row: _number(row[1].right / row[1].count, _percent),
+            "class": lambda row: _text(_class_name(row[1].label, row[1].index)),
+            "top-1": lambda row: _number(row[1].top1, _percent),
             "images": lambda row: _number(row[1].count),
         }
         blocks.append(table(caption, weak, columns, "Weakest classes"))
@@ -350,14 +360,36 @@ def _mistakes(found: Sequence[Evaluation]) -> list[Block]:
     return blocks
 
 
+def _weakest(report: EvaluateReport) -> list[ClassResult]:
+    return sorted((one for one in report.classes if one.right < one.count), key=lambda one: one.top1)[:_WORST]
+
+
+def _confusions(report: EvaluateReport) -> list[tuple[str, str, int]]:
+    """Class, predicted class and how often, the most frequent first."""
+    labels = {one.index: one.label for one in report.classes} | dict(enumerate(report.labels))
+    wrong = sorted((one for one in report.confusion if one.truth != one.predicted), key=lambda one: -one.count)
+    return [
+        (
+            _class_name(labels.get(one.truth), one.truth),
+            _class_name(labels.get(one.predicted), one.predicted),
+            one.count,
+        )
+        for one in wrong[:_WORST]
+    ]
+
+
+def _class_name(label: str | None, index: int) -> str:
+    return label or f"class {index}"
+
+
 # Sections about precision
 
 
-def _sqnr(parity: ParityFacts | None) -> Cell:
+def _sqnr(parity: Parity | ParityFacts | None) -> Cell:
     if parity is None:
         return _number(None)
-    identical = parity.sqnr_db is None and parity.max_abs == 0
-    return Cell("∞", float("inf")) if identical else _number(parity.sqnr_db, _decibels)
+    value = math.inf if parity.sqnr_db is None and parity.max_abs == 0 else parity.sqnr_db
+    return Cell("∞", value) if value == math.inf else _number(value, _decibels)
 
 
 def _parity(material: Material, figures: Figures) -> Section:
@@ -365,10 +397,11 @@ def _parity(material: Material, figures: Figures) -> Section:
         "How far a model's outputs are from its reference's. 40 dB SQNR means the error amplitude is 1 % of the "
         "signal. The centred SQNR leaves out each output's mean over the images: it measures what the image changes."
     )
-    blocks: list[Block] = [_validated(material.validations)] if material.validations else []
-    blocks += [block for validation in material.validations for block in _layers_apart(validation)]
+    validations = [loaded.report for loaded in material.validations]
+    blocks: list[Block] = [_validated(validations)] if validations else []
+    blocks += [block for validation in validations for block in _layers_apart(validation)]
     for found in material.sensitivities:
-        data = SensitivityData.of(found.model, found.recipe, found.sensitivity, found.int8)
+        data = found.report.plot_data
         blocks += [figures.sensitivity(data), _sensitivity(data)]
     first, *others = (model.path for model in material.models)
     if not material.validations:
@@ -457,29 +490,25 @@ def _calibration(material: Material) -> Section:
     written = [(name, f"recipe {recipe}, as recorded in the file") for name, recipe in recipes if recipe is not None]
     blocks: list[Block] = [Facts(written)] if written else []
     if material.quantizations:
-        blocks += _calibrated(material.quantizations)
+        blocks += _calibrated([loaded.report for loaded in material.quantizations])
     else:
         blocks.append(_made_by("quantize", _float_model(material), "--calibration", "FOLDER"))
     return Section("calibration", "Calibration", lead, blocks)
 
 
-def _calibrated(quantizations: Sequence[Quantization]) -> list[Block]:
-    def speed(one: Quantization) -> Cell:
-        known = ((name, value) for name, value in (one.speed or {}).items() if isinstance(value, (int, float)))
-        return _text(", ".join(f"{name} {value:.4g}" for name, value in known) or "not measured")
-
+def _calibrated(quantizations: Sequence[QuantizeReport]) -> list[Block]:
     found = table(
         "Calibration of each model",
         quantizations,
         {
-            "model": lambda one: _name(one.onnx or "in memory"),
+            "model": lambda one: _name(str(one.onnx or "in memory")),
             "images": lambda one: _number(one.calibrated_on),
             "recipe": lambda one: _text(one.recipe),
             "weight bits": lambda one: _number(one.weight_bits),
             "INT8 layers": lambda one: _number(one.layers_int8),
-            "FP32 layers": lambda one: _number(len(one.float_layers or ())),
+            "FP32 layers": lambda one: _number(one.layers_float),
             "SQNR dB on them": lambda one: _sqnr(one.parity),
-            "speed": speed,
+            "speed": lambda one: _text(one.speed or "not measured"),
         },
     )
     kept = [f"{one.onnx}: FP32 layers: {', '.join(one.float_layers)}" for one in quantizations if one.float_layers]
@@ -583,21 +612,22 @@ def _origin(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _reproduce(material: Material, out: Path) -> Section:
     lead = "The command lines that the reports record, and the one that made this page."
-    recorded = [line for report in material.reports if (line := _recorded(report))]
-    recorded += [tuning.chosen.command for tuning in material.tunings if tuning.chosen and tuning.chosen.command]
+    recorded = [line for loaded in material.reports if (line := _recorded(loaded))]
+    chosen = [loaded.report.chosen for loaded in material.tunings]
+    recorded += [trial.command for trial in chosen if trial is not None and trial.command]
     blocks = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
     return Section(
         "reproduce", "Reproduce", lead, [*blocks, Commands([_own_command(material.sources, out)], "This page.")]
     )
 
 
-def _recorded(report: ReportFile) -> str:
+def _recorded(loaded: Loaded[Any]) -> str:
     """The command line of a report; empty where it records none, as reports made in Python or by older versions."""
-    if not report.argv:
+    if not loaded.report.argv:
         return ""
-    first, *words = report.argv
+    first, *words = loaded.report.argv
     words = words if Path(first).name in (_PROGRAM, "cli.py", "__main__.py") else [first, *words]
-    to_file = f" > {shlex.quote(str(report.path))}" if "--json" in words else ""
+    to_file = f" > {shlex.quote(str(loaded.path))}" if "--json" in words else ""
     return shlex.join([_PROGRAM, *words]) + to_file
 
 

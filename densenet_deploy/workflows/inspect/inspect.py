@@ -11,31 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from densenet_deploy.analysis.cost import BlockCost, LayerCost, ModelCost, block_of, model_cost
-from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
+from densenet_deploy.analysis.cost import BlockCost, LayerCost, ModelCost, model_cost, network_part
+from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
 from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
-from densenet_deploy.analysis.training_memory import TrainingMemory, training_memory
 from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest
+from densenet_deploy.model import Model
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, mib, table
-from densenet_deploy.variants import variant_with
+from densenet_deploy.variants import is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.operator_profile import (
     OperatorProfile,
     ProfileOptions,
-    profile_file,
     profile_model,
 )
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
-    import torch
-
     from densenet_deploy.workflows.inspect.engine import InspectEngineReport
 
 _BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -171,16 +168,14 @@ class InspectReport(Report):
         return lines
 
 
-def inspect(
-    source: StrPath | torch.nn.Module, options: InspectOptions | None = None
-) -> InspectReport | InspectEngineReport:
+def inspect(source: Any, options: InspectOptions | None = None) -> InspectReport | InspectEngineReport:
     """Inspect a model: what it holds, costs and computes in.
 
     >>> inspect("121").parameters
     7978856
 
     Args:
-        source: the name of a variant, the path of a checkpoint, an ONNX file or an engine, or an `nn.Module`.
+        source: the name of a variant, the path of an engine, or whatever `load` takes.
         options: what to inspect.
 
     Raises:
@@ -189,16 +184,16 @@ def inspect(
         MissingPackageError: if a package is missing.
         BackendError: if the backend for the profile cannot be used.
     """
+    options = options or InspectOptions()
+    if isinstance(source, str) and is_variant(source):
+        return inspect_variant(source, options=options)
     if not isinstance(source, (str, os.PathLike)):
-        return _of_module(source, options or InspectOptions())
-    path = Path(source)
-    if not path.suffix and not path.exists():
-        return inspect_variant(str(source), options=options)
-    if path.suffix.lower() == ".engine":
-        from densenet_deploy.workflows.inspect.engine import inspect_engine
+        return _of_model(load(source), options)
+    if Path(source).suffix.lower() != ".engine":
+        return inspect_file(source, options)
+    from densenet_deploy.workflows.inspect.engine import inspect_engine
 
-        return inspect_engine(path, (options or InspectOptions()).batch)
-    return inspect_file(path, options)
+    return inspect_engine(Path(source), options.batch)
 
 
 def inspect_variant(
@@ -218,11 +213,14 @@ def inspect_variant(
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
     if options.profile is None:
         return report
-    model = build(ModelRequest(variant=name, architecture=changes, image_size=options.image_size))
+    stated: LoadOptions = {"architecture": changes, "image_size": size}
+    if name is not None:
+        stated["variant"] = name
+    model = load(None, **stated)
     return dataclasses.replace(report, profile=profile_model(model, options.batch, options.profile))
 
 
-def inspect_file(path: Path, options: InspectOptions | None = None) -> InspectReport:
+def inspect_file(path: StrPath, options: InspectOptions | None = None) -> InspectReport:
     """Inspect a checkpoint or an ONNX file.
 
     Raises:
@@ -230,17 +228,12 @@ def inspect_file(path: Path, options: InspectOptions | None = None) -> InspectRe
         MissingPackageError: if a package is missing.
         BackendError: if the backend for the profile cannot be used.
     """
-    options = options or InspectOptions()
     artifact = Artifact.open(path)
-    if artifact.kind == "checkpoint":
-        report = _of_checkpoint(path, options)
-    elif artifact.kind == "onnx":
-        report = _of_onnx(artifact, options)
-    else:
+    if artifact.kind not in ("checkpoint", "onnx"):
         raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file from which it was made")
-    if options.profile is None:
-        return report
-    return dataclasses.replace(report, profile=profile_file(path, options.batch, options.profile))
+    is_onnx = artifact.kind == "onnx"
+    model = Model(str(path), artifact.manifest, artifact=artifact, notes=untrained_note(artifact.manifest))
+    return _of_model(model if is_onnx else load(path).replaced(name=str(path)), options or InspectOptions())
 
 
 def inspect_spec(name: str, precision: str, manifest: Manifest, options: InspectOptions | None = None) -> InspectReport:
@@ -252,32 +245,55 @@ def inspect_spec(name: str, precision: str, manifest: Manifest, options: Inspect
     return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
 
 
-def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
-    model = build(ModelRequest(weights=str(path)))
-    size = options.image_size or model.manifest.preprocessing.image_size
-    return _of_spec(str(path), model.variant.spec, size, options).described(model.manifest, model.notes)
-
-
-def _of_module(module: Any, options: InspectOptions) -> InspectReport:
-    require_packages("export", "torch")
-    from densenet_deploy import sources
-    from densenet_deploy.models.counting import counted_cost
-
-    loaded, name = sources.load(module), type(module).__name__
-    if loaded.variant is not None:
-        size = options.image_size or loaded.variant.preprocessing.image_size
-        report = _of_spec(loaded.variant.artifact_name, loaded.variant.spec, size, options)
-    else:
-        size = options.image_size or _IMAGE_SIZE
-        parameters, macs = counted_cost(copy.deepcopy(module).to("meta"), size)
-        blocks = (BlockCost("network", (LayerCost(name, parameters, macs, ()),)),)
-        report = InspectReport(
-            model=name, precision=options.precision or "fp32", image_size=size, batch=options.batch, blocks=blocks
-        )
-    report = report.described(loaded.manifest, loaded.notes)
+def _of_model(model: Model, options: InspectOptions) -> InspectReport:
+    report = (_of_graph if model.is_onnx else _of_module)(model, options).described(model.manifest, model.notes)
     if options.profile is None:
         return report
-    return dataclasses.replace(report, profile=profile_model(module, options.batch, options.profile, size))
+    return dataclasses.replace(report, profile=profile_model(model, options.batch, options.profile, report.image_size))
+
+
+def _of_module(model: Model, options: InspectOptions) -> InspectReport:
+    known = model.manifest.preprocessing.image_size if model.manifest is not None else _IMAGE_SIZE
+    size, spec = options.image_size or known, model.spec
+    if spec is not None:
+        return _of_spec(model.name, spec, size, options)
+    if model.module is None:
+        raise ModelFileError(model.name, "does not say which network it is", "inspect the ONNX file or the module")
+    from densenet_deploy.models.taps import counted_cost
+
+    parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size)
+    network = BlockCost("network", (LayerCost(model.name, parameters, macs, ()),))
+    return InspectReport(
+        model=model.name,
+        precision=options.precision or "fp32",
+        image_size=size,
+        batch=options.batch,
+        blocks=(network,),
+    )
+
+
+def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
+    require_packages("export", "onnx")
+    from densenet_deploy.analysis.onnx_cost import onnx_cost
+    from densenet_deploy.graph.onnx_file import image_size_of
+
+    if options.precision not in (None, model.precision):
+        raise UsageError(f"precision={options.precision}", f"the model holds {model.precision}", "leave it out")
+    proto, subject = model.onnx, model.path or Path(model.name)
+    size, cost, layers = image_size_of(proto, subject), onnx_cost(proto), layer_precisions(proto)
+    if options.image_size not in (None, size):
+        raise UsageError(f"image-size={options.image_size}", f"the model takes {size} pixels", "leave it out")
+    if model.manifest is None or not model.manifest.spec:
+        return InspectReport(
+            model=model.name,
+            precision=model.precision,
+            image_size=size,
+            batch=options.batch,
+            blocks=cost.blocks,
+            layers=layers,
+        )
+    report = _of_manifest(model.name, model.precision, model.manifest, size, options)
+    return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
 def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOptions) -> InspectReport:
@@ -314,29 +330,4 @@ def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions)
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return dataclasses.asdict(training_memory_of(empty_model(spec), image_size, options.batch).by_block(block_of))
-
-
-def _of_onnx(artifact: Artifact, options: InspectOptions) -> InspectReport:
-    require_packages("export", "onnx")
-    from densenet_deploy.analysis.onnx_cost import onnx_cost
-    from densenet_deploy.graph.onnx_file import image_size_of, load_onnx
-
-    path, manifest, precision = artifact.path, artifact.manifest, artifact.precision
-    if options.precision not in (None, precision):
-        raise UsageError(f"precision={options.precision}", f"the file holds {precision}", "leave it out")
-    proto = load_onnx(path)
-    size, cost, layers = image_size_of(proto, path), onnx_cost(proto), layer_precisions(proto)
-    if options.image_size not in (None, size):
-        raise UsageError(f"image-size={options.image_size}", f"the file takes {size} pixels", "leave it out")
-    if manifest is None:
-        return InspectReport(
-            model=str(path),
-            precision=precision,
-            image_size=size,
-            batch=options.batch,
-            blocks=cost.blocks,
-            layers=layers,
-        )
-    report = _of_manifest(str(path), precision, manifest, size, options)
-    return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
+    return dataclasses.asdict(training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -219,8 +219,8 @@ def _point(value: str, network: DenseNetSpec | str, image_size: int, batch: int)
     import torch
 
     from densenet_deploy.models.build import empty_model
-    from densenet_deploy.models.counting import counted_cost
     from densenet_deploy.models.live_memory import inference_memory, training_memory_of
+    from densenet_deploy.models.taps import counted_cost
 
     with torch.device("meta"):
         module = _resnet(network) if isinstance(network, str) else empty_model(network)
@@ -281,11 +281,11 @@ def _measured(
     return measured
 
 
-def main() -> None:
+def main(requests: Iterator[Any]) -> Iterator[Any]:
     """Serve a candidate that `_open` opens; see `bench.candidate`."""
     from densenet_deploy.bench.candidate import serve_candidate
 
-    serve_candidate(_open)
+    return serve_candidate(requests, _open)
 
 
 def _open(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from densenet_deploy.analysis.pareto import ParetoPoint
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity
 from densenet_deploy.errors import DataError, printable
 from densenet_deploy.reports import Report
 
@@ -86,18 +85,6 @@ class PointsReport(Report):
     results: tuple[Entry, ...] = ()
     points: tuple[Entry, ...] = ()
     pareto: tuple[Entry, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SensitivityRecord(Report):
-    """What the report of `sensitivity` holds, as far as it is drawn."""
-
-    kind: ClassVar[str] = "sensitivity"
-
-    model: Path
-    recipe: str
-    int8: Fidelity
-    sensitivity: tuple[Sensitivity, ...]
 
 
 def pareto_points(paths: Sequence[Path]) -> tuple[ParetoPoint, ...]:

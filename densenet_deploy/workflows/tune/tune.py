@@ -17,7 +17,7 @@ from densenet_deploy.bench.machine import Machine
 from densenet_deploy.errors import InputError, UsageError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.image_folders import find_images
-from densenet_deploy.workflows.benchmark.benchmark import PACKAGES
+from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.candidates import Candidate, Form, ModelFile, Space, TuneOptions

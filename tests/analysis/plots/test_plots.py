@@ -30,7 +30,7 @@ from densenet_deploy.analysis.plots.plot import draw, plots, rendered
 from densenet_deploy.analysis.plots.reuse import ReuseData
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.reuse import ReuseMap
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 from densenet_deploy.errors import UnknownNameError
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -48,7 +48,7 @@ DATA = {
     "growth": GrowthData("net", STEPS),
     "cost": CostData("net", model_cost(SPEC, 32), activation_memory(SPEC, 32)),
     "pareto": ParetoData("net", POINTS),
-    "sqnr": SensitivityData("net", (Sensitivity("conv0", ("conv0",), Fidelity(40.0), Fidelity(33.0)),), Fidelity(30.0)),
+    "sqnr": SensitivityData("net", (Sensitivity("conv0", ("conv0",), Cost(40.0), Cost(33.0)),), Cost(30.0)),
 }
 
 

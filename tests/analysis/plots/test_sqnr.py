@@ -15,20 +15,20 @@ from PIL import Image
 from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.plots.style import VERMILLION
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 
-WHOLE = Fidelity(37.0)
+WHOLE = Cost(37.0)
 
 
 def _rows(count: int) -> list[Sensitivity]:
-    return [Sensitivity(f"net.layer{i}.conv", (), Fidelity(45.0 + i % 7), Fidelity(37.5 - i % 3)) for i in range(count)]
+    return [Sensitivity(f"net.layer{i}.conv", (), Cost(45.0 + i % 7), Cost(37.5 - i % 3)) for i in range(count)]
 
 
-def _figure(rows: list[Sensitivity], whole: Fidelity = WHOLE) -> Figure:
+def _figure(rows: list[Sensitivity], whole: Cost = WHOLE) -> Figure:
     return draw("sqnr", SensitivityData("title", rows, whole))
 
 
-def _drawn(rows: list[Sensitivity], kind: str, whole: Fidelity = WHOLE) -> bytes:
+def _drawn(rows: list[Sensitivity], kind: str, whole: Cost = WHOLE) -> bytes:
     return rendered(_figure(rows, whole), kind, "sensitivity")
 
 
@@ -66,11 +66,11 @@ def test_numbers_stand_beside_few_rows_only():
 
 
 def test_what_is_infinite_is_left_out_not_drawn_somewhere():
-    rows = [*_rows(3), Sensitivity("net.free.conv", (), Fidelity(math.inf), Fidelity(-math.inf))]
+    rows = [*_rows(3), Sensitivity("net.free.conv", (), Cost(math.inf), Cost(-math.inf))]
     alone, gained = _figure(rows).axes
     assert np.ma.getmaskarray(alone.collections[-1].get_offsets())[:, 0].tolist() == [False] * 3 + [True]
     assert math.isnan(gained.patches[3].get_width())
-    assert _drawn(rows, "png", Fidelity(math.inf))
+    assert _drawn(rows, "png", Cost(math.inf))
 
 
 def test_files_are_figures_and_the_same_every_time():
@@ -86,9 +86,9 @@ def test_drawing_leaves_pyplot_alone():
     code = (
         "import sys; from densenet_deploy.analysis.plots.plot import draw, rendered;"
         "from densenet_deploy.analysis.plots.sqnr import SensitivityData;"
-        "from densenet_deploy.analysis.sensitivity import Fidelity;"
+        "from densenet_deploy.analysis.sensitivity import Cost;"
         "assert 'matplotlib' not in sys.modules;"
-        "rendered(draw('sqnr', SensitivityData('t', [], Fidelity(1.0))), 'png', 't');"
+        "rendered(draw('sqnr', SensitivityData('t', [], Cost(1.0))), 'png', 't');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,20 +8,15 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.errors import DataError, UsageError
-from densenet_deploy.workflows.html_report.load import (
-    Benchmark,
-    Evaluation,
-    Quantization,
-    ReportFile,
-    ReportSources,
-    SensitivityFile,
-    Tuning,
-    Validation,
-    load_material,
-)
-from tests.workflows.html_report.conftest import ReportFolder
+from densenet_deploy.reports import Report
+from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.html_report.load import ReportSources, Tuning, Validation, load_material
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
+from densenet_deploy.workflows.sensitivity import SensitivityReport
+from tests.workflows.html_report.conftest import ReportFolder, machine, result
 
-BENCHMARK = {"model": "a.onnx", "backend": "b", "precision": "fp32", "batch": 1, "latency_ms": {"p50": 1.5}}
+RESULT = result("a.onnx", 1.5, "0" * 64)
 
 
 def written(tmp_path: Path, report: object) -> Path:
@@ -37,41 +32,24 @@ def written(tmp_path: Path, report: object) -> Path:
         ({"batch": True}, "results[0].batch"),
         ({"model": 3}, "results[0].model"),
         ({"latency_ms": 3}, "results[0].latency_ms"),
-        ({"latency_ms": {}}, "results[0].latency_ms.p50"),
+        ({"latency_ms": {}}, "results[0].latency_ms.mean"),
         ({"rounds_ms": 3}, "results[0].rounds_ms"),
         ({"rounds_ms": [1, "x"]}, "results[0].rounds_ms[1]"),
         ({"interval_ms": [1, float("inf")]}, None),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(change: dict[str, object], where: str | None, tmp_path: Path) -> None:
-    path = written(tmp_path, {"results": [BENCHMARK | change]})
+    path = written(tmp_path, {"results": [RESULT | change], "machine": machine()})
     with pytest.raises(DataError) as caught:
-        Benchmark.read(path)
+        BenchmarkReport.read(path)
     assert caught.value.subject == str(path)
     assert where is None or f"{where} is" in caught.value.why, "infinity is not JSON, so nothing in the file is read"
 
 
-def test_what_may_be_missing_is_unknown(tmp_path: Path) -> None:
-    benchmark = Benchmark.read(written(tmp_path, {"results": [BENCHMARK]}))
-    (measured,) = benchmark.results
-    assert (measured.median_ms, measured.interval_ms, measured.latency_ms.p90, measured.threads) == (
-        1.5,
-        None,
-        None,
-        None,
-    )
-    assert benchmark.machine is None
-
-
-def test_the_median_is_that_of_the_rounds(tmp_path: Path) -> None:
-    """The interval belongs to it, and may not hold the median of all calls."""
-    row = BENCHMARK | {"rounds_ms": [5, 1, 3], "interval_ms": [1, 5]}
-    (measured,) = Benchmark.read(written(tmp_path, {"results": [row]})).results
-    assert (measured.median_ms, measured.interval_ms) == (3.0, (1.0, 5.0))
-
-
-@pytest.mark.parametrize("kind", [Benchmark, Evaluation, Validation, Quantization, SensitivityFile, Tuning])
-def test_the_report_of_another_command_is_refused(kind: type[ReportFile], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", [BenchmarkReport, EvaluateReport, Validation, QuantizeReport, SensitivityReport, Tuning]
+)
+def test_the_report_of_another_command_is_refused(kind: type[Report], tmp_path: Path) -> None:
     for content in ({"schema": 1}, [1]):
         path = written(tmp_path, content)
         with pytest.raises(DataError) as caught:

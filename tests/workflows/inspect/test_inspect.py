@@ -23,7 +23,7 @@ from densenet_deploy.workflows.inspect.inspect import (
     inspect_file,
     inspect_variant,
 )
-from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, profile_file
+from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, profile_model
 from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, SweepReport, run_sweep
 from tests.conftest import DIGITS, TINY
 
@@ -66,7 +66,7 @@ def test_a_file_says_what_its_layers_compute_in(tiny_onnx: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_profile_adds_up(backend: str, tiny_onnx: Path) -> None:
-    profile = profile_file(tiny_onnx, 2, ProfileOptions(backend, "cpu", threads=1, calls=3))
+    profile = profile_model(tiny_onnx, 2, ProfileOptions(backend, "cpu", threads=1, calls=3))
     total = sum(entry.ms for entry in profile.operators)
     for shares in (profile.by_operator, profile.by_block, profile.by_precision):
         assert sum(share.ms for share in shares) == pytest.approx(total)
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_profiled_as_a_module() -> None:
 
 def test_a_checkpoint_cannot_be_profiled_by_a_backend_of_files() -> None:
     with pytest.raises(BackendError):
-        profile_file(DIGITS / "densenet_digits.safetensors", 1, ProfileOptions("openvino"))
+        inspect(DIGITS / "densenet_digits.safetensors", InspectOptions(profile=ProfileOptions("openvino")))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
-from densenet_deploy.analysis.sensitivity import Fidelity, Sensitivity
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 from densenet_deploy.errors import (
     BackendError,
     DataError,
@@ -25,7 +25,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.facts import Architecture
-from densenet_deploy.workflows.load import load_model
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.plot import plot, plot_figure
 from densenet_deploy.workflows.plot.points import pareto_points
@@ -55,7 +55,7 @@ def test_a_variant_a_checkpoint_and_a_file_can_be_drawn(name: str, tiny_onnx: Pa
 
 def test_reuse_of_a_checkpoint_is_a_hand_computation_of_its_weights() -> None:
     shown = plot_figure("reuse", of(CHECKPOINT)).axes[0].images[0].get_array()
-    state = load_model(CHECKPOINT).state_dict()
+    state = load(CHECKPOINT).module.state_dict()
     name = "features.denseblock1.denselayer{}.conv1.weight"
     layer2 = state[name.format(2)].abs().double()  # reads 24 channels that enter, and 12 of layer 1
     averages = [layer2[:, :24].mean(), layer2[:, 24:].mean()]
@@ -207,12 +207,13 @@ def test_sqnr_wants_the_report_of_sensitivity(report: object, tmp_path: Path) ->
 def test_what_was_lossless_is_read_as_infinite(tmp_path: Path) -> None:
     lossless, measured = {"sqnr_db": None, "top1": None}, {"sqnr_db": 30.5, "top1": 0.5}
     row = {"name": "a", "layers": ["a"], "only_int8": lossless, "only_float": measured}
-    report = {"model": "x/y.onnx", "recipe": "openvino", "int8": measured, "sensitivity": [row]}
+    report = {"model": "x/y.onnx", "recipe": "openvino", "per": "layer", "float_top1": None, "int8": measured}
+    report["sensitivity"] = [row]
     data = gather("sqnr", of(write(tmp_path / "report.json", report))).data
     assert data == SensitivityData(
         "y.onnx, recipe openvino",
-        (Sensitivity("a", ("a",), Fidelity(math.inf), Fidelity(30.5, 0.5)),),
-        Fidelity(30.5, 0.5),
+        (Sensitivity("a", ("a",), Cost(math.inf), Cost(30.5, 0.5)),),
+        Cost(30.5, 0.5),
     )
 
 
