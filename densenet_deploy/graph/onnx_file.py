@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_data_within, require_file
+from densenet_deploy.artifacts import Artifact, onnx_metadata, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -18,8 +18,8 @@ _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Return the model with its external data, after checking it.
+def load_onnx(source: Artifact | Path) -> onnx.ModelProto:
+    """Return the model of a file with its external data, or of one in memory, after checking it.
 
     External data is checked before the onnx package opens it, which would refuse links too.
 
@@ -27,6 +27,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         InputError: if the file does not exist.
         ModelFileError: if it is not a valid ONNX model, or its external data is missing, cut short or elsewhere.
     """
+    if isinstance(source, Artifact) and source.data is not None:
+        with _refused(source.path, "is not a valid ONNX model", "export or download it again"):
+            model = onnx.load_from_string(source.data)
+        check_onnx(model, source.path)
+        return model
+    path = source.path if isinstance(source, Artifact) else source
     require_file(path)
     onnx_metadata(path)  # refuses anything but an ONNX envelope before a full parse
     require_data_within(path)
