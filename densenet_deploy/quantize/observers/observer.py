@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densenet_deploy.errors import DataError, FeedError, UsageError
-from densenet_deploy.records import from_plain
+from densenet_deploy.records import from_plain, parse_json
 from densenet_deploy.registry import Registry
 
 Floats = npt.NDArray[np.float32]
@@ -93,8 +93,24 @@ def observer_options(observer: str, facts: Mapping[str, object]) -> ObserverOpti
     return from_plain(kind, facts, fail=lambda where, why: _refused(observer, where, why), strict=True)
 
 
+def parse_observer_options(observer: str, texts: Iterable[str]) -> ObserverOptions:
+    """Return the options of `observer` from texts such as `percentile=99.9`.
+
+    Raises:
+        UnknownNameError, UsageError: see `observer_options`.
+    """
+    facts: dict[str, object] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            facts[name.strip()] = parse_json(number)
+        except ValueError as exc:
+            raise UsageError(text, "is not NAME=NUMBER", "write it like percentile=99.9") from exc
+    return observer_options(observer, facts)
+
+
 def _refused(observer: str, where: str, why: str) -> UsageError:
-    return UsageError(f"{observer}: {where}", why, "give options of this observer as name=value")
+    return UsageError(f"{observer}: {where}".removesuffix(": "), why, "give options of this observer as NAME=NUMBER")
 
 
 class Observer(ABC):
