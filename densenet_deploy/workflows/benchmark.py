@@ -33,7 +33,7 @@ from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.load import ModelRequest, is_checkpoint, load_model, open_model
+from densenet_deploy.workflows.load import is_checkpoint, open_model
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
@@ -263,10 +263,11 @@ class _TimedModel:
 
     @functools.cached_property
     def _exported(self) -> Path:
-        from densenet_deploy.workflows.export import ExportTarget, export_onnx
+        from densenet_deploy.workflows.export import export
 
-        target = ExportTarget(out=str(self.folder / f"{self.title}.onnx"))
-        return export_onnx(ModelRequest(variant=self.variant), target).onnx
+        path = self.folder / f"{self.title}.onnx"
+        export(self.variant, out=path)
+        return path
 
 
 def _models(models: Iterable[StrPath | Model], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
@@ -468,6 +469,5 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
 def _open(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:
     if is_checkpoint(path):
         return open_model(path, backend, device, options)
-    from densenet_deploy.runtime.runner import open_runner
 
-    return open_runner(load_model(str(path)), backend, device, options)
+    return open_model(str(path), backend, device, options)

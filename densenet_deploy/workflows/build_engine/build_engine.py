@@ -207,9 +207,9 @@ def _input_of(source: Artifact | None, wanted: Wanted) -> tuple[str, tuple[int, 
         size = find_variant(wanted.variant or "121").preprocessing.image_size
         return "input", (3, size, size), None
     if source is None:
-        from densenet_deploy.workflows.load import ModelRequest, build
+        from densenet_deploy.workflows.load import load, preprocessing_of
 
-        size = build(ModelRequest(weights=str(wanted.model))).manifest.preprocessing.image_size
+        size = preprocessing_of(load(wanted.model)).image_size
         return "input", (3, size, size), None
     if source.manifest is not None:
         size = source.manifest.preprocessing.image_size

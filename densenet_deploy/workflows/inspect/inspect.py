@@ -25,7 +25,7 @@ from densenet_deploy.workflows.inspect.operator_profile import (
     profile_file,
     profile_model,
 )
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import ModelRequest, build, load
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
@@ -196,9 +196,11 @@ def inspect_spec(name: str, precision: str, manifest: Manifest, options: Inspect
 
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
-    model = build(ModelRequest(weights=str(path)))
+    model = load(path)
+    assert model.manifest is not None
+    assert model.spec is not None
     size = options.image_size or model.manifest.preprocessing.image_size
-    report = _of_spec(str(path), model.variant.spec, size, options)
+    report = _of_spec(str(path), model.spec, size, options)
     return dataclasses.replace(report, manifest=model.manifest, notes=model.notes)
 
 

@@ -220,7 +220,9 @@ def test_precisions_that_do_not_fit_the_file(model: Path) -> None:
     for precision in ("int8", "fp32", "bf16"):
         with pytest.raises(ModelFileError, match="holds fp16 weights"):
             build(fp16, precision)
-    quantized = quantize(model, SAMPLES, QuantizeOptions(recipe="onnxruntime", never_slower=False)).onnx
+    quantized = quantize(
+        model, SAMPLES, QuantizeOptions(recipe="onnxruntime", never_slower=False), out=model.parent
+    ).path
     with pytest.raises(ModelFileError, match="recipe onnxruntime"):
         build(quantized, "int8")
     with pytest.raises(ModelFileError, match="is quantized"):
