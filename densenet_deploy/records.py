@@ -15,8 +15,8 @@ DataError: data: size: is 0, not a whole number from 1 to 8192; ...
 Hints that are understood: `str`, `int`, `float`, `bool`, `None`, `Path`, `object` (any JSON value), `Literal`, tuples,
 mappings with text keys, other records, unions of these, and `Annotated` with `Range` or `Choice`. A field's JSON key is
 its name, or `field(metadata={"key": ...})`; one with the metadata `{"json": False}` stays out of it. A class that is
-written in another form defines `to_json(self)` and the classmethod `from_json(cls, data)`, which raises ValueError; both
-are used wherever it is nested in another record.
+written in another form defines `to_json(self)` and the classmethod `from_json(cls, data)`, which raises ValueError;
+both are used wherever it is nested in another record.
 """
 
 from __future__ import annotations

@@ -149,9 +149,7 @@ class ComparisonReport(Report):
             passed=False if failed else True if gates else None,
             failed=failed,
             first_divergence=first_divergence(compared, gates or DEFAULT_GATES["fp32"]),
-            worst_layers=tuple(
-                LayerParity(*item) for item in itertools.islice(worst_first(compared).items(), WORST_LAYERS)
-            ),
+            worst_layers=tuple(itertools.starmap(LayerParity, worst_layers)),
             skipped=layers.skipped if layers is not None else {},
             layers=compared,
             notes=notes,
