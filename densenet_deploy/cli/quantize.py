@@ -21,6 +21,10 @@ def quantize_command(
         str, typer.Option(metavar="NAME|FILE.toml", help="auto, onnxruntime, openvino, tensorrt, or a recipe file.")
     ] = "auto",
     observer: Annotated[str | None, typer.Option(help="minmax (default), percentile, entropy or mse.")] = None,
+    observer_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Of the observer, such as percentile=99.9; repeatable."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Images to calibrate on, at most (default 512).")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="How much of the ranges moves into the weights, 0 to 1 (default 0.5).")
@@ -56,7 +60,7 @@ def quantize_command(
         "never_slower": never_slower,
     }
     given = {name: value for name, value in named.items() if value is not None}
-    options = options_of(recipe, given)
+    options = options_of(recipe, given, observer_option or ())
     graph = UntrustedFile(model, (Loader.GRAPH, Loader.SESSION))
     preflight(graph, UntrustedFile(model, (Loader.SESSION,), chosen_recipe(options.recipe)))
     with args.progress() as listener:

@@ -39,7 +39,7 @@ def test_kernels_larger_than_one_pixel_are_averaged_too() -> None:
     assert found.weights.tolist() == [[1.0]]
 
 
-def test_weights_of_zero_are_no_division_by_zero() -> None:
+def test_weights_of_zero_do_not_divide_by_zero() -> None:
     (found,) = reuse_maps(DenseNetSpec(1, (1,), 2), {"denseblock1.denselayer1": weights([0.0, 0.0])})
     assert found.weights.tolist() == [[0.0]]
 
