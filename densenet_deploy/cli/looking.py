@@ -213,8 +213,7 @@ def report_command(
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html")],
 ) -> Work:
     """Write an HTML page: which model to ship, and why."""
-    from densenet_deploy.workflows.html_report.material import ReportSources
-    from densenet_deploy.workflows.report import report
+    from densenet_deploy.workflows.report import ReportSources, report
 
     sources = ReportSources(
         models=tuple(models),

@@ -179,6 +179,14 @@ def quantize_command(
             **OBSERVER,
         ),
     ] = None,
+    observer_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="An option of the observer, such as percentile=99.9 or bins=2048; repeatable (default: its own).",
+            **words("percentile=", "bins="),
+        ),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Share of the ranges moved into the weights, 0 to 1 (default: 0.5).")
@@ -228,7 +236,8 @@ def quantize_command(
         "min_sqnr": min_sqnr,
         "never_slower": never_slower,
     }
-    options = options_of(recipe, {name: value for name, value in named.items() if value is not None})
+    given = {name: value for name, value in named.items() if value is not None}
+    options = options_of(recipe, given, observer_option or ())
     return lambda listener: made(
         quantize(
             model,
