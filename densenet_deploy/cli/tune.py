@@ -45,7 +45,9 @@ def tune_command(
         str | None, typer.Option(metavar="N,N,...", help="Images a call; by default 1, for throughput 1,8,32.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Images to calibrate on, at most.")] = 512,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be tried, and for how long.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be tried, and measure nothing.")
+    ] = False,
     measure_again: Annotated[
         bool, typer.Option("--measure-again", help="Forget remembered timings and accuracies.")
     ] = False,
@@ -56,11 +58,11 @@ def tune_command(
 ) -> Report | FailedGate:
     """Search precision, recipe, backend, threads and batch, and say which file to ship."""
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
-    from densenet_deploy.workflows.tune import tune as road
     from densenet_deploy.workflows.tune.candidates import TuneOptions
-    from densenet_deploy.workflows.tune.forms import Source
+    from densenet_deploy.workflows.tune.tune import dry_run, tune
 
     options = TuneOptions(
+        variants=tuple(variant or ()),
         precisions=args.listed([precision]),
         recipes=args.listed([recipe]),
         backends=args.listed([backend]),
@@ -75,20 +77,19 @@ def tune_command(
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,
     )
-    sources = [*(Source(path=path) for path in models or []), *(Source(variant=name) for name in variant or [])]
     preflight(*(UntrustedFile(path, (Loader.GRAPH, Loader.SESSION)) for path in models or ()))
-    if dry_run:
-        return road.dry_run(sources, options, out, measure_again=measure_again)
+    if plan_only:
+        return dry_run(models or (), options, out=out, measure_again=measure_again)
     from densenet_deploy.quantize.cache import CalibrationCache
 
-    with args.progress() as listener:
-        report = road.tune(
-            sources,
+    with args.progress() as progress:
+        report = tune(
+            models or (),
             options,
-            out,
+            out=out,
             force=force,
             measure_again=measure_again,
             cache=CalibrationCache(),
-            listener=listener,
+            progress=progress,
         )
     return report if report.failure is None else FailedGate(report, report.failure)
