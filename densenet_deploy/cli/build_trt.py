@@ -69,8 +69,7 @@ def build_trt_command(
 ) -> Report:
     """Build a TensorRT engine: (export,) put the precision in the graph, build, read back what runs."""
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
-    from densenet_deploy.engines.options import BuildOptions, batch_profiles
-    from densenet_deploy.engines.support import choose_flavour
+    from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour
     from densenet_deploy.workflows.build_engine.graph import Wanted, is_parsed
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 

@@ -32,6 +32,7 @@ def cast_command(
     from densenet_deploy.parity.gates import parse_gate
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.workflows.cast import CastOptions, cast
+    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
     if fp16 == bf16:
@@ -41,4 +42,14 @@ def cast_command(
     options = CastOptions("fp16" if fp16 else "bf16", samples, gates=gates)
     preflight(UntrustedFile(model, (Loader.GRAPH, Loader.SESSION)))
     with args.progress() as listener:
-        return cast(model, options, calibration, out, force=force, cache=CalibrationCache(), listener=listener)
+        made = cast(
+            model,
+            options,
+            calibration=calibration,
+            out=out or default_folder(model),
+            force=force,
+            cache=CalibrationCache(),
+            progress=listener,
+        )
+    assert made.report is not None
+    return made.report

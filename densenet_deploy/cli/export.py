@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from densenet_deploy.cli import arguments as args
 from densenet_deploy.cli.app import Report, command
 from densenet_deploy.errors import UsageError
+from densenet_deploy.variants import DEFAULT_VARIANT
 
 
 @command("export")
@@ -35,32 +36,42 @@ def export_command(
     drop_rate: args.DropRate = None,
     stem: args.Stem = None,
     batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Batch size of the input.")] = "dynamic",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 20,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and Inf weights.")] = False,
     out: args.Out = None,
     force: args.Force = False,
 ) -> Report:
     """Build or load a DenseNet and write a verified ONNX file."""
-    from densenet_deploy.workflows.export import ExportTarget, export_onnx
-    from densenet_deploy.workflows.load import ModelRequest, labels_from
+    from densenet_deploy.facts import ModelFacts
+    from densenet_deploy.runtime.classifier import read_labels
+    from densenet_deploy.workflows.export import ExportOptions, export
+    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.sandbox import UntrustedFile, preflight
 
-    request = ModelRequest(
-        variant=variant,
-        weights=weights,
-        num_classes=num_classes,
-        head=head,
-        architecture=args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem),
+    facts = ModelFacts(
         image_size=image_size,
         resize=resize,
         mean=args.triple("--mean", mean),
         std=args.triple("--std", std),
-        labels=labels_from(labels),
-        allow_nonfinite=allow_nonfinite,
+        labels=None if labels is None else read_labels(labels),
     )
-    preflight(UntrustedFile(Path(weights), ()))
+    network: dict[str, Any] = {"variant": variant, "num_classes": num_classes, "head": head}
+    source = (variant or DEFAULT_VARIANT) if weights == "none" else weights
+    preflight(UntrustedFile(Path(source), ()))
     with args.progress() as listener:
-        return export_onnx(request, ExportTarget(_batch(batch), opset, out, force), listener)
+        made = export(
+            source,
+            ExportOptions(_batch(batch), opset),
+            out=out or default_folder(source),
+            force=force,
+            progress=listener,
+            architecture=args.architecture(growth_rate, blocks, init_features, compression, bn_size, drop_rate, stem),
+            allow_nonfinite=allow_nonfinite,
+            **facts.given(),
+            **{name: value for name, value in network.items() if value is not None},
+        )
+    assert made.report is not None
+    return made.report
 
 
 def _batch(text: str) -> int | None:

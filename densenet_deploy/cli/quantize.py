@@ -40,6 +40,7 @@ def quantize_command(
 ) -> Report:
     """Calibrate, equalize and write INT8 for one backend."""
     from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.quantize.preparation import chosen_recipe
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
@@ -59,5 +60,15 @@ def quantize_command(
     graph = UntrustedFile(model, (Loader.GRAPH, Loader.SESSION))
     preflight(graph, UntrustedFile(model, (Loader.SESSION,), chosen_recipe(options.recipe)))
     with args.progress() as listener:
-        report = quantize(model, calibration, options, out, force=force, cache=CalibrationCache(), listener=listener)
-    return report.explained() if explain else report
+        made = quantize(
+            model,
+            calibration,
+            options,
+            out=out or default_folder(model),
+            force=force,
+            explain=explain,
+            cache=CalibrationCache(),
+            progress=listener,
+        )
+    assert made.report is not None
+    return made.report

@@ -38,8 +38,10 @@ def sensitivity_command(
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
 
     given = {"samples": samples} if samples is not None else {}
-    options = SensitivityOptions(per, data, options_of(recipe, given), out, force)
+    options = SensitivityOptions(per, data, options_of(recipe, given))
     graph = UntrustedFile(model, (Loader.GRAPH, Loader.SESSION))
     preflight(graph, UntrustedFile(model, (Loader.SESSION,), chosen_recipe(options.quantization.recipe)))
     with args.progress() as listener:
-        return sensitivity(model, calibration, options, cache=CalibrationCache(), listener=listener)
+        return sensitivity(
+            model, calibration, options, out=out, force=force, cache=CalibrationCache(), progress=listener
+        )

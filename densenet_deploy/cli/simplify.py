@@ -18,8 +18,11 @@ def simplify_command(
     force: args.Force = False,
 ) -> Report:
     """Simplify an ONNX file with onnxsim and exact passes, and say what changed."""
+    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
     from densenet_deploy.workflows.simplify import simplify
 
     preflight(UntrustedFile(model, (Loader.GRAPH, Loader.SIMPLIFIER, Loader.SESSION)))
-    return simplify(model, out, force=force)
+    made = simplify(model, out=out or default_folder(model), force=force)
+    assert made.report is not None
+    return made.report

@@ -26,22 +26,20 @@ def validate_command(
 ) -> Report | FailedGate:
     """Measure how far one model's outputs are from another's."""
     from densenet_deploy.parity.gates import parse_gate
+    from densenet_deploy.workflows.compare import CompareOptions, compare
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
-    from densenet_deploy.workflows.validate import ValidateOptions, validate
 
-    options = ValidateOptions(
-        data=data,
+    options = CompareOptions(
         samples=samples,
         per_layer=per_layer,
         gates=tuple(map(parse_gate, gate)) if gate else None,
         reference_backend=reference_backend,
         candidate_backend=candidate_backend,
     )
-    readers = (Loader.SESSION, Loader.GRAPH) if per_layer else (Loader.SESSION,)
-    preflight(
-        UntrustedFile(reference, readers, reference_backend), UntrustedFile(candidate, readers, candidate_backend)
-    )
-    report = validate(reference, candidate, options)
+    loaders = (Loader.SESSION, Loader.GRAPH) if per_layer else (Loader.SESSION,)
+    files = ((reference, reference_backend), (candidate, candidate_backend))
+    preflight(*(UntrustedFile(path, loaders, backend) for path, backend in files))
+    report = compare(reference, candidate, data, options)
     if not report.failed:
         return report
     fix = "see --per-layer for where they part, or set another --gate"

@@ -15,8 +15,17 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.convs import pads, set_bias, weight_and_bias
-from densenet_deploy.graph.graph_pass import Double, constant, is_operator, new_initializer, only_reader
+from densenet_deploy.graph.nodes import (
+    Double,
+    averages_whole_windows,
+    constant,
+    is_operator,
+    new_initializer,
+    only_reader,
+    pads,
+    set_bias,
+    weight_and_bias,
+)
 from densenet_deploy.quantize.scales import QuantizedType
 
 
@@ -55,8 +64,8 @@ def _behind(clip: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
 
 def _keeps_constants(node: ir.Node) -> bool:
     """Whether `node` gives a constant for a constant: a clip, or a pool that averages whole windows."""
-    if is_operator(node, "AveragePool"):
-        return not pads(node) and node.attributes.get_int("ceil_mode", 0) == 0
+    if averages_whole_windows(node):
+        return True
     return (is_operator(node, "Max") or is_operator(node, "Min")) and constant(node.inputs[1]) is not None
 
 

@@ -34,9 +34,8 @@ import onnx
 import onnx_ir as ir
 
 from densenet_deploy.artifacts import write_file
-from densenet_deploy.graph.convs import set_weight_and_bias, weight_and_bias
-from densenet_deploy.graph.expose_values import expose_values
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer
+from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, set_weight_and_bias, weight_and_bias
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Runner

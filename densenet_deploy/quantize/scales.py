@@ -7,13 +7,15 @@ Concat of quantized segments is a plain copy. What leaves a ReLU is never negati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from densenet_deploy.graph.bus import connected_concats
 
 Float = npt.NDArray[np.float32]
 
@@ -116,14 +118,8 @@ def _own_type(found: Range) -> QuantizedType:
     return unsigned(high) if low >= 0 else affine(low, high)
 
 
-def _buses(graph: ir.Graph) -> Iterable[set[str]]:
-    """Groups of values that meet in Concats, each with the Concats' outputs."""
-    groups: list[set[str]] = []
-    for node in graph:
-        if node.op_type != "Concat":
-            continue
-        names = {str(value.name) for value in (*node.inputs, *node.outputs) if value is not None}
-        touching = [group for group in groups if group & names]
-        groups = [group for group in groups if not group & names]
-        groups.append(names.union(*touching))
-    return groups
+def _buses(graph: ir.Graph) -> Iterator[set[str]]:
+    """Yield the names of values that meet in Concats, each group with the Concats' outputs."""
+    for group in connected_concats([node for node in graph if node.op_type == "Concat"]):
+        values = (value for node in group for value in (*node.inputs, *node.outputs))
+        yield {str(value.name) for value in values if value is not None}

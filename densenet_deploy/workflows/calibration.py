@@ -52,7 +52,7 @@ def observe(
         DataError: if the data are too few, all alike, or not normalized.
         ModelFileError: if an activation is NaN or Inf.
     """
-    from densenet_deploy.graph.expose_values import expose_values
+    from densenet_deploy.graph.onnx_file import expose_values
     from densenet_deploy.quantize.cache import CalibrationKey, Hit
     from densenet_deploy.quantize.calibrate import CalibrationPlan, Checkpoint, collect_ranges
 

@@ -11,7 +11,7 @@ import pytest
 from densenet_deploy.analysis.cost import LayerCost, model_cost
 from densenet_deploy.analysis.onnx_cost import onnx_cost
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.graph.expose_values import expose_values
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.models.build import build_model
 from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 from densenet_deploy.runtime.runner import open_runner

@@ -17,7 +17,7 @@ from PIL import Image
 
 from densenet_deploy import __version__
 from densenet_deploy.cli import main
-from densenet_deploy.graph.presets import EXACT
+from densenet_deploy.graph.graph_pass import EXACT
 from tests.conftest import DIGITS
 
 CUSTOM = ["--growth-rate", "4", "--blocks", "2,2", "--init-features", "8", "--stem", "cifar", "--num-classes", "10"]

@@ -42,17 +42,20 @@ def _inspect_engine(words: tuple[str, ...]) -> Report:
 
 
 def _run(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.runtime.runner import RunnerOptions
-    from densenet_deploy.workflows.classify import classify_files
 
-    return classify_files(Path(words[1]), [Path(words[2])], options=RunnerOptions(threads=1))
+    from densenet_deploy.runtime.runner import RunnerOptions
+    from densenet_deploy.workflows.predict import predict
+
+    return predict(Path(words[1]), [Path(words[2])], options=RunnerOptions(threads=1))
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
 
-    return quantize(Path(words[1]), Path(words[3]), options_of(words[5], {}))
+    report = quantize(Path(words[1]), Path(words[3]), options_of(words[5], {})).report
+    assert report is not None
+    return report
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ _ORT = (
     "onnxruntime",
     "PIL.PngImagePlugin",
     "PIL.JpegImagePlugin",
-    "densenet_deploy.workflows.classify",
+    "densenet_deploy.workflows.predict",
     "densenet_deploy.runtime.backends.onnxruntime",
     "densenet_deploy.runtime.image_damage",
 )

@@ -7,9 +7,8 @@ import onnx
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from densenet_deploy.graph.expose_values import expose_values
-from densenet_deploy.graph.graph_pass import apply_passes
-from densenet_deploy.graph.presets import EXACT
+from densenet_deploy.graph.graph_pass import EXACT, apply_passes
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 from densenet_deploy.workflows.quantize.int8 import Int8Writer

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from densenet_deploy.errors import DataError, FeedError, ModelFileError, UnknownNameError, UsageError
-from densenet_deploy.graph.expose_values import expose_values
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.quantize.calibrate import CalibrationPlan, Checkpoint, collect_ranges
 from densenet_deploy.quantize.observers.histogram import HistogramOptions
 from densenet_deploy.quantize.observers.minmax import MinMaxOptions

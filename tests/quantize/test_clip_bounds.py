@@ -8,8 +8,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from densenet_deploy.graph.expose_values import expose_values
-from densenet_deploy.graph.graph_pass import constant, new_initializer
+from densenet_deploy.graph.nodes import constant, new_initializer
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from densenet_deploy.graph.graph_pass import constant, new_initializer
+from densenet_deploy.graph.nodes import constant, new_initializer
 from densenet_deploy.quantize.output_correction import (
     Correction,
     Moments,

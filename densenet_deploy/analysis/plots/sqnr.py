@@ -50,7 +50,7 @@ def draw_sqnr(data: SensitivityData) -> Figure:
 
 
 def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
-    values = [_finite(row.alone.sqnr_db) for row in rows]
+    values = [_finite(row.only_int8.sqnr_db) for row in rows]
     start = _finite(whole.sqnr_db)
     places = range(len(rows))
     if math.isfinite(start):
@@ -66,7 +66,7 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) ->
 
 
 def _draw_gained(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -> None:
-    values = [_finite(row.spared.sqnr_db - whole.sqnr_db) for row in rows]
+    values = [_finite(row.only_float.sqnr_db - whole.sqnr_db) for row in rows]
     axes.barh(range(len(rows)), values, color=colours, height=0.6)
     axes.axvline(0, color=INK, linewidth=1)
     _label_values(axes, values, rows, "{:+.1f}")

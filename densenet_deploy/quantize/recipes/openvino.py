@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, only_reader, unused_name
+from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, only_reader, unused_name
 from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantize.scales import QuantizedType

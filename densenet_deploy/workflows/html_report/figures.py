@@ -127,10 +127,10 @@ def _sensitivity_table(title: str, rows: Sequence[Sensitivity], whole: Cost) -> 
     lines = [
         (
             cells.text(row.name, code=True),
-            cells.number(row.alone.sqnr_db, cells.fixed(1)),
-            cells.number(row.spared.sqnr_db, cells.fixed(1)),
-            cells.number(row.spared.sqnr_db - whole.sqnr_db, cells.fixed(1)),
-            cells.number(row.alone.top1, cells.percent),
+            cells.number(row.only_int8.sqnr_db, cells.fixed(1)),
+            cells.number(row.only_float.sqnr_db, cells.fixed(1)),
+            cells.number(row.only_float.sqnr_db - whole.sqnr_db, cells.fixed(1)),
+            cells.number(row.only_int8.top1, cells.percent),
         )
         for row in rows
     ]

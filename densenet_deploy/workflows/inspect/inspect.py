@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.analysis.cost import ModelCost, block_of, model_cost
-from densenet_deploy.analysis.memory import ActivationMemory, activation_memory
+from densenet_deploy.analysis.cost import ModelCost, model_cost, network_part
+from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
 from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
-from densenet_deploy.analysis.training_memory import TrainingMemory, training_memory
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
@@ -26,7 +25,7 @@ from densenet_deploy.workflows.inspect.operator_profile import (
     profile_file,
     profile_model,
 )
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import ModelRequest, build, load
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
@@ -197,9 +196,11 @@ def inspect_spec(name: str, precision: str, manifest: Manifest, options: Inspect
 
 
 def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
-    model = build(ModelRequest(weights=str(path)))
+    model = load(path)
+    assert model.manifest is not None
+    assert model.spec is not None
     size = options.image_size or model.manifest.preprocessing.image_size
-    report = _of_spec(str(path), model.variant.spec, size, options)
+    report = _of_spec(str(path), model.spec, size, options)
     return dataclasses.replace(report, manifest=model.manifest, notes=model.notes)
 
 
@@ -238,7 +239,7 @@ def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions)
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return training_memory_of(empty_model(spec), image_size, options.batch).by_block(block_of)
+    return training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part)
 
 
 def _of_onnx(artifact: Artifact, options: InspectOptions) -> InspectReport:

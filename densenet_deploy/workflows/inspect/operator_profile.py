@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from densenet_deploy.analysis.cost import block_of
+from densenet_deploy.analysis.cost import network_part
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.batching import fixed_batch, input_size
@@ -73,7 +73,7 @@ class OperatorProfile:
     @property
     def by_block(self) -> tuple[Share, ...]:
         """The slowest block first; `other` is what the optimizer named itself, such as a change of layout."""
-        return _shares(self.operators, lambda entry: block_of(entry.name))
+        return _shares(self.operators, lambda entry: network_part(entry.name))
 
     @property
     def by_precision(self) -> tuple[Share, ...]:

@@ -259,8 +259,8 @@ def _densenet_point(value: str, spec: DenseNetSpec, image_size: int, batch: int)
 def _resnet_point(name: str, image_size: int, batch: int) -> SweepPoint:
     import torch
 
-    from densenet_deploy.models.counting import counted_cost
     from densenet_deploy.models.live_memory import inference_memory
+    from densenet_deploy.models.taps import counted_cost
 
     with torch.device("meta"):
         module = resnet(name)

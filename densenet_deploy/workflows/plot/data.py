@@ -21,6 +21,7 @@ from densenet_deploy.analysis.reuse import reuse_maps
 from densenet_deploy.artifacts import Artifact, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
 from densenet_deploy.facts import Architecture
+from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import variant_with
@@ -31,7 +32,7 @@ from densenet_deploy.workflows.inspect.inspect import (
     inspect_file,
     inspect_variant,
 )
-from densenet_deploy.workflows.load import DescribedModel, ModelRequest, build, is_checkpoint
+from densenet_deploy.workflows.load import ModelRequest, build, is_checkpoint, preprocessing_of
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_data
 
@@ -97,11 +98,11 @@ def _reuse(request: PlotRequest) -> Gathered:
         note = "the file's own weights: norm2 is folded into each conv1, which weighs its outputs differently"
         return Gathered(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
     require_packages("export", "torch")
-    from densenet_deploy.models.seen_shapes import first_weights
+    from densenet_deploy.models.taps import first_weights
 
     model = _built(request, path)
     weights = {name: weight.numpy() for name, weight in first_weights(_module(model)).items()}
-    return Gathered(ReuseData(request.title, reuse_maps(model.variant.spec, weights)), model.notes)
+    return Gathered(ReuseData(request.title, reuse_maps(_known_spec(model), weights)), model.notes)
 
 
 def _connections(request: PlotRequest) -> Gathered:
@@ -115,10 +116,10 @@ def _growth(request: PlotRequest) -> Gathered:
         return Gathered(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
-    from densenet_deploy.models.seen_shapes import seen_shapes
+    from densenet_deploy.models.taps import traced_shapes
 
     spec, image_size = _spec(request)
-    return Gathered(GrowthData(request.title, growth_steps(seen_shapes(empty_model(spec), image_size))))
+    return Gathered(GrowthData(request.title, growth_steps(traced_shapes(empty_model(spec), image_size))))
 
 
 def _cost(request: PlotRequest) -> Gathered:
@@ -181,14 +182,14 @@ def _spec(request: PlotRequest) -> tuple[DenseNetSpec, int]:
         return variant.spec, request.image_size or variant.preprocessing.image_size
     if is_checkpoint(path):
         model = _built(request, path)
-        return model.variant.spec, model.manifest.preprocessing.image_size
+        return _known_spec(model), preprocessing_of(model).image_size
     manifest = Artifact.open(path).manifest
     if manifest is None:
         raise ModelFileError(path, "does not say which DenseNet it is", "plot a model that was exported here")
     return DenseNetSpec.from_facts(manifest.spec), manifest.preprocessing.image_size
 
 
-def _built(request: PlotRequest, path: Path | None) -> DescribedModel:
+def _built(request: PlotRequest, path: Path | None) -> Model:
     weights = "none" if path is None else str(path)
     wanted = ModelRequest(
         variant=request.variant, weights=weights, architecture=request.architecture, image_size=request.image_size
@@ -196,7 +197,12 @@ def _built(request: PlotRequest, path: Path | None) -> DescribedModel:
     return build(wanted)
 
 
-def _module(model: DescribedModel) -> DenseNet:
+def _known_spec(model: Model) -> DenseNetSpec:
+    assert model.spec is not None
+    return model.spec
+
+
+def _module(model: Model) -> DenseNet:
     from densenet_deploy.models.build import DenseNet
 
     assert isinstance(model.module, DenseNet)
@@ -227,7 +233,7 @@ def _file_weights(model: onnx.ModelProto) -> dict[str, Any]:
 
 def _shapes_of_run(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Run the file on one grey figure with the layers' last convolutions as outputs, and return their shapes."""
-    from densenet_deploy.graph.expose_values import expose_values
+    from densenet_deploy.graph.onnx_file import expose_values
 
     nodes = ((_SEEN.match(node.name), node.output[0]) for node in model.graph.node if node.op_type == "Conv")
     made = {match[1]: output for match, output in nodes if match is not None}  # of a layer's two, the last

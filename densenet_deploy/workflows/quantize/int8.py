@@ -76,7 +76,7 @@ class Int8Writer:
         """
         import onnx_ir
 
-        from densenet_deploy.graph.graph_pass import is_operator
+        from densenet_deploy.graph.nodes import is_operator
         from densenet_deploy.quantize.recipes.recipe import recipes
         from densenet_deploy.quantize.scales import plan_types
 
@@ -155,7 +155,7 @@ class Int8Writer:
 
 def _with_clips(graph: ir.Model, float_layers: Collection[str]) -> frozenset[str]:
     """The names of `float_layers` and of the clips and pools that only they read, which then stay float too."""
-    from densenet_deploy.graph.graph_pass import only_reader
+    from densenet_deploy.graph.nodes import only_reader
 
     names = set(float_layers)
     for node in reversed(list(graph.graph)):
@@ -225,10 +225,8 @@ def _equalized(
 
 def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
     """Return `ranges`, those of buses without what no reader can tell apart, and record in `model` what that is."""
-    from densenet_deploy.graph.bus import find_buses
-    from densenet_deploy.graph.graph_pass import is_operator
-    from densenet_deploy.graph.needed_ranges import narrowed, needed_range, through
-    from densenet_deploy.graph.norms import why_no_affine
+    from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
+    from densenet_deploy.graph.nodes import is_operator, why_not_affine
     from densenet_deploy.graph.tensor_changes import TensorChanges
     from densenet_deploy.quantize.observers.observer import ChannelRanges
 
@@ -240,7 +238,7 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
             needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
         norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
-        for reader in (reader for reader in norms if reader.index == 0 and why_no_affine(reader.node) is None):
+        for reader in (reader for reader in norms if reader.index == 0 and why_not_affine(reader.node) is None):
             limits = through(reader.node, wanted.of(reader.segment).finite())
             changes.cut_off(str(reader.node.outputs[0].name), *(limit.astype(np.float32) for limit in limits))
     changes.write_to(model)

@@ -1,4 +1,4 @@
-"""From a float file and calibration data to a graph that INT8 can be written into, for every road that writes some."""
+"""From a float graph and calibration data to a graph that INT8 can be written into, for every workflow that does."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact
 from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.model import Model
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags
 from densenet_deploy.workflows.calibration import Observation, observe
-from densenet_deploy.workflows.float_model import load_float, preprocessing_of, with_exact_passes
+from densenet_deploy.workflows.float_model import exact_graph, require_float32
+from densenet_deploy.workflows.load import preprocessing_of
 from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
@@ -36,7 +37,7 @@ class Int8Ready:
 
     Attributes:
         writer: writes it.
-        manifest: the facts of the INT8 file; None for a stranger's.
+        manifest: the facts of the INT8 file; None where the float file has none.
         data: the calibration data; `count` of them, 0 where nobody knows.
         weight_bits: 8, or 7 for CPUs whose kernels saturate.
         note: where the ranges came from.
@@ -51,17 +52,17 @@ class Int8Ready:
 
 
 def prepare_int8(
-    artifact: Artifact,
-    calibration: Path,
+    model: Model,
+    calibration: Any,
     options: QuantizeOptions,
     stages: Stages,
     cache: CalibrationCache | None = None,
 ) -> Int8Ready:
-    """Load, run the exact passes, calibrate and equalize.
+    """Run the exact passes, calibrate and equalize.
 
     Raises:
         UnknownNameError: if there is no such recipe.
-        ModelFileError: if the file is no float32 image model.
+        ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized.
     """
     import onnx_ir
@@ -70,12 +71,12 @@ def prepare_int8(
     from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 
     recipe = chosen_recipe(options.recipe)
-    with stages("load"):
-        proto = load_float(artifact)
-        preprocessing = preprocessing_of(artifact, proto)
-        data = open_calibration_data(calibration, preprocessing, options.samples)
+    require_float32(model)
+    preprocessing = preprocessing_of(model)
+    source = Path(calibration) if isinstance(calibration, str) else calibration
+    data = open_calibration_data(source, preprocessing, options.samples)
     with stages("passes"):
-        graph = with_exact_passes(proto)
+        graph = exact_graph(model)
     with stages("calibrate") as step:
         wanted = Observation(onnx_ir.to_proto(graph), _tensors_to_observe(graph), options.observer)
         observed = observe(wanted, data, preprocessing, cache, step)
@@ -86,12 +87,11 @@ def prepare_int8(
         alpha = options.alpha if options.equalize else None
         writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct else ())
     count = len(data) if isinstance(data, Sized) else 0
-    return Int8Ready(writer, int8_manifest(artifact, recipe), data, count, how.weight_bits, observed.note)
+    return Int8Ready(writer, int8_manifest(model.manifest, recipe), data, count, how.weight_bits, observed.note)
 
 
-def int8_manifest(artifact: Artifact, recipe: str) -> Manifest | None:
-    """Return the facts of the INT8 form that `recipe` makes of `artifact`; None for a stranger's file."""
-    manifest = artifact.manifest
+def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:
+    """Return the facts of the INT8 form that `recipe` makes of a model with `manifest`."""
     return None if manifest is None else dataclasses.replace(manifest, precision="int8", recipe=recipe)
 
 
@@ -126,7 +126,7 @@ def _range_of_images(preprocessing: Preprocessing) -> ChannelRanges:
 
 def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """What convolutions read and give, what ReLUs give, what meets in Concats; that of the input is known anyway."""
-    from densenet_deploy.graph.graph_pass import is_operator, only_reader
+    from densenet_deploy.graph.nodes import is_operator, only_reader
 
     values: dict[str, None] = {}
     for node in model.graph:

@@ -25,7 +25,7 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.evaluate import evaluate
-from densenet_deploy.workflows.samples import image_samples, seeded_samples
+from densenet_deploy.workflows.samples import samples_of, seeded_samples
 from densenet_deploy.workflows.tune.cache import Facts, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
 from densenet_deploy.workflows.tune.models import FloatModel, data_digests, versions
@@ -239,7 +239,7 @@ class LocalMeasurer:
 
     def _samples(self, preprocessing: Preprocessing) -> tuple[list[Array], str]:
         if self.data is not None:
-            return list(image_samples(self.data, PARITY_SAMPLES, preprocessing)), "images of the labelled data"
+            return list(samples_of(self.data, preprocessing, PARITY_SAMPLES)), "images of the labelled data"
         if self.calibration is not None:
             from densenet_deploy.quantize.calibration_data import open_calibration_data
 

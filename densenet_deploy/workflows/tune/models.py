@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.artifacts import Artifact, prepare_output, sha256_of, write_file
-from densenet_deploy.errors import GateError, ModelFileError, UsageError
-from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.artifacts import Artifact, sha256_of
+from densenet_deploy.errors import GateError, ModelFileError
+from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.model import Model
 from densenet_deploy.packages import installed_versions
 from densenet_deploy.records import to_plain
-from densenet_deploy.variants import find_variant
+from densenet_deploy.variants import find_variant, is_variant
 from densenet_deploy.workflows.cast import CastOptions, cast
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.float_model import load_float, preprocessing_of
-from densenet_deploy.workflows.load import ModelRequest, is_checkpoint
+from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.float_model import require_float32
+from densenet_deploy.workflows.load import is_checkpoint, load, preprocessing_of
 from densenet_deploy.workflows.quantize.preparation import weight_bits
 from densenet_deploy.workflows.quantize.quantize import quantize
 from densenet_deploy.workflows.stages import Listener, ignore
@@ -38,7 +39,7 @@ _PACKAGES: Final = ("densenet-deploy", "numpy", "onnx", "onnxscript", "onnxsim",
 
 @dataclass(frozen=True)
 class Source:
-    """A model to tune: a file at `path`, `data` of a model in memory, or the name of an untrained `variant`.
+    """A model to tune: a file at `path`, a `model` in memory, or the name of an untrained `variant`.
 
     `stem` is what the names of its files begin with.
     """
@@ -46,33 +47,39 @@ class Source:
     stem: str
     path: Path | None = None
     variant: str | None = None
-    data: bytes | None = None
+    model: Model | None = None
 
     @classmethod
-    def of(cls, model: Any) -> Source:
-        """Return the source that `model` is: a path, or a model in memory that has an ONNX graph.
+    def of(cls, source: Any) -> Source:
+        """Return what `source` is: a path, or whatever else `load` takes.
 
         Raises:
-            UsageError: if it exists only as a module in memory.
             InputError: if there is no such file.
+            UsageError: if it is not a source.
         """
-        if isinstance(model, (str, os.PathLike)):
-            Artifact.open(Path(model))
-            return cls(Path(model).stem, Path(model))
-        if not hasattr(model, "to_bytes"):
-            why = "exists only in this process; candidates are timed in their own"
-            raise UsageError(type(model).__name__, why, "export it first: densenet_deploy.export(module)")
-        return cls(model.name, model.path) if model.path is not None else cls(model.name, data=model.to_bytes())
-
-    @classmethod
-    def of_variant(cls, name: str) -> Source:
-        """Return the untrained network of a variant."""
-        return cls(find_variant(name).artifact_name, variant=name)
+        if isinstance(source, str) and is_variant(source):
+            return cls(find_variant(source).artifact_name, variant=source)
+        if isinstance(source, (str, os.PathLike)) and (Path(source).suffix or Path(source).exists()):
+            Artifact.open(Path(source))
+            return cls(Path(source).stem, Path(source))
+        model = load(source)
+        return cls(model.name, model.path, model=None if model.path is not None else model)
 
     @property
     def is_float_file(self) -> bool:
         """Whether it is an FP32 file itself, which does not have to be exported."""
         return self.path is not None and not is_checkpoint(self.path)
+
+    @property
+    def weights(self) -> str | None:
+        """The hash of its weights; None if they are untrained."""
+        if self.path is not None:
+            return sha256_of(self.path)
+        if self.model is None:
+            return None
+        if self.model.artifact is not None:
+            return self.model.artifact.sha256()
+        return None if self.model.manifest is None else self.model.manifest.weights.sha256
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class FloatModel:
 
     file: ModelFile
     preprocessing: Preprocessing
-    artifact: Artifact
+    manifest: Manifest | None
 
 
 @dataclass(frozen=True)
@@ -123,12 +130,12 @@ class ModelBuilder:
         """
         path = source.path if source.is_float_file and source.path is not None else self._exported(source)
         artifact = Artifact.open(path)
-        proto = load_float(artifact)
-        preprocessing = preprocessing_of(artifact, proto)
-        dimension = proto.graph.input[0].type.tensor_type.shape.dim[0]
+        model = Model(path.stem, artifact.manifest, artifact=artifact)  # `load` would warn of untrained weights again
+        require_float32(model)
+        dimension = model.onnx.graph.input[0].type.tensor_type.shape.dim[0]
         fixed = dimension.dim_value if dimension.HasField("dim_value") else None
         file = _model_file(path, source.stem, PrecisionOption("fp32", "fp32", ()), fixed)
-        return FloatModel(file, preprocessing, artifact)
+        return FloatModel(file, preprocessing_of(model), model.manifest)
 
     def known_float_model(self, source: Source) -> FloatModel | None:
         """Return what `float_model` would without making anything; None if the file has to be exported first."""
@@ -178,12 +185,12 @@ class ModelBuilder:
         }
 
     def _write(self, model: FloatModel, option: PrecisionOption, path: Path) -> None:
-        more: dict[str, Any] = {"force": self.force, "cache": self.cache, "listener": self._progress_of(path)}
+        more: dict[str, Any] = {"force": self.force, "cache": self.cache, "progress": self._progress_of(path)}
         if option.quantize is not None and self.calibration is not None:
-            quantize(model.file.path, self.calibration, option.quantize, str(path), **more)
+            quantize(model.file.path, self.calibration, option.quantize, out=path, **more)
         else:
             options = CastOptions(option.precision, samples=self.samples)
-            cast(model.file.path, options, self.calibration, str(path), **more)
+            cast(model.file.path, options, calibration=self.calibration, out=path, **more)
 
     def _exported(self, source: Source) -> Path:
         path = self._export_path(source)
@@ -191,23 +198,18 @@ class ModelBuilder:
         return path
 
     def _export(self, source: Source, path: Path) -> None:
-        if source.data is not None:
-            prepare_output(path, None, force=self.force)
-            write_file(path, source.data)
+        if source.model is not None and source.model.is_onnx:
+            source.model.save(path, force=self.force)
             return
-        request = ModelRequest(variant=source.variant, weights="none" if source.path is None else str(source.path))
-        export_onnx(request, ExportTarget(out=str(path), force=self.force), self._progress_of(path))
+        export(
+            source.model or source.path or source.variant, out=path, force=self.force, progress=self._progress_of(path)
+        )
 
     def _export_path(self, source: Source) -> Path:
         return self.folder / f"{source.stem}.onnx"
 
     def _export_key(self, source: Source) -> Facts:
-        weights = None if source.path is None else sha256_of(source.path)
-        if source.data is not None:
-            import hashlib
-
-            weights = hashlib.sha256(source.data).hexdigest()
-        return {"step": "export", "variant": source.variant, "weights": weights, "versions": versions()}
+        return {"step": "export", "variant": source.variant, "weights": source.weights, "versions": versions()}
 
     def _written(self, key: Facts, path: Path, write: Callable[[], None]) -> None:
         def work() -> _FileHash:

@@ -30,8 +30,6 @@ from densenet_deploy.workflows.tune.search import Limits, Search
 if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
 
-    Model = Any
-
 DEFAULT_FOLDER: Final = "artifacts/tune/"
 _MIB: Final = 2**20
 _NOT_ACROSS: Final = "without --data the answers of different models cannot be ranked: the fastest of any is chosen"
@@ -39,7 +37,7 @@ _ON_CALIBRATION: Final = "answers were compared on the calibration images; give 
 
 
 def tune(
-    sources: Sequence[StrPath | Model] = (),
+    sources: Sequence[Any] = (),
     options: TuneOptions | None = None,
     *,
     out: StrPath | None = None,
@@ -55,7 +53,7 @@ def tune(
     PosixPath('artifacts/tune/densenet121.int8.openvino.onnx')
 
     Args:
-        sources: FP32 ONNX files, checkpoints, or models in memory, with different names.
+        sources: FP32 ONNX files, checkpoints, or whatever else `load` takes, with different names.
         options: the space, the data and the limits.
         out: the folder for files and results; None means `artifacts/tune/`.
         force: replace other files there.
@@ -100,7 +98,7 @@ def tune(
 
 
 def dry_run(
-    sources: Sequence[StrPath | Model] = (),
+    sources: Sequence[Any] = (),
     options: TuneOptions | None = None,
     *,
     out: StrPath | None = None,
@@ -145,7 +143,7 @@ def _prepared(
 ) -> tuple[list[Source], SearchSpace, ResultCache]:
     """Check everything that can be checked before the work."""
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
-    given = [*map(Source.of, sources), *map(Source.of_variant, options.variants)]
+    given = [*map(Source.of, sources), *map(Source.of, options.variants)]
     if not given:
         raise UsageError("tune", "no model was given", "give a MODEL or --variant")
     stems = [source.stem for source in given]
@@ -194,7 +192,7 @@ def _limits(options: TuneOptions) -> Limits:
 
 
 def _notes(models: Sequence[FloatModel], options: TuneOptions) -> Iterator[str]:
-    yield from dict.fromkeys(note for model in models for note in untrained_note(model.artifact.manifest))
+    yield from dict.fromkeys(note for model in models for note in untrained_note(model.manifest))
     if len(models) > 1 and options.data is None:
         yield _NOT_ACROSS
     if options.data is None and options.calibration is not None:

@@ -17,8 +17,8 @@ import onnxruntime
 import torch
 import torchvision
 
-from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.simplify import simplify_onnx
 from densenet_deploy.graph.tensor_changes import TensorChange, read_tensor_changes
 from densenet_deploy.manifest import Preprocessing

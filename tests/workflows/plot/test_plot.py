@@ -25,7 +25,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.facts import Architecture
-from densenet_deploy.workflows.load import load_model
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.plot.plot import plot, plot_figure
@@ -55,7 +55,7 @@ def test_a_variant_a_checkpoint_and_a_file_can_be_drawn(name: str, tiny_onnx: Pa
 
 def test_reuse_of_a_checkpoint_is_a_hand_computation_of_its_weights() -> None:
     shown = plot_figure("reuse", of(CHECKPOINT)).axes[0].images[0].get_array()
-    state = load_model(CHECKPOINT).state_dict()
+    state = load(CHECKPOINT).module.state_dict()
     name = "features.denseblock1.denselayer{}.conv1.weight"
     layer2 = state[name.format(2)].abs().double()  # reads 24 channels that enter, and 12 of layer 1
     averages = [layer2[:, :24].mean(), layer2[:, 24:].mean()]

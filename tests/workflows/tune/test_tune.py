@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import (
     DataError,
     InputError,
@@ -17,7 +17,9 @@ from densenet_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
+from densenet_deploy.model import Model
 from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.pareto_points import pareto_points
 from densenet_deploy.workflows.tune.cache import FILE_NAME
 from densenet_deploy.workflows.tune.candidates import SearchSpace, TuneOptions
@@ -196,14 +198,13 @@ def test_a_dry_run_after_the_run_finds_the_files(tuned, digits_onnx):
     assert _files(folder) == before
 
 
-def test_a_model_in_memory_is_tuned_and_a_module_is_refused(tiny_onnx, tmp_path):
-    held = SimpleNamespace(name="held", path=None, to_bytes=tiny_onnx.read_bytes)
+def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint, tmp_path):
     options = TuneOptions(**QUICK | {"precisions": ("fp32",)})
-    report = tune([held], options, out=tmp_path)
-    assert report.chosen.model == tmp_path / "held.onnx"
-    with pytest.raises(UsageError) as caught:
-        tune([object()], options, out=tmp_path)
-    assert caught.value.subject == "object"
+    graph, module = load(digits_onnx), load(checkpoint)
+    held = Model("held", graph.manifest, artifact=Artifact.open(graph.to_bytes()))
+    report = tune([held, module], options, out=tmp_path)
+    assert {one.model for one in report.candidates} == {tmp_path / "held.onnx", tmp_path / f"{module.name}.onnx"}
+    assert tune([held, module], options, out=tmp_path).steps.done == 0
 
 
 def test_int8_without_calibration_is_left_out_with_a_note(tiny_onnx, tmp_path):

@@ -1,4 +1,4 @@
-"""Costs counted by running any network, and shapes and weights seen in a DenseNet."""
+"""What a run of a network shows: its cost, the shapes of its maps, the outputs of its inner modules."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torchvision.models import resnet50
 
 from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.models.build import build_model, empty_model
-from densenet_deploy.models.counting import counted_cost
-from densenet_deploy.models.seen_shapes import first_weights, seen_shapes
+from densenet_deploy.models.taps import IntermediateOutputs, counted_cost, first_weights, traced_shapes
 from densenet_deploy.variants.spec import DenseNetSpec
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(3, 2), init_features=6, num_classes=5, bn_size=2)
@@ -35,12 +34,12 @@ def test_a_densenet_counted_by_running_costs_what_its_numbers_say(spec: DenseNet
 def test_counting_leaves_no_hooks() -> None:
     module = empty_model(SPEC)
     counted_cost(module, 32)
-    seen_shapes(module, 32)
+    traced_shapes(module, 32)
     assert not any(inner._forward_hooks for inner in module.modules())
 
 
-def test_seen_shapes_are_those_of_the_architecture() -> None:
-    shapes = seen_shapes(build_model(SPEC), 32)
+def test_traced_shapes_are_those_of_the_architecture() -> None:
+    shapes = traced_shapes(build_model(SPEC), 32)
     assert shapes["conv0"] == (6, 16, 16)
     assert [shapes[f"denseblock1.denselayer{layer}"] for layer in (1, 2, 3)] == [(4, 8, 8)] * 3
     assert shapes["transition1"][0] == SPEC.channels_in[1]
@@ -54,3 +53,15 @@ def test_first_weights_read_everything_before_them() -> None:
     plain = first_weights(build_model(dataclasses.replace(SPEC, bn_size=0)))
     assert plain["denseblock1.denselayer1"].shape == (4, 6, 3, 3)
     assert not isinstance(plain["denseblock1.denselayer1"], nn.Parameter)
+
+
+def test_intermediate_outputs_are_what_each_module_returned() -> None:
+    model = build_model(SPEC)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        outputs = IntermediateOutputs(model, "logits")(images)
+        assert torch.equal(outputs["logits"], model(images))
+        assert torch.equal(outputs["features.conv0"], model.features.conv0(images))
+    # the ReLU behind the first norm works in place: the copy of the norm's output still has its negative values
+    assert outputs["features.norm0"].min() < 0
+    assert not any(inner._forward_hooks for inner in model.modules())

@@ -1,13 +1,45 @@
-"""What a convolution holds, and giving it other numbers."""
+"""Questions about nodes and values, and new numbers for convolutions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from densenet_deploy.graph.convs import conv_before, pads, set_bias, set_weight_and_bias, weight_and_bias
-from densenet_deploy.graph.graph_pass import constant
+from densenet_deploy.graph.nodes import (
+    constant,
+    conv_before,
+    new_initializer,
+    only_reader,
+    pads,
+    set_bias,
+    set_weight_and_bias,
+    weight_and_bias,
+)
 from tests.graph.onnx_text import model_of, outputs_of, weights
+
+
+def test_constants_are_float32_initializers_and_constant_nodes():
+    body = "c = Constant<value = float[2] {1, 2}>()  i = Constant<value = int64[1] {1}>()  y = Relu(x)"
+    model = model_of(body, weights(w=(4,)), outputs="float[N,3,5,5] y")
+    node = {value.name: value for node in model.graph for value in node.outputs}
+    assert constant(model.graph.initializers["w"]).shape == (4,)
+    np.testing.assert_array_equal(constant(node["c"]), [1, 2])
+    assert [constant(value) for value in (node["i"], node["y"], model.graph.inputs[0], None)] == [None] * 4
+
+
+def test_the_only_reader_is_one_node_reading_once():
+    model = model_of("a = Relu(x)  b = Neg(a)  y = Add(b, b)", "", outputs="float[N,3,5,5] y")
+    relu, neg, add = model.graph
+    assert only_reader(relu.outputs[0]) is neg
+    assert only_reader(neg.outputs[0]) is None
+    assert only_reader(add.outputs[0]) is None
+
+
+@pytest.mark.parametrize("taken", ["x", "a", "w"])
+def test_new_initializers_avoid_every_name_in_use(taken):
+    model = model_of("a = Relu(x)  y = Neg(a)", weights(w=(4,)), outputs="float[N,3,5,5] y")
+    assert new_initializer(model.graph, taken, np.zeros(2, np.float32)).name == f"{taken}_"
+
 
 PLAIN = weights(w=(4, 3, 1, 1))
 BIASED = weights(w=(4, 3, 1, 1), b=(4,))

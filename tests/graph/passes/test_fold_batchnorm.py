@@ -1,4 +1,4 @@
-"""Folding a norm into its convolution: what is computed stays, and whatever must not be folded is left alone."""
+"""Folding a norm into its convolution: what is computed stays, and a norm that must not be folded is skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _folded(model):
     return report
 
 
-def _left_alone(model):
+def _skipped(model):
     """Run the pass on `model`, which must come back with the same nodes and the very same outputs; return why."""
     nodes, before = operators(model), outputs_of(model)
     (report,) = apply_passes(model, ["fold-batchnorm"])
@@ -132,40 +132,40 @@ def test_new_names_avoid_those_in_use():
     assert operators(model) == ["Relu", "Conv"]
 
 
-def test_a_norm_after_concat_is_left_alone():
+def test_a_norm_after_concat_is_skipped():
     body = "a = Concat<axis=1>(x, x)  y = BatchNormalization(a, gamma, beta, mean, var)"
     model = model_of(body, weights(**NORM), inputs="float[N,2,5,5] x")
-    assert _left_alone(model) == "BatchNormalization: it follows Concat, not a Conv"
+    assert _skipped(model) == "BatchNormalization: it follows Concat, not a Conv"
 
 
-def test_a_norm_on_the_input_is_left_alone():
+def test_a_norm_on_the_input_is_skipped():
     model = model_of("y = BatchNormalization(x, gamma, beta, mean, var)", weights(**NORM), inputs="float[N,4,5,5] x")
-    assert "it follows an input" in _left_alone(model)
+    assert "it follows an input" in _skipped(model)
 
 
-def test_a_conv_with_a_second_reader_is_left_alone():
+def test_a_conv_with_a_second_reader_is_skipped():
     body = CONV_NORM + "  z = Relu(c)"
     model = model_of(body, weights(w=(4, 3, 3, 3), **NORM), outputs="float[N,4,5,5] y, float[N,4,5,5] z")
-    assert "other readers" in _left_alone(model)
+    assert "other readers" in _skipped(model)
 
 
-def test_a_conv_that_is_read_twice_by_one_node_is_left_alone():
+def test_a_conv_that_is_read_twice_by_one_node_is_skipped():
     body = "c = Conv(x, w)  y = BatchNormalization(c, gamma, beta, mean, var)  z = Add(c, c)"
     model = model_of(body, weights(w=(4, 3, 1, 1), **NORM), outputs="float[N,4,5,5] y, float[N,4,5,5] z")
-    assert "other readers" in _left_alone(model)
+    assert "other readers" in _skipped(model)
 
 
-def test_a_conv_whose_output_leaves_the_graph_is_left_alone():
+def test_a_conv_whose_output_leaves_the_graph_is_skipped():
     model = model_of(CONV_NORM, weights(w=(4, 3, 3, 3), **NORM), outputs="float[N,4,5,5] y, float[N,4,5,5] c")
-    assert "other readers" in _left_alone(model)
+    assert "other readers" in _skipped(model)
 
 
-def test_a_norm_in_training_is_left_alone():
+def test_a_norm_in_training_is_skipped():
     body = "c = Conv(x, w)  y, m, v = BatchNormalization<training_mode=1>(c, gamma, beta, mean, var)"
-    assert "training" in _left_alone(model_of(body, weights(w=(4, 3, 1, 1), **NORM)))
+    assert "training" in _skipped(model_of(body, weights(w=(4, 3, 1, 1), **NORM)))
 
 
-def test_a_norm_in_training_by_its_outputs_is_left_alone():
+def test_a_norm_in_training_by_its_outputs_is_skipped():
     header = '<ir_version: 4, opset_import: ["" : 9]>'
     body = "c = Conv(x, w)  y, m, v, sm, sv = BatchNormalization(c, gamma, beta, mean, var)"
     model = model_of(body, weights(w=(4, 3, 1, 1), **NORM), header=header)
@@ -179,7 +179,7 @@ def test_numbers_that_are_fed_are_no_constants(fed):
     shapes = {"w": (4, 3, 3, 3), **NORM}
     size = ",".join(map(str, shapes.pop(fed)))
     model = model_of(CONV_NORM, weights(**shapes), inputs=f"float[N,3,5,5] x, float[{size}] {fed}")
-    assert "not float32 constants" in _left_alone(model)
+    assert "not float32 constants" in _skipped(model)
 
 
 def test_a_default_that_a_caller_may_override_is_no_constant():
@@ -188,10 +188,10 @@ def test_a_default_that_a_caller_may_override_is_no_constant():
         weights(w=(4, 3, 3, 3), **NORM),
         inputs="float[N,3,5,5] x, float[4,3,3,3] w",
     )
-    assert "not float32 constants" in _left_alone(model)
+    assert "not float32 constants" in _skipped(model)
 
 
-def test_other_precisions_are_left_alone():
+def test_other_precisions_are_skipped():
     double = weights(w=(4, 3, 3, 3), **NORM).replace("float[", "double[")
     model = model_of(CONV_NORM, double, inputs="double[N,3,5,5] x", outputs="double[N,4,5,5] y")
     (report,) = apply_passes(model, ["fold-batchnorm"])
