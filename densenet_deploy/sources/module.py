@@ -138,7 +138,7 @@ def _output_names(module: nn.Module, channels: int | None) -> tuple[str, ...]:
     """Run the module on one black image, of the first size that it accepts, and name what it returns."""
     import torch
 
-    from densenet_deploy.models.outputs import output_names
+    from densenet_deploy.runtime.module_outputs import output_names
 
     device = next((tensor.device for tensor in module.state_dict().values()), None)
     for size in _PROBED_SIZES:
