@@ -25,8 +25,8 @@ from densenet_deploy.engines.rtx_plan import read_rtx_plan
 from densenet_deploy.engines.support import require_supported
 from densenet_deploy.engines.tensorrt import BuiltEngine, engine_from_onnx
 from densenet_deploy.errors import BackendError, ResourceError
-from densenet_deploy.runtime.gpus import find_gpus
-from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
+from densenet_deploy.runtime.engine_files import HEADER_BYTES, sniff
+from densenet_deploy.runtime.nvidia import find_gpus
 from densenet_deploy.runtime.trt import TensorRT, load_tensorrt
 
 

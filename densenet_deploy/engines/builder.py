@@ -20,7 +20,8 @@ from densenet_deploy.engines import BUILD_WORKER, BUILD_WORKER_FLAGS
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import PrecisionProof
 from densenet_deploy.errors import ResourceError
-from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.sidecar import TensorFacts
 from densenet_deploy.worker import Worker, WorkerDiedError
 
 

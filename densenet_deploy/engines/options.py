@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_choice, require_range
-from densenet_deploy.runtime.engine_facts import HARDWARE_LEVELS, PRECISIONS, BatchProfile
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.sidecar import HARDWARE_LEVELS, PRECISIONS
 from densenet_deploy.runtime.trt import FLAVOURS
 
 VERBOSITIES: Final = ("detailed", "names", "none")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from densenet_deploy.engines.precision import UNKNOWN, PrecisionProof, RunningConvolution, one_of_each
-from densenet_deploy.runtime.plan import program_section
+from densenet_deploy.runtime.engine_files import program_section
 
 _HEADER: Final = b"header {\n"
 _TENSOR: Final = re.compile(

@@ -12,7 +12,7 @@ from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.errors import BackendError, DeviceError
 from densenet_deploy.options import require_choice
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.gpus import Gpu, find_gpus
+from densenet_deploy.runtime.nvidia import Gpu, find_gpus
 from densenet_deploy.runtime.trt import FLAVOURS, MODULES, TensorRT
 
 

@@ -21,7 +21,8 @@ from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.support import builder_flags, target_names
 from densenet_deploy.errors import BackendError, DensenetDeployError, ModelFileError, ResourceError, UsageError
-from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.sidecar import TensorFacts
 from densenet_deploy.runtime.trt import TensorRT
 
 _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}

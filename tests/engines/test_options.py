@@ -10,7 +10,7 @@ import pytest
 from densenet_deploy.engines.command_line import equivalent_command
 from densenet_deploy.engines.options import BuildOptions, batch_profiles
 from densenet_deploy.errors import UnknownNameError, UsageError
-from densenet_deploy.runtime.engine_facts import BatchProfile
+from densenet_deploy.runtime.batching import BatchProfile
 
 
 @pytest.mark.parametrize(

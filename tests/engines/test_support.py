@@ -10,7 +10,7 @@ from densenet_deploy.engines import support
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.support import choose_flavour, require_supported
 from densenet_deploy.errors import BackendError, DeviceError
-from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.nvidia import Gpu
 from densenet_deploy.runtime.trt import Features, TensorRT, TensorRTLog, load_tensorrt
 from tests.engines.simulated_builder import simulated_tensorrt
 

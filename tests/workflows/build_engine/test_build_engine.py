@@ -22,7 +22,7 @@ from densenet_deploy.errors import (
     ResourceError,
     UsageError,
 )
-from densenet_deploy.runtime.engine_facts import BatchProfile
+from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine, dry_run
