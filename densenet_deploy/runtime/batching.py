@@ -1,4 +1,7 @@
-"""Batches of any size for models that accept only some: which samples run together, and what fills them up."""
+"""Batches of any size for models that accept only some: which samples run together, and what fills them up.
+
+NumPy is imported where it is used: a command that only looks at engine files does without it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,11 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.records import Range
-from densenet_deploy.runtime.feeds import Array
 
 if TYPE_CHECKING:
+    from densenet_deploy.runtime.feeds import Array
     from densenet_deploy.runtime.runner import Runner
 
 
@@ -68,6 +69,8 @@ def input_size(runner: Runner) -> int | None:
     Raises:
         ModelFileError: if the model does not take one float32 (N, 3, S, S) input.
     """
+    import numpy as np
+
     spec = runner.inputs[0]
     shape = spec.shape
     is_image = len(runner.inputs) == 1 and len(shape) == 4 and shape[1] in (3, None) and shape[2] == shape[3]
@@ -82,6 +85,8 @@ def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:
 
     A model with a fixed batch gets the samples in portions, the last one filled up with copies of its last sample.
     """
+    import numpy as np
+
     name, size = runner.inputs[0].name, fixed_batch(runner)
     if size is None or size == len(samples):
         return runner.run({name: samples})
