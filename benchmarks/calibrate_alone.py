@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from densenet_deploy.artifacts import Artifact
 from densenet_deploy.quantize.calibration_data import open_calibration_data
-from densenet_deploy.workflows.float_model import load_float, preprocessing_of
+from densenet_deploy.workflows.load import load, preprocessing_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import prepare_int8
 from densenet_deploy.workflows.stages import Stages
@@ -25,7 +24,7 @@ from densenet_deploy.workflows.stages import Stages
 def ours(model: Path, folder: Path, count: int) -> None:
     """Calibrate as `quantize --observer entropy` does, without a cache and without corrections."""
     options = QuantizeOptions(recipe="onnxruntime", observer="entropy", samples=count, correct=False)
-    prepare_int8(Artifact.open(model), folder, options, Stages())
+    prepare_int8(load(model), folder, options, Stages())
 
 
 def theirs(model: Path, folder: Path, count: int) -> None:
@@ -33,8 +32,7 @@ def theirs(model: Path, folder: Path, count: int) -> None:
     from int8_peers import ImageReader
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
-    artifact = Artifact.open(model)
-    data = open_calibration_data(folder, preprocessing_of(artifact, load_float(artifact)), count)
+    data = open_calibration_data(folder, preprocessing_of(load(model)), count)
     with tempfile.TemporaryDirectory() as name:
         calibrator = create_calibrator(
             model, augmented_model_path=str(Path(name) / "augmented.onnx"), calibrate_method=CalibrationMethod.Entropy

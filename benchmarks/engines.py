@@ -19,7 +19,7 @@ from typing import Final
 from machine import RESULTS, Machine, print_table, write_results
 
 from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.rtx_plan import activation_bytes
+from densenet_deploy.engines.precision import activation_bytes
 from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine
 from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted
 
@@ -54,7 +54,7 @@ class Engine:
             report.sidecar.size,
             activation_bytes(report.engine.read_bytes()),
             report.proof.counts,
-            report.proof.shares,
+            report.proof.summary().share_of_macs,
             None if parity is None else parity.cosine,
             None if parity is None else parity.sqnr_db,
         )

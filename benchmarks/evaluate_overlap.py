@@ -33,8 +33,8 @@ from densenet_deploy.parity.samples import natural_images
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import RunnerOptions
-from densenet_deploy.workflows.evaluate.decoding import PreparedImages
-from densenet_deploy.workflows.evaluate.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.labelled_images import PreparedImages
 
 LIMIT: Final = 0.10
 DIGITS: Final = Path(__file__).resolve().parent.parent / "examples/digits/densenet_digits.safetensors"

@@ -49,9 +49,9 @@ from densenet_deploy.quantize.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest, load_model
+from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 
@@ -88,7 +88,8 @@ class Network:
         """Write our INT8 file; `options` are fields of `QuantizeOptions`."""
         path = self.folder / f"ours.{recipe}{len(list(self.folder.iterdir()))}.onnx"
         chosen = QuantizeOptions(recipe=recipe, samples=CALIBRATION_IMAGES, never_slower=False, **options)
-        return quantize(self.graph("export"), self.calibration, chosen, str(path)).onnx
+        quantize(self.graph("export"), self.calibration, chosen, out=path)
+        return path
 
     def images(self) -> Images:
         manifest = Artifact.open(self.graph("export")).manifest
@@ -169,19 +170,17 @@ def _random_network(variant: str, folder: Path) -> Network:
     np.save(calibration, images)
     weights = folder / f"{variant}.pth"
     save_lifelike(variant, np.split(images, SPEED_IMAGES // 8), weights)
-    return _exported(f"DenseNet {variant}", ModelRequest(variant=variant, weights=str(weights)), folder, calibration)
+    return _exported(f"DenseNet {variant}", weights, folder, calibration)
 
 
-def _exported(
-    name: str, request: ModelRequest, folder: Path, calibration: Path, held_out: Path | None = None
-) -> Network:
-    """Write both graphs of a network into its own folder."""
+def _exported(name: str, weights: Path, folder: Path, calibration: Path, held_out: Path | None = None) -> Network:
+    """Write both graphs of a network into a folder of its own."""
     place = folder / name.replace(" ", "_")
     place.mkdir()
-    export_onnx(request, ExportTarget(out=str(place / "export.onnx")))
+    export(weights, out=place / "export.onnx")
     manifest = Artifact.open(place / "export.onnx").manifest
     assert manifest is not None
-    module = load_model(request.weights)
+    module = load(weights).module
     export_plainly(module, manifest.preprocessing.image_size, place / "plain.onnx")
     return Network(name, place, calibration, held_out)
 
@@ -240,15 +239,14 @@ def _judged(network: Network, path: Path, engine: str) -> Facts:
 
 def _trained_networks(folder: Path, rendered: Path) -> Iterator[Network]:
     samples = ROOT / "calibration/samples"
-    digits = ModelRequest(weights=str(DIGITS / "densenet_digits.safetensors"))
+    digits = DIGITS / "densenet_digits.safetensors"
     yield _exported("digits", digits, folder, samples, DIGITS / "held_out")
     weights = rendered / "densenet_rendered_digits.safetensors"
     if not weights.exists():
         print(f"training a DenseNet-121 into {rendered}, about ten minutes on one core", file=sys.stderr)
         command = [sys.executable, "-m", "examples.train_rendered_digits", "-o", str(rendered)]
         subprocess.run(command, check=True, cwd=ROOT)
-    trained = ModelRequest(weights=str(weights))
-    yield _exported("rendered digits", trained, folder, rendered / "calibration", rendered / "held_out")
+    yield _exported("rendered digits", weights, folder, rendered / "calibration", rendered / "held_out")
 
 
 # -- calibration
@@ -259,7 +257,7 @@ def calibration_costs(folder: Path, variant: str, counts: Sequence[int]) -> list
     place = folder / "calibration"
     place.mkdir()
     model = place / "export.onnx"
-    export_onnx(ModelRequest(variant=variant), ExportTarget(out=str(model)))
+    export(variant, out=model)
     preprocessing = find_variant(variant).preprocessing
     shape = (max(counts), 3, preprocessing.image_size, preprocessing.image_size)
     images = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, shape)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from densenet_deploy.workflows.load import load_model
+from densenet_deploy.workflows.load import load
 
 
 def save_lifelike(variant: str, images: Iterable[np.ndarray], path: Path, seed: int = 0) -> None:
     """Write the weights of `variant` as a `.pth`, with statistics measured on `images`, each (N, 3, H, W) float32."""
     torch.manual_seed(seed)
-    model = load_model(variant)
+    model = load(variant).module
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)

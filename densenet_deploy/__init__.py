@@ -1,8 +1,10 @@
 """Export, verify, quantize and run DenseNets.
 
->>> from densenet_deploy import open_runner
->>> with open_runner("artifacts/densenet121.onnx") as runner:      # doctest: +SKIP
-...     logits = runner.run({"input": batch})["logits"]            # (N, 1000) float32
+>>> import densenet_deploy as dd
+>>> model = dd.load("densenet_digits.safetensors")                 # doctest: +SKIP
+>>> onnx = dd.export(model)                                        # doctest: +SKIP
+>>> int8 = dd.quantize(onnx, "calibration/samples")                # doctest: +SKIP
+>>> int8.save("digits.int8.onnx")                                  # doctest: +SKIP
 
 The names below are imported when they are first used, so that an edge application loads nothing it does not need.
 """
@@ -18,49 +20,105 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__: Final = "0.1.0"
 
+if TYPE_CHECKING:
+    from densenet_deploy.engines.options import BuildOptions
+    from densenet_deploy.errors import DensenetDeployError
+    from densenet_deploy.facts import Architecture, ModelFacts
+    from densenet_deploy.manifest import Manifest, Preprocessing
+    from densenet_deploy.model import Model, UntrainedWeightsWarning
+    from densenet_deploy.parity.compare import Parity
+    from densenet_deploy.parity.gates import Gate
+    from densenet_deploy.runtime.classifier import Classifier, Prediction
+    from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+    from densenet_deploy.variants.spec import DenseNetSpec
+    from densenet_deploy.workflows.cast import CastOptions, cast
+    from densenet_deploy.workflows.compare import CompareOptions, compare
+    from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+    from densenet_deploy.workflows.export import ExportOptions, export
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions
+    from densenet_deploy.workflows.load import load
+    from densenet_deploy.workflows.predict import predict
+    from densenet_deploy.workflows.quantize.options import QuantizeOptions
+    from densenet_deploy.workflows.quantize.quantize import quantize
+    from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
+    from densenet_deploy.workflows.simplify import simplify
+
 _HOMES: Final = {
-    "Classifier": "densenet_deploy.runtime.classifier",
-    "DenseNetSpec": "densenet_deploy.variants.spec",
-    "DensenetDeployError": "densenet_deploy.errors",
-    "RunnerOptions": "densenet_deploy.runtime.runner",
-    "evaluate": "densenet_deploy.workflows.evaluate.evaluate",
-    "export_onnx": "densenet_deploy.workflows.export",
-    "find_variant": "densenet_deploy.variants",
-    "load_model": "densenet_deploy.workflows.load",
-    "open_runner": "densenet_deploy.runtime.runner",
-    "validate": "densenet_deploy.workflows.validate",
+    "Architecture": "facts",
+    "BuildOptions": "engines.options",
+    "CastOptions": "workflows.cast",
+    "Classifier": "runtime.classifier",
+    "CompareOptions": "workflows.compare",
+    "DenseNetSpec": "variants.spec",
+    "DensenetDeployError": "errors",
+    "EvaluateOptions": "workflows.evaluate",
+    "ExportOptions": "workflows.export",
+    "Gate": "parity.gates",
+    "InspectOptions": "workflows.inspect.inspect",
+    "Manifest": "manifest",
+    "Model": "model",
+    "ModelFacts": "facts",
+    "Parity": "parity.compare",
+    "Prediction": "runtime.classifier",
+    "Preprocessing": "manifest",
+    "QuantizeOptions": "workflows.quantize.options",
+    "Runner": "runtime.runner",
+    "RunnerOptions": "runtime.runner",
+    "SensitivityOptions": "workflows.sensitivity",
+    "UntrainedWeightsWarning": "model",
+    "cast": "workflows.cast",
+    "compare": "workflows.compare",
+    "evaluate": "workflows.evaluate",
+    "export": "workflows.export",
+    "load": "workflows.load",
+    "open_runner": "runtime.runner",
+    "predict": "workflows.predict",
+    "quantize": "workflows.quantize.quantize",
+    "sensitivity": "workflows.sensitivity",
+    "simplify": "workflows.simplify",
 }
 
 __all__ = [
+    "Architecture",
+    "BuildOptions",
+    "CastOptions",
     "Classifier",
+    "CompareOptions",
     "DenseNetSpec",
     "DensenetDeployError",
+    "EvaluateOptions",
+    "ExportOptions",
+    "Gate",
+    "InspectOptions",
+    "Manifest",
+    "Model",
+    "ModelFacts",
+    "Parity",
+    "Prediction",
+    "Preprocessing",
+    "QuantizeOptions",
+    "Runner",
     "RunnerOptions",
+    "SensitivityOptions",
+    "UntrainedWeightsWarning",
     "__version__",
+    "cast",
+    "compare",
     "evaluate",
-    "export_onnx",
-    "find_variant",
-    "load_model",
+    "export",
+    "load",
     "open_runner",
-    "validate",
+    "predict",
+    "quantize",
+    "sensitivity",
+    "simplify",
 ]
-
-if TYPE_CHECKING:
-    from densenet_deploy.errors import DensenetDeployError
-    from densenet_deploy.runtime.classifier import Classifier
-    from densenet_deploy.runtime.runner import RunnerOptions, open_runner
-    from densenet_deploy.variants import find_variant
-    from densenet_deploy.variants.spec import DenseNetSpec
-    from densenet_deploy.workflows.evaluate.evaluate import evaluate
-    from densenet_deploy.workflows.export import export_onnx
-    from densenet_deploy.workflows.load import load_model
-    from densenet_deploy.workflows.validate import validate
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

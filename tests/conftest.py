@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.facts import Architecture
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest
+from densenet_deploy.workflows.export import export
 from tests.exported_networks import exported
 
 __all__ = ["exported"]
@@ -22,13 +21,11 @@ TINY = Architecture(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, st
 def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained DenseNet for 32x32 images and 10 classes, exported by the product."""
     folder = tmp_path_factory.mktemp("tiny")
-    request = ModelRequest(architecture=TINY, num_classes=10)
-    return export_onnx(request, ExportTarget(out=str(folder / "tiny.onnx"))).onnx
+    return export(architecture=TINY, num_classes=10, out=folder / "tiny.onnx").path
 
 
 @pytest.fixture(scope="session")
 def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained digits model, exported by the product."""
     folder = tmp_path_factory.mktemp("digits")
-    request = ModelRequest(weights=str(DIGITS / "densenet_digits.safetensors"))
-    return export_onnx(request, ExportTarget(out=str(folder / "digits.onnx"))).onnx
+    return export(DIGITS / "densenet_digits.safetensors", out=folder / "digits.onnx").path

@@ -11,7 +11,7 @@ import torch
 
 from densenet_deploy.graph.simplify import simplify_onnx
 from densenet_deploy.models.build import DenseNet, build_model
-from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
+from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 from densenet_deploy.variants.spec import DenseNetSpec
 
 
@@ -20,7 +20,7 @@ class Exported:
     """A module, how it was written, and what was written: as the exporter left it, and simplified."""
 
     module: DenseNet
-    options: ExportOptions
+    options: OnnxOptions
     raw: onnx.ModelProto
     simple: onnx.ModelProto
 
@@ -28,17 +28,17 @@ class Exported:
 CASES = {
     "classifier of bottlenecks, CIFAR stem, dynamic batch, opset 20": (
         DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar", num_classes=5),
-        ExportOptions(image_size=16),
+        OnnxOptions(image_size=16),
     ),
     "features of plain layers, CIFAR stem, batch 3, opset 18": (
         DenseNetSpec(growth_rate=4, blocks=(2, 1), init_features=8, bn_size=0, stem="cifar", head="features"),
-        ExportOptions(image_size=16, batch=3, opset=18),
+        OnnxOptions(image_size=16, batch=3, opset=18),
     ),
     "multiscale of bottlenecks, ImageNet stem, dropout, batch 1, opset 23": (
         DenseNetSpec(
             growth_rate=4, blocks=(1, 2), init_features=8, bn_size=2, drop_rate=0.2, head="multiscale", num_classes=5
         ),
-        ExportOptions(image_size=32, batch=1, opset=23),
+        OnnxOptions(image_size=32, batch=1, opset=23),
     ),
 }
 

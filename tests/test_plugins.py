@@ -59,7 +59,8 @@ GRAPH_PASS = '''
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes, is_operator
+from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes
+from densenet_deploy.graph.nodes import is_operator
 
 
 @graph_passes.register("remove-identity")

@@ -2,7 +2,7 @@
 
 A convolution of C_in to C_out channels with a K×K kernel has C_in·C_out·K² weights, each used once per output pixel; a
 linear layer uses each weight once. Those uses are the MACs; normalizations, activations, pools and biases add none. A
-normalization has two parameters a channel (scale and shift); its running statistics are not parameters.
+normalization has two parameters per channel (scale and shift); its running statistics are not parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_range
+from densenet_deploy.records import fields_to_plain, to_plain
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 Json = dict[str, object]
@@ -38,14 +39,6 @@ class LayerCost:
     macs: int
     output_shape: tuple[int, ...]
 
-    def to_json(self) -> Json:
-        return {
-            "name": self.name,
-            "parameters": self.parameters,
-            "macs": self.macs,
-            "output_shape": list(self.output_shape),
-        }
-
 
 @dataclass(frozen=True)
 class BlockCost:
@@ -67,7 +60,7 @@ class BlockCost:
             "name": self.name,
             "parameters": self.parameters,
             "macs": self.macs,
-            "layers": [layer.to_json() for layer in self.layers],
+            "layers": to_plain(self.layers),
         }
 
 
@@ -79,10 +72,10 @@ class ModelCost:
 
     @classmethod
     def of(cls, layers: Iterable[LayerCost]) -> ModelCost:
-        """Group `layers`, in execution order, by the block that their names tell."""
+        """Group `layers`, in execution order, by the part of the network that their names say."""
         groups: dict[str, list[LayerCost]] = {}
         for layer in layers:
-            groups.setdefault(block_of(layer.name), []).append(layer)
+            groups.setdefault(network_part(layer.name), []).append(layer)
         return cls(tuple(BlockCost(name, tuple(group)) for name, group in groups.items()))
 
     @property
@@ -99,20 +92,16 @@ class ModelCost:
 
     def to_json(self) -> Json:
         """Return `parameters`, `macs` and `blocks` with plain types."""
-        return {
-            "parameters": self.parameters,
-            "macs": self.macs,
-            "blocks": [block.to_json() for block in self.blocks],
-        }
+        return {"parameters": self.parameters, "macs": self.macs, **fields_to_plain(self)}
 
 
-def block_of(name: str) -> str:
-    """Return the block that a layer belongs to; `other` where its name is none of a DenseNet's.
+def network_part(name: str) -> str:
+    """Return the part of the network that a layer belongs to; `other` if its name is not one of a DenseNet.
 
-    What a recipe or a backend wrote behind a name does not matter: `features.conv0:codes`, `features.conv0_nchwc`.
+    What a recipe or a backend appended to a name does not matter: `features.conv0:scaled`, `features.conv0_nchwc`.
 
-    >>> block_of("features.denseblock2.denselayer7.conv1"), block_of("/features/conv0/Conv"), block_of("classifier")
-    ('denseblock2', 'stem', 'head')
+    >>> network_part("features.denseblock2.denselayer7.conv1"), network_part("/features/conv0/Conv")
+    ('denseblock2', 'stem')
     """
     part = _AFTER_A_PART.split(name.replace("/", ".").lstrip(".").removeprefix("features."), maxsplit=1)[0]
     return part if part.startswith(("denseblock", "transition")) else _BLOCKS.get(part, "other")

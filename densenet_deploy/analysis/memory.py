@@ -1,15 +1,23 @@
-"""How much memory the activations of one inference need at their peak, with and without a bus per dense block.
+"""How much memory the feature maps of a DenseNet need, from its numbers alone: in an inference, and kept by training.
 
-The model of liveness: steps run one after another in the order of the network; a step allocates its output before it
-frees any input; a tensor is freed after its last reader, the image after the first convolution. A normalization with
-its ReLU works in place behind a convolution, whose output nobody else reads, and writes a copy in front of a dense
-layer, a transition or the head, where it reads a block's features. Weights and scratch space of a backend are not
-counted.
+`models.live_memory` measures the same by running any module on PyTorch's meta device. This count stays beside it for
+two reasons: PyTorch takes seconds to import, and is not installed where artifacts only run; and the memory of a bus,
+which belongs to no run of the PyTorch module, cannot be measured on one. Tests hold the count to what PyTorch keeps.
 
-*copies*: the features of a block are separate tensors, and each layer reads a fresh concatenation of them (one tensor
-alone is read as it is), as does what follows the block: the graph taken by its word.
-*bus*: a block owns one tensor as wide as its output; what enters the block and what each layer makes is written into
-its place there, so there is nothing to concatenate.
+**Inference.** Steps run one after another in the order of the network. A step allocates its output before it frees any
+input; a tensor is freed after its last reader, the image after the first convolution. A normalization with its ReLU
+works in place behind a convolution, whose output nothing else reads, and writes a copy in front of a dense layer, a
+transition or the head, where it reads a block's features. With *copies*, the features of a block are separate tensors,
+and each layer and what follows the block read a fresh concatenation of them (one tensor alone is read as it is). With
+a *bus*, a block owns one tensor as wide as its output, into which all of its parts are written.
+
+**Training.** Autograd keeps what the gradients need: the input of every normalization, convolution and average pool,
+and the result of every ReLU. A dense layer keeps its concatenation and the normalized copy, two tensors as wide as all
+that came before it, so memory grows with the square of a block's depth. *Checkpointing* (Pleiss et al. 2017,
+"Memory-Efficient Implementation of DenseNets") keeps the parts and makes both again in the backward pass, so that the
+growth is linear.
+
+Not counted: weights and their gradients, batch statistics, dropout masks, pooling indices, scratch space of a backend.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ from dataclasses import dataclass
 
 from densenet_deploy.analysis.cost import Json, block_sizes, layer_inputs, stem_size
 from densenet_deploy.options import require_range
+from densenet_deploy.records import fields_to_plain
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 
@@ -28,9 +37,6 @@ class BlockMemory:
     name: str
     bus_bytes: int
     copies_bytes: int
-
-    def to_json(self) -> Json:
-        return {"name": self.name, "bus_bytes": self.bus_bytes, "copies_bytes": self.copies_bytes}
 
 
 @dataclass(frozen=True)
@@ -50,27 +56,93 @@ class ActivationMemory:
         return max(block.copies_bytes for block in self.blocks)
 
     def to_json(self) -> Json:
+        return {"bus_bytes": self.bus_bytes, "copies_bytes": self.copies_bytes, **fields_to_plain(self)}
+
+
+@dataclass(frozen=True)
+class BlockTrainingMemory:
+    """Bytes that the block `name` keeps for the backward pass."""
+
+    name: str
+    plain_bytes: int
+    checkpointed_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What each block keeps, in execution order; all of it is held at once when the backward pass begins."""
+
+    blocks: tuple[BlockTrainingMemory, ...]
+
+    @property
+    def plain_bytes(self) -> int:
+        return sum(block.plain_bytes for block in self.blocks)
+
+    @property
+    def checkpointed_bytes(self) -> int:
+        return sum(block.checkpointed_bytes for block in self.blocks)
+
+    def to_json(self) -> Json:
         return {
-            "bus_bytes": self.bus_bytes,
-            "copies_bytes": self.copies_bytes,
-            "blocks": [block.to_json() for block in self.blocks],
+            "plain_bytes": self.plain_bytes,
+            "checkpointed_bytes": self.checkpointed_bytes,
+            **fields_to_plain(self),
         }
 
 
 def activation_memory(
     spec: DenseNetSpec, image_size: int = 224, batch: int = 1, bytes_per_value: int = 4
 ) -> ActivationMemory:
-    """Return the peak of live activations by block, by the model of liveness that the module states.
+    """Return the peak of live activations by block, counted as this module says.
 
     Raises:
         UsageError: if the image is too small for the last block, or a number is out of range.
     """
-    scale = require_range("batch", batch, 1, 1_000_000) * require_range("bytes-per-value", bytes_per_value, 1, 8)
-    with_bus = _forward(spec, image_size, bus=True).peaks()
-    with_copies = _forward(spec, image_size, bus=False).peaks()
+    scale = _scale(batch, bytes_per_value)
+    with_bus, with_copies = (_forward(spec, image_size, bus=bus).peaks() for bus in (True, False))
     return ActivationMemory(
         tuple(BlockMemory(name, scale * with_bus[name], scale * with_copies[name]) for name in with_bus)
     )
+
+
+def training_memory(
+    spec: DenseNetSpec, image_size: int = 224, batch: int = 1, bytes_per_value: int = 4
+) -> TrainingMemory:
+    """Return what a forward pass in training keeps, by block, counted as this module says.
+
+    Raises:
+        UsageError: if the image is too small for the last block, or a number is out of range.
+    """
+    areas = [size**2 for size in block_sizes(spec, image_size)]
+    kept = [("stem", *2 * (_kept_by_stem(spec, image_size),))]
+    for block, area in enumerate(areas):
+        inputs, bottlenecks = layer_inputs(spec, block), 2 * spec.blocks[block] * spec.bn_size * spec.growth_rate
+        kept.append(
+            (f"denseblock{block + 1}", area * (2 * sum(inputs) + bottlenecks), area * (inputs[-1] + bottlenecks))
+        )
+        if block + 1 < len(areas):  # the block's output, its normalized copy, the convolved maps that the pool reads
+            transition = area * (2 * spec.channels_out[block] + spec.channels_in[block + 1])
+            kept.append((f"transition{block + 1}", transition, transition))
+    kept.append(("head", *2 * (_kept_by_head(spec, areas[-1]),)))
+    scale = _scale(batch, bytes_per_value)
+    return TrainingMemory(tuple(BlockTrainingMemory(name, scale * plain, scale * lean) for name, plain, lean in kept))
+
+
+def _scale(batch: int, bytes_per_value: int) -> int:
+    return require_range("batch", batch, 1, 1_000_000) * require_range("bytes-per-value", bytes_per_value, 1, 8)
+
+
+def _kept_by_stem(spec: DenseNetSpec, image_size: int) -> int:
+    """The image; with the ImageNet stem also what enters and leaves the norm and its ReLU in place."""
+    maps = 2 * spec.init_features * stem_size(spec, image_size) ** 2 if spec.stem == "imagenet" else 0
+    return 3 * image_size**2 + maps
+
+
+def _kept_by_head(spec: DenseNetSpec, area: int) -> int:
+    """The last block's output, its normalized copy unless the head reads it as it is, and the classifier's row."""
+    if spec.head == "multiscale":
+        return spec.feature_channels * area + SCALE_CHANNELS * len(spec.blocks)
+    return 2 * spec.feature_channels * area + (spec.feature_channels if spec.head == "classifier" else 0)
 
 
 @dataclass(frozen=True)

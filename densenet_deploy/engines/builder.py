@@ -2,8 +2,8 @@
 
 TensorRT builds inside one long native call that no signal interrupts, may crash, and prints on both standard streams.
 In a worker none of that reaches the caller: an interrupt ends the process, a crash is a typed error, and the prints go
-nowhere. `build_worker.py` has the other side and the messages. The plan never crosses the pipe: the child writes it to
-a file, this process waits for the disk, and both need little more memory than a bare builder.
+nowhere. `build_worker.py` is the other side. The plan never crosses the pipe: the child writes it to a file, this
+process waits for the disk, and both need little more memory than a bare builder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any, Self
 from densenet_deploy.artifacts import sync
 from densenet_deploy.engines import BUILD_WORKER, BUILD_WORKER_FLAGS
 from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.precision import PrecisionProof
+from densenet_deploy.engines.precision import EnginePrecision
 from densenet_deploy.errors import ResourceError
+from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.sidecar import TensorFacts
 from densenet_deploy.worker import Worker, WorkerDiedError
@@ -36,7 +37,20 @@ class Toolchain:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A plan on the disk, what it says of itself, what was asked and what runs. See `PlanHeader` and `BuiltEngine`."""
+    """A plan on the disk, and what is known about it.
+
+    Attributes:
+        sha256: of the plan.
+        size: of the plan in bytes.
+        targets: compute capabilities that the plan names; empty where it does not say.
+        inputs: as the engine takes them.
+        outputs: as the engine gives them.
+        profiles: it was built for; at least one.
+        asked: the precision that the graph asks for, by the name of the convolution.
+        precision: what the convolutions run in, read back from the engine.
+        notes: remarks, one line each.
+        seconds: of the parts of the build.
+    """
 
     sha256: str
     size: int
@@ -45,7 +59,7 @@ class BuildResult:
     outputs: tuple[TensorFacts, ...]
     profiles: tuple[BatchProfile, ...]
     asked: Mapping[str, str]
-    proof: PrecisionProof
+    precision: EnginePrecision
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -56,7 +70,7 @@ class Builder:
     def __init__(self, options: BuildOptions) -> None:
         """Start the process, or take the one started ahead; it imports TensorRT and checks `options` meanwhile."""
         self._worker = Worker(BUILD_WORKER, subject="TensorRT", flags=BUILD_WORKER_FLAGS)
-        self._worker.send(options.to_facts())
+        self._worker.send(to_plain(options))
 
     @property
     def pid(self) -> int:
@@ -71,7 +85,7 @@ class Builder:
             DeviceError: if it needs a device that is not there.
             BackendError: if it cannot do what was asked.
         """
-        return Toolchain(**self._receive())
+        return from_plain(Toolchain, self._receive())
 
     def build(self, onnx: Path, plan: Path) -> BuildResult:
         """Build the ONNX file and write `plan`, a new file; its bytes are on the disk when this returns.
@@ -83,24 +97,12 @@ class Builder:
             OSError: if the plan cannot be written.
         """
         try:
-            self._worker.send({"onnx": str(onnx.absolute()), "plan": str(plan.absolute())})
-            size = int(self._receive()["written"])
-            sync(plan)  # while the child reads back what runs
-            facts = self._receive()
+            self._worker.send([str(onnx.absolute()), str(plan.absolute())])
+            self._receive()
+            sync(plan)  # while the child reads the engine back
+            return from_plain(BuildResult, self._receive())
         finally:
             self._worker.kill()  # it is not needed any more, takes a while to free its memory, or may still write
-        return BuildResult(
-            facts["sha256"],
-            size,
-            tuple(facts["targets"]),
-            _tensors(facts["inputs"]),
-            _tensors(facts["outputs"]),
-            tuple(BatchProfile(**profile) for profile in facts["profiles"]),
-            facts["asked"],
-            PrecisionProof.from_facts(facts["proof"]),
-            tuple(facts["notes"]),
-            facts["seconds"],
-        )
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -114,16 +116,11 @@ class Builder:
     ) -> None:
         self.close()
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self) -> Any:
         try:
-            answer: dict[str, Any] = self._worker.receive()
+            return self._worker.receive()
         except WorkerDiedError as exc:
             if exc.signal != signal.SIGKILL:
                 raise
             fix = "close other programs or build a smaller batch; the ONNX is kept"
             raise ResourceError("TensorRT", exc.why, fix) from exc
-        return answer
-
-
-def _tensors(facts: list[dict[str, Any]]) -> tuple[TensorFacts, ...]:
-    return tuple(TensorFacts(fact["name"], fact["dtype"], tuple(fact["shape"])) for fact in facts)

@@ -1,8 +1,13 @@
-"""Find the buses of a graph: the concatenated features of each dense block, who appends to them and who reads them.
+"""Find the buses of a graph: the concatenated features of each dense block, with their makers and readers.
 
-A dense block is written as many Concats: flat lists that grow by one tensor a layer, or each the one before and a new
-tensor. Either way they hold runs of one sequence of channels, the bus. A bus is a maximal group of Concats along axis 1
-that share inputs or feed each other, if every one of them holds a contiguous run of the longest.
+A dense block is written as many Concats: flat lists that grow by one tensor per layer, or each the one before and a
+new tensor. Either way they hold runs of one sequence of channels, the bus. A bus is a maximal group of Concats along
+axis 1 that share inputs or feed each other, if every one of them holds a contiguous run of the longest.
+
+Readers of a bus need not tell all of its values apart. A norm and its ReLU, relu(s·x + t), give zero for every x on one
+side of θ = −t/s: below it for s > 0, above for s < 0. So a channel needs no value below the smallest θ of its readers
+if all of them have s > 0, and none above the largest if all have s < 0; a reader with s = 0 needs none at all.
+Quantized values may end there: saturation is what all readers would have done anyway.
 """
 
 from __future__ import annotations
@@ -15,8 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from densenet_deploy.graph.channels import channels_of, rank_of
-from densenet_deploy.graph.graph_pass import is_operator
+from densenet_deploy.graph.nodes import (
+    Double,
+    Float,
+    channels_of,
+    is_operator,
+    only_reader,
+    rank_of,
+    scale_and_shift,
+    why_not_affine,
+)
 
 Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
 
@@ -41,7 +54,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Reader:
-    """A node that is no Concat of the bus and reads `segment` as its input number `index`."""
+    """A node other than a Concat of the bus that reads `segment` as its input number `index`."""
 
     node: ir.Node
     index: int
@@ -53,9 +66,9 @@ class Bus:
     """The features of one dense block.
 
     Attributes:
-        segments: the tensors appended, in channel order; each is made by something else than a Concat.
+        segments: the tensors appended, in channel order; none of them is made by a Concat.
         concats: the outputs of the Concats, in execution order; each holds a run of segments.
-        readers: whatever else reads a segment or a Concat, in no particular order.
+        readers: all other nodes that read a segment or a Concat, in no particular order.
     """
 
     segments: tuple[Segment, ...]
@@ -84,7 +97,7 @@ class Bus:
 
 
 class Buses(NamedTuple):
-    """The buses of a graph in execution order, and for each group of Concats that is none a sentence that says why."""
+    """The buses of a graph in execution order, and why other groups of Concats are not buses, a sentence each."""
 
     found: tuple[Bus, ...]
     refused: tuple[str, ...]
@@ -100,10 +113,10 @@ def find_buses(graph: ir.Graph) -> Buses:
     runs = runs_of(concats)
     found: list[Bus] = []
     refused: list[str] = []
-    for group in _connected(concats):
+    for group in connected_concats(concats):
         parts = {value: runs[value] for node in group for value in node.outputs}
         whole = max(parts.values(), key=len)
-        reason = _why_no_bus(parts, whole)
+        reason = _why_not_bus(parts, whole)
         if reason is None:
             found.append(_bus(parts, whole))
         else:
@@ -133,7 +146,7 @@ def _joins_channels(concat: ir.Node) -> bool:
     return rank is not None and rank + axis == 1
 
 
-def _connected(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
+def connected_concats(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
     """Group Concats that share an input or feed each other; each group, and the groups, in execution order."""
     groups: list[tuple[list[ir.Node], set[ir.Value | None]]] = []
     for node in concats:
@@ -147,8 +160,8 @@ def _connected(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
     return [sorted(members, key=order.__getitem__) for members, _ in groups]
 
 
-def _why_no_bus(parts: Runs, whole: tuple[ir.Value, ...]) -> str | None:
-    """Say why the Concats `parts`, of which `whole` is the longest, are no bus, or None if they are."""
+def _why_not_bus(parts: Runs, whole: tuple[ir.Value, ...]) -> str | None:
+    """Say why the Concats `parts`, of which `whole` is the longest, are not a bus, or None if they are."""
     if len(whole) < 2:
         return "it holds one tensor"
     if rank_of(whole[0]) == 2:
@@ -158,11 +171,11 @@ def _why_no_bus(parts: Runs, whole: tuple[ir.Value, ...]) -> str | None:
     if any(_place(part, whole) is None for part in parts.values()):
         return "its Concats hold their tensors in different orders"
     unknown = next((value for value in whole if channels_of(value) is None), None)
-    return f"nothing says how many channels {unknown.name} has" if unknown is not None else None
+    return f"the number of channels of {unknown.name} is unknown" if unknown is not None else None
 
 
 def _place(part: tuple[ir.Value, ...], whole: tuple[ir.Value, ...]) -> int | None:
-    """Return where `part` starts in `whole`, or None if it is no contiguous run of it."""
+    """Return where `part` starts in `whole`, or None if it is not a contiguous run of it."""
     start = whole.index(part[0]) if part[0] in whole else len(whole)
     return start if whole[start : start + len(part)] == part else None
 
@@ -187,3 +200,67 @@ def _bus(parts: Runs, whole: tuple[ir.Value, ...]) -> Bus:
 
 def _joined(segments: Sequence[Segment], value: ir.Value) -> Segment:
     return Segment(value, segments[0].offset, sum(segment.channels for segment in segments))
+
+
+# -- which values of a bus its readers tell apart
+
+
+class Needed(NamedTuple):
+    """The smallest and the largest value of each channel of a bus that its readers can tell apart, (C,) each."""
+
+    low: Double
+    high: Double
+
+    def of(self, segment: Segment) -> Needed:
+        """Return what is needed of the channels of `segment`."""
+        return Needed(segment.of(self.low), segment.of(self.high))
+
+    def finite(self) -> Needed:
+        """Return the same with the largest float32 instead of infinity."""
+        largest = np.finfo(np.float32).max
+        return Needed(np.clip(self.low, -largest, largest), np.clip(self.high, -largest, largest))
+
+
+def needed_range(bus: Bus) -> Needed:
+    """Return what the readers of `bus` need of each of its channels: all, from −∞ to ∞, where it is an output."""
+    low, high = np.full(bus.channels, np.inf), np.full(bus.channels, -np.inf)
+    parts = [(reader.segment, _needed_by(reader)) for reader in bus.readers]
+    parts += [(output, _everything(output)) for output in bus.outputs]
+    for tensor, needed in parts:
+        part = slice(tensor.offset, tensor.offset + tensor.channels)
+        low[part], high[part] = np.minimum(low[part], needed.low), np.maximum(high[part], needed.high)
+    return Needed(low, high)
+
+
+def through(norm: ir.Node, needed: Needed) -> Needed:
+    """Return what is needed of the output of `norm`, a BatchNormalization of constants, given that of its input."""
+    scale, shift = scale_and_shift(norm)
+    ends = np.stack([scale * needed.low + shift, scale * needed.high + shift])
+    return Needed(ends.min(axis=0), ends.max(axis=0)).finite()
+
+
+def narrowed(low: Float, high: Float, needed: Needed) -> tuple[Float, Float]:
+    """Return the ranges `low` to `high`, (C,) each, cut to what is needed; one value where nothing is."""
+    above = np.maximum(low, np.minimum(needed.low, high))
+    below = np.minimum(high, np.maximum(needed.high, above))
+    return above.astype(np.float32), below.astype(np.float32)
+
+
+def _everything(tensor: Segment) -> Needed:
+    return Needed(np.full(tensor.channels, -np.inf), np.full(tensor.channels, np.inf))
+
+
+def _needed_by(reader: Reader) -> Needed:
+    norm, everything = reader.node, _everything(reader.segment)
+    if not is_operator(norm, "BatchNormalization") or reader.index != 0 or why_not_affine(norm) is not None:
+        return everything
+    relu = only_reader(norm.outputs[0])
+    if relu is None or not is_operator(relu, "Relu"):
+        return everything
+    scale, shift = scale_and_shift(norm)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        threshold = -shift / scale
+    return Needed(
+        np.where(scale > 0, threshold, np.where(scale < 0, -np.inf, np.inf)),
+        np.where(scale < 0, threshold, np.where(scale > 0, np.inf, -np.inf)),
+    )

@@ -1,38 +1,45 @@
-"""Read an ONNX file into the onnx package, refusing what is broken or reaches outside its folder."""
+"""Read an ONNX file, refusing one that is broken or reaches outside its folder, and answer questions about it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import onnx
 
-from densenet_deploy.artifacts import onnx_metadata, os_errors_about, require_data_within, require_file
+from densenet_deploy.artifacts import Artifact, onnx_metadata, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Return the model with its external data, after checking it.
+def load_onnx(source: Artifact | Path) -> onnx.ModelProto:
+    """Return the model of a file with its external data, or of one in memory, after checking it.
 
-    External data are looked at before the onnx package, which would refuse links too, opens them.
+    External data is checked before the onnx package opens it, which would refuse links too.
 
     Raises:
-        InputError: if there is no such file.
-        ModelFileError: if it is no valid ONNX model, or its external data is missing, cut short or elsewhere.
+        InputError: if the file does not exist.
+        ModelFileError: if it is not a valid ONNX model, or its external data is missing, cut short or elsewhere.
     """
+    if isinstance(source, Artifact) and source.data is not None:
+        with _refused(source.path, "is not a valid ONNX model", "export or download it again"):
+            model = onnx.load_from_string(source.data)
+        check_onnx(model, source.path)
+        return model
+    path = source.path if isinstance(source, Artifact) else source
     require_file(path)
-    onnx_metadata(path)  # refuses what is no ONNX envelope before a full parse
+    onnx_metadata(path)  # refuses anything but an ONNX envelope before a full parse
     require_data_within(path)
     with os_errors_about(path):
-        with _refused(path, "is no valid ONNX model", "export or download it again"):
+        with _refused(path, "is not a valid ONNX model", "export or download it again"):
             model = onnx.load(path, load_external_data=False)
-        with _refused(path, "its external data cannot be used", "put the data file itself, whole, beside the model"):
+        with _refused(path, "its external data cannot be used", "put the complete data file beside the model"):
             onnx.load_external_data_for_model(model, str(path.parent))
     check_onnx(model, path)
     return model
@@ -86,9 +93,30 @@ def operators(model: onnx.ModelProto) -> Mapping[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
+def expose_values(model: onnx.ModelProto, names: Collection[str] | None = None) -> onnx.ModelProto:
+    """Return a copy of `model` whose outputs are its inner values `names`, in execution order, for any backend to show.
+
+    Without names these are the outputs of all nodes but Q/DQ nodes, which only convert other values.
+
+    A backend cannot fuse across such an output, so rounding may differ from the deployed graph's in the last bits.
+    """
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    known = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
+    made = [
+        name
+        for node in model.graph.node
+        for name in node.output
+        if name and (name in names if names is not None else node.op_type not in _CONVERSIONS)
+    ]
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(known.get(name) or onnx.helper.make_empty_tensor_value_info(name) for name in made)
+    return exposed
+
+
 @contextlib.contextmanager
 def _refused(subject: object, why: str, fix: str) -> Iterator[None]:
-    """Turn what the onnx package raises inside the block into a ModelFileError that says its first line."""
+    """Turn an error of the onnx package inside the block into a ModelFileError with its first line."""
     try:
         yield
     except (OSError, MemoryError):
@@ -113,7 +141,7 @@ def _refuse_broken_names(model: onnx.ModelProto, subject: object) -> None:
 
 
 def _refuse_unknown_operators(model: onnx.ModelProto, subject: object) -> None:
-    """Refuse what the checker lets pass: operator sets of the future, and domains that no backend here knows."""
+    """Refuse what the checker lets pass: unknown newer operator sets, and domains that no backend here knows."""
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
         if opset.domain == "" and opset.version > newest:

@@ -1,7 +1,7 @@
-"""Simplify a model with onnxsim, keeping what we need to keep.
+"""Simplify a model with onnxsim, keeping the names and types that we need.
 
 onnxsim folds constants and removes what is without effect. BatchNormalization is left to our own pass, which keeps
-names that mean something, and equal initializers stay apart: in an untrained network a norm's weight equals its
+meaningful names, and equal initializers stay apart: in an untrained network a norm's weight equals its
 variance, and merged they would carry each other's names. Where the file holds quantization no constant is folded at
 all, because onnxsim would fold a DequantizeLinear of an int8 weight into a float weight four times its size.
 """
@@ -31,7 +31,7 @@ class Simplified:
 
 
 def simplify_onnx(model: onnx.ModelProto) -> Simplified:
-    """Return a simpler model that computes the same; `model` itself is left as it is.
+    """Return a simpler model that computes the same; `model` itself is unchanged.
 
     Raises:
         ModelFileError: if onnxsim cannot process the model.
@@ -47,7 +47,7 @@ def simplify_onnx(model: onnx.ModelProto) -> Simplified:
         raise ModelFileError(
             model.graph.name or "model", f"onnxsim cannot simplify it: {exc}", "check the model"
         ) from exc
-    del simplified.metadata_props[:]  # onnxsim's account of itself
+    del simplified.metadata_props[:]  # a record that onnxsim adds
     simplified.metadata_props.MergeFrom(model.metadata_props)
     notes = (
         ("the file is quantized: constants were not folded, so that int8 weights stay int8",) if is_quantized else ()

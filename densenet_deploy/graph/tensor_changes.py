@@ -4,51 +4,48 @@ A tensor whose meaning changed gets a new name, and the model's `metadata_props`
 
     densenet_deploy.tensors  {"pool0:scaled": {"of": "pool0", "factor": [0.5, 3.25, …], "moved": null}, …}
 
-`factor` holds one positive number a channel and `offset`, where there is one, any number a channel: tensor `of` of the
-original model = this tensor · factor + offset. `moved` is a sentence about a tensor that stands elsewhere in the
-computation than its original, and so cannot be compared. `low` and `high`, where they are given, are one number a
-channel: values of `of` beyond them may have been cut off, since nothing that reads it tells them apart. A tensor of
-8-bit codes also has a `scale` and a `zero_point`: `of` = (codes − zero_point) · scale · factor + offset, and `of` may
-be a tensor that was changed itself. JSON is parsed, never evaluated, and every field is checked for its type before it
-is believed.
+`factor` holds one positive number per channel and `offset`, where there is one, any number per channel: tensor `of` of
+the original model = this tensor · factor + offset. `moved` is a sentence about a tensor that has another place in the
+computation than its original, and so cannot be compared. `low` and `high`, where they are given, are one number per
+channel: values of `of` beyond them may have been cut off, since no reader tells them apart. A tensor of 8-bit quantized
+values also has a `scale` and a `zero_point`: `of` = (value − zero_point) · scale · factor + offset, and `of` may be a
+tensor that was changed itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeGuard
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from densenet_deploy.errors import ManifestError
-from densenet_deploy.graph.graph_pass import Float, unused_name
+from densenet_deploy.graph.nodes import Float, unused_name
+from densenet_deploy.records import Range, fields_to_plain, from_plain, parse_json
 
 KEY: Final = "densenet_deploy.tensors"
-_FIELDS: Final = frozenset({"of", "factor", "moved"})
-_CODE_FIELDS: Final = frozenset({"scale", "zero_point"})
-_LISTS: Final = frozenset({"offset", "low", "high"})
-_KNOWN: Final = _FIELDS | _CODE_FIELDS | _LISTS
 _SCALED: Final = ":scaled"
 _SHIFTED: Final = ":shifted"
+
+Positive = Annotated[float, Range(low=5e-324)]
 
 
 @dataclass(frozen=True)
 class TensorChange:
     """How the tensor `of` of the original model follows from this one: tensor · factor + offset, unless it `moved`.
 
-    A tensor of codes has a `scale`: `of` = (tensor − zero_point) · scale · factor + offset.
+    A tensor of quantized values has a `scale`: `of` = (tensor − zero_point) · scale · factor + offset.
     """
 
     of: str
-    factor: tuple[float, ...] | None = None
+    factor: tuple[Positive, ...] | None = None
     moved: str | None = None
-    scale: float | None = None
+    scale: Positive | None = None
     zero_point: int = 0
     offset: tuple[float, ...] | None = None
     low: tuple[float, ...] | None = None
@@ -59,19 +56,19 @@ class TensorChange:
         if self.scale is not None:
             array = ((array.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
         if self.factor is not None:
-            array = array * _a_channel(self.factor, array)
+            array = array * _per_channel(self.factor, array)
         if self.offset is not None:
-            array = array + _a_channel(self.offset, array)
+            array = array + _per_channel(self.offset, array)
         return np.asarray(array)
 
     def needed(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the values of `of`, (N, C, …), without what may have been cut off."""
+        """Return the values of `of`, (N, C, …), without values that may have been cut off."""
         if self.low is None or self.high is None:
             return array
-        return np.asarray(np.clip(array, _a_channel(self.low, array), _a_channel(self.high, array)))
+        return np.asarray(np.clip(array, _per_channel(self.low, array), _per_channel(self.high, array)))
 
     def made_from(self, channels: Float) -> Float:
-        """Return what this tensor holds where `of` holds `channels`, one number a channel (C,), codes not rounded."""
+        """Return what this tensor holds where `of` holds `channels`, one number per channel (C,), not rounded."""
         shifted = channels if self.offset is None else channels - np.array(self.offset, np.float32)
         return shifted if self.factor is None else np.asarray(shifted / np.array(self.factor, np.float32), np.float32)
 
@@ -110,12 +107,12 @@ class TensorChanges:
         self._changes[value] = dataclasses.replace(known, low=_numbers(low), high=_numbers(high))
 
     def move(self, value: str, origin: str, why: str) -> None:
-        """Record that the tensor called `value` stands where the original model has `origin`."""
+        """Record that the tensor called `value` has the place of `origin` in the original model."""
         self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)
 
-    def encode(self, codes: str, of: str, scale: float, zero_point: int) -> None:
-        """Record that the tensor called `codes` holds the 8-bit codes of the tensor called `of`."""
-        self._changes[codes] = TensorChange(of, scale=scale, zero_point=zero_point)
+    def quantize(self, value: str, of: str, scale: float, zero_point: int) -> None:
+        """Record that the tensor called `value` holds the 8-bit quantized values of the tensor called `of`."""
+        self._changes[value] = TensorChange(of, scale=scale, zero_point=zero_point)
 
     def write_to(self, model: ir.Model) -> None:
         """Store the changes in the metadata of `model`, if there are any."""
@@ -134,71 +131,42 @@ class TensorChanges:
 
 
 def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
-    """Return the changes that the metadata `strings` of a model hold, by tensor name; none is no error.
+    """Return the changes that the metadata `strings` of a model hold, by tensor name; there may be none.
 
     Raises:
-        ManifestError: if they are no JSON, or not of the form that `TensorChanges` writes.
+        ManifestError: if they are not JSON, or not in the form that `TensorChanges` writes.
     """
     try:
-        facts = json.loads(strings.get(KEY, "{}"))
-    except (ValueError, RecursionError) as exc:
+        facts = parse_json(strings.get(KEY, "{}"))
+    except ValueError as exc:
         raise _malformed("is not JSON") from exc
     if not isinstance(facts, dict):
-        raise _malformed("is no object of tensors")
+        raise _malformed("is not an object")
     return {name: _change(name, fact) for name, fact in facts.items()}
 
 
 def _change(name: str, fact: object) -> TensorChange:
-    if not isinstance(fact, dict) or not _FIELDS <= set(fact) <= _KNOWN:
-        raise _malformed(f"says of {name} something else than of, factor and moved")
-    of, factor, moved = fact["of"], fact["factor"], fact["moved"]
-    if not isinstance(of, str) or not (moved is None or isinstance(moved, str)):
-        raise _malformed(f"names the origin of {name} by something that is no text")
-    if factor is not None and not (isinstance(factor, list) and all(map(_is_factor, factor))):
-        raise _malformed(f"scales {name} by something that is no list of positive numbers")
-    lists = {key: fact.get(key) for key in sorted(_LISTS)}
-    for key, numbers in lists.items():
-        if numbers is not None and not (isinstance(numbers, list) and all(map(_is_number, numbers))):
-            raise _malformed(f"gives {name} as {key} something that is no list of numbers")
-    scale, zero_point = fact.get("scale"), fact.get("zero_point", 0)
-    if not (scale is None or _is_factor(scale)) or type(zero_point) is not int:
-        raise _malformed(f"encodes {name} with something that is no scale and zero point")
-    if (scale is None) != ("zero_point" not in fact):
-        raise _malformed(f"gives one of scale and zero point of {name}, not both")
-    return TensorChange(
-        of, _floats(factor), moved, scale, zero_point, **{key: _floats(numbers) for key, numbers in lists.items()}
-    )
+    change = from_plain(TensorChange, fact, name, lambda where, why: _malformed(f"{where} {why}"), strict=True)
+    if isinstance(fact, dict) and ("scale" in fact) != ("zero_point" in fact):
+        raise _malformed(f"{name} has one of scale and zero_point, not both")
+    return change
 
 
-def _facts(change: TensorChange) -> dict[str, object]:
-    absent = _CODE_FIELDS if change.scale is None else frozenset()
-    facts = dataclasses.asdict(change).items()
-    return {key: value for key, value in facts if key not in absent and (value is not None or key not in _LISTS)}
+def _facts(change: TensorChange) -> dict[str, Any]:
+    absent = {"scale", "zero_point"} if change.scale is None else set()
+    absent |= {name for name in ("offset", "low", "high") if getattr(change, name) is None}
+    return {name: value for name, value in fields_to_plain(change).items() if name not in absent}
 
 
-def _a_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return `numbers` in the shape that goes with `array`, (N, C, …).
+def _per_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `numbers` in the shape that broadcasts with `array`, (N, C, …).
 
     Raises:
-        ManifestError: if they are not one a channel.
+        ManifestError: if they are not one per channel.
     """
     if array.ndim < 2 or len(numbers) != array.shape[1]:
         raise _malformed(f"holds {len(numbers)} numbers for a tensor of shape {array.shape}")
     return np.array(numbers, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
-
-
-def _floats(numbers: list[Any] | None) -> tuple[float, ...] | None:
-    return None if numbers is None else tuple(map(float, numbers))
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _is_factor(value: object) -> bool:
-    return _is_number(value) and value > 0
 
 
 def _malformed(why: str) -> ManifestError:

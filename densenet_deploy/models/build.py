@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -16,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from densenet_deploy.models.heads import build_classifier, build_head
-from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 _LAST_NORM: Final = "norm5"
 """torchvision's name for the norm after the last block, kept for any number of blocks."""
@@ -146,6 +146,34 @@ class BlockOutputs(Features):
         """Add nothing: the transitions and the head read the blocks as they are."""
 
 
+class PooledFeatures(nn.Sequential):
+    """ReLU, global average pool, flatten: (N, C, H, W) → (N, C)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            OrderedDict(relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1)),
+        )
+
+
+class MultiScaleFeatures(nn.Module):
+    """Each block's output by a 1x1 convolution to `SCALE_CHANNELS`, pooled; all concatenated: → (N, 128 · blocks)."""
+
+    def __init__(self, block_channels: Sequence[int]) -> None:
+        super().__init__()
+        for number, channels in enumerate(block_channels, start=1):
+            scale = OrderedDict(
+                conv=nn.Conv2d(channels, SCALE_CHANNELS, kernel_size=1),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(1),
+            )
+            self.add_module(f"reduce{number}", nn.Sequential(scale))
+
+    def forward(self, block_outputs: Sequence[Tensor]) -> Tensor:
+        """Map the blocks' outputs, each (N, C_i, H_i, W_i), to one row per image."""
+        scales = zip(self.children(), block_outputs, strict=True)
+        return torch.cat([reduce(output) for reduce, output in scales], dim=1)
+
+
 class DenseNet(nn.Module):
     """A DenseNet with one of three heads: float32 images (N, 3, H, W) → (N, `spec.output_width`).
 
@@ -165,8 +193,10 @@ class DenseNet(nn.Module):
         self.output_name, self.output_width = spec.output_name, spec.output_width
         features_type = BlockOutputs if spec.head == "multiscale" else Features
         self.features = features_type(spec, memory_efficient=memory_efficient)
-        self.head = build_head(spec)
-        self.classifier = build_classifier(spec)
+        multiscale = spec.head == "multiscale"
+        self.head = MultiScaleFeatures(spec.channels_out) if multiscale else PooledFeatures()
+        width = SCALE_CHANNELS * len(spec.blocks) if multiscale else spec.feature_channels
+        self.classifier = nn.Identity() if spec.head == "features" else nn.Linear(width, spec.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, or features for the features head."""
@@ -177,7 +207,7 @@ class DenseNet(nn.Module):
 def build_model(spec: DenseNetSpec, *, seed: int = 0, memory_efficient: bool = False) -> DenseNet:
     """Return an untrained DenseNet in eval mode; the same `seed` gives the same weights.
 
-    The weights come from a generator of their own, and torch's global random state is left as it was.
+    The weights come from a generator of their own, and torch's global random state stays unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         model = DenseNet(spec, memory_efficient=memory_efficient)
@@ -207,7 +237,7 @@ def _initialize(module: nn.Module, generator: torch.Generator) -> None:
 
 @contextlib.contextmanager
 def _untracked(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Let `norm` count on copies: a recomputation must not move the running statistics a second time."""
+    """Give `norm` copies of its running statistics: a recomputation must not update them again."""
     kept = dict(norm.named_buffers())
     for name, buffer in kept.items():
         setattr(norm, name, buffer.clone())

@@ -1,9 +1,9 @@
-"""How much memory the tensors of a network need at their peak, seen by running it: an inference, or a training step.
+"""How much memory the tensors of a network need at their peak, measured by running it: an inference or a training step.
 
-The network runs on the meta device: every operation allocates and frees as it would, but no number is computed, so a
-DenseNet-264 at batch 256 is measured in seconds on a laptop. What counts is what is alive at once: the image, feature
+The network runs on the meta device: every operation allocates and frees as it would, but nothing is computed, so a
+DenseNet-264 at batch 256 is measured in seconds. What counts is what is alive at once: the image, feature
 maps, what autograd keeps for the backward pass, and gradients. Weights and running statistics stand beside it; scratch
-space inside a kernel is not seen.
+space inside a kernel is not measured. `analysis.memory` counts the same for DenseNets without PyTorch.
 """
 
 from __future__ import annotations
@@ -43,43 +43,43 @@ class LiveMemory:
     peak_bytes: int
     weights_bytes: int
 
-    def by_block(self, block_of: Callable[[str], str]) -> LiveMemory:
-        """Return the same with stages of one block merged: the larger of their peaks."""
-        blocks: dict[str, list[StageMemory]] = {}
+    def by_part(self, part_of: Callable[[str], str]) -> LiveMemory:
+        """Return the same with the stages of one part of the network merged: the larger of their peaks."""
+        parts: dict[str, list[StageMemory]] = {}
         for stage in self.stages:
-            blocks.setdefault(block_of(stage.name), []).append(stage)
+            parts.setdefault(part_of(stage.name), []).append(stage)
         merged = (
             StageMemory(name, max(s.forward_bytes for s in stages), max(s.backward_bytes for s in stages))
-            for name, stages in blocks.items()
+            for name, stages in parts.items()
         )
         return dataclasses.replace(self, stages=tuple(merged))
 
 
-def inference_memory(module: nn.Module, image_size: int, batch: int = 1) -> LiveMemory:
-    """Measure one inference of `module`, which must be on the meta device, for float32 images (batch, 3, S, S)."""
-    return _measured(module.eval(), image_size, batch, trains=False)
+def inference_memory(module: nn.Module, image_size: int, batch: int = 1, channels: int = 3) -> LiveMemory:
+    """Measure one inference of `module`, which must be on the meta device, for float32 images (batch, C, S, S)."""
+    return _measured(module.eval(), (batch, channels, image_size, image_size), trains=False)
 
 
-def training_memory_of(module: nn.Module, image_size: int, batch: int = 1) -> LiveMemory:
+def training_memory_of(module: nn.Module, image_size: int, batch: int = 1, channels: int = 3) -> LiveMemory:
     """Measure one forward and backward pass of `module`, which must be on the meta device; see `inference_memory`.
 
     Raises:
-        UsageError: if a norm would see a single value a channel, of which there is no variance.
+        UsageError: if a norm would see a single value per channel, which has no variance.
     """
     try:
-        return _measured(module.train(), image_size, batch, trains=True)
+        return _measured(module.train(), (batch, channels, image_size, image_size), trains=True)
     except ValueError as exc:
         if "more than 1 value per channel" not in str(exc):
             raise
-        why = f"leaves a norm one value a channel at {image_size} pixels, which cannot be trained"
+        why = f"leaves a norm one value per channel at {image_size} pixels, which cannot be trained"
         raise UsageError(f"batch={batch}", why, "give a larger batch or image size") from exc
 
 
-def _measured(module: nn.Module, image_size: int, batch: int, *, trains: bool) -> LiveMemory:
+def _measured(module: nn.Module, shape: tuple[int, ...], *, trains: bool) -> LiveMemory:
     weights = sum(parameter.nbytes for parameter in module.parameters())
     meter = _Meter([*module.parameters(), *module.buffers()])
-    with torch.set_grad_enabled(trains), _stages_told(module, meter), meter:
-        output = module(torch.empty(batch, 3, image_size, image_size, device="meta"))
+    with torch.set_grad_enabled(trains), _stages_announced(module, meter), meter:
+        output = module(torch.empty(shape, device="meta"))
         if trains:
             meter.stage, meter.backward = None, True
             output.sum().backward()
@@ -90,7 +90,7 @@ def _measured(module: nn.Module, image_size: int, batch: int, *, trains: bool) -
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations make, until each is freed, but not those of the `known` tensors."""
+    """Adds up the storages that operations allocate, until each is freed, but not those of the `known` tensors."""
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -129,12 +129,12 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _stages_told(module: nn.Module, meter: _Meter) -> Iterator[None]:
-    """Tell `meter` which stage runs: an innermost sequence's child, such as a dense block, or a part beside it."""
+def _stages_announced(module: nn.Module, meter: _Meter) -> Iterator[None]:
+    """Set `meter.stage` to the stage that runs: a child of `features`, such as a dense block, or of the module."""
     handles = []
     for name, stage in _stages(module):
-        handles.append(stage.register_forward_pre_hook(_forward_teller(meter, name)))
-        handles.append(stage.register_forward_hook(_backward_teller(meter, name)))
+        handles.append(stage.register_forward_pre_hook(_forward_hook(meter, name)))
+        handles.append(stage.register_forward_hook(_backward_hook(meter, name)))
     try:
         yield
     finally:
@@ -143,7 +143,7 @@ def _stages_told(module: nn.Module, meter: _Meter) -> Iterator[None]:
 
 
 def _stages(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The children of `module`, or of its `features` where it has them."""
+    """The children of `module`, with those of its `features` in their place."""
     for name, child in module.named_children():
         if name == "features":
             yield from ((f"features.{inner}", stage) for inner, stage in child.named_children())
@@ -151,14 +151,14 @@ def _stages(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def _forward_teller(meter: _Meter, name: str) -> Callable[..., None]:
+def _forward_hook(meter: _Meter, name: str) -> Callable[..., None]:
     def hook(*_: object) -> None:
         meter.stage = name
 
     return hook
 
 
-def _backward_teller(meter: _Meter, name: str) -> Callable[..., None]:
+def _backward_hook(meter: _Meter, name: str) -> Callable[..., None]:
     """A hook on a stage's output: its gradient is there when the stage begins to run backward."""
 
     def begin(_: Tensor) -> None:

@@ -1,77 +1,180 @@
-"""Write a DenseNet module as ONNX through `torch.export`.
+"""Write a module as ONNX through `torch.export`.
 
 Three ATen operators get translations of our own, through the exporter's public table, so that the graph is clean from
 the start. The stock path decomposes batch_norm, gives every Conv without bias a bias of zeros made by Shape, Expand
 and CastLike nodes (removing them again takes the exporter's optimizer longer than the translation), and writes the
-pooling of the head as ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout.
+pooling of the head as ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout. What they do not
+cover, such as pooling to another size, is left to the exporter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
+from torch.onnx.errors import OnnxExporterError
+from torch.utils import _pytree as pytree
 
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.facts import Size
 from densenet_deploy.models.naming import name_by_module
 from densenet_deploy.options import require_range
+from densenet_deploy.runtime.backends.torch import named_tensors
 
 INPUT_NAME: Final = "input"
-LOWEST_OPSET: Final = 18
+LOWEST_OPSET: Final = 16
 HIGHEST_OPSET: Final = 23
+_LOWEST_WRITTEN: Final = 18  # by PyTorch; lower ones are made from it by the version converter of the onnx package
 _TRACED_BATCH: Final = 2  # a traced size of 1 could be taken for a constant
+_LOGGERS: Final = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript")
+_WAY_OUT: Final = "check image-size and channels, or write it with torch.onnx.export and give the .onnx file"
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """How the ONNX file is written.
+class OnnxOptions:
+    """How the ONNX graph is written.
 
     Attributes:
-        image_size: height and width of the input in pixels.
+        image_size: of the input in pixels: one number, or (height, width).
+        channels: of the input.
         batch: None keeps the batch dimension dynamic.
-        opset: ONNX operator set, 18 to 23. TensorRT 10.3 and later and ONNX Runtime read the default.
+        opset: ONNX operator set, 16 to 23. TensorRT 10.3 and later and ONNX Runtime read the default.
+
+    Raises:
+        UsageError: if a number is out of range.
     """
 
-    image_size: int = 224
+    image_size: Size = 224
+    channels: int = 3
     batch: int | None = None
     opset: int = 20
 
     def __post_init__(self) -> None:
-        require_range("image-size", self.image_size, 1, 8192)
+        for side in self.image_shape[1:]:
+            require_range("image-size", side, 1, 8192)
+        require_range("channels", self.channels, 1, 4096)
         require_range("opset", self.opset, LOWEST_OPSET, HIGHEST_OPSET)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return self.channels, height, width
 
-def onnx_from_module(module: torch.nn.Module, output_name: str, options: ExportOptions) -> ir.Model:
-    """Return `module` as an ONNX model with input `input` (N, 3, H, W) float32 and output `output_name`.
+
+def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str], options: OnnxOptions) -> ir.Model:
+    """Return `module` in eval mode as an ONNX model with one input `input` (N, C, H, W) float32.
 
     Nodes and values are named after the modules they come from (`features.denseblock1.denselayer1.conv1`).
+
+    Args:
+        module: takes one tensor; returns a tensor, or tensors in dictionaries, tuples and lists.
+        output_names: of the tensor or of the entries of a tuple; keys of a dictionary stay (see `named_tensors`).
+        options: shape of the input, and operator set.
+
+    Raises:
+        ModelFileError: if PyTorch cannot export the module, if the module has one batch size only and `options` has
+            none, or if the operator set cannot express it.
     """
-    example = torch.zeros(options.batch or _TRACED_BATCH, 3, options.image_size, options.image_size)
-    dynamic = None if options.batch else ({0: torch.export.Dim("batch")},)
-    with _quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=dynamic,
-            input_names=[INPUT_NAME],
-            output_names=[output_name],
-            opset_version=options.opset,
-            optimize=False,
-            verbose=False,
-            custom_translation_table=_TRANSLATIONS,
-        )
-    assert program is not None
-    name_by_module(program.model)
-    return program.model
+    names = (output_names,) if isinstance(output_names, str) else tuple(output_names)
+    with _in_eval_mode(module), _quiet():
+        program = _exported(module, options)
+    model = program.model
+    if options.batch is None and isinstance(model.graph.inputs[0].shape[0], int):  # type: ignore[index]
+        raise ModelFileError(type(module).__name__, "computes with one batch size only", "export it with a fixed batch")
+    assert program.exported_program is not None
+    _name_outputs(model, program.exported_program, names)
+    name_by_module(model)
+    return model if options.opset >= _LOWEST_WRITTEN else _lowered(module, model, options.opset)
+
+
+def _exported(module: torch.nn.Module, options: OnnxOptions) -> torch.onnx.ONNXProgram:
+    """Export with our translations, without those that do not cover what the module does."""
+    example = torch.zeros(options.batch or _TRACED_BATCH, *options.image_shape, device=_device_of(module))
+    translations = dict(_TRANSLATIONS)
+    while True:
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=None if options.batch else ({0: torch.export.Dim("batch")},),
+                input_names=[INPUT_NAME],
+                opset_version=max(options.opset, _LOWEST_WRITTEN),
+                optimize=False,
+                verbose=False,
+                custom_translation_table=translations,
+            )
+        except OnnxExporterError as exc:
+            cause = _root_cause(exc)
+            if not isinstance(cause, _NotCoveredError):
+                raise _export_error(module, cause, options) from exc
+            del translations[cause.operator]
+        else:
+            assert program is not None
+            return program
+
+
+def _device_of(module: torch.nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in module.state_dict().values()), None)
+
+
+def _root_cause(exc: BaseException) -> BaseException:
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc
+
+
+def _export_error(module: torch.nn.Module, cause: BaseException, options: OnnxOptions) -> ModelFileError:
+    reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
+    kind = type(module).__name__
+    if any(isinstance(layer, torch.nn.Conv3d) for layer in module.modules()):
+        return ModelFileError(kind, "takes 3-D images (N, C, D, H, W), which are not supported", "give a 2-D network")
+    return ModelFileError(kind, f"PyTorch cannot export it for images {options.image_shape}: {reason}", _WAY_OUT)
+
+
+def _name_outputs(model: ir.Model, program: torch.export.ExportedProgram, names: tuple[str, ...]) -> None:
+    """Name the graph's outputs after their places in what the module returns."""
+    structure = program.call_spec.out_spec
+    assert structure is not None
+    result = pytree.tree_unflatten([torch.empty(0)] * structure.num_leaves, structure)
+    found = [name for name, _ in named_tensors(result, names or ("logits",))]
+    if len(found) != len(model.graph.outputs):  # a class of its own holds them, or some are not tensors
+        found = [f"output{index}" for index in range(len(model.graph.outputs))]
+    for value, name in zip(model.graph.outputs, found, strict=True):
+        value.name = name
+
+
+def _lowered(module: torch.nn.Module, model: ir.Model, opset: int) -> ir.Model:
+    """Return the model in an operator set below those that PyTorch writes."""
+    proto = ir.to_proto(model)
+    try:
+        lowered = onnx.version_converter.convert_version(proto, opset)
+        onnx.checker.check_model(lowered, full_check=True)
+    except Exception as exc:
+        reason = str(exc).strip().partition("\n")[0]
+        fix = f"export with --opset {_LOWEST_WRITTEN} or higher"
+        raise ModelFileError(type(module).__name__, f"cannot be written in opset {opset}: {reason}", fix) from exc
+    return ir.from_proto(lowered)
+
+
+class _NotCoveredError(ValueError):
+    """Our translation of `operator` does not cover this use of it."""
+
+    def __init__(self, operator: Callable[..., Any]) -> None:
+        super().__init__(str(operator))
+        self.operator = operator
 
 
 def _batch_norm(
@@ -80,12 +183,14 @@ def _batch_norm(
     bias: Any,
     running_mean: Any,
     running_var: Any,
-    training: bool = False,  # noqa: ARG001 - the ATen signature
-    momentum: float = 0.1,  # noqa: ARG001
+    training: bool = False,
+    momentum: float = 0.1,  # noqa: ARG001 - the ATen signature
     eps: float = 1e-5,
     cudnn_enabled: bool = False,  # noqa: ARG001
 ) -> Any:
-    """aten::batch_norm of a module in eval mode."""
+    """aten::batch_norm with scale, shift and running statistics."""
+    if training or any(tensor is None for tensor in (weight, bias, running_mean, running_var)):
+        raise _NotCoveredError(torch.ops.aten.batch_norm.default)
     return op.BatchNormalization(x, weight, bias, running_mean, running_var, epsilon=eps)
 
 
@@ -98,16 +203,16 @@ def _conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Any:
-    """aten::conv2d, without a bias where the module has none."""
+    """aten::conv2d, without a bias where the module has none; one number stands for both directions."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    pads = [*padding, *padding]
-    return op.Conv(*tensors, strides=list(stride), pads=pads, dilations=list(dilation), group=groups)
+    strides, pads, dilations = (list(sizes) * (2 // len(sizes)) for sizes in (stride, padding, dilation))
+    return op.Conv(*tensors, strides=strides, pads=[*pads, *pads], dilations=dilations, group=groups)
 
 
 def _global_average_pool(x: Any, output_size: Sequence[int]) -> Any:
     """aten::adaptive_avg_pool2d to one pixel."""
     if list(output_size) != [1, 1]:
-        raise ValueError(f"no translation for adaptive average pooling to {output_size}")
+        raise _NotCoveredError(torch.ops.aten.adaptive_avg_pool2d.default)
     return op.GlobalAveragePool(x)
 
 
@@ -119,14 +224,32 @@ _TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's own warnings and log lines away from the user: our parity check judges the result."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _in_eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Export in eval mode, and leave every inner module in the mode it was in."""
+    training = [inner for inner in module.modules() if inner.training]
+    module.eval()
     try:
-        with warnings.catch_warnings():
+        yield
+    finally:
+        for inner in training:
+            inner.training = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporter prints, logs and warns of from the user: the parity check judges the result."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

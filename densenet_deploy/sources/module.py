@@ -38,7 +38,7 @@ _TOLERANCE: Final = 1e-4
 
 @sources.register("module")
 class ModuleSource(Source):
-    """Take a module in memory; it stays as it is, and a copy of it is used if it is training or not in float32."""
+    """Take a module in memory, or a copy in eval mode and float32 if it is not; the module itself does not change."""
 
     def matches(self, source: object) -> Match:
         torch = sys.modules.get("torch")  # a module can only be there if torch is
@@ -86,7 +86,7 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Varia
 
     names, facts = canonical_names(tensors)
     facts = dataclasses.replace(facts, channels=facts.channels or _channels(module))
-    plain = {names[name]: tensor for name, tensor in tensors.items()}
+    plain = {names[name]: tensor for name, tensor in tensors.items() if name in names}
     try:
         spec = module.spec if isinstance(module, DenseNet) else spec_from_shapes(shapes_of(plain))
         variant = variant_for(spec)
@@ -138,13 +138,14 @@ def _output_names(module: nn.Module, channels: int | None) -> tuple[str, ...]:
     """Run the module on one black image, of the first size that it accepts, and name what it returns."""
     import torch
 
-    from densenet_deploy.runtime.module_outputs import output_names
+    from densenet_deploy.runtime.backends.torch import named_tensors
 
     device = next((tensor.device for tensor in module.state_dict().values()), None)
     for size in _PROBED_SIZES:
         try:
             with torch.inference_mode():
-                return output_names(module(torch.zeros(1, channels or 3, size, size, device=device)))
+                result = module(torch.zeros(1, channels or 3, size, size, device=device))
+                return tuple(name for name, _ in named_tensors(result, LoadedNetwork.output_names))
         except Exception:  # noqa: BLE001, S112 - any code may run here; another size may suit it
             continue
     return LoadedNetwork.output_names

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.errors import UsageError
 from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.packages import require_packages
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
-from densenet_deploy.variants import DEFAULT_VARIANT, Variant, find_variant, variant_names
+from densenet_deploy.variants import DEFAULT_VARIANT, Variant, find_variant, is_variant, variant_names
 
 UNTRAINED: Final = "none"
 
@@ -23,7 +23,7 @@ class UntrainedSource(Source):
     def matches(self, source: object) -> Match:
         if not isinstance(source, str):
             return Match.NO
-        return Match.CERTAIN if source == UNTRAINED or _is_variant(source) else Match.NO
+        return Match.CERTAIN if source == UNTRAINED or is_variant(source) else Match.NO
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
         require_packages("export", "torch")
@@ -46,14 +46,3 @@ def _requested(source: str, constraint: WeightsConstraint) -> Variant:
         why = f"is another variant than {constraint.variant.name}"
         raise UsageError(source, why, "name the variant once")
     return dataclasses.replace(variant, spec=(constraint.variant or variant).spec)
-
-
-def _is_variant(name: str) -> bool:
-    """Whether a family claims `name`; a name of a family with impossible numbers is claimed too, and refused later."""
-    try:
-        find_variant(name)
-    except UnknownNameError:
-        return False
-    except UsageError:
-        return True
-    return True

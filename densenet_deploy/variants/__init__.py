@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from densenet_deploy.errors import UnknownNameError
+from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.variants.cifar import CIFAR_PREPROCESSING
 from densenet_deploy.variants.family import Family, Variant, families
@@ -23,6 +23,7 @@ __all__ = [
     "closest_variant",
     "custom_variant",
     "find_variant",
+    "is_variant",
     "variant_for",
     "variant_names",
     "variant_with",
@@ -58,6 +59,20 @@ def variant_with(name: str | None, changes: Mapping[str, Any]) -> Variant:
     """
     variant = find_variant(DEFAULT_VARIANT if name is None else name)
     return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant
+
+
+def is_variant(name: str) -> bool:
+    """Whether `name` is that of a variant.
+
+    >>> is_variant("densenet169"), is_variant("imagenet")
+    (True, False)
+    """
+    try:
+        return find_variant(name) is not None
+    except UnknownNameError:
+        return False
+    except UsageError:  # of a family, with numbers that do not make a network: `find_variant` says which
+        return True
 
 
 def variant_names() -> tuple[str, ...]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from densenet_deploy.errors import ManifestError, UsageError
 from densenet_deploy.manifest import SpecFacts
 from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.records import from_plain
 
 STEMS: Final = ("imagenet", "cifar")
 HEADS: Final = ("classifier", "features", "multiscale")
@@ -60,7 +61,7 @@ class DenseNetSpec:
         if min(self.channels_in) < 1:
             raise UsageError(
                 f"compression={self.compression}",
-                f"leaves a transition of channels {self.channels_out} without any",
+                f"leaves a transition without channels (blocks end with {self.channels_out})",
                 "raise the compression or the growth rate",
             )
 
@@ -115,15 +116,13 @@ class DenseNetSpec:
         Raises:
             ManifestError: if one is missing, unknown, of another type or out of range.
         """
-        wanted = {field.name for field in dataclasses.fields(cls)}
-        for name in sorted(wanted ^ set(facts)):
-            state = "is missing" if name in wanted else "is no number of a DenseNet"
-            raise ManifestError(f"spec.{name}", state, "export the model again")
-        values: dict[str, Any] = {name: _typed(name, value) for name, value in facts.items()}
+        missing = next((field.name for field in dataclasses.fields(cls) if field.name not in facts), None)
+        if missing is not None:
+            raise _wrong_fact(f"spec.{missing}", "is missing")
         try:
-            return cls(**values)
+            return from_plain(cls, facts, "spec", _wrong_fact, strict=True)
         except UsageError as exc:
-            raise ManifestError(f"spec.{exc.subject}", exc.why, "export the model again") from exc
+            raise _wrong_fact(f"spec.{exc.subject}", exc.why) from exc
 
     def _widths(self) -> list[tuple[int, int]]:
         """(channels entering, channels leaving) of each block."""
@@ -140,31 +139,5 @@ def compressed(channels: int, compression: float) -> int:
     return int(channels * compression)
 
 
-def _typed(name: str, value: object) -> object:
-    """Check the type of one fact; whole floats that JSON wrote as integers become floats again."""
-    wanted = _TYPES[name]
-    if wanted is float and type(value) is int:
-        return float(value)
-    whole = not isinstance(value, tuple) or all(type(item) is int for item in value)
-    if type(value) is not wanted or not whole:
-        raise ManifestError(f"spec.{name}", f"is {value!r}, not {_TYPE_WORDS[wanted]}", "export the model again")
-    return value
-
-
-_TYPES: Final[dict[str, type]] = {
-    "growth_rate": int,
-    "blocks": tuple,
-    "init_features": int,
-    "compression": float,
-    "bn_size": int,
-    "drop_rate": float,
-    "stem": str,
-    "num_classes": int,
-    "head": str,
-}
-_TYPE_WORDS: Final[dict[type, str]] = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a list of whole numbers",
-}
+def _wrong_fact(where: str, why: str) -> ManifestError:
+    return ManifestError(where, why, "export the model again")

@@ -12,14 +12,14 @@ import csv
 import functools
 import io
 import itertools
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from densenet_deploy.artifacts import Artifact, output_path, prepare_output, sha256_of, write_file
+from densenet_deploy.artifacts import Artifact, StrPath, output_path, prepare_output, sha256_of, write_file
 from densenet_deploy.bench.candidate import FPS_RANGE, Candidate, CandidateWorker
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import NOISY_VARIATION, NOTICEABLE_OVERHEAD, Comparison, Measurement
@@ -33,7 +33,7 @@ from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.load import ModelRequest, is_checkpoint, load_model, open_model
+from densenet_deploy.workflows.load import is_checkpoint, open_model
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
@@ -78,7 +78,7 @@ class BenchmarkOptions:
     streams: int | None = None
     seconds: float = 5.0
     rounds: int = 10
-    compare: str | PathLike[str] | None = None
+    compare: StrPath | None = None
 
     def __post_init__(self) -> None:
         require_choice("scenario", self.scenario, SCENARIOS)
@@ -158,10 +158,10 @@ class BenchmarkReport(Report):
 
 
 def benchmark(
-    models: Sequence[str | PathLike[str] | Model] = (),
+    models: Sequence[StrPath | Model] = (),
     options: BenchmarkOptions | None = None,
     *,
-    out: str | PathLike[str] | None = None,
+    out: StrPath | None = None,
     force: bool = False,
     progress: Listener | None = None,
 ) -> BenchmarkReport:
@@ -209,7 +209,7 @@ def benchmark(
     return report
 
 
-def _target_of(out: str | PathLike[str] | None, *, force: bool) -> Path | None:
+def _target_of(out: StrPath | None, *, force: bool) -> Path | None:
     if out is None:
         return None
     name = str(out)
@@ -244,7 +244,7 @@ class _TimedModel:
 
     def is_read_by(self, kind: type[Runner]) -> bool:
         """Whether the backend can run it."""
-        if kind.name == "torch" and (self.file is None or is_checkpoint(self.file)):
+        if kind.reads_modules and (self.file is None or is_checkpoint(self.file)):
             return True
         return (".onnx" if self.file is None else self.file.suffix.lower()) in kind.suffixes
 
@@ -263,15 +263,16 @@ class _TimedModel:
 
     @functools.cached_property
     def _exported(self) -> Path:
-        from densenet_deploy.workflows.export import ExportTarget, export_onnx
+        from densenet_deploy.workflows.export import export
 
-        target = ExportTarget(out=str(self.folder / f"{self.title}.onnx"))
-        return export_onnx(ModelRequest(variant=self.variant), target).onnx
+        path = self.folder / f"{self.title}.onnx"
+        export(self.variant, out=path)
+        return path
 
 
-def _models(models: Iterable[str | PathLike[str] | Model], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
+def _models(models: Iterable[StrPath | Model], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
     for model in models:
-        if isinstance(model, (str, PathLike)):
+        if isinstance(model, (str, os.PathLike)):
             path, title, manifest = Path(model), str(model), Artifact.open(Path(model)).manifest
         elif hasattr(model, "to_bytes"):
             path, title, manifest = model.path, model.name, model.manifest
@@ -468,6 +469,5 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
 def _open(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:
     if is_checkpoint(path):
         return open_model(path, backend, device, options)
-    from densenet_deploy.runtime.runner import open_runner
 
-    return open_runner(load_model(str(path)), backend, device, options)
+    return open_model(str(path), backend, device, options)

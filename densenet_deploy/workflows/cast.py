@@ -1,54 +1,53 @@
-"""Cast: a float32 file → exact passes → range check → FP16 or BF16 → measured against the float file → artifact.
+"""Cast: float32 graph → exact passes → range check → FP16 or BF16 → measured against the float32 graph.
 
 Two measurements, since no CPU computes as a GPU does. `file`: ONNX Runtime runs the file itself. Its CPU kernels
-accumulate FP16 in FP32 and keep most activations there, so that shows what rounded weights cost; of BF16 it has no
+accumulate FP16 in FP32 and keep most activations there, so it shows what rounding the weights costs; for BF16 it has no
 convolution at all. `rounded`: the same graph in FP32 with weights and every tensor rounded to 16 bits, which also shows
-what overflows. Both must pass the gates, and neither says anything about the speed or the kernels of a GPU.
+what overflows. Both must pass the gates, and neither covers the speed or the kernels of a GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
-from densenet_deploy.errors import GateError, printable
+from densenet_deploy.artifacts import StrPath
 from densenet_deploy.manifest import Manifest, Preprocessing
-from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, ParityMeter
-from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates
-from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.parity.gates import Gate
+from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.calibration import Observation, observe
-from densenet_deploy.workflows.float_model import load_float, preprocessing_of, with_exact_passes
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND
+from densenet_deploy.workflows.compare import measured_parity, require_parity
+from densenet_deploy.workflows.export import as_onnx
+from densenet_deploy.workflows.float_model import exact_graph, require_float32
+from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.notes import untrained_note
+from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
-    from densenet_deploy.graph.half import HalfModel
+    from densenet_deploy.graph.reduced_precision import ReducedModel
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.quantize.calibration_data import CalibrationData
 
 PRECISIONS: Final = ("fp16", "bf16")
 PARITY_SAMPLES: Final = 16
-_BACKEND: Final = "onnxruntime"
 _MEASURED: Final = {
     "file": "the file in ONNX Runtime, whose CPU kernels accumulate FP16 in FP32",
     "rounded": "in FP32 with weights and every tensor rounded to {}, as no CPU here computes in it throughout",
 }
-_UNCHECKED: Final = "activations were not checked against FP16's range on images of yours: give --calibration for that"
+_UNCHECKED: Final = "activations were not checked against FP16's range on your images: give --calibration for that"
 _ON_ARRAYS: Final = "activations were checked against FP16's range on the arrays given"
 _NO_RANGE_NEEDED: Final = "BF16 reaches as far as FP32: nothing can overflow that did not before"
 _NO_GPU: Final = "parity was measured on a CPU; nothing was run on a GPU"
@@ -60,12 +59,12 @@ class CastOptions:
 
     Attributes:
         precision: `fp16` or `bf16`.
-        samples: images to calibrate on, a seeded subset; all where there are fewer.
+        samples: images to calibrate on, a seeded subset; all if there are fewer.
         float_nodes: names of nodes that stay in FP32 in any case.
         gates: limits; None means those of the precision.
     """
 
-    precision: str
+    precision: str = "fp16"
     samples: int = 512
     float_nodes: tuple[str, ...] = ()
     gates: tuple[Gate, ...] | None = None
@@ -75,230 +74,192 @@ class CastOptions:
         require_range("samples", self.samples, 1, 1_000_000)
 
 
-@dataclass(frozen=True)
-class Casting:
-    """A 16-bit model that passed its gates and has no file yet.
+@dataclass(frozen=True, kw_only=True)
+class CastReport(TimedReport):
+    """A 16-bit graph, its parity with the float32 graph, and the nodes that stayed in FP32.
 
     Attributes:
-        half: the graph and the nodes that stayed in FP32, with reasons.
-        data: the bytes of its file; `manifest` is in them, if there is one.
-        parities: by how it was measured: `file`, `rounded`.
-        notes: what was found and what was not looked at.
+        outputs: the parity of each output, of the file where a CPU can run it, else rounded.
+        parity_rounded: the worst output's, every tensor rounded.
+        parity_measured: how each was measured.
+        float_nodes: nodes in FP32, with the reason for each.
+        bytes: size of the file.
     """
 
-    half: HalfModel
-    data: bytes
-    manifest: Manifest | None
-    parities: Mapping[str, Parity]
-    notes: tuple[str, ...]
+    kind: ClassVar[str] = "cast"
+    derived: ClassVar[tuple[str, ...]] = ("parity", "seconds")
+
+    onnx: Path | None
+    precision: str
+    outputs: Mapping[str, Parity]
+    parity_rounded: Parity
+    parity_measured: Mapping[str, str]
+    float_nodes: Mapping[str, str]
+    bytes: int
+    input: InputDescription
 
     @property
     def parity(self) -> Parity:
-        """That of the file where it could be run."""
-        return next(iter(self.parities.values()))
-
-
-@dataclass(frozen=True)
-class CastReport:
-    """The file written, its parity with the float file, and the nodes that stayed in FP32 with the reason for each."""
-
-    onnx: Path
-    precision: str
-    parities: Mapping[str, Parity]
-    float_nodes: Mapping[str, str]
-    bytes: int
-    stages: Mapping[str, float]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types; `parity` is that of the file where it could be run."""
-        return {
-            "onnx": str(self.onnx),
-            "precision": self.precision,
-            "parity": next(iter(self.parities.values())).to_json(),
-            "parity_rounded": self.parities["rounded"].to_json(),
-            "parity_measured": {name: self._how(name) for name in self.parities},
-            "float_nodes": dict(self.float_nodes),
-            "bytes": self.bytes,
-            "seconds": sum(self.stages.values()),
-            "stages": dict(self.stages),
-            "notes": list(self.notes),
-        }
+        """That of the worst output."""
+        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
+        shown = {"file": self.parity, "rounded": self.parity_rounded}
         return "\n".join(
             [
-                f"wrote       {printable(self.onnx)}",
-                f"precision   {self.precision}, {self.bytes / 1e6:.1f} MB, {len(self.float_nodes)} nodes in FP32",
+                *wrote(self.onnx),
+                line(
+                    "precision", f"{self.precision}, {self.bytes / 1e6:.1f} MB, {len(self.float_nodes)} nodes in FP32"
+                ),
                 *(f"  {name}: {reason}" for name, reason in self.float_nodes.items()),
-                *(f"parity      {parity}\n            {self._how(name)}" for name, parity in self.parities.items()),
-                f"seconds     {sum(self.stages.values()):.1f} ({stages})",
+                line("input", self.input),
+                *(
+                    f"{line('parity', shown[how])}\n{line('', sentence)}"
+                    for how, sentence in self.parity_measured.items()
+                ),
+                *self.stage_lines(),
             ]
         )
 
-    def _how(self, name: str) -> str:
-        return _MEASURED[name].format(self.precision.upper())
-
 
 def cast(
-    model: Path,
-    options: CastOptions,
-    calibration: Path | None = None,
-    out: str | None = None,
+    source: Any,
+    options: CastOptions | None = None,
     *,
+    calibration: Any = None,
+    out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
-    listener: Listener = ignore,
-) -> CastReport:
-    """Write the FP16 or BF16 form of a float32 ONNX file; by default beside it, as `NAME.fp16.onnx`.
-
-    Raises:
-        OutputExistsError: if something else stands where the result should go.
-        GateError, InputError, MissingPackageError: see `cast_model`; then nothing is written.
-    """
-    require_packages("export", "onnx", "onnxscript")
-    artifact, name = Artifact.open(model), f"{model.stem}.{options.precision}.onnx"
-    path = model.with_name(name) if out is None else output_path(out, name)
-    manifest = half_manifest(artifact.manifest, options.precision)
-    prepare_output(path, manifest, force=force, size_bytes=model.stat().st_size // 2)
-    stages = Stages(listener)
-    made = cast_model(model, options, calibration, cache=cache, stages=stages)
-    write_file(path, made.data)
-    return CastReport(
-        path, options.precision, made.parities, made.half.reasons, len(made.data), stages.seconds, made.notes
-    )
-
-
-def cast_model(
-    model: Path,
-    options: CastOptions,
-    calibration: Path | Iterable[Array] | None = None,
-    *,
-    cache: CalibrationCache | None = None,
     stages: Stages | None = None,
-) -> Casting:
-    """Return the FP16 or BF16 form of a float32 ONNX file, measured against it. Inputs and outputs stay float32.
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> Model:
+    """Return the FP16 or BF16 form of a float32 ONNX model, measured against it; inputs and outputs stay float32.
+
+    >>> cast("digits.onnx", CastOptions("bf16")).report.parity.sqnr_db             # doctest: +SKIP
+    48.5
 
     Args:
-        model: the file; the exact passes are run on a copy.
-        options: the precision, and what stays in FP32.
-        calibration: images, an array file, or arrays (1, 3, S, S): what overflows FP16 there stays in FP32. Without
-            it only weights are looked at. BF16 reaches as far as FP32 and needs none.
-        cache: of ranges.
-        stages: are told and timed.
+        source: whatever `load` takes that holds a float32 ONNX graph.
+        options: precision, gates, and what stays in FP32.
+        calibration: a folder of images, an array file, or an iterable: what overflows FP16 there stays in FP32. Without
+            it only the weights are checked. BF16 reaches as far as FP32 and needs none.
+        out: a file, or a folder for `NAME.fp16.onnx`; None writes nothing.
+        force: replace whatever stands at `out`.
+        cache: of calibrated ranges.
+        stages: a workflow's own, to be continued.
+        progress: is called when a stage begins, and after each of its steps.
+        **stated: facts about the source; see `load`.
 
     Raises:
-        ModelFileError: if the file is no float32 image model, or an operator has no 16-bit form.
-        UnknownNameError: if there is no node of a name in `float_nodes`.
+        ModelFileError: if the source is not a float32 image model, or an operator has no 16-bit form.
+        UnknownNameError: if there is no node with a name in `float_nodes`.
         DataError: if the calibration data are too few, all alike, or not normalized.
-        GateError: if it computes something else than the file.
+        OutputExistsError: if another artifact stands where the result should go.
+        GateError: if the result computes something else; then nothing is written.
         MissingPackageError: if a package is missing.
     """
     require_packages("export", "onnx", "onnxscript")
-    require_packages(_BACKEND, _BACKEND)
-    stages = stages or Stages()
-    artifact = Artifact.open(model)
-    with stages("load"):
-        proto = load_float(artifact)
-        preprocessing = preprocessing_of(artifact, proto)
-        data = _open(calibration, preprocessing, options.samples) if calibration is not None else None
+    require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
+    options, stages = options or CastOptions(), stages or Stages(progress)
+    model = as_onnx(source, stages, **stated)
+    name = f"{model.name}.{options.precision}"
+    manifest = reduced_manifest(model.manifest, options.precision)
+    size = len(model.to_bytes()) // 2 if model.is_onnx else 0
+    destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
+    require_float32(model)
+    preprocessing = preprocessing_of(model)
+    data = _open(calibration, preprocessing, options.samples) if calibration is not None else None
     with stages("passes"):
-        graph = with_exact_passes(proto)
+        graph = exact_graph(model)
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED
     if data is not None and options.precision == "fp16":
         with stages("calibrate") as step:
-            ranges, found = _ranges(graph, data, preprocessing, cache, step)
-            remark = found if isinstance(calibration, Path) else _ON_ARRAYS
+            ranges, found = _ranges(graph, data, cache, step)
+            remark = found if isinstance(calibration, (str, Path)) else _ON_ARRAYS
     with stages("cast"):
-        half = _converted(graph, options, ranges or {})
-        manifest = half_manifest(artifact.manifest, options.precision)
-        serialized = _serialized(half.model, manifest)
+        reduced = _converted(graph, options, ranges or {})
+        result = Model.from_onnx(name, reduced.model, manifest)
     with stages("parity"):
         samples = list(itertools.islice(data or seeded_samples(PARITY_SAMPLES, preprocessing), PARITY_SAMPLES))
-        parities = _measured(model, serialized, half, options.precision, samples)
-    _require_parity(model, parities, options)
-    notes = (*untrained_note(artifact.manifest), *half.notes, remark, _NO_GPU)
-    return Casting(half, serialized, manifest, parities, notes)
+        parities = _measured(model, result, reduced, options, samples)
+    result = destination.write(result)
+    notes = (*untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)
+    how = {name: _MEASURED[name].format(options.precision.upper()) for name in parities}
+    report = CastReport(
+        onnx=result.path,
+        precision=options.precision,
+        outputs=next(iter(parities.values())),
+        parity_rounded=worst(parities["rounded"])[1],
+        parity_measured=how,
+        float_nodes=reduced.reasons,
+        bytes=len(result.to_bytes()),
+        input=input_of(model),
+        stages=stages.seconds,
+        notes=notes,
+    )
+    return result.replaced(report=report, notes=notes)
 
 
-def _open(calibration: Path | Iterable[Array], preprocessing: Preprocessing, samples: int) -> CalibrationData:
+def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:
+    """Return the facts of the 16-bit file; BF16 lifts older operator sets."""
+    from densenet_deploy.graph.reduced_precision import BF16_OPSET
+
+    if manifest is None:
+        return None
+    lifted = manifest.opset is not None and precision == "bf16"
+    opset = max(manifest.opset or 0, BF16_OPSET) if lifted else manifest.opset
+    return dataclasses.replace(manifest, precision=precision, opset=opset)
+
+
+def _open(calibration: Any, preprocessing: Preprocessing, samples: int) -> CalibrationData:
     from densenet_deploy.quantize.calibration_data import open_calibration_data
 
     return open_calibration_data(calibration, preprocessing, samples)
 
 
-def half_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:
-    """Return the facts of the 16-bit file; BF16 lifts older operator sets."""
-    from densenet_deploy.graph.bf16 import OPSET
-
-    if manifest is None:
-        return None
-    lifted = manifest.opset is not None and precision == "bf16"
-    opset = max(manifest.opset or 0, OPSET) if lifted else manifest.opset
-    return dataclasses.replace(manifest, precision=precision, opset=opset)
-
-
 def _ranges(
-    graph: ir.Model, data: CalibrationData, preprocessing: Preprocessing, cache: CalibrationCache | None, step: Step
+    graph: ir.Model, data: CalibrationData, cache: CalibrationCache | None, step: Step
 ) -> tuple[dict[str, float], str]:
-    """The largest absolute value of every float tensor, by name, and where the numbers came from."""
+    """Return the largest absolute value of every float tensor, by name, and where the numbers came from."""
     import numpy as np
     import onnx_ir
 
+    from densenet_deploy.quantize.calibrate import calibrate
+    from densenet_deploy.quantize.observers.observer import CalibrationConfig
+
     made = [value for node in graph.graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
     names = tuple(str(value.name) for value in made if value.shape is None or len(value.shape) >= 2)
-    observed = observe(Observation(onnx_ir.to_proto(graph), names), data, preprocessing, cache, step)
-    largest = {name: float(np.abs([found.low, found.high]).max()) for name, found in observed.ranges.items()}
-    return largest | {str(graph.graph.inputs[0].name): max(map(abs, preprocessing.value_range))}, observed.note
+    calibration = calibrate(onnx_ir.to_proto(graph), data, CalibrationConfig(tensors=names), cache, step)
+    largest = {name: float(np.abs([found.low, found.high]).max()) for name, found in calibration.ranges.items()}
+    return largest | {str(graph.graph.inputs[0].name): max(map(abs, data.preprocessing.value_range))}, calibration.note
 
 
-def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> HalfModel:
+def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:
     import onnx_ir
 
-    from densenet_deploy.graph.bf16 import to_bf16
-    from densenet_deploy.graph.fp16 import to_fp16
+    from densenet_deploy.graph.reduced_precision import reduce_precision
 
-    proto = onnx_ir.to_proto(graph)
-    if options.precision == "fp16":
-        return to_fp16(proto, ranges, float_nodes=options.float_nodes)
-    return to_bf16(proto, float_nodes=options.float_nodes)
+    return reduce_precision(onnx_ir.to_proto(graph), options.precision, ranges, float_nodes=options.float_nodes)
 
 
-def _serialized(proto: onnx.ModelProto, manifest: Manifest | None) -> bytes:
-    facts = manifest.to_strings() if manifest is not None else {}
-    kept = [entry for entry in proto.metadata_props if entry.key not in facts]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    return append_metadata(proto.SerializeToString(), facts)
+def _measured(
+    model: Model, result: Model, reduced: ReducedModel, options: CastOptions, samples: Iterable[Array]
+) -> dict[str, dict[str, Parity]]:
+    """Return the parity of each output by how it was measured.
 
+    Raises:
+        GateError: if one misses its gates.
+    """
+    from densenet_deploy.graph.reduced_precision import rounded
 
-def _measured(model: Path, data: bytes, half: HalfModel, precision: str, samples: Iterable[Array]) -> dict[str, Parity]:
-    from densenet_deploy.graph.rounded import rounded
-
-    candidates = {"file": data} if precision == "fp16" else {}
-    candidates["rounded"] = rounded(half.model).SerializeToString()
-    return {name: _compare(model, candidate, samples) for name, candidate in candidates.items()}
-
-
-def _compare(model: Path, candidate: bytes, samples: Iterable[Array]) -> Parity:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "half.onnx"
-        write_file(path, candidate)
-        with open_runner(model, _BACKEND, "cpu") as ours, open_runner(path, _BACKEND, "cpu") as theirs:
-            output = ours.outputs[0].name
-            meter = ParityMeter(class_scores=output != "features")
-            for sample in samples:
-                meter.update(run_batched(ours, sample)[output], run_batched(theirs, sample)[output])
-    return meter.result()
-
-
-def _require_parity(model: Path, parities: Mapping[str, Parity], options: CastOptions) -> None:
-    gates = DEFAULT_GATES[options.precision] if options.gates is None else options.gates
-    for name, parity in parities.items():
-        failures = failed_gates(parity, gates)
-        if failures:
-            how = _MEASURED[name].format(options.precision.upper())
-            fix = "nothing was written; give --calibration, use --bf16, or set another --gate"
-            raise GateError(model, f"{options.precision.upper()} misses its gates ({how}): {'; '.join(failures)}", fix)
+    candidates = {"file": result} if options.precision == "fp16" else {}
+    candidates["rounded"] = Model.from_onnx(result.name, rounded(reduced.model), model.manifest)
+    parities = {how: measured_parity(model, candidate, samples) for how, candidate in candidates.items()}
+    for how, outputs in parities.items():
+        precision = options.precision.upper()
+        why = f"{precision} misses its gates ({_MEASURED[how].format(precision)})"
+        fix = "nothing was written; give --calibration, use --bf16, or set another --gate"
+        require_parity(outputs, options.precision, model.name, why, fix, options.gates)
+    return parities

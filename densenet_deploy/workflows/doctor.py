@@ -1,21 +1,25 @@
-"""Doctor: which backends work on this machine, with which devices, and what would mend those that do not."""
+"""Doctor: the available backends and devices of this machine, and how to fix the ones that are unavailable."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 from densenet_deploy.errors import DensenetDeployError, MissingPackageError
-from densenet_deploy.packages import is_installed
+from densenet_deploy.packages import installed_version, is_installed
+from densenet_deploy.reports import Report
 from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.runner import Runner, backends
+
+_EXPORT_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors")
 
 
 @dataclass(frozen=True)
 class BackendHealth:
-    """Whether a backend works: its version and devices, or the reason and the command that mends it."""
+    """Whether a backend is available: its version and devices, or why it is not and the command that fixes that."""
 
     available: bool
     version: str | None
@@ -23,44 +27,47 @@ class BackendHealth:
     reason: str | None
     fix: str | None
 
+    def __str__(self) -> str:
+        if self.available:
+            return f"{self.version}, devices: {', '.join(self.devices)}"
+        version = f"{self.version} " if self.version else ""
+        return f"{version}{self.reason}; {self.fix}"
 
-@dataclass(frozen=True)
-class DoctorReport:
-    """Backends by name, export packages by name (None: not installed), and the machine."""
 
-    backends: dict[str, BackendHealth]
-    export_packages: dict[str, str | None]
+@dataclass(frozen=True, kw_only=True)
+class DoctorReport(Report):
+    """The machine, its backends by name, and the packages that `export` needs (None: not installed)."""
+
+    kind: ClassVar[str] = "doctor"
+
     machine: str
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types."""
-        return {
-            "machine": self.machine,
-            "python": platform.python_version(),
-            "backends": {name: asdict(health) for name, health in self.backends.items()},
-            "export": self.export_packages,
-        }
+    python: str
+    backends: Mapping[str, BackendHealth]
+    export: Mapping[str, str | None]
 
     def to_text(self) -> str:
-        """Return lines for people."""
-        lines = [self.machine]
-        lines += [_line(name, health) for name, health in self.backends.items()]
-        missing = [name for name, version in self.export_packages.items() if version is None]
-        lines.append(f"{'export':14} " + (f"needs {', '.join(missing)}; {_EXPORT_FIX}" if missing else "ready"))
-        return "\n".join(lines)
+        """Return a line per backend."""
+        missing = [name for name, version in self.export.items() if version is None]
+        fix = MissingPackageError.of(missing[0], "export").fix if missing else ""
+        export = f"needs {', '.join(missing)}; {fix}" if missing else "ready"
+        lines = [*self.backends.items(), ("export", export)]
+        return "\n".join([self.machine, *(f"{name:14} {health}" for name, health in lines)])
 
 
-_EXPORT_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors")
-_EXPORT_FIX = "run: pip install 'densenet-deploy[export]'"
+def diagnose() -> DoctorReport:
+    """Import every installed backend and ask it for its devices; whatever is missing is reported, not raised.
 
-
-def examine() -> DoctorReport:
-    """Import every backend that is installed and ask it for its devices. Nothing is raised for what is missing."""
+    >>> print(diagnose())                                                                    # doctest: +SKIP
+    Intel(R) Xeon(R) CPU, 2 usable CPUs, linux
+    onnxruntime    1.29.0, devices: cpu
+    openvino       is not installed; run: pip install 'densenet-deploy[openvino]'
+    export         ready
+    """
     return DoctorReport(
-        backends={name: _health(kind) for name, kind in sorted(backends.items().items())},
-        export_packages={name: _version(name) for name in _EXPORT_PACKAGES},
         machine=f"{cpu_name() or platform.machine()}, {usable_cpus()} usable CPUs, {sys.platform}",
+        python=platform.python_version(),
+        backends={name: _health(kind) for name, kind in sorted(backends.items().items())},
+        export={name: installed_version(name) for name in _EXPORT_PACKAGES},
     )
 
 
@@ -72,26 +79,10 @@ def _health(kind: type[Runner]) -> BackendHealth:
         version, devices = kind.probe()
     except DensenetDeployError as exc:
         return BackendHealth(False, None, (), exc.why, exc.fix)
-    except Exception as exc:  # noqa: BLE001 - a broken install raises anything, and doctor must go on
+    except Exception as exc:  # noqa: BLE001 - a broken installation raises anything, and the others are still of interest
         fix = f"reinstall it: pip install --force-reinstall 'densenet-deploy[{kind.extra}]'"
         return BackendHealth(False, None, (), f"does not import: {exc}", fix)
     if not devices:
-        wanted = " or ".join(kind.devices)
-        return BackendHealth(
-            False, version, (), f"finds no {wanted} device", "check the driver, or use another backend"
-        )
+        reason = f"finds no {' or '.join(kind.devices)} device"
+        return BackendHealth(False, version, (), reason, "check the driver, or use another backend")
     return BackendHealth(True, version, devices, None, None)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _line(name: str, health: BackendHealth) -> str:
-    if health.available:
-        return f"{name:14} {health.version}, devices: {', '.join(health.devices)}"
-    version = f"{health.version} " if health.version else ""
-    return f"{name:14} {version}{health.reason}; {health.fix}"

@@ -1,198 +1,251 @@
-"""Export: build or load → ONNX → onnxsim → exact passes → parity → artifact.
+"""Export: build or load → ONNX → onnxsim → exact passes → verification → artifact.
 
-Nothing is left under the final name unless the file has been proved against the PyTorch module it came from.
+Nothing is left under the final name unless the file was run and agrees with the PyTorch module it came from.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 import numpy as np
 
-from densenet_deploy.artifacts import output_path, prepare_output, write_file
-from densenet_deploy.errors import GateError, printable
-from densenet_deploy.manifest import Manifest
-from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.artifacts import StrPath
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.manifest import Manifest, WeightsOrigin
+from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.options import require_range
-from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, ParityMeter
-from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
-from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.runner import RunnerOptions, backends_reading, first_installed, open_runner
-from densenet_deploy.workflows.load import DescribedModel, ModelRequest, build, requested_variant
-from densenet_deploy.workflows.samples import seeded_samples
+from densenet_deploy.packages import installed_versions, require_packages
+from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.reports import TimedReport, line, wrote
+from densenet_deploy.runtime.runner import backends_reading, first_installed
+from densenet_deploy.workflows.compare import require_parity, seeded_parity
+from densenet_deploy.workflows.load import (
+    UNKNOWN_ARCHITECTURE,
+    LoadOptions,
+    check_names,
+    input_of,
+    load,
+    preprocessing_of,
+)
+from densenet_deploy.workflows.notes import untrained_note
+from densenet_deploy.workflows.outputs import Destination
+from densenet_deploy.workflows.simplify import simplified, simplify_graph
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
     import onnx
 
 PARITY_SAMPLES: Final = 8
-# Threads wait for each other spinning. Where others use the cores too, two threads took 36 s for what one does in 1 s.
-_ALONE: Final = RunnerOptions(threads=1)
-_NONFINITE_NOTE: Final = "NaN and Inf weights were let in: outputs that they reach were not compared"
+_NONFINITE_NOTE: Final = "NaN and Inf weights were accepted: outputs that they reach were not compared"
 _TOOLS: Final = ("densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 
 
 @dataclass(frozen=True)
-class ExportTarget:
-    """What file to write: `batch` None keeps it dynamic; `out` is a file or folder (None: `artifacts/`)."""
+class ExportOptions:
+    """How the ONNX file is written.
+
+    Attributes:
+        batch: a fixed batch size; None keeps it dynamic.
+        opset: the ONNX operator set.
+    """
 
     batch: int | None = None
     opset: int = 20
-    out: str | None = None
-    force: bool = False
 
     def __post_init__(self) -> None:
-        require_range("opset", self.opset, 18, 23)
+        require_range("opset", self.opset, 16, 23)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """A verified ONNX file: where it is, whose weights it holds, and how close it is to the module."""
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(TimedReport):
+    """A verified ONNX graph: where it is, whose weights it holds, and how close it is to the module.
 
-    onnx: Path
-    manifest: Manifest
+    Attributes:
+        onnx: the file; None while the graph is only in memory.
+        variant, parameters: the network.
+        weights, weights_sha256: their source, and the SHA-256 of their bytes.
+        outputs: the parity of each output with the module's, or with the original file's where a file was adopted.
+        input: what the network takes, and which facts were assumed.
+    """
+
+    kind: ClassVar[str] = "export"
+    derived: ClassVar[tuple[str, ...]] = ("parity", "seconds")
+
+    onnx: Path | None
+    variant: str
+    weights: str
+    weights_sha256: str
     parameters: int
-    parity: Parity
-    stages: Mapping[str, float]
-    notes: tuple[str, ...]
+    outputs: Mapping[str, Parity]
+    input: InputDescription
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types."""
-        return {
-            "onnx": str(self.onnx),
-            "variant": self.manifest.variant,
-            "weights": self.manifest.weights.source,
-            "weights_sha256": self.manifest.weights.sha256,
-            "parameters": self.parameters,
-            "parity": self.parity.to_json(),
-            "seconds": sum(self.stages.values()),
-            "stages": dict(self.stages),
-            "notes": list(self.notes),
-        }
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
         return "\n".join(
             [
-                f"wrote       {printable(self.onnx)}",
-                f"model       densenet {self.manifest.variant}, {self.parameters:,} parameters",
-                f"weights     {self.manifest.weights.source}",
-                f"parity      {self.parity}",
-                f"seconds     {sum(self.stages.values()):.1f} ({stages})",
+                *wrote(self.onnx),
+                line("model", f"densenet {self.variant}, {self.parameters:,} parameters"),
+                line("weights", self.weights),
+                line("input", self.input),
+                line("parity", self.parity),
+                *self.stage_lines(),
             ]
         )
 
 
-def export_onnx(request: ModelRequest, target: ExportTarget | None = None, listener: Listener = ignore) -> ExportReport:
-    """Export a DenseNet to a verified ONNX file.
+def export(
+    source: Any = None,
+    options: ExportOptions | None = None,
+    *,
+    out: StrPath | None = None,
+    force: bool = False,
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> Model:
+    """Return a network as a verified ONNX model, which is written to `out` if that is given.
 
-    >>> export_onnx(ModelRequest(variant="121")).onnx                              # doctest: +SKIP
+    >>> export("121", out="artifacts/").path                                       # doctest: +SKIP
     PosixPath('artifacts/densenet121.onnx')
 
+    An ONNX graph is adopted: simplified, given the facts that are stated, and compared with the original.
+
+    Args:
+        source: whatever `load` takes.
+        options: see `ExportOptions`.
+        out: a file, or a folder for `NAME.onnx`; None writes nothing.
+        force: replace whatever stands at `out`.
+        progress: is called when a stage begins, and after each of its steps.
+        **stated: facts about the source; see `load`.
+
     Raises:
-        UsageError: if an option cannot be meant.
+        UsageError: if an option or a name is invalid.
         CheckpointError: if the weights cannot be used.
         OutputExistsError: if another artifact stands where this one should go.
-        GateError: if the file does not compute what the module computes; then nothing is left behind.
+        GateError: if the file does not compute what the module computes; then nothing is written.
         MissingPackageError: if a package is missing.
     """
-    target = target or ExportTarget()
-    requested_variant(request)  # before anything that takes seconds
+    options = options or ExportOptions()
+    check_names(source, stated)  # before anything that takes seconds
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
-    first_installed(backends_reading(".onnx"))  # to prove the file with
-    stages = Stages(listener)
+    first_installed(backends_reading(".onnx"))  # to verify the file with
+    stages = Stages(progress)
     with stages("import"):
         import onnx_ir  # noqa: F401 - timed here, so that the later stages show their own work
         import torch  # noqa: F401
     with stages("build"):
-        model = build(request)
-    manifest = dataclasses.replace(model.manifest, batch=target.batch, opset=target.opset, tools=_tool_versions())
-    path = output_path(target.out, f"{model.variant.artifact_name}.onnx")
-    prepare_output(path, manifest, force=target.force, size_bytes=4 * _count_parameters(model))
-
-    proto = _translate(model, target, stages)
-    with stages("serialize"):
-        data = append_metadata(proto.SerializeToString(), manifest.to_strings())
-    with stages("parity"):
-        parity = _prove(model, data, path, allow_nonfinite=request.allow_nonfinite)
-    with stages("write"):
-        write_file(path, data)
-    notes = (*model.notes, _NONFINITE_NOTE) if request.allow_nonfinite else model.notes
-    return ExportReport(path, manifest, _count_parameters(model), parity, stages.seconds, notes)
+        model = load(source, **stated)
+    if model.is_onnx:
+        return _adopted(model, out, stages, force=force)
+    if model.module is None or model.manifest is None:
+        raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
+    return _exported(model, options, out, stages, force=force, allow_nonfinite=stated.get("allow_nonfinite", False))
 
 
-def _count_parameters(model: DescribedModel) -> int:
-    return sum(parameter.numel() for parameter in model.module.parameters())
-
-
-def _translate(model: DescribedModel, target: ExportTarget, stages: Stages) -> onnx.ModelProto:
-    """Module → ONNX → onnxsim → exact passes → checked."""
-    with stages("torch export"):
-        from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
-
-        size = model.manifest.preprocessing.image_size
-        options = ExportOptions(size, target.batch, target.opset)
-        raw = onnx_from_module(model.module, model.variant.spec.output_name, options)
-    with stages("simplify"):
-        from densenet_deploy.workflows.simplify import simplified
-
-        return simplified(raw, model.variant.artifact_name).model
-
-
-def _prove(model: DescribedModel, data: bytes, path: Path, *, allow_nonfinite: bool) -> Parity:
-    """Run module and file on the same samples; `allow_nonfinite` leaves out where the module gives NaN or Inf.
+def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model:
+    """Return the ONNX model that `source` is, or the one that its weights are exported to in memory.
 
     Raises:
-        GateError: if they differ by more than FP32 rounding explains.
+        ModelFileError: if it is an engine or another file without a graph.
+        DensenetDeployError: as `load` and `export`.
     """
-    meter = ParityMeter(class_scores=model.variant.spec.head != "features")
-    output = model.variant.spec.output_name
-    with tempfile.TemporaryDirectory() as folder, _torch_threads_restored():
-        unproved = Path(folder) / "unproved.onnx"
-        write_file(unproved, data)
-        with (
-            open_runner(model.module, None, "cpu", _ALONE) as ours,
-            open_runner(unproved, None, "cpu", _ALONE) as theirs,
-        ):
-            for sample in seeded_samples(PARITY_SAMPLES, model.manifest.preprocessing):
-                pair = run_batched(ours, sample)[output], run_batched(theirs, sample)[output]
-                meter.update(*(_where_finite(*pair) if allow_nonfinite else pair))
-    parity = meter.result()
-    failures = failed_gates(parity, DEFAULT_GATES["fp32"])
-    if failures:
-        raise GateError(path, f"the file does not match the module: {'; '.join(failures)}", "nothing was written")
-    return parity
+    with stages("load"):
+        model = load(source, **stated)
+    if model.is_onnx or model.module is None:
+        return model
+    return _exported(model, ExportOptions(), None, stages, force=False, allow_nonfinite=False)
 
 
-def _where_finite(ours: Array, theirs: Array) -> tuple[Array, Array]:
-    """Both with zeros where `ours` is NaN or Inf: backends differ in whether a ReLU lets NaN through."""
-    finite = np.isfinite(ours)
-    return np.where(finite, ours, 0), np.where(finite, theirs, 0)
+def _exported(
+    model: Model, options: ExportOptions, out: StrPath | None, stages: Stages, *, force: bool, allow_nonfinite: bool
+) -> Model:
+    assert model.manifest is not None
+    assert model.module is not None
+    tools = installed_versions(_TOOLS)
+    manifest = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    destination = Destination.of(out, f"{model.name}.onnx", manifest, force=force, size_bytes=4 * parameters)
+    proto = _translated(model, options, stages)
+    with stages("serialize"):
+        result = Model.from_onnx(model.name, proto, manifest, model.module)
+    with stages("parity"):
+        outputs = _verified(model, result, allow_nonfinite=allow_nonfinite)
+    with stages("write"):
+        result = destination.write(result)
+    notes = (*model.notes, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
+    report = _report(result, parameters, outputs, stages, notes)
+    return result.replaced(report=report, notes=notes)
 
 
-@contextlib.contextmanager
-def _torch_threads_restored() -> Iterator[None]:
-    """PyTorch has one thread count for the whole process, and its runner sets it: give the caller's back."""
-    import torch
+def _adopted(model: Model, out: StrPath | None, stages: Stages, *, force: bool) -> Model:
+    """Return somebody's ONNX graph simplified, with a manifest that states what is known of it."""
+    assert model.artifact is not None
+    manifest = model.manifest
+    if manifest is None:
+        origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
+        assumed = input_of(model).assumed
+        manifest = Manifest(
+            UNKNOWN_ARCHITECTURE, {}, origin, preprocessing_of(model), precision=model.precision, assumed=assumed
+        )
+    name = f"{model.name}.exported" if model.path is not None else model.name
+    size = len(model.to_bytes())
+    destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
+    with stages("simplify and compare"):
+        result, report = simplified(model.replaced(manifest=manifest), name)
+    with stages("write"):
+        result = destination.write(result)
+    parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
+    notes = (*model.notes, *report.notes, *untrained_note(manifest))
+    return result.replaced(report=_report(result, parameters, report.outputs, stages, notes), notes=notes)
 
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+
+def _report(
+    model: Model, parameters: int, outputs: Mapping[str, Parity], stages: Stages, notes: tuple[str, ...]
+) -> ExportReport:
+    assert model.manifest is not None
+    return ExportReport(
+        onnx=model.path,
+        variant=model.manifest.variant,
+        weights=model.manifest.weights.source,
+        weights_sha256=model.manifest.weights.sha256,
+        parameters=parameters,
+        outputs=outputs,
+        input=input_of(model),
+        stages=stages.seconds,
+        notes=notes,
+    )
 
 
-def _tool_versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _TOOLS}
+def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.ModelProto:
+    """Module → ONNX → onnxsim → exact passes → checked."""
+    assert model.manifest is not None
+    assert model.module is not None
+    with stages("torch export"):
+        from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
+
+        how = OnnxOptions(model.manifest.preprocessing.image_size, batch=options.batch, opset=options.opset)
+        raw = onnx_from_module(model.module, model.output_names, how)
+    with stages("simplify"):
+        return simplify_graph(raw, model.name).proto
+
+
+def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> dict[str, Parity]:
+    """Run both and compare every output.
+
+    Raises:
+        GateError: if the file does not compute what the module computes.
+    """
+    assert model.manifest is not None
+    outputs = seeded_parity(model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
+    require_parity(outputs, "fp32", result.name, "the file does not match the module", "nothing was written")
+    return outputs

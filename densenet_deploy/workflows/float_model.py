@@ -1,58 +1,45 @@
-"""The float32 file that roads into other precisions start from, and its graph after the exact passes."""
+"""The float32 graph that other precisions start from, and its form after the exact passes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.runtime.preprocess import default_preprocessing
+from densenet_deploy.model import Model
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
 
-def load_float(artifact: Artifact) -> onnx.ModelProto:
-    """Return the model of a float32 ONNX file.
+def require_float32(model: Model) -> None:
+    """Check that `model` is a float32 ONNX graph.
 
     Raises:
-        ModelFileError: if it is no ONNX file, or quantized, or holds 16-bit floats.
+        ModelFileError: if it is not ONNX, or quantized, or holds 16-bit weights.
     """
-    from densenet_deploy.graph.onnx_file import has_quantization, load_onnx
+    from densenet_deploy.graph.onnx_file import has_quantization
 
-    if artifact.kind != "onnx":
-        raise ModelFileError(artifact.path, f"is an {artifact.kind} file", "give a float32 .onnx file")
-    proto = load_onnx(artifact.path)
-    if has_quantization(proto):
-        raise ModelFileError(artifact.path, "is already quantized", "give the float32 file it was made from")
-    if artifact.precision != "fp32":
-        raise ModelFileError(artifact.path, f"holds {artifact.precision} weights", "give the float32 file")
-    return proto
+    subject = model.path or model.name
+    if not model.is_onnx:
+        found = "PyTorch module" if model.artifact is None else f"{model.artifact.kind} file"
+        raise ModelFileError(subject, f"is a {found}, not an ONNX graph", "export it to a float32 .onnx file first")
+    if has_quantization(model.onnx):
+        raise ModelFileError(subject, "is already quantized", "give the float32 file it was made from")
+    if model.precision != "fp32":
+        raise ModelFileError(subject, f"holds {model.precision} weights", "give the float32 file")
 
 
-def preprocessing_of(artifact: Artifact, proto: onnx.ModelProto) -> Preprocessing:
-    """Return how images are prepared: as the file says, or ImageNet's way for a stranger's.
+def exact_graph(model: Model) -> ir.Model:
+    """Return a copy of the graph after the exact passes, with shapes inferred and a name for every node.
 
-    Raises:
-        ModelFileError: if the model does not take one float (N, 3, S, S) input of fixed S.
+    A graph that `export` or `simplify` made has been through them; running them again changes nothing.
     """
-    from densenet_deploy.graph.onnx_file import image_size_of
-
-    size = image_size_of(proto, artifact.path)
-    return artifact.manifest.preprocessing if artifact.manifest is not None else default_preprocessing(size)
-
-
-def with_exact_passes(proto: onnx.ModelProto) -> ir.Model:
-    """Return the graph after the exact passes, with shapes inferred and a name for every node."""
     import onnx
     import onnx_ir
 
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.presets import EXACT
+    from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 
-    graph = onnx_ir.from_proto(proto)
+    graph = model.ir()
     apply_passes(graph, EXACT)
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels
     for node in graph.graph:

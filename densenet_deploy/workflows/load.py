@@ -1,21 +1,31 @@
-"""Get hold of a model: a DenseNet module from a variant or a checkpoint, or a runner for whatever is called MODEL."""
+"""Load: whatever a person calls "my DenseNet" → a `Model` with the facts that travel with it.
+
+What is known about the images wins in this order: what the caller states, the file's manifest, what the source knows
+(public weights, another library's conventions), the default of the architecture. Facts of the last kind are
+assumptions, and are reported as such.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath, require_file
 from densenet_deploy.errors import DataError, UsageError
-from densenet_deploy.facts import Architecture
-from densenet_deploy.manifest import Manifest, Preprocessing, Triple
-from densenet_deploy.options import require_range
+from densenet_deploy.facts import Architecture, ModelFacts, Size
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
-from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
-from densenet_deploy.variants import DEFAULT_VARIANT, Variant, variant_with
+from densenet_deploy.runtime.preprocess import default_preprocessing
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
+from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
@@ -23,18 +33,302 @@ if TYPE_CHECKING:
 
     from densenet_deploy.sources import LoadedNetwork
 
+UNKNOWN_ARCHITECTURE: Final = "third-party"
+"""The variant in the manifest of a network that is not one of our DenseNets."""
+
+_INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
+
+Source = "StrPath | bytes | torch.nn.Module | ModelProto | Model"
+"""A variant or public weights by name, a path, the bytes of an ONNX file, a module, an `onnx.ModelProto`, a `Model`."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """What a caller states about a source, as keywords of every function that takes one; see `load`."""
+
+    image_size: Size
+    channels: int
+    resize: Size | str
+    interpolation: str
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    labels: Sequence[str] | StrPath
+    task: str
+    thresholds: float | Sequence[float]
+    variant: str
+    num_classes: int
+    head: str
+    architecture: Architecture
+    seed: int
+    allow_nonfinite: bool
+
+
+def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
+    """Return the model that `source` is or names, with what the caller states about it.
+
+    >>> load("examples/digits/densenet_digits.safetensors").manifest.labels[:3]     # doctest: +SKIP
+    ('0', '1', '2')
+
+    Args:
+        source: the name of a variant (`121`, untrained), public weights (`imagenet:169`), a checkpoint, an `.onnx`,
+            `.xml` or `.engine` file, the bytes of an ONNX file, an `nn.Module`, an `onnx.ModelProto`, or a `Model`.
+            None is the untrained `variant`, or DenseNet-121.
+        **stated: facts about the images and outputs (see `ModelFacts`), which win over what the source says; and of the
+            network `variant`, `num_classes`, `head`, `architecture` (numbers of a custom one), the `seed` of untrained
+            weights, and `allow_nonfinite` for weights with NaN or Inf.
+
+    Raises:
+        UsageError: if an option or a name is invalid.
+        CheckpointError: if weights cannot be read or do not fit.
+        ModelFileError: if an ONNX file cannot be used.
+        DataError: if there are not as many labels as classes.
+        MissingPackageError: if a package is not installed.
+    """
+    facts = _facts(stated)
+    if isinstance(source, Model):
+        return _with_facts(source, facts)
+    artifact = _artifact(source)
+    if artifact is not None:
+        _refuse_network_options(source, stated)
+        return _announced(_with_facts(Model(_stem(artifact), artifact.manifest, artifact=artifact), facts))
+    return _announced(_from_source(source, stated, facts))
+
+
+def open_model(
+    source: Any, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
+) -> Runner:
+    """Open anything that `load` takes for inference; arguments and errors as for `load` and `open_runner`."""
+    return open_runner(load(source), backend, device, options)
+
+
+def check_names(source: Any, stated: LoadOptions) -> None:
+    """Check the names and numbers of a source without importing anything heavy or reading a file.
+
+    Raises:
+        UsageError: if a name is unknown, or numbers do not make a network.
+        InputError: if there is no such file.
+    """
+    _facts(stated)
+    if isinstance(source, Model) or not (source is None or isinstance(source, (str, os.PathLike))):
+        return
+    _constrained_variant(source, stated)
+    if source is not None and is_checkpoint(Path(source)):
+        require_file(Path(source))
+    elif isinstance(source, str) and not is_variant(source):
+        from densenet_deploy.sources import source_for
+
+        source_for(source)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` has the suffix of a checkpoint."""
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES
+
+
+def input_of(model: Model) -> InputDescription:
+    """Return what `model` takes; of a third-party graph the size that it shows, and ImageNet's preprocessing, assumed.
+
+    Raises:
+        ModelFileError: if the graph does not take one float32 (N, 3, S, S) input of fixed S.
+    """
+    if model.manifest is not None:
+        return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed)
+    return InputDescription.of(preprocessing_of(model), _INPUT_FACTS[1:])
+
+
+def preprocessing_of(model: Model) -> Preprocessing:
+    """Return how images are prepared for `model`: as its manifest says, else ImageNet's way. Errors as `input_of`."""
+    if model.manifest is not None:
+        return model.manifest.preprocessing
+    from densenet_deploy.graph.onnx_file import image_size_of
+
+    return default_preprocessing(image_size_of(model.onnx, Path(model.name)))
+
+
+def _facts(stated: LoadOptions) -> ModelFacts:
+    names = {field.name for field in dataclasses.fields(ModelFacts)}
+    values: dict[str, Any] = {name: value for name, value in stated.items() if name in names}
+    if isinstance(values.get("labels"), (str, os.PathLike)):
+        values["labels"] = read_labels(Path(values["labels"]))
+    return ModelFacts(**values)
+
+
+def _artifact(source: Any) -> Artifact | None:
+    """Return the file or bytes that hold a graph; None where `source` has to be loaded as a network."""
+    if hasattr(source, "SerializeToString"):
+        return Artifact.open(source.SerializeToString())
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Artifact.open(bytes(source))
+    if not isinstance(source, (str, os.PathLike)) or is_checkpoint(Path(source)):
+        return None
+    path = Path(source)
+    return Artifact.open(path) if path.suffix.lower() in (".onnx", ".xml", ".engine") else None
+
+
+def _stem(artifact: Artifact) -> str:
+    return "model" if artifact.data is not None else artifact.path.stem
+
+
+def _refuse_network_options(source: Any, stated: LoadOptions) -> None:
+    for name in ("variant", "num_classes", "head", "architecture"):
+        if stated.get(name):
+            option = name.replace("_", "-")
+            raise UsageError(f"{option}={stated[name]}", "a graph cannot be given another architecture", "omit it")
+    _ = source
+
+
+def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
+    from densenet_deploy import sources
+
+    variant = _constrained_variant(source, stated)
+    classes = stated.get("num_classes")
+    is_untrained = source is None or (isinstance(source, str) and is_variant(source))
+    if classes is None and facts.labels is not None and is_untrained:
+        classes = len(facts.labels)
+    constraint = sources.WeightsConstraint(
+        variant=variant,
+        num_classes=classes,
+        head=stated.get("head"),
+        seed=stated.get("seed", 0),
+        allow_nonfinite=stated.get("allow_nonfinite", False),
+    )
+    require_packages("export", "torch", "safetensors")
+    network = sources.load("none" if is_untrained else source, constraint)
+    manifest = _described(network, facts)
+    return Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
+
+
+def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
+    """Return the architecture that was named, with the numbers that were given; None leaves it to the weights.
+
+    Raises:
+        UsageError: if it was named twice, or its numbers do not make a network.
+    """
+    name, architecture = stated.get("variant"), stated.get("architecture")
+    changes = architecture.changes() if architecture is not None else {}
+    if isinstance(source, str) and is_variant(source):
+        if name is not None and find_variant(name) != find_variant(source):
+            raise UsageError(source, f"is another variant than {name}", "name the variant once")
+        name = source
+    if source is not None and name is None and not changes:
+        return None
+    return variant_with(name, changes)
+
+
+def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
+    """Return the facts of a loaded network, those that nobody stated marked as assumed."""
+    known, variant = network.manifest, network.variant
+    base = known.preprocessing if known is not None else variant.preprocessing if variant else Preprocessing()
+    known_names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else set()
+    learnt = {**network.facts.given(), **facts.given()}
+    preprocessing, assumed = _prepared(base, learnt, known_names)
+    if variant is not None:
+        _check_size(variant.spec, preprocessing)
+    labels = facts.labels or network.labels or (known.labels if known is not None else ())
+    spec = variant.spec if variant is not None else None
+    task = learnt.get("task") or (known.task if known is not None else None)
+    if spec is not None:
+        _check_labels(labels, None if spec.head == "features" else spec.num_classes)
+    return Manifest(
+        variant=variant.name if variant is not None else UNKNOWN_ARCHITECTURE,
+        spec=spec.to_facts() if spec is not None else {},
+        weights=network.origin,
+        preprocessing=preprocessing,
+        labels=labels,
+        task=None if task == "auto" else task,
+        thresholds=facts.thresholds or (known.thresholds if known is not None else ()),
+        assumed=assumed,
+    )
+
+
+def _with_facts(model: Model, facts: ModelFacts) -> Model:
+    """Return `model` with what the caller states in its manifest; a third-party graph gets one then."""
+    given = facts.given()
+    if not given:
+        return model
+    base, known = preprocessing_of(model), model.manifest
+    names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else {"image_size"}
+    if facts.image_size not in (None, base.image_size) and model.artifact is not None:
+        raise UsageError(f"image-size={facts.image_size}", f"the graph takes {base.image_size} pixels", "omit it")
+    preprocessing, assumed = _prepared(base, given, names)
+    if known is None:
+        assert model.artifact is not None
+        origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
+        known = Manifest(UNKNOWN_ARCHITECTURE, {}, origin, preprocessing, precision=model.precision)
+    manifest = dataclasses.replace(
+        known,
+        preprocessing=preprocessing,
+        assumed=assumed,
+        labels=facts.labels or known.labels,
+        task=known.task if facts.task in (None, "auto") else facts.task,
+        thresholds=facts.thresholds or known.thresholds,
+    )
+    artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
+    return model.replaced(manifest=manifest, artifact=artifact)
+
+
+def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Return the preprocessing with `facts` in it, and the names of those that are neither in `facts` nor `known`."""
+    size, resize = _square("image-size", facts.get("image_size")), _square("resize", facts.get("resize"))
+    if facts.get("channels") not in (None, 3):
+        raise UsageError(f"channels={facts['channels']}", "only networks of 3 channels are supported", "omit it")
+    if size is not None and resize is None:
+        known, resize = known - {"resize"}, base.resize if size == base.image_size else size * 256 // 224
+    preprocessing = dataclasses.replace(
+        base,
+        image_size=size or base.image_size,
+        resize=resize or base.resize,
+        interpolation=facts.get("interpolation") or base.interpolation,
+        mean=_per_channel("mean", facts.get("mean")) or base.mean,
+        std=_per_channel("std", facts.get("std")) or base.std,
+    )
+    return preprocessing, tuple(name for name in _INPUT_FACTS if name not in known and name not in facts)
+
+
+def _square(option: str, size: Any) -> int | None:
+    if size is None or isinstance(size, int):
+        return size
+    if size == "none":
+        raise UsageError(f"{option}=none", "preprocessing without a resize is not supported", "give a number of pixels")
+    height, width = size
+    if height != width:
+        raise UsageError(f"{option}={height}x{width}", "only square images are supported", "give one number of pixels")
+    return int(height)
+
+
+def _per_channel(option: str, values: tuple[float, ...] | None) -> Any:
+    if values is None or len(values) == 3:
+        return values
+    if len(values) == 1:
+        return values * 3
+    why = f"holds {len(values)} numbers for 3 channels"
+    raise UsageError(f"{option}={values}", why, "give one, or one per channel")
+
+
+def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
+    if preprocessing.image_size < spec.smallest_image_size:
+        why = f"is too small for {len(spec.blocks)} blocks after the {spec.stem} stem"
+        raise UsageError(f"image-size={preprocessing.image_size}", why, f"give at least {spec.smallest_image_size}")
+
+
+def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
+    if labels and classes is not None and len(labels) != classes:
+        why = f"{len(labels)} labels for {classes} classes"
+        raise DataError("labels", why, "give one label per class, or set --num-classes")
+
+
+def _announced(model: Model) -> Model:
+    """Warn of untrained weights, wherever they come from."""
+    for note in untrained_note(model.manifest):
+        warnings.warn(f"{model.name}: {note}", UntrainedWeightsWarning, stacklevel=3)
+    return model
+
+
+# The names below serve callers that still pass requests; they go when the last of them takes a `Model`.
+
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which DenseNet, with which weights, seeing images how. None means: as the weights or the variant say.
-
-    Attributes:
-        variant: `121`, `cifar-bc-100-12`, …; without it, what the checkpoint holds, else 121.
-        weights: `none` (untrained, from `seed`), `imagenet`, a torchvision name, or a checkpoint file.
-        image_size, resize: pixels; `resize` is `image_size * 256 // 224` where only the size is given.
-        mean, std: per RGB channel, of values in 0..1.
-        labels: class names in the order of the outputs.
-    """
+    """Which DenseNet, with which weights and facts."""
 
     variant: str | None = None
     weights: str = "none"
@@ -43,157 +337,24 @@ class ModelRequest:
     architecture: Architecture = field(default_factory=Architecture)
     image_size: int | None = None
     resize: int | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
     allow_nonfinite: bool = False
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name, value in (("image-size", self.image_size), ("resize", self.resize)):
-            if value is not None:
-                require_range(name, value, 1, 8192)
-        if self.num_classes is not None:
-            require_range("num-classes", self.num_classes, 1, 1_000_000)
-        for channel in self.mean or ():
-            require_range("mean", channel, -1e6, 1e6)
-        for channel in self.std or ():
-            require_range("std", channel, 1e-6, 1e6)
+
+def build(request: ModelRequest) -> Model:
+    """Load what `request` names."""
+    stated = {name: value for name, value in vars(request).items() if value is not None and name != "weights"}
+    return load(None if request.weights == "none" else request.weights, **stated)
 
 
-@dataclass(frozen=True)
-class DescribedModel:
-    """A module in eval mode, the facts that will travel with its artifacts, and remarks made on the way."""
-
-    module: torch.nn.Module
-    variant: Variant
-    manifest: Manifest
-    notes: tuple[str, ...]
-
-    def runner_source(self) -> ModuleSource:
-        """Return what `open_runner` takes: the module with its facts."""
-        return ModuleSource(self.module, self.manifest)
-
-
-def build(request: ModelRequest) -> DescribedModel:
-    """Build or load what `request` asks for.
-
-    Raises:
-        UsageError: if a number or name cannot be meant.
-        CheckpointError: if the weights cannot be read or do not fit.
-        DataError: if the labels are not as many as the classes.
-        MissingPackageError: if PyTorch is not installed.
-    """
-    require_packages("export", "torch", "safetensors")
-    from densenet_deploy import sources
-    from densenet_deploy.models.build import DenseNet
-
-    constraint = sources.WeightsConstraint(
-        variant=requested_variant(request),
-        num_classes=_wanted_classes(request),
-        head=request.head,
-        seed=request.seed,
-        allow_nonfinite=request.allow_nonfinite,
-    )
-    loaded = sources.load(request.weights, constraint)
-    if not isinstance(loaded.module, DenseNet) or loaded.variant is None:
-        raise UsageError(request.weights, "is not a checkpoint", "give a checkpoint, or a name of public weights")
-    manifest = _describe(loaded, loaded.variant, request)
-    return DescribedModel(loaded.module, loaded.variant, manifest, (*loaded.notes, *untrained_note(manifest)))
-
-
-def load_model(
-    source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
-) -> torch.nn.Module:
-    """Return a DenseNet module in eval mode; see `load` for the module together with its facts.
-
-    >>> module = load_model("examples/digits/densenet_digits.safetensors")    # doctest: +SKIP
-
-    Args:
-        source: a checkpoint file, or the name of a variant.
-        weights: for a variant: `none`, `imagenet`, a torchvision name or a file.
-        num_classes: None means as the checkpoint or the variant says.
-    """
-    return load(source, weights=weights, num_classes=num_classes).module
-
-
-def load(
-    source: str | Path = DEFAULT_VARIANT, *, weights: str = "none", num_classes: int | None = None
-) -> DescribedModel:
-    """Return a DenseNet and its facts, ready for `open_runner`; arguments as in `load_model`."""
-    if is_checkpoint(Path(source)):
-        return build(ModelRequest(weights=str(source), num_classes=num_classes))
-    return build(ModelRequest(variant=str(source), weights=weights, num_classes=num_classes))
-
-
-def open_model(
-    model: str | Path, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
-) -> Runner:
-    """Open anything a command calls MODEL: an artifact, or a checkpoint, whose module is built first.
-
-    Raises:
-        InputError: if the file cannot be used.
-        BackendError: if the backend or device cannot be had.
-    """
-    path = Path(model)
-    return open_runner(load(path) if is_checkpoint(path) else path, backend, device, options)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is named like a file of weights."""
-    return path.suffix.lower() in CHECKPOINT_SUFFIXES
-
-
-def requested_variant(request: ModelRequest) -> Variant | None:
-    """Return the variant to build; None where the weights are to say. Nothing heavy is imported.
-
-    Raises:
-        UsageError: if there is no such variant, or its numbers make no network.
-    """
-    changes = request.architecture.changes()
-    if request.variant is None and request.weights != "none" and not changes:
-        return None
-    return variant_with(request.variant, changes)
-
-
-def _wanted_classes(request: ModelRequest) -> int | None:
-    if request.num_classes is None and request.labels and request.weights == "none":
-        return len(request.labels)
-    return request.num_classes
-
-
-def _describe(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Manifest:
-    spec = variant.spec
-    labels = request.labels if request.labels is not None else _known_labels(loaded)
-    if labels and spec.head != "features" and len(labels) != spec.num_classes:
-        why = f"{len(labels)} labels for {spec.num_classes} classes"
-        raise DataError("labels", why, "give one label a class, or --num-classes")
-    return Manifest(
-        variant=variant.name,
-        spec=spec.to_facts(),
-        weights=loaded.origin,
-        preprocessing=_preprocessing(loaded, variant, request),
-        labels=labels,
-    )
-
-
-def _known_labels(loaded: LoadedNetwork) -> tuple[str, ...]:
-    return loaded.labels or (loaded.manifest.labels if loaded.manifest else ())
-
-
-def _preprocessing(loaded: LoadedNetwork, variant: Variant, request: ModelRequest) -> Preprocessing:
-    spec, known = variant.spec, loaded.manifest.preprocessing if loaded.manifest else variant.preprocessing
-    size = request.image_size or known.image_size
-    if size < spec.smallest_image_size:
-        why = f"is too small for {len(spec.blocks)} blocks behind the {spec.stem} stem"
-        raise UsageError(f"image-size={size}", why, f"give at least {spec.smallest_image_size}")
-    return dataclasses.replace(
-        known,
-        image_size=size,
-        resize=request.resize or (known.resize if request.image_size is None else size * 256 // 224),
-        mean=request.mean or known.mean,
-        std=request.std or known.std,
-    )
+def load_model(source: Any = None, **stated: Unpack[LoadOptions]) -> torch.nn.Module:
+    """Load the module of a source."""
+    module = load(source, **stated).module
+    assert module is not None
+    return module
 
 
 def labels_from(path: Path | None) -> tuple[str, ...] | None:

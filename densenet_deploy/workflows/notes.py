@@ -1,4 +1,4 @@
-"""Remarks that several roads make."""
+"""Remarks that several workflows make."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from densenet_deploy.manifest import Manifest
 
 
 def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
-    """Return the one line that every road says of an untrained model, or nothing."""
+    """Return the line that every workflow reports for an untrained model, or nothing."""
     if manifest is None or manifest.weights.is_trained:
         return ()
-    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions mean nothing",)
+    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions are meaningless",)

@@ -1,12 +1,13 @@
-"""The inputs a comparison runs on: images of the user's, or seeded noise and images with the spectrum of nature."""
+"""The inputs that a comparison runs on: the user's images, or seeded noise and images with the spectrum of nature."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.runtime.feeds import Array
@@ -15,8 +16,26 @@ from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
 
 
+def samples_of(data: Any, preprocessing: Preprocessing, count: int) -> Iterator[Array]:
+    """Yield at most `count` inputs (1, 3, S, S) float32 from `data`; of None, seeded ones.
+
+    A folder gives images evenly spread over it; everything else what calibration takes (`open_calibration_data`).
+
+    Raises:
+        DataError: if `data` holds no images, or arrays that do not fit.
+        ImageError: if an image cannot be decoded.
+    """
+    if data is None:
+        return seeded_samples(count, preprocessing)
+    if isinstance(data, (str, os.PathLike)) and Path(data).suffix.lower() not in (".npy", ".npz"):
+        return _folder_samples(Path(data), count, preprocessing)
+    from densenet_deploy.quantize.calibration_data import open_calibration_data
+
+    return itertools.islice(open_calibration_data(data, preprocessing, count), count)
+
+
 def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> Iterator[Array]:
-    """Yield `count` inputs (1, 3, S, S) float32: every other one white noise, the rest natural images."""
+    """Yield `count` inputs (1, 3, S, S) float32: white noise and natural images in turn."""
     size = preprocessing.image_size
     white = noise((count + 1) // 2, (1, 3, size, size), seed)
     natural = natural_images(count // 2, size, preprocessing, seed)
@@ -24,16 +43,8 @@ def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> I
     return (sample for pair in pairs for sample in pair if sample is not None)
 
 
-def image_samples(folder: Path, count: int, preprocessing: Preprocessing) -> Iterator[Array]:
-    """Yield `count` images of `folder` (or all it has), evenly spread over it, as inputs (1, 3, S, S) float32.
-
-    Raises:
-        DataError: if the folder holds no images.
-        ImageError: if one cannot be decoded.
-    """
+def _folder_samples(folder: Path, count: int, preprocessing: Preprocessing) -> Iterator[Array]:
     paths = find_images(folder)
-    if not paths:
-        raise DataError(folder, "holds no images", "give a folder of JPEG or PNG files")
     count = min(count, len(paths))
     spread = (paths[index * len(paths) // count] for index in range(count))
     return (prepare(load_image(path), preprocessing)[None] for path in spread)

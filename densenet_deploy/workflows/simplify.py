@@ -1,17 +1,22 @@
-"""Simplify: onnxsim, then our exact passes, then the ONNX checker; the file is proved to compute what it computed."""
+"""Simplify: onnxsim, then our exact passes, then the ONNX checker; the result is compared with the original."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
-from densenet_deploy.errors import GateError, ModelFileError, printable
+from densenet_deploy.artifacts import StrPath
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity
-from densenet_deploy.parity.gates import DEFAULT_GATES, failed_gates
+from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.reports import Report, line, wrote
+from densenet_deploy.workflows.compare import require_parity, seeded_parity
+from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
+from densenet_deploy.workflows.outputs import Destination
 
 if TYPE_CHECKING:
     import onnx
@@ -23,37 +28,50 @@ PRODUCER: Final = "densenet-deploy"
 
 
 @dataclass(frozen=True)
-class Simplified:
-    """A simplified, checked model, what each pass did, and what was left alone on purpose."""
+class PassSummary:
+    """What one pass did: how many nodes it changed, and a sentence for each near miss that it skipped."""
 
-    model: onnx.ModelProto
-    passes: tuple[PassReport, ...]
-    notes: tuple[str, ...]
+    name: str
+    changed: int
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class SimplifyReport:
-    """The file written, its size before and after in nodes, and its parity with the original."""
+class SimplifiedGraph:
+    """A simplified, checked graph, what each pass did, and what was not done on purpose."""
 
-    onnx: Path
-    operators_before: Mapping[str, int]
-    operators_after: Mapping[str, int]
+    proto: onnx.ModelProto
     passes: tuple[PassReport, ...]
-    parity: Parity
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types."""
-        return {
-            "onnx": str(self.onnx),
-            "nodes_before": sum(self.operators_before.values()),
-            "nodes_after": sum(self.operators_after.values()),
-            "operators_before": dict(self.operators_before),
-            "operators_after": dict(self.operators_after),
-            "passes": [report.to_json() for report in self.passes],
-            "parity": self.parity.to_json(),
-            "notes": list(self.notes),
-        }
+
+@dataclass(frozen=True, kw_only=True)
+class SimplifyReport(Report):
+    """The graph before and after in nodes by operator, and its parity with the original."""
+
+    kind: ClassVar[str] = "simplify"
+    derived: ClassVar[tuple[str, ...]] = ("nodes_before", "nodes_after", "parity")
+
+    onnx: Path | None
+    operators_before: Mapping[str, int]
+    operators_after: Mapping[str, int]
+    passes: tuple[PassSummary, ...]
+    outputs: Mapping[str, Parity]
+
+    @property
+    def nodes_before(self) -> int:
+        """Nodes of the original."""
+        return sum(self.operators_before.values())
+
+    @property
+    def nodes_after(self) -> int:
+        """Nodes of the result."""
+        return sum(self.operators_after.values())
+
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -61,66 +79,74 @@ class SimplifyReport:
         changed = [name for name in sorted({*before, *after}) if before.get(name, 0) != after.get(name, 0)]
         return "\n".join(
             [
-                f"wrote       {printable(self.onnx)}",
-                f"nodes       {sum(before.values())} -> {sum(after.values())}",
+                *wrote(self.onnx),
+                line("nodes", f"{self.nodes_before} -> {self.nodes_after}"),
                 *(f"  {name:24}  {before.get(name, 0):4} -> {after.get(name, 0)}" for name in changed),
-                *(f"pass        {report.name}: {len(report.changed)} changed" for report in self.passes),
-                f"parity      {self.parity}",
+                *(line("pass", f"{summary.name}: {summary.changed} changed") for summary in self.passes),
+                line("parity", self.parity),
             ]
         )
 
 
-def simplified(model: ir.Model, graph_name: str) -> Simplified:
-    """Run onnxsim, the exact passes and the checker on `model`.
+def simplify(source: Any, *, out: StrPath | None = None, force: bool = False, **stated: Unpack[LoadOptions]) -> Model:
+    """Simplify an ONNX graph and compare it with the original; the file, if any, is called `NAME.simplified.onnx`.
+
+    >>> simplify("light_densenet121.onnx").report.nodes_after                      # doctest: +SKIP
+    309
 
     Raises:
-        ModelFileError: if onnxsim or the checker refuse the model.
+        ModelFileError: if the source is not an ONNX image model.
+        OutputExistsError: if another artifact stands where the result should go.
+        GateError: if the result computes something else; then nothing is written.
+    """
+    require_packages("export", "onnx", "onnxscript", "onnxsim")
+    original = load(source, **stated)
+    name = f"{original.name}.simplified"
+    size = len(original.to_bytes()) if original.is_onnx else 0
+    destination = Destination.of(out, f"{name}.onnx", original.manifest, force=force, size_bytes=size)
+    result, report = simplified(original, name)
+    result = destination.write(result)
+    return result.replaced(report=dataclasses.replace(report, onnx=result.path))
+
+
+def simplified(original: Model, name: str) -> tuple[Model, SimplifyReport]:
+    """Return the simplified form of an ONNX model in memory, checked and compared. Errors as `simplify`."""
+    from densenet_deploy.graph.onnx_file import operators
+
+    graph = simplify_graph(original.ir(), original.onnx.graph.name or original.name)
+    result = Model.from_onnx(name, graph.proto, original.manifest)
+    outputs = seeded_parity(original, result, preprocessing_of(original), samples=4)
+    require_parity(outputs, "fp32", name, "the simplified model computes something else", "keep the original")
+    report = SimplifyReport(
+        onnx=None,
+        operators_before=operators(original.onnx),
+        operators_after=operators(graph.proto),
+        passes=tuple(PassSummary(done.name, len(done.changed), done.skipped) for done in graph.passes),
+        outputs=outputs,
+        notes=graph.notes,
+    )
+    return result, report
+
+
+def simplify_graph(graph: ir.Model, name: str) -> SimplifiedGraph:
+    """Run onnxsim, the exact passes and the checker on a graph, which is then called `name`.
+
+    Raises:
+        ModelFileError: if onnxsim or the checker refuse it.
     """
     import onnx
     import onnx_ir
 
-    from densenet_deploy.graph.graph_pass import apply_passes
-    from densenet_deploy.graph.presets import EXACT
+    from densenet_deploy.graph.graph_pass import EXACT, apply_passes
     from densenet_deploy.graph.simplify import simplify_onnx
 
-    first = simplify_onnx(onnx_ir.to_proto(model))
+    first = simplify_onnx(onnx_ir.to_proto(graph))
     rewritten = onnx_ir.from_proto(first.model)
     passes = apply_passes(rewritten, EXACT)
-    rewritten.producer_name, rewritten.graph.name = PRODUCER, graph_name
+    rewritten.producer_name, rewritten.graph.name = PRODUCER, name
     proto = onnx_ir.to_proto(rewritten)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ModelFileError(graph_name, f"the ONNX checker refuses it: {exc}", "report this model") from exc
-    return Simplified(proto, passes, first.notes)
-
-
-def simplify(model: Path, out: str | None = None, *, force: bool = False) -> SimplifyReport:
-    """Simplify an ONNX file; by default the result stands beside it as `NAME.simplified.onnx`.
-
-    Raises:
-        ModelFileError: if the file is no ONNX image model.
-        OutputExistsError: if something else stands where the result should go.
-        GateError: if the result computes something else; then nothing is written.
-    """
-    require_packages("export", "onnx", "onnxscript", "onnxsim")
-    import onnx_ir
-
-    from densenet_deploy.graph.onnx_file import load_onnx, operators
-    from densenet_deploy.workflows.validate import compare_files
-
-    manifest, name = Artifact.open(model).manifest, f"{model.stem}.simplified.onnx"
-    path = output_path(out, name) if out is not None else model.with_name(name)
-    prepare_output(path, manifest, force=force, size_bytes=model.stat().st_size)
-    original = load_onnx(model)
-    result = simplified(onnx_ir.from_proto(original), original.graph.name or model.stem)
-    data = result.model.SerializeToString()
-    parity = compare_files(model, data)
-    failures = failed_gates(parity, DEFAULT_GATES["fp32"])
-    if failures:
-        raise GateError(
-            path, f"the simplified model computes something else: {'; '.join(failures)}", "keep the original"
-        )
-    write_file(path, data)
-    before, after = operators(original), operators(result.model)
-    return SimplifyReport(path, before, after, result.passes, parity, result.notes)
+        raise ModelFileError(name, f"the ONNX checker refuses it: {exc}", "report this model") from exc
+    return SimplifiedGraph(proto, passes, first.notes)

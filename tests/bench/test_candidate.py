@@ -9,8 +9,8 @@ from densenet_deploy.bench.candidate import BatchRefusedError, Candidate, Candid
 from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.errors import InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.worker import WorkerDiedError
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.export import ExportOptions, export
+from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 
 NOISY = """
@@ -22,8 +22,8 @@ sys.addaudithook(lambda event, args: event == "open" and str(args[0]).endswith("
 @pytest.fixture(scope="module")
 def pair_onnx(tmp_path_factory):
     """A model that takes two images at once, no more and no fewer."""
-    target = ExportTarget(batch=2, out=str(tmp_path_factory.mktemp("pair") / "pair.onnx"))
-    return export_onnx(ModelRequest(architecture=TINY, num_classes=10), target).onnx
+    path = tmp_path_factory.mktemp("pair") / "pair.onnx"
+    return export(options=ExportOptions(batch=2), architecture=TINY, num_classes=10, out=path).path
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def checkpoint_file(tmp_path_factory):
     import torch
 
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
-    torch.save(build(ModelRequest(architecture=TINY, num_classes=10)).module.state_dict(), path)
+    torch.save(load(architecture=TINY, num_classes=10).module.state_dict(), path)
     return path
 
 

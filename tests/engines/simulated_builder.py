@@ -33,7 +33,7 @@ def simulated_tensorrt(
         ProfilingVerbosity=enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"]),
         MemoryPoolType=enum.Enum("MemoryPoolType", ["WORKSPACE"]),
         DeviceType=enum.Enum("DeviceType", ["GPU", "DLA"]),
-        LayerType=enum.Enum("LayerType", ["CONVOLUTION", "DEQUANTIZE", "OTHER"]),
+        LayerType=enum.Enum("LayerType", ["CONVOLUTION", "DECONVOLUTION", "DEQUANTIZE", "OTHER"]),
         IBuilderConfig=_Config,
         ICudaEngine=type("ICudaEngine", (), {"device_memory_size_v2": 0}),
         IExecutionContext=type("IExecutionContext", (), {}),

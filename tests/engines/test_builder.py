@@ -53,7 +53,7 @@ def test_a_build_in_another_process(tiny_fp16: Path, plan: Path) -> None:
     header = sniff(data)
     assert header is not None
     assert (header.flavour, header.targets) == ("rtx", result.targets)
-    assert result.proof.counts == {"fp16": len(result.asked)}
+    assert result.precision.counts == {"fp16": len(result.asked)}
     assert set(result.seconds) == {"parse", "build"}
 
 

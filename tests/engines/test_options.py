@@ -1,4 +1,4 @@
-"""Options that cannot be meant are refused before anything starts; profiles follow from what is given."""
+"""Invalid options are refused before anything starts; profiles follow from the numbers given."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from densenet_deploy.engines.command_line import equivalent_command
-from densenet_deploy.engines.options import BuildOptions, batch_profiles
+from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour, equivalent_command
 from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.nvidia import Gpu
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"precision": "fp8"},
-        {"flavour": "auto"},
+        {"flavour": "rtxx"},
         {"hardware": "ampere"},
         {"verbosity": "loud"},
         {"targets": ("86",)},
@@ -32,19 +33,20 @@ from densenet_deploy.runtime.batching import BatchProfile
         {"precision": "fp32", "dla": 0},
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(change) -> None:
+def test_invalid_options_are_usage_errors(change) -> None:
     with pytest.raises(UsageError) as caught:
         BuildOptions(**{"flavour": "rtx", "precision": "fp16", **change})
     assert caught.value.exit_code == 2
 
 
 def test_near_names_are_suggested() -> None:
-    with pytest.raises(UnknownNameError, match="ampere-plus"):
+    with pytest.raises(UnknownNameError) as caught:
         BuildOptions("tensorrt", "fp16", hardware="ampere+")
+    assert "ampere-plus" in caught.value.fix
 
 
 @pytest.mark.parametrize(
-    ("low", "opt", "high", "wanted"),
+    ("low", "opt", "high", "profiles"),
     [
         ([], [], [], ()),
         ([], [], [8], (BatchProfile(1, 8, 8),)),
@@ -55,8 +57,8 @@ def test_near_names_are_suggested() -> None:
         ([1, 2], [1, 8], [1, 16], (BatchProfile(1, 1, 1), BatchProfile(2, 8, 16))),
     ],
 )
-def test_profiles_from_numbers(low, opt, high, wanted) -> None:
-    assert batch_profiles(low, opt, high) == wanted
+def test_profiles_from_numbers(low, opt, high, profiles) -> None:
+    assert batch_profiles(low, opt, high) == profiles
 
 
 @pytest.mark.parametrize(("low", "opt", "high"), [([1, 2], [], [4]), ([8], [], [4]), ([], [9], [8]), ([0], [], [1])])
@@ -67,7 +69,20 @@ def test_numbers_that_make_no_profile(low, opt, high) -> None:
 
 def test_options_survive_json() -> None:
     options = BuildOptions("rtx", "int8", batch_profiles([], [], [1, 8]), ("8.6",), workspace_bytes=2**20, refit=True)
-    assert BuildOptions.from_facts(options.to_facts()) == options
+    assert from_plain(BuildOptions, to_plain(options)) == options
+
+
+def test_auto_is_rtx_unless_full_tensorrt_is_installed_and_a_gpu_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").touch()
+    gpus = (Gpu(0, "Orin", "8.7"),)
+    assert choose_flavour("auto", ()) == "rtx"
+    assert choose_flavour("tensorrt", ()) == "tensorrt"
+    monkeypatch.syspath_prepend(tmp_path)
+    assert choose_flavour("auto", gpus) == "tensorrt"
+    assert choose_flavour("auto", ()) == "rtx"
 
 
 def test_the_line_of_trtexec() -> None:

@@ -1,4 +1,4 @@
-"""What runs is read back, judged against what was asked, and never guessed."""
+"""The precision of convolutions is read back, compared with what was asked, and never guessed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import struct
 import pytest
 
 from densenet_deploy.engines.precision import (
-    PrecisionProof,
-    RunningConvolution,
+    EngineConvolution,
+    EnginePrecision,
+    activation_bytes,
     from_inspector,
+    from_rtx_plan,
     one_of_each,
     require_precision,
 )
-from densenet_deploy.engines.rtx_plan import activation_bytes, read_rtx_plan
 from densenet_deploy.errors import GateError
+from densenet_deploy.records import from_plain, to_plain
 
 # The shape of a program in a plan of TensorRT-RTX 1.7: made up, but for its keys.
 PROGRAM = b"""\
@@ -41,14 +43,14 @@ b.conv]__gemm_from_conv1x1" }
 
 
 def test_a_program_is_read() -> None:
-    proof = read_rtx_plan(b"\0weights\0" + PROGRAM + b"\0more")
-    assert proof.source == "the plan's text"
-    assert proof.convolutions == (
-        RunningConvolution("a.conv", "int8", "fp16", 24 * 8 * 9 * 256, relu=True),
-        RunningConvolution("b.conv", "fp16", "fp16", 32 * 24 * 256),
+    found = from_rtx_plan(b"\0weights\0" + PROGRAM + b"\0more")
+    assert found.source == "the plan's text"
+    assert found.convolutions == (
+        EngineConvolution("a.conv", "int8", "fp16", 24 * 8 * 9 * 256, relu=True),
+        EngineConvolution("b.conv", "fp16", "fp16", 32 * 24 * 256),
     )
-    assert proof.counts == {"int8": 1, "fp16": 1}
-    assert sum(proof.shares.values()) == pytest.approx(1)
+    assert found.counts == {"int8": 1, "fp16": 1}
+    assert sum(found.summary().share_of_macs.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -62,46 +64,67 @@ def test_a_program_is_read() -> None:
     ],
 )
 def test_without_the_pattern_nothing_is_concluded(plan: bytes) -> None:
-    proof = read_rtx_plan(plan)
-    assert proof.convolutions == ()
-    assert proof.source == "unknown"
-    assert proof.shares == {}
-    assert "unknown" in str(proof)
-    assert require_precision("a.engine", {"a.conv": "int8"}, proof)[0].startswith("precision unknown")
+    found = from_rtx_plan(plan)
+    assert found.convolutions == ()
+    assert found.source == "unknown"
+    assert found.summary().share_of_macs == {}
+    assert "unknown" in str(found.summary())
 
 
 def test_a_type_that_is_not_known_is_unknown() -> None:
     for change in ((b"type=int8", b"type=int3"), (b'name="w"', b'name="v"'), (b"type=int8 }", b"type=half }", 1)):
-        proof = read_rtx_plan(PROGRAM.replace(*change))
-        assert proof.convolutions[0].precision == "unknown"
+        found = from_rtx_plan(PROGRAM.replace(*change))
+        assert found.convolutions[0].precision == "unknown"
 
 
 def test_of_several_profiles_the_widest_counts() -> None:
     wide = PROGRAM.replace(b"type=int8", b"type=half")
     for plan in (PROGRAM + b"\0" + wide, wide + b"\0" + PROGRAM):
-        assert read_rtx_plan(plan).counts == {"fp16": 2}
-    assert one_of_each([RunningConvolution("a", "unknown"), RunningConvolution("a", "int8")])[0].precision == "int8"
+        assert from_rtx_plan(plan).counts == {"fp16": 2}
+    assert one_of_each([EngineConvolution("a", "unknown"), EngineConvolution("a", "int8")])[0].precision == "int8"
 
 
-def test_a_layer_that_runs_otherwise_is_named() -> None:
-    proof = read_rtx_plan(PROGRAM)
-    assert require_precision("a.engine", {"a.conv": "int8", "b.conv": "fp16"}, proof) == ()
-    with pytest.raises(GateError, match=r"b\.conv \(int8 asked, fp16 runs\)") as caught:
-        require_precision("a.engine", {"a.conv": "int8", "b.conv": "int8"}, proof)
+def test_a_layer_that_runs_in_another_precision_is_named() -> None:
+    found = from_rtx_plan(PROGRAM)
+    assert require_precision("a.engine", "int8", {"a.conv": "int8", "b.conv": "fp16"}, found) == ()
+    with pytest.raises(GateError) as caught:
+        require_precision("a.engine", "int8", {"a.conv": "int8", "b.conv": "int8"}, found)
+    assert (caught.value.exit_code, caught.value.subject) == (4, "a.engine")
+    assert "b.conv" in caught.value.why
+    assert "a.conv" not in caught.value.why
+
+
+def test_an_engine_with_many_wrong_layers_names_the_first() -> None:
+    many = EnginePrecision(tuple(EngineConvolution(f"conv{index}", "fp32") for index in range(20)))
+    with pytest.raises(GateError) as caught:
+        require_precision("a.engine", "int8", dict.fromkeys((f"conv{index}" for index in range(20)), "int8"), many)
+    assert "conv7" in caught.value.why
+    assert "conv8" not in caught.value.why
+
+
+@pytest.mark.parametrize("convolutions", [(), (EngineConvolution("a.conv", "fp16"),)])
+def test_int8_without_a_convolution_in_int8_is_a_failed_gate(convolutions: tuple[EngineConvolution, ...]) -> None:
+    """Every layer runs as the graph asks, and the graph asks for INT8 nowhere."""
+    asked, found = {"a.conv": "fp16"}, EnginePrecision(convolutions)
+    with pytest.raises(GateError) as caught:
+        require_precision("a.engine", "int8", asked, found)
     assert caught.value.exit_code == 4
-    many = PrecisionProof(tuple(RunningConvolution(f"conv{index}", "fp32") for index in range(20)))
-    with pytest.raises(GateError, match="and 12 more"):
-        require_precision("a.engine", dict.fromkeys((f"conv{index}" for index in range(20)), "int8"), many)
+    require_precision("a.engine", "fp16", asked, found)
 
 
-def test_a_layer_that_the_engine_does_not_name_is_said_to_be_unknown() -> None:
-    (note,) = require_precision("a.engine", {"a.conv": "int8", "c.conv": "int8"}, read_rtx_plan(PROGRAM))
+def test_an_engine_that_names_no_layer_is_not_a_failed_gate() -> None:
+    (note,) = require_precision("a.engine", "int8", {"a.conv": "int8"}, EnginePrecision())
+    assert note.startswith("precision unknown")
+
+
+def test_a_layer_that_the_engine_does_not_name_is_unknown() -> None:
+    (note,) = require_precision("a.engine", "int8", {"a.conv": "int8", "c.conv": "int8"}, from_rtx_plan(PROGRAM))
     assert "1 convolutions" in note
 
 
-def test_facts_survive_json() -> None:
-    proof = read_rtx_plan(PROGRAM)
-    assert PrecisionProof.from_facts(json.loads(json.dumps(proof.to_facts()))) == proof
+def test_the_layers_survive_json() -> None:
+    found = from_rtx_plan(PROGRAM)
+    assert from_plain(EnginePrecision, json.loads(json.dumps(to_plain(found)))) == found
 
 
 def test_the_inspectors_json_is_read() -> None:
@@ -119,17 +142,17 @@ def test_the_inspectors_json_is_read() -> None:
         {"Name": "pool", "LayerType": "CaskPooling"},
         "a name alone",
     ]
-    proof = from_inspector(json.dumps({"Layers": layers}))
-    assert proof.convolutions == (
-        RunningConvolution("a.conv", "int8", "fp16", relu=True),
-        RunningConvolution("b.conv", "unknown"),
+    found = from_inspector(json.dumps({"Layers": layers}))
+    assert found.convolutions == (
+        EngineConvolution("a.conv", "int8", "fp16", relu=True),
+        EngineConvolution("b.conv", "unknown"),
     )
-    assert proof.shares == {}
+    assert found.summary().share_of_macs == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv1", "conv2"]}', "not json"])
 def test_an_inspector_that_says_nothing(text: str) -> None:
-    assert from_inspector(text) == PrecisionProof(())
+    assert from_inspector(text) == EnginePrecision()
 
 
 def test_weights_are_not_searched_for_programs() -> None:
@@ -138,10 +161,10 @@ def test_weights_are_not_searched_for_programs() -> None:
     head = b"vtrt".ljust(64, b"\0")
     size = len(head) + 24 + len(PROGRAM)
     plan = head + struct.pack("<4s4xQQ", b"NGNE", len(head) + 24, len(PROGRAM)) + PROGRAM + other
-    assert {conv.name for conv in read_rtx_plan(plan).convolutions} == {"a.conv", "b.conv"}
+    assert {conv.name for conv in from_rtx_plan(plan).convolutions} == {"a.conv", "b.conv"}
     beyond = plan.replace(struct.pack("<Q", len(PROGRAM)), struct.pack("<Q", size + len(plan)), 1)
     for unknown in (plan.replace(b"NGNE", b"NGIN"), beyond):
-        assert {conv.name for conv in read_rtx_plan(unknown).convolutions} == {"a.conv", "b.conv", "c.conv"}
+        assert {conv.name for conv in from_rtx_plan(unknown).convolutions} == {"a.conv", "b.conv", "c.conv"}
 
 
 def test_the_memory_of_the_largest_program_counts() -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from tests.faults.harness import ROOT, arguments, run_process
 
 if TYPE_CHECKING:
-    from densenet_deploy.cli.app import Report
+    from densenet_deploy.cli.outcome import Report
 
 DOCUMENTED = frozenset({0, 2, 3, 4, 5, 6})
 _LONGEST_SECONDS = 120
@@ -42,17 +42,20 @@ def _inspect_engine(words: tuple[str, ...]) -> Report:
 
 
 def _run(words: tuple[str, ...]) -> Report:
-    from densenet_deploy.runtime.runner import RunnerOptions
-    from densenet_deploy.workflows.classify import classify_files
 
-    return classify_files(Path(words[1]), [Path(words[2])], options=RunnerOptions(threads=1))
+    from densenet_deploy.runtime.runner import RunnerOptions
+    from densenet_deploy.workflows.predict import predict
+
+    return predict(Path(words[1]), [Path(words[2])], options=RunnerOptions(threads=1))
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
 
-    return quantize(Path(words[1]), Path(words[3]), options_of(words[5], {}))
+    report = quantize(Path(words[1]), Path(words[3]), options_of(words[5], {})).report
+    assert report is not None
+    return report
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,12 @@ class Format:
 _INSPECT = "densenet_deploy.workflows.inspect.inspect"
 _TORCH = ("torch", "safetensors.torch", "densenet_deploy.sources.file", _INSPECT)
 _ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
-_ENGINE = ("numpy", "densenet_deploy.cli.failures", "densenet_deploy.workflows.inspect.engine")
+_ENGINE = ("numpy", "densenet_deploy.cli.outcome", "densenet_deploy.workflows.inspect.engine")
 _ORT = (
     "onnxruntime",
     "PIL.PngImagePlugin",
     "PIL.JpegImagePlugin",
-    "densenet_deploy.workflows.classify",
+    "densenet_deploy.workflows.predict",
     "densenet_deploy.runtime.backends.onnxruntime",
     "densenet_deploy.runtime.image_damage",
 )
@@ -132,7 +135,7 @@ def _in_child(form: Format) -> tuple[int, str]:
 
 
 def _ended(form: Format) -> int:
-    from densenet_deploy.cli.failures import fail
+    from densenet_deploy.cli.outcome import fail
 
     try:
         form.road(form.words).to_text()

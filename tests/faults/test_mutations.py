@@ -12,7 +12,7 @@ from PIL import Image
 
 from densenet_deploy.models.build import DenseNet
 from densenet_deploy.sources.file import save_weights
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 from tests.faults.harness import ROOT, run_process
 from tests.faults.mutations import FORMATS, _is_documented, share
@@ -27,7 +27,7 @@ def files(tiny_onnx: Path, network: DenseNet, tmp_path_factory: pytest.TempPathF
     write_simulated_engine(folder, folder / "tiny.onnx", RTX)
     torch.save(network.state_dict(), folder / "weights.pth")
     torch.save(network.state_dict(), folder / "legacy.pth", _use_new_zipfile_serialization=False)
-    model = build(ModelRequest(architecture=TINY, num_classes=10))
+    model = load(architecture=TINY, num_classes=10)
     save_weights(folder / "weights.safetensors", model.module, model.manifest)
     rng = np.random.default_rng(0)
     for suffix in ("png", "jpg"):

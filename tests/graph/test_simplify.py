@@ -64,7 +64,7 @@ def test_weights_of_a_quantized_file_stay_int8_and_it_is_said():
     np.testing.assert_array_equal(_run(result.model, x), _run(model, x))
 
 
-def test_the_model_given_is_left_as_it_is():
+def test_the_model_given_is_unchanged():
     model = onnx.parser.parse_model(FLOAT)
     before = model.SerializeToString(deterministic=True)
     simplify_onnx(model)
@@ -92,8 +92,9 @@ def test_nothing_is_printed(capfd):
 
 def test_what_onnxsim_refuses_is_a_model_error():
     broken = onnx.parser.parse_model(HEADER + "broken (float[2] x) => (float[2] y) { y = Relu(gone) }")
-    with pytest.raises(ModelFileError, match=r"broken: onnxsim cannot simplify it"):
+    with pytest.raises(ModelFileError) as caught:
         simplify_onnx(broken)
+    assert caught.value.subject == "broken"
 
 
 @pytest.mark.parametrize(

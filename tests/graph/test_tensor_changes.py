@@ -86,36 +86,37 @@ def test_a_new_name_avoids_those_in_use(model):
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    "text",
     [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("[]", "is no object"),
-        ('{"a": 1}', "of, factor and moved"),
-        ('{"a": {"of": "b", "factor": null}}', "of, factor and moved"),
-        ('{"a": {"of": "b", "factor": null, "moved": null, "more": 1}}', "of, factor and moved"),
-        ('{"a": {"of": 1, "factor": null, "moved": null}}', "no text"),
-        ('{"a": {"of": "b", "factor": null, "moved": 1}}', "no text"),
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"a": 1}',
+        '{"a": {"factor": null, "moved": null}}',
+        '{"a": {"of": "b", "factor": null, "moved": null, "more": 1}}',
+        '{"a": {"of": 1, "factor": null, "moved": null}}',
+        '{"a": {"of": "b", "factor": null, "moved": 1}}',
         *(
-            (json.dumps({"a": {"of": "b", "factor": factor, "moved": None}}), "positive numbers")
+            json.dumps({"a": {"of": "b", "factor": factor, "moved": None}})
             for factor in (1, [0], [-1], ["1"], [True], [None], [float("nan")], [float("inf")], [10**400])
         ),
     ],
     ids=lambda text: text[:60],
 )
-def test_malformed_notes_are_refused(text, why):
-    with pytest.raises(ManifestError, match=why):
+def test_malformed_notes_are_refused(text):
+    with pytest.raises(ManifestError) as caught:
         read_tensor_changes({KEY: text})
+    assert caught.value.subject == KEY
 
 
-def test_codes_are_decoded_by_their_scale_and_zero_point():
+def test_quantized_values_are_restored_by_their_scale_and_zero_point():
     model = ir.from_proto(
         onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) {y = Relu(x)}')
     )
     changes = TensorChanges.of(model)
-    changes.encode("x:codes", "x", 0.5, 128)
+    changes.quantize("x:quantized", "x", 0.5, 128)
     changes.write_to(model)
-    change = read_tensor_changes(model.metadata_props)["x:codes"]
+    change = read_tensor_changes(model.metadata_props)["x:quantized"]
     assert change.of == "x"
     np.testing.assert_array_equal(change.undone(np.array([[0, 128, 255]], np.uint8)), [[-64, 0, 63.5]])
 
@@ -123,12 +124,12 @@ def test_codes_are_decoded_by_their_scale_and_zero_point():
 @pytest.mark.parametrize(
     "fact", ['"scale":-1,"zero_point":0', '"scale":1,"zero_point":0.5', '"scale":"a","zero_point":0', '"scale":1']
 )
-def test_codes_without_a_sensible_scale_are_refused(fact):
+def test_a_scale_that_is_not_valid_is_refused(fact):
     with pytest.raises(ManifestError):
         read_tensor_changes({KEY: f'{{"x":{{"of":"y","factor":null,"moved":null,{fact}}}}}'})
 
 
-def test_what_nobody_needs_is_clipped_and_survives_later_changes(model):
+def test_limits_clip_and_survive_later_changes(model):
     value = next(iter(model.graph)).outputs[0]
     changes = TensorChanges.of(model)
     changes.cut_off("a", np.array([-1, 0, -9], np.float32), np.array([1, 2, 9], np.float32))

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
 
-from densenet_deploy.errors import UsageError
-from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
+from densenet_deploy.errors import ModelFileError, UsageError
+from densenet_deploy.models.build import build_model
+from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
+from densenet_deploy.runtime.backends.torch import named_tensors
+from densenet_deploy.variants.spec import DenseNetSpec
 from tests.exported_networks import Exported
 
 # float32 kernels that sum in another order: about a hundred roundings of numbers near 1
@@ -138,15 +142,128 @@ def test_nothing_tells_of_the_machine_it_was_made_on(exported):
         assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
-def test_another_pooling_is_refused_rather_than_written_wrongly():
-    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    with pytest.raises(Exception, match=r"adaptive average pooling to \[2, 2\]"):
-        onnx_from_module(pool, "logits", ExportOptions(image_size=8, batch=1))
+class Branches(torch.nn.Module):
+    """One channel, another height than width, and several outputs: what is not a DenseNet."""
+
+    def __init__(self, pool: torch.nn.Module) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.pool = pool
+
+    def forward(self, images: torch.Tensor) -> dict[str, object]:
+        maps = self.norm(self.conv(images)).relu()
+        return {"pooled": self.pool(maps), "rest": [maps, maps.mean((2, 3))]}
+
+
+def _compare(module: torch.nn.Module, options: OnnxOptions, names: tuple[str, ...]) -> onnx.ModelProto:
+    """Export, check, and compare every output; return the graph."""
+    proto = ir.to_proto(onnx_from_module(module, names, options))
+    onnx.checker.check_model(proto, full_check=True)
+    images = np.random.default_rng(0).standard_normal((options.batch or 3, *options.image_shape), np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    written = [value.name for value in session.get_outputs()]
+    with torch.inference_mode():
+        expected = dict(named_tensors(module.eval()(torch.from_numpy(images)), names))
+    assert written == list(expected)
+    for name, array in zip(written, session.run(None, {"input": images}), strict=True):
+        np.testing.assert_allclose(array, expected[name].numpy(), rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+    return proto
+
+
+@pytest.mark.parametrize("size", [1, 2, (3, 2), 5], ids=str)
+def test_any_image_shape_pooling_and_outputs_are_written(size):
+    module = Branches(torch.nn.AdaptiveAvgPool2d(size))
+    proto = _compare(module, OnnxOptions((12, 20), channels=1), ())
+    assert [value.name for value in proto.graph.output] == ["pooled", "rest.0", "rest.1"]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"image_size": 0}, {"image_size": 8193}, {"opset": 17}, {"opset": 24}, {"batch": 0}, {"batch": 4097}]
+    "norm",
+    [
+        torch.nn.BatchNorm2d(4, affine=False),
+        torch.nn.BatchNorm2d(4, track_running_stats=False),
+        torch.nn.InstanceNorm2d(4),
+    ],
+    ids=["without scale", "batch statistics", "instance"],
+)
+def test_norms_that_our_translation_does_not_cover_are_left_to_the_exporter(norm):
+    _compare(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), norm), OnnxOptions(8), ("logits",))
+
+
+class Pair(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images * 2, images.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [((), ["output0", "output1"]), (("logits",), ["output0", "output1"]), (("a", "b"), ["a", "b"])],
+)
+def test_entries_of_a_tuple_take_the_given_names(names, written):
+    proto = _compare(Pair(), OnnxOptions(8), names)
+    assert [value.name for value in proto.graph.output] == written
+
+
+@pytest.mark.parametrize("opset", [16, 17])
+@pytest.mark.parametrize("head", ["classifier", "multiscale"])
+def test_operator_sets_below_pytorchs_are_converted_and_keep_the_names(opset, head):
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, num_classes=5, head=head)
+    lowered = _compare(build_model(spec), OnnxOptions(32, opset=opset), ("logits",))
+    higher = ir.to_proto(onnx_from_module(build_model(spec), "logits", OnnxOptions(32, opset=18)))
+    assert [(entry.domain, entry.version) for entry in lowered.opset_import] == [("", opset)]
+    assert [node.name for node in lowered.graph.node] == [node.name for node in higher.graph.node]
+
+
+def test_an_operator_that_an_operator_set_does_not_have_is_refused():
+    class Grid(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.fft.rfft(images).abs()
+
+    with pytest.raises(ModelFileError) as caught:
+        onnx_from_module(Grid(), "logits", OnnxOptions(8, opset=16))
+    assert caught.value.subject == "Grid"
+
+
+def test_a_module_keeps_its_modes():
+    module = Branches(torch.nn.AdaptiveAvgPool2d(1)).train()
+    module.norm.eval()
+    onnx_from_module(module, (), OnnxOptions(8, channels=1))
+    assert (module.training, module.conv.training, module.norm.training) == (True, True, False)
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + torch.zeros(2, 1, 1, 1)
+
+
+class Branching(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images if images.sum() > 0 else -images
+
+
+@pytest.mark.parametrize("module", [Doubling(), Branching(), torch.nn.Conv3d(3, 4, 3)], ids=lambda m: type(m).__name__)
+def test_what_cannot_be_exported_is_refused_by_its_class(module, capfd):
+    with pytest.raises(ModelFileError) as caught:
+        onnx_from_module(module, "logits", OnnxOptions(8))
+    assert caught.value.subject == type(module).__name__
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fixed_batch_size_may_be_exported_as_such():
+    _compare(Doubling(), OnnxOptions(8, batch=2), ("logits",))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"image_size": size} for size in (0, 8193, (8, 0))),
+        *({"opset": opset} for opset in (15, 24)),
+        *({"batch": batch} for batch in (0, 4097)),
+        {"channels": 0},
+    ],
+    ids=str,
 )
 def test_numbers_out_of_range_are_usage_errors(wrong):
-    with pytest.raises(UsageError, match="out of range"):
-        ExportOptions(**wrong)
+    with pytest.raises(UsageError):
+        OnnxOptions(**wrong)

@@ -15,12 +15,11 @@ import onnx_ir as ir
 import onnxruntime
 from hypothesis import strategies as st
 
-from densenet_deploy.graph.expose_values import expose_values
-from densenet_deploy.graph.graph_pass import GraphPass, apply_passes, graph_passes
+from densenet_deploy.graph.graph_pass import EXACT, GraphPass, apply_passes, graph_passes
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
-from densenet_deploy.graph.presets import EXACT
 from densenet_deploy.graph.tensor_changes import TensorChange, read_tensor_changes
 from tests.properties.graphs import dense_graphs, other_graphs
 from tests.properties.holds import holds_for

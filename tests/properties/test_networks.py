@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from densenet_deploy.facts import Architecture
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants.spec import HEADS, STEMS, DenseNetSpec
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.export import ExportOptions, export
+from densenet_deploy.workflows.load import load
 from tests.properties.holds import holds_for
 
 BACKENDS = [name for name in ("onnxruntime", "openvino", "torch") if is_installed(name)]
@@ -25,27 +26,28 @@ BACKENDS = [name for name in ("onnxruntime", "openvino", "torch") if is_installe
 # factor is off by a tenth or more.
 ROUNDING = 1e-4
 
-REQUESTS = st.builds(
-    ModelRequest,
-    architecture=st.builds(
-        Architecture,
-        growth_rate=st.integers(1, 5),
-        blocks=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
-        init_features=st.integers(1, 7),
-        compression=st.sampled_from((0.5, 1.0, 0.3, 0.9)),
-        bn_size=st.integers(0, 3),
-        stem=st.sampled_from(STEMS),
-    ),
-    num_classes=st.integers(1, 6),
-    head=st.sampled_from(HEADS),
-    image_size=st.integers(1, 40),
-    seed=st.integers(0, 1000),
+REQUESTS = st.fixed_dictionaries(
+    {
+        "architecture": st.builds(
+            Architecture,
+            growth_rate=st.integers(1, 5),
+            blocks=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+            init_features=st.integers(1, 7),
+            compression=st.sampled_from((0.5, 1.0, 0.3, 0.9)),
+            bn_size=st.integers(0, 3),
+            stem=st.sampled_from(STEMS),
+        ),
+        "num_classes": st.integers(1, 6),
+        "head": st.sampled_from(HEADS),
+        "image_size": st.integers(1, 40),
+        "seed": st.integers(0, 1000),
+    }
 )
 
 
-def _smallest(request: ModelRequest) -> int | None:
+def _smallest(request: dict[str, Any]) -> int | None:
     """The smallest image that the network takes, or None where a transition would keep no channel."""
-    changes = request.architecture.changes()
+    changes = request["architecture"].changes()
     try:
         return DenseNetSpec(**changes).smallest_image_size  # type: ignore[arg-type]
     except UsageError:
@@ -59,18 +61,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @holds_for(few=8, many=300, shrink=False, request_=REQUESTS, batch=st.integers(1, 3), fixed=st.booleans())
 def test_every_backend_computes_what_the_module_computes(
-    path: Path, request_: ModelRequest, batch: int, fixed: bool
+    path: Path, request_: dict[str, Any], batch: int, fixed: bool
 ) -> None:
     smallest = _smallest(request_)
-    refused = smallest is None or (request_.image_size or 0) < smallest
-    target = ExportTarget(batch=batch if fixed else None, out=str(path), force=True)
+    refused = smallest is None or request_["image_size"] < smallest
     with pytest.raises(UsageError) if refused else contextlib.nullcontext():
-        export_onnx(request_, target)
+        export(options=ExportOptions(batch=batch if fixed else None), out=path, force=True, **request_)
     if refused:
         return
-    module = build(request_).module
-    size = request_.image_size
-    pixels = np.random.default_rng(request_.seed).standard_normal((batch, 3, size, size), np.float32)  # type: ignore[arg-type]
+    module = load(**request_).module
+    size = request_["image_size"]
+    pixels = np.random.default_rng(request_["seed"]).standard_normal((batch, 3, size, size), np.float32)  # type: ignore[arg-type]
     with torch.no_grad():
         expected = module(torch.from_numpy(pixels)).numpy()
     for backend in BACKENDS:

@@ -11,7 +11,7 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError
 from densenet_deploy.runtime.runner import Device, ModuleSource, ProfileRequest, Runner, RunnerOptions, backends
 from densenet_deploy.runtime.timing import OperatorTime, median_times
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 
 CONVOLUTIONS = 1 + 2 * 4 + 1  # the stem, two in each of four layers, one transition
@@ -52,7 +52,7 @@ def test_every_convolution_of_a_file_is_timed_once(backend: str, operator: str, 
 
 
 def test_torch_names_the_module_that_an_operator_ran_in() -> None:
-    module = build(ModelRequest(architecture=TINY, num_classes=10)).module
+    module = load(architecture=TINY, num_classes=10).module
     found = backends.get("torch").profile(request(ModuleSource(module)))
     timed = {one.name for one in found}
     names = {name for name, inner in module.named_modules() if type(inner).__name__ in ("Conv2d", "BatchNorm2d")}

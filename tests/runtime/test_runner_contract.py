@@ -17,7 +17,7 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DeviceError, FeedError, RunnerStateError, UnknownNameError, UsageError
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, backends, open_runner
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 
@@ -33,7 +33,7 @@ SIMULATED = {"rtx, simulated": RTX, "tensorrt, simulated": FULL}
 
 def _open(backend: str, tiny_onnx: Path) -> Runner:
     if backend == "torch":
-        return open_runner(build(ModelRequest(architecture=TINY, num_classes=10)), backend, "cpu")
+        return open_runner(load(architecture=TINY, num_classes=10), backend, "cpu")
     return open_runner(tiny_onnx, backend, "cpu")
 
 
@@ -226,7 +226,7 @@ def test_cuda_asked_and_not_had_is_an_error(backend: str, tiny_onnx: Path) -> No
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    source = tiny_onnx if backend == "onnxruntime" else build(ModelRequest(architecture=TINY)).module
+    source = tiny_onnx if backend == "onnxruntime" else load(architecture=TINY).module
     with pytest.raises(DeviceError):
         open_runner(source, backend, "cuda")
 
@@ -256,7 +256,7 @@ def test_openvino_runs_float32_unless_asked_for_less(tiny_onnx: Path) -> None:
 
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_a_runner_for_one_batch_gives_the_same_and_refuses_others(backend: str, tiny_onnx: Path) -> None:
-    source = build(ModelRequest(architecture=TINY, num_classes=10)).module if backend == "torch" else tiny_onnx
+    source = load(architecture=TINY, num_classes=10).module if backend == "torch" else tiny_onnx
     with (
         open_runner(source, backend, "cpu") as free,
         open_runner(source, backend, "cpu", RunnerOptions(batch=2)) as one,

@@ -53,8 +53,9 @@ def test_numbers_out_of_range_are_usage_errors(wrong):
 
 
 def test_a_transition_keeps_at_least_one_channel():
-    with pytest.raises(UsageError, match="without any"):
+    with pytest.raises(UsageError) as caught:
         DenseNetSpec(growth_rate=1, blocks=(1, 1), init_features=1, compression=0.4)
+    assert caught.value.subject == "compression=0.4"
 
 
 def test_dropout_classes_and_head_do_not_make_another_architecture():
@@ -75,7 +76,7 @@ def test_facts_survive_the_manifest():
     [
         ({"growth_rate": "32"}, "growth_rate"),
         ({"growth_rate": True}, "growth_rate"),
-        ({"blocks": (6, "x")}, "blocks"),
+        ({"blocks": (6, "x")}, "blocks[1]"),
         ({"blocks": 6}, "blocks"),
         ({"compression": "half"}, "compression"),
         ({"bn_size": 4.0}, "bn_size"),
@@ -85,15 +86,17 @@ def test_facts_survive_the_manifest():
     ],
 )
 def test_wrong_facts_are_metadata_errors(change, named):
-    with pytest.raises(ManifestError, match=named):
+    with pytest.raises(ManifestError) as caught:
         DenseNetSpec.from_facts({**DenseNetSpec().to_facts(), **change})
+    assert caught.value.subject.startswith(f"spec.{named}")
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(DenseNetSpec)])
 def test_a_missing_fact_is_named(name):
     facts = {key: value for key, value in DenseNetSpec().to_facts().items() if key != name}
-    with pytest.raises(ManifestError, match=f"spec.{name}: is missing"):
+    with pytest.raises(ManifestError) as caught:
         DenseNetSpec.from_facts(facts)
+    assert caught.value.subject == f"spec.{name}"
 
 
 def test_whole_numbers_are_good_compressions():

@@ -6,7 +6,14 @@ import re
 import pytest
 
 from densenet_deploy.errors import UnknownNameError, UsageError
-from densenet_deploy.variants import closest_variant, custom_variant, find_variant, variant_for, variant_names
+from densenet_deploy.variants import (
+    closest_variant,
+    custom_variant,
+    find_variant,
+    variant_for,
+    variant_names,
+    variant_with,
+)
 from densenet_deploy.variants.spec import DenseNetSpec
 
 
@@ -23,9 +30,17 @@ def test_listed_names_are_found_again_from_name_artifact_and_spec(name):
     assert variant_for(variant.spec) == variant
 
 
+def test_numbers_change_a_variant_and_its_name():
+    assert variant_with(None, {}) == find_variant("121")
+    assert variant_with("169", {"blocks": (6, 12, 24, 16)}).name == "121"
+    assert variant_with("121", {"growth_rate": 12}).name.startswith("custom-k12")
+
+
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean '121'"):
+    with pytest.raises(UnknownNameError) as caught:
         find_variant("1211")
+    assert caught.value.subject == "1211"
+    assert "'121'" in caught.value.fix
 
 
 def test_cifar_plain_and_bottleneck():
@@ -49,13 +64,16 @@ def test_cifar_images_are_used_whole():
     [("cifar-41-12", "40 or 43"), ("cifar-bc-41-12", "40 or 46"), ("cifar-bc-4-12", "10"), ("cifar-1-12", "7")],
 )
 def test_a_depth_that_does_not_fit_names_the_nearest(name, depths):
-    with pytest.raises(UsageError, match=f"{depths}$"):
+    with pytest.raises(UsageError) as caught:
         find_variant(name)
+    assert caught.value.subject == name
+    assert caught.value.fix.endswith(depths)
 
 
 def test_a_growth_rate_of_zero_is_refused():
-    with pytest.raises(UsageError, match="growth-rate=0"):
+    with pytest.raises(UsageError) as caught:
         find_variant("cifar-40-0")
+    assert caught.value.subject == "growth-rate=0"
 
 
 def test_custom_names_are_stable_distinct_and_safe_in_file_names():

@@ -1,4 +1,4 @@
-"""Files that several roads start from: a checkpoint, images in class folders, another library's export."""
+"""Files that several workflows start from: a checkpoint, images in class folders, another library's export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 
 
@@ -18,7 +18,7 @@ from tests.conftest import TINY
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the tiny architecture under another seed, as torch saves them."""
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
-    torch.save(build(ModelRequest(architecture=TINY, num_classes=10, seed=5)).module.state_dict(), path)
+    torch.save(load(architecture=TINY, num_classes=10, seed=5).module.state_dict(), path)
     return path
 
 
@@ -40,7 +40,7 @@ def torchvision_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     module = DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10).eval()
-    path = tmp_path_factory.mktemp("torchvision") / "stranger.onnx"
+    path = tmp_path_factory.mktemp("torchvision") / "third_party.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the legacy exporter announces its end
         torch.onnx.export(

@@ -20,10 +20,9 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkReport, benchmark
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.load import ModelRequest
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
+from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.export import ExportOptions, export
+from densenet_deploy.workflows.plot.points import pareto_points
 from tests.conftest import TINY
 
 QUICK = BenchmarkOptions(seconds=0, rounds=3)
@@ -36,8 +35,8 @@ def _quick(**changes: object) -> BenchmarkOptions:
 @pytest.fixture(scope="module")
 def pair_onnx(tmp_path_factory):
     """A model that takes exactly two images at once."""
-    target = ExportTarget(batch=2, out=str(tmp_path_factory.mktemp("pair") / "pair.onnx"))
-    return export_onnx(ModelRequest(architecture=TINY, num_classes=10), target).onnx
+    path = tmp_path_factory.mktemp("pair") / "pair.onnx"
+    return export(options=ExportOptions(batch=2), architecture=TINY, num_classes=10, out=path).path
 
 
 @pytest.fixture(scope="module")

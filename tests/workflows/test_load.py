@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from densenet_deploy.errors import DataError, InputError, UnknownNameError, UsageError
+from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.model import UntrainedWeightsWarning
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.load import (
-    Architecture,
-    ModelRequest,
-    build,
-    is_checkpoint,
-    labels_from,
-    load,
-    load_model,
-    open_model,
-)
+from densenet_deploy.workflows.load import is_checkpoint, load, open_model
 from densenet_deploy.workflows.notes import untrained_note
 from tests.conftest import TINY
 
@@ -34,14 +28,14 @@ def _logits(module: torch.nn.Module) -> np.ndarray:
 
 def test_a_variant_is_built_by_name():
     model = load("cifar-bc-40-12", num_classes=7)
-    assert model.module.output_width == 7
+    assert model.spec.num_classes == 7
     assert not model.module.training
     assert model.manifest.variant == "cifar-bc-40-12"
 
 
 def test_a_checkpoint_says_its_architecture_and_classes(checkpoint):
-    expected = build(ModelRequest(architecture=TINY, num_classes=10, seed=5)).module
-    np.testing.assert_array_equal(_logits(load_model(checkpoint)), _logits(expected))
+    expected = load(architecture=TINY, num_classes=10, seed=5).module
+    np.testing.assert_array_equal(_logits(load(checkpoint).module), _logits(expected))
     assert load(checkpoint).manifest.weights.source == "tiny.pth"
 
 
@@ -52,26 +46,29 @@ def test_a_module_runs_with_its_facts(checkpoint):
 
 
 def test_a_seed_makes_the_weights():
-    one, same, other = (build(ModelRequest(architecture=TINY, seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (load(architecture=TINY, seed=seed) for seed in (1, 1, 2))
     assert one.manifest.weights == same.manifest.weights
     assert one.manifest.weights.sha256 != other.manifest.weights.sha256
 
 
 def test_untrained_models_say_so_and_trained_ones_do_not(checkpoint):
-    untrained = build(ModelRequest(architecture=TINY, seed=3))
-    assert untrained.notes == ("untrained weights (random, seed 3): predictions mean nothing",)
-    assert untrained_note(build(ModelRequest(weights=str(checkpoint))).manifest) == ()
+    with pytest.warns(UntrainedWeightsWarning):
+        untrained = load(architecture=TINY, seed=3)
+    assert untrained_note(untrained.manifest) == ("untrained weights (random, seed 3): predictions are meaningless",)
+    assert untrained_note(load(checkpoint).manifest) == ()
     assert untrained_note(None) == ()
 
 
 def test_an_unknown_variant_names_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"did you mean '121'\?"):
-        load_model("122")
+    with pytest.raises(UnknownNameError) as caught:
+        load("122")
+    assert "'121'" in caught.value.fix
 
 
 def test_a_missing_checkpoint_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.pth"):
-        load_model(tmp_path / "gone.pth")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "gone.pth")
+    assert caught.value.subject == str(tmp_path / "gone.pth")
 
 
 def test_only_numbers_that_were_given_change_the_architecture():
@@ -80,37 +77,67 @@ def test_only_numbers_that_were_given_change_the_architecture():
 
 
 def test_labels_say_how_many_classes_an_untrained_model_has():
-    model = build(ModelRequest(architecture=TINY, labels=TEN))
-    assert model.module.output_width == 10
+    model = load("121", architecture=TINY, labels=TEN)
+    assert model.spec.num_classes == 10
     assert model.manifest.labels == TEN
 
 
 def test_labels_must_be_as_many_as_the_classes(checkpoint):
-    with pytest.raises(DataError, match="3 labels for 10 classes"):
-        build(ModelRequest(weights=str(checkpoint), labels=("a", "b", "c")))
+    with pytest.raises(DataError) as caught:
+        load(checkpoint, labels=("a", "b", "c"))
+    assert caught.value.subject == "labels"
 
 
 def test_labels_are_read_from_a_file(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    assert labels_from(tmp_path / "labels.txt") == ("cat", "dog")
-    assert labels_from(None) is None
+    assert load("121", architecture=TINY, labels=tmp_path / "labels.txt").manifest.labels == ("cat", "dog")
 
 
 def _preprocessing(**numbers: object) -> Preprocessing:
-    return build(ModelRequest(architecture=TINY, **numbers)).manifest.preprocessing
+    return load(architecture=TINY, **numbers).manifest.preprocessing
 
 
-def test_preprocessing_is_the_variants_unless_told_otherwise():
+def test_preprocessing_is_the_variants_unless_stated():
     own = _preprocessing()
     assert own.image_size == 32
-    told = _preprocessing(image_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    assert told == Preprocessing(image_size=64, resize=64 * 256 // 224, mean=(0.0,) * 3, std=(1.0,) * 3)
+    stated = _preprocessing(image_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert stated == Preprocessing(image_size=64, resize=64 * 256 // 224, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert _preprocessing(image_size=64, resize=64).resize == 64
 
 
-def test_a_image_too_small_for_the_blocks_is_refused():
-    with pytest.raises(UsageError, match="image-size=1: is too small for 2 blocks"):
+def test_an_image_too_small_for_the_blocks_is_refused():
+    with pytest.raises(UsageError) as caught:
         _preprocessing(image_size=1)
+    assert caught.value.subject == "image-size=1"
+
+
+def test_facts_that_nobody_stated_are_assumed(checkpoint):
+    assert load(checkpoint).manifest.assumed == ("image_size", "resize", "interpolation", "mean", "std")
+    stated = load(checkpoint, image_size=32, mean=0.5)
+    assert stated.manifest.assumed == ("resize", "interpolation", "std")
+
+
+def test_facts_can_be_stated_of_a_graph_without_any(torchvision_onnx):
+    plain, stated = load(torchvision_onnx), load(torchvision_onnx, labels=TEN, task="multilabel", std=0.5)
+    assert plain.manifest is None
+    assert (stated.manifest.labels, stated.manifest.task, stated.manifest.assumed) == (
+        TEN, "multilabel", ("resize", "interpolation", "mean"),
+    )  # fmt: skip
+    with stated.runner() as runner:
+        assert runner.manifest == stated.manifest
+
+
+def test_a_graph_of_another_size_than_stated_is_refused(torchvision_onnx):
+    with pytest.raises(UsageError) as caught:
+        load(torchvision_onnx, image_size=64)
+    assert caught.value.subject == "image-size=64"
+
+
+def test_whatever_holds_a_graph_loads(tiny_onnx):
+    data = tiny_onnx.read_bytes()
+    for source in (str(tiny_onnx), tiny_onnx, data, onnx.load(tiny_onnx), load(tiny_onnx)):
+        assert load(source).manifest.spec["growth_rate"] == 4
+        assert load(source).onnx.graph.node
 
 
 @pytest.mark.parametrize(
@@ -121,14 +148,15 @@ def test_a_image_too_small_for_the_blocks_is_refused():
         ({"num_classes": 0}, "num-classes=0"),
         ({"mean": (0.5, math.nan, 0.5)}, "mean=nan"),
         ({"mean": (0.5, 0.5, math.inf)}, "mean=inf"),
-        ({"std": (1.0, 0.0, 1.0)}, "std=0"),
+        ({"std": (1.0, 0.0, 1.0)}, "std=0.0"),
         ({"std": (1.0, math.nan, 1.0)}, "std=nan"),
         ({"std": (1.0, 1.0, math.inf)}, "std=inf"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(wrong, named):
-    with pytest.raises(UsageError, match=named):
-        ModelRequest(**wrong)
+    with pytest.raises(UsageError) as caught:
+        load("121", **wrong)
+    assert caught.value.subject == named
 
 
 @pytest.mark.parametrize(

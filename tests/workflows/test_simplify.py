@@ -1,4 +1,4 @@
-"""The simplify road: a stranger's file becomes simpler and computes the same; what cannot be proved is not written."""
+"""Simplify: a third-party file becomes simpler and computes the same; a result that does not is not written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import GateError, ModelFileError, OutputExistsError
-from densenet_deploy.graph.presets import EXACT
+from densenet_deploy.graph.graph_pass import EXACT
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.simplify import SimplifyReport, simplify
 
@@ -19,51 +19,51 @@ HEADER = '<ir_version: 9, opset_import: ["" : 17]>'
 
 
 @pytest.fixture(scope="module")
-def stranger(torchvision_onnx: Path) -> SimplifyReport:
+def third_party(torchvision_onnx: Path) -> SimplifyReport:
     """The report of simplifying torchvision's export, written beside it."""
-    return simplify(torchvision_onnx)
+    return simplify(torchvision_onnx, out=torchvision_onnx.parent).report
 
 
-def test_a_strangers_file_gets_simpler(stranger):
-    assert stranger.onnx.name == "stranger.simplified.onnx"
-    assert stranger.to_json()["nodes_after"] < stranger.to_json()["nodes_before"]
-    changed = {report.name: len(report.changed) for report in stranger.passes}
+def test_a_third_party_file_gets_simpler(third_party):
+    assert third_party.onnx.name == "third_party.simplified.onnx"
+    assert third_party.to_json()["nodes_after"] < third_party.to_json()["nodes_before"]
+    changed = {summary.name: summary.changed for summary in third_party.passes}
     assert changed["fold-batchnorm"] == 5  # the stem's norm and the second norm of each of four layers
-    assert stranger.operators_after["BatchNormalization"] == stranger.operators_before["BatchNormalization"] - 5
+    assert third_party.operators_after["BatchNormalization"] == third_party.operators_before["BatchNormalization"] - 5
 
 
-def test_it_computes_the_same(stranger, torchvision_onnx):
+def test_it_computes_the_same(third_party, torchvision_onnx):
     batch = np.random.default_rng(1).standard_normal((3, 3, 32, 32), np.float32)
-    with open_runner(torchvision_onnx) as before, open_runner(stranger.onnx) as after:
+    with open_runner(torchvision_onnx) as before, open_runner(third_party.onnx) as after:
         assert before.inputs == after.inputs
         expected, got = before.run({"pixels": batch}), after.run({"pixels": batch})
     # each folded weight is rounded once more: a few float32 ulps of scores near 1
     np.testing.assert_allclose(got["scores"], expected["scores"], rtol=1e-5, atol=1e-5)
-    assert stranger.parity.cosine > 0.99999
+    assert third_party.parity.cosine > 0.99999
 
 
-def test_it_still_has_no_facts_of_ours_and_its_own_name(stranger, torchvision_onnx):
-    assert Artifact.open(stranger.onnx).manifest is None
-    assert onnx.load(stranger.onnx).graph.name == onnx.load(torchvision_onnx).graph.name
+def test_it_still_has_no_facts_of_ours_and_its_own_name(third_party, torchvision_onnx):
+    assert Artifact.open(third_party.onnx).manifest is None
+    assert onnx.load(third_party.onnx).graph.name == onnx.load(torchvision_onnx).graph.name
 
 
-def test_the_report_is_plain_json_and_readable(stranger):
-    facts = json.loads(json.dumps(stranger.to_json(), allow_nan=False))
+def test_the_report_is_plain_json_and_readable(third_party):
+    facts = json.loads(json.dumps(third_party.to_json(), allow_nan=False))
     assert facts["nodes_before"] == sum(facts["operators_before"].values())
     assert [report["name"] for report in facts["passes"]] == list(EXACT)
-    assert "fold-batchnorm: 5 changed" in stranger.to_text()
+    assert "fold-batchnorm: 5 changed" in third_party.to_text()
 
 
-def test_a_strangers_output_is_replaced_only_by_force(stranger, torchvision_onnx):
-    before = stranger.onnx.read_bytes()
+def test_a_foreign_output_is_replaced_only_by_force(third_party, torchvision_onnx):
+    before = third_party.onnx.read_bytes()
     with pytest.raises(OutputExistsError):
-        simplify(torchvision_onnx)
-    simplify(torchvision_onnx, force=True)
-    assert stranger.onnx.read_bytes() == before
+        simplify(torchvision_onnx, out=torchvision_onnx.parent)
+    simplify(torchvision_onnx, out=torchvision_onnx.parent, force=True)
+    assert third_party.onnx.read_bytes() == before
 
 
 def test_our_own_export_has_nothing_left_to_fold_and_keeps_its_facts(tiny_onnx, tmp_path):
-    report = simplify(tiny_onnx, str(tmp_path / "again.onnx"))
+    report = simplify(tiny_onnx, out=tmp_path / "again.onnx").report
     assert not any(done.changed for done in report.passes)
     assert report.operators_before == report.operators_after
     assert Artifact.open(report.onnx).manifest == Artifact.open(tiny_onnx).manifest
@@ -75,12 +75,12 @@ def _file(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_what_cannot_be_proved_is_not_written(tmp_path):
+def test_what_computes_something_else_is_not_written(tmp_path):
     """ONNX Runtime seeds what a node draws by the node's place, which is another once the Identity is gone."""
     nodes = "i = Identity(x)  r = RandomUniformLike(i)  p = GlobalAveragePool(r)  y = Flatten(p)"
     text = f"g (float[N,3,4,4] x) => (float[N,3] y) {{ {nodes} }}"
-    with pytest.raises(GateError, match="computes something else: cosine"):
-        simplify(_file(tmp_path, text))
+    with pytest.raises(GateError):
+        simplify(_file(tmp_path, text), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -90,10 +90,10 @@ def test_what_cannot_be_proved_is_not_written(tmp_path):
 def test_what_takes_no_images_is_refused(tmp_path, inputs):
     path = _file(tmp_path, f"g ({inputs}) => (float[M] y) {{ f = Flatten(x)  y = ReduceMax<keepdims=0>(f) }}")
     with pytest.raises(ModelFileError):
-        simplify(path)
+        simplify(path, out=tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_shapes_that_contradict_each_other_are_refused(tmp_path):
-    with pytest.raises(ModelFileError, match=r"differ in rank"):
+    with pytest.raises(ModelFileError):
         simplify(_file(tmp_path, "g (float[N,3,4,4] x) => (float[M] y) { y = Relu(x) }"))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.workflows.samples import image_samples, seeded_samples
+from densenet_deploy.workflows.samples import samples_of, seeded_samples
 from densenet_deploy.workflows.stages import Stages
 
 SMALL = Preprocessing(image_size=8, resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -50,13 +50,13 @@ def test_another_seed_gives_other_samples():
 def test_images_are_spread_over_the_folder(tmp_path, count, expected):
     for index in range(10):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
-    reds = [round(float(sample[0, 0, 0, 0]) * 255) for sample in image_samples(tmp_path, count, SMALL)]
+    reds = [round(float(sample[0, 0, 0, 0]) * 255) for sample in samples_of(tmp_path, SMALL, count)]
     assert reds == list(expected)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(DataError):
-        image_samples(tmp_path, 4, SMALL)
+        samples_of(tmp_path, SMALL, 4)
 
 
 def test_a_stage_that_counts_its_steps_tells_how_many_of_how_many():

@@ -1,1 +1,1 @@
-"""One exact rewrite a file."""
+"""One exact rewrite per file."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from densenet_deploy.graph.bus import channel_concats, runs_of
-from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes, set_inputs
+from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes
+from densenet_deploy.graph.nodes import set_inputs
 
 
 @graph_passes.register("concat-flat")

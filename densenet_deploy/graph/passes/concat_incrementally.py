@@ -1,6 +1,6 @@
-"""Write each Concat of a dense block as the Concat before it and what is new, instead of a flat list of everything.
+"""Write each Concat of a dense block as the Concat before it and the new tensor, instead of a flat list of all.
 
-A block's Concats grow by one tensor a layer; flat, each copies all of it again from as many inputs. Concat is
+A block's Concats grow by one tensor per layer; flat, each copies all of it again from as many inputs. Concat is
 associative: the values stay the same bit for bit, and every Concat keeps its name. The opposite rewrite is
 `concat-flat`; which of them runs faster depends on the target.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from densenet_deploy.graph.bus import Runs, channel_concats, runs_of
-from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes, set_inputs
+from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passes
+from densenet_deploy.graph.nodes import set_inputs
 
 
 @graph_passes.register("concat-incremental")

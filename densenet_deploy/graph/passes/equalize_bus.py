@@ -2,11 +2,11 @@
 
 For any d > 0, output channel c of the node that makes it is divided by d_c, and every reader multiplies it again:
 cross-layer equalization (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-https://arxiv.org/abs/1906.04721), here across the Concats of a dense block, whose readers' own scales take it up for
-nothing. The algebra of each operator is in `rescale.py`. d_c is the calibrated range of channel c, but at least 10⁻³ of
-the bus's largest, so that a dead channel is not blown up into noise. Afterwards every other channel has range 1.
+https://arxiv.org/abs/1906.04721), here across the Concats of a dense block, whose readers' own scales absorb it at no
+cost. The algebra of each operator is in `rescale.py`. d_c is the calibrated range of channel c, but at least 10⁻³ of
+the bus's largest, so that a dead channel is not amplified into noise. Afterwards every other channel has range 1.
 
-A bus with a reader or a maker that cannot be scaled, that leaves the graph, or without a range is left whole.
+A bus is skipped if a reader or a maker cannot be scaled, if it leaves the graph, or if a range is missing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from densenet_deploy.graph.bus import Bus, Reader, Segment
-from densenet_deploy.graph.bus_pass import BusPass
-from densenet_deploy.graph.graph_pass import graph_passes
-from densenet_deploy.graph.node_pass import Edit
-from densenet_deploy.graph.ranges import Ranges, floored, why_no_range
-from densenet_deploy.graph.rescale import absorb, divide, source_of, why_not_absorbed
+from densenet_deploy.graph.graph_pass import BusPass, Edit, graph_passes
+from densenet_deploy.graph.rescale import Ranges, divide, floored, source_of, unscale, why_no_range, why_not_unscaled
 
 
 @graph_passes.register("equalize-bus")
@@ -38,7 +35,7 @@ class EqualizeBus(BusPass):
         return source if isinstance(source, str) else why_no_range(self.ranges, segment.name, segment.channels)
 
     def why_not_reader(self, reader: Reader) -> str | None:
-        return why_not_absorbed(reader.node, reader.index)
+        return why_not_unscaled(reader.node, reader.index)
 
     def why_not_needed(self, bus: Bus) -> str | None:
         return None if any(self.ranges[segment.name].any() for segment in bus.segments) else "it is zero everywhere"
@@ -52,4 +49,4 @@ class EqualizeBus(BusPass):
         for concat in bus.concats:
             edit.changes.scale(edit.graph, concat.value, concat.of(sizes))
         for reader in bus.readers:
-            absorb(edit.graph, reader.node, reader.segment.of(sizes))
+            unscale(edit.graph, reader.node, reader.segment.of(sizes))

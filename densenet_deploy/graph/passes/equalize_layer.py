@@ -1,6 +1,6 @@
 """Move the spread of channel ranges from the inputs of a convolution into its weights.
 
-Whatever makes channel c is divided by d_c > 0 and the weights that read it are multiplied by d_c. The division passes a
+The maker of channel c is divided by d_c > 0 and the weights that read it are multiplied by d_c. The division passes a
 ReLU, relu(s·x + t)/d = relu((s/d)·x + t/d), and a pool, so it reaches the norm before conv1, conv1 itself before conv2,
 and the norm before a transition's convolution. With
 
@@ -19,15 +19,24 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import Double, Float, graph_passes, only_reader
-from densenet_deploy.graph.node_pass import Edit, NodePass
-from densenet_deploy.graph.ranges import Ranges, floored, why_no_range
-from densenet_deploy.graph.rescale import Source, absorb, columns_of, divide, source_of, why_not_absorbed
+from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
+from densenet_deploy.graph.nodes import Double, Float, only_reader
+from densenet_deploy.graph.rescale import (
+    Ranges,
+    Source,
+    columns_of,
+    divide,
+    floored,
+    source_of,
+    unscale,
+    why_no_range,
+    why_not_unscaled,
+)
 from densenet_deploy.options import require_range
 
 
 class _Pair(NamedTuple):
-    """A Conv, and what decides the scale of its input."""
+    """A Conv, and the source of its input."""
 
     source: Source
     conv: ir.Node
@@ -62,14 +71,14 @@ class EqualizeLayer(NodePass[_Pair]):
         assert value is not None
         if only_reader(value) is not node:
             return f"{value.name} has other readers"
-        reason = why_not_absorbed(node, 0) or self._why_no_factor(node, str(value.name))
+        reason = why_not_unscaled(node, 0) or self._why_no_factor(node, str(value.name))
         return reason or _Pair(source, node)
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
         """Divide the source and multiply the weights; see `NodePass.rewrite`."""
         factor = self._factor(found.conv)
         divide(edit.graph, found.source, factor, edit.changes)
-        absorb(edit.graph, found.conv, factor)
+        unscale(edit.graph, found.conv, factor)
 
     def _why_no_factor(self, conv: ir.Node, name: str) -> str | None:
         sizes = _weight_sizes(conv)

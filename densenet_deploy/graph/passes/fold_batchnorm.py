@@ -5,8 +5,8 @@ A convolution followed by y = γ·(x − μ)/σ + β, σ = √(var + ε), is a c
     W' = W · γ/σ  (per output channel),   b' = (b − μ)·γ/σ + β,
 
 computed here in float64 and rounded once. A norm that follows anything else (the Concat of a dense block), whose Conv
-has another reader, or whose numbers are not constants is left alone. The Conv's output takes the norm's name, since it
-now holds what the norm gave.
+has another reader, or whose numbers are not constants is skipped. The Conv's output takes the norm's name, since it now
+holds the output of the norm.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.convs import conv_before, set_weight_and_bias, weight_and_bias
-from densenet_deploy.graph.graph_pass import graph_passes, take_over_output
-from densenet_deploy.graph.node_pass import Edit, NodePass
-from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
+from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
+from densenet_deploy.graph.nodes import (
+    conv_before,
+    scale_and_shift,
+    set_weight_and_bias,
+    take_over_output,
+    weight_and_bias,
+    why_not_affine,
+)
 
 
 class _Pair(NamedTuple):
-    """A Conv and the norm that alone reads it."""
+    """A Conv and the norm that is its only reader."""
 
     conv: ir.Node
     norm: ir.Node
@@ -30,7 +35,7 @@ class _Pair(NamedTuple):
 
 @graph_passes.register("fold-batchnorm")
 class FoldBatchNorm(NodePass[_Pair]):
-    """Fold every BatchNormalization that alone reads a Conv."""
+    """Fold every BatchNormalization that is the only reader of a Conv."""
 
     op_type = "BatchNormalization"
 
@@ -41,7 +46,7 @@ class FoldBatchNorm(NodePass[_Pair]):
             return conv
         if weight_and_bias(conv) is None:
             return "the numbers of its Conv are not float32 constants"
-        reason = why_no_affine(node)
+        reason = why_not_affine(node)
         return _Pair(conv, node) if reason is None else f"it {reason}"
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:

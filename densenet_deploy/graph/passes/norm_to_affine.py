@@ -1,8 +1,8 @@
-"""Write BatchNormalization as one scale and one shift a channel: y = x·s + t, s = γ/√(var + ε), t = β − μ·s.
+"""Write BatchNormalization as one scale and one shift per channel: y = x·s + t, s = γ/√(var + ε), t = β − μ·s.
 
 A norm that follows the Concat of a dense block cannot be folded into a convolution, and some targets fuse or quantize a
-Mul and an Add where they leave a BatchNormalization alone. The numbers are computed in float64 and rounded once. Run
-`fold-batchnorm` first: this pass takes every norm that is left.
+Mul and an Add but not a BatchNormalization. The numbers are computed in float64 and rounded once. Run
+`fold-batchnorm` first: this pass takes all remaining norms.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.channels import rank_of
-from densenet_deploy.graph.graph_pass import graph_passes, new_initializer, take_over_output, unused_name
-from densenet_deploy.graph.node_pass import Edit, NodePass
-from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
+from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
+from densenet_deploy.graph.nodes import (
+    new_initializer,
+    rank_of,
+    scale_and_shift,
+    take_over_output,
+    unused_name,
+    why_not_affine,
+)
 
 
 @graph_passes.register("norm-to-affine")
@@ -24,10 +29,10 @@ class NormToAffine(NodePass[ir.Node]):
 
     def match(self, node: ir.Node) -> ir.Node | str:
         """Return the norm `node` if it is a fixed scale and shift; see `NodePass.match`."""
-        reason = why_no_affine(node)
+        reason = why_not_affine(node)
         if reason is not None:
             return f"it {reason}"
-        return "nothing says how many axes its input has" if rank_of(node.inputs[0]) is None else node
+        return "the number of axes of its input is unknown" if rank_of(node.inputs[0]) is None else node
 
     def rewrite(self, found: ir.Node, edit: Edit) -> None:
         """Put a Mul and an Add in the place of the norm; see `NodePass.rewrite`."""

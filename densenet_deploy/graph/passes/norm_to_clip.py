@@ -1,4 +1,4 @@
-"""Write a norm and its ReLU as a clip, and let the 1x1 convolution behind them do the scaling.
+"""Write a norm and its ReLU as a clip, and let the 1x1 convolution that follows them do the scaling.
 
 With y = s·x + t and θ = −t/s, channel by channel:
 
@@ -7,15 +7,15 @@ With y = s·x + t and θ = −t/s, channel by channel:
     relu(s·x + t) = relu(t)           where s = 0.
 
 A scale so small that θ is beyond 2⁹⁶ counts as zero: float32 has no s for it, or no θ, and x would have to be some 10²¹
-to show beside t. Trained networks hold such channels, whose γ has decayed to 10⁻⁴⁰.
+to matter beside t. Trained networks hold such channels, whose γ has decayed to 10⁻⁴⁰.
 
 A 1x1 convolution without padding takes s into its weights and W·t into its bias, also across an AveragePool that always
-averages whole windows, because averaging keeps s·x + t as it is. What is left before the convolution is a clip.
+averages whole windows, because averaging commutes with s·x + t. A clip remains before the convolution.
 
-That is what makes it worth doing in INT8. The norms of a dense block all read the same bus, each with its own s and t,
-so each has to requantize the bus to codes of its own. A clip does not: it works on the codes of the bus itself, and
-costs a compare instead of a multiplication and a rounding. Its bound is rounded to a code too, an error of the mean
-that `quantize/output_correction.py` takes back. Run it after `equalize-bus`, which knows norms but no clips.
+This pays in INT8. The norms of a dense block all read the same bus, each with its own s and t, so each requantizes the
+bus to a scale of its own. A clip does not: it works on the quantized values of the bus, and costs a compare instead of
+a multiplication and a rounding. Its bound is rounded to a quantized value too, an error of the mean that
+`quantize/output_correction.py` corrects. Run it after `equalize-bus`, which handles norms but not clips.
 """
 
 from __future__ import annotations
@@ -26,26 +26,29 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from densenet_deploy.graph.channels import rank_of
-from densenet_deploy.graph.convs import pads, set_weight_and_bias, weight_and_bias
-from densenet_deploy.graph.graph_pass import (
+from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
+from densenet_deploy.graph.nodes import (
     Double,
-    graph_passes,
+    averages_whole_windows,
     is_operator,
     new_initializer,
     new_node,
     only_reader,
+    pads,
+    rank_of,
+    scale_and_shift,
+    set_weight_and_bias,
     unused_name,
+    weight_and_bias,
+    why_not_affine,
 )
-from densenet_deploy.graph.node_pass import Edit, NodePass
-from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
 
 _FARTHEST: Final = 2.0**96
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """A norm, its ReLU, the pools behind it if there are any, and the 1x1 convolution that reads the last."""
+    """A norm, its ReLU, the pools after it if there are any, and the 1x1 convolution that reads the last."""
 
     norm: ir.Node
     relu: ir.Node
@@ -55,23 +58,23 @@ class _Chain:
 
 @graph_passes.register("norm-to-clip")
 class NormToClip(NodePass[_Chain]):
-    """Rewrite every BatchNormalization and ReLU that a 1x1 convolution alone reads."""
+    """Rewrite every BatchNormalization and ReLU whose only reader is a 1x1 convolution."""
 
     op_type = "BatchNormalization"
 
     def match(self, node: ir.Node) -> _Chain | str:
         """Return the norm `node` and what follows it; see `NodePass.match`."""
-        reason = why_no_affine(node)
+        reason = why_not_affine(node)
         if reason is not None:
             return f"it {reason}"
         if rank_of(node.inputs[0]) != 4:
-            return "nothing says that it reads images"
+            return "its input is not known to have four axes"
         relu = only_reader(node.outputs[0])
         if relu is None or not is_operator(relu, "Relu"):
-            return "it is not read by a Relu alone"
-        pools, reader = _pools_behind(relu)
-        if reader is None or not _mixes_pixels_alone(reader):
-            return "it is not read by an unpadded 1x1 Conv alone"
+            return "its only reader is not a Relu"
+        pools, reader = _pools_after(relu)
+        if reader is None or not _mixes_channels_only(reader):
+            return "its Relu is not read only by an unpadded 1x1 Conv"
         return _Chain(node, relu, pools, reader)
 
     def rewrite(self, found: _Chain, edit: Edit) -> None:
@@ -86,21 +89,17 @@ class NormToClip(NodePass[_Chain]):
         edit.graph.remove([found.relu, found.norm], safe=True)
 
 
-def _pools_behind(relu: ir.Node) -> tuple[tuple[ir.Node, ...], ir.Node | None]:
-    """Return the pools that alone read `relu`, one behind the other, and the one node that reads the last."""
+def _pools_after(relu: ir.Node) -> tuple[tuple[ir.Node, ...], ir.Node | None]:
+    """Return the chain of pools that alone reads `relu`, and the one node that reads the last."""
     pools: list[ir.Node] = []
     reader = only_reader(relu.outputs[0])
-    while reader is not None and is_operator(reader, "AveragePool") and _averages_whole_windows(reader):
+    while reader is not None and averages_whole_windows(reader):
         pools.append(reader)
         reader = only_reader(reader.outputs[0])
     return tuple(pools), reader
 
 
-def _averages_whole_windows(pool: ir.Node) -> bool:
-    return pool.attributes.get_int("ceil_mode", 0) == 0 and not pads(pool)
-
-
-def _mixes_pixels_alone(node: ir.Node) -> bool:
+def _mixes_channels_only(node: ir.Node) -> bool:
     if not is_operator(node, "Conv") or node.attributes.get_int("group", 1) != 1 or pads(node):
         return False
     numbers = weight_and_bias(node)
@@ -108,7 +107,7 @@ def _mixes_pixels_alone(node: ir.Node) -> bool:
 
 
 def _clip(graph: ir.Graph, chain: _Chain, scale: Double, shift: Double) -> ir.Value:
-    """Insert the Max and the Min that channels need, in the place of the norm."""
+    """Insert the Max and the Min that the channels need, in the place of the norm."""
     largest = np.finfo(np.float32).max
     threshold = -shift / np.where(scale == 0, 1, scale)
     value, result = chain.norm.inputs[0], chain.relu.outputs[0]
@@ -136,9 +135,9 @@ def _absorb(graph: ir.Graph, conv: ir.Node, scale: Double, shift: Double) -> Non
 
 
 def _record(chain: _Chain, clipped: ir.Value, edit: Edit) -> None:
-    """Tell what `clipped` and the pooled clips stand for; the pools' outputs get names that say so."""
+    """Record what `clipped` and the pooled clips represent, and rename the outputs of the pools."""
     why = "clipped before a scale and shift that the next Conv absorbed"
-    if clipped is not chain.norm.inputs[0]:  # which it is where no channel needs a bound
+    if clipped is not chain.norm.inputs[0]:  # as where no channel needs a bound
         edit.changes.move(str(clipped.name), str(chain.relu.outputs[0].name), why)
     for pool in chain.pools:
         origin = str(pool.outputs[0].name)

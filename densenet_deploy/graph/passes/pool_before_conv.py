@@ -1,12 +1,12 @@
-"""Pool before the 1x1 convolution of a transition instead of after it: a quarter of the pixels is left to convolve.
+"""Pool before the 1x1 convolution of a transition instead of after it: it then convolves a quarter of the pixels.
 
 Averaging over pixels and mixing channels are both linear and act on different axes, so they commute; a bias is the
 average of itself. That holds for a 1x1 convolution of any number of groups, with stride 1 and without padding, and for
-an average of four pixels that are always there: no padding, no ceil mode. DenseNet-121 loses 8.2 % of its
+an average of exactly four pixels: no padding, no ceil mode. DenseNet-121 loses 8.2 % of its
 multiplications this way.
 
-The convolution's output takes the pool's name, since it now holds what the pool gave; what the convolution gave is
-gone, and the pooled input is recorded as a tensor that the original model does not have.
+The convolution's output takes the pool's name, since it now holds the output of the pool. The
+unpooled output no longer exists, and the pooled input is recorded as a tensor that the original model does not have.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.convs import conv_before, pads
-from densenet_deploy.graph.graph_pass import graph_passes, take_over_output, unused_name
-from densenet_deploy.graph.node_pass import Edit, NodePass
+from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
+from densenet_deploy.graph.nodes import conv_before, pads, take_over_output, unused_name
 
 
 class _Pair(NamedTuple):
-    """A Conv and the pool that alone reads it."""
+    """A Conv and the pool that is its only reader."""
 
     conv: ir.Node
     pool: ir.Node
@@ -30,7 +29,7 @@ class _Pair(NamedTuple):
 
 @graph_passes.register("pool-before-conv")
 class PoolBeforeConv(NodePass[_Pair]):
-    """Exchange every 1x1 Conv and the 2x2 AveragePool that alone reads it."""
+    """Exchange every 1x1 Conv and the 2x2 AveragePool that is its only reader."""
 
     op_type = "AveragePool"
 
@@ -67,7 +66,7 @@ def _why_no_mixing(conv: ir.Node) -> str | None:
 
 
 def _why_no_halving(pool: ir.Node) -> str | None:
-    """Say why `pool` does something else than average whole squares of 2x2 pixels."""
+    """Say why `pool` does not average whole squares of 2x2 pixels."""
     wanted = (("kernel_shape", [2, 2]), ("strides", [2, 2]), ("dilations", [1, 1]))
     if any(_ints(pool, name) != sizes for name, sizes in wanted):
         return "it is not 2x2 with stride 2"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import graph_passes
-from densenet_deploy.graph.node_pass import Edit, NodePass
+from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
 
 
 @graph_passes.register("remove-single-concat")
@@ -23,7 +22,7 @@ class RemoveSingleConcat(NodePass[ir.Node]):
         return "its output leaves the graph" if node.outputs[0].is_graph_output() else node
 
     def rewrite(self, found: ir.Node, edit: Edit) -> None:
-        """Take the Concat away; see `NodePass.rewrite`."""
+        """Remove the Concat; see `NodePass.rewrite`."""
         source = found.inputs[0]
         assert source is not None
         ir.convenience.replace_all_uses_with(found.outputs[0], source)

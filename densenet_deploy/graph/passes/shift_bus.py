@@ -1,13 +1,13 @@
-"""Shift every channel of a dense block so that its range begins at zero: codes of a bus then need no sign.
+"""Shift every channel of a dense block so that its range begins at zero: quantized values then need no sign.
 
-For any c, c_i is added to output channel i of the node that makes it, and every reader takes it away again; the algebra
-of each operator is in `shift.py`. With c the negative of the smallest value that calibration saw, or that any reader
-tells from smaller ones (`needed_ranges.py`), a channel uses all 256 codes for values that matter, where codes around
-zero spend half of them on a side that may be short or empty. Run it before `equalize-bus`, which then divides every
-channel by the width of its range.
+For any c, c_i is added to output channel i of the node that makes it, and every reader subtracts it again; the algebra
+of each operator is in `rescale.py`. With c the negative of the smallest value that calibration saw, or that any reader
+tells from smaller ones (`bus.py`), a channel uses all 256 quantized values where it matters; around zero, half of them
+would serve a side that may be short or empty. Run it before `equalize-bus`, which then divides every channel by the
+width of its range.
 
-A segment that comes out of a ReLU begins at zero already. A bus with another segment or a reader that cannot be
-shifted, that leaves the graph, or without a range is left whole.
+A segment that comes out of a ReLU begins at zero already. A bus is skipped if another segment or a reader cannot be
+shifted, if it leaves the graph, or if a range is missing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from densenet_deploy.graph.bus import Bus, Reader, Segment
-from densenet_deploy.graph.bus_pass import BusPass
-from densenet_deploy.graph.graph_pass import Float, graph_passes
-from densenet_deploy.graph.node_pass import Edit
-from densenet_deploy.graph.rescale import source_of
-from densenet_deploy.graph.shift import absorb, shift, why_not_absorbed, why_not_shifted
+from densenet_deploy.graph.graph_pass import BusPass, Edit, graph_passes
+from densenet_deploy.graph.nodes import Float
+from densenet_deploy.graph.rescale import shift, source_of, unshift, why_not_shifted, why_not_unshifted
 
 
 @graph_passes.register("shift-bus")
 class ShiftBus(BusPass):
-    """Take the smallest value of each channel of every bus away and give it back in all readers.
+    """Subtract the smallest value of each channel of every bus and add it again in all readers.
 
     Attributes:
         lowest: the smallest value to represent, by tensor name and channel, (C,). The names of the buses' segments are
@@ -44,7 +42,7 @@ class ShiftBus(BusPass):
         return None if reason is None or lowest.min() >= 0 else f"{segment.name} cannot be shifted: {reason}"
 
     def why_not_reader(self, reader: Reader) -> str | None:
-        return why_not_absorbed(reader.node, reader.index)
+        return why_not_unshifted(reader.node, reader.index)
 
     def why_not_needed(self, bus: Bus) -> str | None:
         return None if any(self._amount(segment).any() for segment in bus.segments) else "it begins at zero everywhere"
@@ -58,10 +56,10 @@ class ShiftBus(BusPass):
         for concat in bus.concats:
             edit.changes.shift(edit.graph, concat.value, concat.of(amounts))
         for reader in bus.readers:
-            absorb(edit.graph, reader.node, reader.segment.of(amounts))
+            unshift(edit.graph, reader.node, reader.segment.of(amounts))
 
     def _amount(self, segment: Segment) -> Float:
-        """What is added to each channel of `segment`, (C,): nothing where it begins at zero and cannot be shifted."""
+        """Return what to add to each channel of `segment`, (C,): zero where it begins at zero and cannot be shifted."""
         lowest = self.lowest[segment.name].astype(np.float32)
         return np.zeros_like(lowest) if _why_not_shifted(segment) is not None else -lowest
 

@@ -21,15 +21,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from densenet_deploy.graph.channels import channels_of
-from densenet_deploy.graph.convs import pads
-from densenet_deploy.graph.graph_pass import constant, new_initializer, only_reader, unused_name
-from densenet_deploy.graph.norms import scale_and_shift, why_no_affine
+from densenet_deploy.graph.nodes import (
+    channels_of,
+    constant,
+    new_initializer,
+    only_reader,
+    pads,
+    scale_and_shift,
+    unused_name,
+    why_not_affine,
+)
 from densenet_deploy.graph.tensor_changes import TensorChanges
-from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType, unsigned
-from densenet_deploy.quantize.weights import quantize_with_bias
+from densenet_deploy.quantize.scales import QuantizedType, hold_bound, quantize_with_bias, unsigned
 
 Double = npt.NDArray[np.float64]
 
@@ -49,7 +53,7 @@ class OnnxRuntimeRecipe(Recipe):
         written = writer.write()
         changes = TensorChanges.of(model)
         for value, given, codes in writer.codes():
-            changes.encode(str(codes.name), str(value.name), given.scale, given.zero_point)
+            changes.quantize(str(codes.name), str(value.name), given.scale, given.zero_point)
         changes.write_to(model)
         return written
 
@@ -157,7 +161,7 @@ class _Writer:
 
     def _norm(self, node: ir.Node) -> bool:
         source = node.inputs[0]
-        if source is None or why_no_affine(node) is not None:
+        if source is None or why_not_affine(node) is not None:
             return False
         scale, shift = scale_and_shift(node)
         return self._linear(node, source, scale.reshape(-1, 1, 1, 1), shift, len(scale), {})
@@ -203,7 +207,7 @@ class _Writer:
         hold_bound(self._graph, node, given)
         bound = constant(node.inputs[1])
         assert bound is not None
-        codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.codes_of(bound))
+        codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.quantized(bound))
         return self._move(node, given, [self._code(source, given), codes])
 
     def _max_pool(self, node: ir.Node) -> bool:
@@ -260,7 +264,7 @@ class _Writer:
         inputs = [
             codes,
             *self._constants(name, "input", given),
-            new_initializer(self._graph, f"{name}.weight", integers.codes),
+            new_initializer(self._graph, f"{name}.weight", integers.values),
             new_initializer(self._graph, f"{name}.weight_scale", integers.scales),
             new_initializer(self._graph, f"{name}.weight_zero_point", np.zeros(integers.scales.shape, np.int8)),
             *self._constants(name, "output", wanted),

@@ -1,16 +1,22 @@
-"""INT8 for TensorRT: Q/DQ in symmetric int8 where convolutions read, in a graph that computes in float16.
+"""INT8 for TensorRT: Q/DQ in symmetric int8 on the inputs of convolutions, in a graph that computes in FP16.
 
-TensorRT fuses Concat, norm and ReLU into one kernel, and a Quantize behind the ReLU into the same one; a Quantize
-anywhere else is work of its own. So pairs stand on what each convolution reads and on its weights, and nowhere else:
-its output, the Concats and the pools stay half. What a value in a dense block is written as is decided where it is
-read, after the norm of its reader, and the bus needs no common scale.
+TensorRT builds strongly typed networks: what is FP16 in the file is FP16 on the device. It fuses Concat, norm and ReLU
+into one kernel, and a Quantize after the ReLU into the same one; a Quantize anywhere else is separate work. So pairs
+are inserted on the input and the weights of each convolution, and nowhere else: its output, the Concats and the pools
+stay FP16. The scale of a value in a dense block is chosen where it is read, after the norm of its reader, and the bus
+needs no common scale.
 
-With the option `quantize_bus` what meets in Concats is written as well, all of a bus at one scale. TensorRT then moves
-the Dequantize behind the Concat, which copies a quarter of the bytes; it costs the segments their own scales.
+With the option `quantize_bus` the inputs of Concats are quantized as well, all of a bus at one scale. TensorRT then
+moves the Dequantize after the Concat, which copies a quarter of the bytes; the segments lose their own scales.
 
-Codes are int8 around zero: TensorRT takes no other zero point, and reads uint8 as int8 without a word. A value that is
-never negative keeps 7 of 8 bits that way. The stem, which reads the image, and the classifier stay half: both are
-small and both show in the accuracy. Biases stay half, as an int32 bias behind a DequantizeLinear is refused.
+Quantized values are int8 around zero: TensorRT takes no other zero point, and reads uint8 as int8 without an error. A
+value that is never negative keeps 7 of 8 bits that way. The stem, which reads the image, and the classifier stay FP16:
+both are small and both matter for the accuracy. Biases stay FP16, as TensorRT refuses an int32 bias after a
+DequantizeLinear.
+
+Two kinds of numbers do not survive a plain cast to FP16. A variance of 1e-9 would be 0: the numbers of a norm are first
+merged into one scale and one shift, in float64. A quantization scale below 2⁻²⁰ would lose its digits, or be 0: scales
+are chosen among the numbers that FP16 holds before anything is quantized, and the cast is exact.
 """
 
 from __future__ import annotations
@@ -19,38 +25,50 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from densenet_deploy.graph.graph_pass import constant, is_operator, new_initializer, new_node, unused_name
-from densenet_deploy.quantize.half_base import half_at_least, raise_opset, to_half
+from densenet_deploy.graph.nodes import (
+    constant,
+    is_operator,
+    new_initializer,
+    new_node,
+    scale_and_shift,
+    unused_name,
+    why_not_affine,
+)
+from densenet_deploy.graph.reduced_precision import lift_opset, to_fp16_in_place
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType
-from densenet_deploy.quantize.weights import quantize_rows
+from densenet_deploy.quantize.scales import QuantizedType, quantize_rows
 
 _STEPS: Final = 127
 _LEVELS: Final = 255
+_OLDEST_OPSET: Final = 19  # the first whose QuantizeLinear and DequantizeLinear take FP16 scales
+_SMALLEST_SCALE: Final = 2.0**-20  # 16 steps above the smallest subnormal: rounding it up costs at most 6 %
 
 
 @recipes.register("tensorrt")
 class TensorRTRecipe(Recipe):
-    """Symmetric Q/DQ on the inputs and weights of convolutions, float16 elsewhere.
+    """Symmetric Q/DQ on the inputs and weights of convolutions, FP16 elsewhere.
 
-    The option `weight_bits` has no say: it is about CPUs, and a GPU adds products in 32 bits.
+    The option `weight_bits`, which concerns CPUs, is ignored: a GPU adds products in 32 bits.
     """
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`.
 
         Raises:
-            ModelFileError: if the model cannot be lifted to opset 19 or holds a number that float16 cannot.
+            ModelFileError: if the model cannot be lifted to opset 19 or holds a number beyond 65504.
         """
-        raise_opset(model)
+        lift_opset(model, _OLDEST_OPSET)
         written = self._quantize(model.graph, types, options)
-        to_half(model)
+        for norm in [node for node in model.graph if is_operator(node, "BatchNormalization")]:
+            _merge_numbers(model.graph, norm)
+        to_fp16_in_place(model)
         return written
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
-        """Rewrite `model` the same way, on a float32 base."""
+        """Rewrite `model` the same way, on an FP32 base."""
         self._quantize(model.graph, types, options)
 
     def _quantize(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
@@ -64,11 +82,23 @@ class TensorRTRecipe(Recipe):
         return tuple(str(conv.name) for conv in convs)
 
 
+def fp16_at_least(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return float32 numbers that FP16 holds exactly, none below `numbers`, which are not negative, nor below 2⁻²⁰.
+
+    Beyond the largest FP16 number, 65504, that is infinity.
+    """
+    wanted = np.maximum(np.asarray(numbers, np.float64), _SMALLEST_SCALE)
+    with np.errstate(over="ignore"):
+        nearest = wanted.astype(np.float16)
+    above = np.nextafter(nearest, np.float16(np.inf))
+    return np.where(nearest < wanted, above, nearest).astype(np.float32)
+
+
 def symmetric_scale(given: QuantizedType) -> np.float32:
-    """Return the scale, a float16 number, at which codes −127..127 reach as far as those of `given`, either way."""
-    signed = isinstance(given.code_zero, np.int8)
+    """Return the scale, an FP16 number, at which −127..127 reach as far as the values of `given`, either way."""
+    signed = isinstance(given.stored_zero_point, np.int8)
     steps = _STEPS if signed else max(given.zero_point, _LEVELS - given.zero_point)
-    return np.float32(half_at_least(given.scale * steps / _STEPS))
+    return np.float32(fp16_at_least(given.scale * steps / _STEPS))
 
 
 def _can_be_integer(node: ir.Node, types: Mapping[str, QuantizedType], options: RecipeOptions) -> bool:
@@ -82,12 +112,12 @@ def _can_be_integer(node: ir.Node, types: Mapping[str, QuantizedType], options: 
 
 
 def _sources(convs: Iterable[ir.Node]) -> tuple[ir.Value, ...]:
-    """What `convs` read, once each."""
+    """Return the inputs of `convs`, once each."""
     return tuple(dict.fromkeys(conv.inputs[0] for conv in convs if conv.inputs[0] is not None))
 
 
 def _insert_pair(graph: ir.Graph, value: ir.Value, types: Mapping[str, QuantizedType]) -> ir.Value:
-    """Put Quantize and Dequantize behind `value` and return what they make of it; readers stay as they are."""
+    """Insert Quantize and Dequantize after `value` and return the result; the readers of `value` are unchanged."""
     numbers = _numbers(graph, str(value.name), symmetric_scale(types[str(value.name)]))
     quantize = new_node("QuantizeLinear", f"{value.name}:codes", [value, *numbers])
     dequantize = new_node("DequantizeLinear", f"{value.name}:quantized", [quantize.outputs[0], *numbers])
@@ -98,7 +128,7 @@ def _insert_pair(graph: ir.Graph, value: ir.Value, types: Mapping[str, Quantized
 
 
 def _quantize_buses(graph: ir.Graph, types: Mapping[str, QuantizedType]) -> None:
-    """Let every Concat read its inputs through a pair; what another Concat made has been through one."""
+    """Let every Concat read its inputs through a pair, except those that another Concat made of such."""
     concats = [node for node in graph if is_operator(node, "Concat")]
     read = dict.fromkeys(value for node in concats for value in node.inputs if value is not None)
     segments = [value for value in read if value.name in types and value.producer() not in (None, *concats)]
@@ -110,18 +140,30 @@ def _quantize_buses(graph: ir.Graph, types: Mapping[str, QuantizedType]) -> None
 
 
 def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> None:
-    """Store the weights of `conv` as int8 at scales that float16 holds."""
+    """Store the weights of `conv` as int8 at scales that FP16 holds."""
     weights, name = constant(conv.inputs[1]), str(conv.inputs[1].name)  # type: ignore[union-attr]
     assert weights is not None
     rows = weights.astype(np.float64)
     _, wanted = quantize_rows(rows, per_channel=per_channel)
-    codes, scales = quantize_rows(rows, per_channel=per_channel, smallest=half_at_least(wanted).astype(np.float64))
+    codes, scales = quantize_rows(rows, per_channel=per_channel, smallest=fp16_at_least(wanted).astype(np.float64))
     inputs = [new_initializer(graph, f"{name}.codes", codes), *_numbers(graph, name, scales)]
     axis = [ir.AttrInt64("axis", 0)] if per_channel else []
     result = unused_name(graph, f"{name}:quantized")  # convolutions may share their weights
     dequantize = new_node("DequantizeLinear", result, inputs, axis)
     graph.insert_before(conv, dequantize)
     conv.replace_input_with(1, dequantize.outputs[0])
+
+
+def _merge_numbers(graph: ir.Graph, norm: ir.Node) -> None:
+    """Give `norm` mean 0 and variance 1, and put their effect into its scale and shift."""
+    if why_not_affine(norm) is not None:
+        return
+    scale, shift = scale_and_shift(norm)
+    numbers = {"scale": scale, "shift": shift, "mean": np.zeros_like(scale), "variance": np.ones_like(scale)}
+    for index, (role, array) in enumerate(numbers.items(), start=1):
+        merged = new_initializer(graph, f"{norm.outputs[0].name}.{role}", array.astype(np.float32))
+        norm.replace_input_with(index, merged)
+    norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
 
 
 def _numbers(

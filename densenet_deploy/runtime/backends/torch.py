@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -42,8 +42,8 @@ _RETURN_FIX: Final = "return a tensor, a tuple or list of tensors, or a dict of 
 class TorchRunner(Runner):
     """Run a module that takes one (N, C, H, W) tensor and returns a tensor, a tuple or list of them, or a dict.
 
-    A single tensor is called `features` where the manifest says so, else `logits`; several are named after the keys of
-    a dict or the fields of a named tuple, else `output_0`, `output_1`, … `ModuleSource.output_names` overrides both.
+    Several outputs are named after the keys of a dict or the fields of a named tuple, else `output0`, `output1`, …
+    A single one is `features` where the manifest says so, else `logits`; `ModuleSource.output_names` overrides both.
     """
 
     name = "torch"
@@ -125,15 +125,13 @@ class TorchRunner(Runner):
     def _outputs_of(self, module: torch.nn.Module, array: Array) -> dict[str, torch.Tensor]:
         import torch
 
-        from densenet_deploy.runtime.module_outputs import named_tensors
-
         batch = torch.from_numpy(array if array.flags.writeable else array.copy())
         try:
             with torch.inference_mode():
                 result = module(batch.to(self._device))
         except (RuntimeError, ValueError) as exc:
             raise _run_error(exc, array) from exc
-        named = named_tensors(result, self._names)
+        named = dict(named_tensors(result, self._names))
         if not named:
             raise BackendError(type(result).__name__, "is what the module returned, without a tensor", _RETURN_FIX)
         return named
@@ -185,6 +183,42 @@ def _require_float32(module: torch.nn.Module) -> None:
 
 def _output_spec(name: str, shape: tuple[int | None, ...]) -> TensorSpec:
     return TensorSpec(name, shape, np.dtype(np.float32))
+
+
+def named_tensors(result: Any, names: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that a module returned under their names; those of several outputs in one are nested.
+
+    >>> import torch
+    >>> [name for name, _ in named_tensors({"a": torch.zeros(1), "b": [torch.zeros(1)]}, ())]
+    ['a', 'b.0']
+
+    Args:
+        result: a tensor, or tensors in dictionaries, tuples and lists.
+        names: of the tensor, or of the entries of a tuple or list if they are as many; keys of a dictionary stay.
+    """
+    if not isinstance(result, (Mapping, tuple, list)):
+        yield from _nested(names[0], result)
+        return
+    if isinstance(result, Mapping):
+        entries = {str(key): value for key, value in result.items()}
+    else:
+        own = getattr(result, "_fields", None) or [f"output{index}" for index in range(len(result))]
+        entries = dict(zip(names if len(names) == len(result) else own, result, strict=True))
+    for name, value in entries.items():
+        yield from _nested(name, value)
+
+
+def _nested(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _nested(f"{name}.{key}", inner)
+    elif isinstance(value, (tuple, list)):
+        for index, inner in enumerate(value):
+            yield from _nested(f"{name}.{index}", inner)
 
 
 def _run_error(exc: Exception, array: Array) -> Exception:

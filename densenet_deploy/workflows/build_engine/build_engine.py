@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_room, sha256_of, written_beside
 from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
-from densenet_deploy.engines.command_line import equivalent_command
-from densenet_deploy.engines.options import BuildOptions
-from densenet_deploy.engines.precision import PrecisionProof, require_precision
+from densenet_deploy.engines.options import BuildOptions, equivalent_command
+from densenet_deploy.engines.precision import EnginePrecision, require_precision
 from densenet_deploy.errors import DensenetDeployError, OutputExistsError, printable
 from densenet_deploy.manifest import Manifest, Scalar
+from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.engine_files import Plan, place_engine, read_plan
 from densenet_deploy.runtime.sidecar import Sidecar, platform_word, read_records, sidecar_path
 from densenet_deploy.workflows.build_engine.graph import (
@@ -51,7 +51,7 @@ class EngineReport:
     engine: Path
     onnx: Path | None
     sidecar: Sidecar
-    proof: PrecisionProof
+    proof: EnginePrecision
     parity: Parity | None
     stages: Mapping[str, float]
     notes: tuple[str, ...]
@@ -67,7 +67,7 @@ class EngineReport:
             "flavour": facts.flavour,
             "version": facts.version,
             "precision": facts.precision,
-            "runs": self.proof.to_json(),
+            "runs": to_plain(self.proof.summary()),
             "parity": None if self.parity is None else self.parity.to_json(),
             "profiles": [[batches.min, batches.opt, batches.max] for batches in facts.profiles],
             "targets": list(facts.targets),
@@ -89,7 +89,7 @@ class EngineReport:
             f"sidecar     {printable(sidecar_path(self.engine))}",
             f"flavour     {facts.flavour} {facts.version}, for {', '.join(facts.targets)}, batch {batches}",
             f"asked       {facts.precision}",
-            f"runs        convolutions: {self.proof}",
+            f"runs        convolutions: {self.proof.summary()}",
         ]
         if self.onnx is not None:
             lines.append(f"built from  {printable(self.onnx)}")
@@ -171,14 +171,14 @@ def build_engine(
         with written_beside(places.engine) as temporary:
             with stages("build"):
                 result = builder.build(graph.path, temporary)
-            said = require_precision(places.engine, result.asked, result.proof)
+            said = require_precision(places.engine, options.precision, result.asked, result.precision)
             with stages("write"):
                 made_from = digest if graph.path == source.path else sha256_of(graph.path)
                 sidecar = _sidecar(graph, made_from, result, options, toolchain, key)
                 place_engine(temporary, places.engine, sidecar)
     notes = (*notes, *graph.notes, *result.notes, *said, *_option_notes(options), *untrained_note(graph.manifest))
     return EngineReport(
-        places.engine, graph.path, sidecar, result.proof, graph.parity, stages.seconds, tuple(dict.fromkeys(notes))
+        places.engine, graph.path, sidecar, result.precision, graph.parity, stages.seconds, tuple(dict.fromkeys(notes))
     )
 
 
@@ -207,9 +207,9 @@ def _input_of(source: Artifact | None, wanted: Wanted) -> tuple[str, tuple[int, 
         size = find_variant(wanted.variant or "121").preprocessing.image_size
         return "input", (3, size, size), None
     if source is None:
-        from densenet_deploy.workflows.load import ModelRequest, build
+        from densenet_deploy.workflows.load import load, preprocessing_of
 
-        size = build(ModelRequest(weights=str(wanted.model))).manifest.preprocessing.image_size
+        size = preprocessing_of(load(wanted.model)).image_size
         return "input", (3, size, size), None
     if source.manifest is not None:
         size = source.manifest.preprocessing.image_size
@@ -226,7 +226,7 @@ def _build_key(source: Artifact, digest: str, wanted: Wanted, options: BuildOpti
     data = calibration_data(source, wanted)
     facts = {
         "source": digest,
-        "options": options.to_facts(),
+        "options": to_plain(options),
         "version": toolchain.version,
         "gpu": [toolchain.gpu, toolchain.compute_capability],
         "calibration": None if data is None else data.digests(),
@@ -304,13 +304,13 @@ def _sidecar(
         options=_choices(options),
         manifest=graph.manifest,
         build_key=key,
-        convolutions={conv.name: conv.precision for conv in result.proof.convolutions},
+        convolutions={conv.name: conv.precision for conv in result.precision.convolutions},
     )
 
 
 def _choices(options: BuildOptions) -> dict[str, Scalar]:
     """The options that the sidecar has no field for."""
-    facts = options.to_facts()
+    facts = to_plain(options)
     return {name: value for name, value in facts.items() if value is None or isinstance(value, (str, int, bool))}
 
 

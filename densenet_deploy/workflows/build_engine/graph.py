@@ -17,8 +17,6 @@ from densenet_deploy.artifacts import (
     CHECKPOINT_SUFFIXES,
     Artifact,
     output_path,
-    prepare_output,
-    write_file,
 )
 from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing
@@ -156,13 +154,12 @@ def export_source(wanted: Wanted, places: Places) -> tuple[Artifact, tuple[str, 
     Raises:
         DensenetDeployError: whatever `export_onnx` raises.
     """
-    from densenet_deploy.workflows.export import ExportTarget, export_onnx
-    from densenet_deploy.workflows.load import ModelRequest
+    from densenet_deploy.workflows.export import export
 
-    weights = "none" if wanted.model is None else str(wanted.model)
-    request = ModelRequest(variant=wanted.variant, weights=weights)
-    report = export_onnx(request, ExportTarget(out=str(places.exported), force=wanted.force))
-    return Artifact.open(report.onnx), report.notes
+    source = wanted.variant or DEFAULT_VARIANT if wanted.model is None else wanted.model
+    model = export(source, out=places.exported, force=wanted.force)
+    assert model.artifact is not None
+    return model.artifact, model.notes
 
 
 def graph_of(source: Artifact, wanted: Wanted, places: Places, cache: CalibrationCache | None) -> Graph:
@@ -201,37 +198,38 @@ def _preprocessing(source: Artifact) -> Preprocessing:
     if source.manifest is not None:
         return source.manifest.preprocessing
     require_packages("export", "onnx")
-    from densenet_deploy.graph.onnx_file import load_onnx
-    from densenet_deploy.workflows.float_model import preprocessing_of
+    from densenet_deploy.workflows.load import load, preprocessing_of
 
-    return preprocessing_of(source, load_onnx(source.path))
+    return preprocessing_of(load(source.path))
 
 
 def _cast(source: Artifact, wanted: Wanted, places: Places, cache: CalibrationCache | None) -> Graph:
     """Write the FP16 or BF16 form; without images, ranges are those of seeded inputs."""
-    from densenet_deploy.workflows.cast import CastOptions, cast_model, half_manifest
+    from densenet_deploy.workflows.cast import CastOptions, CastReport, cast
     from densenet_deploy.workflows.samples import seeded_samples
 
-    manifest = half_manifest(source.manifest, wanted.precision)
-    prepare_output(places.onnx, manifest, force=wanted.force, size_bytes=source.path.stat().st_size // 2)
     options = CastOptions(wanted.precision, wanted.quantization.samples)
     seeded = wanted.calibration is None and wanted.precision == "fp16"
     samples = list(seeded_samples(_SEEDED_SAMPLES, _preprocessing(source))) if seeded else wanted.calibration
-    made = cast_model(source.path, options, samples, cache=None if seeded else cache)
-    write_file(places.onnx, made.data)
-    reasons = ", ".join(f"{name} ({why})" for name, why in itertools.islice(made.half.reasons.items(), _MOST_REASONS))
-    kept = (f"{len(made.half.reasons)} nodes stay in float32: {reasons}",) if reasons else ()
+    made = cast(
+        source.path, options, calibration=samples, out=places.onnx, force=wanted.force, cache=None if seeded else cache
+    )
+    assert isinstance(made.report, CastReport)
+    kept_nodes = made.report.float_nodes
+    reasons = ", ".join(f"{name} ({why})" for name, why in itertools.islice(kept_nodes.items(), _MOST_REASONS))
+    kept = (f"{len(kept_nodes)} nodes stay in float32: {reasons}",) if reasons else ()
     ranges = (_SEEDED_RANGES,) if seeded else ()
-    return Graph(places.onnx, manifest, made.parity, (*made.notes, *kept, *ranges))
+    return Graph(places.onnx, made.manifest, made.report.parity, (*made.notes, *kept, *ranges))
 
 
 def _quantized(source: Artifact, wanted: Wanted, places: Places, cache: CalibrationCache | None) -> Graph:
-    from densenet_deploy.workflows.quantize.quantize import quantize
+    from densenet_deploy.workflows.quantize.quantize import QuantizeReport, quantize
 
     options = dataclasses.replace(wanted.quantization, recipe=RECIPE, never_slower=False)
     calibration = wanted.require_calibration(source.path)
-    report = quantize(source.path, calibration, options, str(places.onnx), force=wanted.force, cache=cache)
-    return Graph(report.onnx, Artifact.open(report.onnx).manifest, report.parity, report.notes)
+    made = quantize(source.path, calibration, options, out=places.onnx, force=wanted.force, cache=cache)
+    assert isinstance(made.report, QuantizeReport)
+    return Graph(places.onnx, made.manifest, made.report.parity, made.notes)
 
 
 def _exported_before(wanted: Wanted, path: Path) -> Artifact | None:

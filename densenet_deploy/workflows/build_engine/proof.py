@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from densenet_deploy.engines.precision import PrecisionProof, RunningConvolution
-from densenet_deploy.engines.rtx_plan import read_rtx_plan
+from densenet_deploy.engines.precision import EngineConvolution, EnginePrecision, from_rtx_plan
 from densenet_deploy.runtime.engine_files import Plan
 
 
-def proof_of(plan: Plan) -> PrecisionProof:
+def proof_of(plan: Plan) -> EnginePrecision:
     """Return what is known; nothing is loaded or run for it."""
     if plan.header.flavour == "rtx":
-        return read_rtx_plan(plan.data)
+        return from_rtx_plan(plan.data)
     if plan.sidecar is None or not plan.sidecar.convolutions:
-        return PrecisionProof(())
-    recorded = (RunningConvolution(name, word) for name, word in plan.sidecar.convolutions.items())
-    return PrecisionProof(tuple(recorded), "the inspector when it was built")
+        return EnginePrecision()
+    recorded = (EngineConvolution(name, word) for name, word in plan.sidecar.convolutions.items())
+    return EnginePrecision(tuple(recorded), "the inspector when it was built")

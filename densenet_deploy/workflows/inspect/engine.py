@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.engines.precision import PrecisionProof
+from densenet_deploy.engines.precision import EnginePrecision
 from densenet_deploy.errors import printable
+from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.engine_files import Plan, read_plan
 from densenet_deploy.workflows.build_engine.proof import proof_of
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_spec
@@ -21,7 +22,7 @@ class InspectEngineReport:
     """A plan with its facts, what runs in which precision, and what its architecture costs, where that is known."""
 
     plan: Plan
-    proof: PrecisionProof
+    proof: EnginePrecision
     architecture: InspectReport | None
     notes: tuple[str, ...]
 
@@ -33,7 +34,7 @@ class InspectEngineReport:
             **(costs if self.architecture is None else self.architecture.to_json()),
             "model": str(self.plan.path),
             "precision": "unknown" if facts is None else facts.precision,
-            "runs": self.proof.to_json(),
+            "runs": to_plain(self.proof.summary()),
             "flavour": header.flavour,
             "version": header.version if facts is None else facts.version,
             "targets": list(header.targets if facts is None else facts.targets),
@@ -57,7 +58,7 @@ class InspectEngineReport:
         if facts is not None:
             batches = ", ".join(f"{b.min}/{b.opt}/{b.max}" for b in facts.profiles)
             lines += [f"batches     {batches} (min/opt/max)", f"asked       {facts.precision}"]
-        lines.append(f"runs        convolutions: {self.proof}")
+        lines.append(f"runs        convolutions: {self.proof.summary()}")
         return "\n".join(lines if self.architecture is None else [*lines, "", self.architecture.to_text()])
 
 

@@ -1,112 +1,217 @@
 """Quantize: calibrate on images → equalize → write INT8 by a recipe → measure what it costs → artifact.
 
-The float graph is first given the exact passes. Calibration then reads the per-channel ranges of what convolutions read
-and of the segments of every dense block; equalization uses them to make one scale a tensor serve all its channels.
+The float graph first goes through the exact passes. Calibration then reads the per-channel ranges of what convolutions
+read and of the segments of every dense block; equalization uses them to make one scale per tensor serve all channels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import Artifact, output_path, prepare_output, write_file
+from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import GateError, UnknownNameError
+from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, ParityMeter
-from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.reports import TimedReport, line, wrote
+from densenet_deploy.workflows.compare import measured_parity
+from densenet_deploy.workflows.export import as_onnx
+from densenet_deploy.workflows.load import LoadOptions, input_of
 from densenet_deploy.workflows.notes import untrained_note
-from densenet_deploy.workflows.quantize.int8 import Int8File
-from densenet_deploy.workflows.quantize.layer_choice import Speed, Trials, layers_for_accuracy, layers_for_speed
+from densenet_deploy.workflows.outputs import Destination
+from densenet_deploy.workflows.quantize.layer_choice import (
+    Speed,
+    Trials,
+    layers_for_accuracy,
+    layers_for_speed,
+    stage_of,
+)
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Ready, chosen_recipe, int8_manifest, prepare_int8
-from densenet_deploy.workflows.quantize.report import QuantizeReport
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.quantize.calibration_data import CalibrationData
 
 PARITY_SAMPLES: Final = 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuantizeReport(TimedReport):
+    """An INT8 graph, how far its outputs are from the float graph's on calibration images, and what stayed float.
+
+    Attributes:
+        outputs: the parity of each output.
+        layers_int8, layers_float: numbers of convolutions.
+        float_layers: names of the convolutions that stayed float.
+        float_unasked: those of them that were asked for in INT8: what the recipe keeps.
+        weight_bits: of the quantized weights.
+        calibrated_on: number of images; 0 where it is not known.
+        speed: against the float graph on this machine; None where it was not measured.
+        explanation: one sentence per layer, where asked for.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    derived: ClassVar[tuple[str, ...]] = ("parity", "seconds")
+
+    onnx: Path | None
+    recipe: str
+    outputs: Mapping[str, Parity]
+    layers_int8: int
+    layers_float: int
+    float_layers: tuple[str, ...]
+    float_unasked: tuple[str, ...]
+    weight_bits: int
+    calibrated_on: int
+    input: InputDescription | None = None
+    speed: Speed | None = None
+    explanation: tuple[str, ...] = ()
+
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
+
+    def to_text(self) -> str:
+        """Return lines for people."""
+        kept = f": {', '.join(self.float_layers)}" if self.float_layers else ""
+        return "\n".join(
+            [
+                *wrote(self.onnx),
+                line("recipe", f"{self.recipe}, {self.weight_bits}-bit weights, {self.calibrated_on} images"),
+                line("layers", f"{self.layers_int8} in INT8, {self.layers_float} float{kept}"),
+                line("checked", self._unasked()),
+                *([line("input", self.input)] if self.input is not None else []),
+                line("parity", self.parity),
+                line("speed", self.speed or "not measured"),
+                *self.stage_lines(),
+                *(line("layer", sentence) for sentence in self.explanation),
+            ]
+        )
+
+    def _unasked(self) -> str:
+        count = len(self.float_unasked)
+        if not count:
+            return "every layer that was to be INT8 is INT8"
+        layers = "1 layer was" if count == 1 else f"{count} layers were"
+        return f"{layers} to be INT8, and the recipe {self.recipe} keeps float: {', '.join(self.float_unasked)}"
+
+
 def quantize(
-    model: Path,
-    calibration: Path,
+    source: Any,
+    calibration: Any,
     options: QuantizeOptions | None = None,
-    out: str | None = None,
     *,
+    out: StrPath | None = None,
     force: bool = False,
+    explain: bool = False,
     cache: CalibrationCache | None = None,
-    listener: Listener = ignore,
-) -> QuantizeReport:
-    """Write the INT8 form of a float ONNX file, calibrated on a folder of images or an `.npy`/`.npz` file.
+    stages: Stages | None = None,
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> Model:
+    """Return the INT8 form of a float32 model, calibrated on images.
+
+    >>> quantize("digits.onnx", "calibration/samples").report.layers_int8                  # doctest: +SKIP
+    39
+
+    Args:
+        source: whatever `load` takes that holds or exports to a float32 ONNX graph.
+        calibration: a folder of images, an `.npy` or `.npz` file, an array, or any iterable of images or batches.
+        options: see `QuantizeOptions`.
+        out: a file, or a folder for `NAME.int8.RECIPE.onnx`; None writes nothing.
+        force: replace whatever stands at `out`.
+        explain: add a sentence about every layer to the report.
+        cache: of calibrated ranges.
+        stages: a workflow's own, to be continued.
+        progress: is called when a stage begins, and after each of its steps.
+        **stated: facts about the source; see `load`.
 
     Raises:
-        UsageError: if an option cannot be meant.
-        ModelFileError: if the file is no float32 image model.
+        UsageError: if an option is invalid.
+        ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized.
-        OutputExistsError: if something else stands where the result should go.
-        GateError: if the result gives NaN or Inf.
+        OutputExistsError: if another artifact stands where the result should go.
+        GateError: if no convolution is INT8 in the end, a demand is missed, or the result gives NaN or Inf.
         DensenetDeployError: if the graph that was written has a fault, which is ours; then nothing is written.
         MissingPackageError: if a package is missing.
     """
     require_packages("export", "onnx", "onnxscript")
-    options = options or QuantizeOptions()
-    artifact, recipe = Artifact.open(model), chosen_recipe(options.recipe)
-    path = _output(out, model, recipe)
-    prepare_output(path, int8_manifest(artifact, recipe), force=force, size_bytes=model.stat().st_size // 4)
-    stages = Stages(listener)
-    ready = prepare_int8(artifact, calibration, options, stages, cache)
-    choice = _Choice(frozenset(_known_layers(options.float_layers, ready.writer.layers)))
-    if options.max_drop is not None or options.min_sqnr is not None:
-        with stages("accuracy"):
-            choice = _for_accuracy(choice, _trials(ready, model), options, calibration, model)
-    if options.never_slower and ready.writer.backend is None:
-        unmeasured = f"speed was not measured: no backend here runs what the recipe {recipe} is for"
-        choice = dataclasses.replace(choice, notes=(*choice.notes, unmeasured))
-    elif options.never_slower:
-        with stages("speed"):
-            choice = _for_speed(choice, _trials(ready, model))
+    options, stages = options or QuantizeOptions(), stages or Stages(progress)
+    recipe = chosen_recipe(options.recipe)
+    model = as_onnx(source, stages, **stated)
+    name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)
+    size = len(model.to_bytes()) // 4
+    destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
+    ready = prepare_int8(model, calibration, options, stages, cache)
+    choice = _chosen_layers(ready, model, options, calibration, recipe, stages)
     with stages("write INT8"):
-        file = ready.writer.write(ready.manifest, choice.float_layers)
+        written = ready.writer.write(choice.float_layers)
+        result = Model.from_bytes(name, written.data)
+    subject = destination.path or name
     with stages("check"):
-        _require_sound(file, recipe)
+        _require_sound(result, recipe, written.layers_float)
+    _require_int8(written.layers_int8, choice, subject)
     with stages("parity"):
-        parity = _compare(model, file.data, ready.writer.backend, ready.data)
-    if parity.nonfinite:
-        raise GateError(path, f"the INT8 model gives {parity.nonfinite} NaN or infinite values", "report this model")
-    if options.min_sqnr is not None and parity.sqnr_db < options.min_sqnr:
-        why = f"reaches {parity.sqnr_db:.1f} dB on {PARITY_SAMPLES} images, {options.min_sqnr:g} dB were asked for"
-        raise GateError(path, why, "ask for less, or leave layers float in a recipe file")
-    write_file(path, file.data)
-    return QuantizeReport(
-        path,
-        recipe,
-        parity,
-        file.layers_int8,
-        file.layers_float,
-        ready.weight_bits,
-        ready.count,
-        stages.seconds,
-        (*untrained_note(artifact.manifest), ready.note, *choice.notes),
-        choice.speed,
-        float_unasked=tuple(name for name in file.layers_float if name not in choice.float_layers),
+        samples = itertools.islice(ready.data, PARITY_SAMPLES)
+        outputs = measured_parity(model, result, samples, ready.writer.backend)
+    _require_demands(outputs, options, subject)
+    result = destination.write(result)
+    notes = (*untrained_note(model.manifest), ready.note, *choice.notes)
+    unasked = tuple(layer for layer in written.layers_float if layer not in choice.float_layers)
+    report = QuantizeReport(
+        onnx=result.path,
+        recipe=recipe,
+        outputs=outputs,
+        layers_int8=len(written.layers_int8),
+        layers_float=len(written.layers_float),
+        float_layers=written.layers_float,
+        float_unasked=unasked,
+        weight_bits=ready.writer.options.weight_bits,
+        calibrated_on=ready.count,
+        input=input_of(model),
+        speed=choice.speed,
+        explanation=_explanation(written.layers_int8, written.layers_float, unasked, choice, ready, recipe)
+        if explain
+        else (),
+        stages=stages.seconds,
+        notes=notes,
     )
+    return result.replaced(report=report, notes=notes)
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """The layers that stay float so far, and what was found out on the way."""
+class _LayerChoice:
+    """The layers that stay float, what was found out on the way, and the speed if it was measured."""
 
     float_layers: frozenset[str]
     notes: tuple[str, ...] = ()
     speed: Speed | None = None
+
+
+def _chosen_layers(
+    ready: Int8Ready, model: Model, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
+) -> _LayerChoice:
+    """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
+    float_layers = frozenset(_known_layers(options.float_layers, ready.writer.layers))
+    notes: list[str] = []
+    if options.max_drop is not None or options.min_sqnr is not None:
+        with stages("accuracy"):
+            found = layers_for_accuracy(Trials(ready, model), options, calibration)
+        float_layers |= set(found.float_layers)
+        notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
+    if not options.never_slower:
+        return _LayerChoice(float_layers, tuple(notes))
+    if ready.writer.backend is None:
+        notes.append(f"speed was not measured: no backend here runs what the recipe {recipe} is for")
+        return _LayerChoice(float_layers, tuple(notes))
+    with stages("speed"):
+        float_layers, speed = layers_for_speed(Trials(ready, model), float_layers)
+    return _LayerChoice(float_layers, tuple(notes), speed)
 
 
 def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[str]:
@@ -116,52 +221,59 @@ def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[s
     return names
 
 
-def _trials(ready: Int8Ready, model: Path) -> Trials:
-    return Trials(ready.writer, ready.manifest, model, ready.data)
+def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: object) -> None:
+    """Refuse to call a float file INT8.
+
+    Raises:
+        GateError: if no convolution is INT8.
+    """
+    if layers_int8:
+        return
+    if choice.speed is not None and choice.speed.speedup <= 1:
+        why = f"INT8 gains nothing on this machine ({choice.speed.speedup:.2f} x float): every layer would stay float"
+        raise GateError(subject, why, "keep the float file, or write INT8 anyway with --no-never-slower")
+    raise GateError(subject, "no convolution can be INT8", "keep the float file, or try another recipe")
 
 
-def _require_sound(file: Int8File, recipe: str) -> None:
-    """Read back what was written: no fault in the graph, and as many convolutions on integers as are claimed.
+def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> None:
+    """Check what was written: no fault in the graph, and as many convolutions on integers as reported.
 
     Raises:
         DensenetDeployError: if not.
     """
-    import onnx
-
     from densenet_deploy.quantize.checks import require_float, require_sound
 
-    proto = onnx.load_from_string(file.data)
-    require_sound(proto, recipe)
-    require_float(proto, recipe, file.layers_float)
+    require_sound(result.onnx, recipe)
+    require_float(result.onnx, recipe, layers_float)
 
 
-def _for_accuracy(choice: _Choice, trials: Trials, options: QuantizeOptions, calibration: Path, model: Path) -> _Choice:
-    found = layers_for_accuracy(trials, options, calibration, model)
-    note = f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials"
-    return _Choice(choice.float_layers | set(found.float_layers), (*choice.notes, note))
+def _require_demands(outputs: Mapping[str, Parity], options: QuantizeOptions, subject: object) -> None:
+    """Check that all values are finite, and the SQNR that was asked for.
+
+    Raises:
+        GateError: if not.
+    """
+    for name, parity in outputs.items():
+        if parity.nonfinite:
+            why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"
+            raise GateError(subject, why, "report this model")
+    lowest = worst(outputs)[1].sqnr_db
+    if options.min_sqnr is not None and lowest < options.min_sqnr:
+        why = f"reaches {lowest:.1f} dB on {PARITY_SAMPLES} images, below the {options.min_sqnr:g} dB asked for"
+        raise GateError(subject, why, "ask for less, or leave layers float in a recipe file")
 
 
-def _for_speed(choice: _Choice, trials: Trials) -> _Choice:
-    float_layers, speed = layers_for_speed(trials, choice.float_layers)
-    notes = choice.notes
-    if len(float_layers) == len(trials.layers):
-        notes += (f"speed: INT8 gains nothing here ({speed.speedup.median:.2f} x float): every layer is float again",)
-    return _Choice(float_layers, notes, speed)
-
-
-def _output(out: str | None, model: Path, recipe: str) -> Path:
-    name = f"{model.stem}.int8.{recipe}.onnx"
-    return model.with_name(name) if out is None else output_path(out, name)
-
-
-def _compare(model: Path, quantized: bytes, backend: str | None, data: CalibrationData) -> Parity:
-    """Run both files on calibration images, the INT8 one by the backend it was written for."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        write_file(path, quantized)
-        with open_runner(model, backend, "cpu") as ours, open_runner(path, backend, "cpu") as theirs:
-            output = ours.outputs[0].name
-            meter = ParityMeter(class_scores=output != "features")
-            for sample in itertools.islice(data, PARITY_SAMPLES):
-                meter.update(run_batched(ours, sample)[output], run_batched(theirs, sample)[output])
-    return meter.result()
+def _explanation(
+    layers_int8: Sequence[str],
+    layers_float: Sequence[str],
+    unasked: Collection[str],
+    choice: _LayerChoice,
+    ready: Int8Ready,
+    recipe: str,
+) -> tuple[str, ...]:
+    put_back = choice.speed.put_back if choice.speed is not None else ()
+    sentences = [f"{name}: INT8, {ready.writer.options.weight_bits}-bit weights" for name in layers_int8]
+    for name in layers_float:
+        why = "faster in float on this machine" if stage_of(name) in put_back else "asked for, or for accuracy"
+        sentences.append(f"{name}: float, {f'the recipe {recipe} keeps it' if name in unasked else why}")
+    return tuple(sentences)

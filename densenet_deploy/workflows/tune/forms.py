@@ -19,9 +19,9 @@ from densenet_deploy.errors import GateError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.variants import find_variant
 from densenet_deploy.workflows.cast import CastOptions, cast
-from densenet_deploy.workflows.export import ExportTarget, export_onnx
-from densenet_deploy.workflows.float_model import load_float, preprocessing_of
-from densenet_deploy.workflows.load import ModelRequest, is_checkpoint
+from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.float_model import require_float32
+from densenet_deploy.workflows.load import is_checkpoint, load, preprocessing_of
 from densenet_deploy.workflows.quantize.preparation import weight_bits
 from densenet_deploy.workflows.quantize.quantize import quantize
 from densenet_deploy.workflows.stages import Listener, ignore
@@ -91,10 +91,11 @@ class Workshop:
             DensenetDeployError: whatever `export_onnx` raises, or ModelFileError if it is no float32 image model.
         """
         path = source.path if source.is_made and source.path is not None else self._exported(source)
-        artifact = Artifact.open(path)
-        proto = load_float(artifact)
-        preprocessing = preprocessing_of(artifact, proto)
-        dimension = proto.graph.input[0].type.tensor_type.shape.dim[0]
+        model = load(path)
+        require_float32(model)
+        preprocessing, artifact = preprocessing_of(model), model.artifact
+        assert artifact is not None
+        dimension = model.onnx.graph.input[0].type.tensor_type.shape.dim[0]
         fixed = dimension.dim_value if dimension.HasField("dim_value") else None
         form = Form("fp32", "fp32", ())
         file = _model_file(path, source.stem, form, fixed)
@@ -153,20 +154,18 @@ class Workshop:
         return work
 
     def _make(self, base: Base, form: Form, path: Path) -> None:
-        more: dict[str, Any] = {"force": self.force, "cache": self.cache, "listener": self._named(path)}
+        more: dict[str, Any] = {"force": self.force, "cache": self.cache, "progress": self._named(path)}
         if form.quantize is not None and self.calibration is not None:
-            quantize(base.file.path, self.calibration, form.quantize, str(path), **more)
+            quantize(base.file.path, self.calibration, form.quantize, out=path, **more)
         else:
             options = CastOptions(form.precision, samples=self.samples)
-            cast(base.file.path, options, self.calibration, str(path), **more)
+            cast(base.file.path, options, calibration=self.calibration, out=path, **more)
 
     def _exported(self, source: Source) -> Path:
         path = self._base_path(source)
 
         def work() -> tuple[Path, Facts]:
-            weights = "none" if source.path is None else str(source.path)
-            request = ModelRequest(variant=source.variant, weights=weights)
-            export_onnx(request, ExportTarget(out=str(path), force=self.force), self._named(path))
+            export(source.path or source.variant, out=path, force=self.force, progress=self._named(path))
             return path, {"sha256": sha256_of(path)}
 
         return self.memory.step(self._export_key(source), functools.partial(_unchanged, path), work)

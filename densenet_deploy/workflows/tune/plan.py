@@ -21,7 +21,7 @@ from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.cast import PARITY_SAMPLES as CAST_SAMPLES
-from densenet_deploy.workflows.load import ModelRequest, build
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.tune.candidates import Form, Space, TuneOptions
 from densenet_deploy.workflows.tune.forms import Base, Source, Workshop
 from densenet_deploy.workflows.tune.search import HEAT_SIZE, PACES
@@ -190,8 +190,10 @@ def _cost(source: Source, base: Base | None) -> ModelCost:
         if source.variant is not None:
             variant = find_variant(source.variant)
             return model_cost(variant.spec, variant.preprocessing.image_size)
-        described = build(ModelRequest(weights=str(source.path)))
-        return model_cost(described.variant.spec, described.manifest.preprocessing.image_size)
+        described = load(source.path)
+        assert described.spec is not None
+        assert described.manifest is not None
+        return model_cost(described.spec, described.manifest.preprocessing.image_size)
     manifest = base.artifact.manifest
     if manifest is not None:
         return model_cost(DenseNetSpec.from_facts(manifest.spec), base.preprocessing.image_size)

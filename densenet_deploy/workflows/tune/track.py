@@ -27,8 +27,8 @@ from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
-from densenet_deploy.workflows.samples import image_samples, seeded_samples
+from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.samples import samples_of, seeded_samples
 from densenet_deploy.workflows.tune.candidates import Candidate, ModelFile
 from densenet_deploy.workflows.tune.forms import Base, data_digests, versions
 from densenet_deploy.workflows.tune.memory import Memory
@@ -201,7 +201,7 @@ class LocalTrack:
 
     def _samples(self, preprocessing: Preprocessing) -> tuple[list[Array], str]:
         if self.data is not None:
-            return list(image_samples(self.data, PARITY_SAMPLES, preprocessing)), "images of the labelled data"
+            return list(samples_of(self.data, preprocessing, PARITY_SAMPLES)), "images of the labelled data"
         if self.calibration is not None:
             from densenet_deploy.quantize.calibration_data import open_calibration_data
 

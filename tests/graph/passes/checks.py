@@ -1,4 +1,4 @@
-"""What holds of every pass: results stay, and a graph that is left alone stays as it was."""
+"""What holds of every pass: results stay, and a graph without a match stays as it was."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rewritten(model: ir.Model, item: str | GraphPass) -> PassReport:
     return report
 
 
-def left_alone(model: ir.Model, item: str | GraphPass) -> str:
+def skipped(model: ir.Model, item: str | GraphPass) -> str:
     """Run the pass on `model`, which must stay the same byte for byte; return the reasons."""
     apply_passes(model, ())  # drop what nothing reads
     text = ir.to_proto(model).SerializeToString(deterministic=True)

@@ -17,13 +17,13 @@ import onnxruntime
 import torch
 import torchvision
 
-from densenet_deploy.graph.expose_values import expose_values
 from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.simplify import simplify_onnx
 from densenet_deploy.graph.tensor_changes import TensorChange, read_tensor_changes
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.models.build import build_model
-from densenet_deploy.models.to_onnx import ExportOptions, onnx_from_module
+from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -129,7 +129,7 @@ def _images(size: int) -> np.ndarray:
 
 def _ours(spec: DenseNetSpec, size: int) -> onnx.ModelProto:
     module = _randomized(build_model(spec, seed=1))
-    raw = ir.to_proto(onnx_from_module(module, spec.output_name, ExportOptions(size)))
+    raw = ir.to_proto(onnx_from_module(module, spec.output_name, OnnxOptions(size)))
     model = ir.from_proto(simplify_onnx(raw).model)
     apply_passes(model, ("remove-single-concat", "fold-batchnorm"))
     return ir.to_proto(model)

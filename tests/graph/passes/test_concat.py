@@ -7,7 +7,7 @@ import pytest
 
 from densenet_deploy.graph.graph_pass import apply_passes
 from tests.graph.onnx_text import model_of, operators, outputs_of
-from tests.graph.passes.checks import left_alone
+from tests.graph.passes.checks import skipped
 from tests.graph.passes.networks import run
 
 FLAT, INCREMENTAL = "concat-flat", "concat-incremental"
@@ -63,7 +63,7 @@ def test_a_concat_that_only_fed_concats_is_dropped():
 def test_a_concat_of_one_tensor_is_no_step():
     body = LAYERS + "o = Concat<axis=1>(x)  p = Concat<axis=1>(x, a)  y = Add(o, o)"
     model = _model(body, "float[N,3,5,5] y, float[N,6,5,5] p")
-    assert left_alone(model, INCREMENTAL) == ""
+    assert skipped(model, INCREMENTAL) == ""
 
 
 def test_the_longest_concat_is_the_step():
@@ -77,29 +77,29 @@ def test_the_longest_concat_is_the_step():
 def test_without_an_earlier_concat_the_list_stays():
     body = LAYERS + "y = Concat<axis=1>(x, a, b, d)  q = Concat<axis=1>(a, b, d)"
     model = _model(body, "float[N,12,5,5] y, float[N,9,5,5] q")
-    assert left_alone(model, INCREMENTAL).count("no earlier Concat holds its first tensors") == 2
+    assert skipped(model, INCREMENTAL).count("no earlier Concat holds its first tensors") == 2
 
 
 def test_a_later_concat_is_no_step():
     body = LAYERS + "y = Concat<axis=1>(x, a, b)  q = Concat<axis=1>(x, a)"
     model = _model(body, "float[N,9,5,5] y, float[N,6,5,5] q")
-    assert "no earlier Concat" in left_alone(model, INCREMENTAL)
+    assert "no earlier Concat" in skipped(model, INCREMENTAL)
 
 
 @pytest.mark.parametrize("name", [FLAT, INCREMENTAL])
 @pytest.mark.parametrize("axis", [2, -1])
-def test_other_axes_are_left_alone(name, axis):
+def test_other_axes_are_skipped(name, axis):
     sizes = "15,5" if axis == 2 else "5,15"
     for body in (FLAT_BODY, STEPS_BODY):
         text = body.replace("axis=1", f"axis={axis}").replace("y = ", "e = ") + "  y = Relu(q)"
         model = _model(text, f"float[N,3,{sizes}] y")
-        assert left_alone(model, name) == ""
+        assert skipped(model, name) == ""
 
 
 @pytest.mark.parametrize("name", [FLAT, INCREMENTAL])
-def test_steps_along_mixed_axes_are_left_alone(name):
+def test_steps_along_mixed_axes_are_skipped(name):
     body = LAYERS + "p = Concat<axis=2>(x, a)  y = Concat<axis=1>(p, p)"
-    assert left_alone(_model(body, "float[N,6,10,5] y"), name) == ""
+    assert skipped(_model(body, "float[N,6,10,5] y"), name) == ""
 
 
 @pytest.mark.parametrize("name", [FLAT, INCREMENTAL])
@@ -114,7 +114,7 @@ def test_networks_go_there_and_back_bit_for_bit(network):
     model = network.model()
     flat = _inputs(model)
     (there,) = apply_passes(model, [INCREMENTAL])
-    # one Concat a layer from the second on, and the block's own; the shortest has nothing before it
+    # one Concat per layer from the second on, and the block's own; the shortest has nothing before it
     assert len(there.changed) == sum(layers - 1 for layers in network.blocks)
     assert max(len(inputs) for name, inputs in _inputs(model).items() if name != "head.concat") == 2
     expected, steps = run(network.proto, network.images), run(model, network.images)

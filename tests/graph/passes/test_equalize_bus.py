@@ -11,7 +11,7 @@ from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.tensor_changes import read_tensor_changes
 from tests.graph.onnx_text import model_of, operators, weights
-from tests.graph.passes.checks import left_alone, rewritten
+from tests.graph.passes.checks import rewritten, skipped
 from tests.graph.passes.networks import assert_same, make_network, ranges_of
 
 # Two segments, x0 (3 channels) and x1 (2), read as a whole by each kind of reader.
@@ -111,26 +111,26 @@ def test_numbers_that_others_share_stay_for_them():
     assert {"w0", "w0:scaled"} <= set(model.graph.initializers)
 
 
-def test_weights_behind_an_identity_are_weights():
+def test_weights_through_an_identity_are_weights():
     rewritten(_model("k = Identity(w1)  " + BODY.replace("(x, w1)", "(x, k)")), EqualizeBus(RANGES))
 
 
-BEHIND = BODY[BODY.index("y =") :]  # the norm that reads the bus
+NORM = BODY[BODY.index("y =") :]  # the norm that reads the bus
 REASONS = {
     "a segment leaves the graph": (BODY, f"{OUTPUT}, float[N,2,5,5] x1", "s: x1 leaves the graph"),
     "the bus leaves the graph": (BODY, f"{OUTPUT}, float[N,5,5,5] s", "s: s leaves the graph"),
-    "a reader is not linear": (MAKERS + BEHIND, f"{OUTPUT}, float[N,3,5,5] r", "Relu reads it and is not known"),
+    "a reader is not linear": (MAKERS + NORM, f"{OUTPUT}, float[N,3,5,5] r", "Relu reads it and is not known"),
     "a reader is of another domain": (BODY + "  z = other.Conv(s, v)", f"{OUTPUT}, float[N,4,5,5] z", "not known"),
-    "a reader multiplies it by itself": (BODY + "  z = Mul(s, s)", f"{OUTPUT}, float[N,5,5,5] z", "something else"),
-    "a reader has one factor a row": (BODY + "  z = Mul(s, row)", f"{OUTPUT}, float[N,5,5,5] z", "something else"),
-    "a reader has factors for images": (BODY + "  z = Mul(s, n)", f"{OUTPUT}, float[2,5,5,5] z", "something else"),
+    "a reader multiplies it by itself": (BODY + "  z = Mul(s, s)", f"{OUTPUT}, float[N,5,5,5] z", "does not multiply"),
+    "a reader has one factor a row": (BODY + "  z = Mul(s, row)", f"{OUTPUT}, float[N,5,5,5] z", "does not multiply"),
+    "a reader has factors for images": (BODY + "  z = Mul(s, n)", f"{OUTPUT}, float[2,5,5,5] z", "does not multiply"),
     "a reader takes it for weights": (BODY + "  z = Conv(d, s)", f"{OUTPUT}, float[1,N,1,1] z", "is not known"),
     "a reader has weights from outside": (BODY + "  z = Conv(s, f)", f"{OUTPUT}, float[N,4,5,5] z", "float32"),
     "a reader in training": (
         MAKERS + "y, e, h = BatchNormalization<training_mode=1>(s, gamma, beta, mean, var)", OUTPUT, "in training mode",
     ),
     "a segment is the input": (BODY.replace("(x0, x1)", "(x, x1)"), OUTPUT, "x is an input of the graph"),
-    "a segment is no convolution": (
+    "a segment is not made by a convolution": (
         BODY.replace("x1 = Conv(x, w1)", "k = Conv(x, w1)  q = Mul(k, k)  x1 = Relu(q)"), OUTPUT, "made by Mul (Mul)",
     ),
     "a segment is a sum of tensors": (
@@ -155,22 +155,22 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("body", "outputs", "why"), REASONS.values(), ids=REASONS)
-def test_a_bus_that_cannot_be_scaled_whole_is_left_whole(body, outputs, why):
+def test_a_bus_that_cannot_be_scaled_whole_is_skipped(body, outputs, why):
     inputs = "float[N,3,5,5] x, float[1,5,5,5] d, float[4,5,1,1] f, float[2] o, float[2,3,1,1] i"
     model = model_of(body, weights(**SHAPES, row=(5, 1), n=(2, 1, 1, 1), t=(2, 1, 1)), inputs, outputs)
     for value in (value for node in model.graph for value in node.outputs if value.name in ("x1", "k", "q", "l")):
         value.shape = ir.Shape(["N", 2, 5, 5])
-    assert why in left_alone(model, EqualizeBus({**RANGES, "x": np.ones(3)}))
+    assert why in skipped(model, EqualizeBus({**RANGES, "x": np.ones(3)}))
 
 
-def test_a_reader_in_a_subgraph_is_left_alone():
+def test_a_reader_in_a_subgraph_is_skipped():
     branches = ", ".join(
         f"{name}_branch = {name} () => (float[N,5,5,5] {name}_z) {{ {name}_z = Mul(s, mul) }}"
         for name in ("then", "else")
     )
     body = f"{BODY}  z = If<{branches}>(c)"
     model = model_of(body, weights(**SHAPES), "float[N,3,5,5] x, bool c", f"{OUTPUT}, float[N,5,5,5] z")
-    assert "sits in a subgraph" in left_alone(model, EqualizeBus(RANGES))
+    assert "is in a subgraph" in skipped(model, EqualizeBus(RANGES))
 
 
 @pytest.mark.parametrize(
@@ -179,22 +179,22 @@ def test_a_reader_in_a_subgraph_is_left_alone():
         ({}, "no range of x0 is given"),
         ({"x0": RANGES["x0"]}, "no range of x1 is given"),
         ({**RANGES, "x1": np.ones(3)}, r"the range of x1 has the shape (3,), not (2,)"),
-        ({**RANGES, "x1": np.array([1, np.nan])}, "the range of x1 is no finite size"),
-        ({**RANGES, "x1": np.array([1, np.inf])}, "the range of x1 is no finite size"),
-        ({**RANGES, "x1": np.array([1, -1])}, "the range of x1 is no finite size"),
+        ({**RANGES, "x1": np.array([1, np.nan])}, "the range of x1 is negative or not finite"),
+        ({**RANGES, "x1": np.array([1, np.inf])}, "the range of x1 is negative or not finite"),
+        ({**RANGES, "x1": np.array([1, -1])}, "the range of x1 is negative or not finite"),
         ({"x0": np.zeros(3), "x1": np.zeros(2)}, "it is zero everywhere"),
     ],
 )
 def test_ranges_that_say_nothing_change_nothing(ranges, why):
-    assert left_alone(_model(), EqualizeBus(ranges)) == f"s: {why}"
+    assert skipped(_model(), EqualizeBus(ranges)) == f"s: {why}"
 
 
 def test_by_name_it_has_no_ranges_and_says_so():
-    assert left_alone(_model(), "equalize-bus") == "s: no range of x0 is given"
+    assert skipped(_model(), "equalize-bus") == "s: no range of x0 is given"
 
 
-def test_what_is_no_bus_is_named():
-    assert "it holds one tensor" in left_alone(
+def test_what_is_not_a_bus_is_named():
+    assert "it holds one tensor" in skipped(
         _model(BODY.replace("(x0, x1)", "(x0)"), "float[N,3,5,5] y", gamma=(3,), beta=(3,), mean=(3,), var=(3,)),
         EqualizeBus(RANGES),
     )

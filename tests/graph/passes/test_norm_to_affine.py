@@ -1,4 +1,4 @@
-"""Writing a norm as one scale and one shift a channel."""
+"""Writing a norm as one scale and one shift per channel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from densenet_deploy.graph.graph_pass import apply_passes
 from tests.graph.onnx_text import model_of, operators, weights
-from tests.graph.passes.checks import left_alone, rewritten
+from tests.graph.passes.checks import rewritten, skipped
 from tests.graph.passes.networks import assert_same
 
 NAME = "norm-to-affine"
@@ -53,26 +53,26 @@ def test_names_in_use_are_avoided():
     rewritten(model, NAME)
 
 
-def test_numbers_that_are_fed_are_left_alone():
+def test_numbers_that_are_fed_are_skipped():
     shapes = {name: shape for name, shape in NORM.items() if name != "gamma"}
     model = model_of(BODY, weights(**shapes), f"{INPUT}, float[4] gamma")
-    assert "not float32 constants" in left_alone(model, NAME)
+    assert "not float32 constants" in skipped(model, NAME)
 
 
-def test_a_norm_in_training_is_left_alone():
+def test_a_norm_in_training_is_skipped():
     body = "a = Concat<axis=1>(x, x)  y, m, v = BatchNormalization<training_mode=1>(a, gamma, beta, mean, var)"
-    assert "training" in left_alone(model_of(body, weights(**NORM), INPUT), NAME)
+    assert "training" in skipped(model_of(body, weights(**NORM), INPUT), NAME)
 
 
-def test_an_unknown_number_of_axes_is_left_alone():
+def test_an_unknown_number_of_axes_is_skipped():
     body = "s = Sigmoid(x)  y = BatchNormalization(s, gamma, beta, mean, var)"
     model = model_of(body, weights(**NORM), "float[N,4,5,5] x")
-    assert "how many axes" in left_alone(model, NAME)
+    assert "number of axes" in skipped(model, NAME)
 
 
 def test_operators_of_another_domain_are_not_ours():
     model = model_of(BODY.replace("= Batch", "= other.Batch"), weights(**NORM), INPUT)
-    assert left_alone(model, NAME) == ""
+    assert skipped(model, NAME) == ""
 
 
 def test_no_norm_of_a_network_is_left(network):

@@ -9,7 +9,7 @@ import pytest
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
 from tests.graph.onnx_text import model_of, operators, weights
-from tests.graph.passes.checks import left_alone, rewritten
+from tests.graph.passes.checks import rewritten, skipped
 from tests.graph.passes.networks import assert_same
 
 NAME = "pool-before-conv"
@@ -88,37 +88,37 @@ def test_an_input_of_the_graph_is_pooled_too():
         ("r = Relu(x)  c = other.Conv(r, w)  " + POOL, "follows Conv, not a Conv"),
     ],
 )
-def test_what_does_not_commute_is_left_alone(body, why):
+def test_what_does_not_commute_is_skipped(body, why):
     model = _model(body, inputs="float[N,4,7,6] x")
-    assert why in left_alone(model, NAME)
+    assert why in skipped(model, NAME)
 
 
-def test_a_dilated_pool_is_left_alone():
+def test_a_dilated_pool_is_skipped():
     body = CONV + POOL.replace("strides", "dilations=[2,2], strides")
     header = '<ir_version: 9, opset_import: ["" : 19]>'
-    assert "not 2x2" in left_alone(model_of(body, weights(w=(4, 4, 1, 1)), "float[N,4,7,6] x", OUTPUT, header), NAME)
+    assert "not 2x2" in skipped(model_of(body, weights(w=(4, 4, 1, 1)), "float[N,4,7,6] x", OUTPUT, header), NAME)
 
 
-def test_a_larger_kernel_is_left_alone():
-    assert "not known to be 1x1" in left_alone(_model(CONV + POOL, w=(4, 4, 3, 3)), NAME)
+def test_a_larger_kernel_is_skipped():
+    assert "not known to be 1x1" in skipped(_model(CONV + POOL, w=(4, 4, 3, 3)), NAME)
 
 
-def test_a_kernel_of_unknown_size_is_left_alone():
+def test_a_kernel_of_unknown_size_is_skipped():
     model = _model("w = Identity(v)  " + CONV + POOL, v=(4, 4, 1, 1))
-    assert "not known to be 1x1" in left_alone(model, NAME)
+    assert "not known to be 1x1" in skipped(model, NAME)
 
 
-def test_a_conv_with_a_second_reader_is_left_alone():
+def test_a_conv_with_a_second_reader_is_skipped():
     model = _model(CONV + POOL + "  z = Neg(c)", outputs=f"{OUTPUT}, float[N,4,7,6] z")
-    assert "other readers" in left_alone(model, NAME)
+    assert "other readers" in skipped(model, NAME)
 
 
-def test_a_conv_that_leaves_the_graph_is_left_alone():
-    assert "other readers" in left_alone(_model(CONV + POOL, outputs=f"{OUTPUT}, float[N,4,7,6] c"), NAME)
+def test_a_conv_that_leaves_the_graph_is_skipped():
+    assert "other readers" in skipped(_model(CONV + POOL, outputs=f"{OUTPUT}, float[N,4,7,6] c"), NAME)
 
 
 def test_other_pools_are_not_ours():
-    assert left_alone(_model(CONV + POOL.replace("AveragePool", "MaxPool")), NAME) == ""
+    assert skipped(_model(CONV + POOL.replace("AveragePool", "MaxPool")), NAME) == ""
 
 
 def test_every_transition_of_a_network_pools_first(network):

@@ -11,7 +11,7 @@ from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
 from tests.graph.onnx_text import model_of, operators, weights
-from tests.graph.passes.checks import left_alone, rewritten
+from tests.graph.passes.checks import rewritten, skipped
 from tests.graph.passes.networks import assert_same, run
 
 # Two segments, x0 (3 channels) and x1 (2), read as a whole by a norm, unless a test says otherwise.
@@ -51,7 +51,7 @@ def test_a_norm_that_makes_a_segment_is_shifted():
     rewritten(_model(body), ShiftBus(LOWEST))
 
 
-def test_a_segment_behind_a_relu_stays_where_it_is_and_the_others_move():
+def test_a_segment_after_a_relu_stays_where_it_is_and_the_others_move():
     body = MAKERS.replace("x0 = Conv(x, w0, b0)", "c = Conv(x, w0, b0)  x0 = Relu(c)") + NORM
     model = _model(body)
     rewritten(model, ShiftBus(LOWEST | {"x0": np.array([0, 0.5, 0], np.float32)}))
@@ -61,7 +61,7 @@ def test_a_segment_behind_a_relu_stays_where_it_is_and_the_others_move():
 
 REASONS = {
     "a reader pads": (MAKERS + "y = Conv<pads=[1,1,1,1]>(s, u)", "float[N,4,5,5] y", "pads its input"),
-    "a reader multiplies": (MAKERS + "y = Mul(s, mul)", OUTPUT, "is not known to take a shift away"),
+    "a reader multiplies": (MAKERS + "y = Mul(s, mul)", OUTPUT, "is not known to undo a shift"),
     "it leaves the graph": (MAKERS + NORM, f"{OUTPUT}, float[N,5,5,5] s", "s leaves the graph"),
     "a Relu makes a negative segment": (
         MAKERS.replace("x1 = Conv(x, w1)", "k = Conv(x, w1)  x1 = Relu(k)") + NORM, OUTPUT, "a Relu makes it",
@@ -78,20 +78,20 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("body", "outputs", "why"), REASONS.values(), ids=REASONS)
-def test_a_bus_that_cannot_be_shifted_whole_is_left_whole(body, outputs, why):
+def test_a_bus_that_cannot_be_shifted_whole_is_skipped(body, outputs, why):
     model = _model(body, outputs)
     for value in (value for node in model.graph for value in node.outputs if value.name == "x1"):
         value.shape = ir.Shape(["N", 2, 5, 5])
-    assert why in left_alone(model, ShiftBus(LOWEST))
+    assert why in skipped(model, ShiftBus(LOWEST))
 
 
 @pytest.mark.parametrize("lowest", [{}, {"x0": LOWEST["x0"]}, {**LOWEST, "x1": np.array([-1, np.inf])}])
 def test_without_smallest_values_nothing_changes(lowest):
-    assert "no smallest value of each channel" in left_alone(_model(), ShiftBus(lowest))
+    assert "no smallest value of each channel" in skipped(_model(), ShiftBus(lowest))
 
 
-def test_a_bus_that_begins_at_zero_is_left_alone():
-    assert "begins at zero" in left_alone(_model(), ShiftBus({"x0": np.zeros(3), "x1": np.zeros(2)}))
+def test_a_bus_that_begins_at_zero_is_skipped():
+    assert "begins at zero" in skipped(_model(), ShiftBus({"x0": np.zeros(3), "x1": np.zeros(2)}))
 
 
 def test_channels_of_a_network_begin_at_zero_and_undoing_it_gives_the_old_tensors(network):

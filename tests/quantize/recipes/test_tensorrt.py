@@ -9,9 +9,10 @@ import pytest
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.tensorrt import engine_from_onnx
+from densenet_deploy.quantize.int8_writer import backend_of
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.trt import load_tensorrt
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
@@ -22,7 +23,7 @@ SAMPLES = DIGITS.parents[1] / "calibration" / "samples"
 @pytest.fixture(scope="module")
 def report(digits_onnx, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorrt")
-    return quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="tensorrt"), f"{folder}/")
+    return quantize(digits_onnx, SAMPLES, QuantizeOptions(recipe="tensorrt"), out=folder).report
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def model(report) -> onnx.ModelProto:
 
 
 def test_the_stem_stays_half_and_the_rest_is_int8(report):
-    assert report.layers_float == ("features.conv0",)
-    assert len(report.layers_int8) == 38
+    assert report.float_layers == ("features.conv0",)
+    assert report.layers_int8 == 38
 
 
 def test_the_answers_stay(report):
@@ -97,10 +98,6 @@ def test_tensorrt_rtx_builds_an_engine(report):
     assert b"int8" in bytes(built.plan)
 
 
-def test_it_is_measured_nowhere_even_where_tensorrt_is_installed(monkeypatch):
-    """The TensorRT backend runs engines, not the ONNX files that trials are made of."""
-    from densenet_deploy.workflows.quantize import int8
-
-    monkeypatch.setattr(int8, "is_installed", lambda _package: True)
-    assert int8._backend_of("tensorrt") is None
-    assert int8._backend_of("openvino") == "openvino"
+def test_no_backend_measures_its_files_as_the_backend_of_tensorrt_runs_engines():
+    assert backend_of("tensorrt") is None
+    assert backend_of("openvino") == "openvino"

@@ -29,7 +29,7 @@ from densenet_deploy.runtime.nvidia import NvidiaOptions, find_gpus
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.runtime.trt import load_tensorrt
-from densenet_deploy.workflows.doctor import examine
+from densenet_deploy.workflows.doctor import diagnose
 from tests.runtime.conftest import float32_plan
 from tests.runtime.plans import sidecar_of
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
@@ -466,14 +466,14 @@ def test_full_tensorrt_has_no_such_cache(full_gpu: SimulatedCuda, tmp_path: Path
 
 def test_doctor_names_version_and_devices(flavour: Behaviour) -> None:
     with simulated_gpu(flavour, SimulatedMachine(gpus=2)):
-        health = examine().backends[flavour.flavour]
+        health = diagnose().backends[flavour.flavour]
     assert (health.available, health.devices, health.reason) == (True, ("cuda:0", "cuda:1"), None)
     assert health.version == ".".join(map(str, flavour.version))
 
 
 def test_doctor_says_why_nothing_runs(flavour: Behaviour) -> None:
     with simulated_gpu(flavour, SimulatedMachine(has_driver=False)):
-        report = examine()
+        report = diagnose()
     health = report.backends[flavour.flavour]
     assert (health.available, health.devices, health.reason) == (False, (), "finds no cuda device")
     assert health.version in report.to_text()

@@ -40,11 +40,11 @@ def _images(channels: int = 3, size: int = 16) -> np.ndarray:
     [
         (lambda logits, features: logits, ["logits"]),
         (lambda logits, features: (logits,), ["logits"]),
-        (lambda logits, features: (logits, features), ["output_0", "output_1"]),
-        (lambda logits, features: [logits, features], ["output_0", "output_1"]),
+        (lambda logits, features: (logits, features), ["output0", "output1"]),
+        (lambda logits, features: [logits, features], ["output0", "output1"]),
         (lambda logits, features: {"logits": logits, "map": features, "none": None}, ["logits", "map"]),
         (Pair, ["main", "aux"]),
-        (lambda logits, features: {"a": (logits, {"b": features})}, ["a_0", "a_1_b"]),
+        (lambda logits, features: {"a": (logits, {"b": features})}, ["a.0", "a.1.b"]),
     ],
 )
 def test_outputs_are_named_by_what_the_module_returns(form, names):

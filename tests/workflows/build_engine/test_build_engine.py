@@ -27,7 +27,7 @@ from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine, dry_run
 from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted
-from densenet_deploy.workflows.evaluate.evaluate import evaluate
+from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
@@ -117,7 +117,7 @@ def test_int8_runs_in_int8(int8_reports: dict[str, EngineReport]) -> None:
         assert len(blocks) == 36
         assert {conv.precision for conv in blocks} == {"int8"}
         assert runs["features.conv0"].precision == "fp16"
-        assert report.proof.shares["int8"] > 0.98
+        assert report.proof.summary().share_of_macs["int8"] > 0.98
 
 
 def test_int8_keeps_the_answers(int8_reports: dict[str, EngineReport]) -> None:
@@ -220,7 +220,9 @@ def test_precisions_that_do_not_fit_the_file(model: Path) -> None:
     for precision in ("int8", "fp32", "bf16"):
         with pytest.raises(ModelFileError, match="holds fp16 weights"):
             build(fp16, precision)
-    quantized = quantize(model, SAMPLES, QuantizeOptions(recipe="onnxruntime", never_slower=False)).onnx
+    quantized = quantize(
+        model, SAMPLES, QuantizeOptions(recipe="onnxruntime", never_slower=False), out=model.parent
+    ).path
     with pytest.raises(ModelFileError, match="recipe onnxruntime"):
         build(quantized, "int8")
     with pytest.raises(ModelFileError, match="is quantized"):
@@ -411,7 +413,7 @@ def test_every_variant_in_every_precision(variant: str, tmp_path: Path) -> None:
         wanted = Wanted(None, precision, variant, calibration, quantization, f"{tmp_path}/")
         report = build_engine(wanted, BuildOptions("rtx", precision))
         assert report.proof.counts[precision] >= len(report.proof.convolutions) - 1  # the stem stays half in INT8
-        assert report.proof.shares[precision] > 0.9
+        assert report.proof.summary().share_of_macs[precision] > 0.9
 
 
 def _check_that_little_memory_is_exit_6(engine: Path) -> None:

@@ -1,0 +1,414 @@
+"""Compare: run a reference and a candidate, on any backends, over the same images, and measure how they differ."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
+
+import numpy as np
+
+from densenet_deploy.errors import BackendError, GateError, ModelFileError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.model import Model
+from densenet_deploy.options import require_range
+from densenet_deploy.packages import require_packages
+from densenet_deploy.parity.compare import (
+    LayerComparison,
+    LayerMeter,
+    Parity,
+    compare_outputs,
+    outputs_of,
+    parity_of,
+    worst,
+    worst_first,
+)
+from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates, first_divergence
+from densenet_deploy.reports import Report, line, table
+from densenet_deploy.runtime.batching import input_size, run_batched
+from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.preprocess import default_preprocessing
+from densenet_deploy.runtime.runner import (
+    REFERENCE_BACKEND,
+    ModuleSource,
+    Runner,
+    RunnerOptions,
+    open_runner,
+)
+from densenet_deploy.workflows.load import LoadOptions, load
+from densenet_deploy.workflows.notes import untrained_note
+from densenet_deploy.workflows.samples import samples_of, seeded_samples
+
+if TYPE_CHECKING:
+    from densenet_deploy.graph.tensor_changes import TensorChange
+
+DEFAULT_SAMPLES: Final = 16
+WORST_LAYERS: Final = 10
+_NAMED: Final = 3  # layers of a line about skipped ones
+SINGLE_THREAD: Final = RunnerOptions(threads=1)
+"""Waiting threads spin: on cores that are busy with other work two took 36 s for what one does in 1 s."""
+
+_SEEDED_INT8: Final = (
+    "measured on noise and seeded images, most of which leave the ranges that INT8 was calibrated for: "
+    "give --data DIR with images like those that the model will meet"
+)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How to compare.
+
+    Attributes:
+        samples: number of inputs, at most.
+        per_layer: compare inner tensors too (ONNX graphs and PyTorch modules).
+        gates: limits; None means those of the candidate's precision (FP32's where it is unknown, none of INT8).
+        reference_backend, candidate_backend: None means each model's own.
+    """
+
+    samples: int = DEFAULT_SAMPLES
+    per_layer: bool = False
+    gates: tuple[Gate, ...] | None = None
+    reference_backend: str | None = None
+    candidate_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        require_range("samples", self.samples, 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """The parity of an inner tensor."""
+
+    name: str
+    parity: Parity
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and the metrics side by side."""
+        return {"name": self.name, **self.parity.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> LayerParity:
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            raise ValueError("has no name")
+        return cls(data["name"], Parity.from_json(data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport(Report):
+    """How far a candidate model is from a reference.
+
+    Attributes:
+        reference, candidate: each model and what ran it.
+        outputs: the parity of each output, by the reference's name.
+        passed: whether every output keeps the gates; None if there are none and all values are finite.
+        failed: a sentence for each gate that an output misses.
+        first_divergence: the first layer, in execution order, that misses the gates.
+        worst_layers: at most ten inner tensors, the worst first, if these were compared.
+        skipped: why other inner tensors could not be compared, by name.
+        layers: all inner tensors in execution order; not in the JSON.
+    """
+
+    kind: ClassVar[str] = "validate"
+    derived: ClassVar[tuple[str, ...]] = ("parity",)
+
+    reference: str
+    candidate: str
+    outputs: Mapping[str, Parity]
+    passed: bool | None
+    failed: tuple[str, ...] = ()
+    first_divergence: str | None = None
+    worst_layers: tuple[LayerParity, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, Parity] = field(default_factory=dict, metadata={"json": False})
+
+    @classmethod
+    def of(
+        cls,
+        models: tuple[str, str],
+        outputs: Mapping[str, Parity],
+        gates: Sequence[Gate],
+        layers: LayerComparison | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> ComparisonReport:
+        """Judge a comparison: `models` describes reference and candidate, `gates` limit every output."""
+        failed = missed_gates(outputs, gates)
+        compared = layers.layers if layers is not None else {}
+        worst_layers = itertools.islice(worst_first(compared).items(), WORST_LAYERS)
+        return cls(
+            reference=models[0],
+            candidate=models[1],
+            outputs=outputs,
+            passed=False if failed else True if gates else None,
+            failed=failed,
+            first_divergence=first_divergence(compared, gates or DEFAULT_GATES["fp32"]),
+            worst_layers=tuple(itertools.starmap(LayerParity, worst_layers)),
+            skipped=layers.skipped if layers is not None else {},
+            layers=compared,
+            notes=notes,
+        )
+
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
+
+    def to_text(self) -> str:
+        """Return lines for people."""
+        verdict = "passed" if self.passed else "no gate"
+        lines = [line("reference", self.reference), line("candidate", self.candidate), *self._parity_lines()]
+        lines += [line("failed", sentence) for sentence in self.failed] or [verdict]
+        if self.first_divergence is not None:
+            lines.append(line("diverges", f"first at {self.first_divergence}"))
+        return "\n".join([*lines, *self._layer_table(), *self._skipped_lines()])
+
+    def _parity_lines(self) -> list[str]:
+        """The worst output, then every output if there are several."""
+        name, parity = worst(self.outputs)
+        if len(self.outputs) == 1:
+            return [line("parity", parity)]
+        each = [f"  {name}: {parity}" for name, parity in self.outputs.items()]
+        return [line("parity", f"{parity} (worst output: {name})"), *each]
+
+    def _layer_table(self) -> list[str]:
+        if not self.worst_layers:
+            return []
+        rows = (
+            (layer.name, f"{layer.parity.sqnr_db:.1f}", f"{layer.parity.cosine:.6f}", f"{layer.parity.max_abs:.3g}")
+            for layer in self.worst_layers
+        )
+        return table(("worst layer", "SQNR dB", "cosine", "max |Δ|"), rows, (1, 2, 3))
+
+    def _skipped_lines(self) -> list[str]:
+        """One line per reason: how many layers, and the first of them."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            by_reason.setdefault(reason, []).append(name)
+        return [
+            line("skipped", f"{len(names)} {reason}: {', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''}")
+            for reason, names in by_reason.items()
+        ]
+
+
+def compare(
+    reference: Any,
+    candidate: Any,
+    data: Any = None,
+    options: CompareOptions | None = None,
+    **stated: Unpack[LoadOptions],
+) -> ComparisonReport:
+    """Measure how far a candidate's outputs are from a reference's; a missed gate is reported, not raised.
+
+    >>> compare("digits.onnx", "digits.int8.openvino.onnx", "held_out/").parity.sqnr_db      # doctest: +SKIP
+    44.1
+
+    Args:
+        reference: the model to compare with: whatever `load` takes.
+        candidate: the model that is compared.
+        data: images to compare on: a folder, an `.npy` or `.npz` file, an array or any iterable of images or batches;
+            None takes seeded noise and images with the spectrum of natural scenes.
+        options: see `CompareOptions`.
+        **stated: facts about both models; see `load`.
+
+    Raises:
+        InputError: if a model or an image cannot be used, or the models take different inputs.
+        BackendError: if a backend is not available.
+    """
+    options = options or CompareOptions()
+    models = load(reference, **stated), load(candidate, **stated)
+    with (
+        models[0].runner(options.reference_backend) as ours,
+        models[1].runner(options.candidate_backend) as theirs,
+    ):
+        preprocessing = _shared_preprocessing(ours, theirs)
+        samples = samples_of(data, preprocessing, options.samples)
+        outputs = parity_of(ours, theirs, samples)
+        known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
+        gates = known if options.gates is None else options.gates
+        described = (
+            f"{_described(models[0])}: {ours.placement}",
+            f"{_described(models[1])}: {theirs.placement}",
+        )
+        notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data))
+    layers = None
+    if options.per_layer:
+        layers = _compare_layers(models, samples_of(data, preprocessing, options.samples), options)
+    return ComparisonReport.of(described, outputs, gates, layers, notes)
+
+
+def seeded_parity(
+    reference: Model, candidate: Model, preprocessing: Preprocessing, samples: int, *, finite_only: bool = False
+) -> dict[str, Parity]:
+    """Return the parity of each output on seeded inputs, on the CPU with one thread each.
+
+    With `finite_only`, values are not compared where the reference's are NaN or infinite: backends differ in whether a
+    ReLU lets NaN through.
+    """
+    with (
+        _torch_threads_restored(),
+        open_runner(reference, None, "cpu", SINGLE_THREAD) as ours,
+        open_runner(candidate, None, "cpu", SINGLE_THREAD) as theirs,
+    ):
+        inputs = list(seeded_samples(samples, preprocessing))
+        expected, found = list(outputs_of(ours, inputs)), list(outputs_of(theirs, inputs))
+    if finite_only:
+        found = [_where_finite(*pair) for pair in zip(expected, found, strict=True)]
+        expected = [_where_finite(feeds, feeds) for feeds in expected]
+    return compare_outputs(expected, found)
+
+
+def _where_finite(expected: Feeds, found: Feeds) -> dict[str, Array]:
+    """Return `found` with zeros where `expected` is NaN or infinite."""
+    return {name: np.where(np.isfinite(expected[name]), array, 0) for name, array in found.items()}
+
+
+def measured_parity(
+    reference: Model, candidate: Model, samples: Iterable[Array], backend: str | None = REFERENCE_BACKEND
+) -> dict[str, Parity]:
+    """Return the parity of each output on `samples`, both models on `backend` on the CPU."""
+    with open_runner(reference, backend, "cpu") as ours, open_runner(candidate, backend, "cpu") as theirs:
+        return parity_of(ours, theirs, samples)
+
+
+def require_parity(
+    outputs: Mapping[str, Parity],
+    precision: str,
+    subject: object,
+    why: str,
+    fix: str,
+    gates: Sequence[Gate] | None = None,
+) -> None:
+    """Check every output against `gates`, or the default ones of `precision`.
+
+    Raises:
+        GateError: about `subject`, with every miss after `why`.
+    """
+    misses = missed_gates(outputs, DEFAULT_GATES[precision] if gates is None else gates)
+    if misses:
+        raise GateError(subject, f"{why}: {'; '.join(misses)}", fix)
+
+
+def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[str, ...]:
+    """Return a sentence for each gate that an output misses; it names the output if there are several."""
+    several = len(outputs) > 1
+    return tuple(
+        f"{name}: {sentence}" if several else sentence
+        for name, parity in outputs.items()
+        for sentence in failed_gates(parity, gates)
+    )
+
+
+def _described(model: Model) -> str:
+    return str(model.path) if model.path is not None else model.name
+
+
+def _seeded_note(candidate: Runner, data: Any) -> tuple[str, ...]:
+    return (_SEEDED_INT8,) if candidate.placement.precision == "int8" and data is None else ()
+
+
+def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:
+    """Return how images are prepared for both.
+
+    Raises:
+        ModelFileError: if they take images of different sizes.
+    """
+    sizes = {size for size in map(input_size, (reference, candidate)) if size is not None}
+    if len(sizes) > 1:
+        why = f"takes {input_size(candidate)} pixels, the reference {input_size(reference)}"
+        raise ModelFileError("candidate", why, "compare models with the same input size")
+    manifest = reference.manifest or candidate.manifest
+    if manifest is not None and sizes <= {manifest.preprocessing.image_size}:
+        return manifest.preprocessing
+    return default_preprocessing(sizes.pop()) if sizes else default_preprocessing()
+
+
+@contextlib.contextmanager
+def _torch_threads_restored() -> Iterator[None]:
+    """PyTorch has one thread count per process, and its runner sets it: restore the caller's."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch is not None else None
+    try:
+        yield
+    finally:
+        if torch is not None and threads is not None:
+            torch.set_num_threads(threads)
+
+
+def _compare_layers(models: tuple[Model, Model], samples: Iterable[Array], options: CompareOptions) -> LayerComparison:
+    meter = LayerMeter()
+    with (
+        _inner_tensors(models[0], options.reference_backend) as ours,
+        _inner_tensors(models[1], options.candidate_backend) as theirs,
+    ):
+        for sample in samples:
+            meter.update(theirs.needed(ours.run(sample)), theirs.needed(theirs.run(sample)))
+        moved = ours.moved | theirs.moved
+    result = meter.result()
+    skipped = {name: moved.get(name, reason) for name, reason in result.skipped.items()}
+    return dataclasses.replace(result, skipped=skipped)
+
+
+@dataclass(frozen=True)
+class _InnerTensors:
+    """A runner of inner tensors, and what rewrites did to them: each is returned as the original model has it."""
+
+    runner: Runner
+    changes: Mapping[str, TensorChange]
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """Why a tensor of the original model cannot be compared, by its name."""
+        return {change.of: change.moved for change in self.changes.values() if change.moved is not None}
+
+    def needed(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Return `tensors` of the original model without values that nothing needs, which this one may cut off."""
+        limits = {change.of: change for change in self.changes.values() if change.low is not None}
+        return {name: limits[name].needed(array) if name in limits else array for name, array in tensors.items()}
+
+    def run(self, sample: Array) -> dict[str, Array]:
+        outputs = run_batched(self.runner, sample)
+        return dict(itertools.starmap(self._original, outputs.items()))
+
+    def _original(self, name: str, array: Array) -> tuple[str, Array]:
+        """Undo the changes of a tensor one by one: first of quantized values, then of what they quantize."""
+        known = set()
+        while (change := self.changes.get(name)) is not None and change.moved is None and name not in known:
+            known.add(name)
+            name, array = change.of, change.undone(array)
+        return name, array
+
+
+@contextlib.contextmanager
+def _inner_tensors(model: Model, backend: str | None) -> Iterator[_InnerTensors]:
+    """Open `model` with its inner tensors as outputs.
+
+    Raises:
+        BackendError: if it does not show inner tensors.
+    """
+    if not model.is_onnx and model.module is not None:
+        from densenet_deploy.models.taps import IntermediateOutputs
+
+        outputs = model.output_names[0] if model.output_names else "logits"
+        with open_runner(ModuleSource(IntermediateOutputs(model.module, outputs), model.manifest)) as runner:
+            yield _InnerTensors(runner, {})
+        return
+    if not model.is_onnx:
+        raise BackendError(model.name, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
+    require_packages("export", "onnx")
+    from densenet_deploy.graph.onnx_file import expose_values
+    from densenet_deploy.graph.tensor_changes import read_tensor_changes
+
+    exposed = expose_values(model.onnx)
+    changes = read_tensor_changes({entry.key: entry.value for entry in model.onnx.metadata_props})
+    shown = REFERENCE_BACKEND if model.precision == "int8" else None  # OpenVINO rescales those of a Q/DQ graph
+    with open_runner(exposed, backend or shown) as runner:
+        yield _InnerTensors(runner, changes)

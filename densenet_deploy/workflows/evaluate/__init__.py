@@ -1,1 +1,0 @@
-"""`evaluate`: accuracy on labelled images, which threads decode ahead of the model."""

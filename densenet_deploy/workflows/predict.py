@@ -1,0 +1,196 @@
+"""Predict: classify images, folders of images and glob patterns with any model."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Unpack
+
+from densenet_deploy.artifacts import StrPath
+from densenet_deploy.errors import DataError, InputError, UsageError, printable
+from densenet_deploy.model import InputDescription
+from densenet_deploy.reports import Report
+from densenet_deploy.runtime.classifier import Classifier, Prediction, Score
+from densenet_deploy.runtime.image_folders import find_images
+from densenet_deploy.runtime.runner import Placement, RunnerOptions
+from densenet_deploy.workflows.load import LoadOptions, input_of, load
+from densenet_deploy.workflows.notes import untrained_note
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """The best classes of one image, best first; `error` says why there are none."""
+
+    file: str
+    top: tuple[Score, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction with plain types."""
+        top = [{"index": score.index, "label": score.label, "score": score.score} for score in self.top]
+        return {"file": self.file, "top": top, **({"error": self.error} if self.error else {})}
+
+    @classmethod
+    def from_json(cls, data: Any) -> FilePrediction:
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        try:
+            top = tuple(Score(int(s["index"]), s["label"], float(s["score"])) for s in data["top"])
+            return cls(str(data["file"]), top, data.get("error"))
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueError("is not a prediction") from exc
+
+    def __str__(self) -> str:
+        lines = [printable(self.error)] if self.error is not None else list(map(str, self.top))
+        return "\n".join([printable(self.file), *lines])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictReport(Report):
+    """A prediction for every image, and what ran it.
+
+    Attributes:
+        predictions: in the order of the images.
+        bad: how many images could not be read.
+        input: how images were prepared.
+    """
+
+    kind: ClassVar[str] = "run"
+    derived: ClassVar[tuple[str, ...]] = ("bad",)
+
+    predictions: tuple[FilePrediction, ...]
+    backend: str
+    version: str
+    device: str
+    provider: str
+    precision: str
+    threads: int
+    input: InputDescription | None = None
+
+    @property
+    def bad(self) -> int:
+        """Number of images that could not be read."""
+        return sum(prediction.error is not None for prediction in self.predictions)
+
+    @property
+    def failure(self) -> InputError | None:
+        """The error to end a command with: that of the first bad image, if there is one."""
+        for prediction in self.predictions:
+            if prediction.error is not None:
+                why = f"{prediction.error} ({self.bad} of {len(self.predictions)} images could not be read)"
+                return DataError(prediction.file, why, "repair or remove it, or raise --max-bad")
+        return None
+
+    def to_text(self) -> str:
+        """Return lines for people."""
+        words = (f"{self.backend} {self.version}", self.provider, self.device, self.precision)
+        ran = ", ".join((*words, f"{self.threads} threads"))
+        return "\n".join([*map(str, self.predictions), f"({ran})"])
+
+
+def predict(
+    source: Any,
+    images: StrPath | Iterable[StrPath],
+    *,
+    top_k: int = 5,
+    backend: str | None = None,
+    device: str | None = None,
+    options: RunnerOptions | None = None,
+    **stated: Unpack[LoadOptions],
+) -> PredictReport:
+    """Return the `top_k` best classes of every image; one that cannot be read costs only its own prediction.
+
+    >>> predict("digits.onnx", "held_out/7").predictions[0].top[0].label           # doctest: +SKIP
+    '7'
+
+    Args:
+        source: whatever `load` takes.
+        images: image files, folders (searched directly and in their class folders) and glob patterns.
+        top_k: number of classes per image.
+        backend: see `open_runner`.
+        device: see `open_runner`.
+        options: see `RunnerOptions`.
+        **stated: facts about the model; see `load`.
+
+    Raises:
+        UsageError: if `top_k` is below 1, or a pattern matches nothing.
+        InputError: if the model cannot be used, or there is no such file or folder.
+        BackendError: if the backend or device is not available.
+    """
+    if top_k < 1:
+        raise UsageError(f"top-k={top_k}", "is out of range", "ask for at least 1 class")
+    paths = list(image_paths([images] if isinstance(images, (str, os.PathLike)) else images))
+    model = load(source, **stated)
+    with model.runner(backend, device, options) as runner:
+        classifier = Classifier(runner)
+        predictions, remarks = _classified(classifier, paths, top_k)
+        notes = (*model.notes, *untrained_note(runner.manifest), *classifier.assumptions, *remarks)
+        described = input_of(model) if model.manifest is not None else None
+        return _report(tuple(predictions), runner.placement, described, tuple(notes))
+
+
+def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
+    """Yield the images that files, folders and glob patterns name, in that order.
+
+    Raises:
+        DataError: if a folder holds no images.
+        InputError: if a pattern matches nothing.
+    """
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            yield from find_images(path)
+        elif path.exists() or not glob.has_magic(os.fspath(source)):
+            yield path
+        else:
+            found = sorted(glob.glob(os.fspath(source), recursive=True))  # noqa: PTH207 - takes absolute patterns too
+            if not found:
+                raise InputError(source, "matches no file", "check the pattern")
+            yield from itertools.chain.from_iterable(map(_expanded, map(Path, found)))
+
+
+def _expanded(path: Path) -> Iterable[Path]:
+    return find_images(path) if path.is_dir() else (path,)
+
+
+def _classified(classifier: Classifier, paths: Iterable[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
+    predictions: list[FilePrediction] = []
+    notes: list[str] = []
+    for path in paths:
+        try:
+            found = classifier.classify(path, top_k)
+        except InputError as exc:
+            if exc.subject != printable(path):  # about the model, not about this image
+                raise
+            predictions.append(FilePrediction(str(path), error=exc.why))
+            continue
+        assert isinstance(found, Prediction)
+        predictions.append(FilePrediction(str(path), found.top))
+        notes += [f"{path}: {note}" for note in found.notes]
+    return predictions, notes
+
+
+def _report(
+    predictions: tuple[FilePrediction, ...],
+    placement: Placement,
+    described: InputDescription | None,
+    notes: tuple[str, ...],
+) -> PredictReport:
+    return PredictReport(
+        predictions=predictions,
+        backend=placement.backend,
+        version=placement.version,
+        device=placement.device,
+        provider=placement.provider,
+        precision=placement.precision,
+        threads=placement.threads,
+        input=described,
+        notes=notes,
+    )

@@ -1,0 +1,141 @@
+"""Comparing two models: equal ones pass, a changed weight is found by its layer, unlike ones are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
+from densenet_deploy.parity.gates import Gate
+from densenet_deploy.workflows.compare import CompareOptions, compare
+from densenet_deploy.workflows.load import load
+
+QUICK = CompareOptions(samples=2)
+CHANGED = "features.denseblock2.denselayer1.conv2"
+
+
+@pytest.fixture
+def changed(tiny_onnx: Path, tmp_path: Path) -> Path:
+    """A copy in which one convolution has the opposite sign."""
+    model = onnx.load(tiny_onnx)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == f"{CHANGED}.weight")
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    return tmp_path / "changed.onnx"
+
+
+def test_a_model_equals_itself(tiny_onnx):
+    report = compare(tiny_onnx, tiny_onnx, options=QUICK)
+    assert report.passed
+    assert (report.parity.max_abs, report.parity.top1_agreement) == (0.0, 1.0)
+    assert report.notes == ("untrained weights (random, seed 0): predictions are meaningless",)
+
+
+def test_every_backend_computes_the_same(tiny_onnx):
+    options = CompareOptions(samples=2, reference_backend="onnxruntime", candidate_backend="openvino")
+    report = compare(tiny_onnx, tiny_onnx, options=options)
+    assert report.passed
+    assert "onnxruntime" in report.reference
+    assert "openvino" in report.candidate
+
+
+def test_a_changed_weight_fails_and_its_layer_is_the_first_to_diverge(tiny_onnx, changed):
+    report = compare(tiny_onnx, changed, options=CompareOptions(samples=2, per_layer=True))
+    assert not report.passed
+    assert report.first_divergence == CHANGED
+    assert report.layers[CHANGED].cosine == pytest.approx(-1.0)
+    assert report.layers["features.denseblock1.concat"].max_abs == 0.0
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert facts["passed"] is False
+    assert CHANGED in {layer["name"] for layer in facts["worst_layers"]}
+
+
+def test_equal_models_diverge_nowhere(tiny_onnx):
+    report = compare(tiny_onnx, tiny_onnx, options=CompareOptions(samples=1, per_layer=True))
+    assert report.first_divergence is None
+    assert list(report.layers)[-1] == "logits"
+    assert report.skipped == {}
+
+
+def test_a_checkpoint_shows_its_layers_too(checkpoint):
+    report = compare(checkpoint, checkpoint, options=CompareOptions(samples=1, per_layer=True))
+    assert report.passed
+    assert CHANGED in report.layers
+
+
+def test_another_checkpoint_is_another_model(tiny_onnx, checkpoint):
+    assert not compare(tiny_onnx, checkpoint, options=QUICK).passed
+
+
+def test_the_gates_given_are_the_gates_that_count(tiny_onnx, changed):
+    assert compare(tiny_onnx, changed, options=CompareOptions(samples=2, gates=())).passed is None
+    strict = CompareOptions(samples=2, gates=(Gate("max_abs", 1e-9),))
+    assert "max_abs" in compare(tiny_onnx, changed, options=strict).failed[0]
+
+
+def test_images_of_the_users_are_compared_on(tiny_onnx, images):
+    report = compare(tiny_onnx, tiny_onnx, images, CompareOptions(samples=3))
+    assert report.parity.count == 3 * 10  # logits of three images
+
+
+def test_a_folder_without_images_is_refused(tiny_onnx, tmp_path):
+    with pytest.raises(DataError):
+        compare(tiny_onnx, tiny_onnx, tmp_path)
+
+
+def test_models_of_different_sizes_are_refused(tiny_onnx, tmp_path):
+    model = onnx.load(tiny_onnx)
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 64
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "larger.onnx")
+    with pytest.raises(ModelFileError):
+        compare(tiny_onnx, tmp_path / "larger.onnx", options=QUICK)
+
+
+def test_a_third_party_file_is_compared_on_imagenet_preprocessing(torchvision_onnx):
+    report = compare(torchvision_onnx, torchvision_onnx, options=QUICK)
+    assert report.passed
+    assert report.notes == ()
+
+
+def test_what_shows_no_inner_tensors_is_refused(tiny_onnx, tmp_path):
+    import openvino
+
+    openvino.save_model(openvino.convert_model(tiny_onnx), tmp_path / "tiny.xml", compress_to_fp16=False)
+    with pytest.raises(BackendError) as caught:
+        compare(tiny_onnx, tmp_path / "tiny.xml", options=CompareOptions(samples=1, per_layer=True))
+    assert caught.value.subject == "tiny"
+
+
+def test_anything_that_loads_is_compared(tiny_onnx, changed):
+    quick = CompareOptions(samples=1)
+    assert compare(tiny_onnx, tiny_onnx.read_bytes(), options=quick).parity.max_abs == 0.0
+    assert compare(load(tiny_onnx), onnx.load(changed), options=quick).parity.max_abs > 0.0
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "npy"])
+def test_arrays_are_compared_on(tiny_onnx, tmp_path, kind):
+    array = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
+    np.save(tmp_path / "a.npy", array)
+    data = {"array": array, "list": list(array), "npy": tmp_path / "a.npy"}[kind]
+    report = compare(tiny_onnx, tiny_onnx, data, CompareOptions(samples=8))
+    assert report.outputs["logits"].count == 3 * 10
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_nothing_to_compare_is_a_usage_error(samples):
+    with pytest.raises(UsageError) as caught:
+        CompareOptions(samples=samples)
+    assert caught.value.subject == f"samples={samples}"
+
+
+def test_the_same_samples_come_every_time(tiny_onnx, changed):
+    one, two = (compare(tiny_onnx, changed, options=QUICK).parity for _ in range(2))
+    assert one == two
+    assert np.isfinite(one.max_abs)

@@ -1,0 +1,184 @@
+"""Accuracy on labelled images, by hand and by `evaluate`, and disagreements of two models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
+from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.workflows.evaluate import EvaluateOptions, EvaluateReport, evaluate
+from tests.conftest import DIGITS
+
+UNTRAINED = "untrained weights (random, seed 0): predictions mean nothing"
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_one_image_in_every_class_is_right_once_in_ten_and_among_five_half_the_time(tiny_onnx, images, batch):
+    report = evaluate(tiny_onnx, images, EvaluateOptions(batch=batch))
+    assert (report.top1, report.top5, report.count) == (0.1, 0.5, 10)
+
+
+def test_a_checkpoint_is_evaluated_too(checkpoint, images):
+    report = evaluate(checkpoint, images)
+    assert (report.top1, report.backend) == (0.1, "torch")
+    assert report.notes == ()
+
+
+def test_the_evaluation_is_plain_json_and_readable(tiny_onnx, images):
+    report = evaluate(tiny_onnx, images)
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert (facts["top1"], facts["top5"], facts["count"]) == (0.1, 0.5, 10)
+    assert facts["images_per_second"] == pytest.approx(10 / facts["seconds"])
+    assert facts["notes"] == [UNTRAINED]
+    assert "top-1 10.00%, top-5 50.00% on 10 images" in report.to_text()
+
+
+@pytest.fixture
+def one_broken(images, tmp_path):
+    """The same folders, with one file that is not an image."""
+    for folder in images.iterdir():
+        (tmp_path / folder.name).mkdir()
+        (tmp_path / folder.name / "same.png").write_bytes((folder / "same.png").read_bytes())
+    (tmp_path / "3" / "page.jpg").write_text("<html>404</html>")
+    return tmp_path
+
+
+def test_a_broken_image_is_an_error_unless_it_is_allowed(tiny_onnx, one_broken):
+    with pytest.raises(DataError):
+        evaluate(tiny_onnx, one_broken)
+    report = evaluate(tiny_onnx, one_broken, EvaluateOptions(max_bad=1))
+    assert (report.count, [bad.file.name for bad in report.bad]) == (10, ["page.jpg"])
+    assert report.to_json()["bad"][0]["file"].endswith("page.jpg")
+    assert "page.jpg" in report.to_text()
+
+
+@pytest.mark.parametrize("count", [3, 11])
+def test_without_labels_there_must_be_as_many_folders_as_classes(tiny_onnx, images, tmp_path, count):
+    for index in range(count):
+        (tmp_path / f"{index:02}").mkdir()
+        (tmp_path / f"{index:02}" / "same.png").write_bytes((images / "0" / "same.png").read_bytes())
+    with pytest.raises(DataError) as caught:
+        evaluate(tiny_onnx, tmp_path)
+    assert caught.value.subject == str(tmp_path)
+    assert str(count) in caught.value.why
+
+
+def test_a_flat_folder_with_its_classes_in_a_file_gives_what_folders_give(digits_onnx, tmp_path):
+    flat, lines = tmp_path / "flat", []
+    flat.mkdir()
+    for path in sorted((DIGITS / "held_out").glob("*/*.png"))[::6]:
+        name = f"{path.parent.name}_{path.name}"
+        (flat / name).write_bytes(path.read_bytes())
+        (tmp_path / "tree" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / path.parent.name / path.name).write_bytes(path.read_bytes())
+        lines.append(f"{name} {path.parent.name}")
+    truth = tmp_path / "truth.txt"
+    truth.write_text("\n".join(lines[:-1]))
+    by_file = evaluate(digits_onnx, flat, EvaluateOptions(ground_truth=truth))
+    assert by_file.count == len(lines) - 1
+    assert any("1 images" in note for note in by_file.notes)
+    truth.write_text("\n".join([*lines, "gone.png 3"]))
+    with pytest.raises(DataError) as caught:
+        evaluate(digits_onnx, flat, EvaluateOptions(ground_truth=truth))
+    assert caught.value.subject == str(flat / "gone.png")
+    by_file = evaluate(digits_onnx, flat, EvaluateOptions(ground_truth=truth, max_bad=1))
+    by_folder = evaluate(digits_onnx, tmp_path / "tree")
+    assert [bad.file.name for bad in by_file.bad] == ["gone.png"]
+    assert (by_file.top1, by_file.count) == (by_folder.top1, by_folder.count)
+    assert by_file.classes == by_folder.classes
+
+
+def test_classes_confusions_and_calibration_add_up(digits_onnx):
+    report = evaluate(digits_onnx, DIGITS / "held_out")
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert [entry["label"] for entry in facts["classes"]] == list("0123456789")
+    assert sum(entry["count"] for entry in facts["classes"]) == 360
+    assert sum(entry["right"] for entry in facts["classes"]) == round(facts["top1"] * 360)
+    wrong = [entry for entry in facts["confusion"] if entry["truth"] != entry["predicted"]]
+    assert sum(entry["count"] for entry in wrong) == 360 - round(facts["top1"] * 360) > 0
+    assert 0 < facts["calibration_error"] < 0.1
+    assert sum(part["count"] for part in facts["reliability"]) == 360
+    text = report.to_text()
+    assert "calibration error" in text
+    assert "weakest classes" in text
+    assert "most frequent confusions" in text
+
+
+def test_if_all_is_right_there_is_no_weak_class(digits_onnx, tmp_path):
+    (tmp_path / "7").symlink_to(DIGITS / "held_out" / "7")
+    report = evaluate(digits_onnx, tmp_path)
+    assert report.top1 == 1
+    assert "weakest" not in report.to_text()
+    assert "confusions" not in report.to_text()
+
+
+def test_disagreements_are_listed_with_their_files(digits_onnx, tiny_onnx):
+    report = evaluate(digits_onnx, DIGITS / "held_out", EvaluateOptions(against=tiny_onnx))
+    other = report.against
+    assert other is not None
+    both_right = 360 * report.top1 - other.only_first_right
+    assert both_right == pytest.approx(360 * other.top1 - other.only_second_right)
+    assert 100 < len(other.disagreements) <= 360 - both_right
+    for found in other.disagreements:
+        assert found.first != found.second
+        assert found.file.parent.name == str(found.truth)
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))["against"]
+    assert facts["top1_agreement"] == pytest.approx(1 - len(other.disagreements) / 360)
+    assert facts["disagreements"][0]["file"].endswith(".png")
+    assert 0 < facts["disagreements"][0]["first_score"] <= 1
+    lines = report.to_text().splitlines()
+    assert lines[-1] == f"… and {len(other.disagreements) - 20} more; --json lists all"
+    assert lines[-2].startswith(f"  {other.disagreements[19].file}: ")
+    assert f"{tiny_onnx}: {UNTRAINED}" in report.notes
+
+
+def test_a_model_agrees_with_itself_on_another_backend(tiny_onnx, images):
+    options = EvaluateOptions(against=tiny_onnx, against_backend="openvino")
+    against = evaluate(tiny_onnx, images, options).against
+    assert against is not None
+    assert (against.top1_agreement, against.disagreements, against.backend) == (1.0, (), "openvino")
+
+
+def test_a_missing_second_model_is_refused_before_the_first_runs(tiny_onnx, tmp_path):
+    with pytest.raises(InputError) as caught:
+        evaluate(tiny_onnx, tmp_path / "unread", EvaluateOptions(against=tmp_path / "none.onnx"))
+    assert caught.value.subject == str(tmp_path / "none.onnx")
+
+
+def test_a_runner_is_evaluated_and_stays_open(tiny_onnx, images):
+    with open_runner(tiny_onnx) as runner:
+        report = evaluate(runner, str(images))
+        assert runner.is_usable
+    assert (report.top1, report.model, report.backend) == (0.1, "onnxruntime", "onnxruntime")
+
+
+def test_a_report_reads_its_own_json(tiny_onnx, images):
+    report = evaluate(tiny_onnx, images, EvaluateOptions(against=tiny_onnx))
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert facts["task"] == "multiclass"
+    assert EvaluateReport.from_json(facts) == report
+
+
+def test_a_model_of_another_task_is_refused(tiny_onnx, images):
+    with open_runner(tiny_onnx) as runner:
+        runner.manifest = dataclasses.replace(runner.manifest, task="multilabel")
+        with pytest.raises(ModelFileError) as caught:
+            evaluate(runner, images)
+    assert "multilabel" in caught.value.why
+
+
+def test_progress_counts_the_images(tiny_onnx, images):
+    told = []
+    evaluate(tiny_onnx, images, EvaluateOptions(batch=4), progress=lambda *step: told.append(step))
+    assert told == [("evaluate", 0, 10), ("evaluate", 4, 10), ("evaluate", 8, 10)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"max_bad": -1}, {"decode_threads": 0}, {"against_backend": "openvino"}]
+)
+def test_invalid_options_are_refused(wrong):
+    with pytest.raises(UsageError):
+        EvaluateOptions(**wrong)
