@@ -69,14 +69,14 @@ def build_trt_command(
 ) -> Report:
     """Build a TensorRT engine: (export,) put the precision in the graph, build, read back what runs."""
     precision = _precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
-    from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour
-    from densenet_deploy.workflows.build_engine.graph import Wanted, is_parsed
+    from densenet_deploy.engines.options import BuildOptions, batch_profiles
     from densenet_deploy.workflows.sandbox import Loader, UntrustedFile, preflight
 
+    if model is not None and variant is not None:
+        raise UsageError("build-trt", "was given both a file and --variant", "give one of them")
     quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
-    wanted = Wanted(model, precision, variant, calibration, quantization, out, force)
     options = BuildOptions(
-        flavour=choose_flavour(flavour),
+        flavour=flavour,
         precision=precision,
         profiles=batch_profiles(min_batch or [], opt_batch or [], max_batch or []),
         targets=tuple(target or ()),
@@ -92,19 +92,21 @@ def build_trt_command(
         aux_streams=aux_streams,
         verbosity=verbosity,
     )
-    if model is not None and is_parsed(wanted):
+    from densenet_deploy.workflows.build_engine import build
+    from densenet_deploy.workflows.build_engine import dry_run as dry_run_of
+    from densenet_deploy.workflows.build_request import BuildRequest, is_parsed
+
+    others = {"calibration": calibration, "out": out, "force": force}
+    request = BuildRequest.of(variant if model is None else model, options, quantization, {}, **others)
+    if model is not None and is_parsed(model, precision):
         preflight(UntrustedFile(model, (Loader.GRAPH,) if calibration is None else (Loader.GRAPH, Loader.SESSION)))
     if dry_run:
-        from densenet_deploy.workflows.build_engine.build_engine import dry_run as say
-
-        return say(wanted, options)
-    from densenet_deploy.engines.builder import Builder
-
-    with Builder(options) as builder, args.progress() as listener:
-        from densenet_deploy.workflows.build_engine.build_engine import build_engine  # while TensorRT is imported
-
-        cache = _calibration_cache(calibration)
-        return build_engine(wanted, options, builder=builder, cache=cache, listener=listener)
+        return dry_run_of(request)
+    cache = _calibration_cache(calibration)
+    with args.progress() as listener:
+        report = build(request, cache=cache, progress=listener).report
+    assert report is not None
+    return report
 
 
 def _calibration_cache(calibration: Path | None) -> CalibrationCache | None:
@@ -137,7 +139,7 @@ def _quantization(precision: str, weights: str | None, samples: int | None, *, q
     """
     import dataclasses
 
-    from densenet_deploy.workflows.build_engine.graph import QUANTIZATION
+    from densenet_deploy.workflows.build_request import QUANTIZATION
 
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"
