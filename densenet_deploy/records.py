@@ -14,8 +14,9 @@ DataError: data: size: is 0, not a whole number from 1 to 8192; ...
 
 Hints that are understood: `str`, `int`, `float`, `bool`, `None`, `Path`, `object` (any JSON value), `Literal`, tuples,
 mappings with text keys, other records, unions of these, and `Annotated` with `Range` or `Choice`. A field's JSON key is
-its name, or `field(metadata={"key": ...})`. A class that is written in another form defines `to_json(self)` and the
-classmethod `from_json(cls, data)`, which raises ValueError; both are used wherever it is nested in another record.
+its name, or `field(metadata={"key": ...})`; one with the metadata `{"json": False}` stays out of it. A class that is
+written in another form defines `to_json(self)` and the classmethod `from_json(cls, data)`, which raises ValueError;
+both are used wherever it is nested in another record.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def to_plain(value: object) -> Any:
 
 def fields_to_plain(record: Any) -> dict[str, Any]:
     """Return the fields of a record by key, whatever `to_json` it may have."""
-    return {key_of(field): to_plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    fields = (field for field in dataclasses.fields(record) if field.metadata.get("json", True))
+    return {key_of(field): to_plain(getattr(record, field.name)) for field in fields}
 
 
 def from_plain(kind: type[T], data: object, where: str = "", fail: Fail = data_error, *, strict: bool = False) -> T:
@@ -249,7 +251,8 @@ def _read_record(kind: Any, data: object, where: str, strict: bool) -> Any:
 def _values(kind: Any, data: object, where: str, strict: bool) -> dict[str, Any]:
     """Return the checked values of a record's fields by name."""
     facts, prefix = dict(_object(data, where)), f"{where}." if where else ""
-    hints, known = _hints(kind), {key_of(field): field for field in dataclasses.fields(kind) if field.init}
+    fields = (field for field in dataclasses.fields(kind) if field.init and field.metadata.get("json", True))
+    hints, known = _hints(kind), {key_of(field): field for field in fields}
     if strict and (unknown := [key for key in facts if key not in known]):
         near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -1,8 +1,8 @@
 """Digits as a camera might meet them: rendered in several hands, tilted, cluttered, faint, blurred and noisy.
 
 An image is a function of a seed, a split and a number, and of nothing else: training draws new numbers every epoch,
-and everyone who asks for number 7 of the held-out images gets the same one. The digit of an image is its number's
-last. Splits share neither images nor scans of handwriting.
+and number 7 of the held-out images is always the same one. An image shows the last digit of its number. Splits share
+neither images nor scans of handwriting.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Nuisance:
-    """What stands between an image and its digit; the defaults leave a well trained network a few errors in a hundred.
+    """What makes a digit hard to read; with the defaults, a well-trained network makes a few errors in a hundred.
 
     Heights, shifts and radii are in pixels; contrast and noise in grey levels of 255; shares are of all images.
     """

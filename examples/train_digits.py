@@ -1,7 +1,7 @@
 """Train a small DenseNet-BC on handwritten digits, on a CPU in minutes: `python -m examples.train_digits`.
 
-It leaves in `examples/digits/` the weights with all that a runner needs (labels, preprocessing, origin), how they came
-about (`training.json`) and the held-out images. The last epoch is kept, so the held-out digits choose nothing.
+It writes to `examples/digits/` the weights with all that a runner needs (labels, preprocessing, origin), how they were
+trained (`training.json`) and the held-out images. The last epoch is kept, so the held-out digits choose nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.sources.weights import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS, PREPROCESSING, SPLIT_SEED, Digits, digits_split, inputs_from, write_images
-from examples.training import Batch, TrainingPlan, fit, share_right, write_network
+from examples.training import Batch, TrainingPlan, accuracy_of, fit, write_network
 
 OUTPUT: Final = Path(__file__).parent / "digits"
 
@@ -48,8 +48,8 @@ def train(data: Digits, options: TrainingOptions) -> DenseNet:
 
 
 def accuracy(model: DenseNet, data: Digits) -> float:
-    """Return the share of `data` that the model reads correctly."""
-    return share_right(model, torch.from_numpy(inputs_from(data.images)), torch.from_numpy(data.digits))
+    """Return the share of `data` that the model classifies correctly."""
+    return accuracy_of(model, torch.from_numpy(inputs_from(data.images)), torch.from_numpy(data.digits))
 
 
 def write_results(folder: Path, model: DenseNet, options: TrainingOptions, data: tuple[Digits, Digits]) -> float:
@@ -76,7 +76,7 @@ def _batches(data: Digits, options: TrainingOptions) -> Iterator[Batch]:
 
 
 def _moved(inputs: Tensor, options: TrainingOptions) -> Tensor:
-    """Turn and shift each image a little; what comes in at the border repeats the border."""
+    """Turn and shift each image a little; pixels from outside repeat the border."""
     count = len(inputs)
     angles = (torch.rand(count) * 2 - 1) * math.radians(options.most_degrees)
     shifts = (torch.rand(count, 2) * 2 - 1) * (2 * options.most_shift)
@@ -86,7 +86,7 @@ def _moved(inputs: Tensor, options: TrainingOptions) -> Tensor:
 
 
 def main() -> None:
-    """Train with the options' defaults, or for fewer epochs to try it out, and say how well it reads."""
+    """Train with the options' defaults, or for fewer epochs to try it out, and print the accuracy."""
     parser = argparse.ArgumentParser(description="Train a small DenseNet-BC on handwritten digits.")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     parser.add_argument("--epochs", type=int, default=TrainingOptions.epochs)

@@ -1,7 +1,7 @@
 """Train a DenseNet-121 on rendered digits: `python -m examples.train_rendered_digits`, ten minutes of one core.
 
-It shows what INT8 costs on a network of full size whose answers are not all easy. It leaves in
-`artifacts/rendered_digits/` the weights with all that a runner needs, how they came about (`training.json`),
+It shows what INT8 costs on a full-size network that does not find every image easy. It writes to
+`artifacts/rendered_digits/` the weights with all that a runner needs, how they were trained (`training.json`),
 `calibration/` and `held_out/`. Every epoch draws new images. The last epoch is kept, so the held-out images choose
 nothing.
 """
@@ -23,7 +23,7 @@ from densenet_deploy.sources.weights import weights_sha256
 from densenet_deploy.variants import find_variant
 from examples.digits_data import LABELS
 from examples.rendered_digits import PREPROCESSING, Nuisance, images_of, inputs_from, write_split
-from examples.training import Batch, TrainingPlan, fit, share_right, write_network
+from examples.training import Batch, TrainingPlan, accuracy_of, fit, write_network
 
 OUTPUT: Final = Path("artifacts") / "rendered_digits"
 WEIGHTS_NAME: Final = "densenet_rendered_digits.safetensors"
@@ -33,8 +33,8 @@ WEIGHTS_NAME: Final = "densenet_rendered_digits.safetensors"
 class RenderedOptions(TrainingPlan):
     """How to train; `seed` decides weights and images, with equal threads bit for bit.
 
-    Over the first `easy_share` of the images nuisance grows from none to all of it: of what is hard from the start, a
-    network learned nothing in ten thousand images. All but the last `float32_epochs` compute in bfloat16, which takes
+    Over the first `easy_share` of the images nuisance grows from none to all of it: a network that met hard images
+    from the start learned nothing in ten thousand. All but the last `float32_epochs` compute in bfloat16, which takes
     two thirds of the time where the CPU has it.
     """
 
@@ -71,7 +71,7 @@ def write_results(folder: Path, model: DenseNet, options: RenderedOptions, secon
     write_split(folder / "calibration", "calibration", sizes.calibration)
     held_out = write_split(folder / "held_out", "held_out", sizes.held_out)
     inputs, digits = torch.from_numpy(inputs_from(held_out.images)), torch.from_numpy(held_out.digits)
-    score = share_right(model, inputs, digits)
+    score = accuracy_of(model, inputs, digits)
     facts = {
         "options": asdict(options),
         "nuisance": asdict(Nuisance()),
@@ -104,7 +104,7 @@ def _nuisance_at(number: int, options: RenderedOptions) -> Nuisance:
 
 
 def main() -> None:
-    """Train with the options' defaults, or for fewer epochs to try it out, and say how well it reads."""
+    """Train with the options' defaults, or for fewer epochs to try it out, and print the accuracy."""
     parser = argparse.ArgumentParser(description="Train a DenseNet-121 on rendered digits.")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     parser.add_argument("--epochs", type=int, default=RenderedOptions.epochs)

@@ -1,4 +1,4 @@
-"""What the training scripts of this folder share: the loop, the share read right, and what they leave in a folder."""
+"""What the training scripts of this folder share: the loop, the accuracy, and the files that they write."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def fit(
     return model.eval()
 
 
-def share_right(model: DenseNet, inputs: Tensor, classes: Tensor) -> float:
-    """Return the share of `inputs` (N, 3, H, W) that the model reads as `classes` (N,)."""
+def accuracy_of(model: DenseNet, inputs: Tensor, classes: Tensor) -> float:
+    """Return the share of `inputs` (N, 3, H, W) that the model classifies as `classes` (N,)."""
     with torch.inference_mode():
         read = torch.cat([model(part).argmax(1) for part in inputs.split(_EVALUATION_BATCH)])
     return int((read == classes).sum()) / len(classes)
 
 
 def write_network(folder: Path, name: str, model: DenseNet, manifest: Manifest, facts: Mapping[str, object]) -> None:
-    """Write to `folder` the weights as `name`, `labels.txt`, and `facts` with the surroundings as `training.json`."""
+    """Write to `folder` the weights as `name`, `labels.txt`, and `facts` with the environment as `training.json`."""
     report = {
         **facts,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

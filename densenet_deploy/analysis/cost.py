@@ -2,7 +2,7 @@
 
 A convolution of C_in to C_out channels with a K×K kernel has C_in·C_out·K² weights, each used once per output pixel; a
 linear layer uses each weight once. Those uses are the MACs; normalizations, activations, pools and biases add none. A
-normalization has two parameters a channel (scale and shift); its running statistics are not parameters.
+normalization has two parameters per channel (scale and shift); its running statistics are not parameters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the features of a DenseNet grow layer by layer, put together from the shapes that a run of it showed."""
+"""How the features of a DenseNet grow layer by layer, from the shapes that a run of it shows."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def growth_steps(shapes: Mapping[str, tuple[int, ...]]) -> tuple[GrowthStep, ...
             transition's convolution, `transition1`; a transition's H and W do not matter.
 
     Raises:
-        DataError: if no layer was seen, or not what enters its block.
+        DataError: if the shapes of a layer, or of what enters its block, are missing.
     """
     layers = {(int(match[1]), int(match[2])): shapes[name] for name in shapes if (match := _LAYER.fullmatch(name))}
     if not layers:
-        raise DataError("growth", "no dense layer was seen in the run", "plot a DenseNet exported here")
+        raise DataError("growth", "the run shows no dense layer", "plot a DenseNet exported here")
     steps: list[GrowthStep] = []
     for (block, layer), (channels, size, _) in sorted(layers.items()):
         if layer == 1:
             source = "conv0" if block == 1 else f"transition{block - 1}"
             if source not in shapes:
-                raise DataError("growth", f"{source} was not seen in the run", "plot a DenseNet exported here")
+                raise DataError("growth", f"the run does not show {source}", "plot a DenseNet exported here")
             steps.append(GrowthStep(block, 0, shapes[source][0], size))
         steps.append(GrowthStep(block, layer, steps[-1].channels + channels, size))
     return tuple(steps)

@@ -207,7 +207,7 @@ class DenseNet(nn.Module):
 def build_model(spec: DenseNetSpec, *, seed: int = 0, memory_efficient: bool = False) -> DenseNet:
     """Return an untrained DenseNet in eval mode; the same `seed` gives the same weights.
 
-    The weights come from a generator of their own, and torch's global random state is left as it was.
+    The weights come from a generator of their own, and torch's global random state stays unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         model = DenseNet(spec, memory_efficient=memory_efficient)
@@ -237,7 +237,7 @@ def _initialize(module: nn.Module, generator: torch.Generator) -> None:
 
 @contextlib.contextmanager
 def _untracked(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Let `norm` count on copies: a recomputation must not move the running statistics a second time."""
+    """Give `norm` copies of its running statistics: a recomputation must not update them again."""
     kept = dict(norm.named_buffers())
     for name, buffer in kept.items():
         setattr(norm, name, buffer.clone())

@@ -41,7 +41,7 @@ def _names(paths: dict[ir.Node, str]) -> Iterable[tuple[ir.Node, str]]:
 
 
 def _unique(named: Iterable[tuple[ir.Node, str]], taken: set[str]) -> Iterable[tuple[ir.Node, str]]:
-    """Number the names that are `taken`, by a value that keeps its name or by an earlier node, from 2 on."""
+    """Number the names that are `taken`, by an earlier node or a value with a fixed name, from 2 on."""
     for node, name in named:
         candidates = itertools.chain((name,), (f"{name}_{number}" for number in itertools.count(2)))
         unique = next(candidate for candidate in candidates if candidate not in taken)

@@ -46,17 +46,19 @@ class Parity:
         return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
     @classmethod
-    def from_json(cls, facts: Mapping[str, float | None]) -> Self:
+    def from_json(cls, facts: Any) -> Self:
         """Read what `to_json` wrote, older files without `centred_sqnr_db` included.
 
         Null becomes +∞ in both SQNRs where the largest error is 0. Elsewhere it becomes None in the metrics that may be
         None, −∞ in the SQNR where others are known (the reference was zero), and otherwise NaN.
 
         Raises:
-            KeyError: if a metric is missing.
+            ValueError: if a metric is missing or not a number.
         """
+        if not isinstance(facts, Mapping):
+            raise ValueError("is not an object of metrics")
         values = {"centred_sqnr_db": None, "nonfinite": 0, **facts}
-        metrics: dict[str, Any] = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        metrics = {field.name: _metric(values, field.name) for field in dataclasses.fields(cls)}
         if metrics["max_abs"] == 0:
             metrics |= {"sqnr_db": math.inf, "centred_sqnr_db": math.inf}
         if metrics["sqnr_db"] is None and metrics["max_abs"] is not None:
@@ -73,6 +75,15 @@ class Parity:
         if self.nonfinite:
             parts.append(f"{self.nonfinite} values NaN or infinite")
         return ", ".join([*parts, f"{self.count} values"])
+
+
+def _metric(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise ValueError(f"has no {name}")
+    value = values[name]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise ValueError(f"holds {value!r:.40} as {name}")
+    return value
 
 
 def worst_first(parities: Mapping[str, Parity]) -> dict[str, Parity]:

@@ -38,7 +38,7 @@ _TOLERANCE: Final = 1e-4
 
 @sources.register("module")
 class ModuleSource(Source):
-    """Take a module in memory; it stays as it is, and a copy of it is used if it is training or not in float32."""
+    """Take a module in memory, or a copy in eval mode and float32 if it is not; the module itself does not change."""
 
     def matches(self, source: object) -> Match:
         torch = sys.modules.get("torch")  # a module can only be there if torch is

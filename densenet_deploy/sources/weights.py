@@ -34,7 +34,7 @@ _WRAPPERS: Final = (
     *("model_ema", "state_dict_ema", "ema"),  # averages, if they are all there is
 )
 _PREFIXES: Final = re.compile(r"^(?:(?:module|model|net|network|densenet|_orig_mod|backbone|ema|ema_model)\.)+")
-_AVERAGES: Final = "n_averaged"  # how many models an AveragedModel has seen
+_AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
 _DEEPEST_WRAPPING: Final = 4  # a pickled dictionary may contain itself
 _LISTED: Final = 5
 _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
@@ -200,11 +200,11 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _refuse_collision(path: Path, names: Mapping[str, str]) -> None:
-    seen: dict[str, str] = {}
+    first: dict[str, str] = {}
     for name, plain in names.items():
-        if plain in seen:
-            raise CheckpointError(path, f"{seen[plain]} and {name} are both {plain}", "save one model only")
-        seen[plain] = name
+        if plain in first:
+            raise CheckpointError(path, f"{first[plain]} and {name} are both {plain}", "save one model only")
+        first[plain] = name
 
 
 def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""A family of DenseNets: the plug-in point of this package, one file a family.
+"""A family of DenseNets: the plug-in point of this package, one file each.
 
-A new family is a class here registered::
+To add a family, register a class in a new file::
 
     @families.register("mine")
     class MineFamily(Family):
@@ -41,7 +41,7 @@ class Family(ABC):
 
     @abstractmethod
     def find(self, name: str) -> Variant | None:
-        """Return the variant called `name` (lower case), or None where the name is not of this family.
+        """Return the variant called `name` (lower case), or None if the name is not of this family.
 
         Raises:
             UsageError: if the name is of this family, but no such network exists.

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 import numpy as np
 
@@ -16,9 +16,18 @@ from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import Model
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import LayerComparison, LayerMeter, Parity, compare_outputs, outputs_of, parity_of
+from densenet_deploy.parity.compare import (
+    LayerComparison,
+    LayerMeter,
+    Parity,
+    compare_outputs,
+    outputs_of,
+    parity_of,
+    worst,
+    worst_first,
+)
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates, first_divergence
-from densenet_deploy.parity.report import ComparisonReport
+from densenet_deploy.reports import Report, line, table
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.preprocess import default_preprocessing
@@ -37,6 +46,8 @@ if TYPE_CHECKING:
     from densenet_deploy.graph.tensor_changes import TensorChange
 
 DEFAULT_SAMPLES: Final = 16
+WORST_LAYERS: Final = 10
+_NAMED: Final = 3  # layers of a line about skipped ones
 SINGLE_THREAD: Final = RunnerOptions(threads=1)
 """Waiting threads spin: on cores that are busy with other work two took 36 s for what one does in 1 s."""
 
@@ -65,6 +76,125 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         require_range("samples", self.samples, 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """The parity of an inner tensor."""
+
+    name: str
+    parity: Parity
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and the metrics side by side."""
+        return {"name": self.name, **self.parity.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> LayerParity:
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            raise ValueError("has no name")
+        return cls(data["name"], Parity.from_json(data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport(Report):
+    """How far a candidate model is from a reference.
+
+    Attributes:
+        reference, candidate: each model and what ran it.
+        outputs: the parity of each output, by the reference's name.
+        passed: whether every output keeps the gates; None if there are none and all values are finite.
+        failed: a sentence for each gate that an output misses.
+        first_divergence: the first layer, in execution order, that misses the gates.
+        worst_layers: at most ten inner tensors, the worst first, if these were compared.
+        skipped: why other inner tensors could not be compared, by name.
+        layers: all inner tensors in execution order; not in the JSON.
+    """
+
+    kind: ClassVar[str] = "validate"
+    derived: ClassVar[tuple[str, ...]] = ("parity",)
+
+    reference: str
+    candidate: str
+    outputs: Mapping[str, Parity]
+    passed: bool | None
+    failed: tuple[str, ...] = ()
+    first_divergence: str | None = None
+    worst_layers: tuple[LayerParity, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, Parity] = field(default_factory=dict, metadata={"json": False})
+
+    @classmethod
+    def of(
+        cls,
+        models: tuple[str, str],
+        outputs: Mapping[str, Parity],
+        gates: Sequence[Gate],
+        layers: LayerComparison | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> ComparisonReport:
+        """Judge a comparison: `models` describes reference and candidate, `gates` limit every output."""
+        failed = missed_gates(outputs, gates)
+        compared = layers.layers if layers is not None else {}
+        worst_layers = itertools.islice(worst_first(compared).items(), WORST_LAYERS)
+        return cls(
+            reference=models[0],
+            candidate=models[1],
+            outputs=outputs,
+            passed=False if failed else True if gates else None,
+            failed=failed,
+            first_divergence=first_divergence(compared, gates or DEFAULT_GATES["fp32"]),
+            worst_layers=tuple(itertools.starmap(LayerParity, worst_layers)),
+            skipped=layers.skipped if layers is not None else {},
+            layers=compared,
+            notes=notes,
+        )
+
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
+
+    def to_text(self) -> str:
+        """Return lines for people."""
+        verdict = "passed" if self.passed else "no gate"
+        lines = [line("reference", self.reference), line("candidate", self.candidate), *self._parity_lines()]
+        lines += [line("failed", sentence) for sentence in self.failed] or [verdict]
+        if self.first_divergence is not None:
+            lines.append(line("diverges", f"first at {self.first_divergence}"))
+        return "\n".join([*lines, *self._layer_table(), *self._skipped_lines()])
+
+    def _parity_lines(self) -> list[str]:
+        """The worst output, then every output if there are several."""
+        name, parity = worst(self.outputs)
+        if len(self.outputs) == 1:
+            return [line("parity", parity)]
+        each = [f"  {name}: {parity}" for name, parity in self.outputs.items()]
+        return [line("parity", f"{parity} (worst output: {name})"), *each]
+
+    def _layer_table(self) -> list[str]:
+        if not self.worst_layers:
+            return []
+        rows = (
+            (layer.name, f"{layer.parity.sqnr_db:.1f}", f"{layer.parity.cosine:.6f}", f"{layer.parity.max_abs:.3g}")
+            for layer in self.worst_layers
+        )
+        return table(("worst layer", "SQNR dB", "cosine", "max |Δ|"), rows, (1, 2, 3))
+
+    def _skipped_lines(self) -> list[str]:
+        """One line per reason: how many layers, and the first of them."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            by_reason.setdefault(reason, []).append(name)
+        return [
+            line("skipped", f"{len(names)} {reason}: {', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''}")
+            for reason, names in by_reason.items()
+        ]
 
 
 def compare(
@@ -102,18 +232,15 @@ def compare(
         outputs = parity_of(ours, theirs, samples)
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
-        report = ComparisonReport(
-            reference=f"{_described(models[0])}: {ours.placement}",
-            candidate=f"{_described(models[1])}: {theirs.placement}",
-            outputs=outputs,
-            gates=gates,
-            notes=(*untrained_note(ours.manifest), *_seeded_note(theirs, data)),
+        described = (
+            f"{_described(models[0])}: {ours.placement}",
+            f"{_described(models[1])}: {theirs.placement}",
         )
-    if not options.per_layer:
-        return report
-    layers = _compare_layers(models, samples_of(data, preprocessing, options.samples), options)
-    diverged = first_divergence(layers.layers, gates or DEFAULT_GATES["fp32"])
-    return dataclasses.replace(report, layers=layers.layers, skipped=layers.skipped, first_divergence=diverged)
+        notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data))
+    layers = None
+    if options.per_layer:
+        layers = _compare_layers(models, samples_of(data, preprocessing, options.samples), options)
+    return ComparisonReport.of(described, outputs, gates, layers, notes)
 
 
 def seeded_parity(
@@ -163,15 +290,19 @@ def require_parity(
     Raises:
         GateError: about `subject`, with every miss after `why`.
     """
-    limits = DEFAULT_GATES[precision] if gates is None else gates
-    several = len(outputs) > 1
-    misses = [
-        f"{name}: {miss}" if several else miss
-        for name, parity in outputs.items()
-        for miss in failed_gates(parity, limits)
-    ]
+    misses = missed_gates(outputs, DEFAULT_GATES[precision] if gates is None else gates)
     if misses:
         raise GateError(subject, f"{why}: {'; '.join(misses)}", fix)
+
+
+def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[str, ...]:
+    """Return a sentence for each gate that an output misses; it names the output if there are several."""
+    several = len(outputs) > 1
+    return tuple(
+        f"{name}: {sentence}" if several else sentence
+        for name, parity in outputs.items()
+        for sentence in failed_gates(parity, gates)
+    )
 
 
 def _described(model: Model) -> str:

@@ -90,12 +90,13 @@ def test_batch_0_is_refused():
 
 
 @pytest.mark.parametrize("name", ["121", "161", "cifar-bc-100-12"])
-def test_the_count_with_copies_is_near_what_pytorch_holds(name):
+def test_the_count_with_copies_is_what_pytorch_holds_beside_the_image(name):
     variant = find_variant(name)
     size = variant.preprocessing.image_size
-    measured = inference_memory(empty_model(variant.spec), size).peak_bytes
-    # PyTorch frees a layer's own output later than the count does: up to one of the maps that live at the peak
-    assert activation_memory(variant.spec, size).copies_bytes == pytest.approx(measured, rel=0.1)
+    image = 3 * size**2 * 4  # which the caller holds to the end, where the count frees it after its last reader
+    measured = inference_memory(empty_model(variant.spec), size).peak_bytes - image
+    # PyTorch also holds batch statistics of a norm, of a few hundred channels, which the count leaves out
+    assert activation_memory(variant.spec, size).copies_bytes == pytest.approx(measured, rel=1e-3)
 
 
 def kept_bytes(spec, image_size, batch, *, memory_efficient):

@@ -39,7 +39,7 @@ def test_kernels_larger_than_one_pixel_are_averaged_too() -> None:
     assert found.weights.tolist() == [[1.0]]
 
 
-def test_weights_of_zero_are_no_division_by_zero() -> None:
+def test_weights_of_zero_do_not_divide_by_zero() -> None:
     (found,) = reuse_maps(DenseNetSpec(1, (1,), 2), {"denseblock1.denselayer1": weights([0.0, 0.0])})
     assert found.weights.tolist() == [[0.0]]
 
@@ -50,8 +50,9 @@ def test_weights_of_zero_are_no_division_by_zero() -> None:
     ids=["missing", "another width"],
 )
 def test_weights_of_another_network_are_refused(given: dict[str, np.ndarray], why: str) -> None:
-    with pytest.raises(DataError, match=why):
+    with pytest.raises(DataError) as caught:
         reuse_maps(SPEC, given)
+    assert why in caught.value.why
 
 
 def test_growth_adds_what_each_layer_made() -> None:
@@ -81,8 +82,9 @@ def test_the_tenth_layer_comes_after_the_ninth() -> None:
 
 @pytest.mark.parametrize("shapes", [{}, {"conv0": (1, 2, 2)}, {"denseblock1.denselayer1": (1, 2, 2)}])
 def test_a_run_without_dense_layers_or_their_source_is_refused(shapes: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(DataError, match=r"not seen|no dense layer"):
+    with pytest.raises(DataError) as caught:
         growth_steps(shapes)
+    assert caught.value.subject == "growth"
 
 
 def test_the_front_leaves_out_what_another_beats() -> None:

@@ -13,7 +13,7 @@ from densenet_deploy.workflows.evaluate import evaluate
 from examples.digits_data import LABELS
 from examples.rendered_digits import PREPROCESSING, images_of, inputs_from
 from examples.train_rendered_digits import WEIGHTS_NAME, RenderedOptions, Sizes, batches, train, write_results
-from examples.training import TrainingPlan, fit, share_right
+from examples.training import TrainingPlan, accuracy_of, fit
 
 QUICK = RenderedOptions(variant="cifar-bc-10-8", epochs=1, images=48, batch_size=16)
 FEW = Sizes(calibration=30, held_out=20)
@@ -84,7 +84,7 @@ def test_training_learns_what_it_sees():
     inputs, digits = first_inputs(40)
     plan, model = TrainingPlan(epochs=30, batch_size=20), small_network()
     fit(model, sgd(model), lambda _: zip(inputs.split(20), digits.split(20), strict=True), 40, plan)
-    assert share_right(model, inputs, digits) > 0.5
+    assert accuracy_of(model, inputs, digits) > 0.5
     assert not model.training
 
 

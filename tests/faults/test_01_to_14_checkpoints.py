@@ -103,7 +103,7 @@ def script() -> bytes:
     [lambda: saved(torch.nn.ReLU()), lambda: saved(torch.nn.ReLU(), zipped=False), script],
     ids=["module", "legacy module", "TorchScript"],
 )
-def test_06_a_module_is_told_how_to_save_its_weights(commands: Commands, make: Callable[[], bytes]) -> None:
+def test_06_a_module_is_refused_with_how_to_save_its_weights(commands: Commands, make: Callable[[], bytes]) -> None:
     refused(commands, make(), "torch.save(model.state_dict(), 'weights.pth')")
 
 
@@ -143,7 +143,10 @@ def test_09_weights_that_are_not_finite_are_named_and_counted(commands: Commands
     state["features.conv0.weight"][0, 0, 0, :2] = value
     state["classifier.bias"][1] = value
     refused(
-        commands, saved(state), "3 places in 2 of its tensors, the first features.conv0.weight", "--allow-nonfinite"
+        commands,
+        saved(state),
+        "3 NaN or Inf values in 2 of its tensors, the first features.conv0.weight",
+        "--allow-nonfinite",
     )
 
 

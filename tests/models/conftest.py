@@ -1,4 +1,4 @@
-"""A small DenseNet whose weights and batch statistics are all different, so that no mix-up goes unseen."""
+"""A small DenseNet whose weights and batch statistics are all different, so that every mix-up shows."""
 
 import pytest
 import torch

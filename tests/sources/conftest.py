@@ -1,20 +1,5 @@
-"""A small DenseNet whose weights and batch statistics are all different, so that no mix-up goes unseen."""
+"""The small DenseNet of the tests of models."""
 
-import pytest
-import torch
+from tests.models.conftest import model
 
-from densenet_deploy.models.build import DenseNet, build_model
-from densenet_deploy.variants.spec import DenseNetSpec
-
-
-@pytest.fixture
-def model() -> DenseNet:
-    """Five classes, 32 pixels, an architecture without a name."""
-    model = build_model(
-        DenseNetSpec(growth_rate=4, blocks=(2, 3), init_features=8, stem="cifar", num_classes=5), seed=3
-    )
-    generator = torch.Generator().manual_seed(4)
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 1.5, generator=generator)
-    return model
+__all__ = ["model"]
