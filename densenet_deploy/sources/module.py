@@ -86,7 +86,7 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Varia
 
     names, facts = canonical_names(tensors)
     facts = dataclasses.replace(facts, channels=facts.channels or _channels(module))
-    plain = {names[name]: tensor for name, tensor in tensors.items()}
+    plain = {names[name]: tensor for name, tensor in tensors.items() if name in names}
     try:
         spec = module.spec if isinstance(module, DenseNet) else spec_from_shapes(shapes_of(plain))
         variant = variant_for(spec)

@@ -15,7 +15,7 @@ names of one library; the file source and the module source try every format in 
     class MyFormat(CheckpointFormat):
         def recognises(self, names: Collection[str]) -> bool: ...
 
-        def renames(self, names: Collection[str]) -> dict[str, str]: ...
+        def renames(self, names: Collection[str]) -> Mapping[str, str | None]: ...
 
 The modules of this package keep heavy imports inside functions: an ONNX file is loaded without PyTorch.
 """
@@ -38,7 +38,7 @@ from densenet_deploy.variants.spec import HEADS, MOST_CLASSES
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ class CheckpointFormat(ABC):
         """Whether `names`, of the parameters and buffers without wrapping prefixes, are of this format."""
 
     @abstractmethod
-    def renames(self, names: Collection[str]) -> Mapping[str, str]:
-        """Return the torchvision name of every name that differs from it."""
+    def renames(self, names: Collection[str]) -> Mapping[str, str | None]:
+        """Return the torchvision name of every name that differs from it; None if it is not part of the network."""
 
-    def facts(self) -> ModelFacts:
-        """Return what is known about the images and outputs of this library's networks."""
+    def facts(self, tensors: Mapping[str, Tensor]) -> ModelFacts:  # noqa: ARG002 - most formats know it by themselves
+        """Return what is known about the images and outputs of a network with these `tensors`."""
         return ModelFacts()
 
 

@@ -69,7 +69,7 @@ class OldNames(CheckpointFormat):
     def recognises(self, names: Collection[str]) -> bool:
         return any(_OLD_NAME.search(name) for name in names)
 
-    def renames(self, names: Collection[str]) -> Mapping[str, str]:
+    def renames(self, names: Collection[str]) -> Mapping[str, str | None]:
         return {name: _OLD_NAME.sub(r"\1\2", name) for name in names}
 
 

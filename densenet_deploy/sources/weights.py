@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -73,17 +73,20 @@ def weights_from(file: CheckpointFile) -> Weights:
         raise CheckpointError(file.path, why, "do not use it; get the checkpoint from its author")
     names, facts = canonical_names(tensors)
     _refuse_collision(file.path, names)
-    notes = (*opened, *_renaming_note(names), *_casting_note(tensors.values()))
-    return Weights(_float32({names[name]: tensor for name, tensor in tensors.items()}), facts, notes)
+    opened += _ignoring_note(name for name in tensors if name not in names)
+    notes = (*opened, *_renaming_note(names), *_casting_note(tensors[name] for name in names))
+    return Weights(_float32({plain: tensors[name] for name, plain in names.items()}), facts, notes)
 
 
-def canonical_names(names: Collection[str]) -> tuple[dict[str, str], ModelFacts]:
-    """Return the torchvision name of each of `names`, and what is known about networks with such names."""
-    plain = {name: _PREFIXES.sub("", name) for name in names}
+def canonical_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], ModelFacts]:
+    """Return name → torchvision name of what is part of the network, and what its format knows about it."""
+    plain = {name: _PREFIXES.sub("", name) for name in tensors}
     for kind in formats.items().values():
         if (known := kind()).recognises(plain.values()):
             renamed = known.renames(plain.values())
-            return {name: renamed.get(short, short) for name, short in plain.items()}, known.facts()
+            names = {name: renamed.get(short, short) for name, short in plain.items()}
+            facts = known.facts({plain[name]: tensor for name, tensor in tensors.items()})
+            return {name: new for name, new in names.items() if new is not None}, facts
     return plain, ModelFacts()
 
 

@@ -183,6 +183,7 @@ def build(request: BuildRequest, *, cache: CalibrationCache | None = None, progr
             from densenet_deploy.workflows.export import export
 
             with stages("export"):
+                request = request.named()
                 model = export(request.source, out=request.exported, force=request.force, **request.stated)
         digest = _artifact(model).sha256()
         key = _build_key(model, digest, request, toolchain)
@@ -221,6 +222,7 @@ def dry_run(request: BuildRequest) -> DryRunReport:
         InputError: if the file cannot be used.
         UsageError: if it is FP32, INT8 was asked for, and there is nothing to calibrate with.
     """
+    request = request.named()
     model = graph_source(request)
     is_ready = model is not None and model.path is not None and model.precision == request.precision
     written = request.exported if model is None and request.precision == "fp32" else request.onnx

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath, output_path
 from densenet_deploy.engines.options import BuildOptions, choose_flavour
@@ -37,7 +37,7 @@ class BuildRequest:
     """What to build an engine of, how, and where the files go.
 
     Attributes:
-        source: an ONNX file, a checkpoint, the name of a variant, or a model in memory.
+        source: an ONNX file, a checkpoint, the name of a variant or of public weights, or a model in memory.
         options: of the build, with a definite flavour.
         calibration: images or arrays, for `int8` of an FP32 graph and for the ranges of `fp16`.
         quantization: how `int8` is written.
@@ -67,7 +67,7 @@ class BuildRequest:
         stated: LoadOptions,
         **others: Any,
     ) -> BuildRequest:
-        """Fill in what was left open, and load a source that is neither a file nor a variant."""
+        """Fill in what was left open, and load a source that is neither a file nor a name."""
         options = options or BuildOptions()
         options = dataclasses.replace(options, flavour=choose_flavour(options.flavour))
         quantization = dataclasses.replace(quantization or QUANTIZATION, recipe=RECIPE, never_slower=False)
@@ -80,7 +80,8 @@ class BuildRequest:
             raise UsageError("--calibration", why, "give it with --int8 or --fp16, or leave it out")
         if self.precision == "int8" and self.is_network:
             self.require_calibration()
-        _ = self.engine  # where it goes has to be clear before anything is made
+        if self.is_named:
+            _ = self.engine  # where it goes has to be clear before anything is made
 
     @property
     def precision(self) -> str:
@@ -93,6 +94,11 @@ class BuildRequest:
         if isinstance(self.source, Model):
             return self.source.artifact is None or self.source.artifact.kind == "checkpoint"
         return isinstance(self.source, str) or self.source.suffix.lower() in CHECKPOINT_SUFFIXES
+
+    @property
+    def is_named(self) -> bool:
+        """Whether files can be named after the source; otherwise it has to be loaded first."""
+        return not isinstance(self.source, str) or is_variant(self.source)
 
     @property
     def path(self) -> Path | None:
@@ -130,6 +136,14 @@ class BuildRequest:
         """Where the FP32 file of an exported network goes."""
         return self.engine.with_name(f"{self.stem}.onnx")
 
+    def named(self) -> BuildRequest:
+        """Return a request whose files have names; public weights are loaded for that."""
+        if self.is_named:
+            return self
+        from densenet_deploy.workflows.load import load
+
+        return dataclasses.replace(self, source=load(self.source, **self.stated), stated={})
+
     def require_calibration(self) -> Any:
         """Return the calibration data.
 
@@ -138,34 +152,39 @@ class BuildRequest:
         """
         if self.calibration is None:
             fix = "give --calibration DIR with images like those that the model will see"
-            raise UsageError("--int8", f"{self.stem} is not quantized and has to be calibrated", fix)
+            raise UsageError("--int8", f"{self.source} is not quantized, and has to be calibrated", fix)
         return self.calibration
 
 
 def _known_source(source: Any, stated: LoadOptions) -> tuple[Model | Path | str, LoadOptions]:
-    """Return the file, variant or loaded model that `source` is, and the facts that are still to be applied."""
+    """Return the file, name or model that `source` is, and the facts that are still to be applied to it."""
     left: dict[str, Any] = dict(stated)
-    if source is None and set(left) <= {"variant"}:
+    if source is None and "architecture" not in left:
         source = left.pop("variant", None) or DEFAULT_VARIANT
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.suffix.lower() in CHECKPOINT_SUFFIXES or (path.suffix.lower() in _GRAPH_SUFFIXES and not left):
-            return path, left  # type: ignore[return-value]
-        if isinstance(source, str) and is_variant(source) and not left:
-            return source, left  # type: ignore[return-value]
+        if Path(source).suffix.lower() in (*_GRAPH_SUFFIXES, *CHECKPOINT_SUFFIXES):
+            return Path(source), cast("LoadOptions", left)
+        name = os.fspath(source)
+        if not is_variant(name):
+            from densenet_deploy.workflows.load import check_names
+
+            check_names(name, cast("LoadOptions", left))
+        return name, cast("LoadOptions", left)
     if isinstance(source, Model) and not left:
-        return source, left  # type: ignore[return-value]
+        return source, stated
     from densenet_deploy.workflows.load import load
 
     return load(source, **stated), {}
 
 
-def is_parsed(source: Path, precision: str) -> bool:
-    """Return whether this process parses the file: one that states and holds the precision is only built.
+def is_parsed(source: StrPath, precision: str) -> bool:
+    """Return whether this process parses a file: a graph that states and holds the precision is only built.
 
     Raises:
         InputError: if there is no such file, or it is not a model.
     """
+    if Path(source).suffix.lower() != ".onnx":
+        return True
     artifact = Artifact.open(source)
     return artifact.manifest is None or artifact.precision != precision
 
@@ -182,10 +201,9 @@ def graph_source(request: BuildRequest) -> Model | None:
     if request.is_network:
         if isinstance(source, Path):
             Artifact.open(source)
-        return _exported_before(request) if isinstance(source, str) else None
+        return _exported_before(request) if isinstance(source, str) and request.is_named else None
     if isinstance(source, Path):
-        artifact = Artifact.open(source)
-        source = Model(source.stem, artifact.manifest, artifact=artifact)
+        source = _opened(source, request.stated)
     assert isinstance(source, Model)
     if not source.is_onnx:
         kind = "unknown" if source.artifact is None else source.artifact.kind
@@ -194,8 +212,20 @@ def graph_source(request: BuildRequest) -> Model | None:
     return source
 
 
+def _opened(path: Path, stated: LoadOptions) -> Model:
+    """Return the graph in a file, of which only the envelope is looked at unless facts are stated."""
+    if stated:
+        from densenet_deploy.workflows.load import load
+
+        return load(path, **stated)
+    artifact = Artifact.open(path)
+    return Model(path.stem, artifact.manifest, artifact=artifact)
+
+
 def _exported_before(request: BuildRequest) -> Model | None:
-    """The FP32 file that an earlier export of the variant left, if that is what stands there."""
+    """Return the FP32 file that an earlier export of the variant left, if that is what stands there."""
+    if request.stated:
+        return None
     variant, path = find_variant(str(request.source)), request.exported
     try:
         found = Artifact.open(path)

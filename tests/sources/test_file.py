@@ -8,9 +8,10 @@ import torch
 import torchvision
 
 from densenet_deploy.errors import CheckpointError, ManifestError
+from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.models.build import build_model
-from densenet_deploy.sources import WeightsConstraint, load, weights
+from densenet_deploy.sources import CheckpointFormat, WeightsConstraint, formats, load, weights
 from densenet_deploy.sources.file import save_weights
 from densenet_deploy.sources.weights import weights_sha256
 from densenet_deploy.variants import find_variant, variant_for
@@ -279,6 +280,29 @@ def test_a_multiscale_head_needs_its_own_weights(save, model):
     multiscale = build_model(dataclasses.replace(model.spec, head="multiscale"))
     assert same_weights(load(save(multiscale.state_dict())).module, multiscale)
     assert "multiscale" in refusal(save(model.state_dict()), head="multiscale").why
+
+
+class Renamed(CheckpointFormat):
+    """A library that calls the stem `stem`, keeps thresholds beside the weights, and takes one channel."""
+
+    def recognises(self, names):
+        return "stem.weight" in names
+
+    def renames(self, names):
+        return {"stem.weight": "features.conv0.weight", "thresholds": None}
+
+    def facts(self, tensors):
+        return ModelFacts(task="multilabel", thresholds=tensors["thresholds"].tolist())
+
+
+def test_a_format_renames_drops_and_states_facts(save, model, monkeypatch):
+    monkeypatch.setitem(formats._items, "renamed", Renamed)
+    state = model.state_dict() | {"thresholds": torch.full((5,), 0.25)}
+    state["stem.weight"] = state.pop("features.conv0.weight")
+    loaded = load(save({f"module.{name}": tensor for name, tensor in state.items()}))
+    assert same_weights(loaded.module, model)
+    assert loaded.facts == ModelFacts(task="multilabel", thresholds=(0.25,) * 5)
+    assert "ignored beside the weights: module.thresholds" in loaded.notes
 
 
 def test_a_float32_tensor_with_its_own_storage_is_not_copied(model):
