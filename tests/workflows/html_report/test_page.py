@@ -1,4 +1,4 @@
-"""A page as bytes: everything from outside is escaped and cut, nothing is fetched, equal pages are equal."""
+"""A page as bytes: everything from files is escaped and cut, nothing is fetched, equal pages are equal."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import pytest
 from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.plot import draw, rendered
-from densenet_deploy.analysis.report.inline_svg import inline_svg
-from densenet_deploy.analysis.report.page import (
+from densenet_deploy.errors import MissingPackageError
+from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.workflows.html_report.page import (
+    MOST_ROWS,
     Cell,
-    Column,
     Commands,
-    Decision,
     Facts,
     Figure,
+    Headline,
     Page,
     Remarks,
     Section,
-    Span,
     Table,
+    render,
 )
-from densenet_deploy.analysis.report.render import MOST_ROWS, render
-from densenet_deploy.errors import MissingPackageError
-from densenet_deploy.variants.spec import DenseNetSpec
 from tests.reading_html import Reading
 
 EVIL = "<script>alert(1)</script>\x1b[2J\n\u202e\"'&"
@@ -40,13 +38,13 @@ def cost_figure(name: str = "figure1") -> Figure:
 
 def page_with(*blocks: object) -> Page:
     section = Section("one", EVIL, EVIL, blocks)  # type: ignore[arg-type]
-    decision = Decision(EVIL, EVIL, [EVIL], [(EVIL, EVIL, EVIL)], [EVIL], [EVIL])
-    return Page(EVIL, EVIL, decision, (section,), EVIL)
+    headline = Headline(EVIL, EVIL, [EVIL], [(EVIL, EVIL, EVIL)], [EVIL], [EVIL])
+    return Page(EVIL, EVIL, headline, (section,), EVIL)
 
 
 def evil_everywhere() -> Page:
     return page_with(
-        Table(EVIL, [Column(EVIL), Column(EVIL, numeric=True)], [[Cell(EVIL, EVIL), Cell(EVIL, 1.0)]], EVIL),
+        Table(EVIL, [EVIL, EVIL], [[Cell(EVIL, EVIL), Cell(EVIL, 1.0)]], EVIL),
         Facts([(EVIL, EVIL)], EVIL),
         cost_figure(),
         Commands([EVIL], EVIL),
@@ -54,7 +52,7 @@ def evil_everywhere() -> Page:
     )
 
 
-def test_nothing_from_outside_becomes_markup() -> None:
+def test_nothing_from_files_becomes_markup() -> None:
     page = render(evil_everywhere())
     reading = Reading(page)
     assert reading.tags.count("script") == 1, "the page's own"
@@ -65,16 +63,16 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 def test_megabytes_are_cut() -> None:
     huge = "y" * 5_000_000
-    page = render(page_with(Facts([(huge, huge)]), Commands([huge]), Table(huge, [Column(huge)], [[Cell(huge)]])))
+    page = render(page_with(Facts([(huge, huge)]), Commands([huge]), Table(huge, [huge], [[Cell(huge)]])))
     assert len(page) < 50_000
 
 
 def test_a_table_of_thousands_is_cut_and_says_so() -> None:
     rows = [[Cell(f"row {number}")] for number in range(MOST_ROWS + 7)]
-    reading = Reading(render(page_with(Table("long", [Column("name")], rows))))
+    reading = Reading(render(page_with(Table("long", ["name"], rows))))
     assert len(reading.table("long")) == MOST_ROWS + 1
-    assert "7 more rows are left out" in reading.text
-    assert "left out" not in Reading(render(page_with(Table("short", [Column("name")], rows[:MOST_ROWS])))).text
+    assert "7 more rows are not shown" in reading.text
+    assert "not shown" not in Reading(render(page_with(Table("short", ["name"], rows[:MOST_ROWS])))).text
 
 
 def test_the_page_refers_to_nothing_but_itself() -> None:
@@ -95,9 +93,10 @@ def test_two_figures_share_no_name() -> None:
     assert {name.replace("figure1", "figure2", 1) for name in drawn} <= set(reading.ids)
 
 
-def test_an_inline_figure_is_one_element_that_is_read_aloud() -> None:
-    root = ET.fromstring(inline_svg(cost_figure().svg, "p", "what is seen"))
-    assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "what is seen")
+def test_an_inline_figure_is_one_element_with_a_label_for_screen_readers() -> None:
+    page = render(page_with(dataclasses.replace(cost_figure(), caption="a caption"))).decode()
+    root = ET.fromstring(page[page.index('<svg viewBox="0 0 5') : page.index("</svg>") + len("</svg>")])
+    assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "a caption")
     assert root.get("viewBox")
     assert root.get("width") is None, "the page says how wide"
 
@@ -109,17 +108,18 @@ def test_equal_pages_are_equal_bytes_and_another_is_not() -> None:
 
 
 def test_cells_carry_what_they_are_sorted_by() -> None:
-    row = [Cell("1.50 [1, 2]", 1.5, Span(0.1, 0.5, 9.0)), Cell("–")]
-    page = render(page_with(Table("t", [Column("ms", numeric=True), Column("ms", numeric=True)], [row]))).decode()
+    row = [Cell("1.50 [1, 2]", 1.5, (0.1, 0.5, 9.0)), Cell("–")]
+    page = render(page_with(Table("t", ["ms", "ms"], [row]))).decode()
     assert 'class="number" data-key="1.5"' in page
     assert "M10.00 6H100.00" in page, "what lies beyond the axis ends with it"
     assert re.search(r'<td class="number">–</td>', page), "an unknown value has no key"
 
 
-def test_without_jinja_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jinja_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'densenet-deploy\[report\]'"):
+    with pytest.raises(MissingPackageError) as caught:
         render(page_with())
+    assert caught.value.subject == "jinja2"
 
 
 def test_options_are_broken_at_spaces_alone() -> None:
