@@ -36,7 +36,7 @@ def children() -> set[int]:
 
 
 def test_a_build_from_a_ready_file_loads_nothing_heavy_here() -> None:
-    script = "import sys, densenet_deploy.workflows.build_engine.build_engine; print(*sys.modules)"
+    script = "import sys, densenet_deploy.workflows.build_engine; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert {"numpy", "onnx", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx"}.isdisjoint(loaded)
 
