@@ -16,7 +16,6 @@ from densenet_deploy.quantize.output_correction import (
     correct_classifier,
     correct_conv,
 )
-from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from tests.graph.onnx_text import model_of, outputs_of, weights
 
 BODY = "a = Conv<pads=[1,1,1,1]>(x, w)  y = Conv(a, v)"
@@ -31,10 +30,6 @@ def _model() -> ir.Model:
     return model
 
 
-def _open(path):
-    return open_runner(path, "onnxruntime", "cpu", RunnerOptions(check_values=False))
-
-
 def _with_the_second_changed() -> onnx.ModelProto:
     """A stand-in for quantization that makes ŷ = (y - SHIFT) / GAIN of the second Conv's y."""
     model = _model()
@@ -43,7 +38,7 @@ def _with_the_second_changed() -> onnx.ModelProto:
 
 
 def test_the_affine_map_of_every_channel_is_found():
-    found = conv_corrections(_model(), _with_the_second_changed(), SAMPLES, _open)
+    found = conv_corrections(_model(), _with_the_second_changed(), SAMPLES)
     np.testing.assert_allclose(found["second"].gain, GAIN, rtol=1e-4)
     np.testing.assert_allclose(found["second"].shift, SHIFT, atol=1e-4)
     np.testing.assert_allclose(found["first"].gain, 1, rtol=1e-6)
@@ -79,7 +74,7 @@ def test_branches_that_read_values_from_outside_are_measured_beside_it_too():
 
     changed = branched(BRANCHES.replace("q", "a_quantized"))  # a name that only one of both has
     correct_conv(changed.graph, changed.graph[3], Correction(1 / GAIN, -SHIFT / GAIN))
-    found = conv_corrections(branched(BRANCHES), ir.to_proto(changed), SAMPLES, _open)
+    found = conv_corrections(branched(BRANCHES), ir.to_proto(changed), SAMPLES)
     np.testing.assert_allclose(found["3"].gain, GAIN, rtol=1e-4)
 
 
@@ -101,7 +96,7 @@ def test_a_bias_that_was_there_is_scaled_and_shifted():
     np.testing.assert_array_equal(constant(conv.inputs[2]), [1, 3, 5, 7])
 
 
-def test_weights_that_are_no_constants_are_left_alone():
+def test_weights_that_are_not_constants_are_unchanged():
     model = model_of("y = Conv(x, k)", "", inputs="float[N,3,5,5] x, float[4,3,1,1] k")
     correct_conv(model.graph, model.graph[0], Correction(GAIN, SHIFT))
     assert len(model.graph[0].inputs) == 2
@@ -142,7 +137,7 @@ def test_the_classifier_takes_back_what_is_left(is_transposed):
     ],
     ids=["features", "a scaled Gemm", "weights from outside"],
 )
-def test_another_head_is_no_classifier_to_correct(body):
+def test_another_head_is_not_a_classifier_to_correct(body):
     inputs = "float[N,3,5,5] x, float[4,3] k"
     channels = 3 if "Gemm" not in body else 4
     model = model_of(body, weights(w=(4, 3), b=(4,)), inputs, f"float[N,{channels}] y")

@@ -15,8 +15,9 @@ from densenet_deploy.errors import DataError, ModelFileError, OutputExistsError,
 from densenet_deploy.graph.onnx_file import operators
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.quantize.observers.observer import ChannelRanges
+from densenet_deploy.quantize.observers.percentile import PercentileOptions
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
-from densenet_deploy.quantize.scales import plan_types
+from densenet_deploy.quantize.scales import choose_types
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.compare import CompareOptions, compare
 from densenet_deploy.workflows.evaluate import evaluate
@@ -136,12 +137,24 @@ def test_a_foreign_file_in_the_way_survives(digits_onnx, tmp_path):
 
 
 def test_words_and_numbers_are_checked(digits_onnx):
-    with pytest.raises(UnknownNameError, match="openvino"):
+    with pytest.raises(UnknownNameError) as caught:
         quantize(digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="openvin"))
-    with pytest.raises(UnknownNameError, match="per-channel"):
+    assert "'openvino'" in caught.value.fix
+    with pytest.raises(UnknownNameError) as caught:
         QuantizeOptions(weights="per-chanel")
-    with pytest.raises(UsageError, match="alpha"):
+    assert "'per-channel'" in caught.value.fix
+    with pytest.raises(UsageError) as caught:
         QuantizeOptions(alpha=1.5)
+    assert caught.value.subject == "alpha=1.5"
+
+
+def test_observers_and_their_options_are_checked_at_once():
+    with pytest.raises(UnknownNameError):
+        QuantizeOptions(observer="percentil")
+    with pytest.raises(UsageError):
+        QuantizeOptions(observer="mse", observer_options=PercentileOptions())
+    options = QuantizeOptions(observer="percentile", observer_options=PercentileOptions(percentile=99.9))
+    assert options.observer_options.percentile == 99.9
 
 
 def test_seven_bits_only_where_kernels_saturate():
@@ -198,7 +211,7 @@ def test_a_block_computes_the_same_with_some_nodes_left_float(block, recipe, flo
     inputs = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
     ranges = _ranges(block, inputs, tmp_path)
     model = ir.from_proto(block)
-    types = plan_types(model.graph, ranges)
+    types = choose_types(model.graph, ranges)
     written = recipes.get(recipe)().write(model, types, RecipeOptions(float_nodes=float_nodes))
     assert set(written).isdisjoint(float_nodes)
     assert "conv_b" in written or "conv_b" in float_nodes
@@ -209,7 +222,7 @@ def test_a_block_computes_the_same_with_some_nodes_left_float(block, recipe, flo
 
 def test_what_meets_in_a_concat_shares_one_type(block, tmp_path):
     inputs = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
-    types = plan_types(ir.from_proto(block).graph, _ranges(block, inputs, tmp_path))
+    types = choose_types(ir.from_proto(block).graph, _ranges(block, inputs, tmp_path))
     assert types["a"] == types["b"] == types["c"]
     assert types["a"].zero_point == 128
     assert types["r"].zero_point == 0
@@ -274,7 +287,7 @@ def test_what_moves_codes_is_left_float_where_it_must(text, recipe, tmp_path):
     proto = onnx.shape_inference.infer_shapes(proto)
     inputs = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
     model, ranges = ir.from_proto(proto), _ranges(proto, inputs, tmp_path)
-    recipes.get(recipe)().write(model, plan_types(model.graph, ranges), RecipeOptions())
+    recipes.get(recipe)().write(model, choose_types(model.graph, ranges), RecipeOptions())
     expected, found = _answers(proto, model, inputs, recipe, tmp_path)
     for name, wanted in expected.items():
         assert np.abs(found[name] - wanted).max() < 0.03 * np.abs(wanted).max()
@@ -295,7 +308,7 @@ g (float[1, 4, 8, 8] x) => (float[1, 6, 8, 8] y) {
 
 
 def test_a_concat_that_a_conv_reads_itself_has_its_codes_before_it(recipe, tmp_path):
-    """The clip behind the second Concat asks for the codes of the first one, which an earlier Conv reads."""
+    """The clip after the second Concat needs the first one quantized, which an earlier Conv reads."""
     rng, proto = np.random.default_rng(0), onnx.parser.parse_model(GROWING)
     shapes = {"wa": (4, 4, 1, 1), "wb": (2, 4, 1, 1), "wd": (2, 6, 1, 1), "wy": (6, 8, 1, 1), "bound": (8, 1, 1)}
     for name, shape in shapes.items():
@@ -305,6 +318,6 @@ def test_a_concat_that_a_conv_reads_itself_has_its_codes_before_it(recipe, tmp_p
     inputs = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
     model, ranges = ir.from_proto(proto), _ranges(proto, inputs, tmp_path)
     del ranges["m"]  # as of a clip that a pass put there: it has the type of what it reads
-    recipes.get(recipe)().write(model, plan_types(model.graph, ranges), RecipeOptions())
+    recipes.get(recipe)().write(model, choose_types(model.graph, ranges), RecipeOptions())
     expected, found = _answers(proto, model, inputs, recipe, tmp_path)
     assert np.abs(found["y"] - expected["y"]).max() < 0.03 * np.abs(expected["y"]).max()
