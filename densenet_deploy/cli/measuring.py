@@ -297,7 +297,7 @@ def tune_command(
         typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput)."),
     ] = None,
     samples: Samples = 512,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the expected time.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,
     measure_again: Annotated[
         bool, typer.Option("--measure-again", help="Ignore cached measurements and accuracies.")
     ] = False,
@@ -307,9 +307,9 @@ def tune_command(
     """Search precision, backend, threads and batch size."""
     from densenet_deploy.workflows.tune import tune as workflow
     from densenet_deploy.workflows.tune.candidates import TuneOptions
-    from densenet_deploy.workflows.tune.forms import Source
 
     options = TuneOptions(
+        variants=tuple(variant or ()),
         precisions=listed([precision]),
         recipes=listed([recipe]),
         backends=listed([backend]),
@@ -324,21 +324,20 @@ def tune_command(
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,
     )
-    sources = [*(Source(path=path) for path in models or ()), *(Source(variant=name) for name in variant or ())]
     if dry_run:
-        return lambda _listener: workflow.dry_run(sources, options, output.out, measure_again=measure_again)
+        return lambda _listener: workflow.dry_run(models or (), options, out=output.out, measure_again=measure_again)
 
     def work(listener: Any) -> Any:
         from densenet_deploy.quantize.cache import CalibrationCache
 
         report = workflow.tune(
-            sources,
+            models or (),
             options,
-            output.out,
+            out=output.out,
             force=output.force,
             measure_again=measure_again,
             cache=CalibrationCache(),
-            listener=listener,
+            progress=listener,
         )
         return report if report.failure is None else FailedGate(report, report.failure)
 
