@@ -63,6 +63,7 @@ from densenet_deploy.cli.outcome import (
 from densenet_deploy.errors import UnknownNameError, UsageError, is_passable
 
 if TYPE_CHECKING:
+    from densenet_deploy.facts import ModelFacts
     from densenet_deploy.model import Model
     from densenet_deploy.workflows.stages import Listener
 
@@ -264,6 +265,15 @@ def made(model: Model) -> Report:
     """Return the report of the workflow that made `model`."""
     assert model.report is not None
     return model.report
+
+
+def with_facts(source: str, facts: ModelFacts) -> str | Model:
+    """Return `source` itself, or, where facts were stated, the model that it is or names, with these facts."""
+    if not facts.given():
+        return source
+    from densenet_deploy.workflows.load import load
+
+    return load(source, **facts.given())
 
 
 _declared: Final[dict[str, Declaration]] = {}
