@@ -29,7 +29,7 @@ from densenet_deploy.onnx_envelope import count_stored_elements, external_files,
 
 StrPath = str | os.PathLike[str]
 
-FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".svg")
+FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".jpg", ".jpeg", ".svg")
 CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
@@ -38,6 +38,7 @@ _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dic
 IN_MEMORY: Final = Path("<model in memory>")
 """The `path` of an artifact that was given as bytes."""
 
+_LIKE_A_SUFFIX: Final = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # `x.jpg`, but not `v1.2`
 _NET: Final = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<net\s", re.DOTALL)
 _PROBED_BYTES: Final = 64 * 2**10
 # TensorProto.DataType
@@ -141,23 +142,31 @@ def sha256_of(path: Path) -> str:
 
 
 def output_path(out: str | None, default_name: str) -> Path:
-    """Say where a result goes: `-o` names a folder if it exists as one, ends in a slash or has no file suffix of ours.
+    """Say where a result goes: `-o` names a folder if it exists as one, ends in a slash or has no file suffix.
 
     >>> output_path("models/", "densenet121.onnx").as_posix()
     'models/densenet121.onnx'
 
     Raises:
-        UsageError: if it names a file of another kind.
+        UsageError: if it names a file of another kind than `default_name`.
     """
     if out is None:
         return Path("artifacts") / default_name
     path = Path(out)
-    if out.endswith("/") or path.is_dir() or path.suffix.lower() not in FILE_SUFFIXES:
+    suffix, wanted = path.suffix.lower(), Path(default_name).suffix
+    if out.endswith("/") or path.is_dir() or not _is_file_suffix(suffix):
         return path / default_name
-    wanted = Path(default_name).suffix
-    if path.suffix.lower() != wanted:
-        raise UsageError(out, f"is no {wanted} file", f"name a {wanted} file or a folder with -o")
+    if suffix not in FILE_SUFFIXES:
+        raise UsageError(
+            out, f"has the unknown suffix {suffix}", f"name a {wanted} file, or a folder with / at its end"
+        )
+    if suffix != wanted:
+        raise UsageError(out, f"is not a {wanted} file", f"name a {wanted} file or a folder with -o")
     return path
+
+
+def _is_file_suffix(suffix: str) -> bool:
+    return suffix in (*FILE_SUFFIXES, *CHECKPOINT_SUFFIXES) or _LIKE_A_SUFFIX.fullmatch(suffix) is not None
 
 
 def prepare_output(path: Path, manifest: Manifest | None, *, force: bool, size_bytes: int = 0) -> None:

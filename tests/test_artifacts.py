@@ -192,8 +192,10 @@ class TestOutputPath:
         assert output_path(f"out/x{suffix}", f"m{suffix.lower()}") == Path(f"out/x{suffix}")
 
     def test_a_file_of_another_kind_is_refused(self):
-        with pytest.raises(UsageError, match=r"is no \.onnx file"):
-            output_path("out/x.png", "m.onnx")
+        for out in ("out/x.png", "out/x.bmp", "out/x.pth"):
+            with pytest.raises(UsageError) as caught:
+                output_path(out, "m.onnx")
+            assert caught.value.subject == out
 
     @pytest.mark.parametrize("out", ["out", "out/v1.2", ".", "out.onnx/", "some.folder"])
     def test_anything_else_means_a_folder(self, out):

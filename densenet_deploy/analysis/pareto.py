@@ -1,4 +1,4 @@
-"""Which models are worth a look: those that no other beats in both speed and accuracy."""
+"""The Pareto front: the models that no other beats in both speed and accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class ParetoPoint:
     """A model's latency in milliseconds, with an interval where known, and its top-1 accuracy, a fraction.
 
-    `published` says that the accuracy is another's figure, not measured here.
+    `published`: the accuracy was published by others, not measured here. `chosen`: `tune` chose this one.
     """
 
     label: str
@@ -18,10 +18,11 @@ class ParetoPoint:
     top1: float
     interval_ms: tuple[float, float] | None = None
     published: bool = False
+    chosen: bool = False
 
 
 def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
-    """Return the points that no other matches in both and beats in one, the fastest first.
+    """Return the points that no other point matches in both and beats in one, the fastest first.
 
     >>> fast, slow = ParetoPoint("fast", 1.0, 0.7), ParetoPoint("slow", 3.0, 0.8)
     >>> [point.label for point in pareto_front([slow, ParetoPoint("worse", 2.0, 0.6), fast])]
@@ -35,7 +36,7 @@ def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
 
 
 def undominated(costs: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Return the indices of those whose costs no other matches in all and undercuts in one; of equals the first.
+    """Return the indices of the costs that no other matches in all and undercuts in one; of equal ones the first.
 
     >>> undominated([(1.0, 3.0), (2.0, 2.0), (2.0, 3.0), (1.0, 3.0)])
     (0, 1)

@@ -8,15 +8,11 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Published:
-    """Top-1 and top-5 as fractions, None where the source gives none, and who published them."""
+    """Top-1 and top-5 as fractions (None where the source does not give it), and the source."""
 
     top1: float
     top5: float | None
     source: str
-
-    def to_json(self) -> dict[str, object]:
-        """Return the figures with plain types."""
-        return {"top1": self.top1, "top5": self.top5, "source": self.source}
 
 
 _TORCHVISION: Final = "torchvision, IMAGENET1K_V1 weights"

@@ -1,11 +1,11 @@
-"""Ranges that were collected before, found by what they depend on.
+"""A cache of collected ranges, by everything that they depend on.
 
 The key is the SHA-256 of everything that could change them: the model, each calibration file, the preprocessing, the
-observer and its options, the tensors, and the format of this cache. Nothing else finds an entry, so that a stale one
-is never used; and since each entry keeps the parts of its key, a miss can say which of them changed.
+observer and its options, the tensors, and the format of this cache. A stale entry is never found; and since each entry
+keeps the parts of its key, a miss can report which of them changed.
 
 An entry is `<key>.npz`, the ranges, and `<key>.json`, the parts of the key and the SHA-256 of the other file. It is
-believed only if both agree.
+used only if both agree.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import numpy as np
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import printable
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantize.calibrate import CalibrationPlan
-from densenet_deploy.quantize.observers.observer import ChannelRanges
+from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges
 
 FORMAT: Final = 1  # raise it whenever the same key would give other ranges
 
@@ -37,24 +36,24 @@ Parts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CalibrationKey:
-    """What ranges depend on.
+    """Everything that ranges depend on.
 
     Attributes:
         model: SHA-256 of the model, hex.
-        data: SHA-256 of each calibration file by its name, as `CalibrationData.digests` has them.
+        data: SHA-256 of the calibration data, as returned by `CalibrationData.digests`.
         preprocessing: how images become inputs.
-        plan: observer, options and tensors.
+        config: observer, options and tensors.
     """
 
     model: str
     data: Mapping[str, str]
     preprocessing: Preprocessing
-    plan: CalibrationPlan
+    config: CalibrationConfig
 
     def parts(self) -> dict[str, Any]:
-        """Return what the digest is taken of, with the types that JSON gives back."""
+        """Return the parts of the digest, with the types of JSON."""
         facts = {"format": FORMAT, "model": self.model, "data": dict(self.data)}
-        facts |= {"preprocessing": asdict(self.preprocessing)} | self.plan.facts()
+        facts |= {"preprocessing": asdict(self.preprocessing)} | self.config.facts()
         parts: dict[str, Any] = json.loads(_canonical(facts))
         return parts
 
@@ -73,7 +72,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Miss:
-    """Why there are no ranges for a key: a sentence that names what changed since the nearest entry."""
+    """Why there are no ranges for a key: a sentence about what changed since the nearest entry."""
 
     reason: str
 
@@ -135,7 +134,7 @@ class CalibrationCache:
 
 def _default_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # unset, or to be ignored by the XDG specification
+    if not base.is_absolute():  # unset, or relative, which the XDG specification says to ignore
         base = Path.home() / ".cache"
     return base / "densenet-deploy" / "calibration"
 
@@ -156,7 +155,7 @@ def _read_ranges(entry: Path, key: CalibrationKey) -> dict[str, ChannelRanges]:
     """Read an entry back; ValueError if it is not what `store` wrote for `key`."""
     facts = _read_facts(entry.with_suffix(".json"))
     if facts["key"] != key.parts():
-        raise ValueError("the entry is another key's")
+        raise ValueError("the entry belongs to another key")
     payload = _read(entry.with_suffix(".npz"))
     if hashlib.sha256(payload).hexdigest() != facts["sha256"]:
         raise ValueError("its hash does not match")
@@ -173,7 +172,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     except RecursionError as exc:
         raise ValueError("nests too deep") from exc
     if not isinstance(facts, dict) or facts.keys() != {"key", "sha256"} or not isinstance(facts["key"], dict):
-        raise ValueError("is no entry of this cache")
+        raise ValueError("is not an entry of this cache")
     return facts
 
 

@@ -1,32 +1,36 @@
 """Collect the ranges of activations: one pass over the samples, memory that does not grow with their number.
 
-The model comes as a runner whose outputs are the tensors to observe. A run that was interrupted goes on from its
-`Checkpoint` and ends with the same bits as one that was not.
+`calibrate` gives the model its inner tensors as outputs, looks into the cache and runs it; `collect_ranges` is the
+loop. A run that was interrupted continues from its `Checkpoint` and ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from densenet_deploy.artifacts import os_errors_about, write_file
-from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError
 from densenet_deploy.options import require_range
-from densenet_deploy.quantize.observers.observer import ChannelRanges, Observer, ObserverOptions, observers
+from densenet_deploy.quantize.cache import CalibrationCache, CalibrationKey, Hit
+from densenet_deploy.quantize.calibration_data import CalibrationData
+from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges, Observer, observers
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
-from densenet_deploy.runtime.runner import Runner
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+
+if TYPE_CHECKING:
+    import onnx
 
 FEWEST_SAMPLES: Final = 32
 _CHECKPOINT_FORMAT: Final = 1
@@ -34,40 +38,23 @@ _SEAL_BYTES: Final = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
 
-Listener = Callable[[int], None]
+Progress = Callable[[int, int | None], None]
+"""Is called after each sample with the number done and the number of all, None where that is unknown."""
 
 
 @dataclass(frozen=True)
-class CalibrationPlan:
-    """What to collect: the `observer`, its `options` (None: its defaults) and the `tensors` (None: all float32 ones).
+class Calibration:
+    """The ranges of each observed tensor by name, and a sentence about their origin."""
 
-    Raises:
-        UnknownNameError: if there is no such observer.
-        UsageError: if the options are another observer's.
-    """
-
-    observer: str = "minmax"
-    options: ObserverOptions | None = None
-    tensors: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        wanted = observers.get(self.observer).options_type
-        if self.options is not None and type(self.options) is not wanted:
-            found = type(self.options).__name__
-            raise UsageError(found, f"are no options of {self.observer!r}", f"give {wanted.__name__}")
-
-    def facts(self) -> dict[str, Any]:
-        """Return the plan with plain types, defaults spelled out."""
-        options = self.options or observers.get(self.observer).options_type()
-        tensors = None if self.tensors is None else list(self.tensors)
-        return {"observer": self.observer, "options": dataclasses.asdict(options), "tensors": tensors}
+    ranges: dict[str, ChannelRanges]
+    note: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Where an unfinished run is kept, rewritten every `every` samples and removed at the end.
 
-    `identity` says what the run is of (the digest of a cache key); one left by anything else is overwritten, not used.
+    `identity` tells runs apart (the digest of a cache key); the checkpoint of another run is overwritten, not used.
     """
 
     path: Path
@@ -78,39 +65,90 @@ class Checkpoint:
         require_range("every", self.every, 1, 2**31)
 
 
-def ignore(done: int) -> None:
-    """Listen to nothing."""
+def ignore(done: int, total: int | None) -> None:
+    """Report no progress."""
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    data: CalibrationData,
+    config: CalibrationConfig,
+    cache: CalibrationCache | None = None,
+    progress: Progress = ignore,
+) -> Calibration:
+    """Return the ranges of inner tensors of `model` on `data`.
+
+    Args:
+        model: the float graph.
+        data: see `open_calibration_data`; at least 32 samples.
+        config: observer, its options, and tensors, float32 (N, C, ...).
+        cache: where ranges of the same model, data and configuration are looked up and kept. Data without an identity
+            (an iterable that is not an iterator) are not cached.
+        progress: see `Progress`.
+
+    Raises:
+        DataError: if the data are too few, all alike, or not normalized.
+        ModelFileError: if an activation is NaN or Inf, or a tensor has no channels.
+        UnknownNameError: if a tensor of the configuration does not exist.
+    """
+    from densenet_deploy.graph.onnx_file import expose_values
+
+    if data.samples < FEWEST_SAMPLES:
+        why = f"{data.samples} samples were asked for, at least {FEWEST_SAMPLES} are needed"
+        raise DataError(data.origin, why, "ask for more samples")
+    exposed = expose_values(model, config.tensors).SerializeToString()
+    digests = data.digests() if cache is not None else None
+    if cache is None or digests is None:
+        return Calibration(_collected(exposed, data, config, None, progress), "calibration: not cached")
+    key = CalibrationKey(hashlib.sha256(exposed).hexdigest(), digests, data.preprocessing, config)
+    found = cache.lookup(key)
+    if isinstance(found, Hit):
+        return Calibration(dict(found.ranges), "calibration: from the cache")
+    checkpoint = Checkpoint(cache.folder / f"{key.digest}.partial.npz", key.digest)
+    ranges = _collected(exposed, data, config, checkpoint, progress)
+    cache.store(key, ranges)
+    return Calibration(ranges, f"calibration: {found.reason}")
+
+
+def _collected(
+    exposed: bytes,
+    data: CalibrationData,
+    config: CalibrationConfig,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> dict[str, ChannelRanges]:
+    with open_runner(exposed, options=RunnerOptions(check_values=False, arena=False)) as runner:
+        return collect_ranges(runner, data, config, checkpoint, progress, data.origin)
 
 
 def collect_ranges(
     runner: Runner,
     samples: Iterable[Array],
-    plan: CalibrationPlan,
+    config: CalibrationConfig,
     checkpoint: Checkpoint | None = None,
-    listener: Listener = ignore,
+    progress: Progress = ignore,
     origin: object = "calibration",
 ) -> dict[str, ChannelRanges]:
     """Run every sample and return the ranges of each observed tensor by name, in the order of the outputs.
 
     Args:
         runner: gives the tensors to observe as outputs, (N, C, ...).
-        samples: inputs (1, 3, S, S) float32; at least 32, of which the first 32 are neither all alike nor all of one
-            colour. To go on from a checkpoint they are read again from the first, but not run.
-        plan: observer, options, tensors.
-        checkpoint: where to save the run and look for an earlier one.
-        listener: told the number of samples done after each.
+        samples: inputs (1, C, H, W) float32; at least 32, of which the first 32 are neither all alike nor all of one
+            colour. To continue from a checkpoint they are read again from the first, but not run.
+        config: observer, options, tensors.
+        checkpoint: where to save the run and to look for an earlier one.
+        progress: see `Progress`.
         origin: where the samples come from, as errors name it.
 
     Raises:
         DataError: if the samples are too few or all alike, or are not those that the checkpoint saw.
         FeedError: if a sample is not what the model takes.
         ModelFileError: if an activation is NaN or Inf, or a tensor has no channels.
-        UnknownNameError: if a tensor of the plan is no output.
+        UnknownNameError: if a tensor of the configuration is not an output.
     """
-    names = _tensors_to_observe(runner, plan)
-    run = _Run.resumed(checkpoint, plan) or _Run(plan)
-    seen = hashlib.sha256()
-    done = 0
+    names = _tensors_to_observe(runner, config)
+    run = _Run.resumed(checkpoint, config) or _Run(config)
+    seen, done, total = hashlib.sha256(), 0, len(samples) if isinstance(samples, Sized) else None
     for done, sample in enumerate(_varied(samples, origin), start=1):
         seen.update(sample.tobytes())
         if done > run.done:
@@ -120,7 +158,7 @@ def collect_ranges(
                 run.save(checkpoint)
         elif done == run.done:
             _require_same(seen.hexdigest() == run.seen, checkpoint)
-        listener(done)
+        progress(done, total)
     _require_same(done == run.done, checkpoint)
     if checkpoint is not None:
         with os_errors_about(checkpoint.path):
@@ -129,12 +167,12 @@ def collect_ranges(
 
 
 class _Run:
-    """The observers of a run, by tensor; how many samples they saw (`done`), and the SHA-256 of those (`seen`)."""
+    """The observers of a run by tensor, the number of samples they saw (`done`), and the SHA-256 of those (`seen`)."""
 
-    def __init__(self, plan: CalibrationPlan) -> None:
+    def __init__(self, config: CalibrationConfig) -> None:
         self.done = 0
         self.seen = ""
-        self._plan = plan
+        self._config = config
         self._observers: dict[str, Observer] = {}
 
     def update(self, tensors: Feeds, seen: str) -> None:
@@ -152,7 +190,7 @@ class _Run:
 
     def save(self, checkpoint: Checkpoint) -> None:
         names = list(self._observers)
-        facts = _facts(checkpoint, self._plan) | {"done": self.done, "seen": self.seen, "names": names}
+        facts = _facts(checkpoint, self._config) | {"done": self.done, "seen": self.seen, "names": names}
         states = (observer.state() for observer in self._observers.values())
         arrays = {f"{index}.{part}": array for index, state in enumerate(states) for part, array in state.items()}
         file = io.BytesIO()
@@ -161,23 +199,25 @@ class _Run:
             write_file(checkpoint.path, hashlib.sha256(payload).digest(), payload)
 
     @classmethod
-    def resumed(cls, checkpoint: Checkpoint | None, plan: CalibrationPlan) -> _Run | None:
-        """Return the run that the checkpoint holds, or None if there is none, it is damaged or of something else."""
+    def resumed(cls, checkpoint: Checkpoint | None, config: CalibrationConfig) -> _Run | None:
+        """Return the run in the checkpoint, or None if there is none, or a damaged one or one of another run."""
         if checkpoint is None or not checkpoint.path.exists():
             return None
         try:
             with np.load(io.BytesIO(_unsealed(checkpoint.path)), allow_pickle=False) as arrays:
-                return cls._restored(dict(arrays), _facts(checkpoint, plan), plan)
+                return cls._restored(dict(arrays), _facts(checkpoint, config), config)
         except ValueError as exc:
-            log.warning("%s %s; calibration starts anew", checkpoint.path, exc)
+            log.warning("%s %s; calibration starts again", checkpoint.path, exc)
             return None
 
     @classmethod
-    def _restored(cls, arrays: dict[str, npt.NDArray[Any]], wanted: dict[str, Any], plan: CalibrationPlan) -> _Run:
+    def _restored(
+        cls, arrays: dict[str, npt.NDArray[Any]], expected: dict[str, Any], config: CalibrationConfig
+    ) -> _Run:
         facts = json.loads(str(arrays.pop("facts")))
-        if {key: facts[key] for key in wanted} != wanted:
+        if {key: facts[key] for key in expected} != expected:
             raise ValueError("is the checkpoint of another run")
-        run = cls(plan)
+        run = cls(config)
         run.done, run.seen = facts["done"], facts["seen"]
         for index, name in enumerate(facts["names"]):
             prefix = f"{index}."
@@ -189,22 +229,22 @@ class _Run:
         if name in self._observers:
             return self._observers[name]
         if array.ndim < 2 or array.dtype != np.float32:
-            why = f"is {array.shape} {array.dtype}, which has no float32 channels"
+            why = f"is {array.shape} {array.dtype}, which does not have float32 channels"
             raise ModelFileError(f"tensor {name!r}", why, "observe tensors of (N, C, ...)")
         return self._new_observer(name, array.shape[1])
 
     def _new_observer(self, name: str, channels: int) -> Observer:
-        kind = observers.get(self._plan.observer)
-        self._observers[name] = kind(channels, self._plan.options)
+        kind = observers.get(self._config.observer)
+        self._observers[name] = kind(channels, self._config.options)
         return self._observers[name]
 
 
-def _facts(checkpoint: Checkpoint, plan: CalibrationPlan) -> dict[str, Any]:
-    return {"format": _CHECKPOINT_FORMAT, "identity": checkpoint.identity, "plan": plan.facts()}
+def _facts(checkpoint: Checkpoint, config: CalibrationConfig) -> dict[str, Any]:
+    return {"format": _CHECKPOINT_FORMAT, "identity": checkpoint.identity, "plan": config.facts()}
 
 
 def _unsealed(path: Path) -> bytes:
-    """Return what follows the SHA-256 with which a checkpoint begins; ValueError if it is another's."""
+    """Return what follows the SHA-256 at the start of a checkpoint; ValueError if it does not match."""
     with os_errors_about(path):
         data = path.read_bytes()
     digest, payload = data[:_SEAL_BYTES], data[_SEAL_BYTES:]
@@ -219,18 +259,18 @@ def _require_same(is_same: bool, checkpoint: Checkpoint | None) -> None:
         raise DataError(checkpoint.path, "was made with other samples", "remove it and calibrate again")
 
 
-def _tensors_to_observe(runner: Runner, plan: CalibrationPlan) -> Sequence[str]:
+def _tensors_to_observe(runner: Runner, config: CalibrationConfig) -> Sequence[str]:
     known = [spec.name for spec in runner.outputs]
-    if plan.tensors is None:
+    if config.tensors is None:
         return [spec.name for spec in runner.outputs if spec.dtype == np.float32]
-    for name in plan.tensors:
+    for name in config.tensors:
         if name not in known:
             raise UnknownNameError.among("tensor", name, known)
-    return [name for name in known if name in plan.tensors]
+    return [name for name in known if name in config.tensors]
 
 
 def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
-    """Yield the samples, once the first 32 have shown that there are enough and that they differ.
+    """Yield the samples, after checking that there are at least 32 and that the first 32 differ.
 
     Raises:
         DataError: if not.
@@ -240,9 +280,9 @@ def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
     if len(first) < FEWEST_SAMPLES:
         raise DataError(origin, f"has {len(first)} samples", f"give at least {FEWEST_SAMPLES}")
     if all(_is_one_colour(sample) for sample in first):
-        raise DataError(origin, f"has one colour in each of the first {len(first)} samples", "give images")
+        raise DataError(origin, f"each of the first {len(first)} samples has a single colour", "give images")
     if all(np.array_equal(sample, first[0]) for sample in first[1:]):
-        raise DataError(origin, f"has the same image {len(first)} times first", "give different images")
+        raise DataError(origin, f"the first {len(first)} samples are the same image", "give different images")
     while first:
         yield first.pop(0)
     yield from iterator

@@ -1,7 +1,8 @@
-"""Calibration data: a folder of images, an array file, or arrays from anywhere, as a stream of samples (1, 3, S, S).
+"""Calibration data: a folder of images, an array or its file, or images and batches from anywhere.
 
-Array files are read sample by sample, not mapped: the pages of a mapped file would count as this process's memory, and
-members of an `.npz` cannot be mapped at all.
+Each becomes a stream of samples (1, C, H, W), prepared for the model. Array files are read sample by sample, not
+mapped: the pages of a mapped file would count as this process's memory, and members of an `.npz` cannot be mapped at
+all.
 """
 
 from __future__ import annotations
@@ -10,27 +11,31 @@ import contextlib
 import hashlib
 import itertools
 import math
+import os
 import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
+from PIL import Image
 
-from densenet_deploy.artifacts import os_errors_about, require_file, sha256_of
-from densenet_deploy.errors import DataError
+from densenet_deploy.artifacts import StrPath, os_errors_about, require_file, sha256_of
+from densenet_deploy.errors import DataError, InputError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
-from densenet_deploy.runtime.feeds import Array, value_limit
+from densenet_deploy.runtime.feeds import Array, as_array, value_limit
 from densenet_deploy.runtime.image_folders import ReadableImages, find_images
+from densenet_deploy.runtime.images import LoadedImage, load_image
 from densenet_deploy.runtime.preprocess import prepare
 
 DEFAULT_SAMPLES: Final = 512
 ARRAY_SUFFIXES: Final = (".npy", ".npz")
+_FIX: Final = "give images, or prepare arrays with densenet_deploy.runtime.preprocess"
 _DAMAGE: Final = (  # a header is Python's text for a dict, and is read as that
     *(ValueError, EOFError, NotImplementedError, RuntimeError),
     *(SyntaxError, TypeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -38,7 +43,15 @@ _DAMAGE: Final = (  # a header is Python's text for a dict, and is read as that
 
 
 class CalibrationData(ABC):
-    """Samples (1, 3, S, S) float32; each `iter` begins again, unless the source is itself an iterator."""
+    """Samples (1, C, H, W) float32 that can be read more than once.
+
+    Attributes:
+        preprocessing: how images are prepared.
+        samples: how many were asked for; there may be fewer.
+    """
+
+    preprocessing: Preprocessing
+    samples: int
 
     @property
     def origin(self) -> object:
@@ -50,45 +63,55 @@ class CalibrationData(ABC):
 
     @abstractmethod
     def digests(self) -> dict[str, str] | None:
-        """Return the SHA-256 of every file that is read, by name, for a cache key; None if the source has no files."""
+        """Return the SHA-256 of all that is read, by name, for a cache key; None if the source cannot be identified."""
 
 
 def open_calibration_data(
-    source: Path | Iterable[Array], preprocessing: Preprocessing, samples: int = DEFAULT_SAMPLES, seed: int = 0
+    source: StrPath | Iterable[Any], preprocessing: Preprocessing, samples: int = DEFAULT_SAMPLES, seed: int = 0
 ) -> CalibrationData:
-    """Open a folder, an `.npy` or `.npz` file, or an iterable of arrays (N, 3, S, S).
+    """Open a folder, an `.npy` or `.npz` file, an array, or an iterable of images or batches.
+
+    >>> data = open_calibration_data(DataLoader(dataset, batch_size=32), preprocessing)     # doctest: +SKIP
 
     Args:
-        source: images directly inside the folder or in class folders; arrays are float32, already normalized.
-        preprocessing: of the model; arrays must have its size.
-        samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first.
-        seed: of the subset, and of the order in which images come: folders are sorted by class, and whoever takes
-            the first few should get a fair sample. Arrays stay in their order.
+        source: a folder with images directly inside or in class folders; a file or an array of inputs (N, C, H, W),
+            float32 and already normalized; or an iterable, of which each item is such a batch or one input (C, H, W),
+            a uint8 image (H, W, 3) or batch (N, H, W, 3), a PIL image, a path, a torch tensor of these kinds, a tuple
+            or list whose first element is one of these, or a dict with one of these.
+        preprocessing: of the model. Images are prepared with it; arrays must have its size.
+        samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first. An
+            iterator, which can be read only once, is kept in memory as far as it was read.
+        seed: of the subset, and of the order in which images come: folders are sorted by class, and a reader of the
+            first few should get a fair sample. Arrays keep their order.
 
     Raises:
-        DataError: if there are no images, or the array is not float32 (N, 3, S, S) of finite, normalized values; its
-            values are looked at while iterating.
+        DataError: if there are no images, or an array is not one of finite, normalized inputs; items and values are
+            checked while iterating.
         InputError: if there is no such file.
     """
     require_range("samples", samples, 1, 2**31)
-    if not isinstance(source, Path):
-        return ArrayStream(source, preprocessing, samples)
-    if source.suffix.lower() in ARRAY_SUFFIXES and not source.is_dir():
-        return ArrayFile.open(source, preprocessing, samples, seed)
-    if source.is_file():
-        raise DataError(source, "is no calibration data", f"give a folder of images, or {' or '.join(ARRAY_SUFFIXES)}")
-    paths = find_images(source)
+    if hasattr(source, "__array__"):
+        return ArrayData.of(as_array("calibration", source), preprocessing, samples, seed)
+    if not isinstance(source, (str, os.PathLike)):
+        return Stream(source, preprocessing, samples)
+    path = Path(source)
+    if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
+        return ArrayFile.open(path, preprocessing, samples, seed)
+    if path.is_file():
+        raise DataError(path, "is not calibration data", f"give a folder of images, or {' or '.join(ARRAY_SUFFIXES)}")
+    paths = find_images(path)
     order = np.random.default_rng(seed).permutation(len(paths))
-    return ImageFolder(source, tuple(paths[index] for index in order[:samples]), preprocessing)
+    return ImageFolder(path, tuple(paths[index] for index in order[:samples]), preprocessing, samples)
 
 
 @dataclass(frozen=True)
 class ImageFolder(CalibrationData):
-    """Images `paths` inside `folder`, prepared as the model wants them."""
+    """Images `paths` inside `folder`, prepared for the model."""
 
     folder: Path
     paths: tuple[Path, ...]
     preprocessing: Preprocessing
+    samples: int
 
     @property
     def origin(self) -> Path:
@@ -111,18 +134,19 @@ class ArrayFile(CalibrationData):
     path: Path
     indices: tuple[int, ...]
     preprocessing: Preprocessing
+    samples: int
 
     @classmethod
     def open(cls, path: Path, preprocessing: Preprocessing, samples: int, seed: int) -> ArrayFile:
         """Read the header and choose the samples.
 
         Raises:
-            DataError: if the file does not hold one float32 array (N, 3, S, S).
+            DataError: if the file does not hold one float32 array (N, C, H, W).
         """
         require_file(path)
         with _opened_array(path) as (file, size):
             count = _read_header(file, size, path, preprocessing)
-        return cls(path, _subset(count, samples, seed), preprocessing)
+        return cls(path, _subset(count, samples, seed), preprocessing, samples)
 
     @property
     def origin(self) -> Path:
@@ -132,7 +156,7 @@ class ArrayFile(CalibrationData):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Array]:
-        shape = (1, 3, self.preprocessing.image_size, self.preprocessing.image_size)
+        shape = (1, *_input_shape(self.preprocessing))
         sample_bytes = 4 * math.prod(shape)
         with _opened_array(self.path) as (file, size):
             _read_header(file, size, self.path, self.preprocessing)
@@ -143,25 +167,80 @@ class ArrayFile(CalibrationData):
                 yield _checked(sample, f"sample {index} of {self.path}", self.preprocessing)
 
     def digests(self) -> dict[str, str]:
-        chosen = hashlib.sha256(repr(self.indices).encode()).hexdigest()
-        return {"array": sha256_of(self.path), "chosen samples": chosen}
+        return {"array": sha256_of(self.path), "chosen samples": _digest_of(self.indices)}
 
 
-@dataclass(frozen=True)
-class ArrayStream(CalibrationData):
-    """The first `samples` of arrays (N, 3, S, S) from anywhere."""
+@dataclass(frozen=True, eq=False)
+class ArrayData(CalibrationData):
+    """The samples `indices`, ascending, of an array in memory: float32 inputs or uint8 images."""
 
-    source: Iterable[Array]
+    array: Array
+    indices: tuple[int, ...]
     preprocessing: Preprocessing
     samples: int
 
-    def __iter__(self) -> Iterator[Array]:
-        places = ((number, array) for number, array in enumerate(self.source))
-        every = (part for number, array in places for part in _split(array, f"array {number}", self.preprocessing))
-        return itertools.islice(every, self.samples)
+    @classmethod
+    def of(cls, array: Array, preprocessing: Preprocessing, samples: int, seed: int) -> ArrayData:
+        """Choose the samples.
 
-    def digests(self) -> None:
-        return None
+        Raises:
+            DataError: if the array is neither float32 (N, C, H, W) nor uint8 (N, H, W, 3).
+        """
+        array = array[None] if array.ndim == 3 else array
+        if not _are_pixels(array):
+            _require_inputs(array.shape, array.dtype, "array", preprocessing)
+        return cls(array, _subset(len(array), samples, seed), preprocessing, samples)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Array]:
+        for index in self.indices:
+            yield from _inputs_of(self.array[index : index + 1], f"sample {index}", self.preprocessing)
+
+    def digests(self) -> dict[str, str]:
+        chosen = self.array[list(self.indices)]
+        return {"array": hashlib.sha256(chosen.tobytes()).hexdigest(), "type": str(chosen.dtype)}
+
+
+@dataclass(eq=False)
+class Stream(CalibrationData):
+    """The first `samples` of an iterable; those of an iterator are kept once they were read."""
+
+    source: Iterable[Any]
+    preprocessing: Preprocessing
+    samples: int
+    _kept: list[Array] = field(default_factory=list, init=False, repr=False)
+    _rest: Iterator[Array] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._is_iterator = isinstance(self.source, Iterator)
+        self._rest = self._read()
+
+    def __iter__(self) -> Iterator[Array]:
+        return itertools.islice(self._read_again() if self._is_iterator else self._read(), self.samples)
+
+    def digests(self) -> dict[str, str] | None:
+        """Return the digest of all samples of an iterator, which reads them; None for other iterables."""
+        if not self._is_iterator:
+            return None
+        every = hashlib.sha256()
+        for sample in self:
+            every.update(sample.tobytes())
+        return {"samples": every.hexdigest()}
+
+    def _read(self) -> Iterator[Array]:
+        for number, item in enumerate(self.source):
+            yield from _inputs_of(item, f"item {number}", self.preprocessing)
+
+    def _read_again(self) -> Iterator[Array]:
+        for place in itertools.count():
+            while len(self._kept) <= place:
+                sample = next(self._rest, None)
+                if sample is None:
+                    return
+                self._kept.append(sample)
+            yield self._kept[place]
 
 
 def _subset(count: int, samples: int, seed: int) -> tuple[int, ...]:
@@ -172,7 +251,7 @@ def _subset(count: int, samples: int, seed: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def _opened_array(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Give the `.npy` file, or the one member of the `.npz` file, and its size in bytes; damage becomes a DataError."""
+    """Open the `.npy` file, or the one member of the `.npz` file, and give its size; damage becomes a DataError."""
     with os_errors_about(path):
         try:
             if path.suffix.lower() == ".npy":
@@ -201,7 +280,7 @@ def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preproce
     if np.lib.format.read_magic(file) != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, is_fortran_order, dtype = read(file)
-    _require_samples(shape, dtype, path, preprocessing)
+    _require_inputs(shape, dtype, path, preprocessing)
     if is_fortran_order and shape[0] > 1:
         raise DataError(path, "is in Fortran order", "save numpy.ascontiguousarray(array)")
     if size - file.tell() < 4 * math.prod(shape):
@@ -209,18 +288,73 @@ def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preproce
     return shape[0]
 
 
-def _require_samples(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:
-    wanted = (3, preprocessing.image_size, preprocessing.image_size)
-    if dtype != np.float32 or len(shape) != 4 or shape[1:] != wanted or shape[0] == 0:
-        why = f"is {shape} {dtype}, the model takes float32 (N, {', '.join(map(str, wanted))})"
-        raise DataError(name, why, "prepare images with densenet_deploy.runtime.preprocess, or give their folder")
+def _digest_of(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def _split(array: Array, name: str, preprocessing: Preprocessing) -> Iterator[Array]:
-    if not isinstance(array, np.ndarray):
-        raise DataError(name, f"is a {type(array).__name__}", "give numpy arrays")
-    _require_samples(array.shape, array.dtype, name, preprocessing)
-    return (_checked(sample[None], name, preprocessing) for sample in array)
+def _input_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    return 3, preprocessing.image_size, preprocessing.image_size
+
+
+def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:
+    expected = _input_shape(preprocessing)
+    if dtype != np.float32 or len(shape) != 4 or shape[1:] != expected or shape[0] == 0:
+        why = f"is {shape} {dtype}, the model takes float32 (N, {', '.join(map(str, expected))})"
+        raise DataError(name, why, _FIX)
+
+
+# -- items of an iterable
+
+
+def _inputs_of(item: object, name: str, preprocessing: Preprocessing) -> Iterator[Array]:
+    """Yield the samples (1, C, H, W) in one image or batch.
+
+    Raises:
+        DataError: if it is neither.
+    """
+    item = _unwrapped(item, name)
+    if isinstance(item, (str, os.PathLike, bytes, Image.Image, LoadedImage)):
+        yield _prepared(item, name, preprocessing)
+        return
+    if not hasattr(item, "__array__"):
+        raise DataError(name, f"is a {type(item).__name__}", "give images, paths, arrays or tensors")
+    array = as_array(name, item)
+    if _are_pixels(array):
+        for pixels in array if array.ndim == 4 else (array,):
+            yield _prepared(pixels, name, preprocessing)
+        return
+    batch = array[None] if array.ndim == 3 else array
+    _require_inputs(batch.shape, batch.dtype, name, preprocessing)
+    for sample in batch:
+        yield _checked(sample[None], name, preprocessing)
+
+
+def _unwrapped(item: object, name: str) -> object:
+    """Return the image or batch in what a DataLoader gives: (batch, labels) or {"image": batch, ...}."""
+    if isinstance(item, Mapping):
+        found = [value for value in item.values() if _is_image_like(value)]
+        if len(found) != 1:
+            why = f"is a dict with {len(found)} images or batches ({', '.join(map(str, item)) or 'empty'})"
+            raise DataError(name, why, "give the batch itself, or a dict with one")
+        return found[0]
+    if isinstance(item, (tuple, list)) and item:
+        return _unwrapped(item[0], name)
+    return item
+
+
+def _is_image_like(value: object) -> bool:
+    return isinstance(value, (Image.Image, LoadedImage)) or len(getattr(value, "shape", ())) > 2
+
+
+def _are_pixels(array: Array) -> bool:
+    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0
+
+
+def _prepared(image: Any, name: str, preprocessing: Preprocessing) -> Array:
+    try:
+        return prepare(load_image(image), preprocessing)[None]
+    except InputError as exc:
+        raise DataError(f"{name}: {exc.subject}", exc.why, exc.fix) from exc
 
 
 def _checked(sample: Array, name: str, preprocessing: Preprocessing) -> Array:
@@ -230,5 +364,4 @@ def _checked(sample: Array, name: str, preprocessing: Preprocessing) -> Array:
         return sample
     if not np.isfinite(sample).all():
         raise DataError(name, "holds NaN or Inf", "remove it")
-    why = f"reaches from {low:.4g} to {high:.4g}, which no normalized image does"
-    raise DataError(name, why, "prepare images with densenet_deploy.runtime.preprocess, or give their folder")
+    raise DataError(name, f"ranges from {low:.4g} to {high:.4g}, beyond any normalized image", _FIX)

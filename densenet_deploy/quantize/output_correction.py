@@ -1,31 +1,29 @@
-"""Take back what quantization does to every output channel of a layer: its mean, and how far it swings.
+"""Correct what quantization does to every output channel of a layer: its mean, and its variation.
 
 Rounding weights, rounding the bounds of clips and cutting off what lies beyond a range change an output channel in ways
-that are the same for every image: its mean moves, and it swings a little less. Both add up from layer to layer, and
-an affine map undoes both. With ŷ the quantized and y the float output, ŷ ≈ (y − h)/g + noise that has nothing to do
-with y, and over the calibration images
+that are the same for every image: its mean moves, and it varies a little less. Both add up from layer to layer, and an
+affine map undoes both. With ŷ the quantized and y the float output, ŷ ≈ (y − h)/g + noise that is independent of y,
+and over the calibration images
 
     g = var(y) / cov(y, ŷ),   h = E[y] − g·E[ŷ]
 
-for each channel. (Regressing y on ŷ instead would make every channel smaller by the share of the noise in it, and what
-is lost so in every layer is a systematic error again.) A layer takes g and h into its weights and bias for nothing: the
-codes of a row of weights stay, its scale becomes g times as large. With g = 1 this is the bias correction of Nagel et
+for each channel. (Regressing y on ŷ instead would make every channel smaller by the share of the noise in it, again a
+systematic error in every layer.) A layer absorbs g and h in its weights and bias at no cost: the quantized values of a
+row of weights stay, its scale becomes g times as large. With g = 1 this is the bias correction of Nagel et
 al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with measured instead
 of derived means.
 
-Each Conv is measured alone, on what the float network feeds it. What errors of earlier layers do to its output is not
-its own to correct: it vanishes when those correct theirs, and in a dense block, where all later layers read all earlier
-ones, correcting it as well cost 16 dB on the digits model. So one graph holds both: the float network, and beside every
-Conv its quantized twin, which quantizes the float network's own activations. The classifier comes last and nothing
-reads it: it is measured in the quantized network and corrects what is left.
+Each Conv is measured alone, on its input in the float network. It does not correct the effect of errors of earlier
+layers on its output: that vanishes when those correct theirs, and in a dense block, where all later layers read all
+earlier ones, correcting it as well cost 16 dB on the digits model. So one graph holds both: the float network, and
+beside every Conv its quantized twin, which quantizes the activations of the float network. The classifier comes last
+and nothing reads it: it is measured in the quantized network and corrects the remaining error.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -33,44 +31,42 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from densenet_deploy.artifacts import write_file
 from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, set_weight_and_bias, weight_and_bias
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.runner import Runner
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, open_runner
 
 _TWIN: Final = "twin:"
-_MOST_GAIN: Final = 1.25  # beyond it, either way, a channel is noise and its slope means nothing
+_MOST_GAIN: Final = 1.25  # beyond it, either way, a channel is noise and its slope is meaningless
 
 Doubles = npt.NDArray[np.float64]
-Open = Callable[[Path], Runner]
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """By channel, (C,) each: the output should have been `gain` · output + `shift`."""
+    """By channel, (C,) each: the corrected output is `gain` · output + `shift`."""
 
     gain: Doubles
     shift: Doubles
 
 
 class Moments:
-    """Means of y, ŷ, y² and y·ŷ of each channel, taken in image by image."""
+    """Means of y, ŷ, y² and y·ŷ of each channel, image by image."""
 
     def __init__(self) -> None:
         self._sums: Doubles | float = 0.0
         self._count = 0
 
-    def update(self, wanted: Array, found: Array) -> None:
-        """Take in y and ŷ of N images, (N, C, …) each."""
-        y, y_hat = (array.reshape(*array.shape[:2], -1).astype(np.float64) for array in (wanted, found))
+    def update(self, expected: Array, found: Array) -> None:
+        """Add y and ŷ of N images, (N, C, …) each."""
+        y, y_hat = (array.reshape(*array.shape[:2], -1).astype(np.float64) for array in (expected, found))
         products = (y, y_hat, y * y, y * y_hat)
         self._sums = self._sums + np.stack([product.mean(axis=2).sum(axis=0) for product in products])
         self._count += len(y)
 
     def correction(self) -> Correction:
-        """Return the affine map of each channel; gain 1 where the two hardly go together."""
+        """Return the affine map of each channel; gain 1 where the two hardly correlate."""
         y, y_hat, squares, products = np.asarray(self._sums) / self._count
         variance, covariance = squares - y**2, products - y * y_hat
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -80,30 +76,25 @@ class Moments:
         return Correction(gain, y - gain * y_hat)
 
 
-def conv_corrections(
-    model: ir.Model, quantized: onnx.ModelProto, samples: Iterable[Array], open_float: Open
-) -> dict[str, Correction]:
-    """Return what undoes the change that quantization makes to each Conv of `model`, by the Conv's name.
+def conv_corrections(model: ir.Model, quantized: onnx.ModelProto, samples: Iterable[Array]) -> dict[str, Correction]:
+    """Return the correction of the output of each Conv of `model`, by the Conv's name.
 
     Args:
         model: the float graph as it will be quantized.
         quantized: its Q/DQ form, in which the outputs of Convs have the same names.
-        samples: inputs (1, 3, S, S) float32.
-        open_float: opens an ONNX file on a backend that shows inner tensors as they are.
+        samples: inputs (1, C, H, W) float32.
     """
     convs = {str(node.name): str(node.outputs[0].name) for node in model.graph if is_operator(node, "Conv")}
     moments = {name: Moments() for name in convs}
     outputs = {*convs.values(), *(_TWIN + output for output in convs.values())}
     exposed = expose_values(_side_by_side(ir.to_proto(model), quantized), outputs)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "twins.onnx"
-        write_file(path, exposed.SerializeToString())
-        with open_float(path) as runner:
-            for sample in samples:
-                found = run_batched(runner, sample)
-                for name, output in convs.items():
-                    moments[name].update(found[output], found[_TWIN + output])
-    return {name: taken.correction() for name, taken in moments.items()}
+    options = RunnerOptions(check_values=False)
+    with open_runner(exposed.SerializeToString(), REFERENCE_BACKEND, "cpu", options) as runner:
+        for sample in samples:
+            found = run_batched(runner, sample)
+            for name, output in convs.items():
+                moments[name].update(found[output], found[_TWIN + output])
+    return {name: measured.correction() for name, measured in moments.items()}
 
 
 def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None:
@@ -118,7 +109,7 @@ def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None
 
 
 def classifier_of(graph: ir.Graph) -> ir.Node | None:
-    """Return the Gemm of float32 constants that makes the output of `graph`, or None if something else does."""
+    """Return the Gemm of float32 constants that makes the output of `graph`, or None."""
     gemm = graph.outputs[0].producer() if len(graph.outputs) == 1 else None
     if not is_operator(gemm, "Gemm") or gemm is None or len(gemm.inputs) < 3:
         return None
@@ -127,10 +118,10 @@ def classifier_of(graph: ir.Graph) -> ir.Node | None:
     return gemm if plain and known else None
 
 
-def correct_classifier(graph: ir.Graph, gemm: ir.Node, wanted: Sequence[Array], found: Sequence[Array]) -> None:
-    """Let `gemm` take back what is left: `wanted` and `found` are outputs (N, classes) of the same images."""
+def correct_classifier(graph: ir.Graph, gemm: ir.Node, expected: Sequence[Array], found: Sequence[Array]) -> None:
+    """Let `gemm` correct the remaining error: `expected` and `found` are outputs (N, classes) of the same images."""
     moments = Moments()
-    for y, y_hat in zip(wanted, found, strict=True):
+    for y, y_hat in zip(expected, found, strict=True):
         moments.update(y, y_hat)
     correction = moments.correction()
     weight, bias = constant(gemm.inputs[1]), constant(gemm.inputs[2])
@@ -161,7 +152,7 @@ def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.Mo
 
 
 def _read_twins(node: onnx.NodeProto, made: Collection[str]) -> None:
-    """Let `node`, and what is inside its branches, read the twins of the values in `made`."""
+    """Let `node`, and the nodes inside its branches, read the twins of the values in `made`."""
     node.input[:] = [_TWIN + name if name in made else name for name in node.input]
     for attribute in node.attribute:
         for branch in (attribute.g, *attribute.graphs):

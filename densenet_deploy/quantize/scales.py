@@ -1,8 +1,24 @@
-"""Scales and zero points: how float values are written in 8 bits, q = round(x / scale) + zero_point.
+"""How float values are written in 8 bits: q = round(x / scale) + zero_point.
 
-A dense block is one bus: its segments meet in Concats and are read many times, so they all share one scale, and a
-Concat of quantized segments is a plain copy. What leaves a ReLU is never negative and starts at code 0, so saturation
-*is* the ReLU.
+**Activations.** A dense block is one bus: its segments meet in Concats and have many readers, so they all share one
+scale, and a Concat of quantized segments is a plain copy. The output of a ReLU is never negative and gets zero point 0,
+so saturation *is* the ReLU.
+
+**Weights** are symmetric: w ≈ q·s with q in ±127, or ±63 where the CPU adds pairs of products in 16 bits that would
+overflow (x86 without VNNI: 2·255·127 > 2¹⁵). A **bias** is int32 at scale s_x·s_w. That can overflow without an error:
+a channel whose weights are nearly dead but whose bias is not needs a bias of many billions. So the weight scale of a
+row is raised until its bias fits,
+
+    s_w = max(max|w| / limit, |b| / (s_x · 2³⁰)),
+
+which costs such a row its weights and no accuracy: it was a constant, its bias.
+
+**Bounds of clips.** A clip keeps the type of its input, so its bound θ is rounded to a quantized value, and one beyond
+the last becomes θ', the last. Where nothing of a channel passes the clip, max(x, θ) with θ above all quantized values
+or min(x, θ) with θ below them, the channel is the constant θ, which becomes θ': as far away as θ is. Such channels are
+those whose ReLU never opens, and θ = −t/s is as far away as s is small. The convolution that reads them can hold the
+difference in its bias, W·(θ − θ'), also across average pools, which keep a constant. A bound on the other side cuts
+nothing off, and moving it changes nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +32,34 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from densenet_deploy.graph.bus import connected_concats
+from densenet_deploy.graph.nodes import (
+    Double,
+    Float,
+    averages_whole_windows,
+    constant,
+    is_operator,
+    new_initializer,
+    only_reader,
+    pads,
+    set_bias,
+    weight_and_bias,
+)
 
-Float = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+LIMITS: Final = {8: 127, 7: 63}
+"""The largest quantized weight by `weight_bits`."""
 
 _LEVELS: Final = 255
 _SIGNED_ZERO: Final = 128
 _SIGNED_STEPS: Final = 127
 _KEEP_TYPE: Final = ("Max", "Min", "AveragePool")
+_SMALLEST_RANGE: Final = 1e-8
+_SMALLEST_SCALE: Final = 1e-12
+_BIAS_LIMIT: Final = 2.0**30
+
+
+# -- activations
 
 
 class Range(Protocol):
@@ -36,63 +73,60 @@ class Range(Protocol):
 
 @dataclass(frozen=True)
 class QuantizedType:
-    """How one tensor is written in 8 bits: codes 0..255 around `zero_point`."""
+    """How one tensor is written in 8 bits: 0..255 around `zero_point`."""
 
     scale: float
     zero_point: int
 
     @property
-    def code_zero(self) -> np.uint8 | np.int8:
-        """The zero point as Q/DQ nodes carry it: a symmetric type is int8, where zero is code 0."""
+    def stored_zero_point(self) -> np.uint8 | np.int8:
+        """The zero point as Q/DQ nodes carry it: a symmetric type is int8, with zero point 0."""
         return np.int8(0) if self.zero_point == _SIGNED_ZERO else np.uint8(self.zero_point)
 
     @property
     def lowest(self) -> float:
-        """The value of the first code."""
+        """The value of 0."""
         return -self.zero_point * self.scale
 
     @property
     def highest(self) -> float:
-        """The value of the last code."""
+        """The value of 255."""
         return (_LEVELS - self.zero_point) * self.scale
 
-    def codes_of(self, values: Float) -> npt.NDArray[np.uint8]:
-        """Return the codes nearest to `values`, 0..255."""
-        codes = np.rint(values.astype(np.float64) / self.scale) + self.zero_point
-        return np.asarray(np.clip(codes, 0, _LEVELS), np.uint8)
+    def quantized(self, values: Float) -> npt.NDArray[np.uint8]:
+        """Return `values` quantized, 0..255."""
+        nearest = np.rint(values.astype(np.float64) / self.scale) + self.zero_point
+        return np.asarray(np.clip(nearest, 0, _LEVELS), np.uint8)
 
-    def signed_codes_of(self, values: Float) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
-        """Return the codes nearest to `values` as Q/DQ nodes carry them: int8 in a symmetric type."""
-        codes = self.codes_of(values)
-        return (codes.astype(np.int16) - _SIGNED_ZERO).astype(np.int8) if self.zero_point == _SIGNED_ZERO else codes
+    def stored(self, values: Float) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
+        """Return `values` quantized as Q/DQ nodes carry them: int8 in a symmetric type."""
+        nearest = self.quantized(values)
+        return (nearest.astype(np.int16) - _SIGNED_ZERO).astype(np.int8) if self.zero_point == _SIGNED_ZERO else nearest
 
 
 def unsigned(high: float) -> QuantizedType:
-    """Codes 0..255 for values 0..`high`."""
-    return QuantizedType(max(high, _SMALLEST) / _LEVELS, 0)
+    """Return the type 0..255 for values 0..`high`."""
+    return QuantizedType(max(high, _SMALLEST_RANGE) / _LEVELS, 0)
 
 
 def symmetric(bound: float) -> QuantizedType:
-    """Codes 1..255 for values −`bound`..`bound`, zero at 128: as int8, shifted."""
-    return QuantizedType(max(bound, _SMALLEST) / _SIGNED_STEPS, _SIGNED_ZERO)
+    """Return the type 1..255 for values −`bound`..`bound`, zero at 128: int8, shifted."""
+    return QuantizedType(max(bound, _SMALLEST_RANGE) / _SIGNED_STEPS, _SIGNED_ZERO)
 
 
 def affine(low: float, high: float) -> QuantizedType:
-    """Codes 0..255 for values `low`..`high`, with an exact zero."""
-    low, high = min(low, 0.0), max(high, _SMALLEST)
+    """Return the type 0..255 for values `low`..`high`, with an exact zero."""
+    low, high = min(low, 0.0), max(high, _SMALLEST_RANGE)
     scale = (high - low) / _LEVELS
     return QuantizedType(scale, round(-low / scale))
 
 
-_SMALLEST: Final = 1e-8
-
-
-def plan_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, QuantizedType]:
-    """Choose the type of every value that `ranges` knows.
+def choose_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, QuantizedType]:
+    """Choose the type of every value in `ranges`.
 
     Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
-    symmetric. What a ReLU gives (also after pooling) is unsigned; the rest is affine. What only clips or averages such
-    a value keeps its type.
+    symmetric. The output of a ReLU (also after pooling) is unsigned; the rest is affine. The output of a clip or an
+    average keeps the type of its input.
     """
     types = {name: _own_type(found) for name, found in ranges.items()}
     for members in _buses(graph):
@@ -123,3 +157,90 @@ def _buses(graph: ir.Graph) -> Iterator[set[str]]:
     for group in connected_concats([node for node in graph if node.op_type == "Concat"]):
         values = (value for node in group for value in (*node.inputs, *node.outputs))
         yield {str(value.name) for value in values if value is not None}
+
+
+# -- weights and biases
+
+
+@dataclass(frozen=True)
+class IntegerWeights:
+    """int8 weights (M, …), their scales, (M,) or () where all rows share one, and an int32 bias (M,)."""
+
+    values: Int8
+    scales: Float
+    bias: npt.NDArray[np.int32]
+
+
+def quantize_rows(
+    weights: Double, *, bits: int = 8, per_channel: bool = True, smallest: Double | float = _SMALLEST_SCALE
+) -> tuple[Int8, Float]:
+    """Return `weights` (M, …) in int8 and their scales, (M,) or () for all rows; no scale is below `smallest`."""
+    limit = LIMITS[bits]
+    rows = np.abs(weights.reshape(len(weights), -1)).max(axis=1)
+    scales = np.maximum(np.maximum(rows / limit, smallest), _SMALLEST_SCALE)
+    if not per_channel:
+        scales = scales.max()
+    rounded = scales.astype(np.float32)
+    column = np.reshape(rounded.astype(np.float64), (-1, *[1] * (weights.ndim - 1)))
+    return np.clip(np.rint(weights / column), -limit, limit).astype(np.int8), rounded
+
+
+def quantize_with_bias(
+    weights: Double, bias: Double, input_scale: float, *, bits: int = 8, per_channel: bool = True
+) -> IntegerWeights:
+    """Write `weights` (M, …) and `bias` (M,) for an input of scale `input_scale`."""
+    needed = np.abs(bias) / (input_scale * _BIAS_LIMIT)
+    values, scales = quantize_rows(weights, bits=bits, per_channel=per_channel, smallest=needed)
+    return IntegerWeights(values, scales, np.rint(bias / (input_scale * scales.astype(np.float64))).astype(np.int32))
+
+
+# -- bounds of clips
+
+
+def hold_bound(graph: ir.Graph, clip: ir.Node, given: QuantizedType) -> None:
+    """Move bounds beyond all quantized values to the last, and add the difference to the Conv that reads the clip.
+
+    Args:
+        graph: the graph of `clip`, still float after it; changed in place.
+        clip: a Max or a Min with a constant.
+        given: the type of its input and output.
+    """
+    bounds, (others, conv) = constant(clip.inputs[1]), _after(clip)
+    numbers = weight_and_bias(conv) if conv is not None else None
+    if bounds is None or conv is None or numbers is None:
+        return
+    weight, bias = numbers
+    wanted = bounds.astype(np.float64)
+    held = np.minimum(wanted, given.highest) if clip.op_type == "Max" else np.maximum(wanted, given.lowest)
+    missing = (_clipped(wanted, others) - _clipped(held, others)).reshape(-1)
+    if not missing.any() or len(missing) != weight.shape[1]:
+        return
+    set_bias(graph, conv, bias + weight.sum(axis=(2, 3)) @ missing, "held")
+    name = f"{clip.outputs[0].name}.held"
+    clip.replace_input_with(1, new_initializer(graph, name, held.astype(np.float32)))
+
+
+def _after(clip: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
+    """Return the clips between `clip` and the one Conv that reads it, and that Conv; None if a constant changes."""
+    clips, reader = [], only_reader(clip.outputs[0])
+    while reader is not None and _keeps_constants(reader):
+        if reader.op_type != "AveragePool":
+            clips.append(reader)
+        reader = only_reader(reader.outputs[0])
+    return clips, reader if reader is not None and is_operator(reader, "Conv") and not pads(reader) else None
+
+
+def _keeps_constants(node: ir.Node) -> bool:
+    """Whether `node` maps a constant to a constant: a clip, or a pool that averages whole windows."""
+    if averages_whole_windows(node):
+        return True
+    return (is_operator(node, "Max") or is_operator(node, "Min")) and constant(node.inputs[1]) is not None
+
+
+def _clipped(values: Double, clips: Iterable[ir.Node]) -> Double:
+    """Return `values` after `clips`."""
+    for clip in clips:
+        bounds = constant(clip.inputs[1])
+        assert bounds is not None
+        values = np.maximum(values, bounds) if clip.op_type == "Max" else np.minimum(values, bounds)
+    return values

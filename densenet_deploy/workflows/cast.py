@@ -176,7 +176,7 @@ def cast(
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED
     if data is not None and options.precision == "fp16":
         with stages("calibrate") as step:
-            ranges, found = _ranges(graph, data, preprocessing, cache, step)
+            ranges, found = _ranges(graph, data, cache, step)
             remark = found if isinstance(calibration, (str, Path)) else _ON_ARRAYS
     with stages("cast"):
         reduced = _converted(graph, options, ranges or {})
@@ -220,19 +220,20 @@ def _open(calibration: Any, preprocessing: Preprocessing, samples: int) -> Calib
 
 
 def _ranges(
-    graph: ir.Model, data: CalibrationData, preprocessing: Preprocessing, cache: CalibrationCache | None, step: Step
+    graph: ir.Model, data: CalibrationData, cache: CalibrationCache | None, step: Step
 ) -> tuple[dict[str, float], str]:
     """Return the largest absolute value of every float tensor, by name, and where the numbers came from."""
     import numpy as np
     import onnx_ir
 
-    from densenet_deploy.workflows.calibration import Observation, observe
+    from densenet_deploy.quantize.calibrate import calibrate
+    from densenet_deploy.quantize.observers.observer import CalibrationConfig
 
     made = [value for node in graph.graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
     names = tuple(str(value.name) for value in made if value.shape is None or len(value.shape) >= 2)
-    observed = observe(Observation(onnx_ir.to_proto(graph), names), data, preprocessing, cache, step)
-    largest = {name: float(np.abs([found.low, found.high]).max()) for name, found in observed.ranges.items()}
-    return largest | {str(graph.graph.inputs[0].name): max(map(abs, preprocessing.value_range))}, observed.note
+    calibration = calibrate(onnx_ir.to_proto(graph), data, CalibrationConfig(tensors=names), cache, step)
+    largest = {name: float(np.abs([found.low, found.high]).max()) for name, found in calibration.ranges.items()}
+    return largest | {str(graph.graph.inputs[0].name): max(map(abs, data.preprocessing.value_range))}, calibration.note
 
 
 def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:

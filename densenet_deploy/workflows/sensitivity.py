@@ -206,7 +206,7 @@ class _Costs:
 
 def _groups(ready: Int8Ready, per: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Layers by group, in execution order, and a note about those that the recipe keeps float anyway."""
-    written = ready.writer.write(ready.manifest)
+    written = ready.writer.write()
     groups: dict[str, tuple[str, ...]] = {}
     for name in written.layers_int8:
         group = name if per == "layer" else stage_of(name)

@@ -44,15 +44,11 @@ def test_weights_of_zero_do_not_divide_by_zero() -> None:
     assert found.weights.tolist() == [[0.0]]
 
 
-@pytest.mark.parametrize(
-    ("given", "why"),
-    [({}, "not there"), ({"denseblock1.denselayer1": weights([1.0])}, "not 2")],
-    ids=["missing", "another width"],
-)
-def test_weights_of_another_network_are_refused(given: dict[str, np.ndarray], why: str) -> None:
+@pytest.mark.parametrize("given", [{}, {"denseblock1.denselayer1": weights([1.0])}], ids=["missing", "another width"])
+def test_weights_of_another_network_are_refused(given: dict[str, np.ndarray]) -> None:
     with pytest.raises(DataError) as caught:
         reuse_maps(SPEC, given)
-    assert why in caught.value.why
+    assert caught.value.subject == "denseblock1.denselayer1"
 
 
 def test_growth_adds_what_each_layer_made() -> None:

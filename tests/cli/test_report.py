@@ -27,7 +27,7 @@ def test_report_reads_what_benchmark_wrote(capsys: pytest.CaptureFixture[str], t
     assert answer["file"] == str(tmp_path / "tiny.report.html")
     assert answer["chosen"] == tiny_onnx.name
     assert main(["report", str(tiny_onnx), "-o", f"{tmp_path}/"]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'tiny.report.html'}\nto ship: no model\n"
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'tiny.report.html'}\nmodel to ship: none\n"
 
 
 def test_failures_have_their_exit_codes(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.quantize.int8_writer import Int8Writer
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
-from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from tests.properties.graphs import dense_graphs
 from tests.properties.holds import holds_for
 from tests.properties.test_graph_passes import opened, pixels_of
@@ -53,9 +53,10 @@ def test_int8_runs_and_gives_nearly_the_same(
         for name, array in values.items()
         if array.ndim == 4 and array.dtype == np.float32 and array.size
     }
-    alpha, samples = 0.5 if equalize else None, list(pixels[:, None]) if correct else ()
-    writer = Int8Writer(graph, ranges, recipe, RecipeOptions(weight_bits=bits), alpha=alpha, samples=samples)
-    written = onnx.load_from_string(writer.write(None).data)
+    alpha, samples = 0.5 if equalize else None, list(pixels[:, None]) if correct else []
+    writer = Int8Writer(graph, ranges, recipe, RecipeOptions(weight_bits=bits), alpha=alpha)
+    writer.correct(samples)
+    written = onnx.load_from_string(writer.write().data)
     signal, noise = 0.0, 0.0
     for value, found in zip(plain.graph.output, opened(written).run(None, {"input": pixels}), strict=True):
         wanted = values[value.name]

@@ -13,8 +13,16 @@ import onnxruntime
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from densenet_deploy.quantize.scales import QuantizedType, affine, symmetric, unsigned
-from densenet_deploy.quantize.weights import LIMITS, IntegerWeights, quantize_rows, quantize_with_bias
+from densenet_deploy.quantize.scales import (
+    LIMITS,
+    IntegerWeights,
+    QuantizedType,
+    affine,
+    quantize_rows,
+    quantize_with_bias,
+    symmetric,
+    unsigned,
+)
 from tests.properties.holds import holds_for
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -36,7 +44,7 @@ def rows_of_weights(draw: st.DrawFn, *, kernel: int = 1) -> np.ndarray:
 def _assert_numbers(integers: IntegerWeights, bits: int) -> None:
     assert np.isfinite(integers.scales).all()
     assert (integers.scales > 0).all()
-    assert np.abs(integers.codes.astype(int)).max() <= LIMITS[bits]
+    assert np.abs(integers.values.astype(int)).max() <= LIMITS[bits]
 
 
 @holds_for(few=300, many=20_000, weights=rows_of_weights(), bits=BITS, per_channel=st.booleans())
@@ -72,7 +80,7 @@ def test_a_type_holds_its_range(ends: list[float]) -> None:
         assert np.isfinite(np.float32(given.scale))
         assert np.float32(given.scale) > 0
         assert 0 <= given.zero_point <= 255
-        zero, *codes = (int(given.codes_of(np.float32([value]))[0]) for value in (0.0, low, high))
+        zero, *codes = (int(given.quantized(np.float32([value]))[0]) for value in (0.0, low, high))
         assert zero == given.zero_point, "zero is exact"
         for value, code in zip((low, high), codes, strict=True):
             # zero is moved to a whole code, by half a step at most, and a value is rounded by half of one
@@ -117,9 +125,11 @@ def _by_definition(
     codes: np.ndarray, integers: IntegerWeights, given: QuantizedType, wanted: QuantizedType
 ) -> np.ndarray:
     centred = codes.astype(np.int64) - given.zero_point
-    kernel = integers.codes.shape[-1]
+    kernel = integers.values.shape[-1]
     windows = np.lib.stride_tricks.sliding_window_view(centred, (kernel, kernel), axis=(2, 3))
-    sums = np.einsum("nihwkl,oikl->nohw", windows, integers.codes.astype(np.int64)) + integers.bias.reshape(1, -1, 1, 1)
+    sums = np.einsum("nihwkl,oikl->nohw", windows, integers.values.astype(np.int64)) + integers.bias.reshape(
+        1, -1, 1, 1
+    )
     factor = (
         np.float64(np.float32(given.scale)) * integers.scales.astype(np.float64) / np.float64(np.float32(wanted.scale))
     )
@@ -133,7 +143,7 @@ def _by_onnx_runtime(
     constants = {
         "x_scale": np.float32(given.scale),
         "x_zero": np.uint8(given.zero_point),
-        "w": integers.codes,
+        "w": integers.values,
         "w_scale": integers.scales,
         "w_zero": np.zeros(integers.scales.shape, np.int8),
         "y_scale": np.float32(wanted.scale),

@@ -1,4 +1,4 @@
-"""What was collected is found again for the same key alone, and a miss says what changed. Damage is never believed."""
+"""Ranges are found again only for the same key, and a miss says what changed. A damaged entry is never used."""
 
 import dataclasses
 import hashlib
@@ -11,11 +11,10 @@ import pytest
 from densenet_deploy.errors import InputError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.quantize.cache import CalibrationCache, CalibrationKey, Hit, Miss
-from densenet_deploy.quantize.calibrate import CalibrationPlan
-from densenet_deploy.quantize.observers.observer import ChannelRanges
+from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges
 from densenet_deploy.quantize.observers.percentile import PercentileOptions
 
-PLAN = CalibrationPlan("percentile", PercentileOptions(percentile=99.9), ("features/relu0", "bus"))
+PLAN = CalibrationConfig("percentile", PercentileOptions(percentile=99.9), ("features/relu0", "bus"))
 DATA = {f"cat/{index}.jpg": f"{index:064x}" for index in range(40)}
 KEY = CalibrationKey("a" * 64, DATA, Preprocessing(), PLAN)
 RANGES = {
@@ -48,10 +47,10 @@ def test_the_same_key_finds_the_same_bits(cache):
 
 
 def test_defaults_spelled_out_are_the_same_key():
-    default = CalibrationPlan("percentile")
+    default = CalibrationConfig("percentile")
     assert (
-        dataclasses.replace(KEY, plan=default).digest
-        == dataclasses.replace(KEY, plan=CalibrationPlan("percentile", PercentileOptions())).digest
+        dataclasses.replace(KEY, config=default).digest
+        == dataclasses.replace(KEY, config=CalibrationConfig("percentile", PercentileOptions())).digest
     )
 
 
@@ -68,22 +67,22 @@ CHANGES = {
         ["preprocessing changed (resize 256 → 240)"],
     ),
     "options": (
-        {"plan": dataclasses.replace(PLAN, options=PercentileOptions(percentile=99.99))},
+        {"config": dataclasses.replace(PLAN, options=PercentileOptions(percentile=99.99))},
         ["options changed (percentile 99.9 → 99.99)"],
     ),
     "observer": (
-        {"plan": CalibrationPlan("minmax", tensors=PLAN.tensors)},
+        {"config": CalibrationConfig("minmax", tensors=PLAN.tensors)},
         ["observer changed (percentile → minmax)", "options changed (bins 1024 → None"],
     ),
     "tensors": (
-        {"plan": dataclasses.replace(PLAN, tensors=("bus", "logits", "pool"))},
+        {"config": dataclasses.replace(PLAN, tensors=("bus", "logits", "pool"))},
         ["tensors changed (2 added, 1 removed)"],
     ),
     "order of tensors": (
-        {"plan": dataclasses.replace(PLAN, tensors=("bus", "features/relu0"))},
+        {"config": dataclasses.replace(PLAN, tensors=("bus", "features/relu0"))},
         ["tensors changed (another order)"],
     ),
-    "all tensors": ({"plan": dataclasses.replace(PLAN, tensors=None)}, ["tensors changed ([", "→ None)"]),
+    "all tensors": ({"config": dataclasses.replace(PLAN, tensors=None)}, ["tensors changed ([", "→ None)"]),
     "two parts": (
         {"model": "b" * 64, "preprocessing": Preprocessing(image_size=192)},
         ["model changed", "; preprocessing changed (image_size 224 → 192)"],
@@ -101,7 +100,7 @@ def test_any_change_is_a_miss_that_names_it(change, phrases, cache):
 
 
 def test_the_nearest_entry_explains_the_miss(cache):
-    cache.store(CalibrationKey("b" * 64, {}, Preprocessing(resize=300), CalibrationPlan("mse")), RANGES)
+    cache.store(CalibrationKey("b" * 64, {}, Preprocessing(resize=300), CalibrationConfig("mse")), RANGES)
     miss = cache.lookup(dataclasses.replace(KEY, preprocessing=Preprocessing(resize=240)))
     assert miss == Miss("since the nearest cached run: preprocessing changed (resize 256 → 240)")
 
@@ -159,11 +158,11 @@ def test_damaged_facts_are_a_miss_and_explain_nothing(damage, cache):
     assert cache.lookup(dataclasses.replace(KEY, model="b" * 64)) == Miss("nothing is cached yet")
 
 
-def test_an_entry_copied_to_another_key_is_not_believed(cache):
+def test_an_entry_copied_to_another_key_is_not_used(cache):
     other = dataclasses.replace(KEY, model="b" * 64)
     for path in files(cache):
         shutil.copy(path, path.with_name(other.digest + path.suffix))
-    assert "another key's" in cache.lookup(other).reason
+    assert "another key" in cache.lookup(other).reason
 
 
 def test_a_pickle_with_the_right_hash_is_not_loaded(cache):

@@ -11,9 +11,9 @@ import pytest
 
 from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.quantize.checks import Finding, check_quantized, convolutions, require_float, require_sound
+from densenet_deploy.quantize.int8_writer import Int8Writer
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions
-from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from tests.graph.passes.networks import make_network, run
 
 RECIPES = ("onnxruntime", "openvino", "tensorrt")
@@ -30,14 +30,14 @@ def writer(recipe: str) -> Int8Writer:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_writes_is_sound(recipe):
-    require_sound(onnx.load_from_string(writer(recipe).write(None).data), recipe)
+    require_sound(onnx.load_from_string(writer(recipe).write().data), recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("kept", [(1,), (2, 3), (0, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)], ids=str)
 def test_what_a_recipe_writes_is_sound_with_any_layers_left_float(recipe, kept):
     layers = writer(recipe).layers
-    file = writer(recipe).write(None, [layers[index] for index in kept])
+    file = writer(recipe).write([layers[index] for index in kept])
     model = onnx.load_from_string(file.data)
     assert check_quantized(model, recipe) == ()
     assert convolutions(model).float == file.layers_float
@@ -45,7 +45,7 @@ def test_what_a_recipe_writes_is_sound_with_any_layers_left_float(recipe, kept):
 
 @pytest.mark.parametrize("recipe", ["openvino", "tensorrt"])
 def test_convolutions_that_read_codes_twice_are_counted_as_integer(recipe):
-    file = writer(recipe).write(None)
+    file = writer(recipe).write()
     found = convolutions(onnx.load_from_string(file.data))
     assert (found.integer, found.float) == (file.layers_int8, file.layers_float)
     assert len(found.integer) >= len(writer(recipe).layers) - 1

@@ -16,7 +16,6 @@ from densenet_deploy.quantize.output_correction import (
     correct_classifier,
     correct_conv,
 )
-from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from tests.graph.onnx_text import model_of, outputs_of, weights
 
 BODY = "a = Conv<pads=[1,1,1,1]>(x, w)  y = Conv(a, v)"
@@ -31,10 +30,6 @@ def _model() -> ir.Model:
     return model
 
 
-def _open(path):
-    return open_runner(path, "onnxruntime", "cpu", RunnerOptions(check_values=False))
-
-
 def _with_the_second_changed() -> onnx.ModelProto:
     """A stand-in for quantization that makes ŷ = (y - SHIFT) / GAIN of the second Conv's y."""
     model = _model()
@@ -43,7 +38,7 @@ def _with_the_second_changed() -> onnx.ModelProto:
 
 
 def test_the_affine_map_of_every_channel_is_found():
-    found = conv_corrections(_model(), _with_the_second_changed(), SAMPLES, _open)
+    found = conv_corrections(_model(), _with_the_second_changed(), SAMPLES)
     np.testing.assert_allclose(found["second"].gain, GAIN, rtol=1e-4)
     np.testing.assert_allclose(found["second"].shift, SHIFT, atol=1e-4)
     np.testing.assert_allclose(found["first"].gain, 1, rtol=1e-6)
@@ -79,7 +74,7 @@ def test_branches_that_read_values_from_outside_are_measured_beside_it_too():
 
     changed = branched(BRANCHES.replace("q", "a_quantized"))  # a name that only one of both has
     correct_conv(changed.graph, changed.graph[3], Correction(1 / GAIN, -SHIFT / GAIN))
-    found = conv_corrections(branched(BRANCHES), ir.to_proto(changed), SAMPLES, _open)
+    found = conv_corrections(branched(BRANCHES), ir.to_proto(changed), SAMPLES)
     np.testing.assert_allclose(found["3"].gain, GAIN, rtol=1e-4)
 
 

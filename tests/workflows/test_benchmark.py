@@ -22,7 +22,7 @@ from densenet_deploy.errors import (
 from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkReport, benchmark
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportOptions, export
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
+from densenet_deploy.workflows.plot.points import pareto_points
 from tests.conftest import TINY
 
 QUICK = BenchmarkOptions(seconds=0, rounds=3)

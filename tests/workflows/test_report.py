@@ -1,64 +1,76 @@
-"""The report as a page: every number on it is one of the inputs, every section is there, bytes are the same again."""
+"""The report as a page: every number on it is from an input, every section is there, equal inputs give equal bytes."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 from densenet_deploy.errors import DataError, InputError, OutputExistsError, UsageError
+from densenet_deploy.parity.compare import Parity
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.report import report
+from densenet_deploy.workflows.sensitivity import SensitivityReport
 from tests.reading_html import Reading
-from tests.workflows.html_report.conftest import Desk, desk, machine, parity, result, validation
-from tests.workflows.html_report.test_decision import trial
+from tests.workflows.html_report.conftest import ReportFolder, machine, parity, reports, result, validation
+from tests.workflows.html_report.test_decide import trial
 
-__all__ = ["desk"]
+__all__ = ["reports"]
 
 SECTIONS = [
-    "Speed and accuracy", "Latency", "Accuracy", "Parity and SQNR", "Calibration", "Precision proof", "The network",
-    "Provenance", "Make it again",
+    "Speed and accuracy", "Latency", "Accuracy", "Parity and SQNR", "Calibration", "Precision of each layer",
+    "The network", "Provenance", "Reproduce",
 ]  # fmt: skip
 
 
-def cost(sqnr_db: float) -> dict[str, float | None]:
-    return {"sqnr_db": sqnr_db, "top1": None}
-
-
 def sensitivity_of(model: Path) -> dict[str, object]:
-    row = {"name": "features.conv0", "layers": ["features.conv0"], "only_int8": cost(51.25), "only_float": cost(33.5)}
-    return {"model": str(model), "recipe": "openvino", "per": "layer", "int8": cost(30.25), "sensitivity": [row]}
+    row = Sensitivity("features.conv0", ("features.conv0",), Cost(51.25), Cost(33.5), 3.25)
+    return SensitivityReport(
+        model=str(model), recipe="openvino", per="layer", float_top1=None, int8=Cost(30.25), sensitivity=(row,)
+    ).to_json()
 
 
 def quantization_of(model: Path) -> dict[str, object]:
-    return {"onnx": str(model), "recipe": "openvino", "parity": parity(), "calibrated_on": 77, "weight_bits": 7,
-            "layers_int8": 8, "float_layers": ["features.conv0"], "speed": None, "notes": []}  # fmt: skip
+    return QuantizeReport(
+        onnx=model,
+        recipe="openvino",
+        outputs={"logits": Parity.from_json(parity())},
+        layers_int8=8,
+        layers_float=1,
+        float_layers=("features.conv0",),
+        float_unasked=(),
+        weight_bits=7,
+        calibrated_on=77,
+    ).to_json()
 
 
 @pytest.fixture
-def page(desk: Desk) -> Reading:
-    sources = desk.sources(
-        benchmarks=(desk.raced(4.0, 2.0),),
-        evaluations=desk.evaluated(0.9012, 0.8999),
-        validations=(desk.write("validate.json", validation(desk.slow, desk.fast)),),
-        sensitivities=(desk.write("sensitivity.json", sensitivity_of(desk.slow)),),
-        quantizations=(desk.write("quantize.json", quantization_of(desk.fast)),),
+def page(reports: ReportFolder) -> Reading:
+    sources = reports.sources(
+        benchmarks=(reports.compared(4.0, 2.0),),
+        evaluations=reports.evaluated(0.9012, 0.8999),
+        validations=(reports.write("validate.json", validation(reports.slow, reports.fast)),),
+        sensitivities=(reports.write("sensitivity.json", sensitivity_of(reports.slow)),),
+        quantizations=(reports.write("quantize.json", quantization_of(reports.fast)),),
     )
-    return Reading(report(sources, str(desk.folder / "page.html")).file.read_bytes())
+    return Reading(report(sources, str(reports.folder / "page.html")).file.read_bytes())
 
 
 def test_the_decision_comes_first_and_every_section_follows(page: Reading) -> None:
     assert page.headings[0] == "Ship fast.onnx"
     sections = [heading for heading in page.headings if heading in SECTIONS]
     assert sections == SECTIONS
-    assert page.text.index("Ship fast.onnx") < page.text.index("Worth a look")
-    assert "2.00 ms" in page.text[: page.text.index("Worth a look")]
-    assert "untrained" in page.text[: page.text.index("Worth a look")].lower()
+    assert page.text.index("Ship fast.onnx") < page.text.index("A model is on the front")
+    assert "2.00 ms" in page.text[: page.text.index("A model is on the front")]
+    assert "untrained" in page.text[: page.text.index("A model is on the front")].lower()
 
 
 def test_latencies_are_those_measured(page: Reading) -> None:
     heads, slow, fast = page.table("single-stream, batch 1")
-    assert heads[:3] == ["model", "runs on", "in"]
+    assert heads[:3] == ["model", "runs on", "precision"]
     assert slow == ["slow.onnx", "openvino, 2 threads", "fp32", "4.00 [3.60, 4.40]", "4.40", "5.20", "250.0", "3.0",
                     "120", "7.00"]  # fmt: skip
     assert fast[3:7] == ["2.00 [1.80, 2.20]", "2.20", "2.60", "500.0"]
@@ -71,108 +83,120 @@ def test_accuracies_and_mistakes_are_those_found(page: Reading) -> None:
     weak, wrong = (table.rows for table in page.tables if table.caption.startswith("At most 10"))
     assert weak[1] == ["slow.onnx", "cat", "82.00 %", "50"]
     assert wrong[1] == ["slow.onnx", "cat", "class 1", "7"]
-    assert len(wrong) == 3, "right answers are no mistakes"
+    assert len(wrong) == 3, "right answers are not listed"
 
 
 def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> None:
     (row,) = page.table("Parity of outputs")[1:]
-    assert row[:7] == ["fast.onnx", "slow.onnx", "43.2", "0.987654", "0.123", "75.00 %", "passed"]
-    assert row[7:] == ["openvino 2026.0, cpu, int8", "onnxruntime 1.31, cpu, fp32"]
+    assert row[:8] == ["fast.onnx", "slow.onnx", "43.2", "31.5", "0.987654", "0.123", "75.00 %", "passed"]
+    assert row[8:] == ["openvino 2026.0, cpu, int8", "onnxruntime 1.31, cpu, fp32"]
     assert page.table("The 1 layers of fast.onnx")[1] == ["features.norm0", "12.3", "0.987654", "0.123"]
     assert page.table("slow.onnx, recipe openvino")[1] == ["features.conv0", "51.2", "33.5", "3.2", "–"]
-    (row,) = page.table("What each was calibrated on")[1:]
+    (row,) = page.table("Calibration of each model")[1:]
     assert row == ["fast.onnx", "77", "openvino", "7", "8", "1", "43.2", "not measured"]
 
 
-def test_precision_and_hashes_are_the_files_own(page: Reading, desk: Desk) -> None:
+def test_precision_and_hashes_are_the_files_own(page: Reading, reports: ReportFolder) -> None:
     slow = page.table("Precision")[1]  # stem, 2 x 2 layers of two convolutions, transition, classifier
     assert slow == ["slow.onnx", "fp32", "11 fp32", "fp32 (openvino)", "read from the graph"]
     assert page.table("Models")[1] == [
-        str(desk.slow), f"{desk.slow.stat().st_size:,}", desk.hash(desk.slow)
+        str(reports.slow), f"{reports.slow.stat().st_size:,}", reports.hash(reports.slow)
     ]  # fmt: skip
-    inputs = page.table("Reports that this page was made from")
-    assert desk.hash(desk.folder / "sensitivity.json") in [row[2] for row in inputs]
+    inputs = page.table("Reports behind this page")
+    assert reports.hash(reports.folder / "sensitivity.json") in [row[2] for row in inputs]
 
 
-def test_images_are_in_the_page(page: Reading) -> None:
-    assert {name.split("-")[0] for name in page.ids if re.match(r"image\d+-", name)} == {
-        f"image{number}" for number in range(1, 7)
+def test_figures_are_in_the_page(page: Reading) -> None:
+    assert {name.split("-")[0] for name in page.ids if re.match(r"figure\d+-", name)} == {
+        f"figure{number}" for number in range(1, 7)
     }, "pareto, sqnr, cost, growth, connections, reuse"
 
 
-def test_the_commands_are_those_that_the_inputs_tell_of(page: Reading, desk: Desk) -> None:
-    lines = page.text[page.text.index("Make it again", page.text.index("Reports that this page")) :]
-    assert f"benchmark {desk.slow} {desk.fast} --backend openvino --batch 1 --threads 2 --seconds SECONDS" in lines
-    assert f"validate {desk.slow} {desk.fast} --per-layer" in lines
-    assert "export --num-classes 10 --head classifier --growth-rate 4 --blocks 2,2 --init-features 8" in lines
-    assert f"-o {desk.folder / 'page.html'}" in lines
+def test_the_commands_are_those_that_the_reports_record(reports: ReportFolder) -> None:
+    argv = ["densenet-deploy", "benchmark", "a b.onnx", "--threads", "2", "--json"]
+    facts = json.loads(reports.compared().read_text())
+    recorded = reports.write("recorded.json", facts | {"argv": argv})
+    sources = reports.sources(benchmarks=(reports.compared(), recorded))
+    page = Reading(report(sources, str(reports.folder / "page.html")).file.read_bytes())
+    lines = page.text[page.text.index("The command lines that") :]
+    assert f"densenet-deploy benchmark 'a b.onnx' --threads 2 --json > {recorded}" in lines
+    assert lines.count("densenet-deploy benchmark") == 1, "the other report records none"
+    assert f"-o {reports.folder / 'page.html'} --benchmark {reports.folder / 'benchmark.json'}" in lines
 
 
-def test_without_reports_each_section_says_what_makes_them(desk: Desk) -> None:
-    written = report(desk.sources(), str(desk.folder / "page.html"))
+def test_without_reports_each_section_says_what_makes_them(reports: ReportFolder) -> None:
+    written = report(reports.sources(), str(reports.folder / "page.html"))
     page = Reading(written.file.read_bytes())
     assert written.chosen is None
     assert page.headings[0] == "No model to recommend yet"
     assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS
     for command in ("benchmark", "evaluate", "validate", "sensitivity", "quantize"):
         assert re.search(
-            rf"densenet-deploy {command} {re.escape(str(desk.slow))} .*--json > {command}\.json", page.text
+            rf"densenet-deploy {command} {re.escape(str(reports.slow))} .*--json > {command}\.json", page.text
         )
         assert f"--{command} {command}.json" in page.text
-    assert f"densenet-deploy tune {desk.slow} {desk.fast} --json > tune.json" in page.text
-    assert f"densenet-deploy validate {desk.slow} {desk.fast} --per-layer" in page.text
-    assert "There are no data yet on what each layer costs in INT8. This makes them" in page.text
+    assert f"densenet-deploy tune {reports.slow} {reports.fast} --json > tune.json" in page.text
+    assert f"densenet-deploy validate {reports.slow} {reports.fast} --per-layer" in page.text
+    assert "There are no data yet on what each layer costs in INT8. This command makes them" in page.text
 
 
-def test_what_tune_kept_is_a_table_and_its_choice_the_headline(desk: Desk) -> None:
-    kept = trial(desk, command="densenet-deploy benchmark slow.onnx --threads 1")
-    tune = desk.write("tune.json", {"chosen": kept, "pareto": [kept], "reason": "because", "machine": machine()})
-    page = Reading(report(desk.sources(tunings=(tune,)), str(desk.folder / "page.html")).file.read_bytes())
+def test_headline_table_and_accuracy_show_what_tune_chose(reports: ReportFolder) -> None:
+    front = trial(reports, latency_ms=5.4)
+    chosen = trial(reports, batch=2, command="densenet-deploy benchmark slow.onnx --threads 1", reason="because")
+    facts = {"chosen": chosen, "pareto": [front], "candidates": [front, chosen], "machine": machine()}
+    tune = reports.write("tune.json", facts)
+    page = Reading(report(reports.sources(tunings=(tune,)), str(reports.folder / "page.html")).file.read_bytes())
     assert page.headings[0] == "Ship slow.onnx"
-    assert page.table("The Pareto front that tune found")[1] == [
-        "slow.onnx", "onnxruntime, 1 thread, batch 1", "5.50 [5.00, 6.00]", "91.00 %", "0.40", "43.2", "2.0"
+    other, marked = page.table("The Pareto front that tune found")[1:]
+    assert other[0] == "slow.onnx"
+    assert marked == [
+        "slow.onnx (chosen)", "onnxruntime, 1 thread, batch 2", "5.50 [5.00, 6.00]", "91.00 %", "0.40", "43.2", "2.0"
     ]  # fmt: skip
+    assert page.table("Accuracy as tune measured it")[1:] == [["slow.onnx", "onnxruntime, fp32", "91.00 %", "0.40"]]
     assert "Because." in page.text
-    assert "densenet-deploy benchmark slow.onnx --threads 1" in page.text[page.text.index("Words in capitals") :]
+    assert "5.50 ms" in page.text[: page.text.index("A model is on the front")]
+    assert "densenet-deploy benchmark slow.onnx --threads 1" in page.text[page.text.index("The command lines that") :]
     assert "A CPU of 1999" in page.text
 
 
-def test_a_machine_is_described_once(desk: Desk) -> None:
-    tune = desk.write("tune.json", {"chosen": None, "pareto": [], "reason": "none", "machine": machine()})
+def test_a_machine_is_described_once(reports: ReportFolder) -> None:
+    tune = reports.write("tune.json", {"chosen": None, "pareto": [], "reason": "none", "machine": machine()})
     page = Reading(
-        report(desk.sources(tunings=(tune,), benchmarks=(desk.raced(),)), f"{desk.folder}/").file.read_bytes()
+        report(
+            reports.sources(tunings=(tune,), benchmarks=(reports.compared(),)), f"{reports.folder}/"
+        ).file.read_bytes()
     )
     assert page.text.count("A CPU of 1999") == 1
-    assert "the same as that of tune.json, above" in page.text
+    assert "as in tune.json, above" in page.text
     tune.write_text(tune.read_text().replace("2.4.6", "2.4.7"))
-    other = report(desk.sources(tunings=(tune,), benchmarks=(desk.raced(),)), f"{desk.folder}/")
+    other = report(reports.sources(tunings=(tune,), benchmarks=(reports.compared(),)), f"{reports.folder}/")
     assert Reading(other.file.read_bytes()).text.count("A CPU of 1999") == 2, "another version, so another machine"
 
 
-def test_a_stale_measurement_is_marked(desk: Desk) -> None:
-    sources = desk.sources(benchmarks=(desk.benchmark(result(desk.slow, 4.0, "0" * 64)),))
-    page = Reading(report(sources, str(desk.folder / "page.html")).file.read_bytes())
+def test_a_stale_measurement_is_marked(reports: ReportFolder) -> None:
+    sources = reports.sources(benchmarks=(reports.benchmark(result(reports.slow, 4.0, "0" * 64)),))
+    page = Reading(report(sources, str(reports.folder / "page.html")).file.read_bytes())
     assert page.table("single-stream")[1][0] == "slow.onnx (since changed)"
     assert page.headings[0] == "No model to recommend yet"
 
 
-def test_equal_inputs_give_equal_bytes(desk: Desk) -> None:
-    sources, out = desk.sources(benchmarks=(desk.raced(),)), str(desk.folder / "page.html")
+def test_equal_inputs_give_equal_bytes(reports: ReportFolder) -> None:
+    sources, out = reports.sources(benchmarks=(reports.compared(),)), str(reports.folder / "page.html")
     first = report(sources, out).file.read_bytes()
     assert report(sources, out).file.read_bytes() == first
-    other = desk.sources(benchmarks=(desk.raced(4.0, 2.5),))
+    other = reports.sources(benchmarks=(reports.compared(4.0, 2.5),))
     assert report(other, out).file.read_bytes() != first
 
 
-def test_odd_names_and_strangers_metadata_are_shown_as_text(desk: Desk) -> None:
-    odd = desk.folder / "<b>$x$\x1b[2J.onnx"
-    odd.write_bytes(desk.slow.read_bytes())
+def test_unexpected_names_and_untrusted_metadata_are_shown_as_text(reports: ReportFolder) -> None:
+    odd = reports.folder / "<b>$x$\x1b[2J.onnx"
+    odd.write_bytes(reports.slow.read_bytes())
     note = "<img src=x onerror=alert(1)>" + "z" * 2_000_000
-    benchmark = desk.benchmark(result(odd, 1.0, desk.hash(odd)), notes=(note,))
-    (accuracy,) = desk.evaluated(0.5, 0.5)[:1]
+    benchmark = reports.benchmark(result(odd, 1.0, reports.hash(odd)), notes=(note,))
+    (accuracy,) = reports.evaluated(0.5, 0.5)[:1]
     accuracy.write_text(accuracy.read_text().replace("slow.onnx", "<b>$x$\\u001b[2J.onnx"))
-    sources = type(desk.sources())((odd, desk.fast), benchmarks=(benchmark,), evaluations=(accuracy,))
-    data = report(sources, str(desk.folder / "page.html")).file.read_bytes()
+    sources = type(reports.sources())((odd, reports.fast), benchmarks=(benchmark,), evaluations=(accuracy,))
+    data = report(sources, str(reports.folder / "page.html")).file.read_bytes()
     page = Reading(data)
     assert page.headings[0] == r"Ship <b>$x$\x1b[2J.onnx"
     assert {"b", "img"}.isdisjoint(page.tags)
@@ -180,34 +204,36 @@ def test_odd_names_and_strangers_metadata_are_shown_as_text(desk: Desk) -> None:
     assert len(data) < 2_000_000
 
 
-def test_only_a_report_on_the_same_models_is_replaced(desk: Desk) -> None:
-    out = desk.folder / "page.html"
-    report(desk.sources(), str(out))
-    other = type(desk.sources())((desk.fast,))
-    with pytest.raises(OutputExistsError, match="no report on these models"):
+def test_only_a_report_on_the_same_models_is_replaced(reports: ReportFolder) -> None:
+    out = reports.folder / "page.html"
+    report(reports.sources(), str(out))
+    other = type(reports.sources())((reports.fast,))
+    with pytest.raises(OutputExistsError) as caught:
         report(other, str(out))
+    assert caught.value.subject == str(out)
     assert "fast.onnx" in report(other, str(out), force=True).file.read_text()
     out.write_text("mine")
     with pytest.raises(OutputExistsError):
-        report(desk.sources(), str(out))
+        report(reports.sources(), str(out))
     assert out.read_text() == "mine"
 
 
-def test_what_cannot_be_used_leaves_no_page(desk: Desk) -> None:
-    out = desk.folder / "page.html"
-    with pytest.raises(DataError, match="no report of tune"):
-        report(desk.sources(tunings=(desk.raced(),)), str(out))
-    with pytest.raises(DataError, match="no report of sensitivity"):
-        report(desk.sources(sensitivities=(desk.raced(),)), str(out))
+def test_what_cannot_be_used_leaves_no_page(reports: ReportFolder) -> None:
+    out, benchmark = reports.folder / "page.html", reports.compared()
+    for given in ({"tunings": (benchmark,)}, {"sensitivities": (benchmark,)}):
+        with pytest.raises(DataError) as caught:
+            report(reports.sources(**given), str(out))
+        assert caught.value.subject == str(benchmark)
     with pytest.raises(InputError):
-        report(type(desk.sources())((desk.folder / "missing.onnx",)), str(out))
-    with pytest.raises(UsageError, match=r"is no \.html file"):
-        report(desk.sources(), str(desk.folder / "page.png"))
+        report(type(reports.sources())((reports.folder / "missing.onnx",)), str(out))
+    with pytest.raises(UsageError) as refused:
+        report(reports.sources(), str(reports.folder / "page.png"))
+    assert refused.value.subject == str(reports.folder / "page.png")
     assert not out.exists()
 
 
-def test_a_stranger_s_model_is_reported_as_far_as_it_tells(torchvision_onnx: Path, tmp_path: Path) -> None:
-    sources = Desk(tmp_path, torchvision_onnx, torchvision_onnx).sources()
+def test_a_third_party_model_is_reported_without_an_architecture(torchvision_onnx: Path, tmp_path: Path) -> None:
+    sources = ReportFolder(tmp_path, torchvision_onnx, torchvision_onnx).sources()
     page = Reading(report(type(sources)((torchvision_onnx,)), f"{tmp_path}/").file.read_bytes())
     assert "No model here says which DenseNet it is" in page.text
     assert page.table("Precision")[1][2].endswith("fp32")

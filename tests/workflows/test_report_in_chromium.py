@@ -1,4 +1,4 @@
-"""The report in a browser: a phone, a desk, light and dark; nothing fetched, nothing said, sorted by keyboard."""
+"""The report in a browser: a phone, a reports, light and dark; nothing fetched, nothing said, sorted by keyboard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from densenet_deploy.workflows.report import report
 from tests.chromium import Tab, chromium_tab, find_chromium
-from tests.workflows.html_report.conftest import Desk, result, validation
+from tests.workflows.html_report.conftest import ReportFolder, result, validation
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
@@ -24,16 +24,18 @@ WAYS = [(width, dark) for width in (390, 1280) for dark in (False, True)]
 @pytest.fixture(scope="module")
 def address(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("page")
-    desk = Desk(folder, folder / "a_name_as_long_as_those_of_real_models.int8.onnx", folder / "b.onnx")
-    for path in (desk.slow, desk.fast):
+    reports = ReportFolder(folder, folder / "a_name_as_long_as_those_of_real_models.int8.onnx", folder / "b.onnx")
+    for path in (reports.slow, reports.fast):
         shutil.copy(tiny_onnx, path)
     third = folder / "c.onnx"
     shutil.copy(tiny_onnx, third)
-    rows = [result(path, ms, desk.hash(path)) for path, ms in ((desk.slow, 10.0), (desk.fast, 9.0), (third, 100.0))]
-    sources = desk.sources(
-        benchmarks=(desk.benchmark(*rows, notes=("other programs were at work",)),),
-        evaluations=desk.evaluated(0.9, 0.92),
-        validations=(desk.write("validate.json", validation(desk.slow, desk.fast)),),
+    rows = [
+        result(path, ms, reports.hash(path)) for path, ms in ((reports.slow, 10.0), (reports.fast, 9.0), (third, 100.0))
+    ]
+    sources = reports.sources(
+        benchmarks=(reports.benchmark(*rows, notes=("other programs were at work",)),),
+        evaluations=reports.evaluated(0.9, 0.92),
+        validations=(reports.write("validate.json", validation(reports.slow, reports.fast)),),
     )
     return report(sources, str(folder / "page.html")).file.as_uri()
 
@@ -104,12 +106,12 @@ def test_tables_are_sorted_by_keyboard(tab: Tab, address: str) -> None:
     tab.open(address, 1280)
     assert order(tab) == ["a", "b", "c"]
     column = tab.run(
-        "[...document.querySelectorAll('#latency th')].findIndex(th => th.textContent.includes('ms a call'))"
+        "[...document.querySelectorAll('#latency th')].findIndex(th => th.textContent.includes('ms per call'))"
     )
     tab.run("document.querySelector('#latency .scroll').focus()")
     for _ in range(column + 1):
         tab.press("Tab", 9)
-    assert "ms a call" in tab.run("document.activeElement.textContent")
+    assert "ms per call" in tab.run("document.activeElement.textContent")
     tab.press("Enter", 13, "\r")
     assert order(tab) == ["b", "a", "c"], "9, 10, 100 ms: as numbers, not as text"
     assert states(tab)[column] == "ascending"

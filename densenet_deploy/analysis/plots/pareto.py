@@ -1,31 +1,45 @@
-"""Latency against accuracy: the models worth a look in blue, the others grey, each by a number that a list explains."""
+"""Latency against accuracy: the Pareto front in blue, other models grey, each with a number that a list explains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.analysis.pareto import ParetoPoint, pareto_front
 from densenet_deploy.analysis.plots.plot import plots
-from densenet_deploy.analysis.plots.style import BLUE, GREY, INK, lighten_grid, new_axes, new_figure, plain
+from densenet_deploy.analysis.plots.style import (
+    BLUE,
+    GREY,
+    INK,
+    VERMILLION,
+    lighten_grid,
+    milliseconds,
+    new_axes,
+    new_figure,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SEEN: Final = "Further left is faster, further up more accurate; a bar is the 95 % interval of a latency"
+_SUBTITLE: Final = "Further left is faster, further up is more accurate; bars are 95 % intervals of the latency"
 _ON_FRONT: Final = "the front"
 _OFF_FRONT: Final = "another is as good or better in both"
-_PUBLISHED: Final = "hollow: accuracy published, not measured"
+_PUBLISHED: Final = "accuracy published, not measured"
+_CHOSEN: Final = "chosen by tune"
 
 _FIGURE_INCHES: Final = 4.2
 _LINE_INCHES: Final = 0.22
 _LONGEST_NAME: Final = 80
 _MOST_STEPS: Final = 10
-_HIGH: Final = 0.6  # of the axes' height: above that, numbers stand under their points
-_LEAST_SPAN: Final = 2.0  # points of accuracy: a shorter axis makes differences of nothing look like something
-_NEAR: Final = 0.035, 0.055  # of the axes' width and height: numbers nearer than that would touch
+_HIGH: Final = 0.6  # of the axes' height: above that, numbers are written under their points
+_LEAST_SPAN: Final = 2.0  # points of accuracy: a shorter axis would exaggerate negligible differences
+_TOUCHING: Final = 0.016, 0.03  # of the axes' width and height: dots nearer than that overlap
+_LINE: Final = 0.055  # of the axes' height: numbers nearer than that would touch
+_CHARACTER: Final = 0.013  # of the axes' width
 _POINTS_A_STEP: Final = 12
 
 
@@ -39,13 +53,13 @@ class ParetoData:
 
 @plots.register("pareto")
 def draw_pareto(data: ParetoData) -> Figure:
-    """Draw the points; hollow where the accuracy was published by others, whiskers where latency has an interval.
+    """Draw the points: hollow where the accuracy was published by others, with a ring around the choice of `tune`.
 
-    The numbers count from the fastest; the list below says whose they are.
+    The numbers count from the fastest; the list below names the models. Points that overlap share one label.
     """
     points = sorted(data.points, key=lambda point: (point.latency_ms, -point.top1))
     list_inches = _LINE_INCHES * (len(points) + 1)
-    figure = new_figure(f"Latency and accuracy: {data.title}", _SEEN, _FIGURE_INCHES + list_inches)
+    figure = new_figure(f"Latency and accuracy: {data.title}", _SUBTITLE, _FIGURE_INCHES + list_inches)
     ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
     panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
     _scale(panel, points)
@@ -60,11 +74,13 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoin
         panel.plot(along, up, color=BLUE, linewidth=1.2, drawstyle="steps-post")
     for point in points:
         _draw_point(panel, point, BLUE if point in front else GREY)
-    for number, (point, step) in enumerate(zip(points, _steps(panel, points), strict=True), start=1):
-        _number(panel, number, point, step, on_front=point in front)
+    clusters = _clusters(panel, points)
+    for cluster, step in zip(clusters, _steps(clusters), strict=True):
+        _number(panel, cluster, step, on_front=any(points[place] in front for place in cluster.places))
     explained = [(BLUE, BLUE, _ON_FRONT)]
     explained += [(GREY, GREY, _OFF_FRONT)] if len(front) < len(points) else []
     explained += [("white", INK, _PUBLISHED)] if any(point.published for point in points) else []
+    explained += [("none", VERMILLION, _CHOSEN)] if any(point.chosen for point in points) else []
     for face, edge, label in explained:
         panel.scatter([], [], s=46, facecolor=face, edgecolor=edge, linewidth=1.5, label=label)
     panel.set_xlabel("latency of one call (ms)")
@@ -80,16 +96,60 @@ def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
         panel.hlines(y, *point.interval_ms, color=colour, linewidth=3, alpha=0.35)
     face = "white" if point.published else colour
     panel.scatter([x], [y], s=46, facecolor=face, edgecolor=colour, linewidth=1.5, zorder=3)
+    if point.chosen:
+        panel.scatter([x], [y], s=150, facecolor="none", edgecolor=VERMILLION, linewidth=1.5, zorder=3.5)
 
 
-def _number(panel: Axes, number: int, point: ParetoPoint, step: int, *, on_front: bool) -> None:
-    """Write the number over its point, or under it where `step` is less than 0, that many lines away."""
+@dataclass(frozen=True)
+class _Cluster:
+    """Points whose dots overlap: their places in the list, and the middle of them, in data and as fractions of axes."""
+
+    places: tuple[int, ...]
+    middle: tuple[float, float]
+    fractions: tuple[float, float]
+
+    @property
+    def label(self) -> str:
+        """The numbers of the points, runs of them as a range."""
+        runs = [list(run) for _, run in groupby(enumerate(self.places), key=lambda pair: pair[1] - pair[0])]
+        ends = ((run[0][1] + 1, run[-1][1] + 1) for run in runs)
+        return ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in ends)
+
+
+def _clusters(panel: Axes, points: Sequence[ParetoPoint]) -> list[_Cluster]:
+    """Group the points whose dots overlap; the scales of the axes must have been set."""
+    to_axes = panel.transData + panel.transAxes.inverted()
+    spots = [tuple(to_axes.transform(_spot(point))) for point in points]
+    groups: list[list[int]] = []
+    for place, spot in enumerate(spots):
+        touching = [group for group in groups if any(_touch(spot, spots[other]) for other in group)]
+        for group in touching:
+            groups.remove(group)
+        groups.append(sorted([place, *(other for group in touching for other in group)]))
+    clusters = []
+    for group in sorted(groups):
+        x, y = (sum(spots[place][axis] for place in group) / len(group) for axis in (0, 1))
+        middle = to_axes.inverted().transform((x, y)) if len(group) > 1 else _spot(points[group[0]])
+        clusters.append(_Cluster(tuple(group), (float(middle[0]), float(middle[1])), (x, y)))
+    return clusters
+
+
+def _spot(point: ParetoPoint) -> tuple[float, float]:
+    return point.latency_ms, 100 * point.top1
+
+
+def _touch(spot: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(a - b) < near for a, b, near in zip(spot, other, _TOUCHING, strict=True))
+
+
+def _number(panel: Axes, cluster: _Cluster, step: int, *, on_front: bool) -> None:
+    """Write the label over its points, or under them where `step` is negative, that many lines away."""
     from matplotlib.patheffects import withStroke
 
-    away = 6 + _POINTS_A_STEP * (abs(step) - 1)
+    away = 8 + _POINTS_A_STEP * (abs(step) - 1)
     panel.annotate(
-        str(number),
-        (point.latency_ms, 100 * point.top1),
+        cluster.label,
+        cluster.middle,
         (0, away if step > 0 else -away),
         textcoords="offset points",
         ha="center",
@@ -102,48 +162,40 @@ def _number(panel: Axes, number: int, point: ParetoPoint, step: int, *, on_front
     )
 
 
-def _steps(panel: Axes, points: Sequence[ParetoPoint]) -> list[int]:
-    """How many lines up, or down where there is more room, each number is written: so that it touches none before it.
-
-    Places are fractions of the axes, so the scales must have been set.
-    """
-    to_axes = panel.transData + panel.transAxes.inverted()
-    taken: list[tuple[float, float]] = []
+def _steps(clusters: Sequence[_Cluster]) -> list[int]:
+    """How many lines above (or below, negative, where there is more room) each label is written so that none touch."""
+    taken: list[tuple[float, float, float]] = []
     steps = []
-    for point in points:
-        x, y = to_axes.transform((point.latency_ms, 100 * point.top1))
+    for cluster in clusters:
+        (x, y), half = cluster.fractions, _CHARACTER * (len(cluster.label) + 1) / 2
         way = -1 if y > _HIGH else 1
-        step = next((one for one in range(1, _MOST_STEPS) if _is_free(x, y + way * one * _NEAR[1], taken)), _MOST_STEPS)
-        taken.append((x, y + way * step * _NEAR[1]))
+        free = (one for one in range(1, _MOST_STEPS) if _is_free(x, y + way * one * _LINE, half, taken))
+        step = next(free, _MOST_STEPS)
+        taken.append((x, y + way * step * _LINE, half))
         steps.append(way * step)
     return steps
 
 
-def _is_free(x: float, y: float, taken: Sequence[tuple[float, float]]) -> bool:
-    return not any(abs(x - other) < _NEAR[0] and abs(y - height) < _NEAR[1] - 1e-9 for other, height in taken)
+def _is_free(x: float, y: float, half: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    return not any(abs(x - other) < half + width and abs(y - height) < _LINE - 1e-9 for other, height, width in taken)
 
 
 def _list(below: Axes, points: Sequence[ParetoPoint]) -> None:
-    """Write what each number stands for, and what can be read off the axes."""
+    """Write which model each number stands for, and its values."""
     below.set_axis_off()
     for place, point in enumerate(points):
         y = 1 - (place + 0.5) / len(points)
-        said = f"{_shortened(point.label)}: {_milliseconds(point.latency_ms)} ms, {100 * point.top1:.2f} %"
+        name = f"{_shortened(point.label)}{' (chosen)' if point.chosen else ''}"
+        line = f"{name}: {milliseconds(point.latency_ms)} ms, {100 * point.top1:.2f} %"
         style: dict[str, Any] = {"va": "center", "transform": below.transAxes, "fontsize": 8.5, "in_layout": False}
         below.text(0.025, y, str(place + 1), ha="right", fontweight="bold", **style)
-        below.text(0.04, y, plain(said), **style)
+        below.text(0.04, y, plain(line), **style)
 
 
 def _shortened(name: str) -> str:
-    """Leave out the middle of a long name: backend and threads stand at its end."""
+    """Leave out the middle of a long name: backend and threads are at its end."""
     half = _LONGEST_NAME // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
-
-
-def _milliseconds(value: float) -> str:
-    """Three digits that matter, more of large numbers."""
-    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"
 
 
 def _scale(panel: Axes, points: Sequence[ParetoPoint]) -> None:
@@ -157,5 +209,5 @@ def _scale(panel: Axes, points: Sequence[ParetoPoint]) -> None:
     accuracies = [100 * point.top1 for point in points]
     low, high = min(accuracies), max(accuracies)
     room = max(0.18 * (high - low), (_LEAST_SPAN - (high - low)) / 2)
-    above = 0.06 * (high - low + 2 * room)  # where a point of 100 % is still seen whole
+    above = 0.06 * (high - low + 2 * room)  # where a point at 100 % is still visible as a whole
     panel.set_ylim(max(low - room, -above), min(high + room, 100 + above))

@@ -1,4 +1,4 @@
-"""The figures by name, and how one becomes bytes."""
+"""The figures by name, and their files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
 Draw = Callable[[Any], "Figure"]
 
-SUFFIXES: Final = (".png", ".svg")
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".svg")
+
+_JPEG_QUALITY: Final = 92
 
 plots: Final[Registry[Draw]] = Registry("plot", "densenet_deploy.analysis.plots")
-"""Name → function from the data that its docstring describes to a figure."""
+"""Name → function that draws its data as a figure."""
 
 
 def require_matplotlib() -> None:
-    """Check that figures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
-        MissingPackageError: if not, with the command that installs what is missing.
+        MissingPackageError: if not, with the command that installs it.
     """
     require_packages("plot", "matplotlib")
 
@@ -44,12 +46,16 @@ def draw(name: str, data: object) -> Figure:
 
 
 def rendered(figure: Figure, kind: str, description: str) -> bytes:
-    """Return `figure` as `png` or `svg`; the same figure gives the same bytes.
+    """Return `figure` as `png`, `jpg` or `svg`; the same figure gives the same bytes.
 
-    `description` is written into the file, and no date.
+    `description` is written into the file, but no date.
     """
-    metadata = {"Description": description} | ({"Software": None} if kind == "png" else {"Date": None, "Creator": None})
-    buffer = io.BytesIO()
+    options: dict[str, Any] = {
+        "png": {"metadata": {"Description": description, "Software": None}},
+        "svg": {"metadata": {"Description": description, "Date": None, "Creator": None}},
+        "jpeg": {"pil_kwargs": {"comment": description.encode(), "quality": _JPEG_QUALITY, "subsampling": 0}},
+    }
+    name, buffer = "jpeg" if kind == "jpg" else kind, io.BytesIO()
     with styled():
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=name, **options[name])
     return buffer.getvalue()

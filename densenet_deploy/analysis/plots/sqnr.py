@@ -1,7 +1,7 @@
 """Sensitivity as a figure: a row for every layer or block, in execution order from the top.
 
-Left: the SQNR of the outputs when only that row is INT8, on a stem that begins where the whole network in INT8 is: the
-shorter the stem, the more of the noise is this row's. Right: what leaving the row float gains.
+Left: the SQNR of the outputs when only that row is INT8, on a stem that starts at the value for the whole network in
+INT8: the shorter the stem, the more of the noise comes from this row. Right: the gain of keeping the row in FP32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SEEN: Final = "Left: with one in INT8, from where everything in INT8 is. Right: what is gained by leaving one float"
+_SEEN: Final = (
+    "Left: only one in INT8; stems start at the value for everything in INT8. Right: gain of keeping one in FP32"
+)
 _MARKED: Final = 3
 _FEW_ROWS: Final = 16
 _Rows = Sequence[Sensitivity]
@@ -27,7 +29,7 @@ _Rows = Sequence[Sensitivity]
 
 @dataclass(frozen=True)
 class SensitivityData:
-    """`rows` in execution order, one a layer or block, and `whole`: the network with everything in INT8."""
+    """`rows` in execution order, one for each layer or block, and `whole`: the network with everything in INT8."""
 
     title: str
     rows: Sequence[Sensitivity]
@@ -36,16 +38,16 @@ class SensitivityData:
 
 @plots.register("sqnr")
 def draw_sqnr(data: SensitivityData) -> Figure:
-    """Draw the rows from the top down; what is infinite is left out."""
+    """Draw the rows from the top down, without those that are infinite."""
     rows, whole = data.rows, data.whole
     row_inches = 0.3 if len(rows) <= _FEW_ROWS else 0.19
     figure = new_figure(f"INT8 sensitivity: {data.title}", _SEEN, 1.2 + row_inches * len(rows))
     alone, gained = new_axes(figure, 1, 2, sharey=True, width_ratios=(3, 2))
-    loud = {row.name for row in most_sensitive_first(rows)[:_MARKED]} if len(rows) > _MARKED else set()
-    colours = [VERMILLION if row.name in loud else GREY for row in rows]
+    marked = {row.name for row in most_sensitive_first(rows)[:_MARKED]} if len(rows) > _MARKED else set()
+    colours = [VERMILLION if row.name in marked else GREY for row in rows]
     _draw_alone(alone, rows, whole, colours)
     _draw_gained(gained, rows, whole, colours)
-    _label_rows(alone, rows, loud)
+    _label_rows(alone, rows, marked)
     return figure
 
 
@@ -56,9 +58,9 @@ def _draw_alone(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) ->
     if math.isfinite(start):
         axes.hlines(places, start, values, colors=colours, linewidth=1.2)
         axes.axvline(start, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        said = f"everything in INT8: {start:.1f} dB"
+        label = f"everything in INT8: {start:.1f} dB"
         place = axes.get_xaxis_transform()
-        axes.annotate(said, (start, 1), (-2, 3), place, "offset points", fontsize=9, color=INK)
+        axes.annotate(label, (start, 1), (-2, 3), place, "offset points", fontsize=9, color=INK)
     axes.scatter(values, places, c=colours, s=26, zorder=3)
     _label_values(axes, values, rows, "{:.1f}")
     lowest = f"; coloured: the {_MARKED} lowest" if len(rows) > _MARKED else ""
@@ -70,11 +72,11 @@ def _draw_gained(axes: Axes, rows: _Rows, whole: Cost, colours: Sequence[str]) -
     axes.barh(range(len(rows)), values, color=colours, height=0.6)
     axes.axvline(0, color=INK, linewidth=1)
     _label_values(axes, values, rows, "{:+.1f}")
-    _tidy(axes, "gain when only this is float (dB)")
+    _tidy(axes, "gain with only this in FP32 (dB)")
 
 
 def _label_values(axes: Axes, values: Sequence[float], rows: _Rows, form: str) -> None:
-    """Write the numbers beside few rows; many would be clutter."""
+    """Write the numbers beside the bars, unless there are too many rows."""
     if len(rows) > _FEW_ROWS:
         return
     for place, value in enumerate(values):
@@ -91,12 +93,12 @@ def _label_values(axes: Axes, values: Sequence[float], rows: _Rows, form: str) -
             )
 
 
-def _label_rows(axes: Axes, rows: _Rows, loud: set[str]) -> None:
+def _label_rows(axes: Axes, rows: _Rows, marked: set[str]) -> None:
     names = [plain(name) for name in short_names([row.name for row in rows])]
     axes.set_yticks(range(len(rows)), names, fontsize=9 if len(rows) <= _FEW_ROWS else 7.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(VERMILLION if row.name in loud else INK)
+        label.set_color(VERMILLION if row.name in marked else INK)
 
 
 def _tidy(axes: Axes, label: str) -> None:
@@ -112,5 +114,5 @@ def _tidy(axes: Axes, label: str) -> None:
 
 
 def _finite(number: float) -> float:
-    """NaN, which is not drawn, for what is infinite."""
+    """Return NaN, which is not drawn, for an infinite number."""
     return number if math.isfinite(number) else math.nan

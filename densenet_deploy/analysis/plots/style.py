@@ -1,4 +1,4 @@
-"""How all figures look: 1200 pixels wide, quiet axes, colours that colour-blind people tell apart.
+"""How all figures look: 1200 pixels wide, quiet axes, colours that colour-blind readers can tell apart.
 
 The colours are those of Okabe and Ito (2008); shades come from viridis, whose lightness rises evenly.
 """
@@ -63,7 +63,7 @@ def styled() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    r"""Return text from outside as matplotlib shows it letter for letter: one line, and no formula between dollars.
+    r"""Return text that matplotlib shows literally: one line, without formulas between dollar signs.
 
     >>> plain("a$b$")
     'a\\$b\\$'
@@ -71,8 +71,18 @@ def plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
+def milliseconds(value: float) -> str:
+    """Return a time with three significant digits, more for large numbers.
+
+    >>> milliseconds(0.0512), milliseconds(1.257), milliseconds(15.84), milliseconds(1234.5)
+    ('0.051', '1.26', '15.8', '1,234')
+    """
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
 def new_figure(title: str, subtitle: str, height_inches: float) -> Figure:
-    """Return an empty figure of the common width, headed by `title` and a line that says what is seen."""
+    """Return an empty figure of the common width, with `title` and a line below it."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

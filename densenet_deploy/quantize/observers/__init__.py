@@ -1,1 +1,1 @@
-"""One observer a file."""
+"""One observer per file."""

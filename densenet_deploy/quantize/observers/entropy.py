@@ -5,11 +5,11 @@ bins with everything above added to the last of them. Q is the same T bins befor
 each group's count then spread evenly over those of its bins that P does not leave empty. Both are normalized, and the T
 with the least KL(P‖Q) wins; of equals, the largest.
 
-What differs from that text: a threshold for every channel, not for the whole tensor; 1024 bins whose width is a power
+Differences from that text: a threshold for every channel, not for the whole tensor; 1024 bins whose width is a power
 of two instead of 2048 fitted to the maximum; every 32nd T is tried; where 128 does not divide T the groups differ by at
 most one bin in width, instead of leaving the rest to the last; exact zeros, which lose nothing, are left out; a T
-whose last group was empty before the addition is out of the running, since its divergence is infinite. There are 128
-groups for unsigned channels too, whose 256 levels 1024 bins could not tell apart.
+whose last group was empty before the addition is skipped, since its divergence is infinite. There are 128 groups for
+unsigned channels too, whose 256 levels 1024 bins could not tell apart.
 """
 
 from __future__ import annotations
@@ -73,5 +73,5 @@ def _running(values: npt.NDArray[np.bool_] | Doubles) -> Doubles:
 
 
 def _log(values: Doubles) -> Doubles:
-    """Return ln(x) of counts and of means of counts over bins that are not empty: each is 0, for which 0, or above."""
+    """Return ln(x) of counts, and of means of counts over bins that are not empty; 0 for 0."""
     return np.log(np.where(values > 0, values, 1.0))

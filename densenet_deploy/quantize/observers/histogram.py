@@ -1,4 +1,4 @@
-"""Histograms of |x|, one a channel, that grow with the data: one pass, a fixed number of bins, no order effects.
+"""Histograms of |x|, one per channel, that grow with the data: one pass, a fixed number of bins, no order effects.
 
 Column 0 counts exact zeros, of which ReLU makes many and which any quantizer represents. Column i ≥ 1 counts values
 with (i - 1)·w < |x| ≤ i·w. The width w is a power of two, 2^e / bins, where 2^e is the first power of two above the
@@ -6,7 +6,7 @@ channel's largest |x|. When a larger value comes, w doubles and neighbours merge
 the counts are those of a histogram that had the final width from the start, whatever order and batches the values came
 in. (Multiplying by a power of two is exact, unless the values of a channel lie more than 10⁴⁷ apart.)
 
-Extremes are exact, counts need not be: of each sample at most `pixels` values a channel are counted, every k-th of the
+Extremes are exact, counts need not be: at most `pixels` values per channel and sample are counted, every k-th of the
 flattened image with k prime to its width, so that every column of the image takes part.
 """
 
@@ -26,14 +26,14 @@ from densenet_deploy.quantize.observers.observer import ChannelRanges, Floats, O
 
 Doubles = npt.NDArray[np.float64]
 
-_SMALLEST_EXPONENT: Final = -64  # a channel below 2^-64 everywhere is as good as zero
+_SMALLEST_EXPONENT: Final = -64  # a channel below 2^-64 everywhere counts as zero
 _MOST_COUNTS: Final = 2**32 - 1
-_PORTION: Final = 64  # channels whose thresholds are found at a time: what that takes stays in a cache
+_PORTION: Final = 64  # channels whose thresholds are found at a time: their counts fit into a cache
 
 
 @dataclass(frozen=True)
 class HistogramOptions(ObserverOptions):
-    """`bins` (a power of two, 256 to 8192) a channel; `pixels` counted of each channel of a sample, at most."""
+    """`bins` (a power of two, 256 to 8192) per channel; at most `pixels` counted of each channel of a sample."""
 
     bins: int = 1024
     pixels: int = 128
@@ -52,12 +52,12 @@ class ChannelHistogram:
 
     @classmethod
     def empty(cls, channels: int, bins: int) -> ChannelHistogram:
-        """Return a histogram that has counted nothing."""
+        """Return an empty histogram."""
         return cls(np.zeros((channels, 1 + bins), np.uint32), np.full(channels, _SMALLEST_EXPONENT, np.int32))
 
     @property
     def bins(self) -> int:
-        """Number of bins beside that of the zeros."""
+        """Number of bins without that of the zeros."""
         return int(self.counts.shape[1]) - 1
 
     @property
@@ -71,7 +71,7 @@ class ChannelHistogram:
         return int(self.counts[0].sum(dtype=np.uint64))
 
     def of(self, channels: slice) -> ChannelHistogram:
-        """Return that of some channels, which shares their counts."""
+        """Return the histogram of some channels, which shares their counts."""
         return ChannelHistogram(self.counts[channels], self.exponents[channels])
 
     def add(self, values: Floats, peaks: Floats) -> None:
@@ -81,7 +81,7 @@ class ChannelHistogram:
             DataError: if a bin could overflow.
         """
         if self.total + values.shape[0] * values.shape[2] > _MOST_COUNTS:
-            raise DataError("calibration", "has more than 2^32 values a channel", "use fewer samples or pixels")
+            raise DataError("calibration", "has more than 2^32 values per channel", "use fewer samples or pixels")
         if (peaks >= self._limits).any():
             self._grow(_exponents(peaks))
         np.add.at(self.counts.reshape(-1), self._columns(values).reshape(-1), np.uint32(1))
@@ -153,7 +153,7 @@ class HistogramObserver(Observer):
 
 
 def pixel_step(image: tuple[int, ...], pixels: int) -> int:
-    """Return the smallest k, prime to the width, with which every k-th value leaves at most `pixels` of a `image`.
+    """Return the smallest k, prime to the width, with which every k-th value leaves at most `pixels` of an `image`.
 
     >>> pixel_step((56, 56), 128), pixel_step((7, 7), 128), pixel_step((), 128)
     (25, 1, 1)

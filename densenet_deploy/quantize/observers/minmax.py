@@ -1,8 +1,8 @@
-"""Min-max: cover every value that was seen, and some more. Nothing is clipped, so one outlier coarsens a channel.
+"""Min-max: cover every observed value, and some more. Nothing is clipped, so one outlier coarsens a channel.
 
-Images to come will reach beyond what calibration saw. A value outside its range is off by all that it lies outside,
-where a coarser step costs every value half a step: with 512 images of rendered digits, one held-out image in a
-hundred brought 39 % of all noise by such values, and a tenth more range on either side took 2.4 dB off the whole.
+Later images will exceed the ranges of calibration. A value outside its range is off by its whole distance, where a
+coarser step costs every value half a step: with 512 images of rendered digits, one held-out image in a hundred caused
+39 % of all noise by such values, and a tenth more range on either side reduced the noise by 2.4 dB.
 """
 
 from __future__ import annotations

@@ -32,10 +32,8 @@ from densenet_deploy.graph.nodes import (
     why_not_affine,
 )
 from densenet_deploy.graph.tensor_changes import TensorChanges
-from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType, unsigned
-from densenet_deploy.quantize.weights import quantize_with_bias
+from densenet_deploy.quantize.scales import QuantizedType, hold_bound, quantize_with_bias, unsigned
 
 Double = npt.NDArray[np.float64]
 
@@ -209,7 +207,7 @@ class _Writer:
         hold_bound(self._graph, node, given)
         bound = constant(node.inputs[1])
         assert bound is not None
-        codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.codes_of(bound))
+        codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.quantized(bound))
         return self._move(node, given, [self._code(source, given), codes])
 
     def _max_pool(self, node: ir.Node) -> bool:
@@ -266,7 +264,7 @@ class _Writer:
         inputs = [
             codes,
             *self._constants(name, "input", given),
-            new_initializer(self._graph, f"{name}.weight", integers.codes),
+            new_initializer(self._graph, f"{name}.weight", integers.values),
             new_initializer(self._graph, f"{name}.weight_scale", integers.scales),
             new_initializer(self._graph, f"{name}.weight_zero_point", np.zeros(integers.scales.shape, np.int8)),
             *self._constants(name, "output", wanted),

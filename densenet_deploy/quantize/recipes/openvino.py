@@ -16,10 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, only_reader, unused_name
-from densenet_deploy.quantize.clip_bounds import hold_bound
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType
-from densenet_deploy.quantize.weights import quantize_rows
+from densenet_deploy.quantize.scales import QuantizedType, hold_bound, quantize_rows
 
 
 @recipes.register("openvino")
@@ -121,7 +119,7 @@ class _Writer:
     def _write_clip(self, clip: ir.Node) -> None:
         result, bound = clip.outputs[0], constant(clip.inputs[1])
         assert bound is not None
-        bounds = self._types[str(result.name)].signed_codes_of(bound)
+        bounds = self._types[str(result.name)].stored(bound)
         self._write_on_codes(clip, [new_initializer(self._graph, f"{result.name}.bound", bounds)])
 
     def _write_on_codes(self, old: ir.Node, more_inputs: list[ir.Value]) -> None:
@@ -166,7 +164,7 @@ class _Writer:
         given = self._types[str(value.name)]
         return [
             new_initializer(self._graph, f"{value.name}.scale", np.float32(given.scale)),
-            new_initializer(self._graph, f"{value.name}.zero_point", given.code_zero),
+            new_initializer(self._graph, f"{value.name}.zero_point", given.stored_zero_point),
         ]
 
     def _quantize_weights(self, conv: ir.Node) -> None:

@@ -39,8 +39,7 @@ from densenet_deploy.graph.nodes import (
 )
 from densenet_deploy.graph.reduced_precision import lift_opset, to_fp16_in_place
 from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType
-from densenet_deploy.quantize.weights import quantize_rows
+from densenet_deploy.quantize.scales import QuantizedType, quantize_rows
 
 _STEPS: Final = 127
 _LEVELS: Final = 255
@@ -97,7 +96,7 @@ def fp16_at_least(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 def symmetric_scale(given: QuantizedType) -> np.float32:
     """Return the scale, an FP16 number, at which −127..127 reach as far as the values of `given`, either way."""
-    signed = isinstance(given.code_zero, np.int8)
+    signed = isinstance(given.stored_zero_point, np.int8)
     steps = _STEPS if signed else max(given.zero_point, _LEVELS - given.zero_point)
     return np.float32(fp16_at_least(given.scale * steps / _STEPS))
 

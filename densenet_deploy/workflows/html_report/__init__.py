@@ -1,1 +1,1 @@
-"""What goes into the HTML report: reports of other commands read back, models looked at, a decision, sections."""
+"""The HTML report: `load` reads models and reports, `decide` picks the model to ship, `view` fills the `page`."""

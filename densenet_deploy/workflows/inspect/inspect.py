@@ -1,49 +1,53 @@
-"""Inspect: what a variant, a checkpoint or an ONNX file holds, costs and computes in, and where its time goes."""
+"""Inspect: what a variant, a checkpoint, a module or an ONNX file holds, costs and computes in, and where time goes."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from densenet_deploy.analysis.cost import ModelCost, model_cost, network_part
+from densenet_deploy.analysis.cost import BlockCost, LayerCost, ModelCost, model_cost, network_part
 from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
 from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
-from densenet_deploy.artifacts import Artifact
+from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Manifest
+from densenet_deploy.model import Model
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.variants import variant_with
+from densenet_deploy.reports import Report, mib, table
+from densenet_deploy.variants import is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.operator_profile import (
     OperatorProfile,
     ProfileOptions,
-    profile_file,
     profile_model,
 )
-from densenet_deploy.workflows.load import ModelRequest, build, load
+from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
-    from densenet_deploy.models.live_memory import LiveMemory
+    from densenet_deploy.workflows.inspect.engine import InspectEngineReport
 
 _BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_MIB: Final = 2**20
+_IMAGE_SIZE: Final = 224
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What to look at.
+    """What to inspect.
 
     Attributes:
         image_size: pixels; None means the model's own.
-        batch: images at once, for memory and the profile.
+        batch: images per call, for memory and the profile.
         precision: of the activations: fp32, fp16, bf16, int8; None means the file's, else fp32.
-        training: measure the memory of a training step, which takes PyTorch.
+        training: measure the memory of a training step, which needs PyTorch.
         profile: run the model under its backend's profiler; None: do not.
     """
 
@@ -59,88 +63,137 @@ class InspectOptions:
             require_choice("precision", self.precision, tuple(_BYTES))
 
 
-@dataclass(frozen=True)
-class InspectReport:
-    """What a model is and costs for `batch` images of `image_size` pixels.
+@dataclass(frozen=True, kw_only=True)
+class InspectReport(Report):
+    """What a model is and costs for `batch` images of `image_size` pixels; MACs are those of one image.
 
-    `cost` is the architecture's; of a file, `file_cost` is what its graph holds and executes, which is less where norms
-    were folded and pooling moved. A file that does not say which DenseNet it is has its graph's as `cost`, and
-    `memory` None. `layers` are a file's, with the precision that its graph gives each.
+    Attributes:
+        blocks: the cost of the architecture; of a file that does not say which DenseNet it is, that of its graph.
+        file_parameters, file_macs: what the graph of a file holds and executes, which is less where norms were folded
+            and pooling moved.
+        layers: of a file, with the precision that its graph gives each.
+        activation_memory, training_memory: None where the architecture is unknown.
+        training_step: the measured memory of a training step.
+        weights, labels: the source of the weights and the number of labels, where the model states them.
+        manifest: all that the model states; not in the JSON.
     """
 
-    name: str
+    kind: ClassVar[str] = "inspect"
+    derived: ClassVar[tuple[str, ...]] = ("parameters", "macs")
+
+    model: str
     precision: str
     image_size: int
     batch: int
-    cost: ModelCost
-    memory: ActivationMemory | None
-    manifest: Manifest | None
-    notes: tuple[str, ...]
-    file_cost: ModelCost | None = None
+    blocks: tuple[BlockCost, ...]
+    file_parameters: int | None = None
+    file_macs: int | None = None
     layers: tuple[LayerPrecision, ...] = ()
-    kept_for_training: TrainingMemory | None = None
-    training_step: LiveMemory | None = None
+    activation_memory: ActivationMemory | None = None
+    training_memory: TrainingMemory | None = None
+    training_step: Mapping[str, Any] | None = None
     profile: OperatorProfile | None = None
+    weights: str | None = None
+    labels: int | None = None
+    manifest: Manifest | None = None
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types; `macs` are of one image."""
-        return {
-            "model": self.name,
-            "precision": self.precision,
-            "image_size": self.image_size,
-            "batch": self.batch,
-            **self.cost.to_json(),
-            "file_parameters": None if self.file_cost is None else self.file_cost.parameters,
-            "file_macs": None if self.file_cost is None else self.file_cost.macs,
-            "layers": [layer.to_json() for layer in self.layers],
-            "activation_memory": None if self.memory is None else self.memory.to_json(),
-            "training_memory": None if self.kept_for_training is None else self.kept_for_training.to_json(),
-            "training_step": None if self.training_step is None else asdict(self.training_step),
-            "profile": None if self.profile is None else self.profile.to_json(),
-            "weights": None if self.manifest is None else self.manifest.weights.source,
-            "labels": None if self.manifest is None else len(self.manifest.labels),
-            "notes": list(self.notes),
-        }
+    @property
+    def cost(self) -> ModelCost:
+        return ModelCost(self.blocks)
+
+    @property
+    def parameters(self) -> int:
+        return self.cost.parameters
+
+    @property
+    def macs(self) -> int:
+        return self.cost.macs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report with plain types."""
+        facts = super().to_json()
+        del facts["manifest"]
+        return facts
+
+    def described(self, manifest: Manifest | None, notes: tuple[str, ...]) -> InspectReport:
+        """Return the report with what a model states."""
+        if manifest is None:
+            return dataclasses.replace(self, notes=notes)
+        weights, labels = manifest.weights.source, len(manifest.labels)
+        return dataclasses.replace(self, manifest=manifest, weights=weights, labels=labels, notes=notes)
 
     def to_text(self) -> str:
         """Return lines for people."""
-        total = f"{self.cost.parameters:,} parameters, {self.cost.macs / 1e9:.3f} GMACs an image"
-        lines = [f"{printable(self.name)} ({self.precision}, {self.image_size}x{self.image_size}): {total}", ""]
-        lines += self._block_lines()
-        if self.file_cost is not None:
-            stored, macs = self.file_cost.parameters, self.file_cost.macs / 1e9
-            lines += ["", f"the file, rewritten: {stored:,} parameters, {macs:.3f} GMACs"]
+        total = f"{self.parameters:,} parameters, {self.macs / 1e9:.3f} GMACs per image"
+        size = f"{self.image_size}x{self.image_size}"
+        lines = [f"{printable(self.model)} ({self.precision}, {size}): {total}", "", *self._block_lines()]
+        if self.file_parameters is not None and self.file_macs is not None:
+            macs = f"{self.file_macs / 1e9:.3f} GMACs"
+            lines += ["", f"graph of the file: {self.file_parameters:,} parameters, {macs} per image"]
         if self.layers:
             counts = Counter(layer.precision for layer in self.layers)
             lines.append("layers compute in " + ", ".join(f"{name}: {count}" for name, count in counts.most_common()))
         lines += ["", *self._memory_lines()]
-        if self.manifest is not None:
-            lines.append(f"weights {printable(self.manifest.weights.source)}, {len(self.manifest.labels)} labels")
+        if self.weights is not None:
+            lines.append(f"weights {printable(self.weights)}, {self.labels} labels")
         if self.profile is not None:
             lines += ["", self.profile.to_text()]
         return "\n".join(lines).rstrip()
 
     def _block_lines(self) -> list[str]:
-        memory = {} if self.memory is None else {block.name: block for block in self.memory.blocks}
-        lines = [f"{'block':20} {'parameters':>12} {'MMACs':>10}" + (f" {'peak MiB':>9}" if memory else "")]
-        for block in self.cost.blocks:
-            peak = f" {memory[block.name].bus_bytes / _MIB:9.2f}" if block.name in memory else ""
-            lines.append(f"{block.name:20} {block.parameters:12,} {block.macs / 1e6:10.1f}{peak}")
-        return lines
+        peaks = (
+            {block.name: block.bus_bytes for block in self.activation_memory.blocks} if self.activation_memory else {}
+        )
+        header = ["block", "parameters", "MMACs", *(["peak MiB"] if peaks else [])]
+        rows = [
+            [block.name, f"{block.parameters:,}", f"{block.macs / 1e6:.1f}"]
+            + ([f"{peaks[block.name] / 2**20:.2f}" if block.name in peaks else ""] if peaks else [])
+            for block in self.blocks
+        ]
+        return table(header, rows, right=(1, 2, 3))
 
     def _memory_lines(self) -> list[str]:
-        lines = []
-        if self.memory is not None:
-            bus, copies = self.memory.bus_bytes / _MIB, self.memory.copies_bytes / _MIB
-            lines.append(f"peak activations, batch {self.batch}: {bus:.1f} MiB in place, {copies:.1f} MiB with copies")
-        if self.kept_for_training is not None:
-            plain = self.kept_for_training.plain_bytes / _MIB
-            lean = self.kept_for_training.checkpointed_bytes / _MIB
-            lines.append(f"kept to train, batch {self.batch}: {plain:.1f} MiB, {lean:.1f} MiB with checkpointing")
-        if self.training_step is not None:
-            peak, weights = self.training_step.peak_bytes / _MIB, self.training_step.weights_bytes / _MIB
-            lines.append(f"peak of a step, fp32: {peak:.1f} MiB with gradients, beside {weights:.1f} MiB of weights")
+        lines, batch = [], f"batch {self.batch}"
+        if (memory := self.activation_memory) is not None:
+            copies = mib(memory.copies_bytes)
+            lines.append(f"peak activations, {batch}: {mib(memory.bus_bytes)} in place, {copies} with copies")
+        if (kept := self.training_memory) is not None:
+            lean = mib(kept.checkpointed_bytes)
+            lines.append(f"kept for the backward pass, {batch}: {mib(kept.plain_bytes)}, {lean} with checkpointing")
+        if (step := self.training_step) is not None:
+            weights = mib(step["weights_bytes"])
+            lines.append(
+                f"peak of a training step, fp32: {mib(step['peak_bytes'])} with gradients, plus {weights} of weights"
+            )
         return lines
+
+
+def inspect(source: Any, options: InspectOptions | None = None) -> InspectReport | InspectEngineReport:
+    """Inspect a model: what it holds, costs and computes in.
+
+    >>> inspect("121").parameters
+    7978856
+
+    Args:
+        source: the name of a variant, the path of an engine, or whatever `load` takes.
+        options: what to inspect.
+
+    Raises:
+        UsageError: if the name or an option is invalid.
+        InputError: if the file cannot be used.
+        MissingPackageError: if a package is missing.
+        BackendError: if the backend for the profile cannot be used.
+    """
+    options = options or InspectOptions()
+    if isinstance(source, str) and is_variant(source):
+        return inspect_variant(source, options=options)
+    if not isinstance(source, (str, os.PathLike)):
+        return _of_model(load(source), options)
+    if Path(source).suffix.lower() != ".engine":
+        return inspect_file(source, options)
+    from densenet_deploy.workflows.inspect.engine import inspect_engine
+
+    return inspect_engine(Path(source), options.batch)
 
 
 def inspect_variant(
@@ -148,75 +201,112 @@ def inspect_variant(
 ) -> InspectReport:
     """Inspect a variant by name, or the custom network that `architecture` makes of it.
 
-    Nothing is built, unless a profile is asked for, which the untrained network is run for.
+    The network is built only for a profile, with random weights.
 
     Raises:
-        UsageError: if the name or a number cannot be meant.
-        MissingPackageError: if a training step or a profile is asked for and PyTorch is not installed.
+        UsageError: if the name or a number is invalid.
+        MissingPackageError: if a training step or a profile is requested and PyTorch is not installed.
     """
-    options = options or InspectOptions()
-    request = ModelRequest(variant=name, architecture=architecture or Architecture(), image_size=options.image_size)
-    variant = variant_with(name, request.architecture.changes())
+    options, changes = options or InspectOptions(), architecture or Architecture()
+    variant = variant_with(name, changes.changes())
     size = options.image_size or variant.preprocessing.image_size
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
     if options.profile is None:
         return report
-    profile = profile_model(build(request), options.batch, options.profile)
-    return dataclasses.replace(report, profile=profile)
+    stated: LoadOptions = {"architecture": changes, "image_size": size}
+    if name is not None:
+        stated["variant"] = name
+    model = load(None, **stated)
+    return dataclasses.replace(report, profile=profile_model(model, options.batch, options.profile))
 
 
-def inspect_file(path: Path, options: InspectOptions | None = None) -> InspectReport:
+def inspect_file(path: StrPath, options: InspectOptions | None = None) -> InspectReport:
     """Inspect a checkpoint or an ONNX file.
 
     Raises:
         InputError: if the file cannot be used.
-        MissingPackageError: if it takes a package that is not installed.
-        BackendError: if the backend for the profile cannot be had.
+        MissingPackageError: if a package is missing.
+        BackendError: if the backend for the profile cannot be used.
     """
-    options = options or InspectOptions()
     artifact = Artifact.open(path)
-    if artifact.kind == "checkpoint":
-        report = _of_checkpoint(path, options)
-    elif artifact.kind == "onnx":
-        report = _of_onnx(artifact, options)
-    else:
-        raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file it was made from")
-    if options.profile is None:
-        return report
-    return dataclasses.replace(report, profile=profile_file(path, options.batch, options.profile))
+    if artifact.kind not in ("checkpoint", "onnx"):
+        raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file from which it was made")
+    is_onnx = artifact.kind == "onnx"
+    model = Model(str(path), artifact.manifest, artifact=artifact, notes=untrained_note(artifact.manifest))
+    return _of_model(model if is_onnx else load(path).replaced(name=str(path)), options or InspectOptions())
 
 
 def inspect_spec(name: str, precision: str, manifest: Manifest, options: InspectOptions | None = None) -> InspectReport:
     """Inspect the architecture that `manifest` describes, running in `precision`.
 
     Raises:
-        ManifestError: if it is of no network for its images.
+        ManifestError: if its numbers do not make a network for its image size.
     """
     return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
 
 
-def _of_checkpoint(path: Path, options: InspectOptions) -> InspectReport:
-    model = load(path)
-    assert model.manifest is not None
-    assert model.spec is not None
-    size = options.image_size or model.manifest.preprocessing.image_size
-    report = _of_spec(str(path), model.spec, size, options)
-    return dataclasses.replace(report, manifest=model.manifest, notes=model.notes)
+def _of_model(model: Model, options: InspectOptions) -> InspectReport:
+    report = (_of_graph if model.is_onnx else _of_module)(model, options).described(model.manifest, model.notes)
+    if options.profile is None:
+        return report
+    return dataclasses.replace(report, profile=profile_model(model, options.batch, options.profile, report.image_size))
+
+
+def _of_module(model: Model, options: InspectOptions) -> InspectReport:
+    known = model.manifest.preprocessing.image_size if model.manifest is not None else _IMAGE_SIZE
+    size, spec = options.image_size or known, model.spec
+    if spec is not None:
+        return _of_spec(model.name, spec, size, options)
+    if model.module is None:
+        raise ModelFileError(model.name, "does not say which network it is", "inspect the ONNX file or the module")
+    from densenet_deploy.models.taps import counted_cost
+
+    parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size)
+    network = BlockCost("network", (LayerCost(model.name, parameters, macs, ()),))
+    return InspectReport(
+        model=model.name,
+        precision=options.precision or "fp32",
+        image_size=size,
+        batch=options.batch,
+        blocks=(network,),
+    )
+
+
+def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
+    require_packages("export", "onnx")
+    from densenet_deploy.analysis.onnx_cost import onnx_cost
+    from densenet_deploy.graph.onnx_file import image_size_of
+
+    if options.precision not in (None, model.precision):
+        raise UsageError(f"precision={options.precision}", f"the model holds {model.precision}", "leave it out")
+    proto, subject = model.onnx, model.path or Path(model.name)
+    size, cost, layers = image_size_of(proto, subject), onnx_cost(proto), layer_precisions(proto)
+    if options.image_size not in (None, size):
+        raise UsageError(f"image-size={options.image_size}", f"the model takes {size} pixels", "leave it out")
+    if model.manifest is None or not model.manifest.spec:
+        return InspectReport(
+            model=model.name,
+            precision=model.precision,
+            image_size=size,
+            batch=options.batch,
+            blocks=cost.blocks,
+            layers=layers,
+        )
+    report = _of_manifest(model.name, model.precision, model.manifest, size, options)
+    return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
 def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOptions) -> InspectReport:
     require_range("image-size", image_size, spec.smallest_image_size, 8192)
     precision = options.precision or "fp32"
     return InspectReport(
-        name,
-        precision,
-        image_size,
-        options.batch,
-        model_cost(spec, image_size),
-        activation_memory(spec, image_size, options.batch, _BYTES[precision]),
-        manifest=None,
-        notes=(),
-        kept_for_training=training_memory(spec, image_size, options.batch),
+        model=name,
+        precision=precision,
+        image_size=image_size,
+        batch=options.batch,
+        blocks=model_cost(spec, image_size).blocks,
+        activation_memory=activation_memory(spec, image_size, options.batch, _BYTES[precision]),
+        training_memory=training_memory(spec, image_size, options.batch),
         training_step=_training_step(spec, image_size, options),
     )
 
@@ -226,36 +316,18 @@ def _of_manifest(
 ) -> InspectReport:
     spec = DenseNetSpec.from_facts(manifest.spec)
     if image_size < spec.smallest_image_size:
-        raise ManifestError(f"spec of {name}", f"is of no network for {image_size} pixels", "export the model again")
-    report = _of_spec(name, spec, image_size, options)
+        why = f"does not make a network for {image_size} pixels"
+        raise ManifestError(f"spec of {name}", why, "export the model again")
+    report = _of_spec(name, spec, image_size, options).described(manifest, untrained_note(manifest))
     memory = activation_memory(spec, image_size, options.batch, _BYTES.get(precision, 4))
-    return dataclasses.replace(report, precision=precision, memory=memory, manifest=manifest)
+    return dataclasses.replace(report, precision=precision, activation_memory=memory)
 
 
-def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions) -> LiveMemory | None:
+def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions) -> Mapping[str, Any] | None:
     if not options.training:
         return None
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part)
-
-
-def _of_onnx(artifact: Artifact, options: InspectOptions) -> InspectReport:
-    require_packages("export", "onnx")
-    from densenet_deploy.analysis.onnx_cost import onnx_cost
-    from densenet_deploy.graph.onnx_file import image_size_of, load_onnx
-
-    path, manifest, precision = artifact.path, artifact.manifest, artifact.precision
-    if options.precision not in (None, precision):
-        raise UsageError(f"precision={options.precision}", f"the file holds {precision}", "leave it out")
-    proto = load_onnx(path)
-    size, file_cost, notes = image_size_of(proto, path), onnx_cost(proto), untrained_note(manifest)
-    if options.image_size not in (None, size):
-        raise UsageError(f"image-size={options.image_size}", f"the file takes {size} pixels", "leave it out")
-    layers = layer_precisions(proto)
-    if manifest is None:
-        return InspectReport(str(path), precision, size, options.batch, file_cost, None, None, notes, layers=layers)
-    report = _of_manifest(str(path), precision, manifest, size, options)
-    return dataclasses.replace(report, notes=notes, file_cost=file_cost, layers=layers)
+    return dataclasses.asdict(training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
 from densenet_deploy.analysis.cost import network_part
-from densenet_deploy.artifacts import Artifact
 from densenet_deploy.options import require_range
+from densenet_deploy.records import fields_to_plain, to_plain
+from densenet_deploy.reports import table
 from densenet_deploy.runtime.batching import fixed_batch, input_size
 from densenet_deploy.runtime.operator_times import OperatorTime
 from densenet_deploy.runtime.runner import (
@@ -27,7 +27,6 @@ from densenet_deploy.runtime.runner import (
     runner_source,
 )
 from densenet_deploy.runtime.timing import time_runs
-from densenet_deploy.workflows.load import is_checkpoint, load
 
 _CALLS: Final = 10
 _SHOWN: Final = 10
@@ -35,7 +34,7 @@ _SHOWN: Final = 10
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """Where to run; None means the backend's defaults. The median of `calls` calls counts."""
+    """Where to run; None means the backend's defaults. Times are those of the median of `calls` calls."""
 
     backend: str | None = None
     device: str | None = None
@@ -48,7 +47,7 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class Share:
-    """What `count` operators of one kind or block took together, in milliseconds of a call, and as a fraction."""
+    """The time of `count` operators of one kind or block together: milliseconds per call, and a fraction of all."""
 
     name: str
     count: int
@@ -58,7 +57,7 @@ class Share:
 
 @dataclass(frozen=True)
 class OperatorProfile:
-    """The operators of one model. `latency_ms` is the median call without a profiler, which slows calls down."""
+    """The operators of one model; `latency_ms` is the median call without a profiler, which slows calls down."""
 
     placement: Placement
     batch: int
@@ -67,36 +66,29 @@ class OperatorProfile:
 
     @property
     def by_operator(self) -> tuple[Share, ...]:
-        """The slowest kind first."""
+        """By kind of operator, the slowest first."""
         return _shares(self.operators, lambda entry: entry.operator)
 
     @property
     def by_block(self) -> tuple[Share, ...]:
-        """The slowest block first; `other` is what the optimizer named itself, such as a change of layout."""
+        """By block, the slowest first; `other` are operators that the backend added, such as changes of layout."""
         return _shares(self.operators, lambda entry: network_part(entry.name))
 
     @property
     def by_precision(self) -> tuple[Share, ...]:
-        """By the type computed in and what ran it, the slowest first."""
+        """By the type computed in and the provider, the slowest first."""
         return _shares(self.operators, lambda entry: f"{entry.precision} on {entry.provider}")
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return the profile with plain types."""
-        return {
-            "placement": asdict(self.placement),
-            "batch": self.batch,
-            "latency_ms": self.latency_ms,
-            "by_operator": [asdict(share) for share in self.by_operator],
-            "by_block": [asdict(share) for share in self.by_block],
-            "by_precision": [asdict(share) for share in self.by_precision],
-            "operators": [asdict(entry) for entry in self.operators],
-        }
+        shares = {name: to_plain(getattr(self, name)) for name in ("by_operator", "by_block", "by_precision")}
+        return fields_to_plain(self) | shares
 
     def to_text(self) -> str:
         """Return tables for people: kinds, blocks, precisions, and the slowest operators."""
         total = sum(entry.ms for entry in self.operators)
         lines = [
-            f"{self.latency_ms:.3f} ms a call of batch {self.batch}, {total:.3f} ms in operators under the profiler",
+            f"{self.latency_ms:.3f} ms per call of batch {self.batch}, {total:.3f} ms in operators under the profiler",
             f"({self.placement})",
         ]
         for title, shares in (
@@ -104,35 +96,39 @@ class OperatorProfile:
             ("block", self.by_block),
             ("precision", self.by_precision),
         ):
-            lines += ["", f"{title:36} {'count':>5} {'ms':>9} {'share':>6}"]
-            shown, rest = shares[:_SHOWN], shares[_SHOWN:]
-            lines += [f"{share.name:36} {share.count:5} {share.ms:9.3f} {share.fraction:6.1%}" for share in shown]
-            if rest:
-                count, ms = sum(share.count for share in rest), sum(share.ms for share in rest)
-                lines.append(f"{f'{len(rest)} more':36} {count:5} {ms:9.3f} {sum(s.fraction for s in rest):6.1%}")
-        lines += ["", f"{'slowest':56} {'ms':>9}  operator"]
+            lines += ["", *table((title, "count", "ms", "share"), map(_row, _shown(shares)), right=(1, 2, 3))]
         slowest = sorted(self.operators, key=lambda entry: -entry.ms)[:_SHOWN]
-        lines += [f"{entry.name:56} {entry.ms:9.3f}  {entry.operator}, {entry.precision}" for entry in slowest]
-        return "\n".join(lines)
+        rows = ([entry.name, f"{entry.ms:.3f}", f"{entry.operator}, {entry.precision}"] for entry in slowest)
+        return "\n".join([*lines, "", *table(("slowest", "ms", "operator"), rows, right=(1,))])
 
 
-def profile_file(path: Path, batch: int = 1, options: ProfileOptions | None = None) -> OperatorProfile:
-    """Profile an artifact, or a checkpoint, whose module is built first.
+def _shown(shares: tuple[Share, ...]) -> list[Share]:
+    """The first ten, and the rest as one."""
+    shown, rest = list(shares[:_SHOWN]), shares[_SHOWN:]
+    if not rest:
+        return shown
+    count, ms, fraction = (sum(getattr(share, name) for share in rest) for name in ("count", "ms", "fraction"))
+    return [*shown, Share(f"{len(rest)} more", count, ms, fraction)]
 
-    Raises:
-        InputError: if the file cannot be used.
-        BackendError: if the backend cannot be had, or tells no times by operator.
-    """
-    source = load(path) if is_checkpoint(path) else Artifact.open(path)
-    return profile_model(source, batch, options)
+
+def _row(share: Share) -> list[str]:
+    return [share.name, str(share.count), f"{share.ms:.3f}", f"{share.fraction:.1%}"]
 
 
 def profile_model(
     source: ModelSource, batch: int = 1, options: ProfileOptions | None = None, image_size: int = 224
 ) -> OperatorProfile:
-    """Profile `source` on seeded noise, at its own batch where that is fixed; see `profile_file`.
+    """Profile a model on seeded noise.
 
-    `image_size` is for a module that does not say what it was made for.
+    Args:
+        source: whatever `open_runner` takes.
+        batch: images per call; a model with a fixed batch keeps its own.
+        options: where to run.
+        image_size: for a module that does not state its own.
+
+    Raises:
+        InputError: if the model cannot be used.
+        BackendError: if the backend is not available, or does not report times by operator.
     """
     options = options or ProfileOptions()
     runner_options = RunnerOptions(threads=options.threads)

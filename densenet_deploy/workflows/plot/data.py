@@ -1,9 +1,8 @@
-"""What each figure is drawn from, gathered from a variant, a checkpoint, an ONNX file, or reports in JSON."""
+"""The data of each figure, from a variant, a checkpoint, an ONNX file, or reports in JSON."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from densenet_deploy.analysis.plots.growth import GrowthData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.reuse import ReuseData
 from densenet_deploy.analysis.reuse import reuse_maps
-from densenet_deploy.artifacts import Artifact, write_file
+from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.model import Model
@@ -32,9 +31,10 @@ from densenet_deploy.workflows.inspect.inspect import (
     inspect_file,
     inspect_variant,
 )
-from densenet_deploy.workflows.load import ModelRequest, build, is_checkpoint, preprocessing_of
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
-from densenet_deploy.workflows.plot.sensitivity_data import sensitivity_data
+from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, load, preprocessing_of
+from densenet_deploy.workflows.notes import untrained_note
+from densenet_deploy.workflows.plot.points import pareto_points
+from densenet_deploy.workflows.sensitivity import SensitivityReport
 
 if TYPE_CHECKING:
     import onnx
@@ -42,17 +42,21 @@ if TYPE_CHECKING:
     from densenet_deploy.models.build import DenseNet
 
 _FIRST_CONV: Final = re.compile(r"features\.(denseblock\d+\.denselayer\d+)\.conv1")
-_SEEN: Final = re.compile(r"features\.(conv0|denseblock\d+\.denselayer\d+(?=\.conv)|transition\d+(?=\.conv$))")
+_TRACED: Final = re.compile(r"features\.(conv0|denseblock\d+\.denselayer\d+(?=\.conv)|transition\d+(?=\.conv$))")
 
 
 @dataclass(frozen=True)
 class PlotRequest:
-    """What to draw: `models` (files), or a variant with changes.
+    """What to draw.
 
-    `image_size` None means the model's own; `batch` is for memory.
+    Attributes:
+        models: files; none for a variant.
+        variant, architecture: a variant by name, and changes to its numbers.
+        image_size: pixels; None means the model's own.
+        batch: images per call, for memory.
     """
 
-    models: tuple[Path, ...] = ()
+    models: tuple[StrPath, ...] = ()
     variant: str | None = None
     architecture: Architecture = field(default_factory=Architecture)
     image_size: int | None = None
@@ -60,89 +64,92 @@ class PlotRequest:
 
     @property
     def title(self) -> str:
-        """What a figure calls the model."""
+        """The name of the model in figures."""
         if self.models:
-            return ", ".join(path.name for path in self.models)
+            return ", ".join(Path(path).name for path in self.models)
         return variant_with(self.variant, self.architecture.changes()).artifact_name
 
     @property
     def variant_options(self) -> tuple[str, ...]:
-        """The options that were given and name a variant or change it."""
+        """The options that were given to name or change a variant."""
         return (*(() if self.variant is None else ("--variant",)), *self.architecture.options())
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """The data of a figure, and remarks on them."""
+class FigureData:
+    """The data of a figure, and remarks about them."""
 
     data: object
     notes: tuple[str, ...] = ()
 
 
-def gather(name: str, request: PlotRequest) -> Gathered:
-    """Return what the figure called `name` is drawn from.
+def gather(name: str, request: PlotRequest) -> FigureData:
+    """Return the data of the figure called `name`.
 
     Raises:
-        UsageError: if too few or too many models were given, or it is not known where its data come from.
+        UsageError: if too few or too many models were given, or the figure has no source of data here.
         InputError: if a file cannot be used for it.
     """
     if name not in _SOURCES:
-        raise UsageError(f"plot {name}", "has no source of data in the command", "call its function in Python")
+        raise UsageError(f"plot {name}", "has no source of data here", "call its function in Python")
     return _SOURCES[name](request)
 
 
-def _reuse(request: PlotRequest) -> Gathered:
+def _reuse(request: PlotRequest) -> FigureData:
     path = _single(request)
     if path is not None and not is_checkpoint(path):
         proto, spec = _densenet_file(path)
-        note = "the file's own weights: norm2 is folded into each conv1, which weighs its outputs differently"
-        return Gathered(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
+        note = "the weights of the file, in which each conv1 includes norm2, which scales its outputs"
+        return FigureData(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
     require_packages("export", "torch")
     from densenet_deploy.models.taps import first_weights
 
-    model = _built(request, path)
+    stated: LoadOptions = {"architecture": request.architecture}
+    if request.variant is not None:
+        stated["variant"] = request.variant
+    model = load(None, **stated) if path is None else load(path)
     weights = {name: weight.numpy() for name, weight in first_weights(_module(model)).items()}
-    return Gathered(ReuseData(request.title, reuse_maps(_known_spec(model), weights)), model.notes)
+    return FigureData(ReuseData(request.title, reuse_maps(_known_spec(model), weights)), untrained_note(model.manifest))
 
 
-def _connections(request: PlotRequest) -> Gathered:
+def _connections(request: PlotRequest) -> FigureData:
     spec, image_size = _spec(request)
-    return Gathered(ConnectionsData(request.title, spec, image_size))
+    return FigureData(ConnectionsData(request.title, spec, image_size))
 
 
-def _growth(request: PlotRequest) -> Gathered:
+def _growth(request: PlotRequest) -> FigureData:
     path = _single(request)
     if path is not None and not is_checkpoint(path):
-        return Gathered(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
+        return FigureData(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.taps import traced_shapes
 
     spec, image_size = _spec(request)
-    return Gathered(GrowthData(request.title, growth_steps(traced_shapes(empty_model(spec), image_size))))
+    return FigureData(GrowthData(request.title, growth_steps(traced_shapes(empty_model(spec), image_size))))
 
 
-def _cost(request: PlotRequest) -> Gathered:
+def _cost(request: PlotRequest) -> FigureData:
     report = _inspected(request)
-    return Gathered(CostData(request.title, report.cost, report.memory, request.batch), report.notes)
+    return FigureData(CostData(request.title, report.cost, report.activation_memory, request.batch), report.notes)
 
 
-def _pareto(request: PlotRequest) -> Gathered:
+def _pareto(request: PlotRequest) -> FigureData:
     if not request.models or request.variant_options:
         fix = "give the JSON of benchmark and evaluate, of inspect --sweep, or of tune"
         others = "".join(f", not from {option}" for option in request.variant_options[:1])
         raise UsageError("plot pareto", f"is drawn from reports{others}", fix)
-    points = pareto_points(request.models)
-    return Gathered(ParetoData(request.title, points))
+    points = pareto_points([Path(path) for path in request.models])
+    return FigureData(ParetoData(request.title, points))
 
 
-def _sqnr(request: PlotRequest) -> Gathered:
+def _sqnr(request: PlotRequest) -> FigureData:
     if (path := _single(request)) is None:
         raise UsageError("plot sqnr", "is drawn from a report, not from a variant", "give the JSON of sensitivity")
-    return Gathered(sensitivity_data(path))
+    return FigureData(SensitivityReport.read(path).plot_data)
 
 
-_SOURCES: Final[Mapping[str, Callable[[PlotRequest], Gathered]]] = {
+_SOURCES: Final[Mapping[str, Callable[[PlotRequest], FigureData]]] = {
     "reuse": _reuse,
     "connections": _connections,
     "growth": _growth,
@@ -153,7 +160,7 @@ _SOURCES: Final[Mapping[str, Callable[[PlotRequest], Gathered]]] = {
 
 
 def _single(request: PlotRequest) -> Path | None:
-    """The one file to draw, or None for a variant.
+    """Return the one file to draw, or None for a variant.
 
     Raises:
         UsageError: unless exactly one of them was given.
@@ -164,7 +171,7 @@ def _single(request: PlotRequest) -> Path | None:
         raise UsageError("plot", f"was given both a MODEL and {request.variant_options[0]}", "give one of them")
     if not request.models and not request.variant_options:
         raise UsageError("plot", "has nothing to draw", "give a MODEL or --variant")
-    return request.models[0] if request.models else None
+    return Path(request.models[0]) if request.models else None
 
 
 def _inspected(request: PlotRequest) -> InspectReport:
@@ -175,50 +182,43 @@ def _inspected(request: PlotRequest) -> InspectReport:
 
 
 def _spec(request: PlotRequest) -> tuple[DenseNetSpec, int]:
-    """The architecture, and the size of the figures in pixels."""
+    """The architecture, and the size of the images in pixels."""
     path = _single(request)
     if path is None:
         variant = variant_with(request.variant, request.architecture.changes())
         return variant.spec, request.image_size or variant.preprocessing.image_size
-    if is_checkpoint(path):
-        model = _built(request, path)
-        return _known_spec(model), preprocessing_of(model).image_size
-    manifest = Artifact.open(path).manifest
-    if manifest is None:
-        raise ModelFileError(path, "does not say which DenseNet it is", "plot a model that was exported here")
-    return DenseNetSpec.from_facts(manifest.spec), manifest.preprocessing.image_size
+    model = _loaded(path)
+    return _known_spec(model), preprocessing_of(model).image_size
 
 
-def _built(request: PlotRequest, path: Path | None) -> Model:
-    weights = "none" if path is None else str(path)
-    wanted = ModelRequest(
-        variant=request.variant, weights=weights, architecture=request.architecture, image_size=request.image_size
-    )
-    return build(wanted)
+def _loaded(path: Path) -> Model:
+    """Return the model in a file; an artifact is not read further than its facts."""
+    artifact = Artifact.open(path)
+    return load(path) if artifact.kind == "checkpoint" else Model(path.name, artifact.manifest, artifact=artifact)
 
 
 def _known_spec(model: Model) -> DenseNetSpec:
-    assert model.spec is not None
+    if model.spec is None:
+        raise ModelFileError(
+            model.path or model.name, "does not say which DenseNet it is", "plot a model exported here"
+        )
     return model.spec
 
 
 def _module(model: Model) -> DenseNet:
     from densenet_deploy.models.build import DenseNet
 
-    assert isinstance(model.module, DenseNet)
+    if not isinstance(model.module, DenseNet):
+        raise ModelFileError(model.name, "is not one of our DenseNets", "plot a model exported here")
     return model.module
 
 
 def _densenet_file(path: Path) -> tuple[onnx.ModelProto, DenseNetSpec]:
     if path.suffix.lower() != ".onnx":
-        raise BackendError(path, "shows neither weights nor inner tensors", "plot the ONNX file it was made from")
+        raise BackendError(path, "shows neither weights nor inner tensors", "plot the ONNX file from which it was made")
     require_packages("export", "onnx")
-    from densenet_deploy.graph.onnx_file import load_onnx
-
-    manifest, proto = Artifact.open(path).manifest, load_onnx(path)
-    if manifest is None:
-        raise ModelFileError(path, "does not say which DenseNet it is", "plot a model that was exported here")
-    return proto, DenseNetSpec.from_facts(manifest.spec)
+    model = _loaded(path)
+    return model.onnx, _known_spec(model)
 
 
 def _file_weights(model: onnx.ModelProto) -> dict[str, Any]:
@@ -232,18 +232,14 @@ def _file_weights(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def _shapes_of_run(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Run the file on one grey figure with the layers' last convolutions as outputs, and return their shapes."""
+    """Run the file on one black image with the layers' last convolutions as outputs, and return their shapes."""
     from densenet_deploy.graph.onnx_file import expose_values
 
-    nodes = ((_SEEN.match(node.name), node.output[0]) for node in model.graph.node if node.op_type == "Conv")
-    made = {match[1]: output for match, output in nodes if match is not None}  # of a layer's two, the last
-    if not made:
-        raise DataError(path, "has no convolution with the name of a dense layer", "plot the float model")
-    with tempfile.TemporaryDirectory() as folder:
-        exposed = Path(folder) / "exposed.onnx"
-        write_file(exposed, expose_values(model, set(made.values())).SerializeToString())
-        with open_runner(exposed, "onnxruntime", "cpu") as runner:
-            spec = runner.inputs[0]
-            figure = np.zeros(tuple(size or 1 for size in spec.shape), spec.dtype)
-            results = runner.run({spec.name: figure})
-    return {name: results[output].shape[1:] for name, output in made.items()}
+    nodes = ((_TRACED.match(node.name), node.output[0]) for node in model.graph.node if node.op_type == "Conv")
+    values = {match[1]: output for match, output in nodes if match is not None}  # of a layer's two, the last
+    if not values:
+        raise DataError(path, "has no convolution with the name of a dense layer", "plot the FP32 model")
+    with open_runner(expose_values(model, set(values.values())), "onnxruntime", "cpu") as runner:
+        spec = runner.inputs[0]
+        results = runner.run({spec.name: np.zeros(tuple(size or 1 for size in spec.shape), spec.dtype)})
+    return {name: results[output].shape[1:] for name, output in values.items()}

@@ -55,7 +55,7 @@ class Trials:
 
     def __init__(self, ready: Int8Ready, model: Model) -> None:
         """Run the float model on the first 32 calibration samples."""
-        self._writer, self._model, self._manifest = ready.writer, model, ready.manifest
+        self._writer, self._model = ready.writer, model
         self._samples = list(itertools.islice(ready.data, TRIAL_SAMPLES))
         self.layers = tuple(Layer(name, stage_of(name), ready.writer.macs[name]) for name in ready.writer.layers)
         with model.runner(ready.writer.backend, "cpu") as runner:
@@ -94,7 +94,7 @@ class Trials:
             return compare_speed(candidates, rounds=rounds, seconds_per_round=_SECONDS_PER_ROUND)
 
     def _written(self, float_layers: Collection[str]) -> Model:
-        return Model.from_bytes("trial", self._writer.write(self._manifest, float_layers).data)
+        return Model.from_bytes("trial", self._writer.write(float_layers).data)
 
 
 @contextlib.contextmanager

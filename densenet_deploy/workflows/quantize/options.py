@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.quantize.observers.observer import CalibrationConfig, ObserverOptions
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class QuantizeOptions:
     Attributes:
         recipe: `onnxruntime`, `openvino`, `tensorrt`, or `auto`: openvino where it is installed, else onnxruntime.
         observer: how ranges are chosen: minmax, percentile, entropy, mse.
+        observer_options: its options, such as `PercentileOptions(percentile=99.9)`; None means its defaults.
         samples: images to calibrate on, a seeded subset; all where there are fewer.
         equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.
         correct: whether to take back what quantization does to mean and swing of every layer's outputs.
@@ -29,6 +31,7 @@ class QuantizeOptions:
 
     recipe: str = "auto"
     observer: str = "minmax"
+    observer_options: ObserverOptions | None = None
     samples: int = 512
     alpha: float = 0.5
     equalize: bool = True
@@ -41,6 +44,7 @@ class QuantizeOptions:
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        CalibrationConfig(self.observer, self.observer_options)  # which checks them
         require_range("samples", self.samples, 1, 1_000_000)
         require_range("alpha", self.alpha, 0.0, 1.0)
         require_choice("weights", self.weights, ("per-channel", "per-tensor"))

@@ -14,18 +14,15 @@ from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags
-from densenet_deploy.workflows.calibration import Observation, observe
 from densenet_deploy.workflows.float_model import exact_graph, require_float32
 from densenet_deploy.workflows.load import preprocessing_of
-from densenet_deploy.workflows.quantize.int8 import Int8Writer
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.quantize.calibration_data import CalibrationData
+    from densenet_deploy.quantize.int8_writer import Int8Writer
     from densenet_deploy.quantize.observers.observer import ChannelRanges
 
 _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
@@ -37,18 +34,18 @@ class Int8Ready:
 
     Attributes:
         writer: writes it.
-        manifest: the facts of the INT8 file; None where the float file has none.
-        data: the calibration data; `count` of them, 0 where nobody knows.
-        weight_bits: 8, or 7 for CPUs whose kernels saturate.
+        data: the calibration data.
         note: where the ranges came from.
     """
 
     writer: Int8Writer
-    manifest: Manifest | None
     data: CalibrationData
-    count: int
-    weight_bits: int
     note: str
+
+    @property
+    def count(self) -> int:
+        """How many samples the data hold; 0 where it is unknown."""
+        return len(self.data) if isinstance(self.data, Sized) else 0
 
 
 def prepare_int8(
@@ -67,7 +64,10 @@ def prepare_int8(
     """
     import onnx_ir
 
+    from densenet_deploy.quantize.calibrate import calibrate
     from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantize.int8_writer import Int8Writer, tensors_to_observe
+    from densenet_deploy.quantize.observers.observer import CalibrationConfig
     from densenet_deploy.quantize.recipes.recipe import RecipeOptions
 
     recipe = chosen_recipe(options.recipe)
@@ -78,16 +78,18 @@ def prepare_int8(
     with stages("passes"):
         graph = exact_graph(model)
     with stages("calibrate") as step:
-        wanted = Observation(onnx_ir.to_proto(graph), _tensors_to_observe(graph), options.observer)
-        observed = observe(wanted, data, preprocessing, cache, step)
+        config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
+        found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
     with stages("prepare"):
-        ranges = observed.ranges | {str(graph.graph.inputs[0].name): _range_of_images(preprocessing)}
+        ranges = found.ranges | {str(graph.graph.inputs[0].name): _range_of_images(preprocessing)}
         per_channel = options.weights == "per-channel"
         how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
-        writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, samples=data if options.correct else ())
-    count = len(data) if isinstance(data, Sized) else 0
-    return Int8Ready(writer, int8_manifest(model.manifest, recipe), data, count, how.weight_bits, observed.note)
+        manifest = int8_manifest(model.manifest, recipe)
+        writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, manifest=manifest)
+        if options.correct:
+            writer.correct(data)
+    return Int8Ready(writer, data, found.note)
 
 
 def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:
@@ -122,21 +124,3 @@ def _range_of_images(preprocessing: Preprocessing) -> ChannelRanges:
 
     low, high = preprocessing.value_range
     return ChannelRanges(np.full(3, low, np.float32), np.full(3, high, np.float32))
-
-
-def _tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
-    """What convolutions read and give, what ReLUs give, what meets in Concats; that of the input is known anyway."""
-    from densenet_deploy.graph.nodes import is_operator, only_reader
-
-    values: dict[str, None] = {}
-    for node in model.graph:
-        if is_operator(node, "Conv"):
-            values[str(node.inputs[0].name)] = None  # type: ignore[union-attr]
-            if not is_operator(only_reader(node.outputs[0]), "Relu"):  # which makes one layer with it
-                values[str(node.outputs[0].name)] = None
-        if is_operator(node, "Relu") or is_operator(node, "Concat"):
-            values[str(node.outputs[0].name)] = None
-        if is_operator(node, "Concat"):
-            values |= dict.fromkeys(str(value.name) for value in node.inputs if value is not None)
-    inputs = {str(value.name) for value in model.graph.inputs}
-    return tuple(name for name in values if name not in inputs)

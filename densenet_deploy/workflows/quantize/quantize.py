@@ -150,7 +150,7 @@ def quantize(
     ready = prepare_int8(model, calibration, options, stages, cache)
     choice = _chosen_layers(ready, model, options, calibration, recipe, stages)
     with stages("write INT8"):
-        written = ready.writer.write(manifest, choice.float_layers)
+        written = ready.writer.write(choice.float_layers)
         result = Model.from_bytes(name, written.data)
     subject = destination.path or name
     with stages("check"):
@@ -171,7 +171,7 @@ def quantize(
         layers_float=len(written.layers_float),
         float_layers=written.layers_float,
         float_unasked=unasked,
-        weight_bits=ready.weight_bits,
+        weight_bits=ready.writer.options.weight_bits,
         calibrated_on=ready.count,
         input=input_of(model),
         speed=choice.speed,
@@ -272,7 +272,7 @@ def _explanation(
     recipe: str,
 ) -> tuple[str, ...]:
     put_back = choice.speed.put_back if choice.speed is not None else ()
-    sentences = [f"{name}: INT8, {ready.weight_bits}-bit weights" for name in layers_int8]
+    sentences = [f"{name}: INT8, {ready.writer.options.weight_bits}-bit weights" for name in layers_int8]
     for name in layers_float:
         why = "faster in float on this machine" if stage_of(name) in put_back else "asked for, or for accuracy"
         sentences.append(f"{name}: float, {f'the recipe {recipe} keeps it' if name in unasked else why}")

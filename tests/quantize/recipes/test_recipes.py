@@ -16,7 +16,7 @@ from densenet_deploy.graph.onnx_file import operators
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
-from densenet_deploy.quantize.scales import plan_types
+from densenet_deploy.quantize.scales import choose_types
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.compare import CompareOptions, compare
 from densenet_deploy.workflows.evaluate import evaluate
@@ -198,7 +198,7 @@ def test_a_block_computes_the_same_with_some_nodes_left_float(block, recipe, flo
     inputs = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
     ranges = _ranges(block, inputs, tmp_path)
     model = ir.from_proto(block)
-    types = plan_types(model.graph, ranges)
+    types = choose_types(model.graph, ranges)
     written = recipes.get(recipe)().write(model, types, RecipeOptions(float_nodes=float_nodes))
     assert set(written).isdisjoint(float_nodes)
     assert "conv_b" in written or "conv_b" in float_nodes
@@ -209,7 +209,7 @@ def test_a_block_computes_the_same_with_some_nodes_left_float(block, recipe, flo
 
 def test_what_meets_in_a_concat_shares_one_type(block, tmp_path):
     inputs = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
-    types = plan_types(ir.from_proto(block).graph, _ranges(block, inputs, tmp_path))
+    types = choose_types(ir.from_proto(block).graph, _ranges(block, inputs, tmp_path))
     assert types["a"] == types["b"] == types["c"]
     assert types["a"].zero_point == 128
     assert types["r"].zero_point == 0
@@ -274,7 +274,7 @@ def test_what_moves_codes_is_left_float_where_it_must(text, recipe, tmp_path):
     proto = onnx.shape_inference.infer_shapes(proto)
     inputs = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
     model, ranges = ir.from_proto(proto), _ranges(proto, inputs, tmp_path)
-    recipes.get(recipe)().write(model, plan_types(model.graph, ranges), RecipeOptions())
+    recipes.get(recipe)().write(model, choose_types(model.graph, ranges), RecipeOptions())
     expected, found = _answers(proto, model, inputs, recipe, tmp_path)
     for name, wanted in expected.items():
         assert np.abs(found[name] - wanted).max() < 0.03 * np.abs(wanted).max()
@@ -305,6 +305,6 @@ def test_a_concat_that_a_conv_reads_itself_has_its_codes_before_it(recipe, tmp_p
     inputs = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
     model, ranges = ir.from_proto(proto), _ranges(proto, inputs, tmp_path)
     del ranges["m"]  # as of a clip that a pass put there: it has the type of what it reads
-    recipes.get(recipe)().write(model, plan_types(model.graph, ranges), RecipeOptions())
+    recipes.get(recipe)().write(model, choose_types(model.graph, ranges), RecipeOptions())
     expected, found = _answers(proto, model, inputs, recipe, tmp_path)
     assert np.abs(found["y"] - expected["y"]).max() < 0.03 * np.abs(expected["y"]).max()

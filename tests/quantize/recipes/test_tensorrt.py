@@ -9,6 +9,7 @@ import pytest
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.tensorrt import engine_from_onnx
+from densenet_deploy.quantize.int8_writer import backend_of
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.trt import load_tensorrt
 from densenet_deploy.workflows.evaluate import evaluate
@@ -97,10 +98,6 @@ def test_tensorrt_rtx_builds_an_engine(report):
     assert b"int8" in bytes(built.plan)
 
 
-def test_it_is_measured_nowhere_even_where_tensorrt_is_installed(monkeypatch):
-    """The TensorRT backend runs engines, not the ONNX files that trials are made of."""
-    from densenet_deploy.workflows.quantize import int8
-
-    monkeypatch.setattr(int8, "is_installed", lambda _package: True)
-    assert int8._backend_of("tensorrt") is None
-    assert int8._backend_of("openvino") == "openvino"
+def test_no_backend_measures_its_files_as_the_backend_of_tensorrt_runs_engines():
+    assert backend_of("tensorrt") is None
+    assert backend_of("openvino") == "openvino"

@@ -1,4 +1,4 @@
-"""Reports as commands print them, about the tiny model and a copy of it that another backend runs."""
+"""Reports as commands print them, about the tiny model and a copy of it."""
 
 from __future__ import annotations
 
@@ -10,44 +10,76 @@ from typing import Any
 
 import pytest
 
+from densenet_deploy.analysis.accuracy import Confusion
 from densenet_deploy.artifacts import sha256_of
-from densenet_deploy.workflows.html_report.material import ReportSources
+from densenet_deploy.bench.machine import Machine
+from densenet_deploy.bench.measurement import Measurement
+from densenet_deploy.parity.compare import Parity
+from densenet_deploy.records import to_plain
+from densenet_deploy.runtime.timing import LatencySummary
+from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
+from densenet_deploy.workflows.html_report.load import ReportSources
 
 
 def result(model: Path | str, median: float, sha256: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": str(model), "sha256": sha256, "backend": "openvino", "device": "cpu", "precision": "fp32", "batch": 1,
-        "threads": 2, "streams": 1, "scenario": "single-stream",
-        "latency_ms": {"mean": median, "p50": median, "p90": 1.1 * median, "p95": 1.2 * median, "p99": 1.3 * median},
-        "interval_ms": [0.9 * median, 1.1 * median], "rounds_ms": [0.9 * median, median, 1.1 * median],
-        "images_per_second": 1000 / median, "peak_memory_bytes": 3 * 2**20, "device_memory_bytes": None,
-        "load_ms": 120.0, "first_ms": 7.0, "camera": None,
-    } | changes  # fmt: skip
+    measurement = Measurement(
+        model=str(model),
+        sha256=sha256,
+        backend="openvino",
+        version="2026.0",
+        device="cpu",
+        provider="CPU",
+        precision="fp32",
+        batch=1,
+        threads=2,
+        streams=1,
+        scenario="single-stream",
+        latency_ms=LatencySummary(median, median, 1.1 * median, 1.2 * median, 1.3 * median),
+        interval_ms=(0.9 * median, 1.1 * median),
+        rounds_ms=(0.9 * median, median, 1.1 * median),
+        images_per_second=1000 / median,
+        peak_memory_bytes=3 * 2**20,
+        device_memory_bytes=None,
+        load_ms=120.0,
+        first_ms=7.0,
+        calls=30,
+        variation=0.1,
+        call_variation=0.1,
+        outside_share=None,
+        warm_up_rounds=1,
+        steady=True,
+        camera=None,
+    )
+    return {**to_plain(measurement), **changes}
 
 
-def machine(**changes: Any) -> dict[str, Any]:
-    return {
-        "cpu": "A CPU of 1999",
-        "usable_cpus": 3,
-        "python": "3.11.9",
-        "versions": {"numpy": "2.4.6"},
-        "gpus": [],
-    } | changes
+def machine() -> dict[str, Any]:
+    facts = Machine("A CPU of 1999", 3, "Linux", "3.11.9", {"numpy": "2.4.6"}, "2026-01-02", None)
+    return dict(to_plain(facts))
 
 
 def evaluation(model: Path | str, top1: float, count: int = 200) -> dict[str, Any]:
-    classes = [
-        {"index": 0, "label": "cat", "count": 50, "right": 41},
-        {"index": 1, "label": None, "count": 9, "right": 9},
-    ]
-    confusion = [{"truth": 0, "predicted": 1, "count": 7}, {"truth": 1, "predicted": 1, "count": 9}]
-    return {"model": str(model), "top1": top1, "top5": None, "count": count, "calibration_error": 0.0321,
-            "classes": classes, "confusion": confusion, "bad": [],
-            "backend": "openvino", "precision": "fp32"}  # fmt: skip
+    return EvaluateReport(
+        model=str(model),
+        task="multiclass",
+        count=count,
+        top1=top1,
+        top5=None,
+        images_per_second=50.0,
+        seconds=4.0,
+        calibration_error=0.0321,
+        reliability=(),
+        classes=(ClassResult(0, 50, 41, 48, "cat", 0.82), ClassResult(1, 9, 9, 9, None, 1.0)),
+        confusion=(Confusion(0, 1, 7), Confusion(1, 1, 9)),
+        bad=(),
+        backend="openvino",
+        device="cpu",
+        precision="fp32",
+    ).to_json()
 
 
-def parity(sqnr_db: float | None = 43.21) -> dict[str, Any]:
-    return {"sqnr_db": sqnr_db, "cosine": 0.987654, "max_abs": 0.1234, "top1_agreement": 0.75}
+def parity(sqnr_db: float = 43.21) -> dict[str, Any]:
+    return Parity(0.1234, 0.01, 0.1, 0.01, 0.987654, sqnr_db, 31.5, 0.75, None, 100).to_json()
 
 
 def validation(reference: Path, candidate: Path, *, passed: bool = True) -> dict[str, Any]:
@@ -59,7 +91,7 @@ def validation(reference: Path, candidate: Path, *, passed: bool = True) -> dict
 
 
 @dataclass
-class Desk:
+class ReportFolder:
     """Two models, a folder, and a place to write reports to."""
 
     folder: Path
@@ -77,7 +109,7 @@ class Desk:
     def benchmark(self, *results: dict[str, Any], notes: tuple[str, ...] = ()) -> Path:
         return self.write("benchmark.json", {"results": results, "machine": machine(), "notes": notes})
 
-    def raced(self, slow: float = 4.0, fast: float = 2.0) -> Path:
+    def compared(self, slow: float = 4.0, fast: float = 2.0) -> Path:
         return self.benchmark(
             result(self.slow, slow, self.hash(self.slow)), result(self.fast, fast, self.hash(self.fast))
         )
@@ -93,8 +125,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tiny_onnx: Path, tmp_path: Path) -> Desk:
+def reports(tiny_onnx: Path, tmp_path: Path) -> ReportFolder:
     slow, fast = tmp_path / "slow.onnx", tmp_path / "fast.onnx"
     for path in (slow, fast):
         shutil.copy(tiny_onnx, path)
-    return Desk(tmp_path, slow, fast)
+    return ReportFolder(tmp_path, slow, fast)

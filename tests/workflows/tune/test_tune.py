@@ -17,7 +17,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.quantize.cache import CalibrationCache
-from densenet_deploy.workflows.plot.pareto_points import pareto_points
+from densenet_deploy.workflows.plot.points import pareto_points
 from densenet_deploy.workflows.tune.candidates import Space, TuneOptions
 from densenet_deploy.workflows.tune.forms import Source
 from densenet_deploy.workflows.tune.memory import NAME

@@ -1,0 +1,399 @@
+"""All that the page is made of: the models, and the reports of other commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of
+from densenet_deploy.bench.machine import Machine
+from densenet_deploy.bench.measurement import Measurement
+from densenet_deploy.errors import DataError, MissingPackageError, UsageError, printable
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.onnx_envelope import external_files
+from densenet_deploy.options import require_range
+from densenet_deploy.reports import Report
+from densenet_deploy.runtime.sidecar import sidecar_path
+from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.inspect.engine import inspect_engine
+from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
+from densenet_deploy.workflows.sensitivity import SensitivityReport
+from densenet_deploy.workflows.stages import Listener, ignore
+
+Interval = tuple[float, float]
+
+R = TypeVar("R", bound=Report)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[R]):
+    """A report and the file from which it was read."""
+
+    path: Path
+    report: R
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class ParityFacts:
+    """How far outputs are from those of a reference; None where infinite or without meaning."""
+
+    sqnr_db: float | None = None
+    centred_sqnr_db: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerParity(ParityFacts):
+    """How far the outputs of one layer are from those of the reference."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Report):
+    """What `validate` found; `passed` is None without a gate."""
+
+    kind: ClassVar[str] = "validate"
+
+    reference: str
+    candidate: str
+    parity: ParityFacts
+    passed: bool | None
+    failed: tuple[str, ...] | None = ()
+    first_divergence: str | None = None
+    worst_layers: tuple[LayerParity, ...] | None = ()
+
+    @property
+    def model(self) -> str:
+        """The file of the candidate, which precedes what it ran on."""
+        return file_of(self.candidate)
+
+
+def file_of(described: str) -> str:
+    """Return the file in `FILE: backend version, provider, …`."""
+    return described.rpartition(": ")[0] or described
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate of `tune`: what ran on what, and what was found; None where it was not measured."""
+
+    model: str
+    sha256: str | None = None
+    backend: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    batch: int | None = 1
+    bytes: int | None = None
+    latency_ms: float | None = None
+    interval_ms: Interval | None = None
+    peak_memory_bytes: float | None = None
+    top1: float | None = None
+    drop_points: float | None = None
+    compared_on: str | None = None
+    parity: ParityFacts | None = None
+    reason: str | None = None
+    outcome: str | None = None
+    command: str | None = None
+
+    def is_same(self, other: Trial | None) -> bool:
+        """Whether both ran the same file in the same way."""
+        return other is not None and _identity(self) == _identity(other)
+
+
+def _identity(one: Trial) -> tuple[object, ...]:
+    return one.model, one.backend, one.threads, one.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Report):
+    """A run of `tune`; `chosen` is None where no candidate keeps the limits."""
+
+    kind: ClassVar[str] = "tune"
+
+    chosen: Trial | None
+    pareto: tuple[Trial, ...]
+    candidates: tuple[Trial, ...] | None = ()
+    reason: str | None = None
+    machine: Machine | None = None
+    dry_run: bool | None = False
+
+    @property
+    def shown(self) -> tuple[Trial, ...]:
+        """The front, and the choice if it is not on it."""
+        if self.chosen is None or any(trial.is_same(self.chosen) for trial in self.pareto):
+            return self.pareto
+        return (*self.pareto, self.chosen)
+
+    @property
+    def why(self) -> str:
+        """Why the choice is the choice, or why there is none."""
+        chosen = (self.chosen.reason, self.chosen.outcome) if self.chosen is not None else ()
+        return next(filter(None, (self.reason, *chosen)), "")
+
+
+@dataclass(frozen=True)
+class ReportSources:
+    """What to report on: models, and files with the JSON of other commands.
+
+    Attributes:
+        models: artifacts and checkpoints.
+        max_drop: percentage points of top-1 that the choice may lose, where `tune` did not choose.
+    """
+
+    models: Sequence[StrPath]
+    benchmarks: Sequence[StrPath] = ()
+    evaluations: Sequence[StrPath] = ()
+    validations: Sequence[StrPath] = ()
+    sensitivities: Sequence[StrPath] = ()
+    quantizations: Sequence[StrPath] = ()
+    tunings: Sequence[StrPath] = ()
+    max_drop: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_range("max-drop", self.max_drop, 0.0, 100.0)
+        if not self.models:
+            raise UsageError("report", "was given no model", "name the model files")
+
+    def by_option(self) -> dict[str, Sequence[StrPath]]:
+        """The files by the option that gives them."""
+        return {
+            "--tune": self.tunings,
+            "--benchmark": self.benchmarks,
+            "--evaluate": self.evaluations,
+            "--validate": self.validations,
+            "--sensitivity": self.sensitivities,
+            "--quantize": self.quantizations,
+        }
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file, its length in bytes and the SHA-256 of its bytes, in hex."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        """Read the file.
+
+        Raises:
+            InputError: if there is none.
+        """
+        with os_errors_about(path):
+            return cls(path, path.stat().st_size, sha256_of(path))
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """A layer, its operator, and the precision that it computes in."""
+
+    name: str
+    operator: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model of the page.
+
+    Attributes:
+        files: all that belongs to it; the first is the model itself.
+        layers, evidence: in which precision its layers compute, and how that is known.
+        architecture: None where the file does not say which network it is.
+    """
+
+    kind: str
+    precision: str
+    files: tuple[FileFacts, ...]
+    manifest: Manifest | None = None
+    layers: tuple[LayerLine, ...] = ()
+    evidence: str = ""
+    architecture: InspectReport | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return self.files[0].path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def sha256(self) -> str:
+        return self.files[0].sha256
+
+    @property
+    def bytes(self) -> int:
+        """Of all its files together."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many layers compute in each precision."""
+        return dict(Counter(layer.precision for layer in self.layers).most_common())
+
+    def is_called(self, name: str) -> bool:
+        """Whether a report that names a model `name` is about this one: folders may differ, the file name may not."""
+        return Path(name).name == self.name
+
+
+@dataclass(frozen=True)
+class Material:
+    """The sources, read."""
+
+    sources: ReportSources
+    models: tuple[ModelSummary, ...]
+    benchmarks: tuple[Loaded[BenchmarkReport], ...] = ()
+    evaluations: tuple[Loaded[EvaluateReport], ...] = ()
+    validations: tuple[Loaded[Validation], ...] = ()
+    sensitivities: tuple[Loaded[SensitivityReport], ...] = ()
+    quantizations: tuple[Loaded[QuantizeReport], ...] = ()
+    tunings: tuple[Loaded[Tuning], ...] = ()
+    inputs: tuple[FileFacts, ...] = field(default=())
+
+    @property
+    def results(self) -> tuple[Measurement, ...]:
+        return tuple(result for loaded in self.benchmarks for result in loaded.report.results)
+
+    @property
+    def reports(self) -> tuple[Loaded[Any], ...]:
+        """All reports, in the order of a workflow."""
+        measured: tuple[Loaded[Any], ...] = (*self.tunings, *self.benchmarks, *self.evaluations)
+        return (*self.quantizations, *self.sensitivities, *self.validations, *measured)
+
+    @property
+    def float_models(self) -> list[Path]:
+        """The FP32 ONNX files among the models."""
+        return [model.path for model in self.models if model.kind == "onnx" and model.precision == "fp32"]
+
+    def model_called(self, name: str) -> ModelSummary | None:
+        """Return the model that a report calls `name`, if it is one of these."""
+        return next((model for model in self.models if model.is_called(name)), None)
+
+    def evaluation_of(self, model: ModelSummary) -> EvaluateReport | None:
+        """The last evaluation of `model`, if there is one."""
+        found = (loaded.report for loaded in reversed(self.evaluations))
+        return next((report for report in found if model.is_called(report.model)), None)
+
+    def top1_of(self, model: ModelSummary) -> float | None:
+        """Top-1 of `model`: what `evaluate` found, else what `tune` found for the very same file."""
+        if (found := self.evaluation_of(model)) is not None:
+            return found.top1
+        trials = (trial for loaded in reversed(self.tunings) for trial in loaded.report.candidates or ())
+        return next((one.top1 for one in trials if one.sha256 == model.sha256 and one.top1 is not None), None)
+
+    def is_stale(self, result: Measurement) -> bool:
+        """Whether a result was measured on other bytes than the model of that name holds now."""
+        model = self.model_called(result.model)
+        return model is not None and bool(result.sha256) and result.sha256 != model.sha256
+
+
+def load_material(sources: ReportSources, listener: Listener = ignore) -> Material:
+    """Read the reports first, which is quick, and then the models.
+
+    Raises:
+        DataError: if a file does not hold the report of the command that its option names.
+        UsageError: if two models have the same file name.
+        InputError: if a model cannot be used.
+    """
+    listener("reading reports")
+    read = Material(
+        sources,
+        (),
+        _read(BenchmarkReport, sources.benchmarks),
+        _read(EvaluateReport, sources.evaluations),
+        _read(Validation, sources.validations),
+        _read(SensitivityReport, sources.sensitivities),
+        _read(QuantizeReport, sources.quantizations),
+        _read(Tuning, sources.tunings),
+        tuple(FileFacts.of(Path(path)) for paths in sources.by_option().values() for path in paths),
+    )
+    for tuning in read.tunings:
+        if tuning.report.dry_run:
+            raise DataError(tuning.path, "is a dry run, which measured nothing", "run tune without --dry-run")
+    listener("reading models")
+    return dataclasses.replace(read, models=look_at([Path(model) for model in sources.models]))
+
+
+def _read(kind: type[R], paths: Iterable[StrPath]) -> tuple[Loaded[R], ...]:
+    return tuple(Loaded(Path(path), kind.read(Path(path))) for path in paths)
+
+
+def look_at(paths: Sequence[Path]) -> tuple[ModelSummary, ...]:
+    """Return the facts of every model.
+
+    Raises:
+        UsageError: if two files have the same name: reports could not tell them apart.
+        InputError: if a file cannot be used.
+    """
+    repeated = [name for name, count in Counter(path.name for path in paths).items() if count > 1]
+    if repeated:
+        raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
+    return tuple(map(_look, paths))
+
+
+_OPENVINO_EVIDENCE: Final = "OpenVINO files are not analysed; benchmark reports the precision it ran in"
+
+
+def _look(path: Path) -> ModelSummary:
+    artifact = Artifact.open(path)
+    files = tuple(map(FileFacts.of, [path, *_companions(artifact)]))
+    if artifact.kind == "engine":
+        return _engine_facts(path, files)
+    if artifact.kind == "openvino":
+        return ModelSummary(artifact.kind, "unknown", files, evidence=_OPENVINO_EVIDENCE)
+    try:
+        report = inspect_file(path)
+    except MissingPackageError as exc:
+        why = printable(exc)
+        return ModelSummary(artifact.kind, artifact.precision, files, artifact.manifest, evidence=why, notes=(why,))
+    layers = tuple(LayerLine(layer.name, layer.operator, layer.precision) for layer in report.layers)
+    evidence = "read from the graph" if layers else "PyTorch computes in the type of the weights"
+    architecture = report if report.activation_memory is not None else None
+    return ModelSummary(
+        artifact.kind, report.precision, files, report.manifest, layers, evidence, architecture, report.notes
+    )
+
+
+def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
+    report = inspect_engine(path)
+    facts = report.plan.sidecar
+    return ModelSummary(
+        "engine",
+        "unknown" if facts is None else facts.precision,
+        files,
+        None if facts is None else facts.manifest,
+        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.proof.convolutions),
+        f"read back from the engine ({report.proof.source})",
+        report.architecture,
+        report.notes,
+    )
+
+
+def _companions(artifact: Artifact) -> list[Path]:
+    """The files that a model needs beside itself, and an engine's sidecar."""
+    path = artifact.path
+    if artifact.kind == "openvino":
+        return [path.with_suffix(".bin")]
+    if artifact.kind == "engine":
+        return [sidecar for sidecar in [sidecar_path(path)] if sidecar.exists()]
+    if artifact.kind != "onnx":
+        return []
+    with os_errors_about(path), path.open("rb") as file:
+        return [path.parent / name for name in sorted(external_files(file))]
