@@ -26,10 +26,10 @@ from densenet_deploy.cli.options import (
 )
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
+from densenet_deploy.options import require_choice
 
 if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.workflows.build_engine.graph import Wanted
     from densenet_deploy.workflows.load import LoadOptions
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
@@ -86,12 +86,15 @@ def export_command(
     output: Annotated[Output, Writes("FILE|DIR", "beside a SOURCE file, otherwise artifacts/")],
 ) -> Work:
     """Load or build a DenseNet and write a verified ONNX file."""
+    from densenet_deploy.variants.spec import HEADS
     from densenet_deploy.workflows.export import ExportOptions, export
     from densenet_deploy.workflows.load import check_names
     from densenet_deploy.workflows.outputs import default_folder
 
     if source is not None and weights != "none":
         raise UsageError("export", f"was given both SOURCE {source} and --weights {weights}", "give one of them")
+    if head is not None:
+        require_choice("head", head, HEADS)
     start = source if weights == "none" else weights
     network = {"variant": variant, "num_classes": num_classes, "head": head}
     given = {name: value for name, value in network.items() if value is not None}
@@ -316,12 +319,10 @@ def _one_of(subject: str, **asked: bool) -> str:
 
 def _is_parsed(arguments: Arguments) -> bool:
     """Whether this process parses the file; one that holds its precision already goes to the build process."""
-    from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted, is_parsed
+    from densenet_deploy.workflows.build_request import is_parsed
 
     precision = _one_of("build-trt", **{name: getattr(arguments, name) for name in ("fp32", "fp16", "bf16", "int8")})
-    return is_parsed(
-        Wanted(arguments.model, precision, arguments.variant, arguments.calibration, QUANTIZATION, None, False)
-    )
+    return bool(arguments.facts.given()) or is_parsed(arguments.model, precision)
 
 
 @command(
@@ -334,8 +335,12 @@ def _is_parsed(arguments: Arguments) -> bool:
 )
 def build_trt_command(
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="[A.onnx]", help="An ONNX file or a checkpoint (default: the variant, exported first)."),
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="An ONNX file, or whatever export takes, which is exported first (default: 121).",
+            autocompletion=complete_source,
+        ),
         Reads("graph", more=lambda a: ("session",) if a.calibration else (), when=_is_parsed),
     ] = None,
     fp32: Annotated[bool, typer.Option("--fp32", help="Compute in FP32.")] = False,
@@ -422,17 +427,20 @@ def build_trt_command(
         bool, typer.Option("--dry-run", help="Print the equivalent trtexec or tensorrt_rtx command and stop.")
     ] = False,
     *,
-    output: Annotated[Output, Writes("FILE|DIR", "A.PRECISION.engine beside A.onnx, else in artifacts/")],
+    facts: ModelFacts,
+    output: Annotated[
+        Output, Writes("FILE|DIR", "A.PRECISION.engine beside a SOURCE file, otherwise in artifacts/", (".engine",))
+    ],
 ) -> Work:
     """Build a TensorRT engine."""
     precision = _one_of("build-trt", fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)
-    from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour
-    from densenet_deploy.workflows.build_engine.graph import Wanted
+    from densenet_deploy.engines.options import BuildOptions, batch_profiles
+    from densenet_deploy.workflows.build_request import BuildRequest
 
-    quantization = _quantization(precision, weights, samples, quantize_bus=quantize_bus)
-    wanted = Wanted(model, precision, variant, calibration, quantization, output.out, output.force)
+    if model is not None and variant is not None:
+        raise UsageError("build-trt", f"was given both SOURCE {model} and --variant {variant}", "give one of them")
     options = BuildOptions(
-        flavour=choose_flavour(flavour),
+        flavour=flavour,
         precision=precision,
         profiles=batch_profiles(min_batch or [], opt_batch or [], max_batch or []),
         targets=tuple(target or ()),
@@ -448,25 +456,20 @@ def build_trt_command(
         aux_streams=aux_streams,
         verbosity=verbosity,
     )
-    return _dry_run(wanted, options) if dry_run else _build(wanted, options, _cache(calibration))
+    request = BuildRequest.of(
+        variant if model is None else model,
+        options,
+        _quantization(precision, weights, samples, quantize_bus=quantize_bus),
+        cast("LoadOptions", facts.given()),
+        calibration=calibration,
+        out=output.out,
+        force=output.force,
+    )
+    from densenet_deploy.workflows import build_engine as workflow
 
-
-def _dry_run(wanted: Wanted, options: Any) -> Work:
-    from densenet_deploy.workflows.build_engine.build_engine import dry_run
-
-    return lambda _listener: dry_run(wanted, options)
-
-
-def _build(wanted: Wanted, options: Any, cache: CalibrationCache | None) -> Work:
-    from densenet_deploy.engines.builder import Builder
-
-    def work(listener: Any) -> Any:
-        with Builder(options) as builder:
-            from densenet_deploy.workflows.build_engine.build_engine import build_engine  # while TensorRT is imported
-
-            return build_engine(wanted, options, builder=builder, cache=cache, listener=listener)
-
-    return work
+    if dry_run:
+        return lambda _listener: workflow.dry_run(request)
+    return lambda listener: made(workflow.build(request, cache=_cache(calibration), progress=listener))
 
 
 def _cache(calibration: Path | None) -> CalibrationCache | None:
@@ -484,7 +487,7 @@ def _quantization(precision: str, weights: str | None, samples: int | None, *, q
     Raises:
         UsageError: if options of INT8 are given with another precision.
     """
-    from densenet_deploy.workflows.build_engine.graph import QUANTIZATION
+    from densenet_deploy.workflows.build_request import QUANTIZATION
 
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts, Size
-from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from densenet_deploy.sources import LoadedNetwork
 
-UNKNOWN_ARCHITECTURE: Final = "third-party"
-"""The variant in the manifest of a network that is not one of our DenseNets."""
 
 _INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
 
@@ -204,7 +202,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     if spec is not None:
         _check_labels(labels, None if spec.head == "features" else spec.num_classes)
     return Manifest(
-        variant=variant.name if variant is not None else UNKNOWN_ARCHITECTURE,
+        variant=variant.name if variant is not None else THIRD_PARTY,
         spec=spec.to_facts() if spec is not None else {},
         weights=network.origin,
         preprocessing=preprocessing,
@@ -228,7 +226,7 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if known is None:
         assert model.artifact is not None
         origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
-        known = Manifest(UNKNOWN_ARCHITECTURE, {}, origin, preprocessing, precision=model.precision)
+        known = Manifest(THIRD_PARTY, {}, origin, preprocessing, precision=model.precision)
     manifest = dataclasses.replace(
         known,
         preprocessing=preprocessing,
