@@ -74,8 +74,8 @@ class Worker(Protocol):
 class RoundResults:
     """The timings of each candidate by name, one per round, and how each was opened.
 
-    `warm_up_rounds` came before and do not count; `unsteady` names the candidates with times that had not settled by then,
-    and `failures` those that could not be opened or run, which have no timings.
+    `warm_up_rounds` came before and do not count. `unsteady` names the candidates that had not settled by then, and
+    `failures` those that could not be opened or run, which have no timings.
     """
 
     timings: Mapping[str, tuple[RoundTiming, ...]]
