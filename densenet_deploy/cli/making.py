@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -88,7 +88,7 @@ def export_command(
     """Load or build a DenseNet and write a verified ONNX file."""
     from densenet_deploy.variants.spec import HEADS
     from densenet_deploy.workflows.export import ExportOptions, export
-    from densenet_deploy.workflows.load import check_names
+    from densenet_deploy.workflows.load import check_names, is_checkpoint
     from densenet_deploy.workflows.outputs import default_folder
 
     if source is not None and weights != "none":
@@ -101,8 +101,11 @@ def export_command(
     custom = {"architecture": architecture} if architecture.changes() else {}
     accepted = {"allow_nonfinite": True} if allow_nonfinite else {}
     stated = cast("LoadOptions", {**facts.given(), **given, **custom, **accepted})
-    if start is None or not Path(start).suffix:
+    if start is None or not Path(start).suffix or is_checkpoint(Path(start)):
         check_names(start, stated)
+    if start is not None and Path(start).suffix.lower() == ".onnx" and (given or custom):
+        named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
+        raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
     options = ExportOptions(_batch_size(batch), opset)
     return lambda listener: made(
         export(
@@ -130,7 +133,7 @@ def _batch_size(text: str) -> int | None:
 )
 def simplify_command(
     model: Annotated[
-        Path, typer.Argument(metavar="A.onnx", help="An ONNX file."), Reads("graph", "simplifier", "session")
+        str, typer.Argument(metavar="A.onnx", help="An ONNX file."), Reads("graph", "simplifier", "session")
     ],
     *,
     facts: ModelFacts,
@@ -151,9 +154,10 @@ def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
     return None, chosen_recipe(options_of(arguments.recipe, {}).recipe)
 
 
+FLOAT_HELP: Final = "An FP32 ONNX file, or whatever export takes, which is exported first."
 FloatModel = Annotated[
-    Path,
-    typer.Argument(metavar="A.onnx", help="An FP32 ONNX file."),
+    str,
+    typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
     Reads("graph", "session", backends=_recipe_backends),
 ]
 Recipe = Annotated[
@@ -222,7 +226,7 @@ def quantize_command(
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each layer's precision.")] = False,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE|DIR", "A.int8.RECIPE.onnx beside A.onnx")],
+    output: Annotated[Output, Writes("FILE|DIR", "MODEL.int8.RECIPE.onnx beside a MODEL file")],
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
     from densenet_deploy.quantize.cache import CalibrationCache
@@ -264,7 +268,11 @@ def quantize_command(
     ),
 )
 def cast_command(
-    model: Annotated[Path, typer.Argument(metavar="A.onnx", help="An FP32 ONNX file."), Reads("graph", "session")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
+        Reads("graph", "session"),
+    ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Convert to FP16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16.")] = False,
     calibration: Annotated[
@@ -279,7 +287,7 @@ def cast_command(
     gate: Gates = None,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE|DIR", "A.fp16.onnx or A.bf16.onnx beside A.onnx")],
+    output: Annotated[Output, Writes("FILE|DIR", "MODEL.fp16.onnx or MODEL.bf16.onnx beside a MODEL file")],
 ) -> Work:
     """Convert an ONNX file to FP16 or BF16."""
     from densenet_deploy.parity.gates import parse_gate
@@ -429,7 +437,8 @@ def build_trt_command(
     *,
     facts: ModelFacts,
     output: Annotated[
-        Output, Writes("FILE|DIR", "A.PRECISION.engine beside a SOURCE file, otherwise in artifacts/", (".engine",))
+        Output,
+        Writes("FILE|DIR", "SOURCE.PRECISION.engine beside a SOURCE file, otherwise in artifacts/", (".engine",)),
     ],
 ) -> Work:
     """Build a TensorRT engine."""
