@@ -44,6 +44,7 @@ from typer.core import TyperCommand, TyperGroup
 from densenet_deploy.cli.options import (
     Arguments,
     Reads,
+    Writes,
     arguments_of,
     join_channels,
     metadata_of,
@@ -62,6 +63,7 @@ from densenet_deploy.cli.outcome import (
 from densenet_deploy.errors import UnknownNameError, UsageError, is_valid_argument
 
 if TYPE_CHECKING:
+    from densenet_deploy.facts import ModelFacts
     from densenet_deploy.model import Model
     from densenet_deploy.workflows.stages import Listener
 
@@ -227,12 +229,19 @@ class Declaration:
         _set_up_logging(printing)
         arguments = arguments_of(self.function, values)
         work = self.function(**arguments)
+        self._check_output(arguments)
         self._check_files(values, Arguments(**arguments))
         with progress(printing) as listener:
             result = work(listener)
         if isinstance(result, FailedGate):
             return Answer(result.report, printing, result.failure)
         return Answer(result, printing)
+
+    def _check_output(self, arguments: Mapping[str, Any]) -> None:
+        for parameter in inspect.signature(self.function, eval_str=True).parameters.values():
+            for item in metadata_of(parameter.annotation):
+                if isinstance(item, Writes) and arguments[parameter.name].out is not None:
+                    item.check(arguments[parameter.name].out)
 
     def _check_files(self, values: Mapping[str, Any], arguments: Arguments) -> None:
         """Refuse files that do not exist, and load untrusted ones in the sandbox."""
@@ -256,6 +265,15 @@ def made(model: Model) -> Report:
     """Return the report of the workflow that made `model`."""
     assert model.report is not None
     return model.report
+
+
+def with_facts(source: str, facts: ModelFacts) -> str | Model:
+    """Return `source` itself, or, where facts were stated, the model that it is or names, with these facts."""
+    if not facts.given():
+        return source
+    from densenet_deploy.workflows.load import load
+
+    return load(source, **facts.given())
 
 
 _declared: Final[dict[str, Declaration]] = {}

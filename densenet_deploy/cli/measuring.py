@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from densenet_deploy.cli.app import Work, command
+from densenet_deploy.cli.app import Work, command, with_facts
 from densenet_deploy.cli.making import FloatModel, Recipe
 from densenet_deploy.cli.options import (
     BACKEND,
@@ -26,6 +26,7 @@ from densenet_deploy.cli.options import (
     RunnerChoice,
     Samples,
     Writes,
+    complete_source,
     listed,
     whole_numbers,
     words,
@@ -131,6 +132,7 @@ def evaluate_command(
         int | None, typer.Option(help="Threads that decode images (default: one per CPU).")
     ] = None,
     *,
+    facts: ModelFacts,
     running: RunnerChoice,
 ) -> Work:
     """Measure accuracy and calibration on labelled images."""
@@ -138,8 +140,14 @@ def evaluate_command(
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = running.options()
-    return lambda _listener: evaluate(
-        model, data, options, backend=running.backend, device=running.device, runner_options=runner_options
+    return lambda listener: evaluate(
+        with_facts(model, facts),
+        data,
+        options,
+        backend=running.backend,
+        device=running.device,
+        runner_options=runner_options,
+        progress=listener,
     )
 
 
@@ -152,8 +160,10 @@ def evaluate_command(
 )
 def benchmark_command(
     models: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[MODEL...]", help="Models, each measured in its own process."),
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL...]", help="Models, each measured in its own process.", autocompletion=complete_source
+        ),
         Reads("session", backends=lambda a: listed(a.backend or ()) or (None,)),
     ] = None,
     variant: Annotated[
@@ -195,7 +205,8 @@ def benchmark_command(
         Reads(),
     ] = None,
     *,
-    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file")],
+    facts: ModelFacts,
+    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file", (".json", ".csv"))],
 ) -> Work:
     """Measure latency, throughput and memory of models side by side."""
     from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
@@ -213,7 +224,13 @@ def benchmark_command(
         rounds=rounds,
         compare=compare,
     )
-    return lambda listener: benchmark(models or (), options, out=output.out, force=output.force, progress=listener)
+    return lambda listener: benchmark(
+        [with_facts(model, facts) for model in models or ()],
+        options,
+        out=output.out,
+        force=output.force,
+        progress=listener,
+    )
 
 
 @command(
@@ -225,8 +242,10 @@ def benchmark_command(
 )
 def tune_command(
     models: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[MODEL...]", help="FP32 ONNX files and checkpoints."),
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL...]", help="FP32 ONNX files, checkpoints and names.", autocompletion=complete_source
+        ),
         Reads("graph", "session"),
     ] = None,
     variant: Annotated[
@@ -297,19 +316,20 @@ def tune_command(
         typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput)."),
     ] = None,
     samples: Samples = 512,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the expected time.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,
     measure_again: Annotated[
         bool, typer.Option("--measure-again", help="Ignore cached measurements and accuracies.")
     ] = False,
     *,
-    output: Annotated[Output, Writes("DIR", "artifacts/tune")],
+    facts: ModelFacts,
+    output: Annotated[Output, Writes("DIR", "artifacts/tune", ())],
 ) -> Work:
     """Search precision, backend, threads and batch size."""
     from densenet_deploy.workflows.tune import tune as workflow
     from densenet_deploy.workflows.tune.candidates import TuneOptions
-    from densenet_deploy.workflows.tune.forms import Source
 
     options = TuneOptions(
+        variants=tuple(variant or ()),
         precisions=listed([precision]),
         recipes=listed([recipe]),
         backends=listed([backend]),
@@ -324,21 +344,21 @@ def tune_command(
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,
     )
-    sources = [*(Source(path=path) for path in models or ()), *(Source(variant=name) for name in variant or ())]
-    if dry_run:
-        return lambda _listener: workflow.dry_run(sources, options, output.out, measure_again=measure_again)
 
     def work(listener: Any) -> Any:
+        sources = [with_facts(model, facts) for model in models or ()]
+        if dry_run:
+            return workflow.dry_run(sources, options, out=output.out, measure_again=measure_again)
         from densenet_deploy.quantize.cache import CalibrationCache
 
         report = workflow.tune(
             sources,
             options,
-            output.out,
+            out=output.out,
             force=output.force,
             measure_again=measure_again,
             cache=CalibrationCache(),
-            listener=listener,
+            progress=listener,
         )
         return report if report.failure is None else FailedGate(report, report.failure)
 
@@ -367,7 +387,7 @@ def sensitivity_command(
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file")],
+    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file", (".json", ".png", ".svg"))],
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantize.cache import CalibrationCache
