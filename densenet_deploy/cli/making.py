@@ -372,21 +372,21 @@ def build_trt_command(
     ] = "auto",
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="X.Y", help="RTX: compute capability to build for; repeatable (default: this GPU's)."),
+        typer.Option(metavar="X.Y", help="RTX: compute capability to build for; repeatable (default: all except 7.5)."),
     ] = None,
     min_batch: Annotated[
-        list[int] | None, typer.Option(help="Least images per inference; repeat it per profile (default: 1).")
+        list[int] | None, typer.Option(help="Smallest batch of a profile; repeat it for more profiles (default: 1).")
     ] = None,
     opt_batch: Annotated[
         list[int] | None,
-        typer.Option(help="Images per inference to optimize for; repeat it per profile (default: the largest)."),
+        typer.Option(help="Batch that a profile is tuned for; repeat it for more profiles (default: the largest)."),
     ] = None,
     max_batch: Annotated[
-        list[int] | None, typer.Option(help="Most images per inference; repeat it per profile (default: 1).")
+        list[int] | None, typer.Option(help="Largest batch of a profile; repeat it for more profiles (default: 1).")
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="--fp32: allow TF32 in layers.")] = False,
     workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="Memory per layer while it runs, in MiB (default: no limit).")
+        int | None, typer.Option(metavar="MIB", help="Memory that a layer may use, in MiB (default: TensorRT's).")
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
