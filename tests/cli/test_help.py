@@ -40,7 +40,7 @@ def test_the_bare_program_prints_help(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.usefixtures("narrow")
 def test_help_lists_every_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, "--help").partition("Commands:")[2].splitlines()
+    lines = printed(capsys, "--help").partition("Commands:")[2].partition("\n\n")[0].splitlines()
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.startswith("  ")}
     assert listed == {name: declaration(name).summary for name in COMMANDS}
     assert max(map(len, lines)) <= NARROW
