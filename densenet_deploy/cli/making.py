@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -475,16 +474,21 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
     return CalibrationCache()
 
 
-def _quantization(precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool) -> QuantizeOptions:
-    """Return how INT8 is written.
+def _quantization(
+    precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool
+) -> QuantizeOptions | None:
+    """Return how INT8 is written, and how many images are used; None if nothing was said about either.
 
     Raises:
         UsageError: if options of INT8 are given with another precision.
     """
-    from densenet_deploy.workflows.build_request import QUANTIZATION
-
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"
         raise UsageError(option, f"applies to --int8, not to --{precision}", "remove it, or give --int8")
-    named: dict[str, Any] = {"weights": weights, "samples": samples, "quantize_bus": quantize_bus}
-    return dataclasses.replace(QUANTIZATION, **{name: value for name, value in named.items() if value is not None})
+    named: dict[str, Any] = {"weights": weights, "samples": samples, "quantize_bus": quantize_bus or None}
+    given = {name: value for name, value in named.items() if value is not None}
+    if not given:
+        return None
+    from densenet_deploy.workflows.quantize.options import QuantizeOptions  # numpy
+
+    return QuantizeOptions(**given)
