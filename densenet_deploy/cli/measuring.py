@@ -195,7 +195,7 @@ def benchmark_command(
         Reads(),
     ] = None,
     *,
-    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file")],
+    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file", (".json", ".csv"))],
 ) -> Work:
     """Measure latency, throughput and memory of models side by side."""
     from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
@@ -297,19 +297,19 @@ def tune_command(
         typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput)."),
     ] = None,
     samples: Samples = 512,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the expected time.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,
     measure_again: Annotated[
         bool, typer.Option("--measure-again", help="Ignore cached measurements and accuracies.")
     ] = False,
     *,
-    output: Annotated[Output, Writes("DIR", "artifacts/tune")],
+    output: Annotated[Output, Writes("DIR", "artifacts/tune", ())],
 ) -> Work:
     """Search precision, backend, threads and batch size."""
     from densenet_deploy.workflows.tune import tune as workflow
     from densenet_deploy.workflows.tune.candidates import TuneOptions
-    from densenet_deploy.workflows.tune.forms import Source
 
     options = TuneOptions(
+        variants=tuple(variant or ()),
         precisions=listed([precision]),
         recipes=listed([recipe]),
         backends=listed([backend]),
@@ -324,21 +324,20 @@ def tune_command(
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,
     )
-    sources = [*(Source(path=path) for path in models or ()), *(Source(variant=name) for name in variant or ())]
     if dry_run:
-        return lambda _listener: workflow.dry_run(sources, options, output.out, measure_again=measure_again)
+        return lambda _listener: workflow.dry_run(models or (), options, out=output.out, measure_again=measure_again)
 
     def work(listener: Any) -> Any:
         from densenet_deploy.quantize.cache import CalibrationCache
 
         report = workflow.tune(
-            sources,
+            models or (),
             options,
-            output.out,
+            out=output.out,
             force=output.force,
             measure_again=measure_again,
             cache=CalibrationCache(),
-            listener=listener,
+            progress=listener,
         )
         return report if report.failure is None else FailedGate(report, report.failure)
 
@@ -367,7 +366,7 @@ def sensitivity_command(
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file")],
+    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file", (".json", ".png", ".svg"))],
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantize.cache import CalibrationCache

@@ -27,8 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from densenet_deploy.errors import GateError
-from densenet_deploy.runtime.engine_files import Plan
-from densenet_deploy.runtime.plan import program_section
+from densenet_deploy.runtime.engine_files import Plan, program_section
 
 UNKNOWN: Final = "unknown"
 

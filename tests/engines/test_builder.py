@@ -18,8 +18,8 @@ from densenet_deploy.engines.builder import Builder
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError, ModelFileError, ResourceError
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.gpus import find_gpus
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.engine_files import sniff
+from densenet_deploy.runtime.nvidia import find_gpus
 from densenet_deploy.worker import WorkerDiedError, started_ahead
 
 rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed")

@@ -26,7 +26,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.model import Model
-from densenet_deploy.runtime.engine_facts import BatchProfile
+from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.runtime.sidecar import Sidecar
 from densenet_deploy.workflows.build_engine import EngineReport, build_engine, dry_run

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densenet_deploy.runtime.engine_facts import BatchProfile
-from densenet_deploy.runtime.tensorrt.portions import Portion, portions
+from densenet_deploy.runtime.batching import BatchProfile, Portion, portions
 
 WIDE = BatchProfile(1, 4, 8)
 ONE = BatchProfile(1, 1, 1)
