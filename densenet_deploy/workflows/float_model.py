@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from densenet_deploy.errors import ModelFileError
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def require_float32(model: Model) -> None:
         raise ModelFileError(subject, "is already quantized", "give the float32 file it was made from")
     if model.precision != "fp32":
         raise ModelFileError(subject, f"holds {model.precision} weights", "give the float32 file")
+
+
+def knows_normalization(manifest: Manifest | None) -> bool:
+    """Whether mean and std were stated, so that arrays of calibration data can be checked against them."""
+    return manifest is not None and not {"mean", "std"} & set(manifest.assumed)
 
 
 def exact_graph(model: Model) -> ir.Model:
