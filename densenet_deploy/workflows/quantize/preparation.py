@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -73,8 +72,7 @@ def prepare_int8(
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
     preprocessing = preprocessing_of(model)
-    source = Path(calibration) if isinstance(calibration, str) else calibration
-    data = open_calibration_data(source, preprocessing, options.samples)
+    data = open_calibration_data(calibration, preprocessing, options.samples)
     with stages("passes"):
         graph = exact_graph(model)
     with stages("calibrate") as step:
