@@ -44,6 +44,7 @@ from typer.core import TyperCommand, TyperGroup
 from densenet_deploy.cli.options import (
     Arguments,
     Reads,
+    Writes,
     arguments_of,
     join_channels,
     metadata_of,
@@ -227,12 +228,19 @@ class Declaration:
         _set_up_logging(printing)
         arguments = arguments_of(self.function, values)
         work = self.function(**arguments)
+        self._check_output(arguments)
         self._check_files(values, Arguments(**arguments))
         with progress(printing) as listener:
             result = work(listener)
         if isinstance(result, FailedGate):
             return Answer(result.report, printing, result.failure)
         return Answer(result, printing)
+
+    def _check_output(self, arguments: Mapping[str, Any]) -> None:
+        for parameter in inspect.signature(self.function, eval_str=True).parameters.values():
+            for item in metadata_of(parameter.annotation):
+                if isinstance(item, Writes) and arguments[parameter.name].out is not None:
+                    item.check(arguments[parameter.name].out)
 
     def _check_files(self, values: Mapping[str, Any], arguments: Arguments) -> None:
         """Refuse files that do not exist, and load untrusted ones in the sandbox."""

@@ -162,7 +162,9 @@ def plot_command(
     *,
     facts: Annotated[ModelFacts, Only("image_size")],
     architecture: Architecture,
-    output: Annotated[Output, Writes("FILE.png|FILE.svg|DIR", "artifacts/MODEL.PLOT.png")],
+    output: Annotated[
+        Output, Writes("FILE.png|FILE.svg|DIR", "artifacts/MODEL.PLOT.png", (".png", ".svg"), is_strict=True)
+    ],
 ) -> Work:
     """Draw a figure of a model as PNG or SVG."""
     from densenet_deploy.workflows.plot.data import PlotRequest
@@ -210,7 +212,7 @@ def report_command(
         ),
     ] = 1.0,
     *,
-    output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html")],
+    output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],
 ) -> Work:
     """Write an HTML page: which model to ship, and why."""
     from densenet_deploy.workflows.report import ReportSources, report

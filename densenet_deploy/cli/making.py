@@ -26,6 +26,7 @@ from densenet_deploy.cli.options import (
 )
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
+from densenet_deploy.options import require_choice
 
 if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
@@ -85,12 +86,15 @@ def export_command(
     output: Annotated[Output, Writes("FILE|DIR", "beside a SOURCE file, otherwise artifacts/")],
 ) -> Work:
     """Load or build a DenseNet and write a verified ONNX file."""
+    from densenet_deploy.variants.spec import HEADS
     from densenet_deploy.workflows.export import ExportOptions, export
     from densenet_deploy.workflows.load import check_names
     from densenet_deploy.workflows.outputs import default_folder
 
     if source is not None and weights != "none":
         raise UsageError("export", f"was given both SOURCE {source} and --weights {weights}", "give one of them")
+    if head is not None:
+        require_choice("head", head, HEADS)
     start = source if weights == "none" else weights
     network = {"variant": variant, "num_classes": num_classes, "head": head}
     given = {name: value for name, value in network.items() if value is not None}
@@ -424,7 +428,9 @@ def build_trt_command(
     ] = False,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE|DIR", "A.PRECISION.engine beside a SOURCE file, otherwise in artifacts/")],
+    output: Annotated[
+        Output, Writes("FILE|DIR", "A.PRECISION.engine beside a SOURCE file, otherwise in artifacts/", (".engine",))
+    ],
 ) -> Work:
     """Build a TensorRT engine."""
     precision = _one_of("build-trt", fp32=fp32, fp16=fp16, bf16=bf16, int8=int8)

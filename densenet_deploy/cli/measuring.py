@@ -195,7 +195,7 @@ def benchmark_command(
         Reads(),
     ] = None,
     *,
-    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file")],
+    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file", (".json", ".csv"))],
 ) -> Work:
     """Measure latency, throughput and memory of models side by side."""
     from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
@@ -302,7 +302,7 @@ def tune_command(
         bool, typer.Option("--measure-again", help="Ignore cached measurements and accuracies.")
     ] = False,
     *,
-    output: Annotated[Output, Writes("DIR", "artifacts/tune")],
+    output: Annotated[Output, Writes("DIR", "artifacts/tune", ())],
 ) -> Work:
     """Search precision, backend, threads and batch size."""
     from densenet_deploy.workflows.tune import tune as workflow
@@ -366,7 +366,7 @@ def sensitivity_command(
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file")],
+    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file", (".json", ".png", ".svg"))],
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantize.cache import CalibrationCache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pkgutil
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
 import typer
 
-from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.errors import DataError, InputError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 
 if TYPE_CHECKING:
@@ -73,10 +74,37 @@ class Only:
 
 @dataclass(frozen=True)
 class Writes:
-    """What `-o` of a command names, and where the result goes without it."""
+    """What `-o` of a command names.
+
+    Attributes:
+        metavar: how the help shows it.
+        default: where the result goes without it.
+        suffixes: those of the files that the command writes; none if it writes a folder.
+        is_strict: whether any other suffix is an error. Otherwise a suffix that is not of ours names a folder.
+    """
 
     metavar: str
     default: str
+    suffixes: tuple[str, ...] = (".onnx",)
+    is_strict: bool = False
+
+    def check(self, out: str) -> None:
+        """Refuse an output that can't be, before the work.
+
+        Raises:
+            UsageError: if it has the suffix of another kind of file.
+            InputError: if a file stands where its folder should be.
+        """
+        from densenet_deploy.artifacts import FILE_SUFFIXES
+
+        path, suffix = Path(out), Path(out).suffix.lower()
+        is_folder = out.endswith("/") or path.is_dir() or not suffix
+        if not is_folder and suffix not in self.suffixes and (self.is_strict or suffix in FILE_SUFFIXES):
+            kinds = " or ".join(self.suffixes) or "folder"
+            raise UsageError(out, f"is not a {kinds} name", f"name a {kinds} with -o")
+        existing = next((parent for parent in path.absolute().parents if parent.exists()), path)
+        if not existing.is_dir():
+            raise InputError(out, f"{existing} is not a folder", "choose another place with -o")
 
 
 @dataclass(frozen=True)
@@ -164,16 +192,16 @@ def _check_device(name: str) -> None:
 
 
 def _recipes() -> tuple[str, ...]:
-    from densenet_deploy.quantize.recipes.recipe import recipes
+    """Return the names of the recipes, which are those of their files: importing them takes the onnx package."""
+    from densenet_deploy.quantize import recipes
 
-    return *recipes.names(), AUTO
+    names = {module.name for module in pkgutil.iter_modules(recipes.__path__)} - {"recipe"}
+    return *sorted(names), AUTO
 
 
 def _check_recipe(name: str) -> None:
-    from densenet_deploy.quantize.recipes.recipe import recipes
-
-    if not name.lower().endswith(".toml"):
-        recipes.get(name)
+    if not name.lower().endswith(".toml") and name not in _recipes():
+        raise UnknownNameError.among("recipe", name, _recipes())
 
 
 def _observers() -> tuple[str, ...]:

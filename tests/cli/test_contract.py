@@ -188,7 +188,8 @@ def test_bad_input_is_exit_3(capsys: pytest.CaptureFixture[str], tiny_onnx: Path
     assert run_failing(capsys, "inspect", text)[0] == 3
     assert run_failing(capsys, "simplify", text)[0] == 3
     assert run_failing(capsys, "run", tiny_onnx, text)[0] == 3
-    assert run_failing(capsys, "run", tiny_onnx, tmp_path)[0] == 3
+    (tmp_path / "empty").mkdir()
+    assert run_failing(capsys, "run", tiny_onnx, tmp_path / "empty")[0] == 3
     assert run_failing(capsys, "evaluate", tiny_onnx, "--data", tmp_path / "nowhere")[0] == 3
     assert run_failing(capsys, "export", "--weights", tmp_path / "missing.pth")[0] == 3
 

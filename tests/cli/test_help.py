@@ -13,6 +13,7 @@ import pytest
 from densenet_deploy.cli import main
 from densenet_deploy.cli.app import COMMANDS, declaration
 from densenet_deploy.cli.options import BACKEND_HELP, DEVICE_HELP, VARIANT_HELP
+from densenet_deploy.quantize.recipes.recipe import recipes
 from densenet_deploy.runtime.runner import backends
 from densenet_deploy.variants import variant_names
 
@@ -75,8 +76,17 @@ def test_every_option_gives_its_default(name: str) -> None:
 def test_the_words_that_help_lists_are_those_there_are() -> None:
     assert set(backends.names()) < set(BACKEND_HELP.replace(",", "").split())
     assert {name for name in variant_names() if name.isdigit()} < set(VARIANT_HELP.replace(",", "").split())
+    assert set(option_names("quantize", "--recipe")) == {*recipes.names(), "auto"}
     devices = {word for backend in backends.items().values() for word in backend.devices}
     assert devices < set(DEVICE_HELP.replace(",", "").replace(";", "").split())
+
+
+def option_names(command: str, option: str) -> list[str]:
+    """The values that shells offer for an option."""
+    found = declaration(command).click_command()
+    (parameter,) = (parameter for parameter in found.params if option in parameter.opts)
+    context = found.make_context(command, [], resilient_parsing=True)
+    return [item.value for item in parameter.shell_complete(context, "")]
 
 
 def completed(line: str) -> list[str]:
