@@ -22,7 +22,7 @@ from densenet_deploy.errors import (
     OutputExistsError,
     UsageError,
     from_os_error,
-    is_passable,
+    is_valid_argument,
 )
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import count_stored_elements, external_files, read_metadata
@@ -329,7 +329,7 @@ def os_errors_about(path: object) -> Iterator[None]:
     except OSError as exc:
         raise from_os_error(exc, path) from exc
     except ValueError as exc:
-        if is_passable(str(path)):
+        if is_valid_argument(str(path)):
             raise
         raise InputError(path, "holds a character that no path can hold", "check the path") from exc
 
