@@ -80,9 +80,18 @@ def runs_on(backend: str | None, threads: int | None, batch: int | None, device:
     return ", ".join(filter(None, (backend, device, counted, f"batch {batch or 1}")))
 
 
+def file_of(described: str) -> str:
+    """Return the file in `FILE: backend version, provider, …`.
+
+    >>> file_of("models/a.onnx: openvino 2026.0, CPU")
+    'models/a.onnx'
+    """
+    return described.rpartition(": ")[0] or described
+
+
 def entries_of(material: Material) -> list[Entry]:
     """The models that were measured, each at its fastest, at the smallest batch of the first scenario."""
-    refused = [loaded.report.model for loaded in material.validations if loaded.report.passed is False]
+    refused = [file_of(loaded.report.candidate) for loaded in material.validations if loaded.report.passed is False]
     usable = [
         (model, result)
         for result in material.results
@@ -171,8 +180,9 @@ def _about_measurements(material: Material) -> list[str]:
     stale = sorted({result.model for result in material.results if material.is_stale(result)})
     cautions += [f"{name} has changed since it was measured; that measurement was not used." for name in stale]
     for validation in (loaded.report for loaded in material.validations):
-        if validation.passed is False and material.model_called(validation.model) is not None:
-            cautions.append(f"{validation.model} missed a gate ({'; '.join(validation.failed or ())}): not considered.")
+        model = file_of(validation.candidate)
+        if validation.passed is False and material.model_called(model) is not None:
+            cautions.append(f"{model} missed a gate ({'; '.join(validation.failed)}): not considered.")
     return list(dict.fromkeys(cautions))
 
 

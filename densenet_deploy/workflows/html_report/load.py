@@ -16,9 +16,11 @@ from densenet_deploy.errors import DataError, MissingPackageError, UsageError, p
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_range
+from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluate import EvaluateReport
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
@@ -44,49 +46,6 @@ class Loaded(Generic[R]):
 
 
 @dataclass(frozen=True)
-class ParityFacts:
-    """How far outputs are from those of a reference; None where infinite or without meaning."""
-
-    sqnr_db: float | None = None
-    centred_sqnr_db: float | None = None
-    cosine: float | None = None
-    max_abs: float | None = None
-    top1_agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class LayerParity(ParityFacts):
-    """How far the outputs of one layer are from those of the reference."""
-
-    name: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation(Report):
-    """What `validate` found; `passed` is None without a gate."""
-
-    kind: ClassVar[str] = "validate"
-
-    reference: str
-    candidate: str
-    parity: ParityFacts
-    passed: bool | None
-    failed: tuple[str, ...] | None = ()
-    first_divergence: str | None = None
-    worst_layers: tuple[LayerParity, ...] | None = ()
-
-    @property
-    def model(self) -> str:
-        """The file of the candidate, which precedes what it ran on."""
-        return file_of(self.candidate)
-
-
-def file_of(described: str) -> str:
-    """Return the file in `FILE: backend version, provider, …`."""
-    return described.rpartition(": ")[0] or described
-
-
-@dataclass(frozen=True)
 class Trial:
     """A candidate of `tune`: what ran on what, and what was found; None where it was not measured."""
 
@@ -103,7 +62,7 @@ class Trial:
     top1: float | None = None
     drop_points: float | None = None
     compared_on: str | None = None
-    parity: ParityFacts | None = None
+    parity: Parity | None = None
     reason: str | None = None
     outcome: str | None = None
     command: str | None = None
@@ -261,7 +220,7 @@ class Material:
     models: tuple[ModelSummary, ...]
     benchmarks: tuple[Loaded[BenchmarkReport], ...] = ()
     evaluations: tuple[Loaded[EvaluateReport], ...] = ()
-    validations: tuple[Loaded[Validation], ...] = ()
+    validations: tuple[Loaded[ComparisonReport], ...] = ()
     sensitivities: tuple[Loaded[SensitivityReport], ...] = ()
     quantizations: tuple[Loaded[QuantizeReport], ...] = ()
     tunings: tuple[Loaded[Tuning], ...] = ()
@@ -318,7 +277,7 @@ def load_material(sources: ReportSources, listener: Listener = ignore) -> Materi
         (),
         _read(BenchmarkReport, sources.benchmarks),
         _read(EvaluateReport, sources.evaluations),
-        _read(Validation, sources.validations),
+        _read(ComparisonReport, sources.validations),
         _read(SensitivityReport, sources.sensitivities),
         _read(QuantizeReport, sources.quantizations),
         _read(Tuning, sources.tunings),

@@ -15,8 +15,9 @@ from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
-from densenet_deploy.workflows.html_report.decide import Decision, runs_on
+from densenet_deploy.workflows.html_report.decide import Decision, file_of, runs_on
 from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import (
     FileFacts,
@@ -24,12 +25,9 @@ from densenet_deploy.workflows.html_report.load import (
     Loaded,
     Material,
     ModelSummary,
-    ParityFacts,
     ReportSources,
     Trial,
     Tuning,
-    Validation,
-    file_of,
 )
 from densenet_deploy.workflows.html_report.page import (
     Block,
@@ -385,11 +383,10 @@ def _class_name(label: str | None, index: int) -> str:
 # Sections about precision
 
 
-def _sqnr(parity: Parity | ParityFacts | None) -> Cell:
+def _sqnr(parity: Parity | None) -> Cell:
     if parity is None:
         return _number(None)
-    value = math.inf if parity.sqnr_db is None and parity.max_abs == 0 else parity.sqnr_db
-    return Cell("∞", value) if value == math.inf else _number(value, _decibels)
+    return Cell("∞", math.inf) if parity.sqnr_db == math.inf else _number(parity.sqnr_db, _decibels)
 
 
 def _parity(material: Material, figures: Figures) -> Section:
@@ -417,16 +414,16 @@ def _float_model(material: Material) -> Path:
     return [*material.float_models, material.models[0].path][0]
 
 
-def _validated(validations: Sequence[Validation]) -> Table:
-    def verdict(one: Validation) -> Cell:
+def _validated(validations: Sequence[ComparisonReport]) -> Table:
+    def verdict(one: ComparisonReport) -> Cell:
         if one.passed is None:
             return Cell("no gate", "no gate", tone="quiet")
         if one.passed:
             return Cell("passed", "passed", tone="good")
-        return Cell(f"missed: {'; '.join(one.failed or ())}", "missed", tone="bad")
+        return Cell(f"missed: {'; '.join(one.failed)}", "missed", tone="bad")
 
-    columns: dict[str, Callable[[Validation], Cell]] = {
-        "model": lambda one: _name(one.model),
+    columns: dict[str, Callable[[ComparisonReport], Cell]] = {
+        "model": lambda one: _name(file_of(one.candidate)),
         "reference": lambda one: _name(file_of(one.reference)),
         "SQNR dB": lambda one: _sqnr(one.parity),
         "centred SQNR dB": lambda one: _number(one.parity.centred_sqnr_db, _decibels),
@@ -449,19 +446,19 @@ def _described_place(described: str) -> str:
     return ", ".join({word.lower(): word for word in kept}.values())
 
 
-def _layers_apart(validation: Validation) -> list[Block]:
+def _layers_apart(validation: ComparisonReport) -> list[Block]:
     if not validation.worst_layers:
         return _remarks(validation.notes)
-    name, layers = validation.model.rpartition("/")[2], validation.worst_layers
+    name, layers = file_of(validation.candidate).rpartition("/")[2], validation.worst_layers
     diverges = f"; the first to miss a gate is {validation.first_divergence}" if validation.first_divergence else ""
     found = table(
         f"The {len(layers)} layers of {name} that differ most from the reference{diverges}",
         layers,
         {
             "layer": lambda layer: _text(layer.name),
-            "SQNR dB": _sqnr,
-            "cosine": lambda layer: _number(layer.cosine, "{:.6f}".format),
-            "max |Δ|": lambda layer: _number(layer.max_abs, "{:.3g}".format),
+            "SQNR dB": lambda layer: _sqnr(layer.parity),
+            "cosine": lambda layer: _number(layer.parity.cosine, "{:.6f}".format),
+            "max |Δ|": lambda layer: _number(layer.parity.max_abs, "{:.3g}".format),
         },
         f"Layer by layer: {name}",
     )

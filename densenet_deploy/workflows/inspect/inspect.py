@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -95,7 +95,7 @@ class InspectReport(Report):
     profile: OperatorProfile | None = None
     weights: str | None = None
     labels: int | None = None
-    manifest: Manifest | None = None
+    manifest: Manifest | None = field(default=None, metadata={"json": False})
 
     @property
     def cost(self) -> ModelCost:
@@ -108,12 +108,6 @@ class InspectReport(Report):
     @property
     def macs(self) -> int:
         return self.cost.macs
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report with plain types."""
-        facts = super().to_json()
-        del facts["manifest"]
-        return facts
 
     def described(self, manifest: Manifest | None, notes: tuple[str, ...]) -> InspectReport:
         """Return the report with what a model states."""
