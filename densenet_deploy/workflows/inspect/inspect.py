@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from densenet_deploy.analysis.cost import BlockCost, LayerCost, ModelCost, model_cost, network_part
 from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
-from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
 from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
+from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.options import require_choice, require_range
