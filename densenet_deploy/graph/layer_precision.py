@@ -23,7 +23,7 @@ _TYPES: Final = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """A node (called by its first output if it has no name), and what it computes in: fp32, fp16, bf16, int8, unknown."""
+    """A node (without a name: its first output), and what it computes in: fp32, fp16, bf16, int8 or unknown."""
 
     name: str
     operator: str
