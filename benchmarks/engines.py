@@ -20,8 +20,8 @@ from machine import RESULTS, Machine, print_table, write_results
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import activation_bytes
-from densenet_deploy.workflows.build_engine.build_engine import EngineReport, build_engine
-from densenet_deploy.workflows.build_engine.graph import QUANTIZATION, Wanted
+from densenet_deploy.workflows.build_engine import EngineReport, build_engine
+from densenet_deploy.workflows.build_request import QUANTIZATION
 
 IMAGES: Final = Path(__file__).parents[1] / "calibration" / "samples"
 SAMPLES: Final = 32
@@ -49,12 +49,12 @@ class Engine:
         return cls(
             variant,
             form,
-            sum(report.stages.values()),
+            report.seconds,
             report.stages["build"],
-            report.sidecar.size,
+            report.bytes,
             activation_bytes(report.engine.read_bytes()),
-            report.proof.counts,
-            report.proof.summary().share_of_macs,
+            report.runs.convolutions,
+            report.runs.share_of_macs,
             None if parity is None else parity.cosine,
             None if parity is None else parity.sqnr_db,
         )
@@ -72,17 +72,17 @@ def engines_of(variant: str, forms: Sequence[str], images: Path) -> Iterator[Eng
     """Build `variant` in each of `forms`; the FP32 file is exported once."""
     with tempfile.TemporaryDirectory() as folder:
         for form in forms:
-            wanted = _wanted(variant, form, images)
-            placed = dataclasses.replace(wanted, out=f"{folder}/", force=True)
-            yield Engine.of(variant, form, build_engine(placed, BuildOptions("rtx", wanted.precision)))
-
-
-def _wanted(variant: str, form: str, images: Path) -> Wanted:
-    precision, _, weights = form.partition(" ")
-    if precision != "int8":
-        return Wanted(None, precision, variant)
-    quantization = dataclasses.replace(QUANTIZATION, samples=SAMPLES, weights=weights)
-    return Wanted(None, precision, variant, images, quantization)
+            precision, _, weights = form.partition(" ")
+            report = build_engine(
+                variant,
+                BuildOptions("rtx", precision),
+                calibration=images if precision == "int8" else None,
+                quantization=dataclasses.replace(QUANTIZATION, samples=SAMPLES, weights=weights or "per-channel"),
+                out=f"{folder}/",
+                force=True,
+            ).report
+            assert isinstance(report, EngineReport)
+            yield Engine.of(variant, form, report)
 
 
 def _print(results: Sequence[Engine]) -> None:

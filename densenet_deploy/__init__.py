@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from densenet_deploy.runtime.classifier import Classifier, Prediction
     from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
     from densenet_deploy.variants.spec import DenseNetSpec
+    from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
+    from densenet_deploy.workflows.build_engine import build_engine
     from densenet_deploy.workflows.cast import CastOptions, cast
     from densenet_deploy.workflows.compare import CompareOptions, compare
     from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
     from densenet_deploy.workflows.export import ExportOptions, export
-    from densenet_deploy.workflows.inspect.inspect import InspectOptions
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect
     from densenet_deploy.workflows.load import load
     from densenet_deploy.workflows.predict import predict
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "Architecture": "facts",
+    "BenchmarkOptions": "workflows.benchmark",
     "BuildOptions": "engines.options",
     "CastOptions": "workflows.cast",
     "Classifier": "runtime.classifier",
@@ -66,10 +69,13 @@ _HOMES: Final = {
     "RunnerOptions": "runtime.runner",
     "SensitivityOptions": "workflows.sensitivity",
     "UntrainedWeightsWarning": "model",
+    "benchmark": "workflows.benchmark",
+    "build_engine": "workflows.build_engine",
     "cast": "workflows.cast",
     "compare": "workflows.compare",
     "evaluate": "workflows.evaluate",
     "export": "workflows.export",
+    "inspect": "workflows.inspect.inspect",
     "load": "workflows.load",
     "open_runner": "runtime.runner",
     "predict": "workflows.predict",
@@ -80,6 +86,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Architecture",
+    "BenchmarkOptions",
     "BuildOptions",
     "CastOptions",
     "Classifier",
@@ -102,10 +109,13 @@ __all__ = [
     "SensitivityOptions",
     "UntrainedWeightsWarning",
     "__version__",
+    "benchmark",
+    "build_engine",
     "cast",
     "compare",
     "evaluate",
     "export",
+    "inspect",
     "load",
     "open_runner",
     "predict",

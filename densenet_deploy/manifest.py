@@ -26,6 +26,8 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic")
+THIRD_PARTY: Final = "third-party"
+"""The variant of a network that is not one of our DenseNets; its `spec` is empty."""
 TASKS: Final = ("multiclass", "multilabel", "regression", "features")
 
 Pixels = Annotated[int, Range(1, 65536)]
@@ -113,6 +115,11 @@ class Manifest:
     task: Annotated[str | None, Choice(*TASKS, None)] = None
     thresholds: tuple[float, ...] = ()
     assumed: tuple[str, ...] = ()
+
+    @property
+    def is_third_party(self) -> bool:
+        """Whether the network is not one of our DenseNets, so that nothing is known of its structure."""
+        return self.variant == THIRD_PARTY
 
     def same_artifact(self, other: Manifest) -> bool:
         """Whether both describe the same model in the same form (tool versions may differ)."""

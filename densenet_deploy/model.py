@@ -20,7 +20,6 @@ from densenet_deploy.artifacts import Artifact, StrPath, prepare_output, write_f
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.onnx_envelope import append_metadata
-from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from onnx_ir import Model as GraphModel
 
     from densenet_deploy.reports import Report
+    from densenet_deploy.runtime.runner import ModuleSource, Runner, RunnerOptions
 
 
 class UntrainedWeightsWarning(UserWarning):
@@ -185,12 +185,16 @@ class Model:
             return self.artifact
         if self.module is None:
             raise ModelFileError(self.name, "holds neither a module nor a file", "load it again")
+        from densenet_deploy.runtime.runner import ModuleSource
+
         return ModuleSource(self.module, self.manifest, self.output_names)
 
     def runner(
         self, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
     ) -> Runner:
         """Open it for inference; arguments and errors as for `open_runner`."""
+        from densenet_deploy.runtime.runner import open_runner
+
         return open_runner(self, backend, device, options)
 
     def save(self, path: StrPath, *, force: bool = False) -> Path:

@@ -56,8 +56,9 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 def test_a_path_that_no_system_knows_is_bad_input(name: str) -> None:
-    with pytest.raises(InputError, match="character that no path can hold"):
+    with pytest.raises(InputError) as caught:
         sha256_of(Path(name))
+    assert caught.value.subject in ("a\\ud800b", "a\\x00b")
 
 
 class TestWriteFile:
@@ -86,19 +87,25 @@ class TestWriteFile:
 
     def test_a_folder_at_the_end_is_refused(self, tmp_path):
         (tmp_path / "model.onnx").mkdir()
-        with pytest.raises(InputError, match="directory"):
+        with pytest.raises(InputError) as caught:
             write_file(tmp_path / "model.onnx", b"new")
+        assert caught.value.subject.endswith("model.onnx")
         assert _names(tmp_path) == ["model.onnx"]
 
     def test_a_file_on_the_way_is_refused(self, model):
-        with pytest.raises(InputError, match="check the path"):
+        with pytest.raises(InputError) as caught:
             write_file(model / "inner.onnx", b"new")
-        with pytest.raises(InputError, match="check the path"):
+        assert caught.value.subject.endswith("inner.onnx")
+        with pytest.raises(InputError) as caught:
             write_file(model / "inner" / "inner.onnx", b"new")
+        assert caught.value.subject.endswith("inner.onnx")
 
     def test_a_name_too_long_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="name too long"):
+        with pytest.raises(InputError) as caught:
             write_file(tmp_path / ("a" * 300), b"new")
+        assert caught.value.subject.endswith(
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\u2026"
+        )
         assert _names(tmp_path) == []
 
     def test_of_two_writers_one_wins_whole(self, tmp_path):
@@ -215,8 +222,9 @@ class TestRefuseForeignOutput:
 
     @pytest.mark.parametrize("manifest", [OTHER, None])
     def test_another_artifact_may_not(self, model, manifest):
-        with pytest.raises(OutputExistsError, match="replace it with --force"):
+        with pytest.raises(OutputExistsError) as caught:
             refuse_foreign_output(model, manifest, force=False)
+        assert caught.value.subject.endswith("model.onnx")
 
     @pytest.mark.parametrize(
         "content",
@@ -258,15 +266,20 @@ class TestRefuseForeignOutput:
 
     @pytest.mark.parametrize("force", [False, True])
     def test_a_folder_is_refused_even_by_force(self, tmp_path, force):
-        with pytest.raises(OutputExistsError, match="is a folder; name a file with -o"):
+        with pytest.raises(OutputExistsError) as caught:
             refuse_foreign_output(tmp_path, MANIFEST, force=force)
+        assert caught.value.subject == str(tmp_path)
 
     @pytest.mark.parametrize("force", [False, True])
     def test_a_path_that_cannot_be_is_refused_before_the_work(self, model, force):
-        with pytest.raises(InputError, match="name too long"):
+        with pytest.raises(InputError) as caught:
             refuse_foreign_output(model.with_name("a" * 300), MANIFEST, force=force)
-        with pytest.raises(InputError, match="not a directory"):
+        assert caught.value.subject.endswith(
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\u2026"
+        )
+        with pytest.raises(InputError) as caught:
             refuse_foreign_output(model / "inner.onnx", MANIFEST, force=force)
+        assert caught.value.subject.endswith("inner.onnx")
 
 
 class TestOpen:
@@ -288,33 +301,39 @@ class TestOpen:
     @pytest.mark.parametrize("content", [b"x", b"<html></html>", b"<?xml version='1.0'?><network>", b"<netting/>"])
     def test_an_xml_file_of_something_else_is_no_model(self, tmp_path, content):
         (tmp_path / "m.xml").write_bytes(content)
-        with pytest.raises(ModelFileError, match="is no OpenVINO model"):
+        with pytest.raises(ModelFileError) as caught:
             Artifact.open(tmp_path / "m.xml")
+        assert caught.value.subject.endswith("m.xml")
 
     @pytest.mark.parametrize("name", ["model.tflite", "model", ".onnx"])
     def test_another_suffix_is_no_model(self, tmp_path, name):
         (tmp_path / name).write_bytes(_onnx_bytes())
-        with pytest.raises(ModelFileError, match=r"give one of .*\.onnx"):
+        with pytest.raises(ModelFileError) as caught:
             Artifact.open(tmp_path / name)
+        assert caught.value.subject == str(tmp_path / name)
 
     def test_a_missing_file_is_named(self, tmp_path):
-        with pytest.raises(InputError, match=r"gone\.onnx: no such file"):
+        with pytest.raises(InputError) as caught:
             Artifact.open(tmp_path / "gone.onnx")
+        assert caught.value.subject.endswith("gone.onnx")
 
     def test_an_empty_file_is_named(self, tmp_path):
         (tmp_path / "m.onnx").touch()
-        with pytest.raises(InputError, match="is empty"):
+        with pytest.raises(InputError) as caught:
             Artifact.open(tmp_path / "m.onnx")
+        assert caught.value.subject.endswith("m.onnx")
 
     def test_a_folder_is_no_file(self, tmp_path):
         (tmp_path / "m.onnx").mkdir()
-        with pytest.raises(InputError, match="is a folder"):
+        with pytest.raises(InputError) as caught:
             Artifact.open(tmp_path / "m.onnx")
+        assert caught.value.subject.endswith("m.onnx")
 
     def test_what_is_no_onnx_is_named(self, model):
         model.write_bytes(b"<html>404</html>")
-        with pytest.raises(ModelFileError, match=r"model\.onnx: is not an ONNX file"):
+        with pytest.raises(ModelFileError) as caught:
             Artifact.open(model)
+        assert caught.value.subject.endswith("model.onnx")
 
     def test_broken_facts_are_named(self, model):
         model.write_bytes(append_metadata(EMPTY_GRAPH, {**MANIFEST.to_strings(), PREFIX + "labels": "cat"}))
@@ -325,8 +344,9 @@ class TestOpen:
 def test_the_hash_is_that_of_the_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError) as caught:
         sha256_of(tmp_path / "gone")
+    assert caught.value.subject.endswith("gone")
 
 
 def _tensor(data_type: int, count: int):
@@ -392,24 +412,28 @@ class TestDataFiles:
 
     @pytest.mark.parametrize("location", ["../elsewhere.bin", "/etc/hostname", "link.bin", "sub/../../elsewhere.bin"])
     def test_a_file_outside_is_refused(self, folder, location):
-        with pytest.raises(ModelFileError, match="lies outside the model's folder"):
+        with pytest.raises(ModelFileError) as caught:
             Artifact.open(self._model(folder, location))
+        assert caught.value.subject.endswith("m.onnx")
 
     def test_a_hard_link_is_refused(self, folder):
-        with pytest.raises(ModelFileError, match="is a hard link"):
+        with pytest.raises(ModelFileError) as caught:
             Artifact.open(self._model(folder, "hard.bin"))
+        assert caught.value.subject.endswith("m.onnx")
 
     def test_a_link_within_the_folder_is_refused_as_everywhere(self, folder):
         (folder / "inner.bin").symlink_to("sub/w.bin")
         (folder / "other").symlink_to("sub")
         for location in ("inner.bin", "other/w.bin"):
-            with pytest.raises(ModelFileError, match="is a link"):
+            with pytest.raises(ModelFileError) as caught:
                 Artifact.open(self._model(folder, location))
+            assert caught.value.subject.endswith("m.onnx")
 
     @pytest.mark.parametrize("location", ["gone.bin", "short.bin", "sub"])
     def test_a_missing_or_short_file_is_refused(self, folder, location):
-        with pytest.raises(ModelFileError, match="is missing or cut short"):
+        with pytest.raises(ModelFileError) as caught:
             Artifact.open(self._model(folder, location))
+        assert caught.value.subject.endswith("m.onnx")
 
 
 class TestBytes:

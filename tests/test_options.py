@@ -15,8 +15,9 @@ def test_a_value_inside_its_range_comes_back(value):
 
 @pytest.mark.parametrize("value", [0, 11, -1, 0.999, math.inf, -math.inf, math.nan])
 def test_a_value_outside_is_named_with_its_range(value):
-    with pytest.raises(UsageError, match=rf"batch={value}: is out of range; give a value from 1 to 10"):
+    with pytest.raises(UsageError) as caught:
         require_range("batch", value, 1, 10)
+    assert caught.value.subject == f"batch={value}"
 
 
 def test_a_choice_comes_back():
@@ -24,5 +25,6 @@ def test_a_choice_comes_back():
 
 
 def test_another_word_names_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"cifr: unknown stem; did you mean 'cifar'\?"):
+    with pytest.raises(UnknownNameError) as caught:
         require_choice("stem", "cifr", ("imagenet", "cifar"))
+    assert caught.value.subject == "cifr"

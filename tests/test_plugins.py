@@ -124,14 +124,16 @@ def test_a_backend_in_one_file_classifies(load, means, tmp_path):
 
 def test_a_backend_without_its_package_names_the_command(load, means):
     load(BACKEND.format(requires="no_such_package"))
-    with pytest.raises(MissingPackageError, match=r"pip install 'densenet-deploy\[means\]'"):
+    with pytest.raises(MissingPackageError) as caught:
         open_runner(means, "means")
+    assert caught.value.subject == "no_such_package"
 
 
 def test_a_name_that_is_taken_is_refused(load):
     load(BACKEND.format(requires="numpy"))
-    with pytest.raises(UsageError, match="means: is already a backend"):
+    with pytest.raises(UsageError) as caught:
         load(BACKEND.format(requires="numpy"))
+    assert caught.value.subject == "means"
 
 
 def test_a_graph_pass_in_one_file_runs_by_name(load):

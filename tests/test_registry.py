@@ -68,8 +68,9 @@ def test_names_are_sorted(fruits):
 
 
 def test_a_name_registers_one_thing(fruits):
-    with pytest.raises(UsageError, match="apple: is already a fruit"):
+    with pytest.raises(UsageError) as caught:
         fruits.register("apple")(Pear)
+    assert caught.value.subject == "apple"
     assert fruits.get("apple") is Apple
 
 
@@ -84,8 +85,9 @@ def test_the_table_is_a_copy(fruits):
 
 
 def test_an_unknown_name_suggests_the_nearest(fruits):
-    with pytest.raises(UnknownNameError, match=r"aple: unknown fruit; did you mean 'apple'\?"):
+    with pytest.raises(UnknownNameError) as caught:
         fruits.get("aple")
+    assert caught.value.subject == "aple"
 
 
 def test_a_file_in_the_package_is_a_plug_in(package):

@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from densenet_deploy.packages import installed_versions
 from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, usable_cpus
-from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.nvidia import Gpu
 
 QUIET_CPUS: Final = 0.1
 _STAT: Final = Path("/proc/stat")

@@ -24,8 +24,8 @@ from densenet_deploy.engines.precision import EnginePrecision, from_inspector, f
 from densenet_deploy.engines.tensorrt import engine_from_onnx, require_supported
 from densenet_deploy.errors import BackendError, ResourceError
 from densenet_deploy.records import from_plain, to_plain
-from densenet_deploy.runtime.gpus import find_gpus
-from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
+from densenet_deploy.runtime.engine_files import HEADER_BYTES, sniff
+from densenet_deploy.runtime.nvidia import find_gpus
 from densenet_deploy.runtime.trt import TensorRT, load_tensorrt
 
 

@@ -21,7 +21,8 @@ from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import EnginePrecision
 from densenet_deploy.errors import ResourceError
 from densenet_deploy.records import from_plain, to_plain
-from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.sidecar import TensorFacts
 from densenet_deploy.worker import Worker, WorkerDiedError
 
 

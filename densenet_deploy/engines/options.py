@@ -15,8 +15,9 @@ from typing import Final
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.engine_facts import HARDWARE_LEVELS, PRECISIONS, BatchProfile
-from densenet_deploy.runtime.gpus import Gpu, find_gpus
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.nvidia import Gpu, find_gpus
+from densenet_deploy.runtime.sidecar import HARDWARE_LEVELS, PRECISIONS
 from densenet_deploy.runtime.trt import FLAVOURS, MODULES
 
 AUTO: Final = "auto"

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from densenet_deploy.errors import GateError
-from densenet_deploy.runtime.plan import program_section
+from densenet_deploy.runtime.engine_files import Plan, program_section
 
 UNKNOWN: Final = "unknown"
 
@@ -168,6 +168,16 @@ def require_precision(
 def _may_run_int8(asked: Mapping[str, str], found: EnginePrecision) -> bool:
     """Whether a convolution runs in INT8, or is asked to and the engine does not say in what it runs."""
     return "int8" in asked.values() or "int8" in found.counts
+
+
+def precision_of(plan: Plan) -> EnginePrecision:
+    """Return what the convolutions of an engine on disk run in; nothing is loaded or run for it."""
+    if plan.header.flavour == "rtx":
+        return from_rtx_plan(plan.data)
+    if plan.sidecar is None or not plan.sidecar.convolutions:
+        return EnginePrecision()
+    recorded = (EngineConvolution(name, word) for name, word in plan.sidecar.convolutions.items())
+    return EnginePrecision(tuple(recorded), "the inspector when it was built")
 
 
 def one_of_each(convolutions: Iterable[EngineConvolution]) -> tuple[EngineConvolution, ...]:

@@ -31,8 +31,9 @@ from densenet_deploy.errors import (
     ResourceError,
     UsageError,
 )
-from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
-from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.nvidia import Gpu
+from densenet_deploy.runtime.sidecar import TensorFacts
 from densenet_deploy.runtime.trt import TensorRT
 
 _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}

@@ -1,1 +1,1 @@
-"""INT8: ranges collected from calibration data, kept in a cache that says why it missed."""
+"""INT8: calibration with a cache, equalization, recipes that write it, correction of outputs, and checks."""

@@ -1,8 +1,8 @@
-"""Read a quantized graph back: does every quantizer do something, and does the target take all of it?
+"""Check a quantized graph: does every quantizer have an effect, and does the target accept all of it?
 
-Engines accept a good deal in silence: a pair that reaches nothing costs time and accuracy, a per-channel scale on an
-activation makes TensorRT compute in float, an int32 bias at its limit was cut off. What a recipe wrote is therefore
-checked before it is shipped; a finding in our own file is our bug.
+Engines accept many faults without an error: a pair without effect costs time and accuracy, a per-channel scale on an
+activation makes TensorRT compute in float, an int32 bias at its limit was clipped. The output of a recipe is therefore
+checked before it is written; a finding in our own file is our bug.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _INTEGER_CAPABLE: Final = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"}
 )
-_PASS_CODES_ON: Final = _CONVERSIONS | {
+_PASS_INTEGERS_ON: Final = _CONVERSIONS | {
     *("Clip", "Flatten", "Identity", "Max", "Min", "Relu", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"),
 }
 _SCALES: Final = {
@@ -35,12 +35,12 @@ _SCALES: Final = {
     "QLinearMatMul": (1, 4, 6),
 }
 _QLINEAR_BIAS: Final = 8
-_CLIPPED_BIAS: Final = 2**31 - 128  # a bias that was clipped in float32 stops here
+_CLIPPED_BIAS: Final = 2**31 - 128  # where a bias that was clipped in float32 ends
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one node, named by itself or, if it has no name, by its first output."""
+    """A fault of one node, which is named or, if it has no name, described by its first output."""
 
     node: str
     sentence: str
@@ -58,9 +58,9 @@ class ConvolutionCount:
 
 
 def check_quantized(model: onnx.ModelProto, recipe: str) -> tuple[Finding, ...]:
-    """Return what is wrong with `model`, written by the recipe called `recipe`; nothing if it is sound.
+    """Return the faults of `model`, written by the recipe called `recipe`.
 
-    Nodes inside subgraphs and functions are not looked at.
+    Nodes inside subgraphs and functions are not checked.
     """
     graph = _Graph(model)
     checks = (*_ALWAYS, *_TENSORRT) if recipe == "tensorrt" else _ALWAYS
@@ -107,7 +107,7 @@ def convolutions(model: onnx.ModelProto) -> ConvolutionCount:
 
 
 class _Graph:
-    """Who makes a value and who reads it, constants as arrays, and element types."""
+    """The makers and readers of values, constants as arrays, and element types."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -127,12 +127,12 @@ class _Graph:
         return (node for node in self.nodes if node.op_type in op_types)
 
     def constant(self, node: onnx.NodeProto, index: int) -> Numbers | None:
-        """The stored numbers that `node` reads as its input `index`, or None."""
+        """Return the stored numbers that `node` reads as its input `index`, or None."""
         tensor = self._stored.get(node.input[index]) if len(node.input) > index else None
         return onnx.numpy_helper.to_array(tensor) if tensor is not None else None
 
     def zero_point(self, node: onnx.NodeProto) -> Numbers | None:
-        """The zero point of a Q/DQ node, 0 where it has none, or None if it is no constant."""
+        """Return the zero point of a Q/DQ node, 0 where it has none, or None if it is not a constant."""
         given = len(node.input) > 2 and node.input[2]
         return self.constant(node, 2) if given else np.zeros((), np.int8)
 
@@ -146,12 +146,12 @@ class _Graph:
         return value in self._stored or converted
 
     def dequantized_inputs(self, conv: onnx.NodeProto) -> int:
-        """How many of data and weights `conv` reads through DequantizeLinear."""
+        """Return how many of data and weights `conv` reads through DequantizeLinear."""
         makers = (self.makers.get(name) for name in conv.input[:2])
         return sum(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
     def is_useful(self, value: str) -> bool:
-        """Whether `value`, codes or what was restored from them, gets to something that may compute on integers."""
+        """Whether `value`, quantized or dequantized, reaches a node that may compute on integers."""
         if value not in self._useful:
             self._useful[value] = any(self._is_useful_to(reader) for reader in self.readers[value])
         return self._useful[value]
@@ -160,7 +160,7 @@ class _Graph:
         op = reader.op_type
         if op in _INTEGER_CAPABLE or op.startswith("QLinear") or op.endswith("Integer"):
             return True
-        return op in _PASS_CODES_ON and any(map(self.is_useful, reader.output))
+        return op in _PASS_INTEGERS_ON and any(map(self.is_useful, reader.output))
 
 
 def _value_of(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
@@ -182,25 +182,25 @@ def _name(node: onnx.NodeProto) -> str:
 
 def _quantizers_without_effect(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of("QuantizeLinear"):
-        codes = node.output[0]
-        if codes not in graph.outputs and not graph.is_useful(codes):
-            yield Finding(_name(node), "makes codes that nothing computes on: it only rounds")
+        result = node.output[0]
+        if result not in graph.outputs and not graph.is_useful(result):
+            yield Finding(_name(node), "quantizes a value for no integer operator: it only rounds")
 
 
 def _unread_dequantizers(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of("DequantizeLinear"):
         if not graph.readers[node.output[0]] and node.output[0] not in graph.outputs:
-            yield Finding(_name(node), "restores numbers that nothing reads")
+            yield Finding(_name(node), "dequantizes a value that nothing reads")
 
 
 def _pairs_without_effect(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of("QuantizeLinear"):
         before = graph.makers.get(node.input[0])
-        if before is not None and before.op_type == "DequantizeLinear" and _same_codes(graph, before, node):
-            yield Finding(_name(node), f"makes the codes again that {_name(before)} has just restored numbers from")
+        if before is not None and before.op_type == "DequantizeLinear" and _same_type(graph, before, node):
+            yield Finding(_name(node), f"quantizes again what {_name(before)} has just dequantized")
 
 
-def _same_codes(graph: _Graph, dequantize: onnx.NodeProto, quantize: onnx.NodeProto) -> bool:
+def _same_type(graph: _Graph, dequantize: onnx.NodeProto, quantize: onnx.NodeProto) -> bool:
     if graph.type_of(dequantize.input[0]) != graph.type_of(quantize.output[0]):
         return False
     scales = (graph.constant(dequantize, 1), graph.constant(quantize, 1))
@@ -218,7 +218,7 @@ def _per_channel_activations(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of(*_CONVERSIONS):
         scales = graph.constant(node, 1)
         if scales is not None and scales.size > 1 and not graph.is_constant(node.input[0]):
-            yield Finding(_name(node), f"has {scales.size} scales for an activation, which takes one")
+            yield Finding(_name(node), f"has {scales.size} scales for an activation, which must have one")
 
 
 def _impossible_scales(graph: _Graph) -> Iterator[Finding]:
@@ -236,33 +236,33 @@ def _clipped_biases(graph: _Graph) -> Iterator[Finding]:
             yield Finding(_name(node), "has a bias at the limits of int32: it was clipped")
 
 
-# -- faults in what TensorRT reads
+# -- faults in files for TensorRT
 
 
 def _uint8_values(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes:
         found = [name for name in (*node.input, *node.output) if graph.type_of(name) == onnx.TensorProto.UINT8]
         if found:
-            yield Finding(_name(node), f"reads or makes {found[0]} in uint8, which TensorRT takes for int8")
+            yield Finding(_name(node), f"reads or writes {found[0]} in uint8, which TensorRT reads as int8")
 
 
 def _zero_points_off_zero(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of(*_CONVERSIONS):
         zero_point = graph.zero_point(node)
         if zero_point is None or zero_point.any():
-            yield Finding(_name(node), "has a zero point that is not the constant 0, the only one that TensorRT takes")
+            yield Finding(_name(node), "has a zero point other than the constant 0, the only one that TensorRT accepts")
 
 
 def _integer_biases(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of("DequantizeLinear"):
         if graph.type_of(node.input[0]) == onnx.TensorProto.INT32:
-            yield Finding(_name(node), "restores an int32 bias, which TensorRT refuses: keep biases float")
+            yield Finding(_name(node), "dequantizes an int32 bias, which TensorRT refuses: keep biases float")
 
 
 def _half_quantized_convolutions(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of("Conv"):
         if graph.dequantized_inputs(node) == 1:
-            yield Finding(_name(node), "has codes for one of data and weights only: TensorRT computes it in float")
+            yield Finding(_name(node), "has quantized data or weights, not both: TensorRT computes it in float")
 
 
 _Check = Callable[[_Graph], Iterable[Finding]]

@@ -1,17 +1,16 @@
-"""Find the cheapest layers to leave float, with far fewer trials than there are layers.
+"""Find the cheapest layers to keep float, with far fewer trials than there are layers.
 
-Quantization noise adds up: the noise power at the logits is nearly the sum of what each layer brings, n = Σ n_l. So the
-share of a group of layers is n(all INT8) − n(group float), and a group that brings little need not be looked into. The
+Quantization noise adds up: the noise power at the logits is nearly the sum of the layers' contributions, n = Σ n_l. So
+the share of a group of layers is n(all INT8) − n(group float), and a group with a small share need not be split. The
 search is adaptive group testing (after Dorfman 1943, here with measured shares): blocks first; the group with the most
-noise for its cost is halved, one half is measured, the other has the rest; single layers come off in the order in which
-they pay.
-Their order gives growing sets, and the shortest that is accepted is found by doubling and bisection. What decides is
-always a file that was written and measured, never the sum.
+noise for its cost is halved, one half is measured, the other has the rest; this gives single layers in the order of
+their benefit. Their order gives growing sets, and the shortest that is accepted is found by doubling and bisection. A
+set is always accepted by a file that was written and measured, never by the sum.
 
-Whole blocks are tried first, because the noise of a block's bus is no single layer's: it goes when the last layer that
-reads the bus in INT8 goes. Single layers are then taken only if they come cheaper. What was found is thinned out at
-last: its dearest half goes back to INT8 if that is accepted, else halves of the halves. Either search gives up after a
-few trials for every binary digit of the number of layers, so that trials grow as its logarithm, whatever the noise.
+Whole blocks are tried first, because the noise of a block's bus does not belong to a single layer: it goes when the
+last layer that reads the bus in INT8 goes. Single layers are then chosen only if they are cheaper. Finally the result
+is thinned out: its most expensive half goes back to INT8 if that is accepted, else halves of the halves. Either search
+stops after a few trials for every binary digit of the number of layers, so that trials grow as its logarithm.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _THINNING_TRIALS: Final = 2
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that may stay float: its name, the block it belongs to, and what it costs there (any unit)."""
+    """A layer that may stay float: its name, its block, and its cost in float (in any unit)."""
 
     name: str
     block: str
@@ -38,7 +37,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """The layers to leave float, in execution order, after how many trials; `satisfied` False: nothing is enough."""
+    """The layers to keep float, in execution order, and the trials it took; `satisfied` False: nothing is enough."""
 
     float_layers: tuple[str, ...]
     trials: int
@@ -48,12 +47,12 @@ class MixedPrecision:
 def find_float_layers(
     layers: Sequence[Layer], noise: Callable[[Names], float], accepts: Callable[[Names], bool]
 ) -> MixedPrecision:
-    """Return the layers to leave float so that `accepts` holds.
+    """Return the layers to keep float so that `accepts` holds.
 
     Args:
         layers: all layers in execution order.
-        noise: the noise power of the output when the layers named stay float, relative to that of the signal.
-        accepts: whether the file with these layers float is good enough.
+        noise: returns the noise power of the output, relative to that of the signal, with these layers float.
+        accepts: returns whether the file with these layers float is good enough.
     """
     search = _Search(layers, noise, accepts)
     chosen = search.run()
@@ -63,7 +62,7 @@ def find_float_layers(
 
 
 def blocks_of(layers: Sequence[Layer]) -> dict[str, tuple[Layer, ...]]:
-    """Group layers by block, blocks in the order of their first layers."""
+    """Return the layers by block, blocks in the order of their first layers."""
     names = dict.fromkeys(layer.block for layer in layers)
     return {name: tuple(layer for layer in layers if layer.block == name) for name in names}
 
@@ -78,7 +77,7 @@ class _Search:
 
     @property
     def trials(self) -> int:
-        """How many different sets were tried."""
+        """The number of different sets that were tried."""
         return len(self._noises.keys() | self._verdicts.keys())
 
     def run(self) -> Names | None:
@@ -118,7 +117,7 @@ class _Search:
         return ranking[:high]
 
     def _thinned(self, chosen: list[Layer]) -> list[Layer]:
-        """Leave out of `chosen` what it can do without, dear layers first, within a bounded number of trials."""
+        """Return `chosen` without layers that it does not need, expensive ones first, in a bounded number of trials."""
         last = self._trials_until(_THINNING_TRIALS)
         groups = [sorted(chosen, key=lambda layer: layer.cost)]
         while groups and self.trials < last:
@@ -132,7 +131,7 @@ class _Search:
         return chosen
 
     def _trials_until(self, per_digit: int) -> int:
-        """How many trials there may have been when so many more were made for each digit of the number of layers."""
+        """Return the number of trials after so many more for each binary digit of the number of layers."""
         return self.trials + per_digit * len(self._layers).bit_length()
 
     def _accepts(self, layers: Sequence[Layer]) -> bool:
@@ -149,7 +148,7 @@ class _Search:
 
 
 class _Worth:
-    """Iterates over single layers, those first that take away the most noise for their cost."""
+    """Iterates over single layers, those first that remove the most noise for their cost."""
 
     def __init__(self, layers: Sequence[Layer], total: float, noise: Callable[[Sequence[Layer]], float]) -> None:
         self._total, self._noise = total, noise

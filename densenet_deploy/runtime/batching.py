@@ -1,18 +1,65 @@
-"""Feed any number of samples to a runner whose batch may be fixed."""
+"""Batches of any size for models that accept only some: which samples run together, and what fills them up.
+
+NumPy is imported where it is used: a command that only looks at engine files does without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.runner import Runner
+from densenet_deploy.records import Range
+
+if TYPE_CHECKING:
+    from densenet_deploy.runtime.feeds import Array
+    from densenet_deploy.runtime.runner import Runner
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """The batches that an engine accepts in one profile, from `min` to `max`, and the one it was tuned for."""
+
+    min: Annotated[int, Range(1)] = 1
+    opt: Annotated[int, Range(1)] = 1
+    max: Annotated[int, Range(1)] = 1
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Samples `start` to `start + count`, run in `profile` as a batch of `batch`, the last sample repeated."""
+
+    profile: int
+    start: int
+    count: int
+    batch: int
+
+
+@functools.lru_cache  # an application uses few batch sizes
+def portions(total: int, profiles: tuple[BatchProfile, ...]) -> tuple[Portion, ...]:
+    """Return the runs that `total` samples take.
+
+    A batch that some profile accepts runs at once, in the profile tuned nearest to it. A larger one runs in portions of
+    the largest that fits; a smaller one, or one between two profiles, is filled up.
+
+    >>> portions(10, (BatchProfile(1, 4, 8),))
+    (Portion(profile=0, start=0, count=8, batch=8), Portion(profile=0, start=8, count=2, batch=2))
+    """
+    largest = max(profile.max for profile in profiles)
+    return tuple(_portion(start, min(total - start, largest), profiles) for start in range(0, total, largest))
+
+
+def _portion(start: int, count: int, profiles: tuple[BatchProfile, ...]) -> Portion:
+    fitting = [(abs(p.opt - count), index) for index, p in enumerate(profiles) if p.min <= count <= p.max]
+    if fitting:
+        return Portion(min(fitting)[1], start, count, count)
+    batch, index = min((p.min, index) for index, p in enumerate(profiles) if p.min > count)
+    return Portion(index, start, count, batch)
 
 
 def fixed_batch(runner: Runner) -> int | None:
-    """Return the batch size that the model insists on, or None if it takes any."""
+    """Return the batch size of a model with a fixed one, or None if the model takes any."""
     return runner.inputs[0].shape[0]
 
 
@@ -22,6 +69,8 @@ def input_size(runner: Runner) -> int | None:
     Raises:
         ModelFileError: if the model does not take one float32 (N, 3, S, S) input.
     """
+    import numpy as np
+
     spec = runner.inputs[0]
     shape = spec.shape
     is_image = len(runner.inputs) == 1 and len(shape) == 4 and shape[1] in (3, None) and shape[2] == shape[3]
@@ -32,23 +81,19 @@ def input_size(runner: Runner) -> int | None:
 
 
 def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:
-    """Run samples (M, 3, H, W) and return the outputs of all M, by name.
+    """Run samples (M, C, H, W) and return the outputs of all M, by name.
 
     A model with a fixed batch gets the samples in portions, the last one filled up with copies of its last sample.
     """
+    import numpy as np
+
     name, size = runner.inputs[0].name, fixed_batch(runner)
     if size is None or size == len(samples):
         return runner.run({name: samples})
-    results = [_trimmed(runner.run({name: full}), count) for full, count in _portions(samples, size)]
+    results = []
+    for portion in portions(len(samples), (BatchProfile(size, size, size),)):
+        part = samples[portion.start : portion.start + portion.count]
+        padding = np.repeat(part[-1:], portion.batch - portion.count, axis=0)
+        outputs = runner.run({name: np.concatenate([part, padding])})
+        results.append({output: array[: portion.count] for output, array in outputs.items()})
     return {output: np.concatenate([result[output] for result in results]) for output in results[0]}
-
-
-def _portions(samples: Array, size: int) -> Iterator[tuple[Array, int]]:
-    for start in range(0, len(samples), size):
-        part = samples[start : start + size]
-        filler = np.repeat(part[-1:], size - len(part), axis=0)
-        yield np.concatenate([part, filler]), len(part)
-
-
-def _trimmed(outputs: dict[str, Array], count: int) -> dict[str, Array]:
-    return {name: array[:count] for name, array in outputs.items()}

@@ -108,8 +108,11 @@ class Classifier:
         labels: Sequence[str] | StrPath | None = None,
     ) -> None:
         self._runner = runner
-        self._output = _logits_output(runner.outputs)
         size, manifest = input_size(runner), runner.manifest
+        task = manifest.task if manifest else None
+        _require_classes(task)
+        self._is_multilabel, self._is_known = task == "multilabel", manifest is not None and not manifest.is_third_party
+        self._output = _logits_output(runner.outputs)
         known = preprocessing or (manifest.preprocessing if manifest else None)
         self.preprocessing = known or default_preprocessing(size or Preprocessing.image_size)
         self.assumptions = () if known else (_assumption(self.preprocessing),)
@@ -188,9 +191,15 @@ class Classifier:
         return logits
 
     def scores(self, logits: Array) -> Array:
-        """Return the softmax scores (C,) of one image's logits (C,), or these if they are the result of a softmax."""
-        are_scores = self._runner.manifest is None and _are_scores(logits)
-        return logits if are_scores else _softmax(logits)
+        """Return the scores (C,) from 0 to 1 of one image's outputs (C,).
+
+        Of a `multilabel` model each label has a sigmoid of its own, of any other model the classes share a softmax.
+        Outputs of a network that is not known here may be scores already, and are then returned as they are.
+        """
+        if self._is_multilabel:
+            already = not self._is_known and bool(logits.min() >= 0 and logits.max() <= 1)
+            return logits if already else _sigmoid(logits)
+        return logits if not self._is_known and _are_scores(logits) else _softmax(logits)
 
     def close(self) -> None:
         """Close the runner."""
@@ -240,6 +249,17 @@ def _labels_from(labels: Sequence[str] | StrPath) -> tuple[str, ...]:
     return read_labels(Path(labels)) if isinstance(labels, (str, os.PathLike)) else tuple(labels)
 
 
+def _require_classes(task: str | None) -> None:
+    """Check that the outputs are scores of classes or labels.
+
+    Raises:
+        ModelFileError: if they are numbers or features.
+    """
+    if task in ("regression", "features"):
+        why = f"is a {task} model, whose outputs are not scores"
+        raise ModelFileError("model", why, "use open_runner() and read the outputs")
+
+
 def _logits_output(outputs: tuple[TensorSpec, ...]) -> TensorSpec:
     """Return the output named `logits`, or the only one of a third-party model if it has two dimensions."""
     named = [spec for spec in outputs if spec.name == "logits"]
@@ -269,6 +289,11 @@ def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
 def _are_scores(row: Array) -> bool:
     """Whether a row is the result of a softmax: a model may end with one, and a second would flatten the scores."""
     return bool(row.min() >= 0 and abs(row.sum(dtype=np.float64) - 1) < _SUM_TOLERANCE)
+
+
+def _sigmoid(logits: Array) -> npt.NDArray[np.float64]:
+    """1 / (1 + exp(-x)) of (C,) logits in float64; beyond ±700, where the exponential would overflow, 0 or 1."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700))))
 
 
 def _softmax(logits: Array) -> npt.NDArray[np.float64]:

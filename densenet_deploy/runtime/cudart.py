@@ -1,11 +1,10 @@
-"""The CUDA runtime, as much of it as running an engine takes; every return value is checked. No PyTorch.
+"""The part of the CUDA runtime that running an engine needs, with every return value checked; without PyTorch.
 
 >>> cuda = load_cuda()                                  # doctest: +SKIP
 >>> cuda.gpu(0).name                                    # doctest: +SKIP
 'NVIDIA RTX 2000 Ada Generation'
 
-It stands on cuda-bindings, or on any `libcudart` that ctypes can load. What it hands out (memory, streams, graphs)
-gives itself back when nothing refers to it any more.
+It uses cuda-bindings. Memory, streams, events and graphs are released when nothing refers to them any more.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ from densenet_deploy.errors import (
     MissingPackageError,
     ResourceError,
 )
-from densenet_deploy.runtime.cudart_library import found_libraries
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.nvidia import Gpu
 
 # Numbers of the CUDA runtime API, the same in every version.
 _OUT_OF_MEMORY: Final = 2
-_NO_DEVICE: Final = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804})  # driver or device missing, too old, taken
+_NO_DEVICE: Final = frozenset(
+    {3, 34, 35, 36, 46, 100, 101, 802, 803, 804}
+)  # driver or device missing, too old or in use
 _FATAL: Final = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719})  # the process can't use the GPU any more
 _TO_DEVICE, _TO_HOST = 1, 2
 _MAPPED: Final = 2
@@ -51,7 +51,7 @@ class Cuda:
     """A loaded CUDA runtime.
 
     Everything here raises a DeviceError if no driver or device answers, a ResourceError if memory runs out, and a
-    BackendError for other failures. After an error that no process recovers from, every call says so.
+    BackendError for other failures. After an error from which a process cannot recover, every call raises it again.
     """
 
     def __init__(self, api: Any) -> None:
@@ -62,7 +62,8 @@ class Cuda:
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Call `name` and return its value, its values as a tuple, or None."""
         if self._fatal:
-            raise BackendError("CUDA", f"{self._fatal} before: the GPU is lost to this process", "restart the process")
+            why = f"{self._fatal} earlier: this process can no longer use the GPU"
+            raise BackendError("CUDA", why, "restart the process")
         code, *values = getattr(self._api, name)(*arguments)
         if code:
             raise self._error(name, int(code))
@@ -81,7 +82,7 @@ class Cuda:
         return Gpu(index, name, f"{self._attribute(_MAJOR, index)}.{self._attribute(_MINOR, index)}")
 
     def shares_memory(self, index: int) -> bool:
-        """Whether CPU and GPU have one memory, so that nothing has to be copied (Jetson)."""
+        """Whether CPU and GPU share one memory, so that nothing has to be copied (Jetson)."""
         return bool(self._attribute(_INTEGRATED, index) and self._attribute(_CAN_MAP, index))
 
     def driver_version(self) -> int:
@@ -99,23 +100,23 @@ class Cuda:
         self("cudaSetDevice", index)
 
     def spin_while_waiting(self) -> None:
-        """Let the CPU look again and again whether the current device is done: soonest to know, and a core is busy."""
+        """Let the CPU poll the current device while it waits: the shortest delay, at the cost of a busy core."""
         self("cudaSetDeviceFlags", _SPINNING)
 
     def device_of(self, address: int) -> int | None:
-        """Return on which GPU the memory at `address` is, or None if it is no GPU's."""
+        """Return the GPU that the memory at `address` is on, or None if it is not on a GPU."""
         found = self("cudaPointerGetAttributes", address)
         return int(found.device) if int(found.type) in _ON_GPU else None
 
-    def give_back(self, name: str, handle: Any) -> None:
-        """Free `handle` by calling `name`; nobody is left to hear of a failure."""
-        if os.getpid() != self._process:  # a child that forked owns nothing on the GPU
+    def free(self, name: str, handle: Any) -> None:
+        """Free `handle` by calling `name`, ignoring failures: there is no caller to report them to."""
+        if os.getpid() != self._process:  # a forked child owns nothing on the GPU
             return
         with contextlib.suppress(Exception):
             getattr(self._api, name)(handle)
 
     def clear_error(self) -> None:
-        """Forget the last error, which a later call would report again."""
+        """Clear the last error, which a later call would report again."""
         self._api.cudaGetLastError()
 
     def enum(self, kind: str, value: int) -> Any:
@@ -130,7 +131,8 @@ class Cuda:
         problem = f"{name} failed with {self._name_of(code)} ({code})"
         if code in _FATAL:
             self._fatal = problem
-            return BackendError("CUDA", f"{problem}: the GPU is lost to this process", "restart the process")
+            why = f"{problem}: this process can no longer use the GPU"
+            return BackendError("CUDA", why, "restart the process")
         if code == _OUT_OF_MEMORY:
             return ResourceError("GPU memory", problem, "use a smaller batch or fewer streams, or close other programs")
         if code in _NO_DEVICE:
@@ -140,22 +142,22 @@ class Cuda:
     def _name_of(self, code: int) -> str:
         try:
             text = self._api.cudaGetErrorName(self.enum("cudaError_t", code))[1]
-        except (AttributeError, ValueError, TypeError):
-            text = self._api.cudaGetErrorName(code)[1] if not hasattr(self._api, "cudaError_t") else b"an unknown error"
+        except ValueError:  # newer than these bindings
+            text = None
         return bytes(text or b"an unknown error").decode(errors="replace")
 
 
 class _Owned:
-    """Something that CUDA gave, which is given back once: by `release`, or when nothing refers to it any more."""
+    """A resource of CUDA, freed once: by `release`, or when nothing refers to it any more."""
 
     def __init__(self, cuda: Cuda, handle: Any, destroy: str) -> None:
         self._cuda = cuda
         self.handle = handle
-        self._finalizer = weakref.finalize(self, cuda.give_back, destroy, handle)
+        self._finalizer = weakref.finalize(self, cuda.free, destroy, handle)
         self._finalizer.atexit = False  # the end of the process frees everything, and CUDA may be gone by then
 
     def release(self) -> None:
-        """Give it back now. Calling it twice is harmless."""
+        """Free it now. Calling it twice is harmless."""
         self._finalizer()
 
     def __int__(self) -> int:
@@ -171,9 +173,9 @@ class DeviceMemory(_Owned):
 
 
 class PinnedMemory(_Owned):
-    """Host memory that the GPU copies from and to by itself; with `mapped` it also reads and writes it in place.
+    """Page-locked host memory, which the GPU copies by itself; with `mapped` it also reads and writes it in place.
 
-    `bytes` is a view of it, good for as long as this object lives. `device_address` is where the GPU sees it.
+    `bytes` is a view of it, valid as long as this object lives. `device_address` is its address on the GPU.
     """
 
     def __init__(self, cuda: Cuda, size: int, *, mapped: bool = False) -> None:
@@ -184,13 +186,13 @@ class PinnedMemory(_Owned):
 
 
 class Event(_Owned):
-    """A point in a stream that others can wait for."""
+    """A point in a stream that other streams and the CPU can wait for."""
 
     def __init__(self, cuda: Cuda, flags: int = _NO_TIMING) -> None:
         super().__init__(cuda, cuda("cudaEventCreateWithFlags", flags), "cudaEventDestroy")
 
     def record(self, stream: Stream) -> None:
-        """Mark the point that `stream` has come to with all that was put on it."""
+        """Mark the point in `stream` after everything queued so far."""
         self._cuda("cudaEventRecord", self.handle, stream.handle)
 
     def wait(self) -> None:
@@ -199,13 +201,13 @@ class Event(_Owned):
 
 
 class TimedEvent(Event):
-    """A point in a stream that knows when it was reached. `spin`: waiting for it keeps a core busy."""
+    """A point in a stream with the time at which it was reached. `spin`: waiting for it keeps a core busy."""
 
     def __init__(self, cuda: Cuda, *, spin: bool = True) -> None:
         super().__init__(cuda, 0 if spin else _BLOCKING)
 
     def ms_since(self, earlier: TimedEvent) -> float:
-        """Return the milliseconds on the GPU from `earlier` to this; both have to be reached."""
+        """Return the milliseconds on the GPU from `earlier` to this; both must have been reached."""
         elapsed: float = self._cuda("cudaEventElapsedTime", earlier.handle, self.handle)
         return elapsed
 
@@ -214,7 +216,7 @@ class Graph(_Owned):
     """Work recorded once and launched as a whole."""
 
     def launch(self, stream: Stream) -> None:
-        """Put the work on `stream`."""
+        """Queue the work on `stream`."""
         self._cuda("cudaGraphLaunch", self.handle, stream.handle)
 
 
@@ -225,11 +227,11 @@ class Stream(_Owned):
         super().__init__(cuda, cuda("cudaStreamCreateWithFlags", _NON_BLOCKING), "cudaStreamDestroy")
 
     def copy_in(self, memory: DeviceMemory, source: PinnedMemory, size: int) -> None:
-        """Copy `size` bytes to the device, in turn. Neither may be touched before `synchronize`."""
+        """Queue a copy of `size` bytes to the device. Neither side may be touched before `synchronize`."""
         self._copy(memory.address, source.address, size, _TO_DEVICE)
 
     def copy_out(self, target: PinnedMemory, memory: DeviceMemory, size: int) -> None:
-        """Copy `size` bytes from the device, in turn. Neither may be touched before `synchronize`."""
+        """Queue a copy of `size` bytes from the device. Neither side may be touched before `synchronize`."""
         self._copy(target.address, memory.address, size, _TO_HOST)
 
     def copy_to_host(self, target: Array, address: int) -> None:
@@ -238,21 +240,21 @@ class Stream(_Owned):
         self.synchronize()
 
     def synchronize(self) -> None:
-        """Wait until everything put on the stream is done."""
+        """Wait until all queued work is done."""
         self._cuda("cudaStreamSynchronize", self.handle)
 
     def wait_for(self, other: int) -> None:
-        """Let what follows wait for what is on the stream with handle `other` now."""
+        """Make later work wait for what is now queued on the stream with the handle `other`."""
         event = Event(self._cuda)
         self._cuda("cudaEventRecord", event.handle, other)
         self.wait_for_event(event)
 
     def wait_for_event(self, event: Event) -> None:
-        """Let what follows wait until the point is reached that `event` marks now."""
+        """Make later work wait for the point that `event` marks now."""
         self._cuda("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
-        """Record what `enqueue` puts on this stream, without running it.
+        """Record what `enqueue` queues on this stream, without running it.
 
         Raises:
             DensenetDeployError: if it cannot be recorded; the stream is then usable again.
@@ -289,26 +291,16 @@ class Stream(_Owned):
 
 
 def load_cuda(extra: str = "tensorrt-rtx") -> Cuda:
-    """Return the first CUDA runtime on this machine that finds a GPU; the install extra `extra` brings one.
+    """Return the CUDA runtime, which the install extra `extra` brings.
 
     Raises:
-        MissingPackageError: if there is no CUDA runtime at all.
-        DeviceError: if none finds a GPU.
+        MissingPackageError: if cuda-bindings is not installed.
+        DeviceError: if no driver or GPU answers.
     """
-    refusal: DensenetDeployError = MissingPackageError.of("cuda-bindings", extra)
-    for position, cuda in enumerate(_runtimes()):
-        try:
-            if cuda.device_count() > 0:
-                return cuda
-        except DensenetDeployError as exc:
-            refusal = exc if position == 0 else refusal
-            continue
-        refusal = DeviceError("cuda", "CUDA finds no GPU", _FIX)
-    raise refusal
-
-
-def _runtimes() -> Iterator[Cuda]:
-    with contextlib.suppress(ImportError):
-        yield Cuda(importlib.import_module("cuda.bindings.runtime"))
-    for library in found_libraries():
-        yield Cuda(library)
+    try:
+        cuda = Cuda(importlib.import_module("cuda.bindings.runtime"))
+    except ImportError as exc:
+        raise MissingPackageError.of("cuda-bindings", extra) from exc
+    if cuda.device_count() == 0:
+        raise DeviceError("cuda", "CUDA finds no GPU", _FIX)
+    return cuda

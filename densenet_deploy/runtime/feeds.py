@@ -43,6 +43,10 @@ class TensorSpec:
         """Return the spec with `batch` as its first dimension, if that takes any size."""
         return replace(self, shape=(batch, *self.shape[1:])) if self.shape and self.shape[0] is None else self
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` can be fed."""
+        return _fits(shape, self.shape)
+
     def __str__(self) -> str:
         sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
         return f"{self.name} ({sizes}) {self.dtype}"
@@ -110,7 +114,7 @@ def _checked_feed(spec: TensorSpec, value: object, limit: float | None) -> Array
     array = as_array(spec.name, value)
     if array.dtype != spec.dtype:
         raise FeedError(spec.name, f"is {array.dtype}, the model takes {spec.dtype}", _dtype_fix(array, spec))
-    if not _fits(array.shape, spec.shape):
+    if not spec.fits(array.shape):
         raise FeedError(spec.name, f"has shape {array.shape}, the model takes {spec}", _shape_fix(array, spec))
     array = np.ascontiguousarray(array)
     if limit is not None and array.dtype.kind == "f":
@@ -118,7 +122,7 @@ def _checked_feed(spec: TensorSpec, value: object, limit: float | None) -> Array
     return array
 
 
-@functools.lru_cache  # the shapes of one application's calls are few
+@functools.lru_cache  # an application feeds few shapes
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(
         size == want or (want is None and size > 0) for size, want in zip(shape, wanted, strict=True)

@@ -1,9 +1,10 @@
-"""What ONNX Runtime is asked for on each device, and a check of what it then did.
+"""ONNX Runtime's execution providers: what is requested for each device, what the session then uses, and its memory.
 
-ONNX Runtime quietly runs on the CPU what its provider cannot: a node, or everything when CUDA cannot be loaded. So the
-CPU is switched off in the session unless it was asked for, and afterwards every node is counted where it was put.
+ONNX Runtime silently runs on the CPU what its provider does not support: a node, or everything if CUDA cannot be
+loaded. So the CPU is disabled in the session unless it was asked for, and afterwards the nodes of each provider are
+counted.
 
-Nothing here has run on a GPU yet: the tests see what is passed to ONNX Runtime, and what it answers on a CPU.
+Nothing here has run on a GPU yet: the tests check what is passed to ONNX Runtime, and its results on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any, Final
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.nvidia_options import NvidiaOptions
+from densenet_deploy.runtime.feeds import Array, TensorSpec
+from densenet_deploy.runtime.nvidia import NvidiaOptions
+from densenet_deploy.runtime.pool import Pool
 from densenet_deploy.runtime.runner import Device
 
 log = logging.getLogger(__name__)
@@ -35,17 +38,18 @@ _INPUT: Final = "input"  # of every file that this library writes
 _MOST_NAMED: Final = 3
 
 Settings = Mapping[str, str]
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class ProviderPlan:
-    """What to ask for.
+class ProviderConfig:
+    """What a session is opened with.
 
     Attributes:
         wanted: the provider that must run nodes.
         providers: names and settings, the first choice first.
-        plugin: the Python package that brings the provider, where ONNX Runtime itself does not.
-        allow_cpu: whether nodes may end up on the CPU.
+        plugin: the Python package of the provider, where it is not part of ONNX Runtime.
+        allow_cpu: whether nodes may run on the CPU.
         graphs: whether CUDA graphs were asked for.
     """
 
@@ -57,14 +61,14 @@ class ProviderPlan:
 
     @property
     def entries(self) -> Settings:
-        """What goes into the configuration of the session."""
+        """The entries for the configuration of the session."""
         if self.wanted == CPU:
             return {}
         recorded = {"session.record_ep_graph_assignment_info": "1"}
         return recorded if self.allow_cpu else {**recorded, "session.disable_cpu_ep_fallback": "1"}
 
 
-ON_CPU: Final = ProviderPlan()
+ON_CPU: Final = ProviderConfig()
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Coverage:
 
     @classmethod
     def of(cls, session: Any) -> Coverage:
-        """Ask a session that recorded where it put its nodes."""
+        """Read it from a session that recorded the provider of its nodes."""
         counts: Counter[str] = Counter()
         on_cpu: list[str] = []
         for subgraph in session.get_provider_graph_assignment_info():
@@ -91,8 +95,8 @@ class Coverage:
         )
 
 
-def plan_for(device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderPlan:
-    """Say what to ask for on `device`.
+def config_for(device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderConfig:
+    """Return the configuration for `device`.
 
     Raises:
         BackendError: if the options contradict the device or the model.
@@ -103,60 +107,60 @@ def plan_for(device: Device, options: NvidiaOptions, artifact: Artifact) -> Prov
         return ON_CPU
     if options.graphs and not _fixed_batch(artifact):
         raise BackendError(artifact.path, "a CUDA graph needs a fixed batch", "export it with --batch N")
-    return _PLANS[options.provider or "cuda"](device, options, artifact)
+    return _CONFIGS[options.provider or "cuda"](device, options, artifact)
 
 
-def require_coverage(plan: ProviderPlan, coverage: Coverage, device: Device) -> None:
-    """Check that the provider wanted runs something, and the CPU nothing that it was not asked to.
+def require_coverage(config: ProviderConfig, coverage: Coverage, device: Device) -> None:
+    """Check that the wanted provider runs nodes, and the CPU only if it is allowed to.
 
     Raises:
-        DeviceError: naming what is elsewhere.
+        DeviceError: naming the nodes on the CPU.
     """
-    if not coverage.nodes.get(plan.wanted):
-        why = f"ONNX Runtime gave {plan.wanted} no node ({coverage or 'it recorded none'})"
+    if not coverage.nodes.get(config.wanted):
+        why = f"ONNX Runtime assigned no node to {config.wanted} ({coverage or 'none was recorded'})"
         raise DeviceError(device, why, "run densenet-deploy doctor")
-    if coverage.on_cpu and not plan.allow_cpu:
+    if coverage.on_cpu and not config.allow_cpu:
         named = ", ".join(coverage.on_cpu[:_MOST_NAMED])
         why = f"ONNX Runtime would run {len(coverage.on_cpu)} nodes on the CPU, {named} among them"
         raise DeviceError(device, why, "use another provider, or NvidiaOptions(allow_cpu_nodes=True)")
 
 
-def prepare(ort: Any, plan: ProviderPlan) -> None:
-    """Load the libraries that the providers of `plan` link to, from where pip puts them.
+def prepare(ort: Any, config: ProviderConfig) -> None:
+    """Load the libraries of the providers from where pip installs them.
 
     Raises:
-        MissingPackageError: if the plan needs a plug-in that is not installed.
+        MissingPackageError: if a plug-in is needed and not installed.
         DeviceError: if this ONNX Runtime lacks the provider, or the plug-in does not load.
     """
-    if plan.plugin is not None:
-        _register_plugin(ort, plan.plugin)
+    if config.plugin is not None:
+        _register_plugin(ort, config.plugin)
         return
-    missing = [name for name, _ in plan.providers if name not in ort.get_available_providers()]
+    missing = [name for name, _ in config.providers if name not in ort.get_available_providers()]
     if missing:
         fix = "run: pip install 'densenet-deploy[onnxruntime-gpu]' in place of onnxruntime"
-        raise DeviceError(plan.wanted, f"this build of ONNX Runtime has no {missing[0]}", fix)
-    if plan.wanted == TENSORRT:
-        with contextlib.suppress(ImportError):  # its libraries are then found; the system may have its own
+        raise DeviceError(config.wanted, f"this build of ONNX Runtime has no {missing[0]}", fix)
+    if config.wanted == TENSORRT:
+        with contextlib.suppress(ImportError):  # then its libraries are found; the system may have its own
             importlib.import_module("tensorrt")
-    if plan.wanted != CPU:
+    if config.wanted != CPU:
         _preload(ort)
 
 
-def apply(ort: Any, plan: ProviderPlan, session_options: Any, device: Device) -> list[Any]:
-    """Put the plan into the options of a session and return the list of providers that it is opened with."""
-    for key, value in plan.entries.items():
+def apply(ort: Any, config: ProviderConfig, session_options: Any, device: Device) -> list[Any]:
+    """Add `config` to the options of a session and return the list of providers to open it with."""
+    for key, value in config.entries.items():
         session_options.add_session_config_entry(key, value)
-    if plan.plugin is None:
-        return [(name, dict(settings)) if settings else name for name, settings in plan.providers]
-    found = [candidate for candidate in ort.get_ep_devices() if candidate.ep_name == plan.wanted]
+    if config.plugin is None:
+        return [(name, dict(settings)) if settings else name for name, settings in config.providers]
+    found = [candidate for candidate in ort.get_ep_devices() if candidate.ep_name == config.wanted]
     if device.index >= len(found):
-        raise DeviceError(device, f"{plan.wanted} finds {len(found)} devices", "check the driver and the GPU")
-    session_options.add_provider_for_devices([found[device.index]], dict(plan.providers[0][1]))
+        raise DeviceError(device, f"{config.wanted} finds {len(found)} devices", "check the driver and the GPU")
+    session_options.add_provider_for_devices([found[device.index]], dict(config.providers[0][1]))
     return []
 
 
-def _cuda(device: Device, options: NvidiaOptions, _artifact: Artifact) -> ProviderPlan:
-    return _plan(CUDA, ((CUDA, _cuda_settings(device, options)),), options)
+def _cuda(device: Device, options: NvidiaOptions, _artifact: Artifact) -> ProviderConfig:
+    return _config(CUDA, ((CUDA, _cuda_settings(device, options)),), options)
 
 
 def _cuda_settings(device: Device, options: NvidiaOptions) -> Settings:
@@ -164,8 +168,8 @@ def _cuda_settings(device: Device, options: NvidiaOptions) -> Settings:
     return {**settings, "enable_cuda_graph": "1"} if options.graphs else settings
 
 
-def _tensorrt(device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderPlan:
-    """TensorRT builds what it can, and CUDA runs the rest."""
+def _tensorrt(device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderConfig:
+    """TensorRT runs what it supports, and CUDA the rest."""
     folder = _folder_for(options, artifact, "tensorrt")
     settings = {
         "device_id": str(device.index),
@@ -180,31 +184,31 @@ def _tensorrt(device: Device, options: NvidiaOptions, artifact: Artifact) -> Pro
         **_profile("trt", options, artifact),
     }
     rest = {"device_id": str(device.index), "use_tf32": "0"}
-    return _plan(TENSORRT, ((TENSORRT, settings), (CUDA, rest)), options)
+    return _config(TENSORRT, ((TENSORRT, settings), (CUDA, rest)), options)
 
 
-def _rtx(_device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderPlan:
+def _rtx(_device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderConfig:
     settings = {
         "enable_cuda_graph": _flag(bool(options.graphs)),
         "nv_runtime_cache_path": _folder_for(options, artifact, "rtx"),
         **_profile("nv", options, artifact),
     }
-    return _plan(RTX, ((RTX, settings),), options, plugin=_RTX_PLUGIN)
+    return _config(RTX, ((RTX, settings),), options, plugin=_RTX_PLUGIN)
 
 
-_PLANS: Final = {"cuda": _cuda, "tensorrt": _tensorrt, "rtx": _rtx}
+_CONFIGS: Final = {"cuda": _cuda, "tensorrt": _tensorrt, "rtx": _rtx}
 
 
-def _plan(
+def _config(
     wanted: str, providers: tuple[tuple[str, Settings], ...], options: NvidiaOptions, plugin: str | None = None
-) -> ProviderPlan:
+) -> ProviderConfig:
     if options.allow_cpu_nodes and plugin is None:
         providers = (*providers, (CPU, {}))
-    return ProviderPlan(wanted, providers, plugin, options.allow_cpu_nodes, bool(options.graphs))
+    return ProviderConfig(wanted, providers, plugin, options.allow_cpu_nodes, bool(options.graphs))
 
 
 def _folder_for(options: NvidiaOptions, artifact: Artifact, provider: str) -> str:
-    """A folder for this very file: ONNX Runtime names cached engines after the graph, whatever its weights."""
+    """A folder for this file alone: ONNX Runtime names cached engines after the graph, whatever its weights."""
     return str(options.cache_folder / f"onnxruntime-{provider}" / artifact.sha256()[:24])
 
 
@@ -212,7 +216,7 @@ def _profile(prefix: str, options: NvidiaOptions, artifact: Artifact) -> Setting
     if options.batches is None or _fixed_batch(artifact):
         return {}
     if artifact.manifest is None:
-        raise BackendError(artifact.path, "does not say which images it takes", "leave the batches out")
+        raise BackendError(artifact.path, "does not state its image size", "leave the batches out")
     size = artifact.manifest.preprocessing.image_size
     shapes = (f"{_INPUT}:{batch}x3x{size}x{size}" for batch in options.batches)
     return {f"{prefix}_profile_{word}_shapes": s for word, s in zip(("min", "opt", "max"), shapes, strict=True)}
@@ -227,11 +231,11 @@ def _flag(value: bool) -> str:
 
 
 def _preload(ort: Any) -> None:
-    """Load CUDA's libraries; ONNX Runtime prints what it does not find to stdout, where results go."""
+    """Load CUDA's libraries; ONNX Runtime prints what it cannot find to stdout, where results go."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         ort.preload_dlls(directory="")
-    if said := printed.getvalue().strip():
-        log.info("ONNX Runtime: %s", said)
+    if text := printed.getvalue().strip():
+        log.info("ONNX Runtime: %s", text)
 
 
 def _register_plugin(ort: Any, plugin: str) -> None:
@@ -247,3 +251,75 @@ def _register_plugin(ort: Any, plugin: str) -> None:
     except Exception as exc:
         reason = str(exc).rsplit("error: ", 1)[-1]
         raise DeviceError(plugin, f"does not load: {reason}", "check the driver") from exc
+
+
+class Bindings:
+    """Inputs and outputs of a session in the memory of its device, reused by calls with the same shapes.
+
+    Without them every call allocates on the device, and CUDA graphs, which are recorded with addresses, need them. At
+    most `limit` calls run at once on `device` (`cuda` and its index).
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        device: tuple[str, int],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        limit: int,
+    ) -> None:
+        self._inputs = inputs
+        self._pool = Pool(lambda: _Binding(session, device, inputs, outputs), limit)
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run checked feeds and return newly allocated arrays."""
+        shapes = tuple(feeds[spec.name].shape for spec in self._inputs)
+        with self._pool.lend(lambda binding: binding.shapes == shapes) as binding:
+            return binding.run(feeds, shapes)
+
+
+class _Binding:
+    """Device memory for feeds of certain shapes and for their results."""
+
+    def __init__(
+        self,
+        session: Any,
+        device: tuple[str, int],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self._session, self._device = session, device
+        self._inputs, self._outputs = inputs, outputs
+        self._values: dict[str, Any] = {}
+        self.shapes: Shapes = ()
+
+    def run(self, feeds: dict[str, Array], shapes: Shapes) -> dict[str, Array]:
+        if shapes != self.shapes:
+            self._bind(shapes)
+        for name, value in self._values.items():
+            value.update_inplace(feeds[name])
+        self._session.run_with_iobinding(self._io)
+        results = self._io.get_outputs()
+        return {spec.name: value.numpy().copy() for spec, value in zip(self._outputs, results, strict=True)}
+
+    def _bind(self, shapes: Shapes) -> None:
+        self._io = self._session.io_binding()
+        self._values = {spec.name: self._room(shape, spec) for spec, shape in zip(self._inputs, shapes, strict=True)}
+        for name, value in self._values.items():
+            self._io.bind_ortvalue_input(name, value)
+        for spec in self._outputs:
+            self._bind_output(spec, batch=shapes[0][0])
+        self.shapes = shapes
+
+    def _bind_output(self, spec: TensorSpec, batch: int) -> None:
+        """Allocate it if its size is known, and leave that to ONNX Runtime otherwise."""
+        rest = tuple(size for size in spec.shape[1:] if size is not None)
+        if len(rest) < len(spec.shape) - 1:
+            self._io.bind_output(spec.name, *self._device)
+            return
+        self._io.bind_ortvalue_output(spec.name, self._room((spec.shape[0] or batch, *rest), spec))
+
+    def _room(self, shape: tuple[int, ...], spec: TensorSpec) -> Any:
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype, *self._device)

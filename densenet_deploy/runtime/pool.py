@@ -1,8 +1,9 @@
-"""Things that serve one thread at a time, lent out; when all are out and no more may be made, callers wait."""
+"""A pool of resources that serve one thread at a time; when all are lent and no more may be made, callers wait."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -11,36 +12,36 @@ T = TypeVar("T")
 
 
 class Pool(Generic[T]):
-    """At most `limit` things, made when needed. Those that are idle go with the last reference to the pool."""
+    """At most `limit` resources, made when needed; None sets no limit. Idle ones are freed together with the pool."""
 
-    def __init__(self, make: Callable[[], T], limit: int) -> None:
+    def __init__(self, make: Callable[[], T], limit: int | None = None) -> None:
         self._make = make
-        self._limit = limit
+        self._limit = math.inf if limit is None else limit
         self._made = 0
-        self._idle: list[T] = []  # the one used longest ago first
+        self._idle: list[T] = []  # in the order of last use
         self._change = threading.Condition()
 
     @contextlib.contextmanager
-    def lend(self, suits: Callable[[T], bool]) -> Iterator[T]:
-        """Lend one that `suits`, else a new one while they last, else the one used longest ago.
+    def lend(self, suits: Callable[[T], bool] = lambda _: True) -> Iterator[T]:
+        """Lend one that `suits`, else a new one below the limit, else the one used longest ago.
 
-        One that an error came out of is not lent again.
+        One whose use raised an error is not lent again.
         """
-        thing = self._take(suits)
+        resource = self._take(suits)
         try:
-            yield thing
+            yield resource
         except BaseException:
             self._forget_one()
             raise
         with self._change:
-            self._idle.append(thing)
+            self._idle.append(resource)
             self._change.notify()
 
     def _take(self, suits: Callable[[T], bool]) -> T:
         with self._change:
             while not self._idle and self._made >= self._limit:
                 self._change.wait()
-            best = next((position for position, thing in enumerate(self._idle) if suits(thing)), None)
+            best = next((position for position, resource in enumerate(self._idle) if suits(resource)), None)
             if best is not None:
                 return self._idle.pop(best)
             if self._made >= self._limit:

@@ -34,8 +34,8 @@ from densenet_deploy.options import require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.registry import Registry
 from densenet_deploy.runtime.feeds import Array, Feed, Feeds, TensorSpec, checked_feeds, delivered, value_limit
-from densenet_deploy.runtime.nvidia_options import NvidiaOptions
-from densenet_deploy.runtime.operator_times import OperatorTime
+from densenet_deploy.runtime.nvidia import NvidiaOptions
+from densenet_deploy.runtime.timing import OperatorTime
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +183,7 @@ ModelSource: TypeAlias = (
 class ProfileRequest:
     """What to profile, on which device and batch.
 
-    The result is the median of `calls` calls, after `operator_times.WARM_UP_CALLS` that do not count.
+    The result is the median of `calls` calls, after `timing.WARM_UP_CALLS` that do not count.
     """
 
     source: RunnerSource

@@ -1,11 +1,13 @@
-"""Time calls, and sum the times up as people read them: mean and percentiles, in milliseconds."""
+"""Time calls and operators, and summarize the times: mean, percentiles and medians, in milliseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from densenet_deploy.runtime.feeds import Array
     from densenet_deploy.runtime.runner import Runner
 
-_MOST_RUNS = 10_000_000
+WARM_UP_CALLS: Final = 2
+"""Calls of a profiled model that do not count."""
+
+_MOST_RUNS: Final = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class LatencySummary:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Self:
-        """Sum up the times of single calls.
+        """Summarize the times of single calls.
 
         >>> LatencySummary.of([0.001, 0.003]).p50
         2.0
@@ -43,16 +48,16 @@ class LatencySummary:
             UsageError: if there are none.
         """
         if not seconds:
-            raise UsageError("latency", "there are no times to sum up", "time at least one call")
+            raise UsageError("latency", "has no times to summarize", "time at least one call")
         times_ms = np.asarray(seconds, dtype=np.float64) * 1e3
         percentiles = np.percentile(times_ms, (50, 90, 95, 99))
         return cls(float(times_ms.mean()), *map(float, percentiles))
 
 
 class BackendClock:
-    """Times the backend's own calls of a runner from now on: what is left of a `run` are our checks and copies.
+    """Times the backend's part of each `run` from now on: the rest of a `run` are our checks and copies.
 
-    `calls` are seconds, one of each call.
+    `calls` holds the seconds of each call.
 
     >>> clock = BackendClock(runner)                                        # doctest: +SKIP
     >>> runner.run(feeds)                                                   # doctest: +SKIP
@@ -90,3 +95,39 @@ def _seconds_of(call: Callable[[], object]) -> float:
     start = perf_counter_ns()
     call()
     return (perf_counter_ns() - start) * 1e-9
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator as a backend reports it.
+
+    Attributes:
+        name: the node, or for PyTorch the module, that it belongs to; optimizers rename and merge nodes.
+        operator: its type, as the backend calls it.
+        provider: what ran it: an execution provider or a device.
+        precision: the type it computed in: fp32, fp16, bf16 or int8; unknown where the backend does not say.
+        ms: milliseconds per call, without those of the operators that it calls itself.
+    """
+
+    name: str
+    operator: str
+    provider: str
+    precision: str
+    ms: float
+
+
+def median_times(calls: Sequence[Iterable[OperatorTime]]) -> tuple[OperatorTime, ...]:
+    """Return each operator once, with the median of its times in `calls`, in the order of first appearance.
+
+    Entries of one call that differ only in time are added first. The median, because a busy machine interrupts
+    arbitrary operators for milliseconds.
+
+    >>> calls = [[OperatorTime("conv0", "Conv", "CPU", "fp32", ms)] for ms in (1.0, 1.2, 30.0)]
+    >>> median_times(calls)[0].ms
+    1.2
+    """
+    times: dict[tuple[str, str, str, str], list[float]] = defaultdict(lambda: [0.0] * len(calls))
+    for number, call in enumerate(calls):
+        for entry in call:
+            times[entry.name, entry.operator, entry.provider, entry.precision][number] += entry.ms
+    return tuple(OperatorTime(*key, ms=statistics.median(taken)) for key, taken in times.items())

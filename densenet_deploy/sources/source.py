@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.options import require_choice, require_range
@@ -37,7 +38,6 @@ from densenet_deploy.variants import Variant
 from densenet_deploy.variants.spec import HEADS, MOST_CLASSES
 
 if TYPE_CHECKING:
-    import onnx
     from torch import Tensor, nn
 
 
@@ -73,23 +73,23 @@ class WeightsConstraint:
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network with what its source knows about it: a `module` in eval mode, or an ONNX graph as `proto`.
+    """A network with what its source knows about it: a `module` in eval mode, or the `artifact` of a graph.
 
     Attributes:
         name: what files made from it are called, without a suffix: `densenet121`, `chest`.
-        origin: where the weights came from.
+        origin: where the weights of a module came from.
         variant: the architecture; None if the network is not a known DenseNet.
         manifest: the facts that the file carried, if any.
         labels: class names in the order of the outputs; may be empty.
         facts: what the source knows about images and outputs.
-        output_names: one per output, in order.
+        output_names: of a module, in order.
         notes: what was done to load it, one sentence each.
     """
 
     name: str
-    origin: WeightsOrigin
+    origin: WeightsOrigin | None = None
     module: nn.Module | None = None
-    proto: onnx.ModelProto | None = None
+    artifact: Artifact | None = None
     variant: Variant | None = None
     manifest: Manifest | None = None
     labels: tuple[str, ...] = ()

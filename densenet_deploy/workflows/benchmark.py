@@ -32,13 +32,13 @@ from densenet_deploy.records import write_json
 from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
-from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.load import is_checkpoint, open_model
+from densenet_deploy.variants import find_variant, is_variant
+from densenet_deploy.workflows.load import is_checkpoint, load, open_model
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:
-    Model = Any
+    from densenet_deploy.model import Model
 
 PACKAGES: Final = ("densenet-deploy", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
                    "tensorrt", "tensorrt-rtx")  # fmt: skip
@@ -158,7 +158,7 @@ class BenchmarkReport(Report):
 
 
 def benchmark(
-    models: Sequence[StrPath | Model] = (),
+    models: Sequence[Any] = (),
     options: BenchmarkOptions | None = None,
     *,
     out: StrPath | None = None,
@@ -171,14 +171,14 @@ def benchmark(
     15.8
 
     Args:
-        models: files, or models in memory that have an ONNX graph.
+        models: files, names of variants, or whatever else `load` takes. A module in memory has to be a known DenseNet.
         options: what to time, and for how long.
         out: a `.json` or `.csv` file to write.
         force: replace another file at `out`.
         progress: called with each step.
 
     Raises:
-        UsageError: if a name or number is invalid, or a model exists only as a module in memory.
+        UsageError: if a name or number is invalid, or a module in memory is not a known DenseNet.
         InputError: if a file or the earlier run cannot be used, or another file exists at `out` (without `force`).
         DensenetDeployError: the error of the first candidate if none can run.
     """
@@ -270,19 +270,24 @@ class _TimedModel:
         return path
 
 
-def _models(models: Iterable[StrPath | Model], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
+def _models(models: Iterable[Any], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
     for model in models:
-        if isinstance(model, (str, os.PathLike)):
-            path, title, manifest = Path(model), str(model), Artifact.open(Path(model)).manifest
-        elif hasattr(model, "to_bytes"):
-            path, title, manifest = model.path, model.name, model.manifest
-            if path is None:
-                path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{Path(title).name}.onnx"
-                write_file(path, model.to_bytes())
+        if isinstance(model, str) and is_variant(model):
+            yield _TimedModel.of_variant(model, stack)
+        elif isinstance(model, (str, os.PathLike)) and (Path(model).suffix or Path(model).exists()):
+            yield _TimedModel(str(model), untrained_note(Artifact.open(Path(model)).manifest), Path(model))
         else:
-            why = "exists only in this process; a candidate is timed in its own"
-            raise UsageError(type(model).__name__, why, "export it first: densenet_deploy.export(module)")
-        yield _TimedModel(title, untrained_note(manifest), path)
+            held = load(model)
+            yield _TimedModel(held.name, untrained_note(held.manifest), held.path or _saved(held, stack))
+
+
+def _saved(model: Model, stack: contextlib.ExitStack) -> Path:
+    """Write a model in memory to a temporary file, which a worker opens."""
+    if not model.is_onnx and model.spec is None:
+        why = "is a module whose architecture is not known, and each model is timed in its own process"
+        raise UsageError(model.name, why, "export it first: densenet_deploy.export(module)")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return model.save(folder / f"{Path(model.name).name}{'.onnx' if model.is_onnx else '.safetensors'}")
 
 
 def _measured(
@@ -467,7 +472,4 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
 
 
 def _open(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:
-    if is_checkpoint(path):
-        return open_model(path, backend, device, options)
-
-    return open_model(str(path), backend, device, options)
+    return open_model(path if is_checkpoint(path) else str(path), backend, device, options)

@@ -26,16 +26,15 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.image_folders import BadImage, LabelledImage, find_labelled_images
 from densenet_deploy.runtime.preprocess import Pixels
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import Runner, RunnerOptions
 from densenet_deploy.workflows.labelled_images import PreparedImages, read_ground_truth
 from densenet_deploy.workflows.load import open_model
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:
+    from densenet_deploy.model import Model
     from densenet_deploy.runtime.runner import Placement
-
-    Model = Any
 
 Prepared = tuple[Path, Pixels]
 
@@ -230,7 +229,7 @@ def evaluate(
     0.7443
 
     Args:
-        model: a file, a model in memory, or an open runner, which stays open.
+        model: whatever `load` takes, or an open runner, which stays open.
         data: the folder.
         options: see `EvaluateOptions`.
         backend: as for `open_runner`; an open runner keeps its own.
@@ -263,8 +262,7 @@ def _opened(
 ) -> contextlib.AbstractContextManager[Runner]:
     if isinstance(model, Runner):
         return contextlib.nullcontext(model)
-    opener = open_model if isinstance(model, (str, os.PathLike)) else open_runner
-    return opener(model, backend, device, options)
+    return open_model(model, backend, device, options)
 
 
 def _title(model: Any) -> str:

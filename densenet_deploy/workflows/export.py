@@ -15,7 +15,7 @@ import numpy as np
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Manifest, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import installed_versions, require_packages
@@ -24,7 +24,6 @@ from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
 from densenet_deploy.workflows.compare import require_parity, seeded_parity
 from densenet_deploy.workflows.load import (
-    UNKNOWN_ARCHITECTURE,
     LoadOptions,
     check_names,
     input_of,
@@ -195,7 +194,7 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, *, force: bool) 
         origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
         assumed = input_of(model).assumed
         manifest = Manifest(
-            UNKNOWN_ARCHITECTURE, {}, origin, preprocessing_of(model), precision=model.precision, assumed=assumed
+            THIRD_PARTY, {}, origin, preprocessing_of(model), precision=model.precision, assumed=assumed
         )
     name = f"{model.name}.exported" if model.path is not None else model.name
     size = len(model.to_bytes())

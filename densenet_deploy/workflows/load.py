@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath, require_file
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts, Size
-from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
-from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     from densenet_deploy.sources import LoadedNetwork
 
-UNKNOWN_ARCHITECTURE: Final = "third-party"
-"""The variant in the manifest of a network that is not one of our DenseNets."""
 
 _INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
 
@@ -86,11 +83,13 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
     facts = _facts(stated)
     if isinstance(source, Model):
         return _with_facts(source, facts)
-    artifact = _artifact(source)
-    if artifact is not None:
-        _refuse_network_options(source, stated)
-        return _announced(_with_facts(Model(_stem(artifact), artifact.manifest, artifact=artifact), facts))
-    return _announced(_from_source(source, stated, facts))
+    network = _network(source, stated, facts)
+    if network.artifact is not None:
+        model = Model(network.name, network.manifest, artifact=network.artifact)
+        return _announced(_with_facts(model, facts))
+    manifest = _described(network, facts)
+    model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
+    return _announced(model)
 
 
 def open_model(
@@ -152,31 +151,7 @@ def _facts(stated: LoadOptions) -> ModelFacts:
     return ModelFacts(**values)
 
 
-def _artifact(source: Any) -> Artifact | None:
-    """Return the file or bytes that hold a graph; None where `source` has to be loaded as a network."""
-    if hasattr(source, "SerializeToString"):
-        return Artifact.open(source.SerializeToString())
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return Artifact.open(bytes(source))
-    if not isinstance(source, (str, os.PathLike)) or is_checkpoint(Path(source)):
-        return None
-    path = Path(source)
-    return Artifact.open(path) if path.suffix.lower() in (".onnx", ".xml", ".engine") else None
-
-
-def _stem(artifact: Artifact) -> str:
-    return "model" if artifact.data is not None else artifact.path.stem
-
-
-def _refuse_network_options(source: Any, stated: LoadOptions) -> None:
-    for name in ("variant", "num_classes", "head", "architecture"):
-        if stated.get(name):
-            option = name.replace("_", "-")
-            raise UsageError(f"{option}={stated[name]}", "a graph cannot be given another architecture", "omit it")
-    _ = source
-
-
-def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
+def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwork:
     from densenet_deploy import sources
 
     variant = _constrained_variant(source, stated)
@@ -191,10 +166,7 @@ def _from_source(source: Any, stated: LoadOptions, facts: ModelFacts) -> Model:
         seed=stated.get("seed", 0),
         allow_nonfinite=stated.get("allow_nonfinite", False),
     )
-    require_packages("export", "torch", "safetensors")
-    network = sources.load("none" if is_untrained else source, constraint)
-    manifest = _described(network, facts)
-    return Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
+    return sources.load("none" if is_untrained else source, constraint)
 
 
 def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
@@ -216,6 +188,7 @@ def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
 
 def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     """Return the facts of a loaded network, those that nobody stated marked as assumed."""
+    assert network.origin is not None  # which every module has
     known, variant = network.manifest, network.variant
     base = known.preprocessing if known is not None else variant.preprocessing if variant else Preprocessing()
     known_names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else set()
@@ -229,7 +202,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     if spec is not None:
         _check_labels(labels, None if spec.head == "features" else spec.num_classes)
     return Manifest(
-        variant=variant.name if variant is not None else UNKNOWN_ARCHITECTURE,
+        variant=variant.name if variant is not None else THIRD_PARTY,
         spec=spec.to_facts() if spec is not None else {},
         weights=network.origin,
         preprocessing=preprocessing,
@@ -253,7 +226,7 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if known is None:
         assert model.artifact is not None
         origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
-        known = Manifest(UNKNOWN_ARCHITECTURE, {}, origin, preprocessing, precision=model.precision)
+        known = Manifest(THIRD_PARTY, {}, origin, preprocessing, precision=model.precision)
     manifest = dataclasses.replace(
         known,
         preprocessing=preprocessing,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.bench.machine import Machine, busy_cpus, gpu_memory_used_bytes, gpus
-from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.nvidia import Gpu
 
 SMI = """#!/bin/sh
 case "$1" in

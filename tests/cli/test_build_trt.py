@@ -15,7 +15,7 @@ import pytest
 
 from densenet_deploy.cli import main
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.gpus import find_gpus
+from densenet_deploy.runtime.nvidia import find_gpus
 from tests.cli.test_contract import run_failing, run_json
 from tests.conftest import DIGITS
 

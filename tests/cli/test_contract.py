@@ -142,7 +142,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["exprot"],
         ["export", "--varient", "121"],
         ["export", "--variant", "122"],
-        ["export", "--opset", "17"],
+        ["export", "--opset", "15"],
         ["export", "--batch", "many"],
         ["export", "--batch", "0"],
         ["export", "--image-size", "16"],
@@ -160,7 +160,6 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["run", "a.onnx", "b.png", "--top-k", "0"],
         ["run", "a\0.onnx", "b.png"],
         ["run", "a.onnx", "\ud800.png"],
-        [],
     ],
     ids=" ".join,
 )
@@ -172,11 +171,6 @@ def test_usage_errors_are_exit_2(capsys: pytest.CaptureFixture[str], words: list
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr() == (f"densenet-deploy {__version__}\n", "")
-
-
-def test_without_a_command_help_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert capsys.readouterr() == ("", "error: usage: command: none was given; see densenet-deploy --help\n")
 
 
 def test_unknown_backend_and_device_are_exit_2(
@@ -194,7 +188,8 @@ def test_bad_input_is_exit_3(capsys: pytest.CaptureFixture[str], tiny_onnx: Path
     assert run_failing(capsys, "inspect", text)[0] == 3
     assert run_failing(capsys, "simplify", text)[0] == 3
     assert run_failing(capsys, "run", tiny_onnx, text)[0] == 3
-    assert run_failing(capsys, "run", tiny_onnx, tmp_path)[0] == 3
+    (tmp_path / "empty").mkdir()
+    assert run_failing(capsys, "run", tiny_onnx, tmp_path / "empty")[0] == 3
     assert run_failing(capsys, "evaluate", tiny_onnx, "--data", tmp_path / "nowhere")[0] == 3
     assert run_failing(capsys, "export", "--weights", tmp_path / "missing.pth")[0] == 3
 

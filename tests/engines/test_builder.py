@@ -18,8 +18,8 @@ from densenet_deploy.engines.builder import Builder
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError, ModelFileError, ResourceError
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.gpus import find_gpus
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.engine_files import sniff
+from densenet_deploy.runtime.nvidia import find_gpus
 from densenet_deploy.worker import WorkerDiedError, started_ahead
 
 rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
@@ -36,7 +36,7 @@ def children() -> set[int]:
 
 
 def test_a_build_from_a_ready_file_loads_nothing_heavy_here() -> None:
-    script = "import sys, densenet_deploy.workflows.build_engine.build_engine; print(*sys.modules)"
+    script = "import sys, densenet_deploy.workflows.build_engine; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert {"numpy", "onnx", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx"}.isdisjoint(loaded)
 

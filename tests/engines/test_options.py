@@ -10,8 +10,8 @@ import pytest
 from densenet_deploy.engines.options import BuildOptions, batch_profiles, choose_flavour, equivalent_command
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.records import from_plain, to_plain
-from densenet_deploy.runtime.engine_facts import BatchProfile
-from densenet_deploy.runtime.gpus import Gpu
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.nvidia import Gpu
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from densenet_deploy.engines.options import BuildOptions, batch_profiles
 from densenet_deploy.engines.tensorrt import engine_from_onnx, require_supported
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError, ResourceError, UsageError
-from densenet_deploy.runtime.engine_facts import BatchProfile
-from densenet_deploy.runtime.gpus import Gpu
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.engine_files import sniff
+from densenet_deploy.runtime.nvidia import Gpu
 from densenet_deploy.runtime.trt import Features, TensorRT, TensorRTLog, load_tensorrt
 from tests.engines.simulated_builder import simulated_tensorrt
 

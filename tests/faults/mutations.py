@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from tests.faults.harness import ROOT, arguments, run_process
 
 if TYPE_CHECKING:
-    from densenet_deploy.cli.app import Report
+    from densenet_deploy.cli.outcome import Report
 
 DOCUMENTED = frozenset({0, 2, 3, 4, 5, 6})
 _LONGEST_SECONDS = 120
@@ -71,7 +71,7 @@ class Format:
 _INSPECT = "densenet_deploy.workflows.inspect.inspect"
 _TORCH = ("torch", "safetensors.torch", "densenet_deploy.sources.file", _INSPECT)
 _ONNX = ("onnx", "densenet_deploy.graph.onnx_file", _INSPECT)
-_ENGINE = ("numpy", "densenet_deploy.cli.failures", "densenet_deploy.workflows.inspect.engine")
+_ENGINE = ("numpy", "densenet_deploy.cli.outcome", "densenet_deploy.workflows.inspect.engine")
 _ORT = (
     "onnxruntime",
     "PIL.PngImagePlugin",
@@ -135,7 +135,7 @@ def _in_child(form: Format) -> tuple[int, str]:
 
 
 def _ended(form: Format) -> int:
-    from densenet_deploy.cli.failures import fail
+    from densenet_deploy.cli.outcome import fail
 
     try:
         form.road(form.words).to_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.gpus import find_gpus
+from densenet_deploy.runtime.nvidia import find_gpus
 from densenet_deploy.runtime.sidecar import sidecar_path
 from tests.faults.harness import Commands
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine

@@ -47,7 +47,7 @@ sys.exit(main(["inspect", "--variant", "121"]))
 
 
 @pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("module", ["densenet_deploy.cli.dispatch", "typer", "densenet_deploy.analysis.cost"])
+@pytest.mark.parametrize("module", ["densenet_deploy.cli.app", "typer", "densenet_deploy.analysis.cost"])
 def test_46_a_signal_while_the_command_is_still_imported(tmp_path: Path, number: signal.Signals, module: str) -> None:
     ended = run_process([sys.executable, "-c", EARLY, str(int(number)), module], tmp_path)
     require_contract(ended, CODES[number], "stopped by a signal")

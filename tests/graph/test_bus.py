@@ -112,7 +112,7 @@ def test_what_is_not_a_bus_is_refused_with_the_reason(body, outputs, why):
 
 
 @pytest.mark.parametrize("concat", ["Concat<axis=2>", "Concat<axis=-1>", "other.Concat<axis=1>"])
-def test_other_concats_are_no_candidates(concat):
+def test_other_concats_are_not_candidates(concat):
     body = "a = Relu(x)  " + f"c = {concat}(x, a)  y = Relu(x)"
     assert _buses(body, "float[N,3,5,5] y") == ((), ())
 

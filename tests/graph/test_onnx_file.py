@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(folder):
     ],
     ids=["empty", "truncated", "a web page", "zeros", "bytes"],
 )
-def test_what_is_no_onnx_is_refused(folder, content, reason):
+def test_a_file_of_another_kind_is_refused(folder, content, reason):
     assert reason in _refusal(folder, content)
 
 

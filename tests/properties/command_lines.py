@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
-import typer.main
 from hypothesis import strategies as st
 
-from densenet_deploy.cli.app import app
-from densenet_deploy.cli.dispatch import COMMANDS
+from densenet_deploy.cli.app import declaration
 from tests.properties.texts import TEXTS
-
-for _module in COMMANDS.values():
-    importlib.import_module(f"densenet_deploy.cli.{_module}")  # which registers the command
 
 _ARCHITECTURE = ("--blocks", "1", "--growth-rate", "2", "--init-features", "4", "--stem", "cifar")
 _SMALL = (*_ARCHITECTURE, "--image-size", "8", "--num-classes", "3", "--force")
@@ -80,7 +74,7 @@ _NO_PATHS = ("", "missing/file", "\udc80", "x" * 300, "\x1b[2J.onnx", "broken.on
 
 
 @dataclass(frozen=True)
-class Spoilt:
+class InvalidLine:
     """A working line with one more option that does not fit."""
 
     words: tuple[str, ...]
@@ -90,13 +84,13 @@ class Spoilt:
 
 def options_of(name: str) -> list[Any]:
     """The options of a command, as Click has them."""
-    found = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    found = declaration(name).click_command().params
     return [parameter for parameter in found if parameter.param_type_name == "option" and not parameter.is_flag]
 
 
 def spellings_of(name: str) -> list[str]:
     """How the options of a command are written, flags too."""
-    found = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    found = declaration(name).click_command().params
     return [word for parameter in found if parameter.param_type_name == "option" for word in parameter.opts]
 
 
@@ -109,13 +103,13 @@ def _unfit(option: Any) -> st.SearchStrategy[str]:
 
 
 @st.composite
-def spoilt_lines(draw: st.DrawFn) -> Spoilt:
+def invalid_lines(draw: st.DrawFn) -> InvalidLine:
     """A working line with an option that it does not know, or a value that the option does not take."""
     name = draw(st.sampled_from([name for name in WORKING if options_of(name)]))
     option = draw(st.sampled_from(options_of(name)))
     value, word = draw(_unfit(option)), draw(st.sampled_from(option.opts))
     written = [f"{word}={value}"] if word.startswith("--") and draw(st.booleans()) else [word, value]
-    return Spoilt((name, *WORKING[name], *written), word, value)
+    return InvalidLine((name, *WORKING[name], *written), word, value)
 
 
 @st.composite

@@ -16,7 +16,7 @@ from densenet_deploy.cli import main
 from densenet_deploy.errors import printable
 from tests.faults.harness import LINE, Ended
 from tests.faults.mutations import DOCUMENTED
-from tests.properties.command_lines import WORKING, Spoilt, random_lines, spellings_of, spoilt_lines
+from tests.properties.command_lines import WORKING, InvalidLine, invalid_lines, random_lines, spellings_of
 from tests.properties.holds import holds_for
 
 
@@ -80,8 +80,8 @@ def test_the_lines_that_others_are_made_from_end_well(place: Path, name: str) ->
     assert ended.code == 0, ended.err
 
 
-@holds_for(few=60, many=2000, shrink=False, line=spoilt_lines())
-def test_an_option_that_does_not_fit_is_named(place: Path, line: Spoilt) -> None:
+@holds_for(few=60, many=2000, shrink=False, line=invalid_lines())
+def test_an_option_that_does_not_fit_is_named(place: Path, line: InvalidLine) -> None:
     ended = _ended(line.words, place)
     message = _message(ended, line.words)
     if not message or (line.words[0] in ("quantize", "sensitivity") and "at least 32" in message):

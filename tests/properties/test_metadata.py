@@ -13,8 +13,9 @@ from densenet_deploy.artifacts import onnx_metadata
 from densenet_deploy.errors import DataError, DensenetDeployError, InputError, ManifestError, UsageError, printable
 from densenet_deploy.manifest import INTERPOLATIONS, PREFIX, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.classifier import read_labels
-from densenet_deploy.runtime.sidecar import BatchProfile, TensorFacts, read_records, write_records
+from densenet_deploy.runtime.sidecar import TensorFacts, read_records, write_records
 from tests.properties.holds import holds_for
 from tests.properties.texts import FLOATS, POSITIVE, TEXTS
 from tests.runtime.plans import plan_bytes, sidecar_of

@@ -1,4 +1,4 @@
-"""What recipes write is sound; every fault by hand is found, and named."""
+"""The output of recipes has no faults; every fault made by hand is found and named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_a_recipe_writes_is_sound_with_any_layers_left_float(recipe, kept):
 
 
 @pytest.mark.parametrize("recipe", ["openvino", "tensorrt"])
-def test_convolutions_that_read_codes_twice_are_counted_as_integer(recipe):
+def test_convolutions_with_quantized_data_and_weights_are_counted_as_integer(recipe):
     file = writer(recipe).write()
     found = convolutions(onnx.load_from_string(file.data))
     assert (found.integer, found.float) == (file.layers_int8, file.layers_float)
@@ -79,7 +79,7 @@ g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y)
 
 
 def changed(text: str, *changes: tuple[str, str]) -> onnx.ModelProto:
-    """The model that `text` says after each first text was replaced by the second."""
+    """The model of `text` after each first text was replaced by the second."""
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
@@ -89,7 +89,7 @@ def changed(text: str, *changes: tuple[str, str]) -> onnx.ModelProto:
 
 
 def findings(model: onnx.ModelProto, recipe: str = "openvino") -> dict[str, str]:
-    """The sentences found, by node."""
+    """The sentences by node."""
     return {finding.node: finding.sentence for finding in check_quantized(model, recipe)}
 
 
@@ -102,7 +102,7 @@ def test_sound_graphs_have_no_findings():
     "between", ["n = BatchNormalization (d, b, b, b, ws)", "n = Mul (d, s)"], ids=["before a norm", "before a factor"]
 )
 def test_a_pair_that_reaches_nothing_integer_is_found(between):
-    """What stands between forgets the codes, so the pair only rounds."""
+    """The node between computes in float, so the pair only rounds."""
     model = changed(SOUND, ("k = Deq", between + "\n    k = Deq"), ("Conv (d,", "Conv (n,"))
     found = findings(model)
     assert list(found) == ["q"]
@@ -114,7 +114,7 @@ def test_a_pair_before_the_output_is_found():
     assert list(findings(changed(SOUND, ("y = Conv (d, k, b)", pair)))) == ["p"]
 
 
-def test_codes_that_leave_the_graph_have_an_effect():
+def test_quantized_outputs_have_an_effect():
     outputs = ("float[1, 2, 4, 4] y)", "float[1, 2, 4, 4] y, int8[1, 2, 4, 4] p)")
     assert findings(changed(SOUND, outputs, ("(d, k, b)", "(d, k, b)\n    p = QuantizeLinear (y, s, z)"))) == {}
 
@@ -123,7 +123,7 @@ WEIGHTS = "    k = DequantizeLinear <axis: int = 0> (w, ws, wz)\n"
 
 
 @pytest.mark.parametrize("reader", ["Concat <axis: int = 1> (m, m)", "MaxPool <kernel_shape: ints = [1, 1]> (m)"])
-def test_a_pair_before_what_moves_codes_has_an_effect(reader):
+def test_a_pair_before_a_node_that_moves_quantized_values_has_an_effect(reader):
     model = changed(SOUND, (WEIGHTS, "    m = Relu (d)\n"), ("y = Conv (d, k, b)", f"y = {reader}"))
     assert findings(model) == {}
 
@@ -136,20 +136,20 @@ def test_a_dequantizer_that_nothing_reads_is_found():
 AGAIN = ("y = Conv (d,", "q2 = QuantizeLinear (d, s2, z2)\n    d2 = DequantizeLinear (q2, s2, z2)\n    y = Conv (d2,")
 
 
-def test_codes_made_a_second_time_are_found():
+def test_quantizing_again_is_found():
     model = changed(SOUND, AGAIN, ("<float s", "<float s2 = {0.1}, int8 z2 = {0}, float s"))
     found = findings(model)
     assert list(found) == ["q2"]
-    assert "d has just restored" in found["q2"]
+    assert "d has just dequantized" in found["q2"]
 
 
 @pytest.mark.parametrize("other", ["float s2 = {0.2}, int8 z2 = {0}", "float s2 = {0.1}, int8 z2 = {1}"])
-def test_codes_of_another_type_are_no_repetition(other):
+def test_quantizing_to_another_type_is_not_a_repetition(other):
     assert findings(changed(SOUND, AGAIN, ("<float s", f"<{other}, float s"))) == {}
 
 
-def test_codes_of_another_element_type_are_no_repetition():
-    """uint8 around 0 after int8 around 0 cuts what is negative off."""
+def test_quantizing_to_another_element_type_is_not_a_repetition():
+    """uint8 around 0 after int8 around 0 cuts negative values off."""
     assert findings(changed(SOUND, AGAIN, ("<float s", "<float s2 = {0.1}, uint8 z2 = {0}, float s"))) == {}
 
 
@@ -209,11 +209,11 @@ ONE_SIDED = [
         (UINT8, ["q", "d"], "uint8"),
         (SHIFTED, ["q", "d"], "zero point"),
         (INTEGER_BIAS, ["b"], "int32"),
-        (ONE_SIDED, ["y"], "only"),
+        (ONE_SIDED, ["y"], "not both"),
     ],
     ids=["uint8", "zero point", "int32 bias", "one side"],
 )
-def test_what_only_tensorrt_cannot_take_is_found_for_it_alone(changes, nodes, word):
+def test_faults_for_tensorrt_are_found_only_there(changes, nodes, word):
     model = changed(SOUND, *changes)
     found = findings(model, "tensorrt")
     assert list(found) == nodes
@@ -230,7 +230,7 @@ def test_a_quantizer_without_zero_point_makes_uint8():
     assert list(findings(model, "tensorrt")) == ["q", "d"]
 
 
-def test_a_convolution_with_codes_on_one_side_counts_as_float():
+def test_a_convolution_with_one_quantized_side_counts_as_float():
     assert convolutions(changed(SOUND)).integer == ("y",)
     assert convolutions(changed(SOUND, *ONE_SIDED)).float == ("y",)
     assert convolutions(changed(QLINEAR)).integer == ("c",)
@@ -238,10 +238,11 @@ def test_a_convolution_with_codes_on_one_side_counts_as_float():
 
 def test_a_fault_of_ours_is_refused_by_name():
     model = changed(SOUND, *UINT8)
-    with pytest.raises(
-        DensenetDeployError, match=r"internal error: .*recipe tensorrt: the node q .*uint8.*\(1 more\).*report"
-    ):
+    with pytest.raises(DensenetDeployError) as caught:
         require_sound(model, "tensorrt")
+    assert caught.value.exit_code == 1
+    assert "the node q " in caught.value.why
+    assert "(1 more)" in caught.value.why
 
 
 def test_nodes_are_called_by_their_own_names():
@@ -262,7 +263,7 @@ def test_numbers_in_constant_nodes_are_read():
     assert list(findings(ir.to_proto(graph), "tensorrt")) == ["q", "d"]
 
 
-def test_what_computes_in_float_is_what_was_to_stay_float():
+def test_the_convolutions_in_float_are_those_that_were_to_stay_float():
     require_float(changed(SOUND, *ONE_SIDED), "openvino", ("y",))
     require_float(changed(SOUND), "openvino", ())
 
@@ -271,7 +272,8 @@ def test_what_computes_in_float_is_what_was_to_stay_float():
     ("changes", "names", "says"),
     [(ONE_SIDED, (), "y computes in float and was written as INT8"), ([], ("y",), "y computes in INT8")],
 )
-def test_a_convolution_that_is_not_what_it_was_written_as_is_a_fault_of_ours(changes, names, says):
-    with pytest.raises(DensenetDeployError, match=says) as caught:
+def test_a_convolution_in_another_type_than_written_is_a_fault_of_ours(changes, names, says):
+    with pytest.raises(DensenetDeployError) as caught:
         require_float(changed(SOUND, *changes), "openvino", names)
     assert caught.value.exit_code == 1
+    assert says in caught.value.why

@@ -96,7 +96,7 @@ def test_a_bias_that_was_there_is_scaled_and_shifted():
     np.testing.assert_array_equal(constant(conv.inputs[2]), [1, 3, 5, 7])
 
 
-def test_weights_that_are_no_constants_are_left_alone():
+def test_weights_that_are_not_constants_are_unchanged():
     model = model_of("y = Conv(x, k)", "", inputs="float[N,3,5,5] x, float[4,3,1,1] k")
     correct_conv(model.graph, model.graph[0], Correction(GAIN, SHIFT))
     assert len(model.graph[0].inputs) == 2
@@ -137,7 +137,7 @@ def test_the_classifier_takes_back_what_is_left(is_transposed):
     ],
     ids=["features", "a scaled Gemm", "weights from outside"],
 )
-def test_another_head_is_no_classifier_to_correct(body):
+def test_another_head_is_not_a_classifier_to_correct(body):
     inputs = "float[N,3,5,5] x, float[4,3] k"
     channels = 3 if "Gemm" not in body else 4
     model = model_of(body, weights(w=(4, 3), b=(4,)), inputs, f"float[N,{channels}] y")

@@ -31,22 +31,22 @@ def weights():
 
 @pytest.mark.parametrize("bits", LIMITS)
 def test_every_weight_is_within_half_a_step(weights, bits):
-    codes, scales = quantize_rows(weights, bits=bits)
-    assert np.abs(codes).max() == LIMITS[bits]
+    integers, scales = quantize_rows(weights, bits=bits)
+    assert np.abs(integers).max() == LIMITS[bits]
     column = scales.reshape(-1, 1, 1, 1)
     # half a step, and what a float32 scale rounds by (6e-8) over 127 steps
-    assert (np.abs(codes * column - weights) <= column * (0.5 + 127 * 1e-7)).all()
+    assert (np.abs(integers * column - weights) <= column * (0.5 + 127 * 1e-7)).all()
 
 
 def test_one_scale_for_all_rows(weights):
-    codes, scales = quantize_rows(weights, per_channel=False)
+    integers, scales = quantize_rows(weights, per_channel=False)
     assert scales.shape == ()
-    assert np.abs(codes * scales - weights).max() <= scales / 2 * (1 + 1e-5)
+    assert np.abs(integers * scales - weights).max() <= scales / 2 * (1 + 1e-5)
 
 
 def test_zero_weights_are_zero_codes():
-    codes, scales = quantize_rows(np.zeros((2, 3, 1, 1)))
-    assert not codes.any()
+    integers, scales = quantize_rows(np.zeros((2, 3, 1, 1)))
+    assert not integers.any()
     assert (scales > 0).all()
 
 
@@ -134,9 +134,9 @@ def test_pools_and_other_clips_between_them_are_looked_through(upper, missing):
             "Max", "p = AveragePool <kernel_shape: ints = [2, 2], pads: ints = [1, 1, 1, 1]> (m)  y = Conv (p, w, b)"
         ),
     ],
-    ids=["codes hold all", "not read by a Conv", "read by others too", "a padded Conv", "a padded pool"],
+    ids=["all bounds fit", "not read by a Conv", "read by others too", "a padded Conv", "a padded pool"],
 )
-def test_a_near_miss_is_left_alone(graph):
+def test_a_near_miss_is_unchanged(graph):
     before = constant(graph.node(0).inputs[1]).reshape(-1).tolist()
     assert _held(graph) == (before, [0.0, 0.0])
 
@@ -160,7 +160,7 @@ g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
 @pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_channels_whose_relu_never_opens_cost_nothing(recipe, sign):
-    """Half of the channels of both norms are dead, with scales of a thousandth: θ is 500 to 3000 codes away."""
+    """Half of the channels of both norms are dead, with scales of a thousandth: θ is 500 to 3000 steps away."""
     rng = np.random.default_rng(0)
     numbers = {"w0": (4, 3, 3, 3), "w1": (8, 4, 1, 1), "w2": (4, 8, 3, 3), "w3": (4, 8, 1, 1)}
     values = {name: rng.standard_normal(shape) / np.prod(shape[1:]) ** 0.5 for name, shape in numbers.items()}

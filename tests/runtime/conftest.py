@@ -9,11 +9,10 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DensenetDeployError
+from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.cudart import load_cuda
-from densenet_deploy.runtime.engine_facts import BatchProfile
-from densenet_deploy.runtime.engine_files import write_engine
-from densenet_deploy.runtime.gpus import Gpu
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.engine_files import sniff, write_engine
+from densenet_deploy.runtime.nvidia import Gpu
 from densenet_deploy.runtime.trt import TensorRT, installed_flavours, load_tensorrt
 from tests.runtime.plans import sidecar_of
 

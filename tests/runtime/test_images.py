@@ -177,17 +177,14 @@ def test_ycck_jpeg_follows_adobes_inversion():
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "why"),
-    [
-        ("I", 70_000, "white is unknown"),
-        ("F", 255.0, "floats from 255 to 255"),
-        ("F", -0.1, "floats from -0.1"),
-        ("F", float("nan"), "floats from nan"),
-    ],
+    ("mode", "colour", "word"),
+    [("I", 70_000, "32-bit"), ("F", 255.0, "255"), ("F", -0.1, "-0.1"), ("F", float("nan"), "nan")],
 )
-def test_values_without_a_known_white_are_refused(mode, colour, why):
-    with pytest.raises(ImageError, match=why):
+def test_values_without_a_known_white_are_refused(mode, colour, word):
+    with pytest.raises(ImageError) as caught:
         load_image(encoded(Image.new(mode, (2, 2), colour), "TIFF"))
+    assert caught.value.subject.endswith(" bytes")
+    assert word in caught.value.why
 
 
 def test_16_bit_says_so():
@@ -250,27 +247,28 @@ def test_of_an_animation_the_first_frame_is_taken_and_noted(form):
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "word"),
     [
-        (b"", "is empty"),
-        (b"not an image\n", "is text"),
-        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "is an HTML page"),
-        (b"<HTML><body>", "is an HTML page"),
-        (b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
-        (b"8BPS\0\1\0\0", "is a Photoshop file"),
-        (b"\0\0\0\x1cftypheic\0\0\0\0", "is HEIC, AVIF or a video"),
-        (b"\x00\x01\x02\x03" * 9, "not in a known image format"),
-        (b"P6 1 1 255 \x00\x00\x00", "not in a known image format"),  # Pillow would read it
-        (b"BM" + b"\xff" * 60, "cannot be decoded"),
+        (b"", "empty"),
+        (b"not an image\n", "text"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "HTML"),
+        (b"<HTML><body>", "HTML"),
+        (b"%PDF-1.7\n%\xe2\xe3", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+        (b"8BPS\0\1\0\0", "Photoshop"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIC"),
+        (b"\x00\x01\x02\x03" * 9, "format"),
+        (b"P6 1 1 255 \x00\x00\x00", "format"),  # Pillow would read it
+        (b"BM" + b"\xff" * 60, "decoded"),
     ],
 )
-def test_another_file_is_refused_by_what_it_is(tmp_path, data, why):
+def test_another_file_is_refused_by_what_it_is(tmp_path, data, word):
     path = tmp_path / "cat.jpg"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match=why) as caught:
+    with pytest.raises(ImageError) as caught:
         load_image(path)
     assert caught.value.subject == str(path)
+    assert word in caught.value.why
     assert caught.value.exit_code == 3
 
 
@@ -278,8 +276,9 @@ def test_another_file_is_refused_by_what_it_is(tmp_path, data, why):
 @pytest.mark.parametrize("percent", range(10, 100))
 def test_a_cut_jpeg_is_never_half_grey(percent, options):
     data = encoded(image(160, 120), "JPEG", **options)
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError) as caught:
         load_image(data[: len(data) * percent // 100])
+    assert caught.value.subject.endswith(" bytes")
 
 
 def test_a_jpeg_without_its_last_byte_is_refused():

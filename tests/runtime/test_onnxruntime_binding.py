@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from densenet_deploy.runtime.feeds import TensorSpec
-from densenet_deploy.runtime.onnxruntime_binding import Bindings
+from densenet_deploy.runtime.onnxruntime_providers import Bindings
 
 FLOAT = np.dtype(np.float32)
 INPUTS = (TensorSpec("input", (None, 3, 32, 32), FLOAT),)

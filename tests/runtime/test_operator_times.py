@@ -9,8 +9,8 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError
-from densenet_deploy.runtime.operator_times import OperatorTime, median_times
 from densenet_deploy.runtime.runner import Device, ModuleSource, ProfileRequest, Runner, RunnerOptions, backends
+from densenet_deploy.runtime.timing import OperatorTime, median_times
 from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
 
@@ -66,8 +66,9 @@ def test_a_backend_without_a_profiler_says_so() -> None:
     class Silent(Runner):
         name = "silent"
 
-    with pytest.raises(BackendError, match="silent"):
+    with pytest.raises(BackendError) as caught:
         Silent.profile(request(None))
+    assert caught.value.subject == "silent"
 
 
 def test_a_trace_leaves_no_file(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

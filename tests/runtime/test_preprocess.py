@@ -103,15 +103,18 @@ def test_a_batch_is_its_images():
     "buffer", [np.empty((3, 24, 24)), np.empty((3, 24, 25), np.float32), np.empty((1, 3, 24, 24), np.float32)]
 )
 def test_another_buffer_is_refused(buffer):
-    with pytest.raises(FeedError, match=r"give a float32 array of \(3, 24, 24\)"):
+    with pytest.raises(FeedError) as caught:
         prepare(noise(40, 30), SMALL, buffer)
-    with pytest.raises(FeedError, match=r"float32 array of \(2, 3, 24, 24\)"):
+    assert caught.value.subject == "out"
+    with pytest.raises(FeedError) as caught:
         prepare_batch([noise(40, 30)] * 2, SMALL, buffer)
+    assert caught.value.subject == "out"
 
 
 def test_an_unknown_interpolation_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean 'bilinear'"):
+    with pytest.raises(UnknownNameError) as caught:
         prepare(noise(4, 4), Preprocessing(interpolation="bilinaer"))
+    assert caught.value.subject == "bilinaer"
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])

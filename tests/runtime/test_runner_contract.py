@@ -96,32 +96,36 @@ def test_results_land_in_the_callers_buffer(runner: Runner) -> None:
 
 
 def test_a_buffer_of_another_shape_is_refused(runner: Runner) -> None:
-    with pytest.raises(FeedError, match="the buffer is"):
+    with pytest.raises(FeedError) as caught:
         runner.run({"input": _batch()}, {"logits": np.zeros((1, 10), np.float32)})
+    assert caught.value.subject == "logits"
 
 
 def test_a_buffer_for_no_output_is_refused(runner: Runner) -> None:
-    with pytest.raises(FeedError, match="not an output"):
+    with pytest.raises(FeedError) as caught:
         runner.run({"input": _batch()}, {"logit": np.zeros((2, 10), np.float32)})
+    assert caught.value.subject == "logit"
 
 
 @pytest.mark.parametrize(
-    ("bad", "reason"),
+    ("bad", "word"),
     [
-        (lambda x: x.astype(np.float64), "is float64"),
-        (lambda x: (x * 255).astype(np.uint8), "preprocess"),
-        (lambda x: x[0], "add the batch dimension"),
-        (lambda x: x.transpose(0, 2, 3, 1), "transpose"),
-        (lambda x: x[:0], "has shape"),
-        (lambda x: np.where(x > 2, np.nan, x).astype(np.float32), "NaN or Inf"),
-        (lambda x: np.where(x > 2, -np.inf, x).astype(np.float32), "NaN or Inf"),
-        (lambda x: np.abs(x) * 128, "outside those of a normalized image"),
-        (lambda x: x.tolist(), "is a list"),
+        (lambda x: x.astype(np.float64), "astype(float32)"),
+        (lambda x: (x * 255).astype(np.uint8), "runtime.preprocess"),
+        (lambda x: x[0], "array[None]"),
+        (lambda x: x.transpose(0, 2, 3, 1), "array.transpose(0, 3, 1, 2)"),
+        (lambda x: x[:0], "(0, 3, 32, 32)"),
+        (lambda x: np.where(x > 2, np.nan, x).astype(np.float32), "NaN"),
+        (lambda x: np.where(x > 2, -np.inf, x).astype(np.float32), "Inf"),
+        (lambda x: np.abs(x) * 128, "check_values=False"),
+        (lambda x: x.tolist(), "list"),
     ],
 )
-def test_a_bad_feed_is_a_typed_error(runner: Runner, bad: Callable[[np.ndarray], object], reason: str) -> None:
-    with pytest.raises(FeedError, match=reason):
-        runner.run({"input": bad(_batch())})  # type: ignore[dict-item]
+def test_a_bad_feed_is_a_typed_error(runner: Runner, bad: Callable[[np.ndarray], object], word: str) -> None:
+    with pytest.raises(FeedError) as caught:
+        runner.run({"input": bad(_batch())})
+    assert caught.value.subject == "input"
+    assert word in str(caught.value)
 
 
 def test_values_can_go_unchecked(tiny_onnx: Path) -> None:
@@ -130,8 +134,9 @@ def test_values_can_go_unchecked(tiny_onnx: Path) -> None:
 
 
 def test_a_feed_by_another_name_is_refused(runner: Runner) -> None:
-    with pytest.raises(FeedError, match="feed exactly: input"):
+    with pytest.raises(FeedError) as caught:
         runner.run({"image": _batch()})
+    assert caught.value.subject == "image"
 
 
 def test_strided_and_read_only_arrays_are_copied(runner: Runner) -> None:
@@ -148,8 +153,9 @@ def test_use_after_close_is_a_typed_error(opener: Callable[[], Runner]) -> None:
     runner = opener()
     runner.close()
     runner.close()
-    with pytest.raises(RunnerStateError, match="was closed"):
+    with pytest.raises(RunnerStateError) as caught:
         runner.run({"input": _batch()})
+    assert caught.value.subject == runner.name
     assert "closed" in repr(runner)
 
 
@@ -226,17 +232,21 @@ def test_cuda_asked_and_not_had_is_an_error(backend: str, tiny_onnx: Path) -> No
 
 
 def test_a_device_that_a_backend_never_uses_is_an_error(tiny_onnx: Path) -> None:
-    with pytest.raises(DeviceError, match="not a device of openvino"):
+    with pytest.raises(DeviceError) as caught:
         open_runner(tiny_onnx, "openvino", "cuda")
+    assert caught.value.subject == "cuda:0"
 
 
 def test_unknown_words_are_usage_errors(tiny_onnx: Path) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'onnxruntime'"):
+    with pytest.raises(UnknownNameError) as caught:
         open_runner(tiny_onnx, "onnxruntine")
-    with pytest.raises(UnknownNameError, match="unknown device"):
+    assert caught.value.subject == "onnxruntine"
+    with pytest.raises(UnknownNameError) as caught:
         open_runner(tiny_onnx, device="gpu0")
-    with pytest.raises(UsageError, match="threads=0"):
+    assert caught.value.subject == "gpu0"
+    with pytest.raises(UsageError) as caught:
         RunnerOptions(threads=0)
+    assert caught.value.subject == "threads=0"
 
 
 def test_openvino_runs_float32_unless_asked_for_less(tiny_onnx: Path) -> None:
@@ -254,13 +264,15 @@ def test_a_runner_for_one_batch_gives_the_same_and_refuses_others(backend: str, 
         assert one.inputs[0].shape == (2, *free.inputs[0].shape[1:])
         given = one.run({"input": _batch()})["logits"]
         np.testing.assert_allclose(given, free.run({"input": _batch()})["logits"], atol=TOLERANCE)
-        with pytest.raises(FeedError, match="3"):
+        with pytest.raises(FeedError) as caught:
             one.run({"input": _batch(3)})
+        assert caught.value.subject == "input"
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match="batch=0"):
+    with pytest.raises(UsageError) as caught:
         RunnerOptions(batch=0)
+    assert caught.value.subject == "batch=0"
 
 
 class TestSources:

@@ -19,8 +19,9 @@ def test_one_time_is_every_percentile():
 
 
 def test_no_times_have_no_summary():
-    with pytest.raises(UsageError, match="no times"):
+    with pytest.raises(UsageError) as caught:
         LatencySummary.of([])
+    assert caught.value.subject == "latency"
 
 
 def test_warm_up_calls_are_made_but_not_timed():
@@ -37,5 +38,6 @@ def test_a_time_is_what_the_call_took_in_seconds():
 
 @pytest.mark.parametrize(("warmup", "repeats"), [(0, 0), (-1, 1)])
 def test_numbers_that_cannot_be_meant_are_refused(warmup, repeats):
-    with pytest.raises(UsageError, match="out of range"):
+    with pytest.raises(UsageError) as caught:
         time_runs(lambda: None, warmup=warmup, repeats=repeats)
+    assert caught.value.subject in ("repeats=0", "warmup=-1")

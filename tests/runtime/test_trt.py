@@ -14,12 +14,14 @@ from densenet_deploy.runtime.trt import installed_flavours, load_tensorrt, reada
 
 
 def test_unknown_and_missing_flavours(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnknownNameError, match="rtx"):
+    with pytest.raises(UnknownNameError) as caught:
         load_tensorrt("rtxx")
+    assert caught.value.subject == "rtxx"
     monkeypatch.setattr(trt_module, "is_installed", lambda name: False)
     load_tensorrt.cache_clear()
-    with pytest.raises(MissingPackageError, match=r"densenet-deploy\[tensorrt-rtx\]"):
+    with pytest.raises(MissingPackageError) as caught:
         load_tensorrt("rtx")
+    assert caught.value.subject == "tensorrt_rtx"
     assert installed_flavours() == ()
 
 
@@ -28,8 +30,9 @@ def test_a_broken_install_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(trt_module.MODULES, "tensorrt", "broken_trt")
     load_tensorrt.cache_clear()
-    with pytest.raises(BackendError, match=r"does not import: libnvinfer\.so\.10"):
+    with pytest.raises(BackendError) as caught:
         load_tensorrt("tensorrt")
+    assert caught.value.subject == "broken_trt"
 
 
 def test_rtx_features_are_found_on_classes() -> None:

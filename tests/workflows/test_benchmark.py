@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
+import torch
 
 from densenet_deploy.bench.candidate import BatchRefusedError
 from densenet_deploy.errors import (
@@ -22,6 +22,7 @@ from densenet_deploy.errors import (
 from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkReport, benchmark
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportOptions, export
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.points import pareto_points
 from tests.conftest import TINY
 
@@ -119,13 +120,13 @@ def test_untrained_networks_are_measured_on_every_backend(tiny_onnx):
     assert [(failed.model, failed.backend) for failed in report.failed] == [(str(tiny_onnx), "torch")]
 
 
-def test_a_model_in_memory_is_timed_by_its_graph_and_a_module_is_refused(tiny_onnx):
-    held = SimpleNamespace(name="held", path=None, manifest=None, to_bytes=tiny_onnx.read_bytes)
-    (result,) = benchmark([held], QUICK).results
-    assert (result.model, result.backend) == ("held", "onnxruntime")
-    with pytest.raises(UsageError) as caught:
-        benchmark([object()], QUICK)
-    assert caught.value.subject == "object"
+def test_models_in_memory_are_timed_if_another_process_can_open_them(digits_onnx, checkpoint):
+    graph, module = load(digits_onnx.read_bytes()), load(checkpoint)
+    report = benchmark([graph, module], QUICK)
+    found = [(result.model, result.backend) for result in report.results]
+    assert found == [(graph.name, "onnxruntime"), (module.name, "torch")]
+    with pytest.raises(UsageError):
+        benchmark([torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2))], QUICK)
 
 
 def test_the_report_is_plain_json_with_the_promised_keys_and_reads_itself(tiny_report, tiny_onnx):

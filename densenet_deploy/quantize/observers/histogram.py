@@ -110,7 +110,7 @@ class ChannelHistogram:
 
 
 class HistogramObserver(Observer):
-    """Base of the observers that clip: one threshold a channel on |x|, found on the histogram, never beyond min-max.
+    """Base of the observers that clip: one threshold per channel on |x|, found on the histogram, never beyond min-max.
 
     A single threshold serves both ways in which INT8 stores activations: [-T, T] around zero point 128, or [0, T] after
     a ReLU.

@@ -1,1 +1,1 @@
-"""How INT8 is written, one backend a file."""
+"""How INT8 is written, one file per backend."""

@@ -1,15 +1,15 @@
-"""INT8 for ONNX Runtime: the graph written in integer operators, from the first convolution to the last norm.
+"""INT8 for ONNX Runtime: the graph in integer operators, from the first convolution to the last norm.
 
-ONNX Runtime fuses Q/DQ pairs around convolutions, but not around the norm behind a Concat, and what it cannot fuse it
-runs in float between a Dequantize and a Quantize. So nothing is left to fusion here:
+ONNX Runtime fuses Q/DQ pairs around convolutions, but not around the norm after a Concat, and runs whatever it cannot
+fuse in float between a Dequantize and a Quantize. So nothing here depends on fusion:
 
-* Conv, with the ReLU behind it, is a QLinearConv whose output starts at code 0: saturation is the ReLU.
+* Conv, with the ReLU after it, is a QLinearConv whose output has zero point 0: saturation is the ReLU.
 * A norm (BatchNormalization, or Mul and Add), with its ReLU, is a depthwise 1x1 QLinearConv.
-* A clip (Max and Min with constants) compares codes; its bounds are codes too.
-* AveragePool is a depthwise QLinearConv with equal weights; MaxPool and Concat move codes.
+* A clip (Max and Min with constants) compares quantized values; its bounds are quantized too.
+* AveragePool is a depthwise QLinearConv with equal weights; MaxPool and Concat move quantized values.
 * A value that is read in a second type is requantized by a depthwise QLinearConv with weights of one.
 
-Everything else stays float, between DequantizeLinear and QuantizeLinear, as do the nodes that the caller names.
+All other nodes stay float, between DequantizeLinear and QuantizeLinear, as do those that the caller names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _WINDOWS: Final = ("strides", "pads", "auto_pad", "dilations")
 
 @recipes.register("onnxruntime")
 class OnnxRuntimeRecipe(Recipe):
-    """Integer operators wherever types are known."""
+    """Integer operators for all values with a known type."""
 
     passes = ("norm-to-clip",)
     stores_bus = True
@@ -52,22 +52,22 @@ class OnnxRuntimeRecipe(Recipe):
         writer = _Writer(model.graph, types, options)
         written = writer.write()
         changes = TensorChanges.of(model)
-        for value, given, codes in writer.codes():
-            changes.quantize(str(codes.name), str(value.name), given.scale, given.zero_point)
+        for value, given, quantized in writer.forms():
+            changes.quantize(str(quantized.name), str(value.name), given.scale, given.zero_point)
         changes.write_to(model)
         return written
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
-        """Rewrite `model` as for OpenVINO, whose codes are the same."""
+        """Rewrite `model` as for OpenVINO, whose quantized values are the same."""
         recipes.get("openvino")().simulate(model, types, options)
 
 
 class _Writer:
-    """Walks the graph in order, knowing for every value which forms of it exist: float, and codes of which types."""
+    """Walks the graph in order and keeps the existing forms of every value: float, and quantized by type."""
 
     def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
         self._graph, self._types, self._options = graph, types, options
-        self._codes: dict[ir.Value, dict[QuantizedType, ir.Value]] = {}
+        self._forms: dict[ir.Value, dict[QuantizedType, ir.Value]] = {}
         self._floats: dict[ir.Value, ir.Value] = {}
         self._done: set[ir.Node] = set()
         self._at: ir.Node  # where new nodes go: before the one being rewritten
@@ -94,11 +94,11 @@ class _Writer:
             self._read_floats(node)
         return tuple(written)
 
-    def codes(self) -> Iterator[tuple[ir.Value, QuantizedType, ir.Value]]:
-        """Yield every value that has codes, their type, and the codes."""
-        for value, forms in self._codes.items():
-            for given, codes in forms.items():
-                yield value, given, codes
+    def forms(self) -> Iterator[tuple[ir.Value, QuantizedType, ir.Value]]:
+        """Yield every quantized value with its type and its quantized form."""
+        for value, forms in self._forms.items():
+            for given, quantized in forms.items():
+                yield value, given, quantized
 
     def _may_change(self, node: ir.Node) -> bool:
         leaves = any(value.is_graph_output() for value in node.outputs)
@@ -106,37 +106,38 @@ class _Writer:
 
     # -- forms of values
 
-    def _code(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
-        """The codes of `value` in the type `wanted`, made from what exists."""
-        forms = self._codes.setdefault(value, {})
+    def _form(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
+        """Return `value` quantized as `wanted`, made from an existing form."""
+        forms = self._forms.setdefault(value, {})
         if wanted not in forms:
-            forms[wanted] = self._requantized(value, forms, wanted) if forms else self._quantized(value, wanted)
+            forms[wanted] = self._requantized(value, forms, wanted) if forms else self._from_float(value, wanted)
         return forms[wanted]
 
     def _native_type(self, value: ir.Value) -> QuantizedType | None:
-        """The type in which `value` can be read without another conversion, or the one planned for it."""
-        forms = self._codes.get(value)
+        """Return the type in which `value` can be read without a conversion, or the one chosen for it."""
+        forms = self._forms.get(value)
         return next(iter(forms)) if forms else self._types.get(str(value.name))
 
-    def _quantized(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
+    def _from_float(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
         return self._emit("QuantizeLinear", f"{value.name}:codes", [value, *self._type_inputs(value, wanted)])
 
     def _requantized(self, value: ir.Value, forms: Mapping[QuantizedType, ir.Value], wanted: QuantizedType) -> ir.Value:
-        given, codes = next(iter(forms.items()))
+        given, quantized = next(iter(forms.items()))
         channels = channels_of(value)
-        if channels is None:  # nothing says how many weights of one it takes
-            numbers = self._emit("DequantizeLinear", f"{value.name}:numbers", [codes, *self._type_inputs(value, given)])
-            return self._quantized(numbers, wanted)
+        if channels is None:  # so the number of weights is unknown
+            inputs = [quantized, *self._type_inputs(value, given)]
+            numbers = self._emit("DequantizeLinear", f"{value.name}:numbers", inputs)
+            return self._from_float(numbers, wanted)
         weights = np.ones((channels, 1, 1, 1))
-        return self._convolve(f"{value.name}:requantized", codes, given, wanted, weights, group=channels)
+        return self._convolve(f"{value.name}:requantized", quantized, given, wanted, weights, group=channels)
 
     def _float(self, value: ir.Value) -> ir.Value:
-        """The float form of `value`."""
-        if not self._codes.get(value) or value in self._floats or not self._is_replaced(value):
+        """Return the float form of `value`."""
+        if not self._forms.get(value) or value in self._floats or not self._is_replaced(value):
             return self._floats.get(value, value)
-        given, codes = next(iter(self._codes[value].items()))
+        given, quantized = next(iter(self._forms[value].items()))
         name = f"{value.name}:float"
-        self._floats[value] = self._emit("DequantizeLinear", name, [codes, *self._type_inputs(value, given)])
+        self._floats[value] = self._emit("DequantizeLinear", name, [quantized, *self._type_inputs(value, given)])
         return self._floats[value]
 
     def _is_replaced(self, value: ir.Value) -> bool:
@@ -175,7 +176,7 @@ class _Writer:
         group: int,
         attributes: Mapping[str, ir.Attr],
     ) -> bool:
-        """Write a Conv, or a norm as one, together with the ReLU behind it."""
+        """Write a Conv, or a norm as one, together with the ReLU after it."""
         relu = only_reader(node.outputs[0])
         fused = relu is not None and relu.op_type == "Relu" and not relu.outputs[0].is_graph_output()
         result = relu.outputs[0] if fused and relu is not None else node.outputs[0]
@@ -184,9 +185,9 @@ class _Writer:
             return False
         if fused and wanted.zero_point != 0:  # a ReLU whose result is a segment of a bus: clamp first, requantize later
             wanted = unsigned(wanted.scale * 127)
-        codes = self._code(source, given)
+        quantized = self._form(source, given)
         name = f"{result.name}:codes"
-        self._set_codes(result, wanted, self._convolve(name, codes, given, wanted, weights, bias, group, attributes))
+        self._set_form(result, wanted, self._convolve(name, quantized, given, wanted, weights, bias, group, attributes))
         self._done |= {node, relu} if fused and relu is not None else {node}
         return True
 
@@ -194,7 +195,7 @@ class _Writer:
         wanted = self._types.get(str(node.outputs[0].name))
         if wanted is None or node.attributes.get_int("axis", 0) != 1:
             return False
-        parts = [self._code(value, wanted) for value in node.inputs if value is not None]
+        parts = [self._form(value, wanted) for value in node.inputs if value is not None]
         return self._move(node, wanted, parts)
 
     def _clip(self, node: ir.Node) -> bool:
@@ -207,15 +208,15 @@ class _Writer:
         hold_bound(self._graph, node, given)
         bound = constant(node.inputs[1])
         assert bound is not None
-        codes = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.quantized(bound))
-        return self._move(node, given, [self._code(source, given), codes])
+        quantized = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.quantized(bound))
+        return self._move(node, given, [self._form(source, given), quantized])
 
     def _max_pool(self, node: ir.Node) -> bool:
         source = node.inputs[0]
         given = self._native_type(source) if source is not None else None
         if source is None or given is None:
             return False
-        return self._move(node, given, [self._code(source, given)])
+        return self._move(node, given, [self._form(source, given)])
 
     def _average_pool(self, node: ir.Node) -> bool:
         source = node.inputs[0]
@@ -228,18 +229,18 @@ class _Writer:
         result = node.outputs[0]
         weights = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel))
         kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
-        codes = self._convolve(
-            f"{result.name}:codes", self._code(source, given), given, given, weights, group=channels, attributes=kept
+        quantized = self._convolve(
+            f"{result.name}:codes", self._form(source, given), given, given, weights, group=channels, attributes=kept
         )
-        self._set_codes(result, given, codes)
+        self._set_form(result, given, quantized)
         self._done.add(node)
         return True
 
     def _move(self, node: ir.Node, kept_type: QuantizedType, inputs: list[ir.Value]) -> bool:
-        """The same operator on codes."""
+        """Write the same operator on quantized values."""
         result = node.outputs[0]
         attributes = list(node.attributes.values())
-        self._set_codes(result, kept_type, self._emit(node.op_type, f"{result.name}:codes", inputs, attributes))
+        self._set_form(result, kept_type, self._emit(node.op_type, f"{result.name}:codes", inputs, attributes))
         self._done.add(node)
         return True
 
@@ -248,7 +249,7 @@ class _Writer:
     def _convolve(
         self,
         name: str,
-        codes: ir.Value,
+        quantized: ir.Value,
         given: QuantizedType,
         wanted: QuantizedType,
         weights: Double,
@@ -262,7 +263,7 @@ class _Writer:
             weights, shift, given.scale, bits=options.weight_bits, per_channel=options.per_channel or group > 1
         )
         inputs = [
-            codes,
+            quantized,
             *self._constants(name, "input", given),
             new_initializer(self._graph, f"{name}.weight", integers.values),
             new_initializer(self._graph, f"{name}.weight_scale", integers.scales),
@@ -292,5 +293,5 @@ class _Writer:
         self._graph.insert_before(self._at, node)
         return node.outputs[0]
 
-    def _set_codes(self, value: ir.Value, given: QuantizedType, codes: ir.Value) -> None:
-        self._codes[value] = {given: codes}
+    def _set_form(self, value: ir.Value, given: QuantizedType, quantized: ir.Value) -> None:
+        self._forms[value] = {given: quantized}

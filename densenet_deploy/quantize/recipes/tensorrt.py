@@ -34,11 +34,10 @@ from densenet_deploy.graph.nodes import (
     new_initializer,
     new_node,
     scale_and_shift,
-    unused_name,
     why_not_affine,
 )
 from densenet_deploy.graph.reduced_precision import lift_opset, to_fp16_in_place
-from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
+from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
 from densenet_deploy.quantize.scales import QuantizedType, quantize_rows
 
 _STEPS: Final = 127
@@ -141,17 +140,13 @@ def _quantize_buses(graph: ir.Graph, types: Mapping[str, QuantizedType]) -> None
 
 def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> None:
     """Store the weights of `conv` as int8 at scales that FP16 holds."""
-    weights, name = constant(conv.inputs[1]), str(conv.inputs[1].name)  # type: ignore[union-attr]
+    weights = constant(conv.inputs[1])
     assert weights is not None
     rows = weights.astype(np.float64)
     _, wanted = quantize_rows(rows, per_channel=per_channel)
-    codes, scales = quantize_rows(rows, per_channel=per_channel, smallest=fp16_at_least(wanted).astype(np.float64))
-    inputs = [new_initializer(graph, f"{name}.codes", codes), *_numbers(graph, name, scales)]
-    axis = [ir.AttrInt64("axis", 0)] if per_channel else []
-    result = unused_name(graph, f"{name}:quantized")  # convolutions may share their weights
-    dequantize = new_node("DequantizeLinear", result, inputs, axis)
-    graph.insert_before(conv, dequantize)
-    conv.replace_input_with(1, dequantize.outputs[0])
+    smallest = fp16_at_least(wanted).astype(np.float64)
+    integers, scales = quantize_rows(rows, per_channel=per_channel, smallest=smallest)
+    read_dequantized_weights(graph, conv, integers, scales, [ir.AttrInt64("axis", 0)] if per_channel else [])
 
 
 def _merge_numbers(graph: ir.Graph, norm: ir.Node) -> None:

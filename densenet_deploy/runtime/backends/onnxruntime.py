@@ -1,12 +1,11 @@
 """Run ONNX files with ONNX Runtime: on the CPU, or on an NVIDIA GPU with CUDA, TensorRT or TensorRT-RTX.
 
-Which provider a GPU runs with is `NvidiaOptions.provider`. Nothing runs on the CPU that was not asked to: see
+`NvidiaOptions.provider` chooses what a GPU runs with. Nothing falls back to the CPU silently: see
 `onnxruntime_providers`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import logging
@@ -21,18 +20,18 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError, from_memory_error
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.onnxruntime_binding import Bindings
+from densenet_deploy.runtime.nvidia import find_gpus
 from densenet_deploy.runtime.onnxruntime_providers import (
     CPU,
     ON_CPU,
+    Bindings,
     Coverage,
-    ProviderPlan,
+    ProviderConfig,
     apply,
-    plan_for,
+    config_for,
     prepare,
     require_coverage,
 )
-from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
 from densenet_deploy.runtime.runner import (
     Device,
     Placement,
@@ -42,6 +41,7 @@ from densenet_deploy.runtime.runner import (
     RunnerSource,
     backends,
 )
+from densenet_deploy.runtime.timing import WARM_UP_CALLS, OperatorTime, median_times
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -51,11 +51,11 @@ log = logging.getLogger(__name__)
 _KERNEL: Final = "_kernel_time"
 _PRECISIONS: Final = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
 _SILENT: Final = 4  # native log lines would stand beside our one-line errors
-_STOP_SPINNING: Final = "session.force_spinning_stop"  # when a call has ended; within one threads go on spinning
+_STOP_SPINNING: Final = "session.force_spinning_stop"  # after a call; during one, threads go on spinning
 _BIAS_QUANTIZER: Final = "WeightBiasQuantization"
-"""An optimizer that rewrites float biases between Q/DQ nodes as integers at the scale of input times weight.
+"""An optimizer that rewrites float biases between Q/DQ nodes as integers, with the scale of input times weight.
 
-In float16 that product loses its digits or underflows, and the biases come back coarse. Seen in 1.31.
+In float16 that product loses digits or underflows, and the biases become coarse. Seen in 1.31.
 """
 _DTYPES: Final = {
     "tensor(float)": np.float32,
@@ -84,23 +84,23 @@ class OnnxRuntimeRunner(Runner):
         """Open the session; see `Runner.open`."""
         assert isinstance(source, Artifact)
         if options.precision not in (None, source.precision):
-            why = f"the file holds {source.precision} and ONNX Runtime runs it so"
+            why = f"the file holds {source.precision}, which is what ONNX Runtime runs"
             raise BackendError(options.precision, why, "convert the file instead")
         threads = options.threads or usable_cpus()
-        session, chosen, plan = _open_session(source, device, options)
-        return cls(session, source, chosen, threads, options, plan)
+        session, chosen, config = _open_session(source, device, options)
+        return cls(session, source, chosen, threads, options, config)
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
         """Ask for version and devices; see `Runner.probe`."""
         import onnxruntime
 
-        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _cuda_answers()
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(find_gpus())
         return onnxruntime.__version__, ("cpu", "cuda") if has_cuda else ("cpu",)
 
     @classmethod
     def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
-        """Read the trace that the session writes; see `Runner.profile`. On CUDA it holds the times of the host."""
+        """Read the trace that the session writes; see `Runner.profile`. On CUDA these are times of the host."""
         assert isinstance(request.source, Artifact)
         nvidia = dataclasses.replace(request.options.nvidia, graphs=False)  # a recorded graph hides its nodes
         options = dataclasses.replace(request.options, nvidia=nvidia)
@@ -118,7 +118,7 @@ class OnnxRuntimeRunner(Runner):
         device: Device,
         threads: int,
         options: RunnerOptions,
-        plan: ProviderPlan = ON_CPU,
+        config: ProviderConfig = ON_CPU,
     ) -> None:
         import onnxruntime
 
@@ -131,13 +131,13 @@ class OnnxRuntimeRunner(Runner):
             provider=session.get_providers()[0],
             precision=artifact.precision,
             threads=threads,
-            notes=_notes(plan, session),
+            notes=_notes(config, session),
         )
         self._output_names = [spec.name for spec in outputs]
-        streams = 1 if plan.graphs else options.nvidia.streams  # a graph has one place for its feeds
+        streams = 1 if config.graphs else options.nvidia.streams  # a graph has a single place for its feeds
         bound = Bindings(session, ("cuda", device.index), inputs, outputs, streams)
         super().__init__(
-            session if plan.wanted == CPU else bound,
+            session if config.wanted == CPU else bound,
             inputs,
             outputs,
             placement,
@@ -153,10 +153,10 @@ class OnnxRuntimeRunner(Runner):
 
 def _open_session(
     artifact: Artifact, device: Device | None, options: RunnerOptions
-) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
-    """Open a session on `device`; on None on a GPU that runs all of the model, else on the CPU."""
+) -> tuple[ort.InferenceSession, Device, ProviderConfig]:
+    """Open a session on `device`; None takes a GPU if it runs the whole model, else the CPU."""
     provider = options.nvidia.provider
-    if device is None and provider is None and _cuda_answers():
+    if device is None and provider is None and find_gpus():
         try:
             return _session(artifact, Device("cuda"), options)
         except DeviceError as exc:
@@ -166,27 +166,32 @@ def _open_session(
 
 def _session(
     artifact: Artifact, device: Device, options: RunnerOptions, trace: Path | None = None
-) -> tuple[ort.InferenceSession, Device, ProviderPlan]:
+) -> tuple[ort.InferenceSession, Device, ProviderConfig]:
     import onnxruntime
 
-    if device.word == "cuda" and not _cuda_answers():
+    if device.word == "cuda" and not find_gpus():
         raise DeviceError(device, "no NVIDIA driver answers", "install the driver, or use --device cpu")
-    plan = plan_for(device, options.nvidia, artifact)
-    prepare(onnxruntime, plan)
-    session = open_session(onnxruntime, artifact, plan, device, options, trace)
-    if plan.wanted != CPU:
-        require_coverage(plan, Coverage.of(session), device)
-    return session, device, plan
+    config = config_for(device, options.nvidia, artifact)
+    prepare(onnxruntime, config)
+    session = open_session(onnxruntime, artifact, config, device, options, trace)
+    if config.wanted != CPU:
+        require_coverage(config, Coverage.of(session), device)
+    return session, device, config
 
 
 def open_session(
-    ort: Any, artifact: Artifact, plan: ProviderPlan, device: Device, options: RunnerOptions, trace: Path | None = None
+    ort: Any,
+    artifact: Artifact,
+    config: ProviderConfig,
+    device: Device,
+    options: RunnerOptions,
+    trace: Path | None = None,
 ) -> ort.InferenceSession:
-    """Open a session on what `plan` wants. `ort` is the onnxruntime module; a profile's name begins with `trace`.
+    """Open a session with `config`. `ort` is the onnxruntime module; the name of a profile begins with `trace`.
 
     Raises:
         ModelFileError: if the CPU cannot run the model.
-        DeviceError: if another device cannot run all of it.
+        DeviceError: if another device cannot run the whole model.
     """
     ort.set_default_logger_severity(_SILENT)
     session_options = ort.SessionOptions()
@@ -198,8 +203,8 @@ def open_session(
         session_options.add_session_config_entry(_STOP_SPINNING, "1")
     if trace is not None:
         session_options.enable_profiling, session_options.profile_file_prefix = True, str(trace)
-    providers = apply(ort, plan, session_options, device)
-    try:  # with its fallback, ONNX Runtime would print an error and try other providers
+    providers = apply(ort, config, session_options, device)
+    try:  # its fallback would print an error and try other providers
         return ort.InferenceSession(
             _model_source(artifact),
             session_options,
@@ -212,21 +217,21 @@ def open_session(
 
 
 def _harmful_optimizers(artifact: Artifact) -> list[str] | None:
-    """Which optimizers of ONNX Runtime change what `artifact` computes; only the tensorrt recipe writes float16."""
+    """The optimizers of ONNX Runtime that change the results of `artifact`; only the tensorrt recipe writes float16."""
     in_float16 = artifact.manifest is not None and artifact.manifest.recipe == "tensorrt"
     return [_BIAS_QUANTIZER] if in_float16 else None
 
 
-def _notes(plan: ProviderPlan, session: ort.InferenceSession) -> tuple[str, ...]:
-    """What was read back of a GPU's session."""
-    if plan.wanted == CPU:
+def _notes(config: ProviderConfig, session: ort.InferenceSession) -> tuple[str, ...]:
+    """Return what was read back from the session of a GPU."""
+    if config.wanted == CPU:
         return ()
     nodes = str(Coverage.of(session))
-    return (nodes, "CUDA graphs asked for") if plan.graphs else (nodes,)
+    return (nodes, "CUDA graphs asked for") if config.graphs else (nodes,)
 
 
 def _timed_calls(events: Iterable[dict[str, Any]]) -> list[list[OperatorTime]]:
-    """Return what the nodes took, call by call: the event of a call follows those of its nodes."""
+    """Return the times of the nodes, call by call: the event of a call follows those of its nodes."""
     calls: list[list[OperatorTime]] = [[]]
     for event in events:
         if event["name"] == "model_run":
@@ -258,16 +263,6 @@ def _model_source(artifact: Artifact) -> str | bytes:
     except UnicodeEncodeError:
         return artifact.read_bytes()
     return str(artifact.path)
-
-
-def _cuda_answers() -> bool:
-    """Whether an NVIDIA driver is loaded and sees a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def _open_error(path: Path, device: Device, exc: Exception) -> Exception:

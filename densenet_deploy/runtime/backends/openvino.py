@@ -1,7 +1,7 @@
 """Run ONNX files and OpenVINO IR on Intel CPUs, GPUs and NPUs.
 
-OpenVINO runs FP32 models in bfloat16 on CPUs that have it unless told otherwise; here the arithmetic is what the file
-holds, and anything else has to be asked for with `RunnerOptions(precision="bf16")`.
+By default OpenVINO runs FP32 models in bfloat16 on CPUs that support it. Here the arithmetic is what the file holds,
+and anything else has to be asked for with `RunnerOptions(precision="bf16")`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import BackendError, DeviceError, ModelFileError
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
+from densenet_deploy.runtime.pool import Pool
 from densenet_deploy.runtime.runner import (
     Device,
     Placement,
@@ -27,6 +27,7 @@ from densenet_deploy.runtime.runner import (
     RunnerSource,
     backends,
 )
+from densenet_deploy.runtime.timing import WARM_UP_CALLS, OperatorTime, median_times
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -94,7 +95,7 @@ class OpenVINORunner(Runner):
             threads=options.threads or usable_cpus(),
         )
         super().__init__(
-            _RequestPool(compiled),
+            Pool(compiled.create_infer_request),  # a request serves one thread at a time
             _tensor_specs(model.inputs, compiled.inputs, artifact.path),
             _tensor_specs(model.outputs, compiled.outputs, artifact.path),
             placement,
@@ -102,30 +103,10 @@ class OpenVINORunner(Runner):
             check_values=options.check_values,
         )
 
-    def _run(self, handle: _RequestPool, feeds: dict[str, Array]) -> dict[str, Array]:
-        request = handle.take()
-        try:
-            results = request.infer(feeds, share_inputs=True).to_tuple()  # outputs are not shared, that is copied
-        finally:
-            handle.give_back(request)
+    def _run(self, handle: Pool[ov.InferRequest], feeds: dict[str, Array]) -> dict[str, Array]:
+        with handle.lend() as request:
+            results = request.infer(feeds, share_inputs=True).to_tuple()  # outputs are not shared but copied
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
-
-
-class _RequestPool:
-    """Infer requests of one compiled model: each serves one thread at a time; when all are busy another is made."""
-
-    def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._compiled = compiled
-        self._idle: list[ov.InferRequest] = []
-
-    def take(self) -> ov.InferRequest:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._compiled.create_infer_request()
-
-    def give_back(self, request: ov.InferRequest) -> None:
-        self._idle.append(request)
 
 
 def _version() -> str:
@@ -137,7 +118,7 @@ def _version() -> str:
 def _compiled(
     source: Artifact, device: Device, options: RunnerOptions, more_settings: dict[str, Any]
 ) -> tuple[ov.Model, ov.CompiledModel]:
-    """Return the model as the file has it, which names its ports, and compiled."""
+    """Return the model as it is in the file, which has the names of its ports, and the compiled model."""
     import openvino
 
     core = openvino.Core()
@@ -154,14 +135,14 @@ def _compiled(
 
 
 def _remedy(source: Artifact) -> str:
-    """What to do about a file that does not load: INT8 for ONNX Runtime has operators that only that knows."""
+    """What to do about a file that does not load: INT8 for ONNX Runtime has operators that OpenVINO lacks."""
     if source.manifest is not None and source.manifest.recipe == "onnxruntime":
         return "it was written for ONNX Runtime: use the backend onnxruntime, or quantize with --recipe openvino"
     return "export the model again"
 
 
 def _fix_batch(model: ov.Model, batch: int) -> None:
-    """Give inputs that take any batch this one: a compiled model of static shapes plans its calls beforehand."""
+    """Set the batch of inputs that take any: a model with static shapes is prepared once instead of in every call."""
     shapes = {port: port.get_partial_shape() for port in model.inputs}
     for shape in shapes.values():
         if shape.rank.is_static and len(shape) > 0 and shape[0].is_dynamic:
@@ -174,7 +155,7 @@ def _was_run(info: ov.ProfilingInfo) -> bool:
 
 
 def _timed(info: ov.ProfilingInfo, device_name: str) -> OperatorTime:
-    """What one counter says; the kernel's name ends in the type it computes in: `brgconv_avx512_1x1_f32`."""
+    """Read one counter; the name of the kernel ends in the type it computes in: `brgconv_avx512_1x1_f32`."""
     word = info.exec_type.rpartition("_")[2].lower()
     milliseconds = info.real_time.total_seconds() * 1e3
     return OperatorTime(info.node_name, info.node_type, device_name, _KERNEL_WORDS.get(word, "unknown"), milliseconds)
@@ -200,13 +181,13 @@ def _settings(device_name: str, stored: str, options: RunnerOptions) -> dict[str
 
 
 def _arithmetic(compiled: ov.CompiledModel) -> str:
-    """The float arithmetic that the compiled model says it uses."""
+    """Return the floating-point arithmetic that the compiled model reports."""
     hint = compiled.get_property("INFERENCE_PRECISION_HINT")
     return _WORDS.get(hint.to_string() if hasattr(hint, "to_string") else str(hint), "unknown")
 
 
 def _tensor_specs(read: Iterable[Any], compiled: Iterable[Any], path: Path) -> tuple[TensorSpec, ...]:
-    """Names as the file has them: a Cast that the compiler drops leaves its tensor's name on the port beside them."""
+    """Use the names in the file: compiling can remove a Cast, whose tensor's name then joins that of the port."""
     return tuple(_tensor_spec(port.any_name, end, path) for port, end in zip(read, compiled, strict=True))
 
 

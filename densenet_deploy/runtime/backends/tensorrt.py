@@ -1,8 +1,8 @@
-"""Run TensorRT plans (`.engine`) on NVIDIA GPUs: `tensorrt` for full TensorRT, `rtx` for TensorRT-RTX.
+"""Run TensorRT engines (`.engine`) on NVIDIA GPUs: `tensorrt` for full TensorRT, `rtx` for TensorRT-RTX.
 
-The plan's sidecar is verified before TensorRT sees a byte. A call copies its batch through pinned memory, and arrays
-that are on the GPU already are run where they lie (`run_on_gpu`). Callers in several threads run side by side, as many
-as `NvidiaOptions.streams`.
+The sidecar of an engine is verified before TensorRT reads a byte. A call copies its batch through pinned memory; arrays
+that are on the GPU already are run in place (`run_on_gpu`). Callers in several threads run in parallel, as many as
+`NvidiaOptions.streams`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from typing import Any, ClassVar, Final
 from densenet_deploy.artifacts import Artifact, os_errors_about
 from densenet_deploy.errors import BackendError, DeviceError
 from densenet_deploy.runtime.cudart import load_cuda
-from densenet_deploy.runtime.engine_files import Plan, read_plan, require_gpu, require_version
+from densenet_deploy.runtime.engine_files import HEADER_BYTES, Plan, read_plan, require_gpu, require_version, sniff
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.plan import HEADER_BYTES, sniff
 from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, RunnerSource, backends
 from densenet_deploy.runtime.sidecar import Sidecar
-from densenet_deploy.runtime.tensorrt.contexts import Contexts
 from densenet_deploy.runtime.tensorrt.engine import Engine, engine_from_plan
-from densenet_deploy.runtime.tensorrt.lanes import Lanes
-from densenet_deploy.runtime.tensorrt.runs import run_in_place, run_portions, warm_up
+from densenet_deploy.runtime.tensorrt.execution_pool import ExecutionPool
 from densenet_deploy.runtime.trt import load_tensorrt
 
 _TITLES: Final = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
@@ -30,7 +27,7 @@ _TITLES: Final = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
 @backends.register("tensorrt")
 class TensorRTRunner(Runner):
-    """Run a plan of full TensorRT."""
+    """Run an engine of full TensorRT."""
 
     name = "tensorrt"
     suffixes = (".engine",)
@@ -41,14 +38,14 @@ class TensorRTRunner(Runner):
 
     @classmethod
     def suits(cls, artifact: Artifact) -> bool:
-        """Whether the plan's header names this flavour."""
+        """Whether the header of the engine names this flavour."""
         with os_errors_about(artifact.path), artifact.path.open("rb") as file:
             header = sniff(file.read(HEADER_BYTES))
         return header is not None and header.flavour == cls.flavour
 
     @classmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Verify the plan, load it and run it twice on zeros; see `Runner.open`."""
+        """Verify the engine, load it and run it twice on zeros; see `Runner.open`."""
         assert isinstance(source, Artifact)
         plan = read_plan(source.path, trust_engine=options.trust_engine)
         precision = _precision(plan.sidecar)
@@ -73,10 +70,8 @@ class TensorRTRunner(Runner):
         return version, tuple(f"cuda:{index}" for index in range(count))
 
     def __init__(self, engine: Engine, plan: Plan, precision: str, options: RunnerOptions) -> None:
-        contexts = Contexts(engine, plan, options.nvidia)
-        lanes = Lanes(engine, contexts.make_lane, options.nvidia.streams)
-        graphs = warm_up(lanes)
-        contexts.keep_kernels()
+        pool = ExecutionPool(engine, plan, options.nvidia)
+        graphs = pool.warm_up()
         placement = Placement(
             backend=self.name,
             version=engine.trt.version,
@@ -86,9 +81,8 @@ class TensorRTRunner(Runner):
             threads=1,
             notes=(*_convolutions(plan.sidecar), graphs),
         )
-        self._contexts: Contexts | None = contexts
         super().__init__(
-            lanes,
+            pool,
             engine.inputs,
             engine.outputs,
             placement,
@@ -97,11 +91,11 @@ class TensorRTRunner(Runner):
         )
 
     def run_on_gpu(self, feeds: Mapping[str, object], outputs: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Run one batch that lies on the GPU, without copying it.
+        """Run one batch that is on the GPU, without copying it.
 
         Args:
-            feeds: for every input an array with `__cuda_array_interface__` (CuPy, PyTorch, Numba) or `__dlpack__`,
-                contiguous, whose batch one profile of the engine takes. Their values are not checked.
+            feeds: for every input a contiguous array with `__cuda_array_interface__` (CuPy, PyTorch, Numba) or
+                `__dlpack__`, of a batch that one profile of the engine accepts. Their values are not checked.
             outputs: such arrays to write into, by output name; others are newly allocated.
 
         Returns:
@@ -111,22 +105,22 @@ class TensorRTRunner(Runner):
             FeedError: if an array has the wrong name, type, shape, layout or device.
             RunnerStateError: after `close`, or in a child that forked after the runner was opened.
         """
-        return run_in_place(self._open_handle(), feeds, outputs or {})
+        pool: ExecutionPool = self._open_handle()
+        return pool.run_in_place(feeds, outputs or {})
 
     def close(self) -> None:
-        """Let go of the engine, and keep the kernels that were compiled for batches seen since; see `Runner.close`."""
-        contexts, self._contexts = self._contexts, None
-        if contexts is not None and self.is_usable:
-            contexts.keep_kernels()
+        """Release the engine, and save the kernels that were compiled since it was opened; see `Runner.close`."""
+        if self.is_usable:
+            self._open_handle().save_kernels()
         super().close()
 
-    def _run(self, handle: Lanes, feeds: dict[str, Array]) -> dict[str, Array]:
-        return run_portions(handle, feeds)
+    def _run(self, handle: ExecutionPool, feeds: dict[str, Array]) -> dict[str, Array]:
+        return handle.run(feeds)
 
 
 @backends.register("rtx")
 class RtxRunner(TensorRTRunner):
-    """Run a plan of TensorRT-RTX."""
+    """Run an engine of TensorRT-RTX."""
 
     name = "rtx"
     requires = "tensorrt_rtx"
@@ -135,7 +129,7 @@ class RtxRunner(TensorRTRunner):
 
 
 def _precision(sidecar: Sidecar | None) -> str:
-    """What most convolutions ran in when the engine was read back after its build, else what its graph asks for."""
+    """The precision of most convolutions, as read back from the engine after its build, else that of the graph."""
     if sidecar is None:
         return "unknown"
     counts = _counts(sidecar)

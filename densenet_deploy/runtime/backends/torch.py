@@ -17,7 +17,6 @@ import numpy as np
 from densenet_deploy.errors import BackendError, DeviceError, FeedError, ResourceError, from_memory_error
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
-from densenet_deploy.runtime.operator_times import WARM_UP_CALLS, OperatorTime, median_times
 from densenet_deploy.runtime.runner import (
     Device,
     ModuleSource,
@@ -28,6 +27,7 @@ from densenet_deploy.runtime.runner import (
     RunnerSource,
     backends,
 )
+from densenet_deploy.runtime.timing import WARM_UP_CALLS, OperatorTime, median_times
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,1 @@
-"""Run a TensorRT plan: the engine, lanes that run batches side by side, arrays that stay on the GPU."""
+"""Run TensorRT engines: the engine, its execution contexts, and arrays that stay on the GPU."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.engines.precision import EnginePrecision
+from densenet_deploy.engines.precision import EnginePrecision, precision_of
 from densenet_deploy.errors import printable
 from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.engine_files import Plan, read_plan
-from densenet_deploy.workflows.build_engine.proof import proof_of
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_spec
 from densenet_deploy.workflows.notes import untrained_note
 
@@ -72,7 +71,7 @@ def inspect_engine(path: Path, batch: int = 1) -> InspectEngineReport:
     options = InspectOptions(batch=batch)
     plan = read_plan(path, trust_engine=True)  # it is read as text, not loaded
     if plan.sidecar is None:
-        return InspectEngineReport(plan, proof_of(plan), None, (_STRANGER,))
+        return InspectEngineReport(plan, precision_of(plan), None, (_STRANGER,))
     manifest = plan.sidecar.manifest
     architecture = None if manifest is None else inspect_spec(str(path), plan.sidecar.precision, manifest, options)
-    return InspectEngineReport(plan, proof_of(plan), architecture, untrained_note(manifest))
+    return InspectEngineReport(plan, precision_of(plan), architecture, untrained_note(manifest))

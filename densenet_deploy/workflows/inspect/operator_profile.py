@@ -15,7 +15,6 @@ from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain, to_plain
 from densenet_deploy.reports import table
 from densenet_deploy.runtime.batching import fixed_batch, input_size
-from densenet_deploy.runtime.operator_times import OperatorTime
 from densenet_deploy.runtime.runner import (
     Device,
     ModelSource,
@@ -26,7 +25,7 @@ from densenet_deploy.runtime.runner import (
     open_runner,
     runner_source,
 )
-from densenet_deploy.runtime.timing import time_runs
+from densenet_deploy.runtime.timing import OperatorTime, time_runs
 
 _CALLS: Final = 10
 _SHOWN: Final = 10

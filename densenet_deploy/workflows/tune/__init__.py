@@ -1,1 +1,1 @@
-"""`tune`: make the forms of a model, time them, compare answers, and say which one to ship from this machine."""
+"""`tune`: which file to ship from this machine, on which backend, with how many threads."""

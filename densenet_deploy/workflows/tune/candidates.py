@@ -1,4 +1,4 @@
-"""What can be tried: forms of a model (precision, recipe), each on backends, numbers of threads and batch sizes."""
+"""What is tried: precisions and INT8 recipes of a model, each on backends, numbers of threads and batch sizes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import UnknownNameError
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags, usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, backends, backends_reading
+from densenet_deploy.variants import find_variant
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import chosen_recipe
 from densenet_deploy.workflows.quantize.recipe_file import is_recipe_file, options_of
@@ -21,29 +23,34 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 GOALS: Final = ("latency", "throughput")
 _BF16_UNITS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 _BATCHES: Final = {"latency": (1,), "throughput": (1, 8, 32)}
-_BASE: Final = "fp32"
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What to search, and what must hold of the choice.
+    """What is tried, and which limits the choice has to keep.
 
     Attributes:
-        precisions: of `PRECISIONS`; empty means all that make sense here: INT8 with calibration data, BF16 where the
-            CPU has units for it. The float file is always tried: the others are compared with it.
+        variants: names of untrained networks to tune beside the given models.
+        precisions: of `PRECISIONS`; empty means all that make sense here: INT8 with calibration data, BF16 if the CPU
+            has units for it. The FP32 file is always tried, since the others are compared with it.
         recipes: names or TOML files; empty means those whose backend is installed.
         backends: empty means all installed ones that read ONNX.
         threads: empty means 1, 2, 4, … up to all that this process may use.
-        batches: empty means 1, and for the goal `throughput` 1, 8 and 32.
+        batches: empty means 1, and 1, 8 and 32 for the goal `throughput`.
         device: as for `open_runner`.
-        goal: `latency`, the shortest call of the smallest batch; or `throughput`, the most images a second.
-        calibration: a folder or array file; `samples` of it are used.
+        goal: `latency`, the shortest call of the smallest batch, or `throughput`, the most images/s.
+        calibration: a folder or array file, of which `samples` images are used.
         data: class folders to measure top-1 on.
-        max_drop: percentage points of top-1 that may be lost to the best float model; without `data`, of images
+        max_drop: percentage points of top-1 that may be lost relative to the best FP32 model; without `data`, of images
             whose best class may change.
-        max_latency_ms: of the median call. max_memory_mib: of the process, at its peak.
+        max_latency_ms: of the median call.
+        max_memory_mib: of the process at its peak.
+
+    Raises:
+        UsageError: if an option is out of range or unknown.
     """
 
+    variants: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
@@ -51,9 +58,9 @@ class TuneOptions:
     batches: tuple[int, ...] = ()
     device: str | None = None
     goal: str = "latency"
-    calibration: Path | None = None
+    calibration: StrPath | None = None
     samples: int = 512
-    data: Path | None = None
+    data: StrPath | None = None
     max_drop: float | None = None
     max_latency_ms: float | None = None
     max_memory_mib: float | None = None
@@ -61,25 +68,31 @@ class TuneOptions:
     def __post_init__(self) -> None:
         require_choice("goal", self.goal, GOALS)
         require_range("samples", self.samples, 1, 1_000_000)
+        for word in self.variants:
+            find_variant(word)
         for word in self.precisions:
             require_choice("precision", word, PRECISIONS)
-        for size in self.batches:
-            require_range("batch", size, 1, 65536)
-        for count in self.threads:
-            require_range("threads", count, 1, 1024)
+        for name, values, high in (("batch", self.batches, 65536), ("threads", self.threads, 1024)):
+            for value in values:
+                require_range(name, value, 1, high)
         if self.device is not None:
             Device.parse(self.device)
-        if self.max_drop is not None:
-            require_range("max-drop", self.max_drop, 0.0, 100.0)
-        if self.max_latency_ms is not None:
-            require_range("max-latency", self.max_latency_ms, 1e-6, 1e9)
-        if self.max_memory_mib is not None:
-            require_range("max-memory", self.max_memory_mib, 1e-3, 1e9)
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        limits = (
+            ("max-drop", self.max_drop, 0.0, 100.0),
+            ("max-latency", self.max_latency_ms, 1e-6, 1e9),
+            ("max-memory", self.max_memory_mib, 1e-3, 1e9),
+        )
+        for name, value, low, high in limits:
+            if value is not None:
+                require_range(name, value, low, high)
 
 
 @dataclass(frozen=True)
-class Form:
-    """A precision, and for INT8 how it is written; `backends` run it. `name` stands in the file's name."""
+class PrecisionOption:
+    """A precision, and for INT8 how it is written; `backends` run it, `name` is part of the file's name."""
 
     name: str
     precision: str
@@ -89,7 +102,7 @@ class Form:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A form that has been made: `base` names the float model it was made of, `size_bytes` the file's size."""
+    """A file to try: `base` is the name of the FP32 model it was made from, `form` that of its `PrecisionOption`."""
 
     path: Path
     base: str
@@ -101,8 +114,8 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to run one file."""
+class Trial:
+    """A candidate: one way to run one file."""
 
     file: ModelFile
     backend: str
@@ -116,52 +129,51 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Space:
-    """All that will be tried of each model, and notes on what will not.
+class SearchSpace:
+    """All that is tried of each model, and notes on what is not; `precisions` begin with FP32."""
 
-    `forms` begin with the float file itself.
-    """
-
-    forms: tuple[Form, ...]
+    precisions: tuple[PrecisionOption, ...]
     threads: tuple[int, ...]
     batches: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, options: TuneOptions) -> Space:
+    def of(cls, options: TuneOptions) -> SearchSpace:
         """Fill in what `options` leave open.
 
         Raises:
             UnknownNameError: if there is no such backend or recipe.
-            MissingPackageError: if a backend that was named is not installed, or none is.
+            MissingPackageError: if a named backend is not installed, or none is.
         """
         names = _backends(options.backends)
-        wanted, notes = _precisions(options)
-        forms = [Form(word, word, names) for word in wanted if word != "int8"]
-        if "int8" in wanted:
-            ours, told = _int8_forms(options, names)
-            forms, notes = [*forms, *ours], [*notes, *told]
+        words, notes = _precisions(options)
+        found = [PrecisionOption(word, word, names) for word in words if word != "int8"]
+        if "int8" in words:
+            recipes, skipped = _int8_options(options, names)
+            found, notes = [*found, *recipes], [*notes, *skipped]
         threads = options.threads or tuple(_powers_of_two(usable_cpus()))
         batches = options.batches or _BATCHES[options.goal]
-        return cls(tuple(forms), tuple(sorted(set(threads))), tuple(sorted(set(batches))), tuple(notes))
+        return cls(tuple(found), tuple(sorted(set(threads))), tuple(sorted(set(batches))), tuple(notes))
 
-    def candidates(self, files: Sequence[tuple[Form, ModelFile]]) -> tuple[Candidate, ...]:
-        """Every way to run each file; one of a fixed batch is run with that alone."""
+    def trials(self, files: Sequence[tuple[PrecisionOption, ModelFile]]) -> tuple[Trial, ...]:
+        """Every way to run each file; a file with a fixed batch is run with only that."""
         return tuple(
-            Candidate(file, backend, threads, batch)
-            for form, file in files
-            for backend, threads, batch in itertools.product(
-                form.backends, self.threads, self.batches if file.fixed_batch is None else (file.fixed_batch,)
-            )
+            Trial(file, backend, threads, batch)
+            for option, file in files
+            for backend, threads, batch in itertools.product(option.backends, self.threads, self.batches_of(file))
         )
 
+    def batches_of(self, file: ModelFile | None) -> tuple[int, ...]:
+        """The batch sizes that `file` runs with."""
+        return self.batches if file is None or file.fixed_batch is None else (file.fixed_batch,)
 
-def _backends(asked: Sequence[str]) -> tuple[str, ...]:
-    kinds = [backends.get(name) for name in asked] or backends_reading(".onnx")
+
+def _backends(names: Sequence[str]) -> tuple[str, ...]:
+    kinds = [backends.get(name) for name in names] or backends_reading(".onnx")
     for kind in kinds:
         if ".onnx" not in kind.suffixes:
             raise UnknownNameError.among("backend for ONNX files", kind.name, _names(backends_reading(".onnx")))
-        if asked:
+        if names:
             require_packages(kind.extra, kind.requires)
     installed = [kind for kind in kinds if is_installed(kind.requires)]
     if not installed:
@@ -174,31 +186,31 @@ def _names(kinds: Sequence[type[Runner]]) -> tuple[str, ...]:
 
 
 def _precisions(options: TuneOptions) -> tuple[list[str], list[str]]:
-    wanted: list[str]
+    words: list[str]
     if options.precisions:
-        wanted = [word for word in PRECISIONS if word in options.precisions or word == _BASE]
+        words = [word for word in PRECISIONS if word in options.precisions or word == "fp32"]
     else:
-        wanted = ["fp32", "fp16", *(["bf16"] if cpu_flags() & _BF16_UNITS else []), "int8"]
-    if options.calibration is None and "int8" in wanted:
-        return [word for word in wanted if word != "int8"], ["INT8 is not tried: it needs --calibration"]
-    return wanted, []
+        words = ["fp32", "fp16", *(["bf16"] if cpu_flags() & _BF16_UNITS else []), "int8"]
+    if options.calibration is None and "int8" in words:
+        return [word for word in words if word != "int8"], ["INT8 is not tried: it needs --calibration"]
+    return words, []
 
 
-def _int8_forms(options: TuneOptions, names: Sequence[str]) -> tuple[list[Form], list[str]]:
+def _int8_options(options: TuneOptions, names: Sequence[str]) -> tuple[list[PrecisionOption], list[str]]:
     from densenet_deploy.quantize.recipes.recipe import recipes
 
     words = options.recipes or tuple(name for name in recipes.items() if name in names)
-    forms, notes = [], []
+    found, notes = [], []
     for word in words:
         given = {"samples": options.samples} | ({} if is_recipe_file(word) else {"never_slower": False})
-        how = options_of(word, given)
-        runs_on = chosen_recipe(how.recipe)
-        if runs_on not in names:
-            notes.append(f"the recipe {word} is not tried: {runs_on} is not among the backends ({', '.join(names)})")
+        quantize = options_of(word, given)
+        backend = chosen_recipe(quantize.recipe)
+        if backend not in names:
+            notes.append(f"the recipe {word} is not tried: {backend} is not among the backends ({', '.join(names)})")
             continue
         name = f"int8.{Path(word).stem if is_recipe_file(word) else word}"
-        forms.append(Form(name, "int8", (runs_on,), replace(how, recipe=runs_on)))
-    return forms, notes
+        found.append(PrecisionOption(name, "int8", (backend,), replace(quantize, recipe=backend)))
+    return found, notes
 
 
 def _powers_of_two(most: int) -> Iterator[int]:

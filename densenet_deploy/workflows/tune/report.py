@@ -1,223 +1,381 @@
-"""What a tuning found: the candidates that no other beats, the one to ship and why, and what that was measured on."""
+"""The results of a tuning: the candidates that no other beats, the one to ship and why, and what it was measured on."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from densenet_deploy.analysis.pareto import undominated
 from densenet_deploy.bench.machine import Machine
+from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, printable
-from densenet_deploy.workflows.tune.results import Limits, Tried
+from densenet_deploy.parity.compare import Parity
+from densenet_deploy.reports import Report, line, table
+from densenet_deploy.workflows.tune.cache import ResultCache
+from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
+from densenet_deploy.workflows.tune.measure import Quality
+from densenet_deploy.workflows.tune.search import CHOSEN, EQUALLY_FAST, GROUP_SIZE, Limits, Search
 
 _MIB: Final = 2**20
-_EQUAL: Final = 1.02  # figures nearer to each other than that count as equal on the front
-_HEADER: Final = ("", "file", "backend", "threads", "batch", "ms [95 %]", "images/s", "x reference", "MiB", "file MiB",
-                  "top-1", "SQNR dB", "drop")  # fmt: skip
+_EQUAL: Final = 1.02  # the ratio up to which figures count as equal on the Pareto front
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """All that is known of a candidate.
+
+    Attributes:
+        model, bytes, sha256: the file.
+        base, form, precision: the FP32 model it was made from, and how.
+        backend, threads, batch: how it ran.
+        outcome: `chosen`, or why it is not.
+        limits_missed: names of limits.
+        latency_ms: the median call, with its 95 % interval `interval_ms`; None if it could not run.
+        images_per_second: derived from it.
+        speedup: images/s over those of the reference.
+        device, runs_in: where and in which precision it ran, as the backend reports.
+        top1: accuracy on `labelled` images, a fraction; None if there were none, or the search had dropped it before.
+        parity: with the FP32 model, of the worst output, on the images that `compared_on` describes.
+        drop_points: percentage points of top-1 lost; without labels, of images with another class.
+    """
+
+    model: Path
+    base: str
+    form: str
+    precision: str
+    backend: str
+    threads: int
+    batch: int
+    bytes: int
+    sha256: str
+    outcome: str
+    limits_missed: tuple[str, ...] = ()
+    latency_ms: float | None = None
+    interval_ms: tuple[float, float] | None = None
+    images_per_second: float | None = None
+    speedup: Interval | None = None
+    peak_memory_bytes: int | None = None
+    device: str | None = None
+    runs_in: str | None = None
+    top1: float | None = None
+    labelled: int = 0
+    parity: Parity | None = None
+    compared_on: str | None = None
+    drop_points: float | None = None
+
+    @classmethod
+    def of(cls, trial: Trial, search: Search) -> TrialResult:
+        """Return what `search` found out about `trial`."""
+        file, speed, quality = trial.file, search.speeds.get(trial), search.quality_of(trial)
+        latency = None if speed is None else search.latency_of(trial)
+        return cls(
+            model=file.path,
+            base=file.base,
+            form=file.form,
+            precision=file.precision,
+            backend=trial.backend,
+            threads=trial.threads,
+            batch=trial.batch,
+            bytes=file.size_bytes,
+            sha256=file.sha256,
+            outcome=search.outcomes.get(trial, "not timed further"),
+            limits_missed=search.limits_missed(trial),
+            latency_ms=None if latency is None else latency.median,
+            interval_ms=None if latency is None else (latency.low, latency.high),
+            images_per_second=None if latency is None else trial.batch / latency.median * 1e3,
+            speedup=None if speed is None else speed.speed,
+            peak_memory_bytes=None if speed is None else speed.peak_memory_bytes,
+            device=None if speed is None else speed.device,
+            runs_in=None if speed is None else speed.precision,
+            **_answers(quality),
+            drop_points=search.drop_of(trial),
+        )
+
+    @property
+    def title(self) -> str:
+        """The file and how it runs."""
+        file = ModelFile(self.model, self.base, self.form, self.precision, self.sha256, self.bytes)
+        return printable(Trial(file, self.backend, self.threads, self.batch))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it ran and its answers are finite."""
+        return self.latency_ms is not None and self.parity is not None and not self.parity.nonfinite
+
+    @property
+    def score(self) -> float:
+        """The quality of its answers; larger is better."""
+        assert self.parity is not None
+        return Quality(self.parity, 0, "", self.top1).score
+
+
+def _answers(quality: Quality | None) -> dict[str, Any]:
+    if quality is None:
+        return {}
+    compared_on = f"{quality.images} {quality.kind}"
+    return {"top1": quality.top1, "labelled": quality.labelled, "parity": quality.parity, "compared_on": compared_on}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(TrialResult):
+    """The candidate to ship: why, the absolute `path` of its file, and the command that measures it again."""
+
+    reason: str
+    path: Path
+    command: str
 
 
 @dataclass(frozen=True)
-class TuneReport:
-    """All candidates with what was measured, and what follows from it.
+class Steps:
+    """How many steps were known from an earlier run, and how many were done now."""
+
+    remembered: int
+    done: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneReport(Report):
+    """All candidates with what was measured, and the choice.
 
     Attributes:
-        reference: what speeds are relative to, in words.
-        compare_across_models: whether answers of different models are measured alike, by labels.
-        reused, done: steps that were remembered, and that were done now.
-        state: the file that remembers them.
+        chosen: the candidate to ship; None if none keeps the limits.
+        reason: why, or which limits cannot be kept.
+        pareto: candidates that no other matches in latency, throughput, memory, file size and answers and beats in one;
+            figures within 2 % count as equal. Different models are compared only if labels were given. Includes the
+            choice.
+        candidates: all of them.
+        reference: what speeds are relative to.
+        state: the file that keeps the results.
     """
 
-    tried: tuple[Tried, ...]
+    kind: ClassVar[str] = "tune"
+
+    chosen: Choice | None
+    reason: str
+    pareto: tuple[TrialResult, ...]
+    candidates: tuple[TrialResult, ...]
     limits: Limits
     goal: str
     reference: str
     machine: Machine
     seconds: float
-    reused: int
-    done: int
+    steps: Steps
     state: Path
-    remarks: tuple[str, ...] = ()
-    compare_across_models: bool = True
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return (*self.remarks, *self.machine.notes)
-
-    @property
-    def chosen(self) -> Tried | None:
-        """The candidate to ship; None where none keeps the limits."""
-        return next((one for one in self.tried if one.fate == "chosen"), None)
-
-    @functools.cached_property
-    def pareto(self) -> tuple[Tried, ...]:
-        """Candidates that no other matches in latency, throughput, answers, memory and file size and beats in one.
-
-        Figures within 2 % count as equal. Answers are compared within a model, and across models where labels are.
-        """
-        known = [one for one in self.tried if one.quality is not None and not one.quality.is_broken and one.lap]
-        groups: dict[str, list[Tried]] = {}
-        for one in known:
-            groups.setdefault("" if self.compare_across_models else one.candidate.file.base, []).append(one)
-        front = [group[index] for group in groups.values() for index in undominated([*map(_costs, group)])]
-        return tuple(sorted(front, key=lambda one: one.lap.latency_ms if one.lap else math.inf))
-
-    @property
-    def reason(self) -> str:
-        """Why the choice is the choice, or which limits cannot be kept."""
-        return _reason(self) if self.chosen is not None else "; ".join(_unkept(self.tried, self.limits))
+    dry_run: bool = False
 
     @property
     def failure(self) -> GateError | None:
-        """What to raise where nothing keeps the limits."""
+        """What to raise if nothing keeps the limits."""
         if self.chosen is not None:
             return None
-        return GateError("tune", f"nothing that was tried can be shipped: {self.reason}", "ask for less, or try more")
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report with plain types."""
-        chosen = self.chosen
-        return {
-            "chosen": None
-            if chosen is None
-            else chosen.to_json() | {"reason": self.reason, "command": _command(chosen)},
-            "reason": self.reason,
-            "pareto": [one.to_json() for one in self.pareto],
-            "candidates": [one.to_json() for one in self.tried],
-            "limits": self.limits.to_json(),
-            "goal": self.goal,
-            "reference": self.reference,
-            "machine": dataclasses.asdict(self.machine),
-            "seconds": self.seconds,
-            "steps": {"remembered": self.reused, "done": self.done},
-            "state": str(self.state),
-            "dry_run": False,
-            "notes": list(self.notes),
-        }
+        return GateError("tune", f"no candidate can be shipped: {self.reason}", "relax the limits, or try more")
 
     def to_text(self) -> str:
-        """Return the front as a table, then what was left out and why, then the choice."""
-        front = set(map(id, self.pareto))
-        others = [one for one in self.tried if id(one) not in front]
+        """Return the Pareto front as a table, the others with the reason, and the choice."""
         chosen = self.chosen
+        others = [one for one in self.candidates if one not in self.pareto]
+        lines = ["Pareto front", *table(_HEADER, map(_row, self.pareto)), ""]
+        lines += [line("left out", f"{one.title}: {printable(one.outcome)}") for one in others]
+        lines += [
+            line("steps", f"{self.steps.remembered} remembered, {self.steps.done} done in {self.seconds:.0f} s"),
+            line("machine", self.machine),
+        ]
+        if chosen is None:
+            return "\n".join([*lines, line("chosen", f"none: {self.reason}")])
+        choice = [line("chosen", printable(chosen.model)), line("reason", self.reason), line("again", chosen.command)]
+        return "\n".join([*lines, *choice])
+
+
+_HEADER: Final = ("", "file", "backend", "threads", "batch", "ms [95 %]", "images/s", "speedup", "MiB", "file MiB",
+                  "top-1", "SQNR dB", "drop")  # fmt: skip
+
+
+def _row(one: TrialResult) -> tuple[str, ...]:
+    assert one.latency_ms is not None
+    assert one.interval_ms is not None
+    assert one.parity is not None
+    return (
+        "*" if one.outcome == CHOSEN else "",
+        printable(one.model.name, 60),
+        one.backend,
+        str(one.threads),
+        str(one.batch),
+        f"{one.latency_ms:.2f} [{one.interval_ms[0]:.2f}, {one.interval_ms[1]:.2f}]",
+        f"{one.images_per_second:.1f}",
+        "" if one.speedup is None else f"{one.speedup.median:.2f}",
+        f"{(one.peak_memory_bytes or 0) / _MIB:.0f}",
+        f"{one.bytes / _MIB:.1f}",
+        "" if one.top1 is None else f"{one.top1:.2%}",
+        f"{one.parity.sqnr_db:.1f}",
+        "" if one.drop_points is None else f"{one.drop_points:.2f}",
+    )
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that is tried, in which form, and whether it is up to date or has to be made."""
+
+    file: Path
+    form: str
+    up_to_date: bool
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """The files, the number of `candidates` to time, and of `comparisons` of answers."""
+
+    files: tuple[PlannedFile, ...]
+    candidates: int
+    comparisons: int
+    backends: tuple[str, ...]
+    threads: tuple[int, ...]
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunReport(Report):
+    """What a tuning would try, under the keys of its report."""
+
+    kind: ClassVar[str] = "tune --dry-run"
+
+    plan: PlannedWork
+    state: Path
+    pareto: tuple[TrialResult, ...] = ()
+    chosen: Choice | None = None
+    dry_run: bool = True
+
+    def to_text(self) -> str:
+        """Return the files, the candidates, and the amount of work."""
+        plan = self.plan
+        threads, batches = ", ".join(map(str, plan.threads)), ", ".join(map(str, plan.batches))
+        where = f"on {', '.join(plan.backends)}; threads {threads}; batches {batches}"
+        missing = sum(not file.up_to_date for file in plan.files)
+        work = f"{missing} files to make, {plan.candidates} short timings, {plan.comparisons} comparisons of answers"
         return "\n".join(
             [
-                "Pareto front",
-                *_table([_row(one) for one in self.pareto]),
-                "",
-                *(f"left out    {printable(one.candidate)}: {printable(one.fate)}" for one in others),
-                f"steps       {self.reused} remembered, {self.done} done in {self.seconds:.0f} s",
-                f"machine     {self.machine}",
-                *([] if chosen is None else [f"chosen      {printable(chosen.candidate.file.path)}"]),
-                f"{'reason' if chosen else 'none'}      {'' if chosen else '  '}{self.reason}",
-                *([] if chosen is None else [f"again       {_command(chosen)}"]),
+                *(line("file", f"{printable(f.file)}: {_state_of(f)}") for f in plan.files),
+                line("candidates", f"{plan.candidates}: {where}"),
+                line("work", f"{work}, then longer timings of the fastest, at most {GROUP_SIZE} at a time"),
+                line("known", f"results in {printable(self.state)} are not measured again"),
             ]
         )
 
 
-def _costs(one: Tried) -> tuple[float, ...]:
-    """Less is better in each: latency of a call, time of an image, memory, file size, answers."""
-    assert one.lap is not None
-    assert one.quality is not None
-    speed = one.lap.speed.median
-    figures = (one.candidate.batch / speed, 1 / speed, one.lap.peak_memory_bytes, one.candidate.file.size_bytes)
-    score = one.quality.score
-    return (*(float(round(math.log(figure, _EQUAL))) for figure in figures), -round(score, 4))
+def _state_of(file: PlannedFile) -> str:
+    return "up to date" if file.up_to_date else "to be made"
 
 
-def _reason(report: TuneReport) -> str:
-    chosen = report.chosen
-    assert chosen is not None
-    assert chosen.lap is not None
-    kept = [one for one in report.tried if one.lap is not None and one.quality is not None and not one.missed]
-    what = "most images a second" if report.goal == "throughput" else "shortest call"
-    asked = any(value is not None for value in dataclasses.astuple(report.limits))
-    words = [f"the {what} of {len(kept)} candidates{' that keep the limits' if asked else ''}: {_speed(chosen)}"]
-    words += _answers(chosen)
-    words.append(
-        f"{chosen.lap.peak_memory_bytes / _MIB:.0f} MiB, file {chosen.candidate.file.size_bytes / _MIB:.1f} MiB"
+def report_of(
+    search: Search,
+    trials: Sequence[Trial],
+    *,
+    machine: Machine,
+    seconds: float,
+    results: ResultCache,
+    notes: tuple[str, ...] = (),
+    compare_models: bool = True,
+) -> TuneReport:
+    """Return the report of a finished search; `compare_models`: whether labels rank answers of different models."""
+    found = tuple(TrialResult.of(trial, search) for trial in trials)
+    chosen = next((one for one in found if one.outcome == CHOSEN), None)
+    reason = "; ".join(_limits_that_fail(found, search.limits))
+    choice = None
+    if chosen is not None:
+        reason = _reason(chosen, found, search)
+        facts = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+        choice = Choice(**facts, reason=reason, path=chosen.model.absolute(), command=_command(chosen))
+    return TuneReport(
+        chosen=choice,
+        reason=reason,
+        pareto=_pareto(found, compare_models=compare_models),
+        candidates=found,
+        limits=search.limits,
+        goal=search.goal,
+        reference=str(search.measurer.reference),
+        machine=machine,
+        seconds=seconds,
+        steps=Steps(results.reused, results.done),
+        state=results.path,
+        notes=notes,
     )
-    return ", ".join(words)
 
 
-def _speed(one: Tried) -> str:
-    assert one.lap is not None
-    speed = one.lap.speed
-    interval = f"{speed.median:.2f} x [{speed.low:.2f}, {speed.high:.2f}]"
-    return f"{one.lap.latency_ms:.2f} ms a call, {interval} as fast as the reference"
+def _pareto(found: Sequence[TrialResult], *, compare_models: bool) -> tuple[TrialResult, ...]:
+    groups: dict[str, list[TrialResult]] = {}
+    for one in found:
+        if one.is_sound:
+            groups.setdefault("" if compare_models else one.base, []).append(one)
+    front = [group[index] for group in groups.values() for index in undominated([*map(_costs, group)])]
+    front += [one for one in found if one.outcome == CHOSEN and one not in front]
+    return tuple(sorted(front, key=lambda one: one.latency_ms or math.inf))
 
 
-def _answers(one: Tried) -> list[str]:
-    quality = one.quality
-    if quality is None or one.drop is None:
+def _costs(one: TrialResult) -> tuple[float, ...]:
+    """Smaller is better in each: latency of a call, time per image, memory, file size, answers."""
+    assert one.latency_ms is not None
+    assert one.peak_memory_bytes is not None
+    figures = (one.latency_ms, one.latency_ms / one.batch, one.peak_memory_bytes, one.bytes)
+    return (*(float(round(math.log(figure, _EQUAL))) for figure in figures), -round(one.score, 4))
+
+
+def _reason(chosen: TrialResult, found: Sequence[TrialResult], search: Search) -> str:
+    kept = [one for one in found if one.is_sound and not one.limits_missed]
+    kept = [one for one in kept if search.goal == "throughput" or one.batch == chosen.batch]
+    what = "most images/s" if search.goal == "throughput" else "shortest call"
+    limits = " that keep the limits" if search.limits != Limits() else ""
+    fastest = max(one.speedup.median for one in kept if one.speedup is not None)
+    assert chosen.speedup is not None
+    if chosen.speedup.median < fastest:
+        what = f"best answers, then smallest file, within {1 - EQUALLY_FAST:.0%} of the {what}"
+    speed = f"{chosen.latency_ms:.2f} ms per call, {chosen.speedup} times as fast as the reference"
+    size = f"{(chosen.peak_memory_bytes or 0) / _MIB:.0f} MiB, file {chosen.bytes / _MIB:.1f} MiB"
+    return ", ".join([f"the {what} of {len(kept)} candidates{limits}: {speed}", *_answers_in_words(chosen), size])
+
+
+def _answers_in_words(one: TrialResult) -> list[str]:
+    if one.drop_points is None:
         return []
-    if quality.top1 is not None:
-        return [f"top-1 {quality.top1:.2%} on {quality.labelled} images ({one.drop:+.2f} points lost)"]
-    return [f"{one.drop:.1f} % of {quality.images} {quality.kind} answered otherwise"]
+    if one.top1 is not None:
+        return [f"top-1 {one.top1:.2%} on {one.labelled} images ({one.drop_points:+.2f} points lost)"]
+    return [f"{one.drop_points:.1f} % of {one.compared_on} get another class"]
 
 
-def _unkept(tried: Sequence[Tried], limits: Limits) -> list[str]:
-    """Say of each limit what comes nearest to it, and whether it is the limits together that cannot be kept."""
-    run = [one for one in tried if one.lap is not None]
+def _limits_that_fail(found: Sequence[TrialResult], limits: Limits) -> list[str]:
+    """For each limit, what comes nearest to it; or that the limits can only be kept one by one."""
+    run = [one for one in found if one.latency_ms is not None]
     if not run:
-        return ["no candidate runs here"]
-    told = []
+        return ["no candidate can run here"]
+    verdicts = [*_verdicts(run, limits)]
+    failed = [words for keeps, words in verdicts if not keeps]
+    if failed or not verdicts:
+        return failed or ["no candidate gives finite answers"]
+    return ["each limit can be kept alone, but no candidate keeps all of them", *(words for _, words in verdicts)]
+
+
+def _verdicts(run: Sequence[TrialResult], limits: Limits) -> Iterator[tuple[bool, str]]:
+    drops = [one.drop_points for one in run if one.drop_points is not None]
     if limits.max_latency_ms is not None:
-        least = min(one.lap.latency_ms for one in run if one.lap)
-        told.append(_against("--max-latency", least, limits.max_latency_ms, "ms", "the fastest takes"))
+        least = min(one.latency_ms for one in run if one.latency_ms is not None)
+        yield _verdict("--max-latency", least, limits.max_latency_ms, "ms", "the fastest takes")
     if limits.max_memory_bytes is not None:
-        least = min(one.lap.peak_memory_bytes for one in run if one.lap) / _MIB
-        told.append(_against("--max-memory", least, limits.max_memory_bytes / _MIB, "MiB", "the smallest takes"))
-    drops = [one.drop for one in run if one.drop is not None]
+        least = min(one.peak_memory_bytes for one in run if one.peak_memory_bytes is not None) / _MIB
+        yield _verdict("--max-memory", least, limits.max_memory_bytes / _MIB, "MiB", "the smallest takes")
     if limits.max_drop is not None and drops:
-        told.append(_against("--max-drop", min(drops), limits.max_drop, "points", "the least is"))
+        yield _verdict("--max-drop", min(drops), limits.max_drop, "points", "the smallest is")
     elif limits.max_drop is not None:
-        told.append("--max-drop: no candidate's classes could be compared")
-    missed = [sentence for sentence in told if "cannot" in sentence or "could" in sentence]
-    if missed or not told:
-        return missed or ["no candidate gives sound answers"]
-    return ["each limit can be kept alone, but no candidate keeps all", *told]
+        yield False, "--max-drop: the classes of no candidate could be compared"
 
 
-def _against(name: str, found: float, limit: float, unit: str, words: str) -> str:
-    verdict = "cannot be kept" if found > limit else "can be kept"
-    return f"{name} {limit:g} {verdict} ({words} {found:.4g} {unit})"
+def _verdict(name: str, found: float, limit: float, unit: str, words: str) -> tuple[bool, str]:
+    keeps = found <= limit
+    return keeps, f"{name} {limit:g} {'can' if keeps else 'cannot'} be kept ({words} {found:.4g} {unit})"
 
 
-def _command(one: Tried) -> str:
-    from shlex import quote
-
-    what = one.candidate
-    words = f"--backend {what.backend} --threads {what.threads} --batch {what.batch}"
-    return f"densenet-deploy benchmark {quote(str(what.file.path))} {words}"
-
-
-def _row(one: Tried) -> tuple[str, ...]:
-    lap, quality, what = one.lap, one.quality, one.candidate
-    assert lap is not None
-    assert quality is not None
-    return (
-        "*" if one.fate == "chosen" else "",
-        printable(what.file.path.name, 60),
-        what.backend,
-        str(what.threads),
-        str(what.batch),
-        f"{lap.latency_ms:.2f} [{lap.low_ms:.2f}, {lap.high_ms:.2f}]",
-        f"{what.batch / lap.latency_ms * 1e3:.1f}",
-        f"{lap.speed.median:.2f}",
-        f"{lap.peak_memory_bytes / _MIB:.0f}",
-        f"{what.file.size_bytes / _MIB:.1f}",
-        "" if quality.top1 is None else f"{quality.top1:.2%}",
-        f"{quality.parity.sqnr_db:.1f}",
-        "" if one.drop is None else f"{one.drop:.2f}",
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [_HEADER, *rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+def _command(one: TrialResult) -> str:
+    words = f"--backend {one.backend} --threads {one.threads} --batch {one.batch}"
+    return f"densenet-deploy benchmark {shlex.quote(str(one.model))} {words}"

@@ -1,14 +1,19 @@
-"""Find the candidate to ship without timing everything at length.
+"""Find the trial to ship without timing everything at length.
 
-Three heats, each longer than the one before and with fewer in it (successive halving, Jamieson and Talwalkar 2016):
+Three rounds of timings, each longer and with fewer trials than the one before (successive halving, Jamieson and
+Talwalkar 2016):
 
-1. All candidates run a short heat, a few side by side, always with the same reference. Out of the running is whoever
-   cannot run, misses a limit for sure, or is for sure slower than the same file on the same backend with other threads.
-2. Answers are compared once for each file and backend that is left. Whoever keeps the limits runs a longer heat.
-3. Those that are not for sure slower than the best then, five at most, run the last one side by side.
+1. All trials are timed briefly, a few at a time, always beside the same reference. Those that cannot run, certainly
+   miss a limit, or are certainly slower than the same file on the same backend with other threads are dropped.
+2. Answers are compared once per remaining file and backend. Those that keep the limits are timed for longer.
+3. Those that are not certainly slower than the fastest, five at most, are timed at length. If a trial that was dropped
+   before then has the better figure, it is timed at length too, so that the choice is the fastest of the whole table.
 
-"For sure" means that 95 % intervals of the ratio to the reference do not overlap. In the last heat who is within 2 % of
-the fastest is as fast; of these better answers count, then a smaller file, then less memory.
+"Certainly" means that the 95 % intervals of the ratios to the reference do not overlap. At the end, trials within 2 %
+of the fastest count as equally fast; among these the better answers decide, then the smaller file, then less memory.
+
+The speed of a machine drifts, so the latency of a trial is that of the reference, over the whole search, divided by the
+trial's measured ratio: figures of different rounds can then be compared.
 """
 
 from __future__ import annotations
@@ -18,170 +23,225 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from densenet_deploy.analysis.choice import ModelMerits, choose
-from densenet_deploy.workflows.stages import Listener, ignore
-from densenet_deploy.workflows.tune.candidates import Candidate
-from densenet_deploy.workflows.tune.results import Lap, Limits, Quality, Tried
-from densenet_deploy.workflows.tune.track import Pace, Track
+import numpy as np
 
-HEAT_SIZE: Final = 5
-PACES: Final = (Pace(3, 0.1), Pace(7, 0.15), Pace(15, 0.25))
-_SURELY_OVER: Final = 1.1  # a latency this much above the limit in the first heat will not come down to it
+from densenet_deploy.bench.rounds import Interval
+from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.tune.candidates import Trial
+from densenet_deploy.workflows.tune.measure import Budget, Failure, Measurer, Quality, TrialSpeed
+
+GROUP_SIZE: Final = 5
+BUDGETS: Final = (Budget(3, 0.1), Budget(7, 0.15), Budget(15, 0.25))
+EQUALLY_FAST: Final = 0.98
+_CERTAINLY_OVER: Final = 1.1  # a latency this far above the limit in the first round will not fall below it
+_MAX_CHALLENGES: Final = 3
+CHOSEN: Final = "chosen"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to look for: limits and the goal, see `TuneOptions`."""
+class Limits:
+    """What the choice has to keep; None means no limit. See `TuneOptions`."""
 
-    limits: Limits
-    goal: str = "latency"
+    max_drop: float | None = None
+    max_latency_ms: float | None = None
+    max_memory_bytes: int | None = None
+
+    def missed(self, latency_ms: float, memory_bytes: float, drop: float | None) -> tuple[str, ...]:
+        """Return the names of the limits that these figures miss; an unknown drop misses any limit of it."""
+        kept = {
+            "max-drop": self.max_drop is None or (drop is not None and drop <= self.max_drop + 1e-9),
+            "max-latency": self.max_latency_ms is None or latency_ms <= self.max_latency_ms,
+            "max-memory": self.max_memory_bytes is None or memory_bytes <= self.max_memory_bytes,
+        }
+        return tuple(name for name, holds in kept.items() if not holds)
 
 
 @dataclass
 class Search:
-    """One search, and what it knows so far."""
+    """One search, and what it has found out so far.
 
-    track: Track
-    question: Question
-    listener: Listener = ignore
-    laps: dict[Candidate, Lap] = field(default_factory=dict)
+    Attributes:
+        measurer: measures trials.
+        limits, goal: see `TuneOptions`.
+        progress: is called before every group.
+        speeds: of the trials that could run.
+        qualities: of the answers, by file hash and backend.
+        outcomes: why a trial was dropped, or that it is the choice.
+    """
+
+    measurer: Measurer
+    limits: Limits = field(default_factory=Limits)
+    goal: str = "latency"
+    progress: Listener = ignore
+    speeds: dict[Trial, TrialSpeed] = field(default_factory=dict)
     qualities: dict[tuple[str, str], Quality] = field(default_factory=dict)
-    fates: dict[Candidate, str] = field(default_factory=dict)
+    outcomes: dict[Trial, str] = field(default_factory=dict)
+    _reference_ms: list[float] = field(default_factory=list)
 
-    def run(self, candidates: Sequence[Candidate]) -> tuple[Tried, ...]:
-        """Search, and return what is known of every candidate, in the order given; at most one was the choice."""
-        self._race(candidates, PACES[0], "first heat")
-        running = self._out_of_limits(self._of_goal(self._surviving(candidates)))
-        running = self._slower_siblings(running)
-        self._compare(candidates)
-        eligible = [one for one in running if one not in self.fates and self._keeps_limits(one)]
-        eligible = self._surely_slower(eligible)
+    def run(self, trials: Sequence[Trial]) -> Trial | None:
+        """Search, and return the choice; None if no trial keeps the limits."""
+        self._time(trials, BUDGETS[0], "first round")
+        pool = self._for_goal(self._remaining(trials))
+        running = self._without_slower_siblings(self._within_limits(pool))
+        self._compare_answers(trials)
+        eligible = self._not_slower([one for one in running if one not in self.outcomes and self._keeps_limits(one)])
         if len(eligible) > 1:
-            self._race(eligible, PACES[1], "second heat")
-            eligible = self._fastest(self._surely_slower([one for one in eligible if self._keeps_limits(one)]))
+            self._time(eligible, BUDGETS[1], "second round")
+            eligible = self._fastest(self._not_slower([one for one in eligible if self._keeps_limits(one)]))
         if len(eligible) > 1:
-            self._race(eligible, PACES[2], "last heat")
-            eligible = [one for one in eligible if self._keeps_limits(one)]
-        self._choose(eligible)
-        return tuple(self._tried(one) for one in candidates)
+            self._time(eligible, BUDGETS[2], "last round")
+        if eligible:
+            eligible = self._challenged(eligible, pool)
+        return self._choose([one for one in eligible if self._keeps_limits(one)])
 
-    def quality_of(self, one: Candidate) -> Quality | None:
-        """How good its answers are, if that was measured."""
-        return self.qualities.get((one.file.sha256, one.backend))
+    def quality_of(self, trial: Trial) -> Quality | None:
+        """The quality of its answers, if that was measured."""
+        return self.qualities.get((trial.file.sha256, trial.backend))
+
+    def drop_of(self, trial: Trial) -> float | None:
+        """The percentage points that it loses; None if that is not known."""
+        quality = self.quality_of(trial)
+        return None if quality is None else quality.drop(self.best_top1)
+
+    def latency_of(self, trial: Trial) -> Interval:
+        """The median call in milliseconds, and its interval."""
+        speed, reference = self.speeds[trial].speed, self.measurer.reference
+        call_ms = float(np.median(self._reference_ms)) * trial.batch / reference.batch
+        return Interval(call_ms / speed.median, call_ms / speed.high, call_ms / speed.low)
+
+    def limits_missed(self, trial: Trial) -> tuple[str, ...]:
+        """The names of the limits that it misses."""
+        if trial not in self.speeds:
+            return ()
+        memory = self.speeds[trial].peak_memory_bytes
+        return self.limits.missed(self.latency_of(trial).median, memory, self.drop_of(trial))
 
     @property
     def best_top1(self) -> float | None:
-        """The best top-1 of a float file."""
-        found = [
-            quality.top1
-            for one in self.laps
-            if one.file.precision == "fp32" and (quality := self.quality_of(one)) and quality.top1 is not None
-        ]
-        return max(found, default=None)
+        """The best top-1 of an FP32 file."""
+        found = [self.quality_of(one) for one in self.speeds if one.file.precision == "fp32"]
+        return max((one.top1 for one in found if one is not None and one.top1 is not None), default=None)
 
-    def _race(self, candidates: Sequence[Candidate], pace: Pace, name: str) -> None:
-        for start in range(0, len(candidates), HEAT_SIZE):
-            part = candidates[start : start + HEAT_SIZE]
-            self.listener(f"{name}: {len(candidates)} candidates", start, len(candidates))
-            for one, lap in self.track.heat(part, pace).items():
-                if isinstance(lap, str):
-                    self.fates[one] = lap
+    def _time(self, trials: Sequence[Trial], budget: Budget, name: str) -> None:
+        for start in range(0, len(trials), GROUP_SIZE):
+            group = trials[start : start + GROUP_SIZE]
+            self.progress(f"{name}: {len(trials)} candidates", start, len(trials))
+            found = self.measurer.speeds(group, budget)
+            self._reference_ms += found.reference_ms
+            for trial, speed in zip(group, found.speeds, strict=True):
+                if isinstance(speed, Failure):
+                    self.outcomes[trial] = speed.reason
                 else:
-                    self.laps[one] = lap
+                    self.speeds[trial] = speed
 
-    def _surviving(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        return [one for one in candidates if one not in self.fates]
+    def _remaining(self, trials: Iterable[Trial]) -> list[Trial]:
+        return [one for one in trials if one not in self.outcomes]
 
-    def _drop(self, candidates: Sequence[Candidate], fates: Mapping[Candidate, str]) -> list[Candidate]:
-        self.fates |= fates
-        return self._surviving(candidates)
+    def _drop(self, trials: Sequence[Trial], outcomes: Mapping[Trial, str]) -> list[Trial]:
+        self.outcomes |= outcomes
+        return self._remaining(trials)
 
-    def _of_goal(self, running: list[Candidate]) -> list[Candidate]:
-        """Of the goal latency, those of the smallest batch that anything runs."""
-        if self.question.goal != "latency" or not running:
+    def _for_goal(self, running: list[Trial]) -> list[Trial]:
+        """For the goal latency, keep only the smallest batch that any trial runs."""
+        if self.goal != "latency" or not running:
             return running
         least = min(one.batch for one in running)
         why = "not the smallest batch, which the goal is about; give --goal throughput to choose among batches"
         return self._drop(running, {one: why for one in running if one.batch > least})
 
-    def _out_of_limits(self, running: list[Candidate]) -> list[Candidate]:
-        return self._drop(running, {one: why for one in running if (why := self._surely_over(self.laps[one]))})
+    def _within_limits(self, running: list[Trial]) -> list[Trial]:
+        return self._drop(running, {one: why for one in running if (why := self._certainly_over(one))})
 
-    def _surely_over(self, lap: Lap) -> str:
-        limits = self.question.limits
-        if limits.max_latency_ms is not None and lap.low_ms > limits.max_latency_ms * _SURELY_OVER:
+    def _certainly_over(self, trial: Trial) -> str:
+        limits = self.limits
+        if limits.max_latency_ms is not None and self.latency_of(trial).low > limits.max_latency_ms * _CERTAINLY_OVER:
             return f"over --max-latency {limits.max_latency_ms:g}"
-        if limits.max_memory_bytes is not None and lap.peak_memory_bytes > limits.max_memory_bytes:
+        memory = self.speeds[trial].peak_memory_bytes
+        if limits.max_memory_bytes is not None and memory > limits.max_memory_bytes:
             return f"over --max-memory {limits.max_memory_bytes / 2**20:g}"
         return ""
 
-    def _slower_siblings(self, running: list[Candidate]) -> list[Candidate]:
-        """Leave out whoever is slower for sure than the same file on the same backend, with other threads or batch."""
-        fates = {}
+    def _without_slower_siblings(self, running: list[Trial]) -> list[Trial]:
+        """Drop what is certainly slower than the same file on the same backend, with other threads or batch."""
+        outcomes = {}
         for one in running:
-            rivals = [r for r in running if (r.file, r.backend) == (one.file, one.backend)]
-            best = max(rivals, key=lambda rival: self.laps[rival].speed.low)
-            if self.laps[one].speed.high < self.laps[best].speed.low:
-                fates[one] = f"slower than {best}"
-        return self._drop(running, fates)
+            siblings = [other for other in running if (other.file, other.backend) == (one.file, one.backend)]
+            best = max(siblings, key=self._low)
+            if self.speeds[one].speed.high < self._low(best):
+                outcomes[one] = f"slower than {best}"
+        return self._drop(running, outcomes)
 
-    def _compare(self, candidates: Sequence[Candidate]) -> None:
-        """Measure the answers of every file on every backend, but not where all its candidates are over a limit."""
-        pairs: dict[tuple[str, str], Candidate] = {}
-        for one in candidates:
-            if one in self.laps and not self._surely_over(self.laps[one]):
+    def _compare_answers(self, trials: Sequence[Trial]) -> None:
+        """Measure the answers of every file on every backend, unless all its trials are over a limit."""
+        pairs: dict[tuple[str, str], Trial] = {}
+        for one in trials:
+            if one in self.speeds and not self._certainly_over(one):
                 pairs.setdefault((one.file.sha256, one.backend), one)
         for number, (pair, one) in enumerate(pairs.items()):
-            self.listener(f"compare answers: {one.file.path.name} on {one.backend}", number, len(pairs))
-            found = self.track.quality(one.file, one.backend)
+            self.progress(f"compare answers: {one.file.path.name} on {one.backend}", number, len(pairs))
+            found = self.measurer.quality(one.file, one.backend)
             if isinstance(found, Quality):
                 self.qualities[pair] = found
             else:
-                self.fates |= {other: found for other in candidates if (other.file.sha256, other.backend) == pair}
+                same = [other for other in trials if (other.file.sha256, other.backend) == pair]
+                self.outcomes |= dict.fromkeys(same, found.reason)
 
-    def _missed(self, one: Candidate) -> tuple[str, ...]:
-        lap, quality = self.laps.get(one), self.quality_of(one)
-        if lap is None:
-            return ()
-        drop = None if quality is None else quality.drop(self.best_top1)
-        return self.question.limits.missed(lap.latency_ms, lap.peak_memory_bytes, drop)
-
-    def _keeps_limits(self, one: Candidate) -> bool:
-        quality = self.quality_of(one)
+    def _keeps_limits(self, trial: Trial) -> bool:
+        quality = self.quality_of(trial)
         if quality is None or quality.is_broken:
-            self.fates[one] = "gives NaN or infinite values" if quality else "its answers were not compared"
+            self.outcomes[trial] = "gives NaN or infinite values" if quality else "its answers were not compared"
             return False
-        missed = self._missed(one)
+        missed = self.limits_missed(trial)
         if missed:
-            self.fates[one] = f"misses {' and '.join(f'--{name}' for name in missed)}"
+            self.outcomes[trial] = f"misses {' and '.join(f'--{name}' for name in missed)}"
         return not missed
 
-    def _surely_slower(self, running: list[Candidate]) -> list[Candidate]:
+    def _not_slower(self, running: list[Trial]) -> list[Trial]:
         if not running:
             return []
-        best = max(running, key=lambda one: self.laps[one].speed.low)
-        least = self.laps[best].speed.low
-        return self._drop(running, {one: f"slower than {best}" for one in running if self.laps[one].speed.high < least})
+        best = max(running, key=self._low)
+        slower = [one for one in running if self.speeds[one].speed.high < self._low(best)]
+        return self._drop(running, dict.fromkeys(slower, f"slower than {best}"))
 
-    def _fastest(self, running: list[Candidate]) -> list[Candidate]:
-        ranked = sorted(running, key=lambda one: -self.laps[one].speed.median)
-        return self._drop(ranked, dict.fromkeys(ranked[HEAT_SIZE:], f"{HEAT_SIZE} others were faster"))
+    def _fastest(self, running: list[Trial]) -> list[Trial]:
+        ranked = sorted(running, key=self._median, reverse=True)
+        return self._drop(ranked, dict.fromkeys(ranked[GROUP_SIZE:], f"{GROUP_SIZE} others were faster"))
 
-    def _choose(self, eligible: list[Candidate]) -> None:
+    def _challenged(self, finalists: list[Trial], candidates: Sequence[Trial]) -> list[Trial]:
+        """Time at length whatever was dropped for its speed but now has the better figure, and add it."""
+        for _ in range(_MAX_CHALLENGES):
+            fastest = max(map(self._median, finalists))
+            others = [one for one in candidates if one not in finalists and not self._is_out(one)]
+            challengers = [one for one in others if self._median(one) > fastest]
+            if not challengers:
+                break
+            challengers = sorted(challengers, key=self._median, reverse=True)[:GROUP_SIZE]
+            self._time(challengers, BUDGETS[2], "last round")
+            finalists = [*finalists, *(one for one in challengers if one in self.speeds)]
+        return finalists
+
+    def _is_out(self, trial: Trial) -> bool:
+        quality = self.quality_of(trial)
+        return quality is None or quality.is_broken or bool(self.limits_missed(trial))
+
+    def _choose(self, eligible: list[Trial]) -> Trial | None:
         if not eligible:
-            return
-        chosen = eligible[choose([self._merits(one) for one in eligible]).index]
+            return None
+        fastest = max(map(self._median, eligible))
+        chosen = min((one for one in eligible if self._median(one) >= fastest * EQUALLY_FAST), key=self._rank)
         for one in eligible:
-            ratio = self.laps[one].speed.median / self.laps[chosen].speed.median
-            self.fates[one] = f"{ratio:.2f} x as fast as {chosen}"
-        self.fates[chosen] = "chosen"
+            self.outcomes[one] = f"{self._median(one) / self._median(chosen):.2f} x as fast as {chosen}"
+        self.outcomes[chosen] = CHOSEN
+        return chosen
 
-    def _merits(self, one: Candidate) -> ModelMerits:
-        quality, lap = self.quality_of(one), self.laps[one]
+    def _rank(self, trial: Trial) -> tuple[float, ...]:
+        """Better answers, then the smaller file, then less memory (in steps of 16 MiB), then the faster one."""
+        quality, speed = self.quality_of(trial), self.speeds[trial]
         score = quality.score if quality is not None else -math.inf
-        return ModelMerits(lap.speed.median, score, one.file.size_bytes, lap.peak_memory_bytes)
+        return -round(score, 3), trial.file.size_bytes, round(speed.peak_memory_bytes / 2**24), -speed.speed.median
 
-    def _tried(self, one: Candidate) -> Tried:
-        lap, quality = self.laps.get(one), self.quality_of(one)
-        drop = None if quality is None else quality.drop(self.best_top1)
-        return Tried(one, self.fates.get(one, "not followed"), lap, quality, drop, self._missed(one))
+    def _median(self, trial: Trial) -> float:
+        return self.speeds[trial].speed.median
+
+    def _low(self, trial: Trial) -> float:
+        return self.speeds[trial].speed.low

@@ -1,7 +1,7 @@
-"""Tune: make the forms of a model, time them here, compare their answers, and say which one to ship.
+"""Tune: write a model in every precision, time the files here, compare their answers, and name the one to ship.
 
-Precision × recipe × backend × threads × batch, of one or several models. The files are made by the roads of `export`,
-`cast` and `quantize`; how little has to be timed is in `search.py`, what is remembered in `memory.py`.
+Precision × recipe × backend × threads × batch, of one or several models. `models.py` makes the files, `measure.py`
+measures, `search.py` decides what has to be timed, and `cache.py` keeps the results.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.artifacts import FILE_SUFFIXES, Artifact
+from densenet_deploy.artifacts import FILE_SUFFIXES, StrPath
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.errors import InputError, UsageError
 from densenet_deploy.packages import require_packages
@@ -20,171 +20,183 @@ from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
-from densenet_deploy.workflows.tune.candidates import Candidate, Form, ModelFile, Space, TuneOptions
-from densenet_deploy.workflows.tune.forms import Base, Refused, Source, Workshop
-from densenet_deploy.workflows.tune.memory import NAME, Memory
-from densenet_deploy.workflows.tune.plan import TunePlan, plan
-from densenet_deploy.workflows.tune.report import TuneReport
-from densenet_deploy.workflows.tune.results import Limits
-from densenet_deploy.workflows.tune.search import Question, Search
-from densenet_deploy.workflows.tune.track import LocalTrack
+from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
+from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
+from densenet_deploy.workflows.tune.measure import LocalMeasurer
+from densenet_deploy.workflows.tune.models import BuildFailure, FloatModel, ModelBuilder, Source
+from densenet_deploy.workflows.tune.report import DryRunReport, PlannedFile, PlannedWork, TuneReport, report_of
+from densenet_deploy.workflows.tune.search import Limits, Search
 
 if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
 
 DEFAULT_FOLDER: Final = "artifacts/tune/"
-_NOT_ACROSS: Final = "without --data nothing says which model answers better: the fastest of any model is chosen"
-_ON_CALIBRATION: Final = "answers were compared on the calibration images; give --data for others"
+_MIB: Final = 2**20
+_NOT_ACROSS: Final = "without --data the answers of different models cannot be ranked: the fastest of any is chosen"
+_ON_CALIBRATION: Final = "answers were compared on the calibration images; give --data to use others"
 
 
 def tune(
-    sources: Sequence[Source],
+    sources: Sequence[Any] = (),
     options: TuneOptions | None = None,
-    out: str | None = None,
     *,
+    out: StrPath | None = None,
     force: bool = False,
     measure_again: bool = False,
     cache: CalibrationCache | None = None,
-    listener: Listener = ignore,
+    progress: Listener | None = None,
 ) -> TuneReport:
-    """Search what to ship of `sources`, or go on where an earlier search of them was interrupted.
+    """Search what to ship of `sources`, or continue where an earlier search of them was interrupted.
 
-    >>> tune([Source(Path("artifacts/densenet121.onnx"))]).chosen.candidate      # doctest: +SKIP
+    >>> report = tune(["artifacts/densenet121.onnx"], TuneOptions(calibration="calibration/"))   # doctest: +SKIP
+    >>> report.chosen.model                                                                      # doctest: +SKIP
+    PosixPath('artifacts/tune/densenet121.int8.openvino.onnx')
 
     Args:
-        sources: what to tune; each name of a file once.
+        sources: FP32 ONNX files, checkpoints, or whatever else `load` takes, with different names.
         options: the space, the data and the limits.
-        out: the folder for files and state; None means `artifacts/tune/`.
-        force: replace files that are in the way there.
-        measure_again: forget timings and accuracies that are remembered.
+        out: the folder for files and results; None means `artifacts/tune/`.
+        force: replace other files there.
+        measure_again: forget the timings and accuracies of earlier runs.
         cache: of calibration ranges.
-        listener: told of every step.
+        progress: called with every step.
 
     Raises:
-        UsageError: if an option cannot be meant.
-        InputError: if a model or the data cannot be used, or something else stands where a file should go.
-        BackendError: if a backend cannot be had.
+        UsageError: if an option is invalid.
+        InputError: if a model or the data cannot be used, or another file exists where one should go.
+        BackendError: if a backend is not available, or the reference cannot run.
     """
     start = time.perf_counter()
-    options = options or TuneOptions()
-    space, memory = _prepared(sources, options, out, measure_again=measure_again)
-    shop = Workshop(memory.path.parent, memory, options.calibration, options.samples, cache, force, listener)
-    bases = [shop.base(source) for source in sources]
-    made, refused = _made(bases, space.forms, shop)
-    candidates = space.candidates(made)
-    listener("looking at the machine")
+    options, progress = options or TuneOptions(), progress or ignore
+    given, space, results = _prepared(sources, options, out, measure_again=measure_again)
+    builder = _builder(options, results, cache=cache, force=force, progress=progress)
+    models = [builder.float_model(source) for source in given]
+    files, failures = _files(models, space.precisions, builder)
+    trials = space.trials(files)
+    progress("measuring the load of the machine")
     machine = Machine.this(*PACKAGES)
-    track = LocalTrack(
-        reference=_reference(candidates),
-        bases={base.file.base: base for base in bases},
-        memory=memory,
+    measurer = LocalMeasurer(
+        reference=_reference(trials),
+        models={model.file.base: model for model in models},
+        results=results,
         device=options.device,
-        calibration=options.calibration,
+        calibration=builder.calibration,
         samples=options.samples,
-        data=options.data,
+        data=None if options.data is None else Path(options.data),
     )
-    limits = _limits(options)
-    tried = Search(track, Question(limits, options.goal), listener).run(candidates)
-    return TuneReport(
-        tried=tried,
-        limits=limits,
-        goal=options.goal,
-        reference=str(track.reference),
+    search = Search(measurer, _limits(options), options.goal, progress)
+    search.run(trials)
+    return report_of(
+        search,
+        trials,
         machine=machine,
         seconds=time.perf_counter() - start,
-        reused=memory.reused,
-        done=memory.done,
-        state=memory.path,
-        remarks=(
-            *_remarks(bases, options),
-            *space.notes,
-            *(f"left out: {one.form.name}: {one.why}" for one in refused),
-        ),
-        compare_across_models=_across(sources, options),
+        results=results,
+        notes=(*_notes(models, options), *space.notes, *map(str, failures), *machine.notes),
+        compare_models=len(models) == 1 or options.data is not None,
     )
 
 
 def dry_run(
-    sources: Sequence[Source],
+    sources: Sequence[Any] = (),
     options: TuneOptions | None = None,
-    out: str | None = None,
     *,
+    out: StrPath | None = None,
     measure_again: bool = False,
-) -> TunePlan:
-    """Say what `tune` would try and about how long it would take; nothing is written.
+) -> DryRunReport:
+    """List what `tune` would try; nothing is written or timed.
 
     Raises:
-        UsageError, InputError, BackendError: as `tune`.
+        UsageError: as `tune`.
+        InputError: as `tune`.
+        BackendError: as `tune`.
     """
     options = options or TuneOptions()
-    space, memory = _prepared(sources, options, out, measure_again=measure_again)
-    shop = Workshop(memory.path.parent, memory, options.calibration, options.samples)
-    return plan(sources, options, space, shop)
+    given, space, results = _prepared(sources, options, out, measure_again=measure_again)
+    builder = _builder(options, results)
+    models = [(source, builder.known_float_model(source)) for source in given]
+    files = [_planned_file(source, model, option, builder) for source, model in models for option in space.precisions]
+    pairs = sum(len(option.backends) for option in space.precisions)
+    batches = sum(len(space.batches_of(None if model is None else model.file)) for _, model in models)
+    plan = PlannedWork(
+        files=tuple(files),
+        candidates=pairs * len(space.threads) * batches,
+        comparisons=pairs * len(models),
+        backends=tuple(dict.fromkeys(name for option in space.precisions for name in option.backends)),
+        threads=space.threads,
+        batches=space.batches,
+    )
+    return DryRunReport(plan=plan, state=results.path, notes=space.notes)
+
+
+def _planned_file(
+    source: Source, model: FloatModel | None, option: PrecisionOption, builder: ModelBuilder
+) -> PlannedFile:
+    if model is None:
+        return PlannedFile(builder.path_of(source.stem, option), option.name, up_to_date=False)
+    path = model.file.path if option.precision == "fp32" else builder.path_of(model.file.path.stem, option)
+    return PlannedFile(path, option.name, builder.is_built(model, option))
 
 
 def _prepared(
-    sources: Sequence[Source], options: TuneOptions, out: str | None, *, measure_again: bool
-) -> tuple[Space, Memory]:
+    sources: Sequence[Any], options: TuneOptions, out: StrPath | None, *, measure_again: bool
+) -> tuple[list[Source], SearchSpace, ResultCache]:
     """Check everything that can be checked before the work."""
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
-    _check(sources)
-    if options.calibration is not None and not options.calibration.exists():
+    given = [*map(Source.of, sources), *map(Source.of, options.variants)]
+    if not given:
+        raise UsageError("tune", "no model was given", "give a MODEL or --variant")
+    stems = [source.stem for source in given]
+    repeated = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if repeated is not None:
+        raise UsageError(repeated, "is the name of two models", "rename one: files are named after them")
+    if options.calibration is not None and not Path(options.calibration).exists():
         raise InputError(options.calibration, "no such file or folder", "check the path")
     if options.data is not None:
-        find_images(options.data)
+        find_images(Path(options.data))
     folder = Path(DEFAULT_FOLDER if out is None else out)
     if folder.suffix.lower() in FILE_SUFFIXES or folder.is_file():
-        raise UsageError(out, "is no folder", "name a folder with -o")
-    return Space.of(options), Memory(folder / NAME, measure_again=measure_again)
+        raise UsageError(out, "is not a folder", "name a folder with -o")
+    return given, SearchSpace.of(options), ResultCache(folder / FILE_NAME, measure_again=measure_again)
 
 
-def _check(sources: Sequence[Source]) -> None:
-    if not sources:
-        raise UsageError("tune", "was given no model", "give a MODEL or --variant")
-    names: set[str] = set()
-    for source in sources:
-        if source.path is not None:
-            Artifact.open(source.path)
-        if source.stem in names:
-            raise UsageError(source.stem, "is the name of two models", "rename one: files are named after them")
-        names.add(source.stem)
+def _builder(options: TuneOptions, results: ResultCache, **more: Any) -> ModelBuilder:
+    calibration = None if options.calibration is None else Path(options.calibration)
+    return ModelBuilder(results.path.parent, results, calibration, options.samples, **more)
 
 
-def _made(
-    bases: Sequence[Base], forms: Sequence[Form], shop: Workshop
-) -> tuple[list[tuple[Form, ModelFile]], list[Refused]]:
-    made: list[tuple[Form, ModelFile]] = []
-    refused: list[Refused] = []
-    for base, form in itertools.product(bases, forms):
-        found = shop.make(base, form)
-        if isinstance(found, Refused):
-            refused.append(found)
+def _files(
+    models: Sequence[FloatModel], options: Sequence[PrecisionOption], builder: ModelBuilder
+) -> tuple[list[tuple[PrecisionOption, ModelFile]], list[BuildFailure]]:
+    files: list[tuple[PrecisionOption, ModelFile]] = []
+    failures: list[BuildFailure] = []
+    for model, option in itertools.product(models, options):
+        found = builder.build(model, option)
+        if isinstance(found, BuildFailure):
+            failures.append(found)
         else:
-            made.append((form, found))
-    return made, refused
+            files.append((option, found))
+    return files, failures
 
 
-def _reference(candidates: Sequence[Candidate]) -> Candidate:
-    """The first float file on its first backend, with all threads, one of the smallest batch."""
-    first = candidates[0]
-    own = [one for one in candidates if (one.file, one.backend) == (first.file, first.backend)]
+def _reference(trials: Sequence[Trial]) -> Trial:
+    """The first FP32 file on its first backend, with all threads and the smallest batch."""
+    first = trials[0]
+    own = [one for one in trials if (one.file, one.backend) == (first.file, first.backend)]
     return max(own, key=lambda one: (one.threads, -one.batch))
 
 
 def _limits(options: TuneOptions) -> Limits:
     memory = options.max_memory_mib
-    return Limits(options.max_drop, options.max_latency_ms, None if memory is None else int(memory * 2**20))
+    return Limits(options.max_drop, options.max_latency_ms, None if memory is None else int(memory * _MIB))
 
 
-def _across(sources: Sequence[Source], options: TuneOptions) -> bool:
-    return len(sources) == 1 or options.data is not None
-
-
-def _remarks(bases: Sequence[Base], options: TuneOptions) -> Iterator[str]:
-    yield from dict.fromkeys(note for base in bases for note in untrained_note(base.artifact.manifest))
-    if len(bases) > 1 and options.data is None:
+def _notes(models: Sequence[FloatModel], options: TuneOptions) -> Iterator[str]:
+    yield from dict.fromkeys(note for model in models for note in untrained_note(model.manifest))
+    if len(models) > 1 and options.data is None:
         yield _NOT_ACROSS
     if options.data is None and options.calibration is not None:
         yield _ON_CALIBRATION
-    fixed = [base for base in bases if base.file.fixed_batch is not None]
-    yield from (f"{base.file.path.name} takes batches of {base.file.fixed_batch} alone" for base in fixed)
+    for model in models:
+        if model.file.fixed_batch is not None:
+            yield f"{model.file.path.name} accepts only batches of {model.file.fixed_batch}"

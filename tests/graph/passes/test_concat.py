@@ -60,7 +60,7 @@ def test_a_concat_that_only_fed_concats_is_dropped():
     assert _inputs(model) == {"y": ["x", "a", "b", "d"]}
 
 
-def test_a_concat_of_one_tensor_is_no_step():
+def test_a_concat_of_one_tensor_is_not_a_step():
     body = LAYERS + "o = Concat<axis=1>(x)  p = Concat<axis=1>(x, a)  y = Add(o, o)"
     model = _model(body, "float[N,3,5,5] y, float[N,6,5,5] p")
     assert skipped(model, INCREMENTAL) == ""
@@ -80,7 +80,7 @@ def test_without_an_earlier_concat_the_list_stays():
     assert skipped(model, INCREMENTAL).count("no earlier Concat holds its first tensors") == 2
 
 
-def test_a_later_concat_is_no_step():
+def test_a_later_concat_is_not_a_step():
     body = LAYERS + "y = Concat<axis=1>(x, a, b)  q = Concat<axis=1>(x, a)"
     model = _model(body, "float[N,9,5,5] y, float[N,6,5,5] q")
     assert "no earlier Concat" in skipped(model, INCREMENTAL)

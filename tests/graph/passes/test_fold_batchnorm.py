@@ -175,14 +175,14 @@ def test_a_norm_in_training_by_its_outputs_is_skipped():
 
 
 @pytest.mark.parametrize("fed", ["w", "gamma"])
-def test_numbers_that_are_fed_are_no_constants(fed):
+def test_numbers_that_are_fed_are_not_constants(fed):
     shapes = {"w": (4, 3, 3, 3), **NORM}
     size = ",".join(map(str, shapes.pop(fed)))
     model = model_of(CONV_NORM, weights(**shapes), inputs=f"float[N,3,5,5] x, float[{size}] {fed}")
     assert "not float32 constants" in _skipped(model)
 
 
-def test_a_default_that_a_caller_may_override_is_no_constant():
+def test_a_default_that_a_caller_may_override_is_not_a_constant():
     model = model_of(
         CONV_NORM,
         weights(w=(4, 3, 3, 3), **NORM),

@@ -15,6 +15,7 @@ from densenet_deploy.errors import DataError, ModelFileError, OutputExistsError,
 from densenet_deploy.graph.onnx_file import operators
 from densenet_deploy.quantize.cache import CalibrationCache
 from densenet_deploy.quantize.observers.observer import ChannelRanges
+from densenet_deploy.quantize.observers.percentile import PercentileOptions
 from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
 from densenet_deploy.quantize.scales import choose_types
 from densenet_deploy.runtime.runner import open_runner
@@ -136,12 +137,24 @@ def test_a_foreign_file_in_the_way_survives(digits_onnx, tmp_path):
 
 
 def test_words_and_numbers_are_checked(digits_onnx):
-    with pytest.raises(UnknownNameError, match="openvino"):
+    with pytest.raises(UnknownNameError) as caught:
         quantize(digits_onnx, SAMPLES, QuantizeOptions(never_slower=False, recipe="openvin"))
-    with pytest.raises(UnknownNameError, match="per-channel"):
+    assert "'openvino'" in caught.value.fix
+    with pytest.raises(UnknownNameError) as caught:
         QuantizeOptions(weights="per-chanel")
-    with pytest.raises(UsageError, match="alpha"):
+    assert "'per-channel'" in caught.value.fix
+    with pytest.raises(UsageError) as caught:
         QuantizeOptions(alpha=1.5)
+    assert caught.value.subject == "alpha=1.5"
+
+
+def test_observers_and_their_options_are_checked_at_once():
+    with pytest.raises(UnknownNameError):
+        QuantizeOptions(observer="percentil")
+    with pytest.raises(UsageError):
+        QuantizeOptions(observer="mse", observer_options=PercentileOptions())
+    options = QuantizeOptions(observer="percentile", observer_options=PercentileOptions(percentile=99.9))
+    assert options.observer_options.percentile == 99.9
 
 
 def test_seven_bits_only_where_kernels_saturate():
@@ -295,7 +308,7 @@ g (float[1, 4, 8, 8] x) => (float[1, 6, 8, 8] y) {
 
 
 def test_a_concat_that_a_conv_reads_itself_has_its_codes_before_it(recipe, tmp_path):
-    """The clip behind the second Concat asks for the codes of the first one, which an earlier Conv reads."""
+    """The clip after the second Concat needs the first one quantized, which an earlier Conv reads."""
     rng, proto = np.random.default_rng(0), onnx.parser.parse_model(GROWING)
     shapes = {"wa": (4, 4, 1, 1), "wb": (2, 4, 1, 1), "wd": (2, 6, 1, 1), "wy": (6, 8, 1, 1), "bound": (8, 1, 1)}
     for name, shape in shapes.items():

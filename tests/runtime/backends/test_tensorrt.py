@@ -25,8 +25,7 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.engine_files import write_engine
-from densenet_deploy.runtime.gpus import find_gpus
-from densenet_deploy.runtime.nvidia_options import NvidiaOptions
+from densenet_deploy.runtime.nvidia import NvidiaOptions, find_gpus
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.runtime.trt import load_tensorrt
@@ -87,28 +86,32 @@ def test_the_header_decides_which_backend(gpu: SimulatedCuda, engine: Path, flav
 def test_another_version_is_refused_and_named(gpu: SimulatedCuda, flavour: Behaviour, tmp_path, tiny_onnx) -> None:
     older = dataclasses.replace(flavour, version=(9, 1, 0, 5))
     path = write_simulated_engine(tmp_path, tiny_onnx, older)
-    with pytest.raises(BackendError, match=rf"{flavour.flavour} 9\.1\.0\.5, and this is.*build-trt") as caught:
+    with pytest.raises(BackendError) as caught:
         open_runner(path)
+    assert caught.value.subject.endswith("tiny.engine")
     assert caught.value.exit_code == 5
 
 
 def test_another_flavour_is_refused_and_named(full_gpu: SimulatedCuda, tmp_path: Path, tiny_onnx: Path) -> None:
     path = write_simulated_engine(tmp_path, tiny_onnx, RTX)
-    with pytest.raises(BackendError, match=r"built by rtx 1\.7\.1\.116, and this is tensorrt 10\.3\.0\.26"):
+    with pytest.raises(BackendError) as caught:
         open_runner(path, "tensorrt")
+    assert caught.value.subject.endswith("tiny.engine")
 
 
 @pytest.mark.skipif(is_installed("tensorrt"), reason="full TensorRT is installed")
 def test_a_flavour_that_is_not_installed_is_named(tmp_path: Path, tiny_onnx: Path) -> None:
     path = write_simulated_engine(tmp_path, tiny_onnx, FULL)
-    with pytest.raises(MissingPackageError, match=r"densenet-deploy\[tensorrt\]"):
+    with pytest.raises(MissingPackageError) as caught:
         open_runner(path, "tensorrt")
+    assert caught.value.subject == "tensorrt"
 
 
 def test_another_compute_capability_is_refused(flavour: Behaviour, engine: Path) -> None:
     with simulated_gpu(flavour, SimulatedMachine(compute_capability=(9, 0))) as cuda:
-        with pytest.raises(DeviceError, match=r"this GPU has 9\.0") as caught:
+        with pytest.raises(DeviceError) as caught:
             open_runner(engine)
+        assert caught.value.subject.endswith("tiny.engine")
         assert cuda.in_use()["memory"] == 0
     assert caught.value.exit_code == 5
 
@@ -117,16 +120,18 @@ def test_another_compute_capability_is_refused(flavour: Behaviour, engine: Path)
 def test_a_changed_plan_is_refused_before_anything_runs(gpu: SimulatedCuda, engine: Path, change) -> None:
     engine.write_bytes(change(engine.read_bytes()))
     for options in (None, TRUST):
-        with pytest.raises(ModelFileError, match="hash differs") as caught:
+        with pytest.raises(ModelFileError) as caught:
             open_runner(engine, options=options)
+        assert caught.value.subject.endswith("tiny.engine")
         assert caught.value.exit_code == 3
     assert gpu.calls == []
 
 
 def test_a_stranger_is_refused_without_trust(gpu: SimulatedCuda, engine: Path, expected) -> None:
     sidecar_path(engine).unlink()
-    with pytest.raises(ModelFileError, match="--trust-engine"):
+    with pytest.raises(ModelFileError) as caught:
         open_runner(engine)
+    assert caught.value.subject.endswith("tiny.engine")
     assert gpu.calls == []
     with open_runner(engine, options=TRUST) as runner:
         assert (runner.placement.precision, runner.manifest) == ("unknown", None)
@@ -145,8 +150,9 @@ def test_a_trusted_plan_that_tensorrt_refuses_is_a_sentence(full_gpu, tmp_path: 
     path = write_simulated_engine(tmp_path, tiny_onnx, FULL)
     path.write_bytes(path.read_bytes() + b"more")
     sidecar_path(path).unlink()
-    with pytest.raises(BackendError, match=r"TensorRT cannot load it: .*magicTag"):
+    with pytest.raises(BackendError) as caught:
         open_runner(path, options=TRUST)
+    assert caught.value.subject.endswith("tiny.engine")
 
 
 def test_no_driver_is_a_device_error(flavour: Behaviour, engine: Path) -> None:
@@ -155,17 +161,19 @@ def test_no_driver_is_a_device_error(flavour: Behaviour, engine: Path) -> None:
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.parametrize(("device", "reason"), [("cpu", "not a device of"), ("cuda:1", "finds 1 device")])
-def test_a_device_that_is_not_there_is_never_replaced(gpu: SimulatedCuda, engine: Path, device, reason) -> None:
-    with pytest.raises(DeviceError, match=reason):
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_device_that_is_not_there_is_never_replaced(gpu: SimulatedCuda, engine: Path, device) -> None:
+    with pytest.raises(DeviceError) as caught:
         open_runner(engine, device=device)
+    assert caught.value.subject == device
 
 
 def test_another_precision_is_refused(gpu: SimulatedCuda, engine: Path) -> None:
     with open_runner(engine, options=RunnerOptions(precision="fp32")) as runner:
         assert runner.placement.precision == "fp32"
-    with pytest.raises(BackendError, match="the engine holds fp32"):
+    with pytest.raises(BackendError) as caught:
         open_runner(engine, options=RunnerOptions(precision="fp16"))
+    assert caught.value.subject == "fp16"
 
 
 def test_the_placement_says_what_convolutions_run_in(gpu: SimulatedCuda, flavour, tmp_path, tiny_onnx) -> None:
@@ -188,11 +196,13 @@ def test_a_real_plan_without_a_gpu_is_a_device_error(tiny_onnx: Path, tmp_path: 
     plan = float32_plan(load_tensorrt("rtx"), tiny_onnx.read_bytes())
     path = tmp_path / "tiny.engine"
     write_engine(path, plan, sidecar_of(plan, precision="fp32"))
-    with pytest.raises(DeviceError, match="no NVIDIA GPU answers"):
+    with pytest.raises(DeviceError) as caught:
         open_runner(path)
+    assert caught.value.subject == "cuda"
     path.write_bytes(plan[:-1])
-    with pytest.raises(ModelFileError, match="hash differs"):
+    with pytest.raises(ModelFileError) as caught:
         open_runner(path)
+    assert caught.value.subject.endswith("tiny.engine")
 
 
 @pytest.mark.parametrize("compatible", [True, False])
@@ -213,8 +223,9 @@ def test_what_only_the_build_knew_is_told_to_the_runtime(gpu, flavour, tmp_path,
 
 def test_a_plan_without_weights_is_refused(gpu, flavour, tmp_path, tiny_onnx) -> None:
     path = write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"strip_weights": True})
-    with pytest.raises(ModelFileError, match="without its weights"):
+    with pytest.raises(ModelFileError) as caught:
         open_runner(path)
+    assert caught.value.subject.endswith("tiny.engine")
 
 
 # Memory
@@ -222,8 +233,9 @@ def test_a_plan_without_weights_is_refused(gpu, flavour, tmp_path, tiny_onnx) ->
 
 def test_memory_that_runs_out_is_a_resource_error(flavour: Behaviour, engine: Path) -> None:
     with simulated_gpu(flavour, SimulatedMachine(memory_bytes=1000)) as cuda:
-        with pytest.raises(ResourceError, match="GPU memory") as caught:
+        with pytest.raises(ResourceError) as caught:
             open_runner(engine)
+        assert caught.value.subject == "GPU memory"
         assert caught.value.exit_code == 6
         del caught
         assert cuda.in_use() == {"memory": 0, "streams": 0, "events": 0, "graphs": 0}
@@ -276,8 +288,9 @@ def test_a_fixed_batch_is_insisted_on(gpu: SimulatedCuda, flavour, tmp_path, tin
     with open_runner(path) as runner:
         assert runner.inputs[0].shape == (2, 3, 32, 32)
         np.testing.assert_allclose(runner.run({"input": batch(2)})["logits"], expected(batch(2)), atol=TOLERANCE)
-        with pytest.raises(DensenetDeployError, match="resize or batch it"):
+        with pytest.raises(DensenetDeployError) as caught:
             runner.run({"input": batch(3)})
+        assert caught.value.subject == "input"
 
 
 # CUDA graphs
@@ -363,13 +376,15 @@ def test_callers_wait_for_a_stream(gpu: SimulatedCuda, engine: Path, streams: in
     assert gpu.calls.count("cudaStreamCreateWithFlags") <= streams
 
 
-def test_a_failed_run_costs_its_lane_and_nothing_else(gpu: SimulatedCuda, engine: Path, expected) -> None:
+def test_a_failed_run_costs_its_execution_context_and_nothing_else(gpu: SimulatedCuda, engine: Path, expected) -> None:
     options = RunnerOptions(nvidia=NvidiaOptions(streams=1))
     with open_runner(engine, options=options) as runner:
         before = gpu.in_use()["memory"]
         gpu.fail_next["cudaStreamSynchronize"] = cudaError_t.cudaErrorInvalidValue
-        with pytest.raises(BackendError, match="cudaStreamSynchronize failed"):
+        with pytest.raises(BackendError) as caught:
             runner.run({"input": batch(2)})
+        assert caught.value.subject == "CUDA"
+        del caught  # its traceback refers to the context
         np.testing.assert_allclose(runner.run({"input": batch(2)})["logits"], expected(batch(2)), atol=TOLERANCE)
         assert gpu.in_use()["memory"] == before
 
@@ -378,8 +393,9 @@ def test_a_lost_gpu_is_said_by_every_later_call(gpu: SimulatedCuda, engine: Path
     with open_runner(engine) as runner:
         gpu.fail_next["cudaStreamSynchronize"] = cudaError_t.cudaErrorIllegalAddress
         for _ in range(2):
-            with pytest.raises(BackendError, match="restart the process"):
+            with pytest.raises(BackendError) as caught:
                 runner.run({"input": batch(2)})
+            assert caught.value.subject == "CUDA"
 
 
 # Kernels that TensorRT-RTX compiles

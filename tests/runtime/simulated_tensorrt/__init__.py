@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.runtime import cudart
-from densenet_deploy.runtime.engine_facts import BatchProfile
-from densenet_deploy.runtime.engine_files import write_engine
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.engine_files import sniff, write_engine
 from densenet_deploy.runtime.trt import load_tensorrt
 from tests.runtime.plans import sidecar_of
 from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda, SimulatedMachine
@@ -36,7 +34,6 @@ def simulated_gpu(behaviour: Behaviour = RTX, machine: SimulatedMachine | None =
     module = simulated_module(cuda, behaviour)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as cache:
         patch.setenv("XDG_CACHE_HOME", cache)
-        patch.setattr(cudart, "found_libraries", lambda: iter(()))  # a real CUDA must not step in
         patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
         patch.setitem(sys.modules, module.__name__, module)
         load_tensorrt.cache_clear()

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_deploy.runtime.plan import sniff
+from densenet_deploy.runtime.engine_files import sniff
 from tests.runtime.plans import plan_bytes
 from tests.runtime.simulated_tensorrt.cuda import CudaError, SimulatedCuda
 

@@ -105,8 +105,9 @@ def test_gpu_and_host_feeds_take_turns(runner, cuda, expected) -> None:
 
 def test_one_runners_output_is_anothers_input(runner, cuda, tmp_path, tiny_onnx) -> None:
     logits = runner.run_on_gpu({"input": Foreign(cuda, FEED)})["logits"]
-    with pytest.raises(FeedError, match=r"has shape \(2, 10\)"):
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": logits})  # it got as far as the shape: type, layout and device are fine
+    assert caught.value.subject == "input"
 
 
 def test_without_a_stream_the_default_one_is_waited_for(runner, cuda, simulation, expected) -> None:
@@ -119,20 +120,22 @@ def test_without_a_stream_the_default_one_is_waited_for(runner, cuda, simulation
 
 
 @pytest.mark.parametrize(
-    ("facts", "reason"),
+    ("facts", "word"),
     [
-        ({"typestr": "<f2"}, "is float16"),
-        ({"shape": (2, 32, 32, 3)}, "has shape"),
-        ({"shape": (0, 3, 32, 32)}, "has shape"),
-        ({"strides": (4, 8, 4, 4)}, "not contiguous"),
-        ({"data": (1 << 60, False)}, "is on no GPU"),
-        ({"version": "broken"}, "does not share its memory"),
+        ({"typestr": "<f2"}, "float16"),
+        ({"shape": (2, 32, 32, 3)}, "(2, 32, 32, 3)"),
+        ({"shape": (0, 3, 32, 32)}, "(0, 3, 32, 32)"),
+        ({"strides": (4, 8, 4, 4)}, "contiguous"),
+        ({"data": (1 << 60, False)}, "cuda:0"),
+        ({"version": "broken"}, "detach"),
     ],
     ids=str,
 )
-def test_a_bad_feed_is_refused(runner, cuda, facts, reason) -> None:
-    with pytest.raises(FeedError, match=reason):
+def test_a_bad_feed_is_refused(runner, cuda, facts, word) -> None:
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": Foreign(cuda, FEED, **facts)})
+    assert caught.value.subject == "input"
+    assert word in str(caught.value)
 
 
 def test_packed_strides_are_contiguous(runner, cuda, expected) -> None:
@@ -142,33 +145,41 @@ def test_packed_strides_are_contiguous(runner, cuda, expected) -> None:
 
 def test_a_feed_elsewhere_is_refused(runner, cuda) -> None:
     feed = Foreign(cuda, FEED)
-    with pytest.raises(FeedError, match="multiple of 256"):
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": Foreign(cuda, FEED, data=(feed.memory.address + 4, False))})
-    with pytest.raises(FeedError, match="is on no GPU"):
+    assert caught.value.subject == "input"
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": Foreign(cuda, FEED, data=(feed.pinned.address & ~255, False))})
+    assert caught.value.subject == "input"
     cuda.use(1)
     other = Foreign(cuda, FEED)
-    with pytest.raises(FeedError, match="is on cuda:1, the model on cuda:0"):
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": other})
+    assert caught.value.subject == "input"
 
 
 def test_names_and_outputs_are_checked(runner, cuda) -> None:
     feed = Foreign(cuda, FEED)
-    with pytest.raises(FeedError, match="feed exactly: input"):
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"image": feed})
-    with pytest.raises(FeedError, match="is no output"):
+    assert caught.value.subject == "image"
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": feed}, {"logit": feed})
-    with pytest.raises(FeedError, match="has shape"):
+    assert caught.value.subject == "logit"
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": feed}, {"logits": Foreign(cuda, np.zeros((3, 10), np.float32))})
+    assert caught.value.subject == "logits"
     frozen = Foreign(cuda, np.zeros((2, 10), np.float32))
     frozen._facts["data"] = (frozen.memory.address, True)
-    with pytest.raises(FeedError, match="read-only"):
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": feed}, {"logits": frozen})
+    assert caught.value.subject == "logits"
 
 
 def test_a_batch_that_no_profile_takes_is_refused(runner, cuda) -> None:
-    with pytest.raises(FeedError, match="the engine takes 1 to 8"):
+    with pytest.raises(FeedError) as caught:
         runner.run_on_gpu({"input": Foreign(cuda, np.zeros((9, 3, 32, 32), np.float32))})
+    assert caught.value.subject == "batch 9"
 
 
 def test_use_after_close_is_a_typed_error(simulation, cuda, tmp_path, tiny_onnx) -> None:

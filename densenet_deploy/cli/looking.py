@@ -1,0 +1,238 @@
+"""Commands that look at models and machines: `inspect`, `plot`, `report`, `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from densenet_deploy.cli.app import Work, command
+from densenet_deploy.cli.options import Only, Output, Reads, RunnerChoice, Variant, Writes, word, words
+from densenet_deploy.errors import UsageError
+from densenet_deploy.facts import Architecture, ModelFacts
+
+if TYPE_CHECKING:
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions
+
+
+@command(
+    "inspect",
+    examples=(
+        "densenet-deploy inspect model.onnx --profile",
+        "densenet-deploy inspect --variant 121 --image-size 320 --training --batch 32",
+        "densenet-deploy inspect --variant 121 --sweep growth-rate=12,24,32",
+    ),
+)
+def inspect_command(
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="An .onnx, .engine, .pth or .safetensors file, or use --variant."),
+        Reads(
+            "graph",
+            more=lambda a: ("session",) if a.profile else (),
+            backends=lambda a: (a.running.backend,),
+        ),
+    ] = None,
+    variant: Variant = None,
+    batch: Annotated[int, typer.Option(help="Images per inference, for memory, profile and latency.")] = 1,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Activations: fp32, fp16, bf16 or int8 (default: the model's).",
+            **words("fp32", "fp16", "bf16", "int8"),
+        ),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Peak memory of a training step, forward and backward.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Run the model and report the time by operator and block.")
+    ] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=A,B,...",
+            help="Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
+            **words("growth-rate=", "compression=", "bn-size=", "init-features=", "depth=", "variant="),
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="--sweep: measure latency (default: yes).")
+    ] = True,
+    *,
+    facts: Annotated[ModelFacts, Only("image_size")],
+    architecture: Architecture,
+    running: Annotated[RunnerChoice, Only("backend", "device", "threads")],
+) -> Work:
+    """Count parameters, MACs and memory; profile operators."""
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
+    from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions
+
+    size = facts.image_size
+    if size is not None and not isinstance(size, int):
+        raise UsageError(f"image-size={size}", "is not one number", "give one size in pixels")
+    profiling = ProfileOptions(running.backend, running.device, running.threads) if profile else None
+    options = InspectOptions(size, batch, precision, training, profiling)
+    named = (*(() if variant is None else ("--variant",)), *architecture.options())
+    if model is not None and named:
+        raise UsageError("inspect", f"was given both a MODEL and {named[0]}", "give one of them")
+    if sweep is not None:
+        if model is not None:
+            raise UsageError("--sweep", "changes an architecture, not a file", "give --variant in place of the MODEL")
+        return _sweep(sweep, variant, architecture, options, running.threads, measure=measure)
+    if model is not None:
+        is_engine = model.suffix.lower() == ".engine"
+        return _engine(model, options) if is_engine else lambda _listener: inspect_file(model, options)
+    if variant is None and not architecture.changes():
+        raise UsageError("inspect", "has nothing to inspect", "give a MODEL or --variant")
+    return lambda _listener: inspect_variant(variant, architecture, options)
+
+
+def _engine(model: Path, options: InspectOptions) -> Work:
+    from densenet_deploy.workflows.inspect.engine import inspect_engine
+
+    if options.image_size is not None:
+        raise UsageError(f"image-size={options.image_size}", "an engine takes images of one size", "remove it")
+    if options.precision is not None:
+        raise UsageError(f"precision={options.precision}", "an engine has its own precision", "remove it")
+    if options.training or options.profile is not None:
+        fix = "use them on the ONNX file that it was built from"
+        raise UsageError(model, "--training and --profile do not apply to an engine", fix)
+    return lambda _listener: inspect_engine(model, options.batch)
+
+
+def _sweep(
+    text: str,
+    variant: str | None,
+    architecture: Architecture,
+    options: InspectOptions,
+    threads: int | None,
+    *,
+    measure: bool,
+) -> Work:
+    from densenet_deploy.variants import variant_with
+    from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
+
+    if options.training or options.profile is not None:
+        fix = "use them on one network"
+        raise UsageError("--sweep", "can't be combined with --training or --profile", fix)
+    base = variant_with(variant, architecture.changes()).spec
+    sweep, sweep_options = Sweep.parse(text), SweepOptions(options.image_size, options.batch, measure, threads=threads)
+    return lambda _listener: run_sweep(sweep, base, sweep_options)
+
+
+def _plots() -> tuple[str, ...]:
+    from densenet_deploy.analysis.plots.plot import plots
+
+    return plots.names()
+
+
+def _check_plot(name: str) -> None:
+    from densenet_deploy.analysis.plots.plot import plots
+
+    plots.get(name)
+
+
+@command(
+    "plot",
+    examples=(
+        "densenet-deploy plot cost --variant 121",
+        "densenet-deploy plot reuse model.onnx -o reuse.svg",
+        "densenet-deploy plot pareto benchmark.json",
+    ),
+)
+def plot_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLOT",
+            help="reuse, connections, growth, cost, sqnr or pareto.",
+            **word(_plots, _check_plot),
+        ),
+    ],
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL...]", help="A model, or JSON reports for pareto and sqnr."),
+        Reads("graph", "session"),
+    ] = None,
+    variant: Variant = None,
+    batch: Annotated[int, typer.Option(help="Images per inference, for memory.")] = 1,
+    *,
+    facts: Annotated[ModelFacts, Only("image_size")],
+    architecture: Architecture,
+    output: Annotated[
+        Output, Writes("FILE.png|FILE.svg|DIR", "artifacts/MODEL.PLOT.png", (".png", ".svg"), is_strict=True)
+    ],
+) -> Work:
+    """Draw a figure of a model as PNG or SVG."""
+    from densenet_deploy.workflows.plot.data import PlotRequest
+    from densenet_deploy.workflows.plot.plot import plot
+
+    size = facts.image_size
+    if size is not None and not isinstance(size, int):
+        raise UsageError(f"image-size={size}", "is not one number", "give one size in pixels")
+    request = PlotRequest(tuple(models or ()), variant, architecture, size, batch)
+    return lambda _listener: plot(name, request, output.out, force=output.force)
+
+
+_Reports = list[Path] | None
+
+
+def _output_of(name: str) -> typer.models.OptionInfo:
+    help_text = f"JSON output of {name}; repeatable (default: none)."
+    option: typer.models.OptionInfo = typer.Option(f"--{name}", metavar="FILE.json", help=help_text)
+    return option
+
+
+@command(
+    "report",
+    examples=(
+        "densenet-deploy report model.onnx model.int8.onnx --benchmark benchmark.json --evaluate evaluate.json",
+        "densenet-deploy report model.onnx --tune tune.json -o report.html",
+    ),
+)
+def report_command(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Model files and checkpoints."),
+        Reads("graph", "session"),
+    ],
+    tune: Annotated[_Reports, _output_of("tune"), Reads()] = None,
+    benchmark: Annotated[_Reports, _output_of("benchmark"), Reads()] = None,
+    evaluate: Annotated[_Reports, _output_of("evaluate"), Reads()] = None,
+    validate: Annotated[_Reports, _output_of("validate"), Reads()] = None,
+    sensitivity: Annotated[_Reports, _output_of("sensitivity"), Reads()] = None,
+    quantize: Annotated[_Reports, _output_of("quantize"), Reads()] = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS", help="Largest loss of top-1 of the chosen model, in percentage points, without --tune."
+        ),
+    ] = 1.0,
+    *,
+    output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],
+) -> Work:
+    """Write an HTML page: which model to ship, and why."""
+    from densenet_deploy.workflows.report import ReportSources, report
+
+    sources = ReportSources(
+        models=tuple(models),
+        benchmarks=tuple(benchmark or ()),
+        evaluations=tuple(evaluate or ()),
+        validations=tuple(validate or ()),
+        sensitivities=tuple(sensitivity or ()),
+        quantizations=tuple(quantize or ()),
+        tunings=tuple(tune or ()),
+        max_drop=max_drop,
+    )
+    return lambda listener: report(sources, output.out, force=output.force, listener=listener)
+
+
+@command("doctor", examples=("densenet-deploy doctor",))
+def doctor_command() -> Work:
+    """List the backends and devices that work here."""
+    from densenet_deploy.workflows.doctor import diagnose
+
+    return lambda _listener: diagnose()

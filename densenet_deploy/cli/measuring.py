@@ -1,0 +1,387 @@
+"""Commands that measure models: `validate`, `evaluate`, `benchmark`, `tune`, `sensitivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from densenet_deploy.cli.app import Work, command
+from densenet_deploy.cli.making import FloatModel, Recipe
+from densenet_deploy.cli.options import (
+    BACKEND,
+    BACKEND_HELP,
+    DEVICE,
+    DEVICE_HELP,
+    RECIPE,
+    VARIANT,
+    VARIANT_HELP,
+    Arguments,
+    Calibration,
+    Gates,
+    Model,
+    Output,
+    Reads,
+    RunnerChoice,
+    Samples,
+    Writes,
+    listed,
+    whole_numbers,
+    words,
+)
+from densenet_deploy.cli.outcome import FailedGate
+from densenet_deploy.errors import GateError
+from densenet_deploy.facts import ModelFacts
+
+
+def _layers(arguments: Arguments) -> tuple[str, ...]:
+    return ("graph",) if arguments.per_layer else ()
+
+
+@command(
+    "validate",
+    examples=(
+        "densenet-deploy validate model.onnx model.fp16.onnx",
+        "densenet-deploy validate model.onnx model.int8.onnx --data images/ --gate sqnr_db=30 --per-layer",
+    ),
+)
+def validate_command(
+    reference: Annotated[
+        Path,
+        typer.Argument(metavar="REF", help="The reference model."),
+        Reads("session", more=_layers, backends=lambda a: (a.reference_backend,)),
+    ],
+    candidate: Annotated[
+        Path,
+        typer.Argument(metavar="CAND", help="The model to compare with it."),
+        Reads("session", more=_layers, backends=lambda a: (a.candidate_backend,)),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images to run on (default: seeded noise and synthetic images)."),
+        Reads(),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Number of inputs.")] = 16,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner tensors too, worst first.")] = False,
+    gate: Gates = None,
+    reference_backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Backend of REF (default: by file type).", **BACKEND)
+    ] = None,
+    candidate_backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Backend of CAND (default: by file type).", **BACKEND)
+    ] = None,
+    *,
+    facts: ModelFacts,
+) -> Work:
+    """Compare the outputs of two models."""
+    from densenet_deploy.parity.gates import parse_gate
+    from densenet_deploy.workflows.compare import CompareOptions, compare
+
+    options = CompareOptions(
+        samples=samples,
+        per_layer=per_layer,
+        gates=tuple(map(parse_gate, gate)) if gate else None,
+        reference_backend=reference_backend,
+        candidate_backend=candidate_backend,
+    )
+
+    def work(_listener: Any) -> Any:
+        report = compare(reference, candidate, data, options, **facts.given())
+        if not report.failed:
+            return report
+        fix = "see --per-layer for where they diverge, or set another --gate"
+        return FailedGate(report, GateError(candidate, "; ".join(report.failed), fix))
+
+    return work
+
+
+@command(
+    "evaluate",
+    examples=(
+        "densenet-deploy evaluate model.onnx --data val/",
+        "densenet-deploy evaluate model.int8.onnx --data val/ --against model.onnx --backend openvino",
+    ),
+)
+def evaluate_command(
+    model: Model,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="One folder of images per class, or images with --ground-truth; required."),
+        Reads(),
+    ],
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none)."
+        ),
+        Reads(),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER", help="List the images on which this model disagrees (default: none)."),
+        Reads("session", backends=lambda a: (a.against_backend,)),
+    ] = None,
+    against_backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Backend of OTHER (default: the file's).", **BACKEND)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images per inference.")] = 16,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    decode_threads: Annotated[
+        int | None, typer.Option(help="Threads that decode images (default: one per CPU).")
+    ] = None,
+    *,
+    running: RunnerChoice,
+) -> Work:
+    """Measure accuracy and calibration on labelled images."""
+    from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+
+    options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
+    runner_options = running.options()
+    return lambda _listener: evaluate(
+        model, data, options, backend=running.backend, device=running.device, runner_options=runner_options
+    )
+
+
+@command(
+    "benchmark",
+    examples=(
+        "densenet-deploy benchmark model.onnx model.int8.onnx",
+        "densenet-deploy benchmark model.onnx --backend onnxruntime,openvino --batch 1,8 -o results.json",
+    ),
+)
+def benchmark_command(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL...]", help="Models, each measured in its own process."),
+        Reads("session", backends=lambda a: listed(a.backend or ()) or (None,)),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="An untrained network to measure too; repeatable (default: none).", **VARIANT
+        ),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"{BACKEND_HELP}; separated by commas or repeated (default: each file's).",
+            **BACKEND,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME,...", help=f"{DEVICE_HELP}; separated by commas.", **DEVICE)
+    ] = "auto",
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Images per inference.")] = "1",
+    threads: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="CPU threads per inference (default: all that are available).")
+    ] = None,
+    scenario: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="single-stream, offline or camera.",
+            **words("single-stream", "offline", "camera"),
+        ),
+    ] = "single-stream",
+    fps: Annotated[float | None, typer.Option(help="camera: frames per second (default: none; required).")] = None,
+    streams: Annotated[int | None, typer.Option(help="offline: concurrent inferences (default: one per CPU).")] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Measuring time per candidate, in seconds.")] = 5.0,
+    rounds: Annotated[int, typer.Option(help="Rounds that this time is divided into.")] = 10,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.json", help="Results of an earlier run to compare with (default: none)."),
+        Reads(),
+    ] = None,
+    *,
+    output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file", (".json", ".csv"))],
+) -> Work:
+    """Measure latency, throughput and memory of models side by side."""
+    from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
+
+    options = BenchmarkOptions(
+        backends=listed(backend or ()),
+        devices=listed([device]),
+        batches=whole_numbers("--batch", batch),
+        threads=() if threads is None else whole_numbers("--threads", threads),
+        variants=listed(variant or ()),
+        scenario=scenario,
+        fps=fps,
+        streams=streams,
+        seconds=seconds,
+        rounds=rounds,
+        compare=compare,
+    )
+    return lambda listener: benchmark(models or (), options, out=output.out, force=output.force, progress=listener)
+
+
+@command(
+    "tune",
+    examples=(
+        "densenet-deploy tune model.onnx --calibration images/ --data val/ --max-drop 1",
+        "densenet-deploy tune --variant 121 --max-latency 50 --dry-run",
+    ),
+)
+def tune_command(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL...]", help="FP32 ONNX files and checkpoints."),
+        Reads("graph", "session"),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"Untrained variants too: {VARIANT_HELP}; repeatable (default: none).", **VARIANT
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE", help="Calibration images, or a .npy or .npz file (default: none, so no INT8)."
+        ),
+        Reads(),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="One folder of images per class to measure top-1 on (default: none)."),
+        Reads(),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Largest loss of top-1 (without --data, of unchanged predictions) in percent (default: none).",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(metavar="MS", help="Longest median latency in ms (default: no limit).")
+    ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="MIB", help="Most memory of the process in MiB (default: no limit).")
+    ] = None,
+    goal: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="latency (of the smallest batch) or throughput.",
+            **words("latency", "throughput"),
+        ),
+    ] = "latency",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="fp32, fp16, bf16, int8 or auto for all.",
+            **words("fp32", "fp16", "bf16", "int8", "auto"),
+        ),
+    ] = "auto",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE.toml,...",
+            help="INT8: onnxruntime, openvino, tensorrt, recipe files, or auto for all that run here.",
+            **RECIPE,
+        ),
+    ] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Backends to try, or auto for all that are installed.", **BACKEND)
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help=f"{DEVICE_HELP}.", **DEVICE)] = "auto",
+    threads: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="CPU threads per inference (default: 1, 2, 4, ... up to all)."),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput)."),
+    ] = None,
+    samples: Samples = 512,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,
+    measure_again: Annotated[
+        bool, typer.Option("--measure-again", help="Ignore cached measurements and accuracies.")
+    ] = False,
+    *,
+    output: Annotated[Output, Writes("DIR", "artifacts/tune", ())],
+) -> Work:
+    """Search precision, backend, threads and batch size."""
+    from densenet_deploy.workflows.tune import tune as workflow
+    from densenet_deploy.workflows.tune.candidates import TuneOptions
+
+    options = TuneOptions(
+        variants=tuple(variant or ()),
+        precisions=listed([precision]),
+        recipes=listed([recipe]),
+        backends=listed([backend]),
+        threads=() if threads is None else whole_numbers("--threads", threads),
+        batches=() if batch is None else whole_numbers("--batch", batch),
+        device=None if device == "auto" else device,
+        goal=goal,
+        calibration=calibration,
+        samples=samples,
+        data=data,
+        max_drop=max_drop,
+        max_latency_ms=max_latency,
+        max_memory_mib=max_memory,
+    )
+    if dry_run:
+        return lambda _listener: workflow.dry_run(models or (), options, out=output.out, measure_again=measure_again)
+
+    def work(listener: Any) -> Any:
+        from densenet_deploy.quantize.cache import CalibrationCache
+
+        report = workflow.tune(
+            models or (),
+            options,
+            out=output.out,
+            force=output.force,
+            measure_again=measure_again,
+            cache=CalibrationCache(),
+            progress=listener,
+        )
+        return report if report.failure is None else FailedGate(report, report.failure)
+
+    return work
+
+
+@command(
+    "sensitivity",
+    examples=(
+        "densenet-deploy sensitivity model.onnx --calibration images/",
+        "densenet-deploy sensitivity model.onnx --calibration images/ --per layer -o sensitivity.svg",
+    ),
+)
+def sensitivity_command(
+    model: FloatModel,
+    calibration: Calibration,
+    recipe: Recipe = "auto",
+    per: Annotated[
+        str, typer.Option(metavar="NAME", help="Unit to measure: layer or block.", **words("layer", "block"))
+    ] = "block",
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="One folder of images per class to measure top-1 on too (default: none)."),
+        Reads(),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
+    *,
+    facts: ModelFacts,
+    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file", (".json", ".png", ".svg"))],
+) -> Work:
+    """Measure what each layer or block loses to INT8."""
+    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.workflows.quantize.recipe_file import options_of
+    from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
+
+    quantization = options_of(recipe, {} if samples is None else {"samples": samples})
+    options = SensitivityOptions(per, data, quantization)
+    return lambda listener: sensitivity(
+        model,
+        calibration,
+        options,
+        out=output.out,
+        force=output.force,
+        cache=CalibrationCache(),
+        progress=listener,
+        **facts.given(),
+    )

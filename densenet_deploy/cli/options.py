@@ -1,0 +1,525 @@
+"""Options that commands share, declared once, and how the words of a command line become their values.
+
+A command takes a whole group as one parameter, annotated with the group's dataclass: `facts: ModelFacts` adds
+`--image-size`, `--mean` and so on, and the function receives the `ModelFacts`. `Annotated[ModelFacts, Only(...)]` takes
+a part of it. A parameter that names files or folders says with `Reads` what reads them.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
+
+import typer
+
+from densenet_deploy.errors import DataError, InputError, UnknownNameError, UsageError
+from densenet_deploy.facts import Architecture, ModelFacts
+
+if TYPE_CHECKING:
+    from densenet_deploy.runtime.runner import RunnerOptions
+
+Arguments = SimpleNamespace
+"""The values of a command's parameters, as attributes."""
+
+AUTO: Final = "auto"
+_PER_CHANNEL: Final = ("--mean", "--std")
+_NUMBER: Final = re.compile(r"-?(?!\d{3}$)[\d.][\d.eE+-]*")
+"""A number, except three digits alone: 121 after `--mean 0.5 0.5 0.5` is a variant."""
+
+
+class Reads:
+    """What reads the files that a parameter names; they must exist before the work begins.
+
+    Args:
+        loaders: of model files, which are untrusted: `graph`, `simplifier`, `session` (see `workflows.sandbox.Loader`).
+            A model may also be a name; only a word that looks like a file must exist.
+        backends: those of the session, from the command's arguments; by default the file's own.
+        more: further loaders, from the command's arguments.
+        when: whether the file is loaded at all, from the command's arguments.
+        names: words that are not files.
+    """
+
+    def __init__(
+        self,
+        *loaders: str,
+        backends: Callable[[Arguments], Iterable[str | None]] = lambda _: (None,),
+        more: Callable[[Arguments], Iterable[str]] = lambda _: (),
+        when: Callable[[Arguments], bool] = lambda _: True,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        self.loaders = loaders
+        self.backends = backends
+        self.more = more
+        self.when = when
+        self.names = names
+
+
+@dataclass(frozen=True)
+class Only:
+    """The fields of a group that a command takes."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What `-o` of a command names.
+
+    Attributes:
+        metavar: how the help shows it.
+        default: where the result goes without it.
+        suffixes: those of the files that the command writes; none if it writes a folder.
+        is_strict: whether any other suffix is an error. Otherwise a suffix that is not of ours names a folder.
+    """
+
+    metavar: str
+    default: str
+    suffixes: tuple[str, ...] = (".onnx",)
+    is_strict: bool = False
+
+    def check(self, out: str) -> None:
+        """Refuse an output that can't be, before the work.
+
+        Raises:
+            UsageError: if it has the suffix of another kind of file.
+            InputError: if a file stands where its folder should be.
+        """
+        from densenet_deploy.artifacts import FILE_SUFFIXES
+
+        path, suffix = Path(out), Path(out).suffix.lower()
+        is_folder = out.endswith("/") or path.is_dir() or not suffix
+        if not is_folder and suffix not in self.suffixes and (self.is_strict or suffix in FILE_SUFFIXES):
+            kinds = " or ".join(self.suffixes) or "folder"
+            raise UsageError(out, f"is not a {kinds} name", f"name a {kinds} with -o")
+        existing = next((parent for parent in path.absolute().parents if parent.exists()), path)
+        if not existing.is_dir():
+            raise InputError(out, f"{existing} is not a folder", "choose another place with -o")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes."""
+
+    out: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RunnerChoice:
+    """What a model runs on."""
+
+    backend: str = AUTO
+    device: str = AUTO
+    threads: int | None = None
+    trust_engine: bool = False
+
+    def options(self) -> RunnerOptions:
+        """Return how to run, checked."""
+        from densenet_deploy.runtime.runner import RunnerOptions
+
+        return RunnerOptions(threads=self.threads, trust_engine=self.trust_engine)
+
+
+def word(names: Callable[[], Iterable[str]], check: Callable[[str], object] | None = None) -> dict[str, Any]:
+    """Return the settings of an option whose value, or list of values, is among `names`.
+
+    Shells complete it; `check`, which raises, sees each value but `auto` as soon as the line is read.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names() if name.startswith(begun)]
+
+    def checked(value: Any) -> Any:
+        for name in listed([value] if isinstance(value, str) else value or ()):
+            if check is not None:
+                check(name)
+        return value
+
+    return {"autocompletion": complete, "callback": checked}
+
+
+def words(*names: str) -> dict[str, Any]:
+    """Return the settings of an option that shells complete with `names`; its dataclass checks it."""
+    return word(lambda: names)
+
+
+def _variants() -> tuple[str, ...]:
+    from densenet_deploy.variants import variant_names
+
+    return variant_names()
+
+
+def _check_variant(name: str) -> None:
+    from densenet_deploy.variants import find_variant
+
+    find_variant(name)
+
+
+def _backends() -> tuple[str, ...]:
+    from densenet_deploy.runtime.runner import backends
+
+    return *backends.names(), AUTO
+
+
+def _check_backend(name: str) -> None:
+    from densenet_deploy.runtime.runner import backends
+
+    backends.get(name)
+
+
+def _devices() -> tuple[str, ...]:
+    from densenet_deploy.runtime.runner import backends
+
+    return *sorted({word for backend in backends.items().values() for word in backend.devices}), AUTO
+
+
+def _check_device(name: str) -> None:
+    from densenet_deploy.runtime.runner import Device
+
+    Device.parse(name)
+
+
+def _recipes() -> tuple[str, ...]:
+    """Return the names of the recipes, which are those of their files: importing them takes the onnx package."""
+    from densenet_deploy.quantize import recipes
+
+    names = {module.name for module in pkgutil.iter_modules(recipes.__path__)} - {"recipe"}
+    return *sorted(names), AUTO
+
+
+def _check_recipe(name: str) -> None:
+    if not name.lower().endswith(".toml") and name not in _recipes():
+        raise UnknownNameError.among("recipe", name, _recipes())
+
+
+def _observers() -> tuple[str, ...]:
+    from densenet_deploy.quantize.observers.observer import observers
+
+    return observers.names()
+
+
+def _check_observer(name: str) -> None:
+    from densenet_deploy.quantize.observers.observer import observers
+
+    observers.get(name)
+
+
+def complete_source(incomplete: str) -> list[str]:
+    """Return the names of networks that begin so."""
+    return [name for name in (*_variants(), "imagenet") if name.startswith(incomplete)]
+
+
+VARIANT: Final = word(_variants, _check_variant)
+BACKEND: Final = word(_backends, _check_backend)
+DEVICE: Final = word(_devices, _check_device)
+RECIPE: Final = word(_recipes, _check_recipe)
+OBSERVER: Final = word(_observers, _check_observer)
+GATE: Final = words("cosine=", "sqnr_db=", "centred_sqnr_db=", "max_abs=", "mean_abs=", "top1_agreement=")
+
+VARIANT_HELP: Final = "121, 161, 169, 201, 264, cifar-L-k or cifar-bc-L-k"
+BACKEND_HELP: Final = "onnxruntime, openvino, rtx, tensorrt, torch or auto"
+DEVICE_HELP: Final = "cpu, cuda, cuda:1, gpu, npu or auto; a device that is missing is an error"
+GATE_HELP: Final = "A limit such as cosine=0.9999 or sqnr_db=40; repeatable"
+
+MODEL_HELP: Final = (
+    "An .onnx, .xml, .engine, .pth, .pt, .ckpt, .bin or .safetensors file, or a name such as 121 or imagenet."
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_source),
+    Reads("session", backends=lambda a: (a.running.backend,)),
+]
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: none).", **VARIANT)]
+Calibration = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR|FILE", help="Images, or a .npy or .npz file of normalized float32 (N, C, H, W); required."
+    ),
+    Reads(),
+]
+Samples = Annotated[int, typer.Option(help="Calibration images to use at most.")]
+Gates = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=f"{GATE_HELP} (default: none).", **GATE)]
+
+
+def model_facts(
+    image_size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Input size in pixels (default: the model's).")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Input channels (default: the model's).")] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW|none",
+            help="Pixels of the shorter side, or both sides, before the center crop "
+            "(default: the model's; image size x 256/224 where only the size is given).",
+        ),
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Resampling: nearest, bilinear or bicubic (default: the model's).",
+            **words("nearest", "bilinear", "bicubic"),
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|X,X,X", help="Subtracted from values in 0..1: one, or one per channel (default: the model's)."
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="X|X,X,X", help="Divisor after that: one, or one per channel (default: the model's)."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text file with one class name per line (default: the model's)."),
+        Reads(),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="multiclass, multilabel, regression, features or auto (default: the model's).",
+            **words("multiclass", "multilabel", "regression", "features", AUTO),
+        ),
+    ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="multilabel: text file with one threshold in 0..1 per line (default: the model's)."
+        ),
+        Reads(),
+    ] = None,
+) -> ModelFacts:
+    """Facts of the model."""
+    return ModelFacts(
+        image_size=size("--image-size", image_size),
+        channels=channels,
+        resize="none" if resize == "none" else size("--resize", resize),
+        interpolation=interpolation,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        labels=None if labels is None else _lines(labels),
+        task=task,
+        thresholds=None if thresholds is None else _thresholds(thresholds),
+    )
+
+
+def architecture(
+    growth_rate: Annotated[int | None, typer.Option(help="Channels that each layer adds (default: the variant's).")] = (
+        None
+    ),
+    blocks: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Layers in each block (default: the variant's).")
+    ] = None,
+    init_features: Annotated[int | None, typer.Option(help="Channels after the stem (default: the variant's).")] = None,
+    compression: Annotated[
+        float | None, typer.Option(help="Fraction of channels that a transition keeps (default: the variant's).")
+    ] = None,
+    bn_size: Annotated[
+        int | None,
+        typer.Option(help="Bottleneck width as a multiple of the growth rate, 0 for none (default: the variant's)."),
+    ] = None,
+    drop_rate: Annotated[
+        float | None, typer.Option(help="Fraction of features dropped in training (default: the variant's).")
+    ] = None,
+    stem: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="imagenet or cifar (default: the variant's).", **words("imagenet", "cifar")),
+    ] = None,
+) -> Architecture:
+    """Custom architecture."""
+    sizes = None if blocks is None else whole_numbers("--blocks", blocks)
+    return Architecture(growth_rate, sizes, init_features, compression, bn_size, drop_rate, stem)
+
+
+def runner_choice(
+    backend: Annotated[str, typer.Option(metavar="NAME", help=f"{BACKEND_HELP}.", **BACKEND)] = AUTO,
+    device: Annotated[str, typer.Option(metavar="NAME", help=f"{DEVICE_HELP}.", **DEVICE)] = AUTO,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all that are available).")] = None,
+    trust_engine: Annotated[
+        bool,
+        typer.Option(
+            "--trust-engine", help="Load a TensorRT engine without a valid sidecar file; an engine is native code."
+        ),
+    ] = False,
+) -> RunnerChoice:
+    """Backend."""
+    return RunnerChoice(backend, device, threads, trust_engine)
+
+
+def output(
+    out: Annotated[str | None, typer.Option("-o", "--out")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> Output:
+    """Output."""
+    return Output(out, force)
+
+
+GROUPS: Final[Mapping[type, Callable[..., Any]]] = {
+    ModelFacts: model_facts,
+    Architecture: architecture,
+    RunnerChoice: runner_choice,
+    Output: output,
+}
+"""Dataclass → the function whose parameters are its options and whose docstring is their heading in the help."""
+
+
+def parameters_of(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """Yield the parameters of a command's function, each group replaced by its options."""
+    for parameter in _signature(function):
+        group = GROUPS.get(type_of(parameter.annotation))
+        if group is None:
+            yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        else:
+            yield from _options_of(group, metadata_of(parameter.annotation))
+
+
+def arguments_of(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a command's function for the `values` of the parameters that `parameters_of` yields.
+
+    Raises:
+        UsageError, InputError: if a value of a group is invalid.
+    """
+    arguments = {}
+    for parameter in _signature(function):
+        group = GROUPS.get(type_of(parameter.annotation))
+        if group is None:
+            arguments[parameter.name] = values[parameter.name]
+        else:
+            names = [option.name for option in _options_of(group, metadata_of(parameter.annotation))]
+            arguments[parameter.name] = group(**{name: values[name] for name in names})
+    return arguments
+
+
+def _signature(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
+    return inspect.signature(function, eval_str=True).parameters.values()
+
+
+def _options_of(group: Callable[..., Any], metadata: Sequence[object]) -> Iterator[inspect.Parameter]:
+    chosen = next((item.names for item in metadata if isinstance(item, Only)), None)
+    written = next((item for item in metadata if isinstance(item, Writes)), None)
+    for parameter in _signature(group):
+        if chosen is None or parameter.name in chosen:
+            yield _in_panel(parameter, str(group.__doc__).rstrip("."), written)
+
+
+def _in_panel(parameter: inspect.Parameter, panel: str, written: Writes | None) -> inspect.Parameter:
+    kind, *metadata = get_args(parameter.annotation)
+    info = copy.copy(metadata[0])
+    info.rich_help_panel = panel
+    if parameter.name == "out":
+        assert written is not None, "a command with an Output says what it writes"
+        info.metavar, info.help = written.metavar, f"Where to write (default: {written.default})."
+    annotation = Annotated[(kind, info, *metadata[1:])]  # type: ignore[valid-type]
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def type_of(annotation: Any) -> Any:
+    """Return the type of a value: `int` of `Annotated[int | None, ...]`."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    choices = [choice for choice in get_args(kind) if choice is not type(None)]
+    return choices[0] if typing.get_origin(kind) is not list and len(choices) == 1 else kind
+
+
+def metadata_of(annotation: Any) -> tuple[object, ...]:
+    """Return what follows the type in an annotation."""
+    return tuple(get_args(annotation)[1:]) if get_origin(annotation) is Annotated else ()
+
+
+def listed(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the values of a repeatable option, each of which may be a list separated by commas; `auto` adds none.
+
+    >>> listed(["onnxruntime,openvino", "torch", "auto"])
+    ('onnxruntime', 'openvino', 'torch')
+    """
+    parts = [part.strip(" ") for value in values for part in value.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part not in ("", AUTO)))
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas.
+
+    Raises:
+        UsageError: if they are not whole numbers.
+    """
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"{option}={text}", "is not a list of whole numbers", f"write {option} 1,8,32") from exc
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Read numbers separated by commas.
+
+    Raises:
+        UsageError: if they are not numbers.
+    """
+    try:
+        return None if text is None else tuple(float(number) for number in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"{option}={text}", "is not a list of numbers", f"write {option} 0.5,0.5,0.5") from exc
+
+
+def size(option: str, text: str | None) -> int | tuple[int, int] | None:
+    """Read a size in pixels.
+
+    >>> size("--image-size", "224"), size("--image-size", "256x128")
+    (224, (256, 128))
+
+    Raises:
+        UsageError: if it is neither one number nor height x width.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?", text)
+    if match is None:
+        raise UsageError(f"{option}={text}", "is not a size in pixels", f"write {option} 224 or {option} 256x128")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def join_channels(line: Sequence[str]) -> list[str]:
+    """Write `--mean 0.5 0.5 0.5` as `--mean 0.5,0.5,0.5`, so that commas and spaces both work.
+
+    >>> join_channels(["export", "--mean", "0.5", "0.5", "0.5", "121", "-q"])
+    ['export', '--mean', '0.5,0.5,0.5', '121', '-q']
+    """
+    joined: list[str] = []
+    remaining = list(line)
+    while remaining:
+        item = remaining.pop(0)
+        joined.append(item)
+        values: list[str] = []
+        while item in _PER_CHANNEL and remaining and _NUMBER.fullmatch(remaining[0]):
+            values.append(remaining.pop(0))
+        if values:
+            joined.append(",".join(values))
+    return joined
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    from densenet_deploy.runtime.classifier import read_labels
+
+    return read_labels(path)
+
+
+def _thresholds(path: Path) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, _lines(path)))
+    except ValueError as exc:
+        raise DataError(path, f"holds a line that is not a number ({exc})", "write one threshold per line") from exc

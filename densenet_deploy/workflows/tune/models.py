@@ -1,0 +1,252 @@
+"""The files that are tried: made, or taken from an earlier run if they are still up to date.
+
+A file is up to date if what it was made from (weights or model, calibration data, options, versions) is a key of the
+cache, and the file still has the hash that is cached with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from densenet_deploy.artifacts import Artifact, sha256_of
+from densenet_deploy.errors import GateError, ModelFileError
+from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.model import Model
+from densenet_deploy.packages import installed_versions
+from densenet_deploy.records import to_plain
+from densenet_deploy.variants import find_variant, is_variant
+from densenet_deploy.workflows.cast import CastOptions, cast
+from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.float_model import require_float32
+from densenet_deploy.workflows.load import is_checkpoint, load, preprocessing_of
+from densenet_deploy.workflows.quantize.preparation import weight_bits
+from densenet_deploy.workflows.quantize.quantize import quantize
+from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.tune.cache import Facts, ResultCache
+from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption
+
+if TYPE_CHECKING:
+    from densenet_deploy.quantize.cache import CalibrationCache
+
+_PACKAGES: Final = ("densenet-deploy", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu",
+                    "openvino", "torch")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to tune: a file at `path`, a `model` in memory, or the name of an untrained `variant`.
+
+    `stem` is what the names of its files begin with.
+    """
+
+    stem: str
+    path: Path | None = None
+    variant: str | None = None
+    model: Model | None = None
+
+    @classmethod
+    def of(cls, source: Any) -> Source:
+        """Return what `source` is: a path, or whatever else `load` takes.
+
+        Raises:
+            InputError: if there is no such file.
+            UsageError: if it is not a source.
+        """
+        if isinstance(source, str) and is_variant(source):
+            return cls(find_variant(source).artifact_name, variant=source)
+        if isinstance(source, (str, os.PathLike)) and (Path(source).suffix or Path(source).exists()):
+            Artifact.open(Path(source))
+            return cls(Path(source).stem, Path(source))
+        model = load(source)
+        return cls(model.name, model.path, model=None if model.path is not None else model)
+
+    @property
+    def is_float_file(self) -> bool:
+        """Whether it is an FP32 file itself, which does not have to be exported."""
+        return self.path is not None and not is_checkpoint(self.path)
+
+    @property
+    def weights(self) -> str | None:
+        """The hash of its weights; None if they are untrained."""
+        if self.path is not None:
+            return sha256_of(self.path)
+        if self.model is None:
+            return None
+        if self.model.artifact is not None:
+            return self.model.artifact.sha256()
+        return None if self.model.manifest is None else self.model.manifest.weights.sha256
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """An FP32 model: its file, how images are prepared for it, and the facts that it carries."""
+
+    file: ModelFile
+    preprocessing: Preprocessing
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class BuildFailure:
+    """A precision in which a model could not be written, and why."""
+
+    model: str
+    option: PrecisionOption
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.model} in {self.option.name} is not tried: {self.reason}"
+
+
+@dataclass(frozen=True)
+class _FileHash:
+    """The cached result of a step that writes a file."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelBuilder:
+    """Makes files in `folder` with the same workflows as the commands; `results` knows which are up to date."""
+
+    folder: Path
+    results: ResultCache
+    calibration: Path | None = None
+    samples: int = 512
+    cache: CalibrationCache | None = None
+    force: bool = False
+    progress: Listener = ignore
+
+    def float_model(self, source: Source) -> FloatModel:
+        """Return the FP32 file of `source`, exported if necessary.
+
+        Raises:
+            DensenetDeployError: whatever `export` raises, or ModelFileError if it is not a float32 image model.
+        """
+        path = source.path if source.is_float_file and source.path is not None else self._exported(source)
+        artifact = Artifact.open(path)
+        model = Model(path.stem, artifact.manifest, artifact=artifact)  # `load` would warn of untrained weights again
+        require_float32(model)
+        dimension = model.onnx.graph.input[0].type.tensor_type.shape.dim[0]
+        fixed = dimension.dim_value if dimension.HasField("dim_value") else None
+        file = _model_file(path, source.stem, PrecisionOption("fp32", "fp32", ()), fixed)
+        return FloatModel(file, preprocessing_of(model), model.manifest)
+
+    def known_float_model(self, source: Source) -> FloatModel | None:
+        """Return what `float_model` would without making anything; None if the file has to be exported first."""
+        if not source.is_float_file:
+            known = self.results.recall(_FileHash, self._export_key(source))
+            if known is None or not _is_unchanged(self._export_path(source), known):
+                return None
+        return self.float_model(source)
+
+    def build(self, model: FloatModel, option: PrecisionOption) -> ModelFile | BuildFailure:
+        """Return the file of `model` in a precision.
+
+        Raises:
+            DensenetDeployError: whatever `cast` and `quantize` raise, except that a missed gate or an operator without
+                such a form is returned as a BuildFailure.
+        """
+        if option.precision == "fp32":
+            return model.file
+        path = self.path_of(model.file.path.stem, option)
+        try:
+            self._written(self.key(model, option), path, lambda: self._write(model, option, path))
+        except (GateError, ModelFileError) as exc:
+            return BuildFailure(model.file.base, option, exc.why)
+        return _model_file(path, model.file.base, option, model.file.fixed_batch)
+
+    def is_built(self, model: FloatModel, option: PrecisionOption) -> bool:
+        """Whether the file exists and is up to date."""
+        if option.precision == "fp32":
+            return True
+        known = self.results.recall(_FileHash, self.key(model, option))
+        return known is not None and _is_unchanged(self.path_of(model.file.path.stem, option), known)
+
+    def path_of(self, stem: str, option: PrecisionOption) -> Path:
+        """Where the file of a model called `stem` goes."""
+        return self.folder / (f"{stem}.onnx" if option.precision == "fp32" else f"{stem}.{option.name}.onnx")
+
+    def key(self, model: FloatModel, option: PrecisionOption) -> Facts:
+        """All that the file depends on."""
+        return {
+            "step": "form",
+            "model": model.file.sha256,
+            "precision": option.precision,
+            "quantize": to_plain(option.quantize),
+            "weight_bits": weight_bits() if option.quantize is not None else None,
+            "calibration": data_digests(self.calibration, model.preprocessing, self.samples),
+            "versions": versions(),
+        }
+
+    def _write(self, model: FloatModel, option: PrecisionOption, path: Path) -> None:
+        more: dict[str, Any] = {"force": self.force, "cache": self.cache, "progress": self._progress_of(path)}
+        if option.quantize is not None and self.calibration is not None:
+            quantize(model.file.path, self.calibration, option.quantize, out=path, **more)
+        else:
+            options = CastOptions(option.precision, samples=self.samples)
+            cast(model.file.path, options, calibration=self.calibration, out=path, **more)
+
+    def _exported(self, source: Source) -> Path:
+        path = self._export_path(source)
+        self._written(self._export_key(source), path, lambda: self._export(source, path))
+        return path
+
+    def _export(self, source: Source, path: Path) -> None:
+        if source.model is not None and source.model.is_onnx:
+            source.model.save(path, force=self.force)
+            return
+        export(
+            source.model or source.path or source.variant, out=path, force=self.force, progress=self._progress_of(path)
+        )
+
+    def _export_path(self, source: Source) -> Path:
+        return self.folder / f"{source.stem}.onnx"
+
+    def _export_key(self, source: Source) -> Facts:
+        return {"step": "export", "variant": source.variant, "weights": source.weights, "versions": versions()}
+
+    def _written(self, key: Facts, path: Path, write: Callable[[], None]) -> None:
+        def work() -> _FileHash:
+            write()
+            return _FileHash(sha256_of(path))
+
+        self.results.get(_FileHash, key, work, functools.partial(_is_unchanged, path))
+
+    def _progress_of(self, path: Path) -> Listener:
+        def tell(stage: str, done: int = 0, total: int | None = None) -> None:
+            self.progress(f"{path.name}: {stage}", done, total)
+
+        return tell
+
+
+def data_digests(source: Path | None, preprocessing: Preprocessing, samples: int) -> Facts | None:
+    """Return the hash of every calibration file that would be read, by name; None without a source.
+
+    Raises:
+        DataError: if it does not hold calibration data.
+    """
+    if source is None:
+        return None
+    from densenet_deploy.quantize.calibration_data import open_calibration_data
+
+    return open_calibration_data(source, preprocessing, samples).digests() or {}
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of the packages that files and timings depend on."""
+    return installed_versions(_PACKAGES)
+
+
+def _is_unchanged(path: Path, known: _FileHash) -> bool:
+    return path.is_file() and sha256_of(path) == known.sha256
+
+
+def _model_file(path: Path, base: str, option: PrecisionOption, fixed_batch: int | None) -> ModelFile:
+    return ModelFile(path, base, option.name, option.precision, sha256_of(path), path.stat().st_size, fixed_batch)
