@@ -18,8 +18,7 @@ from densenet_deploy.workflows.html_report.load import (
     Loaded,
     Material,
     ReportSources,
-    Trial,
-    Tuning,
+    is_same_trial,
 )
 from densenet_deploy.workflows.html_report.model_sections import (
     calibration_section,
@@ -50,6 +49,7 @@ from densenet_deploy.workflows.html_report.page import (
     text_cell,
     time_cell,
 )
+from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
 
 _WORST: Final = 10
 
@@ -115,13 +115,13 @@ def _pareto(material: Material, figures: Figures) -> Section:
     return Section("pareto", "Speed and accuracy", lead, blocks)
 
 
-def _front(tuning: Loaded[Tuning]) -> Table:
-    trials, chosen = tuning.report.shown, tuning.report.chosen
+def _front(tuning: Loaded[TuneReport]) -> Table:
+    trials, chosen = tuning.report.pareto, tuning.report.chosen
     longest = axis_end((trial.latency_ms, trial.interval_ms) for trial in trials)
 
-    def model(trial: Trial) -> Cell:
-        name = trial.model.rpartition("/")[2]
-        return Cell(f"{name} (chosen)", name.lower(), tone="good") if trial.is_same(chosen) else text_cell(name)
+    def model(trial: TrialResult) -> Cell:
+        name = trial.model.name
+        return Cell(f"{name} (chosen)", name.lower(), tone="good") if is_same_trial(trial, chosen) else text_cell(name)
 
     goals = "latency, throughput, answers, memory and file size"
     return table(
@@ -253,7 +253,7 @@ def _evaluated(found: Sequence[EvaluateReport]) -> Table:
         found,
         {
             "model": lambda one: file_cell(one.model),
-            "ran on": lambda one: text_cell(", ".join(filter(None, (one.backend, one.precision)))),
+            "ran on": lambda one: text_cell(f"{one.backend}, {one.precision}"),
             "top-1": lambda one: number_cell(one.top1, percent),
             "top-5": lambda one: number_cell(one.top5, percent),
             "calibration error": lambda one: number_cell(one.calibration_error, percent),
@@ -264,21 +264,21 @@ def _evaluated(found: Sequence[EvaluateReport]) -> Table:
     )
 
 
-def _with_top1(tuning: Loaded[Tuning]) -> list[Trial]:
+def _with_top1(tuning: Loaded[TuneReport]) -> list[TrialResult]:
     """One candidate for each file and backend whose top-1 was measured."""
-    found = tuning.report.candidates or tuning.report.pareto
-    measured = (trial for trial in found if trial.top1 is not None)
+    measured = (trial for trial in tuning.report.candidates if trial.top1 is not None)
     return list({(trial.model, trial.backend): trial for trial in measured}.values())
 
 
-def _tuned_accuracy(tuning: Loaded[Tuning], trials: Sequence[Trial]) -> Table:
+def _tuned_accuracy(tuning: Loaded[TuneReport], trials: Sequence[TrialResult]) -> Table:
     return table(
         f"Accuracy as tune measured it ({tuning.name})",
         trials,
         {
-            "model": lambda one: file_cell(one.model),
-            "ran on": lambda one: text_cell(", ".join(filter(None, (one.backend, one.precision)))),
+            "model": lambda one: file_cell(str(one.model)),
+            "ran on": lambda one: text_cell(f"{one.backend}, {one.runs_in or one.precision}"),
             "top-1": lambda one: number_cell(one.top1, percent),
+            "images": lambda one: number_cell(one.labelled),
             "points lost": lambda one: number_cell(one.drop_points, "{:.2f}".format),
         },
     )
@@ -334,7 +334,7 @@ def _reproduce(material: Material, out: Path) -> Section:
     lead = "The command lines that the reports record, and the one that made this page."
     recorded = [line for loaded in material.reports if (line := _recorded(loaded))]
     chosen = [loaded.report.chosen for loaded in material.tunings]
-    recorded += [trial.command for trial in chosen if trial is not None and trial.command]
+    recorded += [trial.command for trial in chosen if trial is not None]
     blocks = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
     return Section(
         "reproduce", "Reproduce", lead, [*blocks, Commands([_own_command(material.sources, out)], "This page.")]
@@ -345,10 +345,8 @@ def _recorded(loaded: Loaded[Any]) -> str:
     """The command line of a report; empty where it records none, as reports made in Python or by older versions."""
     if not loaded.report.argv:
         return ""
-    first, *words = loaded.report.argv
-    words = words if Path(first).name in (PROGRAM, "cli.py", "__main__.py") else [first, *words]
-    to_file = f" > {shlex.quote(str(loaded.path))}" if "--json" in words else ""
-    return shlex.join([PROGRAM, *words]) + to_file
+    to_file = f" > {shlex.quote(str(loaded.path))}" if "--json" in loaded.report.argv else ""
+    return shlex.join(loaded.report.argv) + to_file
 
 
 def _own_command(sources: ReportSources, out: Path) -> str:
