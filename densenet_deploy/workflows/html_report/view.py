@@ -265,7 +265,7 @@ def _evaluated(found: Sequence[EvaluateReport]) -> Table:
 
 
 def _with_top1(tuning: Loaded[TuneReport]) -> list[TrialResult]:
-    """One candidate for each file and backend whose top-1 was measured."""
+    """One candidate for each file and backend with a measured top-1."""
     measured = (trial for trial in tuning.report.candidates if trial.top1 is not None)
     return list({(trial.model, trial.backend): trial for trial in measured}.values())
 
