@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from densenet_deploy.cli.app import Work, command
-from densenet_deploy.cli.options import Only, Output, Reads, RunnerChoice, Variant, Writes, word, words
+from densenet_deploy.cli.app import Work, command, with_facts
+from densenet_deploy.cli.options import Only, Output, Reads, RunnerChoice, Variant, Writes, complete_source, word, words
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 )
 def inspect_command(
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="[MODEL]", help="An .onnx, .engine, .pth or .safetensors file, or use --variant."),
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A model file or name; or give --variant.", autocompletion=complete_source
+        ),
         Reads(
             "graph",
             more=lambda a: ("session",) if a.profile else (),
@@ -62,37 +65,56 @@ def inspect_command(
         bool, typer.Option("--measure/--no-measure", help="--sweep: measure latency (default: yes).")
     ] = True,
     *,
-    facts: Annotated[ModelFacts, Only("image_size")],
+    facts: ModelFacts,
     architecture: Architecture,
     running: Annotated[RunnerChoice, Only("backend", "device", "threads")],
 ) -> Work:
     """Count parameters, MACs and memory; profile operators."""
-    from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
+    from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect, inspect_variant
     from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions
 
-    size = facts.image_size
-    if size is not None and not isinstance(size, int):
-        raise UsageError(f"image-size={size}", "is not one number", "give one size in pixels")
     profiling = ProfileOptions(running.backend, running.device, running.threads) if profile else None
-    options = InspectOptions(size, batch, precision, training, profiling)
+    options = InspectOptions(_one_side(facts), batch, precision, training, profiling)
+    others = dataclasses.replace(facts, image_size=None)
     named = (*(() if variant is None else ("--variant",)), *architecture.options())
     if model is not None and named:
         raise UsageError("inspect", f"was given both a MODEL and {named[0]}", "give one of them")
+    if model is None and others.given():
+        raise UsageError(_first_option(others), "applies to a MODEL", "remove it, or give a MODEL")
     if sweep is not None:
         if model is not None:
             raise UsageError("--sweep", "changes an architecture, not a file", "give --variant in place of the MODEL")
         return _sweep(sweep, variant, architecture, options, running.threads, measure=measure)
     if model is not None:
-        is_engine = model.suffix.lower() == ".engine"
-        return _engine(model, options) if is_engine else lambda _listener: inspect_file(model, options)
+        if Path(model).suffix.lower() == ".engine":
+            return _engine(model, options, others)
+        return lambda _listener: inspect(with_facts(model, others), options)
     if variant is None and not architecture.changes():
         raise UsageError("inspect", "has nothing to inspect", "give a MODEL or --variant")
     return lambda _listener: inspect_variant(variant, architecture, options)
 
 
-def _engine(model: Path, options: InspectOptions) -> Work:
+def _first_option(facts: ModelFacts) -> str:
+    return f"--{next(iter(facts.given())).replace('_', '-')}"
+
+
+def _one_side(facts: ModelFacts) -> int | None:
+    """Return the side of a square image.
+
+    Raises:
+        UsageError: if another shape was stated.
+    """
+    size = facts.image_size
+    if isinstance(size, tuple):
+        raise UsageError(f"image-size={size[0]}x{size[1]}", "only square images are supported", "give one number")
+    return size
+
+
+def _engine(model: str, options: InspectOptions, facts: ModelFacts) -> Work:
     from densenet_deploy.workflows.inspect.engine import inspect_engine
 
+    if facts.given():
+        raise UsageError(_first_option(facts), "an engine has its own facts", "remove it")
     if options.image_size is not None:
         raise UsageError(f"image-size={options.image_size}", "an engine takes images of one size", "remove it")
     if options.precision is not None:
@@ -100,7 +122,7 @@ def _engine(model: Path, options: InspectOptions) -> Work:
     if options.training or options.profile is not None:
         fix = "use them on the ONNX file that it was built from"
         raise UsageError(model, "--training and --profile do not apply to an engine", fix)
-    return lambda _listener: inspect_engine(model, options.batch)
+    return lambda _listener: inspect_engine(Path(model), options.batch)
 
 
 def _sweep(
@@ -170,10 +192,7 @@ def plot_command(
     from densenet_deploy.workflows.plot.data import PlotRequest
     from densenet_deploy.workflows.plot.plot import plot
 
-    size = facts.image_size
-    if size is not None and not isinstance(size, int):
-        raise UsageError(f"image-size={size}", "is not one number", "give one size in pixels")
-    request = PlotRequest(tuple(models or ()), variant, architecture, size, batch)
+    request = PlotRequest(tuple(models or ()), variant, architecture, _one_side(facts), batch)
     return lambda _listener: plot(name, request, output.out, force=output.force)
 
 

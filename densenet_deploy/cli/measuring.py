@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from densenet_deploy.cli.app import Work, command
+from densenet_deploy.cli.app import Work, command, with_facts
 from densenet_deploy.cli.making import FloatModel, Recipe
 from densenet_deploy.cli.options import (
     BACKEND,
@@ -26,6 +26,7 @@ from densenet_deploy.cli.options import (
     RunnerChoice,
     Samples,
     Writes,
+    complete_source,
     listed,
     whole_numbers,
     words,
@@ -48,13 +49,13 @@ def _layers(arguments: Arguments) -> tuple[str, ...]:
 )
 def validate_command(
     reference: Annotated[
-        Path,
-        typer.Argument(metavar="REF", help="The reference model."),
+        str,
+        typer.Argument(metavar="REF", help="The reference model.", autocompletion=complete_source),
         Reads("session", more=_layers, backends=lambda a: (a.reference_backend,)),
     ],
     candidate: Annotated[
-        Path,
-        typer.Argument(metavar="CAND", help="The model to compare with it."),
+        str,
+        typer.Argument(metavar="CAND", help="The candidate model.", autocompletion=complete_source),
         Reads("session", more=_layers, backends=lambda a: (a.candidate_backend,)),
     ],
     data: Annotated[
@@ -118,7 +119,7 @@ def evaluate_command(
         Reads(),
     ] = None,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="OTHER", help="List the images on which this model disagrees (default: none)."),
         Reads("session", backends=lambda a: (a.against_backend,)),
     ] = None,
@@ -131,6 +132,7 @@ def evaluate_command(
         int | None, typer.Option(help="Threads that decode images (default: one per CPU).")
     ] = None,
     *,
+    facts: ModelFacts,
     running: RunnerChoice,
 ) -> Work:
     """Measure accuracy and calibration on labelled images."""
@@ -138,8 +140,14 @@ def evaluate_command(
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = running.options()
-    return lambda _listener: evaluate(
-        model, data, options, backend=running.backend, device=running.device, runner_options=runner_options
+    return lambda listener: evaluate(
+        with_facts(model, facts),
+        data,
+        options,
+        backend=running.backend,
+        device=running.device,
+        runner_options=runner_options,
+        progress=listener,
     )
 
 
@@ -152,8 +160,10 @@ def evaluate_command(
 )
 def benchmark_command(
     models: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[MODEL...]", help="Models, each measured in its own process."),
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL...]", help="Models, each measured in its own process.", autocompletion=complete_source
+        ),
         Reads("session", backends=lambda a: listed(a.backend or ()) or (None,)),
     ] = None,
     variant: Annotated[
@@ -195,6 +205,7 @@ def benchmark_command(
         Reads(),
     ] = None,
     *,
+    facts: ModelFacts,
     output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file", (".json", ".csv"))],
 ) -> Work:
     """Measure latency, throughput and memory of models side by side."""
@@ -213,7 +224,13 @@ def benchmark_command(
         rounds=rounds,
         compare=compare,
     )
-    return lambda listener: benchmark(models or (), options, out=output.out, force=output.force, progress=listener)
+    return lambda listener: benchmark(
+        [with_facts(model, facts) for model in models or ()],
+        options,
+        out=output.out,
+        force=output.force,
+        progress=listener,
+    )
 
 
 @command(
@@ -225,8 +242,10 @@ def benchmark_command(
 )
 def tune_command(
     models: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[MODEL...]", help="FP32 ONNX files and checkpoints."),
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL...]", help="FP32 ONNX files, checkpoints and names.", autocompletion=complete_source
+        ),
         Reads("graph", "session"),
     ] = None,
     variant: Annotated[
@@ -302,6 +321,7 @@ def tune_command(
         bool, typer.Option("--measure-again", help="Ignore cached measurements and accuracies.")
     ] = False,
     *,
+    facts: ModelFacts,
     output: Annotated[Output, Writes("DIR", "artifacts/tune", ())],
 ) -> Work:
     """Search precision, backend, threads and batch size."""
@@ -324,14 +344,15 @@ def tune_command(
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,
     )
-    if dry_run:
-        return lambda _listener: workflow.dry_run(models or (), options, out=output.out, measure_again=measure_again)
 
     def work(listener: Any) -> Any:
+        sources = [with_facts(model, facts) for model in models or ()]
+        if dry_run:
+            return workflow.dry_run(sources, options, out=output.out, measure_again=measure_again)
         from densenet_deploy.quantize.cache import CalibrationCache
 
         report = workflow.tune(
-            models or (),
+            sources,
             options,
             out=output.out,
             force=output.force,

@@ -44,7 +44,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """The ranges of each observed tensor by name, and a sentence about their origin."""
+    """The ranges of the observed tensors and of the input, by name, and a sentence about their origin."""
 
     ranges: dict[str, ChannelRanges]
     note: str
@@ -76,7 +76,7 @@ def calibrate(
     cache: CalibrationCache | None = None,
     progress: Progress = ignore,
 ) -> Calibration:
-    """Return the ranges of inner tensors of `model` on `data`.
+    """Return the ranges of the input and of inner tensors of `model` on `data`.
 
     Args:
         model: the float graph.
@@ -99,15 +99,28 @@ def calibrate(
     exposed = expose_values(model, config.tensors).SerializeToString()
     digests = data.digests() if cache is not None else None
     if cache is None or digests is None:
-        return Calibration(_collected(exposed, data, config, None, progress), "calibration: not cached")
-    key = CalibrationKey(hashlib.sha256(exposed).hexdigest(), digests, data.preprocessing, config)
+        ranges, note = _collected(exposed, data, config, None, progress), "not cached"
+    else:
+        key = CalibrationKey(hashlib.sha256(exposed).hexdigest(), digests, data.preprocessing, config)
+        ranges, note = _found_or_collected(exposed, data, key, cache, progress)
+    return Calibration(ranges | {_input_of(model): data.input_range()}, f"calibration: {note}")
+
+
+def _found_or_collected(
+    exposed: bytes, data: CalibrationData, key: CalibrationKey, cache: CalibrationCache, progress: Progress
+) -> tuple[dict[str, ChannelRanges], str]:
     found = cache.lookup(key)
     if isinstance(found, Hit):
-        return Calibration(dict(found.ranges), "calibration: from the cache")
+        return dict(found.ranges), "from the cache"
     checkpoint = Checkpoint(cache.folder / f"{key.digest}.partial.npz", key.digest)
-    ranges = _collected(exposed, data, config, checkpoint, progress)
+    ranges = _collected(exposed, data, key.config, checkpoint, progress)
     cache.store(key, ranges)
-    return Calibration(ranges, f"calibration: {found.reason}")
+    return ranges, found.reason
+
+
+def _input_of(model: onnx.ModelProto) -> str:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return next(str(value.name) for value in model.graph.input if value.name not in stored)
 
 
 def _collected(

@@ -28,6 +28,8 @@ from densenet_deploy.artifacts import StrPath, os_errors_about, require_file, sh
 from densenet_deploy.errors import DataError, InputError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
+from densenet_deploy.quantize.observers.minmax import MinMaxObserver
+from densenet_deploy.quantize.observers.observer import ChannelRanges
 from densenet_deploy.runtime.feeds import Array, as_array, value_limit
 from densenet_deploy.runtime.image_folders import ReadableImages, find_images
 from densenet_deploy.runtime.images import LoadedImage, load_image
@@ -65,9 +67,23 @@ class CalibrationData(ABC):
     def digests(self) -> dict[str, str] | None:
         """Return the SHA-256 of all that is read, by name, for a cache key; None if the source cannot be identified."""
 
+    def input_range(self) -> ChannelRanges:
+        """Return the range of inputs per channel, after the data were read: of images, what the preprocessing allows.
+
+        Arrays of inputs have their own range, with the headroom of the observer `minmax`.
+        """
+        low, high = self.preprocessing.value_range
+        channels = _input_shape(self.preprocessing)[0]
+        return ChannelRanges(np.full(channels, low, np.float32), np.full(channels, high, np.float32))
+
 
 def open_calibration_data(
-    source: StrPath | Iterable[Any], preprocessing: Preprocessing, samples: int = DEFAULT_SAMPLES, seed: int = 0
+    source: StrPath | Iterable[Any],
+    preprocessing: Preprocessing,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = 0,
+    *,
+    check_values: bool = True,
 ) -> CalibrationData:
     """Open a folder, an `.npy` or `.npz` file, an array, or an iterable of images or batches.
 
@@ -83,6 +99,8 @@ def open_calibration_data(
             iterator, which can be read only once, is kept in memory as far as it was read.
         seed: of the subset, and of the order in which images come: folders are sorted by class, and a reader of the
             first few should get a fair sample. Arrays keep their order.
+        check_values: refuse arrays far beyond normalized images (0-255 pixels, say). False where mean and std are not
+            known: then only NaN and Inf are refused.
 
     Raises:
         DataError: if there are no images, or an array is not one of finite, normalized inputs; items and values are
@@ -90,13 +108,14 @@ def open_calibration_data(
         InputError: if there is no such file.
     """
     require_range("samples", samples, 1, 2**31)
+    limit = value_limit(preprocessing if check_values else None)
     if hasattr(source, "__array__"):
-        return ArrayData.of(as_array("calibration", source), preprocessing, samples, seed)
+        return ArrayData.of(as_array("calibration", source), preprocessing, samples, seed, limit)
     if not isinstance(source, (str, os.PathLike)):
-        return Stream(source, preprocessing, samples)
+        return Stream(source, preprocessing, samples, limit)
     path = Path(source)
     if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
-        return ArrayFile.open(path, preprocessing, samples, seed)
+        return ArrayFile.open(path, preprocessing, samples, seed, limit)
     if path.is_file():
         raise DataError(path, "is not calibration data", f"give a folder of images, or {' or '.join(ARRAY_SUFFIXES)}")
     paths = find_images(path)
@@ -135,9 +154,10 @@ class ArrayFile(CalibrationData):
     indices: tuple[int, ...]
     preprocessing: Preprocessing
     samples: int
+    limit: float
 
     @classmethod
-    def open(cls, path: Path, preprocessing: Preprocessing, samples: int, seed: int) -> ArrayFile:
+    def open(cls, path: Path, preprocessing: Preprocessing, samples: int, seed: int, limit: float) -> ArrayFile:
         """Read the header and choose the samples.
 
         Raises:
@@ -146,7 +166,7 @@ class ArrayFile(CalibrationData):
         require_file(path)
         with _opened_array(path) as (file, size):
             count = _read_header(file, size, path, preprocessing)
-        return cls(path, _subset(count, samples, seed), preprocessing, samples)
+        return cls(path, _subset(count, samples, seed), preprocessing, samples, limit)
 
     @property
     def origin(self) -> Path:
@@ -164,10 +184,13 @@ class ArrayFile(CalibrationData):
             for index in self.indices:
                 file.seek(first + index * sample_bytes)
                 sample = np.frombuffer(file.read(sample_bytes), np.float32).reshape(shape)
-                yield _checked(sample, f"sample {index} of {self.path}", self.preprocessing)
+                yield _checked(sample, f"sample {index} of {self.path}", self.limit)
 
     def digests(self) -> dict[str, str]:
         return {"array": sha256_of(self.path), "chosen samples": _digest_of(self.indices)}
+
+    def input_range(self) -> ChannelRanges:
+        return _range_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +201,10 @@ class ArrayData(CalibrationData):
     indices: tuple[int, ...]
     preprocessing: Preprocessing
     samples: int
+    limit: float
 
     @classmethod
-    def of(cls, array: Array, preprocessing: Preprocessing, samples: int, seed: int) -> ArrayData:
+    def of(cls, array: Array, preprocessing: Preprocessing, samples: int, seed: int, limit: float) -> ArrayData:
         """Choose the samples.
 
         Raises:
@@ -189,29 +213,37 @@ class ArrayData(CalibrationData):
         array = array[None] if array.ndim == 3 else array
         if not _are_pixels(array):
             _require_inputs(array.shape, array.dtype, "array", preprocessing)
-        return cls(array, _subset(len(array), samples, seed), preprocessing, samples)
+        return cls(array, _subset(len(array), samples, seed), preprocessing, samples, limit)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Array]:
         for index in self.indices:
-            yield from _inputs_of(self.array[index : index + 1], f"sample {index}", self.preprocessing)
+            yield from _inputs_of(self.array[index : index + 1], f"sample {index}", self.preprocessing, self.limit)
 
     def digests(self) -> dict[str, str]:
         chosen = self.array[list(self.indices)]
         return {"array": hashlib.sha256(chosen.tobytes()).hexdigest(), "type": str(chosen.dtype)}
 
+    def input_range(self) -> ChannelRanges:
+        return super().input_range() if _are_pixels(self.array) else _range_of(self)
+
 
 @dataclass(eq=False)
 class Stream(CalibrationData):
-    """The first `samples` of an iterable; those of an iterator are kept once they were read."""
+    """The first `samples` of an iterable; those of an iterator are kept once they were read.
+
+    Its range is that of the arrays of inputs among its items, if there are any.
+    """
 
     source: Iterable[Any]
     preprocessing: Preprocessing
     samples: int
+    limit: float
     _kept: list[Array] = field(default_factory=list, init=False, repr=False)
     _rest: Iterator[Array] = field(init=False, repr=False)
+    _range: MinMaxObserver | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._is_iterator = isinstance(self.source, Iterator)
@@ -231,7 +263,17 @@ class Stream(CalibrationData):
 
     def _read(self) -> Iterator[Array]:
         for number, item in enumerate(self.source):
-            yield from _inputs_of(item, f"item {number}", self.preprocessing)
+            name = f"item {number}"
+            image_or_batch = _unwrapped(item, name)
+            is_input = hasattr(image_or_batch, "__array__") and not _is_image(image_or_batch)
+            for sample in _inputs_of(image_or_batch, name, self.preprocessing, self.limit):
+                if is_input:
+                    self._range = self._range or MinMaxObserver(sample.shape[1])
+                    self._range.update(sample)
+                yield sample
+
+    def input_range(self) -> ChannelRanges:
+        return super().input_range() if self._range is None else self._range.ranges()
 
     def _read_again(self) -> Iterator[Array]:
         for place in itertools.count():
@@ -288,6 +330,15 @@ def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preproce
     return shape[0]
 
 
+def _range_of(samples: Iterable[Array]) -> ChannelRanges:
+    observer: MinMaxObserver | None = None
+    for sample in samples:
+        observer = observer or MinMaxObserver(sample.shape[1])
+        observer.update(sample)
+    assert observer is not None
+    return observer.ranges()
+
+
 def _digest_of(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
@@ -306,13 +357,12 @@ def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, 
 # -- items of an iterable
 
 
-def _inputs_of(item: object, name: str, preprocessing: Preprocessing) -> Iterator[Array]:
+def _inputs_of(item: object, name: str, preprocessing: Preprocessing, limit: float) -> Iterator[Array]:
     """Yield the samples (1, C, H, W) in one image or batch.
 
     Raises:
         DataError: if it is neither.
     """
-    item = _unwrapped(item, name)
     if isinstance(item, (str, os.PathLike, bytes, Image.Image, LoadedImage)):
         yield _prepared(item, name, preprocessing)
         return
@@ -326,7 +376,7 @@ def _inputs_of(item: object, name: str, preprocessing: Preprocessing) -> Iterato
     batch = array[None] if array.ndim == 3 else array
     _require_inputs(batch.shape, batch.dtype, name, preprocessing)
     for sample in batch:
-        yield _checked(sample[None], name, preprocessing)
+        yield _checked(sample[None], name, limit)
 
 
 def _unwrapped(item: object, name: str) -> object:
@@ -346,6 +396,10 @@ def _is_image_like(value: object) -> bool:
     return isinstance(value, (Image.Image, LoadedImage)) or len(getattr(value, "shape", ())) > 2
 
 
+def _is_image(value: object) -> bool:
+    return isinstance(value, (Image.Image, LoadedImage)) or _are_pixels(as_array("image", value))
+
+
 def _are_pixels(array: Array) -> bool:
     return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0
 
@@ -357,8 +411,7 @@ def _prepared(image: Any, name: str, preprocessing: Preprocessing) -> Array:
         raise DataError(f"{name}: {exc.subject}", exc.why, exc.fix) from exc
 
 
-def _checked(sample: Array, name: str, preprocessing: Preprocessing) -> Array:
-    limit = value_limit(preprocessing)
+def _checked(sample: Array, name: str, limit: float) -> Array:
     low, high = sample.min(), sample.max()
     if -limit <= low and high <= limit:  # False for NaN as well
         return sample

@@ -284,7 +284,7 @@ def _models(models: Iterable[Any], stack: contextlib.ExitStack) -> Iterator[_Tim
 def _saved(model: Model, stack: contextlib.ExitStack) -> Path:
     """Write a model in memory to a temporary file, which a worker opens."""
     if not model.is_onnx and model.spec is None:
-        why = "is a module whose architecture is not known, and each model is timed in its own process"
+        why = "is a module of unknown architecture, which another process cannot rebuild to time it"
         raise UsageError(model.name, why, "export it first: densenet_deploy.export(module)")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     return model.save(folder / f"{Path(model.name).name}{'.onnx' if model.is_onnx else '.safetensors'}")

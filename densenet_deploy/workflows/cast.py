@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
@@ -27,7 +27,7 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import exact_graph, require_float32
+from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
@@ -170,7 +170,7 @@ def cast(
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     require_float32(model)
     preprocessing = preprocessing_of(model)
-    data = _open(calibration, preprocessing, options.samples) if calibration is not None else None
+    data = _open(calibration, model, options.samples) if calibration is not None else None
     with stages("passes"):
         graph = exact_graph(model)
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED
@@ -213,10 +213,11 @@ def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | No
     return dataclasses.replace(manifest, precision=precision, opset=opset)
 
 
-def _open(calibration: Any, preprocessing: Preprocessing, samples: int) -> CalibrationData:
+def _open(calibration: Any, model: Model, samples: int) -> CalibrationData:
     from densenet_deploy.quantize.calibration_data import open_calibration_data
 
-    return open_calibration_data(calibration, preprocessing, samples)
+    check_values = knows_normalization(model.manifest)
+    return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
 
 
 def _ranges(
@@ -233,7 +234,7 @@ def _ranges(
     names = tuple(str(value.name) for value in made if value.shape is None or len(value.shape) >= 2)
     calibration = calibrate(onnx_ir.to_proto(graph), data, CalibrationConfig(tensors=names), cache, step)
     largest = {name: float(np.abs([found.low, found.high]).max()) for name, found in calibration.ranges.items()}
-    return largest | {str(graph.graph.inputs[0].name): max(map(abs, data.preprocessing.value_range))}, calibration.note
+    return largest, calibration.note
 
 
 def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:

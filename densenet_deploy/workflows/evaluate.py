@@ -135,8 +135,8 @@ class EvaluateReport(Report):
     Attributes:
         task: what the outputs mean; only `multiclass` is evaluated.
         count: images that could be read.
-        top1: fraction of them, 0 to 1, whose best class is right.
-        top5: fraction whose class is among the five best; None if the model has five classes or fewer.
+        top1: fraction of them, 0 to 1, with the right best class.
+        top5: fraction with the right class among the five best; None if the model has five classes or fewer.
         images_per_second: including decoding.
         calibration_error: the expected calibration error, 0 to 1.
         classes: every class that has images.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from densenet_deploy.errors import ModelFileError
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 
 if TYPE_CHECKING:
@@ -29,10 +30,15 @@ def require_float32(model: Model) -> None:
         raise ModelFileError(subject, f"holds {model.precision} weights", "give the float32 file")
 
 
+def knows_normalization(manifest: Manifest | None) -> bool:
+    """Whether mean and std were stated, so that arrays of calibration data can be checked against them."""
+    return manifest is not None and not {"mean", "std"} & set(manifest.assumed)
+
+
 def exact_graph(model: Model) -> ir.Model:
     """Return a copy of the graph after the exact passes, with shapes inferred and a name for every node.
 
-    A graph that `export` or `simplify` made has been through them; running them again changes nothing.
+    A graph that `export` or `simplify` just made has been through the passes, which would change nothing.
     """
     import onnx
     import onnx_ir
@@ -40,7 +46,8 @@ def exact_graph(model: Model) -> ir.Model:
     from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 
     graph = model.ir()
-    apply_passes(graph, EXACT)
+    if model.report is None or model.report.kind not in ("export", "simplify"):
+        apply_passes(graph, EXACT)
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels
     for node in graph.graph:
         node.name = node.name or str(node.outputs[0].name)  # layers are told apart by name

@@ -301,6 +301,7 @@ def test_a_model_is_calibrated_once_and_then_found_in_the_cache(tiny_onnx, tmp_p
     assert heard[-1] == (32, 32)
     again = calibrate(model, data, config, cache)
     assert_same(first.ranges, again.ranges)
+    assert list(first.ranges) == ["features.conv0", "input"]
     assert again.note != first.note
     assert_same(first.ranges, calibrate(model, data, config).ranges)
 

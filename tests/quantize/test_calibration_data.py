@@ -333,6 +333,42 @@ def test_an_invalid_item_is_named(item):
     assert caught.value.subject.startswith("item 2")
 
 
+# --- the range of inputs
+
+
+def test_images_have_the_range_of_their_preprocessing(images):
+    found = open_calibration_data(images, SMALL).input_range()
+    low, high = SMALL.value_range
+    np.testing.assert_array_equal(found.low, np.full(3, low, np.float32))
+    np.testing.assert_array_equal(found.high, np.full(3, high, np.float32))
+    np.testing.assert_array_equal(open_calibration_data(pixels(4), SMALL).input_range().low, found.low)
+
+
+@pytest.mark.parametrize("kind", ["file", "array", "iterator", "list"])
+def test_arrays_have_their_own_range_with_headroom(kind, tmp_path):
+    small = arrays() * np.float32([0.1, 1, 2]).reshape(3, 1, 1)
+    path = save(tmp_path / "data.npy", small)
+    data = open_calibration_data(
+        {"file": path, "array": small, "iterator": iter(small), "list": list(small)}[kind], SMALL
+    )
+    assert len(list(data)) == 40
+    found, (low, high) = data.input_range(), (small.min(axis=(0, 2, 3)), small.max(axis=(0, 2, 3)))
+    np.testing.assert_allclose(found.low, low - 0.1 * (high - low), rtol=1e-5)  # float32 of a tenth
+    np.testing.assert_allclose(found.high, high + 0.1 * (high - low), rtol=1e-5)
+
+
+def test_values_of_an_unknown_normalization_are_not_checked(tmp_path):
+    wide = arrays() * np.float32(400)
+    path = save(tmp_path / "data.npy", wide)
+    for source in (path, wide, list(wide)):
+        with pytest.raises(DataError):
+            list(open_calibration_data(source, SMALL))
+        found = list(open_calibration_data(source, SMALL, check_values=False))
+        np.testing.assert_array_equal(np.concatenate(found), wide)
+    with pytest.raises(DataError):
+        list(open_calibration_data(with_value(np.inf), SMALL, check_values=False))
+
+
 def test_zero_samples_are_refused(images):
     with pytest.raises(UsageError) as caught:
         open_calibration_data(images, SMALL, samples=0)

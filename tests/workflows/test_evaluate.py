@@ -171,9 +171,9 @@ def test_a_model_of_another_task_is_refused(tiny_onnx, images):
 
 
 def test_progress_counts_the_images(tiny_onnx, images):
-    told = []
-    evaluate(tiny_onnx, images, EvaluateOptions(batch=4), progress=lambda *step: told.append(step))
-    assert told == [("evaluate", 0, 10), ("evaluate", 4, 10), ("evaluate", 8, 10)]
+    steps = []
+    evaluate(tiny_onnx, images, EvaluateOptions(batch=4), progress=lambda *step: steps.append(step))
+    assert steps == [("evaluate", 0, 10), ("evaluate", 4, 10), ("evaluate", 8, 10)]
 
 
 @pytest.mark.parametrize(

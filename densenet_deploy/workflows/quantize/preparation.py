@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags
-from densenet_deploy.workflows.float_model import exact_graph, require_float32
+from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
 from densenet_deploy.workflows.load import preprocessing_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from densenet_deploy.quantize.cache import CalibrationCache
     from densenet_deploy.quantize.calibration_data import CalibrationData
     from densenet_deploy.quantize.int8_writer import Int8Writer
-    from densenet_deploy.quantize.observers.observer import ChannelRanges
 
 _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
@@ -72,21 +68,19 @@ def prepare_int8(
 
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
-    preprocessing = preprocessing_of(model)
-    source = Path(calibration) if isinstance(calibration, str) else calibration
-    data = open_calibration_data(source, preprocessing, options.samples)
+    check_values = knows_normalization(model.manifest)
+    data = open_calibration_data(calibration, preprocessing_of(model), options.samples, check_values=check_values)
     with stages("passes"):
         graph = exact_graph(model)
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
     with stages("prepare"):
-        ranges = found.ranges | {str(graph.graph.inputs[0].name): _range_of_images(preprocessing)}
         per_channel = options.weights == "per-channel"
         how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
-        writer = Int8Writer(graph, ranges, recipe, how, alpha=alpha, manifest=manifest)
+        writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         if options.correct:
             writer.correct(data)
     return Int8Ready(writer, data, found.note)
@@ -117,10 +111,3 @@ def weight_bits(flags: frozenset[str] | None = None) -> int:
     """Return 7 for x86 CPUs whose INT8 kernels add pairs of products in saturating 16 bits, else 8."""
     known = cpu_flags() if flags is None else flags
     return 7 if "sse2" in known and not known & _NO_SATURATION else 8
-
-
-def _range_of_images(preprocessing: Preprocessing) -> ChannelRanges:
-    from densenet_deploy.quantize.observers.observer import ChannelRanges
-
-    low, high = preprocessing.value_range
-    return ChannelRanges(np.full(3, low, np.float32), np.full(3, high, np.float32))
