@@ -46,7 +46,7 @@ class Figures:
         if not tuned and not measured:
             return []
         if tuned and measured:
-            tuned = [dataclasses.replace(point, label=f"{point.label} (tune)") for point in tuned]
+            tuned = [dataclasses.replace(point, label=f"{point.label}, by tune") for point in tuned]
         caption = _PARETO_CAPTION + (_TUNED_CAPTION if tuned else "")
         return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured]), caption)]
 

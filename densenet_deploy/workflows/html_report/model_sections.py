@@ -80,16 +80,16 @@ def _validated(validations: Sequence[ComparisonReport]) -> Table:
         "model": lambda one: file_cell(file_of(one.candidate)),
         "reference": lambda one: file_cell(file_of(one.reference)),
         "SQNR dB": lambda one: sqnr_cell(one.parity),
-        "centred SQNR dB": lambda one: number_cell(one.parity.centred_sqnr_db, decibels),
+        "centred dB": lambda one: number_cell(one.parity.centred_sqnr_db, decibels),
         "cosine": lambda one: number_cell(one.parity.cosine, "{:.6f}".format),
         "max |Δ|": lambda one: number_cell(one.parity.max_abs, "{:.3g}".format),
         "same top-1": lambda one: number_cell(one.parity.top1_agreement, percent),
         "gates": verdict,
         "ran on": lambda one: text_cell(_described_place(one.candidate)),
-        "reference ran on": lambda one: text_cell(_described_place(one.reference)),
+        "reference on": lambda one: text_cell(_described_place(one.reference)),
     }
     if all(one.parity.centred_sqnr_db is None for one in validations):
-        del columns["centred SQNR dB"]
+        del columns["centred dB"]
     return table("Parity of outputs", validations, columns)
 
 
