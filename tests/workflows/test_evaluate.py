@@ -170,6 +170,11 @@ def test_a_model_of_another_task_is_refused(tiny_onnx, images):
     assert "multilabel" in caught.value.why
 
 
+def test_stated_labels_name_the_classes(tiny_onnx, images):
+    report = evaluate(tiny_onnx, images, labels=[f"{n}" for n in range(10)][::-1])
+    assert {part.index: part.label for part in report.classes}[0] == "9"
+
+
 def test_progress_counts_the_images(tiny_onnx, images):
     steps = []
     evaluate(tiny_onnx, images, EvaluateOptions(batch=4), progress=lambda *step: steps.append(step))
