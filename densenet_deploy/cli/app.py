@@ -60,7 +60,7 @@ from densenet_deploy.cli.outcome import (
     print_answer,
     replace_closed_streams,
 )
-from densenet_deploy.errors import UnknownNameError, UsageError, is_passable
+from densenet_deploy.errors import UnknownNameError, UsageError, is_valid_argument
 
 if TYPE_CHECKING:
     from densenet_deploy.facts import ModelFacts
@@ -111,7 +111,7 @@ def run(line: Sequence[str]) -> int:
     """
     replace_closed_streams()
     for item in line:
-        if not is_passable(item):  # only a caller of `main` can pass one
+        if not is_valid_argument(item):  # only a caller of `main` can pass one
             raise UsageError(item, "holds a character that no path or name can hold", "remove it")
     group = typer.main.get_command(app)
     for parameter in group.params:

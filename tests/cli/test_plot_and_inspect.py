@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.cli import main
+from densenet_deploy.errors import install_command
 from tests.cli.test_contract import run_failing, run_json
 
 CUSTOM = ["--growth-rate", "4", "--blocks", "2,2", "--init-features", "8", "--stem", "cifar"]
@@ -60,7 +61,7 @@ def test_a_missing_matplotlib_is_exit_5(
     monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
     code, line = run_failing(capsys, "plot", "cost", "--variant", "121", "-o", tmp_path / "a.png")
     assert code == 5
-    assert "pip install 'densenet-deploy[plot]'" in line
+    assert install_command("plot") in line
 
 
 def test_inspect_keeps_its_keys_and_adds_the_profile(capsys: pytest.CaptureFixture[str], tiny_onnx: Path) -> None:

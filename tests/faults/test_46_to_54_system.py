@@ -22,6 +22,7 @@ import onnx
 import pytest
 import torch
 
+from densenet_deploy.errors import install_command
 from densenet_deploy.manifest import PREFIX
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.sidecar import sidecar_path
@@ -148,7 +149,7 @@ def test_51_a_missing_package_names_the_command_that_installs_it(
     (commands.folder / "weights.pth").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)  # Python's own way to say that there is none
     extra, words = MISSING[package]
-    commands.refused(*words, code=5, says=(package, f"pip install 'densenet-deploy[{extra}]'"))
+    commands.refused(*words, code=5, says=(package, install_command(extra)))
 
 
 WITHOUT_ONNX = {
@@ -167,7 +168,7 @@ def test_51_without_onnx_at_all(commands: Commands, tiny_onnx: Path, image: Path
     hide = "import sys; sys.modules |= {'onnx': None, 'onnx_ir': None}; from densenet_deploy.cli import main"
     script = f"{hide}; sys.exit(main({list(WITHOUT_ONNX[command])!r}))"
     ended = run_process([sys.executable, "-c", script], commands.folder)
-    require_contract(ended, 5, "onnx", "pip install 'densenet-deploy[export]'")
+    require_contract(ended, 5, "onnx", install_command("export"))
 
 
 @pytest.mark.parametrize(("key", "nearest"), [("obsrver", "observer"), ("sample", "samples"), ("weight", "weights")])
