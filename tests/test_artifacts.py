@@ -103,9 +103,7 @@ class TestWriteFile:
     def test_a_name_too_long_is_refused(self, tmp_path):
         with pytest.raises(InputError) as caught:
             write_file(tmp_path / ("a" * 300), b"new")
-        assert caught.value.subject.endswith(
-            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\u2026"
-        )
+        assert caught.value.subject.endswith("aaa…")
         assert _names(tmp_path) == []
 
     def test_of_two_writers_one_wins_whole(self, tmp_path):
@@ -274,9 +272,7 @@ class TestRefuseForeignOutput:
     def test_a_path_that_cannot_be_is_refused_before_the_work(self, model, force):
         with pytest.raises(InputError) as caught:
             refuse_foreign_output(model.with_name("a" * 300), MANIFEST, force=force)
-        assert caught.value.subject.endswith(
-            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\u2026"
-        )
+        assert caught.value.subject.endswith("aaa…")
         with pytest.raises(InputError) as caught:
             refuse_foreign_output(model / "inner.onnx", MANIFEST, force=force)
         assert caught.value.subject.endswith("inner.onnx")

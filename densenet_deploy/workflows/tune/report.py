@@ -97,6 +97,10 @@ class TrialResult:
             drop_points=search.drop_of(trial),
         )
 
+    def __str__(self) -> str:
+        speed = "not timed" if self.latency_ms is None else f"{self.latency_ms:.2f} ms per call"
+        return f"{self.title}: {speed}"
+
     @property
     def title(self) -> str:
         """The file and how it runs."""
@@ -129,6 +133,9 @@ class Choice(TrialResult):
     reason: str
     path: Path
     command: str
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.reason}"
 
 
 @dataclass(frozen=True)
