@@ -1,26 +1,26 @@
-"""Everything this library raises on purpose, and the exit code each ends a command with.
+"""The errors that this library raises on purpose, and the exit code of a command that ends with each.
 
 ::
 
     DensenetDeployError            1  base: catch this one
-    ├── UsageError                 2  an option, name or number that cannot be meant
-    │   └── UnknownNameError       2  ... with the nearest known name
+    ├── UsageError                 2  an invalid option, name or value
+    │   └── UnknownNameError       2  ... an unknown name, with the nearest known one
     ├── InputError                 3  bad or refused input
     │   ├── CheckpointError        3  weights that cannot be read or do not fit
     │   ├── ModelFileError         3  an ONNX, IR or engine file that cannot be used
     │   ├── ManifestError          3  facts in an artifact that cannot be read
     │   ├── ImageError             3  an image that cannot be decoded
     │   ├── DataError              3  a folder, array or label file that cannot be used
-    │   ├── FeedError              3  an array that is not what the model takes
-    │   └── OutputExistsError      3  something else stands where the result should go
+    │   ├── FeedError              3  an array that the model does not accept
+    │   └── OutputExistsError      3  the output path holds something else
     ├── GateError                  4  parity, accuracy, precision or speed missed its gate
     ├── BackendError               5  a backend cannot do what was asked
     │   ├── MissingPackageError    5  ... because a package is not installed
-    │   ├── DeviceError            5  ... because a device is missing or was not used
-    │   └── RunnerStateError       5  ... because the runner was closed or crossed a fork
+    │   ├── DeviceError            5  ... because a device is missing or would not be used
+    │   └── RunnerStateError       5  ... because the runner was closed or opened before a fork
     └── ResourceError              6  disk, memory, permission or network
 
-Every error finishes its sentence: what failed, with which value, why, and what to do next.
+Every error says what failed, with which value, why, and what to do next.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import difflib
 import errno
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar, Final
 
 _LONGEST_VALUE = 200
@@ -45,20 +46,20 @@ def printable(value: object, limit: int = _LONGEST_VALUE) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def is_passable(text: str) -> bool:
-    r"""Whether a system can be given `text`, as a path or an argument: a string may hold characters that have no bytes.
+def is_valid_argument(text: str) -> bool:
+    r"""Whether `text` can be a path or an argument: some characters of a string cannot be encoded as bytes.
 
-    >>> is_passable("a.onnx"), is_passable("a\0b")
+    >>> is_valid_argument("a.onnx"), is_valid_argument("a\0b")
     (True, False)
     """
     try:
         return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 
 class DensenetDeployError(Exception):
-    """What failed (`what`), on which value (`subject`), `why`, and what to do (`fix`)."""
+    """Base of all errors: what failed (`what`), with which value (`subject`), `why`, and what to do (`fix`)."""
 
     exit_code: ClassVar[int] = 1
     what: ClassVar[str] = "internal error"
@@ -74,18 +75,18 @@ class DensenetDeployError(Exception):
 
 
 class UsageError(DensenetDeployError):
-    """An option, name or number that cannot be meant."""
+    """An invalid option, name or value."""
 
     exit_code = 2
     what = "usage"
 
 
 class UnknownNameError(UsageError):
-    """A name that is none of the known ones; the nearest is suggested."""
+    """An unknown name; the nearest known one is suggested."""
 
     @classmethod
     def among(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-        """Build the error for `name`, which is no `kind`, naming the nearest of `known`."""
+        """Build the error for `name`, which is not a known `kind`, with the nearest of `known`."""
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         listed = ", ".join(names) or "none"
@@ -131,13 +132,13 @@ class DataError(InputError):
 
 
 class FeedError(InputError):
-    """An array that is not what the model takes."""
+    """An array that the model does not accept."""
 
     what = "feed"
 
 
 class OutputExistsError(InputError):
-    """Something else stands where the result should go."""
+    """The output path holds something else."""
 
     what = "output"
 
@@ -157,14 +158,14 @@ class BackendError(DensenetDeployError):
 
 
 class MissingPackageError(BackendError):
-    """A package that the work needs is not installed."""
+    """A required package is not installed."""
 
     what = "package"
 
     @classmethod
     def of(cls, package: str, extra: str) -> MissingPackageError:
-        """Build the error for `package`, which the install extra `extra` brings."""
-        return cls(package, "is not installed", f"run: pip install 'densenet-deploy[{extra}]'")
+        """Build the error for `package`, which the extra `extra` installs."""
+        return cls(package, "is not installed", f"run: {install_command(extra)}")
 
 
 class DeviceError(BackendError):
@@ -174,7 +175,7 @@ class DeviceError(BackendError):
 
 
 class RunnerStateError(BackendError):
-    """The runner was closed, or was opened by the parent of this process."""
+    """The runner was closed, or was opened by a process that forked this one."""
 
     what = "runner"
 
@@ -184,6 +185,21 @@ class ResourceError(DensenetDeployError):
 
     exit_code = 6
     what = "resource"
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs `extra`: uv's in a clone of the repository, pip's elsewhere.
+
+    uv keeps what is installed, and leaves out the development group, which excludes the extra `onnxruntime`. pip finds
+    this package installed, and so needs no index for it.
+    """
+    try:
+        is_clone = 'name = "densenet-deploy"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    except OSError:
+        is_clone = False
+    if is_clone:
+        return f"uv sync --inexact --no-dev --extra {extra}"
+    return f"pip install 'densenet-deploy[{extra}]'"
 
 
 _RESOURCE_FIXES = {
@@ -207,9 +223,9 @@ _MEMORY_WORDS: Final = (
 
 
 def from_memory_error(exc: BaseException) -> ResourceError | None:
-    """Return the error for memory that ran out; native libraries say so in errors of every class. None for others.
+    """Return the error if memory ran out, which native libraries report in errors of any class; else None.
 
-    What an exception was raised from counts too.
+    The cause of `exc` is examined too.
 
     >>> from_memory_error(ImportError("libtorch.so: failed to map segment from shared object")).exit_code
     6
@@ -225,7 +241,7 @@ def from_memory_error(exc: BaseException) -> ResourceError | None:
 
 
 def from_os_error(exc: OSError, subject: object) -> DensenetDeployError:
-    """Map an operating-system error on `subject` to the error a user can act on."""
+    """Map an operating-system error about `subject` to one of ours, with what to do."""
     why = (exc.strerror or str(exc)).lower()
     if exc.errno in _RESOURCE_FIXES:
         return ResourceError(subject, why, _RESOURCE_FIXES[exc.errno])

@@ -1,7 +1,7 @@
-"""What an ONNX file says of itself, read and extended without the onnx package.
+"""Read and extend the metadata of an ONNX file without the onnx package.
 
-A protobuf message is a list of (field number, wire type, value) records, so everything uninteresting is stepped over by
-its length: the metadata of a 100 MB model is read in microseconds, and a hostile graph meets no parser here.
+A protobuf message is a list of (field number, wire type, value) records, so everything uninteresting is skipped by its
+length: the metadata of a 100 MB model is read in microseconds, and no parser here reads an untrusted graph.
 Wire format: https://protobuf.dev/programming-guides/encoding; field numbers: onnx.proto of onnx/onnx.
 """
 
@@ -37,7 +37,7 @@ def read_metadata(file: BinaryIO) -> dict[str, str]:
     """Return the `metadata_props` of the ONNX model in `file`, the last of each key.
 
     Raises:
-        ValueError: if the bytes are no protobuf message, or one without a graph.
+        ValueError: if the bytes are not a protobuf message, or one without a graph.
     """
     pairs: dict[str, str] = {}
     has_graph = False
@@ -47,7 +47,7 @@ def read_metadata(file: BinaryIO) -> dict[str, str]:
             key, text = _string_pair(file, record)
             pairs[key] = text
     if not has_graph:
-        raise ValueError("it holds no graph")
+        raise ValueError("it has no graph")
     return pairs
 
 
@@ -64,7 +64,7 @@ def count_stored_elements(file: BinaryIO) -> Counter[int]:
     """Return how many initializer elements the ONNX model in `file` stores, by TensorProto data type.
 
     Raises:
-        ValueError: if the bytes are no protobuf message.
+        ValueError: if the bytes are not a protobuf message.
     """
     counts: Counter[int] = Counter()
     for tensor in _initializers(file):
@@ -74,17 +74,17 @@ def count_stored_elements(file: BinaryIO) -> Counter[int]:
 
 
 def external_files(file: BinaryIO) -> dict[str, int]:
-    """Return the files that initializers are kept in, as the model writes their paths, and how long each must be.
+    """Return the files that hold initializers, by path as in the model, and the smallest size of each in bytes.
 
     Raises:
-        ValueError: if the bytes are no protobuf message, or a place in a file is no number.
+        ValueError: if the bytes are not a protobuf message, or an offset or length is not a number.
     """
     lengths: dict[str, int] = {}
     for tensor in _initializers(file):
         records = _records(file, tensor.offset, tensor.length)
         entries = dict(_string_pair(file, record) for record in records if record.number == _TENSOR_EXTERNAL)
         if "\0" in entries.get("location", ""):
-            raise ValueError("a data file whose name holds NUL")
+            raise ValueError("the name of a data file contains NUL")
         if "location" in entries:
             end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
             lengths[entries["location"]] = max(end, lengths.get(entries["location"], 0))
@@ -108,7 +108,7 @@ def _tensor_facts(file: BinaryIO, tensor: _Record) -> tuple[int, int]:
         elif record.number == _TENSOR_DIMS:
             dims.append(record.varint)
     if len(dims) > _MOST_DIMS:
-        raise ValueError("tensor of unreasonable rank")
+        raise ValueError("unreasonable rank of a tensor")
     return data_type, math.prod(dims)
 
 
@@ -150,7 +150,7 @@ def _size(file: BinaryIO) -> int:
 
 def _read(file: BinaryIO, record: _Record) -> bytes:
     if record.length > _LARGEST_METADATA_BYTES:
-        raise ValueError("metadata of unreasonable size")
+        raise ValueError("unreasonable size of the metadata")
     file.seek(record.offset)
     return file.read(record.length)
 

@@ -1,4 +1,4 @@
-"""Checks that every options dataclass shares: a number inside its range, a word among its choices."""
+"""Checks that all options share: a number within its range, a word among its choices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ N = TypeVar("N", int, float)
 
 
 def require_range(name: str, value: N, low: N, high: N) -> N:
-    """Return `value` if `low <= value <= high`; a NaN is never inside.
+    """Return `value` if `low <= value <= high`; NaN is outside any range.
 
     Raises:
         UsageError: naming the option, its value and the range.

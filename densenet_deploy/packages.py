@@ -9,15 +9,15 @@ from densenet_deploy.errors import MissingPackageError
 
 
 def is_installed(package: str) -> bool:
-    """Whether `package` can be imported; it is looked for, not imported."""
+    """Whether `package` can be found; it is not imported."""
     return find_spec(package) is not None
 
 
 def require_packages(extra: str, *packages: str) -> None:
-    """Check that `packages`, which the install extra `extra` brings, are there.
+    """Check that `packages`, which the extra `extra` installs, can be found.
 
     Raises:
-        MissingPackageError: naming the first that is not, and the command that installs it.
+        MissingPackageError: naming the first that is missing, and the command that installs it.
     """
     for package in packages:
         if not is_installed(package):

@@ -1,4 +1,4 @@
-"""Where plug-ins are found: one file in a package registers one class, and nothing else has to know.
+"""Discover plug-ins: one file in a package registers one class, and nothing else has to be changed.
 
 >>> fruits: Registry[type] = Registry("fruit")
 >>> @fruits.register("apple")
@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Names of one `kind` of plug-in.
 
-    With `package`, every module of that package is imported at the first look-up, so that adding a file adds its
-    plug-in. Such modules keep their heavy imports inside functions.
+    With `package`, all modules of that package are imported at the first lookup, so that adding a file adds its
+    plug-in. Such modules keep heavy imports inside functions.
     """
 
     def __init__(self, kind: str, package: str | None = None) -> None:
@@ -72,4 +72,4 @@ class Registry(Generic[T]):
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
-        self._package = None  # only now: another thread, or a look-up after a failed import, must not find half a table
+        self._package = None  # only now: another thread, or a lookup after a failed import, must not see half of it

@@ -45,8 +45,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report with plain types, ready for `json.dumps`."""
         facts = fields_to_plain(self) | {name: to_plain(getattr(self, name)) for name in self.derived}
-        notes, argv = facts.pop("notes"), facts.pop("argv")
-        return {**facts, "notes": notes, **({"argv": argv} if argv else {})}
+        last = {name: facts.pop(name) for name in ("stages", "notes", "argv") if name in facts}
+        return facts | {name: value for name, value in last.items() if value or name != "argv"}
 
     @classmethod
     def from_json(cls, facts: object, origin: object = "report") -> Self:

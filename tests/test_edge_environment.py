@@ -1,4 +1,4 @@
-"""On an edge device only the wheel, its three base dependencies and ONNX Runtime are installed. Real environments."""
+"""An edge device has the wheel, its three base dependencies and ONNX Runtime: checked in real environments."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from densenet_deploy.errors import install_command
 from tests.conftest import DIGITS
 
 ROOT = Path(__file__).parents[1]
+EXTRAS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 UV = os.environ.get("UV") or shutil.which("uv")
 
 pytestmark = pytest.mark.skipif(UV is None, reason="uv, which makes the environments, is not on the path")
@@ -66,3 +69,20 @@ def test_what_is_missing_is_named_with_the_command(edge: Path, digits_onnx: Path
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.count("\n") == 1
     assert f"pip install 'densenet-deploy[{extra}]'" in done.stderr
+
+
+@pytest.mark.parametrize("extra", ["onnxruntime", "openvino"])
+def test_the_command_for_an_installed_wheel_works(edge: Path, extra: str) -> None:
+    """`pip install` in place of `uv pip install`, which needs no pip in the environment."""
+    words = ["--dry-run", "--python", edge / "python", f"densenet-deploy[{extra}]"]
+    _do(UV, "pip", "install", *words)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_command_for_a_clone_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
+    """Every extra, also the one that excludes the development group."""
+    monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(tmp_path / "venv"))
+    monkeypatch.chdir(ROOT)
+    program, *words = install_command(extra).split()
+    assert program == "uv"
+    _do(UV, *words, "--dry-run")

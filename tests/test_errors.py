@@ -49,9 +49,9 @@ def test_a_message_says_what_which_why_and_what_to_do(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors_survive_pickling(kind):
-    error = pickle.loads(pickle.dumps(kind("a\nb", "is\x00odd", "mend it")))
+    error = pickle.loads(pickle.dumps(kind("a\nb", "is\x00odd", "fix it")))
     assert type(error) is kind
-    assert str(error) == str(kind("a\nb", "is\x00odd", "mend it"))
+    assert str(error) == str(kind("a\nb", "is\x00odd", "fix it"))
 
 
 HOSTILE = [
@@ -79,7 +79,7 @@ def test_the_limit_holds_after_escaping(text, limit):
     assert len(printable(text, limit)) <= limit
 
 
-def test_short_text_is_left_as_it_is():
+def test_short_text_is_unchanged():
     assert printable("Katze 🐈, naïve", 15) == "Katze 🐈, naïve"
 
 
@@ -98,9 +98,10 @@ def test_nothing_near_lists_all_names():
     assert UnknownNameError.among("stem", "zzz", []).fix == "use one of: none"
 
 
-def test_a_missing_package_names_the_command():
+def test_a_missing_package_names_the_command_for_a_clone():
     error = MissingPackageError.of("openvino", "openvino")
-    assert (error.exit_code, error.fix) == (5, "run: pip install 'densenet-deploy[openvino]'")
+    assert (error.exit_code, error.subject) == (5, "openvino")
+    assert error.fix == "run: uv sync --inexact --no-dev --extra openvino"
 
 
 @pytest.mark.parametrize(

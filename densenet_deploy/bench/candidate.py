@@ -59,7 +59,7 @@ class Candidate:
         batch: images per call.
         streams: runners of the model that work at the same time, with `threads` each.
         fps: images arrive as the frames of a camera, one batch per frame; None: as soon as the last call is done.
-        program: the module whose `main` the process runs; it calls `serve_candidate`.
+        program: the module with the `main` that the process runs; it calls `serve_candidate`.
         name: what reports call the model; None means its path.
     """
 
@@ -165,7 +165,7 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
 
 
 def serve_candidate(requests: Iterator[Any], opener: Opener) -> Iterator[Any]:
-    """Be the process of a candidate whose model `opener` opens: yield how it was opened, then a timing per request."""
+    """Be the process of a candidate: yield how `opener` opened its model, then a timing per request."""
     first = next(requests, None)
     if first is None:
         return  # the parent ended before it asked

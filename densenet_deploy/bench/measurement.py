@@ -22,7 +22,7 @@ NOTICEABLE_OVERHEAD: Final = 0.1  # of a call, outside of the backend's own call
 
 @dataclass(frozen=True)
 class CameraCount:
-    """The frames that arrived, that were dropped for newer ones, and whose results came too late."""
+    """The frames that arrived, were dropped for newer ones, or gave their results too late."""
 
     fps: float
     frames: int

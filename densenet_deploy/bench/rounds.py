@@ -44,7 +44,7 @@ class Interval:
 
     @classmethod
     def of_ratio(cls, numerator: Sequence[float], denominator: Sequence[float]) -> Self:
-        """Return the ratio of two medians whose values are not paired: each side is resampled independently.
+        """Return the ratio of two medians of unpaired values: each side is resampled independently.
 
         >>> Interval.of_ratio([4.0, 4.0], [2.0, 2.0]).median
         2.0
@@ -74,8 +74,8 @@ class Worker(Protocol):
 class RoundResults:
     """The timings of each candidate by name, one per round, and how each was opened.
 
-    `warm_up_rounds` came before and do not count; `unsteady` names the candidates whose times had not settled by then,
-    and `failures` those that could not be opened or run, which have no timings.
+    `warm_up_rounds` came before and do not count. `unsteady` names the candidates that had not settled by then, and
+    `failures` those that could not be opened or run, which have no timings.
     """
 
     timings: Mapping[str, tuple[RoundTiming, ...]]

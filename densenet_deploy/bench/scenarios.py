@@ -34,7 +34,7 @@ class RoundTiming:
     Attributes:
         seconds: of each timed call (camera: from a frame's arrival to its result).
         wall_seconds: from the start of the first timed call to the end of the last; 0 if not measured.
-        frames, dropped, late: camera only: frames that arrived, that were dropped, and whose results came too late.
+        frames, dropped, late: camera only: frames that arrived, were dropped, or gave their results too late.
         peak_memory_bytes: the largest resident set of the process so far.
         inside_seconds: the part of the sum of `seconds` spent in the backend's own calls; None if not measured.
     """

@@ -60,7 +60,7 @@ from densenet_deploy.cli.outcome import (
     print_answer,
     replace_closed_streams,
 )
-from densenet_deploy.errors import UnknownNameError, UsageError, is_passable
+from densenet_deploy.errors import UnknownNameError, UsageError, is_valid_argument
 
 if TYPE_CHECKING:
     from densenet_deploy.facts import ModelFacts
@@ -111,15 +111,16 @@ def run(line: Sequence[str]) -> int:
     """
     replace_closed_streams()
     for item in line:
-        if not is_passable(item):  # only a caller of `main` can pass one
+        if not is_valid_argument(item):  # only a caller of `main` can pass one
             raise UsageError(item, "holds a character that no path or name can hold", "remove it")
     group = typer.main.get_command(app)
     for parameter in group.params:
         _read_plainly(parameter, bool)
     try:
         outcome = group.main(_in_order(line) or ["--help"], PROGRAM, _COMPLETION, standalone_mode=False)
-    except SystemExit as exc:  # completion; or stdout was closed while the help was printed
-        return exc.code if _COMPLETION in os.environ and isinstance(exc.code, int) else 0
+    except SystemExit as exc:  # how Typer ends completion, and where stdout is closed while it prints help
+        is_closed = isinstance(exc.__context__, BrokenPipeError)
+        return 0 if is_closed else exc.code if isinstance(exc.code, int) else 1
     return print_answer(outcome, line) if isinstance(outcome, Answer) else 0
 
 
@@ -161,7 +162,10 @@ class Commands(PlainHelp, TyperGroup):
             formatter.write_dl([(name, declaration(name).summary) for name in COMMANDS])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        formatter.write("\nOptions of a command: densenet-deploy COMMAND --help\n")
+        with formatter.section("Examples"):
+            for name in ("export", "quantize", "run"):
+                formatter.write(f"  {declaration(name).examples[0]}\n")
+        formatter.write(f'\nRun "{PROGRAM} COMMAND --help" for the options of a command.\n')
 
 
 app: Final = typer.Typer(
@@ -247,10 +251,10 @@ class Declaration:
         """Refuse files that do not exist, and load untrusted ones in the sandbox."""
         from densenet_deploy.workflows.sandbox import preflight
 
-        given = [(reads, path) for reads, name in self.files() for path in _paths(values[name])]
-        for reads, path in given:
-            _require_existing(reads, path)
-        preflight(*(file for reads, path in given for file in _untrusted(reads, path, arguments)))
+        given = [(reads, source) for reads, name in self.files() for source in _sources(values[name])]
+        for reads, source in given:
+            _require_existing(reads, source)
+        preflight(*(file for reads, source in given for file in _untrusted(reads, Path(source), arguments)))
 
     def files(self) -> Iterator[tuple[Reads, str]]:
         """Yield the parameters that name files, and what reads them."""
@@ -301,20 +305,20 @@ def _is_path(annotation: Any) -> bool:
     return kind is Path or (typing.get_origin(kind) is list and typing.get_args(kind) == (Path,))
 
 
-def _paths(value: Any) -> Iterable[Path]:
-    return map(Path, [value] if isinstance(value, (str, Path)) else value or ())
+def _sources(value: Any) -> Iterable[str]:
+    return map(os.fspath, [value] if isinstance(value, (str, Path)) else value or ())
 
 
-def _require_existing(reads: Reads, path: Path) -> None:
+def _require_existing(reads: Reads, source: str) -> None:
     from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, FILE_SUFFIXES, os_errors_about
 
+    path = Path(source)
     if reads.loaders and path.suffix.lower() not in (*CHECKPOINT_SUFFIXES, *FILE_SUFFIXES) and not path.exists():
-        if str(path) not in reads.names:
+        if source not in reads.names:
             from densenet_deploy.workflows.load import check_names
 
-            check_names(str(path), {})
-        return
-    if not glob.has_magic(str(path)):  # what a pattern matches is the workflow's to find
+            check_names(source, {})
+    elif not glob.has_magic(source):  # what a pattern matches is the workflow's to find
         with os_errors_about(path):
             path.stat()
 

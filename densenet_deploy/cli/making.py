@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -88,7 +87,7 @@ def export_command(
     """Load or build a DenseNet and write a verified ONNX file."""
     from densenet_deploy.variants.spec import HEADS
     from densenet_deploy.workflows.export import ExportOptions, export
-    from densenet_deploy.workflows.load import check_names
+    from densenet_deploy.workflows.load import check_names, is_checkpoint
     from densenet_deploy.workflows.outputs import default_folder
 
     if source is not None and weights != "none":
@@ -101,8 +100,11 @@ def export_command(
     custom = {"architecture": architecture} if architecture.changes() else {}
     accepted = {"allow_nonfinite": True} if allow_nonfinite else {}
     stated = cast("LoadOptions", {**facts.given(), **given, **custom, **accepted})
-    if start is None or not Path(start).suffix:
+    if start is None or not Path(start).suffix or is_checkpoint(Path(start)):
         check_names(start, stated)
+    if start is not None and Path(start).suffix.lower() == ".onnx" and (given or custom):
+        named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
+        raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
     options = ExportOptions(_batch_size(batch), opset)
     return lambda listener: made(
         export(
@@ -130,7 +132,7 @@ def _batch_size(text: str) -> int | None:
 )
 def simplify_command(
     model: Annotated[
-        Path, typer.Argument(metavar="A.onnx", help="An ONNX file."), Reads("graph", "simplifier", "session")
+        str, typer.Argument(metavar="A.onnx", help="An ONNX file."), Reads("graph", "simplifier", "session")
     ],
     *,
     facts: ModelFacts,
@@ -151,9 +153,10 @@ def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
     return None, chosen_recipe(options_of(arguments.recipe, {}).recipe)
 
 
+FLOAT_HELP: Final = "An FP32 ONNX file, or whatever export takes, which is exported first."
 FloatModel = Annotated[
-    Path,
-    typer.Argument(metavar="A.onnx", help="An FP32 ONNX file."),
+    str,
+    typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
     Reads("graph", "session", backends=_recipe_backends),
 ]
 Recipe = Annotated[
@@ -222,7 +225,7 @@ def quantize_command(
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each layer's precision.")] = False,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE|DIR", "A.int8.RECIPE.onnx beside A.onnx")],
+    output: Annotated[Output, Writes("FILE|DIR", "MODEL.int8.RECIPE.onnx beside a MODEL file")],
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
     from densenet_deploy.quantize.cache import CalibrationCache
@@ -264,7 +267,11 @@ def quantize_command(
     ),
 )
 def cast_command(
-    model: Annotated[Path, typer.Argument(metavar="A.onnx", help="An FP32 ONNX file."), Reads("graph", "session")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
+        Reads("graph", "session"),
+    ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Convert to FP16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16.")] = False,
     calibration: Annotated[
@@ -279,7 +286,7 @@ def cast_command(
     gate: Gates = None,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE|DIR", "A.fp16.onnx or A.bf16.onnx beside A.onnx")],
+    output: Annotated[Output, Writes("FILE|DIR", "MODEL.fp16.onnx or MODEL.bf16.onnx beside a MODEL file")],
 ) -> Work:
     """Convert an ONNX file to FP16 or BF16."""
     from densenet_deploy.parity.gates import parse_gate
@@ -372,21 +379,21 @@ def build_trt_command(
     ] = "auto",
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="X.Y", help="RTX: compute capability to build for; repeatable (default: this GPU's)."),
+        typer.Option(metavar="X.Y", help="RTX: compute capability to build for; repeatable (default: all except 7.5)."),
     ] = None,
     min_batch: Annotated[
-        list[int] | None, typer.Option(help="Least images per inference; repeat it per profile (default: 1).")
+        list[int] | None, typer.Option(help="Smallest batch of a profile; repeat it for more profiles (default: 1).")
     ] = None,
     opt_batch: Annotated[
         list[int] | None,
-        typer.Option(help="Images per inference to optimize for; repeat it per profile (default: the largest)."),
+        typer.Option(help="Batch that a profile is tuned for; repeat it for more profiles (default: the largest)."),
     ] = None,
     max_batch: Annotated[
-        list[int] | None, typer.Option(help="Most images per inference; repeat it per profile (default: 1).")
+        list[int] | None, typer.Option(help="Largest batch of a profile; repeat it for more profiles (default: 1).")
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="--fp32: allow TF32 in layers.")] = False,
     workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="Memory per layer while it runs, in MiB (default: no limit).")
+        int | None, typer.Option(metavar="MIB", help="Memory that a layer may use, in MiB (default: TensorRT's).")
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
@@ -429,7 +436,8 @@ def build_trt_command(
     *,
     facts: ModelFacts,
     output: Annotated[
-        Output, Writes("FILE|DIR", "A.PRECISION.engine beside a SOURCE file, otherwise in artifacts/", (".engine",))
+        Output,
+        Writes("FILE|DIR", "SOURCE.PRECISION.engine beside a SOURCE file, otherwise in artifacts/", (".engine",)),
     ],
 ) -> Work:
     """Build a TensorRT engine."""
@@ -481,16 +489,21 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
     return CalibrationCache()
 
 
-def _quantization(precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool) -> QuantizeOptions:
-    """Return how INT8 is written.
+def _quantization(
+    precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool
+) -> QuantizeOptions | None:
+    """Return how INT8 is written, and how many images are used; None if nothing was said about either.
 
     Raises:
         UsageError: if options of INT8 are given with another precision.
     """
-    from densenet_deploy.workflows.build_request import QUANTIZATION
-
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"
         raise UsageError(option, f"applies to --int8, not to --{precision}", "remove it, or give --int8")
-    named: dict[str, Any] = {"weights": weights, "samples": samples, "quantize_bus": quantize_bus}
-    return dataclasses.replace(QUANTIZATION, **{name: value for name, value in named.items() if value is not None})
+    named: dict[str, Any] = {"weights": weights, "samples": samples, "quantize_bus": quantize_bus or None}
+    given = {name: value for name, value in named.items() if value is not None}
+    if not given:
+        return None
+    from densenet_deploy.workflows.quantize.options import QuantizeOptions  # numpy
+
+    return QuantizeOptions(**given)

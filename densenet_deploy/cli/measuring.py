@@ -49,13 +49,13 @@ def _layers(arguments: Arguments) -> tuple[str, ...]:
 )
 def validate_command(
     reference: Annotated[
-        Path,
-        typer.Argument(metavar="REF", help="The reference model."),
+        str,
+        typer.Argument(metavar="REF", help="The reference model.", autocompletion=complete_source),
         Reads("session", more=_layers, backends=lambda a: (a.reference_backend,)),
     ],
     candidate: Annotated[
-        Path,
-        typer.Argument(metavar="CAND", help="The model to compare with it."),
+        str,
+        typer.Argument(metavar="CAND", help="The candidate model.", autocompletion=complete_source),
         Reads("session", more=_layers, backends=lambda a: (a.candidate_backend,)),
     ],
     data: Annotated[
@@ -119,7 +119,7 @@ def evaluate_command(
         Reads(),
     ] = None,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="OTHER", help="List the images on which this model disagrees (default: none)."),
         Reads("session", backends=lambda a: (a.against_backend,)),
     ] = None,

@@ -251,7 +251,10 @@ Calibration = Annotated[
     Reads(),
 ]
 Samples = Annotated[int, typer.Option(help="Calibration images to use at most.")]
-Gates = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=f"{GATE_HELP} (default: none).", **GATE)]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help=f"{GATE_HELP} (default: those of the precision, none for INT8).", **GATE),
+]
 
 
 def model_facts(

@@ -6,7 +6,6 @@ Nothing here needs Typer, so that a failure to import it is reported like any ot
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -92,11 +91,9 @@ def print_answer(answer: Answer, words: Sequence[str]) -> int:
     return 0
 
 
-def _as_json(report: Any, words: Sequence[str]) -> str:
-    argv = (PROGRAM, *words)
-    if dataclasses.is_dataclass(report) and hasattr(report, "argv"):
-        report = dataclasses.replace(report, argv=argv)  # type: ignore[type-var]
-    return json.dumps({"schema": SCHEMA, **report.to_json(), "argv": argv}, allow_nan=False)
+def _as_json(report: Report, words: Sequence[str]) -> str:
+    """Return the report as one line, with the command line that made it."""
+    return json.dumps({"schema": SCHEMA, **report.to_json(), "argv": [PROGRAM, *words]}, allow_nan=False)
 
 
 def _escaped(text: str) -> str:
@@ -116,8 +113,6 @@ def is_verbose(words: Sequence[str]) -> bool:
 
 def fail(exc: BaseException, words: Sequence[str]) -> int:
     """Print `exc` on stderr, as one line or with --json as one object, and return the exit code."""
-    if isinstance(exc, SystemExit):  # Typer ends so after completion, or where stdout was closed while it printed help
-        return exc.code if isinstance(exc.code, int) and "_COMPLETE" in str(os.environ.keys()) else 0
     code, message, error = _judge(exc)
     with contextlib.suppress(OSError):  # stderr itself may be full or gone: the exit code still tells
         if is_verbose(words):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError
+from densenet_deploy.errors import BackendError, DeviceError, MissingPackageError, install_command
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.nvidia import NvidiaOptions
@@ -137,7 +137,7 @@ def prepare(ort: Any, config: ProviderConfig) -> None:
         return
     missing = [name for name, _ in config.providers if name not in ort.get_available_providers()]
     if missing:
-        fix = "run: pip install 'densenet-deploy[onnxruntime-gpu]' in place of onnxruntime"
+        fix = f"uninstall onnxruntime, then run: {install_command('onnxruntime-gpu')}"
         raise DeviceError(config.wanted, f"this build of ONNX Runtime has no {missing[0]}", fix)
     if config.wanted == TENSORRT:
         with contextlib.suppress(ImportError):  # then its libraries are found; the system may have its own

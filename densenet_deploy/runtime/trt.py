@@ -1,12 +1,12 @@
-"""TensorRT in two flavours behind one handle: which of them imports, what it can do, and what it complained of.
+"""Both flavours of TensorRT behind one interface: which is installed, what it supports, and what it logged.
 
-`tensorrt` is full TensorRT, 10.x and 11.x, for Jetson, data centre and desktop GPUs; `rtx` is TensorRT-RTX, for desktop
-GPUs. Their Python modules look alike and differ in details that move between releases. So what a module can do is
-asked of its classes, which works without a GPU, and never of its version number.
+`tensorrt` is full TensorRT, 10.x and 11.x, for Jetson, data center and desktop GPUs; `rtx` is TensorRT-RTX, for desktop
+GPUs. Their Python modules are similar and differ in details that change between releases. So what a module supports is
+read from its classes, which works without a GPU, and never from its version number.
 
-TensorRT keeps the first logger of a process for good and ignores all later ones, so there is one here, made with the
-handle. Methods of TensorRT return None or False instead of raising: the reason is a line in the log. Those lines are
-collected, without the complaints about a missing GPU that follow each of them on a machine that has none.
+TensorRT keeps the first logger of a process and ignores all later ones, so there is one here, created when the module
+is imported. Methods of TensorRT return None or False instead of raising: the reason is a line in the log. Those lines
+are collected, without the messages about a missing GPU that follow each of them on a machine without one.
 
     trt = load_tensorrt("rtx")
     plan = trt.module.Builder(trt.log.native).build_serialized_network(network, config)
@@ -50,18 +50,18 @@ _LEVELS: Final = {
 
 @dataclass(frozen=True)
 class Features:
-    """What a TensorRT module can do, found on its classes.
+    """What a TensorRT module supports, read from its classes.
 
     Attributes:
         strong_typing: networks take their types from the graph; without it, precisions are builder flags.
         weak_typing: the builder flags FP16 and INT8 exist.
         compute_capabilities: the builder takes a list of GPU generations to build for, and needs no GPU.
-        same_compute_capability: plans can be made that run on every GPU of the builder's compute capability.
+        same_compute_capability: engines can be built that run on every GPU of the builder's compute capability.
         runtime_config, runtime_cache, graph_strategy: `create_runtime_config`, and the kernel cache and the CUDA-graph
             strategy that it takes.
-        preflight: `Runtime.get_engine_validity` judges a plan by its first bytes.
+        preflight: `Runtime.get_engine_validity` checks an engine by its first bytes.
         device_memory_v2: `ICudaEngine.device_memory_size_v2`.
-        capturable_query: an execution context says whether a stream can be captured.
+        capturable_query: an execution context reports whether a stream can be captured.
     """
 
     strong_typing: bool
@@ -77,7 +77,7 @@ class Features:
 
     @classmethod
     def of(cls, module: Any) -> Features:
-        """Look at the classes of `module`."""
+        """Inspect the classes of `module`."""
         return cls(
             strong_typing=hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
             weak_typing=hasattr(module.BuilderFlag, "FP16"),
@@ -105,7 +105,7 @@ class TensorRTLog:
         self.native = _native_logger(module, self)
 
     def write(self, severity: str, message: str) -> None:
-        """Take one line, from whatever thread TensorRT logs on."""
+        """Take one line, from any thread of TensorRT."""
         level = _LEVELS.get(severity, logging.DEBUG)
         if level == logging.ERROR and _NOISE.search(message):
             level = logging.DEBUG
@@ -115,21 +115,21 @@ class TensorRTLog:
                 self._errors.append(readable(message))
 
     def take_errors(self) -> tuple[str, ...]:
-        """Return the error lines since the last call, oldest first, and forget them."""
+        """Return the error lines since the last call, oldest first, and drop them."""
         with self._lock:
             lines = tuple(self._errors)
             self._errors.clear()
         return lines
 
     def last_error(self, otherwise: str = "TensorRT gave no reason") -> str:
-        """Forget the error lines and return the last, which usually says why a call returned nothing."""
+        """Drop the error lines and return the last one, which usually says why a call failed."""
         lines = self.take_errors()
         return lines[-1] if lines else otherwise
 
 
 @dataclass(frozen=True)
 class TensorRT:
-    """A TensorRT module that imported: its `flavour`, the `module`, what it can do, and its logger."""
+    """An imported TensorRT module: its `flavour`, the `module`, what it supports, and its logger."""
 
     flavour: str
     module: Any
@@ -143,12 +143,12 @@ class TensorRT:
 
 @functools.cache
 def load_tensorrt(flavour: str) -> TensorRT:
-    """Import a flavour, once a process.
+    """Import a flavour, once per process.
 
     Raises:
-        UnknownNameError: if there is no such flavour.
+        UnknownNameError: if the flavour does not exist.
         MissingPackageError: if it is not installed.
-        BackendError: if it is installed and does not import.
+        BackendError: if it is installed and cannot be imported.
     """
     name = MODULES[require_choice("flavour", flavour, FLAVOURS)]
     if not is_installed(name):
@@ -159,17 +159,17 @@ def load_tensorrt(flavour: str) -> TensorRT:
 
 @functools.cache
 def _log_of(module: ModuleType) -> TensorRTLog:
-    """The first logger that a module was given in this process, which it keeps."""
+    """The first logger that a module got in this process, which it keeps."""
     return TensorRTLog(module)
 
 
 def installed_flavours() -> tuple[str, ...]:
-    """Return the flavours whose modules are there; they are looked for, not imported."""
+    """Return the flavours whose modules can be found; they are not imported."""
     return tuple(flavour for flavour in FLAVOURS if is_installed(MODULES[flavour]))
 
 
 def readable(message: str) -> str:
-    """Return a log line without error codes and places in TensorRT's source.
+    """Return a log line without error codes and locations in TensorRT's source.
 
     >>> readable("IBuilder::build: Error Code 4: API Usage Error (No profile. In validate at /_src/network.cpp:4023)")
     'API Usage Error (No profile)'
@@ -182,22 +182,22 @@ def _imported(name: str, flavour: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as exc:  # a wheel without its libraries raises OSError, RuntimeError or ImportError
         reason = str(exc).strip().partition("\n")[0]
-        fix = f"reinstall it: pip install --force-reinstall 'densenet-deploy[{EXTRAS[flavour]}]'"
-        raise BackendError(name, f"does not import: {reason}", fix) from exc
+        fix = f"reinstall the package {EXTRAS[flavour]}"
+        raise BackendError(name, f"cannot be imported: {reason}", fix) from exc
 
 
 def _native_logger(module: Any, receiver: TensorRTLog) -> Any:
-    """Return an ILogger that passes lines on; a build says thousands, so what nobody hears is not even looked at."""
+    """Return an ILogger that forwards lines; a build logs thousands, so unused levels are dropped first."""
     severities = getattr(module.ILogger, "Severity", None)
     quiet = () if severities is None or log.isEnabledFor(logging.INFO) else ("INFO", "VERBOSE")
-    unheard = frozenset(getattr(severities, name) for name in quiet)
+    dropped = frozenset(getattr(severities, name) for name in quiet)
 
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)  # not super(): the binding checks that its own constructor ran
 
         def log(self, severity: Any, message: str) -> None:
-            if severity not in unheard:
+            if severity not in dropped:
                 receiver.write(severity.name, message)
 
     return Logger()

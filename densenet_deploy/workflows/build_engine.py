@@ -287,7 +287,7 @@ def _cast(model: Model, request: BuildRequest, cache: CalibrationCache | None) -
 
     is_seeded = request.calibration is None and request.precision == "fp16"
     samples = list(seeded_samples(_SEEDED_SAMPLES, preprocessing_of(model))) if is_seeded else request.calibration
-    options = CastOptions(request.precision, request.quantization.samples)
+    options = CastOptions(request.precision, request.samples)
     cache = None if is_seeded else cache
     made = cast(model, options, calibration=samples, out=request.onnx, force=request.force, cache=cache)
     assert isinstance(made.report, CastReport)
@@ -322,7 +322,7 @@ def _calibration_data(model: Model, request: BuildRequest) -> CalibrationData | 
 
     calibration = request.calibration
     source = Path(calibration) if isinstance(calibration, str) else calibration
-    return open_calibration_data(source, preprocessing_of(model), request.quantization.samples)
+    return open_calibration_data(source, preprocessing_of(model), request.samples)
 
 
 def _up_to_date(engine: Path, key: str) -> Plan | None:

@@ -60,7 +60,7 @@ def diagnose() -> DoctorReport:
     >>> print(diagnose())                                                                    # doctest: +SKIP
     Intel(R) Xeon(R) CPU, 2 usable CPUs, linux
     onnxruntime    1.29.0, devices: cpu
-    openvino       is not installed; run: pip install 'densenet-deploy[openvino]'
+    openvino       is not installed; run: uv sync --inexact --no-dev --extra openvino
     export         ready
     """
     return DoctorReport(

@@ -1,4 +1,4 @@
-"""Facts of a machine: what is known, what is not, and what a driver's tool says."""
+"""Facts of a machine: what is known, what is not, and what the driver's tool reports."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import typer
 from densenet_deploy.cli.app import COMMANDS, Declaration, declaration, progress
 from densenet_deploy.cli.options import Only, Output, Reads, RunnerChoice, Writes, arguments_of, parameters_of
 from densenet_deploy.cli.outcome import Printing
-from densenet_deploy.errors import InputError, is_passable
+from densenet_deploy.errors import InputError, is_valid_argument
 from densenet_deploy.facts import ModelFacts
 from tests.properties.command_lines import random_lines
 from tests.properties.holds import holds_for
@@ -80,7 +80,7 @@ def test_a_line_is_read_as_typer_reads_it(line: str) -> None:
 
 @holds_for(few=150, many=3000, words=random_lines())
 def test_any_line_is_read_as_typer_reads_it(words: tuple[str, ...]) -> None:
-    line = [word for word in words if is_passable(word) and word not in ("-h", "--help")]
+    line = [word for word in words if is_valid_argument(word) and word not in ("-h", "--help")]
     assert values_of(line, as_typer_reads=False) == values_of(line, as_typer_reads=True)
 
 

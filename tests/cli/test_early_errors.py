@@ -22,6 +22,7 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (3, "missing.pth", "--weights missing.pth"),
         (2, "imagenett", "--weights imagenett"),
         (2, "export", "121 --weights imagenet"),
+        (2, "--variant", f"{MODEL} --variant 121"),
         (2, "clasifier", "--head clasifier"),
         (2, "image-size=0", "--image-size 0"),
         (2, "--image-size=224x", "--image-size 224x"),

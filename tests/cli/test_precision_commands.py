@@ -65,14 +65,5 @@ def test_sensitivity_json(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, t
     assert Path(answer["file"]).read_text().startswith("<?xml")
 
 
-@pytest.mark.parametrize(
-    ("words", "code"), [(["--per", "blok"], 2), (["--recipe", "openvin"], 2), (["-o", "x.onnx"], 2)], ids=str
-)
-def test_sensitivity_that_cannot_be_meant(
-    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, words: list[str], code: int
-) -> None:
-    assert run_failing(capsys, "sensitivity", tiny_onnx, "--calibration", SAMPLES, *words)[0] == code
-
-
 def test_sensitivity_without_calibration_is_usage(capsys: pytest.CaptureFixture[str], tiny_onnx: Path) -> None:
     assert run_failing(capsys, "sensitivity", tiny_onnx)[0] == 2

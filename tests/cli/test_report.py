@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.cli import main
+from densenet_deploy.errors import install_command
 from tests.cli.test_contract import run_failing, run_json
 
 
@@ -43,5 +44,5 @@ def test_failures_have_their_exit_codes(
     monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
     code, line = run_failing(capsys, "report", tiny_onnx, "-o", tmp_path / "a.html")
     assert code == 5
-    assert "pip install 'densenet-deploy[report]'" in line
+    assert install_command("report") in line
     assert not (tmp_path / "a.html").exists()

@@ -145,6 +145,28 @@ def start_process(command: list[str], folder: Path, **environment: str) -> subpr
     )
 
 
+def stopped_at(mark: str, number: int, *words: object, folder: Path, **environment: str) -> Ended:
+    """Send a signal to a command, and to its children, once its log holds `mark`; the seconds are those until its end.
+
+    Its error is the last line on stderr: `-v`, which logs the stages, prints a traceback before it.
+    """
+    process = start_process(arguments(*words, "-v"), folder, **environment)
+    assert process.stderr is not None
+    log = []
+    for line in process.stderr:
+        log.append(line)
+        if line.startswith(mark):
+            break
+    assert log[-1].startswith(mark), "".join(log)
+    os.killpg(process.pid, number)
+    start = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    ended = Ended(process.returncode, out, err.splitlines(keepends=True)[-1], time.monotonic() - start)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no child is left in its group
+    return ended
+
+
 def peak_bytes_of(command: list[str], folder: Path) -> Ended:
     """Run `command` by a small Python that asks the kernel for the peak memory of its only child."""
     ask = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "

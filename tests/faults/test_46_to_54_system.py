@@ -1,6 +1,6 @@
 """Cases 46 to 54: signals, odd paths and streams, no network, missing packages, recipes, caches and manifests.
 
-Signals in the middle of export, benchmark and build-trt are in `tests/cli/`; two writers on one output (47) in
+Signals in the middle of benchmark, tune and build-trt are in `tests/cli/`; two writers on one output (47) in
 `tests/test_artifacts.py` and `tests/cli/test_build_trt.py`; paths and streams that work (48, 49) in
 `tests/cli/test_contract.py`.
 """
@@ -22,11 +22,20 @@ import onnx
 import pytest
 import torch
 
+from densenet_deploy.errors import install_command
 from densenet_deploy.manifest import PREFIX
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.sidecar import sidecar_path
 from tests.conftest import DIGITS
-from tests.faults.harness import ROOT, Commands, Ended, arguments, require_contract, run_process, start_process
+from tests.faults.harness import (
+    Commands,
+    Ended,
+    arguments,
+    require_contract,
+    run_process,
+    start_process,
+    stopped_at,
+)
 from tests.runtime.simulated_tensorrt import RTX, simulated_gpu, write_simulated_engine
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -51,6 +60,14 @@ sys.exit(main(["inspect", "--variant", "121"]))
 def test_46_a_signal_while_the_command_is_still_imported(tmp_path: Path, number: signal.Signals, module: str) -> None:
     ended = run_process([sys.executable, "-c", EARLY, str(int(number)), module], tmp_path)
     require_contract(ended, CODES[number], "stopped by a signal")
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_46_signals_end_an_export_within_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    ended = stopped_at("build: ", number, "export", "--variant", "121", "-o", tmp_path, folder=tmp_path)
+    assert ended.seconds < 5
+    require_contract(ended, CODES[number], "stopped by a signal")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", CODES)
@@ -102,13 +119,6 @@ def test_49_no_escape_codes_without_a_terminal(tmp_path: Path, environment: dict
         assert "\x1b" not in ended.out + ended.err
 
 
-def test_49_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
-    command = " ".join(arguments("inspect", "--variant", "264", "--json"))
-    script = f"set -o pipefail; {command} | head -c 1"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "{")
-
-
 def _has_networks() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(["unshare", "-rn", "true"]).returncode == 0
 
@@ -139,7 +149,7 @@ def test_51_a_missing_package_names_the_command_that_installs_it(
     (commands.folder / "weights.pth").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)  # Python's own way to say that there is none
     extra, words = MISSING[package]
-    commands.refused(*words, code=5, says=(package, f"pip install 'densenet-deploy[{extra}]'"))
+    commands.refused(*words, code=5, says=(package, install_command(extra)))
 
 
 WITHOUT_ONNX = {
@@ -158,7 +168,7 @@ def test_51_without_onnx_at_all(commands: Commands, tiny_onnx: Path, image: Path
     hide = "import sys; sys.modules |= {'onnx': None, 'onnx_ir': None}; from densenet_deploy.cli import main"
     script = f"{hide}; sys.exit(main({list(WITHOUT_ONNX[command])!r}))"
     ended = run_process([sys.executable, "-c", script], commands.folder)
-    require_contract(ended, 5, "onnx", "pip install 'densenet-deploy[export]'")
+    require_contract(ended, 5, "onnx", install_command("export"))
 
 
 @pytest.mark.parametrize(("key", "nearest"), [("obsrver", "observer"), ("sample", "samples"), ("weight", "weights")])

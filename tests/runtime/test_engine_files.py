@@ -59,19 +59,19 @@ def test_a_cut_plan_is_seen(engine: Path) -> None:
     assert caught.value.subject.endswith("model.fp16.engine")
 
 
-def test_a_stranger_needs_trust(tmp_path: Path) -> None:
-    path = tmp_path / "stranger.engine"
+def test_an_engine_without_a_sidecar_needs_trust(tmp_path: Path) -> None:
+    path = tmp_path / "other.engine"
     path.write_bytes(PLAN)
     with pytest.raises(ModelFileError) as caught:
         read_plan(path)
-    assert caught.value.subject.endswith("stranger.engine")
+    assert caught.value.subject.endswith("other.engine")
     plan = read_plan(path, trust_engine=True)
     assert plan.sidecar is None
     assert plan.header.flavour == "rtx"
     path.write_bytes(b"nothing of the kind, but long enough for a header")
     with pytest.raises(ModelFileError) as caught:
         read_plan(path, trust_engine=True)
-    assert caught.value.subject.endswith("stranger.engine")
+    assert caught.value.subject.endswith("other.engine")
 
 
 def test_another_flavour_or_version_is_refused(engine: Path) -> None:

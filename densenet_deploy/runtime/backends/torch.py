@@ -139,7 +139,7 @@ class TorchRunner(Runner):
     def _output_specs(
         self, module: torch.nn.Module, source: ModuleSource, channels: int | None
     ) -> tuple[TensorSpec, ...]:
-        """Names and widths of the outputs; where nobody states them, the module runs once on zeros to find out."""
+        """Names and widths of the outputs; where they are not stated, the module runs once on zeros to find out."""
         if source.output_names or hasattr(module, "output_name"):
             width = getattr(module, "output_width", None)
             return tuple(_output_spec(name, (None, width)) for name in self._names)

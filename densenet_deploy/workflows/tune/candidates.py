@@ -33,7 +33,7 @@ class TuneOptions:
         variants: names of untrained networks to tune beside the given models.
         precisions: of `PRECISIONS`; empty means all that make sense here: INT8 with calibration data, BF16 if the CPU
             has units for it. The FP32 file is always tried, since the others are compared with it.
-        recipes: names or TOML files; empty means those whose backend is installed.
+        recipes: names or TOML files; empty means those with an installed backend.
         backends: empty means all installed ones that read ONNX.
         threads: empty means 1, 2, 4, … up to all that this process may use.
         batches: empty means 1, and 1, 8 and 32 for the goal `throughput`.
@@ -42,7 +42,7 @@ class TuneOptions:
         calibration: a folder or array file, of which `samples` images are used.
         data: class folders to measure top-1 on.
         max_drop: percentage points of top-1 that may be lost relative to the best FP32 model; without `data`, of images
-            whose best class may change.
+            with another best class.
         max_latency_ms: of the median call.
         max_memory_mib: of the process at its peak.
 

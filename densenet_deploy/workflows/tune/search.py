@@ -25,6 +25,7 @@ from typing import Final
 
 import numpy as np
 
+from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.candidates import Trial
@@ -32,7 +33,6 @@ from densenet_deploy.workflows.tune.measure import Budget, Failure, Measurer, Qu
 
 GROUP_SIZE: Final = 5
 BUDGETS: Final = (Budget(3, 0.1), Budget(7, 0.15), Budget(15, 0.25))
-EQUALLY_FAST: Final = 0.98
 _CERTAINLY_OVER: Final = 1.1  # a latency this far above the limit in the first round will not fall below it
 _MAX_CHALLENGES: Final = 3
 CHOSEN: Final = "chosen"
@@ -90,9 +90,7 @@ class Search:
             eligible = self._fastest(self._not_slower([one for one in eligible if self._keeps_limits(one)]))
         if len(eligible) > 1:
             self._time(eligible, BUDGETS[2], "last round")
-        if eligible:
-            eligible = self._challenged(eligible, pool)
-        return self._choose([one for one in eligible if self._keeps_limits(one)])
+        return self._choose([one for one in self._challenged(eligible, pool) if self._keeps_limits(one)])
 
     def quality_of(self, trial: Trial) -> Quality | None:
         """The quality of its answers, if that was measured."""
@@ -131,6 +129,7 @@ class Search:
             for trial, speed in zip(group, found.speeds, strict=True):
                 if isinstance(speed, Failure):
                     self.outcomes[trial] = speed.reason
+                    self.speeds.pop(trial, None)
                 else:
                     self.speeds[trial] = speed
 
@@ -187,6 +186,8 @@ class Search:
                 self.outcomes |= dict.fromkeys(same, found.reason)
 
     def _keeps_limits(self, trial: Trial) -> bool:
+        if trial not in self.speeds:
+            return False
         quality = self.quality_of(trial)
         if quality is None or quality.is_broken:
             self.outcomes[trial] = "gives NaN or infinite values" if quality else "its answers were not compared"
@@ -210,35 +211,34 @@ class Search:
     def _challenged(self, finalists: list[Trial], candidates: Sequence[Trial]) -> list[Trial]:
         """Time at length whatever was dropped for its speed but now has the better figure, and add it."""
         for _ in range(_MAX_CHALLENGES):
-            fastest = max(map(self._median, finalists))
-            others = [one for one in candidates if one not in finalists and not self._is_out(one)]
-            challengers = [one for one in others if self._median(one) > fastest]
+            finalists = [one for one in finalists if one in self.speeds]
+            fastest = max(map(self._median, finalists), default=math.inf)
+            others = [one for one in candidates if one not in finalists and self._is_sound(one)]
+            challengers = sorted((one for one in others if self._median(one) > fastest), key=self._median, reverse=True)
             if not challengers:
                 break
-            challengers = sorted(challengers, key=self._median, reverse=True)[:GROUP_SIZE]
-            self._time(challengers, BUDGETS[2], "last round")
-            finalists = [*finalists, *(one for one in challengers if one in self.speeds)]
+            self._time(challengers[:GROUP_SIZE], BUDGETS[2], "last round")
+            finalists += challengers[:GROUP_SIZE]
         return finalists
 
-    def _is_out(self, trial: Trial) -> bool:
+    def _is_sound(self, trial: Trial) -> bool:
         quality = self.quality_of(trial)
-        return quality is None or quality.is_broken or bool(self.limits_missed(trial))
+        is_known = trial in self.speeds and quality is not None and not quality.is_broken
+        return is_known and not self.limits_missed(trial)
 
     def _choose(self, eligible: list[Trial]) -> Trial | None:
         if not eligible:
             return None
-        fastest = max(map(self._median, eligible))
-        chosen = min((one for one in eligible if self._median(one) >= fastest * EQUALLY_FAST), key=self._rank)
+        chosen = eligible[choose([self._merits(one) for one in eligible]).index]
         for one in eligible:
             self.outcomes[one] = f"{self._median(one) / self._median(chosen):.2f} x as fast as {chosen}"
         self.outcomes[chosen] = CHOSEN
         return chosen
 
-    def _rank(self, trial: Trial) -> tuple[float, ...]:
-        """Better answers, then the smaller file, then less memory (in steps of 16 MiB), then the faster one."""
+    def _merits(self, trial: Trial) -> ModelMerits:
         quality, speed = self.quality_of(trial), self.speeds[trial]
         score = quality.score if quality is not None else -math.inf
-        return -round(score, 3), trial.file.size_bytes, round(speed.peak_memory_bytes / 2**24), -speed.speed.median
+        return ModelMerits(speed.speed.median, score, trial.file.size_bytes, speed.peak_memory_bytes)
 
     def _median(self, trial: Trial) -> float:
         return self.speeds[trial].speed.median

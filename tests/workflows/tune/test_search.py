@@ -279,6 +279,22 @@ def test_what_cannot_run_or_gives_nan_is_dropped_with_the_reason():
     assert chosen.file.form == "fp32"
 
 
+def test_a_finalist_that_fails_later_is_not_chosen():
+    trials = [Trial(_file(form), "openvino", 1, 1) for form in ("fp32", "fp16")]
+
+    class Unreliable(KnownMachine):
+        """FP16 is the faster one, and fails when it is timed at length."""
+
+        def _speed(self, one: Trial, reference: np.ndarray, budget: Budget) -> TrialSpeed | Failure:
+            if one.file.form == "fp16" and budget.rounds > BUDGETS[0].rounds:
+                return Failure("cannot run: its process was killed")
+            return super()._speed(one, reference, budget)
+
+    report, chosen = _search(Unreliable(lambda one: 10.0 if one.file.form == "fp32" else 9.95), trials)
+    assert chosen.file.form == "fp32"
+    assert [one.outcome for one in report.candidates if one.form == "fp16"] == ["cannot run: its process was killed"]
+
+
 def test_nothing_runs():
     report, _ = _search(KnownMachine(lambda _one: math.nan), _trials())
     assert report.chosen is None
