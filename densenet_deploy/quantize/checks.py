@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from densenet_deploy.errors import DensenetDeployError
+from densenet_deploy.graph.layer_precision import layer_precisions
 
 Numbers = npt.NDArray[Any]
 
@@ -96,20 +97,13 @@ def _our_fault(recipe: str, why: str) -> DensenetDeployError:
 
 
 def convolutions(model: onnx.ModelProto) -> ConvolutionCount:
-    """Return the convolutions that compute on integers and those that compute on floats.
+    """Separate convolutions on integers from those on floats; see `graph.layer_precision`.
 
-    QLinearConv and ConvInteger compute on integers, and so does a Conv that reads both its data and its weights through
-    DequantizeLinear. A recipe may write norms and pools as QLinearConv; those count too.
+    A recipe may write norms and pools as QLinearConv; those count too.
     """
-    graph = _Graph(model)
-    integer: list[str] = []
-    left: list[str] = []
-    for node in graph.nodes:
-        if node.op_type in ("QLinearConv", "ConvInteger"):
-            integer.append(_name(node))
-        elif node.op_type == "Conv":
-            (integer if graph.dequantized_inputs(node) == 2 else left).append(_name(node))
-    return ConvolutionCount(tuple(integer), tuple(left))
+    found = [layer for layer in layer_precisions(model) if "Conv" in layer.operator]
+    integer = tuple(layer.name for layer in found if layer.precision == "int8")
+    return ConvolutionCount(integer, tuple(layer.name for layer in found if layer.precision != "int8"))
 
 
 class _Graph:

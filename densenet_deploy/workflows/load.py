@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UsageError
@@ -121,6 +121,13 @@ def check_names(source: Any, stated: LoadOptions) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` has the suffix of a checkpoint."""
     return path.suffix.lower() in CHECKPOINT_SUFFIXES
+
+
+def is_file_name(source: object) -> TypeGuard[StrPath]:
+    """Whether `source` is the path of a model file; a name of a variant or of public weights is not."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return Path(source).suffix.lower() in (*CHECKPOINT_SUFFIXES, ".onnx", ".xml", ".engine") or Path(source).exists()
 
 
 def input_of(model: Model) -> InputDescription:

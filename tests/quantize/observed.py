@@ -1,4 +1,4 @@
-"""What calibration tests observe: a function with two layers, and noise to feed it."""
+"""A function with two layers, and noise to feed it, for tests of calibration."""
 
 from collections.abc import Mapping
 

@@ -29,13 +29,13 @@ def writer(recipe: str) -> Int8Writer:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_what_a_recipe_writes_is_sound(recipe):
+def test_files_of_a_recipe_have_no_faults(recipe):
     require_sound(onnx.load_from_string(writer(recipe).write().data), recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("kept", [(1,), (2, 3), (0, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)], ids=str)
-def test_what_a_recipe_writes_is_sound_with_any_layers_left_float(recipe, kept):
+def test_files_of_a_recipe_have_no_faults_with_any_layers_left_float(recipe, kept):
     layers = writer(recipe).layers
     file = writer(recipe).write([layers[index] for index in kept])
     model = onnx.load_from_string(file.data)

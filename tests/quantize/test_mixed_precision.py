@@ -44,7 +44,7 @@ def test_nothing_is_left_float_where_nothing_needs_to():
     assert (found.float_layers, found.trials, found.satisfied) == ((), 1, True)
 
 
-def test_what_cannot_be_reached_is_said():
+def test_a_goal_out_of_reach_is_reported():
     found = Network(8, (1,)).search(-1)
     assert not found.satisfied
     assert len(found.float_layers) == 8

@@ -1,4 +1,4 @@
-"""What quantization does to outputs, measured layer by layer, and undone."""
+"""The effect of quantization on outputs, measured layer by layer, and corrected."""
 
 from __future__ import annotations
 

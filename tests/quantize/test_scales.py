@@ -108,7 +108,7 @@ def _held(graph: ir.Graph, given: QuantizedType = ONE) -> tuple[list, list]:
         ("Min", affine(-2.0, 8.2), [0.5, 7.0, -2.0], [0, 0, -1.0]),
     ],
 )
-def test_what_lets_nothing_pass_is_moved_and_its_rest_goes_into_the_bias(clip, given, bounds, missing):
+def test_a_bound_that_nothing_passes_is_moved_and_the_difference_goes_into_the_bias(clip, given, bounds, missing):
     held, bias = _held(_graph(clip), given)
     np.testing.assert_allclose(held, bounds, rtol=1e-6)
     np.testing.assert_allclose(bias, WEIGHT @ missing, rtol=1e-5)

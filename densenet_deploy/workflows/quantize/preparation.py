@@ -25,7 +25,7 @@ _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @dataclass(frozen=True)
-class Int8Ready:
+class Int8Preparation:
     """A calibrated graph that waits for a choice of layers.
 
     Attributes:
@@ -50,7 +50,7 @@ def prepare_int8(
     options: QuantizeOptions,
     stages: Stages,
     cache: CalibrationCache | None = None,
-) -> Int8Ready:
+) -> Int8Preparation:
     """Run the exact passes, calibrate and equalize.
 
     Raises:
@@ -83,7 +83,7 @@ def prepare_int8(
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         if options.correct:
             writer.correct(data)
-    return Int8Ready(writer, data, found.note)
+    return Int8Preparation(writer, data, found.note)
 
 
 def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:

@@ -31,7 +31,7 @@ from densenet_deploy.workflows.quantize.layer_choice import (
     stage_of,
 )
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
-from densenet_deploy.workflows.quantize.preparation import Int8Ready, chosen_recipe, int8_manifest, prepare_int8
+from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, int8_manifest, prepare_int8
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class _LayerChoice:
 
 
 def _chosen_layers(
-    ready: Int8Ready, model: Model, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
+    ready: Int8Preparation, model: Model, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
 ) -> _LayerChoice:
     """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
     float_layers = frozenset(_known_layers(options.float_layers, ready.writer.layers))
@@ -268,7 +268,7 @@ def _explanation(
     layers_float: Sequence[str],
     unasked: Collection[str],
     choice: _LayerChoice,
-    ready: Int8Ready,
+    ready: Int8Preparation,
     recipe: str,
 ) -> tuple[str, ...]:
     put_back = choice.speed.put_back if choice.speed is not None else ()

@@ -220,7 +220,7 @@ def test_a_block_computes_the_same_with_some_nodes_left_float(block, recipe, flo
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
 
 
-def test_what_meets_in_a_concat_shares_one_type(block, tmp_path):
+def test_inputs_of_a_concat_share_one_type(block, tmp_path):
     inputs = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
     types = choose_types(ir.from_proto(block).graph, _ranges(block, inputs, tmp_path))
     assert types["a"] == types["b"] == types["c"]
@@ -275,7 +275,7 @@ g (float[1, 4, 8, 8] x) => (float[1, 6, 8, 8] y) {
 
 
 @pytest.mark.parametrize("text", [POOLED, BOUNDED], ids=["a pool that leaves the graph", "a bound of the model's own"])
-def test_what_moves_codes_is_left_float_where_it_must(text, recipe, tmp_path):
+def test_nodes_that_move_quantized_values_stay_float_if_they_must(text, recipe, tmp_path):
     """An output is float, and a Max whose result was calibrated has a type of its own."""
     rng, proto = np.random.default_rng(0), onnx.parser.parse_model(text)
     for name, array in (

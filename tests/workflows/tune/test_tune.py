@@ -207,6 +207,12 @@ def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint
     assert tune([held, module], options, out=tmp_path).steps.done == 0
 
 
+def test_stated_facts_travel_with_the_files(digits_onnx, tmp_path):
+    options = TuneOptions(**QUICK | {"precisions": ("fp32",)})
+    report = tune([digits_onnx], options, out=tmp_path, labels=[f"digit {n}" for n in range(10)])
+    assert Artifact.open(report.chosen.path).manifest.labels[0] == "digit 0"
+
+
 def test_int8_without_calibration_is_left_out_with_a_note(tiny_onnx, tmp_path):
     report = dry_run([tiny_onnx], TuneOptions(), out=tmp_path)
     assert not any(file.form.startswith("int8") for file in report.plan.files)

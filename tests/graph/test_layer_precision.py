@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from densenet_deploy.analysis.onnx_precision import layer_precisions
+from densenet_deploy.graph.layer_precision import layer_precisions
 
 STORED = {  # float16 by its bits
     "f": "float[1,1,1,1] f = {1.0}",

@@ -1,8 +1,8 @@
-"""In which precision each layer of an ONNX graph computes, read from the graph: what the file says, on any backend.
+"""In which precision each layer of an ONNX graph computes, as the graph says, on any backend.
 
-On integers compute the integer operators, and a layer that reads both its data and its weights through
-DequantizeLinear: backends fuse those. A layer whose weights alone are codes computes in float on restored numbers. All
-others compute in the type of their weights.
+Integer operators compute on integers, and so does a layer that reads both its data and its weights through
+DequantizeLinear: backends fuse those. A layer with only its weights quantized computes in float on restored numbers.
+All others compute in the type of their weights.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import onnx
 
-Json = dict[str, object]
-
 _INTEGER: Final = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm")
 _FLOAT: Final = ("Conv", "Gemm", "MatMul")
 _KEEPING: Final = ("Identity", "Transpose")
@@ -25,14 +23,11 @@ _TYPES: Final = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """The node `name`, its operator, and what it computes in: fp32, fp16, bf16, int8, or unknown."""
+    """A node (without a name: its first output), and what it computes in: fp32, fp16, bf16, int8 or unknown."""
 
     name: str
     operator: str
     precision: str
-
-    def to_json(self) -> Json:
-        return {"name": self.name, "operator": self.operator, "precision": self.precision}
 
 
 def layer_precisions(model: onnx.ModelProto) -> tuple[LayerPrecision, ...]:
@@ -63,7 +58,7 @@ def _dequantizes(node: onnx.NodeProto | None) -> bool:
 
 
 def _type_of(value: str, makers: dict[str, onnx.NodeProto], stored: dict[str, int]) -> int:
-    """The element type of a weight: its own, its scale's where it is dequantized, or what it is cast to; else 0."""
+    """The element type of a weight: its own, that of its scale if it is dequantized, or of a cast; else 0."""
     while (maker := makers.get(value)) is not None:
         if maker.op_type == "Cast":
             return next(int(attribute.i) for attribute in maker.attribute if attribute.name == "to")
