@@ -277,7 +277,7 @@ def _check_int8(model: Model, asked: str) -> None:
     if recipe is not None:
         raise ModelFileError(subject, f"was quantized by the recipe {recipe}, not {RECIPE}", _QUANTIZE)
     require_packages("export", "onnx")
-    from densenet_deploy.quantize.checks import check_quantized
+    from densenet_deploy.quantization.checks import check_quantized
 
     found = check_quantized(model.onnx, RECIPE)
     if found:

@@ -34,7 +34,7 @@ from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chos
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 UNITS: Final = ("layer", "block")
 

@@ -13,7 +13,7 @@ import onnxruntime
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from densenet_deploy.quantize.scales import (
+from densenet_deploy.quantization.scales import (
     LIMITS,
     IntegerWeights,
     QuantizedType,

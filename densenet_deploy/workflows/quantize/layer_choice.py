@@ -17,7 +17,7 @@ from densenet_deploy.bench.rounds import RoundResults, compare_speed
 from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, outputs_of, worst
-from densenet_deploy.quantize.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
+from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation

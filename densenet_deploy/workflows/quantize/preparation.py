@@ -17,9 +17,9 @@ from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.quantize.calibration_data import CalibrationData
-    from densenet_deploy.quantize.int8_writer import Int8Writer
+    from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.quantization.calibration_data import CalibrationData
+    from densenet_deploy.quantization.int8_writer import Int8Writer
 
 _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
@@ -60,11 +60,11 @@ def prepare_int8(
     """
     import onnx_ir
 
-    from densenet_deploy.quantize.calibrate import calibrate
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
-    from densenet_deploy.quantize.int8_writer import Int8Writer, tensors_to_observe
-    from densenet_deploy.quantize.observers.observer import CalibrationConfig
-    from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+    from densenet_deploy.quantization.calibrate import calibrate
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
+    from densenet_deploy.quantization.observers.observer import CalibrationConfig
+    from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
@@ -99,7 +99,7 @@ def chosen_recipe(name: str) -> str:
         MissingPackageError: if what writes recipes is not installed.
     """
     require_packages("export", "onnx", "onnxscript")
-    from densenet_deploy.quantize.recipes.recipe import recipes
+    from densenet_deploy.quantization.recipes.recipe import recipes
 
     if name != "auto":
         recipes.get(name)

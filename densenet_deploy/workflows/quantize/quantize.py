@@ -35,7 +35,7 @@ from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chos
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 PARITY_SAMPLES: Final = 64
 
@@ -241,7 +241,7 @@ def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> N
     Raises:
         DensenetDeployError: if not.
     """
-    from densenet_deploy.quantize.checks import require_float, require_sound
+    from densenet_deploy.quantization.checks import require_float, require_sound
 
     require_sound(result.onnx, recipe)
     require_float(result.onnx, recipe, layers_float)

@@ -17,7 +17,7 @@ from typing import Any
 
 from densenet_deploy.artifacts import StrPath, os_errors_about, require_file
 from densenet_deploy.errors import UnknownNameError, UsageError
-from densenet_deploy.quantize.observers.observer import observer_options, parse_observer_options
+from densenet_deploy.quantization.observers.observer import observer_options, parse_observer_options
 from densenet_deploy.records import from_plain
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 

@@ -30,7 +30,7 @@ from densenet_deploy.workflows.tune.cache import Facts, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 _PACKAGES: Final = ("densenet-deploy", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu",
                     "openvino", "torch")  # fmt: skip
@@ -233,7 +233,7 @@ def data_digests(source: Path | None, preprocessing: Preprocessing, samples: int
     """
     if source is None:
         return None
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     return open_calibration_data(source, preprocessing, samples).digests() or {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from densenet_deploy.quantize.int8_writer import tensors_to_observe
+from densenet_deploy.quantization.int8_writer import tensors_to_observe
 from tests.graph.onnx_text import model_of, weights
 
 BLOCK = """

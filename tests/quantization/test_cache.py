@@ -10,9 +10,9 @@ import pytest
 
 from densenet_deploy.errors import InputError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantize.cache import CalibrationCache, CalibrationKey, Hit, Miss
-from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges
-from densenet_deploy.quantize.observers.percentile import PercentileOptions
+from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey, Hit, Miss
+from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges
+from densenet_deploy.quantization.observers.percentile import PercentileOptions
 
 PLAN = CalibrationConfig("percentile", PercentileOptions(percentile=99.9), ("features/relu0", "bus"))
 DATA = {f"cat/{index}.jpg": f"{index:064x}" for index in range(40)}

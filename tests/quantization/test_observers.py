@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from densenet_deploy.errors import DataError, FeedError, UnknownNameError, UsageError
-from densenet_deploy.quantize.observers.entropy import EntropyObserver
-from densenet_deploy.quantize.observers.histogram import ChannelHistogram, HistogramOptions, pixel_step
-from densenet_deploy.quantize.observers.minmax import MinMaxObserver, MinMaxOptions
-from densenet_deploy.quantize.observers.mse import MSEObserver, MSEOptions
-from densenet_deploy.quantize.observers.observer import observers
-from densenet_deploy.quantize.observers.percentile import PercentileObserver, PercentileOptions
+from densenet_deploy.quantization.observers.entropy import EntropyObserver
+from densenet_deploy.quantization.observers.histogram import ChannelHistogram, HistogramOptions, pixel_step
+from densenet_deploy.quantization.observers.minmax import MinMaxObserver, MinMaxOptions
+from densenet_deploy.quantization.observers.mse import MSEObserver, MSEOptions
+from densenet_deploy.quantization.observers.observer import observers
+from densenet_deploy.quantization.observers.percentile import PercentileObserver, PercentileOptions
 
 EVERY_PIXEL = 2**20
 KINDS = sorted(observers.items().values(), key=lambda kind: kind.__name__)

@@ -13,11 +13,11 @@ import pytest
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, ModelFileError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.graph.onnx_file import operators
-from densenet_deploy.quantize.cache import CalibrationCache
-from densenet_deploy.quantize.observers.observer import ChannelRanges
-from densenet_deploy.quantize.observers.percentile import PercentileOptions
-from densenet_deploy.quantize.recipes.recipe import RecipeOptions, recipes
-from densenet_deploy.quantize.scales import choose_types
+from densenet_deploy.quantization.cache import CalibrationCache
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.quantization.observers.percentile import PercentileOptions
+from densenet_deploy.quantization.recipes.recipe import RecipeOptions, recipes
+from densenet_deploy.quantization.scales import choose_types
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.compare import CompareOptions, compare
 from densenet_deploy.workflows.evaluate import evaluate

@@ -32,8 +32,8 @@ from densenet_deploy.graph.nodes import (
     why_not_affine,
 )
 from densenet_deploy.graph.tensor_changes import TensorChanges
-from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType, hold_bound, quantize_with_bias, unsigned
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
+from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_with_bias, unsigned
 
 Double = npt.NDArray[np.float64]
 

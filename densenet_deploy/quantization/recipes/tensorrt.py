@@ -37,8 +37,8 @@ from densenet_deploy.graph.nodes import (
     why_not_affine,
 )
 from densenet_deploy.graph.reduced_precision import lift_opset, to_fp16_in_place
-from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
-from densenet_deploy.quantize.scales import QuantizedType, quantize_rows
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
+from densenet_deploy.quantization.scales import QuantizedType, quantize_rows
 
 _STEPS: Final = 127
 _LEVELS: Final = 255

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from densenet_deploy.graph.nodes import constant, new_initializer
-from densenet_deploy.quantize.output_correction import (
+from densenet_deploy.quantization.output_correction import (
     Correction,
     Moments,
     classifier_of,

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from densenet_deploy.options import require_range
-from densenet_deploy.quantize.observers.observer import ChannelRanges, Observer, ObserverOptions, observers
+from densenet_deploy.quantization.observers.observer import ChannelRanges, Observer, ObserverOptions, observers
 
 
 @dataclass(frozen=True)

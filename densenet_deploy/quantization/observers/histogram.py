@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from densenet_deploy.errors import DataError
 from densenet_deploy.options import require_choice, require_range
-from densenet_deploy.quantize.observers.observer import ChannelRanges, Floats, Observer, ObserverOptions, State
+from densenet_deploy.quantization.observers.observer import ChannelRanges, Floats, Observer, ObserverOptions, State
 
 Doubles = npt.NDArray[np.float64]
 

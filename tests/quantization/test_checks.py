@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.quantize.checks import Finding, check_quantized, convolutions, require_float, require_sound
-from densenet_deploy.quantize.int8_writer import Int8Writer
-from densenet_deploy.quantize.observers.observer import ChannelRanges
-from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+from densenet_deploy.quantization.checks import Finding, check_quantized, convolutions, require_float, require_sound
+from densenet_deploy.quantization.int8_writer import Int8Writer
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 from tests.graph.passes.networks import make_network, run
 
 RECIPES = ("onnxruntime", "openvino", "tensorrt")

@@ -20,8 +20,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.quantize.observers.histogram import ChannelHistogram, Doubles, HistogramObserver
-from densenet_deploy.quantize.observers.observer import observers
+from densenet_deploy.quantization.observers.histogram import ChannelHistogram, Doubles, HistogramObserver
+from densenet_deploy.quantization.observers.observer import observers
 
 _GROUPS: Final = 128
 _CANDIDATES_PER_HISTOGRAM: Final = 32

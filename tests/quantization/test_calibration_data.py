@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantize.calibration_data import open_calibration_data
+from densenet_deploy.quantization.calibration_data import open_calibration_data
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
-from tests.quantize.observed import samples
+from tests.quantization.observed import samples
 
 SMALL = Preprocessing(image_size=8, resize=9)
 

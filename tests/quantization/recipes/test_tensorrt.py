@@ -9,7 +9,7 @@ import pytest
 
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.tensorrt import engine_from_onnx
-from densenet_deploy.quantize.int8_writer import backend_of
+from densenet_deploy.quantization.int8_writer import backend_of
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.trt import load_tensorrt
 from densenet_deploy.workflows.evaluate import evaluate

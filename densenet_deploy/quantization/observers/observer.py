@@ -28,7 +28,7 @@ from densenet_deploy.registry import Registry
 Floats = npt.NDArray[np.float32]
 State = Mapping[str, npt.NDArray[Any]]
 
-observers: Registry[type[Observer]] = Registry("observer", "densenet_deploy.quantize.observers")
+observers: Registry[type[Observer]] = Registry("observer", "densenet_deploy.quantization.observers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class ObserverOptions:
 class CalibrationConfig:
     """What to collect, and how.
 
-    >>> from densenet_deploy.quantize.observers.percentile import PercentileOptions
+    >>> from densenet_deploy.quantization.observers.percentile import PercentileOptions
     >>> CalibrationConfig("percentile", PercentileOptions(percentile=99.9)).facts()["options"]["percentile"]
     99.9
 

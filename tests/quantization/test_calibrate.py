@@ -12,21 +12,21 @@ import pytest
 from densenet_deploy.errors import DataError, FeedError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantize.cache import CalibrationCache
-from densenet_deploy.quantize.calibrate import Checkpoint, calibrate, collect_ranges
-from densenet_deploy.quantize.calibration_data import open_calibration_data
-from densenet_deploy.quantize.observers.histogram import HistogramOptions
-from densenet_deploy.quantize.observers.minmax import MinMaxOptions
-from densenet_deploy.quantize.observers.observer import (
+from densenet_deploy.quantization.cache import CalibrationCache
+from densenet_deploy.quantization.calibrate import Checkpoint, calibrate, collect_ranges
+from densenet_deploy.quantization.calibration_data import open_calibration_data
+from densenet_deploy.quantization.observers.histogram import HistogramOptions
+from densenet_deploy.quantization.observers.minmax import MinMaxOptions
+from densenet_deploy.quantization.observers.observer import (
     CalibrationConfig,
     observer_options,
     observers,
     parse_observer_options,
 )
-from densenet_deploy.quantize.observers.percentile import PercentileOptions
+from densenet_deploy.quantization.observers.percentile import PercentileOptions
 from densenet_deploy.runtime.runner import open_runner
 from tests.function_runner import FunctionRunner
-from tests.quantize.observed import samples, two_layers
+from tests.quantization.observed import samples, two_layers
 
 MINMAX = CalibrationConfig("minmax", MinMaxOptions(headroom=0.0))
 TINY = Preprocessing(image_size=32, resize=36)
@@ -239,10 +239,10 @@ CHILD = textwrap.dedent(
     import sys
     from pathlib import Path
     import numpy as np
-    from densenet_deploy.quantize.calibrate import collect_ranges
-    from densenet_deploy.quantize.observers.observer import CalibrationConfig
+    from densenet_deploy.quantization.calibrate import collect_ranges
+    from densenet_deploy.quantization.observers.observer import CalibrationConfig
     from tests.function_runner import FunctionRunner
-    from tests.quantize.observed import two_layers
+    from tests.quantization.observed import two_layers
 
     count, kept = int(sys.argv[1]), [] if sys.argv[2] == "leaking" else None
 

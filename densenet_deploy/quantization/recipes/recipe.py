@@ -18,10 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from densenet_deploy.graph.nodes import Float, new_initializer, new_node, unused_name
-from densenet_deploy.quantize.scales import Int8, QuantizedType
+from densenet_deploy.quantization.scales import Int8, QuantizedType
 from densenet_deploy.registry import Registry
 
-recipes: Registry[type[Recipe]] = Registry("recipe", "densenet_deploy.quantize.recipes")
+recipes: Registry[type[Recipe]] = Registry("recipe", "densenet_deploy.quantization.recipes")
 
 
 @dataclass(frozen=True)

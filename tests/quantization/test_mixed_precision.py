@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densenet_deploy.quantize.mixed_precision import Layer, blocks_of, find_float_layers
+from densenet_deploy.quantization.mixed_precision import Layer, blocks_of, find_float_layers
 
 
 def _layers(count: int) -> list[Layer]:

@@ -27,16 +27,16 @@ from densenet_deploy.graph.tensor_changes import TensorChanges, read_tensor_chan
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
-from densenet_deploy.quantize.observers.observer import ChannelRanges
-from densenet_deploy.quantize.output_correction import (
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.quantization.output_correction import (
     Correction,
     classifier_of,
     conv_corrections,
     correct_classifier,
     correct_conv,
 )
-from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, recipes
-from densenet_deploy.quantize.scales import QuantizedType, choose_types
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
+from densenet_deploy.quantization.scales import QuantizedType, choose_types
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner

@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, new_node, only_reader
-from densenet_deploy.quantize.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
-from densenet_deploy.quantize.scales import QuantizedType, hold_bound, quantize_rows
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
+from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_rows
 
 
 @recipes.register("openvino")

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from densenet_deploy.options import require_range
-from densenet_deploy.quantize.observers.histogram import (
+from densenet_deploy.quantization.observers.histogram import (
     ChannelHistogram,
     Doubles,
     HistogramObserver,
     HistogramOptions,
 )
-from densenet_deploy.quantize.observers.observer import ObserverOptions, observers
+from densenet_deploy.quantization.observers.observer import ObserverOptions, observers
 
 
 @dataclass(frozen=True)

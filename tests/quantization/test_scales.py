@@ -10,10 +10,10 @@ import pytest
 
 from densenet_deploy.graph.nodes import constant, new_initializer
 from densenet_deploy.graph.onnx_file import expose_values
-from densenet_deploy.quantize.int8_writer import Int8Writer
-from densenet_deploy.quantize.observers.observer import ChannelRanges
-from densenet_deploy.quantize.recipes.recipe import RecipeOptions
-from densenet_deploy.quantize.scales import (
+from densenet_deploy.quantization.int8_writer import Int8Writer
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.quantization.recipes.recipe import RecipeOptions
+from densenet_deploy.quantization.scales import (
     LIMITS,
     QuantizedType,
     affine,

@@ -28,8 +28,8 @@ from densenet_deploy.artifacts import StrPath, os_errors_about, require_file, sh
 from densenet_deploy.errors import DataError, InputError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.options import require_range
-from densenet_deploy.quantize.observers.minmax import MinMaxObserver
-from densenet_deploy.quantize.observers.observer import ChannelRanges
+from densenet_deploy.quantization.observers.minmax import MinMaxObserver
+from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.runtime.feeds import Array, as_array, value_limit
 from densenet_deploy.runtime.image_folders import ReadableImages, find_images
 from densenet_deploy.runtime.images import LoadedImage, load_image

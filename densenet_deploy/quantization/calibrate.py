@@ -22,9 +22,9 @@ import numpy.typing as npt
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError
 from densenet_deploy.options import require_range
-from densenet_deploy.quantize.cache import CalibrationCache, CalibrationKey, Hit
-from densenet_deploy.quantize.calibration_data import CalibrationData
-from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges, Observer, observers
+from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey, Hit
+from densenet_deploy.quantization.calibration_data import CalibrationData
+from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges, Observer, observers
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from densenet_deploy.options import require_range
-from densenet_deploy.quantize.observers.histogram import (
+from densenet_deploy.quantization.observers.histogram import (
     ChannelHistogram,
     Doubles,
     HistogramObserver,
     HistogramOptions,
 )
-from densenet_deploy.quantize.observers.observer import ObserverOptions, observers
+from densenet_deploy.quantization.observers.observer import ObserverOptions, observers
 
 _CANDIDATES: Final = 256
 _POINTS: Final = 8  # of a bin at which the error is taken: the narrowest rounding step matters little below an eighth

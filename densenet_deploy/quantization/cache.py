@@ -25,7 +25,7 @@ import numpy as np
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import printable
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges
+from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges
 
 FORMAT: Final = 1  # raise it whenever the same key would give other ranges
 
