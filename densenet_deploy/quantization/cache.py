@@ -106,7 +106,7 @@ class CalibrationCache:
         entry, payload = self._entry(key.digest), _packed(ranges)
         facts = {"key": key.parts(), "sha256": hashlib.sha256(payload).hexdigest()}
         write_file(entry.with_suffix(".npz"), payload)
-        write_file(entry.with_suffix(".json"), _canonical(facts).encode())  # last: without it there is no entry
+        write_file(entry.with_suffix(".json"), _canonical(facts).encode())  # last: it makes the entry valid
 
     def _entry(self, digest: str) -> Path:
         return self.folder / digest

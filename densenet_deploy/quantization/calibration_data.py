@@ -105,7 +105,7 @@ def open_calibration_data(
     Raises:
         DataError: if there are no images, or an array is not one of finite, normalized inputs; items and values are
             checked while iterating.
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
     """
     require_range("samples", samples, 1, 2**31)
     limit = value_limit(preprocessing if check_values else None)

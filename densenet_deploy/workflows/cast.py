@@ -154,7 +154,7 @@ def cast(
 
     Raises:
         ModelFileError: if the source is not a float32 image model, or an operator has no 16-bit form.
-        UnknownNameError: if there is no node with a name in `float_nodes`.
+        UnknownNameError: if a name in `float_nodes` is not that of a node.
         DataError: if the calibration data are too few, all alike, or not normalized.
         OutputExistsError: if another artifact stands where the result should go.
         GateError: if the result computes something else; then nothing is written.

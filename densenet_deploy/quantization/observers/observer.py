@@ -58,7 +58,7 @@ class CalibrationConfig:
         tensors: the names of the tensors to observe; None means all of float32.
 
     Raises:
-        UnknownNameError: if there is no such observer.
+        UnknownNameError: if the observer is unknown.
         UsageError: if the options are another observer's.
     """
 
@@ -86,7 +86,7 @@ def observer_options(observer: str, facts: Mapping[str, object]) -> ObserverOpti
     PercentileOptions(bins=1024, pixels=128, percentile=99.9)
 
     Raises:
-        UnknownNameError: if there is no such observer.
+        UnknownNameError: if the observer is unknown.
         UsageError: if it has no such option, naming the nearest, or a value is of another type or out of range.
     """
     kind = observers.get(observer).options_type

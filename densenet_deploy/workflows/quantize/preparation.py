@@ -54,7 +54,7 @@ def prepare_int8(
     """Run the exact passes, calibrate and equalize.
 
     Raises:
-        UnknownNameError: if there is no such recipe.
+        UnknownNameError: if the recipe is unknown.
         ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized.
     """
@@ -95,7 +95,7 @@ def chosen_recipe(name: str) -> str:
     """Return the recipe called `name`; `auto` is openvino where it is installed, else onnxruntime.
 
     Raises:
-        UnknownNameError: if there is no such recipe.
+        UnknownNameError: if the recipe is unknown.
         MissingPackageError: if what writes recipes is not installed.
     """
     require_packages("export", "onnx", "onnxscript")

@@ -48,7 +48,7 @@ def load_recipe(path: StrPath, given: Mapping[str, Any] | None = None) -> Quanti
     """Return the options of the recipe in `path`; those `given` by name take precedence.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         UsageError: if it is not TOML, or an option has an invalid type or value.
         UnknownNameError: if it holds an unknown key, naming the nearest known one.
     """

@@ -142,7 +142,7 @@ class SearchSpace:
         """Fill in what `options` leave open.
 
         Raises:
-            UnknownNameError: if there is no such backend or recipe.
+            UnknownNameError: if the backend or recipe is unknown.
             MissingPackageError: if a named backend is not installed, or none is.
         """
         names = _backends(options.backends)

@@ -53,7 +53,7 @@ class Source:
         """Return what `source` is: a path, or whatever else `load` takes, with the facts that are stated.
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             UsageError: if it is not a source.
         """
         if not stated and is_file_name(source):
