@@ -9,7 +9,6 @@ not show which is fastest.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from machine import RESULTS, Machine, print_table, write_results
 from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import activation_bytes
 from densenet_deploy.workflows.build_engine import EngineReport, build_engine
-from densenet_deploy.workflows.build_request import QUANTIZATION
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 IMAGES: Final = Path(__file__).parents[1] / "calibration" / "samples"
 SAMPLES: Final = 32
@@ -77,7 +76,7 @@ def engines_of(variant: str, forms: Sequence[str], images: Path) -> Iterator[Eng
                 variant,
                 BuildOptions("rtx", precision),
                 calibration=images if precision == "int8" else None,
-                quantization=dataclasses.replace(QUANTIZATION, samples=SAMPLES, weights=weights or "per-channel"),
+                quantization=QuantizeOptions(samples=SAMPLES, weights=weights or "per-channel"),
                 out=f"{folder}/",
                 force=True,
             ).report

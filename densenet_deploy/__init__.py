@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
     from densenet_deploy.workflows.simplify import simplify
+    from densenet_deploy.workflows.tune.candidates import TuneOptions
+    from densenet_deploy.workflows.tune.tune import tune
 
 _HOMES: Final = {
     "Architecture": "facts",
@@ -68,6 +70,7 @@ _HOMES: Final = {
     "Runner": "runtime.runner",
     "RunnerOptions": "runtime.runner",
     "SensitivityOptions": "workflows.sensitivity",
+    "TuneOptions": "workflows.tune.candidates",
     "UntrainedWeightsWarning": "model",
     "benchmark": "workflows.benchmark",
     "build_engine": "workflows.build_engine",
@@ -82,6 +85,7 @@ _HOMES: Final = {
     "quantize": "workflows.quantize.quantize",
     "sensitivity": "workflows.sensitivity",
     "simplify": "workflows.simplify",
+    "tune": "workflows.tune.tune",
 }
 
 __all__ = [
@@ -107,6 +111,7 @@ __all__ = [
     "Runner",
     "RunnerOptions",
     "SensitivityOptions",
+    "TuneOptions",
     "UntrainedWeightsWarning",
     "__version__",
     "benchmark",
@@ -122,6 +127,7 @@ __all__ = [
     "quantize",
     "sensitivity",
     "simplify",
+    "tune",
 ]
 
 

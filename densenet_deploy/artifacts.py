@@ -1,4 +1,4 @@
-"""Artifacts as files: what a file is, the facts it carries, where results go, and the only writer of files.
+"""Model files: their kind, the facts they carry, where results go, and the only writer of files.
 
 Nothing here needs a backend or the onnx package.
 """
@@ -52,7 +52,7 @@ class Artifact:
     Attributes:
         path: where the file is; of a file in memory, a name for messages.
         kind: `onnx`, `openvino`, `engine` or `checkpoint`.
-        manifest: the facts, or None where the file carries none of ours.
+        manifest: the facts, or None where the file carries none.
         precision: of the weights of an ONNX file: `fp32`, `fp16`, `bf16`, `int8` or `unknown`. It is the type that most
             of the stored numbers have, whatever the metadata claims.
         data: the bytes of a file in memory, None of a file on disk.
@@ -72,7 +72,7 @@ class Artifact:
         'onnx'
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             ModelFileError: if suffix or content is not that of a model, or the weights lie outside the model's folder.
             ManifestError: if the facts it carries cannot be read.
         """
@@ -114,7 +114,7 @@ class Artifact:
 
 
 def require_file(path: Path) -> None:
-    """Raise an InputError unless `path` is a regular file that holds something."""
+    """Raise an InputError unless `path` is a file that is not empty."""
     with os_errors_about(path):
         if path.is_dir():
             raise InputError(path, "is a folder", "give a file")
@@ -123,26 +123,28 @@ def require_file(path: Path) -> None:
 
 
 def require_ir(path: Path) -> None:
-    """Check that an `.xml` file begins as OpenVINO's do: given anything else, OpenVINO tries its other readers on it.
+    """Check that an `.xml` file begins like OpenVINO's: on anything else, OpenVINO would try its other readers.
 
     Raises:
         ModelFileError: if it does not.
     """
     with os_errors_about(path), path.open("rb") as file:
         if _NET.match(file.read(_PROBED_BYTES)) is None:
-            raise ModelFileError(path, "is no OpenVINO model (it does not begin with <net)", "export the model again")
+            raise ModelFileError(
+                path, "is not an OpenVINO model (it does not begin with <net)", "export the model again"
+            )
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, in hex."""
-    import hashlib  # 4 MiB of OpenSSL, which many a process can do without
+    import hashlib  # 4 MiB of OpenSSL, which most processes can do without
 
     with os_errors_about(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def output_path(out: str | None, default_name: str) -> Path:
-    """Say where a result goes: `-o` names a folder if it exists as one, ends in a slash or has no file suffix.
+    """Return the path of a result: `-o` names a folder if it is one, ends in a slash or has no file suffix.
 
     >>> output_path("models/", "densenet121.onnx").as_posix()
     'models/densenet121.onnx'
@@ -170,10 +172,10 @@ def _is_file_suffix(suffix: str) -> bool:
 
 
 def prepare_output(path: Path, manifest: Manifest | None, *, force: bool, size_bytes: int = 0) -> None:
-    """Check before the work that the result may go to `path` and that `size_bytes` find room there.
+    """Check before the work that the result may be written to `path` and that `size_bytes` fit there.
 
     Raises:
-        OutputExistsError: if something else stands there (see `refuse_foreign_output`).
+        OutputExistsError: if `path` holds something else (see `refuse_foreign_output`).
         ResourceError: if the folder cannot be written, or has no room.
     """
     refuse_foreign_output(path, manifest, force=force)
@@ -181,9 +183,9 @@ def prepare_output(path: Path, manifest: Manifest | None, *, force: bool, size_b
 
 
 def require_room(path: Path, size_bytes: int = 0) -> None:
-    """Write `size_bytes`, and no less than a few, to a file without a name where `path` will be, and let go of it.
+    """Reserve `size_bytes`, or at least a few, in an unnamed file in the folder of `path`, and release them.
 
-    Permissions and mount flags are not asked: only a write tells what root, quotas and network shares allow.
+    Permissions and mount flags are not checked: only a write shows what root, quotas and network shares allow.
 
     Raises:
         ResourceError: if the disk is full, read-only or not permitted.
@@ -197,10 +199,10 @@ def require_room(path: Path, size_bytes: int = 0) -> None:
 
 
 def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool) -> None:
-    """Check before the work that `path` is free, or holds this very artifact, or may be replaced (`force`).
+    """Check before the work that `path` is free, or holds the same artifact, or may be replaced (`force`).
 
     Raises:
-        OutputExistsError: if something else stands there.
+        OutputExistsError: if it holds something else.
     """
     with os_errors_about(path):
         try:
@@ -219,13 +221,13 @@ def refuse_foreign_output(path: Path, manifest: Manifest | None, *, force: bool)
 
 
 def write_file(path: Path, *parts: bytes | bytearray | memoryview) -> None:
-    """Write `parts`, one behind the other, to `path` whole or not at all.
+    """Write `parts`, one after the other, to `path`, whole or not at all.
 
-    That takes a temporary file beside it, fsync, rename, and fsync of the folder.
+    The steps are a temporary file beside it, fsync, rename, and fsync of the folder.
 
     Raises:
-        ResourceError: if the disk is full, read-only or not permitted; what stood at `path` is then unchanged, and
-            folders that were made for it are gone again.
+        ResourceError: if the disk is full, read-only or not permitted; an older file at `path` is then unchanged, and
+            folders that were made for it are removed.
     """
     with written_beside(path) as temporary:
         with temporary.open("xb") as file:
@@ -237,9 +239,9 @@ def write_file(path: Path, *parts: bytes | bytearray | memoryview) -> None:
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give the block a free name beside `path` to write a file under, and remove what it leaves there.
+    """Give the block an unused path beside `path` for a file, and remove what is left of it afterwards.
 
-    The folder is made, and removed again where the block fails. Operating-system errors inside it are about `path`.
+    The folder is made, and removed again if the block fails. Operating-system errors inside it name `path`.
     """
     temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.tmp")
     with os_errors_about(path), folder_made(path.parent):
@@ -250,7 +252,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Let the file `temporary`, whose bytes are on the disk, become `path` in one step that a loss of power keeps."""
+    """Rename `temporary`, whose bytes are on the disk, to `path` in one step that survives a loss of power."""
     temporary.replace(path)
     sync(path.parent)
 
@@ -331,12 +333,12 @@ def os_errors_about(path: object) -> Iterator[None]:
     except ValueError as exc:
         if is_valid_argument(str(path)):
             raise
-        raise InputError(path, "holds a character that no path can hold", "check the path") from exc
+        raise InputError(path, "contains a character that a path cannot contain", "check the path") from exc
 
 
 @contextlib.contextmanager
 def folder_made(folder: Path) -> Iterator[None]:
-    """Make `folder` for the block; where the block fails, remove again what was made and is empty."""
+    """Make `folder` for the block; if the block fails, remove the folders that were made and are empty."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

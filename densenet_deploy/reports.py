@@ -45,8 +45,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report with plain types, ready for `json.dumps`."""
         facts = fields_to_plain(self) | {name: to_plain(getattr(self, name)) for name in self.derived}
-        notes, argv = facts.pop("notes"), facts.pop("argv")
-        return {**facts, "notes": notes, **({"argv": argv} if argv else {})}
+        last = {name: facts.pop(name) for name in ("stages", "notes", "argv") if name in facts}
+        return facts | {name: value for name, value in last.items() if value or name != "argv"}
 
     @classmethod
     def from_json(cls, facts: object, origin: object = "report") -> Self:
@@ -67,7 +67,7 @@ class Report:
         """Read a file that holds the JSON.
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             DataError: if it does not hold JSON, or not that of this report.
         """
         return cls.from_json(read_json(path), path)
@@ -143,7 +143,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """Return the JSON object in a file that a command wrote.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         DataError: if it does not hold a JSON object.
     """
     require_file(path)

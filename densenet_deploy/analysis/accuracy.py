@@ -1,8 +1,8 @@
-"""How well a classifier answered: top-1, top-5, by class, what is taken for what, and whether its confidence is earned.
+"""How accurate a classifier is: top-1, top-5, by class, which classes it confuses, and how well it is calibrated.
 
 The expected calibration error (Naeini 2015; Guo et al. 2017) sorts the answers into 15 bins of equal width by the
 softmax score of the best class and sums, weighted by the share of images, how far the mean score of each bin is from
-the fraction it has right. 0 means: of what is said with 80 %, 80 % is right.
+the fraction that is right. 0 means that of the answers with a score of 80 %, 80 % are right.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Answers whose score lies in (low, high]: their number, mean score, and the fraction that is right."""
+    """The answers with a score in (low, high]: their number, mean score, and the fraction that is right."""
 
     low: float
     high: float
@@ -88,7 +88,7 @@ class Answers:
 
     @property
     def top5(self) -> float:
-        """The fraction of images whose class is among the best five."""
+        """The fraction of images with their class among the best five."""
         return float((self.best == self.truth[:, None]).any(axis=1).mean())
 
     def by_class(self) -> tuple[ClassAccuracy, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-AS_FAST: Final = 0.98
+EQUALLY_FAST: Final = 0.98
 _MEMORY_STEP: Final = 2**24
 
 
@@ -46,8 +46,8 @@ def choose(models: Sequence[ModelMerits]) -> ModelChoice:
     ModelChoice(index=1, reason='within 2 % of the fastest of 3, and its file is smaller')
     """
     fastest = max(range(len(models)), key=lambda index: models[index].speed)
-    as_fast = [index for index, one in enumerate(models) if one.speed >= models[fastest].speed * AS_FAST]
-    index = min(as_fast, key=lambda index: _rank(models[index]))
+    equally_fast = [index for index, one in enumerate(models) if one.speed >= models[fastest].speed * EQUALLY_FAST]
+    index = min(equally_fast, key=lambda index: _rank(models[index]))
     if models[index].speed == models[fastest].speed:
         return ModelChoice(index, f"the fastest of {len(models)}")
     return ModelChoice(

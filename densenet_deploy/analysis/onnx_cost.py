@@ -97,7 +97,7 @@ def _weight_count(node: onnx.NodeProto, weight: str, stored: dict[str, int]) -> 
 
 
 def _stored_name(name: str, sources: dict[str, str]) -> str:
-    """Follow `name` back to the tensor whose numbers it holds."""
+    """Follow `name` back to the tensor that holds its numbers."""
     while name in sources:
         name = sources[name]
     return name

@@ -1,4 +1,4 @@
-"""Accuracies that others published: single crop on ImageNet's 50 000 validation images. Nothing here was measured."""
+"""Published accuracies, not measured here: single crop, on the 50 000 validation images of ImageNet."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Feature reuse: how much each layer of a dense block makes of what every layer before it made.
+"""Feature reuse: how much each layer of a dense block uses the features of every layer before it.
 
-For a target layer, the average absolute weight of its first convolution on the channels of one source: what enters the
-block, or what an earlier layer appended. Averages of one block are divided by its largest, so that blocks compare.
+For a target layer, the average absolute weight of its first convolution on the channels of one source: the input of the
+block, or an earlier layer. Averages of one block are divided by its largest, so that blocks compare.
 Training makes rows differ; an untrained column is even, and columns fade as the initialization shrinks with the fan-in.
 """
 
@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 class ReuseMap:
     """One block: `weights[source, target]`, 0 to 1, NaN where the target comes before the source.
 
-    Source 0 is what enters the block, source s what layer s appends; target t is layer t + 1. (L, L) for L layers.
+    Source 0 is the input of the block, source s is layer s; target t is layer t + 1. (L, L) for L layers.
     """
 
     block: str
@@ -61,7 +61,7 @@ def _map_of(spec: DenseNetSpec, block: int, weights: Mapping[str, npt.NDArray[np
 def _weights_of(layer: str, weights: Mapping[str, npt.NDArray[np.floating]], channels: int) -> npt.NDArray[np.floating]:
     found = weights.get(layer)
     if found is None:
-        raise DataError(layer, "the weights of its first convolution are not there", "plot a float model exported here")
+        raise DataError(layer, "has no weights of a first convolution", "plot an FP32 model exported here")
     if found.ndim != 4 or found.shape[1] != channels:
         raise DataError(layer, f"reads {found.shape[1:2]} channels, not {channels}", "plot a model exported here")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -29,7 +28,7 @@ from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.options import require_choice
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.load import LoadOptions
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
@@ -229,7 +228,7 @@ def quantize_command(
     output: Annotated[Output, Writes("FILE|DIR", "MODEL.int8.RECIPE.onnx beside a MODEL file")],
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
@@ -291,7 +290,7 @@ def cast_command(
 ) -> Work:
     """Convert an ONNX file to FP16 or BF16."""
     from densenet_deploy.parity.gates import parse_gate
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.cast import CastOptions, cast
     from densenet_deploy.workflows.outputs import default_folder
 
@@ -485,21 +484,26 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
     """Return the cache of calibrations; numpy, which it imports, is loaded only where there is one."""
     if calibration is None:
         return None
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
     return CalibrationCache()
 
 
-def _quantization(precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool) -> QuantizeOptions:
-    """Return how INT8 is written.
+def _quantization(
+    precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool
+) -> QuantizeOptions | None:
+    """Return how INT8 is written, and how many images are used; None if nothing was said about either.
 
     Raises:
         UsageError: if options of INT8 are given with another precision.
     """
-    from densenet_deploy.workflows.build_request import QUANTIZATION
-
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"
         raise UsageError(option, f"applies to --int8, not to --{precision}", "remove it, or give --int8")
-    named: dict[str, Any] = {"weights": weights, "samples": samples, "quantize_bus": quantize_bus}
-    return dataclasses.replace(QUANTIZATION, **{name: value for name, value in named.items() if value is not None})
+    named: dict[str, Any] = {"weights": weights, "samples": samples, "quantize_bus": quantize_bus or None}
+    given = {name: value for name, value in named.items() if value is not None}
+    if not given:
+        return None
+    from densenet_deploy.workflows.quantize.options import QuantizeOptions  # numpy
+
+    return QuantizeOptions(**given)

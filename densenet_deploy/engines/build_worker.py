@@ -14,6 +14,8 @@ each import adds to the memory of the build.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,16 @@ from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.engines.precision import EnginePrecision, from_inspector, from_rtx_plan
 from densenet_deploy.engines.tensorrt import engine_from_onnx, require_supported
 from densenet_deploy.errors import BackendError, ResourceError
+from densenet_deploy.packages import is_installed
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.runtime.engine_files import HEADER_BYTES, sniff
 from densenet_deploy.runtime.nvidia import find_gpus
-from densenet_deploy.runtime.trt import TensorRT, load_tensorrt
+from densenet_deploy.runtime.trt import MODULES, TensorRT, load_tensorrt
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:
     """Check the options, then build."""
+    _import_ahead()
     for facts in requests:
         options = from_plain(BuildOptions, facts)
         trt, gpus = load_tensorrt(options.flavour), find_gpus()
@@ -39,6 +43,14 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
         yield to_plain(Toolchain(trt.version, *gpu))
         for onnx, plan in requests:
             yield from _built(trt, Path(onnx), Path(plan), options)
+
+
+def _import_ahead() -> None:
+    """Import TensorRT before the options arrive, if only one flavour is installed; errors show when it is used."""
+    installed = [module for module in MODULES.values() if is_installed(module)]
+    if len(installed) == 1:
+        with contextlib.suppress(Exception):
+            importlib.import_module(installed[0])
 
 
 def _built(trt: TensorRT, onnx: Path, plan: Path, options: BuildOptions) -> Iterator[Any]:

@@ -1,7 +1,7 @@
-"""How many CPUs this process may use, and what they can do.
+"""How many CPUs this process may use, and their features.
 
-`os.cpu_count()` counts the machine. A container that may use two of its 64 cores and starts 64 threads spends its time
-waiting, so affinity and the cgroup quota (https://docs.kernel.org/admin-guide/cgroup-v2.html, v1 likewise) count here.
+`os.cpu_count()` counts those of the machine. A container that may use two of its 64 cores and starts 64 threads spends
+its time waiting, so affinity and the cgroup quota (https://docs.kernel.org/admin-guide/cgroup-v2.html, and v1) count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def usable_cpus(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> i
 
 
 def cpu_quota(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> float | None:
-    """Return how many CPUs' worth of time the cgroups grant this process (1.5, say); None where nothing limits it."""
+    """Return the CPU quota of this process's cgroups in CPUs (1.5, say); None without a quota."""
     return min((quota for folder in _cgroup_folders(cgroups, own_cgroups) for quota in _quotas(folder)), default=None)
 
 

@@ -1,11 +1,11 @@
-"""Damage in the file of an image that decoders pass over: a checksum that is wrong, an end that never comes.
+"""Find damage in image files that decoders do not report: wrong checksums and missing ends.
 
-Pillow stops reading when it has all pixels. A PNG whose pixel data were changed then gives other colours, and a JPEG
-that was cut and filled up with zeros (by an interrupted download, say) gives its upper part above plain grey. Both are
-seen in the file itself: PNG has a CRC in every chunk, and JPEG ends with a marker behind its last scan. What follows
-the end is left alone: phones keep thumbnails and videos there.
+Pillow stops reading when it has all pixels. A PNG with corrupted pixel data then shows other colors, and a JPEG that
+was cut and padded with zeros (by an interrupted download, say) shows its upper part above plain gray. Both are visible
+in the file itself: PNG has a CRC in every chunk, and JPEG ends with a marker after its last scan. What follows the end
+is ignored: phones store thumbnails and videos there.
 
-Damage inside a JPEG's scans cannot be seen this way: the format has no checksum.
+Damage inside the scans of a JPEG cannot be found this way: the format has no checksums.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _PNG_SIGNATURE_BYTES: Final = 8
 _PNG_NEEDED: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _CUT: Final = "ends too early"
 
-_MARKER: Final = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # not a stuffed 0xFF, a restart between blocks, or padding
+_MARKER: Final = re.compile(
+    rb"\xff[^\0\xd0-\xd7\xff]"
+)  # neither a stuffed 0xFF, nor a restart between blocks, nor padding
 _END_OF_IMAGE: Final = b"\xff\xd9"
 _WITHOUT_LENGTH: Final = (b"\xff\x01", b"\xff\xd8")
 
@@ -29,9 +31,9 @@ _LARGEST_READ: Final = 2**20
 
 
 def why_not_whole(file: BinaryIO, image_format: str | None) -> str | None:
-    """Say what is wrong with the bytes of an image in the format `image_format`, in Pillow's words, or None.
+    """Return what is wrong with the bytes of an image in the format `image_format`, as Pillow names it, or None.
 
-    The position of `file` is what it was before.
+    The position of `file` is restored.
     """
     check = {"PNG": _png_damage, "JPEG": _jpeg_damage}.get(image_format or "")
     if check is None:
@@ -60,7 +62,7 @@ def _png_damage(file: BinaryIO) -> str | None:
 
 
 def _checksum(file: BinaryIO, kind: bytes, length: int) -> int:
-    """Return the CRC of the chunk `kind` whose `length` bytes follow in `file`, as far as they are there."""
+    """Return the CRC of the chunk `kind`, whose `length` bytes follow in `file`, as far as they exist."""
     checksum = zlib.crc32(kind)
     while length > 0 and (part := file.read(min(length, _LARGEST_READ))):
         checksum = zlib.crc32(part, checksum)
@@ -82,7 +84,7 @@ def _jpeg_damage(file: BinaryIO) -> str | None:
 
 
 def _next_marker(file: BinaryIO) -> bytes | None:
-    """Return the next marker and leave `file` behind it, or None at its end."""
+    """Return the next marker and leave `file` after it, or None at the end."""
     size = _FIRST_READ
     while len(part := file.read(size)) > 1:
         if match := _MARKER.search(part):

@@ -1,11 +1,11 @@
-"""From an image to the model's input, exactly as torchvision prepared the images the model was trained on.
+"""Turn an image into the input of a model, exactly as torchvision does in training.
 
 The result equals `Resize(resize) → CenterCrop(image_size) → ToTensor → Normalize` of torchvision's PIL path bit for
-bit, its rounding rules included: `Resize` cuts the longer side to a whole number, `CenterCrop` rounds its corner half
-to even and pads an image smaller than the crop with black (which is then normalized too).
+bit, including its rounding: `Resize` truncates the longer side to an integer, `CenterCrop` rounds its corner half to
+even and pads an image smaller than the crop with black (which is then normalized too).
 
-A sliver of 1x10000 pixels would be blown up to 655 million before the crop. Above `_LARGEST_RESIZED` pixels only what
-the crop shows is computed; each of the two passes (across, down) may then round one of 255 levels differently.
+An image of 1x10000 pixels would be enlarged to 655 million before the crop. Above `_LARGEST_RESIZED` pixels only the
+crop is computed; each of the two passes (horizontal, vertical) may then round one of 255 levels differently.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _per_channel(values: tuple[float, float, float]) -> npt.NDArray[Any]:
 
 
 def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize the shorter side, then cut the centre; what lies outside the image is black."""
+    """Resize the shorter side, then cut the center; what lies outside the image is black."""
     require_choice("interpolation", preprocessing.interpolation, _FILTERS)
     size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
     width, height = _resized_size(image.size, preprocessing.resize)
@@ -103,23 +103,23 @@ def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 
 
 def _resized_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """Return (width, height) after the shorter side became `shorter_side`, as torchvision's Resize has it."""
+    """Return (width, height) after resizing the shorter side to `shorter_side`, as torchvision's Resize does."""
     width, height = size
     longer_side = int(shorter_side * max(size) / min(size))
     return (shorter_side, longer_side) if width <= height else (longer_side, shorter_side)
 
 
 def _crop_start(length: int, size: int) -> int:
-    """Return where a centre crop of `size` starts on a side of `length`, as torchvision's CenterCrop has it."""
+    """Return the start of a center crop of `size` on a side of `length`, as in torchvision's CenterCrop."""
     if length < size:
         return -((size - length) // 2)
     return round((length - size) / 2)
 
 
 def _resized_part(image: Image.Image, size: tuple[int, int], part: Box, resample: Image.Resampling) -> Image.Image:
-    """Return `part` of `image` resized to `size`, computed from the pixels below it alone.
+    """Return `part` of `image` resized to `size`, computed only from the pixels that it shows.
 
-    The pixels are cut out first: Pillow keeps the corners of a `box` as float32, too coarse far from the origin.
+    The pixels are cut out first: Pillow stores the corners of a `box` as float32, too coarse far from the origin.
     """
     scales = [old / new for old, new in zip(image.size, size, strict=True)] * 2
     box = [corner * scale for corner, scale in zip(part, scales, strict=True)]

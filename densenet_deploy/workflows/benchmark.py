@@ -12,7 +12,6 @@ import csv
 import functools
 import io
 import itertools
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,7 @@ from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant, is_variant
-from densenet_deploy.workflows.load import is_checkpoint, load, open_model
+from densenet_deploy.workflows.load import is_checkpoint, is_file_name, load, open_model
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
@@ -272,10 +271,10 @@ class _TimedModel:
 
 def _models(models: Iterable[Any], stack: contextlib.ExitStack) -> Iterator[_TimedModel]:
     for model in models:
-        if isinstance(model, str) and is_variant(model):
-            yield _TimedModel.of_variant(model, stack)
-        elif isinstance(model, (str, os.PathLike)) and (Path(model).suffix or Path(model).exists()):
+        if is_file_name(model):
             yield _TimedModel(str(model), untrained_note(Artifact.open(Path(model)).manifest), Path(model))
+        elif isinstance(model, str) and is_variant(model):
+            yield _TimedModel.of_variant(model, stack)
         else:
             held = load(model)
             yield _TimedModel(held.name, untrained_note(held.manifest), held.path or _saved(held, stack))

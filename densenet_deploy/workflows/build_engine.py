@@ -41,8 +41,8 @@ from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.quantize.calibration_data import CalibrationData
+    from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.quantization.calibration_data import CalibrationData
     from densenet_deploy.workflows.load import LoadOptions
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
@@ -287,7 +287,7 @@ def _cast(model: Model, request: BuildRequest, cache: CalibrationCache | None) -
 
     is_seeded = request.calibration is None and request.precision == "fp16"
     samples = list(seeded_samples(_SEEDED_SAMPLES, preprocessing_of(model))) if is_seeded else request.calibration
-    options = CastOptions(request.precision, request.quantization.samples)
+    options = CastOptions(request.precision, request.samples)
     cache = None if is_seeded else cache
     made = cast(model, options, calibration=samples, out=request.onnx, force=request.force, cache=cache)
     assert isinstance(made.report, CastReport)
@@ -317,12 +317,12 @@ def _build_key(model: Model, digest: str, request: BuildRequest, toolchain: Tool
 def _calibration_data(model: Model, request: BuildRequest) -> CalibrationData | None:
     if request.calibration is None:
         return None
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
     from densenet_deploy.workflows.load import preprocessing_of
 
     calibration = request.calibration
     source = Path(calibration) if isinstance(calibration, str) else calibration
-    return open_calibration_data(source, preprocessing_of(model), request.quantization.samples)
+    return open_calibration_data(source, preprocessing_of(model), request.samples)
 
 
 def _up_to_date(engine: Path, key: str) -> Plan | None:

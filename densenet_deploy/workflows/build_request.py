@@ -19,14 +19,14 @@ from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
 from densenet_deploy.variants import DEFAULT_VARIANT, find_variant, is_variant
 from densenet_deploy.workflows.outputs import default_folder
-from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
     from densenet_deploy.workflows.load import LoadOptions
+    from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
 RECIPE: Final = "tensorrt"
-QUANTIZATION: Final = QuantizeOptions(recipe=RECIPE, never_slower=False)
 
+_DEFAULT_SAMPLES: Final = 512
 _GRAPH_SUFFIXES: Final = (".onnx", ".xml", ".engine")
 _PRECISION_IN_NAME: Final = re.compile(r"\.(fp32|fp16|bf16|int8)(\.[a-z]+)?$")
 _QUANTIZE: Final = f"quantize the FP32 file with --recipe {RECIPE}, or give it with --calibration"
@@ -40,7 +40,7 @@ class BuildRequest:
         source: an ONNX file, a checkpoint, the name of a variant or of public weights, or a model in memory.
         options: of the build, with a definite flavour.
         calibration: images or arrays, for `int8` of an FP32 graph and for the ranges of `fp16`.
-        quantization: how `int8` is written.
+        quantization: how `int8` is written, and how many images are used; None for a build that needs neither.
         out: an engine file or a folder; None is beside the model file, else `artifacts/`.
         force: replace whatever stands where files go.
         stated: facts about a source that is still to be loaded; see `load`.
@@ -53,7 +53,7 @@ class BuildRequest:
     source: Model | Path | str
     options: BuildOptions
     calibration: Any = None
-    quantization: QuantizeOptions = QUANTIZATION
+    quantization: QuantizeOptions | None = None
     out: StrPath | None = None
     force: bool = False
     stated: LoadOptions = field(default_factory=dict)  # type: ignore[assignment]
@@ -70,7 +70,10 @@ class BuildRequest:
         """Fill in what was left open, and load a source that is neither a file nor a name."""
         options = options or BuildOptions()
         options = dataclasses.replace(options, flavour=choose_flavour(options.flavour))
-        quantization = dataclasses.replace(quantization or QUANTIZATION, recipe=RECIPE, never_slower=False)
+        if options.precision == "int8":
+            from densenet_deploy.workflows.quantize.options import QuantizeOptions  # numpy
+
+            quantization = dataclasses.replace(quantization or QuantizeOptions(), recipe=RECIPE, never_slower=False)
         known, left = _known_source(source, stated)
         return cls(known, options, quantization=quantization, stated=left, **others)
 
@@ -87,6 +90,11 @@ class BuildRequest:
     def precision(self) -> str:
         """That of the engine."""
         return self.options.precision
+
+    @property
+    def samples(self) -> int:
+        """How many images to calibrate on, at most."""
+        return _DEFAULT_SAMPLES if self.quantization is None else self.quantization.samples
 
     @property
     def is_network(self) -> bool:
@@ -181,7 +189,7 @@ def is_parsed(source: StrPath, precision: str) -> bool:
     """Return whether this process parses a file: a graph that states and holds the precision is only built.
 
     Raises:
-        InputError: if there is no such file, or it is not a model.
+        InputError: if the file does not exist or is not a model.
     """
     if Path(source).suffix.lower() != ".onnx":
         return True
@@ -193,7 +201,7 @@ def graph_source(request: BuildRequest) -> Model | None:
     """Look at the graph to start from; None where a network has to be exported first.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         ModelFileError: if it is not a graph, or holds another precision than was asked for.
         UsageError: if it is FP32, INT8 was asked for, and there is nothing to calibrate with.
     """
@@ -269,7 +277,7 @@ def _check_int8(model: Model, asked: str) -> None:
     if recipe is not None:
         raise ModelFileError(subject, f"was quantized by the recipe {recipe}, not {RECIPE}", _QUANTIZE)
     require_packages("export", "onnx")
-    from densenet_deploy.quantize.checks import check_quantized
+    from densenet_deploy.quantization.checks import check_quantized
 
     found = check_quantized(model.onnx, RECIPE)
     if found:

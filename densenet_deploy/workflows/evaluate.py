@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 import numpy as np
 
@@ -26,9 +26,9 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.image_folders import BadImage, LabelledImage, find_labelled_images
 from densenet_deploy.runtime.preprocess import Pixels
-from densenet_deploy.runtime.runner import Runner, RunnerOptions
+from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.labelled_images import PreparedImages, read_ground_truth
-from densenet_deploy.workflows.load import open_model
+from densenet_deploy.workflows.load import LoadOptions, is_file_name, load
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
@@ -222,6 +222,7 @@ def evaluate(
     device: str | None = None,
     runner_options: RunnerOptions | None = None,
     progress: Listener | None = None,
+    **stated: Unpack[LoadOptions],
 ) -> EvaluateReport:
     """Measure accuracy on `data`: one subfolder of images per class, or a flat folder and `options.ground_truth`.
 
@@ -236,6 +237,7 @@ def evaluate(
         device: likewise.
         runner_options: likewise.
         progress: called with the number of images done.
+        **stated: facts about the model; see `load`.
 
     Raises:
         DataError: if the classes do not fit the model's, or more than `max_bad` images cannot be read.
@@ -245,24 +247,24 @@ def evaluate(
     options, folder, progress = options or EvaluateOptions(), Path(data), progress or ignore
     # idle threads of the backend must not keep a core from those that decode
     runner_options = dataclasses.replace(runner_options or RunnerOptions(), spin=False)
-    if isinstance(options.against, (str, os.PathLike)):
+    if is_file_name(options.against):
         Artifact.open(Path(options.against))  # reported before the first model runs
-    with _opened(model, backend, device, runner_options) as runner:
+    with _opened(model, backend, device, runner_options, stated) as runner:
         first = _evaluated(_title(model), runner, folder, options, progress)
     if options.against is None:
         return first.report()
-    with _opened(options.against, options.against_backend, device, runner_options) as runner:
+    with _opened(options.against, options.against_backend, device, runner_options, {}) as runner:
         second = _evaluated(_title(options.against), runner, folder, options, progress)
     notes = (*first.notes, *(f"{second.model}: {note}" for note in second.notes))
     return dataclasses.replace(first.report(), notes=notes, against=_compared(first, second))
 
 
 def _opened(
-    model: Any, backend: str | None, device: str | None, options: RunnerOptions
+    model: Any, backend: str | None, device: str | None, options: RunnerOptions, stated: LoadOptions
 ) -> contextlib.AbstractContextManager[Runner]:
     if isinstance(model, Runner):
         return contextlib.nullcontext(model)
-    return open_model(model, backend, device, options)
+    return open_runner(load(model, **stated), backend, device, options)
 
 
 def _title(model: Any) -> str:

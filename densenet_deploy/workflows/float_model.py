@@ -38,7 +38,7 @@ def knows_normalization(manifest: Manifest | None) -> bool:
 def exact_graph(model: Model) -> ir.Model:
     """Return a copy of the graph after the exact passes, with shapes inferred and a name for every node.
 
-    A graph that `export` or `simplify` made has been through them; running them again changes nothing.
+    A graph that `export` or `simplify` just made has been through the passes, which would change nothing.
     """
     import onnx
     import onnx_ir
@@ -46,7 +46,8 @@ def exact_graph(model: Model) -> ir.Model:
     from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 
     graph = model.ir()
-    apply_passes(graph, EXACT)
+    if model.report is None or model.report.kind not in ("export", "simplify"):
+        apply_passes(graph, EXACT)
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels
     for node in graph.graph:
         node.name = node.name or str(node.outputs[0].name)  # layers are told apart by name

@@ -1,4 +1,4 @@
-"""Name and time the stages of a road, and tell whoever listens when one begins and how far it is."""
+"""Name and time the stages of a workflow, and report their progress."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 Step = Callable[[int, int | None], None]
-"""Called with how many steps of a stage are done, and how many there are (None: nobody knows)."""
+"""Called with how many steps of a stage are done, and how many there are (None: unknown)."""
 
 
 class Listener(Protocol):
-    """Told the name of a stage when it begins; of a stage that counts its steps also how many of how many are done."""
+    """Called with the name of a stage when it begins, and after each step with how many of how many are done."""
 
     def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None: ...
 

@@ -13,7 +13,7 @@ import pytest
 from densenet_deploy.cli import main
 from densenet_deploy.cli.app import COMMANDS, declaration
 from densenet_deploy.cli.options import BACKEND_HELP, DEVICE_HELP, VARIANT_HELP
-from densenet_deploy.quantize.recipes.recipe import recipes
+from densenet_deploy.quantization.recipes.recipe import recipes
 from densenet_deploy.runtime.runner import backends
 from densenet_deploy.variants import variant_names
 

@@ -40,7 +40,7 @@ def test_a_new_one_is_made_while_they_last() -> None:
 def test_callers_wait_for_the_last_one() -> None:
     pool, inside, most = numbered(3), [0], [0]
     lock = threading.Lock()
-    barrier = threading.Barrier(3)  # three must be inside at once, or nobody gets on
+    barrier = threading.Barrier(3)  # three must be inside at once, or none continues
 
     def work(_: int) -> None:
         with pool.lend(anything) as number:

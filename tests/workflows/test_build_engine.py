@@ -30,7 +30,7 @@ from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.runtime.sidecar import Sidecar
 from densenet_deploy.workflows.build_engine import EngineReport, build_engine, dry_run
-from densenet_deploy.workflows.build_request import QUANTIZATION, BuildRequest
+from densenet_deploy.workflows.build_request import BuildRequest
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.inspect.engine import inspect_engine
@@ -100,7 +100,7 @@ def int8_builds(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             digits_onnx,
             "int8",
             calibration=SAMPLES,
-            quantization=dataclasses.replace(QUANTIZATION, weights=weights),
+            quantization=QuantizeOptions(weights=weights),
             out=tmp_path_factory.mktemp(weights),
         )
         for weights in ("per-channel", "per-tensor")
@@ -196,7 +196,7 @@ def test_scales_per_tensor_fuse_what_scales_per_channel_do_not(int8_builds: dict
 
 
 def test_the_bus_in_int8_too(digits_onnx: Path, tmp_path: Path, int8_builds: dict[str, EngineReport]) -> None:
-    quantization = dataclasses.replace(QUANTIZATION, quantize_bus=True)
+    quantization = QuantizeOptions(quantize_bus=True)
     report = build(digits_onnx, "int8", calibration=SAMPLES, quantization=quantization, out=f"{tmp_path}/")
     pairs = [_count(found.onnx, "QuantizeLinear") for found in (int8_builds["per-channel"], report)]
     assert pairs[1] > pairs[0]
@@ -509,7 +509,7 @@ def test_densenet121_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
     assert build("121", "fp16", out=f"{tmp_path}/").up_to_date
     float_file = report.engine.with_name("densenet121.onnx")
     assert build(float_file, "fp32").runs.convolutions == {"fp32": 120}
-    quantization = dataclasses.replace(QUANTIZATION, samples=32, weights="per-tensor")
+    quantization = QuantizeOptions(samples=32, weights="per-tensor")
     int8 = build(float_file, "int8", calibration=SAMPLES, quantization=quantization)
     assert [conv.name for conv in convolutions_of(int8) if conv.precision != "int8"] == ["features.conv0"]
     assert int8.runs.writes == {"fp16": 120}
@@ -520,7 +520,7 @@ def test_densenet121_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("variant", ["121", "169", "201", "264"])
 def test_every_variant_in_every_precision(variant: str, tmp_path: Path) -> None:
     for precision in ("fp32", "fp16", "bf16", "int8"):
-        quantization = dataclasses.replace(QUANTIZATION, samples=32, weights="per-tensor")
+        quantization = QuantizeOptions(samples=32, weights="per-tensor")
         calibration = SAMPLES if precision == "int8" else None
         report = build(variant, precision, calibration=calibration, quantization=quantization, out=f"{tmp_path}/")
         assert report.runs.convolutions[precision] >= sum(report.runs.convolutions.values()) - 1  # the stem of INT8

@@ -15,8 +15,8 @@ from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.report import report
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from tests.reading_html import Reading
-from tests.workflows.html_report.conftest import ReportFolder, machine, parity, reports, result, validation
-from tests.workflows.html_report.test_decide import trial
+from tests.workflows.html_report.conftest import ReportFolder, parity, reports, result, validation
+from tests.workflows.html_report.test_decide import trial, tuned
 
 __all__ = ["reports"]
 
@@ -141,10 +141,8 @@ def test_without_reports_each_section_says_what_makes_them(reports: ReportFolder
 
 
 def test_headline_table_and_accuracy_show_what_tune_chose(reports: ReportFolder) -> None:
-    front = trial(reports, latency_ms=5.4)
-    chosen = trial(reports, batch=2, command="densenet-deploy benchmark slow.onnx --threads 1", reason="because")
-    facts = {"chosen": chosen, "pareto": [front], "candidates": [front, chosen], "machine": machine()}
-    tune = reports.write("tune.json", facts)
+    front, chosen = trial(reports, latency_ms=5.4), trial(reports, batch=2)
+    tune = tuned(reports, front, chosen, chosen=chosen, reason="because")
     page = Reading(report(reports.sources(tunings=(tune,)), str(reports.folder / "page.html")).file.read_bytes())
     assert page.headings[0] == "Ship slow.onnx"
     other, marked = page.table("The Pareto front that tune found")[1:]
@@ -152,7 +150,9 @@ def test_headline_table_and_accuracy_show_what_tune_chose(reports: ReportFolder)
     assert marked == [
         "slow.onnx (chosen)", "onnxruntime, 1 thread, batch 2", "5.50 [5.00, 6.00]", "91.00 %", "0.40", "43.2", "2.0"
     ]  # fmt: skip
-    assert page.table("Accuracy as tune measured it")[1:] == [["slow.onnx", "onnxruntime, fp32", "91.00 %", "0.40"]]
+    assert page.table("Accuracy as tune measured it")[1:] == [
+        ["slow.onnx", "onnxruntime, fp32", "91.00 %", "100", "0.40"]
+    ]
     assert "Because." in page.text
     assert "5.50 ms" in page.text[: page.text.index("A model is on the front")]
     assert "densenet-deploy benchmark slow.onnx --threads 1" in page.text[page.text.index("The command lines that") :]
@@ -160,7 +160,7 @@ def test_headline_table_and_accuracy_show_what_tune_chose(reports: ReportFolder)
 
 
 def test_a_machine_is_described_once(reports: ReportFolder) -> None:
-    tune = reports.write("tune.json", {"chosen": None, "pareto": [], "reason": "none", "machine": machine()})
+    tune = tuned(reports)
     page = Reading(
         report(
             reports.sources(tunings=(tune,), benchmarks=(reports.compared(),)), f"{reports.folder}/"

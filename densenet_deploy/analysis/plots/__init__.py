@@ -1,1 +1,1 @@
-"""Figures, one a file: each module registers one function that takes data and returns a matplotlib figure."""
+"""Figures, one per file: each module registers a function that takes data and returns a matplotlib figure."""

@@ -1,4 +1,4 @@
-"""The dense connection pattern: an arc from every source to every layer that reads it, one row a block."""
+"""The dense connection pattern: an arc from every source to every layer that reads it, one row for each block."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SEEN: Final = "An arc leads from a source to every later layer, which reads all its channels; coloured by source"
+_SUBTITLE: Final = "An arc leads from a source to each later layer that reads its channels; colours show the source"
 
 
 @dataclass(frozen=True)
 class ConnectionsData:
-    """The architecture of a model called `title`, for figures of `image_size` pixels."""
+    """The architecture of a model called `title`, for images of `image_size` pixels."""
 
     title: str
     spec: DenseNetSpec
@@ -28,9 +28,9 @@ class ConnectionsData:
 
 @plots.register("connections")
 def draw_connections(data: ConnectionsData) -> Figure:
-    """Draw one row of nodes a block: what enters, the layers, and what leaves, which reads all of them."""
+    """Draw one row of nodes for each block: its input, its layers, and its output, which reads all of them."""
     spec, sizes = data.spec, block_sizes(data.spec, data.image_size)
-    figure = new_figure(f"Dense connections: {data.title}", _SEEN, 1.95 * len(spec.blocks))
+    figure = new_figure(f"Dense connections: {data.title}", _SUBTITLE, 1.95 * len(spec.blocks))
     for block, panel in enumerate(new_axes(figure, len(spec.blocks), 1)):
         layers, size = spec.blocks[block], sizes[block]
         _draw_block(panel, layers)
@@ -43,7 +43,7 @@ def draw_connections(data: ConnectionsData) -> Figure:
 def arcs(layers: int) -> list[tuple[int, int]]:
     """Return (source, target) of every connection in a block of `layers` layers.
 
-    Node 0 is what enters, 1 to `layers` are the layers, the last node is what leaves.
+    Node 0 is the input of the block, 1 to `layers` are its layers, the last node is its output.
 
     >>> arcs(1)
     [(0, 1), (0, 2), (1, 2)]

@@ -20,7 +20,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True)
 class CostData:
-    """The cost of a model called `title` for one figure, and its memory for `batch`, where that is known."""
+    """The cost of a model called `title` for one image, and its memory for `batch` images, where that is known."""
 
     title: str
     cost: ModelCost
@@ -30,9 +30,9 @@ class CostData:
 
 @plots.register("cost")
 def draw_cost(data: CostData) -> Figure:
-    """Draw a panel each, the blocks from top to bottom in the order of execution."""
+    """Draw one panel for each quantity, with the blocks from top to bottom in execution order."""
     blocks = data.cost.blocks
-    total = f"{data.cost.parameters:,} parameters, {data.cost.macs / 1e9:.3f} GMACs a figure"
+    total = f"{data.cost.parameters:,} parameters, {data.cost.macs / 1e9:.3f} GMACs per image"
     figure = new_figure(f"Cost by block: {data.title}", total, 1.2 + 0.42 * len(blocks))
     panels = new_axes(figure, 1, 2 if data.memory is None else 3, sharey=True)
     names = [block.name for block in blocks]
@@ -70,7 +70,7 @@ def _finish(panel: Axes, largest: float, label: str) -> None:
 
 
 def _short(value: float) -> str:
-    """Three digits that matter.
+    """Return three significant digits.
 
     >>> _short(1040.4), _short(2.838), _short(0.0095)
     ('1040', '2.84', '0.0095')

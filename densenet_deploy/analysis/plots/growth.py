@@ -1,4 +1,4 @@
-"""How features grow: channels, and memory, behind every layer, as a run of the model showed them."""
+"""How features grow: channels and memory after every layer, as a run of the model shows them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _FLOAT_BYTES: Final = 4
 _MIB: Final = 2**20
-_SEEN: Final = "Each layer appends its channels; a transition between blocks drops some and halves the figure"
+_SUBTITLE: Final = "Each layer appends its channels; a transition between blocks drops some and halves height and width"
 
 
 @dataclass(frozen=True)
 class GrowthData:
-    """What was seen of a model called `title`."""
+    """The steps of a model called `title`."""
 
     title: str
     steps: Sequence[GrowthStep]
@@ -29,8 +29,8 @@ class GrowthData:
 
 @plots.register("growth")
 def draw_growth(data: GrowthData) -> Figure:
-    """Draw channels above memory over the layers in the order of execution, a band for every block."""
-    figure = new_figure(f"Feature-map growth: {data.title}", _SEEN, 5.2)
+    """Draw channels above memory over the layers in the order of execution, with a band for each block."""
+    figure = new_figure(f"Feature-map growth: {data.title}", _SUBTITLE, 5.2)
     above, below = new_axes(figure, 2, 1, sharex=True)
     place = 0
     for block, group in groupby(data.steps, key=lambda step: step.block):
@@ -50,8 +50,8 @@ def draw_growth(data: GrowthData) -> Figure:
         above.annotate(f"{channels[-1]}", (places[-1], channels[-1]), (-4, 4), textcoords="offset points", ha="right")
         place += len(steps)
     above.set_ylabel("channels")
-    below.set_ylabel("features of one figure,\nfp32 (MiB)")
-    below.set_xlabel("layer of its block (the first point is what enters the block)")
+    below.set_ylabel("features of one image,\nfp32 (MiB)")
+    below.set_xlabel("layer in its block (the first point is the input of the block)")
     below.set_xticks(*_ticks(data.steps))
     for panel in (above, below):
         lighten_grid(panel, "y")
@@ -62,7 +62,7 @@ def draw_growth(data: GrowthData) -> Figure:
 
 
 def _ticks(steps: Sequence[GrowthStep]) -> tuple[list[int], list[str]]:
-    """Places and numbers of the layers to label: all of few, every fourth or eighth of many."""
+    """Return places and numbers of the layers to label: all, or every second, fourth, … if there are many."""
     every = next(every for every in (1, 2, 4, 8, 16, 32, 64) if len(steps) / every <= 26)
     labelled = [(place, step.layer) for place, step in enumerate(steps) if step.layer and step.layer % every == 0]
     return [place for place, _ in labelled], [str(layer) for _, layer in labelled]

@@ -1,4 +1,4 @@
-"""Sensitivity as a figure: a row for every layer or block, in execution order from the top.
+"""Sensitivity as a figure: one row for each layer or block, in execution order from the top.
 
 Left: the SQNR of the outputs when only that row is INT8, on a stem that starts at the value for the whole network in
 INT8: the shorter the stem, the more of the noise comes from this row. Right: the gain of keeping the row in FP32.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SEEN: Final = (
+_SUBTITLE: Final = (
     "Left: only one in INT8; stems start at the value for everything in INT8. Right: gain of keeping one in FP32"
 )
 _MARKED: Final = 3
@@ -41,7 +41,7 @@ def draw_sqnr(data: SensitivityData) -> Figure:
     """Draw the rows from the top down, without those that are infinite."""
     rows, whole = data.rows, data.whole
     row_inches = 0.3 if len(rows) <= _FEW_ROWS else 0.19
-    figure = new_figure(f"INT8 sensitivity: {data.title}", _SEEN, 1.2 + row_inches * len(rows))
+    figure = new_figure(f"INT8 sensitivity: {data.title}", _SUBTITLE, 1.2 + row_inches * len(rows))
     alone, gained = new_axes(figure, 1, 2, sharey=True, width_ratios=(3, 2))
     marked = {row.name for row in most_sensitive_first(rows)[:_MARKED]} if len(rows) > _MARKED else set()
     colours = [VERMILLION if row.name in marked else GREY for row in rows]

@@ -139,7 +139,7 @@ class TorchRunner(Runner):
     def _output_specs(
         self, module: torch.nn.Module, source: ModuleSource, channels: int | None
     ) -> tuple[TensorSpec, ...]:
-        """Names and widths of the outputs; where nobody states them, the module runs once on zeros to find out."""
+        """Names and widths of the outputs; where they are not stated, the module runs once on zeros to find out."""
         if source.output_names or hasattr(module, "output_name"):
             width = getattr(module, "output_width", None)
             return tuple(_output_spec(name, (None, width)) for name in self._names)
@@ -164,7 +164,7 @@ def _names_in(source: ModuleSource) -> tuple[str, ...]:
 
 
 def _channels(source: ModuleSource) -> int | None:
-    """The channels that the first convolution reads, or None where there is no convolution."""
+    """The channels that the first convolution reads, or None without a convolution."""
     from torch import nn
 
     if source.channels is not None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.artifacts import sha256_of
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.workflows.html_report.load import Interval, Material, ModelSummary, Trial, Tuning
+from densenet_deploy.workflows.html_report.load import Interval, Material, ModelSummary
+from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,27 @@ def decide(material: Material) -> Decision:
     )
 
 
-def runs_on(backend: str | None, threads: int | None, batch: int | None, device: str | None = "") -> str:
-    """Say on what a model ran.
+def runs_on(backend: str, threads: int, batch: int) -> str:
+    """Return how a model ran, in words.
 
-    >>> runs_on("openvino", 1, 8, "cpu")
-    'openvino, cpu, 1 thread, batch 8'
+    >>> runs_on("openvino", 1, 8)
+    'openvino, 1 thread, batch 8'
     """
-    counted = "" if not threads else f"{threads} thread{'' if threads == 1 else 's'}"
-    return ", ".join(filter(None, (backend, device, counted, f"batch {batch or 1}")))
+    return f"{backend}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
+
+
+def file_of(described: str) -> str:
+    """Return the file in `FILE: backend version, provider, …`.
+
+    >>> file_of("models/a.onnx: openvino 2026.0, CPU")
+    'models/a.onnx'
+    """
+    return described.rpartition(": ")[0] or described
 
 
 def entries_of(material: Material) -> list[Entry]:
     """The models that were measured, each at its fastest, at the smallest batch of the first scenario."""
-    refused = [loaded.report.model for loaded in material.validations if loaded.report.passed is False]
+    refused = [file_of(loaded.report.candidate) for loaded in material.validations if loaded.report.passed is False]
     usable = [
         (model, result)
         for result in material.results
@@ -171,8 +180,9 @@ def _about_measurements(material: Material) -> list[str]:
     stale = sorted({result.model for result in material.results if material.is_stale(result)})
     cautions += [f"{name} has changed since it was measured; that measurement was not used." for name in stale]
     for validation in (loaded.report for loaded in material.validations):
-        if validation.passed is False and material.model_called(validation.model) is not None:
-            cautions.append(f"{validation.model} missed a gate ({'; '.join(validation.failed or ())}): not considered.")
+        model = file_of(validation.candidate)
+        if validation.passed is False and material.model_called(model) is not None:
+            cautions.append(f"{model} missed a gate ({'; '.join(validation.failed)}): not considered.")
     return list(dict.fromkeys(cautions))
 
 
@@ -184,35 +194,34 @@ def _undecided(material: Material) -> Decision:
     return Decision("", (reason,), (*_sentences(material.models[0].notes), *_about_measurements(material)))
 
 
-def _of_tune(tuning: Tuning, material: Material) -> Decision:
-    trial = tuning.chosen
+def _of_tune(report: TuneReport, material: Material) -> Decision:
+    trial = report.chosen
     if trial is None:
-        why = tuning.why or "Tune found no candidate that keeps the limits"
-        return Decision("", tuple(_sentences([why])), tuple(_sentences(tuning.notes)))
-    model = material.model_called(trial.model)
-    path = model.path if model is not None else next((p for p in [Path(trial.model)] if p.is_file()), None)
+        return Decision("", tuple(_sentences([report.reason])), tuple(_sentences(report.notes)))
+    model = material.model_called(str(trial.model))
+    path = model.path if model is not None else next(filter(Path.is_file, (trial.model, trial.path)), None)
     top1 = trial.top1 if trial.top1 is not None or model is None else material.top1_of(model)
     place = runs_on(trial.backend, trial.threads, trial.batch)
     return Decision(
-        model=Path(trial.model).name,
-        reasons=(*_sentences(filter(None, (tuning.why,))), f"Chosen by tune; measured on {place}."),
-        cautions=(*_about_chosen(trial, model, path, top1), *_sentences(tuning.notes)),
+        model=trial.model.name,
+        reasons=(*_sentences([report.reason]), f"Chosen by tune; measured on {place}."),
+        cautions=(*_about_chosen(trial, model, path, top1), *_sentences(report.notes)),
         path=path,
-        backend=trial.backend or "",
-        precision=trial.precision or "",
+        backend=trial.backend,
+        precision=trial.precision,
         latency_ms=trial.latency_ms,
         interval_ms=trial.interval_ms,
         memory_bytes=trial.peak_memory_bytes,
-        file_bytes=model.bytes if model is not None else trial.bytes,
+        file_bytes=trial.bytes if model is None else model.bytes,
         top1=top1,
     )
 
 
-def _about_chosen(trial: Trial, model: ModelSummary | None, path: Path | None, top1: float | None) -> list[str]:
+def _about_chosen(trial: TrialResult, model: ModelSummary | None, path: Path | None, top1: float | None) -> list[str]:
     cautions = [] if model is None else _sentences(model.notes)
     if path is None:
         cautions.append(f"{trial.model} is not on this machine, so it was not compared with the file that was tuned.")
-    elif trial.sha256 and trial.sha256 != (sha256_of(path) if model is None else model.sha256):
+    elif trial.sha256 != (sha256_of(path) if model is None else model.sha256):
         cautions.append("The file has changed since it was tuned: its SHA-256 differs. Tune again.")
     if top1 is None:
         cautions.append("The accuracy is unknown: run evaluate on labelled images before you ship it.")

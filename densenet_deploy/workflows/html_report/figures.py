@@ -13,7 +13,7 @@ from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.workflows.html_report.decide import entries_of
-from densenet_deploy.workflows.html_report.load import Material, ModelSummary
+from densenet_deploy.workflows.html_report.load import Material, ModelSummary, is_same_trial
 from densenet_deploy.workflows.html_report.page import Block, Figure, Remarks
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 from densenet_deploy.workflows.plot.points import point_label
@@ -46,7 +46,7 @@ class Figures:
         if not tuned and not measured:
             return []
         if tuned and measured:
-            tuned = [dataclasses.replace(point, label=f"{point.label} (tune)") for point in tuned]
+            tuned = [dataclasses.replace(point, label=f"{point.label}, by tune") for point in tuned]
         caption = _PARETO_CAPTION + (_TUNED_CAPTION if tuned else "")
         return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured]), caption)]
 
@@ -89,10 +89,10 @@ class Figures:
 
 def _tuned_points(material: Material) -> Iterator[ParetoPoint]:
     for tuning in material.tunings:
-        for trial in tuning.report.shown:
+        for trial in tuning.report.pareto:
             if trial.latency_ms and trial.top1 is not None:
-                label = point_label(trial.model, trial.backend, trial.threads, trial.batch)
-                is_chosen = trial.is_same(tuning.report.chosen)
+                label = point_label(str(trial.model), trial.backend, trial.threads, trial.batch)
+                is_chosen = is_same_trial(trial, tuning.report.chosen)
                 yield ParetoPoint(label, trial.latency_ms, trial.top1, trial.interval_ms, chosen=is_chosen)
 
 

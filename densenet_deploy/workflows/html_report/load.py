@@ -7,24 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of
-from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.errors import DataError, MissingPackageError, UsageError, printable
+from densenet_deploy.errors import MissingPackageError, UsageError, printable
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_range
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluate import EvaluateReport
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
 
 Interval = tuple[float, float]
 
@@ -43,105 +44,13 @@ class Loaded(Generic[R]):
         return self.path.name
 
 
-@dataclass(frozen=True)
-class ParityFacts:
-    """How far outputs are from those of a reference; None where infinite or without meaning."""
-
-    sqnr_db: float | None = None
-    centred_sqnr_db: float | None = None
-    cosine: float | None = None
-    max_abs: float | None = None
-    top1_agreement: float | None = None
+def is_same_trial(one: TrialResult, other: TrialResult | None) -> bool:
+    """Whether both ran the same file in the same way."""
+    return other is not None and _trial_key(one) == _trial_key(other)
 
 
-@dataclass(frozen=True)
-class LayerParity(ParityFacts):
-    """How far the outputs of one layer are from those of the reference."""
-
-    name: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation(Report):
-    """What `validate` found; `passed` is None without a gate."""
-
-    kind: ClassVar[str] = "validate"
-
-    reference: str
-    candidate: str
-    parity: ParityFacts
-    passed: bool | None
-    failed: tuple[str, ...] | None = ()
-    first_divergence: str | None = None
-    worst_layers: tuple[LayerParity, ...] | None = ()
-
-    @property
-    def model(self) -> str:
-        """The file of the candidate, which precedes what it ran on."""
-        return file_of(self.candidate)
-
-
-def file_of(described: str) -> str:
-    """Return the file in `FILE: backend version, provider, …`."""
-    return described.rpartition(": ")[0] or described
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A candidate of `tune`: what ran on what, and what was found; None where it was not measured."""
-
-    model: str
-    sha256: str | None = None
-    backend: str | None = None
-    precision: str | None = None
-    threads: int | None = None
-    batch: int | None = 1
-    bytes: int | None = None
-    latency_ms: float | None = None
-    interval_ms: Interval | None = None
-    peak_memory_bytes: float | None = None
-    top1: float | None = None
-    drop_points: float | None = None
-    compared_on: str | None = None
-    parity: ParityFacts | None = None
-    reason: str | None = None
-    outcome: str | None = None
-    command: str | None = None
-
-    def is_same(self, other: Trial | None) -> bool:
-        """Whether both ran the same file in the same way."""
-        return other is not None and _identity(self) == _identity(other)
-
-
-def _identity(one: Trial) -> tuple[object, ...]:
+def _trial_key(one: TrialResult) -> tuple[object, ...]:
     return one.model, one.backend, one.threads, one.batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning(Report):
-    """A run of `tune`; `chosen` is None where no candidate keeps the limits."""
-
-    kind: ClassVar[str] = "tune"
-
-    chosen: Trial | None
-    pareto: tuple[Trial, ...]
-    candidates: tuple[Trial, ...] | None = ()
-    reason: str | None = None
-    machine: Machine | None = None
-    dry_run: bool | None = False
-
-    @property
-    def shown(self) -> tuple[Trial, ...]:
-        """The front, and the choice if it is not on it."""
-        if self.chosen is None or any(trial.is_same(self.chosen) for trial in self.pareto):
-            return self.pareto
-        return (*self.pareto, self.chosen)
-
-    @property
-    def why(self) -> str:
-        """Why the choice is the choice, or why there is none."""
-        chosen = (self.chosen.reason, self.chosen.outcome) if self.chosen is not None else ()
-        return next(filter(None, (self.reason, *chosen)), "")
 
 
 @dataclass(frozen=True)
@@ -261,10 +170,10 @@ class Material:
     models: tuple[ModelSummary, ...]
     benchmarks: tuple[Loaded[BenchmarkReport], ...] = ()
     evaluations: tuple[Loaded[EvaluateReport], ...] = ()
-    validations: tuple[Loaded[Validation], ...] = ()
+    validations: tuple[Loaded[ComparisonReport], ...] = ()
     sensitivities: tuple[Loaded[SensitivityReport], ...] = ()
     quantizations: tuple[Loaded[QuantizeReport], ...] = ()
-    tunings: tuple[Loaded[Tuning], ...] = ()
+    tunings: tuple[Loaded[TuneReport], ...] = ()
     inputs: tuple[FileFacts, ...] = field(default=())
 
     @property
@@ -295,7 +204,7 @@ class Material:
         """Top-1 of `model`: what `evaluate` found, else what `tune` found for the very same file."""
         if (found := self.evaluation_of(model)) is not None:
             return found.top1
-        trials = (trial for loaded in reversed(self.tunings) for trial in loaded.report.candidates or ())
+        trials = (trial for loaded in reversed(self.tunings) for trial in loaded.report.candidates)
         return next((one.top1 for one in trials if one.sha256 == model.sha256 and one.top1 is not None), None)
 
     def is_stale(self, result: Measurement) -> bool:
@@ -318,15 +227,12 @@ def load_material(sources: ReportSources, listener: Listener = ignore) -> Materi
         (),
         _read(BenchmarkReport, sources.benchmarks),
         _read(EvaluateReport, sources.evaluations),
-        _read(Validation, sources.validations),
+        _read(ComparisonReport, sources.validations),
         _read(SensitivityReport, sources.sensitivities),
         _read(QuantizeReport, sources.quantizations),
-        _read(Tuning, sources.tunings),
+        _read(TuneReport, sources.tunings),
         tuple(FileFacts.of(Path(path)) for paths in sources.by_option().values() for path in paths),
     )
-    for tuning in read.tunings:
-        if tuning.report.dry_run:
-            raise DataError(tuning.path, "is a dry run, which measured nothing", "run tune without --dry-run")
     listener("reading models")
     return dataclasses.replace(read, models=look_at([Path(model) for model in sources.models]))
 
@@ -379,8 +285,8 @@ def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
         "unknown" if facts is None else facts.precision,
         files,
         None if facts is None else facts.manifest,
-        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.proof.convolutions),
-        f"read back from the engine ({report.proof.source})",
+        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.runs.convolutions),
+        f"read back from the engine ({report.runs.source})",
         report.architecture,
         report.notes,
     )

@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 from xml.etree import ElementTree as ET  # only what matplotlib wrote here is parsed
 
+from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.errors import printable
 from densenet_deploy.packages import require_packages
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_ROWS: Final = 500
+UNKNOWN: Final = "–"
+PROGRAM: Final = "densenet-deploy"
+_MIB: Final = 2**20
 _LONGEST_TEXT: Final = 400
 _WIDE_TEXT: Final = 52  # characters; the column of a longer cell need not be as wide as the text
 _LONGEST_COMMAND: Final = 4000
@@ -141,9 +146,71 @@ class Page:
     made_by: str
 
 
+def text_cell(value: object, *, code: bool = False) -> Cell:
+    """Return a cell that is sorted by its text; a dash for nothing."""
+    shown = str(value or UNKNOWN)
+    return Cell(shown, shown.lower(), code=code)
+
+
+def number_cell(value: float | None, form: Callable[[float], str] = "{:,.0f}".format) -> Cell:
+    """Return a cell that shows `form(value)`; a dash for None."""
+    return Cell(UNKNOWN, tone="quiet") if value is None else Cell(form(value), value)
+
+
+def file_cell(path: str) -> Cell:
+    """Return a cell with the file name without its folder; no two models share it."""
+    return text_cell(path.rpartition("/")[2])
+
+
+def percent(value: float) -> str:
+    """Return a fraction in percent.
+
+    >>> percent(0.99166)
+    '99.17 %'
+    """
+    return f"{value:.2%}".replace("%", " %")
+
+
+def mib(value: float) -> str:
+    """Return bytes in mebibytes, without the unit."""
+    return f"{value / _MIB:,.1f}"
+
+
+def decibels(value: float) -> str:
+    """Return decibels with one decimal place."""
+    return f"{value:.1f}"
+
+
+def time_cell(median: float | None, interval: tuple[float, float] | None, longest: float) -> Cell:
+    """Return a cell with a time and its interval, which is drawn too, on an axis from 0 to `longest`."""
+    if median is None:
+        return number_cell(None)
+    low, high = interval or (median, median)
+    shown = milliseconds(median) + (f" [{milliseconds(low)}, {milliseconds(high)}]" if interval else "")
+    return Cell(shown, median, (low / longest, median / longest, high / longest))
+
+
+def axis_end(spans: Iterable[tuple[float | None, tuple[float, float] | None]]) -> float:
+    """Return the end of an axis that holds all of these times."""
+    return max((interval[1] if interval else median or 0.0 for median, interval in spans), default=0.0) or 1.0
+
+
 def table(caption: str, rows: Sequence[T], columns: Mapping[str, Callable[[T], Cell]], folded: str = "") -> Table:
     """Return a table with a row for each of `rows`; `columns` maps a heading to what makes its cells."""
     return Table(caption, list(columns), [[cell(row) for cell in columns.values()] for row in rows], folded)
+
+
+def remarks(sentences: Iterable[str]) -> list[Block]:
+    """Return the sentences as a block, or no block if there are none."""
+    listed = list(sentences)
+    return [Remarks(listed)] if listed else []
+
+
+def made_by(command: str, *arguments: object, missing: str = "There are no data for this section yet") -> Commands:
+    """Say what is `missing`, which command makes it, and which option takes its output."""
+    line = shlex.join([PROGRAM, command, *map(str, arguments), "--json"])
+    lead = f"{missing}. This command makes them; give its output with --{command} {command}.json."
+    return Commands([f"{line} > {command}.json"], lead)
 
 
 def render(page: Page) -> bytes:

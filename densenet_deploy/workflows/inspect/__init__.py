@@ -1,1 +1,1 @@
-"""`inspect`: what a model or a plan holds, where its time goes, and a sweep over an architecture's numbers."""
+"""`inspect`: what a model or an engine holds, where its time goes, and sweeps over the numbers of an architecture."""

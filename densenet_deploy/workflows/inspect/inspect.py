@@ -7,16 +7,16 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from densenet_deploy.analysis.cost import BlockCost, LayerCost, ModelCost, model_cost, network_part
 from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
-from densenet_deploy.analysis.onnx_precision import LayerPrecision, layer_precisions
 from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
+from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.options import require_choice, require_range
@@ -95,7 +95,7 @@ class InspectReport(Report):
     profile: OperatorProfile | None = None
     weights: str | None = None
     labels: int | None = None
-    manifest: Manifest | None = None
+    manifest: Manifest | None = field(default=None, metadata={"json": False})
 
     @property
     def cost(self) -> ModelCost:
@@ -108,12 +108,6 @@ class InspectReport(Report):
     @property
     def macs(self) -> int:
         return self.cost.macs
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report with plain types."""
-        facts = super().to_json()
-        del facts["manifest"]
-        return facts
 
     def described(self, manifest: Manifest | None, notes: tuple[str, ...]) -> InspectReport:
         """Return the report with what a model states."""

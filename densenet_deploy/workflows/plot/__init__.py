@@ -1,1 +1,1 @@
-"""`plot`: data gathered for the figures of `analysis/plots/`."""
+"""`plot`: the data of the figures of `analysis/plots/`, and their files."""

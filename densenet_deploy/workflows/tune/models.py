@@ -7,11 +7,10 @@ cache, and the file still has the hash that is cached with it.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from densenet_deploy.artifacts import Artifact, sha256_of
 from densenet_deploy.errors import GateError, ModelFileError
@@ -23,7 +22,7 @@ from densenet_deploy.variants import find_variant, is_variant
 from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.float_model import require_float32
-from densenet_deploy.workflows.load import is_checkpoint, load, preprocessing_of
+from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, is_file_name, load, preprocessing_of
 from densenet_deploy.workflows.quantize.preparation import weight_bits
 from densenet_deploy.workflows.quantize.quantize import quantize
 from densenet_deploy.workflows.stages import Listener, ignore
@@ -31,7 +30,7 @@ from densenet_deploy.workflows.tune.cache import Facts, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 _PACKAGES: Final = ("densenet-deploy", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu",
                     "openvino", "torch")  # fmt: skip
@@ -50,20 +49,22 @@ class Source:
     model: Model | None = None
 
     @classmethod
-    def of(cls, source: Any) -> Source:
-        """Return what `source` is: a path, or whatever else `load` takes.
+    def of(cls, source: Any, **stated: Unpack[LoadOptions]) -> Source:
+        """Return what `source` is: a path, or whatever else `load` takes, with the facts that are stated.
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             UsageError: if it is not a source.
         """
-        if isinstance(source, str) and is_variant(source):
-            return cls(find_variant(source).artifact_name, variant=source)
-        if isinstance(source, (str, os.PathLike)) and (Path(source).suffix or Path(source).exists()):
+        if not stated and is_file_name(source):
             Artifact.open(Path(source))
             return cls(Path(source).stem, Path(source))
-        model = load(source)
-        return cls(model.name, model.path, model=None if model.path is not None else model)
+        if not stated and isinstance(source, str) and is_variant(source):
+            return cls(find_variant(source).artifact_name, variant=source)
+        model = load(source, **stated)
+        if model.path is not None and Artifact.open(model.path).manifest == model.manifest:
+            return cls(model.name, model.path)
+        return cls(model.name, model=model)
 
     @property
     def is_float_file(self) -> bool:
@@ -198,9 +199,6 @@ class ModelBuilder:
         return path
 
     def _export(self, source: Source, path: Path) -> None:
-        if source.model is not None and source.model.is_onnx:
-            source.model.save(path, force=self.force)
-            return
         export(
             source.model or source.path or source.variant, out=path, force=self.force, progress=self._progress_of(path)
         )
@@ -209,7 +207,9 @@ class ModelBuilder:
         return self.folder / f"{source.stem}.onnx"
 
     def _export_key(self, source: Source) -> Facts:
-        return {"step": "export", "variant": source.variant, "weights": source.weights, "versions": versions()}
+        facts = None if source.model is None else to_plain(source.model.manifest)
+        weights = {"variant": source.variant, "weights": source.weights, "facts": facts}
+        return {"step": "export", **weights, "versions": versions()}
 
     def _written(self, key: Facts, path: Path, write: Callable[[], None]) -> None:
         def work() -> _FileHash:
@@ -233,7 +233,7 @@ def data_digests(source: Path | None, preprocessing: Preprocessing, samples: int
     """
     if source is None:
         return None
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     return open_calibration_data(source, preprocessing, samples).digests() or {}
 

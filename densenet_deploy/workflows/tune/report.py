@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from densenet_deploy.analysis.choice import EQUALLY_FAST
 from densenet_deploy.analysis.pareto import undominated
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.rounds import Interval
@@ -19,7 +20,7 @@ from densenet_deploy.reports import Report, line, table
 from densenet_deploy.workflows.tune.cache import ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
 from densenet_deploy.workflows.tune.measure import Quality
-from densenet_deploy.workflows.tune.search import CHOSEN, EQUALLY_FAST, GROUP_SIZE, Limits, Search
+from densenet_deploy.workflows.tune.search import CHOSEN, GROUP_SIZE, Limits, Search
 
 _MIB: Final = 2**20
 _EQUAL: Final = 1.02  # the ratio up to which figures count as equal on the Pareto front
@@ -96,6 +97,10 @@ class TrialResult:
             drop_points=search.drop_of(trial),
         )
 
+    def __str__(self) -> str:
+        speed = "not timed" if self.latency_ms is None else f"{self.latency_ms:.2f} ms per call"
+        return f"{self.title}: {speed}"
+
     @property
     def title(self) -> str:
         """The file and how it runs."""
@@ -128,6 +133,9 @@ class Choice(TrialResult):
     reason: str
     path: Path
     command: str
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Final
 
 import numpy as np
 
+from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.candidates import Trial
@@ -32,7 +33,6 @@ from densenet_deploy.workflows.tune.measure import Budget, Failure, Measurer, Qu
 
 GROUP_SIZE: Final = 5
 BUDGETS: Final = (Budget(3, 0.1), Budget(7, 0.15), Budget(15, 0.25))
-EQUALLY_FAST: Final = 0.98
 _CERTAINLY_OVER: Final = 1.1  # a latency this far above the limit in the first round will not fall below it
 _MAX_CHALLENGES: Final = 3
 CHOSEN: Final = "chosen"
@@ -229,18 +229,16 @@ class Search:
     def _choose(self, eligible: list[Trial]) -> Trial | None:
         if not eligible:
             return None
-        fastest = max(map(self._median, eligible))
-        chosen = min((one for one in eligible if self._median(one) >= fastest * EQUALLY_FAST), key=self._rank)
+        chosen = eligible[choose([self._merits(one) for one in eligible]).index]
         for one in eligible:
             self.outcomes[one] = f"{self._median(one) / self._median(chosen):.2f} x as fast as {chosen}"
         self.outcomes[chosen] = CHOSEN
         return chosen
 
-    def _rank(self, trial: Trial) -> tuple[float, ...]:
-        """Better answers, then the smaller file, then less memory (in steps of 16 MiB), then the faster one."""
+    def _merits(self, trial: Trial) -> ModelMerits:
         quality, speed = self.quality_of(trial), self.speeds[trial]
         score = quality.score if quality is not None else -math.inf
-        return -round(score, 3), trial.file.size_bytes, round(speed.peak_memory_bytes / 2**24), -speed.speed.median
+        return ModelMerits(speed.speed.median, score, trial.file.size_bytes, speed.peak_memory_bytes)
 
     def _median(self, trial: Trial) -> float:
         return self.speeds[trial].speed.median

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from densenet_deploy.artifacts import FILE_SUFFIXES, StrPath
 from densenet_deploy.bench.machine import Machine
@@ -18,6 +18,7 @@ from densenet_deploy.errors import InputError, UsageError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.workflows.benchmark import PACKAGES
+from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
@@ -28,7 +29,7 @@ from densenet_deploy.workflows.tune.report import DryRunReport, PlannedFile, Pla
 from densenet_deploy.workflows.tune.search import Limits, Search
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 DEFAULT_FOLDER: Final = "artifacts/tune/"
 _MIB: Final = 2**20
@@ -45,6 +46,7 @@ def tune(
     measure_again: bool = False,
     cache: CalibrationCache | None = None,
     progress: Listener | None = None,
+    **stated: Unpack[LoadOptions],
 ) -> TuneReport:
     """Search what to ship of `sources`, or continue where an earlier search of them was interrupted.
 
@@ -60,6 +62,7 @@ def tune(
         measure_again: forget the timings and accuracies of earlier runs.
         cache: of calibration ranges.
         progress: called with every step.
+        **stated: facts about the sources; see `load`.
 
     Raises:
         UsageError: if an option is invalid.
@@ -68,7 +71,7 @@ def tune(
     """
     start = time.perf_counter()
     options, progress = options or TuneOptions(), progress or ignore
-    given, space, results = _prepared(sources, options, out, measure_again=measure_again)
+    given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results, cache=cache, force=force, progress=progress)
     models = [builder.float_model(source) for source in given]
     files, failures = _files(models, space.precisions, builder)
@@ -103,6 +106,7 @@ def dry_run(
     *,
     out: StrPath | None = None,
     measure_again: bool = False,
+    **stated: Unpack[LoadOptions],
 ) -> DryRunReport:
     """List what `tune` would try; nothing is written or timed.
 
@@ -112,7 +116,7 @@ def dry_run(
         BackendError: as `tune`.
     """
     options = options or TuneOptions()
-    given, space, results = _prepared(sources, options, out, measure_again=measure_again)
+    given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results)
     models = [(source, builder.known_float_model(source)) for source in given]
     files = [_planned_file(source, model, option, builder) for source, model in models for option in space.precisions]
@@ -139,11 +143,11 @@ def _planned_file(
 
 
 def _prepared(
-    sources: Sequence[Any], options: TuneOptions, out: StrPath | None, *, measure_again: bool
+    sources: Sequence[Any], options: TuneOptions, out: StrPath | None, *, measure_again: bool, stated: LoadOptions
 ) -> tuple[list[Source], SearchSpace, ResultCache]:
     """Check everything that can be checked before the work."""
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
-    given = [*map(Source.of, sources), *map(Source.of, options.variants)]
+    given = [*(Source.of(source, **stated) for source in sources), *map(Source.of, options.variants)]
     if not given:
         raise UsageError("tune", "no model was given", "give a MODEL or --variant")
     stems = [source.stem for source in given]

@@ -127,7 +127,7 @@ def test_a_changed_plan_is_refused_before_anything_runs(gpu: SimulatedCuda, engi
     assert gpu.calls == []
 
 
-def test_a_stranger_is_refused_without_trust(gpu: SimulatedCuda, engine: Path, expected) -> None:
+def test_an_engine_without_a_sidecar_is_refused_without_trust(gpu: SimulatedCuda, engine: Path, expected) -> None:
     sidecar_path(engine).unlink()
     with pytest.raises(ModelFileError) as caught:
         open_runner(engine)
@@ -490,4 +490,4 @@ def test_run_classifies_with_an_engine(gpu: SimulatedCuda, engine: Path, tmp_pat
     assert main(["run", str(engine), str(image)]) == 3
     assert "--trust-engine" in capsys.readouterr().err
     assert main(["run", str(engine), str(image), "--trust-engine"]) == 0
-    assert "unknown" in capsys.readouterr().out, "the precision of a stranger's plan"
+    assert "unknown" in capsys.readouterr().out, "the precision of an engine without a sidecar"

@@ -1,7 +1,7 @@
 """A CUDA runtime in host memory, with the functions of `cuda.bindings.runtime` and less patience than the real one.
 
 * Work put on a stream is done when somebody waits for it, and not before: what is read too early is not there.
-* Device addresses are no addresses of this process; every copy is checked against the live allocations, when it is
+* Device addresses are not addresses of this process; every copy is checked against the live allocations, when it is
   queued and again when it runs. New and freed memory holds NaN.
 * Every stream has a clock, which the work on it moves on by `durations`; an event takes the time of its stream. Work
   begins when it was put there at the earliest, by the clock of the host, which moves on when somebody waits.

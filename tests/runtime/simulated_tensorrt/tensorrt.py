@@ -220,7 +220,7 @@ class _Engine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         if self.get_tensor_mode(name) is not TensorIOMode.INPUT:
-            raise UndefinedBehaviorError(f"{name} is no input and has no profile")
+            raise UndefinedBehaviorError(f"{name} is not an input and has no profile")
         if not 0 <= profile < len(self.profiles):
             raise UndefinedBehaviorError(f"there is no profile {profile}")
         rest = self.get_tensor_shape(name)[1:]
@@ -352,7 +352,7 @@ class _Context:
         if any(-1 in self._shape_of(name) for name in self.engine._inputs):
             return self._refuse("enqueueV3: not all input shapes are set")
         if self._profile_stream not in (None, stream):
-            raise UndefinedBehaviorError("the profile was switched on another stream, which nobody waited for")
+            raise UndefinedBehaviorError("the profile was switched on another stream, which was not waited for")
         if self._cuda.current_device != self.engine.device:
             return self._refuse("enqueueV3: Error Code 1: Cuda Runtime (invalid resource handle)")
         recording = self._cuda.stream(stream).recorder is not None
@@ -367,7 +367,7 @@ class _Context:
             try:
                 self._view(name, addresses, shapes)
             except CudaError as failure:
-                raise UndefinedBehaviorError(f"the memory of {name} is no live memory of its size") from failure
+                raise UndefinedBehaviorError(f"the memory of {name} is not live memory of its size") from failure
         self._compile(f"batch {next(iter(shapes.values()))[0]}")
         state = self._state if recording else None
         work = functools.partial(self._compute, addresses, shapes, state)

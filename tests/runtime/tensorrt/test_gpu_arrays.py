@@ -28,7 +28,7 @@ class Foreign:
         self.pinned = PinnedMemory(cuda, values.nbytes)
         self.pinned.bytes[:] = values.reshape(-1).view(np.uint8)
         self.stream = Stream(cuda)
-        self.stream.copy_in(self.memory, self.pinned, values.nbytes)  # under way: nobody has waited for it
+        self.stream.copy_in(self.memory, self.pinned, values.nbytes)  # in progress: not waited for
         self._facts = {
             "shape": values.shape,
             "typestr": values.dtype.str,

@@ -17,6 +17,7 @@ from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.timing import LatencySummary
+from densenet_deploy.workflows.compare import ComparisonReport, LayerParity
 from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
 from densenet_deploy.workflows.html_report.load import ReportSources
 
@@ -85,9 +86,14 @@ def parity(sqnr_db: float = 43.21) -> dict[str, Any]:
 def validation(reference: Path, candidate: Path, *, passed: bool = True) -> dict[str, Any]:
     ran = ": openvino 2026.0, CPU, cpu, int8, 2 threads"
     on = ": onnxruntime 1.31, CPUExecutionProvider, cpu, fp32, 1 threads"
-    return {"reference": f"{reference}{on}", "candidate": f"{candidate}{ran}",
-            "parity": parity(), "passed": passed, "failed": [] if passed else ["cosine 0.9 is below 0.99"],
-            "worst_layers": [{"name": "features.norm0", **parity(12.34)}]}  # fmt: skip
+    return ComparisonReport(
+        reference=f"{reference}{on}",
+        candidate=f"{candidate}{ran}",
+        outputs={"logits": Parity.from_json(parity())},
+        passed=passed,
+        failed=() if passed else ("cosine 0.9 is below 0.99",),
+        worst_layers=(LayerParity("features.norm0", Parity.from_json(parity(12.34))),),
+    ).to_json()
 
 
 @dataclass

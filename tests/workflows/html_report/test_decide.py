@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from densenet_deploy.bench.machine import Machine
+from densenet_deploy.parity.compare import Parity
+from densenet_deploy.records import from_plain
 from densenet_deploy.workflows.html_report.decide import Decision, decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
-from tests.workflows.html_report.conftest import ReportFolder, evaluation, parity, result, validation
+from densenet_deploy.workflows.tune.report import Choice, Steps, TrialResult, TuneReport
+from densenet_deploy.workflows.tune.search import Limits
+from tests.workflows.html_report.conftest import ReportFolder, evaluation, machine, parity, result, validation
 
 
 def decided(sources: ReportSources) -> Decision:
@@ -92,35 +101,63 @@ def test_different_numbers_of_images_are_reported(reports: ReportFolder) -> None
     assert any("different numbers of images" in caution for caution in choice.cautions)
 
 
-def trial(reports: ReportFolder, **changes: object) -> dict[str, object]:
-    facts = {
-        "model": str(reports.slow),
-        "sha256": reports.hash(reports.slow),
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "threads": 1,
-        "batch": 1,
-        "latency_ms": 5.5,
-        "interval_ms": [5.0, 6.0],
-        "top1": 0.91,
-        "drop_points": 0.4,
-        "parity": parity(),
-        "peak_memory_bytes": 2**21,
-        "outcome": "the fastest within 1 point",
-    }
-    return facts | changes
+def trial(reports: ReportFolder, **changes: Any) -> TrialResult:
+    known = TrialResult(
+        model=reports.slow,
+        base="slow",
+        form="fp32",
+        precision="fp32",
+        backend="onnxruntime",
+        threads=1,
+        batch=1,
+        bytes=3 * 2**20,
+        sha256=reports.hash(reports.slow),
+        outcome="x",
+        latency_ms=5.5,
+        interval_ms=(5.0, 6.0),
+        images_per_second=180.0,
+        peak_memory_bytes=2**21,
+        device="cpu",
+        runs_in="fp32",
+        top1=0.91,
+        labelled=100,
+        parity=Parity.from_json(parity()),
+        drop_points=0.4,
+    )
+    return dataclasses.replace(known, **changes)
+
+
+def tuned(reports: ReportFolder, *trials: TrialResult, chosen: TrialResult | None = None, reason: str = "why") -> Path:
+    """Write the report of a tuning that found `trials` on the front, and return its path."""
+    found = trials or ((chosen,) if chosen is not None else ())
+    command = "densenet-deploy benchmark slow.onnx --threads 1"
+    facts = {} if chosen is None else {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    report = TuneReport(
+        chosen=Choice(**facts, reason=reason, path=chosen.model, command=command) if chosen is not None else None,
+        reason=reason,
+        pareto=found,
+        candidates=found,
+        limits=Limits(),
+        goal="latency",
+        reference="slow.onnx",
+        machine=from_plain(Machine, machine()),
+        seconds=1.0,
+        steps=Steps(0, 1),
+        state=Path("tune.state.json"),
+    )
+    return reports.write("tune.json", report.to_json())
 
 
 def test_what_tune_chose_goes_before_the_rule(reports: ReportFolder) -> None:
-    tune = reports.write("tune.json", {"chosen": trial(reports), "pareto": [trial(reports)]})
+    tune = tuned(reports, chosen=trial(reports), reason="the shortest call of 2 candidates")
     choice = decided(reports.sources(benchmarks=(reports.compared(),), tunings=(tune,)))
     assert (choice.model, choice.latency_ms, choice.interval_ms, choice.top1) == ("slow.onnx", 5.5, (5.0, 6.0), 0.91)
-    assert choice.reasons[0] == "The fastest within 1 point."
+    assert choice.reasons[0] == "The shortest call of 2 candidates."
     assert not any("has changed" in caution for caution in choice.cautions)
 
 
 def test_a_tuned_file_that_changed_is_reported(reports: ReportFolder) -> None:
-    changed = reports.write("tune.json", {"chosen": trial(reports, sha256="0" * 64), "pareto": []})
+    changed = tuned(reports, chosen=trial(reports, sha256="0" * 64))
     cautions = decided(reports.sources(tunings=(changed,))).cautions
     assert any("has changed since it was tuned" in caution for caution in cautions)
 
@@ -128,8 +165,7 @@ def test_a_tuned_file_that_changed_is_reported(reports: ReportFolder) -> None:
 def test_a_tuned_file_that_was_not_given_is_compared_where_it_lies(reports: ReportFolder) -> None:
     """Only a file that is not there is said to be missing."""
     other = reports.folder / "tuned.int8.onnx"
-    facts = {"chosen": trial(reports, model=str(other)), "pareto": []}
-    tune = reports.write("tune.json", facts)
+    tune = tuned(reports, chosen=trial(reports, model=other))
     missing = decided(reports.sources(tunings=(tune,)))
     assert missing.path is None
     assert any(str(other) in caution for caution in missing.cautions)
@@ -141,15 +177,13 @@ def test_a_tuned_file_that_was_not_given_is_compared_where_it_lies(reports: Repo
 
 
 def test_what_tune_measured_is_the_accuracy_where_nothing_was_evaluated(reports: ReportFolder) -> None:
-    tune = reports.write("tune.json", {"chosen": None, "pareto": [], "candidates": [trial(reports)]})
-    material = load_material(reports.sources(tunings=(tune,)))
+    material = load_material(reports.sources(tunings=(tuned(reports, trial(reports)),)))
     assert material.top1_of(material.models[0]) == 0.91, "the same bytes as those tuned"
-    chosen = reports.write("chosen.json", {"chosen": trial(reports, top1=None), "pareto": []})
-    evaluated = reports.evaluated(0.9, 0.8)
-    assert decided(reports.sources(tunings=(chosen,), evaluations=evaluated)).top1 == 0.9
+    tune = tuned(reports, chosen=trial(reports, top1=None))
+    assert decided(reports.sources(tunings=(tune,), evaluations=reports.evaluated(0.9, 0.8))).top1 == 0.9
 
 
 def test_tune_may_choose_nothing(reports: ReportFolder) -> None:
-    tune = reports.write("tune.json", {"chosen": None, "pareto": [], "reason": "no candidate within 1 ms"})
+    tune = tuned(reports, trial(reports), reason="no candidate within 1 ms")
     choice = decided(reports.sources(benchmarks=(reports.compared(),), tunings=(tune,)))
     assert (choice.model, choice.reasons) == ("", ("No candidate within 1 ms.",))

@@ -10,10 +10,12 @@ import pytest
 from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.reports import Report
 from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluate import EvaluateReport
-from densenet_deploy.workflows.html_report.load import ReportSources, Tuning, Validation, load_material
+from densenet_deploy.workflows.html_report.load import ReportSources, load_material
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
+from densenet_deploy.workflows.tune.report import TuneReport
 from tests.workflows.html_report.conftest import ReportFolder, machine, result
 
 RESULT = result("a.onnx", 1.5, "0" * 64)
@@ -47,7 +49,7 @@ def test_a_value_of_the_wrong_type_is_named(change: dict[str, object], where: st
 
 
 @pytest.mark.parametrize(
-    "kind", [BenchmarkReport, EvaluateReport, Validation, QuantizeReport, SensitivityReport, Tuning]
+    "kind", [BenchmarkReport, EvaluateReport, ComparisonReport, QuantizeReport, SensitivityReport, TuneReport]
 )
 def test_the_report_of_another_command_is_refused(kind: type[Report], tmp_path: Path) -> None:
     for content in ({"schema": 1}, [1]):

@@ -18,7 +18,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.model import Model
-from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.points import pareto_points
 from densenet_deploy.workflows.tune.cache import FILE_NAME
@@ -205,6 +205,12 @@ def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint
     report = tune([held, module], options, out=tmp_path)
     assert {one.model for one in report.candidates} == {tmp_path / "held.onnx", tmp_path / f"{module.name}.onnx"}
     assert tune([held, module], options, out=tmp_path).steps.done == 0
+
+
+def test_stated_facts_travel_with_the_files(digits_onnx, tmp_path):
+    options = TuneOptions(**QUICK | {"precisions": ("fp32",)})
+    report = tune([digits_onnx], options, out=tmp_path, labels=[f"digit {n}" for n in range(10)])
+    assert Artifact.open(report.chosen.path).manifest.labels[0] == "digit 0"
 
 
 def test_int8_without_calibration_is_left_out_with_a_note(tiny_onnx, tmp_path):
