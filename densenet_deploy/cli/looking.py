@@ -16,6 +16,8 @@ from densenet_deploy.facts import Architecture, ModelFacts
 if TYPE_CHECKING:
     from densenet_deploy.workflows.inspect.inspect import InspectOptions
 
+FIGURES = (".png", ".jpg", ".jpeg", ".svg")
+
 
 @command(
     "inspect",
@@ -185,10 +187,10 @@ def plot_command(
     facts: Annotated[ModelFacts, Only("image_size")],
     architecture: Architecture,
     output: Annotated[
-        Output, Writes("FILE.png|FILE.svg|DIR", "artifacts/MODEL.PLOT.png", (".png", ".svg"), is_strict=True)
+        Output, Writes("FILE.png|FILE.jpg|FILE.svg|DIR", "artifacts/MODEL.PLOT.png", FIGURES, is_strict=True)
     ],
 ) -> Work:
-    """Draw a figure of a model as PNG or SVG."""
+    """Draw a figure of a model as PNG, JPEG or SVG."""
     from densenet_deploy.workflows.plot.data import PlotRequest
     from densenet_deploy.workflows.plot.plot import plot
 
