@@ -236,19 +236,21 @@ def report_command(
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],
 ) -> Work:
     """Write an HTML page: which model to ship, and why."""
-    from densenet_deploy.workflows.report import ReportSources, report
+    from densenet_deploy.workflows.report import report
 
-    sources = ReportSources(
-        models=tuple(models),
-        benchmarks=tuple(benchmark or ()),
-        evaluations=tuple(evaluate or ()),
-        validations=tuple(validate or ()),
-        sensitivities=tuple(sensitivity or ()),
-        quantizations=tuple(quantize or ()),
-        tunings=tuple(tune or ()),
+    return lambda listener: report(
+        models,
+        tune=tune or (),
+        benchmark=benchmark or (),
+        evaluate=evaluate or (),
+        validate=validate or (),
+        sensitivity=sensitivity or (),
+        quantize=quantize or (),
         max_drop=max_drop,
+        out=output.out,
+        force=output.force,
+        progress=listener,
     )
-    return lambda listener: report(sources, output.out, force=output.force, listener=listener)
 
 
 @command("doctor", examples=("densenet-deploy doctor",))

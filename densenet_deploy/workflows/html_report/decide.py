@@ -60,7 +60,7 @@ def decide(material: Material) -> Decision:
         model=model.name,
         reasons=(reason,),
         cautions=(*_about_entries(chosen, entries, material), *_sentences(model.notes), *_about_measurements(material)),
-        path=model.path,
+        path=model.path if model.temporary is None else None,
         backend=measured.backend,
         precision=model.precision,
         latency_ms=measured.median_ms,
