@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from densenet_deploy.quantize.calibration_data import open_calibration_data
+from densenet_deploy.quantization.calibration_data import open_calibration_data
 from densenet_deploy.workflows.load import load, preprocessing_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import prepare_int8

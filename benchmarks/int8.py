@@ -45,7 +45,7 @@ from densenet_deploy.bench.candidate import Candidate
 from densenet_deploy.bench.rounds import RoundResults, compare_speed
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.parity.samples import natural_images
-from densenet_deploy.quantize.calibration_data import open_calibration_data
+from densenet_deploy.quantization.calibration_data import open_calibration_data
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import find_variant

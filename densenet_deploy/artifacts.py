@@ -72,7 +72,7 @@ class Artifact:
         'onnx'
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             ModelFileError: if suffix or content is not that of a model, or the weights lie outside the model's folder.
             ManifestError: if the facts it carries cannot be read.
         """

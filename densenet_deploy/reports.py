@@ -67,7 +67,7 @@ class Report:
         """Read a file that holds the JSON.
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             DataError: if it does not hold JSON, or not that of this report.
         """
         return cls.from_json(read_json(path), path)
@@ -143,7 +143,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """Return the JSON object in a file that a command wrote.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         DataError: if it does not hold a JSON object.
     """
     require_file(path)

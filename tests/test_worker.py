@@ -137,7 +137,7 @@ def test_errors_cross_the_pipe_with_their_class_and_words(echo: str, message: st
 
 
 def test_an_error_of_the_system_crosses_the_pipe(echo: str) -> None:
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
         answer("full")
     assert caught.value.errno == errno.ENOSPC
 

@@ -318,7 +318,7 @@ def _require_existing(reads: Reads, source: str) -> None:
             from densenet_deploy.workflows.load import check_names
 
             check_names(source, {})
-    elif not glob.has_magic(source):  # what a pattern matches is the workflow's to find
+    elif reads.loaders or not glob.has_magic(source):  # what a pattern of images matches is the workflow's to find
         with os_errors_about(path):
             path.stat()
 

@@ -28,7 +28,7 @@ from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.options import require_choice
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.load import LoadOptions
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
@@ -228,7 +228,7 @@ def quantize_command(
     output: Annotated[Output, Writes("FILE|DIR", "MODEL.int8.RECIPE.onnx beside a MODEL file")],
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.quantize.recipe_file import options_of
@@ -290,7 +290,7 @@ def cast_command(
 ) -> Work:
     """Convert an ONNX file to FP16 or BF16."""
     from densenet_deploy.parity.gates import parse_gate
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.cast import CastOptions, cast
     from densenet_deploy.workflows.outputs import default_folder
 
@@ -484,7 +484,7 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
     """Return the cache of calibrations; numpy, which it imports, is loaded only where there is one."""
     if calibration is None:
         return None
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
     return CalibrationCache()
 

@@ -349,7 +349,7 @@ def tune_command(
         sources = [with_facts(model, facts) for model in models or ()]
         if dry_run:
             return workflow.dry_run(sources, options, out=output.out, measure_again=measure_again)
-        from densenet_deploy.quantize.cache import CalibrationCache
+        from densenet_deploy.quantization.cache import CalibrationCache
 
         report = workflow.tune(
             sources,
@@ -392,7 +392,7 @@ def sensitivity_command(
     ],
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.quantize.recipe_file import options_of
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
 

@@ -193,7 +193,7 @@ def _check_device(name: str) -> None:
 
 def _recipes() -> tuple[str, ...]:
     """Return the names of the recipes, which are those of their files: importing them takes the onnx package."""
-    from densenet_deploy.quantize import recipes
+    from densenet_deploy.quantization import recipes
 
     names = {module.name for module in pkgutil.iter_modules(recipes.__path__)} - {"recipe"}
     return *sorted(names), AUTO
@@ -205,13 +205,13 @@ def _check_recipe(name: str) -> None:
 
 
 def _observers() -> tuple[str, ...]:
-    from densenet_deploy.quantize.observers.observer import observers
+    from densenet_deploy.quantization.observers.observer import observers
 
     return observers.names()
 
 
 def _check_observer(name: str) -> None:
-    from densenet_deploy.quantize.observers.observer import observers
+    from densenet_deploy.quantization.observers.observer import observers
 
     observers.get(name)
 

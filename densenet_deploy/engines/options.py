@@ -106,7 +106,7 @@ def choose_flavour(word: str, gpus: Collection[Gpu] | None = None) -> str:
         gpus: of this machine; None looks for them.
 
     Raises:
-        UnknownNameError: if there is no such flavour.
+        UnknownNameError: if the flavour is unknown.
     """
     require_choice("flavour", word, (AUTO, *FLAVOURS))
     if word != AUTO:

@@ -99,8 +99,8 @@ DEFAULT_GATES: Final[Mapping[str, tuple[Gate, ...]]] = MappingProxyType(
 significant bits errs by at most 2⁻ᵖ, that is 2⁻ᵖ/√3 rms; independent roundings add in quadrature, and the longest path
 (DenseNet-264) crosses 264 convolutions, hence an ε up to about 2⁻ᵖ·√(264/3): 0.00006 % for FP32 (p = 24), 0.46 % for
 FP16 (p = 11), 3.7 % for BF16 (p = 8); an untrained DenseNet-264 run by torch on a CPU showed 0.06 % and 0.5 % for the
-latter two. So each limit lies above the rounding that its precision brings along, FP32's far above it, for kernels that
-sum in another order. INT8 has no such limit: what it costs depends on the data, so the user sets it.
+latter two. So each limit is above the rounding error of its precision, FP32's far above it, for kernels that sum in
+another order. INT8 has no default limit: its error depends on the data, so the user sets one.
 """
 
 

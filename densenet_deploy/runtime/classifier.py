@@ -228,7 +228,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Return the class names in a UTF-8 text file, one per line; a byte-order mark and Windows line ends are accepted.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         DataError: if it is empty, not UTF-8, or has a blank line before its end.
     """
     with os_errors_about(path):

@@ -109,7 +109,7 @@ class Cuda:
         return int(found.device) if int(found.type) in _ON_GPU else None
 
     def free(self, name: str, handle: Any) -> None:
-        """Free `handle` by calling `name`, ignoring failures: there is no caller to report them to."""
+        """Free `handle` by calling `name`, ignoring failures, which nobody could handle."""
         if os.getpid() != self._process:  # a forked child owns nothing on the GPU
             return
         with contextlib.suppress(Exception):

@@ -140,7 +140,7 @@ def read_plan(path: Path, *, trust_engine: bool = False) -> Plan:
         trust_engine: accept a plan without a sidecar. One whose sidecar describes another plan is refused anyway.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         ModelFileError: if it is not a plan, was cut or changed, or has no sidecar.
         ManifestError: if the sidecar cannot be read, or is of a newer schema.
     """

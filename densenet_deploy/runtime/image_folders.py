@@ -41,7 +41,7 @@ def find_images(folder: StrPath) -> tuple[Path, ...]:
     """Return the images (by suffix) directly inside `folder` or inside its class folders, sorted by path.
 
     Raises:
-        InputError: if there is no such folder.
+        InputError: if the folder does not exist.
         DataError: if it holds none.
     """
     folder = Path(folder)
@@ -61,7 +61,7 @@ def find_labelled_images(folder: StrPath, labels: Sequence[str] | None = None) -
     refused. Folders whose names start with a dot are skipped.
 
     Raises:
-        InputError: if there is no such folder.
+        InputError: if the folder does not exist.
         DataError: if there are no class folders, one is empty, or they do not match the labels.
     """
     folder = Path(folder)

@@ -114,7 +114,7 @@ def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> Loaded
     Raises:
         ImageError: if it is not an image, damaged, incomplete, too large, or of a kind without a stated conversion.
         FeedError: if an array is not uint8 (H, W, 3).
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         ResourceError: if reading it failed, or memory ran out.
     """
     if isinstance(source, LoadedImage):

@@ -89,7 +89,7 @@ class Gpu:
 
 @functools.cache
 def find_gpus() -> tuple[Gpu, ...]:
-    """Return the visible GPUs, in CUDA's order; none where there is no driver or it does not answer."""
+    """Return the visible GPUs, in CUDA's order; none without a driver that answers."""
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError:

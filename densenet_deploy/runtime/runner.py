@@ -429,7 +429,7 @@ def _readers(source: RunnerSource) -> list[type[Runner]]:
     if isinstance(source, ModuleSource):
         return [kind for _, kind in sorted(backends.items().items()) if kind.reads_modules]
     if source.kind == "checkpoint":
-        raise ModelFileError(source.path, "is a checkpoint", "load its module first: open_runner(load_model(path))")
+        raise ModelFileError(source.path, "is a checkpoint", "load it first: densenet_deploy.load(path).runner()")
     readers = backends_reading(_suffix_of(source))
     if not readers:
         why = f"no backend here reads {_suffix_of(source)} files"

@@ -114,7 +114,7 @@ def sidecar_path(engine: Path) -> Path:
 
 
 def read_records(engine: Path) -> dict[str, Sidecar] | None:
-    """Return the records in the sidecar of `engine` by hash, or None where there is no sidecar.
+    """Return the records in the sidecar of `engine` by hash, or None without a sidecar.
 
     Raises:
         ManifestError: if it cannot be read, or is of a newer schema.

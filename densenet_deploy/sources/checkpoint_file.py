@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a `.safetensors` file, or one of PyTorch's: `.pth`, `.pt`, `.ckpt` or `.bin`.
 
     Raises:
-        InputError: if there is no such file, or it is empty.
+        InputError: if the file does not exist, or it is empty.
         CheckpointError: if it is damaged, too large, or holds objects other than tensors, numbers and containers.
     """
     suffix = path.suffix.lower()

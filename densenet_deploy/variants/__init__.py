@@ -55,7 +55,7 @@ def variant_with(name: str | None, changes: Mapping[str, Any]) -> Variant:
     24
 
     Raises:
-        UsageError: if there is no such variant, or its numbers do not make a network.
+        UsageError: if the variant is unknown, or its numbers do not make a network.
     """
     variant = find_variant(DEFAULT_VARIANT if name is None else name)
     return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant

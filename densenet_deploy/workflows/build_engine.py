@@ -41,8 +41,8 @@ from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.quantize.calibration_data import CalibrationData
+    from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.quantization.calibration_data import CalibrationData
     from densenet_deploy.workflows.load import LoadOptions
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
@@ -317,7 +317,7 @@ def _build_key(model: Model, digest: str, request: BuildRequest, toolchain: Tool
 def _calibration_data(model: Model, request: BuildRequest) -> CalibrationData | None:
     if request.calibration is None:
         return None
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
     from densenet_deploy.workflows.load import preprocessing_of
 
     calibration = request.calibration

@@ -189,7 +189,7 @@ def is_parsed(source: StrPath, precision: str) -> bool:
     """Return whether this process parses a file: a graph that states and holds the precision is only built.
 
     Raises:
-        InputError: if there is no such file, or it is not a model.
+        InputError: if the file does not exist or is not a model.
     """
     if Path(source).suffix.lower() != ".onnx":
         return True
@@ -201,7 +201,7 @@ def graph_source(request: BuildRequest) -> Model | None:
     """Look at the graph to start from; None where a network has to be exported first.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         ModelFileError: if it is not a graph, or holds another precision than was asked for.
         UsageError: if it is FP32, INT8 was asked for, and there is nothing to calibrate with.
     """
@@ -277,7 +277,7 @@ def _check_int8(model: Model, asked: str) -> None:
     if recipe is not None:
         raise ModelFileError(subject, f"was quantized by the recipe {recipe}, not {RECIPE}", _QUANTIZE)
     require_packages("export", "onnx")
-    from densenet_deploy.quantize.checks import check_quantized
+    from densenet_deploy.quantization.checks import check_quantized
 
     found = check_quantized(model.onnx, RECIPE)
     if found:

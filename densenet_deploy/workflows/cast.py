@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from densenet_deploy.graph.reduced_precision import ReducedModel
-    from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.quantize.calibration_data import CalibrationData
+    from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.quantization.calibration_data import CalibrationData
 
 PRECISIONS: Final = ("fp16", "bf16")
 PARITY_SAMPLES: Final = 16
@@ -154,7 +154,7 @@ def cast(
 
     Raises:
         ModelFileError: if the source is not a float32 image model, or an operator has no 16-bit form.
-        UnknownNameError: if there is no node with a name in `float_nodes`.
+        UnknownNameError: if a name in `float_nodes` is not that of a node.
         DataError: if the calibration data are too few, all alike, or not normalized.
         OutputExistsError: if another artifact stands where the result should go.
         GateError: if the result computes something else; then nothing is written.
@@ -214,7 +214,7 @@ def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | No
 
 
 def _open(calibration: Any, model: Model, samples: int) -> CalibrationData:
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     check_values = knows_normalization(model.manifest)
     return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
@@ -227,8 +227,8 @@ def _ranges(
     import numpy as np
     import onnx_ir
 
-    from densenet_deploy.quantize.calibrate import calibrate
-    from densenet_deploy.quantize.observers.observer import CalibrationConfig
+    from densenet_deploy.quantization.calibrate import calibrate
+    from densenet_deploy.quantization.observers.observer import CalibrationConfig
 
     made = [value for node in graph.graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
     names = tuple(str(value.name) for value in made if value.shape is None or len(value.shape) >= 2)

@@ -11,7 +11,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
@@ -28,8 +27,6 @@ from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
-    import torch
-
     from densenet_deploy.sources import LoadedNetwork
 
 
@@ -104,7 +101,7 @@ def check_names(source: Any, stated: LoadOptions) -> None:
 
     Raises:
         UsageError: if a name is unknown, or numbers do not make a network.
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
     """
     _facts(stated)
     if isinstance(source, Model) or not (source is None or isinstance(source, (str, os.PathLike))):
@@ -301,42 +298,3 @@ def _announced(model: Model) -> Model:
     for note in untrained_note(model.manifest):
         warnings.warn(f"{model.name}: {note}", UntrainedWeightsWarning, stacklevel=3)
     return model
-
-
-# The names below serve callers that still pass requests; they go when the last of them takes a `Model`.
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """Which DenseNet, with which weights and facts."""
-
-    variant: str | None = None
-    weights: str = "none"
-    num_classes: int | None = None
-    head: str | None = None
-    architecture: Architecture = field(default_factory=Architecture)
-    image_size: int | None = None
-    resize: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    labels: tuple[str, ...] | None = None
-    allow_nonfinite: bool = False
-    seed: int = 0
-
-
-def build(request: ModelRequest) -> Model:
-    """Load what `request` names."""
-    stated = {name: value for name, value in vars(request).items() if value is not None and name != "weights"}
-    return load(None if request.weights == "none" else request.weights, **stated)
-
-
-def load_model(source: Any = None, **stated: Unpack[LoadOptions]) -> torch.nn.Module:
-    """Load the module of a source."""
-    module = load(source, **stated).module
-    assert module is not None
-    return module
-
-
-def labels_from(path: Path | None) -> tuple[str, ...] | None:
-    """Read a label file, if one was given."""
-    return None if path is None else read_labels(path)

@@ -41,7 +41,7 @@ class Destination:
         Raises:
             UsageError: if `out` has the suffix of another kind of file.
             OutputExistsError: if another artifact stands there.
-            ResourceError: if there is no room or no permission.
+            ResourceError: if room or permission is missing.
         """
         if out is None:
             return cls(None)

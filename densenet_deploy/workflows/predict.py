@@ -121,7 +121,7 @@ def predict(
 
     Raises:
         UsageError: if `top_k` is below 1, or a pattern matches nothing.
-        InputError: if the model cannot be used, or there is no such file or folder.
+        InputError: if the model cannot be used, or a pattern matches nothing.
         BackendError: if the backend or device is not available.
     """
     if top_k < 1:

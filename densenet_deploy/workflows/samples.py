@@ -29,7 +29,7 @@ def samples_of(data: Any, preprocessing: Preprocessing, count: int) -> Iterator[
         return seeded_samples(count, preprocessing)
     if isinstance(data, (str, os.PathLike)) and Path(data).suffix.lower() not in (".npy", ".npz"):
         return _folder_samples(Path(data), count, preprocessing)
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     return itertools.islice(open_calibration_data(data, preprocessing, count), count)
 

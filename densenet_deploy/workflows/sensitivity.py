@@ -30,11 +30,11 @@ from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.quantize.layer_choice import Trials, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
-from densenet_deploy.workflows.quantize.preparation import Int8Ready, chosen_recipe, prepare_int8
+from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, prepare_int8
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 UNITS: Final = ("layer", "block")
 
@@ -204,7 +204,7 @@ class _Costs:
         return Cost(self._trials.sqnr_db(float_layers), top1)
 
 
-def _groups(ready: Int8Ready, per: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+def _groups(ready: Int8Preparation, per: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Layers by group, in execution order, and a note about those that the recipe keeps float anyway."""
     written = ready.writer.write()
     groups: dict[str, tuple[str, ...]] = {}

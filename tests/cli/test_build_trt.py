@@ -102,7 +102,7 @@ def test_what_this_tensorrt_cannot_do_is_exit_5(capsys: pytest.CaptureFixture[st
         code, line = run_failing(capsys, "build-trt", model, "--fp16", "--flavour", "rtx", *words)
         assert code == 5
         assert "TensorRT-RTX" in line
-    assert [path.name for path in model.parent.iterdir()] == ["tiny.onnx"], "said before anything was made"
+    assert [path.name for path in model.parent.iterdir()] == ["tiny.onnx"], "refused before anything was made"
 
 
 @pytest.mark.skipif(is_installed("tensorrt") and bool(find_gpus()), reason="full TensorRT builds here")

@@ -13,7 +13,7 @@ import pytest
 from densenet_deploy.cli import main
 from densenet_deploy.cli.app import COMMANDS, declaration
 from densenet_deploy.cli.options import BACKEND_HELP, DEVICE_HELP, VARIANT_HELP
-from densenet_deploy.quantize.recipes.recipe import recipes
+from densenet_deploy.quantization.recipes.recipe import recipes
 from densenet_deploy.runtime.runner import backends
 from densenet_deploy.variants import variant_names
 
@@ -40,7 +40,7 @@ def test_the_bare_program_prints_help(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.usefixtures("narrow")
 def test_help_lists_every_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, "--help").partition("Commands:")[2].splitlines()
+    lines = printed(capsys, "--help").partition("Commands:")[2].partition("\n\n")[0].splitlines()
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.startswith("  ")}
     assert listed == {name: declaration(name).summary for name in COMMANDS}
     assert max(map(len, lines)) <= NARROW

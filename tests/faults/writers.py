@@ -19,13 +19,13 @@ import numpy as np
 
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantize.cache import CalibrationCache, CalibrationKey, Hit
-from densenet_deploy.quantize.calibrate import Checkpoint, collect_ranges
-from densenet_deploy.quantize.observers.minmax import MinMaxOptions
-from densenet_deploy.quantize.observers.observer import CalibrationConfig, ChannelRanges
+from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey, Hit
+from densenet_deploy.quantization.calibrate import Checkpoint, collect_ranges
+from densenet_deploy.quantization.observers.minmax import MinMaxOptions
+from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges
 from densenet_deploy.runtime.engine_files import read_plan, write_engine
 from tests.function_runner import FunctionRunner
-from tests.quantize.observed import samples, two_layers
+from tests.quantization.observed import samples, two_layers
 from tests.runtime.plans import plan_bytes, sidecar_of
 
 PLAN = CalibrationConfig("minmax", MinMaxOptions(headroom=0.0))

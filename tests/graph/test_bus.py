@@ -59,7 +59,7 @@ def test_a_node_that_reads_twice_is_two_readers():
     assert {("Mul", 0, "q"), ("Mul", 1, "q")} <= _readers(bus)
 
 
-def test_what_leaves_the_graph_is_named():
+def test_tensors_that_leave_the_graph_are_named():
     ((bus,), _) = _buses(FLAT, f"{ENDS}, float[N,5,5,5] p, float[N,2,5,5] x1")
     assert {tensor.name for tensor in bus.outputs} == {"p", "x1"}
 
@@ -104,7 +104,7 @@ def test_concats_that_meet_late_are_one_group():
         (LAYERS + "f = Flatten(x2)  p = Concat<axis=1>(f, f)  y = Neg(p)", "float[N,k] y", "rows of numbers"),
     ],
 )  # fmt: skip
-def test_what_is_not_a_bus_is_refused_with_the_reason(body, outputs, why):
+def test_concats_that_are_not_a_bus_are_refused_with_the_reason(body, outputs, why):
     found, refused = _buses(body, outputs)
     assert found == ()
     (reason,) = refused
@@ -173,7 +173,7 @@ def test_a_reader_that_clips_nothing_needs_everything(reader, output):
     assert np.isposinf(high).all()
 
 
-def test_what_leaves_the_graph_is_needed_whole():
+def test_all_of_an_output_is_needed():
     low, high = _needed(BUS + NORM_A + NORM_B, f"{OUTPUTS}, float[N,2,5,5] x1")
     np.testing.assert_allclose(low, [-2, -np.inf, -np.inf])
     np.testing.assert_allclose(high, [np.inf, np.inf, np.inf])

@@ -23,7 +23,7 @@ def test_every_pass_has_its_own_file(kind):
     assert kind.__module__.startswith("densenet_deploy.graph.passes.")
 
 
-def test_what_nothing_reads_is_dropped():
+def test_unused_nodes_and_initializers_are_dropped():
     model = model_of("dead = Relu(x)  y = Neg(x)", weights(unused=(4,)), outputs="float[N,3,5,5] y")
     assert apply_passes(model, ()) == ()
     assert operators(model) == ["Neg"]
@@ -110,7 +110,7 @@ def test_nothing_to_look_at_changes_nothing():
     assert outcome.changed == outcome.skipped == ()
 
 
-def test_each_node_sees_what_became_of_those_before_it():
+def test_each_node_sees_the_result_of_those_before_it():
     """The second Relu reads the input only once the first is gone."""
     model = model_of("a = Relu(x) b = Relu(a) y = Neg(b)", "", outputs="float[N,3,5,5] y")
     assert len(DropFirstRelu()(model).changed) == 2

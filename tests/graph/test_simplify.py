@@ -90,7 +90,7 @@ def test_nothing_is_printed(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_onnxsim_refuses_is_a_model_error():
+def test_a_model_that_onnxsim_refuses_is_a_model_error():
     broken = onnx.parser.parse_model(HEADER + "broken (float[2] x) => (float[2] y) { y = Relu(gone) }")
     with pytest.raises(ModelFileError) as caught:
         simplify_onnx(broken)

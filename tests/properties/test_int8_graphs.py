@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from densenet_deploy.graph.graph_pass import EXACT, apply_passes
 from densenet_deploy.graph.onnx_file import expose_values
-from densenet_deploy.quantize.int8_writer import Int8Writer
-from densenet_deploy.quantize.observers.observer import ChannelRanges
-from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+from densenet_deploy.quantization.int8_writer import Int8Writer
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 from tests.properties.graphs import dense_graphs
 from tests.properties.holds import holds_for
 from tests.properties.test_graph_passes import opened, pixels_of

@@ -13,7 +13,7 @@ import onnxruntime
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from densenet_deploy.quantize.scales import (
+from densenet_deploy.quantization.scales import (
     LIMITS,
     IntegerWeights,
     QuantizedType,
@@ -48,7 +48,7 @@ def _assert_numbers(integers: IntegerWeights, bits: int) -> None:
 
 
 @holds_for(few=300, many=20_000, weights=rows_of_weights(), bits=BITS, per_channel=st.booleans())
-def test_weights_are_codes_within_half_a_step(weights: np.ndarray, bits: int, per_channel: bool) -> None:
+def test_quantized_weights_are_within_half_a_step(weights: np.ndarray, bits: int, per_channel: bool) -> None:
     codes, scales = quantize_rows(weights, bits=bits, per_channel=per_channel)
     _assert_numbers(IntegerWeights(codes, scales, np.zeros(1, np.int32)), bits)
     column = np.reshape(scales.astype(np.float64), (-1, 1, 1, 1))
@@ -105,7 +105,7 @@ LAYERS = st.fixed_dictionaries(
 
 
 @holds_for(few=150, many=10_000, layer=LAYERS)
-def test_onnx_runtime_computes_what_the_integers_say(layer: SimpleNamespace) -> None:
+def test_onnx_runtime_computes_as_the_integers_define(layer: SimpleNamespace) -> None:
     rng = np.random.default_rng(layer.seed)
     shape = (layer.rows, layer.inputs, layer.kernel, layer.kernel)
     weights = rng.standard_normal(shape) * 10 ** rng.uniform(-6, 1, (layer.rows, 1, 1, 1))

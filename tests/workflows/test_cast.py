@@ -12,7 +12,7 @@ import pytest
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, GateError, ModelFileError, OutputExistsError, UnknownNameError
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.evaluate import evaluate

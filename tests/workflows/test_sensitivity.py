@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from densenet_deploy.errors import MissingPackageError, OutputExistsError, UnknownNameError, UsageError
-from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.plot.data import PlotRequest
 from densenet_deploy.workflows.plot.plot import plot
 from densenet_deploy.workflows.quantize import preparation

@@ -15,7 +15,7 @@ averages whole windows, because averaging commutes with s·x + t. A clip remains
 This pays in INT8. The norms of a dense block all read the same bus, each with its own s and t, so each requantizes the
 bus to a scale of its own. A clip does not: it works on the quantized values of the bus, and costs a compare instead of
 a multiplication and a rounding. Its bound is rounded to a quantized value too, an error of the mean that
-`quantize/output_correction.py` corrects. Run it after `equalize-bus`, which handles norms but not clips.
+`quantization/output_correction.py` corrects. Run it after `equalize-bus`, which handles norms but not clips.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _names_in(source: ModuleSource) -> tuple[str, ...]:
 
 
 def _channels(source: ModuleSource) -> int | None:
-    """The channels that the first convolution reads, or None where there is no convolution."""
+    """The channels that the first convolution reads, or None without a convolution."""
     from torch import nn
 
     if source.channels is not None:

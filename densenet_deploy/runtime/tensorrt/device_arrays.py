@@ -4,7 +4,8 @@ CuPy, PyTorch and Numba support `__cuda_array_interface__`
 (https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html), others only DLPack; neither side has to import the
 other.
 
-A DLPack capsule holds a C struct with the place of an array, and a function to call when the array is no longer used.
+A DLPack capsule holds a C struct with the place of an array, and a function to call when the array is not needed any
+more.
 There are two kinds, distinguished by name: with a version and flags (since DLPack 1.0), and without. The consumer
 renames the capsule and thereby becomes responsible for that call. Capsules are opened and made here with ctypes alone;
 see https://dmlc.github.io/dlpack/latest/ and `__dlpack__` of the array API standard.

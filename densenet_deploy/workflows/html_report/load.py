@@ -324,8 +324,8 @@ def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
         "unknown" if facts is None else facts.precision,
         files,
         None if facts is None else facts.manifest,
-        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.proof.convolutions),
-        f"read back from the engine ({report.proof.source})",
+        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.runs.convolutions),
+        f"read back from the engine ({report.runs.source})",
         report.architecture,
         report.notes,
     )

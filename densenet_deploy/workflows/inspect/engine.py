@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from densenet_deploy.engines.precision import EnginePrecision, precision_of
 from densenet_deploy.errors import printable
 from densenet_deploy.records import to_plain
+from densenet_deploy.reports import Report
 from densenet_deploy.runtime.engine_files import Plan, read_plan
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_spec
 from densenet_deploy.workflows.notes import untrained_note
 
-_STRANGER: Final = "no sidecar: only what the plan says itself is known, and nobody vouches for it"
+_NO_SIDECAR: Final = "no sidecar: only what the engine itself says is known, and its origin is not"
 
 
-@dataclass(frozen=True)
-class InspectEngineReport:
-    """A plan with its facts, what runs in which precision, and what its architecture costs, where that is known."""
+@dataclass(frozen=True, kw_only=True)
+class InspectEngineReport(Report):
+    """An engine with its facts, what runs in which precision, and what its architecture costs, where that is known."""
+
+    kind: ClassVar[str] = "inspect"
 
     plan: Plan
-    proof: EnginePrecision
-    architecture: InspectReport | None
-    notes: tuple[str, ...]
+    runs: EnginePrecision
+    architecture: InspectReport | None = None
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return the report with plain types."""
         header, facts = self.plan.header, self.plan.sidecar
-        costs: dict[str, object] = {"parameters": None, "macs": None, "blocks": []}
+        costs: dict[str, Any] = {"parameters": None, "macs": None, "blocks": []}
         return {
             **(costs if self.architecture is None else self.architecture.to_json()),
             "model": str(self.plan.path),
             "precision": "unknown" if facts is None else facts.precision,
-            "runs": to_plain(self.proof.summary()),
+            "runs": to_plain(self.runs.summary()),
             "flavour": header.flavour,
             "version": header.version if facts is None else facts.version,
             "targets": list(header.targets if facts is None else facts.targets),
@@ -44,6 +46,7 @@ class InspectEngineReport:
             "onnx_sha256": None if facts is None else facts.onnx_sha256,
             "bytes": len(self.plan.data),
             "notes": list(self.notes),
+            **({"argv": list(self.argv)} if self.argv else {}),
         }
 
     def to_text(self) -> str:
@@ -57,7 +60,7 @@ class InspectEngineReport:
         if facts is not None:
             batches = ", ".join(f"{b.min}/{b.opt}/{b.max}" for b in facts.profiles)
             lines += [f"batches     {batches} (min/opt/max)", f"asked       {facts.precision}"]
-        lines.append(f"runs        convolutions: {self.proof.summary()}")
+        lines.append(f"runs        convolutions: {self.runs.summary()}")
         return "\n".join(lines if self.architecture is None else [*lines, "", self.architecture.to_text()])
 
 
@@ -65,13 +68,14 @@ def inspect_engine(path: Path, batch: int = 1) -> InspectEngineReport:
     """Inspect an engine file, with or without a sidecar.
 
     Raises:
-        ModelFileError: if it is no plan, or not the one that its sidecar describes.
+        ModelFileError: if it is not an engine, or not the one that its sidecar describes.
         ManifestError: if its sidecar cannot be read.
     """
     options = InspectOptions(batch=batch)
     plan = read_plan(path, trust_engine=True)  # it is read as text, not loaded
     if plan.sidecar is None:
-        return InspectEngineReport(plan, precision_of(plan), None, (_STRANGER,))
+        return InspectEngineReport(plan=plan, runs=precision_of(plan), notes=(_NO_SIDECAR,))
     manifest = plan.sidecar.manifest
     architecture = None if manifest is None else inspect_spec(str(path), plan.sidecar.precision, manifest, options)
-    return InspectEngineReport(plan, precision_of(plan), architecture, untrained_note(manifest))
+    notes = untrained_note(manifest)
+    return InspectEngineReport(plan=plan, runs=precision_of(plan), architecture=architecture, notes=notes)

@@ -17,10 +17,10 @@ from densenet_deploy.bench.rounds import RoundResults, compare_speed
 from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, outputs_of, worst
-from densenet_deploy.quantize.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
+from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
-from densenet_deploy.workflows.quantize.preparation import Int8Ready
+from densenet_deploy.workflows.quantize.preparation import Int8Preparation
 
 TRIAL_SAMPLES: Final = 32
 _SECONDS_PER_ROUND: Final = 0.05
@@ -53,7 +53,7 @@ class Speed:
 class Trials:
     """Writes INT8 forms that leave other layers float, and measures them against the float model."""
 
-    def __init__(self, ready: Int8Ready, model: Model) -> None:
+    def __init__(self, ready: Int8Preparation, model: Model) -> None:
         """Run the float model on the first 32 calibration samples."""
         self._writer, self._model = ready.writer, model
         self._samples = list(itertools.islice(ready.data, TRIAL_SAMPLES))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_choice, require_range
-from densenet_deploy.quantize.observers.observer import CalibrationConfig, ObserverOptions
+from densenet_deploy.quantization.observers.observer import CalibrationConfig, ObserverOptions
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
-    from densenet_deploy.quantize.calibration_data import CalibrationData
-    from densenet_deploy.quantize.int8_writer import Int8Writer
+    from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.quantization.calibration_data import CalibrationData
+    from densenet_deploy.quantization.int8_writer import Int8Writer
 
 _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @dataclass(frozen=True)
-class Int8Ready:
+class Int8Preparation:
     """A calibrated graph that waits for a choice of layers.
 
     Attributes:
@@ -50,21 +50,21 @@ def prepare_int8(
     options: QuantizeOptions,
     stages: Stages,
     cache: CalibrationCache | None = None,
-) -> Int8Ready:
+) -> Int8Preparation:
     """Run the exact passes, calibrate and equalize.
 
     Raises:
-        UnknownNameError: if there is no such recipe.
+        UnknownNameError: if the recipe is unknown.
         ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized.
     """
     import onnx_ir
 
-    from densenet_deploy.quantize.calibrate import calibrate
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
-    from densenet_deploy.quantize.int8_writer import Int8Writer, tensors_to_observe
-    from densenet_deploy.quantize.observers.observer import CalibrationConfig
-    from densenet_deploy.quantize.recipes.recipe import RecipeOptions
+    from densenet_deploy.quantization.calibrate import calibrate
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
+    from densenet_deploy.quantization.observers.observer import CalibrationConfig
+    from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
@@ -83,7 +83,7 @@ def prepare_int8(
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         if options.correct:
             writer.correct(data)
-    return Int8Ready(writer, data, found.note)
+    return Int8Preparation(writer, data, found.note)
 
 
 def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:
@@ -95,11 +95,11 @@ def chosen_recipe(name: str) -> str:
     """Return the recipe called `name`; `auto` is openvino where it is installed, else onnxruntime.
 
     Raises:
-        UnknownNameError: if there is no such recipe.
+        UnknownNameError: if the recipe is unknown.
         MissingPackageError: if what writes recipes is not installed.
     """
     require_packages("export", "onnx", "onnxscript")
-    from densenet_deploy.quantize.recipes.recipe import recipes
+    from densenet_deploy.quantization.recipes.recipe import recipes
 
     if name != "auto":
         recipes.get(name)

@@ -31,11 +31,11 @@ from densenet_deploy.workflows.quantize.layer_choice import (
     stage_of,
 )
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
-from densenet_deploy.workflows.quantize.preparation import Int8Ready, chosen_recipe, int8_manifest, prepare_int8
+from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, int8_manifest, prepare_int8
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 PARITY_SAMPLES: Final = 64
 
@@ -194,7 +194,7 @@ class _LayerChoice:
 
 
 def _chosen_layers(
-    ready: Int8Ready, model: Model, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
+    ready: Int8Preparation, model: Model, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
 ) -> _LayerChoice:
     """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
     float_layers = frozenset(_known_layers(options.float_layers, ready.writer.layers))
@@ -241,7 +241,7 @@ def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> N
     Raises:
         DensenetDeployError: if not.
     """
-    from densenet_deploy.quantize.checks import require_float, require_sound
+    from densenet_deploy.quantization.checks import require_float, require_sound
 
     require_sound(result.onnx, recipe)
     require_float(result.onnx, recipe, layers_float)
@@ -268,7 +268,7 @@ def _explanation(
     layers_float: Sequence[str],
     unasked: Collection[str],
     choice: _LayerChoice,
-    ready: Int8Ready,
+    ready: Int8Preparation,
     recipe: str,
 ) -> tuple[str, ...]:
     put_back = choice.speed.put_back if choice.speed is not None else ()

@@ -17,7 +17,7 @@ from typing import Any
 
 from densenet_deploy.artifacts import StrPath, os_errors_about, require_file
 from densenet_deploy.errors import UnknownNameError, UsageError
-from densenet_deploy.quantize.observers.observer import observer_options, parse_observer_options
+from densenet_deploy.quantization.observers.observer import observer_options, parse_observer_options
 from densenet_deploy.records import from_plain
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 
@@ -48,7 +48,7 @@ def load_recipe(path: StrPath, given: Mapping[str, Any] | None = None) -> Quanti
     """Return the options of the recipe in `path`; those `given` by name take precedence.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if the file does not exist.
         UsageError: if it is not TOML, or an option has an invalid type or value.
         UnknownNameError: if it holds an unknown key, naming the nearest known one.
     """

@@ -142,7 +142,7 @@ class SearchSpace:
         """Fill in what `options` leave open.
 
         Raises:
-            UnknownNameError: if there is no such backend or recipe.
+            UnknownNameError: if the backend or recipe is unknown.
             MissingPackageError: if a named backend is not installed, or none is.
         """
         names = _backends(options.backends)
@@ -197,7 +197,7 @@ def _precisions(options: TuneOptions) -> tuple[list[str], list[str]]:
 
 
 def _int8_options(options: TuneOptions, names: Sequence[str]) -> tuple[list[PrecisionOption], list[str]]:
-    from densenet_deploy.quantize.recipes.recipe import recipes
+    from densenet_deploy.quantization.recipes.recipe import recipes
 
     words = options.recipes or tuple(name for name in recipes.items() if name in names)
     found, notes = [], []

@@ -241,7 +241,7 @@ class LocalMeasurer:
         if self.data is not None:
             return list(samples_of(self.data, preprocessing, PARITY_SAMPLES)), "images of the labelled data"
         if self.calibration is not None:
-            from densenet_deploy.quantize.calibration_data import open_calibration_data
+            from densenet_deploy.quantization.calibration_data import open_calibration_data
 
             opened = open_calibration_data(self.calibration, preprocessing, self.samples)
             return list(itertools.islice(opened, PARITY_SAMPLES)), "calibration images"

@@ -30,7 +30,7 @@ from densenet_deploy.workflows.tune.cache import Facts, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 _PACKAGES: Final = ("densenet-deploy", "numpy", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu",
                     "openvino", "torch")  # fmt: skip
@@ -53,7 +53,7 @@ class Source:
         """Return what `source` is: a path, or whatever else `load` takes, with the facts that are stated.
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if the file does not exist.
             UsageError: if it is not a source.
         """
         if not stated and is_file_name(source):
@@ -233,7 +233,7 @@ def data_digests(source: Path | None, preprocessing: Preprocessing, samples: int
     """
     if source is None:
         return None
-    from densenet_deploy.quantize.calibration_data import open_calibration_data
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     return open_calibration_data(source, preprocessing, samples).digests() or {}
 

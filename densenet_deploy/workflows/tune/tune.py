@@ -29,7 +29,7 @@ from densenet_deploy.workflows.tune.report import DryRunReport, PlannedFile, Pla
 from densenet_deploy.workflows.tune.search import Limits, Search
 
 if TYPE_CHECKING:
-    from densenet_deploy.quantize.cache import CalibrationCache
+    from densenet_deploy.quantization.cache import CalibrationCache
 
 DEFAULT_FOLDER: Final = "artifacts/tune/"
 _MIB: Final = 2**20

@@ -193,7 +193,7 @@ def test_by_name_it_has_no_ranges_and_says_so():
     assert skipped(_model(), "equalize-bus") == "s: no range of x0 is given"
 
 
-def test_what_is_not_a_bus_is_named():
+def test_concats_that_are_not_a_bus_are_named():
     assert "it holds one tensor" in skipped(
         _model(BODY.replace("(x0, x1)", "(x0)"), "float[N,3,5,5] y", gamma=(3,), beta=(3,), mean=(3,), var=(3,)),
         EqualizeBus(RANGES),

@@ -131,7 +131,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("body", "outputs", "why"), REASONS.values(), ids=REASONS)
-def test_what_cannot_be_scaled_is_skipped(body, outputs, why):
+def test_a_convolution_that_cannot_be_scaled_is_skipped(body, outputs, why):
     inputs = "float[N,3,5,5] x, float[4,3,1,1] f, float[4,3,1,1] k"
     model = model_of(body, weights(**SHAPES, row=(5, 1)), inputs, outputs)
     assert why in skipped(model, EqualizeLayer(RANGES))

@@ -88,7 +88,7 @@ def test_an_input_of_the_graph_is_pooled_too():
         ("r = Relu(x)  c = other.Conv(r, w)  " + POOL, "follows Conv, not a Conv"),
     ],
 )
-def test_what_does_not_commute_is_skipped(body, why):
+def test_a_pair_that_does_not_commute_is_skipped(body, why):
     model = _model(body, inputs="float[N,4,7,6] x")
     assert why in skipped(model, NAME)
 

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.quantize.cache import CalibrationCache
-from densenet_deploy.quantize.checks import check_quantized, convolutions
-from densenet_deploy.quantize.recipes.recipe import Recipe, recipes
+from densenet_deploy.quantization.cache import CalibrationCache
+from densenet_deploy.quantization.checks import check_quantized, convolutions
+from densenet_deploy.quantization.recipes.recipe import Recipe, recipes
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS

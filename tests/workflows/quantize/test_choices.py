@@ -6,7 +6,7 @@ import pytest
 
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
-from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.quantize import layer_choice
 from densenet_deploy.workflows.quantize.layer_choice import Speed, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions

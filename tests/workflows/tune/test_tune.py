@@ -18,7 +18,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.model import Model
-from densenet_deploy.quantize.cache import CalibrationCache
+from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.points import pareto_points
 from densenet_deploy.workflows.tune.cache import FILE_NAME

@@ -1,0 +1,420 @@
+"""Calibration data: a folder of images, an array or its file, or images and batches from anywhere.
+
+Each becomes a stream of samples (1, C, H, W), prepared for the model. Array files are read sample by sample, not
+mapped: the pages of a mapped file would count as this process's memory, and members of an `.npz` cannot be mapped at
+all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import math
+import os
+import tokenize
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from PIL import Image
+
+from densenet_deploy.artifacts import StrPath, os_errors_about, require_file, sha256_of
+from densenet_deploy.errors import DataError, InputError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.options import require_range
+from densenet_deploy.quantization.observers.minmax import MinMaxObserver
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.runtime.feeds import Array, as_array, value_limit
+from densenet_deploy.runtime.image_folders import ReadableImages, find_images
+from densenet_deploy.runtime.images import LoadedImage, load_image
+from densenet_deploy.runtime.preprocess import prepare
+
+DEFAULT_SAMPLES: Final = 512
+ARRAY_SUFFIXES: Final = (".npy", ".npz")
+_FIX: Final = "give images, or prepare arrays with densenet_deploy.runtime.preprocess"
+_DAMAGE: Final = (  # a header is Python's text for a dict, and is read as that
+    *(ValueError, EOFError, NotImplementedError, RuntimeError),
+    *(SyntaxError, TypeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+
+
+class CalibrationData(ABC):
+    """Samples (1, C, H, W) float32 that can be read more than once.
+
+    Attributes:
+        preprocessing: how images are prepared.
+        samples: how many were asked for; there may be fewer.
+    """
+
+    preprocessing: Preprocessing
+    samples: int
+
+    @property
+    def origin(self) -> object:
+        """Where they come from, as errors name it."""
+        return "calibration"
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Array]: ...
+
+    @abstractmethod
+    def digests(self) -> dict[str, str] | None:
+        """Return the SHA-256 of all that is read, by name, for a cache key; None if the source cannot be identified."""
+
+    def input_range(self) -> ChannelRanges:
+        """Return the range of inputs per channel, after the data were read: of images, what the preprocessing allows.
+
+        Arrays of inputs have their own range, with the headroom of the observer `minmax`.
+        """
+        low, high = self.preprocessing.value_range
+        channels = _input_shape(self.preprocessing)[0]
+        return ChannelRanges(np.full(channels, low, np.float32), np.full(channels, high, np.float32))
+
+
+def open_calibration_data(
+    source: StrPath | Iterable[Any],
+    preprocessing: Preprocessing,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = 0,
+    *,
+    check_values: bool = True,
+) -> CalibrationData:
+    """Open a folder, an `.npy` or `.npz` file, an array, or an iterable of images or batches.
+
+    >>> data = open_calibration_data(DataLoader(dataset, batch_size=32), preprocessing)     # doctest: +SKIP
+
+    Args:
+        source: a folder with images directly inside or in class folders; a file or an array of inputs (N, C, H, W),
+            float32 and already normalized; or an iterable, of which each item is such a batch or one input (C, H, W),
+            a uint8 image (H, W, 3) or batch (N, H, W, 3), a PIL image, a path, a torch tensor of these kinds, a tuple
+            or list whose first element is one of these, or a dict with one of these.
+        preprocessing: of the model. Images are prepared with it; arrays must have its size.
+        samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first. An
+            iterator, which can be read only once, is kept in memory as far as it was read.
+        seed: of the subset, and of the order in which images come: folders are sorted by class, and a reader of the
+            first few should get a fair sample. Arrays keep their order.
+        check_values: refuse arrays far beyond normalized images (0-255 pixels, say). False where mean and std are not
+            known: then only NaN and Inf are refused.
+
+    Raises:
+        DataError: if there are no images, or an array is not one of finite, normalized inputs; items and values are
+            checked while iterating.
+        InputError: if the file does not exist.
+    """
+    require_range("samples", samples, 1, 2**31)
+    limit = value_limit(preprocessing if check_values else None)
+    if hasattr(source, "__array__"):
+        return ArrayData.of(as_array("calibration", source), preprocessing, samples, seed, limit)
+    if not isinstance(source, (str, os.PathLike)):
+        return Stream(source, preprocessing, samples, limit)
+    path = Path(source)
+    if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
+        return ArrayFile.open(path, preprocessing, samples, seed, limit)
+    if path.is_file():
+        raise DataError(path, "is not calibration data", f"give a folder of images, or {' or '.join(ARRAY_SUFFIXES)}")
+    paths = find_images(path)
+    order = np.random.default_rng(seed).permutation(len(paths))
+    return ImageFolder(path, tuple(paths[index] for index in order[:samples]), preprocessing, samples)
+
+
+@dataclass(frozen=True)
+class ImageFolder(CalibrationData):
+    """Images `paths` inside `folder`, prepared for the model."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    preprocessing: Preprocessing
+    samples: int
+
+    @property
+    def origin(self) -> Path:
+        return self.folder
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (prepare(image, self.preprocessing)[None] for _, image in ReadableImages(self.paths))
+
+    def digests(self) -> dict[str, str]:
+        return {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in self.paths}
+
+
+@dataclass(frozen=True)
+class ArrayFile(CalibrationData):
+    """The samples `indices`, ascending, of the array in an `.npy` or `.npz` file."""
+
+    path: Path
+    indices: tuple[int, ...]
+    preprocessing: Preprocessing
+    samples: int
+    limit: float
+
+    @classmethod
+    def open(cls, path: Path, preprocessing: Preprocessing, samples: int, seed: int, limit: float) -> ArrayFile:
+        """Read the header and choose the samples.
+
+        Raises:
+            DataError: if the file does not hold one float32 array (N, C, H, W).
+        """
+        require_file(path)
+        with _opened_array(path) as (file, size):
+            count = _read_header(file, size, path, preprocessing)
+        return cls(path, _subset(count, samples, seed), preprocessing, samples, limit)
+
+    @property
+    def origin(self) -> Path:
+        return self.path
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Array]:
+        shape = (1, *_input_shape(self.preprocessing))
+        sample_bytes = 4 * math.prod(shape)
+        with _opened_array(self.path) as (file, size):
+            _read_header(file, size, self.path, self.preprocessing)
+            first = file.tell()
+            for index in self.indices:
+                file.seek(first + index * sample_bytes)
+                sample = np.frombuffer(file.read(sample_bytes), np.float32).reshape(shape)
+                yield _checked(sample, f"sample {index} of {self.path}", self.limit)
+
+    def digests(self) -> dict[str, str]:
+        return {"array": sha256_of(self.path), "chosen samples": _digest_of(self.indices)}
+
+    def input_range(self) -> ChannelRanges:
+        return _range_of(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayData(CalibrationData):
+    """The samples `indices`, ascending, of an array in memory: float32 inputs or uint8 images."""
+
+    array: Array
+    indices: tuple[int, ...]
+    preprocessing: Preprocessing
+    samples: int
+    limit: float
+
+    @classmethod
+    def of(cls, array: Array, preprocessing: Preprocessing, samples: int, seed: int, limit: float) -> ArrayData:
+        """Choose the samples.
+
+        Raises:
+            DataError: if the array is neither float32 (N, C, H, W) nor uint8 (N, H, W, 3).
+        """
+        array = array[None] if array.ndim == 3 else array
+        if not _are_pixels(array):
+            _require_inputs(array.shape, array.dtype, "array", preprocessing)
+        return cls(array, _subset(len(array), samples, seed), preprocessing, samples, limit)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Array]:
+        for index in self.indices:
+            yield from _inputs_of(self.array[index : index + 1], f"sample {index}", self.preprocessing, self.limit)
+
+    def digests(self) -> dict[str, str]:
+        chosen = self.array[list(self.indices)]
+        return {"array": hashlib.sha256(chosen.tobytes()).hexdigest(), "type": str(chosen.dtype)}
+
+    def input_range(self) -> ChannelRanges:
+        return super().input_range() if _are_pixels(self.array) else _range_of(self)
+
+
+@dataclass(eq=False)
+class Stream(CalibrationData):
+    """The first `samples` of an iterable; those of an iterator are kept once they were read.
+
+    Its range is that of the arrays of inputs among its items, if there are any.
+    """
+
+    source: Iterable[Any]
+    preprocessing: Preprocessing
+    samples: int
+    limit: float
+    _kept: list[Array] = field(default_factory=list, init=False, repr=False)
+    _rest: Iterator[Array] = field(init=False, repr=False)
+    _range: MinMaxObserver | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._is_iterator = isinstance(self.source, Iterator)
+        self._rest = self._read()
+
+    def __iter__(self) -> Iterator[Array]:
+        return itertools.islice(self._read_again() if self._is_iterator else self._read(), self.samples)
+
+    def digests(self) -> dict[str, str] | None:
+        """Return the digest of all samples of an iterator, which reads them; None for other iterables."""
+        if not self._is_iterator:
+            return None
+        every = hashlib.sha256()
+        for sample in self:
+            every.update(sample.tobytes())
+        return {"samples": every.hexdigest()}
+
+    def _read(self) -> Iterator[Array]:
+        for number, item in enumerate(self.source):
+            name = f"item {number}"
+            image_or_batch = _unwrapped(item, name)
+            is_input = hasattr(image_or_batch, "__array__") and not _is_image(image_or_batch)
+            for sample in _inputs_of(image_or_batch, name, self.preprocessing, self.limit):
+                if is_input:
+                    self._range = self._range or MinMaxObserver(sample.shape[1])
+                    self._range.update(sample)
+                yield sample
+
+    def input_range(self) -> ChannelRanges:
+        return super().input_range() if self._range is None else self._range.ranges()
+
+    def _read_again(self) -> Iterator[Array]:
+        for place in itertools.count():
+            while len(self._kept) <= place:
+                sample = next(self._rest, None)
+                if sample is None:
+                    return
+                self._kept.append(sample)
+            yield self._kept[place]
+
+
+def _subset(count: int, samples: int, seed: int) -> tuple[int, ...]:
+    if samples >= count:
+        return tuple(range(count))
+    return tuple(sorted(np.random.default_rng(seed).choice(count, samples, replace=False).tolist()))
+
+
+@contextlib.contextmanager
+def _opened_array(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open the `.npy` file, or the one member of the `.npz` file, and give its size; damage becomes a DataError."""
+    with os_errors_about(path):
+        try:
+            if path.suffix.lower() == ".npy":
+                with path.open("rb") as file:
+                    yield file, path.stat().st_size
+                return
+            with zipfile.ZipFile(path) as archive:
+                member = _only_member(archive, path)
+                with archive.open(member) as file:
+                    yield file, member.file_size
+        except _DAMAGE as exc:
+            raise DataError(path, f"cannot be read ({exc})", "save it again with numpy.save or numpy.savez") from exc
+
+
+def _only_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
+    members = archive.infolist()
+    if len(members) != 1:
+        names = ", ".join(member.filename.removesuffix(".npy") for member in members) or "none"
+        raise DataError(path, f"holds {len(members)} arrays ({names})", "save the inputs alone")
+    return members[0]
+
+
+def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preprocessing) -> int:
+    """Read past the header and return the number of samples."""
+    read = np.lib.format.read_array_header_1_0
+    if np.lib.format.read_magic(file) != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, is_fortran_order, dtype = read(file)
+    _require_inputs(shape, dtype, path, preprocessing)
+    if is_fortran_order and shape[0] > 1:
+        raise DataError(path, "is in Fortran order", "save numpy.ascontiguousarray(array)")
+    if size - file.tell() < 4 * math.prod(shape):
+        raise DataError(path, "is shorter than its header says", "make or download it again")
+    return shape[0]
+
+
+def _range_of(samples: Iterable[Array]) -> ChannelRanges:
+    observer: MinMaxObserver | None = None
+    for sample in samples:
+        observer = observer or MinMaxObserver(sample.shape[1])
+        observer.update(sample)
+    assert observer is not None
+    return observer.ranges()
+
+
+def _digest_of(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _input_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    return 3, preprocessing.image_size, preprocessing.image_size
+
+
+def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:
+    expected = _input_shape(preprocessing)
+    if dtype != np.float32 or len(shape) != 4 or shape[1:] != expected or shape[0] == 0:
+        why = f"is {shape} {dtype}, the model takes float32 (N, {', '.join(map(str, expected))})"
+        raise DataError(name, why, _FIX)
+
+
+# -- items of an iterable
+
+
+def _inputs_of(item: object, name: str, preprocessing: Preprocessing, limit: float) -> Iterator[Array]:
+    """Yield the samples (1, C, H, W) in one image or batch.
+
+    Raises:
+        DataError: if it is neither.
+    """
+    if isinstance(item, (str, os.PathLike, bytes, Image.Image, LoadedImage)):
+        yield _prepared(item, name, preprocessing)
+        return
+    if not hasattr(item, "__array__"):
+        raise DataError(name, f"is a {type(item).__name__}", "give images, paths, arrays or tensors")
+    array = as_array(name, item)
+    if _are_pixels(array):
+        for pixels in array if array.ndim == 4 else (array,):
+            yield _prepared(pixels, name, preprocessing)
+        return
+    batch = array[None] if array.ndim == 3 else array
+    _require_inputs(batch.shape, batch.dtype, name, preprocessing)
+    for sample in batch:
+        yield _checked(sample[None], name, limit)
+
+
+def _unwrapped(item: object, name: str) -> object:
+    """Return the image or batch in what a DataLoader gives: (batch, labels) or {"image": batch, ...}."""
+    if isinstance(item, Mapping):
+        found = [value for value in item.values() if _is_image_like(value)]
+        if len(found) != 1:
+            why = f"is a dict with {len(found)} images or batches ({', '.join(map(str, item)) or 'empty'})"
+            raise DataError(name, why, "give the batch itself, or a dict with one")
+        return found[0]
+    if isinstance(item, (tuple, list)) and item:
+        return _unwrapped(item[0], name)
+    return item
+
+
+def _is_image_like(value: object) -> bool:
+    return isinstance(value, (Image.Image, LoadedImage)) or len(getattr(value, "shape", ())) > 2
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, (Image.Image, LoadedImage)) or _are_pixels(as_array("image", value))
+
+
+def _are_pixels(array: Array) -> bool:
+    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0
+
+
+def _prepared(image: Any, name: str, preprocessing: Preprocessing) -> Array:
+    try:
+        return prepare(load_image(image), preprocessing)[None]
+    except InputError as exc:
+        raise DataError(f"{name}: {exc.subject}", exc.why, exc.fix) from exc
+
+
+def _checked(sample: Array, name: str, limit: float) -> Array:
+    low, high = sample.min(), sample.max()
+    if -limit <= low and high <= limit:  # False for NaN as well
+        return sample
+    if not np.isfinite(sample).all():
+        raise DataError(name, "holds NaN or Inf", "remove it")
+    raise DataError(name, f"ranges from {low:.4g} to {high:.4g}, beyond any normalized image", _FIX)

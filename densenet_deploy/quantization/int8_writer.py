@@ -1,0 +1,277 @@
+"""Prepare a calibrated float graph for INT8, and write it in INT8 for any choice of layers that stay float.
+
+Preparation shifts and equalizes the buses, runs the recipe's own passes, equalizes the layers, chooses types and
+measures the corrections of outputs. It does not depend on which layers stay float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
+from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.nodes import is_operator, only_reader, rank_of, why_not_affine
+from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
+from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
+from densenet_deploy.graph.passes.shift_bus import ShiftBus
+from densenet_deploy.graph.tensor_changes import TensorChanges, read_tensor_changes
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.packages import is_installed
+from densenet_deploy.quantization.observers.observer import ChannelRanges
+from densenet_deploy.quantization.output_correction import (
+    Correction,
+    classifier_of,
+    conv_corrections,
+    correct_classifier,
+    correct_conv,
+)
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
+from densenet_deploy.quantization.scales import QuantizedType, choose_types
+from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner
+
+CORRECTION_SAMPLES: Final = 128
+
+
+@dataclass(frozen=True)
+class Int8File:
+    """A serialized INT8 model and the names of its convolutions, in execution order, by what they compute on."""
+
+    data: bytes
+    layers_int8: tuple[str, ...]
+    layers_float: tuple[str, ...]
+
+
+class Int8Writer:
+    """Writes one calibrated float graph by one recipe.
+
+    Attributes:
+        layers: the names of the convolutions, in execution order.
+        macs: multiply-accumulates of each for one image.
+        backend: the backend that the recipe writes for; None where it is not installed or runs other files.
+        options: how the recipe writes.
+        manifest: the facts of the INT8 file; None for a third-party file.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Model,
+        ranges: Mapping[str, ChannelRanges],
+        recipe: str,
+        options: RecipeOptions,
+        *,
+        alpha: float | None = 0.5,
+        manifest: Manifest | None = None,
+    ) -> None:
+        """Equalize `graph`, in place, and choose types.
+
+        Args:
+            graph: a float32 graph after the exact passes.
+            ranges: calibrated ranges by tensor name.
+            recipe: the name of the recipe that writes.
+            options: its options.
+            alpha: of `equalize-layer`; None equalizes nothing.
+            manifest: see the attribute.
+        """
+        self.options, self.manifest = options, manifest
+        self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
+        self._plain = ir.to_proto(graph)
+        ranges = _equalized(graph, ranges, alpha, self._recipe)
+        self._graph, self._types = graph, choose_types(graph.graph, ranges)
+        convs = [node for node in graph.graph if is_operator(node, "Conv")]
+        self.layers = tuple(str(node.name) for node in convs)
+        self.macs = {str(node.name): _macs(node) for node in convs}
+        self._samples: list[Array] = []
+        self._corrections: Mapping[str, Correction] = {}
+        self._expected: list[Array] = []
+
+    def correct(self, samples: Iterable[Array]) -> None:
+        """Measure on `samples`, (1, C, H, W) each, of which the first 128 are used, what INT8 changes in the outputs.
+
+        Files that are written afterwards correct it.
+        """
+        self._samples = list(itertools.islice(samples, CORRECTION_SAMPLES))
+        if not self._samples:
+            return
+        quantized = self._simulated(self._graph, self._types, self.options)
+        self._corrections = conv_corrections(self._graph, quantized, self._samples)
+        self._expected = self._outputs(self._plain, REFERENCE_BACKEND)
+
+    def write(self, float_layers: Collection[str] = ()) -> Int8File:
+        """Return the INT8 form in which `float_layers` stay float."""
+        if set(self.layers) <= set(float_layers):
+            plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
+            return Int8File(_serialized(ir.from_proto(self._plain), plain), (), self.layers)
+        graph = _copy(self._graph)
+        options = dataclasses.replace(self.options, float_nodes=_with_clips(graph, float_layers))
+        types = _useful(self._types, graph, float_layers) if float_layers else self._types
+        for conv in [node for node in graph.graph if node.name in self._corrections and node.name not in float_layers]:
+            correct_conv(graph.graph, conv, self._corrections[str(conv.name)])
+        if self.backend is None:
+            self._correct_classifier(graph, self._simulated(graph, types, options))
+        written = set(self._recipe.write(graph, types, options))
+        if self.backend is not None:
+            self._correct_classifier(graph, ir.to_proto(graph))
+        integer = tuple(name for name in self.layers if name in written)
+        left = tuple(name for name in self.layers if name not in written)
+        return Int8File(_serialized(graph, self.manifest), integer, left)
+
+    def _simulated(
+        self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions
+    ) -> onnx.ModelProto:
+        """Return the Q/DQ form of `model` that runs anywhere."""
+        copy = _copy(model)
+        self._recipe.simulate(copy, types, options)
+        return ir.to_proto(copy)
+
+    def _correct_classifier(self, model: ir.Model, quantized: onnx.ModelProto) -> None:
+        """Let the classifier of `model` correct what `quantized`, its quantized form, changes in the outputs."""
+        gemm = classifier_of(model.graph)
+        if gemm is not None and self._samples:
+            found = self._outputs(quantized, self.backend or REFERENCE_BACKEND)
+            correct_classifier(model.graph, gemm, self._expected, found)
+
+    def _outputs(self, proto: onnx.ModelProto, backend: str) -> list[Array]:
+        """Return the first output of `proto` for each sample, (1, classes) or (1, features)."""
+        output = proto.graph.output[0].name
+        with open_runner(proto.SerializeToString(), backend, "cpu", RunnerOptions(check_values=False)) as runner:
+            return [run_batched(runner, sample)[output] for sample in self._samples]
+
+
+def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
+    """Return the tensors whose ranges `Int8Writer` needs, by name.
+
+    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, if
+    they are float feature maps (N, C, H, W). The range of the graph's input is known without calibration.
+    """
+    values: dict[ir.Value, None] = {}
+    for node in model.graph:
+        found: list[ir.Value | None] = []
+        if is_operator(node, "Conv"):
+            found.append(node.inputs[0])
+            if not is_operator(only_reader(node.outputs[0]), "Relu"):  # which makes one layer with it
+                found.append(node.outputs[0])
+        if is_operator(node, "Relu") or is_operator(node, "Concat"):
+            found.append(node.outputs[0])
+        if is_operator(node, "Concat"):
+            found += node.inputs
+        values |= dict.fromkeys(value for value in found if value is not None)
+    return tuple(str(value.name) for value in values if _is_feature_map(value) and not value.is_graph_input())
+
+
+def _is_feature_map(value: ir.Value) -> bool:
+    """Whether `value` is float and has four axes, as far as is known."""
+    return value.dtype in (ir.DataType.FLOAT, None) and rank_of(value) in (4, None)
+
+
+def backend_of(recipe: str) -> str | None:
+    """Return the backend of `recipe`, if it is installed and runs ONNX files; that of TensorRT runs only engines."""
+    kind = backends.items().get(recipe)
+    return recipe if kind is not None and ".onnx" in kind.suffixes and is_installed(kind.requires) else None
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    return ir.from_proto(ir.to_proto(model))
+
+
+def _with_clips(graph: ir.Model, float_layers: Collection[str]) -> frozenset[str]:
+    """Return the names of `float_layers` and of the clips and pools that only they read, which then stay float too."""
+    names = set(float_layers)
+    for node in reversed(list(graph.graph)):
+        reader = only_reader(node.outputs[0])
+        if node.op_type in ("Max", "Min", "AveragePool") and reader is not None and reader.name in names:
+            names.add(str(node.name))
+    return frozenset(names)
+
+
+def _useful(
+    types: Mapping[str, QuantizedType], graph: ir.Model, float_layers: Collection[str]
+) -> dict[str, QuantizedType]:
+    """Return the types of values that an INT8 convolution makes, or reads through any nodes but convolutions.
+
+    Where a whole block is float nothing is gained by quantizing its bus. A Concat goes with any of its inputs.
+    """
+    nodes = list(graph.graph)
+    integer = {node for node in nodes if node.op_type == "Conv" and node.name not in float_layers}
+    useful: set[ir.Value | None] = set()
+    for node in reversed(nodes):
+        if node in integer or (node.op_type != "Conv" and not useful.isdisjoint(node.outputs)):
+            useful.update(node.inputs)
+    for node in nodes:
+        follows = node.op_type in ("Relu", "Concat") and not useful.isdisjoint(node.inputs)
+        if node in integer or follows:
+            useful.update(node.outputs)
+    names = {str(value.name) for value in useful if value is not None}
+    return {name: given for name, given in types.items() if name in names}
+
+
+def _macs(conv: ir.Node) -> float:
+    """Return the multiply-accumulates of `conv` for one image; for one pixel where the size is unknown."""
+    weight, result = conv.inputs[1], conv.outputs[0].shape
+    sizes = [size for size in (*(weight.shape or ()), *(result or ())[2:]) if isinstance(size, int)]  # type: ignore[union-attr]
+    return float(np.prod(sizes))
+
+
+def _equalized(
+    model: ir.Model, ranges: Mapping[str, ChannelRanges], alpha: float | None, recipe: Recipe
+) -> dict[str, ChannelRanges]:
+    """Shift and equalize `model` in place, run the recipe's passes, and return the ranges under tensors' new names."""
+    if alpha is None:
+        apply_passes(model, recipe.passes)
+        return dict(ranges)
+    if recipe.stores_bus:
+        ranges = _needed(model, ranges)
+        apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
+    sizes = {name: np.maximum(np.abs(r.low), np.abs(r.high)) for name, r in _renamed(model, ranges).items()}
+    apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
+    return _renamed(model, ranges)
+
+
+def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges`, those of buses cut to what their readers tell apart, and record these limits in `model`."""
+    needed, changes = dict(ranges), TensorChanges.of(model)
+    for bus in find_buses(model.graph).found:
+        wanted = needed_range(bus)
+        for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
+            limits = wanted.of(tensor).finite()
+            changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
+            needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+        norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
+        for reader in (reader for reader in norms if reader.index == 0 and why_not_affine(reader.node) is None):
+            limits = through(reader.node, wanted.of(reader.segment).finite())
+            changes.cut_off(str(reader.node.outputs[0].name), *(limit.astype(np.float32) for limit in limits))
+    changes.write_to(model)
+    return needed
+
+
+def _renamed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges` together with those of the tensors that rewrites have changed since, under their new names."""
+    found = dict(ranges)
+    for name, change in read_tensor_changes(model.metadata_props).items():
+        if change.of in ranges and (change.factor is not None or change.offset is not None):
+            given = ranges[change.of]
+            found[name] = ChannelRanges(change.made_from(given.low), change.made_from(given.high))
+    return found
+
+
+def _serialized(model: ir.Model, manifest: Manifest | None) -> bytes:
+    RemoveUnusedNodesPass()(model)
+    facts = manifest.to_strings() if manifest is not None else {}
+    for key in facts:
+        model.metadata_props.pop(key, None)  # those of the float file
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]  # shapes and types of the float graph
+    onnx.checker.check_model(proto)
+    data: bytes = proto.SerializeToString()
+    return append_metadata(data, facts)

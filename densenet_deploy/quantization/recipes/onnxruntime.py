@@ -1,0 +1,297 @@
+"""INT8 for ONNX Runtime: the graph in integer operators, from the first convolution to the last norm.
+
+ONNX Runtime fuses Q/DQ pairs around convolutions, but not around the norm after a Concat, and runs whatever it cannot
+fuse in float between a Dequantize and a Quantize. So nothing here depends on fusion:
+
+* Conv, with the ReLU after it, is a QLinearConv whose output has zero point 0: saturation is the ReLU.
+* A norm (BatchNormalization, or Mul and Add), with its ReLU, is a depthwise 1x1 QLinearConv.
+* A clip (Max and Min with constants) compares quantized values; its bounds are quantized too.
+* AveragePool is a depthwise QLinearConv with equal weights; MaxPool and Concat move quantized values.
+* A value that is read in a second type is requantized by a depthwise QLinearConv with weights of one.
+
+All other nodes stay float, between DequantizeLinear and QuantizeLinear, as do those that the caller names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from densenet_deploy.graph.nodes import (
+    channels_of,
+    constant,
+    new_initializer,
+    only_reader,
+    pads,
+    scale_and_shift,
+    unused_name,
+    why_not_affine,
+)
+from densenet_deploy.graph.tensor_changes import TensorChanges
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
+from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_with_bias, unsigned
+
+Double = npt.NDArray[np.float64]
+
+_WINDOWS: Final = ("strides", "pads", "auto_pad", "dilations")
+
+
+@recipes.register("onnxruntime")
+class OnnxRuntimeRecipe(Recipe):
+    """Integer operators for all values with a known type."""
+
+    passes = ("norm-to-clip",)
+    stores_bus = True
+
+    def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
+        """Rewrite `model`; see `Recipe.write`."""
+        writer = _Writer(model.graph, types, options)
+        written = writer.write()
+        changes = TensorChanges.of(model)
+        for value, given, quantized in writer.forms():
+            changes.quantize(str(quantized.name), str(value.name), given.scale, given.zero_point)
+        changes.write_to(model)
+        return written
+
+    def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        """Rewrite `model` as for OpenVINO, whose quantized values are the same."""
+        recipes.get("openvino")().simulate(model, types, options)
+
+
+class _Writer:
+    """Walks the graph in order and keeps the existing forms of every value: float, and quantized by type."""
+
+    def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        self._graph, self._types, self._options = graph, types, options
+        self._forms: dict[ir.Value, dict[QuantizedType, ir.Value]] = {}
+        self._floats: dict[ir.Value, ir.Value] = {}
+        self._done: set[ir.Node] = set()
+        self._at: ir.Node  # where new nodes go: before the one being rewritten
+        self._handlers = {
+            "Conv": self._conv,
+            "BatchNormalization": self._norm,
+            "Concat": self._concat,
+            "Max": self._clip,
+            "Min": self._clip,
+            "MaxPool": self._max_pool,
+            "AveragePool": self._average_pool,
+        }
+
+    def write(self) -> tuple[str, ...]:
+        written = []
+        for node in list(self._graph):
+            self._at = node
+            if node in self._done:
+                continue
+            handler = self._handlers.get(node.op_type)
+            if handler and self._may_change(node) and handler(node):
+                written.append(str(node.name))
+                continue
+            self._read_floats(node)
+        return tuple(written)
+
+    def forms(self) -> Iterator[tuple[ir.Value, QuantizedType, ir.Value]]:
+        """Yield every quantized value with its type and its quantized form."""
+        for value, forms in self._forms.items():
+            for given, quantized in forms.items():
+                yield value, given, quantized
+
+    def _may_change(self, node: ir.Node) -> bool:
+        leaves = any(value.is_graph_output() for value in node.outputs)
+        return node.domain in ("", "ai.onnx") and not leaves and node.name not in self._options.float_nodes
+
+    # -- forms of values
+
+    def _form(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
+        """Return `value` quantized as `wanted`, made from an existing form."""
+        forms = self._forms.setdefault(value, {})
+        if wanted not in forms:
+            forms[wanted] = self._requantized(value, forms, wanted) if forms else self._from_float(value, wanted)
+        return forms[wanted]
+
+    def _native_type(self, value: ir.Value) -> QuantizedType | None:
+        """Return the type in which `value` can be read without a conversion, or the one chosen for it."""
+        forms = self._forms.get(value)
+        return next(iter(forms)) if forms else self._types.get(str(value.name))
+
+    def _from_float(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
+        return self._emit("QuantizeLinear", f"{value.name}:codes", [value, *self._type_inputs(value, wanted)])
+
+    def _requantized(self, value: ir.Value, forms: Mapping[QuantizedType, ir.Value], wanted: QuantizedType) -> ir.Value:
+        given, quantized = next(iter(forms.items()))
+        channels = channels_of(value)
+        if channels is None:  # so the number of weights is unknown
+            inputs = [quantized, *self._type_inputs(value, given)]
+            numbers = self._emit("DequantizeLinear", f"{value.name}:numbers", inputs)
+            return self._from_float(numbers, wanted)
+        weights = np.ones((channels, 1, 1, 1))
+        return self._convolve(f"{value.name}:requantized", quantized, given, wanted, weights, group=channels)
+
+    def _float(self, value: ir.Value) -> ir.Value:
+        """Return the float form of `value`."""
+        if not self._forms.get(value) or value in self._floats or not self._is_replaced(value):
+            return self._floats.get(value, value)
+        given, quantized = next(iter(self._forms[value].items()))
+        name = f"{value.name}:float"
+        self._floats[value] = self._emit("DequantizeLinear", name, [quantized, *self._type_inputs(value, given)])
+        return self._floats[value]
+
+    def _is_replaced(self, value: ir.Value) -> bool:
+        return value.producer() in self._done
+
+    def _read_floats(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and (form := self._float(value)) is not value:
+                node.replace_input_with(index, form)
+
+    # -- operators
+
+    def _conv(self, node: ir.Node) -> bool:
+        source, weights = node.inputs[0], constant(node.inputs[1])
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32)
+        if source is None or weights is None or bias is None:
+            return False
+        shift = np.broadcast_to(bias.astype(np.float64), (len(weights),))
+        kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
+        group = node.attributes.get_int("group", 1)
+        return self._linear(node, source, weights.astype(np.float64), shift, group, kept)
+
+    def _norm(self, node: ir.Node) -> bool:
+        source = node.inputs[0]
+        if source is None or why_not_affine(node) is not None:
+            return False
+        scale, shift = scale_and_shift(node)
+        return self._linear(node, source, scale.reshape(-1, 1, 1, 1), shift, len(scale), {})
+
+    def _linear(
+        self,
+        node: ir.Node,
+        source: ir.Value,
+        weights: Double,
+        bias: Double,
+        group: int,
+        attributes: Mapping[str, ir.Attr],
+    ) -> bool:
+        """Write a Conv, or a norm as one, together with the ReLU after it."""
+        relu = only_reader(node.outputs[0])
+        fused = relu is not None and relu.op_type == "Relu" and not relu.outputs[0].is_graph_output()
+        result = relu.outputs[0] if fused and relu is not None else node.outputs[0]
+        given, wanted = self._native_type(source), self._types.get(str(result.name))
+        if given is None or wanted is None:
+            return False
+        if fused and wanted.zero_point != 0:  # a ReLU whose result is a segment of a bus: clamp first, requantize later
+            wanted = unsigned(wanted.scale * 127)
+        quantized = self._form(source, given)
+        name = f"{result.name}:codes"
+        self._set_form(result, wanted, self._convolve(name, quantized, given, wanted, weights, bias, group, attributes))
+        self._done |= {node, relu} if fused and relu is not None else {node}
+        return True
+
+    def _concat(self, node: ir.Node) -> bool:
+        wanted = self._types.get(str(node.outputs[0].name))
+        if wanted is None or node.attributes.get_int("axis", 0) != 1:
+            return False
+        parts = [self._form(value, wanted) for value in node.inputs if value is not None]
+        return self._move(node, wanted, parts)
+
+    def _clip(self, node: ir.Node) -> bool:
+        source = node.inputs[0]
+        given = self._native_type(source) if source is not None else None
+        if source is None or given is None or constant(node.inputs[1]) is None:
+            return False
+        if self._types.get(str(source.name)) != self._types.get(str(node.outputs[0].name)):
+            return False
+        hold_bound(self._graph, node, given)
+        bound = constant(node.inputs[1])
+        assert bound is not None
+        quantized = new_initializer(self._graph, f"{node.outputs[0].name}.bound", given.quantized(bound))
+        return self._move(node, given, [self._form(source, given), quantized])
+
+    def _max_pool(self, node: ir.Node) -> bool:
+        source = node.inputs[0]
+        given = self._native_type(source) if source is not None else None
+        if source is None or given is None:
+            return False
+        return self._move(node, given, [self._form(source, given)])
+
+    def _average_pool(self, node: ir.Node) -> bool:
+        source = node.inputs[0]
+        given = self._native_type(source) if source is not None else None
+        kernel = node.attributes.get_ints("kernel_shape", ())
+        padded = pads(node) or node.attributes.get_int("ceil_mode", 0) != 0
+        channels = channels_of(source)
+        if source is None or given is None or padded or channels is None:
+            return False
+        result = node.outputs[0]
+        weights = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel))
+        kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
+        quantized = self._convolve(
+            f"{result.name}:codes", self._form(source, given), given, given, weights, group=channels, attributes=kept
+        )
+        self._set_form(result, given, quantized)
+        self._done.add(node)
+        return True
+
+    def _move(self, node: ir.Node, kept_type: QuantizedType, inputs: list[ir.Value]) -> bool:
+        """Write the same operator on quantized values."""
+        result = node.outputs[0]
+        attributes = list(node.attributes.values())
+        self._set_form(result, kept_type, self._emit(node.op_type, f"{result.name}:codes", inputs, attributes))
+        self._done.add(node)
+        return True
+
+    # -- nodes
+
+    def _convolve(
+        self,
+        name: str,
+        quantized: ir.Value,
+        given: QuantizedType,
+        wanted: QuantizedType,
+        weights: Double,
+        bias: Double | None = None,
+        group: int = 1,
+        attributes: Mapping[str, ir.Attr] | None = None,
+    ) -> ir.Value:
+        shift = np.zeros(len(weights)) if bias is None else bias
+        options = self._options
+        integers = quantize_with_bias(
+            weights, shift, given.scale, bits=options.weight_bits, per_channel=options.per_channel or group > 1
+        )
+        inputs = [
+            quantized,
+            *self._constants(name, "input", given),
+            new_initializer(self._graph, f"{name}.weight", integers.values),
+            new_initializer(self._graph, f"{name}.weight_scale", integers.scales),
+            new_initializer(self._graph, f"{name}.weight_zero_point", np.zeros(integers.scales.shape, np.int8)),
+            *self._constants(name, "output", wanted),
+            new_initializer(self._graph, f"{name}.bias", integers.bias),
+        ]
+        shape = ir.AttrInt64s("kernel_shape", list(weights.shape[2:]))
+        return self._emit(
+            "QLinearConv", name, inputs, [*(attributes or {}).values(), ir.AttrInt64("group", group), shape]
+        )
+
+    def _type_inputs(self, value: ir.Value, given: QuantizedType) -> list[ir.Value]:
+        return self._constants(str(value.name), "codes", given)
+
+    def _constants(self, name: str, role: str, given: QuantizedType) -> list[ir.Value]:
+        return [
+            new_initializer(self._graph, f"{name}.{role}_scale", np.float32(given.scale)),
+            new_initializer(self._graph, f"{name}.{role}_zero_point", np.uint8(given.zero_point)),
+        ]
+
+    def _emit(
+        self, op_type: str, name: str, inputs: list[ir.Value], attributes: list[ir.Attr] | None = None
+    ) -> ir.Value:
+        node = ir.Node("", op_type, inputs, attributes or [], name=name, num_outputs=1)
+        node.outputs[0].name = unused_name(self._graph, name)
+        self._graph.insert_before(self._at, node)
+        return node.outputs[0]
+
+    def _set_form(self, value: ir.Value, given: QuantizedType, quantized: ir.Value) -> None:
+        self._forms[value] = {given: quantized}

@@ -1,0 +1,175 @@
+"""INT8 for OpenVINO: Q/DQ pairs where values are produced, one scale per bus.
+
+Every segment of a dense block is quantized once, where it is produced, with the scale that the whole bus shares; a
+Concat of such segments is a copy of quantized values, and nothing is ever requantized. Clips (Max and Min with
+constants, see `norm-to-clip`) work on quantized values, which OpenVINO keeps in 8 bits; it would compute a Max between
+a Dequantize and a Quantize in float. Each convolution reads clipped values, or the output of its ReLU in unsigned 8
+bits, and int8 weights through a DequantizeLinear. That makes L quantizers per block, where a tool that treats Concats
+as unrelated needs O(L²).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, new_node, only_reader
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
+from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_rows
+
+
+@recipes.register("openvino")
+class OpenVINORecipe(Recipe):
+    """Q/DQ around the convolutions and on the segments of every bus; integer clips."""
+
+    passes = ("norm-to-clip",)
+    stores_bus = True
+
+    def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
+        """Rewrite `model`; see `Recipe.write`."""
+        return _Writer(model.graph, types, options).write()
+
+    def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        self.write(model, types, options)
+
+
+class _Writer:
+    """Keeps the quantized form of every value that has one."""
+
+    def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
+        self._graph, self._types, self._options = graph, dict(types), options
+        self._quantized: dict[ir.Value, ir.Value] = {}  # by the value that the nodes of the graph read
+        self._numbers: dict[ir.Value, ir.Value] = {}  # of Concats of quantized values
+
+    def write(self) -> tuple[str, ...]:
+        convs = [node for node in self._graph if self._can_be_integer(node)]
+        pools = [node for node in self._graph if self._is_pool(node)]
+        clips = [node for node in self._graph if self._is_clip(node)]
+        for clip in clips:
+            hold_bound(self._graph, clip, self._types[str(clip.outputs[0].name)])
+        joined = self._joined()
+        made = {node.outputs[0] for node in (*pools, *clips, *joined)}
+        read = [node.inputs[0] for node in (*pools, *convs, *clips)]
+        read += [value for node in joined for value in node.inputs]
+        for value in dict.fromkeys(read):
+            if value is not None and value not in made:
+                self._insert_pair(value)
+        for pool in pools:
+            self._write_quantized(pool, [])
+        for clip in clips:
+            self._write_clip(clip)
+        for conv in convs:
+            self._read_quantized(conv)
+            self._quantize_weights(conv)
+        return tuple(str(conv.name) for conv in convs)
+
+    def _can_be_integer(self, node: ir.Node) -> bool:
+        return (
+            is_operator(node, "Conv")
+            and node.name not in self._options.float_nodes
+            and self._type_of(node.inputs[0]) is not None
+            and constant(node.inputs[1]) is not None
+        )
+
+    def _is_clip(self, node: ir.Node) -> bool:
+        """Whether `node` is a Max or a Min with a constant whose input and output have the same type."""
+        is_clip = is_operator(node, "Max") or is_operator(node, "Min")
+        is_clip = is_clip and node.name not in self._options.float_nodes and not node.outputs[0].is_graph_output()
+        if not is_clip or constant(node.inputs[1]) is None:
+            return False
+        given = self._type_of(node.inputs[0])
+        return given is not None and given == self._type_of(node.outputs[0])
+
+    def _is_pool(self, node: ir.Node) -> bool:
+        """Whether `node` is a MaxPool and the only reader of its input, which then gets the type of its output."""
+        if not is_operator(node, "MaxPool") or node.inputs[0] is None or only_reader(node.inputs[0]) is not node:
+            return False
+        source, result = node.inputs[0], node.outputs[0]
+        if result.is_graph_output():
+            return False
+        given = self._type_of(result)
+        if given is not None and self._type_of(source) is not None:
+            self._types[str(source.name)] = given
+        return given is not None and self._type_of(source) is not None
+
+    def _type_of(self, value: ir.Value | None) -> QuantizedType | None:
+        return self._types.get(str(value.name)) if value is not None else None
+
+    def _joined(self) -> list[ir.Node]:
+        """Return the Concats whose inputs and output all have known types."""
+        concats = (node for node in self._graph if is_operator(node, "Concat"))
+        return [node for node in concats if all(map(self._type_of, (*node.inputs, *node.outputs)))]
+
+    def _insert_pair(self, value: ir.Value) -> None:
+        """Let every reader of `value` read it through Quantize and Dequantize."""
+        readers = tuple(value.uses())
+        numbers = self._scale_of(value)
+        quantize = new_node("QuantizeLinear", f"{value.name}:codes", [value, *numbers])
+        producer = value.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], quantize)
+        else:
+            self._graph.insert_after(producer, quantize)
+        restored = self._dequantize(quantize, value, numbers)
+        for reader, index in readers:
+            reader.replace_input_with(index, restored)
+
+    def _write_clip(self, clip: ir.Node) -> None:
+        result, bound = clip.outputs[0], constant(clip.inputs[1])
+        assert bound is not None
+        bounds = self._types[str(result.name)].stored(bound)
+        self._write_quantized(clip, [new_initializer(self._graph, f"{result.name}.bound", bounds)])
+
+    def _write_quantized(self, old: ir.Node, more_inputs: list[ir.Value]) -> None:
+        """Replace `old` by the same operator on quantized values; its readers read the output dequantized."""
+        source, result = old.inputs[0], old.outputs[0]
+        assert source is not None
+        inputs, attributes = [self._quantized_form(source), *more_inputs], list(old.attributes.values())
+        node = new_node(old.op_type, f"{result.name}:codes", inputs, attributes)
+        self._graph.insert_before(old, node)
+        ir.convenience.replace_all_uses_with(result, self._dequantize(node, result, self._scale_of(result)))
+        self._graph.remove(old, safe=True)
+
+    def _read_quantized(self, conv: ir.Node) -> None:
+        """Let `conv` read a Concat of quantized values where it read a float one."""
+        value = conv.inputs[0]
+        assert value is not None
+        if is_operator(value.producer(), "Concat") and value not in self._numbers:
+            quantized = self._quantized_form(value).producer()
+            assert quantized is not None
+            self._numbers[value] = self._dequantize(quantized, value, self._scale_of(value))
+        conv.replace_input_with(0, self._numbers.get(value, value))
+
+    def _quantized_form(self, value: ir.Value) -> ir.Value:
+        """Return the quantized form of `value`; a Concat gets one, beside itself, when it is first needed."""
+        if value not in self._quantized:
+            concat = value.producer()
+            assert concat is not None
+            parts = [self._quantized_form(part) for part in concat.inputs if part is not None]
+            node = new_node("Concat", f"{value.name}:codes", parts, list(concat.attributes.values()))
+            self._graph.insert_before(concat, node)
+            self._quantized[value] = node.outputs[0]
+        return self._quantized[value]
+
+    def _dequantize(self, maker: ir.Node, value: ir.Value, numbers: list[ir.Value]) -> ir.Value:
+        """Return the output of `maker` dequantized, to replace `value`."""
+        node = new_node("DequantizeLinear", f"{value.name}:quantized", [maker.outputs[0], *numbers])
+        self._graph.insert_after(maker, node)
+        self._quantized[node.outputs[0]] = maker.outputs[0]
+        return node.outputs[0]
+
+    def _scale_of(self, value: ir.Value) -> list[ir.Value]:
+        given = self._types[str(value.name)]
+        return [
+            new_initializer(self._graph, f"{value.name}.scale", np.float32(given.scale)),
+            new_initializer(self._graph, f"{value.name}.zero_point", given.stored_zero_point),
+        ]
+
+    def _quantize_weights(self, conv: ir.Node) -> None:
+        weights, options = constant(conv.inputs[1]), self._options
+        assert weights is not None
+        rows = weights.astype(np.float64)
+        integers, scales = quantize_rows(rows, bits=options.weight_bits, per_channel=options.per_channel)
+        read_dequantized_weights(self._graph, conv, integers, scales, [ir.AttrInt64("axis", 0)])
