@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.predict import predict
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
     from densenet_deploy.workflows.quantize.quantize import quantize
+    from densenet_deploy.workflows.report import report
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
     from densenet_deploy.workflows.simplify import simplify
     from densenet_deploy.workflows.tune.candidates import TuneOptions
@@ -83,6 +84,7 @@ _HOMES: Final = {
     "open_runner": "runtime.runner",
     "predict": "workflows.predict",
     "quantize": "workflows.quantize.quantize",
+    "report": "workflows.report",
     "sensitivity": "workflows.sensitivity",
     "simplify": "workflows.simplify",
     "tune": "workflows.tune.tune",
@@ -125,6 +127,7 @@ __all__ = [
     "open_runner",
     "predict",
     "quantize",
+    "report",
     "sensitivity",
     "simplify",
     "tune",

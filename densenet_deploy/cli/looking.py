@@ -16,6 +16,8 @@ from densenet_deploy.facts import Architecture, ModelFacts
 if TYPE_CHECKING:
     from densenet_deploy.workflows.inspect.inspect import InspectOptions
 
+FIGURES = (".png", ".jpg", ".jpeg", ".svg")
+
 
 @command(
     "inspect",
@@ -185,10 +187,10 @@ def plot_command(
     facts: Annotated[ModelFacts, Only("image_size")],
     architecture: Architecture,
     output: Annotated[
-        Output, Writes("FILE.png|FILE.svg|DIR", "artifacts/MODEL.PLOT.png", (".png", ".svg"), is_strict=True)
+        Output, Writes("FILE.png|FILE.jpg|FILE.svg|DIR", "artifacts/MODEL.PLOT.png", FIGURES, is_strict=True)
     ],
 ) -> Work:
-    """Draw a figure of a model as PNG or SVG."""
+    """Draw a figure of a model as PNG, JPEG or SVG."""
     from densenet_deploy.workflows.plot.data import PlotRequest
     from densenet_deploy.workflows.plot.plot import plot
 
@@ -234,19 +236,21 @@ def report_command(
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],
 ) -> Work:
     """Write an HTML page: which model to ship, and why."""
-    from densenet_deploy.workflows.report import ReportSources, report
+    from densenet_deploy.workflows.report import report
 
-    sources = ReportSources(
-        models=tuple(models),
-        benchmarks=tuple(benchmark or ()),
-        evaluations=tuple(evaluate or ()),
-        validations=tuple(validate or ()),
-        sensitivities=tuple(sensitivity or ()),
-        quantizations=tuple(quantize or ()),
-        tunings=tuple(tune or ()),
+    return lambda listener: report(
+        models,
+        tune=tune or (),
+        benchmark=benchmark or (),
+        evaluate=evaluate or (),
+        validate=validate or (),
+        sensitivity=sensitivity or (),
+        quantize=quantize or (),
         max_drop=max_drop,
+        out=output.out,
+        force=output.force,
+        progress=listener,
     )
-    return lambda listener: report(sources, output.out, force=output.force, listener=listener)
 
 
 @command("doctor", examples=("densenet-deploy doctor",))

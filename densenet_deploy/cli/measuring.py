@@ -387,7 +387,9 @@ def sensitivity_command(
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
     facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE.json|FILE.png|FILE.svg", "no file", (".json", ".png", ".svg"))],
+    output: Annotated[
+        Output, Writes("FILE.json|FILE.png|FILE.svg", "no file", (".json", ".png", ".jpg", ".jpeg", ".svg"))
+    ],
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantization.cache import CalibrationCache

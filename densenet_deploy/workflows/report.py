@@ -5,6 +5,9 @@ The page loads nothing from any network, and holds no time but that of the measu
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,17 +15,24 @@ from typing import ClassVar
 
 from densenet_deploy.artifacts import StrPath, os_errors_about, output_path, write_file
 from densenet_deploy.errors import OutputExistsError, printable
+from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report
+from densenet_deploy.workflows.benchmark import BenchmarkReport
+from densenet_deploy.workflows.compare import ComparisonReport
+from densenet_deploy.workflows.evaluate import EvaluateReport
 from densenet_deploy.workflows.html_report.decide import decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport
+from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.tune.report import TuneReport
 
-__all__ = ["PageReport", "ReportSources", "report"]
+__all__ = ["HtmlReport", "ReportSources", "report", "write_page"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageReport(Report):
+class HtmlReport(Report):
     """The page was written to `file`; `chosen` is the model that it says to ship, None where it recommends none."""
 
     kind: ClassVar[str] = "report"
@@ -38,14 +48,36 @@ class PageReport(Report):
 
 
 def report(
-    sources: ReportSources, out: StrPath | None = None, *, force: bool = False, listener: Listener = ignore
-) -> PageReport:
-    """Write the page about `sources` to `out`, by default `artifacts/MODEL.report.html`.
+    sources: StrPath | Model | Sequence[StrPath | Model],
+    *,
+    tune: Sequence[StrPath | TuneReport] = (),
+    benchmark: Sequence[StrPath | BenchmarkReport] = (),
+    evaluate: Sequence[StrPath | EvaluateReport] = (),
+    validate: Sequence[StrPath | ComparisonReport] = (),
+    sensitivity: Sequence[StrPath | SensitivityReport] = (),
+    quantize: Sequence[StrPath | QuantizeReport] = (),
+    max_drop: float = 1.0,
+    out: StrPath | None = None,
+    force: bool = False,
+    progress: Listener = ignore,
+) -> HtmlReport:
+    """Write one HTML page about models: which one to ship, and why.
 
-    A page about the same models is replaced, and anything else only with `force`.
-
-    >>> report(ReportSources(["a.onnx", "a.int8.onnx"], benchmarks=["benchmark.json"])).chosen   # doctest: +SKIP
+    >>> report(["a.onnx", "a.int8.onnx"], benchmark=["benchmark.json"]).chosen           # doctest: +SKIP
     'a.int8.onnx'
+
+    Args:
+        sources: model files, or models in memory that have an ONNX graph.
+        tune: reports of `tune`, or files with their JSON; the other reports likewise.
+        benchmark: of `benchmark`.
+        evaluate: of `evaluate`.
+        validate: of `compare`.
+        sensitivity: of `sensitivity`.
+        quantize: of `quantize`.
+        max_drop: percentage points of top-1 that the choice may lose, where `tune` did not choose.
+        out: an `.html` file or a folder, by default `artifacts/MODEL.report.html`.
+        force: replace whatever exists there; a page about the same models is always replaced.
+        progress: called with the name of each stage.
 
     Raises:
         UsageError: if an option is invalid, or two models have the same file name.
@@ -53,21 +85,31 @@ def report(
         MissingPackageError: if Jinja2 or matplotlib is not installed.
         ResourceError: if the file cannot be written.
     """
+    models = (sources,) if isinstance(sources, (str, os.PathLike, Model)) else tuple(sources)
+    given = ReportSources(models, benchmark, evaluate, validate, sensitivity, quantize, tune, max_drop)
+    return write_page(given, out, force=force, progress=progress)
+
+
+def write_page(
+    sources: ReportSources, out: StrPath | None = None, *, force: bool = False, progress: Listener = ignore
+) -> HtmlReport:
+    """Write the page about `sources`; see `report`."""
     require_packages("report", "jinja2", "matplotlib")
     from densenet_deploy.workflows.html_report.page import render
     from densenet_deploy.workflows.html_report.view import page_of
 
-    models = [Path(model) for model in sources.models]
-    path = output_path(None if out is None else str(out), f"{models[0].stem}.report.html")
-    description = f"densenet-deploy report: {printable(', '.join(model.name for model in models))}"
+    names = sources.names
+    path = output_path(None if out is None else str(out), f"{Path(names[0]).stem}.report.html")
+    description = f"densenet-deploy report: {printable(', '.join(names))}"
     _refuse_other_file(path, description, force=force)
-    material = load_material(sources, listener)
-    decision = decide(material)
-    listener("drawing")
-    made_by = f"Made by densenet-deploy {metadata.version('densenet-deploy')} from the files under Provenance."
-    data = render(page_of(material, decision, path, description, made_by))
+    with tempfile.TemporaryDirectory() as folder:
+        material = load_material(sources, Path(folder), progress)
+        decision = decide(material)
+        progress("drawing")
+        made_by = f"Made by densenet-deploy {metadata.version('densenet-deploy')} from the files under Provenance."
+        data = render(page_of(material, decision, path, description, made_by))
     write_file(path, data)
-    return PageReport(file=path, chosen=decision.model or None, bytes=len(data), notes=decision.cautions)
+    return HtmlReport(file=path, chosen=decision.model or None, bytes=len(data), notes=decision.cautions)
 
 
 def _refuse_other_file(path: Path, description: str, *, force: bool) -> None:

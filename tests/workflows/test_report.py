@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
+from densenet_deploy.artifacts import sha256_of
+from densenet_deploy.bench.machine import Machine
+from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.errors import DataError, InputError, OutputExistsError, UsageError
+from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import Parity
+from densenet_deploy.records import from_plain
+from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
-from densenet_deploy.workflows.report import report
+from densenet_deploy.workflows.report import report, write_page
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from tests.reading_html import Reading
-from tests.workflows.html_report.conftest import ReportFolder, parity, reports, result, validation
+from tests.workflows.html_report.conftest import ReportFolder, machine, parity, reports, result, validation
 from tests.workflows.html_report.test_decide import trial, tuned
 
 __all__ = ["reports"]
@@ -56,7 +62,7 @@ def page(reports: ReportFolder) -> Reading:
         sensitivities=(reports.write("sensitivity.json", sensitivity_of(reports.slow)),),
         quantizations=(reports.write("quantize.json", quantization_of(reports.fast)),),
     )
-    return Reading(report(sources, str(reports.folder / "page.html")).file.read_bytes())
+    return Reading(write_page(sources, str(reports.folder / "page.html")).file.read_bytes())
 
 
 def test_the_decision_comes_first_and_every_section_follows(page: Reading) -> None:
@@ -117,7 +123,7 @@ def test_the_commands_are_those_that_the_reports_record(reports: ReportFolder) -
     facts = json.loads(reports.compared().read_text())
     recorded = reports.write("recorded.json", facts | {"argv": argv})
     sources = reports.sources(benchmarks=(reports.compared(), recorded))
-    page = Reading(report(sources, str(reports.folder / "page.html")).file.read_bytes())
+    page = Reading(write_page(sources, str(reports.folder / "page.html")).file.read_bytes())
     lines = page.text[page.text.index("The command lines that") :]
     assert f"densenet-deploy benchmark 'a b.onnx' --threads 2 --json > {recorded}" in lines
     assert lines.count("densenet-deploy benchmark") == 1, "the other report records none"
@@ -125,7 +131,7 @@ def test_the_commands_are_those_that_the_reports_record(reports: ReportFolder) -
 
 
 def test_without_reports_each_section_says_what_makes_them(reports: ReportFolder) -> None:
-    written = report(reports.sources(), str(reports.folder / "page.html"))
+    written = write_page(reports.sources(), str(reports.folder / "page.html"))
     page = Reading(written.file.read_bytes())
     assert written.chosen is None
     assert page.headings[0] == "No model to recommend yet"
@@ -143,7 +149,7 @@ def test_without_reports_each_section_says_what_makes_them(reports: ReportFolder
 def test_headline_table_and_accuracy_show_what_tune_chose(reports: ReportFolder) -> None:
     front, chosen = trial(reports, latency_ms=5.4), trial(reports, batch=2)
     tune = tuned(reports, front, chosen, chosen=chosen, reason="because")
-    page = Reading(report(reports.sources(tunings=(tune,)), str(reports.folder / "page.html")).file.read_bytes())
+    page = Reading(write_page(reports.sources(tunings=(tune,)), str(reports.folder / "page.html")).file.read_bytes())
     assert page.headings[0] == "Ship slow.onnx"
     other, marked = page.table("The Pareto front that tune found")[1:]
     assert other[0] == "slow.onnx"
@@ -162,30 +168,30 @@ def test_headline_table_and_accuracy_show_what_tune_chose(reports: ReportFolder)
 def test_a_machine_is_described_once(reports: ReportFolder) -> None:
     tune = tuned(reports)
     page = Reading(
-        report(
+        write_page(
             reports.sources(tunings=(tune,), benchmarks=(reports.compared(),)), f"{reports.folder}/"
         ).file.read_bytes()
     )
     assert page.text.count("A CPU of 1999") == 1
     assert "as in tune.json, above" in page.text
     tune.write_text(tune.read_text().replace("2.4.6", "2.4.7"))
-    other = report(reports.sources(tunings=(tune,), benchmarks=(reports.compared(),)), f"{reports.folder}/")
+    other = write_page(reports.sources(tunings=(tune,), benchmarks=(reports.compared(),)), f"{reports.folder}/")
     assert Reading(other.file.read_bytes()).text.count("A CPU of 1999") == 2, "another version, so another machine"
 
 
 def test_a_stale_measurement_is_marked(reports: ReportFolder) -> None:
     sources = reports.sources(benchmarks=(reports.benchmark(result(reports.slow, 4.0, "0" * 64)),))
-    page = Reading(report(sources, str(reports.folder / "page.html")).file.read_bytes())
+    page = Reading(write_page(sources, str(reports.folder / "page.html")).file.read_bytes())
     assert page.table("single-stream")[1][0] == "slow.onnx (since changed)"
     assert page.headings[0] == "No model to recommend yet"
 
 
 def test_equal_inputs_give_equal_bytes(reports: ReportFolder) -> None:
     sources, out = reports.sources(benchmarks=(reports.compared(),)), str(reports.folder / "page.html")
-    first = report(sources, out).file.read_bytes()
-    assert report(sources, out).file.read_bytes() == first
+    first = write_page(sources, out).file.read_bytes()
+    assert write_page(sources, out).file.read_bytes() == first
     other = reports.sources(benchmarks=(reports.compared(4.0, 2.5),))
-    assert report(other, out).file.read_bytes() != first
+    assert write_page(other, out).file.read_bytes() != first
 
 
 def test_unexpected_names_and_untrusted_metadata_are_shown_as_text(reports: ReportFolder) -> None:
@@ -196,7 +202,7 @@ def test_unexpected_names_and_untrusted_metadata_are_shown_as_text(reports: Repo
     (accuracy,) = reports.evaluated(0.5, 0.5)[:1]
     accuracy.write_text(accuracy.read_text().replace("slow.onnx", "<b>$x$\\u001b[2J.onnx"))
     sources = type(reports.sources())((odd, reports.fast), benchmarks=(benchmark,), evaluations=(accuracy,))
-    data = report(sources, str(reports.folder / "page.html")).file.read_bytes()
+    data = write_page(sources, str(reports.folder / "page.html")).file.read_bytes()
     page = Reading(data)
     assert page.headings[0] == r"Ship <b>$x$\x1b[2J.onnx"
     assert {"b", "img"}.isdisjoint(page.tags)
@@ -206,15 +212,15 @@ def test_unexpected_names_and_untrusted_metadata_are_shown_as_text(reports: Repo
 
 def test_only_a_report_on_the_same_models_is_replaced(reports: ReportFolder) -> None:
     out = reports.folder / "page.html"
-    report(reports.sources(), str(out))
+    write_page(reports.sources(), str(out))
     other = type(reports.sources())((reports.fast,))
     with pytest.raises(OutputExistsError) as caught:
-        report(other, str(out))
+        write_page(other, str(out))
     assert caught.value.subject == str(out)
-    assert "fast.onnx" in report(other, str(out), force=True).file.read_text()
+    assert "fast.onnx" in write_page(other, str(out), force=True).file.read_text()
     out.write_text("mine")
     with pytest.raises(OutputExistsError):
-        report(reports.sources(), str(out))
+        write_page(reports.sources(), str(out))
     assert out.read_text() == "mine"
 
 
@@ -222,18 +228,31 @@ def test_what_cannot_be_used_leaves_no_page(reports: ReportFolder) -> None:
     out, benchmark = reports.folder / "page.html", reports.compared()
     for given in ({"tunings": (benchmark,)}, {"sensitivities": (benchmark,)}):
         with pytest.raises(DataError) as caught:
-            report(reports.sources(**given), str(out))
+            write_page(reports.sources(**given), str(out))
         assert caught.value.subject == str(benchmark)
     with pytest.raises(InputError):
-        report(type(reports.sources())((reports.folder / "missing.onnx",)), str(out))
+        write_page(type(reports.sources())((reports.folder / "missing.onnx",)), str(out))
     with pytest.raises(UsageError) as refused:
-        report(reports.sources(), str(reports.folder / "page.png"))
+        write_page(reports.sources(), str(reports.folder / "page.png"))
     assert refused.value.subject == str(reports.folder / "page.png")
     assert not out.exists()
 
 
 def test_a_third_party_model_is_reported_without_an_architecture(torchvision_onnx: Path, tmp_path: Path) -> None:
     sources = ReportFolder(tmp_path, torchvision_onnx, torchvision_onnx).sources()
-    page = Reading(report(type(sources)((torchvision_onnx,)), f"{tmp_path}/").file.read_bytes())
+    page = Reading(write_page(type(sources)((torchvision_onnx,)), f"{tmp_path}/").file.read_bytes())
     assert "No model here says which DenseNet it is" in page.text
     assert page.table("Precision")[1][2].endswith("fp32")
+
+
+def test_models_and_reports_in_memory_are_reported(tiny_onnx: Path, tmp_path: Path) -> None:
+    held = Model.from_bytes("held", tiny_onnx.read_bytes())
+    speed = from_plain(Measurement, result("held", 2.0, sha256_of(tiny_onnx)))
+    timed = BenchmarkReport(results=(speed,), machine=from_plain(Machine, machine()))
+    written = report([held], benchmark=[timed], out=tmp_path / "page.html")
+    page = Reading(written.file.read_bytes())
+    assert written.chosen == "held.onnx"
+    assert page.table("Models")[1][0] == "held.onnx", "there is no file to name"
+    assert page.table("single-stream, batch 1 (benchmark)")[1][0] == "held"
+    assert "Drawn from held.onnx" in page.text
+    assert "densenet-deploy run" not in page.text

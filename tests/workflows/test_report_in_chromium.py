@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from densenet_deploy.workflows.report import report
+from densenet_deploy.workflows.report import write_page
 from tests.chromium import Tab, chromium_tab, find_chromium
 from tests.workflows.html_report.conftest import ReportFolder, result, validation
 
@@ -37,7 +37,7 @@ def address(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         evaluations=reports.evaluated(0.9, 0.92),
         validations=(reports.write("validate.json", validation(reports.slow, reports.fast)),),
     )
-    return report(sources, str(folder / "page.html")).file.as_uri()
+    return write_page(sources, str(folder / "page.html")).file.as_uri()
 
 
 @pytest.fixture(scope="module")

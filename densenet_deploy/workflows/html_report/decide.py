@@ -60,7 +60,7 @@ def decide(material: Material) -> Decision:
         model=model.name,
         reasons=(reason,),
         cautions=(*_about_entries(chosen, entries, material), *_sentences(model.notes), *_about_measurements(material)),
-        path=model.path,
+        path=model.path if model.temporary is None else None,
         backend=measured.backend,
         precision=model.precision,
         latency_ms=measured.median_ms,
@@ -161,7 +161,7 @@ def _about_entries(chosen: Entry, entries: Sequence[Entry], material: Material) 
         if other is not chosen and own is not None and span is not None and span[0] <= own[1] and own[0] <= span[1]:
             cautions.append(f"{other.model.name} may be as fast: the 95 % intervals of the two overlap.")
     if chosen.top1 is None:
-        cautions.append("The accuracy is unknown: run evaluate on labelled images before you ship it.")
+        cautions.append("The accuracy is unknown: run evaluate on labelled images.")
     elif names := ", ".join(entry.model.name for entry in entries if entry.top1 is None):
         cautions.append(f"Not evaluated, and therefore not considered: {names}.")
     counts = {found.count for entry in entries if (found := material.evaluation_of(entry.model)) is not None}
@@ -224,5 +224,5 @@ def _about_chosen(trial: TrialResult, model: ModelSummary | None, path: Path | N
     elif trial.sha256 != (sha256_of(path) if model is None else model.sha256):
         cautions.append("The file has changed since it was tuned: its SHA-256 differs. Tune again.")
     if top1 is None:
-        cautions.append("The accuracy is unknown: run evaluate on labelled images before you ship it.")
+        cautions.append("The accuracy is unknown: run evaluate on labelled images.")
     return cautions

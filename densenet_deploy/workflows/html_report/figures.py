@@ -71,7 +71,7 @@ class Figures:
         why = ""
         for model in models:
             try:
-                gathered = gather(name, PlotRequest((model.path,)))
+                gathered = gather(name, PlotRequest((model.temporary or model.path,)))
             except DensenetDeployError as exc:
                 why = why or f"{name}: {exc}"
                 continue

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of
+from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of, write_file
 from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.errors import MissingPackageError, UsageError, printable
 from densenet_deploy.manifest import Manifest
+from densenet_deploy.model import Model
 from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_range
 from densenet_deploy.reports import Report
@@ -55,20 +56,20 @@ def _trial_key(one: TrialResult) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class ReportSources:
-    """What to report on: models, and files with the JSON of other commands.
+    """What to report on: models, and the reports of other commands, each as an object or a file with its JSON.
 
     Attributes:
-        models: artifacts and checkpoints.
+        models: artifacts and checkpoints, or models in memory that have an ONNX graph.
         max_drop: percentage points of top-1 that the choice may lose, where `tune` did not choose.
     """
 
-    models: Sequence[StrPath]
-    benchmarks: Sequence[StrPath] = ()
-    evaluations: Sequence[StrPath] = ()
-    validations: Sequence[StrPath] = ()
-    sensitivities: Sequence[StrPath] = ()
-    quantizations: Sequence[StrPath] = ()
-    tunings: Sequence[StrPath] = ()
+    models: Sequence[StrPath | Model]
+    benchmarks: Sequence[StrPath | BenchmarkReport] = ()
+    evaluations: Sequence[StrPath | EvaluateReport] = ()
+    validations: Sequence[StrPath | ComparisonReport] = ()
+    sensitivities: Sequence[StrPath | SensitivityReport] = ()
+    quantizations: Sequence[StrPath | QuantizeReport] = ()
+    tunings: Sequence[StrPath | TuneReport] = ()
     max_drop: float = 1.0
 
     def __post_init__(self) -> None:
@@ -76,9 +77,9 @@ class ReportSources:
         if not self.models:
             raise UsageError("report", "was given no model", "name the model files")
 
-    def by_option(self) -> dict[str, Sequence[StrPath]]:
+    def by_option(self) -> dict[str, list[StrPath]]:
         """The files by the option that gives them."""
-        return {
+        given: dict[str, Sequence[StrPath | Report]] = {
             "--tune": self.tunings,
             "--benchmark": self.benchmarks,
             "--evaluate": self.evaluations,
@@ -86,6 +87,17 @@ class ReportSources:
             "--sensitivity": self.sensitivities,
             "--quantize": self.quantizations,
         }
+        return {option: [one for one in reports if not isinstance(one, Report)] for option, reports in given.items()}
+
+    @property
+    def paths(self) -> list[str]:
+        """The files of the models."""
+        return [str(_file_of(model)) for model in self.models]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models: file names, or those of models in memory."""
+        return [_file_of(model).name for model in self.models]
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,8 @@ class ModelSummary:
         files: all that belongs to it; the first is the model itself.
         layers, evidence: in which precision its layers compute, and how that is known.
         architecture: None where the file does not say which network it is.
+        alias: the name of a model that was given as an object, which reports may use.
+        temporary: the file of a model that was in memory; `path` is then only a name.
     """
 
     kind: str
@@ -134,6 +148,8 @@ class ModelSummary:
     evidence: str = ""
     architecture: InspectReport | None = None
     notes: tuple[str, ...] = ()
+    alias: str = ""
+    temporary: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -159,7 +175,7 @@ class ModelSummary:
 
     def is_called(self, name: str) -> bool:
         """Whether a report that names a model `name` is about this one: folders may differ, the file name may not."""
-        return Path(name).name == self.name
+        return Path(name).name in (self.name, self.alias or self.name)
 
 
 @dataclass(frozen=True)
@@ -213,8 +229,8 @@ class Material:
         return model is not None and bool(result.sha256) and result.sha256 != model.sha256
 
 
-def load_material(sources: ReportSources, listener: Listener = ignore) -> Material:
-    """Read the reports first, which is quick, and then the models.
+def load_material(sources: ReportSources, folder: Path = Path(), listener: Listener = ignore) -> Material:
+    """Read the reports first, which is quick, and then the models; those in memory are written to `folder`.
 
     Raises:
         DataError: if a file does not hold the report of the command that its option names.
@@ -234,24 +250,47 @@ def load_material(sources: ReportSources, listener: Listener = ignore) -> Materi
         tuple(FileFacts.of(Path(path)) for paths in sources.by_option().values() for path in paths),
     )
     listener("reading models")
-    return dataclasses.replace(read, models=look_at([Path(model) for model in sources.models]))
+    return dataclasses.replace(read, models=_summaries(sources, folder))
 
 
-def _read(kind: type[R], paths: Iterable[StrPath]) -> tuple[Loaded[R], ...]:
-    return tuple(Loaded(Path(path), kind.read(Path(path))) for path in paths)
+def _read(kind: type[R], reports: Iterable[StrPath | R]) -> tuple[Loaded[R], ...]:
+    return tuple(
+        Loaded(Path(kind.kind), one) if isinstance(one, Report) else Loaded(Path(one), kind.read(Path(one)))
+        for one in reports
+    )
 
 
-def look_at(paths: Sequence[Path]) -> tuple[ModelSummary, ...]:
-    """Return the facts of every model.
-
-    Raises:
-        UsageError: if two files have the same name: reports could not tell them apart.
-        InputError: if a file cannot be used.
-    """
-    repeated = [name for name, count in Counter(path.name for path in paths).items() if count > 1]
-    if repeated:
+def _summaries(sources: ReportSources, folder: Path) -> tuple[ModelSummary, ...]:
+    repeated = [name for name, count in Counter(sources.names).items() if count > 1]
+    if repeated:  # reports could not tell them apart
         raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
-    return tuple(map(_look, paths))
+    models = sources.models
+    is_held = (isinstance(model, Model) and model.path is None for model in models)
+    return tuple(
+        _in_memory(model, folder) if held and isinstance(model, Model) else _on_disk(model)
+        for model, held in zip(models, is_held, strict=True)
+    )
+
+
+def _file_of(model: StrPath | Model) -> Path:
+    if not isinstance(model, Model):
+        return Path(model)
+    return model.path or Path(f"{model.name}.onnx")
+
+
+def _on_disk(model: StrPath | Model) -> ModelSummary:
+    summary = _look(_file_of(model))
+    return dataclasses.replace(summary, alias=model.name) if isinstance(model, Model) else summary
+
+
+def _in_memory(model: Model, folder: Path) -> ModelSummary:
+    """The facts of a model that has no file: it is written to `folder`, but shown by its name."""
+    path = folder / _file_of(model).name
+    write_file(path, model.to_bytes())
+    summary = _look(path)
+    (file,) = summary.files
+    named = dataclasses.replace(file, path=Path(path.name))
+    return dataclasses.replace(summary, files=(named,), alias=model.name, temporary=path)
 
 
 _OPENVINO_EVIDENCE: Final = "OpenVINO files are not analysed; benchmark reports the precision it ran in"

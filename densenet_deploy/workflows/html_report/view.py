@@ -350,9 +350,9 @@ def _recorded(loaded: Loaded[Any]) -> str:
 
 
 def _own_command(sources: ReportSources, out: Path) -> str:
-    words = [PROGRAM, "report", *map(str, sources.models), "-o", str(out)]
+    words = [PROGRAM, "report", *sources.paths, "-o", str(out)]
     for option, paths in sources.by_option().items():
         words += [word for path in paths for word in (option, str(path))]
-    if sources.max_drop != ReportSources(sources.models).max_drop:
+    if sources.max_drop != ReportSources.max_drop:
         words += ["--max-drop", f"{sources.max_drop:g}"]
     return shlex.join(words)
