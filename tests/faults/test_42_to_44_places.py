@@ -21,9 +21,9 @@ from tests.test_artifacts import _has_namespaces
 FILES: dict[str, tuple[str, ...]] = {
     "export": ("export", "--weights", "digits.safetensors", "-o", "{}/new/a.onnx"),
     "simplify": ("simplify", "tiny.onnx", "-o", "{}/new/a.onnx"),
-    "quantize": ("quantize", "tiny.onnx", "--calibration", "nowhere", "-o", "{}/new/a.onnx"),
-    "cast": ("cast", "tiny.onnx", "--fp16", "--calibration", "nowhere", "-o", "{}/new/a.onnx"),
-    "sensitivity": ("sensitivity", "tiny.onnx", "--calibration", "nowhere", "-o", "{}/new/a.json"),
+    "quantize": ("quantize", "tiny.onnx", "--calibration", ".", "-o", "{}/new/a.onnx"),
+    "cast": ("cast", "tiny.onnx", "--fp16", "--calibration", ".", "-o", "{}/new/a.onnx"),
+    "sensitivity": ("sensitivity", "tiny.onnx", "--calibration", ".", "-o", "{}/new/a.json"),
     "benchmark": ("benchmark", "tiny.onnx", "--seconds", "0", "--rounds", "3", "-o", "{}/new/a.json"),
     "plot": ("plot", "growth", "--variant", "121", "-o", "{}/new/a.png"),
 }
