@@ -492,7 +492,7 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
 def _quantization(
     precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool
 ) -> QuantizeOptions | None:
-    """Return how INT8 is written, and how many images are used; None if nothing was said about either.
+    """Return how INT8 is written, and how many images are used; None where neither is given.
 
     Raises:
         UsageError: if options of INT8 are given with another precision.

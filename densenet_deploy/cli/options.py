@@ -132,7 +132,7 @@ class RunnerChoice:
 
 
 def word(names: Callable[[], Iterable[str]], check: Callable[[str], object] | None = None) -> dict[str, Any]:
-    """Return the settings of an option whose value, or list of values, is among `names`.
+    """Return the settings of an option with a value, or a list of values, among `names`.
 
     Shells complete it; `check`, which raises, sees each value but `auto` as soon as the line is read.
     """
@@ -380,7 +380,7 @@ GROUPS: Final[Mapping[type, Callable[..., Any]]] = {
     RunnerChoice: runner_choice,
     Output: output,
 }
-"""Dataclass → the function whose parameters are its options and whose docstring is their heading in the help."""
+"""Dataclass → the function that makes it: its parameters are the options, its docstring their heading in the help."""
 
 
 def parameters_of(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:

@@ -146,7 +146,7 @@ def _typed(exc: BaseException) -> DensenetDeployError | None:
 
 
 def _usage(exc: BaseException) -> UsageError:
-    """Return the error for one of Typer's, whose class is private to Typer but whose interface is Click's."""
+    """Return the error for one of Typer's: its class is private to Typer, but its interface is Click's."""
     message = " ".join(str(exc.format_message()).split()).rstrip(".")  # type: ignore[attr-defined]
     context = getattr(exc, "ctx", None)
     path = context.command_path if context is not None else PROGRAM

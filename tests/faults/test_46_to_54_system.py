@@ -244,7 +244,7 @@ def test_memory_that_runs_out_is_exit_6(tmp_path: Path) -> None:
 def test_memory_that_runs_out_on_a_checkpoint_is_exit_6(
     tmp_path: Path, state: dict[str, torch.Tensor], command: str
 ) -> None:
-    """PyTorch is imported beside the child first, and by a contender's process: both say what was missing."""
+    """PyTorch is imported beside the child first, and by a candidate's worker: both report what was missing."""
     torch.save(state, tmp_path / "weights.pth")
     words = " ".join(arguments(command, "weights.pth"))
     ended = run_process(["bash", "-c", f"ulimit -v 1500000; exec {words}"], tmp_path)

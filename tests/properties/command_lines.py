@@ -29,7 +29,7 @@ WORKING: dict[str, tuple[str, ...]] = {
     "report": ("tiny.onnx", "-o", "new.html", "--force"),
     "doctor": (),
 }
-"""Lines that end well, and quickly; but those that calibrate, whose images are too few."""
+"""Lines that end well, and quickly, except those that calibrate: the images are too few."""
 
 STOPPED: dict[str, tuple[str, ...]] = {
     "export": ("--weights", "missing.pth"),
