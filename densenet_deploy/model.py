@@ -168,7 +168,7 @@ class Model:
         return onnx_ir.from_proto(self.onnx)
 
     def to_bytes(self) -> bytes:
-        """Return the bytes of its file.
+        """Return the bytes of its file, with the facts of `manifest` inside.
 
         Raises:
             ModelFileError: if it is a module without a file.
@@ -177,7 +177,12 @@ class Model:
             raise ModelFileError(
                 self.name, "is a PyTorch module without a file", "export it first, or save its weights"
             )
-        return self.artifact.data if self.artifact.data is not None else self.artifact.path.read_bytes()
+        data = self.artifact.read_bytes()
+        if not self.is_onnx or self.manifest is None or self.manifest == Artifact.open(data).manifest:
+            return data
+        proto = type(self.onnx)()
+        proto.CopyFrom(self.onnx)
+        return Model.from_onnx(self.name, proto, self.manifest).to_bytes()
 
     def runner_source(self) -> Artifact | ModuleSource:
         """Return what `open_runner` opens: the file or graph, else the module."""

@@ -89,12 +89,16 @@ class ExportReport(TimedReport):
         """That of the worst output."""
         return worst(self.outputs)[1]
 
+    @property
+    def _network(self) -> str:
+        return "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
+
     def to_text(self) -> str:
         """Return lines for people."""
         return "\n".join(
             [
                 *wrote(self.onnx),
-                line("model", f"densenet {self.variant}, {self.parameters:,} parameters"),
+                line("model", f"{self._network}, {self.parameters:,} parameters"),
                 line("weights", self.weights),
                 line("input", self.input),
                 line("parity", self.parity),

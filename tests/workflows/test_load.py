@@ -127,6 +127,14 @@ def test_facts_can_be_stated_of_a_graph_without_any(torchvision_onnx):
         assert runner.manifest == stated.manifest
 
 
+def test_stated_facts_are_saved_with_the_graph(torchvision_onnx, tiny_onnx, tmp_path):
+    for source in (torchvision_onnx, tiny_onnx):
+        stated = load(source, labels=TEN, task="multilabel")
+        again = load(stated.save(tmp_path / f"{source.stem}.saved.onnx"))
+        assert again.manifest == stated.manifest
+        onnx.checker.check_model(onnx.load(again.path))
+
+
 def test_a_graph_of_another_size_than_stated_is_refused(torchvision_onnx):
     with pytest.raises(UsageError) as caught:
         load(torchvision_onnx, image_size=64)

@@ -252,7 +252,7 @@ def test_models_and_reports_in_memory_are_reported(tiny_onnx: Path, tmp_path: Pa
     written = report([held], benchmark=[timed], out=tmp_path / "page.html")
     page = Reading(written.file.read_bytes())
     assert written.chosen == "held.onnx"
-    assert page.table("Models")[1][0] == "held.onnx", "there is no file to name"
+    assert page.table("Models")[1][0] == "held.onnx", "it has a name, not a file"
     assert page.table("single-stream, batch 1 (benchmark)")[1][0] == "held"
     assert "Drawn from held.onnx" in page.text
     assert "densenet-deploy run" not in page.text

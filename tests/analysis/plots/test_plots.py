@@ -183,7 +183,7 @@ def test_the_legend_explains_what_is_drawn_and_nothing_else() -> None:
         return len(panel.get_legend().get_texts()), len(panel.lines)
 
     assert explained(POINTS) == (3, 1)
-    assert explained(POINTS[:1]) == (1, 0), "one point is no line"
+    assert explained(POINTS[:1]) == (1, 0), "one point does not make a line"
     assert explained(equal_points(2)) == (2, 0)
 
 

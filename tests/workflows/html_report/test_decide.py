@@ -42,7 +42,7 @@ def test_among_equally_fast_models_the_more_accurate_is_chosen_as_by_tune(report
     assert "within 2 %" in choice.reasons[0]
 
 
-def test_without_accuracy_the_fastest_is_chosen_and_the_lack_is_said(reports: ReportFolder) -> None:
+def test_without_accuracy_the_fastest_is_chosen_and_the_lack_is_reported(reports: ReportFolder) -> None:
     choice = decided(reports.sources(benchmarks=(reports.compared(),)))
     assert choice.model == "fast.onnx"
     assert any("accuracy is unknown" in caution for caution in choice.cautions)
@@ -74,11 +74,11 @@ def test_a_missed_gate_keeps_a_model_out(reports: ReportFolder) -> None:
     assert decided(reports.sources(benchmarks=(reports.compared(),), validations=(held,))).model == "fast.onnx"
 
 
-@pytest.mark.parametrize(("slow", "said"), [(2.1, True), (4.0, False)])
-def test_overlapping_intervals_are_said(reports: ReportFolder, slow: float, said: bool) -> None:
+@pytest.mark.parametrize(("slow", "overlap"), [(2.1, True), (4.0, False)])
+def test_overlapping_intervals_are_reported(reports: ReportFolder, slow: float, overlap: bool) -> None:
     choice = decided(reports.sources(benchmarks=(reports.compared(slow, 2.0),)))
     assert choice.model == "fast.onnx"
-    assert any("may be as fast" in caution for caution in choice.cautions) is said
+    assert any("may be as fast" in caution for caution in choice.cautions) is overlap
 
 
 def test_the_smallest_batch_decides(reports: ReportFolder) -> None:

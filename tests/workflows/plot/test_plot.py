@@ -69,7 +69,7 @@ def test_growth_of_a_file_is_seen_by_running_it(digits_onnx: Path) -> None:
     assert of_file.steps[6].channels == 24 + 6 * 12  # type: ignore[attr-defined]
 
 
-def test_untrained_weights_are_said() -> None:
+def test_untrained_weights_are_reported() -> None:
     assert any("untrained" in note for note in gather("reuse", PlotRequest(architecture=TINY)).notes)
     assert gather("connections", PlotRequest(architecture=TINY)).notes == ()
 
