@@ -234,4 +234,4 @@ def test_21_a_half_precision_graph_is_no_int8(commands: Commands, image: Path) -
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     write(commands, model.SerializeToString())
     words = ("build-trt", "bad.onnx", "--int8", "--calibration", ".", "--flavour", "rtx")
-    commands.refused(*words, says=("bad.onnx", "fp16", "float32 file"))
+    commands.refused(*words, says=("bad.onnx", "fp16", "FP32"))
