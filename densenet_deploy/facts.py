@@ -26,6 +26,7 @@ NO_RESIZE: Final = "none"
 Size = int | tuple[int, int]
 """Pixels: one number for both sides, or height and width."""
 
+_LARGEST_MEAN: Final = 2.0  # of values in 0..1: 123.7 is a mean of values in 0..255
 _LARGEST_SIDE: Final = 8192
 _MOST_CHANNELS: Final = 4096
 
@@ -66,7 +67,7 @@ class ModelFacts:
         self._check("channels", lambda name, value: require_range(name, _whole(name, value), 1, _MOST_CHANNELS))
         self._check("resize", lambda name, value: value if value == NO_RESIZE else _size(name, value))
         self._check("interpolation", lambda name, value: require_choice(name, value, INTERPOLATIONS))
-        self._check("mean", lambda name, value: _numbers(name, value, -1e6, 1e6))
+        self._check("mean", lambda name, value: _numbers(name, value, -_LARGEST_MEAN, _LARGEST_MEAN))
         self._check("std", lambda name, value: _numbers(name, value, 1e-6, 1e6))
         self._check("labels", _names)
         self._check("task", lambda name, value: require_choice(name, value, (AUTO, *TASKS)))
@@ -149,4 +150,4 @@ def _names(name: str, value: object) -> tuple[str, ...]:
     names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
     if not names or not all(isinstance(item, str) for item in names):
         raise UsageError(f"{name}={value}", "is not a list of names", "give one name for each output")
-    return names
+    return tuple(map(str, names))

@@ -121,6 +121,11 @@ class Manifest:
         """Whether the network is not one of our DenseNets, so that nothing is known of its structure."""
         return self.variant == THIRD_PARTY
 
+    @property
+    def states_normalization(self) -> bool:
+        """Whether mean and std were stated, so that arrays can be checked against the range they allow."""
+        return not {"mean", "std"} & set(self.assumed)
+
     def same_artifact(self, other: Manifest) -> bool:
         """Whether both describe the same model in the same form (tool versions may differ)."""
         return dataclasses.replace(self, tools={}) == dataclasses.replace(other, tools={})

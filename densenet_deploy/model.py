@@ -228,6 +228,9 @@ class Model:
 
         if self.module is None or self.manifest is None:
             raise ModelFileError(self.name, "holds no weights", "load it again")
+        if self.manifest.is_third_party:
+            why = "is not a known DenseNet, which its weights alone could restore"
+            raise ModelFileError(self.name, why, "export it, and save the ONNX graph")
         prepare_output(path, self.manifest, force=force)
         save_weights(path, self.module, self.manifest)
 

@@ -60,6 +60,11 @@ class CalibrationData(ABC):
         """Where they come from, as errors name it."""
         return "calibration"
 
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many samples there are; of an iterable, how many were read so far in one pass."""
+
     @abstractmethod
     def __iter__(self) -> Iterator[Array]: ...
 
@@ -112,6 +117,10 @@ def open_calibration_data(
     if hasattr(source, "__array__"):
         return ArrayData.of(as_array("calibration", source), preprocessing, samples, seed, limit)
     if not isinstance(source, (str, os.PathLike)):
+        if isinstance(source, (bytes, Mapping)) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+            raise DataError(
+                f"a {type(source).__name__}", "is not calibration data", "give a folder, an array, or images"
+            )
         return Stream(source, preprocessing, samples, limit)
     path = Path(source)
     if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
@@ -136,8 +145,12 @@ class ImageFolder(CalibrationData):
     def origin(self) -> Path:
         return self.folder
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self.paths)
+
+    def __len__(self) -> int:
+        return self.count
 
     def __iter__(self) -> Iterator[Array]:
         return (prepare(image, self.preprocessing)[None] for _, image in ReadableImages(self.paths))
@@ -172,8 +185,12 @@ class ArrayFile(CalibrationData):
     def origin(self) -> Path:
         return self.path
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self.indices)
+
+    def __len__(self) -> int:
+        return self.count
 
     def __iter__(self) -> Iterator[Array]:
         shape = (1, *_input_shape(self.preprocessing))
@@ -215,8 +232,12 @@ class ArrayData(CalibrationData):
             _require_inputs(array.shape, array.dtype, "array", preprocessing)
         return cls(array, _subset(len(array), samples, seed), preprocessing, samples, limit)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self.indices)
+
+    def __len__(self) -> int:
+        return self.count
 
     def __iter__(self) -> Iterator[Array]:
         for index in self.indices:
@@ -243,14 +264,22 @@ class Stream(CalibrationData):
     limit: float
     _kept: list[Array] = field(default_factory=list, init=False, repr=False)
     _rest: Iterator[Array] = field(init=False, repr=False)
+    _count: int = field(default=0, init=False, repr=False)
     _range: MinMaxObserver | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._is_iterator = isinstance(self.source, Iterator)
         self._rest = self._read()
 
+    @property
+    def count(self) -> int:
+        return self._count
+
     def __iter__(self) -> Iterator[Array]:
-        return itertools.islice(self._read_again() if self._is_iterator else self._read(), self.samples)
+        every = self._read_again() if self._is_iterator else self._read()
+        for number, sample in enumerate(itertools.islice(every, self.samples), start=1):
+            self._count = max(self._count, number)
+            yield sample
 
     def digests(self) -> dict[str, str] | None:
         """Return the digest of all samples of an iterator, which reads them; None for other iterables."""
@@ -388,12 +417,20 @@ def _unwrapped(item: object, name: str) -> object:
             raise DataError(name, why, "give the batch itself, or a dict with one")
         return found[0]
     if isinstance(item, (tuple, list)) and item:
+        count = sum(_is_image_like(value) or _is_file(value) for value in item)
+        if count > 1:  # only the first would be used
+            why = f"is a {type(item).__name__} of {count} images or batches"
+            raise DataError(name, why, "give one image or batch at a time, with or without its labels")
         return _unwrapped(item[0], name)
     return item
 
 
 def _is_image_like(value: object) -> bool:
     return isinstance(value, (Image.Image, LoadedImage)) or len(getattr(value, "shape", ())) > 2
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, (str, os.PathLike)) and Path(value).is_file()
 
 
 def _is_image(value: object) -> bool:

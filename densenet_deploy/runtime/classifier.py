@@ -113,6 +113,9 @@ class Classifier:
         _require_classes(task)
         self._is_multilabel, self._is_known = task == "multilabel", manifest is not None and not manifest.is_third_party
         self._output = _logits_output(runner.outputs)
+        if self._output.shape[1] == 1 and not self._is_multilabel:
+            fix = "state the task multilabel if it is a yes or no, or use runner.run()"
+            raise ModelFileError(self._output, "is one number, not scores of classes", fix)
         known = preprocessing or (manifest.preprocessing if manifest else None)
         self.preprocessing = known or default_preprocessing(size or Preprocessing.image_size)
         self.assumptions = () if known else (_assumption(self.preprocessing),)

@@ -69,8 +69,11 @@ class ModuleSource(Source):
 def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """(the module in eval mode and float32, a note if it had to be cast)."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     types = sorted({str(p.dtype).removeprefix("torch.") for p in source.parameters() if p.is_floating_point()})
+    if any(is_lazy(tensor) for tensor in source.state_dict(keep_vars=True).values()):
+        raise InputError(type(source).__name__, "has lazy parameters without values", "run it on an image first")
     if any(tensor.is_meta for tensor in source.state_dict().values()):
         raise InputError(type(source).__name__, "has parameters on the meta device, without values", "load its weights")
     module = source

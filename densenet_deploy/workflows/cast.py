@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def cast(
     if data is not None and options.precision == "fp16":
         with stages("calibrate") as step:
             ranges, found = _ranges(graph, data, cache, step)
-            remark = found if isinstance(calibration, (str, Path)) else _ON_ARRAYS
+            remark = found if isinstance(calibration, (str, os.PathLike)) else _ON_ARRAYS
     with stages("cast"):
         reduced = _converted(graph, options, ranges or {})
         result = Model.from_onnx(name, reduced.model, manifest)

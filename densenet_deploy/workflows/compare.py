@@ -38,6 +38,7 @@ from densenet_deploy.runtime.runner import (
     RunnerOptions,
     open_runner,
 )
+from densenet_deploy.workflows.float_model import knows_normalization
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
@@ -222,13 +223,16 @@ def compare(
         BackendError: if a backend is not available.
     """
     options = options or CompareOptions()
+    if options.per_layer and isinstance(data, Iterator):  # which is read twice
+        data = list(itertools.islice(data, options.samples))
     models = load(reference, **stated), load(candidate, **stated)
     with (
         models[0].runner(options.reference_backend) as ours,
         models[1].runner(options.candidate_backend) as theirs,
     ):
         preprocessing = _shared_preprocessing(ours, theirs)
-        samples = samples_of(data, preprocessing, options.samples)
+        check_values = all(knows_normalization(runner.manifest) for runner in (ours, theirs))
+        samples = samples_of(data, preprocessing, options.samples, check_values=check_values)
         outputs = parity_of(ours, theirs, samples)
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
@@ -236,10 +240,12 @@ def compare(
             f"{_described(models[0])}: {ours.placement}",
             f"{_described(models[1])}: {theirs.placement}",
         )
-        notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data))
+        notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data), *_preprocessing_note(ours, theirs))
     layers = None
     if options.per_layer:
-        layers = _compare_layers(models, samples_of(data, preprocessing, options.samples), options)
+        layers = _compare_layers(
+            models, samples_of(data, preprocessing, options.samples, check_values=check_values), options
+        )
     return ComparisonReport.of(described, outputs, gates, layers, notes)
 
 
@@ -311,6 +317,13 @@ def _described(model: Model) -> str:
 
 def _seeded_note(candidate: Runner, data: Any) -> tuple[str, ...]:
     return (_SEEDED_INT8,) if candidate.placement.precision == "int8" and data is None else ()
+
+
+def _preprocessing_note(reference: Runner, candidate: Runner) -> tuple[str, ...]:
+    ours, theirs = reference.manifest, candidate.manifest
+    if ours is None or theirs is None or ours.preprocessing == theirs.preprocessing:
+        return ()
+    return (f"images were prepared as the reference says; the candidate says {theirs.preprocessing}",)
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:

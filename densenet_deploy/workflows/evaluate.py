@@ -254,6 +254,7 @@ def evaluate(
     if options.against is None:
         return first.report()
     with _opened(options.against, options.against_backend, device, runner_options, {}) as runner:
+        _require_same_labels(first, runner, _title(options.against))
         second = _evaluated(_title(options.against), runner, folder, options, progress)
     notes = (*first.notes, *(f"{second.model}: {note}" for note in second.notes))
     return dataclasses.replace(first.report(), notes=notes, against=_compared(first, second))
@@ -263,8 +264,18 @@ def _opened(
     model: Any, backend: str | None, device: str | None, options: RunnerOptions, stated: LoadOptions
 ) -> contextlib.AbstractContextManager[Runner]:
     if isinstance(model, Runner):
+        if stated:
+            raise UsageError(", ".join(stated), "cannot be stated of a runner that is open", "give the model itself")
         return contextlib.nullcontext(model)
     return open_runner(load(model, **stated), backend, device, options)
+
+
+def _require_same_labels(first: _Evaluation, runner: Runner, title: str) -> None:
+    """Check the labels of the second model: classes are compared by index."""
+    labels = runner.manifest.labels if runner.manifest is not None else ()
+    if labels and first.labels and labels != first.labels:
+        fix = "compare models with the same labels in the same order"
+        raise DataError(title, f"has other labels than {first.model}, or in another order", fix)
 
 
 def _title(model: Any) -> str:

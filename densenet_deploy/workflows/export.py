@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 import numpy as np
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import ModelFileError
+from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.options import require_range
@@ -26,6 +26,7 @@ from densenet_deploy.workflows.compare import require_parity, seeded_parity
 from densenet_deploy.workflows.load import (
     LoadOptions,
     check_names,
+    check_outputs,
     input_of,
     load,
     preprocessing_of,
@@ -149,10 +150,18 @@ def export(
     with stages("build"):
         model = load(source, **stated)
     if model.is_onnx:
+        _require_no_translation(options)
         return _adopted(model, out, stages, force=force)
     if model.module is None or model.manifest is None:
         raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
     return _exported(model, options, out, stages, force=force, allow_nonfinite=stated.get("allow_nonfinite", False))
+
+
+def _require_no_translation(options: ExportOptions) -> None:
+    default = ExportOptions()
+    for name in ("batch", "opset"):
+        if getattr(options, name) != getattr(default, name):
+            raise UsageError(f"{name}={getattr(options, name)}", "an ONNX file keeps its own", "omit it")
 
 
 def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model:
@@ -181,6 +190,7 @@ def _exported(
     proto = _translated(model, options, stages)
     with stages("serialize"):
         result = Model.from_onnx(model.name, proto, manifest, model.module)
+    check_outputs(result, manifest)
     with stages("parity"):
         outputs = _verified(model, result, allow_nonfinite=allow_nonfinite)
     with stages("write"):

@@ -32,20 +32,23 @@ def require_float32(model: Model) -> None:
 
 def knows_normalization(manifest: Manifest | None) -> bool:
     """Whether mean and std were stated, so that arrays of calibration data can be checked against them."""
-    return manifest is not None and not {"mean", "std"} & set(manifest.assumed)
+    return manifest is not None and manifest.states_normalization
 
 
-def exact_graph(model: Model) -> ir.Model:
+def exact_graph(model: Model, oldest_opset: int = 0) -> ir.Model:
     """Return a copy of the graph after the exact passes, with shapes inferred and a name for every node.
 
+    A graph of an operator set before `oldest_opset` is lifted to that.
     A graph that `export` or `simplify` just made has been through the passes, which would change nothing.
     """
     import onnx
     import onnx_ir
 
     from densenet_deploy.graph.graph_pass import EXACT, apply_passes
+    from densenet_deploy.graph.reduced_precision import lift_opset
 
     graph = model.ir()
+    lift_opset(graph, oldest_opset)
     if model.report is None or model.report.kind not in ("export", "simplify"):
         apply_passes(graph, EXACT)
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels

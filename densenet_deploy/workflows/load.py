@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
-from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts, Size
 from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
+from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
@@ -79,6 +80,7 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
     """
     facts = _facts(stated)
     if isinstance(source, Model):
+        _require_same_network(stated)
         return _with_facts(source, facts)
     network = _network(source, stated, facts)
     if network.artifact is not None:
@@ -147,7 +149,18 @@ def preprocessing_of(model: Model) -> Preprocessing:
     return default_preprocessing(image_size_of(model.onnx, Path(model.name)))
 
 
+def _require_same_network(stated: LoadOptions) -> None:
+    """Refuse to ask another network of a model that is loaded."""
+    for name in ("variant", "num_classes", "head", "architecture", "seed"):
+        if stated.get(name) is not None:
+            why = "does not apply to a model that is loaded"
+            raise UsageError(f"{name}={stated.get(name)}", why, "state it where the model is loaded")
+
+
 def _facts(stated: LoadOptions) -> ModelFacts:
+    for name in stated:
+        if name not in LoadOptions.__annotations__:
+            raise UnknownNameError.among("fact", name, tuple(LoadOptions.__annotations__))
     names = {field.name for field in dataclasses.fields(ModelFacts)}
     values: dict[str, Any] = {name: value for name, value in stated.items() if name in names}
     if isinstance(values.get("labels"), (str, os.PathLike)):
@@ -203,8 +216,12 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     labels = facts.labels or network.labels or (known.labels if known is not None else ())
     spec = variant.spec if variant is not None else None
     task = learnt.get("task") or (known.task if known is not None else None)
+    thresholds = facts.thresholds or (known.thresholds if known is not None else ())
     if spec is not None:
-        _check_labels(labels, None if spec.head == "features" else spec.num_classes)
+        classes = None if spec.head == "features" else spec.num_classes
+        _check_labels(labels, classes)
+        _check_thresholds(thresholds, classes)
+    _check_task_of(facts, task)
     return Manifest(
         variant=variant.name if variant is not None else THIRD_PARTY,
         spec=spec.to_facts() if spec is not None else {},
@@ -212,7 +229,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
         preprocessing=preprocessing,
         labels=labels,
         task=None if task == "auto" else task,
-        thresholds=facts.thresholds or (known.thresholds if known is not None else ()),
+        thresholds=thresholds,
         assumed=assumed,
     )
 
@@ -239,6 +256,11 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
         task=known.task if facts.task in (None, "auto") else facts.task,
         thresholds=facts.thresholds or known.thresholds,
     )
+    _check_task_of(facts, manifest.task)
+    if facts.labels or facts.thresholds:
+        check_outputs(model, manifest)
+    if model.spec is not None:
+        _check_size(model.spec, preprocessing)
     artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
     return model.replaced(manifest=manifest, artifact=artifact)
 
@@ -291,6 +313,41 @@ def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
         why = f"{len(labels)} labels for {classes} classes"
         raise DataError("labels", why, "give one label per class, or set --num-classes")
+
+
+def _check_thresholds(thresholds: tuple[float, ...], classes: int | None) -> None:
+    if classes is not None and len(thresholds) not in (0, 1, classes):
+        raise UsageError(
+            "thresholds", f"{len(thresholds)} thresholds for {classes} labels", "give one, or one per label"
+        )
+
+
+def _check_task_of(facts: ModelFacts, task: str | None) -> None:
+    if facts.thresholds and task != "multilabel":
+        raise UsageError("thresholds", "apply only to a multilabel model", "state the task multilabel too")
+
+
+def check_outputs(model: Model, manifest: Manifest) -> None:
+    """Check that there are as many labels and thresholds in `manifest` as `model` shows classes.
+
+    Raises:
+        DataError: if there are not as many labels.
+        UsageError: if there are not as many thresholds.
+    """
+    classes = _classes_of(model)
+    _check_labels(manifest.labels, classes)
+    _check_thresholds(manifest.thresholds, classes)
+
+
+def _classes_of(model: Model) -> int | None:
+    """The number of classes of a model whose outputs are scores; None where it does not show."""
+    if model.spec is not None:
+        return None if model.spec.head == "features" else model.spec.num_classes
+    if not model.is_onnx or not is_installed("onnx"):
+        return None
+    outputs = {output.name: list(output.type.tensor_type.shape.dim) for output in model.onnx.graph.output}
+    sizes = outputs.get("logits") or (next(iter(outputs.values())) if len(outputs) == 1 else [])
+    return (sizes[1].dim_value or None) if len(sizes) == 2 else None
 
 
 def _announced(model: Model) -> Model:

@@ -16,10 +16,11 @@ from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
 
 
-def samples_of(data: Any, preprocessing: Preprocessing, count: int) -> Iterator[Array]:
+def samples_of(data: Any, preprocessing: Preprocessing, count: int, *, check_values: bool = True) -> Iterator[Array]:
     """Yield at most `count` inputs (1, 3, S, S) float32 from `data`; of None, seeded ones.
 
-    A folder gives images evenly spread over it; everything else what calibration takes (`open_calibration_data`).
+    A folder gives images evenly spread over it; everything else what calibration takes (`open_calibration_data`, which
+    also says what `check_values` does).
 
     Raises:
         DataError: if `data` holds no images, or arrays that do not fit.
@@ -31,7 +32,7 @@ def samples_of(data: Any, preprocessing: Preprocessing, count: int) -> Iterator[
         return _folder_samples(Path(data), count, preprocessing)
     from densenet_deploy.quantization.calibration_data import open_calibration_data
 
-    return itertools.islice(open_calibration_data(data, preprocessing, count), count)
+    return itertools.islice(open_calibration_data(data, preprocessing, count, check_values=check_values), count)
 
 
 def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> Iterator[Array]:

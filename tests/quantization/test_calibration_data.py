@@ -373,3 +373,21 @@ def test_zero_samples_are_refused(images):
     with pytest.raises(UsageError) as caught:
         open_calibration_data(images, SMALL, samples=0)
     assert caught.value.subject == "samples=0"
+
+
+@pytest.mark.parametrize("source", [5, None, b"abc", {"images": 1}])
+def test_what_holds_no_samples_is_refused_at_once(source):
+    with pytest.raises(DataError) as caught:
+        open_calibration_data(source, Preprocessing(32, 32))
+    assert caught.value.subject == f"a {type(source).__name__}"
+
+
+def test_a_list_of_several_images_is_refused_and_not_cut_to_its_first():
+    with pytest.raises(DataError) as caught:
+        list(open_calibration_data([list(pixels(2))], Preprocessing(32, 32)))
+    assert caught.value.subject == "item 0"
+
+
+def test_an_iterator_counts_what_was_read():
+    data = open_calibration_data(iter(pixels(5)), Preprocessing(32, 32))
+    assert len(list(data)) == data.count == 5

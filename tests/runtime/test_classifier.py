@@ -388,3 +388,8 @@ def test_a_multilabel_network_of_ours_never_has_its_logits_taken_for_scores():
 def test_outputs_that_are_not_scores_are_refused(task):
     with pytest.raises(ModelFileError):
         Classifier(running(mean_colour, manifest=_described(task)))
+
+
+def test_one_number_is_not_a_softmax():
+    with pytest.raises(ModelFileError):
+        constant(1.0)

@@ -135,3 +135,9 @@ def test_a_module_without_values_is_refused():
     with pytest.raises(InputError) as caught:
         load(net)
     assert caught.value.subject == "Conv2d"
+
+
+def test_a_lazy_module_without_values_is_refused():
+    with pytest.raises(InputError) as caught:
+        load(nn.Sequential(nn.LazyConv2d(4, 3)), WeightsConstraint())
+    assert caught.value.subject == "Sequential"

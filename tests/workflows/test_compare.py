@@ -139,3 +139,10 @@ def test_the_same_samples_come_every_time(tiny_onnx, changed):
     one, two = (compare(tiny_onnx, changed, options=QUICK).parity for _ in range(2))
     assert one == two
     assert np.isfinite(one.max_abs)
+
+
+def test_layers_are_compared_on_the_same_samples_of_an_iterator(tiny_onnx):
+    samples = np.random.default_rng(0).uniform(-1, 1, (6, 3, 32, 32)).astype(np.float32)
+    options = CompareOptions(per_layer=True)
+    report = compare(tiny_onnx, tiny_onnx, iter(samples), options)
+    assert report.layers.keys() == compare(tiny_onnx, tiny_onnx, samples, options).layers.keys() != set()

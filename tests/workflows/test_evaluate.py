@@ -10,6 +10,7 @@ import pytest
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.evaluate import EvaluateOptions, EvaluateReport, evaluate
+from densenet_deploy.workflows.load import load
 from tests.conftest import DIGITS
 
 
@@ -187,3 +188,17 @@ def test_progress_counts_the_images(tiny_onnx, images):
 def test_invalid_options_are_refused(wrong):
     with pytest.raises(UsageError):
         EvaluateOptions(**wrong)
+
+
+def test_models_with_other_labels_are_not_compared(tiny_onnx, images):
+    names = tuple(map(str, range(10)))
+    model, other = load(tiny_onnx, labels=names), load(tiny_onnx, labels=names[::-1])
+    with pytest.raises(DataError) as caught:
+        evaluate(model, images, EvaluateOptions(against=other))
+    assert caught.value.subject == "tiny"
+
+
+def test_nothing_can_be_stated_of_an_open_runner(tiny_onnx, images):
+    with open_runner(tiny_onnx) as runner, pytest.raises(UsageError) as caught:
+        evaluate(runner, images, mean=0.5)
+    assert caught.value.subject == "mean"

@@ -166,3 +166,9 @@ def test_every_output_of_a_module_is_compared():
     report = export(TwoHeads().eval(), image_size=8).report
     assert len(report.outputs) == 2
     assert report.parity == min(report.outputs.values(), key=lambda parity: parity.sqnr_db)
+
+
+def test_a_graph_cannot_be_given_another_batch(tiny_onnx):
+    with pytest.raises(UsageError) as caught:
+        export(tiny_onnx, ExportOptions(batch=4))
+    assert caught.value.subject == "batch=4"

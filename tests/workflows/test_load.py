@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from densenet_deploy.errors import DataError, InputError, UnknownNameError, UsageError
+from densenet_deploy.errors import DataError, InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import UntrainedWeightsWarning
@@ -172,3 +172,27 @@ def test_numbers_out_of_range_are_usage_errors(wrong, named):
 )
 def test_checkpoints_go_by_suffix(tmp_path, name, expected):
     assert is_checkpoint(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(("stated", "subject"), [({"lables": TEN}, "lables"), ({"num_classes": 5}, "num_classes=5")])
+def test_what_cannot_be_stated_of_a_loaded_model_is_refused(torchvision_onnx, stated, subject):
+    with pytest.raises(UsageError) as caught:
+        load(load(torchvision_onnx), **stated)
+    assert caught.value.subject == subject
+
+
+def test_labels_and_thresholds_are_as_many_as_the_outputs_of_a_graph(torchvision_onnx):
+    with pytest.raises(DataError) as caught:
+        load(torchvision_onnx, labels=("a", "b"))
+    assert caught.value.subject == "labels"
+    for stated in ({"task": "multilabel", "thresholds": (0.1, 0.2)}, {"thresholds": 0.5}):
+        with pytest.raises(UsageError) as wrong:
+            load(torchvision_onnx, **stated)
+        assert wrong.value.subject == "thresholds"
+
+
+def test_a_module_that_is_not_a_densenet_cannot_be_saved_as_weights(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    with pytest.raises(ModelFileError) as caught:
+        load(module).save(tmp_path / "weights.safetensors")
+    assert caught.value.subject == "sequential"

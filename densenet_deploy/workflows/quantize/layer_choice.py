@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +19,7 @@ from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, outputs_of, worst
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
+from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
@@ -60,6 +62,7 @@ class Trials:
         self.layers = tuple(Layer(name, stage_of(name), ready.writer.macs[name]) for name in ready.writer.layers)
         with model.runner(ready.writer.backend, "cpu") as runner:
             self._expected = list(outputs_of(runner, self._samples))
+            self._batch = fixed_batch(runner) or 1
 
     @property
     def count(self) -> int:
@@ -86,11 +89,11 @@ class Trials:
 
     def compare_speed(self, choices: Mapping[str, Collection[str]], rounds: int) -> RoundResults:
         """Time the float model, under the name `float`, against files that leave the layers of `choices` float."""
-        manifest = self._model.manifest
-        batch = (manifest.batch if manifest is not None else None) or 1
         models = {"float": self._model} | {name: self._written(layers) for name, layers in choices.items()}
         with _files(models) as paths:
-            candidates = {name: Candidate(path, self._writer.backend, batch, "cpu") for name, path in paths.items()}
+            candidates = {
+                name: Candidate(path, self._writer.backend, self._batch, "cpu") for name, path in paths.items()
+            }
             return compare_speed(candidates, rounds=rounds, seconds_per_round=_SECONDS_PER_ROUND)
 
     def _written(self, float_layers: Collection[str]) -> Model:
@@ -119,7 +122,7 @@ def layers_for_accuracy(trials: Trials, options: QuantizeOptions, calibration: A
         DataError: if it does not hold class folders.
     """
     if options.max_drop is not None:
-        if not isinstance(calibration, (str, Path)) or not Path(calibration).is_dir():
+        if not isinstance(calibration, (str, os.PathLike)) or not Path(calibration).is_dir():
             why = "holds no labels, which --max-drop needs"
             raise UsageError(calibration, why, "calibrate on a folder with one subfolder per class, or use --min-sqnr")
         least = trials.float_top1(calibration) - options.max_drop / 100

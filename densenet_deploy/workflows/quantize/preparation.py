@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from densenet_deploy.quantization.calibration_data import CalibrationData
     from densenet_deploy.quantization.int8_writer import Int8Writer
 
+_OLDEST_OPSET: Final = 13  # the first in which DequantizeLinear has a scale per channel
 _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
@@ -40,8 +40,8 @@ class Int8Preparation:
 
     @property
     def count(self) -> int:
-        """How many samples the data hold; 0 where it is unknown."""
-        return len(self.data) if isinstance(self.data, Sized) else 0
+        """How many samples were calibrated on."""
+        return self.data.count
 
 
 def prepare_int8(
@@ -71,7 +71,7 @@ def prepare_int8(
     check_values = knows_normalization(model.manifest)
     data = open_calibration_data(calibration, preprocessing_of(model), options.samples, check_values=check_values)
     with stages("passes"):
-        graph = exact_graph(model)
+        given, graph = model.ir().opset_imports.get("", _OLDEST_OPSET), exact_graph(model, _OLDEST_OPSET)
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
@@ -83,7 +83,8 @@ def prepare_int8(
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         if options.correct:
             writer.correct(data)
-    return Int8Preparation(writer, data, found.note)
+    lifted = f"; the graph of operator set {given} was lifted to {_OLDEST_OPSET}" if given < _OLDEST_OPSET else ""
+    return Int8Preparation(writer, data, found.note + lifted)
 
 
 def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:

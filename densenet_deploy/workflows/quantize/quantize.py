@@ -50,7 +50,7 @@ class QuantizeReport(TimedReport):
         float_layers: names of the convolutions that stayed float.
         float_unasked: those of them that were asked for in INT8: what the recipe keeps.
         weight_bits: of the quantized weights.
-        calibrated_on: number of images; 0 where it is not known.
+        calibrated_on: number of images.
         speed: against the float graph on this machine; None where it was not measured.
         explanation: one sentence per layer, where asked for.
     """
