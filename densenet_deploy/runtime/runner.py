@@ -233,7 +233,8 @@ class Runner(ABC):
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.placement, self.manifest = placement, manifest
-        stated = manifest.preprocessing if manifest is not None and manifest.states_normalization else None
+        is_known = manifest is not None and (manifest.states_normalization or not manifest.is_third_party)
+        stated = manifest.preprocessing if manifest is not None and is_known else None
         self._value_limit = value_limit(stated) if check_values else None
         self._fork = _forks.count
         self._handle: object | None = handle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
 
 from densenet_deploy.bench.rounds import Interval
@@ -153,3 +155,18 @@ def test_a_third_party_graph_without_stored_shapes(recipe, tmp_path, cache):
     report = _quantized(model, tmp_path, cache, recipe=recipe, samples=32)
     assert report.layers_int8 > 10
     assert report.parity.sqnr_db > 20
+
+
+def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
+    weights = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    text = """<ir_version: 7, opset_import: ["" : 12]> old (float[4,3,32,32] image) => (float[4,8] scores) {
+        made = Conv <pads = [1,1,1,1]> (image, weights)
+        pooled = GlobalAveragePool(made)
+        scores = Flatten <axis = 1> (pooled)
+    }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+    (tmp_path / "old.onnx").write_bytes(model.SerializeToString())
+    report = _quantized(tmp_path / "old.onnx", tmp_path, cache, samples=32)
+    assert report.layers_int8 == 1
+    assert any(note.endswith("the graph of operator set 12 was lifted to 13") for note in report.notes)
