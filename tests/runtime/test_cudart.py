@@ -119,7 +119,7 @@ def test_a_stream_waits_for_an_event_of_another(cuda: Cuda, simulation: Simulate
     assert later.ms_since(start) == pytest.approx(0.25)
 
 
-def test_the_cpu_can_be_told_to_spin(cuda: Cuda, simulation: SimulatedCuda) -> None:
+def test_the_cpu_can_spin_while_waiting(cuda: Cuda, simulation: SimulatedCuda) -> None:
     cuda.spin_while_waiting()
     assert simulation.wait_flags == 1
     with pytest.raises(BackendError, match="cudaErrorInvalidValue"):
