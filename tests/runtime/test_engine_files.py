@@ -21,10 +21,9 @@ from densenet_deploy.runtime.engine_files import (
     require_version,
     same_version,
     sniff,
-    write_engine,
 )
 from densenet_deploy.runtime.sidecar import read_records, sidecar_path
-from tests.runtime.plans import plan_bytes, sidecar_of
+from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
 
 PLAN = plan_bytes()
 MANIFEST = Manifest("121", {"growth_rate": 32}, WeightsOrigin("none", "ab", 0), Preprocessing(), labels=("cat", "dög"))
