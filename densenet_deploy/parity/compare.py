@@ -229,18 +229,6 @@ def compare_outputs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> d
     return meter.result()
 
 
-def compare_layers(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> LayerComparison:
-    """Compare the inner tensors of two models over the same batches, of which one is held at a time.
-
-    Raises:
-        DataError: if one model gives more batches than the other.
-    """
-    meter = LayerMeter()
-    for ours, theirs in _pairs(reference, candidate):
-        meter.update(ours, theirs)
-    return meter.result()
-
-
 def _pairs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> Iterator[tuple[Feeds, Feeds]]:
     for ours, theirs in zip_longest(reference, candidate):
         if ours is None or theirs is None:

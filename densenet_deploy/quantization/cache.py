@@ -63,28 +63,16 @@ class CalibrationKey:
         return hashlib.sha256(_canonical(self.parts()).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Hit:
-    """The ranges of a key, by tensor."""
-
-    ranges: Mapping[str, ChannelRanges]
-
-
-@dataclass(frozen=True)
-class Miss:
-    """Why there are no ranges for a key: a sentence about what changed since the nearest entry."""
-
-    reason: str
-
-
 class CalibrationCache:
     """A folder of ranges; by default `densenet-deploy/calibration` below `$XDG_CACHE_HOME` or `~/.cache`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or _default_folder()
 
-    def lookup(self, key: CalibrationKey) -> Hit | Miss:
-        """Return the ranges of `key`, or the reason why there are none. A damaged entry is a miss.
+    def lookup(self, key: CalibrationKey) -> dict[str, ChannelRanges] | str:
+        """Return the ranges of `key` by tensor, or why there are none: what changed since the nearest entry.
+
+        A damaged entry counts as none.
 
         Raises:
             ResourceError: if the folder cannot be read.
@@ -92,10 +80,10 @@ class CalibrationCache:
         entry = self._entry(key.digest)
         if entry.with_suffix(".json").exists():
             try:
-                return Hit(_read_ranges(entry, key))
+                return _read_ranges(entry, key)
             except ValueError as exc:
-                return Miss(f"the cached ranges are damaged ({printable(exc)}); they are collected again")
-        return Miss(self._explanation(key.parts()))
+                return f"the cached ranges are damaged ({printable(exc)}); they are collected again"
+        return self._explanation(key.parts())
 
     def store(self, key: CalibrationKey, ranges: Mapping[str, ChannelRanges]) -> None:
         """Keep the ranges of `key`.
