@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int | None, ...]]
 
 
-# Which inputs are parameters, the weight first, and the sizes of the output: a weight is used as often as their product.
+# Which inputs are parameters, the weight first, and the sizes of the output whose product is the number of its uses.
 _PIXELS: Final = slice(1, None)  # of (C, H, W)
 _ROWS: Final = slice(None, -1)  # of (…, C)
 _OPERATORS: Final[dict[str, tuple[tuple[int, ...], slice | None]]] = {
