@@ -1,6 +1,6 @@
 """What a rewrite made of a tensor, so that a layer-by-layer comparison can undo it or say why it cannot.
 
-A tensor that changed its meaning gets a new name, and `metadata_props` of the model keep one JSON object of the changes::
+A tensor that changed its meaning gets a new name; `metadata_props` of the model hold one JSON object of the changes::
 
     densenet_deploy.tensors  {"pool0:scaled": {"of": "pool0", "factor": [0.5, 3.25, …], "moved": null}, …}
 
