@@ -213,7 +213,7 @@ def test_host_code_is_allowed_to_plans_that_carry_it_and_no_others(
     assert gpu.runtimes[0].engine_host_code_allowed is compatible
 
 
-def test_what_only_the_build_knew_is_told_to_the_runtime(gpu, flavour, tmp_path, tiny_onnx) -> None:
+def test_the_runtime_gets_what_only_the_build_knew(gpu, flavour, tmp_path, tiny_onnx) -> None:
     open_runner(write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"dla": 1})).close()
     assert gpu.runtimes[0].DLA_core == 1
     open_runner(write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"dla": None})).close()
