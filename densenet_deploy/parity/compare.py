@@ -54,7 +54,7 @@ class ParityMeter:
     1.0
 
     Args:
-        class_scores: False where 2-D arrays hold features, whose largest value does not name a class.
+        class_scores: False where 2-D arrays hold features: their largest value does not name a class.
         centred: measure the centred SQNR as well, which holds four float64 arrays of the size of a sample.
     """
 
@@ -294,15 +294,12 @@ class _Errors:
         if finite == 0:
             return (math.nan,) * 6
         means = self.sum_abs / finite, self.sum_rel / finite
-        return self.max_abs, means[0], self.max_rel, means[1], self._cosine(), self._sqnr_db()
+        return self.max_abs, means[0], self.max_rel, means[1], self._cosine(), _decibels(self.rr, self.noise)
 
     def _cosine(self) -> float:
         if self.rr == 0 or self.cc == 0:
             return float(self.rr == self.cc)
         return min(1.0, max(-1.0, self.rc / (math.sqrt(self.rr) * math.sqrt(self.cc))))
-
-    def _sqnr_db(self) -> float:
-        return _decibels(self.rr, self.noise)
 
 
 class _Centred:

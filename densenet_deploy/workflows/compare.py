@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
@@ -233,8 +234,8 @@ def compare(
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
         described = (
-            f"{_described(models[0])}: {ours.placement}",
-            f"{_described(models[1])}: {theirs.placement}",
+            f"{_described(reference, models[0])}: {ours.placement}",
+            f"{_described(candidate, models[1])}: {theirs.placement}",
         )
         notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data))
     layers = None
@@ -305,8 +306,8 @@ def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[
     )
 
 
-def _described(model: Model) -> str:
-    return str(model.path) if model.path is not None else model.name
+def _described(source: Any, model: Model) -> str:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(model.path or model.name)
 
 
 def _seeded_note(candidate: Runner, data: Any) -> tuple[str, ...]:
