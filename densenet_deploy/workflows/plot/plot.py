@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered, require_matplotlib
+from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered
 from densenet_deploy.artifacts import StrPath, os_errors_about, output_path, require_room, write_file
 from densenet_deploy.errors import OutputExistsError, UsageError, printable
+from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 
@@ -42,7 +43,7 @@ def plot_figure(name: str, request: PlotRequest) -> Figure:
         MissingPackageError: if matplotlib, or a package that reads the model, is not installed.
     """
     plots.get(name)
-    require_matplotlib()
+    require_packages("plot", "matplotlib")
     return draw(name, gather(name, request).data)
 
 
@@ -57,7 +58,7 @@ def plot(name: str, request: PlotRequest, out: StrPath | None = None, *, force: 
         ResourceError: if the file cannot be written.
     """
     plots.get(name)
-    require_matplotlib()
+    require_packages("plot", "matplotlib")
     path, description = _target(name, request, out), f"densenet-deploy plot {name}"
     _refuse_other_file(path, description, force=force)
     require_room(path)
