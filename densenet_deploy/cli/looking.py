@@ -33,11 +33,7 @@ def inspect_command(
         typer.Argument(
             metavar="[MODEL]", help="A model file or name; or give --variant.", autocompletion=complete_source
         ),
-        Reads(
-            "graph",
-            more=lambda a: ("session",) if a.profile else (),
-            backends=lambda a: (a.running.backend,),
-        ),
+        Reads("graph", more=lambda a: ("session",) if a.profile else (), backends=lambda a: (a.running.backend,)),
     ] = None,
     variant: Variant = None,
     batch: Annotated[int, typer.Option(help="Images per inference, for memory, profile and latency.")] = 1,
@@ -171,9 +167,7 @@ def plot_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="PLOT",
-            help="reuse, connections, growth, cost, sqnr or pareto.",
-            **word(_plots, _check_plot),
+            metavar="PLOT", help="reuse, connections, growth, cost, sqnr or pareto.", **word(_plots, _check_plot)
         ),
     ],
     models: Annotated[
@@ -216,9 +210,7 @@ def _output_of(name: str) -> typer.models.OptionInfo:
 )
 def report_command(
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL...", help="Model files and checkpoints."),
-        Reads("graph", "session"),
+        list[Path], typer.Argument(metavar="MODEL...", help="Model files and checkpoints."), Reads("graph", "session")
     ],
     tune: Annotated[_Reports, _output_of("tune"), Reads()] = None,
     benchmark: Annotated[_Reports, _output_of("benchmark"), Reads()] = None,

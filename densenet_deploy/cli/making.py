@@ -107,14 +107,7 @@ def export_command(
         raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
     options = ExportOptions(_batch_size(batch), opset)
     return lambda listener: made(
-        export(
-            start,
-            options,
-            out=output.out or default_folder(start),
-            force=output.force,
-            progress=listener,
-            **stated,
-        )
+        export(start, options, out=output.out or default_folder(start), force=output.force, progress=listener, **stated)
     )
 
 
@@ -268,9 +261,7 @@ def quantize_command(
 )
 def cast_command(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
-        Reads("graph", "session"),
+        str, typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source), Reads("graph", "session")
     ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Convert to FP16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16.")] = False,

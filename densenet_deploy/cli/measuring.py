@@ -190,9 +190,7 @@ def benchmark_command(
     scenario: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
-            help="single-stream, offline or camera.",
-            **words("single-stream", "offline", "camera"),
+            metavar="NAME", help="single-stream, offline or camera.", **words("single-stream", "offline", "camera")
         ),
     ] = "single-stream",
     fps: Annotated[float | None, typer.Option(help="camera: frames per second (default: none; required).")] = None,
@@ -282,9 +280,7 @@ def tune_command(
     goal: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
-            help="latency (of the smallest batch) or throughput.",
-            **words("latency", "throughput"),
+            metavar="NAME", help="latency (of the smallest batch) or throughput.", **words("latency", "throughput")
         ),
     ] = "latency",
     precision: Annotated[
@@ -308,12 +304,10 @@ def tune_command(
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help=f"{DEVICE_HELP}.", **DEVICE)] = "auto",
     threads: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="CPU threads per inference (default: 1, 2, 4, ... up to all)."),
+        str | None, typer.Option(metavar="N,N,...", help="CPU threads per inference (default: 1, 2, 4, ... up to all).")
     ] = None,
     batch: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput)."),
+        str | None, typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput).")
     ] = None,
     samples: Samples = 512,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,

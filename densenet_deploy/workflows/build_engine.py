@@ -17,13 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import (
-    Artifact,
-    StrPath,
-    os_errors_about,
-    require_room,
-    written_beside,
-)
+from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, require_room, written_beside
 from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
 from densenet_deploy.engines.options import BuildOptions, equivalent_command
 from densenet_deploy.engines.precision import PrecisionSummary, precision_of, require_precision

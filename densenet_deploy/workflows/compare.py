@@ -31,13 +31,7 @@ from densenet_deploy.reports import Report, line, table
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.preprocess import default_preprocessing
-from densenet_deploy.runtime.runner import (
-    REFERENCE_BACKEND,
-    ModuleSource,
-    Runner,
-    RunnerOptions,
-    open_runner,
-)
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
@@ -223,19 +217,13 @@ def compare(
     """
     options = options or CompareOptions()
     models = load(reference, **stated), load(candidate, **stated)
-    with (
-        models[0].runner(options.reference_backend) as ours,
-        models[1].runner(options.candidate_backend) as theirs,
-    ):
+    with models[0].runner(options.reference_backend) as ours, models[1].runner(options.candidate_backend) as theirs:
         preprocessing = _shared_preprocessing(ours, theirs)
         samples = samples_of(data, preprocessing, options.samples)
         outputs = parity_of(ours, theirs, samples)
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
-        described = (
-            f"{_described(models[0])}: {ours.placement}",
-            f"{_described(models[1])}: {theirs.placement}",
-        )
+        described = (f"{_described(models[0])}: {ours.placement}", f"{_described(models[1])}: {theirs.placement}")
         notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data))
     layers = None
     if options.per_layer:

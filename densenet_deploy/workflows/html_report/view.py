@@ -14,12 +14,7 @@ from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
 from densenet_deploy.workflows.html_report.decide import Decision, runs_on
 from densenet_deploy.workflows.html_report.figures import Figures
-from densenet_deploy.workflows.html_report.load import (
-    Loaded,
-    Material,
-    ReportSources,
-    is_same_trial,
-)
+from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources, is_same_trial
 from densenet_deploy.workflows.html_report.model_sections import (
     calibration_section,
     network_section,

@@ -24,11 +24,7 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, mib, table
 from densenet_deploy.variants import is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
-from densenet_deploy.workflows.inspect.operator_profile import (
-    OperatorProfile,
-    ProfileOptions,
-    profile_model,
-)
+from densenet_deploy.workflows.inspect.operator_profile import OperatorProfile, ProfileOptions, profile_model
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.notes import untrained_note
 
@@ -258,11 +254,7 @@ def _of_module(model: Model, options: InspectOptions) -> InspectReport:
     parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size)
     network = BlockCost("network", (LayerCost(model.name, parameters, macs, ()),))
     return InspectReport(
-        model=model.name,
-        precision=options.precision or "fp32",
-        image_size=size,
-        batch=options.batch,
-        blocks=(network,),
+        model=model.name, precision=options.precision or "fp32", image_size=size, batch=options.batch, blocks=(network,)
     )
 
 

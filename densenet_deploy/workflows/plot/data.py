@@ -25,12 +25,7 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
-from densenet_deploy.workflows.inspect.inspect import (
-    InspectOptions,
-    InspectReport,
-    inspect_file,
-    inspect_variant,
-)
+from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_file, inspect_variant
 from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, load, preprocessing_of
 from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.plot.points import pareto_points
