@@ -428,11 +428,7 @@ def _value(parameter: Any, kind: Any, as_typer_reads: Callable[..., Any], ctx: A
 
 
 def _plain(kind: Any, value: Any) -> Any:
-    """Return `value` as `kind`.
-
-    Raises:
-        ValueError: if it is not an ordinary way to write one.
-    """
+    """Return `value` as `kind`."""
     if value is None:
         return () if typing.get_origin(kind) is list else None
     if typing.get_origin(kind) is list:

@@ -97,11 +97,7 @@ def _first_option(facts: ModelFacts) -> str:
 
 
 def _one_side(facts: ModelFacts) -> int | None:
-    """Return the side of a square image.
-
-    Raises:
-        UsageError: if another shape was stated.
-    """
+    """Return the side of a square image."""
     size = facts.image_size
     if isinstance(size, tuple):
         raise UsageError(f"image-size={size[0]}x{size[1]}", "only square images are supported", "give one number")

@@ -302,11 +302,7 @@ def cast_command(
 
 
 def _one_of(subject: str, **asked: bool) -> str:
-    """Return the one precision that was asked for.
-
-    Raises:
-        UsageError: if there is not exactly one.
-    """
+    """Return the one precision that was asked for."""
     given = [name for name, is_given in asked.items() if is_given]
     if len(given) == 1:
         return given[0]
@@ -483,11 +479,7 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
 def _quantization(
     precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool
 ) -> QuantizeOptions | None:
-    """Return how INT8 is written, and how many images are used; None where neither is given.
-
-    Raises:
-        UsageError: if options of INT8 are given with another precision.
-    """
+    """Return how INT8 is written, and how many images are used; None where neither is given."""
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"
         raise UsageError(option, f"applies to --int8, not to --{precision}", "remove it, or give --int8")

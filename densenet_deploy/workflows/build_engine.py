@@ -249,11 +249,7 @@ def _input_of(model: Model | None, request: BuildRequest) -> tuple[str, tuple[in
 
 
 def _with_precision(model: Model, request: BuildRequest, cache: CalibrationCache | None) -> Model:
-    """Return a model on the disk that holds the precision: `model` itself, or one that is written now.
-
-    Raises:
-        DensenetDeployError: whatever `quantize` or `cast` raise.
-    """
+    """Return a model on the disk that holds the precision: `model` itself, or one that is written now."""
     if model.precision == request.precision:
         return model if model.path is not None else _written(model, request)
     require_packages("export", "onnx", "onnxscript")
@@ -371,11 +367,7 @@ def _size(model: Model) -> int:
 
 
 def _refuse_foreign(engine: Path, manifest: Manifest | None, *, force: bool) -> None:
-    """Check that the engine's place is free, or holds an engine of the same model, or may be replaced.
-
-    Raises:
-        OutputExistsError: if something else stands there.
-    """
+    """Check that the engine's place is free, or holds an engine of the same model, or may be replaced."""
     with os_errors_about(engine):
         if engine.is_dir():
             raise OutputExistsError(engine, "is a folder", "name a file with -o")

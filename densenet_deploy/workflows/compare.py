@@ -302,11 +302,7 @@ def _seeded_note(candidate: Runner, data: Any) -> tuple[str, ...]:
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:
-    """Return how images are prepared for both.
-
-    Raises:
-        ModelFileError: if they take images of different sizes.
-    """
+    """Return how images are prepared for both."""
     sizes = {size for size in map(input_size, (reference, candidate)) if size is not None}
     if len(sizes) > 1:
         why = f"takes {input_size(candidate)} pixels, the reference {input_size(reference)}"
@@ -377,11 +373,7 @@ class _InnerTensors:
 
 @contextlib.contextmanager
 def _inner_tensors(model: Model, backend: str | None) -> Iterator[_InnerTensors]:
-    """Open `model` with its inner tensors as outputs.
-
-    Raises:
-        BackendError: if it does not show inner tensors.
-    """
+    """Open `model` with its inner tensors as outputs."""
     if not model.is_onnx and model.module is not None:
         from densenet_deploy.models.taps import IntermediateOutputs
 

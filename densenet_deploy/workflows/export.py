@@ -237,11 +237,7 @@ def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.Mo
 
 
 def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> dict[str, Parity]:
-    """Run both and compare every output.
-
-    Raises:
-        GateError: if the file does not compute what the module computes.
-    """
+    """Run both and compare every output."""
     assert model.manifest is not None
     outputs = seeded_parity(model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
     require_parity(outputs, "fp32", result.name, "the file does not match the module", "nothing was written")

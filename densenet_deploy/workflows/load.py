@@ -174,11 +174,7 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
 
 
 def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
-    """Return the architecture that was named, with the numbers that were given; None leaves it to the weights.
-
-    Raises:
-        UsageError: if it was named twice, or its numbers do not make a network.
-    """
+    """Return the architecture that was named, with the numbers that were given; None leaves it to the weights."""
     name, architecture = stated.get("variant"), stated.get("architecture")
     changes = architecture.changes() if architecture is not None else {}
     if isinstance(source, str) and is_variant(source):

@@ -155,11 +155,7 @@ _SOURCES: Final[Mapping[str, Callable[[PlotRequest], FigureData]]] = {
 
 
 def _single(request: PlotRequest) -> Path | None:
-    """Return the one file to draw, or None for a variant.
-
-    Raises:
-        UsageError: unless exactly one of them was given.
-    """
+    """Return the one file to draw, or None for a variant."""
     if len(request.models) > 1:
         raise UsageError("plot", f"was given {len(request.models)} models", "give one")
     if request.models and request.variant_options:

@@ -222,11 +222,7 @@ def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[s
 
 
 def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: object) -> None:
-    """Refuse to call a float file INT8.
-
-    Raises:
-        GateError: if no convolution is INT8.
-    """
+    """Refuse to call a float file INT8."""
     if layers_int8:
         return
     if choice.speed is not None and choice.speed.speedup <= 1:
@@ -236,11 +232,7 @@ def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: obj
 
 
 def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> None:
-    """Check what was written: no fault in the graph, and as many convolutions on integers as reported.
-
-    Raises:
-        DensenetDeployError: if not.
-    """
+    """Check what was written: no fault in the graph, and as many convolutions on integers as reported."""
     from densenet_deploy.quantization.checks import require_float, require_sound
 
     require_sound(result.onnx, recipe)
@@ -248,11 +240,7 @@ def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> N
 
 
 def _require_demands(outputs: Mapping[str, Parity], options: QuantizeOptions, subject: object) -> None:
-    """Check that all values are finite, and the SQNR that was asked for.
-
-    Raises:
-        GateError: if not.
-    """
+    """Check that all values are finite, and the SQNR that was asked for."""
     for name, parity in outputs.items():
         if parity.nonfinite:
             why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"
