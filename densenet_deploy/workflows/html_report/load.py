@@ -318,13 +318,12 @@ def _look(path: Path) -> ModelSummary:
 
 def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
     report = inspect_engine(path)
-    facts = report.plan.sidecar
     return ModelSummary(
         "engine",
-        "unknown" if facts is None else facts.precision,
+        report.precision,
         files,
-        None if facts is None else facts.manifest,
-        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.runs.convolutions),
+        report.manifest,
+        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.convolutions),
         f"read back from the engine ({report.runs.source})",
         report.architecture,
         report.notes,
