@@ -23,7 +23,7 @@ from densenet_deploy.engines.options import BuildOptions, equivalent_command
 from densenet_deploy.engines.precision import PrecisionSummary, precision_of, require_precision
 from densenet_deploy.errors import DensenetDeployError, OutputExistsError, printable
 from densenet_deploy.manifest import Manifest, Scalar
-from densenet_deploy.model import Model
+from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.metrics import Parity, worst
 from densenet_deploy.records import to_plain
@@ -31,7 +31,6 @@ from densenet_deploy.reports import Report, TimedReport, line, mib
 from densenet_deploy.runtime.engine_files import Plan, place_engine, read_plan
 from densenet_deploy.runtime.sidecar import Sidecar, platform_word, read_records, sidecar_path
 from densenet_deploy.workflows.build_request import BuildRequest, graph_source
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.manifest import Manifest
-from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
@@ -29,7 +29,6 @@ from densenet_deploy.workflows.compare import measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore

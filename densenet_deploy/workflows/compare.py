@@ -13,7 +13,7 @@ import numpy as np
 
 from densenet_deploy.errors import BackendError, GateError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.model import Model
+from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import (
@@ -33,7 +33,6 @@ from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.load import LoadOptions, load
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
 
 if TYPE_CHECKING:
@@ -224,7 +223,8 @@ def compare(
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
         described = (f"{_described(models[0])}: {ours.placement}", f"{_described(models[1])}: {theirs.placement}")
-        notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data))
+        is_outside = theirs.placement.precision == "int8" and data is None
+        notes = (*untrained_note(ours.manifest), *((_SEEDED_INT8,) if is_outside else ()))
     layers = None
     if options.per_layer:
         layers = _compare_layers(models, samples_of(data, preprocessing, options.samples), options)
@@ -295,10 +295,6 @@ def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[
 
 def _described(model: Model) -> str:
     return str(model.path) if model.path is not None else model.name
-
-
-def _seeded_note(candidate: Runner, data: Any) -> tuple[str, ...]:
-    return (_SEEDED_INT8,) if candidate.placement.precision == "int8" and data is None else ()
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:

@@ -16,7 +16,7 @@ import numpy as np
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
-from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import installed_versions, require_packages
 from densenet_deploy.parity.compare import Parity, worst
@@ -24,7 +24,6 @@ from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
 from densenet_deploy.workflows.compare import require_parity, seeded_parity
 from densenet_deploy.workflows.load import LoadOptions, check_names, input_of, load, preprocessing_of
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import simplified, simplify_graph
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
@@ -57,7 +56,7 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(TimedReport):
-    """A verified ONNX graph: where it is, whose weights it holds, and how close it is to the module.
+    """A verified ONNX graph: where it is, which weights it holds, and how close it is to the module.
 
     Attributes:
         onnx: the file; None while the graph is only in memory.
@@ -83,16 +82,13 @@ class ExportReport(TimedReport):
         """That of the worst output."""
         return worst(self.outputs)[1]
 
-    @property
-    def _network(self) -> str:
-        return "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
-
     def to_text(self) -> str:
         """Return lines for people."""
+        network = "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
         return "\n".join(
             [
                 *wrote(self.onnx),
-                line("model", f"{self._network}, {self.parameters:,} parameters"),
+                line("model", f"{network}, {self.parameters:,} parameters"),
                 line("weights", self.weights),
                 line("input", self.input),
                 line("parity", self.parity),

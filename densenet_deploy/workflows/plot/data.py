@@ -20,14 +20,13 @@ from densenet_deploy.analysis.reuse import reuse_maps
 from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
 from densenet_deploy.facts import Architecture
-from densenet_deploy.model import Model
+from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_file, inspect_variant
 from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, load, preprocessing_of
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.plot.points import pareto_points
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 

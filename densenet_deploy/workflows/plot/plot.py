@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered, require_matplotlib
-from densenet_deploy.artifacts import StrPath, os_errors_about, output_path, require_room, write_file
-from densenet_deploy.errors import OutputExistsError, UsageError, printable
+from densenet_deploy.artifacts import StrPath, output_path, require_room, write_file
+from densenet_deploy.errors import UsageError, printable
 from densenet_deploy.reports import Report
+from densenet_deploy.workflows.outputs import refuse_other_file
 from densenet_deploy.workflows.plot.data import PlotRequest, gather
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def plot(name: str, request: PlotRequest, out: StrPath | None = None, *, force: 
     plots.get(name)
     require_matplotlib()
     path, description = _target(name, request, out), f"densenet-deploy plot {name}"
-    _refuse_other_file(path, description, force=force)
+    refuse_other_file(path, description.encode(), "this figure", force=force)
     require_room(path)
     gathered = gather(name, request)
     data = rendered(draw(name, gathered.data), path.suffix[1:].lower(), description)
@@ -75,12 +76,3 @@ def _target(name: str, request: PlotRequest, out: StrPath | None) -> Path:
         return output_path(None if out is None else str(out), default_name)
     except UsageError as exc:
         raise UsageError(out, exc.why, f"name a file with one of {', '.join(SUFFIXES)}, or a folder") from exc
-
-
-def _refuse_other_file(path: Path, description: str, *, force: bool) -> None:
-    with os_errors_about(path):
-        if path.is_dir():
-            raise OutputExistsError(path, "is a folder", "name a file with -o")
-        if force or not path.exists() or description.encode() in path.read_bytes():
-            return
-    raise OutputExistsError(path, "exists and is not this figure", "choose another -o, or replace it with --force")

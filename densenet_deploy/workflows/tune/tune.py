@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from densenet_deploy.artifacts import FILE_SUFFIXES, StrPath
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.errors import InputError, UsageError
+from densenet_deploy.model import untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
