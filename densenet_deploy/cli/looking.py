@@ -176,8 +176,7 @@ def plot_command(
     ],
 ) -> Work:
     """Draw a figure of a model as PNG, JPEG or SVG."""
-    from densenet_deploy.workflows.plot.data import PlotRequest
-    from densenet_deploy.workflows.plot.plot import plot
+    from densenet_deploy.workflows.plot.plot import PlotRequest, plot
 
     request = PlotRequest(tuple(models or ()), variant, architecture, _one_side(facts), batch)
     return lambda _listener: plot(name, request, output.out, force=output.force)

@@ -130,8 +130,8 @@ def simplify_command(
 
 
 def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.preparation import chosen_recipe
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     return None, chosen_recipe(options_of(arguments.recipe, {}).recipe)
 
@@ -198,8 +198,8 @@ def quantize_command(
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
     from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.quantize import quantize
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     named = {
         "observer": observer,

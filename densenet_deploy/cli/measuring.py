@@ -336,7 +336,7 @@ def sensitivity_command(
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantization.cache import CalibrationCache
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
 
     quantization = options_of(recipe, {} if samples is None else {"samples": samples})
