@@ -184,7 +184,7 @@ def build(request: BuildRequest, *, cache: CalibrationCache | None = None, progr
         if known is not None:
             return _found(known, model)
         _refuse_foreign(request.engine, model.manifest, force=request.force)
-        require_room(request.engine, _size(model))
+        require_room(request.engine, len(model.to_bytes()) if model.path is None else model.path.stat().st_size)
         with stages("graph"):
             graph = _with_precision(model, request, cache)
         with written_beside(request.engine) as temporary:
@@ -358,11 +358,6 @@ def _engine_model(graph: Model, report: EngineReport) -> Model:
 def _artifact(model: Model) -> Artifact:
     assert model.artifact is not None
     return model.artifact
-
-
-def _size(model: Model) -> int:
-    artifact = _artifact(model)
-    return artifact.path.stat().st_size if artifact.data is None else len(artifact.data)
 
 
 def _refuse_foreign(engine: Path, manifest: Manifest | None, *, force: bool) -> None:
