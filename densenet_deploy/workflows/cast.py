@@ -25,7 +25,7 @@ from densenet_deploy.parity.gates import Gate
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
-from densenet_deploy.workflows.compare import measured_parity, require_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
@@ -74,7 +74,7 @@ class CastOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CastReport(TimedReport):
+class CastReport(TimedReport, ParityOfOutputs):
     """A 16-bit graph, its parity with the float32 graph, and the nodes that stayed in FP32.
 
     Attributes:
@@ -96,11 +96,6 @@ class CastReport(TimedReport):
     float_nodes: Mapping[str, str]
     bytes: int
     input: InputDescription
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""

@@ -71,6 +71,17 @@ class CompareOptions:
         require_range("samples", self.samples, 1, 1_000_000)
 
 
+class ParityOfOutputs:
+    """What reports with the parity of each output, by name, have in common."""
+
+    outputs: Mapping[str, Parity]
+
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
+
+
 @dataclass(frozen=True)
 class LayerParity:
     """The parity of an inner tensor."""
@@ -95,7 +106,7 @@ class LayerParity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonReport(Report):
+class ComparisonReport(Report, ParityOfOutputs):
     """How far a candidate model is from a reference.
 
     Attributes:
@@ -147,11 +158,6 @@ class ComparisonReport(Report):
             layers=compared,
             notes=notes,
         )
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""

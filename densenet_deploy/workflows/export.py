@@ -19,10 +19,10 @@ from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import installed_versions, require_packages
-from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
-from densenet_deploy.workflows.compare import require_parity, seeded_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
 from densenet_deploy.workflows.load import LoadOptions, check_names, input_of, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import simplified, simplify_graph
@@ -55,7 +55,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport(TimedReport):
+class ExportReport(TimedReport, ParityOfOutputs):
     """A verified ONNX graph: where it is, which weights it holds, and how close it is to the module.
 
     Attributes:
@@ -76,11 +76,6 @@ class ExportReport(TimedReport):
     parameters: int
     outputs: Mapping[str, Parity]
     input: InputDescription
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Unpack
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
 from densenet_deploy.model import InputDescription, untrained_note
+from densenet_deploy.records import fields_to_plain
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier, Score
 from densenet_deploy.runtime.image_folders import ReadableImages, find_images
@@ -30,21 +31,8 @@ class FilePrediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction with plain types."""
-        top = [{"index": score.index, "label": score.label, "score": score.score} for score in self.top]
-        return {"file": self.file, "top": top, **({"error": self.error} if self.error else {})}
-
-    @classmethod
-    def from_json(cls, data: Any) -> FilePrediction:
-        """Read what `to_json` returned.
-
-        Raises:
-            ValueError: if it is something else.
-        """
-        try:
-            top = tuple(Score(int(s["index"]), s["label"], float(s["score"])) for s in data["top"])
-            return cls(str(data["file"]), top, data.get("error"))
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise ValueError("is not a prediction") from exc
+        facts = fields_to_plain(self)
+        return {name: value for name, value in facts.items() if name != "error" or value}
 
     def __str__(self) -> str:
         lines = [printable(self.error)] if self.error is not None else list(map(str, self.top))

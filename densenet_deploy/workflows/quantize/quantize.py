@@ -18,7 +18,7 @@ from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
-from densenet_deploy.workflows.compare import measured_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions, input_of
 from densenet_deploy.workflows.outputs import Destination
@@ -40,7 +40,7 @@ PARITY_SAMPLES: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeReport(TimedReport):
+class QuantizeReport(TimedReport, ParityOfOutputs):
     """An INT8 graph, how far its outputs are from the float graph's on calibration images, and what stayed float.
 
     Attributes:
@@ -69,11 +69,6 @@ class QuantizeReport(TimedReport):
     input: InputDescription | None = None
     speed: Speed | None = None
     explanation: tuple[str, ...] = ()
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
