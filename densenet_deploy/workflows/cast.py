@@ -125,7 +125,6 @@ def cast(
     out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
-    stages: Stages | None = None,
     progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
@@ -142,7 +141,6 @@ def cast(
         out: a file, or a folder for `NAME.fp16.onnx`; None writes nothing.
         force: replace whatever stands at `out`.
         cache: of calibrated ranges.
-        stages: a workflow's own, to be continued.
         progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
@@ -156,7 +154,7 @@ def cast(
     """
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
-    options, stages = options or CastOptions(), stages or Stages(progress)
+    options, stages = options or CastOptions(), Stages(progress)
     model = as_onnx(source, stages, **stated)
     name = f"{model.name}.{options.precision}"
     manifest = reduced_manifest(model.manifest, options.precision)

@@ -104,7 +104,6 @@ def quantize(
     force: bool = False,
     explain: bool = False,
     cache: CalibrationCache | None = None,
-    stages: Stages | None = None,
     progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
@@ -121,7 +120,6 @@ def quantize(
         force: replace whatever stands at `out`.
         explain: add a sentence about every layer to the report.
         cache: of calibrated ranges.
-        stages: a workflow's own, to be continued.
         progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
@@ -135,7 +133,7 @@ def quantize(
         MissingPackageError: if a package is missing.
     """
     require_packages("export", "onnx", "onnxscript")
-    options, stages = options or QuantizeOptions(), stages or Stages(progress)
+    options, stages = options or QuantizeOptions(), Stages(progress)
     recipe = chosen_recipe(options.recipe)
     model = as_onnx(source, stages, **stated)
     name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)
