@@ -8,7 +8,7 @@ A node is computed in the reduced type if the schema of its operator allows that
 float32. Then each tensor has one type, that of its maker, and nodes that need the other type read it through one Cast,
 so no Cast undoes another. A weight is rounded to nearest, ties to even, and stored once for each type it is read in.
 
-What does not fit FP16 stays in FP32: nodes that make or read a tensor whose calibrated range comes near 65504, or that
+What does not fit FP16 stays in FP32: nodes that make or read a tensor with a calibrated range near 65504, or that
 read a weight beyond it. A weight under 2⁻²⁴ becomes ±2⁻²⁴ and keeps its sign, and the notes count such weights. Fold
 BatchNormalizations first: a variance under 6·10⁻⁵ keeps only a few of its digits in FP16.
 
@@ -190,11 +190,7 @@ def _prepared(model: onnx.ModelProto, kind: _Precision, float_nodes: Collection[
 
 
 def _checked(model: ir.Model, kind: _Precision) -> onnx.ModelProto:
-    """Return `model` after a check of shapes and types.
-
-    Raises:
-        ModelFileError: if the graph mixes types.
-    """
+    """Return `model` after a check of shapes and types."""
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto, full_check=True)

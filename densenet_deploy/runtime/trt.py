@@ -163,11 +163,6 @@ def _log_of(module: ModuleType) -> TensorRTLog:
     return TensorRTLog(module)
 
 
-def installed_flavours() -> tuple[str, ...]:
-    """Return the flavours whose modules can be found; they are not imported."""
-    return tuple(flavour for flavour in FLAVOURS if is_installed(MODULES[flavour]))
-
-
 def readable(message: str) -> str:
     """Return a log line without error codes and locations in TensorRT's source.
 

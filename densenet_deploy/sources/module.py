@@ -71,8 +71,11 @@ def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     import torch
 
     types = sorted({str(p.dtype).removeprefix("torch.") for p in source.parameters() if p.is_floating_point()})
-    if any(tensor.is_meta for tensor in source.state_dict().values()):
-        raise InputError(type(source).__name__, "has parameters on the meta device, without values", "load its weights")
+    kind, tensors = type(source).__name__, source.state_dict().values()
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise InputError(kind, "has lazy parameters without a shape", "run one batch of images through it first")
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError(kind, "has parameters on the meta device, without values", "load its weights")
     module = source
     if any(inner.training for inner in source.modules()) or types not in ([], ["float32"]):
         module = copy.deepcopy(source).eval().to(torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
@@ -228,7 +229,10 @@ def compare(
         outputs = parity_of(ours, theirs, samples)
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
-        described = (f"{_described(models[0])}: {ours.placement}", f"{_described(models[1])}: {theirs.placement}")
+        described = (
+            f"{_described(reference, models[0])}: {ours.placement}",
+            f"{_described(candidate, models[1])}: {theirs.placement}",
+        )
         is_outside = theirs.placement.precision == "int8" and data is None
         notes = (*untrained_note(ours.manifest), *((_SEEDED_INT8,) if is_outside else ()))
     layers = None
@@ -299,8 +303,8 @@ def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[
     )
 
 
-def _described(model: Model) -> str:
-    return str(model.path) if model.path is not None else model.name
+def _described(source: Any, model: Model) -> str:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(model.path or model.name)
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:

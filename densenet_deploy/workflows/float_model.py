@@ -50,5 +50,5 @@ def exact_graph(model: Model) -> ir.Model:
         apply_passes(graph, EXACT)
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels
     for node in graph.graph:
-        node.name = node.name or str(node.outputs[0].name)  # layers are identified by name
+        node.name = node.name or str(node.outputs[0].name)  # layers are distinguished by name
     return graph

@@ -40,7 +40,6 @@ class FoldBatchNorm(NodePass[_Pair]):
     op_type = "BatchNormalization"
 
     def match(self, node: ir.Node) -> _Pair | str:
-        """Return the norm `node` with the Conv before it; see `NodePass.match`."""
         conv = conv_before(node)
         if isinstance(conv, str):
             return conv
@@ -50,7 +49,6 @@ class FoldBatchNorm(NodePass[_Pair]):
         return _Pair(conv, node) if reason is None else f"it {reason}"
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
-        """Put the norm into the numbers of the Conv; see `NodePass.rewrite`."""
         conv, norm = found
         numbers = weight_and_bias(conv)
         assert numbers is not None

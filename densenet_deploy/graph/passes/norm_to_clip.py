@@ -63,7 +63,6 @@ class NormToClip(NodePass[_Chain]):
     op_type = "BatchNormalization"
 
     def match(self, node: ir.Node) -> _Chain | str:
-        """Return the norm `node` and what follows it; see `NodePass.match`."""
         reason = why_not_affine(node)
         if reason is not None:
             return f"it {reason}"
@@ -78,7 +77,6 @@ class NormToClip(NodePass[_Chain]):
         return _Chain(node, relu, pools, reader)
 
     def rewrite(self, found: _Chain, edit: Edit) -> None:
-        """Put a clip in the place of norm and ReLU, and their numbers into the Conv; see `NodePass.rewrite`."""
         scale, shift = scale_and_shift(found.norm)
         scale = np.where(np.abs(scale) * _FARTHEST < np.abs(shift), 0, scale)
         result = found.relu.outputs[0]

@@ -34,14 +34,12 @@ class PoolBeforeConv(NodePass[_Pair]):
     op_type = "AveragePool"
 
     def match(self, node: ir.Node) -> _Pair | str:
-        """Return the pool `node` and the Conv that it reads; see `NodePass.match`."""
         conv = conv_before(node)
         if isinstance(conv, str):
             return conv
         return _why_no_mixing(conv) or _why_no_halving(node) or _Pair(conv, node)
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
-        """Let a copy of the pool read what the Conv read, and the Conv that copy; see `NodePass.rewrite`."""
         conv, pool = found
         origin = conv.inputs[0]
         assert origin is not None

@@ -48,7 +48,6 @@ class OnnxRuntimeRecipe(Recipe):
     stores_bus = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
-        """Rewrite `model`; see `Recipe.write`."""
         writer = _Writer(model.graph, types, options)
         written = writer.write()
         changes = TensorChanges.of(model)

@@ -28,7 +28,6 @@ class OpenVINORecipe(Recipe):
     stores_bus = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
-        """Rewrite `model`; see `Recipe.write`."""
         return _Writer(model.graph, types, options).write()
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:

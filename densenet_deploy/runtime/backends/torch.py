@@ -54,7 +54,6 @@ class TorchRunner(Runner):
 
     @classmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Copy the module to its device; see `Runner.open`."""
         import torch
 
         assert isinstance(source, ModuleSource)
@@ -70,7 +69,6 @@ class TorchRunner(Runner):
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
-        """Ask for version and devices; see `Runner.probe`."""
         import torch
 
         return torch.__version__, ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
