@@ -123,21 +123,17 @@ def line(label: str, value: object) -> str:
     return f"{label:{_LABEL_WIDTH}}{value}"
 
 
-def wrote(path: Path | None, more: str = "") -> list[str]:
+def wrote(path: Path | None) -> list[str]:
     """Return the line that names the file that was written; nothing where the result stayed in memory."""
-    return [] if path is None else [line("wrote", f"{printable(path)}{more}")]
+    return [] if path is None else [line("wrote", printable(path))]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Return the lines of a table with aligned columns; those at the places `right` are aligned to the right."""
     cells = [tuple(header), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(_cells(row, widths, right)).rstrip() for row in cells]
-
-
-def _cells(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> list[str]:
-    pairs = enumerate(zip(row, widths, strict=True))
-    return [cell.rjust(width) if place in right else cell.ljust(width) for place, (cell, width) in pairs]
+    forms = [f"{{:{'>' if place in right else '<'}{width}}}" for place, width in enumerate(widths)]
+    return ["  ".join(form.format(cell) for form, cell in zip(forms, row, strict=True)).rstrip() for row in cells]
 
 
 def mib(size_bytes: float) -> str:

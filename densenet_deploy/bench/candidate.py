@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
@@ -103,7 +102,7 @@ class Opening:
     device_memory_bytes: int | None
 
 
-class CandidateWorker:
+class CandidateWorker(Worker):
     """The process of a candidate; a context manager.
 
     >>> with CandidateWorker(Candidate(Path("a.onnx"))) as worker:             # doctest: +SKIP
@@ -113,9 +112,9 @@ class CandidateWorker:
 
     def __init__(self, candidate: Candidate) -> None:
         """Start the process; it loads the model while the caller continues."""
+        super().__init__(candidate.program, subject=candidate.title)
         self._opened: Opening | DensenetDeployError | None = None
-        self._worker = Worker(candidate.program, subject=candidate.title)
-        self._worker.send(to_plain(candidate))
+        self.send(to_plain(candidate))
 
     @property
     def opening(self) -> Opening:
@@ -127,7 +126,7 @@ class CandidateWorker:
         """
         if self._opened is None:
             try:
-                self._opened = from_plain(Opening, self._worker.receive())
+                self._opened = from_plain(Opening, self.receive())
             except DensenetDeployError as exc:
                 self._opened = exc
         if isinstance(self._opened, DensenetDeployError):
@@ -141,22 +140,10 @@ class CandidateWorker:
             DensenetDeployError: as `opening`.
         """
         _ = self.opening  # waits until it is loaded
-        self._worker.send(seconds)
-        timing = from_plain(RoundTiming, self._worker.receive())
+        self.send(seconds)
+        timing = from_plain(RoundTiming, self.receive())
         time.sleep(_PAUSE_SECONDS)
         return timing
-
-    def close(self, *, at_once: bool = False) -> None:
-        """End the process; with `at_once` even in the middle of a call."""
-        self._worker.close(at_once=at_once)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(at_once=exc is not None)
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
-from densenet_deploy.analysis.pareto import ParetoPoint
+from densenet_deploy.analysis.choice import ParetoPoint
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, rendered

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from densenet_deploy.analysis.accuracy import PUBLISHED, Published
 from densenet_deploy.analysis.cost import BlockCost, ModelCost, model_cost
 from densenet_deploy.analysis.memory import activation_memory
-from densenet_deploy.analysis.published import PUBLISHED, Published
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.options import require_range

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
-from densenet_deploy.analysis.growth import growth_steps
 from densenet_deploy.analysis.plots.connections import ConnectionsData
 from densenet_deploy.analysis.plots.cost import CostData
-from densenet_deploy.analysis.plots.growth import GrowthData
+from densenet_deploy.analysis.plots.growth import GrowthData, growth_steps
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered, require_matplotlib
-from densenet_deploy.analysis.plots.reuse import ReuseData
-from densenet_deploy.analysis.reuse import reuse_maps
+from densenet_deploy.analysis.plots.reuse import ReuseData, reuse_maps
 from densenet_deploy.artifacts import Artifact, StrPath, output_path, require_room, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from densenet_deploy.analysis.choice import EQUALLY_FAST
-from densenet_deploy.analysis.pareto import undominated
+from densenet_deploy.analysis.choice import EQUALLY_FAST, undominated
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, printable
