@@ -38,6 +38,13 @@ class UntrainedWeightsWarning(UserWarning):
 _MOST_NAMED: Final = 3
 
 
+def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
+    """Return the line that every workflow reports for an untrained model, or nothing."""
+    if manifest is None or manifest.weights.is_trained:
+        return ()
+    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions are meaningless",)
+
+
 @dataclass(frozen=True)
 class InputDescription:
     """What the network takes, and which of these facts nobody stated.

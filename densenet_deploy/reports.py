@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from densenet_deploy.artifacts import os_errors_about, require_file
 from densenet_deploy.errors import DataError, DensenetDeployError, printable
-from densenet_deploy.records import fields_to_plain, from_plain, parse_json, to_plain
+from densenet_deploy.records import fields_to_plain, from_plain, parse_json, to_plain, write_json
+
+COMMAND_LINE: Final[ContextVar[tuple[str, ...]]] = ContextVar("COMMAND_LINE", default=())
+"""The command line that is being run; empty where Python calls the workflows."""
 
 _LABEL_WIDTH: Final = 12
 _MIB: Final = 2**20
@@ -71,6 +75,12 @@ class Report:
             DataError: if it does not hold JSON, or not that of this report.
         """
         return cls.from_json(read_json(path), path)
+
+    def to_file(self, header: Mapping[str, object] | None = None) -> bytes:
+        """Return the JSON as the content of a file, after `header`, with the command line that is being run."""
+        line = COMMAND_LINE.get()
+        facts = {**(header or {}), **self.to_json(), **({"argv": line} if line else {})}
+        return f"{write_json(facts, indent=2)}\n".encode()
 
     def to_text(self) -> str:
         """Return lines for people."""
