@@ -264,12 +264,7 @@ def _summaries(sources: ReportSources, folder: Path) -> tuple[ModelSummary, ...]
     repeated = [name for name, count in Counter(sources.names).items() if count > 1]
     if repeated:  # reports could not tell them apart
         raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
-    models = sources.models
-    is_held = (isinstance(model, Model) and model.path is None for model in models)
-    return tuple(
-        _in_memory(model, folder) if held and isinstance(model, Model) else _on_disk(model)
-        for model, held in zip(models, is_held, strict=True)
-    )
+    return tuple(_summary(model, folder) for model in sources.models)
 
 
 def _file_of(model: StrPath | Model) -> Path:
@@ -278,13 +273,12 @@ def _file_of(model: StrPath | Model) -> Path:
     return model.path or Path(f"{model.name}.onnx")
 
 
-def _on_disk(model: StrPath | Model) -> ModelSummary:
-    summary = _look(_file_of(model))
-    return dataclasses.replace(summary, alias=model.name) if isinstance(model, Model) else summary
-
-
-def _in_memory(model: Model, folder: Path) -> ModelSummary:
-    """The facts of a model that has no file: it is written to `folder`, but shown by its name."""
+def _summary(model: StrPath | Model, folder: Path) -> ModelSummary:
+    """The facts of a model; one that has no file is written to `folder`, but shown by its name."""
+    if not isinstance(model, Model):
+        return _look(Path(model))
+    if model.path is not None:
+        return dataclasses.replace(_look(model.path), alias=model.name)
     path = folder / _file_of(model).name
     write_file(path, model.to_bytes())
     summary = _look(path)
@@ -318,13 +312,12 @@ def _look(path: Path) -> ModelSummary:
 
 def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
     report = inspect_engine(path)
-    facts = report.plan.sidecar
     return ModelSummary(
         "engine",
-        "unknown" if facts is None else facts.precision,
+        report.precision,
         files,
-        None if facts is None else facts.manifest,
-        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.runs.convolutions),
+        report.manifest,
+        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.convolutions),
         f"read back from the engine ({report.runs.source})",
         report.architecture,
         report.notes,

@@ -45,11 +45,7 @@ class Int8Preparation:
 
 
 def prepare_int8(
-    model: Model,
-    calibration: Any,
-    options: QuantizeOptions,
-    stages: Stages,
-    cache: CalibrationCache | None = None,
+    model: Model, calibration: Any, options: QuantizeOptions, stages: Stages, cache: CalibrationCache | None = None
 ) -> Int8Preparation:
     """Run the exact passes, calibrate and equalize.
 
