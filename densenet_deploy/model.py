@@ -136,8 +136,8 @@ class Model:
         Raises:
             ManifestError: if the manifest holds other numbers.
         """
-        known = self.manifest is not None and self.manifest.spec
-        return DenseNetSpec.from_facts(self.manifest.spec) if known and self.manifest is not None else None
+        facts = self.manifest.spec if self.manifest is not None else {}
+        return DenseNetSpec.from_facts(facts) if facts else None
 
     @property
     def path(self) -> Path | None:

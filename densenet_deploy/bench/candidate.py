@@ -164,14 +164,7 @@ def serve_candidate(requests: Iterator[Any], opener: Opener) -> Iterator[Any]:
         calls: list[Call] = [functools.partial(runner.run, feeds) for runner in runners]
         yield to_plain(opening)
         for seconds in requests:
-            clock.calls.clear()
-            yield to_plain(_with_backend_time(_timed(calls, candidate, seconds), candidate, clock))
-
-
-def _with_backend_time(timing: RoundTiming, candidate: Candidate, clock: BackendClock) -> RoundTiming:
-    inside = math.fsum(clock.calls[-len(timing.seconds) :])
-    is_single = candidate.streams == 1 and candidate.fps is None
-    return replace(timing, peak_memory_bytes=peak_memory_bytes(), inside_seconds=inside if is_single else None)
+            yield to_plain(_timed(calls, candidate, seconds, clock))
 
 
 def _open(candidate: Candidate, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:
@@ -214,10 +207,17 @@ def _noise(runner: Runner, batch: int) -> Feeds:
     return {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
 
 
-def _timed(calls: list[Call], candidate: Candidate, seconds: float) -> RoundTiming:
+def _timed(calls: list[Call], candidate: Candidate, seconds: float, clock: BackendClock) -> RoundTiming:
+    clock.calls.clear()
+    inside_seconds = None
     if len(calls) > 1:
-        return offline(calls, seconds)
-    return single_stream(calls[0], seconds) if candidate.fps is None else camera(calls[0], seconds, candidate.fps)
+        timing = offline(calls, seconds)
+    elif candidate.fps is not None:
+        timing = camera(calls[0], seconds, candidate.fps)
+    else:
+        timing = single_stream(calls[0], seconds)
+        inside_seconds = math.fsum(clock.calls[-len(timing.seconds) :])  # without the warm-up calls
+    return replace(timing, peak_memory_bytes=peak_memory_bytes(), inside_seconds=inside_seconds)
 
 
 def peak_memory_bytes() -> int:

@@ -39,15 +39,11 @@ class BuildResult:
     """A plan on the disk, and what is known about it.
 
     Attributes:
-        sha256: of the plan.
-        size: of the plan in bytes.
+        sha256, size: of the plan, the size in bytes.
         targets: compute capabilities that the plan names; empty where it does not say.
-        inputs: as the engine takes them.
-        outputs: as the engine gives them.
-        profiles: it was built for; at least one.
+        profiles: ranges of batch sizes, at least one.
         asked: the precision that the graph asks for, by the name of the convolution.
         precision: what the convolutions run in, read back from the engine.
-        notes: remarks, one line each.
         seconds: of the parts of the build.
     """
 

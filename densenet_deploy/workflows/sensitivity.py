@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.analysis.plots.plot import SUFFIXES as FIGURE_SUFFIXES
-from densenet_deploy.analysis.plots.plot import draw, rendered, require_matplotlib
+from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first
 from densenet_deploy.artifacts import StrPath, output_path, prepare_output, write_file
@@ -219,7 +219,7 @@ def _output(out: StrPath | None, name: str, *, force: bool) -> Path | None:
     if out is None:
         return None
     if Path(out).suffix.lower() in FIGURE_SUFFIXES and not Path(out).is_dir():
-        require_matplotlib()
+        require_packages("plot", "matplotlib")
         path = Path(out)
     else:
         path = output_path(os.fspath(out), f"{name}.sensitivity.json")

@@ -17,7 +17,7 @@ from densenet_deploy.analysis.plots.connections import ConnectionsData
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.growth import GrowthData, growth_steps
 from densenet_deploy.analysis.plots.pareto import ParetoData
-from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered, require_matplotlib
+from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered
 from densenet_deploy.analysis.plots.reuse import ReuseData, reuse_maps
 from densenet_deploy.artifacts import Artifact, StrPath, output_path, require_room, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError, printable
@@ -67,7 +67,7 @@ def plot_figure(name: str, request: PlotRequest) -> Figure:
         MissingPackageError: if matplotlib, or a package that reads the model, is not installed.
     """
     plots.get(name)
-    require_matplotlib()
+    require_packages("plot", "matplotlib")
     return draw(name, gather(name, request).data)
 
 
@@ -82,7 +82,7 @@ def plot(name: str, request: PlotRequest, out: StrPath | None = None, *, force: 
         ResourceError: if the file cannot be written.
     """
     plots.get(name)
-    require_matplotlib()
+    require_packages("plot", "matplotlib")
     path, description = _target(name, request, out), f"densenet-deploy plot {name}"
     refuse_other_file(path, description.encode(), "this figure", force=force)
     require_room(path)
