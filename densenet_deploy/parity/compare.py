@@ -135,13 +135,9 @@ class ComparisonMeter:
     >>> meter.update({"logits": np.array([[1.0, 2.0]])}, {"logits": np.array([[1.0, 2.5]])})
     >>> {name: parity.max_abs for name, parity in meter.result().items()}
     {'logits': 0.5}
-
-    Args:
-        class_scores: whether 2-D outputs hold class scores; one named `features` never does.
     """
 
-    def __init__(self, *, class_scores: bool = True) -> None:
-        self._class_scores = class_scores
+    def __init__(self) -> None:
         self._meters: dict[str, ParityMeter] = {}
 
     def update(self, reference: Feeds, candidate: Feeds) -> None:
@@ -152,7 +148,7 @@ class ComparisonMeter:
         """
         for name, other in _matched(reference, candidate):
             if name not in self._meters:
-                self._meters[name] = ParityMeter(class_scores=self._class_scores and name != FEATURES)
+                self._meters[name] = ParityMeter(class_scores=name != FEATURES)
             self._meters[name].update(reference[name], candidate[other])
 
     def result(self) -> dict[str, Parity]:

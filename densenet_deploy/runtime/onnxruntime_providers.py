@@ -276,36 +276,33 @@ class Bindings:
             return binding.run(feeds, shapes)
 
 
+@dataclass
 class _Binding:
     """Device memory for feeds of certain shapes and for their results."""
 
-    def __init__(
-        self,
-        session: Any,
-        device: tuple[str, int],
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-    ) -> None:
-        self._session, self._device = session, device
-        self._inputs, self._outputs = inputs, outputs
-        self._values: dict[str, Any] = {}
-        self.shapes: Shapes = ()
+    session: Any
+    device: tuple[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    shapes: Shapes = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    io: Any = None
 
     def run(self, feeds: dict[str, Array], shapes: Shapes) -> dict[str, Array]:
         if shapes != self.shapes:
             self._bind(shapes)
-        for name, value in self._values.items():
+        for name, value in self.values.items():
             value.update_inplace(feeds[name])
-        self._session.run_with_iobinding(self._io)
-        results = self._io.get_outputs()
-        return {spec.name: value.numpy().copy() for spec, value in zip(self._outputs, results, strict=True)}
+        self.session.run_with_iobinding(self.io)
+        results = self.io.get_outputs()
+        return {spec.name: value.numpy().copy() for spec, value in zip(self.outputs, results, strict=True)}
 
     def _bind(self, shapes: Shapes) -> None:
-        self._io = self._session.io_binding()
-        self._values = {spec.name: self._room(shape, spec) for spec, shape in zip(self._inputs, shapes, strict=True)}
-        for name, value in self._values.items():
-            self._io.bind_ortvalue_input(name, value)
-        for spec in self._outputs:
+        self.io = self.session.io_binding()
+        self.values = {spec.name: self._room(shape, spec) for spec, shape in zip(self.inputs, shapes, strict=True)}
+        for name, value in self.values.items():
+            self.io.bind_ortvalue_input(name, value)
+        for spec in self.outputs:
             self._bind_output(spec, batch=shapes[0][0])
         self.shapes = shapes
 
@@ -313,11 +310,11 @@ class _Binding:
         """Allocate it if its size is known, and leave that to ONNX Runtime otherwise."""
         rest = tuple(size for size in spec.shape[1:] if size is not None)
         if len(rest) < len(spec.shape) - 1:
-            self._io.bind_output(spec.name, *self._device)
+            self.io.bind_output(spec.name, *self.device)
             return
-        self._io.bind_ortvalue_output(spec.name, self._room((spec.shape[0] or batch, *rest), spec))
+        self.io.bind_ortvalue_output(spec.name, self._room((spec.shape[0] or batch, *rest), spec))
 
     def _room(self, shape: tuple[int, ...], spec: TensorSpec) -> Any:
         import onnxruntime
 
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype, *self._device)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype, *self.device)

@@ -27,7 +27,7 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
+from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
@@ -162,7 +162,7 @@ def cast(
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     require_float32(model)
     preprocessing = preprocessing_of(model)
-    data = _open(calibration, model, options.samples) if calibration is not None else None
+    data = calibration_data(model, calibration, options.samples) if calibration is not None else None
     with stages("passes"):
         graph = exact_graph(model)
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED
@@ -203,13 +203,6 @@ def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | No
     lifted = manifest.opset is not None and precision == "bf16"
     opset = max(manifest.opset or 0, BF16_OPSET) if lifted else manifest.opset
     return dataclasses.replace(manifest, precision=precision, opset=opset)
-
-
-def _open(calibration: Any, model: Model, samples: int) -> CalibrationData:
-    from densenet_deploy.quantization.calibration_data import open_calibration_data
-
-    check_values = knows_normalization(model.manifest)
-    return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
 
 
 def _ranges(

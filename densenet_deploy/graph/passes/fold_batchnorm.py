@@ -4,9 +4,9 @@ A convolution followed by y = γ·(x − μ)/σ + β, σ = √(var + ε), is a c
 
     W' = W · γ/σ  (per output channel),   b' = (b − μ)·γ/σ + β,
 
-computed here in float64 and rounded once. A norm that follows anything else (the Concat of a dense block), whose Conv
-has another reader, or whose numbers are not constants is skipped. The Conv's output takes the norm's name, since it now
-holds the output of the norm.
+computed here in float64 and rounded once. A norm is skipped if it follows anything else (the Concat of a dense block),
+a Conv with another reader, or one with numbers that are not constants. The Conv's output takes the norm's name, since
+it now holds the output of the norm.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ With y = s·x + t and θ = −t/s, channel by channel:
     relu(s·x + t) = relu(t)           where s = 0.
 
 A scale so small that θ is beyond 2⁹⁶ counts as zero: float32 has no s for it, or no θ, and x would have to be some 10²¹
-to matter beside t. Trained networks hold such channels, whose γ has decayed to 10⁻⁴⁰.
+to matter beside t. Trained networks hold such channels: their γ has decayed to 10⁻⁴⁰.
 
 A 1x1 convolution without padding takes s into its weights and W·t into its bias, also across an AveragePool that always
 averages whole windows, because averaging commutes with s·x + t. A clip remains before the convolution.
@@ -58,7 +58,7 @@ class _Chain:
 
 @graph_passes.register("norm-to-clip")
 class NormToClip(NodePass[_Chain]):
-    """Rewrite every BatchNormalization and ReLU whose only reader is a 1x1 convolution."""
+    """Rewrite every BatchNormalization and ReLU that only a 1x1 convolution reads."""
 
     op_type = "BatchNormalization"
 

@@ -11,7 +11,6 @@ unpooled output no longer exists, and the pooled input is recorded as a tensor t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -65,13 +64,9 @@ def _why_no_mixing(conv: ir.Node) -> str | None:
 
 def _why_no_halving(pool: ir.Node) -> str | None:
     """Say why `pool` does not average whole squares of 2x2 pixels."""
-    wanted = (("kernel_shape", [2, 2]), ("strides", [2, 2]), ("dilations", [1, 1]))
-    if any(_ints(pool, name) != sizes for name, sizes in wanted):
+    halving = (("kernel_shape", [2, 2]), ("strides", [2, 2]), ("dilations", [1, 1]))
+    if any(list(pool.attributes.get_ints(name, (1, 1))) != sizes for name, sizes in halving):
         return "it is not 2x2 with stride 2"
     if pool.attributes.get_int("ceil_mode", 0) != 0:
         return "it rounds sizes up"
     return "it pads" if pads(pool) else None
-
-
-def _ints(node: ir.Node, name: str) -> Sequence[int]:
-    return list(node.attributes.get_ints(name, (1, 1)))

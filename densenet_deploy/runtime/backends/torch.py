@@ -231,7 +231,7 @@ def _run_error(exc: Exception, array: Array) -> Exception:
 
 
 def _labelled(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of `module` whose inner modules put their names around what they do."""
+    """Return a copy of `module` in which inner modules put their names around what they do."""
     labelled = copy.deepcopy(module)
     for name, inner in labelled.named_modules():
         if name:

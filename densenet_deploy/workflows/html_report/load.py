@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of, write_file
 from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.errors import MissingPackageError, UsageError, printable
+from densenet_deploy.graph.layer_precision import LayerPrecision
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.onnx_envelope import external_files
@@ -120,15 +121,6 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class LayerLine:
-    """A layer, its operator, and the precision that it computes in."""
-
-    name: str
-    operator: str
-    precision: str
-
-
-@dataclass(frozen=True)
 class ModelSummary:
     """A model of the page.
 
@@ -144,7 +136,7 @@ class ModelSummary:
     precision: str
     files: tuple[FileFacts, ...]
     manifest: Manifest | None = None
-    layers: tuple[LayerLine, ...] = ()
+    layers: tuple[LayerPrecision, ...] = ()
     evidence: str = ""
     architecture: InspectReport | None = None
     notes: tuple[str, ...] = ()
@@ -302,11 +294,10 @@ def _look(path: Path) -> ModelSummary:
     except MissingPackageError as exc:
         why = printable(exc)
         return ModelSummary(artifact.kind, artifact.precision, files, artifact.manifest, evidence=why, notes=(why,))
-    layers = tuple(LayerLine(layer.name, layer.operator, layer.precision) for layer in report.layers)
-    evidence = "read from the graph" if layers else "PyTorch computes in the type of the weights"
+    evidence = "read from the graph" if report.layers else "PyTorch computes in the type of the weights"
     architecture = report if report.activation_memory is not None else None
     return ModelSummary(
-        artifact.kind, report.precision, files, report.manifest, layers, evidence, architecture, report.notes
+        artifact.kind, report.precision, files, report.manifest, report.layers, evidence, architecture, report.notes
     )
 
 
@@ -317,7 +308,7 @@ def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
         report.precision,
         files,
         report.manifest,
-        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.convolutions),
+        tuple(LayerPrecision(conv.name, "convolution", conv.precision) for conv in report.convolutions),
         f"read back from the engine ({report.runs.source})",
         report.architecture,
         report.notes,

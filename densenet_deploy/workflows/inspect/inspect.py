@@ -230,15 +230,6 @@ def inspect_file(path: StrPath, options: InspectOptions | None = None) -> Inspec
     return _of_model(model if is_onnx else load(path).replaced(name=str(path)), options or InspectOptions())
 
 
-def inspect_spec(name: str, precision: str, manifest: Manifest, options: InspectOptions | None = None) -> InspectReport:
-    """Inspect the architecture that `manifest` describes, running in `precision`.
-
-    Raises:
-        ManifestError: if its numbers do not make a network for its image size.
-    """
-    return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
-
-
 def _of_model(model: Model, options: InspectOptions) -> InspectReport:
     report = (_of_graph if model.is_onnx else _of_module)(model, options).described(model.manifest, model.notes)
     if options.profile is None:
@@ -282,7 +273,7 @@ def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
             blocks=cost.blocks,
             layers=layers,
         )
-    report = _of_manifest(model.name, model.precision, model.manifest, size, options)
+    report = inspect_spec(model.name, model.precision, model.manifest, options, size)
     return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
@@ -301,9 +292,15 @@ def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOpt
     )
 
 
-def _of_manifest(
-    name: str, precision: str, manifest: Manifest, image_size: int, options: InspectOptions
+def inspect_spec(
+    name: str, precision: str, manifest: Manifest, options: InspectOptions, image_size: int | None = None
 ) -> InspectReport:
+    """Inspect the architecture that `manifest` describes, running in `precision`.
+
+    Raises:
+        ManifestError: if its numbers do not make a network for the image size.
+    """
+    image_size = image_size or manifest.preprocessing.image_size
     spec = DenseNetSpec.from_facts(manifest.spec)
     if image_size < spec.smallest_image_size:
         why = f"does not make a network for {image_size} pixels"
