@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import os_errors_about, write_file
+from densenet_deploy.artifacts import cache_folder, os_errors_about, write_file
 from densenet_deploy.errors import printable
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges
@@ -67,7 +66,7 @@ class CalibrationCache:
     """A folder of ranges; by default `densenet-deploy/calibration` below `$XDG_CACHE_HOME` or `~/.cache`."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or _default_folder()
+        self.folder = folder or cache_folder("calibration")
 
     def lookup(self, key: CalibrationKey) -> dict[str, ChannelRanges] | str:
         """Return the ranges of `key` by tensor, or why there are none: what changed since the nearest entry.
@@ -118,13 +117,6 @@ class CalibrationCache:
                 yield _read_facts(path)["key"]
             except ValueError as exc:
                 log.warning("%s is ignored: %s", path, exc)
-
-
-def _default_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # unset, or relative, which the XDG specification says to ignore
-        base = Path.home() / ".cache"
-    return base / "densenet-deploy" / "calibration"
 
 
 def _canonical(value: object) -> str:

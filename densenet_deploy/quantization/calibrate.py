@@ -283,11 +283,7 @@ def _tensors_to_observe(runner: Runner, config: CalibrationConfig) -> Sequence[s
 
 
 def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
-    """Yield the samples, after checking that there are at least 32 and that the first 32 differ.
-
-    Raises:
-        DataError: if not.
-    """
+    """Yield the samples, after checking that there are at least 32 and that the first 32 differ."""
     iterator = iter(samples)
     first = list(itertools.islice(iterator, FEWEST_SAMPLES))
     if len(first) < FEWEST_SAMPLES:

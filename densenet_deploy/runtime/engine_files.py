@@ -137,7 +137,7 @@ def read_plan(path: Path, *, trust_engine: bool = False) -> Plan:
 
     Args:
         path: the engine file.
-        trust_engine: accept a plan without a sidecar. One whose sidecar describes another plan is refused anyway.
+        trust_engine: accept a plan without a sidecar. One with the sidecar of another plan is refused anyway.
 
     Raises:
         InputError: if the file does not exist.

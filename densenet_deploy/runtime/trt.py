@@ -121,10 +121,10 @@ class TensorRTLog:
             self._errors.clear()
         return lines
 
-    def last_error(self, otherwise: str = "TensorRT gave no reason") -> str:
+    def last_error(self) -> str:
         """Drop the error lines and return the last one, which usually says why a call failed."""
         lines = self.take_errors()
-        return lines[-1] if lines else otherwise
+        return lines[-1] if lines else "TensorRT gave no reason"
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def _run(words: tuple[str, ...]) -> Report:
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.quantize import quantize
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     report = quantize(Path(words[1]), Path(words[3]), options_of(words[5], {})).report
     assert report is not None

@@ -22,7 +22,7 @@ def test_stages_are_timed_in_order_and_announced_when_they_begin():
     with stages("write"):
         pass
     assert list(stages.seconds) == heard == ["build", "write"]
-    assert stages.total == sum(stages.seconds.values()) >= 0
+    assert all(seconds >= 0 for seconds in stages.seconds.values())
 
 
 def test_a_stage_that_fails_lets_the_error_through():

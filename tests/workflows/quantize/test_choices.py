@@ -11,9 +11,8 @@ from densenet_deploy.errors import GateError, InputError, UnknownNameError, Usag
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.quantize import layer_choice
 from densenet_deploy.workflows.quantize.layer_choice import stage_of
-from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
 from densenet_deploy.workflows.quantize.quantize import quantize
-from densenet_deploy.workflows.quantize.recipe_file import load_recipe
 from tests.conftest import DIGITS
 from tests.graph.passes.networks import make_network
 
