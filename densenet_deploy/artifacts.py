@@ -91,7 +91,8 @@ class Artifact:
     def _open_onnx(cls, path: Path, data: bytes | None) -> Artifact:
         with _opened_onnx(path, data) as file:
             manifest = Manifest.from_strings(read_metadata(file))
-            lengths, precision = external_files(file), _most_stored(count_stored_elements(file))
+            lengths, stored = external_files(file), count_stored_elements(file)
+        precision = _PRECISIONS.get(max(stored, key=stored.__getitem__), "unknown") if stored else "unknown"
         if data is None:
             _require_data_within(path, lengths)
         elif lengths:
@@ -111,6 +112,14 @@ class Artifact:
         import hashlib  # 4 MiB of OpenSSL, which most processes can do without
 
         return sha256_of(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
+
+
+def cache_folder(*parts: str) -> Path:
+    """Return the folder `parts` in this product's cache, which may not exist: below `$XDG_CACHE_HOME` or `~/.cache`."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # unset, or relative, which the XDG specification says to ignore
+        base = Path.home() / ".cache"
+    return base.joinpath("densenet-deploy", *parts)
 
 
 def require_file(path: Path) -> None:
@@ -155,15 +164,15 @@ def output_path(out: str | None, default_name: str) -> Path:
     if out is None:
         return Path("artifacts") / default_name
     path = Path(out)
-    suffix, wanted = path.suffix.lower(), Path(default_name).suffix
+    suffix, expected = path.suffix.lower(), Path(default_name).suffix
     if out.endswith("/") or path.is_dir() or not _is_file_suffix(suffix):
         return path / default_name
     if suffix not in FILE_SUFFIXES:
         raise UsageError(
-            out, f"has the unknown suffix {suffix}", f"name a {wanted} file, or a folder with / at its end"
+            out, f"has the unknown suffix {suffix}", f"name a {expected} file, or a folder with / at its end"
         )
-    if suffix != wanted:
-        raise UsageError(out, f"is not a {wanted} file", f"name a {wanted} file or a folder with -o")
+    if suffix != expected:
+        raise UsageError(out, f"is not a {expected} file", f"name a {expected} file or a folder with -o")
     return path
 
 
@@ -252,7 +261,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename `temporary`, whose bytes are on the disk, to `path` in one step that survives a loss of power."""
+    """Rename `temporary`, which was synced, to `path` in one step that survives a loss of power."""
     temporary.replace(path)
     sync(path.parent)
 
@@ -274,10 +283,6 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     """
     with _opened_onnx(path) as file:
         return read_metadata(file)
-
-
-def _most_stored(counts: Mapping[int, int]) -> str:
-    return _PRECISIONS.get(max(counts, key=counts.__getitem__), "unknown") if counts else "unknown"
 
 
 def require_data_within(path: Path) -> None:

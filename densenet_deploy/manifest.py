@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from densenet_deploy.errors import DensenetDeployError, ManifestError
 from densenet_deploy.records import Choice, Range, fields_to_plain, from_plain, parse_json, write_json
@@ -174,8 +174,3 @@ def _parse(key: str, text: str) -> object:
 
 def _malformed(where: str, why: str) -> DensenetDeployError:
     return ManifestError(PREFIX + where, why, _FIX)
-
-
-def without_ours(strings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a file's metadata that are not ours."""
-    return {key: value for key, value in strings.items() if not key.startswith(PREFIX)}

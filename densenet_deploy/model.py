@@ -38,6 +38,13 @@ class UntrainedWeightsWarning(UserWarning):
 _MOST_NAMED: Final = 3
 
 
+def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
+    """Return the line that every workflow reports for an untrained model, or nothing."""
+    if manifest is None or manifest.weights.is_trained:
+        return ()
+    return (f"untrained weights (random, seed {manifest.weights.seed}): predictions are meaningless",)
+
+
 @dataclass(frozen=True)
 class InputDescription:
     """What the network takes, and which of these facts nobody stated.
@@ -129,8 +136,8 @@ class Model:
         Raises:
             ManifestError: if the manifest holds other numbers.
         """
-        known = self.manifest is not None and self.manifest.spec
-        return DenseNetSpec.from_facts(self.manifest.spec) if known and self.manifest is not None else None
+        facts = self.manifest.spec if self.manifest is not None else {}
+        return DenseNetSpec.from_facts(facts) if facts else None
 
     @property
     def path(self) -> Path | None:

@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from densenet_deploy.artifacts import os_errors_about, require_file
 from densenet_deploy.errors import DataError, DensenetDeployError, printable
-from densenet_deploy.records import fields_to_plain, from_plain, parse_json, to_plain
+from densenet_deploy.records import fields_to_plain, from_plain, parse_json, to_plain, write_json
+
+COMMAND_LINE: Final[ContextVar[tuple[str, ...]]] = ContextVar("COMMAND_LINE", default=())
+"""The command line that is being run; empty where Python calls the workflows."""
 
 _LABEL_WIDTH: Final = 12
 _MIB: Final = 2**20
@@ -72,6 +76,12 @@ class Report:
         """
         return cls.from_json(read_json(path), path)
 
+    def to_file(self, header: Mapping[str, object] | None = None) -> bytes:
+        """Return the JSON as the content of a file, after `header`, with the command line that is being run."""
+        line = COMMAND_LINE.get()
+        facts = {**(header or {}), **self.to_json(), **({"argv": line} if line else {})}
+        return f"{write_json(facts, indent=2)}\n".encode()
+
     def to_text(self) -> str:
         """Return lines for people."""
         raise NotImplementedError
@@ -113,21 +123,17 @@ def line(label: str, value: object) -> str:
     return f"{label:{_LABEL_WIDTH}}{value}"
 
 
-def wrote(path: Path | None, more: str = "") -> list[str]:
+def wrote(path: Path | None) -> list[str]:
     """Return the line that names the file that was written; nothing where the result stayed in memory."""
-    return [] if path is None else [line("wrote", f"{printable(path)}{more}")]
+    return [] if path is None else [line("wrote", printable(path))]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Return the lines of a table with aligned columns; those at the places `right` are aligned to the right."""
     cells = [tuple(header), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(_cells(row, widths, right)).rstrip() for row in cells]
-
-
-def _cells(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> list[str]:
-    pairs = enumerate(zip(row, widths, strict=True))
-    return [cell.rjust(width) if place in right else cell.ljust(width) for place, (cell, width) in pairs]
+    forms = [f"{{:{'>' if place in right else '<'}{width}}}" for place, width in enumerate(widths)]
+    return ["  ".join(form.format(cell) for form, cell in zip(forms, row, strict=True)).rstrip() for row in cells]
 
 
 def mib(size_bytes: float) -> str:

@@ -110,7 +110,8 @@ class Worker:
         """
         verbose = log.isEnabledFor(logging.INFO) if verbose is None else verbose
         self._subject = module if subject is None else subject
-        self._process = _take(module, verbose) or _start(module, verbose, flags, environment)
+        started = _ahead.pop((module, verbose), None)
+        self._process = started or _start(module, verbose, flags, environment)
 
     @property
     def pid(self) -> int:
@@ -172,10 +173,6 @@ class Worker:
         if code == -9:
             how = "was killed, as systems do when memory runs out"
         return WorkerDiedError(self._subject, f"its process {how}", "run again with -v to see its log", code)
-
-
-def _take(module: str, verbose: bool) -> subprocess.Popen[bytes] | None:
-    return _ahead.pop((module, verbose)) if (module, verbose) in _ahead else None
 
 
 _ahead: Final[dict[tuple[str, bool], subprocess.Popen[bytes]]] = {}

@@ -54,7 +54,7 @@ class Tab:
             self._call(f"{domain}.enable")
 
     def open(self, url: str, width: int, *, height: int = 900, dark: bool = False) -> None:
-        """Show `url` at a width in CSS pixels, as those see it who like it dark, or do not."""
+        """Show `url` at a width in CSS pixels, in the dark or the light colour scheme."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[feature])

@@ -295,14 +295,14 @@ class TestOpen:
         assert Artifact.open(tmp_path / name) == Artifact(tmp_path / name, kind, None)
 
     @pytest.mark.parametrize("content", [b"x", b"<html></html>", b"<?xml version='1.0'?><network>", b"<netting/>"])
-    def test_an_xml_file_of_something_else_is_no_model(self, tmp_path, content):
+    def test_an_xml_file_of_something_else_is_not_a_model(self, tmp_path, content):
         (tmp_path / "m.xml").write_bytes(content)
         with pytest.raises(ModelFileError) as caught:
             Artifact.open(tmp_path / "m.xml")
         assert caught.value.subject.endswith("m.xml")
 
     @pytest.mark.parametrize("name", ["model.tflite", "model", ".onnx"])
-    def test_another_suffix_is_no_model(self, tmp_path, name):
+    def test_another_suffix_is_not_a_model(self, tmp_path, name):
         (tmp_path / name).write_bytes(_onnx_bytes())
         with pytest.raises(ModelFileError) as caught:
             Artifact.open(tmp_path / name)
@@ -319,13 +319,13 @@ class TestOpen:
             Artifact.open(tmp_path / "m.onnx")
         assert caught.value.subject.endswith("m.onnx")
 
-    def test_a_folder_is_no_file(self, tmp_path):
+    def test_a_folder_is_not_a_file(self, tmp_path):
         (tmp_path / "m.onnx").mkdir()
         with pytest.raises(InputError) as caught:
             Artifact.open(tmp_path / "m.onnx")
         assert caught.value.subject.endswith("m.onnx")
 
-    def test_what_is_no_onnx_is_named(self, model):
+    def test_a_file_that_is_not_onnx_is_named(self, model):
         model.write_bytes(b"<html>404</html>")
         with pytest.raises(ModelFileError) as caught:
             Artifact.open(model)

@@ -89,7 +89,7 @@ def test_a_newer_schema_is_refused_with_the_fix():
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "true", '"1"', "1.0", "null", "[]", "1e999", "[" * 500 + "]" * 500])
-def test_what_is_no_schema_is_refused(text):
+def test_an_invalid_schema_is_refused(text):
     with pytest.raises(ManifestError, match=r"densenet_deploy\.schema: is .*, not a schema number"):
         Manifest.from_strings(_changed("schema", text))
 
@@ -122,7 +122,7 @@ def test_facts_with_a_default_may_be_missing(key):
     ids=lambda text: text[:12],
 )
 @pytest.mark.parametrize("key", ["schema", "variant", "labels"])
-def test_what_is_no_json_is_refused(key, text):
+def test_a_fact_that_is_not_json_is_refused(key, text):
     with pytest.raises(ManifestError, match=rf"densenet_deploy\.{key}: is not JSON"):
         Manifest.from_strings(_changed(key, text))
 

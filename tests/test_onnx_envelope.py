@@ -122,7 +122,7 @@ def test_random_bytes_are_refused_or_read_but_never_crash(seed):
             read(io.BytesIO(bytes(data)))
 
 
-def test_no_graph_is_no_model():
+def test_a_file_without_a_graph_is_not_a_model():
     with pytest.raises(ValueError, match="no graph"):
         read_metadata(io.BytesIO(_field(2, b"pytorch")))
 
@@ -153,6 +153,6 @@ def test_dimensions_that_multiply_beyond_any_memory_are_only_numbers():
     assert count_stored_elements(io.BytesIO(_field(7, _field(5, tensor)))) == {TensorProto.FLOAT: 10**30}
 
 
-def test_metadata_that_is_no_utf8_is_refused():
+def test_metadata_that_is_not_utf8_is_refused():
     with pytest.raises(ValueError, match="utf-8"):
         read_metadata(io.BytesIO(_field(7, b"") + _field(14, _field(1, b"\xff\xfe"))))

@@ -264,7 +264,7 @@ class TestCalls:
         assert error.is_own_limit
 
     @linux
-    def test_a_narrower_limit_of_the_caller_is_kept_and_told_apart(self) -> None:
+    def test_a_narrower_limit_of_the_caller_is_kept_and_distinguished(self) -> None:
         import resource
 
         kept = resource.getrlimit(resource.RLIMIT_AS)

@@ -128,3 +128,26 @@ class Answers:
             confidence=float(self.confidence[inside].mean()),
             accuracy=float(self.right[inside].mean()),
         )
+
+
+@dataclass(frozen=True)
+class Published:
+    """Accuracy that others published: top-1 and top-5 as fractions (None where not given), and the source."""
+
+    top1: float
+    top5: float | None
+    source: str
+
+
+_TORCHVISION: Final = "torchvision, IMAGENET1K_V1 weights"
+
+PUBLISHED: Final = {
+    "densenet121": Published(0.74434, 0.91972, _TORCHVISION),
+    "densenet161": Published(0.77138, 0.9356, _TORCHVISION),
+    "densenet169": Published(0.756, 0.92806, _TORCHVISION),
+    "densenet201": Published(0.76896, 0.9337, _TORCHVISION),
+    "densenet264": Published(0.7785, None, "the DenseNet paper"),
+    "resnet50": Published(0.7613, 0.92862, _TORCHVISION),
+    "resnet101": Published(0.77374, 0.93546, _TORCHVISION),
+}
+"""By the name of the architecture: single crop of 224 pixels, on the 50 000 validation images of ImageNet."""

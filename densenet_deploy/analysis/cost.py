@@ -56,12 +56,7 @@ class BlockCost:
         return sum(layer.macs for layer in self.layers)
 
     def to_json(self) -> Json:
-        return {
-            "name": self.name,
-            "parameters": self.parameters,
-            "macs": self.macs,
-            "layers": to_plain(self.layers),
-        }
+        return {"name": self.name, "parameters": self.parameters, "macs": self.macs, "layers": to_plain(self.layers)}
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,8 @@ class TrainingMemory:
         return sum(block.checkpointed_bytes for block in self.blocks)
 
     def to_json(self) -> Json:
-        return {
-            "plain_bytes": self.plain_bytes,
-            "checkpointed_bytes": self.checkpointed_bytes,
-            **fields_to_plain(self),
-        }
+        sums = {"plain_bytes": self.plain_bytes, "checkpointed_bytes": self.checkpointed_bytes}
+        return sums | fields_to_plain(self)
 
 
 def activation_memory(

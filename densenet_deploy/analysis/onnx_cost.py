@@ -10,8 +10,7 @@ parameters, as in torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.analysis.cost import LayerCost, ModelCost
@@ -23,38 +22,19 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int | None, ...]]
 
 
-def _per_pixel(shape: tuple[int, ...]) -> int:
-    """Count the pixels of (C, H, W)."""
-    return math.prod(shape[1:])
-
-
-def _per_row(shape: tuple[int, ...]) -> int:
-    """Count the rows of (…, C)."""
-    return math.prod(shape[:-1])
-
-
-def _never(_: tuple[int, ...]) -> int:
-    return 0
-
-
-@dataclass(frozen=True)
-class _Operator:
-    """Which inputs are parameters, the weight first, and how often each weight multiplies for an output of a shape."""
-
-    parameters: tuple[int, ...]
-    uses: Callable[[tuple[int, ...]], int]
-
-
-_OPERATORS: Final = {
-    "Conv": _Operator((1, 2), _per_pixel),
-    "ConvInteger": _Operator((1,), _per_pixel),
-    "QLinearConv": _Operator((3, 8), _per_pixel),
-    "Gemm": _Operator((1, 2), _per_row),
-    "QGemm": _Operator((3, 6), _per_row),
-    "MatMul": _Operator((1,), _per_row),
-    "MatMulInteger": _Operator((1,), _per_row),
-    "QLinearMatMul": _Operator((3,), _per_row),
-    "BatchNormalization": _Operator((1, 2), _never),
+# Which inputs are parameters, the weight first, and the sizes of the output whose product is the number of its uses.
+_PIXELS: Final = slice(1, None)  # of (C, H, W)
+_ROWS: Final = slice(None, -1)  # of (…, C)
+_OPERATORS: Final[dict[str, tuple[tuple[int, ...], slice | None]]] = {
+    "Conv": ((1, 2), _PIXELS),
+    "ConvInteger": ((1,), _PIXELS),
+    "QLinearConv": ((3, 8), _PIXELS),
+    "Gemm": ((1, 2), _ROWS),
+    "QGemm": ((3, 6), _ROWS),
+    "MatMul": ((1,), _ROWS),
+    "MatMulInteger": ((1,), _ROWS),
+    "QLinearMatMul": ((3,), _ROWS),
+    "BatchNormalization": ((1, 2), None),
 }
 _REWRITING: Final = ("DequantizeLinear", "Cast", "Identity", "Transpose")
 
@@ -81,13 +61,14 @@ def _layers(model: onnx.ModelProto) -> Iterator[LayerCost]:
     sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in _REWRITING}
     stored = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if (operator := _OPERATORS.get(node.op_type)) is None:
+        if node.op_type not in _OPERATORS:
             continue
-        taken = [_stored_name(node.input[index], sources) for index in operator.parameters if index < len(node.input)]
+        places, uses = _OPERATORS[node.op_type]
+        taken = [_stored_name(node.input[index], sources) for index in places if index < len(node.input)]
         weight, shape = _weight_count(node, taken[0], stored), _output_shape(node, shapes)
         parameters = sum(stored.get(name, 0) for name in {*taken} - seen)
         seen.update(taken)
-        yield LayerCost(_name(node), parameters, weight * operator.uses(shape), shape)
+        yield LayerCost(_name(node), parameters, 0 if uses is None else weight * math.prod(shape[uses]), shape)
 
 
 def _weight_count(node: onnx.NodeProto, weight: str, stored: dict[str, int]) -> int:
@@ -121,11 +102,11 @@ def _inferred_shapes(model: onnx.ModelProto) -> Shapes:
 
     inferred = onnx.shape_inference.infer_shapes(_with_standard_twins(model), data_prop=True).graph
     values = (*inferred.value_info, *inferred.output)
-    return {value.name: _shape(value.type.tensor_type) for value in values if value.type.tensor_type.HasField("shape")}
-
-
-def _shape(tensor_type: onnx.TypeProto.Tensor) -> tuple[int | None, ...]:
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor_type.shape.dim)
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _with_standard_twins(model: onnx.ModelProto) -> onnx.ModelProto:

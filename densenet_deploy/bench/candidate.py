@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
@@ -103,7 +102,7 @@ class Opening:
     device_memory_bytes: int | None
 
 
-class CandidateWorker:
+class CandidateWorker(Worker):
     """The process of a candidate; a context manager.
 
     >>> with CandidateWorker(Candidate(Path("a.onnx"))) as worker:             # doctest: +SKIP
@@ -113,9 +112,9 @@ class CandidateWorker:
 
     def __init__(self, candidate: Candidate) -> None:
         """Start the process; it loads the model while the caller continues."""
+        super().__init__(candidate.program, subject=candidate.title)
         self._opened: Opening | DensenetDeployError | None = None
-        self._worker = Worker(candidate.program, subject=candidate.title)
-        self._worker.send(to_plain(candidate))
+        self.send(to_plain(candidate))
 
     @property
     def opening(self) -> Opening:
@@ -127,7 +126,7 @@ class CandidateWorker:
         """
         if self._opened is None:
             try:
-                self._opened = from_plain(Opening, self._worker.receive())
+                self._opened = from_plain(Opening, self.receive())
             except DensenetDeployError as exc:
                 self._opened = exc
         if isinstance(self._opened, DensenetDeployError):
@@ -141,22 +140,10 @@ class CandidateWorker:
             DensenetDeployError: as `opening`.
         """
         _ = self.opening  # waits until it is loaded
-        self._worker.send(seconds)
-        timing = from_plain(RoundTiming, self._worker.receive())
+        self.send(seconds)
+        timing = from_plain(RoundTiming, self.receive())
         time.sleep(_PAUSE_SECONDS)
         return timing
-
-    def close(self, *, at_once: bool = False) -> None:
-        """End the process; with `at_once` even in the middle of a call."""
-        self._worker.close(at_once=at_once)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(at_once=exc is not None)
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:
@@ -177,14 +164,7 @@ def serve_candidate(requests: Iterator[Any], opener: Opener) -> Iterator[Any]:
         calls: list[Call] = [functools.partial(runner.run, feeds) for runner in runners]
         yield to_plain(opening)
         for seconds in requests:
-            clock.calls.clear()
-            yield to_plain(_with_backend_time(_timed(calls, candidate, seconds), candidate, clock))
-
-
-def _with_backend_time(timing: RoundTiming, candidate: Candidate, clock: BackendClock) -> RoundTiming:
-    inside = math.fsum(clock.calls[-len(timing.seconds) :])
-    is_single = candidate.streams == 1 and candidate.fps is None
-    return replace(timing, peak_memory_bytes=peak_memory_bytes(), inside_seconds=inside if is_single else None)
+            yield to_plain(_timed(calls, candidate, seconds, clock))
 
 
 def _open(candidate: Candidate, opener: Opener, stack: contextlib.ExitStack) -> tuple[Opening, list[Runner]]:
@@ -227,10 +207,17 @@ def _noise(runner: Runner, batch: int) -> Feeds:
     return {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
 
 
-def _timed(calls: list[Call], candidate: Candidate, seconds: float) -> RoundTiming:
+def _timed(calls: list[Call], candidate: Candidate, seconds: float, clock: BackendClock) -> RoundTiming:
+    clock.calls.clear()
+    inside_seconds = None
     if len(calls) > 1:
-        return offline(calls, seconds)
-    return single_stream(calls[0], seconds) if candidate.fps is None else camera(calls[0], seconds, candidate.fps)
+        timing = offline(calls, seconds)
+    elif candidate.fps is not None:
+        timing = camera(calls[0], seconds, candidate.fps)
+    else:
+        timing = single_stream(calls[0], seconds)
+        inside_seconds = math.fsum(clock.calls[-len(timing.seconds) :])  # without the warm-up calls
+    return replace(timing, peak_memory_bytes=peak_memory_bytes(), inside_seconds=inside_seconds)
 
 
 def peak_memory_bytes() -> int:

@@ -56,11 +56,11 @@ from densenet_deploy.cli.outcome import (
     Answer,
     FailedGate,
     Printing,
-    Report,
     print_answer,
     replace_closed_streams,
 )
 from densenet_deploy.errors import UnknownNameError, UsageError, is_valid_argument
+from densenet_deploy.reports import COMMAND_LINE, Report
 
 if TYPE_CHECKING:
     from densenet_deploy.facts import ModelFacts
@@ -116,11 +116,14 @@ def run(line: Sequence[str]) -> int:
     group = typer.main.get_command(app)
     for parameter in group.params:
         _read_plainly(parameter, bool)
+    token = COMMAND_LINE.set((PROGRAM, *line))
     try:
         outcome = group.main(_in_order(line) or ["--help"], PROGRAM, _COMPLETION, standalone_mode=False)
     except SystemExit as exc:  # how Typer ends completion, and where stdout is closed while it prints help
         is_closed = isinstance(exc.__context__, BrokenPipeError)
         return 0 if is_closed else exc.code if isinstance(exc.code, int) else 1
+    finally:
+        COMMAND_LINE.reset(token)
     return print_answer(outcome, line) if isinstance(outcome, Answer) else 0
 
 
@@ -177,8 +180,8 @@ app: Final = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         from densenet_deploy import __version__
 
         typer.echo(f"{PROGRAM} {__version__}")
@@ -428,11 +431,7 @@ def _value(parameter: Any, kind: Any, as_typer_reads: Callable[..., Any], ctx: A
 
 
 def _plain(kind: Any, value: Any) -> Any:
-    """Return `value` as `kind`.
-
-    Raises:
-        ValueError: if it is not an ordinary way to write one.
-    """
+    """Return `value` as `kind`."""
     if value is None:
         return () if typing.get_origin(kind) is list else None
     if typing.get_origin(kind) is list:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from densenet_deploy.cli.app import Work, command, with_facts
-from densenet_deploy.cli.options import Only, Output, Reads, RunnerChoice, Variant, Writes, complete_source, word, words
+from densenet_deploy.cli.options import (
+    PLOT,
+    Only,
+    Output,
+    Reads,
+    RunnerChoice,
+    Variant,
+    Writes,
+    model_argument,
+    option,
+)
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 
@@ -30,24 +40,14 @@ FIGURES = (".png", ".jpg", ".jpeg", ".svg")
 def inspect_command(
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="A model file or name; or give --variant.", autocompletion=complete_source
-        ),
-        Reads(
-            "graph",
-            more=lambda a: ("session",) if a.profile else (),
-            backends=lambda a: (a.running.backend,),
-        ),
+        model_argument("[MODEL]", "A model file or name; or give --variant."),
+        Reads("graph", more=lambda a: ("session",) if a.profile else (), backends=lambda a: (a.running.backend,)),
     ] = None,
     variant: Variant = None,
     batch: Annotated[int, typer.Option(help="Images per inference, for memory, profile and latency.")] = 1,
     precision: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Activations: fp32, fp16, bf16 or int8 (default: the model's).",
-            **words("fp32", "fp16", "bf16", "int8"),
-        ),
+        option("NAME", "Activations: fp32, fp16, bf16 or int8 (default: the model's).", "fp32", "fp16", "bf16", "int8"),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Peak memory of a training step, forward and backward.")
@@ -57,10 +57,15 @@ def inspect_command(
     ] = False,
     sweep: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME=A,B,...",
-            help="Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
-            **words("growth-rate=", "compression=", "bn-size=", "init-features=", "depth=", "variant="),
+        option(
+            "NAME=A,B,...",
+            "Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
+            "growth-rate=",
+            "compression=",
+            "bn-size=",
+            "init-features=",
+            "depth=",
+            "variant=",
         ),
     ] = None,
     measure: Annotated[
@@ -101,11 +106,7 @@ def _first_option(facts: ModelFacts) -> str:
 
 
 def _one_side(facts: ModelFacts) -> int | None:
-    """Return the side of a square image.
-
-    Raises:
-        UsageError: if another shape was stated.
-    """
+    """Return the side of a square image."""
     size = facts.image_size
     if isinstance(size, tuple):
         raise UsageError(f"image-size={size[0]}x{size[1]}", "only square images are supported", "give one number")
@@ -147,18 +148,6 @@ def _sweep(
     return lambda _listener: run_sweep(sweep, base, sweep_options)
 
 
-def _plots() -> tuple[str, ...]:
-    from densenet_deploy.analysis.plots.plot import plots
-
-    return plots.names()
-
-
-def _check_plot(name: str) -> None:
-    from densenet_deploy.analysis.plots.plot import plots
-
-    plots.get(name)
-
-
 @command(
     "plot",
     examples=(
@@ -170,11 +159,7 @@ def _check_plot(name: str) -> None:
 def plot_command(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="PLOT",
-            help="reuse, connections, growth, cost, sqnr or pareto.",
-            **word(_plots, _check_plot),
-        ),
+        typer.Argument(metavar="PLOT", help="reuse, connections, growth, cost, sqnr or pareto.", **PLOT),
     ],
     models: Annotated[
         list[Path] | None,
@@ -191,8 +176,7 @@ def plot_command(
     ],
 ) -> Work:
     """Draw a figure of a model as PNG, JPEG or SVG."""
-    from densenet_deploy.workflows.plot.data import PlotRequest
-    from densenet_deploy.workflows.plot.plot import plot
+    from densenet_deploy.workflows.plot.plot import PlotRequest, plot
 
     request = PlotRequest(tuple(models or ()), variant, architecture, _one_side(facts), batch)
     return lambda _listener: plot(name, request, output.out, force=output.force)
@@ -216,9 +200,7 @@ def _output_of(name: str) -> typer.models.OptionInfo:
 )
 def report_command(
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL...", help="Model files and checkpoints."),
-        Reads("graph", "session"),
+        list[Path], typer.Argument(metavar="MODEL...", help="Model files and checkpoints."), Reads("graph", "session")
     ],
     tune: Annotated[_Reports, _output_of("tune"), Reads()] = None,
     benchmark: Annotated[_Reports, _output_of("benchmark"), Reads()] = None,
@@ -227,10 +209,7 @@ def report_command(
     sensitivity: Annotated[_Reports, _output_of("sensitivity"), Reads()] = None,
     quantize: Annotated[_Reports, _output_of("quantize"), Reads()] = None,
     max_drop: Annotated[
-        float,
-        typer.Option(
-            metavar="POINTS", help="Largest loss of top-1 of the chosen model, in percentage points, without --tune."
-        ),
+        float, option("POINTS", "Largest loss of top-1 of the chosen model, in percentage points, without --tune.")
     ] = 1.0,
     *,
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],

@@ -20,8 +20,8 @@ from densenet_deploy.cli.options import (
     Reads,
     Samples,
     Writes,
-    complete_source,
-    words,
+    model_argument,
+    option,
 )
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
@@ -45,24 +45,17 @@ if TYPE_CHECKING:
 def export_command(
     source: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[SOURCE]",
-            help="A variant, public weights, a checkpoint or an ONNX file; see also --variant and --weights.",
-            autocompletion=complete_source,
+        model_argument(
+            "[SOURCE]", "A variant, public weights, a checkpoint or an ONNX file; see also --variant and --weights."
         ),
         Reads("graph", "simplifier", "session"),
     ] = None,
     variant: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: the checkpoint's, otherwise 121).", **VARIANT),
+        str | None, option("NAME", f"{VARIANT_HELP} (default: the checkpoint's, otherwise 121).", **VARIANT)
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(
-            metavar="SOURCE",
-            help="none (untrained), imagenet, a torchvision name, or a checkpoint file.",
-            **words("none", "imagenet"),
-        ),
+        option("SOURCE", "none (untrained), imagenet, a torchvision name, or a checkpoint file.", "none", "imagenet"),
         Reads("graph", "simplifier", "session", names=("none",)),
     ] = "none",
     num_classes: Annotated[
@@ -70,13 +63,15 @@ def export_command(
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="classifier, features or multiscale (default: the checkpoint's).",
-            **words("classifier", "features", "multiscale"),
+        option(
+            "NAME",
+            "classifier, features or multiscale (default: the checkpoint's).",
+            "classifier",
+            "features",
+            "multiscale",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Batch size of the input.")] = "dynamic",
+    batch: Annotated[str, option("dynamic|N", "Batch size of the input.")] = "dynamic",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights with NaN or Inf.")] = False,
     *,
@@ -88,7 +83,6 @@ def export_command(
     from densenet_deploy.variants.spec import HEADS
     from densenet_deploy.workflows.export import ExportOptions, export
     from densenet_deploy.workflows.load import check_names, is_checkpoint
-    from densenet_deploy.workflows.outputs import default_folder
 
     if source is not None and weights != "none":
         raise UsageError("export", f"was given both SOURCE {source} and --weights {weights}", "give one of them")
@@ -106,16 +100,7 @@ def export_command(
         named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
         raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
     options = ExportOptions(_batch_size(batch), opset)
-    return lambda listener: made(
-        export(
-            start,
-            options,
-            out=output.out or default_folder(start),
-            force=output.force,
-            progress=listener,
-            **stated,
-        )
-    )
+    return lambda listener: made(export(start, options, progress=listener, **output.beside(start), **stated))
 
 
 def _batch_size(text: str) -> int | None:
@@ -139,30 +124,21 @@ def simplify_command(
     output: Annotated[Output, Writes("FILE|DIR", "A.simplified.onnx beside A.onnx")],
 ) -> Work:
     """Simplify an ONNX file with onnxsim and exact passes."""
-    from densenet_deploy.workflows.outputs import default_folder
     from densenet_deploy.workflows.simplify import simplify
 
-    out = output.out or default_folder(model)
-    return lambda _listener: made(simplify(model, out=out, force=output.force, **facts.given()))
+    return lambda _listener: made(simplify(model, **output.beside(model), **facts.given()))
 
 
 def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.preparation import chosen_recipe
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     return None, chosen_recipe(options_of(arguments.recipe, {}).recipe)
 
 
 FLOAT_HELP: Final = "An FP32 ONNX file, or whatever export takes, which is exported first."
-FloatModel = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
-    Reads("graph", "session", backends=_recipe_backends),
-]
-Recipe = Annotated[
-    str,
-    typer.Option(metavar="NAME|FILE.toml", help="auto, onnxruntime, openvino, tensorrt, or a recipe file.", **RECIPE),
-]
+FloatModel = Annotated[str, model_argument("MODEL", FLOAT_HELP), Reads("graph", "session", backends=_recipe_backends)]
+Recipe = Annotated[str, option("NAME|FILE.toml", "auto, onnxruntime, openvino, tensorrt, or a recipe file.", **RECIPE)]
 
 
 @command(
@@ -179,18 +155,15 @@ def quantize_command(
     recipe: Recipe = "auto",
     observer: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="How ranges are chosen: minmax, percentile, entropy or mse (default: minmax).",
-            **OBSERVER,
-        ),
+        option("NAME", "How ranges are chosen: minmax, percentile, entropy or mse (default: minmax).", **OBSERVER),
     ] = None,
     observer_option: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=NUMBER",
-            help="An option of the observer, such as percentile=99.9 or bins=2048; repeatable (default: its own).",
-            **words("percentile=", "bins="),
+        option(
+            "NAME=NUMBER",
+            "An option of the observer, such as percentile=99.9 or bins=2048; repeatable (default: its own).",
+            "percentile=",
+            "bins=",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
@@ -199,22 +172,18 @@ def quantize_command(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Scales of the weights: per-channel or per-tensor (default: per-channel).",
-            **words("per-channel", "per-tensor"),
+        option(
+            "NAME",
+            "Scales of the weights: per-channel or per-tensor (default: per-channel).",
+            "per-channel",
+            "per-tensor",
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
-            metavar="POINTS",
-            help="Largest loss of top-1 on the calibration images, in percentage points (default: no limit).",
-        ),
+        option("POINTS", "Largest loss of top-1 on the calibration images, in percentage points (default: no limit)."),
     ] = None,
-    min_sqnr: Annotated[
-        float | None, typer.Option(metavar="DB", help="Least SQNR of the outputs in dB (default: no limit).")
-    ] = None,
+    min_sqnr: Annotated[float | None, option("DB", "Least SQNR of the outputs in dB (default: no limit).")] = None,
     never_slower: Annotated[
         bool | None,
         typer.Option(
@@ -229,9 +198,8 @@ def quantize_command(
 ) -> Work:
     """Quantize an ONNX file to INT8 for one backend."""
     from densenet_deploy.quantization.cache import CalibrationCache
-    from densenet_deploy.workflows.outputs import default_folder
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.quantize import quantize
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     named = {
         "observer": observer,
@@ -249,11 +217,10 @@ def quantize_command(
             model,
             calibration,
             options,
-            out=output.out or default_folder(model),
-            force=output.force,
             explain=explain,
             cache=CalibrationCache(),
             progress=listener,
+            **output.beside(model),
             **facts.given(),
         )
     )
@@ -267,18 +234,13 @@ def quantize_command(
     ),
 )
 def cast_command(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help=FLOAT_HELP, autocompletion=complete_source),
-        Reads("graph", "session"),
-    ],
+    model: Annotated[str, model_argument("MODEL", FLOAT_HELP), Reads("graph", "session")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Convert to FP16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16.")] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR|FILE",
-            help="Images, or a .npy or .npz file: nodes that overflow FP16 on them stay FP32 (default: none).",
+        option(
+            "DIR|FILE", "Images, or a .npy or .npz file: nodes that overflow FP16 on them stay FP32 (default: none)."
         ),
         Reads(),
     ] = None,
@@ -292,7 +254,6 @@ def cast_command(
     from densenet_deploy.parity.gates import parse_gate
     from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.workflows.cast import CastOptions, cast
-    from densenet_deploy.workflows.outputs import default_folder
 
     precision = _one_of("cast", fp16=fp16, bf16=bf16)
     options = CastOptions(precision, samples, gates=tuple(map(parse_gate, gate)) if gate else None)
@@ -301,21 +262,16 @@ def cast_command(
             model,
             options,
             calibration=calibration,
-            out=output.out or default_folder(model),
-            force=output.force,
             cache=CalibrationCache(),
             progress=listener,
+            **output.beside(model),
             **facts.given(),
         )
     )
 
 
 def _one_of(subject: str, **asked: bool) -> str:
-    """Return the one precision that was asked for.
-
-    Raises:
-        UsageError: if there is not exactly one.
-    """
+    """Return the one precision that was asked for."""
     given = [name for name, is_given in asked.items() if is_given]
     if len(given) == 1:
         return given[0]
@@ -343,11 +299,7 @@ def _is_parsed(arguments: Arguments) -> bool:
 def build_trt_command(
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[SOURCE]",
-            help="An ONNX file, or whatever export takes, which is exported first (default: 121).",
-            autocompletion=complete_source,
-        ),
+        model_argument("[SOURCE]", "An ONNX file, or whatever export takes, which is exported first (default: 121)."),
         Reads("graph", more=lambda a: ("session",) if a.calibration else (), when=_is_parsed),
     ] = None,
     fp32: Annotated[bool, typer.Option("--fp32", help="Compute in FP32.")] = False,
@@ -355,31 +307,25 @@ def build_trt_command(
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in BF16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Compute in INT8; needs --calibration.")] = False,
     calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR|FILE", help="Calibration images, or a .npy or .npz file (default: none)."),
-        Reads(),
+        Path | None, option("DIR|FILE", "Calibration images, or a .npy or .npz file (default: none)."), Reads()
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="--int8: scales of the weights, per-channel or per-tensor (default: per-channel).",
-            **words("per-channel", "per-tensor"),
+        option(
+            "NAME",
+            "--int8: scales of the weights, per-channel or per-tensor (default: per-channel).",
+            "per-channel",
+            "per-tensor",
         ),
     ] = None,
     quantize_bus: Annotated[
         bool, typer.Option("--quantize-bus", help="--int8: concatenated features of dense blocks in INT8 too.")
     ] = False,
-    variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: 121).", **VARIANT)
-    ] = None,
-    flavour: Annotated[
-        str, typer.Option(metavar="NAME", help="tensorrt, rtx or auto.", **words("tensorrt", "rtx", "auto"))
-    ] = "auto",
+    variant: Annotated[str | None, option("NAME", f"{VARIANT_HELP} (default: 121).", **VARIANT)] = None,
+    flavour: Annotated[str, option("NAME", "tensorrt, rtx or auto.", "tensorrt", "rtx", "auto")] = "auto",
     target: Annotated[
-        list[str] | None,
-        typer.Option(metavar="X.Y", help="RTX: compute capability to build for; repeatable (default: all except 7.5)."),
+        list[str] | None, option("X.Y", "RTX: compute capability to build for; repeatable (default: all except 7.5).")
     ] = None,
     min_batch: Annotated[
         list[int] | None, typer.Option(help="Smallest batch of a profile; repeat it for more profiles (default: 1).")
@@ -393,20 +339,22 @@ def build_trt_command(
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="--fp32: allow TF32 in layers.")] = False,
     workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="Memory that a layer may use, in MiB (default: TensorRT's).")
+        int | None, option("MIB", "Memory that a layer may use, in MiB (default: TensorRT's).")
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
     ] = None,
     timing_cache: Annotated[
-        str | None, typer.Option(metavar="FILE", help="TensorRT: file of measured kernel times (default: none).")
+        str | None, option("FILE", "TensorRT: file of measured kernel times (default: none).")
     ] = None,
     hardware_compatibility: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="TensorRT: none, ampere-plus or same-compute-capability.",
-            **words("none", "ampere-plus", "same-compute-capability"),
+        option(
+            "NAME",
+            "TensorRT: none, ampere-plus or same-compute-capability.",
+            "none",
+            "ampere-plus",
+            "same-compute-capability",
         ),
     ] = "none",
     version_compatible: Annotated[
@@ -416,19 +364,13 @@ def build_trt_command(
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave the weights out; they are refitted later.")
     ] = False,
-    dla: Annotated[
-        int | None, typer.Option(metavar="CORE", help="Run on this DLA core, the rest on the GPU (default: GPU only).")
-    ] = None,
+    dla: Annotated[int | None, option("CORE", "Run on this DLA core, the rest on the GPU (default: GPU only).")] = None,
     aux_streams: Annotated[
         int | None, typer.Option(help="Auxiliary CUDA streams per inference (default: TensorRT's).")
     ] = None,
     verbosity: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="Layer information kept in the engine: detailed, names or none.",
-            **words("detailed", "names", "none"),
-        ),
+        option("NAME", "Layer information kept in the engine: detailed, names or none.", "detailed", "names", "none"),
     ] = "detailed",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the equivalent trtexec or tensorrt_rtx command and stop.")
@@ -492,11 +434,7 @@ def _cache(calibration: Path | None) -> CalibrationCache | None:
 def _quantization(
     precision: str, weights: str | None, samples: int | None, *, quantize_bus: bool
 ) -> QuantizeOptions | None:
-    """Return how INT8 is written, and how many images are used; None where neither is given.
-
-    Raises:
-        UsageError: if options of INT8 are given with another precision.
-    """
+    """Return how INT8 is written, and how many images are used; None where neither is given."""
     if precision != "int8" and (weights is not None or quantize_bus):
         option = "--weights" if weights is not None else "--quantize-bus"
         raise UsageError(option, f"applies to --int8, not to --{precision}", "remove it, or give --int8")

@@ -26,10 +26,10 @@ from densenet_deploy.cli.options import (
     RunnerChoice,
     Samples,
     Writes,
-    complete_source,
     listed,
+    model_argument,
+    option,
     whole_numbers,
-    words,
 )
 from densenet_deploy.cli.outcome import FailedGate
 from densenet_deploy.errors import GateError
@@ -50,27 +50,25 @@ def _layers(arguments: Arguments) -> tuple[str, ...]:
 def validate_command(
     reference: Annotated[
         str,
-        typer.Argument(metavar="REF", help="The reference model.", autocompletion=complete_source),
+        model_argument("REF", "The reference model."),
         Reads("session", more=_layers, backends=lambda a: (a.reference_backend,)),
     ],
     candidate: Annotated[
         str,
-        typer.Argument(metavar="CAND", help="The candidate model.", autocompletion=complete_source),
+        model_argument("CAND", "The candidate model."),
         Reads("session", more=_layers, backends=lambda a: (a.candidate_backend,)),
     ],
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Images to run on (default: seeded noise and synthetic images)."),
-        Reads(),
+        Path | None, option("DIR", "Images to run on (default: seeded noise and synthetic images)."), Reads()
     ] = None,
     samples: Annotated[int, typer.Option(help="Number of inputs.")] = 16,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner tensors too, worst first.")] = False,
     gate: Gates = None,
     reference_backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Backend of REF (default: by file type).", **BACKEND)
+        str | None, option("NAME", "Backend of REF (default: by file type).", **BACKEND)
     ] = None,
     candidate_backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Backend of CAND (default: by file type).", **BACKEND)
+        str | None, option("NAME", "Backend of CAND (default: by file type).", **BACKEND)
     ] = None,
     *,
     facts: ModelFacts,
@@ -107,25 +105,19 @@ def validate_command(
 def evaluate_command(
     model: Model,
     data: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="One folder of images per class, or images with --ground-truth; required."),
-        Reads(),
+        Path, option("DIR", "One folder of images per class, or images with --ground-truth; required."), Reads()
     ],
     ground_truth: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none)."
-        ),
+        option("FILE", "Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none)."),
         Reads(),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="OTHER", help="List the images on which this model disagrees (default: none)."),
+        option("OTHER", "List the images on which this model disagrees (default: none)."),
         Reads("session", backends=lambda a: (a.against_backend,)),
     ] = None,
-    against_backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Backend of OTHER (default: the file's).", **BACKEND)
-    ] = None,
+    against_backend: Annotated[str | None, option("NAME", "Backend of OTHER (default: the file's).", **BACKEND)] = None,
     batch: Annotated[int, typer.Option(help="Images per inference.")] = 16,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
     decode_threads: Annotated[
@@ -161,48 +153,30 @@ def evaluate_command(
 def benchmark_command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[MODEL...]", help="Models, each measured in its own process.", autocompletion=complete_source
-        ),
+        model_argument("[MODEL...]", "Models, each measured in its own process."),
         Reads("session", backends=lambda a: listed(a.backend or ()) or (None,)),
     ] = None,
     variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="An untrained network to measure too; repeatable (default: none).", **VARIANT
-        ),
+        list[str] | None, option("NAME", "An untrained network to measure too; repeatable (default: none).", **VARIANT)
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME,...",
-            help=f"{BACKEND_HELP}; separated by commas or repeated (default: each file's).",
-            **BACKEND,
-        ),
+        option("NAME,...", f"{BACKEND_HELP}; separated by commas or repeated (default: each file's).", **BACKEND),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME,...", help=f"{DEVICE_HELP}; separated by commas.", **DEVICE)
-    ] = "auto",
-    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Images per inference.")] = "1",
+    device: Annotated[str, option("NAME,...", f"{DEVICE_HELP}; separated by commas.", **DEVICE)] = "auto",
+    batch: Annotated[str, option("N,N,...", "Images per inference.")] = "1",
     threads: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="CPU threads per inference (default: all that are available).")
+        str | None, option("N,N,...", "CPU threads per inference (default: all that are available).")
     ] = None,
     scenario: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="single-stream, offline or camera.",
-            **words("single-stream", "offline", "camera"),
-        ),
+        str, option("NAME", "single-stream, offline or camera.", "single-stream", "offline", "camera")
     ] = "single-stream",
     fps: Annotated[float | None, typer.Option(help="camera: frames per second (default: none; required).")] = None,
     streams: Annotated[int | None, typer.Option(help="offline: concurrent inferences (default: one per CPU).")] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Measuring time per candidate, in seconds.")] = 5.0,
+    seconds: Annotated[float, option("S", "Measuring time per candidate, in seconds.")] = 5.0,
     rounds: Annotated[int, typer.Option(help="Rounds that this time is divided into.")] = 10,
     compare: Annotated[
-        Path | None,
-        typer.Option(metavar="OLD.json", help="Results of an earlier run to compare with (default: none)."),
-        Reads(),
+        Path | None, option("OLD.json", "Results of an earlier run to compare with (default: none)."), Reads()
     ] = None,
     *,
     facts: ModelFacts,
@@ -243,78 +217,51 @@ def benchmark_command(
 def tune_command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[MODEL...]", help="FP32 ONNX files, checkpoints and names.", autocompletion=complete_source
-        ),
+        model_argument("[MODEL...]", "FP32 ONNX files, checkpoints and names."),
         Reads("graph", "session"),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME", help=f"Untrained variants too: {VARIANT_HELP}; repeatable (default: none).", **VARIANT
-        ),
+        option("NAME", f"Untrained variants too: {VARIANT_HELP}; repeatable (default: none).", **VARIANT),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR|FILE", help="Calibration images, or a .npy or .npz file (default: none, so no INT8)."
-        ),
+        option("DIR|FILE", "Calibration images, or a .npy or .npz file (default: none, so no INT8)."),
         Reads(),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="One folder of images per class to measure top-1 on (default: none)."),
-        Reads(),
+        Path | None, option("DIR", "One folder of images per class to measure top-1 on (default: none)."), Reads()
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
-            metavar="POINTS",
-            help="Largest loss of top-1 (without --data, of unchanged predictions) in percent (default: none).",
+        option(
+            "POINTS", "Largest loss of top-1 (without --data, of unchanged predictions) in percent (default: none)."
         ),
     ] = None,
-    max_latency: Annotated[
-        float | None, typer.Option(metavar="MS", help="Longest median latency in ms (default: no limit).")
-    ] = None,
-    max_memory: Annotated[
-        float | None, typer.Option(metavar="MIB", help="Most memory of the process in MiB (default: no limit).")
-    ] = None,
+    max_latency: Annotated[float | None, option("MS", "Longest median latency in ms (default: no limit).")] = None,
+    max_memory: Annotated[float | None, option("MIB", "Most memory of the process in MiB (default: no limit).")] = None,
     goal: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="latency (of the smallest batch) or throughput.",
-            **words("latency", "throughput"),
-        ),
+        str, option("NAME", "latency (of the smallest batch) or throughput.", "latency", "throughput")
     ] = "latency",
     precision: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,...",
-            help="fp32, fp16, bf16, int8 or auto for all.",
-            **words("fp32", "fp16", "bf16", "int8", "auto"),
-        ),
+        str, option("NAME,...", "fp32, fp16, bf16, int8 or auto for all.", "fp32", "fp16", "bf16", "int8", "auto")
     ] = "auto",
     recipe: Annotated[
         str,
-        typer.Option(
-            metavar="NAME|FILE.toml,...",
-            help="INT8: onnxruntime, openvino, tensorrt, recipe files, or auto for all that run here.",
+        option(
+            "NAME|FILE.toml,...",
+            "INT8: onnxruntime, openvino, tensorrt, recipe files, or auto for all that run here.",
             **RECIPE,
         ),
     ] = "auto",
     backend: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Backends to try, or auto for all that are installed.", **BACKEND)
+        str, option("NAME,...", "Backends to try, or auto for all that are installed.", **BACKEND)
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help=f"{DEVICE_HELP}.", **DEVICE)] = "auto",
+    device: Annotated[str, option("NAME", f"{DEVICE_HELP}.", **DEVICE)] = "auto",
     threads: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="CPU threads per inference (default: 1, 2, 4, ... up to all)."),
+        str | None, option("N,N,...", "CPU threads per inference (default: 1, 2, 4, ... up to all).")
     ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Images per inference (default: 1; 1,8,32 for throughput)."),
-    ] = None,
+    batch: Annotated[str | None, option("N,N,...", "Images per inference (default: 1; 1,8,32 for throughput).")] = None,
     samples: Samples = 512,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,
     measure_again: Annotated[
@@ -376,13 +323,9 @@ def sensitivity_command(
     model: FloatModel,
     calibration: Calibration,
     recipe: Recipe = "auto",
-    per: Annotated[
-        str, typer.Option(metavar="NAME", help="Unit to measure: layer or block.", **words("layer", "block"))
-    ] = "block",
+    per: Annotated[str, option("NAME", "Unit to measure: layer or block.", "layer", "block")] = "block",
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="One folder of images per class to measure top-1 on too (default: none)."),
-        Reads(),
+        Path | None, option("DIR", "One folder of images per class to measure top-1 on too (default: none)."), Reads()
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
@@ -393,7 +336,7 @@ def sensitivity_command(
 ) -> Work:
     """Measure what each layer or block loses to INT8."""
     from densenet_deploy.quantization.cache import CalibrationCache
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
 
     quantization = options_of(recipe, {} if samples is None else {"samples": samples})

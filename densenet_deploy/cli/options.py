@@ -8,6 +8,7 @@ a part of it. A parameter that names files or folders says with `Reads` what rea
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pkgutil
 import re
@@ -114,6 +115,12 @@ class Output:
     out: str | None = None
     force: bool = False
 
+    def beside(self, source: object) -> dict[str, Any]:
+        """Return the arguments of a workflow; without `-o` the result goes beside the file `source`."""
+        from densenet_deploy.workflows.outputs import default_folder
+
+        return {"out": self.out or default_folder(source), "force": self.force}
+
 
 @dataclass(frozen=True)
 class RunnerChoice:
@@ -155,6 +162,25 @@ def words(*names: str) -> dict[str, Any]:
     return word(lambda: names)
 
 
+def registered(module: str, registry: str, *more: str) -> dict[str, Any]:
+    """Return the settings of an option among the names in a registry and `more`; the module is imported when needed."""
+
+    def names() -> Any:
+        return getattr(importlib.import_module(f"densenet_deploy.{module}"), registry)
+
+    return word(lambda: (*names().names(), *more), lambda name: names().get(name))
+
+
+def option(metavar: str, description: str, *names: str, **settings: Any) -> Any:
+    """Return an option with a value, which shells complete with `names`; `settings` are those of `typer.Option`."""
+    return typer.Option(metavar=metavar, help=description, **(words(*names) if names else {}), **settings)
+
+
+def model_argument(metavar: str, description: str) -> Any:
+    """Return an argument that names a model; shells complete the names of networks."""
+    return typer.Argument(metavar=metavar, help=description, autocompletion=complete_source)
+
+
 def _variants() -> tuple[str, ...]:
     from densenet_deploy.variants import variant_names
 
@@ -165,18 +191,6 @@ def _check_variant(name: str) -> None:
     from densenet_deploy.variants import find_variant
 
     find_variant(name)
-
-
-def _backends() -> tuple[str, ...]:
-    from densenet_deploy.runtime.runner import backends
-
-    return *backends.names(), AUTO
-
-
-def _check_backend(name: str) -> None:
-    from densenet_deploy.runtime.runner import backends
-
-    backends.get(name)
 
 
 def _devices() -> tuple[str, ...]:
@@ -204,28 +218,17 @@ def _check_recipe(name: str) -> None:
         raise UnknownNameError.among("recipe", name, _recipes())
 
 
-def _observers() -> tuple[str, ...]:
-    from densenet_deploy.quantization.observers.observer import observers
-
-    return observers.names()
-
-
-def _check_observer(name: str) -> None:
-    from densenet_deploy.quantization.observers.observer import observers
-
-    observers.get(name)
-
-
 def complete_source(incomplete: str) -> list[str]:
     """Return the names of networks that begin so."""
     return [name for name in (*_variants(), "imagenet") if name.startswith(incomplete)]
 
 
 VARIANT: Final = word(_variants, _check_variant)
-BACKEND: Final = word(_backends, _check_backend)
+BACKEND: Final = registered("runtime.runner", "backends", AUTO)
 DEVICE: Final = word(_devices, _check_device)
 RECIPE: Final = word(_recipes, _check_recipe)
-OBSERVER: Final = word(_observers, _check_observer)
+OBSERVER: Final = registered("quantization.observers.observer", "observers")
+PLOT: Final = registered("analysis.plots.plot", "plots")
 GATE: Final = words("cosine=", "sqnr_db=", "centred_sqnr_db=", "max_abs=", "mean_abs=", "top1_agreement=")
 
 VARIANT_HELP: Final = "121, 161, 169, 201, 264, cifar-L-k or cifar-bc-L-k"
@@ -237,75 +240,58 @@ MODEL_HELP: Final = (
     "An .onnx, .xml, .engine, .pth, .pt, .ckpt, .bin or .safetensors file, or a name such as 121 or imagenet."
 )
 
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_source),
-    Reads("session", backends=lambda a: (a.running.backend,)),
-]
-Variant = Annotated[str | None, typer.Option(metavar="NAME", help=f"{VARIANT_HELP} (default: none).", **VARIANT)]
+Model = Annotated[str, model_argument("MODEL", MODEL_HELP), Reads("session", backends=lambda a: (a.running.backend,))]
+Variant = Annotated[str | None, option("NAME", f"{VARIANT_HELP} (default: none).", **VARIANT)]
 Calibration = Annotated[
-    Path,
-    typer.Option(
-        metavar="DIR|FILE", help="Images, or a .npy or .npz file of normalized float32 (N, C, H, W); required."
-    ),
-    Reads(),
+    Path, option("DIR|FILE", "Images, or a .npy or .npz file of normalized float32 (N, C, H, W); required."), Reads()
 ]
 Samples = Annotated[int, typer.Option(help="Calibration images to use at most.")]
 Gates = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help=f"{GATE_HELP} (default: those of the precision, none for INT8).", **GATE),
+    list[str] | None, option("KEY=VALUE", f"{GATE_HELP} (default: those of the precision, none for INT8).", **GATE)
 ]
 
 
 def model_facts(
-    image_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Input size in pixels (default: the model's).")
-    ] = None,
+    image_size: Annotated[str | None, option("N|HxW", "Input size in pixels (default: the model's).")] = None,
     channels: Annotated[int | None, typer.Option(help="Input channels (default: the model's).")] = None,
     resize: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|HxW|none",
-            help="Pixels of the shorter side, or both sides, before the center crop "
+        option(
+            "N|HxW|none",
+            "Pixels of the shorter side, or both sides, before the center crop "
             "(default: the model's; image size x 256/224 where only the size is given).",
         ),
     ] = None,
     interpolation: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Resampling: nearest, bilinear or bicubic (default: the model's).",
-            **words("nearest", "bilinear", "bicubic"),
+        option(
+            "NAME", "Resampling: nearest, bilinear or bicubic (default: the model's).", "nearest", "bilinear", "bicubic"
         ),
     ] = None,
     mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X|X,X,X", help="Subtracted from values in 0..1: one, or one per channel (default: the model's)."
-        ),
+        str | None, option("X|X,X,X", "Subtracted from values in 0..1: one, or one per channel (default: the model's).")
     ] = None,
     std: Annotated[
-        str | None,
-        typer.Option(metavar="X|X,X,X", help="Divisor after that: one, or one per channel (default: the model's)."),
+        str | None, option("X|X,X,X", "Divisor after that: one, or one per channel (default: the model's).")
     ] = None,
     labels: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text file with one class name per line (default: the model's)."),
-        Reads(),
+        Path | None, option("FILE", "Text file with one class name per line (default: the model's)."), Reads()
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="multiclass, multilabel, regression, features or auto (default: the model's).",
-            **words("multiclass", "multilabel", "regression", "features", AUTO),
+        option(
+            "NAME",
+            "multiclass, multilabel, regression, features or auto (default: the model's).",
+            "multiclass",
+            "multilabel",
+            "regression",
+            "features",
+            AUTO,
         ),
     ] = None,
     thresholds: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="multilabel: text file with one threshold in 0..1 per line (default: the model's)."
-        ),
+        option("FILE", "multilabel: text file with one threshold in 0..1 per line (default: the model's)."),
         Reads(),
     ] = None,
 ) -> ModelFacts:
@@ -327,9 +313,7 @@ def architecture(
     growth_rate: Annotated[int | None, typer.Option(help="Channels that each layer adds (default: the variant's).")] = (
         None
     ),
-    blocks: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Layers in each block (default: the variant's).")
-    ] = None,
+    blocks: Annotated[str | None, option("N,N,...", "Layers in each block (default: the variant's).")] = None,
     init_features: Annotated[int | None, typer.Option(help="Channels after the stem (default: the variant's).")] = None,
     compression: Annotated[
         float | None, typer.Option(help="Fraction of channels that a transition keeps (default: the variant's).")
@@ -342,8 +326,7 @@ def architecture(
         float | None, typer.Option(help="Fraction of features dropped in training (default: the variant's).")
     ] = None,
     stem: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="imagenet or cifar (default: the variant's).", **words("imagenet", "cifar")),
+        str | None, option("NAME", "imagenet or cifar (default: the variant's).", "imagenet", "cifar")
     ] = None,
 ) -> Architecture:
     """Custom architecture."""
@@ -352,8 +335,8 @@ def architecture(
 
 
 def runner_choice(
-    backend: Annotated[str, typer.Option(metavar="NAME", help=f"{BACKEND_HELP}.", **BACKEND)] = AUTO,
-    device: Annotated[str, typer.Option(metavar="NAME", help=f"{DEVICE_HELP}.", **DEVICE)] = AUTO,
+    backend: Annotated[str, option("NAME", f"{BACKEND_HELP}.", **BACKEND)] = AUTO,
+    device: Annotated[str, option("NAME", f"{DEVICE_HELP}.", **DEVICE)] = AUTO,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all that are available).")] = None,
     trust_engine: Annotated[
         bool,

@@ -15,25 +15,19 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.cli import Stopped
 from densenet_deploy.errors import DensenetDeployError, UsageError, from_memory_error, from_os_error, printable
+
+if TYPE_CHECKING:
+    from densenet_deploy.reports import Report
 
 PROGRAM: Final = "densenet-deploy"
 SCHEMA: Final = 1
 
 _LONGEST_LINE: Final = 10_000
 _VERBOSE: Final = re.compile(r"--verbose|-q*v[qv]*")
-
-
-class Report(Protocol):
-    """What a workflow returns: facts for programs, lines for people, and notes for stderr."""
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    def to_json(self) -> dict[str, Any]: ...
-    def to_text(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -81,29 +75,17 @@ def print_answer(answer: Answer, words: Sequence[str]) -> int:
     if not printing.quiet and not (printing.as_json and answer.failure):  # stderr then holds the error object alone
         for note in report.notes:
             print(f"note: {printable(note, _LONGEST_LINE)}", file=sys.stderr)
-    text = _as_json(report, words) if printing.as_json else _escaped(report.to_text())
+    if printing.as_json:
+        text = json.dumps({"schema": SCHEMA, **report.to_json(), "argv": [PROGRAM, *words]}, allow_nan=False)
+    else:  # files carry names and labels, in which a terminal must not obey control characters
+        text = "\n".join(printable(line, _LONGEST_LINE) for line in report.to_text().split("\n"))
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        _abandon_stdout()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the interpreter's last flush
     if answer.failure is not None:
         raise answer.failure
     return 0
-
-
-def _as_json(report: Report, words: Sequence[str]) -> str:
-    """Return the report as one line, with the command line that made it."""
-    return json.dumps({"schema": SCHEMA, **report.to_json(), "argv": [PROGRAM, *words]}, allow_nan=False)
-
-
-def _escaped(text: str) -> str:
-    """Return `text` with control characters escaped: files carry names and labels that a terminal must not obey."""
-    return "\n".join(printable(line, _LONGEST_LINE) for line in text.split("\n"))
-
-
-def _abandon_stdout() -> None:
-    """The reader has closed the pipe: discard the interpreter's last flush."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_verbose(words: Sequence[str]) -> bool:

@@ -41,13 +41,7 @@ def run_command(
 
     def work(_listener: Any) -> Any:
         report = predict(
-            model,
-            images,
-            top_k=top_k,
-            backend=running.backend,
-            device=running.device,
-            options=options,
-            **facts.given(),
+            model, images, top_k=top_k, backend=running.backend, device=running.device, options=options, **facts.given()
         )
         if report.failure is None or report.bad <= max_bad:
             return report

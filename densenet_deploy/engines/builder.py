@@ -12,8 +12,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from densenet_deploy.artifacts import sync
 from densenet_deploy.engines import BUILD_WORKER, BUILD_WORKER_FLAGS
@@ -40,15 +39,11 @@ class BuildResult:
     """A plan on the disk, and what is known about it.
 
     Attributes:
-        sha256: of the plan.
-        size: of the plan in bytes.
+        sha256, size: of the plan, the size in bytes.
         targets: compute capabilities that the plan names; empty where it does not say.
-        inputs: as the engine takes them.
-        outputs: as the engine gives them.
-        profiles: it was built for; at least one.
+        profiles: ranges of batch sizes, at least one.
         asked: the precision that the graph asks for, by the name of the convolution.
         precision: what the convolutions run in, read back from the engine.
-        notes: remarks, one line each.
         seconds: of the parts of the build.
     """
 
@@ -64,18 +59,13 @@ class BuildResult:
     seconds: Mapping[str, float]
 
 
-class Builder:
+class Builder(Worker):
     """A process that builds one engine; a context manager that leaves no process behind."""
 
     def __init__(self, options: BuildOptions) -> None:
         """Start the process, or take the one started ahead; it imports TensorRT and checks `options` meanwhile."""
-        self._worker = Worker(BUILD_WORKER, subject="TensorRT", flags=BUILD_WORKER_FLAGS)
-        self._worker.send(to_plain(options))
-
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._worker.pid
+        super().__init__(BUILD_WORKER, subject="TensorRT", flags=BUILD_WORKER_FLAGS)
+        self.send(to_plain(options))
 
     def toolchain(self) -> Toolchain:
         """Return what will build, once it has accepted the options.
@@ -85,7 +75,7 @@ class Builder:
             DeviceError: if it needs a device that is not there.
             BackendError: if it cannot do what was asked.
         """
-        return from_plain(Toolchain, self._receive())
+        return from_plain(Toolchain, self.receive())
 
     def build(self, onnx: Path, plan: Path) -> BuildResult:
         """Build the ONNX file and write `plan`, a new file; its bytes are on the disk when this returns.
@@ -97,28 +87,21 @@ class Builder:
             OSError: if the plan cannot be written.
         """
         try:
-            self._worker.send([str(onnx.absolute()), str(plan.absolute())])
-            self._receive()
+            self.send([str(onnx.absolute()), str(plan.absolute())])
+            self.receive()
             sync(plan)  # while the child reads the engine back
-            return from_plain(BuildResult, self._receive())
+            return from_plain(BuildResult, self.receive())
         finally:
-            self._worker.kill()  # it is not needed any more, takes a while to free its memory, or may still write
+            self.kill()  # it is not needed any more, takes a while to free its memory, or may still write
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = True) -> None:  # noqa: ARG002 - TensorRT takes long to end by itself
         """End the process, whatever it is doing."""
-        self._worker.close(at_once=True)
+        super().close(at_once=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _receive(self) -> Any:
+    def receive(self) -> Any:
+        """Wait for the next answer; a process that the system killed ran out of memory."""
         try:
-            return self._worker.receive()
+            return super().receive()
         except WorkerDiedError as exc:
             if exc.signal != signal.SIGKILL:
                 raise

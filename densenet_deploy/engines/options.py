@@ -33,6 +33,7 @@ _TOOL_VERBOSITY: Final = {"detailed": "detailed", "names": "layer_names_only", "
 class BuildOptions:
     """How to build an engine.
 
+    >>> from densenet_deploy.engines.options import batch_profiles
     >>> BuildOptions("rtx", "int8", profiles=batch_profiles([], [], [8])).profiles
     (BatchProfile(min=1, opt=8, max=8),)
 

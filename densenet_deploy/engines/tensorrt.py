@@ -40,15 +40,9 @@ _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "IN
 _PRECISIONS: Final = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 _VERBOSITY: Final = {"detailed": "DETAILED", "names": "LAYER_NAMES_ONLY", "none": "NONE"}
 _HARDWARE: Final = {"ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
-_MEMORY_PRECISIONS: Final = (
-    *(
-        "out of memory",
-        "outofmemory",
-        "bad_alloc",
-        "insufficient memory",
-        "failed to allocate",
-        "cannot allocate memory",
-    ),
+_MEMORY_WORDS: Final = (
+    *("out of memory", "outofmemory", "bad_alloc"),
+    *("insufficient memory", "failed to allocate", "cannot allocate memory"),
     "resource temporarily unavailable",  # no memory for the stack of another thread
 )
 _WEAK_FLAGS: Final = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}
@@ -77,12 +71,9 @@ class BuiltEngine:
 
     Attributes:
         plan: a buffer with the bytes.
-        inputs: of the network; a dimension of None is the profile's.
-        outputs: likewise.
-        profiles: it was built for; at least one.
+        inputs, outputs: of the network; a dimension of None is the profile's.
+        profiles: ranges of batch sizes, at least one.
         asked: the precision that the graph asks for, by the name of the convolution.
-        notes: remarks, one line each.
-        parse_seconds, build_seconds: how long each took.
     """
 
     plan: Any
@@ -260,7 +251,7 @@ def _asked(trt: TensorRT, network: Any) -> dict[str, str]:
     types = trt.module.LayerType
     dequantized: set[str] = set()
     asked: dict[str, str] = {}
-    for layer in _layers(network):
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if layer.type == types.DEQUANTIZE:
             dequantized.add(layer.get_output(0).name)
         elif layer.type in (types.CONVOLUTION, types.DECONVOLUTION):
@@ -268,10 +259,6 @@ def _asked(trt: TensorRT, network: Any) -> dict[str, str]:
             is_int8 = len(inputs) == 2 and all(tensor.name in dequantized for tensor in inputs)
             asked[layer.name] = "int8" if is_int8 else _PRECISIONS.get(inputs[0].dtype.name, "unknown")
     return asked
-
-
-def _layers(network: Any) -> Iterator[Any]:
-    return (network.get_layer(index) for index in range(network.num_layers))
 
 
 def _set_timing_cache(config: Any, options: BuildOptions) -> tuple[str, ...]:
@@ -304,7 +291,7 @@ def _failure(trt: TensorRT, path: Path) -> DensenetDeployError:
         return ResourceError(
             path, f"the workspace is too small: {reason}", "give more with --workspace; the ONNX is kept"
         )
-    if any(words in text for words in _MEMORY_PRECISIONS):
+    if any(words in text for words in _MEMORY_WORDS):
         fix = "close other programs or build a smaller batch; the ONNX is kept"
         return ResourceError(path, f"memory ran out while building: {reason}", fix)
     return BackendError(path, f"TensorRT cannot build it: {reason}", "build with -v to see its log")

@@ -52,7 +52,7 @@ def set_inputs(node: ir.Node, inputs: Sequence[ir.Value]) -> None:
 
 
 def new_node(op_type: str, name: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Node:
-    """Make a node, not yet in a graph, whose one output is called `name` like the node itself."""
+    """Make a node, not yet in a graph; its one output is called `name` like the node itself."""
     node = ir.Node("", op_type, inputs, attributes, name=name, num_outputs=1)
     node.outputs[0].name = name
     return node
@@ -155,14 +155,14 @@ def pads(node: ir.Node) -> bool:
 
 
 def averages_whole_windows(node: ir.Node | None) -> bool:
-    """Whether `node` is an AveragePool whose windows never reach over the edge: it maps a constant to itself."""
+    """Whether `node` is an AveragePool with windows that never reach over the edge: it maps a constant to itself."""
     if node is None or not is_operator(node, "AveragePool"):
         return False
     return not pads(node) and node.attributes.get_int("ceil_mode", 0) == 0
 
 
 def conv_before(node: ir.Node) -> ir.Node | str:
-    """Return the Conv whose output only `node` reads, or a reason why there is none, in words about `node`."""
+    """Return the Conv that only `node` reads, or a reason why there is none, in words about `node`."""
     conv = node.inputs[0].producer() if node.inputs[0] is not None else None
     if conv is None or not is_operator(conv, "Conv"):
         return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"

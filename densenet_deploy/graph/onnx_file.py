@@ -94,7 +94,7 @@ def operators(model: onnx.ModelProto) -> Mapping[str, int]:
 
 
 def expose_values(model: onnx.ModelProto, names: Collection[str] | None = None) -> onnx.ModelProto:
-    """Return a copy of `model` whose outputs are its inner values `names`, in execution order, for any backend to show.
+    """Return a copy of `model` with its inner values `names` as outputs, in execution order, for any backend to show.
 
     Without names these are the outputs of all nodes but Q/DQ nodes, which only convert other values.
 

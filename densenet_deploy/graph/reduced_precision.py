@@ -8,7 +8,7 @@ A node is computed in the reduced type if the schema of its operator allows that
 float32. Then each tensor has one type, that of its maker, and nodes that need the other type read it through one Cast,
 so no Cast undoes another. A weight is rounded to nearest, ties to even, and stored once for each type it is read in.
 
-What does not fit FP16 stays in FP32: nodes that make or read a tensor whose calibrated range comes near 65504, or that
+What does not fit FP16 stays in FP32: nodes that make or read a tensor with a calibrated range near 65504, or that
 read a weight beyond it. A weight under 2⁻²⁴ becomes ±2⁻²⁴ and keeps its sign, and the notes count such weights. Fold
 BatchNormalizations first: a variance under 6·10⁻⁵ keeps only a few of its digits in FP16.
 
@@ -108,9 +108,10 @@ def reduce_precision(
     ranges: Mapping[str, float] | None = None,
     *,
     float_nodes: Collection[str] = (),
-    keep_io: bool = True,
 ) -> ReducedModel:
     """Return a copy of the FP32 `model` in `fp16`, or in `bf16` and operator set 22 or later.
+
+    Inputs and outputs stay float32, with a Cast each.
 
     Args:
         model: the graph.
@@ -118,8 +119,6 @@ def reduce_precision(
         ranges: by tensor name, the largest absolute value that calibration saw; a tensor without one is taken to fit.
             BF16 needs none.
         float_nodes: names of nodes that stay in FP32 in any case; operators without a 16-bit form do anyway.
-        keep_io: whether inputs and outputs stay float32, with a Cast each. If not, they have the reduced type, and an
-            output beyond 65504 is infinite in FP16.
 
     Raises:
         ModelFileError: if the model holds 16-bit floats already, or cannot be lifted to the operator set.
@@ -129,7 +128,7 @@ def reduce_precision(
     copy = _prepared(model, kind, float_nodes)
     reasons = dict(_reasons(copy.graph, kind, ranges or {}, float_nodes))
     notes = _notes(copy.graph, reasons) if kind.dtype == ir.DataType.FLOAT16 else ()
-    _retype(copy.graph, kind, reasons, keep_io)
+    _retype(copy.graph, kind, reasons)
     return ReducedModel(_checked(copy, kind), reasons, notes)
 
 
@@ -150,7 +149,7 @@ def to_fp16_in_place(model: ir.Model) -> None:
             why = f"holds {np.abs(array).max():g}, beyond 65504, the largest FP16 number"
             raise ModelFileError(value.name, why, "keep this model in FP32")
     ShapeInferencePass(strict_mode=False)(model)
-    _retype(graph, kind, dict(_reasons_of_form(graph, kind)), keep_io=True)
+    _retype(graph, kind, dict(_reasons_of_form(graph, kind)))
 
 
 def lift_opset(model: ir.Model, version: int) -> None:
@@ -190,11 +189,7 @@ def _prepared(model: onnx.ModelProto, kind: _Precision, float_nodes: Collection[
 
 
 def _checked(model: ir.Model, kind: _Precision) -> onnx.ModelProto:
-    """Return `model` after a check of shapes and types.
-
-    Raises:
-        ModelFileError: if the graph mixes types.
-    """
+    """Return `model` after a check of shapes and types."""
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -291,11 +286,11 @@ def _notes(graph: ir.Graph, reasons: Mapping[str, str]) -> tuple[str, ...]:
 # -- the conversion
 
 
-def _retype(graph: ir.Graph, kind: _Precision, float_nodes: Collection[str], keep_io: bool) -> None:
+def _retype(graph: ir.Graph, kind: _Precision, float_nodes: Collection[str]) -> None:
     """Let all nodes but `float_nodes` compute in the reduced type."""
     nodes = {node for node in graph if str(node.name) not in float_nodes}
     _retype_weights(graph, kind, nodes)
-    _retype_activations(graph, kind, nodes, keep_io)
+    _retype_activations(graph, kind, nodes)
 
 
 def _retype_weights(graph: ir.Graph, kind: _Precision, nodes: Collection[ir.Node]) -> None:
@@ -312,18 +307,16 @@ def _retype_weights(graph: ir.Graph, kind: _Precision, nodes: Collection[ir.Node
             _read_instead(uses, new_initializer(graph, f"{value.name}{_SUFFIXES[kind.dtype]}", rounded))
 
 
-def _retype_activations(graph: ir.Graph, kind: _Precision, nodes: Collection[ir.Node], keep_io: bool) -> None:
+def _retype_activations(graph: ir.Graph, kind: _Precision, nodes: Collection[ir.Node]) -> None:
     """Type what `nodes` make, and put one Cast after each tensor that is needed in the other type."""
     given = [value for value in graph.inputs if value.dtype == _FLOAT]
     made = [value for node in graph for value in node.outputs if value.dtype == _FLOAT]
     for value in (*given, *made):
-        maker = value.producer()
-        is_overridable = value.is_initializer()  # a default that a caller may replace keeps the type it is stored in
-        is_reduced = maker in nodes if maker is not None else not (keep_io or is_overridable)
+        is_reduced = value.producer() in nodes
         value.dtype = kind.dtype if is_reduced else _FLOAT
         other = _FLOAT if is_reduced else kind.dtype
         uses = [use for use in value.uses() if (use.node in nodes) != is_reduced]
-        leaves_cast = value.is_graph_output() and is_reduced == keep_io
+        leaves_cast = value.is_graph_output() and is_reduced
         if uses or leaves_cast:
             _read_instead(uses, _cast_after(graph, value, other, leaves_cast))
 

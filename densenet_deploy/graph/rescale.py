@@ -53,7 +53,7 @@ _FLOOR: Final = 1e-3
 
 @dataclass(frozen=True)
 class Source:
-    """The node whose constants decide the scale of a tensor, and all `values` from its output up to that tensor."""
+    """The node with constants that decide the scale of a tensor, and all `values` from its output to that tensor."""
 
     node: ir.Node
     values: tuple[ir.Value, ...]
@@ -105,7 +105,7 @@ def why_not_unscaled(node: ir.Node, index: int) -> str | None:
 
 
 def unscale(graph: ir.Graph, node: ir.Node, d: Float) -> None:
-    """Let `node`, whose input channels were divided by `d`, compute what it computed."""
+    """Let `node`, after its input channels were divided by `d`, compute what it computed."""
     factor = d.astype(np.float64)
     if is_operator(node, "Conv"):
         by_input = columns_of(node)
@@ -162,7 +162,7 @@ def why_not_unshifted(node: ir.Node, index: int) -> str | None:
 
 
 def unshift(graph: ir.Graph, node: ir.Node, c: Float) -> None:
-    """Let `node`, to whose input channels `c` was added, compute what it computed."""
+    """Let `node`, after `c` was added to its input channels, compute what it computed."""
     if is_operator(node, "BatchNormalization"):
         _add_to_numbers(graph, node, 3, c)  # μ
         return

@@ -1,6 +1,6 @@
 """What a rewrite made of a tensor, so that a layer-by-layer comparison can undo it or say why it cannot.
 
-A tensor whose meaning changed gets a new name, and the model's `metadata_props` keep one JSON object of the changes::
+A tensor that changed its meaning gets a new name; `metadata_props` of the model hold one JSON object of the changes::
 
     densenet_deploy.tensors  {"pool0:scaled": {"of": "pool0", "factor": [0.5, 3.25, …], "moved": null}, …}
 
@@ -159,11 +159,7 @@ def _facts(change: TensorChange) -> dict[str, Any]:
 
 
 def _per_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return `numbers` in the shape that broadcasts with `array`, (N, C, …).
-
-    Raises:
-        ManifestError: if they are not one per channel.
-    """
+    """Return `numbers`, one per channel, in the shape that broadcasts with `array`, (N, C, …)."""
     if array.ndim < 2 or len(numbers) != array.shape[1]:
         raise _malformed(f"holds {len(numbers)} numbers for a tensor of shape {array.shape}")
     return np.array(numbers, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))

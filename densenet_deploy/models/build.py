@@ -36,11 +36,8 @@ class PlainLayer(nn.Module):
 
     def forward(self, *earlier: Tensor) -> Tensor:
         """Map all earlier maps of the block to this layer's new ones."""
-        return self._append(self._recomputed(*earlier) if self._recomputes else self._read(*earlier))
-
-    @property
-    def _recomputes(self) -> bool:
-        return self.memory_efficient and self.training
+        recomputes = self.memory_efficient and self.training
+        return self._append(self._recomputed(*earlier) if recomputes else self._read(*earlier))
 
     def _read(self, *earlier: Tensor) -> Tensor:
         new: Tensor = self.conv1(self.relu1(self.norm1(torch.cat(earlier, 1))))
@@ -52,11 +49,12 @@ class PlainLayer(nn.Module):
 
     def _recomputed(self, *earlier: Tensor) -> Tensor:
         """Read, keeping neither concatenation nor norm for the backward pass (https://arxiv.org/abs/1707.06990)."""
-        new: Tensor = checkpoint(self._read, *earlier, use_reentrant=False, context_fn=self._recompute_contexts)
-        return new
 
-    def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return contextlib.nullcontext(), _untracked(self.norm1)
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return contextlib.nullcontext(), _untracked(self.norm1)
+
+        new: Tensor = checkpoint(self._read, *earlier, use_reentrant=False, context_fn=contexts)
+        return new
 
 
 class BottleneckLayer(PlainLayer):

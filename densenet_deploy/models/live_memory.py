@@ -9,6 +9,7 @@ space inside a kernel is not measured. `analysis.memory` counts the same for Den
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,8 +134,9 @@ def _stages_announced(module: nn.Module, meter: _Meter) -> Iterator[None]:
     """Set `meter.stage` to the stage that runs: a child of `features`, such as a dense block, or of the module."""
     handles = []
     for name, stage in _stages(module):
-        handles.append(stage.register_forward_pre_hook(_forward_hook(meter, name)))
-        handles.append(stage.register_forward_hook(_backward_hook(meter, name)))
+        begin = functools.partial(_begin, meter, name)
+        handles.append(stage.register_forward_pre_hook(begin))
+        handles.append(stage.register_forward_hook(functools.partial(_announce_backward, begin)))
     try:
         yield
     finally:
@@ -151,22 +153,12 @@ def _stages(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def _forward_hook(meter: _Meter, name: str) -> Callable[..., None]:
-    def hook(*_: object) -> None:
-        meter.stage = name
-
-    return hook
+def _begin(meter: _Meter, name: str, *_: object) -> None:
+    meter.stage = name
 
 
-def _backward_hook(meter: _Meter, name: str) -> Callable[..., None]:
-    """A hook on a stage's output: its gradient is there when the stage begins to run backward."""
-
-    def begin(_: Tensor) -> None:
-        meter.stage = name
-
-    def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and leaf.requires_grad:
-                leaf.register_hook(begin)  # type: ignore[no-untyped-call]
-
-    return hook
+def _announce_backward(begin: Callable[..., None], _module: nn.Module, _inputs: object, output: object) -> None:
+    """Call `begin` once the gradient of the stage's output is there, which is when the stage begins to run backward."""
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            leaf.register_hook(begin)  # type: ignore[no-untyped-call]

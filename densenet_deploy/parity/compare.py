@@ -54,7 +54,7 @@ class ParityMeter:
     1.0
 
     Args:
-        class_scores: False where 2-D arrays hold features, whose largest value does not name a class.
+        class_scores: False where 2-D arrays hold features: their largest value does not name a class.
         centred: measure the centred SQNR as well, which holds four float64 arrays of the size of a sample.
     """
 
@@ -135,13 +135,9 @@ class ComparisonMeter:
     >>> meter.update({"logits": np.array([[1.0, 2.0]])}, {"logits": np.array([[1.0, 2.5]])})
     >>> {name: parity.max_abs for name, parity in meter.result().items()}
     {'logits': 0.5}
-
-    Args:
-        class_scores: whether 2-D outputs hold class scores; one named `features` never does.
     """
 
-    def __init__(self, *, class_scores: bool = True) -> None:
-        self._class_scores = class_scores
+    def __init__(self) -> None:
         self._meters: dict[str, ParityMeter] = {}
 
     def update(self, reference: Feeds, candidate: Feeds) -> None:
@@ -152,7 +148,7 @@ class ComparisonMeter:
         """
         for name, other in _matched(reference, candidate):
             if name not in self._meters:
-                self._meters[name] = ParityMeter(class_scores=self._class_scores and name != FEATURES)
+                self._meters[name] = ParityMeter(class_scores=name != FEATURES)
             self._meters[name].update(reference[name], candidate[other])
 
     def result(self) -> dict[str, Parity]:
@@ -229,18 +225,6 @@ def compare_outputs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> d
     return meter.result()
 
 
-def compare_layers(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> LayerComparison:
-    """Compare the inner tensors of two models over the same batches, of which one is held at a time.
-
-    Raises:
-        DataError: if one model gives more batches than the other.
-    """
-    meter = LayerMeter()
-    for ours, theirs in _pairs(reference, candidate):
-        meter.update(ours, theirs)
-    return meter.result()
-
-
 def _pairs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> Iterator[tuple[Feeds, Feeds]]:
     for ours, theirs in zip_longest(reference, candidate):
         if ours is None or theirs is None:
@@ -306,15 +290,12 @@ class _Errors:
         if finite == 0:
             return (math.nan,) * 6
         means = self.sum_abs / finite, self.sum_rel / finite
-        return self.max_abs, means[0], self.max_rel, means[1], self._cosine(), self._sqnr_db()
+        return self.max_abs, means[0], self.max_rel, means[1], self._cosine(), _decibels(self.rr, self.noise)
 
     def _cosine(self) -> float:
         if self.rr == 0 or self.cc == 0:
             return float(self.rr == self.cc)
         return min(1.0, max(-1.0, self.rc / (math.sqrt(self.rr) * math.sqrt(self.cc))))
-
-    def _sqnr_db(self) -> float:
-        return _decibels(self.rr, self.noise)
 
 
 class _Centred:

@@ -19,9 +19,9 @@ class Parity:
         sqnr_db: decibels; +∞ where reference and candidate are identical.
         centred_sqnr_db: decibels, over the samples without NaN or infinite values. None for fewer than two of those,
             for arrays of fewer than two axes, the first of which counts the samples, and where it was not measured.
-        top1_agreement: fraction of samples whose best class is the same; among equal scores the lowest index is best.
+        top1_agreement: fraction of samples with the same best class; among equal scores the lowest index is best.
             None unless the arrays were class scores: (N, C) with C ≥ 2.
-        top5_agreement: fraction of samples whose best reference class is among the five best of the candidate. None as
+        top5_agreement: fraction of samples with the best reference class among the five best of the candidate. None as
             well where C ≤ 5, since it could not fail.
         count: values compared.
         nonfinite: values that are NaN or infinite in either array. The other metrics cover the remaining values (NaN

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import os_errors_about, write_file
+from densenet_deploy.artifacts import cache_folder, os_errors_about, write_file
 from densenet_deploy.errors import printable
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges
@@ -63,28 +62,16 @@ class CalibrationKey:
         return hashlib.sha256(_canonical(self.parts()).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Hit:
-    """The ranges of a key, by tensor."""
-
-    ranges: Mapping[str, ChannelRanges]
-
-
-@dataclass(frozen=True)
-class Miss:
-    """Why there are no ranges for a key: a sentence about what changed since the nearest entry."""
-
-    reason: str
-
-
 class CalibrationCache:
     """A folder of ranges; by default `densenet-deploy/calibration` below `$XDG_CACHE_HOME` or `~/.cache`."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or _default_folder()
+        self.folder = folder or cache_folder("calibration")
 
-    def lookup(self, key: CalibrationKey) -> Hit | Miss:
-        """Return the ranges of `key`, or the reason why there are none. A damaged entry is a miss.
+    def lookup(self, key: CalibrationKey) -> dict[str, ChannelRanges] | str:
+        """Return the ranges of `key` by tensor, or why there are none: what changed since the nearest entry.
+
+        A damaged entry counts as none.
 
         Raises:
             ResourceError: if the folder cannot be read.
@@ -92,10 +79,10 @@ class CalibrationCache:
         entry = self._entry(key.digest)
         if entry.with_suffix(".json").exists():
             try:
-                return Hit(_read_ranges(entry, key))
+                return _read_ranges(entry, key)
             except ValueError as exc:
-                return Miss(f"the cached ranges are damaged ({printable(exc)}); they are collected again")
-        return Miss(self._explanation(key.parts()))
+                return f"the cached ranges are damaged ({printable(exc)}); they are collected again"
+        return self._explanation(key.parts())
 
     def store(self, key: CalibrationKey, ranges: Mapping[str, ChannelRanges]) -> None:
         """Keep the ranges of `key`.
@@ -130,13 +117,6 @@ class CalibrationCache:
                 yield _read_facts(path)["key"]
             except ValueError as exc:
                 log.warning("%s is ignored: %s", path, exc)
-
-
-def _default_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # unset, or relative, which the XDG specification says to ignore
-        base = Path.home() / ".cache"
-    return base / "densenet-deploy" / "calibration"
 
 
 def _canonical(value: object) -> str:

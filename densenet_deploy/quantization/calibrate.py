@@ -22,7 +22,7 @@ import numpy.typing as npt
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError
 from densenet_deploy.options import require_range
-from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey, Hit
+from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey
 from densenet_deploy.quantization.calibration_data import CalibrationData
 from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges, Observer, observers
 from densenet_deploy.runtime.batching import run_batched
@@ -110,12 +110,12 @@ def _found_or_collected(
     exposed: bytes, data: CalibrationData, key: CalibrationKey, cache: CalibrationCache, progress: Progress
 ) -> tuple[dict[str, ChannelRanges], str]:
     found = cache.lookup(key)
-    if isinstance(found, Hit):
-        return dict(found.ranges), "from the cache"
+    if not isinstance(found, str):
+        return found, "from the cache"
     checkpoint = Checkpoint(cache.folder / f"{key.digest}.partial.npz", key.digest)
     ranges = _collected(exposed, data, key.config, checkpoint, progress)
     cache.store(key, ranges)
-    return ranges, found.reason
+    return ranges, found
 
 
 def _input_of(model: onnx.ModelProto) -> str:
@@ -283,11 +283,7 @@ def _tensors_to_observe(runner: Runner, config: CalibrationConfig) -> Sequence[s
 
 
 def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
-    """Yield the samples, after checking that there are at least 32 and that the first 32 differ.
-
-    Raises:
-        DataError: if not.
-    """
+    """Yield the samples, after checking that there are at least 32 and that the first 32 differ."""
     iterator = iter(samples)
     first = list(itertools.islice(iterator, FEWEST_SAMPLES))
     if len(first) < FEWEST_SAMPLES:

@@ -98,7 +98,7 @@ def open_calibration_data(
         source: a folder with images directly inside or in class folders; a file or an array of inputs (N, C, H, W),
             float32 and already normalized; or an iterable, of which each item is such a batch or one input (C, H, W),
             a uint8 image (H, W, 3) or batch (N, H, W, 3), a PIL image, a path, a torch tensor of these kinds, a tuple
-            or list whose first element is one of these, or a dict with one of these.
+            or list that begins with one of these, or a dict with one of these.
         preprocessing: of the model. Images are prepared with it; arrays must have its size.
         samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first. An
             iterator, which can be read only once, is kept in memory as far as it was read.
@@ -204,7 +204,8 @@ class ArrayFile(CalibrationData):
                 yield _checked(sample, f"sample {index} of {self.path}", self.limit)
 
     def digests(self) -> dict[str, str]:
-        return {"array": sha256_of(self.path), "chosen samples": _digest_of(self.indices)}
+        chosen = hashlib.sha256(repr(self.indices).encode()).hexdigest()
+        return {"array": sha256_of(self.path), "chosen samples": chosen}
 
     def input_range(self) -> ChannelRanges:
         return _range_of(self)
@@ -368,10 +369,6 @@ def _range_of(samples: Iterable[Array]) -> ChannelRanges:
     return observer.ranges()
 
 
-def _digest_of(value: object) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()
-
-
 def _input_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
     return 3, preprocessing.image_size, preprocessing.image_size
 
@@ -387,11 +384,7 @@ def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, 
 
 
 def _inputs_of(item: object, name: str, preprocessing: Preprocessing, limit: float) -> Iterator[Array]:
-    """Yield the samples (1, C, H, W) in one image or batch.
-
-    Raises:
-        DataError: if it is neither.
-    """
+    """Yield the samples (1, C, H, W) in one image or batch."""
     if isinstance(item, (str, os.PathLike, bytes, Image.Image, LoadedImage)):
         yield _prepared(item, name, preprocessing)
         return

@@ -150,7 +150,7 @@ class Int8Writer:
 
 
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
-    """Return the tensors whose ranges `Int8Writer` needs, by name.
+    """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
     These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, if
     they are float feature maps (N, C, H, W). The range of the graph's input is known without calibration.
@@ -242,14 +242,14 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
     """Return `ranges`, those of buses cut to what their readers tell apart, and record these limits in `model`."""
     needed, changes = dict(ranges), TensorChanges.of(model)
     for bus in find_buses(model.graph).found:
-        wanted = needed_range(bus)
+        read_range = needed_range(bus)
         for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
-            limits = wanted.of(tensor).finite()
+            limits = read_range.of(tensor).finite()
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
             needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
         norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
         for reader in (reader for reader in norms if reader.index == 0 and why_not_affine(reader.node) is None):
-            limits = through(reader.node, wanted.of(reader.segment).finite())
+            limits = through(reader.node, read_range.of(reader.segment).finite())
             changes.cut_off(str(reader.node.outputs[0].name), *(limit.astype(np.float32) for limit in limits))
     changes.write_to(model)
     return needed

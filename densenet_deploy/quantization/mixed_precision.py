@@ -16,7 +16,8 @@ stops after a few trials for every binary digit of the number of layers, so that
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,7 +103,7 @@ class _Search:
     def _single_layers(self, cheaper_than: float) -> list[Layer] | None:
         ranking: list[Layer] = []
         size, last = 1, self._trials_until(_RANKING_TRIALS)
-        for layer in _Worth(self._layers, self._noise(()), self._noise):
+        for layer in _by_worth(self._layers, self._noise(()), self._noise):
             ranking.append(layer)
             if _cost(ranking) >= cheaper_than or self.trials > last:
                 return None
@@ -147,34 +148,25 @@ class _Search:
         return self._noises[names]
 
 
-class _Worth:
-    """Iterates over single layers, those first that remove the most noise for their cost."""
+def _by_worth(layers: Sequence[Layer], total: float, noise: Callable[[Sequence[Layer]], float]) -> Iterator[Layer]:
+    """Yield single layers, those first that remove the most noise for their cost."""
+    heap: list[tuple[float, int, tuple[Layer, ...], float]] = []
+    order = itertools.count()
 
-    def __init__(self, layers: Sequence[Layer], total: float, noise: Callable[[Sequence[Layer]], float]) -> None:
-        self._total, self._noise = total, noise
-        self._heap: list[tuple[float, int, tuple[Layer, ...], float]] = []
-        self._pushed = 0
-        for group in blocks_of(layers).values():
-            self._push(group, total - noise(group))
+    def push(group: tuple[Layer, ...], share: float) -> None:
+        heapq.heappush(heap, (-share / _cost(group), next(order), group, share))
 
-    def __iter__(self) -> _Worth:
-        return self
-
-    def __next__(self) -> Layer:
-        while self._heap:
-            _, _, group, share = heapq.heappop(self._heap)
-            if len(group) == 1:
-                return group[0]
-            first, second = group[: len(group) // 2], group[len(group) // 2 :]
-            known = self._total - self._noise(first)
-            self._push(first, known)
-            self._push(second, share - known)
-        raise StopIteration
-
-    def _push(self, group: tuple[Layer, ...], share: float) -> None:
-        worth = share / _cost(group)
-        heapq.heappush(self._heap, (-worth, self._pushed, group, share))
-        self._pushed += 1
+    for block in blocks_of(layers).values():
+        push(block, total - noise(block))
+    while heap:
+        _, _, group, share = heapq.heappop(heap)
+        if len(group) == 1:
+            yield group[0]
+            continue
+        first, second = group[: len(group) // 2], group[len(group) // 2 :]
+        known = total - noise(first)
+        push(first, known)
+        push(second, share - known)
 
 
 def _cost(layers: Sequence[Layer]) -> float:

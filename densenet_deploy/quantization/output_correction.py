@@ -136,7 +136,7 @@ def correct_classifier(graph: ir.Graph, gemm: ir.Node, expected: Sequence[Array]
 
 
 def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model` together with the nodes of `quantized`, whose QuantizeLinear nodes read the values of `model`."""
+    """Return `model` together with the nodes of `quantized`; QuantizeLinear nodes read the values of `model`."""
     made = {name for node in quantized.graph.node for name in node.output}
     for node in quantized.graph.node:
         twin = model.graph.node.add()

@@ -6,7 +6,7 @@ so saturation *is* the ReLU.
 
 **Weights** are symmetric: w ≈ q·s with q in ±127, or ±63 where the CPU adds pairs of products in 16 bits that would
 overflow (x86 without VNNI: 2·255·127 > 2¹⁵). A **bias** is int32 at scale s_x·s_w. That can overflow without an error:
-a channel whose weights are nearly dead but whose bias is not needs a bias of many billions. So the weight scale of a
+a channel with a large bias and nearly dead weights needs a bias of many billions. So the weight scale of a
 row is raised until its bias fits,
 
     s_w = max(max|w| / limit, |b| / (s_x · 2³⁰)),
@@ -16,8 +16,8 @@ which costs such a row its weights and no accuracy: it was a constant, its bias.
 **Bounds of clips.** A clip keeps the type of its input, so its bound θ is rounded to a quantized value, and one beyond
 the last becomes θ', the last. Where nothing of a channel passes the clip, max(x, θ) with θ above all quantized values
 or min(x, θ) with θ below them, the channel is the constant θ, which becomes θ': as far away as θ is. Such channels are
-those whose ReLU never opens, and θ = −t/s is as far away as s is small. The convolution that reads them can hold the
-difference in its bias, W·(θ − θ'), also across average pools, which keep a constant. A bound on the other side cuts
+those with a ReLU that never opens, and θ = −t/s is as far away as s is small. The convolution that reads them can hold
+the difference in its bias, W·(θ − θ'), also across average pools, which keep a constant. A bound on the other side cuts
 nothing off, and moving it changes nothing.
 """
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ from densenet_deploy.graph.nodes import (
     set_bias,
     weight_and_bias,
 )
+from densenet_deploy.quantization.observers.observer import ChannelRanges
 
 Int8 = npt.NDArray[np.int8]
 
@@ -60,15 +61,6 @@ _BIAS_LIMIT: Final = 2.0**30
 
 
 # -- activations
-
-
-class Range(Protocol):
-    """The calibrated range of each channel of a tensor, (C,) each."""
-
-    @property
-    def low(self) -> Float: ...
-    @property
-    def high(self) -> Float: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ def affine(low: float, high: float) -> QuantizedType:
     return QuantizedType(scale, round(-low / scale))
 
 
-def choose_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, QuantizedType]:
+def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, QuantizedType]:
     """Choose the type of every value in `ranges`.
 
     Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
@@ -140,14 +132,14 @@ def choose_types(graph: ir.Graph, ranges: Mapping[str, Range]) -> dict[str, Quan
     return types
 
 
-def _shared_type(ranges: Iterable[Range]) -> QuantizedType:
+def _shared_type(ranges: Iterable[ChannelRanges]) -> QuantizedType:
     low, high = (np.concatenate(ends) for ends in zip(*((found.low, found.high) for found in ranges), strict=True))
     if low.min() >= 0:
         return unsigned(float(high.max()))
     return symmetric(float(np.maximum(np.abs(low), np.abs(high)).max()))
 
 
-def _own_type(found: Range) -> QuantizedType:
+def _own_type(found: ChannelRanges) -> QuantizedType:
     low, high = float(found.low.min()), float(found.high.max())
     return unsigned(high) if low >= 0 else affine(low, high)
 
@@ -210,9 +202,9 @@ def hold_bound(graph: ir.Graph, clip: ir.Node, given: QuantizedType) -> None:
     if bounds is None or conv is None or numbers is None:
         return
     weight, bias = numbers
-    wanted = bounds.astype(np.float64)
-    held = np.minimum(wanted, given.highest) if clip.op_type == "Max" else np.maximum(wanted, given.lowest)
-    missing = (_clipped(wanted, others) - _clipped(held, others)).reshape(-1)
+    exact = bounds.astype(np.float64)
+    held = np.minimum(exact, given.highest) if clip.op_type == "Max" else np.maximum(exact, given.lowest)
+    missing = (_clipped(exact, others) - _clipped(held, others)).reshape(-1)
     if not missing.any() or len(missing) != weight.shape[1]:
         return
     set_bias(graph, conv, bias + weight.sum(axis=(2, 3)) @ missing, "held")

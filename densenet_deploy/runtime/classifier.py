@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self, overload
 
 import numpy as np
@@ -118,7 +117,10 @@ class Classifier:
             raise ModelFileError(self._output, "is one number, not scores of classes", fix)
         known = preprocessing or (manifest.preprocessing if manifest else None)
         self.preprocessing = known or default_preprocessing(size or Preprocessing.image_size)
-        self.assumptions = () if known else (_assumption(self.preprocessing),)
+        assumed = (
+            f"the model does not say how to prepare images: ImageNet's preprocessing is assumed ({self.preprocessing})"
+        )
+        self.assumptions = () if known else (assumed,)
         self.labels = (manifest.labels if manifest else ()) if labels is None else _labels_from(labels)
         _check_size(size, self.preprocessing.image_size)
         _check_labels(self.labels, self._output.shape[1])
@@ -211,9 +213,7 @@ class Classifier:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _classified(self, images: Sequence[ImageSource], top_k: int) -> list[Prediction]:
@@ -253,13 +253,8 @@ def _labels_from(labels: Sequence[str] | StrPath) -> tuple[str, ...]:
 
 
 def _require_classes(task: str | None) -> None:
-    """Check that the outputs are scores of classes or labels.
-
-    Raises:
-        ModelFileError: if they are numbers or features.
-    """
     if task in ("regression", "features"):
-        why = f"is a {task} model, whose outputs are not scores"
+        why = f"is a {task} model: its outputs are not scores"
         raise ModelFileError("model", why, "use open_runner() and read the outputs")
 
 
@@ -271,10 +266,6 @@ def _logits_output(outputs: tuple[TensorSpec, ...]) -> TensorSpec:
         return spec
     given = ", ".join(map(str, outputs))
     raise ModelFileError(given, "does not include logits", "use runner.run(), or export with --head classifier")
-
-
-def _assumption(preprocessing: Preprocessing) -> str:
-    return f"the model does not say how to prepare images: ImageNet's preprocessing is assumed ({preprocessing})"
 
 
 def _check_size(model_size: int | None, image_size: int) -> None:

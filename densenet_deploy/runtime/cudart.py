@@ -4,7 +4,7 @@
 >>> cuda.gpu(0).name                                    # doctest: +SKIP
 'NVIDIA RTX 2000 Ada Generation'
 
-It uses cuda-bindings. Memory, streams, events and graphs are released when nothing refers to them any more.
+It uses cuda-bindings. Memory, streams and graphs are released when nothing refers to them any more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import ctypes
 import importlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -31,16 +31,12 @@ from densenet_deploy.runtime.nvidia import Gpu
 
 # Numbers of the CUDA runtime API, the same in every version.
 _OUT_OF_MEMORY: Final = 2
-_NO_DEVICE: Final = frozenset(
-    {3, 34, 35, 36, 46, 100, 101, 802, 803, 804}
-)  # driver or device missing, too old or in use
+_NO_DEVICE: Final = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804})  # missing, too old or in use
 _FATAL: Final = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719})  # the process can't use the GPU any more
 _TO_DEVICE, _TO_HOST = 1, 2
 _MAPPED: Final = 2
 _NON_BLOCKING: Final = 1
 _NO_TIMING: Final = 2
-_BLOCKING: Final = 1
-_SPINNING: Final = 1  # of a device: how the CPU waits for it
 _CAPTURE_THIS_THREAD: Final = 1
 _MAJOR, _MINOR, _INTEGRATED, _CAN_MAP = 75, 76, 18, 19
 _ON_GPU: Final = (2, 3)  # memory types: device, managed
@@ -90,18 +86,9 @@ class Cuda:
         version: int = self("cudaDriverGetVersion")
         return version
 
-    def free_bytes(self) -> int:
-        """Return the free memory of the current device."""
-        free: int = self("cudaMemGetInfo")[0]
-        return free
-
     def use(self, index: int) -> None:
         """Make `index` the device of this thread."""
         self("cudaSetDevice", index)
-
-    def spin_while_waiting(self) -> None:
-        """Let the CPU poll the current device while it waits: the shortest delay, at the cost of a busy core."""
-        self("cudaSetDeviceFlags", _SPINNING)
 
     def device_of(self, address: int) -> int | None:
         """Return the GPU that the memory at `address` is on, or None if it is not on a GPU."""
@@ -185,33 +172,6 @@ class PinnedMemory(_Owned):
         self.device_address = int(cuda("cudaHostGetDevicePointer", self.address, 0)) if mapped else None
 
 
-class Event(_Owned):
-    """A point in a stream that other streams and the CPU can wait for."""
-
-    def __init__(self, cuda: Cuda, flags: int = _NO_TIMING) -> None:
-        super().__init__(cuda, cuda("cudaEventCreateWithFlags", flags), "cudaEventDestroy")
-
-    def record(self, stream: Stream) -> None:
-        """Mark the point in `stream` after everything queued so far."""
-        self._cuda("cudaEventRecord", self.handle, stream.handle)
-
-    def wait(self) -> None:
-        """Wait until that point is reached."""
-        self._cuda("cudaEventSynchronize", self.handle)
-
-
-class TimedEvent(Event):
-    """A point in a stream with the time at which it was reached. `spin`: waiting for it keeps a core busy."""
-
-    def __init__(self, cuda: Cuda, *, spin: bool = True) -> None:
-        super().__init__(cuda, 0 if spin else _BLOCKING)
-
-    def ms_since(self, earlier: TimedEvent) -> float:
-        """Return the milliseconds on the GPU from `earlier` to this; both must have been reached."""
-        elapsed: float = self._cuda("cudaEventElapsedTime", earlier.handle, self.handle)
-        return elapsed
-
-
 class Graph(_Owned):
     """Work recorded once and launched as a whole."""
 
@@ -245,12 +205,8 @@ class Stream(_Owned):
 
     def wait_for(self, other: int) -> None:
         """Make later work wait for what is now queued on the stream with the handle `other`."""
-        event = Event(self._cuda)
+        event = _Owned(self._cuda, self._cuda("cudaEventCreateWithFlags", _NO_TIMING), "cudaEventDestroy")
         self._cuda("cudaEventRecord", event.handle, other)
-        self.wait_for_event(event)
-
-    def wait_for_event(self, event: Event) -> None:
-        """Make later work wait for the point that `event` marks now."""
         self._cuda("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
@@ -259,29 +215,18 @@ class Stream(_Owned):
         Raises:
             DensenetDeployError: if it cannot be recorded; the stream is then usable again.
         """
-        with self._recording() as graphs:
-            enqueue()
-        executable = self._cuda("cudaGraphInstantiate", graphs[0].handle, 0)
-        return Graph(self._cuda, executable, "cudaGraphExecDestroy")
-
-    @contextlib.contextmanager
-    def _recording(self) -> Iterator[list[_Owned]]:
-        """Yield a list that holds the recorded graph when the block has ended."""
-        recorded: list[_Owned] = []
         mode = self._cuda.enum("cudaStreamCaptureMode", _CAPTURE_THIS_THREAD)
         self._cuda("cudaStreamBeginCapture", self.handle, mode)
         try:
-            yield recorded
+            enqueue()
+            recorded = self._end_capture()
         except BaseException:
             with contextlib.suppress(DensenetDeployError):
-                self._end_capture().release()
+                self._end_capture()
             self._cuda.clear_error()
             raise
-        try:
-            recorded.append(self._end_capture())
-        except DensenetDeployError:
-            self._cuda.clear_error()
-            raise
+        executable = self._cuda("cudaGraphInstantiate", recorded.handle, 0)
+        return Graph(self._cuda, executable, "cudaGraphExecDestroy")
 
     def _end_capture(self) -> _Owned:
         return _Owned(self._cuda, self._cuda("cudaStreamEndCapture", self.handle), "cudaGraphDestroy")

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from densenet_deploy.artifacts import os_errors_about, put_in_place, require_file, sync, written_beside
+from densenet_deploy.artifacts import os_errors_about, put_in_place, require_file
 from densenet_deploy.errors import BackendError, DeviceError, ManifestError, ModelFileError
 from densenet_deploy.runtime.sidecar import Sidecar, read_records, sidecar_path, write_records
 
@@ -137,7 +137,7 @@ def read_plan(path: Path, *, trust_engine: bool = False) -> Plan:
 
     Args:
         path: the engine file.
-        trust_engine: accept a plan without a sidecar. One whose sidecar describes another plan is refused anyway.
+        trust_engine: accept a plan without a sidecar. One with the sidecar of another plan is refused anyway.
 
     Raises:
         InputError: if the file does not exist.
@@ -191,18 +191,6 @@ def require_gpu(plan: Plan, compute_capability: str) -> None:
     if not fits:
         why = f"was built for compute capability {', '.join(built_for)}, and this GPU is {compute_capability}"
         raise DeviceError(plan.path, why, _REBUILD)
-
-
-def write_engine(path: Path, plan: bytes | bytearray, sidecar: Sidecar) -> None:
-    """Write a plan and its sidecar (see `place_engine`).
-
-    Raises:
-        ResourceError: if the disk is full, read-only or not permitted.
-    """
-    with written_beside(path) as temporary:
-        temporary.write_bytes(plan)
-        sync(temporary)
-        place_engine(temporary, path, sidecar)
 
 
 def place_engine(temporary: Path, path: Path, sidecar: Sidecar) -> None:

@@ -60,8 +60,8 @@ def checked_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds | Feed, limit: fl
     """
     named = _by_name(inputs, feeds)
     if len(named) != len(inputs) or any(spec.name not in named for spec in inputs):
-        wanted = ", ".join(spec.name for spec in inputs)
-        raise FeedError(", ".join(map(str, named)) or "nothing", "was fed", f"feed exactly: {wanted}")
+        expected = ", ".join(spec.name for spec in inputs)
+        raise FeedError(", ".join(map(str, named)) or "nothing", "was fed", f"feed exactly: {expected}")
     return {spec.name: _checked_feed(spec, named[spec.name], limit) for spec in inputs}
 
 
@@ -70,8 +70,8 @@ def _by_name(inputs: tuple[TensorSpec, ...], feeds: Feeds | Feed) -> Feeds:
         return feeds
     if len(inputs) == 1:
         return {inputs[0].name: feeds}
-    wanted = ", ".join(spec.name for spec in inputs)
-    raise FeedError("one array", "was fed", f"the model has {len(inputs)} inputs: feed a dict with {wanted}")
+    expected = ", ".join(spec.name for spec in inputs)
+    raise FeedError("one array", "was fed", f"the model has {len(inputs)} inputs: feed a dict with {expected}")
 
 
 def as_array(name: str, value: object) -> Array:
@@ -123,9 +123,9 @@ def _checked_feed(spec: TensorSpec, value: object, limit: float | None) -> Array
 
 
 @functools.lru_cache  # an application feeds few shapes
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        size == want or (want is None and size > 0) for size, want in zip(shape, wanted, strict=True)
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        size == want or (want is None and size > 0) for size, want in zip(shape, expected, strict=True)
     )
 
 

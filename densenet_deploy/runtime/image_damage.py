@@ -62,7 +62,7 @@ def _png_damage(file: BinaryIO) -> str | None:
 
 
 def _checksum(file: BinaryIO, kind: bytes, length: int) -> int:
-    """Return the CRC of the chunk `kind`, whose `length` bytes follow in `file`, as far as they exist."""
+    """Return the CRC of the chunk `kind`: its `length` bytes follow in `file`, as far as they exist."""
     checksum = zlib.crc32(kind)
     while length > 0 and (part := file.read(min(length, _LARGEST_READ))):
         checksum = zlib.crc32(part, checksum)

@@ -58,7 +58,7 @@ def find_labelled_images(folder: StrPath, labels: Sequence[str] | None = None) -
     If all folders are named after labels, the names determine the classes; there may be fewer folders than labels. If
     none is (ImageNet's `n01440764`), or there are no labels, the sorted folders are the classes in order, as in
     torchvision's ImageFolder ("10" comes before "2"), and there must be as many as labels. Anything in between is
-    refused. Folders whose names start with a dot are skipped.
+    refused. Folders with names that start with a dot are skipped.
 
     Raises:
         InputError: if the folder does not exist.

@@ -240,7 +240,7 @@ def _upright(pixels: Image.Image, orientation: Any) -> Image.Image:
 def _rgb(image: Image.Image, name: object) -> Image.Image:
     """Return a new image in mode RGB."""
     if image.mode == "I":
-        raise ImageError(name, "holds 32-bit or signed integers, whose white is unknown", "save it with 8 or 16 bits")
+        raise ImageError(name, "holds 32-bit or signed integers: white is unknown", "save it with 8 or 16 bits")
     if image.mode == "F":
         return _gray(_bytes_of_fractions(np.asarray(image), name))
     if image.mode.startswith("I;16"):

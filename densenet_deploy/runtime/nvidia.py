@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from densenet_deploy.artifacts import cache_folder
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_choice, require_range
 
@@ -57,10 +57,7 @@ class NvidiaOptions:
     @property
     def cache_folder(self) -> Path:
         """The folder for what is compiled for this GPU; it may not exist yet."""
-        if self.cache is not None:
-            return self.cache
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (base if base.is_absolute() else Path.home() / ".cache") / "densenet-deploy" / "gpu"
+        return self.cache or cache_folder("gpu")
 
 
 @dataclass(frozen=True)

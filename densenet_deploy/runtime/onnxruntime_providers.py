@@ -46,14 +46,14 @@ class ProviderConfig:
     """What a session is opened with.
 
     Attributes:
-        wanted: the provider that must run nodes.
+        main: the provider that must run nodes.
         providers: names and settings, the first choice first.
         plugin: the Python package of the provider, where it is not part of ONNX Runtime.
         allow_cpu: whether nodes may run on the CPU.
         graphs: whether CUDA graphs were asked for.
     """
 
-    wanted: str = CPU
+    main: str = CPU
     providers: tuple[tuple[str, Settings], ...] = ((CPU, {}),)
     plugin: str | None = None
     allow_cpu: bool = True
@@ -62,7 +62,7 @@ class ProviderConfig:
     @property
     def entries(self) -> Settings:
         """The entries for the configuration of the session."""
-        if self.wanted == CPU:
+        if self.main == CPU:
             return {}
         recorded = {"session.record_ep_graph_assignment_info": "1"}
         return recorded if self.allow_cpu else {**recorded, "session.disable_cpu_ep_fallback": "1"}
@@ -111,13 +111,13 @@ def config_for(device: Device, options: NvidiaOptions, artifact: Artifact) -> Pr
 
 
 def require_coverage(config: ProviderConfig, coverage: Coverage, device: Device) -> None:
-    """Check that the wanted provider runs nodes, and the CPU only if it is allowed to.
+    """Check that the main provider runs nodes, and the CPU only if it is allowed to.
 
     Raises:
         DeviceError: naming the nodes on the CPU.
     """
-    if not coverage.nodes.get(config.wanted):
-        why = f"ONNX Runtime assigned no node to {config.wanted} ({coverage or 'none was recorded'})"
+    if not coverage.nodes.get(config.main):
+        why = f"ONNX Runtime assigned no node to {config.main} ({coverage or 'none was recorded'})"
         raise DeviceError(device, why, "run densenet-deploy doctor")
     if coverage.on_cpu and not config.allow_cpu:
         named = ", ".join(coverage.on_cpu[:_MOST_NAMED])
@@ -138,11 +138,11 @@ def prepare(ort: Any, config: ProviderConfig) -> None:
     missing = [name for name, _ in config.providers if name not in ort.get_available_providers()]
     if missing:
         fix = f"uninstall onnxruntime, then run: {install_command('onnxruntime-gpu')}"
-        raise DeviceError(config.wanted, f"this build of ONNX Runtime has no {missing[0]}", fix)
-    if config.wanted == TENSORRT:
+        raise DeviceError(config.main, f"this build of ONNX Runtime has no {missing[0]}", fix)
+    if config.main == TENSORRT:
         with contextlib.suppress(ImportError):  # then its libraries are found; the system may have its own
             importlib.import_module("tensorrt")
-    if config.wanted != CPU:
+    if config.main != CPU:
         _preload(ort)
 
 
@@ -152,20 +152,18 @@ def apply(ort: Any, config: ProviderConfig, session_options: Any, device: Device
         session_options.add_session_config_entry(key, value)
     if config.plugin is None:
         return [(name, dict(settings)) if settings else name for name, settings in config.providers]
-    found = [candidate for candidate in ort.get_ep_devices() if candidate.ep_name == config.wanted]
+    found = [candidate for candidate in ort.get_ep_devices() if candidate.ep_name == config.main]
     if device.index >= len(found):
-        raise DeviceError(device, f"{config.wanted} finds {len(found)} devices", "check the driver and the GPU")
+        raise DeviceError(device, f"{config.main} finds {len(found)} devices", "check the driver and the GPU")
     session_options.add_provider_for_devices([found[device.index]], dict(config.providers[0][1]))
     return []
 
 
 def _cuda(device: Device, options: NvidiaOptions, _artifact: Artifact) -> ProviderConfig:
-    return _config(CUDA, ((CUDA, _cuda_settings(device, options)),), options)
-
-
-def _cuda_settings(device: Device, options: NvidiaOptions) -> Settings:
     settings = {"device_id": str(device.index), "use_tf32": "0"}
-    return {**settings, "enable_cuda_graph": "1"} if options.graphs else settings
+    if options.graphs:
+        settings["enable_cuda_graph"] = "1"
+    return _config(CUDA, ((CUDA, settings),), options)
 
 
 def _tensorrt(device: Device, options: NvidiaOptions, artifact: Artifact) -> ProviderConfig:
@@ -200,11 +198,11 @@ _CONFIGS: Final = {"cuda": _cuda, "tensorrt": _tensorrt, "rtx": _rtx}
 
 
 def _config(
-    wanted: str, providers: tuple[tuple[str, Settings], ...], options: NvidiaOptions, plugin: str | None = None
+    main: str, providers: tuple[tuple[str, Settings], ...], options: NvidiaOptions, plugin: str | None = None
 ) -> ProviderConfig:
     if options.allow_cpu_nodes and plugin is None:
         providers = (*providers, (CPU, {}))
-    return ProviderConfig(wanted, providers, plugin, options.allow_cpu_nodes, bool(options.graphs))
+    return ProviderConfig(main, providers, plugin, options.allow_cpu_nodes, bool(options.graphs))
 
 
 def _folder_for(options: NvidiaOptions, artifact: Artifact, provider: str) -> str:
@@ -278,36 +276,33 @@ class Bindings:
             return binding.run(feeds, shapes)
 
 
+@dataclass
 class _Binding:
     """Device memory for feeds of certain shapes and for their results."""
 
-    def __init__(
-        self,
-        session: Any,
-        device: tuple[str, int],
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-    ) -> None:
-        self._session, self._device = session, device
-        self._inputs, self._outputs = inputs, outputs
-        self._values: dict[str, Any] = {}
-        self.shapes: Shapes = ()
+    session: Any
+    device: tuple[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    shapes: Shapes = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    io: Any = None
 
     def run(self, feeds: dict[str, Array], shapes: Shapes) -> dict[str, Array]:
         if shapes != self.shapes:
             self._bind(shapes)
-        for name, value in self._values.items():
+        for name, value in self.values.items():
             value.update_inplace(feeds[name])
-        self._session.run_with_iobinding(self._io)
-        results = self._io.get_outputs()
-        return {spec.name: value.numpy().copy() for spec, value in zip(self._outputs, results, strict=True)}
+        self.session.run_with_iobinding(self.io)
+        results = self.io.get_outputs()
+        return {spec.name: value.numpy().copy() for spec, value in zip(self.outputs, results, strict=True)}
 
     def _bind(self, shapes: Shapes) -> None:
-        self._io = self._session.io_binding()
-        self._values = {spec.name: self._room(shape, spec) for spec, shape in zip(self._inputs, shapes, strict=True)}
-        for name, value in self._values.items():
-            self._io.bind_ortvalue_input(name, value)
-        for spec in self._outputs:
+        self.io = self.session.io_binding()
+        self.values = {spec.name: self._room(shape, spec) for spec, shape in zip(self.inputs, shapes, strict=True)}
+        for name, value in self.values.items():
+            self.io.bind_ortvalue_input(name, value)
+        for spec in self.outputs:
             self._bind_output(spec, batch=shapes[0][0])
         self.shapes = shapes
 
@@ -315,11 +310,11 @@ class _Binding:
         """Allocate it if its size is known, and leave that to ONNX Runtime otherwise."""
         rest = tuple(size for size in spec.shape[1:] if size is not None)
         if len(rest) < len(spec.shape) - 1:
-            self._io.bind_output(spec.name, *self._device)
+            self.io.bind_output(spec.name, *self.device)
             return
-        self._io.bind_ortvalue_output(spec.name, self._room((spec.shape[0] or batch, *rest), spec))
+        self.io.bind_ortvalue_output(spec.name, self._room((spec.shape[0] or batch, *rest), spec))
 
     def _room(self, shape: tuple[int, ...], spec: TensorSpec) -> Any:
         import onnxruntime
 
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype, *self._device)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype, *self.device)

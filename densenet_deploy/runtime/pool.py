@@ -25,7 +25,7 @@ class Pool(Generic[T]):
     def lend(self, suits: Callable[[T], bool] = lambda _: True) -> Iterator[T]:
         """Lend one that `suits`, else a new one below the limit, else the one used longest ago.
 
-        One whose use raised an error is not lent again.
+        One that raised an error in use is not lent again.
         """
         resource = self._take(suits)
         try:

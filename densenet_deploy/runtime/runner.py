@@ -16,7 +16,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, TypeAlias
 
 from densenet_deploy.artifacts import Artifact, StrPath
@@ -320,9 +319,7 @@ class Runner(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -339,8 +336,8 @@ def open_runner(
 
     Args:
         source: an `.onnx`, OpenVINO `.xml` or TensorRT `.engine` file; the bytes of an ONNX file, or an
-            `onnx.ModelProto`; an `nn.Module` or a `ModuleSource`; or an object whose method `runner_source()` returns
-            one of these.
+            `onnx.ModelProto`; an `nn.Module` or a `ModuleSource`; or an object with a method `runner_source()` that
+            returns one of these.
         backend: a name from `backends`; None takes the one that the file was made for, else the first that is
             installed and reads it.
         device: `cpu`, `cuda`, `cuda:1`, `gpu`, `npu`; None takes the best that works. A device that is named is never
@@ -354,12 +351,12 @@ def open_runner(
         DeviceError: if the named device is missing or would not be used.
     """
     model = runner_source(source)
-    wanted_device = None if device in (None, "auto") else Device.parse(str(device))
+    requested = None if device in (None, "auto") else Device.parse(str(device))
     kind = choose_backend(model, backend)
-    if wanted_device is not None and wanted_device.word not in kind.devices:
-        raise DeviceError(wanted_device, f"is not a device of {kind.name}", f"use: {', '.join(kind.devices)}")
+    if requested is not None and requested.word not in kind.devices:
+        raise DeviceError(requested, f"is not a device of {kind.name}", f"use: {', '.join(kind.devices)}")
     options = options or RunnerOptions()
-    runner = kind.open(model, wanted_device, options)
+    runner = kind.open(model, requested, options)
     if not runner.inputs or not runner.outputs:
         runner.close()
         raise ModelFileError(_name_of(model), "has no input or no output", "export the model again")
@@ -397,7 +394,7 @@ def backends_reading(suffix: str) -> list[type[Runner]]:
 
 
 def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
-    """Return the first backend whose package is installed.
+    """Return the first backend with an installed package.
 
     Raises:
         MissingPackageError: if none is, naming the first one's.

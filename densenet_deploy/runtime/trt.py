@@ -121,10 +121,10 @@ class TensorRTLog:
             self._errors.clear()
         return lines
 
-    def last_error(self, otherwise: str = "TensorRT gave no reason") -> str:
+    def last_error(self) -> str:
         """Drop the error lines and return the last one, which usually says why a call failed."""
         lines = self.take_errors()
-        return lines[-1] if lines else otherwise
+        return lines[-1] if lines else "TensorRT gave no reason"
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,6 @@ def load_tensorrt(flavour: str) -> TensorRT:
 def _log_of(module: ModuleType) -> TensorRTLog:
     """The first logger that a module got in this process, which it keeps."""
     return TensorRTLog(module)
-
-
-def installed_flavours() -> tuple[str, ...]:
-    """Return the flavours whose modules can be found; they are not imported."""
-    return tuple(flavour for flavour in FLAVOURS if is_installed(MODULES[flavour]))
 
 
 def readable(message: str) -> str:

@@ -162,9 +162,7 @@ def _load_tensors(path: Path, data: bytes) -> object:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch comments on old formats and sparse tensors; we check what it returns
+            warnings.simplefilter("ignore")  # about old formats and sparse tensors: we check what torch returns
             with torch.serialization.safe_globals(_harmless()):
                 return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as exc:

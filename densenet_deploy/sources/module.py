@@ -19,6 +19,7 @@ from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     canonical_names,
+    casting_note,
     fitted_model,
     require_finite,
     shapes_of,
@@ -69,18 +70,16 @@ class ModuleSource(Source):
 def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """(the module in eval mode and float32, a note if it had to be cast)."""
     import torch
-    from torch.nn.parameter import is_lazy
 
-    types = sorted({str(p.dtype).removeprefix("torch.") for p in source.parameters() if p.is_floating_point()})
-    if any(is_lazy(tensor) for tensor in source.state_dict(keep_vars=True).values()):
-        raise InputError(type(source).__name__, "has lazy parameters without values", "run it on an image first")
-    if any(tensor.is_meta for tensor in source.state_dict().values()):
-        raise InputError(type(source).__name__, "has parameters on the meta device, without values", "load its weights")
-    module = source
-    if any(inner.training for inner in source.modules()) or types not in ([], ["float32"]):
-        module = copy.deepcopy(source).eval().to(torch.float32)
-    cast = [name for name in types if name != "float32"]
-    return module, (f"{' and '.join(cast)} weights cast to float32",) if cast else ()
+    kind, tensors = type(source).__name__, source.state_dict().values()
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise InputError(kind, "has lazy parameters without a shape", "run one batch of images through it first")
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError(kind, "has parameters on the meta device, without values", "load its weights")
+    note = casting_note(tensor for tensor in source.parameters() if tensor.is_floating_point())
+    if note or any(inner.training for inner in source.modules()):
+        return copy.deepcopy(source).eval().to(torch.float32), note
+    return source, ()
 
 
 def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Variant | None, ModelFacts, tuple[str, ...]]:

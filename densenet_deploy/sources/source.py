@@ -115,6 +115,13 @@ class Source(ABC):
     def matches(self, source: object) -> Match:
         """Say whether `source` is meant for this source, by its type and name alone: no file is read."""
 
+    def check(self, source: object, variant: str | None) -> None:  # noqa: B027 - most sources know it when they load
+        """Check that `source` can be of `variant`, by its name alone.
+
+        Raises:
+            UsageError: if it cannot.
+        """
+
     @abstractmethod
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
         """Load the network.

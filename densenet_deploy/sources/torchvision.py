@@ -52,6 +52,9 @@ class TorchvisionSource(Source):
     def matches(self, source: object) -> Match:
         return Match.CERTAIN if isinstance(source, str) and is_public_name(source) else Match.NO
 
+    def check(self, source: object, variant: str | None) -> None:
+        public_variant(str(source), variant)
+
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
         require_packages("export", "torch", "safetensors", "torchvision")
         public = find_public_weights(str(source), constraint.variant.name if constraint.variant else None)
@@ -89,12 +92,11 @@ def is_public_name(weights: str) -> bool:
     return _NAME.fullmatch(weights) is not None
 
 
-def find_public_weights(weights: str, variant: str | None) -> PublicWeights:
-    """Return what `weights` means for `variant` (121 where neither names one).
+def public_variant(weights: str, variant: str | None) -> str:
+    """Return the variant that `weights` are of: the one in the name, else `variant`, else 121.
 
     Raises:
         UsageError: if the variant does not have public weights, or is not the one that the name is of.
-        UnknownNameError: if torchvision does not publish weights under that name.
     """
     match = _NAME.fullmatch(weights)
     named = (match["variant"] or match["owner"]) if match else None
@@ -104,6 +106,16 @@ def find_public_weights(weights: str, variant: str | None) -> PublicWeights:
     if chosen not in PUBLIC_VARIANTS:
         known = ", ".join(PUBLIC_VARIANTS)
         raise UsageError(weights, f"variant {chosen} has no public weights", f"give a file, or one of: {known}")
+    return chosen
+
+
+def find_public_weights(weights: str, variant: str | None) -> PublicWeights:
+    """Return what `weights` means for `variant`. Errors as `public_variant`.
+
+    Raises:
+        UnknownNameError: if torchvision does not publish weights under that name.
+    """
+    chosen, match = public_variant(weights, variant), _NAME.fullmatch(weights)
     return _published(chosen, match["version"] if match and match["version"] else "DEFAULT")
 
 

@@ -74,7 +74,7 @@ def weights_from(file: CheckpointFile) -> Weights:
     names, facts = canonical_names(tensors)
     _refuse_collision(file.path, names)
     opened += _ignoring_note(name for name in tensors if name not in names)
-    notes = (*opened, *_renaming_note(names), *_casting_note(tensors[name] for name in names))
+    notes = (*opened, *_renaming_note(names), *casting_note(tensors[name] for name in names))
     return Weights(_float32({plain: tensors[name] for name, plain in names.items()}), facts, notes)
 
 
@@ -215,7 +215,8 @@ def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{len(changed)} parameters renamed, such as {changed[0][0]} to {changed[0][1]}",) if changed else ()
 
 
-def _casting_note(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+def casting_note(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    """Return the note about float `tensors` of other types that become float32, if there are any."""
     types = sorted({_type_name(tensor) for tensor in tensors} - {"float32"})
     return (f"{' and '.join(types)} weights cast to float32",) if types else ()
 

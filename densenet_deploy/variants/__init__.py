@@ -82,10 +82,8 @@ def variant_names() -> tuple[str, ...]:
 
 def variant_for(spec: DenseNetSpec) -> Variant:
     """Return `spec` under the name of the variant that has its architecture, or under a custom name."""
-    for family in _families():
-        if (variant := family.like(spec)) is not None:
-            return Variant(variant.name, spec, variant.preprocessing)
-    return custom_variant(spec)
+    known = _like(spec)
+    return custom_variant(spec) if known is None else dataclasses.replace(known, spec=spec)
 
 
 def custom_variant(spec: DenseNetSpec) -> Variant:
@@ -101,11 +99,12 @@ def custom_variant(spec: DenseNetSpec) -> Variant:
 
 def closest_variant(spec: DenseNetSpec) -> Variant:
     """Return the named variant with the architecture of `spec`, else the listed one that differs least."""
-    for family in _families():
-        if (variant := family.like(spec)) is not None:
-            return variant
     listed = [variant for family in _families() for variant in family.variants()]
-    return min(listed, key=lambda variant: _difference(variant.spec, spec))
+    return _like(spec) or min(listed, key=lambda variant: _difference(variant.spec, spec))
+
+
+def _like(spec: DenseNetSpec) -> Variant | None:
+    return next((variant for family in _families() if (variant := family.like(spec)) is not None), None)
 
 
 def _families() -> list[Family]:

@@ -1,1 +1,1 @@
-"""The roads through the toolkit, one file each: a function that reads top to bottom, and the report it returns."""
+"""The workflows, one file each: a function that reads from top to bottom, and the report that it returns."""

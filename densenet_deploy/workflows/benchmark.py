@@ -25,15 +25,14 @@ from densenet_deploy.bench.measurement import NOISY_VARIATION, NOTICEABLE_OVERHE
 from densenet_deploy.bench.rounds import RoundResults, measure_rounds
 from densenet_deploy.bench.scenarios import SCENARIOS
 from densenet_deploy.errors import BackendError, DensenetDeployError, UsageError, printable
+from densenet_deploy.model import untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
-from densenet_deploy.records import write_json
 from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant, is_variant
 from densenet_deploy.workflows.load import is_checkpoint, is_file_name, load, open_model
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:
@@ -110,6 +109,10 @@ class FailedCandidate:
     model: str
     backend: str | None
     reason: str
+
+    @classmethod
+    def of(cls, model: str, backend: str | None, error: DensenetDeployError) -> FailedCandidate:
+        return cls(model, backend, f"{error.why}; {error.fix}")
 
     def __str__(self) -> str:
         place = "" if self.backend is None else f" on {self.backend}"
@@ -220,7 +223,7 @@ def _target_of(out: StrPath | None, *, force: bool) -> Path | None:
 def _file_content(report: BenchmarkReport, suffix: str) -> bytes:
     if suffix.lower() == ".csv":
         return report.to_csv().encode(errors="backslashreplace")
-    return f"{write_json({'schema': _SCHEMA, **report.to_json()}, indent=2)}\n".encode()
+    return report.to_file({"schema": _SCHEMA})
 
 
 @dataclass(frozen=True)
@@ -304,7 +307,8 @@ def _measured(
         sized = [replace(candidate, batch=batch) for candidate in candidates]
         found = _rounds(sized, options)
         for number, error in found.failures.items():
-            _record(failures, sized[int(number)], error)
+            candidate = sized[int(number)]
+            failures[FailedCandidate.of(candidate.title, candidate.backend, error)] = error
         results += _measurements(sized, found, options.scenario, hashes)
     return results, failures
 
@@ -321,7 +325,7 @@ def _candidates(
                 _require_reader(backend, model)
             candidate = model.candidate(backend)
         except DensenetDeployError as exc:
-            failures[FailedCandidate(model.title, backend, f"{exc.why}; {exc.fix}")] = exc
+            failures[FailedCandidate.of(model.title, backend, exc)] = exc
             continue
         for device, count in itertools.product(options.devices or (None,), threads):
             yield model, replace(candidate, device=device, threads=count, streams=streams, fps=options.fps)
@@ -348,12 +352,6 @@ def _rounds(candidates: Sequence[Candidate], options: BenchmarkOptions) -> Round
             seconds_per_round=options.seconds / options.rounds,
             max_warm_up_rounds=_MAX_WARM_UP_ROUNDS,
         )
-
-
-def _record(
-    failures: dict[FailedCandidate, DensenetDeployError], candidate: Candidate, error: DensenetDeployError
-) -> None:
-    failures[FailedCandidate(candidate.title, candidate.backend, f"{error.why}; {error.fix}")] = error
 
 
 def _measurements(

@@ -17,19 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import (
-    Artifact,
-    StrPath,
-    os_errors_about,
-    require_room,
-    written_beside,
-)
+from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, require_room, written_beside
 from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
 from densenet_deploy.engines.options import BuildOptions, equivalent_command
 from densenet_deploy.engines.precision import PrecisionSummary, precision_of, require_precision
 from densenet_deploy.errors import DensenetDeployError, OutputExistsError, printable
 from densenet_deploy.manifest import Manifest, Scalar
-from densenet_deploy.model import Model
+from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.metrics import Parity, worst
 from densenet_deploy.records import to_plain
@@ -37,7 +31,6 @@ from densenet_deploy.reports import Report, TimedReport, line, mib
 from densenet_deploy.runtime.engine_files import Plan, place_engine, read_plan
 from densenet_deploy.runtime.sidecar import Sidecar, platform_word, read_records, sidecar_path
 from densenet_deploy.workflows.build_request import BuildRequest, graph_source
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
@@ -191,7 +184,7 @@ def build(request: BuildRequest, *, cache: CalibrationCache | None = None, progr
         if known is not None:
             return _found(known, model)
         _refuse_foreign(request.engine, model.manifest, force=request.force)
-        require_room(request.engine, _size(model))
+        require_room(request.engine, len(model.to_bytes()) if model.path is None else model.path.stat().st_size)
         with stages("graph"):
             graph = _with_precision(model, request, cache)
         with written_beside(request.engine) as temporary:
@@ -255,11 +248,7 @@ def _input_of(model: Model | None, request: BuildRequest) -> tuple[str, tuple[in
 
 
 def _with_precision(model: Model, request: BuildRequest, cache: CalibrationCache | None) -> Model:
-    """Return a model on the disk that holds the precision: `model` itself, or one that is written now.
-
-    Raises:
-        DensenetDeployError: whatever `quantize` or `cast` raise.
-    """
+    """Return a model on the disk that holds the precision: `model` itself, or one that is written now."""
     if model.precision == request.precision:
         return model if model.path is not None else _written(model, request)
     require_packages("export", "onnx", "onnxscript")
@@ -371,17 +360,8 @@ def _artifact(model: Model) -> Artifact:
     return model.artifact
 
 
-def _size(model: Model) -> int:
-    artifact = _artifact(model)
-    return artifact.path.stat().st_size if artifact.data is None else len(artifact.data)
-
-
 def _refuse_foreign(engine: Path, manifest: Manifest | None, *, force: bool) -> None:
-    """Check that the engine's place is free, or holds an engine of the same model, or may be replaced.
-
-    Raises:
-        OutputExistsError: if something else stands there.
-    """
+    """Check that the engine's place is free, or holds an engine of the same model, or may be replaced."""
     with os_errors_about(engine):
         if engine.is_dir():
             raise OutputExistsError(engine, "is a folder", "name a file with -o")

@@ -1,6 +1,6 @@
 """What an engine is built of: the source, its options, and where the files go; and whether the source can be built.
 
-Only the envelope of an ONNX file is looked at here, unless nobody vouches for what it holds.
+Only the envelope of an ONNX file is read here, unless it has no manifest that states what it holds.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.manifest import Manifest
-from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
@@ -26,11 +26,10 @@ from densenet_deploy.parity.gates import Gate
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
-from densenet_deploy.workflows.compare import measured_parity, require_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
+from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
@@ -76,7 +75,7 @@ class CastOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CastReport(TimedReport):
+class CastReport(TimedReport, ParityOfOutputs):
     """A 16-bit graph, its parity with the float32 graph, and the nodes that stayed in FP32.
 
     Attributes:
@@ -98,11 +97,6 @@ class CastReport(TimedReport):
     float_nodes: Mapping[str, str]
     bytes: int
     input: InputDescription
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -132,7 +126,6 @@ def cast(
     out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
-    stages: Stages | None = None,
     progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
@@ -149,7 +142,6 @@ def cast(
         out: a file, or a folder for `NAME.fp16.onnx`; None writes nothing.
         force: replace whatever stands at `out`.
         cache: of calibrated ranges.
-        stages: a workflow's own, to be continued.
         progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
@@ -163,7 +155,7 @@ def cast(
     """
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
-    options, stages = options or CastOptions(), stages or Stages(progress)
+    options, stages = options or CastOptions(), Stages(progress)
     model = as_onnx(source, stages, **stated)
     name = f"{model.name}.{options.precision}"
     manifest = reduced_manifest(model.manifest, options.precision)
@@ -171,7 +163,7 @@ def cast(
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     require_float32(model)
     preprocessing = preprocessing_of(model)
-    data = _open(calibration, model, options.samples) if calibration is not None else None
+    data = calibration_data(model, calibration, options.samples) if calibration is not None else None
     with stages("passes"):
         graph = exact_graph(model)
     ranges, remark = None, _UNCHECKED if options.precision == "fp16" else _NO_RANGE_NEEDED
@@ -214,13 +206,6 @@ def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | No
     return dataclasses.replace(manifest, precision=precision, opset=opset)
 
 
-def _open(calibration: Any, model: Model, samples: int) -> CalibrationData:
-    from densenet_deploy.quantization.calibration_data import open_calibration_data
-
-    check_values = knows_normalization(model.manifest)
-    return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
-
-
 def _ranges(
     graph: ir.Model, data: CalibrationData, cache: CalibrationCache | None, step: Step
 ) -> tuple[dict[str, float], str]:
@@ -249,11 +234,7 @@ def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float
 def _measured(
     model: Model, result: Model, reduced: ReducedModel, options: CastOptions, samples: Iterable[Array]
 ) -> dict[str, dict[str, Parity]]:
-    """Return the parity of each output by how it was measured.
-
-    Raises:
-        GateError: if one misses its gates.
-    """
+    """Return the parity of each output by how it was measured."""
     from densenet_deploy.graph.reduced_precision import rounded
 
     candidates = {"file": result} if options.precision == "fp16" else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
@@ -13,7 +14,7 @@ import numpy as np
 
 from densenet_deploy.errors import BackendError, GateError, ModelFileError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.model import Model
+from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import (
@@ -31,6 +32,7 @@ from densenet_deploy.reports import Report, line, table
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.preprocess import default_preprocessing
+<<<<<<< HEAD
 from densenet_deploy.runtime.runner import (
     REFERENCE_BACKEND,
     ModuleSource,
@@ -39,8 +41,10 @@ from densenet_deploy.runtime.runner import (
     open_runner,
 )
 from densenet_deploy.workflows.float_model import knows_normalization
+=======
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
+>>>>>>> redesign
 from densenet_deploy.workflows.load import LoadOptions, load
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
 
 if TYPE_CHECKING:
@@ -79,6 +83,17 @@ class CompareOptions:
         require_range("samples", self.samples, 1, 1_000_000)
 
 
+class ParityOfOutputs:
+    """What reports with the parity of each output, by name, have in common."""
+
+    outputs: Mapping[str, Parity]
+
+    @property
+    def parity(self) -> Parity:
+        """That of the worst output."""
+        return worst(self.outputs)[1]
+
+
 @dataclass(frozen=True)
 class LayerParity:
     """The parity of an inner tensor."""
@@ -103,7 +118,7 @@ class LayerParity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonReport(Report):
+class ComparisonReport(Report, ParityOfOutputs):
     """How far a candidate model is from a reference.
 
     Attributes:
@@ -155,11 +170,6 @@ class ComparisonReport(Report):
             layers=compared,
             notes=notes,
         )
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -226,10 +236,7 @@ def compare(
     if options.per_layer and isinstance(data, Iterator):  # which is read twice
         data = list(itertools.islice(data, options.samples))
     models = load(reference, **stated), load(candidate, **stated)
-    with (
-        models[0].runner(options.reference_backend) as ours,
-        models[1].runner(options.candidate_backend) as theirs,
-    ):
+    with models[0].runner(options.reference_backend) as ours, models[1].runner(options.candidate_backend) as theirs:
         preprocessing = _shared_preprocessing(ours, theirs)
         check_values = all(knows_normalization(runner.manifest) for runner in (ours, theirs))
         samples = samples_of(data, preprocessing, options.samples, check_values=check_values)
@@ -237,10 +244,15 @@ def compare(
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
         described = (
-            f"{_described(models[0])}: {ours.placement}",
-            f"{_described(models[1])}: {theirs.placement}",
+            f"{_described(reference, models[0])}: {ours.placement}",
+            f"{_described(candidate, models[1])}: {theirs.placement}",
         )
+<<<<<<< HEAD
         notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data), *_preprocessing_note(ours, theirs))
+=======
+        is_outside = theirs.placement.precision == "int8" and data is None
+        notes = (*untrained_note(ours.manifest), *((_SEEDED_INT8,) if is_outside else ()))
+>>>>>>> redesign
     layers = None
     if options.per_layer:
         layers = _compare_layers(
@@ -311,12 +323,8 @@ def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[
     )
 
 
-def _described(model: Model) -> str:
-    return str(model.path) if model.path is not None else model.name
-
-
-def _seeded_note(candidate: Runner, data: Any) -> tuple[str, ...]:
-    return (_SEEDED_INT8,) if candidate.placement.precision == "int8" and data is None else ()
+def _described(source: Any, model: Model) -> str:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(model.path or model.name)
 
 
 def _preprocessing_note(reference: Runner, candidate: Runner) -> tuple[str, ...]:
@@ -327,11 +335,7 @@ def _preprocessing_note(reference: Runner, candidate: Runner) -> tuple[str, ...]
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:
-    """Return how images are prepared for both.
-
-    Raises:
-        ModelFileError: if they take images of different sizes.
-    """
+    """Return how images are prepared for both."""
     sizes = {size for size in map(input_size, (reference, candidate)) if size is not None}
     if len(sizes) > 1:
         why = f"takes {input_size(candidate)} pixels, the reference {input_size(reference)}"
@@ -402,11 +406,7 @@ class _InnerTensors:
 
 @contextlib.contextmanager
 def _inner_tensors(model: Model, backend: str | None) -> Iterator[_InnerTensors]:
-    """Open `model` with its inner tensors as outputs.
-
-    Raises:
-        BackendError: if it does not show inner tensors.
-    """
+    """Open `model` with its inner tensors as outputs."""
     if not model.is_onnx and model.module is not None:
         from densenet_deploy.models.taps import IntermediateOutputs
 

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
@@ -21,20 +21,19 @@ import numpy as np
 from densenet_deploy.analysis.accuracy import TOP, Answers, Confusion, ReliabilityBin
 from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import DataError, ModelFileError, UsageError, printable
+from densenet_deploy.model import untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.image_folders import BadImage, LabelledImage, find_labelled_images
+from densenet_deploy.runtime.image_folders import LabelledImage, find_labelled_images
 from densenet_deploy.runtime.preprocess import Pixels
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.labelled_images import PreparedImages, read_ground_truth
 from densenet_deploy.workflows.load import LoadOptions, is_file_name, load
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:
     from densenet_deploy.model import Model
-    from densenet_deploy.runtime.runner import Placement
 
 Prepared = tuple[Path, Pixels]
 
@@ -252,12 +251,12 @@ def evaluate(
     with _opened(model, backend, device, runner_options, stated) as runner:
         first = _evaluated(_title(model), runner, folder, options, progress)
     if options.against is None:
-        return first.report()
+        return first.report
     with _opened(options.against, options.against_backend, device, runner_options, {}) as runner:
         _require_same_labels(first, runner, _title(options.against))
         second = _evaluated(_title(options.against), runner, folder, options, progress)
-    notes = (*first.notes, *(f"{second.model}: {note}" for note in second.notes))
-    return dataclasses.replace(first.report(), notes=notes, against=_compared(first, second))
+    notes = (*first.report.notes, *(f"{second.report.model}: {note}" for note in second.report.notes))
+    return dataclasses.replace(first.report, notes=notes, against=_compared(first, second))
 
 
 def _opened(
@@ -284,48 +283,11 @@ def _title(model: Any) -> str:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The answers of one model to `files`, the images that could be read."""
+    """The report on one model, and its answers to `files`, the images that could be read."""
 
-    model: str
+    report: EvaluateReport
     answers: Answers
     files: tuple[Path, ...]
-    classes: int | None
-    labels: tuple[str, ...]
-    seconds: float
-    bad: tuple[BadImage, ...]
-    placement: Placement
-    notes: tuple[str, ...]
-
-    @property
-    def top5(self) -> float | None:
-        return None if self.classes is not None and self.classes <= TOP else self.answers.top5
-
-    def report(self) -> EvaluateReport:
-        answers = self.answers
-        return EvaluateReport(
-            model=self.model,
-            task=_TASK,
-            count=answers.count,
-            top1=answers.top1,
-            top5=self.top5,
-            images_per_second=answers.count / self.seconds,
-            seconds=self.seconds,
-            calibration_error=answers.calibration_error,
-            reliability=answers.reliability(),
-            classes=tuple(self._class_results()),
-            confusion=answers.confusion(),
-            bad=tuple(BadFile(bad.path, bad.error.why) for bad in self.bad),
-            backend=self.placement.backend,
-            device=self.placement.device,
-            precision=self.placement.precision,
-            labels=self.labels,
-            notes=self.notes,
-        )
-
-    def _class_results(self) -> Iterator[ClassResult]:
-        for part in self.answers.by_class():
-            label = self.labels[part.index] if self.labels else None
-            yield ClassResult(part.index, part.count, part.right, part.answered, label, part.top1)
 
 
 def _evaluated(title: str, runner: Runner, folder: Path, options: EvaluateOptions, progress: Listener) -> _Evaluation:
@@ -349,17 +311,33 @@ def _evaluated(title: str, runner: Runner, folder: Path, options: EvaluateOption
     seconds = time.perf_counter() - start
     if not files:
         raise DataError(folder, "holds no readable image", "check the files")
-    return _Evaluation(
+    labels = classifier.labels
+    report = EvaluateReport(
         model=title,
-        answers=answers,
-        files=files,
-        classes=classes,
-        labels=classifier.labels,
+        task=_TASK,
+        count=answers.count,
+        top1=answers.top1,
+        top5=None if classes is not None and classes <= TOP else answers.top5,
+        images_per_second=answers.count / seconds,
         seconds=seconds,
-        bad=tuple(prepared.bad),
-        placement=runner.placement,
+        calibration_error=answers.calibration_error,
+        reliability=answers.reliability(),
+        classes=tuple(_class_results(answers, labels)),
+        confusion=answers.confusion(),
+        bad=tuple(BadFile(bad.path, bad.error.why) for bad in prepared.bad),
+        backend=runner.placement.backend,
+        device=runner.placement.device,
+        precision=runner.placement.precision,
+        labels=labels,
         notes=(*untrained_note(runner.manifest), *classifier.assumptions, *remarks),
     )
+    return _Evaluation(report, answers, files)
+
+
+def _class_results(answers: Answers, labels: Sequence[str]) -> Iterator[ClassResult]:
+    for part in answers.by_class():
+        label = labels[part.index] if labels else None
+        yield ClassResult(part.index, part.count, part.right, part.answered, label, part.top1)
 
 
 def _labelled(
@@ -387,7 +365,8 @@ def _answers(
     files: list[Path] = []
     best: list[np.ndarray] = []
     confidence: list[float] = []
-    for batch in _batches(prepared, size):
+    images = iter(prepared)
+    while batch := list(itertools.islice(images, size)):
         progress("evaluate", len(files), len(truth))
         files += [path for path, _ in batch]
         for row in classifier.logits(np.stack([pixels for _, pixels in batch])):
@@ -398,17 +377,11 @@ def _answers(
     return tuple(files), Answers(right, np.array(best, np.int64), np.array(confidence))
 
 
-def _batches(images: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    iterator = iter(images)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
 def _compared(first: _Evaluation, second: _Evaluation) -> ModelComparison:
     """Compare the answers to the images that both could read."""
     positions = {path: position for position, path in enumerate(second.files)}
     shared = [(path, mine, positions[path]) for mine, path in enumerate(first.files) if path in positions]
-    ours, theirs = first.answers, second.answers
+    ours, theirs, report = first.answers, second.answers, second.report
     disagreements = tuple(
         Disagreement(
             file=path,
@@ -422,14 +395,14 @@ def _compared(first: _Evaluation, second: _Evaluation) -> ModelComparison:
         if ours.predicted[mine] != theirs.predicted[other]
     )
     return ModelComparison(
-        model=second.model,
-        top1=theirs.top1,
-        top5=second.top5,
-        count=theirs.count,
-        images_per_second=theirs.count / second.seconds,
-        calibration_error=theirs.calibration_error,
-        backend=second.placement.backend,
-        precision=second.placement.precision,
+        model=report.model,
+        top1=report.top1,
+        top5=report.top5,
+        count=report.count,
+        images_per_second=report.images_per_second,
+        calibration_error=report.calibration_error,
+        backend=report.backend,
+        precision=report.precision,
         shared=len(shared),
         top1_agreement=1 - len(disagreements) / len(shared) if shared else None,
         only_first_right=sum(found.first == found.truth for found in disagreements),

@@ -16,12 +16,13 @@ import numpy as np
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
-from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import installed_versions, require_packages
-from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
+<<<<<<< HEAD
 from densenet_deploy.workflows.compare import require_parity, seeded_parity
 from densenet_deploy.workflows.load import (
     LoadOptions,
@@ -32,6 +33,10 @@ from densenet_deploy.workflows.load import (
     preprocessing_of,
 )
 from densenet_deploy.workflows.notes import untrained_note
+=======
+from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
+from densenet_deploy.workflows.load import LoadOptions, check_names, input_of, load, preprocessing_of
+>>>>>>> redesign
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import simplified, simplify_graph
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
@@ -63,8 +68,8 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport(TimedReport):
-    """A verified ONNX graph: where it is, whose weights it holds, and how close it is to the module.
+class ExportReport(TimedReport, ParityOfOutputs):
+    """A verified ONNX graph: where it is, which weights it holds, and how close it is to the module.
 
     Attributes:
         onnx: the file; None while the graph is only in memory.
@@ -85,21 +90,13 @@ class ExportReport(TimedReport):
     outputs: Mapping[str, Parity]
     input: InputDescription
 
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
-
-    @property
-    def _network(self) -> str:
-        return "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
-
     def to_text(self) -> str:
         """Return lines for people."""
+        network = "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
         return "\n".join(
             [
                 *wrote(self.onnx),
-                line("model", f"{self._network}, {self.parameters:,} parameters"),
+                line("model", f"{network}, {self.parameters:,} parameters"),
                 line("weights", self.weights),
                 line("input", self.input),
                 line("parity", self.parity),
@@ -253,11 +250,7 @@ def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.Mo
 
 
 def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> dict[str, Parity]:
-    """Run both and compare every output.
-
-    Raises:
-        GateError: if the file does not compute what the module computes.
-    """
+    """Run both and compare every output."""
     assert model.manifest is not None
     outputs = seeded_parity(model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
     require_parity(outputs, "fp32", result.name, "the file does not match the module", "nothing was written")

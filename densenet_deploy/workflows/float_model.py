@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
+from densenet_deploy.workflows.load import preprocessing_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from densenet_deploy.quantization.calibration_data import CalibrationData
 
 
 def require_float32(model: Model) -> None:
@@ -30,9 +32,18 @@ def require_float32(model: Model) -> None:
         raise ModelFileError(subject, f"holds {model.precision} weights", "give the float32 file")
 
 
+<<<<<<< HEAD
 def knows_normalization(manifest: Manifest | None) -> bool:
     """Whether mean and std were stated, so that arrays of calibration data can be checked against them."""
     return manifest is not None and manifest.states_normalization
+=======
+def calibration_data(model: Model, calibration: Any, samples: int) -> CalibrationData:
+    """Open at most `samples` calibration images for `model`; arrays are checked if its mean and std were stated."""
+    from densenet_deploy.quantization.calibration_data import open_calibration_data
+
+    check_values = model.manifest is not None and not {"mean", "std"} & set(model.manifest.assumed)
+    return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
+>>>>>>> redesign
 
 
 def exact_graph(model: Model, oldest_opset: int = 0) -> ir.Model:
@@ -53,5 +64,5 @@ def exact_graph(model: Model, oldest_opset: int = 0) -> ir.Model:
         apply_passes(graph, EXACT)
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx_ir.to_proto(graph)))  # recipes count channels
     for node in graph.graph:
-        node.name = node.name or str(node.outputs[0].name)  # layers are told apart by name
+        node.name = node.name or str(node.outputs[0].name)  # layers are distinguished by name
     return graph

@@ -69,16 +69,13 @@ class PreparedImages:
         waiting: deque[tuple[Path, Future[Pixels]]] = deque()
         try:
             for path in self._paths:
-                waiting.append((path, pool.submit(self._prepared, path)))
+                waiting.append((path, pool.submit(lambda path: prepare(load_image(path), self._preprocessing), path)))
                 if len(waiting) > self._ahead:
                     yield from self._readable(*waiting.popleft())
             while waiting:
                 yield from self._readable(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _prepared(self, path: Path) -> Pixels:
-        return prepare(load_image(path), self._preprocessing)
 
     def _readable(self, path: Path, result: Future[Pixels]) -> Iterator[tuple[Path, Pixels]]:
         try:
@@ -151,13 +148,8 @@ def _pairs(folder: Path, file: Path, lines: Sequence[str], known: set[str]) -> l
 
 def _split(line: str) -> tuple[str, str]:
     separator = next((mark for mark in "\t," if mark in line), None)
-    name, _, label = line.partition(separator) if separator else _at_space(line)
-    return name.strip(), label.strip()
-
-
-def _at_space(line: str) -> tuple[str, str, str]:
-    name, *rest = line.split(maxsplit=1)
-    return name, " ", rest[0] if rest else ""
+    name, *rest = line.split(separator, maxsplit=1)
+    return name.strip(), rest[0].strip() if rest else ""
 
 
 def _is_image(name: str, known: set[str]) -> bool:

@@ -18,14 +18,17 @@ from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts, Size
 from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
+<<<<<<< HEAD
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
 from densenet_deploy.packages import is_installed
+=======
+from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
+>>>>>>> redesign
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
-from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
     from densenet_deploy.sources import LoadedNetwork
@@ -108,13 +111,13 @@ def check_names(source: Any, stated: LoadOptions) -> None:
     _facts(stated)
     if isinstance(source, Model) or not (source is None or isinstance(source, (str, os.PathLike))):
         return
-    _constrained_variant(source, stated)
+    variant = _constrained_variant(source, stated)
     if source is not None and is_checkpoint(Path(source)):
         require_file(Path(source))
     elif isinstance(source, str) and not is_variant(source):
         from densenet_deploy.sources import source_for
 
-        source_for(source)
+        source_for(source).check(source, variant.name if variant is not None else None)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -187,11 +190,7 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
 
 
 def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
-    """Return the architecture that was named, with the numbers that were given; None leaves it to the weights.
-
-    Raises:
-        UsageError: if it was named twice, or its numbers do not make a network.
-    """
+    """Return the architecture that was named, with the numbers that were given; None leaves it to the weights."""
     name, architecture = stated.get("variant"), stated.get("architecture")
     changes = architecture.changes() if architecture is not None else {}
     if isinstance(source, str) and is_variant(source):

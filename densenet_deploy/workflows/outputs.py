@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import StrPath, output_path, prepare_output
+from densenet_deploy.artifacts import StrPath, os_errors_about, output_path, prepare_output
+from densenet_deploy.errors import OutputExistsError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 
@@ -54,6 +55,20 @@ class Destination:
         if self.path is None:
             return model
         return model.written_to(self.path)
+
+
+def refuse_other_file(path: Path, mark: bytes, what: str, *, force: bool) -> None:
+    """Check that `path` is free, or holds `what`, as a file does in which `mark` stands, or may be replaced.
+
+    Raises:
+        OutputExistsError: if another file or a folder stands there.
+    """
+    with os_errors_about(path):
+        if path.is_dir():
+            raise OutputExistsError(path, "is a folder", "name a file with -o")
+        if force or not path.exists() or mark in path.read_bytes():
+            return
+    raise OutputExistsError(path, f"exists and is not {what}", "choose another -o, or replace it with --force")
 
 
 def default_folder(source: object) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
-from densenet_deploy.model import InputDescription
+from densenet_deploy.model import InputDescription, untrained_note
+from densenet_deploy.records import fields_to_plain
 from densenet_deploy.reports import Report
-from densenet_deploy.runtime.classifier import Classifier, Prediction, Score
-from densenet_deploy.runtime.image_folders import find_images
-from densenet_deploy.runtime.runner import Placement, RunnerOptions
+from densenet_deploy.runtime.classifier import Classifier, Score
+from densenet_deploy.runtime.image_folders import ReadableImages, find_images
+from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.load import LoadOptions, input_of, load
-from densenet_deploy.workflows.notes import untrained_note
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,8 @@ class FilePrediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction with plain types."""
-        top = [{"index": score.index, "label": score.label, "score": score.score} for score in self.top]
-        return {"file": self.file, "top": top, **({"error": self.error} if self.error else {})}
-
-    @classmethod
-    def from_json(cls, data: Any) -> FilePrediction:
-        """Read what `to_json` returned.
-
-        Raises:
-            ValueError: if it is something else.
-        """
-        try:
-            top = tuple(Score(int(s["index"]), s["label"], float(s["score"])) for s in data["top"])
-            return cls(str(data["file"]), top, data.get("error"))
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise ValueError("is not a prediction") from exc
+        facts = fields_to_plain(self)
+        return {name: value for name, value in facts.items() if name != "error" or value}
 
     def __str__(self) -> str:
         lines = [printable(self.error)] if self.error is not None else list(map(str, self.top))
@@ -131,9 +118,11 @@ def predict(
     with model.runner(backend, device, options) as runner:
         classifier = Classifier(runner)
         predictions, remarks = _classified(classifier, paths, top_k)
-        notes = (*model.notes, *untrained_note(runner.manifest), *classifier.assumptions, *remarks)
+        placement = dataclasses.asdict(runner.placement) | {
+            "notes": (*model.notes, *untrained_note(runner.manifest), *classifier.assumptions, *remarks)
+        }
         described = input_of(model) if model.manifest is not None else None
-        return _report(tuple(predictions), runner.placement, described, tuple(notes))
+        return PredictReport(predictions=tuple(predictions), input=described, **placement)
 
 
 def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
@@ -153,44 +142,16 @@ def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
             found = sorted(glob.glob(os.fspath(source), recursive=True))  # noqa: PTH207 - takes absolute patterns too
             if not found:
                 raise InputError(source, "matches no file", "check the pattern")
-            yield from itertools.chain.from_iterable(map(_expanded, map(Path, found)))
+            for match in map(Path, found):
+                yield from find_images(match) if match.is_dir() else (match,)
 
 
-def _expanded(path: Path) -> Iterable[Path]:
-    return find_images(path) if path.is_dir() else (path,)
-
-
-def _classified(classifier: Classifier, paths: Iterable[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
-    predictions: list[FilePrediction] = []
-    notes: list[str] = []
-    for path in paths:
-        try:
-            found = classifier.classify(path, top_k)
-        except InputError as exc:
-            if exc.subject != printable(path):  # about the model, not about this image
-                raise
-            predictions.append(FilePrediction(str(path), error=exc.why))
-            continue
-        assert isinstance(found, Prediction)
-        predictions.append(FilePrediction(str(path), found.top))
-        notes += [f"{path}: {note}" for note in found.notes]
-    return predictions, notes
-
-
-def _report(
-    predictions: tuple[FilePrediction, ...],
-    placement: Placement,
-    described: InputDescription | None,
-    notes: tuple[str, ...],
-) -> PredictReport:
-    return PredictReport(
-        predictions=predictions,
-        backend=placement.backend,
-        version=placement.version,
-        device=placement.device,
-        provider=placement.provider,
-        precision=placement.precision,
-        threads=placement.threads,
-        input=described,
-        notes=notes,
-    )
+def _classified(classifier: Classifier, paths: Sequence[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
+    images = ReadableImages(paths, max_bad=None)
+    found = {path: classifier.classify(image, top_k) for path, image in images}
+    errors = {bad.path: bad.error.why for bad in images.bad}
+    predictions = [
+        FilePrediction(str(path), found[path].top) if path in found else FilePrediction(str(path), error=errors[path])
+        for path in paths
+    ]
+    return predictions, [f"{path}: {note}" for path in paths if path in found for note in found[path].notes]

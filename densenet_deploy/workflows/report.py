@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
-from densenet_deploy.artifacts import StrPath, os_errors_about, output_path, write_file
-from densenet_deploy.errors import OutputExistsError, printable
+from densenet_deploy.artifacts import StrPath, output_path, write_file
+from densenet_deploy.errors import printable
 from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report
@@ -23,6 +23,7 @@ from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluate import EvaluateReport
 from densenet_deploy.workflows.html_report.decide import decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
+from densenet_deploy.workflows.outputs import refuse_other_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.stages import Listener, ignore
@@ -95,13 +96,16 @@ def write_page(
 ) -> HtmlReport:
     """Write the page about `sources`; see `report`."""
     require_packages("report", "jinja2", "matplotlib")
+    from markupsafe import escape
+
     from densenet_deploy.workflows.html_report.page import render
     from densenet_deploy.workflows.html_report.view import page_of
 
     names = sources.names
     path = output_path(None if out is None else str(out), f"{Path(names[0]).stem}.report.html")
     description = f"densenet-deploy report: {printable(', '.join(names))}"
-    _refuse_other_file(path, description, force=force)
+    mark = f'<meta name="generator" content="{escape(description)}">'
+    refuse_other_file(path, mark.encode("utf-8", "backslashreplace"), "a report on these models", force=force)
     with tempfile.TemporaryDirectory() as folder:
         material = load_material(sources, Path(folder), progress)
         decision = decide(material)
@@ -110,15 +114,3 @@ def write_page(
         data = render(page_of(material, decision, path, description, made_by))
     write_file(path, data)
     return HtmlReport(file=path, chosen=decision.model or None, bytes=len(data), notes=decision.cautions)
-
-
-def _refuse_other_file(path: Path, description: str, *, force: bool) -> None:
-    from markupsafe import escape
-
-    with os_errors_about(path):
-        if path.is_dir():
-            raise OutputExistsError(path, "is a folder", "name a file with -o")
-        mark = f'<meta name="generator" content="{escape(description)}">'
-        if force or not path.exists() or mark.encode("utf-8", "backslashreplace") in path.read_bytes():
-            return
-    raise OutputExistsError(path, "exists and is not a report on these models", "choose another -o, or use --force")

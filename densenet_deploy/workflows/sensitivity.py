@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.analysis.plots.plot import SUFFIXES as FIGURE_SUFFIXES
-from densenet_deploy.analysis.plots.plot import draw, rendered, require_matplotlib
+from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first
 from densenet_deploy.artifacts import StrPath, output_path, prepare_output, write_file
 from densenet_deploy.errors import printable
+from densenet_deploy.model import untrained_note
 from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
-from densenet_deploy.records import write_json
 from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.quantize.layer_choice import Trials, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, prepare_int8
@@ -91,13 +90,13 @@ class SensitivityReport(TimedReport):
                 line("INT8", f"{self.int8.sqnr_db:.1f} dB with everything in INT8{top1}"),
                 *self.stage_lines(),
                 "",
-                *table(("", "only this INT8", "only this float", "gain"), map(self._row, self._sorted), (1, 2, 3)),
+                *table(
+                    ("", "only this INT8", "only this float", "gain"),
+                    map(self._row, most_sensitive_first(self.sensitivity)),
+                    (1, 2, 3),
+                ),
             ]
         )
-
-    @property
-    def _sorted(self) -> tuple[Sensitivity, ...]:
-        return most_sensitive_first(self.sensitivity)
 
     def _row(self, one: Sensitivity) -> tuple[str, ...]:
         gain = one.only_float.sqnr_db - self.int8.sqnr_db
@@ -116,7 +115,7 @@ class SensitivityReport(TimedReport):
         """
         if suffix in FIGURE_SUFFIXES:
             return rendered(draw("sqnr", self.plot_data), suffix[1:], "densenet-deploy plot sqnr")
-        return (write_json(self.to_json(), indent=2) + "\n").encode()
+        return self.to_file()
 
 
 def sensitivity(
@@ -195,7 +194,8 @@ class _Costs:
         whole, found = self._cost(()), []
         for done, (name, layers) in enumerate(groups.items(), start=1):
             only_int8, only_float = self._cost(self._layers - set(layers)), self._cost(layers)
-            found.append(Sensitivity(name, layers, only_int8, only_float, _gain(only_float, whole)))
+            gain = only_float.sqnr_db - whole.sqnr_db
+            found.append(Sensitivity(name, layers, only_int8, only_float, gain if math.isfinite(gain) else None))
             step(done, len(groups))
         return whole, tuple(found)
 
@@ -219,14 +219,9 @@ def _output(out: StrPath | None, name: str, *, force: bool) -> Path | None:
     if out is None:
         return None
     if Path(out).suffix.lower() in FIGURE_SUFFIXES and not Path(out).is_dir():
-        require_matplotlib()
+        require_packages("plot", "matplotlib")
         path = Path(out)
     else:
         path = output_path(os.fspath(out), f"{name}.sensitivity.json")
     prepare_output(path, None, force=force)
     return path
-
-
-def _gain(only_float: Cost, whole: Cost) -> float | None:
-    gain = only_float.sqnr_db - whole.sqnr_db
-    return gain if math.isfinite(gain) else None

@@ -12,9 +12,9 @@ from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Report, line, wrote
-from densenet_deploy.workflows.compare import require_parity, seeded_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
 from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 
@@ -46,7 +46,7 @@ class SimplifiedGraph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplifyReport(Report):
+class SimplifyReport(Report, ParityOfOutputs):
     """The graph before and after in nodes by operator, and its parity with the original."""
 
     kind: ClassVar[str] = "simplify"
@@ -67,11 +67,6 @@ class SimplifyReport(Report):
     def nodes_after(self) -> int:
         """Nodes of the result."""
         return sum(self.operators_after.values())
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""

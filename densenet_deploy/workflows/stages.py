@@ -45,7 +45,3 @@ class Stages:
         yield functools.partial(self._listener, name)
         self.seconds[name] = time.perf_counter() - start
         log.info("%s: %.2f s", name, self.seconds[name])
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())

@@ -63,7 +63,7 @@ def test_a_matrix_product_uses_each_weight_once_per_row(body, weight_shape):
     assert only_layer(model) == LayerCost("y", 30, 30, (5,))
 
 
-def test_shapes_are_no_parameters_and_operators_without_weights_cost_nothing():
+def test_shapes_are_not_parameters_and_operators_without_weights_cost_nothing():
     model = model_of("p = Relu (x) y = Reshape (p, shape)", "int64[2] shape = {0, -1}")
     assert onnx_cost(model).layers == ()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densenet_deploy.analysis.growth import growth_steps
-from densenet_deploy.analysis.pareto import ParetoPoint, pareto_front
-from densenet_deploy.analysis.published import PUBLISHED
-from densenet_deploy.analysis.reuse import reuse_maps
+from densenet_deploy.analysis.accuracy import PUBLISHED
+from densenet_deploy.analysis.choice import ParetoPoint, pareto_front
+from densenet_deploy.analysis.plots.growth import growth_steps
+from densenet_deploy.analysis.plots.reuse import reuse_maps
 from densenet_deploy.errors import DataError
 from densenet_deploy.variants.spec import DenseNetSpec
 

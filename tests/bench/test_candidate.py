@@ -144,7 +144,7 @@ def test_an_invalid_batch_is_refused_before_any_process_starts(tiny_onnx):
 def test_a_process_that_dies_is_a_backend_error(tiny_onnx):
     with CandidateWorker(Candidate(tiny_onnx, "onnxruntime")) as worker:
         assert worker.opening.placement
-        worker._worker.kill()
+        worker.kill()
         with pytest.raises(WorkerDiedError) as caught:
             worker.measure(0)
     assert caught.value.subject == str(tiny_onnx)

@@ -33,8 +33,10 @@ def _is_alive(process: int) -> bool:
         return False
 
 
-def test_benchmark_json(capsys, tiny_onnx):
-    answer = run_json(capsys, "benchmark", tiny_onnx, "--batch", "1,2", *QUICK)
+def test_benchmark_json(capsys, tiny_onnx, tmp_path):
+    file = tmp_path / "results.json"
+    answer = run_json(capsys, "benchmark", tiny_onnx, "--batch", "1,2", "-o", file, *QUICK)
+    assert json.loads(file.read_text()) == answer
     assert [result["batch"] for result in answer["results"]] == [1, 2]
     for result in answer["results"]:
         assert {"model", "backend", "precision", "images_per_second", "peak_memory_bytes"} <= result.keys()

@@ -272,7 +272,7 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "densenet_deploy", *words]
 
 
-def test_a_closed_stdout_is_no_failure() -> None:
+def test_a_closed_stdout_is_not_a_failure() -> None:
     for words in (["--help"], ["inspect", "--variant", "264"], ["inspect", "--variant", "264", "--json"]):
         script = f"{' '.join(_command(*words))} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)

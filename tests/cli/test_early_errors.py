@@ -22,6 +22,7 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (3, "missing.pth", "--weights missing.pth"),
         (2, "imagenett", "--weights imagenett"),
         (2, "export", "121 --weights imagenet"),
+        (2, "imagenet:121", "imagenet:121 --variant 169"),
         (2, "--variant", f"{MODEL} --variant 121"),
         (2, "clasifier", "--head clasifier"),
         (2, "image-size=0", "--image-size 0"),
@@ -123,7 +124,7 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "reus", f"reus {MODEL}"),
         (2, "122", "cost --variant 122"),
         (3, "missing.onnx", "reuse missing.onnx"),
-        (2, "x.jpg", f"reuse {MODEL} -o x.jpg"),
+        (2, "x.gif", f"reuse {MODEL} -o x.gif"),
         (2, "x.html", f"reuse {MODEL} -o x.html"),
     ],
     "report": [

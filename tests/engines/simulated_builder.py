@@ -1,7 +1,7 @@
 """The builder's side of full TensorRT 10.x, simulated: it needs a GPU, and none is here.
 
 Flags, enumerations and return values are those of the real bindings. It refuses what they refuse (a flag that is not
-set where it must be, FP16 flags on a strongly typed network, profiles out of order) and records what it was told.
+set where it must be, FP16 flags on a strongly typed network, profiles out of order) and records what it was given.
 """
 
 from __future__ import annotations

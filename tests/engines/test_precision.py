@@ -156,7 +156,7 @@ def test_an_inspector_that_says_nothing(text: str) -> None:
 
 
 def test_weights_are_not_searched_for_programs() -> None:
-    """A plan of TensorRT-RTX names its sections; what stands in the weights is no program."""
+    """A plan of TensorRT-RTX names its sections; bytes of the weights are not a program."""
     other = PROGRAM.replace(b"a.conv", b"c.conv")
     head = b"vtrt".ljust(64, b"\0")
     size = len(head) + 24 + len(PROGRAM)

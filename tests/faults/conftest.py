@@ -36,5 +36,5 @@ def network() -> DenseNet:
 
 @pytest.fixture
 def state(network: DenseNet) -> dict[str, torch.Tensor]:
-    """A copy of its weights, to be spoilt."""
+    """A copy of its weights, to be corrupted."""
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}

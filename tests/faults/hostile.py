@@ -23,7 +23,7 @@ def without_end(path: Path) -> Path:
 
 
 def without_measure(path: Path) -> Path:
-    """A constant of 120 GB, told by its shape: whoever folds it allocates it."""
+    """A constant of 120 GB, given by its shape: folding it allocates it."""
     shape = helper.make_tensor("shape", TensorProto.INT64, [4], [1, 3, 100_000, 100_000])
     nodes = [
         helper.make_node(

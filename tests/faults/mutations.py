@@ -2,9 +2,9 @@
 
 `python -m tests.faults.mutations FORMAT FOLDER CASES [PROCESSES [SEED [FIRST]]]` expects FOLDER to hold whole files; it
 prints a line for every outcome that is none of the documented exit codes, or whose error is not one line. The first
-PROCESSES cases are real commands. The others meet the road of the command in a forked child of a warm process, without
-the child that a command lets read the file first: so a crash of a library is seen, and whatever dies here is given to
-the real command, which has to outlive it.
+PROCESSES cases are real commands. The others run the function of the command in a forked child of a warm process,
+without the child that a command lets read the file first: a crash of a library shows, and whatever dies here is given
+to the real command, which has to survive it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _run(words: tuple[str, ...]) -> Report:
 
 
 def _quantize(words: tuple[str, ...]) -> Report:
+    from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.quantize import quantize
-    from densenet_deploy.workflows.quantize.recipe_file import options_of
 
     report = quantize(Path(words[1]), Path(words[3]), options_of(words[5], {})).report
     assert report is not None
@@ -60,11 +60,11 @@ def _quantize(words: tuple[str, ...]) -> Report:
 
 @dataclass(frozen=True)
 class Format:
-    """A file to spoil, the command that reads it, the road that the command takes, and what that imports."""
+    """A file to corrupt, the command that reads it, the function behind the command, and the modules it imports."""
 
     name: str
     words: tuple[str, ...]
-    road: Callable[[tuple[str, ...]], Report]
+    function: Callable[[tuple[str, ...]], Report]
     modules: tuple[str, ...]
 
 
@@ -116,29 +116,29 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def _in_child(form: Format) -> tuple[int, str]:
-    """Take the road in a forked child; return how it ended and what it said."""
-    with tempfile.TemporaryFile() as told:
+    """Call the function in a forked child; return its exit code and what it printed."""
+    with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
             code = 99
             try:
                 signal.setitimer(signal.ITIMER_REAL, _LONGEST_SECONDS)
                 for stream in (1, 2):
-                    os.dup2(told.fileno(), stream)
+                    os.dup2(output.fileno(), stream)
                 code = _ended(form)
                 sys.stderr.flush()
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        told.seek(0)
-        return code, told.read().decode(errors="backslashreplace")
+        output.seek(0)
+        return code, output.read().decode(errors="backslashreplace")
 
 
 def _ended(form: Format) -> int:
     from densenet_deploy.cli.outcome import fail
 
     try:
-        form.road(form.words).to_text()
+        form.function(form.words).to_text()
     except BaseException as exc:
         return fail(exc, form.words)
     return 0
@@ -156,26 +156,26 @@ def faults_of(name: str, folder: Path, cases: range, processes: int = 0, seed: i
     before = set(folder.iterdir())
     for case in cases:
         (folder / form.name).write_bytes(mutated(whole, random.Random(f"{name} {seed} {case}")))
-        code, told = _in_child(form) if case >= processes else _as_command(form)
+        code, output = _in_child(form) if case >= processes else _as_command(form)
         if code < 0:
             print(f"{name}, seed {seed}, case {case}: died by {-code} where nothing guards it", file=sys.stderr)
-            code, told = _as_command(form)
-        if not _is_documented(code, told):
-            found.append(f"{name}, seed {seed}, case {case}: exit code {code}: {told[-300:]!r}")
-        for made in {*folder.iterdir()} - before:  # a quantized file, where the spoilt one was good enough
+            code, output = _as_command(form)
+        if not _is_documented(code, output):
+            found.append(f"{name}, seed {seed}, case {case}: exit code {code}: {output[-300:]!r}")
+        for made in {*folder.iterdir()} - before:  # a quantized file, where the corrupted one was good enough
             made.unlink()
     (folder / form.name).write_bytes(whole)
     return found
 
 
-def _is_documented(code: int, told: str) -> bool:
-    errors = [line for line in told.splitlines() if line.startswith("error: ")]
-    others = [line for line in told.splitlines() if not line.startswith(("error: ", "note: "))]
+def _is_documented(code: int, output: str) -> bool:
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    others = [line for line in output.splitlines() if not line.startswith(("error: ", "note: "))]
     return code in DOCUMENTED and len(errors) == (code != 0) and not (code and others)
 
 
 def _warm_up(form: Format) -> None:
-    """Import what the road imports; nothing is run, so that no thread is lost in the forks."""
+    """Import what the function imports; nothing is run, so that no thread is lost in the forks."""
     import warnings
 
     warnings.simplefilter("ignore")  # as the command does

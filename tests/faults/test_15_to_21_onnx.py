@@ -47,7 +47,7 @@ def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-SPOILT: dict[str, Callable[[bytes], bytes]] = {
+CORRUPTED: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
     "cut": cut,
     "without its last byte": lambda data: data[:-1],
@@ -57,9 +57,9 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("way", SPOILT)
-def test_15_what_is_no_whole_model(commands: Commands, words: tuple[str, ...], tiny_onnx: Path, way: str) -> None:
-    write(commands, SPOILT[way](tiny_onnx.read_bytes()))
+@pytest.mark.parametrize("way", CORRUPTED)
+def test_15_an_incomplete_model(commands: Commands, words: tuple[str, ...], tiny_onnx: Path, way: str) -> None:
+    write(commands, CORRUPTED[way](tiny_onnx.read_bytes()))
     commands.refused(*words, says="bad.onnx", once=way != "cut")
 
 
@@ -148,7 +148,7 @@ def test_18_graphs_that_cannot_be_meant(commands: Commands, words: tuple[str, ..
 
 
 MEANS = "y = ReduceMean <axes = [2, 3], keepdims = 0> (m)"
-STRANGERS = {
+NOT_IMAGE_MODELS = {
     "rank": ("float[1,10] input", "float[1,10] y", "y = Mul(input, w)", "(1, 10)"),
     "two inputs": (
         "float[1,3,8,8] input, float[1,3,8,8] second",
@@ -160,11 +160,11 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_19_no_image_model_says_what_was_expected_and_found(
+@pytest.mark.parametrize("kind", NOT_IMAGE_MODELS)
+def test_19_an_error_about_another_kind_of_model_names_expected_and_found(
     commands: Commands, words: tuple[str, ...], kind: str
 ) -> None:
-    inputs, output, body, found = STRANGERS[kind]
+    inputs, output, body, found = NOT_IMAGE_MODELS[kind]
     text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({output}) <float[1] w = {{2}}> {{ {body} }}'
     write(commands, onnx.parser.parse_model(text).SerializeToString())
     commands.refused(*words, says=("(N, 3, S, S)", found), once=True)
@@ -219,7 +219,7 @@ def test_21_a_quantized_graph_is_not_quantized_again(commands: Commands, image: 
     commands.refused(*COMMANDS["quantize"], says=("bad.onnx", "quantized"))
 
 
-def test_21_a_half_precision_graph_is_no_int8(commands: Commands, image: Path) -> None:
+def test_21_a_half_precision_graph_is_not_int8(commands: Commands, image: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float16), "w")
     nodes = [

@@ -48,7 +48,7 @@ def tree(commands: Commands) -> Path:
     return root
 
 
-STRANGERS = {
+OTHER_FORMATS = {
     "28 zero bytes": (b"", "is empty"),
     "28 text": (b"no image\n", "is text"),
     "28 HTML": (b"<!DOCTYPE html><html>404</html>", "is an HTML page"),
@@ -58,9 +58,9 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_28_35_a_stranger_named_jpg(commands: Commands, model: Path, tree: Path, kind: str) -> None:
-    data, why = STRANGERS[kind]
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+def test_28_35_another_format_named_jpg(commands: Commands, model: Path, tree: Path, kind: str) -> None:
+    data, why = OTHER_FORMATS[kind]
     path = tree / "class3" / "bad.jpg"
     path.write_bytes(data)
     commands.refused("run", model, path, says=("bad.jpg", why))

@@ -39,7 +39,7 @@ ARRAYS: dict[str, tuple[Callable[[Array], Array], str]] = {
 
 
 @pytest.mark.parametrize("fault", ARRAYS)
-def test_37_arrays_that_are_no_inputs(commands: Commands, tiny_onnx: Path, fault: str) -> None:
+def test_37_arrays_that_do_not_fit_the_input(commands: Commands, tiny_onnx: Path, fault: str) -> None:
     spoil, why = ARRAYS[fault]
     bad = spoil(normalized())
     np.save("bad.npy", bad)

@@ -1,4 +1,4 @@
-"""Every file format, spoilt at random: whatever the bytes, a documented exit code and at most one line of error."""
+"""Every file format, corrupted at random: whatever the bytes, a documented exit code and at most one line of error."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_the_shares_of_the_formats_add_up() -> None:
 
 
 def test_an_undocumented_end_is_a_fault() -> None:
-    line = "error: model: a.onnx: is no ONNX file; download it again\n"
+    line = "error: model: a.onnx: is not an ONNX file; download it again\n"
     assert _is_documented(3, line)
     assert _is_documented(0, "note: untrained\n")
-    for code, told in ((1, line), (3, ""), (3, line + "Traceback"), (3, line * 2), (0, line), (-11, "")):
-        assert not _is_documented(code, told), (code, told)
+    for code, output in ((1, line), (3, ""), (3, line + "Traceback"), (3, line * 2), (0, line), (-11, "")):
+        assert not _is_documented(code, output), (code, output)

@@ -49,6 +49,6 @@ def test_codes_for_the_weights_alone_are_restored_and_computed_in_float(scale: s
     assert precisions(f"w = DequantizeLinear (c, {scale}, zi) y = Conv (x, w)") == [expected]
 
 
-def test_a_computed_weight_is_unknown_and_other_operators_are_no_layers() -> None:
+def test_a_computed_weight_is_unknown_and_other_operators_are_not_layers() -> None:
     assert precisions("w = Relu (f) y = Conv (x, w)") == ["unknown"]
     assert precisions("y = Relu (x)") == []

@@ -194,10 +194,9 @@ def test_a_weight_read_in_two_types_is_stored_in_both(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("keep_io", [True, False])
-def test_a_weight_that_a_caller_may_replace_stays_float32(precision, keep_io):
+def test_a_weight_that_a_caller_may_replace_stays_float32(precision):
     model = graph_of("y = Mul(x, w)", {"w": 1.001}, "float[1] x, float w", "float[1] y", HEADER)
-    reduced = reduce_precision(model, precision, keep_io=keep_io).model
+    reduced = reduce_precision(model, precision).model
     assert types_of(reduced)["w"] == FLOAT
     assert ("w", f"w:{precision}") in casts(reduced)
 
@@ -256,17 +255,6 @@ def test_metadata_and_the_given_model_stay_and_bf16_lifts_the_operator_set(opset
     assert reduced.ir_version >= (10 if opset < 22 and precision == "bf16" else 8)
     assert reduced.metadata_props == model.metadata_props
     assert model.SerializeToString(deterministic=True) == before
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_inputs_and_outputs_can_be_reduced(precision):
-    model = reduce_precision(_block(), precision, keep_io=False).model
-    types = types_of(model)
-    assert (types["x"], types["y"]) == (TYPES[precision], TYPES[precision])
-    assert casts(model) == []
-    mixed = reduce_precision(_block(), precision, float_nodes=["conv", "pool"], keep_io=False).model
-    assert types_of(mixed)["y"] == TYPES[precision]
-    assert useless_casts(mixed) == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 20
 FORMS = (*["initializer"] * 17, "constant", "identity", "input")
-"""How a constant is written; most are initializers. One that is an input too may be overridden, and is no constant."""
+"""How a constant is written; most are initializers. An input with an initializer can be overridden: not a constant."""
 
 ODD_NAMES = ("", "a b", "ünï/1", "x:scaled", "w.folded", "%", "0", "features.norm0", "-", "w:shifted", "c.bias")
 

@@ -3,7 +3,7 @@
     @holds_for(few=20, many=2000, text=st.text())
     def test_text_is_kept(text: str) -> None: ...
 
-Parameters that are no strategies are fixtures, set up once for all inputs. There are no deadlines: other work on the
+Parameters that are not strategies are fixtures, set up once for all inputs. There are no deadlines: other work on the
 machine says nothing about ours. A failure prints how to repeat it.
 """
 

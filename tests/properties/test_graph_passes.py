@@ -132,7 +132,7 @@ def _untouched(proto: onnx.ModelProto) -> bytes:
 
 
 def _assert_same_values(model: ir.Model, old: Arrays, new: Arrays, outputs: set[str]) -> None:
-    """Compare every tensor with the one that it is said to come from, undoing what was recorded."""
+    """Compare every tensor with the one that it is recorded to come from, undoing what was recorded."""
     changes, compared = read_tensor_changes(model.metadata_props), set()
     for name, array in new.items():
         change = changes.get(name, TensorChange(name))

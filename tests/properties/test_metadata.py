@@ -110,13 +110,13 @@ JSON = st.recursive(
 )
 
 
-@holds_for(few=200, many=20_000, manifest=MANIFESTS, key=st.integers(0, 9), spoilt=JSON | TEXTS)
-def test_a_spoilt_fact_is_refused_by_name_or_is_a_fact(manifest: Manifest, key: int, spoilt: object) -> None:
+@holds_for(few=200, many=20_000, manifest=MANIFESTS, key=st.integers(0, 9), corrupted=JSON | TEXTS)
+def test_a_corrupted_fact_is_refused_by_name_or_is_a_fact(manifest: Manifest, key: int, corrupted: object) -> None:
     import json
 
     strings = manifest.to_strings()
     name = sorted(strings)[key]
-    strings[name] = spoilt if isinstance(spoilt, str) else json.dumps(spoilt)
+    strings[name] = corrupted if isinstance(corrupted, str) else json.dumps(corrupted)
     try:
         found = Manifest.from_strings(strings)
     except ManifestError as exc:

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from densenet_deploy.errors import InputError, UnknownNameError, UsageError
-from densenet_deploy.workflows.quantize.options import QuantizeOptions
-from densenet_deploy.workflows.quantize.recipe_file import load_recipe
+from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
 from tests.properties.holds import holds_for
 
 KEYS = ["base", *(field.name.replace("_", "-") for field in fields(QuantizeOptions) if field.name != "recipe")]

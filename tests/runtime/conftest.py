@@ -9,12 +9,13 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DensenetDeployError
+from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.cudart import load_cuda
-from densenet_deploy.runtime.engine_files import sniff, write_engine
+from densenet_deploy.runtime.engine_files import sniff
 from densenet_deploy.runtime.nvidia import Gpu
-from densenet_deploy.runtime.trt import TensorRT, installed_flavours, load_tensorrt
-from tests.runtime.plans import sidecar_of
+from densenet_deploy.runtime.trt import FLAVOURS, MODULES, TensorRT, load_tensorrt
+from tests.runtime.plans import sidecar_of, write_engine
 
 PROFILE = BatchProfile(1, 2, 8)
 
@@ -31,7 +32,7 @@ def real_gpu() -> Gpu:
 @pytest.fixture(scope="session")
 def real_engine(real_gpu: Gpu, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a float32 engine of whichever TensorRT supports the GPU, batches 1 to 8."""
-    for flavour in installed_flavours():
+    for flavour in (flavour for flavour in FLAVOURS if is_installed(MODULES[flavour])):
         trt = load_tensorrt(flavour)
         plan = float32_plan(trt, tiny_onnx.read_bytes())
         header = sniff(plan)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from pathlib import Path
 from typing import Any
 
+from densenet_deploy.artifacts import sync, written_beside
 from densenet_deploy.runtime.batching import BatchProfile
-from densenet_deploy.runtime.engine_files import sniff
+from densenet_deploy.runtime.engine_files import place_engine, sniff
 from densenet_deploy.runtime.sidecar import Sidecar, TensorFacts
 
 DEFAULT_TARGETS = 0x7E  # what TensorRT-RTX 1.7.1 writes when no target is named
@@ -40,3 +42,10 @@ def sidecar_of(plan: bytes, **changes: Any) -> Sidecar:
         "platform": "linux-x86_64",
     }
     return Sidecar(**{**facts, **changes})
+
+
+def write_engine(path: Path, plan: bytes, sidecar: Sidecar) -> None:
+    with written_beside(path) as temporary:
+        temporary.write_bytes(plan)
+        sync(temporary)
+        place_engine(temporary, path, sidecar)

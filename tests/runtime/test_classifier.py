@@ -229,7 +229,7 @@ def test_a_fixed_batch_is_filled_up_and_the_filling_dropped():
 
 
 @pytest.mark.parametrize("batch", [None, 4])
-def test_no_images_are_no_predictions(batch):
+def test_no_images_give_no_predictions(batch):
     runner = running(mean_colour, input_shape=(batch, 3, 8, 8), manifest=manifest())
     assert Classifier(runner).classify_batch([]) == ()
     assert runner.sizes == []
@@ -326,7 +326,7 @@ def test_the_classifier_closes_its_runner():
         classify(image("red"))
 
 
-def test_opening_what_is_no_model_is_refused(tmp_path):
+def test_opening_a_file_that_is_not_a_model_is_refused(tmp_path):
     with pytest.raises(InputError):
         Classifier.open(tmp_path / "none.onnx")
 

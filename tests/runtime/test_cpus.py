@@ -40,7 +40,7 @@ def test_a_quota_of_one_cpu_or_less_leaves_one(tmp_path, own, files):
     assert cgroup(tmp_path, own, files) == 1
 
 
-def test_a_quota_is_told_as_it_is_and_the_smallest_of_all_groups_counts(tmp_path):
+def test_a_quota_is_not_rounded_and_the_smallest_of_all_groups_counts(tmp_path):
     cgroup(tmp_path, "0::/a\n", {"a/cpu.max": "250000 100000\n", "cpu.max": "150000 100000\n"})
     assert cpu_quota(tmp_path, tmp_path / "self") == 1.5
     assert cpu_quota(tmp_path / "nowhere", tmp_path / "self") is None

@@ -21,10 +21,9 @@ from densenet_deploy.runtime.engine_files import (
     require_version,
     same_version,
     sniff,
-    write_engine,
 )
 from densenet_deploy.runtime.sidecar import read_records, sidecar_path
-from tests.runtime.plans import plan_bytes, sidecar_of
+from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
 
 PLAN = plan_bytes()
 MANIFEST = Manifest("121", {"growth_rate": 32}, WeightsOrigin("none", "ab", 0), Preprocessing(), labels=("cat", "dög"))
@@ -271,7 +270,7 @@ def test_a_full_header_names_no_targets() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"vtrt", plan_bytes()[:35], b"PK\3\4" + bytes(60), plan_bytes(b"xtrt")])
-def test_what_is_no_plan_has_no_header(data: bytes) -> None:
+def test_bytes_that_are_not_a_plan_have_no_header(data: bytes) -> None:
     assert sniff(data) is None
     with pytest.raises(ModelFileError) as caught:
         checked_header(data, "a.engine")

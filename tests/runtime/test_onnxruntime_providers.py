@@ -129,7 +129,7 @@ def test_the_arena_is_kept_only_where_it_is_wanted(arena: bool, artifact: Artifa
 
 def test_cuda_alone_is_listed_and_the_cpu_is_off(artifact: Artifact) -> None:
     ort = RecordingOrt()
-    assert opened(ort, NvidiaOptions(), artifact).wanted == CUDA
+    assert opened(ort, NvidiaOptions(), artifact).main == CUDA
     assert ort.providers == [(CUDA, {"device_id": "1", "use_tf32": "0"})]
     assert ort.entries == STRICT
     assert ort.keywords == {"enable_fallback": False, "disabled_optimizers": None}

@@ -137,7 +137,11 @@ def test_a_module_without_values_is_refused():
     assert caught.value.subject == "Conv2d"
 
 
-def test_a_lazy_module_without_values_is_refused():
+@pytest.mark.parametrize("training", [True, False])
+def test_a_lazy_module_is_refused_until_it_has_run(training):
+    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2)).train(training)
     with pytest.raises(InputError) as caught:
-        load(nn.Sequential(nn.LazyConv2d(4, 3)), WeightsConstraint())
+        load(net)
     assert caught.value.subject == "Sequential"
+    net(torch.zeros(1, 3, 64, 64))
+    assert load(net).facts.channels == 3

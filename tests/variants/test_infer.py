@@ -66,7 +66,7 @@ def test_a_missing_layer_does_not_hide_the_variant():
         ({"classifier.weight": (0, 8)}, "classifier"),
     ],
 )
-def test_what_is_no_densenet_is_told_why(change, reason):
+def test_shapes_of_another_network_are_refused_with_the_reason(change, reason):
     shapes = {name: shape for name, shape in (shapes_of(TINY) | change).items() if shape is not None}
     with pytest.raises(CheckpointError) as caught:
         spec_from_shapes(shapes)

@@ -33,7 +33,7 @@ from densenet_deploy.workflows.build_engine import EngineReport, build_engine, d
 from densenet_deploy.workflows.build_request import BuildRequest
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import export
-from densenet_deploy.workflows.inspect.engine import inspect_engine
+from densenet_deploy.workflows.inspect.engine import InspectEngineReport, inspect_engine
 from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
@@ -489,6 +489,7 @@ def test_inspect_reads_the_engine_back(int8_builds: dict[str, EngineReport], tmp
     assert facts["runs"]["convolutions"] == {"int8": 38, "fp16": 1}
     assert facts["parameters"] == 176_122
     assert (facts["flavour"], facts["precision"]) == ("rtx", "int8")
+    assert InspectEngineReport.from_json(facts).to_json() == facts
     alone = inspect_engine(Path(shutil.copy(engine, tmp_path / "alone.engine")))
     assert alone.to_json()["runs"] == facts["runs"]
     assert alone.to_json()["parameters"] is None

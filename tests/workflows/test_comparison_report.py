@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from densenet_deploy.parity.compare import LayerComparison, compare, compare_layers
+from densenet_deploy.parity.compare import LayerComparison, compare
 from densenet_deploy.parity.gates import Gate
 from densenet_deploy.workflows.compare import WORST_LAYERS, ComparisonReport
+from tests.parity.layers import compare_layers
 
 CLEAN = np.eye(8)
 GATES = (Gate("max_abs", 0.1),)

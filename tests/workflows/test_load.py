@@ -12,10 +12,9 @@ import torch
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.model import UntrainedWeightsWarning
+from densenet_deploy.model import UntrainedWeightsWarning, untrained_note
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.load import is_checkpoint, load, open_model
-from densenet_deploy.workflows.notes import untrained_note
 from tests.conftest import TINY
 
 TEN = tuple("abcdefghij")

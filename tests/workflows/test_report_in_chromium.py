@@ -1,4 +1,4 @@
-"""The report in a browser: a phone, a reports, light and dark; nothing fetched, nothing said, sorted by keyboard."""
+"""The report in a browser: phone and desktop, light and dark; no requests, no console messages, sorting by keyboard."""
 
 from __future__ import annotations
 

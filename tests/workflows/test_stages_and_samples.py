@@ -14,7 +14,7 @@ from densenet_deploy.workflows.stages import Stages
 SMALL = Preprocessing(image_size=8, resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def test_stages_are_timed_in_order_and_told_when_they_begin():
+def test_stages_are_timed_in_order_and_announced_when_they_begin():
     heard: list[str] = []
     stages = Stages(heard.append)
     with stages("build"):
@@ -22,7 +22,7 @@ def test_stages_are_timed_in_order_and_told_when_they_begin():
     with stages("write"):
         pass
     assert list(stages.seconds) == heard == ["build", "write"]
-    assert stages.total == sum(stages.seconds.values()) >= 0
+    assert all(seconds >= 0 for seconds in stages.seconds.values())
 
 
 def test_a_stage_that_fails_lets_the_error_through():
@@ -61,7 +61,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 def test_a_stage_that_counts_its_steps_tells_how_many_of_how_many():
     heard: list[tuple[object, ...]] = []
-    stages = Stages(lambda *told: heard.append(told))
+    stages = Stages(lambda *event: heard.append(event))
     with stages("calibrate") as step:
         step(1, 3)
         step(2, None)

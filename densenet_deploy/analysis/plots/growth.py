@@ -1,22 +1,42 @@
-"""How features grow: channels and memory after every layer, as a run of the model shows them."""
+"""How the features of a DenseNet grow: channels and memory after every layer, from the shapes that a run shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.analysis.growth import GrowthStep
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import BLUE, INK, LIGHT_GREY, ORANGE, lighten_grid, new_axes, new_figure
+from densenet_deploy.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LAYER: Final = re.compile(r"denseblock(\d+)\.denselayer(\d+)")
 _FLOAT_BYTES: Final = 4
 _MIB: Final = 2**20
 _SUBTITLE: Final = "Each layer appends its channels; a transition between blocks drops some and halves height and width"
+
+
+@dataclass(frozen=True)
+class GrowthStep:
+    """The features of block number `block` (from 1) behind layer number `layer` (0: what enters the block).
+
+    `channels` of `size` by `size` pixels.
+    """
+
+    block: int
+    layer: int
+    channels: int
+    size: int
+
+    @property
+    def values(self) -> int:
+        """Numbers held for one image."""
+        return self.channels * self.size**2
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,30 @@ class GrowthData:
 
     title: str
     steps: Sequence[GrowthStep]
+
+
+def growth_steps(shapes: Mapping[str, tuple[int, ...]]) -> tuple[GrowthStep, ...]:
+    """Return the steps in execution order.
+
+    Args:
+        shapes: (C, H, W) of what was made by `conv0`, by each layer, `denseblock1.denselayer1` and so on, and by each
+            transition's convolution, `transition1`; a transition's H and W do not matter.
+
+    Raises:
+        DataError: if the shapes of a layer, or of what enters its block, are missing.
+    """
+    layers = {(int(match[1]), int(match[2])): shapes[name] for name in shapes if (match := _LAYER.fullmatch(name))}
+    if not layers:
+        raise DataError("growth", "the run shows no dense layer", "plot a DenseNet exported here")
+    steps: list[GrowthStep] = []
+    for (block, layer), (channels, size, _) in sorted(layers.items()):
+        if layer == 1:
+            source = "conv0" if block == 1 else f"transition{block - 1}"
+            if source not in shapes:
+                raise DataError("growth", f"the run does not show {source}", "plot a DenseNet exported here")
+            steps.append(GrowthStep(block, 0, shapes[source][0], size))
+        steps.append(GrowthStep(block, layer, steps[-1].channels + channels, size))
+    return tuple(steps)
 
 
 @plots.register("growth")

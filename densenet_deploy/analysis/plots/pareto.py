@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.analysis.pareto import ParetoPoint, pareto_front
+from densenet_deploy.analysis.choice import ParetoPoint, pareto_front
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import (
     BLUE,

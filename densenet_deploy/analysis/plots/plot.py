@@ -23,15 +23,6 @@ plots: Final[Registry[Draw]] = Registry("plot", "densenet_deploy.analysis.plots"
 """Name → function that draws its data as a figure."""
 
 
-def require_matplotlib() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        MissingPackageError: if not, with the command that installs it.
-    """
-    require_packages("plot", "matplotlib")
-
-
 def draw(name: str, data: object) -> Figure:
     """Return the figure called `name` of `data`, in the common style.
 
@@ -40,7 +31,7 @@ def draw(name: str, data: object) -> Figure:
         MissingPackageError: if matplotlib is not installed.
     """
     function = plots.get(name)
-    require_matplotlib()
+    require_packages("plot", "matplotlib")
     with styled():
         return function(data)
 

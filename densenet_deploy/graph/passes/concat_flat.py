@@ -18,7 +18,6 @@ class ConcatFlat(GraphPass):
     """Let every Concat along the channels read the tensors that its input Concats read."""
 
     def call(self, model: ir.Model) -> PassOutcome:
-        """Rewrite `model` in place."""
         concats = channel_concats(model.graph)
         runs = runs_of(concats)
         changed = [node for node in concats if len(runs[node.outputs[0]]) > len(node.inputs)]

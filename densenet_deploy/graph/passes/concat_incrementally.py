@@ -19,7 +19,6 @@ class ConcatIncrementally(GraphPass):
     """Let every Concat along the channels read the earlier Concat that holds most of its first tensors."""
 
     def call(self, model: ir.Model) -> PassOutcome:
-        """Rewrite `model` in place."""
         concats = channel_concats(model.graph)
         runs = runs_of(concats)
         changed, skipped = [], []

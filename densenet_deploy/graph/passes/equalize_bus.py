@@ -2,7 +2,7 @@
 
 For any d > 0, output channel c of the node that makes it is divided by d_c, and every reader multiplies it again:
 cross-layer equalization (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-https://arxiv.org/abs/1906.04721), here across the Concats of a dense block, whose readers' own scales absorb it at no
+https://arxiv.org/abs/1906.04721), here across the Concats of a dense block: the readers' own scales absorb it at no
 cost. The algebra of each operator is in `rescale.py`. d_c is the calibrated range of channel c, but at least 10⁻³ of
 the bus's largest, so that a dead channel is not amplified into noise. Afterwards every other channel has range 1.
 

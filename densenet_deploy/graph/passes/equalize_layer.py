@@ -63,7 +63,6 @@ class EqualizeLayer(NodePass[_Pair]):
         self.alpha = alpha
 
     def match(self, node: ir.Node) -> _Pair | str:
-        """Return the Conv `node` with the source of its input; see `NodePass.match`."""
         value = node.inputs[0]
         source = source_of(value)
         if isinstance(source, str):
@@ -75,7 +74,6 @@ class EqualizeLayer(NodePass[_Pair]):
         return reason or _Pair(source, node)
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
-        """Divide the source and multiply the weights; see `NodePass.rewrite`."""
         factor = self._factor(found.conv)
         divide(edit.graph, found.source, factor, edit.changes)
         unscale(edit.graph, found.conv, factor)

@@ -4,9 +4,9 @@ A convolution followed by y = γ·(x − μ)/σ + β, σ = √(var + ε), is a c
 
     W' = W · γ/σ  (per output channel),   b' = (b − μ)·γ/σ + β,
 
-computed here in float64 and rounded once. A norm that follows anything else (the Concat of a dense block), whose Conv
-has another reader, or whose numbers are not constants is skipped. The Conv's output takes the norm's name, since it now
-holds the output of the norm.
+computed here in float64 and rounded once. A norm is skipped if it follows anything else (the Concat of a dense block),
+a Conv with another reader, or one with numbers that are not constants. The Conv's output takes the norm's name, since
+it now holds the output of the norm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class FoldBatchNorm(NodePass[_Pair]):
     op_type = "BatchNormalization"
 
     def match(self, node: ir.Node) -> _Pair | str:
-        """Return the norm `node` with the Conv before it; see `NodePass.match`."""
         conv = conv_before(node)
         if isinstance(conv, str):
             return conv
@@ -50,7 +49,6 @@ class FoldBatchNorm(NodePass[_Pair]):
         return _Pair(conv, node) if reason is None else f"it {reason}"
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
-        """Put the norm into the numbers of the Conv; see `NodePass.rewrite`."""
         conv, norm = found
         numbers = weight_and_bias(conv)
         assert numbers is not None

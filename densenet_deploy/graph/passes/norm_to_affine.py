@@ -28,14 +28,12 @@ class NormToAffine(NodePass[ir.Node]):
     op_type = "BatchNormalization"
 
     def match(self, node: ir.Node) -> ir.Node | str:
-        """Return the norm `node` if it is a fixed scale and shift; see `NodePass.match`."""
         reason = why_not_affine(node)
         if reason is not None:
             return f"it {reason}"
         return "the number of axes of its input is unknown" if rank_of(node.inputs[0]) is None else node
 
     def rewrite(self, found: ir.Node, edit: Edit) -> None:
-        """Put a Mul and an Add in the place of the norm; see `NodePass.rewrite`."""
         graph, source, result = edit.graph, found.inputs[0], found.outputs[0]
         rank, name = rank_of(source), found.name or result.name
         assert rank is not None

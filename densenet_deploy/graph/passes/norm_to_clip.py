@@ -7,7 +7,7 @@ With y = s·x + t and θ = −t/s, channel by channel:
     relu(s·x + t) = relu(t)           where s = 0.
 
 A scale so small that θ is beyond 2⁹⁶ counts as zero: float32 has no s for it, or no θ, and x would have to be some 10²¹
-to matter beside t. Trained networks hold such channels, whose γ has decayed to 10⁻⁴⁰.
+to matter beside t. Trained networks hold such channels: their γ has decayed to 10⁻⁴⁰.
 
 A 1x1 convolution without padding takes s into its weights and W·t into its bias, also across an AveragePool that always
 averages whole windows, because averaging commutes with s·x + t. A clip remains before the convolution.
@@ -58,12 +58,11 @@ class _Chain:
 
 @graph_passes.register("norm-to-clip")
 class NormToClip(NodePass[_Chain]):
-    """Rewrite every BatchNormalization and ReLU whose only reader is a 1x1 convolution."""
+    """Rewrite every BatchNormalization and ReLU that only a 1x1 convolution reads."""
 
     op_type = "BatchNormalization"
 
     def match(self, node: ir.Node) -> _Chain | str:
-        """Return the norm `node` and what follows it; see `NodePass.match`."""
         reason = why_not_affine(node)
         if reason is not None:
             return f"it {reason}"
@@ -78,7 +77,6 @@ class NormToClip(NodePass[_Chain]):
         return _Chain(node, relu, pools, reader)
 
     def rewrite(self, found: _Chain, edit: Edit) -> None:
-        """Put a clip in the place of norm and ReLU, and their numbers into the Conv; see `NodePass.rewrite`."""
         scale, shift = scale_and_shift(found.norm)
         scale = np.where(np.abs(scale) * _FARTHEST < np.abs(shift), 0, scale)
         result = found.relu.outputs[0]

@@ -11,7 +11,6 @@ unpooled output no longer exists, and the pooled input is recorded as a tensor t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -34,14 +33,12 @@ class PoolBeforeConv(NodePass[_Pair]):
     op_type = "AveragePool"
 
     def match(self, node: ir.Node) -> _Pair | str:
-        """Return the pool `node` and the Conv that it reads; see `NodePass.match`."""
         conv = conv_before(node)
         if isinstance(conv, str):
             return conv
         return _why_no_mixing(conv) or _why_no_halving(node) or _Pair(conv, node)
 
     def rewrite(self, found: _Pair, edit: Edit) -> None:
-        """Let a copy of the pool read what the Conv read, and the Conv that copy; see `NodePass.rewrite`."""
         conv, pool = found
         origin = conv.inputs[0]
         assert origin is not None
@@ -67,13 +64,9 @@ def _why_no_mixing(conv: ir.Node) -> str | None:
 
 def _why_no_halving(pool: ir.Node) -> str | None:
     """Say why `pool` does not average whole squares of 2x2 pixels."""
-    wanted = (("kernel_shape", [2, 2]), ("strides", [2, 2]), ("dilations", [1, 1]))
-    if any(_ints(pool, name) != sizes for name, sizes in wanted):
+    halving = (("kernel_shape", [2, 2]), ("strides", [2, 2]), ("dilations", [1, 1]))
+    if any(list(pool.attributes.get_ints(name, (1, 1))) != sizes for name, sizes in halving):
         return "it is not 2x2 with stride 2"
     if pool.attributes.get_int("ceil_mode", 0) != 0:
         return "it rounds sizes up"
     return "it pads" if pads(pool) else None
-
-
-def _ints(node: ir.Node, name: str) -> Sequence[int]:
-    return list(node.attributes.get_ints(name, (1, 1)))

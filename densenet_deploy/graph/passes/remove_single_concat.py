@@ -14,15 +14,12 @@ class RemoveSingleConcat(NodePass[ir.Node]):
     op_type = "Concat"
 
     def concerns(self, node: ir.Node) -> bool:
-        """Whether `node` is a Concat of one input; see `NodePass.concerns`."""
         return super().concerns(node) and len(node.inputs) == 1
 
     def match(self, node: ir.Node) -> ir.Node | str:
-        """Return the Concat `node` if only nodes read it; see `NodePass.match`."""
         return "its output leaves the graph" if node.outputs[0].is_graph_output() else node
 
     def rewrite(self, found: ir.Node, edit: Edit) -> None:
-        """Remove the Concat; see `NodePass.rewrite`."""
         source = found.inputs[0]
         assert source is not None
         ir.convenience.replace_all_uses_with(found.outputs[0], source)

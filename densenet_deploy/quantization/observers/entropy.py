@@ -5,11 +5,11 @@ bins with everything above added to the last of them. Q is the same T bins befor
 each group's count then spread evenly over those of its bins that P does not leave empty. Both are normalized, and the T
 with the least KL(P‖Q) wins; of equals, the largest.
 
-Differences from that text: a threshold for every channel, not for the whole tensor; 1024 bins whose width is a power
-of two instead of 2048 fitted to the maximum; every 32nd T is tried; where 128 does not divide T the groups differ by at
+Differences from that text: a threshold for every channel, not for the whole tensor; 1024 bins as wide as a power of
+two instead of 2048 fitted to the maximum; every 32nd T is tried; where 128 does not divide T the groups differ by at
 most one bin in width, instead of leaving the rest to the last; exact zeros, which lose nothing, are left out; a T
-whose last group was empty before the addition is skipped, since its divergence is infinite. There are 128 groups for
-unsigned channels too, whose 256 levels 1024 bins could not tell apart.
+with a last group that was empty before the addition is skipped: its divergence is infinite. There are 128 groups for
+unsigned channels too: 1024 bins could not tell their 256 levels apart.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Doubles = npt.NDArray[np.float64]
 
 _SMALLEST_EXPONENT: Final = -64  # a channel below 2^-64 everywhere counts as zero
 _MOST_COUNTS: Final = 2**32 - 1
-_PORTION: Final = 64  # channels whose thresholds are found at a time: their counts fit into a cache
+_PORTION: Final = 64  # channels searched for thresholds at a time: their counts fit into a cache
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,6 @@ class PercentileObserver(HistogramObserver):
 
     def _thresholds(self, histogram: ChannelHistogram, is_signed: npt.NDArray[np.bool_]) -> Doubles:  # noqa: ARG002
         covered = histogram.counts.cumsum(axis=1, dtype=np.int64)
-        wanted = math.ceil(self._fraction * histogram.total)
-        column = (covered < wanted).sum(axis=1)
+        least = math.ceil(self._fraction * histogram.total)
+        column = (covered < least).sum(axis=1)
         return np.asarray(column * histogram.widths)

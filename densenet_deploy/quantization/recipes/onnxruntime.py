@@ -3,7 +3,7 @@
 ONNX Runtime fuses Q/DQ pairs around convolutions, but not around the norm after a Concat, and runs whatever it cannot
 fuse in float between a Dequantize and a Quantize. So nothing here depends on fusion:
 
-* Conv, with the ReLU after it, is a QLinearConv whose output has zero point 0: saturation is the ReLU.
+* Conv, with the ReLU after it, is a QLinearConv with zero point 0 of its output: saturation is the ReLU.
 * A norm (BatchNormalization, or Mul and Add), with its ReLU, is a depthwise 1x1 QLinearConv.
 * A clip (Max and Min with constants) compares quantized values; its bounds are quantized too.
 * AveragePool is a depthwise QLinearConv with equal weights; MaxPool and Concat move quantized values.
@@ -22,11 +22,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from densenet_deploy.graph.nodes import (
+    averages_whole_windows,
     channels_of,
     constant,
     new_initializer,
     only_reader,
-    pads,
     scale_and_shift,
     unused_name,
     why_not_affine,
@@ -48,7 +48,6 @@ class OnnxRuntimeRecipe(Recipe):
     stores_bus = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
-        """Rewrite `model`; see `Recipe.write`."""
         writer = _Writer(model.graph, types, options)
         written = writer.write()
         changes = TensorChanges.of(model)
@@ -58,7 +57,7 @@ class OnnxRuntimeRecipe(Recipe):
         return written
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
-        """Rewrite `model` as for OpenVINO, whose quantized values are the same."""
+        """Rewrite `model` as for OpenVINO: the quantized values are the same."""
         recipes.get("openvino")().simulate(model, types, options)
 
 
@@ -106,42 +105,41 @@ class _Writer:
 
     # -- forms of values
 
-    def _form(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
-        """Return `value` quantized as `wanted`, made from an existing form."""
+    def _form(self, value: ir.Value, target: QuantizedType) -> ir.Value:
+        """Return `value` quantized as `target`, made from an existing form."""
         forms = self._forms.setdefault(value, {})
-        if wanted not in forms:
-            forms[wanted] = self._requantized(value, forms, wanted) if forms else self._from_float(value, wanted)
-        return forms[wanted]
+        if target not in forms:
+            forms[target] = self._requantized(value, forms, target) if forms else self._from_float(value, target)
+        return forms[target]
 
-    def _native_type(self, value: ir.Value) -> QuantizedType | None:
+    def _native_type(self, value: ir.Value | None) -> QuantizedType | None:
         """Return the type in which `value` can be read without a conversion, or the one chosen for it."""
+        if value is None:
+            return None
         forms = self._forms.get(value)
         return next(iter(forms)) if forms else self._types.get(str(value.name))
 
-    def _from_float(self, value: ir.Value, wanted: QuantizedType) -> ir.Value:
-        return self._emit("QuantizeLinear", f"{value.name}:codes", [value, *self._type_inputs(value, wanted)])
+    def _from_float(self, value: ir.Value, target: QuantizedType) -> ir.Value:
+        return self._emit("QuantizeLinear", f"{value.name}:codes", [value, *self._type_inputs(value, target)])
 
-    def _requantized(self, value: ir.Value, forms: Mapping[QuantizedType, ir.Value], wanted: QuantizedType) -> ir.Value:
+    def _requantized(self, value: ir.Value, forms: Mapping[QuantizedType, ir.Value], target: QuantizedType) -> ir.Value:
         given, quantized = next(iter(forms.items()))
         channels = channels_of(value)
         if channels is None:  # so the number of weights is unknown
             inputs = [quantized, *self._type_inputs(value, given)]
             numbers = self._emit("DequantizeLinear", f"{value.name}:numbers", inputs)
-            return self._from_float(numbers, wanted)
+            return self._from_float(numbers, target)
         weights = np.ones((channels, 1, 1, 1))
-        return self._convolve(f"{value.name}:requantized", quantized, given, wanted, weights, group=channels)
+        return self._convolve(f"{value.name}:requantized", quantized, given, target, weights, group=channels)
 
     def _float(self, value: ir.Value) -> ir.Value:
         """Return the float form of `value`."""
-        if not self._forms.get(value) or value in self._floats or not self._is_replaced(value):
+        if not self._forms.get(value) or value in self._floats or value.producer() not in self._done:
             return self._floats.get(value, value)
         given, quantized = next(iter(self._forms[value].items()))
         name = f"{value.name}:float"
         self._floats[value] = self._emit("DequantizeLinear", name, [quantized, *self._type_inputs(value, given)])
         return self._floats[value]
-
-    def _is_replaced(self, value: ir.Value) -> bool:
-        return value.producer() in self._done
 
     def _read_floats(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
@@ -180,27 +178,27 @@ class _Writer:
         relu = only_reader(node.outputs[0])
         fused = relu is not None and relu.op_type == "Relu" and not relu.outputs[0].is_graph_output()
         result = relu.outputs[0] if fused and relu is not None else node.outputs[0]
-        given, wanted = self._native_type(source), self._types.get(str(result.name))
-        if given is None or wanted is None:
+        given, target = self._native_type(source), self._types.get(str(result.name))
+        if given is None or target is None:
             return False
-        if fused and wanted.zero_point != 0:  # a ReLU whose result is a segment of a bus: clamp first, requantize later
-            wanted = unsigned(wanted.scale * 127)
+        if fused and target.zero_point != 0:  # its result is a segment of a bus: clamp first, requantize later
+            target = unsigned(target.scale * 127)
         quantized = self._form(source, given)
         name = f"{result.name}:codes"
-        self._set_form(result, wanted, self._convolve(name, quantized, given, wanted, weights, bias, group, attributes))
+        self._set_form(result, target, self._convolve(name, quantized, given, target, weights, bias, group, attributes))
         self._done |= {node, relu} if fused and relu is not None else {node}
         return True
 
     def _concat(self, node: ir.Node) -> bool:
-        wanted = self._types.get(str(node.outputs[0].name))
-        if wanted is None or node.attributes.get_int("axis", 0) != 1:
+        target = self._types.get(str(node.outputs[0].name))
+        if target is None or node.attributes.get_int("axis", 0) != 1:
             return False
-        parts = [self._form(value, wanted) for value in node.inputs if value is not None]
-        return self._move(node, wanted, parts)
+        parts = [self._form(value, target) for value in node.inputs if value is not None]
+        return self._move(node, target, parts)
 
     def _clip(self, node: ir.Node) -> bool:
         source = node.inputs[0]
-        given = self._native_type(source) if source is not None else None
+        given = self._native_type(source)
         if source is None or given is None or constant(node.inputs[1]) is None:
             return False
         if self._types.get(str(source.name)) != self._types.get(str(node.outputs[0].name)):
@@ -213,20 +211,15 @@ class _Writer:
 
     def _max_pool(self, node: ir.Node) -> bool:
         source = node.inputs[0]
-        given = self._native_type(source) if source is not None else None
-        if source is None or given is None:
-            return False
-        return self._move(node, given, [self._form(source, given)])
+        given = self._native_type(source)
+        return source is not None and given is not None and self._move(node, given, [self._form(source, given)])
 
     def _average_pool(self, node: ir.Node) -> bool:
         source = node.inputs[0]
-        given = self._native_type(source) if source is not None else None
-        kernel = node.attributes.get_ints("kernel_shape", ())
-        padded = pads(node) or node.attributes.get_int("ceil_mode", 0) != 0
-        channels = channels_of(source)
-        if source is None or given is None or padded or channels is None:
+        given, channels = self._native_type(source), channels_of(source)
+        if source is None or given is None or channels is None or not averages_whole_windows(node):
             return False
-        result = node.outputs[0]
+        result, kernel = node.outputs[0], node.attributes.get_ints("kernel_shape", ())
         weights = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel))
         kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
         quantized = self._convolve(
@@ -251,7 +244,7 @@ class _Writer:
         name: str,
         quantized: ir.Value,
         given: QuantizedType,
-        wanted: QuantizedType,
+        target: QuantizedType,
         weights: Double,
         bias: Double | None = None,
         group: int = 1,
@@ -268,7 +261,7 @@ class _Writer:
             new_initializer(self._graph, f"{name}.weight", integers.values),
             new_initializer(self._graph, f"{name}.weight_scale", integers.scales),
             new_initializer(self._graph, f"{name}.weight_zero_point", np.zeros(integers.scales.shape, np.int8)),
-            *self._constants(name, "output", wanted),
+            *self._constants(name, "output", target),
             new_initializer(self._graph, f"{name}.bias", integers.bias),
         ]
         shape = ir.AttrInt64s("kernel_shape", list(weights.shape[2:]))

@@ -28,7 +28,6 @@ class OpenVINORecipe(Recipe):
     stores_bus = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
-        """Rewrite `model`; see `Recipe.write`."""
         return _Writer(model.graph, types, options).write()
 
     def simulate(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
@@ -74,7 +73,7 @@ class _Writer:
         )
 
     def _is_clip(self, node: ir.Node) -> bool:
-        """Whether `node` is a Max or a Min with a constant whose input and output have the same type."""
+        """Whether `node` is a Max or a Min with a constant, and its input and output have the same type."""
         is_clip = is_operator(node, "Max") or is_operator(node, "Min")
         is_clip = is_clip and node.name not in self._options.float_nodes and not node.outputs[0].is_graph_output()
         if not is_clip or constant(node.inputs[1]) is None:
@@ -98,7 +97,7 @@ class _Writer:
         return self._types.get(str(value.name)) if value is not None else None
 
     def _joined(self) -> list[ir.Node]:
-        """Return the Concats whose inputs and output all have known types."""
+        """Return the Concats with known types of all inputs and the output."""
         concats = (node for node in self._graph if is_operator(node, "Concat"))
         return [node for node in concats if all(map(self._type_of, (*node.inputs, *node.outputs)))]
 

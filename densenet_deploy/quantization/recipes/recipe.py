@@ -30,7 +30,7 @@ class RecipeOptions:
 
     Attributes:
         per_channel: a weight scale for each output channel, not one for all.
-        weight_bits: 8, or 7 for CPUs whose kernels for uint8 times int8 saturate.
+        weight_bits: 8, or 7 for CPUs on which uint8 times int8 saturates.
         float_nodes: names of nodes that stay float.
         quantize_bus: whether a recipe that keeps the buses of dense blocks float writes them in INT8 as well.
     """

@@ -42,7 +42,7 @@ from densenet_deploy.quantization.scales import QuantizedType, quantize_rows
 
 _STEPS: Final = 127
 _LEVELS: Final = 255
-_OLDEST_OPSET: Final = 19  # the first whose QuantizeLinear and DequantizeLinear take FP16 scales
+_OLDEST_OPSET: Final = 19  # the first with FP16 scales in QuantizeLinear and DequantizeLinear
 _SMALLEST_SCALE: Final = 2.0**-20  # 16 steps above the smallest subnormal: rounding it up costs at most 6 %
 
 
@@ -86,11 +86,11 @@ def fp16_at_least(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
     Beyond the largest FP16 number, 65504, that is infinity.
     """
-    wanted = np.maximum(np.asarray(numbers, np.float64), _SMALLEST_SCALE)
+    exact = np.maximum(np.asarray(numbers, np.float64), _SMALLEST_SCALE)
     with np.errstate(over="ignore"):
-        nearest = wanted.astype(np.float16)
+        nearest = exact.astype(np.float16)
     above = np.nextafter(nearest, np.float16(np.inf))
-    return np.where(nearest < wanted, above, nearest).astype(np.float32)
+    return np.where(nearest < exact, above, nearest).astype(np.float32)
 
 
 def symmetric_scale(given: QuantizedType) -> np.float32:
@@ -143,8 +143,8 @@ def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> N
     weights = constant(conv.inputs[1])
     assert weights is not None
     rows = weights.astype(np.float64)
-    _, wanted = quantize_rows(rows, per_channel=per_channel)
-    smallest = fp16_at_least(wanted).astype(np.float64)
+    _, exact = quantize_rows(rows, per_channel=per_channel)
+    smallest = fp16_at_least(exact).astype(np.float64)
     integers, scales = quantize_rows(rows, per_channel=per_channel, smallest=smallest)
     read_dequantized_weights(graph, conv, integers, scales, [ir.AttrInt64("axis", 0)] if per_channel else [])
 

@@ -81,7 +81,6 @@ class OnnxRuntimeRunner(Runner):
 
     @classmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Open the session; see `Runner.open`."""
         assert isinstance(source, Artifact)
         if options.precision not in (None, source.precision):
             why = f"the file holds {source.precision}, which is what ONNX Runtime runs"
@@ -92,7 +91,6 @@ class OnnxRuntimeRunner(Runner):
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
-        """Ask for version and devices; see `Runner.probe`."""
         import onnxruntime
 
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(find_gpus())
@@ -137,7 +135,7 @@ class OnnxRuntimeRunner(Runner):
         streams = 1 if config.graphs else options.nvidia.streams  # a graph has a single place for its feeds
         bound = Bindings(session, ("cuda", device.index), inputs, outputs, streams)
         super().__init__(
-            session if config.wanted == CPU else bound,
+            session if config.main == CPU else bound,
             inputs,
             outputs,
             placement,
@@ -174,7 +172,7 @@ def _session(
     config = config_for(device, options.nvidia, artifact)
     prepare(onnxruntime, config)
     session = open_session(onnxruntime, artifact, config, device, options, trace)
-    if config.wanted != CPU:
+    if config.main != CPU:
         require_coverage(config, Coverage.of(session), device)
     return session, device, config
 
@@ -224,7 +222,7 @@ def _harmful_optimizers(artifact: Artifact) -> list[str] | None:
 
 def _notes(config: ProviderConfig, session: ort.InferenceSession) -> tuple[str, ...]:
     """Return what was read back from the session of a GPU."""
-    if config.wanted == CPU:
+    if config.main == CPU:
         return ()
     nodes = str(Coverage.of(session))
     return (nodes, "CUDA graphs asked for") if config.graphs else (nodes,)
@@ -255,7 +253,7 @@ def _timed_node(event: dict[str, Any]) -> OperatorTime:
 
 
 def _model_source(artifact: Artifact) -> str | bytes:
-    """The path as text; the bytes of a file in memory, and of one whose path ONNX Runtime cannot open: not UTF-8."""
+    """The path as text; the bytes of a file in memory, or with a path that is not UTF-8, which ONNX Runtime refuses."""
     if artifact.data is not None:
         return artifact.data
     try:

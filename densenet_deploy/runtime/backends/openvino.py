@@ -49,7 +49,6 @@ class OpenVINORunner(Runner):
 
     @classmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Read and compile the model; see `Runner.open`."""
         assert isinstance(source, Artifact)
         chosen = device or Device("cpu")
         model, compiled = _compiled(source, chosen, options, {})
@@ -57,7 +56,6 @@ class OpenVINORunner(Runner):
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
-        """Ask for version and devices; see `Runner.probe`."""
         import openvino
 
         return _version(), tuple(name.lower() for name in openvino.Core().available_devices)
@@ -65,14 +63,16 @@ class OpenVINORunner(Runner):
     @classmethod
     def profile(cls, request: ProfileRequest) -> tuple[OperatorTime, ...]:
         """Read the performance counters of each call; see `Runner.profile`."""
+        import openvino as ov
+
         assert isinstance(request.source, Artifact)
         _, compiled = _compiled(request.source, request.device, request.options, {"PERF_COUNT": True})
-        device_name = compiled.get_property("EXECUTION_DEVICES")[0]
+        executed, device_name = ov.ProfilingInfo.Status.EXECUTED, compiled.get_property("EXECUTION_DEVICES")[0]
         call = compiled.create_infer_request()
         timed: list[list[OperatorTime]] = []
         for _ in range(WARM_UP_CALLS + request.calls):
             call.infer(dict(request.feeds))
-            timed.append([_timed(info, device_name) for info in call.get_profiling_info() if _was_run(info)])
+            timed.append([_timed(info, device_name) for info in call.get_profiling_info() if info.status == executed])
         return median_times(timed[WARM_UP_CALLS:])
 
     def __init__(
@@ -150,10 +150,6 @@ def _fix_batch(model: ov.Model, batch: int) -> None:
     model.reshape(shapes)
 
 
-def _was_run(info: ov.ProfilingInfo) -> bool:
-    return bool(info.status == type(info).Status.EXECUTED)
-
-
 def _timed(info: ov.ProfilingInfo, device_name: str) -> OperatorTime:
     """Read one counter; the name of the kernel ends in the type it computes in: `brgconv_avx512_1x1_f32`."""
     word = info.exec_type.rpartition("_")[2].lower()
@@ -173,8 +169,8 @@ def _device_name(core: ov.Core, device: Device) -> str:
 
 
 def _settings(device_name: str, stored: str, options: RunnerOptions) -> dict[str, Any]:
-    wanted = options.precision or (stored if stored in _HINTS else "fp32")
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[wanted]}
+    precision = options.precision or (stored if stored in _HINTS else "fp32")
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
     if device_name.startswith("CPU"):
         settings["INFERENCE_NUM_THREADS"] = options.threads or usable_cpus()
     return settings
@@ -187,7 +183,7 @@ def _arithmetic(compiled: ov.CompiledModel) -> str:
 
 
 def _tensor_specs(read: Iterable[Any], compiled: Iterable[Any], path: Path) -> tuple[TensorSpec, ...]:
-    """Use the names in the file: compiling can remove a Cast, whose tensor's name then joins that of the port."""
+    """Use the names in the file: compiling can remove a Cast, and the port then also gets the name of its tensor."""
     return tuple(_tensor_spec(port.any_name, end, path) for port, end in zip(read, compiled, strict=True))
 
 

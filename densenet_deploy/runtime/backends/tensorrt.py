@@ -61,7 +61,6 @@ class TensorRTRunner(Runner):
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
-        """Ask for version and devices; see `Runner.probe`."""
         version = load_tensorrt(cls.flavour).version
         try:
             count = load_cuda(cls.extra).device_count()

@@ -54,7 +54,6 @@ class TorchRunner(Runner):
 
     @classmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Copy the module to its device; see `Runner.open`."""
         import torch
 
         assert isinstance(source, ModuleSource)
@@ -70,7 +69,6 @@ class TorchRunner(Runner):
 
     @classmethod
     def probe(cls) -> tuple[str, tuple[str, ...]]:
-        """Ask for version and devices; see `Runner.probe`."""
         import torch
 
         return torch.__version__, ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
@@ -233,7 +231,7 @@ def _run_error(exc: Exception, array: Array) -> Exception:
 
 
 def _labelled(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of `module` whose inner modules put their names around what they do."""
+    """Return a copy of `module` in which inner modules put their names around what they do."""
     labelled = copy.deepcopy(module)
     for name, inner in labelled.named_modules():
         if name:

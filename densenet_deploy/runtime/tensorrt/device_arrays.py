@@ -4,11 +4,10 @@ CuPy, PyTorch and Numba support `__cuda_array_interface__`
 (https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html), others only DLPack; neither side has to import the
 other.
 
-A DLPack capsule holds a C struct with the place of an array, and a function to call when the array is not needed any
-more.
-There are two kinds, distinguished by name: with a version and flags (since DLPack 1.0), and without. The consumer
-renames the capsule and thereby becomes responsible for that call. Capsules are opened and made here with ctypes alone;
-see https://dmlc.github.io/dlpack/latest/ and `__dlpack__` of the array API standard.
+A DLPack capsule holds a C struct with the place of an array, and a function to call when it is no longer needed. There
+are two kinds, distinguished by name: with a version and flags (since DLPack 1.0), and without. The consumer renames the
+capsule and thereby becomes responsible for that call. Capsules are opened and made here with ctypes alone; see
+https://dmlc.github.io/dlpack/latest/ and `__dlpack__` of the array API standard.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ def _facts_of(array: object, spec: TensorSpec, device: int) -> dict[str, Any]:
 
 
 def _from_dlpack(array: Any, spec: TensorSpec, device: int) -> dict[str, Any]:
-    """Describe an array through DLPack, whose owner makes the default stream wait for work in progress."""
+    """Describe an array through DLPack: its owner makes the default stream wait for work in progress."""
     kind, index = array.__dlpack_device__()
     if int(kind) not in _GPUS or index != device:
         where = f"on cuda:{index}" if int(kind) in _GPUS else "not on a GPU"
@@ -200,22 +199,20 @@ class _Versioned(ctypes.Structure):
 
 _STRUCTS: Final[dict[bool, type[_Plain | _Versioned]]] = {False: _Plain, True: _Versioned}
 _call_deleter = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-# Prototypes of our own: those of `ctypes.pythonapi` belong to the whole process.
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
-_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-_rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
+
+
+def _capsule_function(name: str, result: Any, *arguments: Any) -> Any:
+    """Return a function of Python's C API with a prototype of our own: `ctypes.pythonapi` has one for all."""
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+
+
+_is_valid = _capsule_function("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+_pointer = _capsule_function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+_rename = _capsule_function("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+_new = _capsule_function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 # A destructor gets a capsule that nothing refers to any more: an address, which must not become an object again.
-_dying_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi)
-)
-_dying_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
+_dying_is_valid = _capsule_function("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_dying_pointer = _capsule_function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
 
 @dataclass(frozen=True)
@@ -326,7 +323,7 @@ def _end_loan(address: int) -> None:
 
 
 def _destroy(capsule: int) -> None:
-    """Release an array whose capsule was never opened."""
+    """Release the array of a capsule that was never opened."""
     for name in _NAMES.values():
         if _dying_is_valid(capsule, name):
             _lent.pop(_dying_pointer(capsule, name), None)

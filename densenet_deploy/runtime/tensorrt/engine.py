@@ -104,8 +104,8 @@ def refusal(trt: TensorRT, subject: object, what: str, fix: str) -> DensenetDepl
 
 def _specs(native: Any, module: Any, mode: str, plan: Plan) -> tuple[TensorSpec, ...]:
     names = [native.get_tensor_name(index) for index in range(native.num_io_tensors)]
-    wanted = getattr(module.TensorIOMode, mode)
-    return tuple(_spec(native, module, name, plan) for name in names if native.get_tensor_mode(name) == wanted)
+    direction = getattr(module.TensorIOMode, mode)
+    return tuple(_spec(native, module, name, plan) for name in names if native.get_tensor_mode(name) == direction)
 
 
 def _spec(native: Any, module: Any, name: str, plan: Plan) -> TensorSpec:

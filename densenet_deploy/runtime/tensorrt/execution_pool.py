@@ -39,7 +39,7 @@ _WARM_RUNS: Final = 2  # the second records a graph
 class ExecutionPool:
     """The execution contexts of one engine: at most `options.streams`, each used by one thread at a time.
 
-    A thread gets the slot whose state suits its batch, if there is one.
+    A thread gets a slot that is set to its batch, if there is one.
     """
 
     def __init__(self, engine: Engine, plan: Plan, options: NvidiaOptions) -> None:
@@ -231,8 +231,8 @@ class ExecutionSlot:
             return
         self._forget()
         self._buffers, self._capacity = (), 0  # the old ones are freed first
-        kind = _SharedBuffer if self._shares_memory else _CopiedBuffer
-        self._buffers = tuple(kind(self._cuda, spec, batch) for spec in self._engine.specs)
+        shared = self._shares_memory
+        self._buffers = tuple(_Buffer(self._cuda, spec, batch, shared=shared) for spec in self._engine.specs)
         self._capacity = batch
 
     def _set_state(self, state: ContextState) -> None:
@@ -309,15 +309,24 @@ class ExecutionSlot:
 
 
 class _Buffer:
-    """Memory for `batch` samples of one tensor: at `address` for the GPU, in `rows` for the CPU."""
+    """Memory for `batch` samples of one tensor: at `address` for the GPU, in `rows` for the CPU.
 
-    address: int
+    If CPU and GPU share one memory, both are the same bytes; otherwise the CPU's are pinned and copied.
+    """
 
-    def __init__(self, cuda: Cuda, spec: TensorSpec, batch: int, *, mapped: bool) -> None:
+    def __init__(self, cuda: Cuda, spec: TensorSpec, batch: int, *, shared: bool) -> None:
+        shape = _shape(spec, batch)
         self.spec = spec
-        self._sample_bytes = math.prod(size or 1 for size in spec.shape[1:]) * spec.dtype.itemsize
-        self._host = PinnedMemory(cuda, batch * self._sample_bytes, mapped=mapped)
-        self._rows = self._host.bytes.view(spec.dtype).reshape(batch, *(size or 1 for size in spec.shape[1:]))
+        self._sample_bytes = math.prod(shape[1:]) * spec.dtype.itemsize
+        self._host = PinnedMemory(cuda, batch * self._sample_bytes, mapped=shared)
+        self._device = None if shared else DeviceMemory(cuda, self._host.size)
+        self._rows = self._host.bytes.view(spec.dtype).reshape(shape)
+
+    @property
+    def address(self) -> int:
+        address = self._host.device_address if self._device is None else self._device.address
+        assert address is not None
+        return address
 
     def rows(self, count: int) -> Array:
         """The first `count` samples, on the CPU."""
@@ -325,33 +334,13 @@ class _Buffer:
 
     def upload(self, stream: Stream, batch: int) -> None:
         """Queue the copy of `batch` samples to the GPU."""
+        if self._device is not None:
+            stream.copy_in(self._device, self._host, batch * self._sample_bytes)
 
     def download(self, stream: Stream, batch: int) -> None:
         """Queue the copy of `batch` samples back."""
-
-
-class _SharedBuffer(_Buffer):
-    """Memory that CPU and GPU share."""
-
-    def __init__(self, cuda: Cuda, spec: TensorSpec, batch: int) -> None:
-        super().__init__(cuda, spec, batch, mapped=True)
-        assert self._host.device_address is not None
-        self.address = self._host.device_address
-
-
-class _CopiedBuffer(_Buffer):
-    """Pinned memory, and as much memory on the GPU."""
-
-    def __init__(self, cuda: Cuda, spec: TensorSpec, batch: int) -> None:
-        super().__init__(cuda, spec, batch, mapped=False)
-        self._device = DeviceMemory(cuda, self._host.size)
-        self.address = self._device.address
-
-    def upload(self, stream: Stream, batch: int) -> None:
-        stream.copy_in(self._device, self._host, batch * self._sample_bytes)
-
-    def download(self, stream: Stream, batch: int) -> None:
-        stream.copy_out(self._host, self._device, batch * self._sample_bytes)
+        if self._device is not None:
+            stream.copy_out(self._host, self._device, batch * self._sample_bytes)
 
 
 def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
@@ -377,9 +366,9 @@ def _profile_of(engine: Engine, batch: int) -> int:
 
 
 def _check_names(engine: Engine, feeds: Mapping[str, object], outputs: Mapping[str, object]) -> None:
-    wanted = [spec.name for spec in engine.inputs]
-    if feeds.keys() != set(wanted):
-        raise FeedError(", ".join(feeds) or "nothing", "was fed", f"feed exactly: {', '.join(wanted)}")
+    expected = [spec.name for spec in engine.inputs]
+    if feeds.keys() != set(expected):
+        raise FeedError(", ".join(feeds) or "nothing", "was fed", f"feed exactly: {', '.join(expected)}")
     known = [spec.name for spec in engine.outputs]
     if unknown := outputs.keys() - set(known):
         raise FeedError(", ".join(sorted(unknown)), "is not an output", f"outputs are: {', '.join(known)}")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
-from densenet_deploy.analysis.pareto import ParetoPoint
+from densenet_deploy.analysis.choice import ParetoPoint
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, rendered
@@ -15,7 +15,7 @@ from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.workflows.html_report.decide import entries_of
 from densenet_deploy.workflows.html_report.load import Material, ModelSummary, is_same_trial
 from densenet_deploy.workflows.html_report.page import Block, Figure, Remarks
-from densenet_deploy.workflows.plot.data import PlotRequest, gather
+from densenet_deploy.workflows.plot.plot import PlotRequest, gather
 from densenet_deploy.workflows.plot.points import point_label
 
 _PARETO_CAPTION: Final = (

@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of, write_file
 from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.errors import MissingPackageError, UsageError, printable
+from densenet_deploy.graph.layer_precision import LayerPrecision
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.onnx_envelope import external_files
@@ -120,15 +121,6 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class LayerLine:
-    """A layer, its operator, and the precision that it computes in."""
-
-    name: str
-    operator: str
-    precision: str
-
-
-@dataclass(frozen=True)
 class ModelSummary:
     """A model of the page.
 
@@ -144,7 +136,7 @@ class ModelSummary:
     precision: str
     files: tuple[FileFacts, ...]
     manifest: Manifest | None = None
-    layers: tuple[LayerLine, ...] = ()
+    layers: tuple[LayerPrecision, ...] = ()
     evidence: str = ""
     architecture: InspectReport | None = None
     notes: tuple[str, ...] = ()
@@ -264,12 +256,7 @@ def _summaries(sources: ReportSources, folder: Path) -> tuple[ModelSummary, ...]
     repeated = [name for name, count in Counter(sources.names).items() if count > 1]
     if repeated:  # reports could not tell them apart
         raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
-    models = sources.models
-    is_held = (isinstance(model, Model) and model.path is None for model in models)
-    return tuple(
-        _in_memory(model, folder) if held and isinstance(model, Model) else _on_disk(model)
-        for model, held in zip(models, is_held, strict=True)
-    )
+    return tuple(_summary(model, folder) for model in sources.models)
 
 
 def _file_of(model: StrPath | Model) -> Path:
@@ -278,13 +265,12 @@ def _file_of(model: StrPath | Model) -> Path:
     return model.path or Path(f"{model.name}.onnx")
 
 
-def _on_disk(model: StrPath | Model) -> ModelSummary:
-    summary = _look(_file_of(model))
-    return dataclasses.replace(summary, alias=model.name) if isinstance(model, Model) else summary
-
-
-def _in_memory(model: Model, folder: Path) -> ModelSummary:
-    """The facts of a model that has no file: it is written to `folder`, but shown by its name."""
+def _summary(model: StrPath | Model, folder: Path) -> ModelSummary:
+    """The facts of a model; one that has no file is written to `folder`, but shown by its name."""
+    if not isinstance(model, Model):
+        return _look(Path(model))
+    if model.path is not None:
+        return dataclasses.replace(_look(model.path), alias=model.name)
     path = folder / _file_of(model).name
     write_file(path, model.to_bytes())
     summary = _look(path)
@@ -308,23 +294,21 @@ def _look(path: Path) -> ModelSummary:
     except MissingPackageError as exc:
         why = printable(exc)
         return ModelSummary(artifact.kind, artifact.precision, files, artifact.manifest, evidence=why, notes=(why,))
-    layers = tuple(LayerLine(layer.name, layer.operator, layer.precision) for layer in report.layers)
-    evidence = "read from the graph" if layers else "PyTorch computes in the type of the weights"
+    evidence = "read from the graph" if report.layers else "PyTorch computes in the type of the weights"
     architecture = report if report.activation_memory is not None else None
     return ModelSummary(
-        artifact.kind, report.precision, files, report.manifest, layers, evidence, architecture, report.notes
+        artifact.kind, report.precision, files, report.manifest, report.layers, evidence, architecture, report.notes
     )
 
 
 def _engine_facts(path: Path, files: tuple[FileFacts, ...]) -> ModelSummary:
     report = inspect_engine(path)
-    facts = report.plan.sidecar
     return ModelSummary(
         "engine",
-        "unknown" if facts is None else facts.precision,
+        report.precision,
         files,
-        None if facts is None else facts.manifest,
-        tuple(LayerLine(conv.name, "convolution", conv.precision) for conv in report.runs.convolutions),
+        report.manifest,
+        tuple(LayerPrecision(conv.name, "convolution", conv.precision) for conv in report.convolutions),
         f"read back from the engine ({report.runs.source})",
         report.architecture,
         report.notes,

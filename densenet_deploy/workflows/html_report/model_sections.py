@@ -12,11 +12,7 @@ from densenet_deploy.parity.compare import Parity
 from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.html_report.decide import file_of
 from densenet_deploy.workflows.html_report.figures import Figures
-from densenet_deploy.workflows.html_report.load import (
-    FileFacts,
-    Material,
-    ModelSummary,
-)
+from densenet_deploy.workflows.html_report.load import FileFacts, Material, ModelSummary
 from densenet_deploy.workflows.html_report.page import (
     Block,
     Cell,

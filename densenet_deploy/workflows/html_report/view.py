@@ -10,16 +10,10 @@ from typing import Any, Final
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.workflows.benchmark import BenchmarkReport
-from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
+from densenet_deploy.workflows.evaluate import EvaluateReport
 from densenet_deploy.workflows.html_report.decide import Decision, runs_on
 from densenet_deploy.workflows.html_report.figures import Figures
-from densenet_deploy.workflows.html_report.load import (
-    Loaded,
-    Material,
-    ReportSources,
-    is_same_trial,
-)
+from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources, is_same_trial
 from densenet_deploy.workflows.html_report.model_sections import (
     calibration_section,
     network_section,
@@ -75,13 +69,11 @@ def page_of(material: Material, decision: Decision, out: Path, description: str,
 def _headline(decision: Decision) -> Headline:
     if not decision.model:
         return Headline("No model to recommend yet", "", decision.reasons, (), decision.cautions)
-    if decision.path is None:  # no command could be run with it here
-        return Headline("Ship", decision.model, decision.reasons, _numbers(decision), decision.cautions)
-    backend = ["--backend", decision.backend] if decision.backend else []
-    command = shlex.join([PROGRAM, "run", str(decision.path), *backend])
-    return Headline(
-        "Ship", decision.model, decision.reasons, _numbers(decision), decision.cautions, [f"{command} IMAGE"]
-    )
+    commands = []
+    if decision.path is not None:  # otherwise no command could be run with it here
+        backend = ["--backend", decision.backend] if decision.backend else []
+        commands.append(f"{shlex.join([PROGRAM, 'run', str(decision.path), *backend])} IMAGE")
+    return Headline("Ship", decision.model, decision.reasons, _numbers(decision), decision.cautions, commands)
 
 
 def _numbers(decision: Decision) -> list[tuple[str, str, str]]:
@@ -150,10 +142,10 @@ def _latency(material: Material) -> Section:
         for scenario, batch in dict.fromkeys((result.scenario, result.batch) for result in found):
             results = [result for result in found if (result.scenario, result.batch) == (scenario, batch)]
             blocks.append(_latencies(f"{scenario}, batch {batch} ({benchmark.name})", results, material))
-        blocks += [*_machine(benchmark, material), *remarks(_notes(benchmark.report))]
-    return Section(
-        "latency", "Latency", lead, blocks or [made_by("benchmark", *(model.path for model in material.models))]
-    )
+        notes = [*(f"failed: {one}" for one in benchmark.report.failed), *benchmark.report.notes]
+        blocks += [*_machine(benchmark, material), *remarks(notes)]
+    blocks = blocks or [made_by("benchmark", *(model.path for model in material.models))]
+    return Section("latency", "Latency", lead, blocks)
 
 
 def _latencies(caption: str, results: Sequence[Measurement], material: Material) -> Table:
@@ -191,10 +183,6 @@ def _place(result: Measurement) -> str:
     streams = "" if result.streams == 1 else f"{result.streams} streams"
     device = "" if result.device == "cpu" else result.device
     return ", ".join(filter(None, (result.backend, device, streams, threads)))
-
-
-def _notes(report: BenchmarkReport) -> list[str]:
-    return [*(f"failed: {one}" for one in report.failed), *report.notes]
 
 
 def _machine(run: Loaded[Any], material: Material) -> list[Block]:
@@ -286,13 +274,17 @@ def _tuned_accuracy(tuning: Loaded[TuneReport], trials: Sequence[TrialResult]) -
 
 def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
     """The weakest classes and the most frequent confusions of every model, folded."""
-    weak = [(one.model, part) for one in found for part in _weakest(one)]
+    weak = [
+        (one.model, part)
+        for one in found
+        for part in sorted((p for p in one.classes if p.right < p.count), key=lambda p: p.top1)[:_WORST]
+    ]
     wrong = [(one.model, *mistake) for one in found for mistake in _confusions(one)]
     caption, blocks = f"At most {_WORST} per model", list[Block]()
     if weak:
         columns: dict[str, Callable[..., Cell]] = {
             "model": lambda row: file_cell(row[0]),
-            "class": lambda row: text_cell(_class_name(row[1].label, row[1].index)),
+            "class": lambda row: text_cell(row[1].label or f"class {row[1].index}"),
             "top-1": lambda row: number_cell(row[1].top1, percent),
             "images": lambda row: number_cell(row[1].count),
         }
@@ -308,26 +300,15 @@ def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
     return blocks
 
 
-def _weakest(report: EvaluateReport) -> list[ClassResult]:
-    return sorted((one for one in report.classes if one.right < one.count), key=lambda one: one.top1)[:_WORST]
-
-
 def _confusions(report: EvaluateReport) -> list[tuple[str, str, int]]:
     """Class, predicted class and how often, the most frequent first."""
     labels = {one.index: one.label for one in report.classes} | dict(enumerate(report.labels))
     wrong = sorted((one for one in report.confusion if one.truth != one.predicted), key=lambda one: -one.count)
-    return [
-        (
-            _class_name(labels.get(one.truth), one.truth),
-            _class_name(labels.get(one.predicted), one.predicted),
-            one.count,
-        )
-        for one in wrong[:_WORST]
-    ]
 
+    def name(index: int) -> str:
+        return labels.get(index) or f"class {index}"
 
-def _class_name(label: str | None, index: int) -> str:
-    return label or f"class {index}"
+    return [(name(one.truth), name(one.predicted), one.count) for one in wrong[:_WORST]]
 
 
 def _reproduce(material: Material, out: Path) -> Section:
@@ -335,10 +316,9 @@ def _reproduce(material: Material, out: Path) -> Section:
     recorded = [line for loaded in material.reports if (line := _recorded(loaded))]
     chosen = [loaded.report.chosen for loaded in material.tunings]
     recorded += [trial.command for trial in chosen if trial is not None]
-    blocks = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
-    return Section(
-        "reproduce", "Reproduce", lead, [*blocks, Commands([_own_command(material.sources, out)], "This page.")]
-    )
+    blocks: list[Block] = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
+    blocks.append(Commands([_own_command(material.sources, out)], "This page."))
+    return Section("reproduce", "Reproduce", lead, blocks)
 
 
 def _recorded(loaded: Loaded[Any]) -> str:

@@ -2,65 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
-from densenet_deploy.engines.precision import EnginePrecision, precision_of
+from densenet_deploy.engines.precision import EngineConvolution, PrecisionSummary, precision_of
 from densenet_deploy.errors import printable
-from densenet_deploy.records import to_plain
-from densenet_deploy.reports import Report
-from densenet_deploy.runtime.engine_files import Plan, read_plan
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.model import untrained_note
+from densenet_deploy.reports import Report, line, mib
+from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_spec
-from densenet_deploy.workflows.notes import untrained_note
 
 _NO_SIDECAR: Final = "no sidecar: only what the engine itself says is known, and its origin is not"
 
 
+@dataclass(frozen=True)
+class EngineTensor:
+    """Name and shape of an input or output; a dimension of None is the profile's."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectEngineReport(Report):
-    """An engine with its facts, what runs in which precision, and what its architecture costs, where that is known."""
+    """An engine with its facts, what runs in which precision, and what its architecture costs, where that is known.
+
+    Attributes:
+        precision: that was asked for; `unknown` without a sidecar, which also knows what follows `targets`.
+        runs: what its convolutions run in, read back from the engine.
+        profiles: least, optimal and largest batch of each profile.
+        architecture: its costs; in the JSON beside the other keys.
+        convolutions, manifest: of the engine; not in the JSON.
+    """
 
     kind: ClassVar[str] = "inspect"
 
-    plan: Plan
-    runs: EnginePrecision
-    architecture: InspectReport | None = None
+    model: str
+    precision: str = "unknown"
+    runs: PrecisionSummary
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    profiles: tuple[tuple[int, int, int], ...] = ()
+    inputs: tuple[EngineTensor, ...] = ()
+    outputs: tuple[EngineTensor, ...] = ()
+    gpu: str | None = None
+    onnx_sha256: str | None = None
+    bytes: int
+    architecture: InspectReport | None = field(default=None, metadata={"json": False})
+    convolutions: tuple[EngineConvolution, ...] = field(default=(), metadata={"json": False})
+    manifest: Manifest | None = field(default=None, metadata={"json": False})
 
     def to_json(self) -> dict[str, Any]:
         """Return the report with plain types."""
-        header, facts = self.plan.header, self.plan.sidecar
-        costs: dict[str, Any] = {"parameters": None, "macs": None, "blocks": []}
-        return {
-            **(costs if self.architecture is None else self.architecture.to_json()),
-            "model": str(self.plan.path),
-            "precision": "unknown" if facts is None else facts.precision,
-            "runs": to_plain(self.runs.summary()),
-            "flavour": header.flavour,
-            "version": header.version if facts is None else facts.version,
-            "targets": list(header.targets if facts is None else facts.targets),
-            "profiles": [] if facts is None else [[b.min, b.opt, b.max] for b in facts.profiles],
-            "inputs": [] if facts is None else [{"name": t.name, "shape": list(t.shape)} for t in facts.inputs],
-            "outputs": [] if facts is None else [{"name": t.name, "shape": list(t.shape)} for t in facts.outputs],
-            "gpu": None if facts is None else facts.gpu,
-            "onnx_sha256": None if facts is None else facts.onnx_sha256,
-            "bytes": len(self.plan.data),
-            "notes": list(self.notes),
-            **({"argv": list(self.argv)} if self.argv else {}),
-        }
+        unknown: dict[str, Any] = {"parameters": None, "macs": None, "blocks": []}
+        return {**(unknown if self.architecture is None else self.architecture.to_json()), **super().to_json()}
+
+    @classmethod
+    def from_json(cls, facts: object, origin: object = "report") -> Self:
+        """Read what `to_json` returned; errors as for every report."""
+        report = super().from_json(facts, origin)
+        is_known = isinstance(facts, Mapping) and facts.get("parameters") is not None
+        return dataclasses.replace(report, architecture=InspectReport.from_json(facts, origin) if is_known else None)
 
     def to_text(self) -> str:
         """Return lines for people."""
-        header, facts = self.plan.header, self.plan.sidecar
-        targets = ", ".join(header.targets if facts is None else facts.targets) or "unknown GPUs"
-        lines = [
-            f"{printable(self.plan.path)}: {len(self.plan.data) / 2**20:.1f} MiB, {header.flavour} {header.version}",
-            f"built for   {targets}",
-        ]
-        if facts is not None:
-            batches = ", ".join(f"{b.min}/{b.opt}/{b.max}" for b in facts.profiles)
-            lines += [f"batches     {batches} (min/opt/max)", f"asked       {facts.precision}"]
-        lines.append(f"runs        convolutions: {self.runs.summary()}")
+        title = f"{printable(self.model)}: {mib(self.bytes)}, {self.flavour} {self.version}"
+        lines = [title, line("built for", ", ".join(self.targets) or "unknown GPUs")]
+        if self.profiles:
+            batches = ", ".join("/".join(map(str, profile)) for profile in self.profiles)
+            lines += [line("batches", f"{batches} (min/opt/max)"), line("asked", self.precision)]
+        lines.append(line("runs", f"convolutions: {self.runs}"))
         return "\n".join(lines if self.architecture is None else [*lines, "", self.architecture.to_text()])
 
 
@@ -71,11 +87,32 @@ def inspect_engine(path: Path, batch: int = 1) -> InspectEngineReport:
         ModelFileError: if it is not an engine, or not the one that its sidecar describes.
         ManifestError: if its sidecar cannot be read.
     """
-    options = InspectOptions(batch=batch)
-    plan = read_plan(path, trust_engine=True)  # it is read as text, not loaded
-    if plan.sidecar is None:
-        return InspectEngineReport(plan=plan, runs=precision_of(plan), notes=(_NO_SIDECAR,))
-    manifest = plan.sidecar.manifest
-    architecture = None if manifest is None else inspect_spec(str(path), plan.sidecar.precision, manifest, options)
-    notes = untrained_note(manifest)
-    return InspectEngineReport(plan=plan, runs=precision_of(plan), architecture=architecture, notes=notes)
+    engine = read_plan(path, trust_engine=True)  # it is read as text, not loaded
+    runs, sidecar, header = precision_of(engine), engine.sidecar, engine.header
+    report = InspectEngineReport(
+        model=str(path),
+        runs=runs.summary(),
+        flavour=header.flavour,
+        version=header.version,
+        targets=header.targets,
+        bytes=len(engine.data),
+        convolutions=tuple(runs.convolutions),
+        notes=(_NO_SIDECAR,),
+    )
+    if sidecar is None:
+        return report
+    manifest, options = sidecar.manifest, InspectOptions(batch=batch)
+    return dataclasses.replace(
+        report,
+        precision=sidecar.precision,
+        version=sidecar.version,
+        targets=sidecar.targets,
+        profiles=tuple((batches.min, batches.opt, batches.max) for batches in sidecar.profiles),
+        inputs=tuple(EngineTensor(tensor.name, tensor.shape) for tensor in sidecar.inputs),
+        outputs=tuple(EngineTensor(tensor.name, tensor.shape) for tensor in sidecar.outputs),
+        gpu=sidecar.gpu,
+        onnx_sha256=sidecar.onnx_sha256,
+        architecture=None if manifest is None else inspect_spec(str(path), sidecar.precision, manifest, options),
+        manifest=manifest,
+        notes=untrained_note(manifest),
+    )

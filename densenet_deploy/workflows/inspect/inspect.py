@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.analysis.cost import BlockCost, LayerCost, ModelCost, model_cost, network_part
 from densenet_deploy.analysis.memory import ActivationMemory, TrainingMemory, activation_memory, training_memory
@@ -18,19 +18,14 @@ from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, pr
 from densenet_deploy.facts import Architecture
 from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
 from densenet_deploy.manifest import Manifest
-from densenet_deploy.model import Model
+from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, mib, table
 from densenet_deploy.variants import is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
-from densenet_deploy.workflows.inspect.operator_profile import (
-    OperatorProfile,
-    ProfileOptions,
-    profile_model,
-)
+from densenet_deploy.workflows.inspect.operator_profile import OperatorProfile, ProfileOptions, profile_model
 from densenet_deploy.workflows.load import LoadOptions, load
-from densenet_deploy.workflows.notes import untrained_note
 
 if TYPE_CHECKING:
     from densenet_deploy.workflows.inspect.engine import InspectEngineReport
@@ -162,15 +157,19 @@ class InspectReport(Report):
         return lines
 
 
-def inspect(source: Any, options: InspectOptions | None = None) -> InspectReport | InspectEngineReport:
+def inspect(
+    source: Any = None, options: InspectOptions | None = None, **stated: Unpack[LoadOptions]
+) -> InspectReport | InspectEngineReport:
     """Inspect a model: what it holds, costs and computes in.
 
     >>> inspect("121").parameters
     7978856
 
     Args:
-        source: the name of a variant, the path of an engine, or whatever `load` takes.
+        source: the name of a variant, the path of an engine, or whatever `load` takes; None is the `variant` or the
+            `architecture` that is stated, or DenseNet-121.
         options: what to inspect.
+        **stated: facts about the source; see `load`.
 
     Raises:
         UsageError: if the name or an option is invalid.
@@ -179,10 +178,11 @@ def inspect(source: Any, options: InspectOptions | None = None) -> InspectReport
         BackendError: if the backend for the profile cannot be used.
     """
     options = options or InspectOptions()
-    if isinstance(source, str) and is_variant(source):
-        return inspect_variant(source, options=options)
-    if not isinstance(source, (str, os.PathLike)):
-        return _of_model(load(source), options)
+    is_named = source is None or (isinstance(source, str) and is_variant(source))
+    if is_named and stated.keys() <= ({"architecture", "variant"} if source is None else {"architecture"}):
+        return inspect_variant(source or stated.get("variant"), stated.get("architecture"), options)
+    if stated or not isinstance(source, (str, os.PathLike)):
+        return _of_model(load(source, **stated), options)
     if Path(source).suffix.lower() != ".engine":
         return inspect_file(source, options)
     from densenet_deploy.workflows.inspect.engine import inspect_engine
@@ -230,15 +230,6 @@ def inspect_file(path: StrPath, options: InspectOptions | None = None) -> Inspec
     return _of_model(model if is_onnx else load(path).replaced(name=str(path)), options or InspectOptions())
 
 
-def inspect_spec(name: str, precision: str, manifest: Manifest, options: InspectOptions | None = None) -> InspectReport:
-    """Inspect the architecture that `manifest` describes, running in `precision`.
-
-    Raises:
-        ManifestError: if its numbers do not make a network for its image size.
-    """
-    return _of_manifest(name, precision, manifest, manifest.preprocessing.image_size, options or InspectOptions())
-
-
 def _of_model(model: Model, options: InspectOptions) -> InspectReport:
     report = (_of_graph if model.is_onnx else _of_module)(model, options).described(model.manifest, model.notes)
     if options.profile is None:
@@ -258,11 +249,7 @@ def _of_module(model: Model, options: InspectOptions) -> InspectReport:
     parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size)
     network = BlockCost("network", (LayerCost(model.name, parameters, macs, ()),))
     return InspectReport(
-        model=model.name,
-        precision=options.precision or "fp32",
-        image_size=size,
-        batch=options.batch,
-        blocks=(network,),
+        model=model.name, precision=options.precision or "fp32", image_size=size, batch=options.batch, blocks=(network,)
     )
 
 
@@ -286,7 +273,7 @@ def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
             blocks=cost.blocks,
             layers=layers,
         )
-    report = _of_manifest(model.name, model.precision, model.manifest, size, options)
+    report = inspect_spec(model.name, model.precision, model.manifest, options, size)
     return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
@@ -305,9 +292,15 @@ def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOpt
     )
 
 
-def _of_manifest(
-    name: str, precision: str, manifest: Manifest, image_size: int, options: InspectOptions
+def inspect_spec(
+    name: str, precision: str, manifest: Manifest, options: InspectOptions, image_size: int | None = None
 ) -> InspectReport:
+    """Inspect the architecture that `manifest` describes, running in `precision`.
+
+    Raises:
+        ManifestError: if its numbers do not make a network for the image size.
+    """
+    image_size = image_size or manifest.preprocessing.image_size
     spec = DenseNetSpec.from_facts(manifest.spec)
     if image_size < spec.smallest_image_size:
         why = f"does not make a network for {image_size} pixels"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from densenet_deploy.analysis.accuracy import PUBLISHED, Published
 from densenet_deploy.analysis.cost import BlockCost, ModelCost, model_cost
 from densenet_deploy.analysis.memory import activation_memory
-from densenet_deploy.analysis.published import PUBLISHED, Published
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.options import require_range
@@ -159,6 +159,7 @@ class SweepReport(Report):
 def _row(point: SweepPoint) -> list[str]:
     sizes = (point.activation_bytes, point.bus_bytes, point.training_bytes)
     interval, published = point.latency_interval_ms, point.published
+    top5 = "-" if published is None or published.top5 is None else f"{published.top5:.2%}"
     return [
         point.value or point.name,
         f"{point.parameters:,}",
@@ -166,12 +167,8 @@ def _row(point: SweepPoint) -> list[str]:
         *("-" if size is None else f"{size / 2**20:.2f}" for size in sizes),
         "-" if point.latency_ms is None else f"{point.latency_ms:.2f}",
         "-" if interval is None else f"{interval[0]:.2f}-{interval[1]:.2f}",
-        "-" if published is None else f"{published.top1:.2%} / {_percent(published.top5)}",
+        "-" if published is None else f"{published.top1:.2%} / {top5}",
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
 
 
 @dataclass(frozen=True)
@@ -202,10 +199,8 @@ def run_sweep(sweep: Sweep, base: DenseNetSpec, options: SweepOptions | None = N
     size = options.image_size or variant_for(base).preprocessing.image_size
     for spec in (base, *specs.values()):
         require_range("image-size", size, spec.smallest_image_size, 8192)
-    networks: dict[str, DenseNetSpec | str] = {
-        **specs,
-        **({name: name for name in RESNETS} if base.stem == "imagenet" else {}),
-    }
+    others = {name: name for name in RESNETS} if base.stem == "imagenet" else {}
+    networks: dict[str, DenseNetSpec | str] = {**specs, **others}
     points = {name: _point(name, network, size, options.batch) for name, network in networks.items()}
     if options.measure:
         points = _measured(points, networks, size, options)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from densenet_deploy.analysis.pareto import ParetoPoint
+from densenet_deploy.analysis.choice import ParetoPoint
 from densenet_deploy.errors import DataError, printable
 from densenet_deploy.reports import Report
 

@@ -128,8 +128,8 @@ def layers_for_accuracy(trials: Trials, options: QuantizeOptions, calibration: A
         least = trials.float_top1(calibration) - options.max_drop / 100
         found = find_float_layers(trials.layers, trials.noise, lambda names: trials.top1(names, calibration) >= least)
     else:
-        wanted = options.min_sqnr or 0.0
-        found = find_float_layers(trials.layers, trials.noise, lambda names: trials.sqnr_db(names) >= wanted)
+        least = options.min_sqnr or 0.0
+        found = find_float_layers(trials.layers, trials.noise, lambda names: trials.sqnr_db(names) >= least)
     if not found.satisfied:
         raise GateError("INT8", "misses --max-drop or --min-sqnr even with every layer float", "ask for less")
     return found

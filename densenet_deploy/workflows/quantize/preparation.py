@@ -10,8 +10,7 @@ from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags
-from densenet_deploy.workflows.float_model import exact_graph, knows_normalization, require_float32
-from densenet_deploy.workflows.load import preprocessing_of
+from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
 
@@ -45,11 +44,7 @@ class Int8Preparation:
 
 
 def prepare_int8(
-    model: Model,
-    calibration: Any,
-    options: QuantizeOptions,
-    stages: Stages,
-    cache: CalibrationCache | None = None,
+    model: Model, calibration: Any, options: QuantizeOptions, stages: Stages, cache: CalibrationCache | None = None
 ) -> Int8Preparation:
     """Run the exact passes, calibrate and equalize.
 
@@ -61,15 +56,13 @@ def prepare_int8(
     import onnx_ir
 
     from densenet_deploy.quantization.calibrate import calibrate
-    from densenet_deploy.quantization.calibration_data import open_calibration_data
     from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
     from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
-    check_values = knows_normalization(model.manifest)
-    data = open_calibration_data(calibration, preprocessing_of(model), options.samples, check_values=check_values)
+    data = calibration_data(model, calibration, options.samples)
     with stages("passes"):
         given, graph = model.ir().opset_imports.get("", _OLDEST_OPSET), exact_graph(model, _OLDEST_OPSET)
     with stages("calibrate") as step:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import GateError, UnknownNameError
-from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
-from densenet_deploy.workflows.compare import measured_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions, input_of
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
@@ -41,7 +40,7 @@ PARITY_SAMPLES: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeReport(TimedReport):
+class QuantizeReport(TimedReport, ParityOfOutputs):
     """An INT8 graph, how far its outputs are from the float graph's on calibration images, and what stayed float.
 
     Attributes:
@@ -70,11 +69,6 @@ class QuantizeReport(TimedReport):
     input: InputDescription | None = None
     speed: Speed | None = None
     explanation: tuple[str, ...] = ()
-
-    @property
-    def parity(self) -> Parity:
-        """That of the worst output."""
-        return worst(self.outputs)[1]
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -110,7 +104,6 @@ def quantize(
     force: bool = False,
     explain: bool = False,
     cache: CalibrationCache | None = None,
-    stages: Stages | None = None,
     progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
@@ -127,7 +120,6 @@ def quantize(
         force: replace whatever stands at `out`.
         explain: add a sentence about every layer to the report.
         cache: of calibrated ranges.
-        stages: a workflow's own, to be continued.
         progress: is called when a stage begins, and after each of its steps.
         **stated: facts about the source; see `load`.
 
@@ -141,7 +133,7 @@ def quantize(
         MissingPackageError: if a package is missing.
     """
     require_packages("export", "onnx", "onnxscript")
-    options, stages = options or QuantizeOptions(), stages or Stages(progress)
+    options, stages = options or QuantizeOptions(), Stages(progress)
     recipe = chosen_recipe(options.recipe)
     model = as_onnx(source, stages, **stated)
     name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)
@@ -222,11 +214,7 @@ def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[s
 
 
 def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: object) -> None:
-    """Refuse to call a float file INT8.
-
-    Raises:
-        GateError: if no convolution is INT8.
-    """
+    """Refuse to call a float file INT8."""
     if layers_int8:
         return
     if choice.speed is not None and choice.speed.speedup <= 1:
@@ -236,11 +224,7 @@ def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: obj
 
 
 def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> None:
-    """Check what was written: no fault in the graph, and as many convolutions on integers as reported.
-
-    Raises:
-        DensenetDeployError: if not.
-    """
+    """Check what was written: no fault in the graph, and as many convolutions on integers as reported."""
     from densenet_deploy.quantization.checks import require_float, require_sound
 
     require_sound(result.onnx, recipe)
@@ -248,11 +232,7 @@ def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> N
 
 
 def _require_demands(outputs: Mapping[str, Parity], options: QuantizeOptions, subject: object) -> None:
-    """Check that all values are finite, and the SQNR that was asked for.
-
-    Raises:
-        GateError: if not.
-    """
+    """Check that all values are finite, and the SQNR that was asked for."""
     for name, parity in outputs.items():
         if parity.nonfinite:
             why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"

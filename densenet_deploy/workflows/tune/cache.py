@@ -90,11 +90,7 @@ class ResultCache:
 
 
 def _read(path: Path) -> Mapping[str, _Entry]:
-    """Return the entries; none if an older version wrote them.
-
-    Raises:
-        DataError: if it is another file.
-    """
+    """Return the entries; none if an older version wrote them."""
     fix = "move it away, or name another folder with -o"
 
     def fail(where: str, why: str) -> DensenetDeployError:

@@ -15,9 +15,8 @@ from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags, usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, backends, backends_reading
 from densenet_deploy.variants import find_variant
-from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.options import QuantizeOptions, is_recipe_file, options_of
 from densenet_deploy.workflows.quantize.preparation import chosen_recipe
-from densenet_deploy.workflows.quantize.recipe_file import is_recipe_file, options_of
 
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 GOALS: Final = ("latency", "throughput")

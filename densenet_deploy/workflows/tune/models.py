@@ -194,14 +194,10 @@ class ModelBuilder:
             cast(model.file.path, options, calibration=self.calibration, out=path, **more)
 
     def _exported(self, source: Source) -> Path:
-        path = self._export_path(source)
-        self._written(self._export_key(source), path, lambda: self._export(source, path))
+        path, network = self._export_path(source), source.model or source.path or source.variant
+        how: dict[str, Any] = {"out": path, "force": self.force, "progress": self._progress_of(path)}
+        self._written(self._export_key(source), path, lambda: export(network, **how))
         return path
-
-    def _export(self, source: Source, path: Path) -> None:
-        export(
-            source.model or source.path or source.variant, out=path, force=self.force, progress=self._progress_of(path)
-        )
 
     def _export_path(self, source: Source) -> Path:
         return self.folder / f"{source.stem}.onnx"
@@ -211,7 +207,7 @@ class ModelBuilder:
         weights = {"variant": source.variant, "weights": source.weights, "facts": facts}
         return {"step": "export", **weights, "versions": versions()}
 
-    def _written(self, key: Facts, path: Path, write: Callable[[], None]) -> None:
+    def _written(self, key: Facts, path: Path, write: Callable[[], object]) -> None:
         def work() -> _FileHash:
             write()
             return _FileHash(sha256_of(path))

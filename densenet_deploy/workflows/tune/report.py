@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from densenet_deploy.analysis.choice import EQUALLY_FAST
-from densenet_deploy.analysis.pareto import undominated
+from densenet_deploy.analysis.choice import EQUALLY_FAST, undominated
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, printable
@@ -232,6 +231,9 @@ class PlannedFile:
     form: str
     up_to_date: bool
 
+    def __str__(self) -> str:
+        return f"{printable(self.file)}: {'up to date' if self.up_to_date else 'to be made'}"
+
 
 @dataclass(frozen=True)
 class PlannedWork:
@@ -266,16 +268,12 @@ class DryRunReport(Report):
         work = f"{missing} files to make, {plan.candidates} short timings, {plan.comparisons} comparisons of answers"
         return "\n".join(
             [
-                *(line("file", f"{printable(f.file)}: {_state_of(f)}") for f in plan.files),
+                *(line("file", str(file)) for file in plan.files),
                 line("candidates", f"{plan.candidates}: {where}"),
                 line("work", f"{work}, then longer timings of the fastest, at most {GROUP_SIZE} at a time"),
                 line("known", f"results in {printable(self.state)} are not measured again"),
             ]
         )
-
-
-def _state_of(file: PlannedFile) -> str:
-    return "up to date" if file.up_to_date else "to be made"
 
 
 def report_of(

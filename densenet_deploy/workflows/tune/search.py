@@ -82,7 +82,8 @@ class Search:
         """Search, and return the choice; None if no trial keeps the limits."""
         self._time(trials, BUDGETS[0], "first round")
         pool = self._for_goal(self._remaining(trials))
-        running = self._without_slower_siblings(self._within_limits(pool))
+        within = self._drop(pool, {one: why for one in pool if (why := self._certainly_over(one))})
+        running = self._without_slower_siblings(within)
         self._compare_answers(trials)
         eligible = self._not_slower([one for one in running if one not in self.outcomes and self._keeps_limits(one)])
         if len(eligible) > 1:
@@ -147,9 +148,6 @@ class Search:
         least = min(one.batch for one in running)
         why = "not the smallest batch, which the goal is about; give --goal throughput to choose among batches"
         return self._drop(running, {one: why for one in running if one.batch > least})
-
-    def _within_limits(self, running: list[Trial]) -> list[Trial]:
-        return self._drop(running, {one: why for one in running if (why := self._certainly_over(one))})
 
     def _certainly_over(self, trial: Trial) -> str:
         limits = self.limits

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from densenet_deploy.artifacts import FILE_SUFFIXES, StrPath
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.errors import InputError, UsageError
+from densenet_deploy.model import untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.notes import untrained_note
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
@@ -87,7 +87,9 @@ def tune(
         samples=options.samples,
         data=None if options.data is None else Path(options.data),
     )
-    search = Search(measurer, _limits(options), options.goal, progress)
+    memory = options.max_memory_mib
+    limits = Limits(options.max_drop, options.max_latency_ms, None if memory is None else int(memory * _MIB))
+    search = Search(measurer, limits, options.goal, progress)
     search.run(trials)
     return report_of(
         search,
@@ -108,13 +110,7 @@ def dry_run(
     measure_again: bool = False,
     **stated: Unpack[LoadOptions],
 ) -> DryRunReport:
-    """List what `tune` would try; nothing is written or timed.
-
-    Raises:
-        UsageError: as `tune`.
-        InputError: as `tune`.
-        BackendError: as `tune`.
-    """
+    """List what `tune` would try; nothing is written or timed. Errors as `tune`."""
     options = options or TuneOptions()
     given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results)
@@ -188,11 +184,6 @@ def _reference(trials: Sequence[Trial]) -> Trial:
     first = trials[0]
     own = [one for one in trials if (one.file, one.backend) == (first.file, first.backend)]
     return max(own, key=lambda one: (one.threads, -one.batch))
-
-
-def _limits(options: TuneOptions) -> Limits:
-    memory = options.max_memory_mib
-    return Limits(options.max_drop, options.max_latency_ms, None if memory is None else int(memory * _MIB))
 
 
 def _notes(models: Sequence[FloatModel], options: TuneOptions) -> Iterator[str]:

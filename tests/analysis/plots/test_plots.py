@@ -18,18 +18,16 @@ from matplotlib.patches import Arc
 from PIL import Image
 
 import densenet_deploy.analysis.plots as package
+from densenet_deploy.analysis.choice import ParetoPoint
 from densenet_deploy.analysis.cost import model_cost
-from densenet_deploy.analysis.growth import GrowthStep
 from densenet_deploy.analysis.memory import activation_memory
-from densenet_deploy.analysis.pareto import ParetoPoint
 from densenet_deploy.analysis.plots.connections import ConnectionsData, arcs
 from densenet_deploy.analysis.plots.cost import CostData
-from densenet_deploy.analysis.plots.growth import GrowthData
+from densenet_deploy.analysis.plots.growth import GrowthData, GrowthStep
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, plots, rendered
-from densenet_deploy.analysis.plots.reuse import ReuseData
+from densenet_deploy.analysis.plots.reuse import ReuseData, ReuseMap
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
-from densenet_deploy.analysis.reuse import ReuseMap
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 from densenet_deploy.errors import UnknownNameError
 from densenet_deploy.variants.spec import DenseNetSpec

@@ -24,14 +24,13 @@ from densenet_deploy.errors import (
     ResourceError,
 )
 from densenet_deploy.packages import is_installed
-from densenet_deploy.runtime.engine_files import write_engine
 from densenet_deploy.runtime.nvidia import NvidiaOptions, find_gpus
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.runtime.trt import load_tensorrt
 from densenet_deploy.workflows.doctor import diagnose
 from tests.runtime.conftest import float32_plan
-from tests.runtime.plans import sidecar_of
+from tests.runtime.plans import sidecar_of, write_engine
 from tests.runtime.simulated_tensorrt import FULL, RTX, simulated_gpu, write_simulated_engine
 from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda, SimulatedMachine, cudaError_t
 from tests.runtime.simulated_tensorrt.tensorrt import Behaviour
@@ -214,7 +213,7 @@ def test_host_code_is_allowed_to_plans_that_carry_it_and_no_others(
     assert gpu.runtimes[0].engine_host_code_allowed is compatible
 
 
-def test_what_only_the_build_knew_is_told_to_the_runtime(gpu, flavour, tmp_path, tiny_onnx) -> None:
+def test_the_runtime_gets_what_only_the_build_knew(gpu, flavour, tmp_path, tiny_onnx) -> None:
     open_runner(write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"dla": 1})).close()
     assert gpu.runtimes[0].DLA_core == 1
     open_runner(write_simulated_engine(tmp_path, tiny_onnx, flavour, options={"dla": None})).close()

@@ -16,9 +16,9 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.runtime.batching import BatchProfile
-from densenet_deploy.runtime.engine_files import sniff, write_engine
+from densenet_deploy.runtime.engine_files import sniff
 from densenet_deploy.runtime.trt import load_tensorrt
-from tests.runtime.plans import sidecar_of
+from tests.runtime.plans import sidecar_of, write_engine
 from tests.runtime.simulated_tensorrt.cuda import SimulatedCuda, SimulatedMachine
 from tests.runtime.simulated_tensorrt.tensorrt import Behaviour, simulated_module, simulated_plan
 

@@ -3,9 +3,7 @@
 * Work put on a stream is done when somebody waits for it, and not before: what is read too early is not there.
 * Device addresses are not addresses of this process; every copy is checked against the live allocations, when it is
   queued and again when it runs. New and freed memory holds NaN.
-* Every stream has a clock, which the work on it moves on by `durations`; an event takes the time of its stream. Work
-  begins when it was put there at the earliest, by the clock of the host, which moves on when somebody waits.
-* While a thread records a graph, what may not be recorded spoils the recording, as it does on a GPU.
+* While a thread records a graph, what may not be recorded invalidates the recording, as it does on a GPU.
 """
 
 # ruff: noqa: N801, N802, N815 - the names are NVIDIA's
@@ -18,7 +16,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +34,6 @@ class cudaError_t(enum.IntEnum):
     cudaErrorNoDevice = 100
     cudaErrorInvalidDevice = 101
     cudaErrorInvalidResourceHandle = 400
-    cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
@@ -65,8 +62,6 @@ class cudaDeviceAttr(enum.IntEnum):
 
 E = cudaError_t
 _POISON = 0xFF  # NaN in every float type
-_DISABLE_TIMING = 2
-_WAYS_TO_WAIT = (0, 1, 2, 4)  # automatic, spinning, yielding, blocking
 _DEFAULT_STREAMS = (1, 2)  # the legacy default stream and that of each thread
 _FIRST_DEVICE_ADDRESS = 1 << 52  # no process of this machine has memory there: to touch it is to crash
 
@@ -96,35 +91,23 @@ class Memory:
     mapped: bool = False
 
 
-@dataclass(frozen=True)
-class Step:
-    """Work on a stream, how long it keeps the stream busy, and when it can begin."""
-
-    work: Callable[[StreamState], None]
-    ms: float = 0.0
-    earliest_ms: float = 0.0
-
-
 @dataclass
 class StreamState:
     device: int
-    pending: list[Step] = field(default_factory=list)
+    pending: list[Work] = field(default_factory=list)
     queued: int = 0  # ever
     done: int = 0
-    clock_ms: float = 0.0
     recorder: int | None = None  # the thread that records
-    recorded: list[Step] = field(default_factory=list)
-    spoiled: bool = False
+    recorded: list[Work] = field(default_factory=list)
+    invalid: bool = False
 
 
 @dataclass
 class EventState:
-    """An event as it was recorded last: on which stream, behind how much work, and when that was done."""
+    """An event as it was recorded last: on which stream, and behind how much work."""
 
-    flags: int
     stream: int | None = None
     position: int = 0
-    ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,12 +142,9 @@ class SimulatedCuda:
         self._freed: deque[Memory] = deque(maxlen=8)  # kept a while, so that a late look finds NaN
         self._aliases: dict[int, int] = {}  # device address of mapped memory → host address
         self._streams = {handle: StreamState(0) for handle in _DEFAULT_STREAMS}
-        self.durations = {"upload": 0.25, "compute": 0.5, "download": 0.125}  # ms
-        self.wait_flags = 0
-        self._host_ms = 0.0
         self._events: dict[int, EventState] = {}
-        self._graphs: dict[int, list[Step]] = {}
-        self._executables: dict[int, list[Step]] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self._executables: dict[int, list[Work]] = {}
         self._thread = threading.local()
         self._fatal: cudaError_t | None = None
 
@@ -195,9 +175,15 @@ class SimulatedCuda:
             raise CudaError(E.cudaErrorInvalidResourceHandle)
         return self._streams[handle]
 
-    def queue(self, handle: int, work: Work, ms: float = 0.0) -> None:
-        """Put work that takes `ms` on a stream, or into the graph that is recorded there."""
-        self._put(handle, Step(lambda _: work(), ms))
+    def queue(self, handle: int, work: Work) -> None:
+        """Put work on a stream, or into the graph that is recorded there."""
+        with self._lock:
+            state = self.stream(handle)
+            if state.recorder is not None:
+                state.recorded.append(work)
+                return
+            state.pending.append(work)
+            state.queued += 1
 
     # The API.
 
@@ -220,24 +206,12 @@ class SimulatedCuda:
         found = SimpleNamespace(name=b"Simulated GPU\0\0")
         return self._do("cudaGetDeviceProperties", lambda: found if self._exists(device) else None)
 
-    def cudaMemGetInfo(self):
-        code, free = self._do("cudaMemGetInfo", lambda: self.machine.memory_bytes - self._used())
-        return code, free, self.machine.memory_bytes
-
     def cudaSetDevice(self, device):
         def work() -> None:
             self._exists(device)
             self._thread.device = device
 
         return self._do("cudaSetDevice", work)[:1]
-
-    def cudaSetDeviceFlags(self, flags):
-        def work() -> None:
-            if flags not in _WAYS_TO_WAIT:
-                raise CudaError(E.cudaErrorInvalidValue)
-            self.wait_flags = flags
-
-        return self._do("cudaSetDeviceFlags", work)[:1]
 
     def cudaMalloc(self, size):
         def work() -> int:
@@ -297,7 +271,7 @@ class SimulatedCuda:
         def work() -> None:
             self._copy_end(target, size, kind in (1, 3))
             self._copy_end(source, size, kind in (2, 3))
-            self.queue(int(stream), copy, {1: self.durations["upload"], 2: self.durations["download"]}.get(kind, 0.0))
+            self.queue(int(stream), copy)
 
         return self._do("cudaMemcpyAsync", work)[:1]
 
@@ -318,30 +292,22 @@ class SimulatedCuda:
             self._forbid_while_recording()
             state = self.stream(int(stream))
             self._drain(state, state.queued)
-            self._host_ms = max(self._host_ms, state.clock_ms)
 
         return self._do("cudaStreamSynchronize", work)[:1]
 
     def cudaStreamWaitEvent(self, stream, event, flags):
         def work() -> None:
             awaited = self._event(event)  # as it is now: recorded anew, it is another point in time
-
-            def wait(waiting: StreamState) -> None:
-                if awaited.stream is None:
-                    return
-                self._drain(self.stream(awaited.stream), awaited.position)
-                waiting.clock_ms = max(waiting.clock_ms, awaited.ms or 0.0)
-
-            self._put(int(stream), Step(wait))
+            if awaited.stream is not None:
+                self.queue(int(stream), lambda: self._drain(self.stream(awaited.stream), awaited.position))
 
         return self._do("cudaStreamWaitEvent", work)[:1]
 
     def cudaEventCreateWithFlags(self, flags):
         def work() -> Handle:
-            if flags & ~3:
-                raise CudaError(E.cudaErrorInvalidValue)
+            assert flags == 2
             handle = next(self._handles)
-            self._events[handle] = EventState(flags)
+            self._events[handle] = EventState()
             return Handle(handle)
 
         return self._do("cudaEventCreateWithFlags", work)
@@ -351,37 +317,13 @@ class SimulatedCuda:
 
     def cudaEventRecord(self, event, stream):
         def work() -> None:
-            recorded = EventState(self._event(event).flags, int(stream))
-
-            def stamp(reached: StreamState) -> None:
-                recorded.ms = reached.clock_ms
-
-            self._put(int(stream), Step(stamp))
+            self._event(event)
+            recorded = EventState(int(stream))
+            self.queue(int(stream), lambda: None)
             recorded.position = self.stream(int(stream)).queued
             self._events[int(event)] = recorded
 
         return self._do("cudaEventRecord", work)[:1]
-
-    def cudaEventSynchronize(self, event):
-        def work() -> None:
-            self._forbid_while_recording()
-            awaited = self._event(event)
-            if awaited.stream is not None:
-                self._drain(self.stream(awaited.stream), awaited.position)
-                self._host_ms = max(self._host_ms, awaited.ms or 0.0)
-
-        return self._do("cudaEventSynchronize", work)[:1]
-
-    def cudaEventElapsedTime(self, start, end):
-        def work() -> float:
-            first, last = self._event(start), self._event(end)
-            if any(event.flags & _DISABLE_TIMING or event.stream is None for event in (first, last)):
-                raise CudaError(E.cudaErrorInvalidResourceHandle)
-            if first.ms is None or last.ms is None:
-                raise CudaError(E.cudaErrorNotReady)
-            return last.ms - first.ms
-
-        return self._do("cudaEventElapsedTime", work)
 
     def cudaStreamBeginCapture(self, stream, mode):
         _require(mode, cudaStreamCaptureMode)
@@ -390,7 +332,7 @@ class SimulatedCuda:
             state = self.stream(int(stream))
             if state.recorder is not None:
                 raise CudaError(E.cudaErrorInvalidValue)
-            state.recorder, state.recorded, state.spoiled = threading.get_ident(), [], False
+            state.recorder, state.recorded, state.invalid = threading.get_ident(), [], False
 
         return self._do("cudaStreamBeginCapture", work)[:1]
 
@@ -402,7 +344,7 @@ class SimulatedCuda:
             if state.recorder != threading.get_ident():
                 raise CudaError(E.cudaErrorStreamCaptureWrongThread)
             state.recorder = None
-            if state.spoiled:
+            if state.invalid:
                 raise CudaError(E.cudaErrorStreamCaptureInvalidated)
             handle = next(self._handles)
             self._graphs[handle] = state.recorded
@@ -422,7 +364,7 @@ class SimulatedCuda:
     def cudaGraphLaunch(self, executable, stream):
         def work() -> None:
             for step in self._executables[int(executable)]:
-                self._put(int(stream), step)
+                self.queue(int(stream), step)
 
         return self._do("cudaGraphLaunch", work)[:1]
 
@@ -492,18 +434,9 @@ class SimulatedCuda:
     def _forbid_while_recording(self) -> None:
         mine = [s for s in self._streams.values() if s.recorder == threading.get_ident()]
         for state in mine:
-            state.spoiled = True
+            state.invalid = True
         if mine:
             raise CudaError(E.cudaErrorStreamCaptureUnsupported)
-
-    def _put(self, handle: int, step: Step) -> None:
-        with self._lock:
-            state = self.stream(handle)
-            if state.recorder is not None:
-                state.recorded.append(step)
-                return
-            state.pending.append(replace(step, earliest_ms=self._host_ms))
-            state.queued += 1
 
     def _event(self, handle: Any) -> EventState:
         if int(handle) not in self._events:
@@ -514,10 +447,8 @@ class SimulatedCuda:
         while state.pending and state.done < position:
             step = state.pending.pop(0)
             state.done += 1
-            state.clock_ms = max(state.clock_ms, step.earliest_ms)
             try:
-                step.work(state)
-                state.clock_ms += step.ms
+                step()
             except CudaError:
                 raise CudaError(E.cudaErrorIllegalAddress) from None  # the memory went away before the work ran
 

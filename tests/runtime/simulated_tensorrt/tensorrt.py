@@ -371,7 +371,7 @@ class _Context:
         self._compile(f"batch {next(iter(shapes.values()))[0]}")
         state = self._state if recording else None
         work = functools.partial(self._compute, addresses, shapes, state)
-        self._cuda.queue(stream, work, self._cuda.durations["compute"])
+        self._cuda.queue(stream, work)
         return True
 
     def _compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], recorded: int | None) -> None:

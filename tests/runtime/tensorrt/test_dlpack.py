@@ -13,7 +13,7 @@ import pytest
 
 from densenet_deploy.errors import FeedError
 from densenet_deploy.runtime.backends.tensorrt import TensorRTRunner
-from densenet_deploy.runtime.cudart import Cuda, DeviceMemory, Event, PinnedMemory, Stream
+from densenet_deploy.runtime.cudart import Cuda, DeviceMemory, PinnedMemory, Stream
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.tensorrt.device_arrays import CPU, make_capsule, open_capsule
 from tests.runtime.simulated_tensorrt import FULL, simulated_gpu, write_simulated_engine
@@ -135,9 +135,9 @@ class OnGpu:
     def __dlpack__(self, *, stream: int, **how: Any) -> object:
         if how and not self._knows_versions:
             raise TypeError("__dlpack__() got an unexpected keyword argument 'max_version'")
-        event = Event(self._cuda)
-        self._cuda("cudaEventRecord", event.handle, self._stream.handle)
-        self._cuda("cudaStreamWaitEvent", stream, event.handle, 0)
+        event = self._cuda("cudaEventCreateWithFlags", 2)
+        self._cuda("cudaEventRecord", event, self._stream.handle)
+        self._cuda("cudaStreamWaitEvent", stream, event, 0)
         shape, dtype = self._values.shape, self._values.dtype
         return make_capsule(self.memory.address, shape, dtype, (2, self._device), self.memory, versioned=bool(how))
 

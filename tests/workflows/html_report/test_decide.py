@@ -88,7 +88,7 @@ def test_the_smallest_batch_decides(reports: ReportFolder) -> None:
     assert decided(reports.sources(benchmarks=(reports.benchmark(*rows),))).model == "fast.onnx"
 
 
-def test_nothing_measured_is_no_choice(reports: ReportFolder) -> None:
+def test_without_measurements_there_is_no_choice(reports: ReportFolder) -> None:
     choice = decided(reports.sources(evaluations=reports.evaluated(0.9, 0.9)))
     assert (choice.model, choice.path) == ("", None)
     assert "Nothing was measured yet" in choice.reasons[0]
@@ -163,7 +163,7 @@ def test_a_tuned_file_that_changed_is_reported(reports: ReportFolder) -> None:
 
 
 def test_a_tuned_file_that_was_not_given_is_compared_where_it_lies(reports: ReportFolder) -> None:
-    """Only a file that is not there is said to be missing."""
+    """Only a file that is not there is reported as missing."""
     other = reports.folder / "tuned.int8.onnx"
     tune = tuned(reports, chosen=trial(reports, model=other))
     missing = decided(reports.sources(tunings=(tune,)))

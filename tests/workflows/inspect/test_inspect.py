@@ -43,6 +43,14 @@ def test_precision_decides_what_activations_weigh() -> None:
     assert caught.value.subject == "fp12"
 
 
+def test_facts_are_keywords_as_for_every_workflow() -> None:
+    assert plain(inspect(architecture=TINY)) == plain(inspect_variant(None, TINY))
+    assert inspect("121", num_classes=10).parameters < inspect("121").parameters
+    with pytest.raises(UsageError) as caught:
+        inspect("121", variant="169")
+    assert caught.value.subject == "121"
+
+
 def test_a_training_step_is_measured_when_asked_for() -> None:
     without = inspect_variant(None, TINY, InspectOptions(batch=4))
     report = inspect_variant(None, TINY, InspectOptions(batch=4, training=True))

@@ -26,8 +26,7 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.facts import Architecture
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.plot.data import PlotRequest, gather
-from densenet_deploy.workflows.plot.plot import plot, plot_figure
+from densenet_deploy.workflows.plot.plot import PlotRequest, gather, plot, plot_figure
 from densenet_deploy.workflows.plot.points import pareto_points
 from tests.conftest import DIGITS, TINY
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -10,10 +12,9 @@ from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.quantize import layer_choice
-from densenet_deploy.workflows.quantize.layer_choice import Speed, stage_of
-from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.layer_choice import stage_of
+from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
 from densenet_deploy.workflows.quantize.quantize import quantize
-from densenet_deploy.workflows.quantize.recipe_file import load_recipe
 from tests.conftest import DIGITS
 from tests.graph.passes.networks import make_network
 
@@ -94,11 +95,12 @@ def test_int8_that_gains_nothing_is_not_shipped(digits_onnx, tmp_path, cache, mo
 
 
 def test_speed_is_really_measured(digits_onnx, tmp_path, cache):
-    """Which is faster is the machine's matter; that both were timed is ours."""
-    report = _quantized(digits_onnx, tmp_path, cache, never_slower=True)
-    assert isinstance(report.speed, Speed)
-    assert report.speed.float_ms > 0
-    assert report.to_json()["speed"]["speedup"] > 0
+    """Which is faster depends on the machine: where INT8 gains nothing, the refusal states the measured ratio."""
+    try:
+        speedup = _quantized(digits_onnx, tmp_path, cache, never_slower=True).to_json()["speed"]["speedup"]
+    except GateError as refused:
+        speedup = float(re.findall(r"\((\d+\.\d+) x float\)", str(refused))[0])
+    assert 0 < speedup < 100
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densenet_deploy.analysis.pareto import undominated
+from densenet_deploy.analysis.choice import undominated
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.parity.compare import ParityMeter
