@@ -32,18 +32,8 @@ from densenet_deploy.reports import Report, line, table
 from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.preprocess import default_preprocessing
-<<<<<<< HEAD
-from densenet_deploy.runtime.runner import (
-    REFERENCE_BACKEND,
-    ModuleSource,
-    Runner,
-    RunnerOptions,
-    open_runner,
-)
-from densenet_deploy.workflows.float_model import knows_normalization
-=======
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
->>>>>>> redesign
+from densenet_deploy.workflows.float_model import knows_normalization
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
 
@@ -247,12 +237,12 @@ def compare(
             f"{_described(reference, models[0])}: {ours.placement}",
             f"{_described(candidate, models[1])}: {theirs.placement}",
         )
-<<<<<<< HEAD
-        notes = (*untrained_note(ours.manifest), *_seeded_note(theirs, data), *_preprocessing_note(ours, theirs))
-=======
         is_outside = theirs.placement.precision == "int8" and data is None
-        notes = (*untrained_note(ours.manifest), *((_SEEDED_INT8,) if is_outside else ()))
->>>>>>> redesign
+        notes = (
+            *untrained_note(ours.manifest),
+            *((_SEEDED_INT8,) if is_outside else ()),
+            *_preprocessing_note(ours, theirs),
+        )
     layers = None
     if options.per_layer:
         layers = _compare_layers(

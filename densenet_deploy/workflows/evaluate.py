@@ -272,9 +272,9 @@ def _opened(
 def _require_same_labels(first: _Evaluation, runner: Runner, title: str) -> None:
     """Check the labels of the second model: classes are compared by index."""
     labels = runner.manifest.labels if runner.manifest is not None else ()
-    if labels and first.labels and labels != first.labels:
+    if labels and first.report.labels and labels != first.report.labels:
         fix = "compare models with the same labels in the same order"
-        raise DataError(title, f"has other labels than {first.model}, or in another order", fix)
+        raise DataError(title, f"has other labels than {first.report.model}, or in another order", fix)
 
 
 def _title(model: Any) -> str:

@@ -22,21 +22,8 @@ from densenet_deploy.packages import installed_versions, require_packages
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
-<<<<<<< HEAD
-from densenet_deploy.workflows.compare import require_parity, seeded_parity
-from densenet_deploy.workflows.load import (
-    LoadOptions,
-    check_names,
-    check_outputs,
-    input_of,
-    load,
-    preprocessing_of,
-)
-from densenet_deploy.workflows.notes import untrained_note
-=======
 from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
-from densenet_deploy.workflows.load import LoadOptions, check_names, input_of, load, preprocessing_of
->>>>>>> redesign
+from densenet_deploy.workflows.load import LoadOptions, check_names, check_outputs, input_of, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import simplified, simplify_graph
 from densenet_deploy.workflows.stages import Listener, Stages, ignore

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from densenet_deploy.errors import ModelFileError
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.workflows.load import preprocessing_of
 
@@ -32,18 +33,17 @@ def require_float32(model: Model) -> None:
         raise ModelFileError(subject, f"holds {model.precision} weights", "give the float32 file")
 
 
-<<<<<<< HEAD
 def knows_normalization(manifest: Manifest | None) -> bool:
     """Whether mean and std were stated, so that arrays of calibration data can be checked against them."""
     return manifest is not None and manifest.states_normalization
-=======
+
+
 def calibration_data(model: Model, calibration: Any, samples: int) -> CalibrationData:
     """Open at most `samples` calibration images for `model`; arrays are checked if its mean and std were stated."""
     from densenet_deploy.quantization.calibration_data import open_calibration_data
 
-    check_values = model.manifest is not None and not {"mean", "std"} & set(model.manifest.assumed)
+    check_values = knows_normalization(model.manifest)
     return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
->>>>>>> redesign
 
 
 def exact_graph(model: Model, oldest_opset: int = 0) -> ir.Model:

@@ -18,12 +18,8 @@ from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts, Size
 from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
-<<<<<<< HEAD
-from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning
-from densenet_deploy.packages import is_installed
-=======
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
->>>>>>> redesign
+from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
