@@ -33,7 +33,6 @@ from densenet_deploy.runtime.batching import input_size, run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
-from densenet_deploy.workflows.float_model import knows_normalization
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
 
@@ -228,7 +227,8 @@ def compare(
     models = load(reference, **stated), load(candidate, **stated)
     with models[0].runner(options.reference_backend) as ours, models[1].runner(options.candidate_backend) as theirs:
         preprocessing = _shared_preprocessing(ours, theirs)
-        check_values = all(knows_normalization(runner.manifest) for runner in (ours, theirs))
+        facts = (ours.manifest, theirs.manifest)
+        check_values = all(manifest is not None and manifest.states_normalization for manifest in facts)
         samples = samples_of(data, preprocessing, options.samples, check_values=check_values)
         outputs = parity_of(ours, theirs, samples)
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
