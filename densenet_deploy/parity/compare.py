@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final
@@ -146,7 +146,7 @@ class ComparisonMeter:
         Raises:
             DataError: if the candidate lacks an output, or its shape differs.
         """
-        for name, other in _matched(reference, candidate):
+        for name, other in matched_outputs(tuple(reference), tuple(candidate)):
             if name not in self._meters:
                 self._meters[name] = ParityMeter(class_scores=name != FEATURES)
             self._meters[name].update(reference[name], candidate[other])
@@ -232,8 +232,15 @@ def _pairs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> Iterator[t
         yield ours, theirs
 
 
-def _matched(reference: Feeds, candidate: Feeds) -> list[tuple[str, str]]:
-    """Pair the outputs by name, then by position."""
+def matched_outputs(reference: Sequence[str], candidate: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair every output of the reference with one of the candidate: by name, then by position.
+
+    >>> matched_outputs(["logits", "features"], ["features", "output_0"])
+    [('logits', 'output_0'), ('features', 'features')]
+
+    Raises:
+        DataError: if an output has no counterpart, or more than one is possible.
+    """
     missing = [name for name in reference if name not in candidate]
     others = [name for name in candidate if name not in reference]
     if missing and len(missing) != len(others):

@@ -22,6 +22,7 @@ from densenet_deploy.parity.compare import (
     LayerMeter,
     Parity,
     compare_outputs,
+    matched_outputs,
     outputs_of,
     parity_of,
     worst,
@@ -242,6 +243,7 @@ def compare(
             *untrained_note(ours.manifest),
             *((_SEEDED_INT8,) if is_outside else ()),
             *_preprocessing_note(ours, theirs),
+            *_output_notes(ours, theirs),
         )
     layers = None
     if options.per_layer:
@@ -322,6 +324,17 @@ def _preprocessing_note(reference: Runner, candidate: Runner) -> tuple[str, ...]
     if ours is None or theirs is None or ours.preprocessing == theirs.preprocessing:
         return ()
     return (f"images were prepared as the reference says; the candidate says {theirs.preprocessing}",)
+
+
+def _output_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
+    ours, theirs = ([spec.name for spec in runner.outputs] for runner in (reference, candidate))
+    pairs = matched_outputs(ours, theirs)
+    for name, other in pairs:
+        if name != other:
+            yield f"output {name} was compared with the candidate's {other}, by position"
+    extra = [name for name in theirs if name not in {other for _, other in pairs}]
+    if extra:
+        yield f"not compared, only the candidate has them: {', '.join(extra)}"
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:

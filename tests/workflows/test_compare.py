@@ -104,6 +104,18 @@ def test_a_third_party_file_is_compared_on_imagenet_preprocessing(torchvision_on
     assert report.notes == ()
 
 
+@pytest.mark.parametrize("renamed", [True, False], ids=["renamed", "added"])
+def test_outputs_matched_by_position_and_outputs_left_out_are_named(tiny_onnx, renamed):
+    model = onnx.load(tiny_onnx)
+    model.graph.node.append(onnx.helper.make_node("Identity", ["logits"], ["scores"]))
+    if not renamed:
+        model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[-1].name = "scores"
+    report = compare(tiny_onnx, model, options=QUICK)
+    assert (list(report.outputs), report.parity.max_abs) == (["logits"], 0.0)
+    assert [("logits" in note, "scores" in note) for note in report.notes[1:]] == [(renamed, True)]
+
+
 def test_what_shows_no_inner_tensors_is_refused(tiny_onnx, tmp_path):
     import openvino
 

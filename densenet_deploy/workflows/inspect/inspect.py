@@ -90,7 +90,7 @@ class InspectReport(Report):
     profile: OperatorProfile | None = None
     weights: str | None = None
     labels: int | None = None
-    manifest: Manifest | None = field(default=None, metadata={"json": False})
+    manifest: Manifest | None = field(default=None, compare=False, metadata={"json": False})
 
     @property
     def cost(self) -> ModelCost:
