@@ -105,7 +105,7 @@ def validate_command(
 def evaluate_command(
     model: Model,
     data: Annotated[
-        Path, option("DIR", "One folder of images per class, or images with --ground-truth; required."), Reads()
+        Path, option("DIR", "One folder of images per class, or images with --ground-truth."), Reads()
     ],
     ground_truth: Annotated[
         Path | None,

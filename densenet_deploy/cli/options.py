@@ -243,7 +243,7 @@ MODEL_HELP: Final = (
 Model = Annotated[str, model_argument("MODEL", MODEL_HELP), Reads("session", backends=lambda a: (a.running.backend,))]
 Variant = Annotated[str | None, option("NAME", f"{VARIANT_HELP} (default: none).", **VARIANT)]
 Calibration = Annotated[
-    Path, option("DIR|FILE", "Images, or a .npy or .npz file of normalized float32 (N, C, H, W); required."), Reads()
+    Path, option("DIR|FILE", "Images, or a .npy or .npz file of normalized float32 (N, C, H, W)."), Reads()
 ]
 Samples = Annotated[int, typer.Option(help="Calibration images to use at most.")]
 Gates = Annotated[
