@@ -104,9 +104,7 @@ def validate_command(
 )
 def evaluate_command(
     model: Model,
-    data: Annotated[
-        Path, option("DIR", "One folder of images per class, or images with --ground-truth."), Reads()
-    ],
+    data: Annotated[Path, option("DIR", "One folder of images per class, or images with --ground-truth."), Reads()],
     ground_truth: Annotated[
         Path | None,
         option("FILE", "Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none)."),
