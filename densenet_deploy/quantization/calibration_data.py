@@ -31,7 +31,7 @@ from densenet_deploy.options import require_range
 from densenet_deploy.quantization.observers.minmax import MinMaxObserver
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.runtime.feeds import Array, as_array, value_limit
-from densenet_deploy.runtime.image_folders import ReadableImages, find_images
+from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.images import LoadedImage, load_image
 from densenet_deploy.runtime.preprocess import prepare
 
@@ -153,7 +153,12 @@ class ImageFolder(CalibrationData):
         return self.count
 
     def __iter__(self) -> Iterator[Array]:
-        return (prepare(image, self.preprocessing)[None] for _, image in ReadableImages(self.paths))
+        for path in self.paths:
+            try:
+                image = load_image(path)
+            except InputError as exc:
+                raise DataError(path, exc.why, "repair or remove it") from exc
+            yield prepare(image, self.preprocessing)[None]
 
     def digests(self) -> dict[str, str]:
         return {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in self.paths}
