@@ -1,7 +1,10 @@
-"""What tests share: small real models, each made once a session."""
+"""What tests share: small real models, each made once a test run."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from densenet_deploy.facts import Architecture
 from densenet_deploy.workflows.export import export
 from tests.exported_networks import exported
+from tests.made_once import FOLDER, made_once
 
 __all__ = ["exported"]
 
@@ -17,15 +21,30 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 TINY = Architecture(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the folder of `made_once`, unless the process that started this one did; give each worker one CPU.
+
+    Libraries start a thread for every CPU they may use, and the threads of several workers disturb one another.
+    """
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="made-once-")
+        config.add_cleanup(lambda: (os.environ.pop(FOLDER), shutil.rmtree(folder)))
+
+
 @pytest.fixture(scope="session")
-def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_onnx() -> Path:
     """An untrained DenseNet for 32x32 images and 10 classes, exported by the product."""
-    folder = tmp_path_factory.mktemp("tiny")
-    return export(architecture=TINY, num_classes=10, out=folder / "tiny.onnx").path
+    return (
+        made_once("tiny", lambda folder: export(architecture=TINY, num_classes=10, out=folder / "tiny.onnx"))
+        / "tiny.onnx"
+    )
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_onnx() -> Path:
     """The trained digits model, exported by the product."""
-    folder = tmp_path_factory.mktemp("digits")
-    return export(DIGITS / "densenet_digits.safetensors", out=folder / "digits.onnx").path
+    weights = DIGITS / "densenet_digits.safetensors"
+    return made_once("digits", lambda folder: export(weights, out=folder / "digits.onnx")) / "digits.onnx"

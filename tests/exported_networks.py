@@ -1,8 +1,9 @@
-"""Small networks of every head, stem and kind of layer, each translated once a session."""
+"""Small networks of every head, stem and kind of layer, each translated once a test run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from densenet_deploy.graph.simplify import simplify_onnx
 from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 from densenet_deploy.variants.spec import DenseNetSpec
+from tests.made_once import made_once
 
 
 @dataclass(frozen=True)
@@ -52,5 +54,11 @@ def exported(request: pytest.FixtureRequest) -> Exported:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and ("norm" in name or name.endswith("bias")):
             tensor.uniform_(0.5, 1.5, generator=generator)
-    raw = ir.to_proto(onnx_from_module(module, spec.output_name, options))
-    return Exported(module, options, raw, simplify_onnx(raw).model)
+
+    def translate(folder: Path) -> None:
+        raw = ir.to_proto(onnx_from_module(module, spec.output_name, options))
+        onnx.save(raw, folder / "raw.onnx")
+        onnx.save(simplify_onnx(raw).model, folder / "simple.onnx")
+
+    files = made_once(f"exported-{spec.head}", translate)
+    return Exported(module, options, onnx.load(files / "raw.onnx"), onnx.load(files / "simple.onnx"))

@@ -1,0 +1,29 @@
+"""Files that are expensive to make: made once for all processes of a test run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = "DENSENET_DEPLOY_MADE_ONCE"
+"""Environment variable with the folder of these files; `conftest.py` sets it for one run."""
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Return the folder `name`, which `make` fills in the process that asks first. Its files are not to be changed."""
+    root = Path(os.environ[FOLDER])
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            unfinished = root / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
