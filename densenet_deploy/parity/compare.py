@@ -63,7 +63,7 @@ class ParityMeter:
         self._centred = _Centred() if centred else None
         self._sample_shape: tuple[int, ...] | None = None
         self._errors = _Errors()
-        self._agreement = _Agreement()
+        self._agreement: _Agreement | None = None
 
     def update(self, reference: Array, candidate: Array) -> None:
         """Add one batch: two arrays of the same shape; only the first axis may differ from batch to batch.
@@ -77,7 +77,7 @@ class ParityMeter:
         self._errors.add(r[finite], c[finite], r.size)
         if self._centred is not None and r.ndim > 1:
             self._centred.add(r, c, finite)
-        if self._has_scores:
+        if self._agreement is not None:
             self._agreement.add(r, c, finite)
 
     def result(self) -> Parity:
@@ -89,19 +89,8 @@ class ParityMeter:
         if self._errors.count == 0:
             raise nothing_compared()
         centred = None if self._centred is None else self._centred.sqnr_db()
-        totals = self._errors.count, self._errors.nonfinite
-        return Parity(*self._errors.metrics(), centred, *self._agreements(), *totals)
-
-    @property
-    def _has_scores(self) -> bool:
-        shape = self._sample_shape
-        return self._class_scores and shape is not None and len(shape) == 1 and shape[0] >= 2
-
-    def _agreements(self) -> tuple[float | None, float | None]:
-        if not self._has_scores or self._sample_shape is None:
-            return None, None
-        top1, top5 = self._agreement.fractions()
-        return top1, top5 if self._sample_shape[0] > TOP_K else None
+        agreements = (None, None) if self._agreement is None else self._agreement.fractions()
+        return Parity(*self._errors.metrics(), centred, *agreements, self._errors.count, self._errors.nonfinite)
 
     def _check_shapes(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> None:
         if reference != candidate:
@@ -109,6 +98,8 @@ class ParityMeter:
             raise DataError("parity", why, "compare models with the same outputs on the same inputs")
         if self._sample_shape is None:
             self._sample_shape = reference[1:]
+            if self._class_scores and len(reference) == 2 and reference[1] >= 2:
+                self._agreement = _Agreement(reference[1])
         if self._sample_shape != reference[1:]:
             why = f"samples of {self._sample_shape} are followed by samples of {reference[1:]}"
             raise DataError("parity", why, "feed both models inputs of one size")
@@ -315,7 +306,7 @@ class _Centred:
     def __init__(self) -> None:
         self._samples = 0
         self._start: Doubles | None = None
-        self._mean: Doubles | float = 0.0
+        self._mean: Doubles
         self._power = np.zeros(2)
 
     def add(self, r: Doubles, c: Doubles, finite: npt.NDArray[np.bool_]) -> None:
@@ -326,6 +317,7 @@ class _Centred:
         values = np.stack([r[valid], r[valid] - c[valid]])
         if self._start is None:
             self._start = values[:, :1].copy()
+            self._mean = np.zeros_like(self._start)
         values -= self._start
         count, mean = values.shape[1], values.mean(axis=1, keepdims=True)
         step, total = mean - self._mean, self._samples + count
@@ -351,8 +343,9 @@ def _decibels(signal: float, noise: float) -> float:
 
 @dataclass
 class _Agreement:
-    """How many samples keep their best class first, and among the first five."""
+    """How many samples keep their best of several classes first, and among the first five."""
 
+    classes: int
     samples: int = 0
     first: int = 0
     among_five: int = 0
@@ -365,8 +358,9 @@ class _Agreement:
         self.first += int((ranks < 1).sum())
         self.among_five += int((ranks < TOP_K).sum())
 
-    def fractions(self) -> tuple[float, float]:
-        return self.first / self.samples, self.among_five / self.samples
+    def fractions(self) -> tuple[float, float | None]:
+        """Return the top-1 and the top-5 agreement, the latter None where it could not fail."""
+        return self.first / self.samples, self.among_five / self.samples if self.classes > TOP_K else None
 
 
 def _candidate_ranks(r: Doubles, c: Doubles) -> npt.NDArray[np.int64]:
