@@ -89,8 +89,8 @@ class ParityMeter:
         if self._errors.count == 0:
             raise nothing_compared()
         centred = None if self._centred is None else self._centred.sqnr_db()
-        agreements = (None, None) if self._agreement is None else self._agreement.fractions()
-        return Parity(*self._errors.metrics(), centred, *agreements, self._errors.count, self._errors.nonfinite)
+        top1, top5 = (None, None) if self._agreement is None else self._agreement.fractions()
+        return Parity(*self._errors.metrics(), centred, top1, top5, self._errors.count, self._errors.nonfinite)
 
     def _check_shapes(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> None:
         if reference != candidate:

@@ -160,7 +160,7 @@ class _Graph:
         op = reader.op_type
         if op in _INTEGER_CAPABLE or op.startswith("QLinear") or op.endswith("Integer"):
             return True
-        return op in _PASS_INTEGERS_ON and any(map(self.is_useful, reader.output))
+        return op in _PASS_INTEGERS_ON and self.is_useful(reader.output[0])
 
 
 def _value_of(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
@@ -201,17 +201,20 @@ def _pairs_without_effect(graph: _Graph) -> Iterator[Finding]:
 
 
 def _same_type(graph: _Graph, dequantize: onnx.NodeProto, quantize: onnx.NodeProto) -> bool:
-    if graph.type_of(dequantize.input[0]) != graph.type_of(quantize.output[0]):
-        return False
+    is_same = graph.type_of(dequantize.input[0]) == graph.type_of(quantize.output[0])
     scales = (graph.constant(dequantize, 1), graph.constant(quantize, 1))
     zero_points = (graph.zero_point(dequantize), graph.zero_point(quantize))
-    return _equal(*scales) and _equal(*zero_points)
+    return is_same and _equal(*scales) and _equal(*zero_points)
 
 
 def _equal(a: Numbers | None, b: Numbers | None) -> bool:
-    if a is None or b is None or (a.size != b.size and 1 not in (a.size, b.size)):
-        return False
-    return bool((a.ravel() == b.ravel()).all())
+    """Whether both are known and the same; one number stands for many."""
+    return (
+        a is not None
+        and b is not None
+        and (a.size == b.size or 1 in (a.size, b.size))
+        and bool((a.ravel() == b.ravel()).all())
+    )
 
 
 def _per_channel_activations(graph: _Graph) -> Iterator[Finding]:
