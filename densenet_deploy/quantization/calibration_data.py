@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -268,14 +268,13 @@ class Stream(CalibrationData):
     preprocessing: Preprocessing
     samples: int
     limit: float
-    _kept: list[Array] = field(default_factory=list, init=False, repr=False)
-    _rest: Iterator[Array] = field(init=False, repr=False)
-    _count: int = field(default=0, init=False, repr=False)
-    _range: MinMaxObserver | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._is_iterator = isinstance(self.source, Iterator)
+        self._kept: list[Array] = []
         self._rest = self._read()
+        self._count = 0
+        self._range: MinMaxObserver | None = None
 
     @property
     def count(self) -> int:
@@ -300,7 +299,7 @@ class Stream(CalibrationData):
         for number, item in enumerate(self.source):
             name = f"item {number}"
             image_or_batch = _unwrapped(item, name)
-            is_input = hasattr(image_or_batch, "__array__") and not _is_image(image_or_batch)
+            is_input = hasattr(image_or_batch, "__array__") and not _are_pixels(as_array(name, image_or_batch))
             for sample in _inputs_of(image_or_batch, name, self.preprocessing, self.limit):
                 if is_input:
                     self._range = self._range or MinMaxObserver(sample.shape[1])
@@ -321,9 +320,7 @@ class Stream(CalibrationData):
 
 
 def _subset(count: int, samples: int, seed: int) -> tuple[int, ...]:
-    if samples >= count:
-        return tuple(range(count))
-    return tuple(sorted(np.random.default_rng(seed).choice(count, samples, replace=False).tolist()))
+    return tuple(sorted(np.random.default_rng(seed).choice(count, min(samples, count), replace=False).tolist()))
 
 
 @contextlib.contextmanager
@@ -358,7 +355,7 @@ def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preproce
         read = np.lib.format.read_array_header_2_0
     shape, is_fortran_order, dtype = read(file)
     _require_inputs(shape, dtype, path, preprocessing)
-    if is_fortran_order and shape[0] > 1:
+    if is_fortran_order:
         raise DataError(path, "is in Fortran order", "save numpy.ascontiguousarray(array)")
     if size - file.tell() < 4 * math.prod(shape):
         raise DataError(path, "is shorter than its header says", "make or download it again")
@@ -380,7 +377,7 @@ def _input_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
 
 def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:
     expected = _input_shape(preprocessing)
-    if dtype != np.float32 or len(shape) != 4 or shape[1:] != expected or shape[0] == 0:
+    if dtype != np.float32 or shape[1:] != expected or shape[0] == 0:
         why = f"is {shape} {dtype}, the model takes float32 (N, {', '.join(map(str, expected))})"
         raise DataError(name, why, _FIX)
 
@@ -431,12 +428,8 @@ def _is_file(value: object) -> bool:
     return isinstance(value, (str, os.PathLike)) and Path(value).is_file()
 
 
-def _is_image(value: object) -> bool:
-    return isinstance(value, (Image.Image, LoadedImage)) or _are_pixels(as_array("image", value))
-
-
 def _are_pixels(array: Array) -> bool:
-    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0
+    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and 0 not in array.shape
 
 
 def _prepared(image: Any, name: str, preprocessing: Preprocessing) -> Array:

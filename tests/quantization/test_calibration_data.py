@@ -37,7 +37,8 @@ def save(path, array, **more):
     if path.suffix == ".npz":
         np.savez_compressed(path, input=array, **more)
     else:
-        np.save(path, array)
+        with path.open("wb") as file:
+            np.save(file, array)
     return path
 
 
@@ -61,6 +62,10 @@ def test_a_folder_gives_each_of_its_images_as_the_model_takes_them(images):
 def test_subset_and_order_are_drawn_by_seed_so_that_the_first_few_are_a_fair_sample(images):
     names = [list(open_calibration_data(images, SMALL, 4, seed).digests()) for seed in (1, 1, 2)]
     assert names[0] == names[1] != names[2]
+    assert names[0] != list(open_calibration_data(images, SMALL, 4).digests())
+    assert list(open_calibration_data(images, SMALL, 4).digests()) == list(
+        open_calibration_data(images, SMALL, 4, 0).digests()
+    )
     assert len(names[0]) == 4
     whole = list(open_calibration_data(images, SMALL, 10, 1).digests())
     assert names[0] == whole[:4]
@@ -101,26 +106,59 @@ def test_a_path_may_be_text(images):
     assert len(open_calibration_data(str(images), SMALL)) == 10
 
 
+def test_a_folder_may_be_named_like_an_array_file(images, tmp_path):
+    folder = images.rename(tmp_path / "images.npy")
+    data = open_calibration_data(folder, SMALL)
+    assert (data.count, data.origin) == (10, folder)
+
+
 # --- array files
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_an_array_file_gives_its_samples(suffix, tmp_path):
-    data = open_calibration_data(save(tmp_path / f"data{suffix}", arrays()), SMALL)
-    assert len(data) == 40
+@pytest.mark.parametrize("name", ["data.npy", "data.npz", "DATA.NPY"])
+def test_an_array_file_gives_its_samples(name, tmp_path):
+    path = save(tmp_path / name, arrays())
+    data = open_calibration_data(path, SMALL)
+    assert (len(data), data.count, data.origin, data.samples) == (40, 40, path, 512)
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate(list(data)), arrays())
 
 
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_the_format_is_read(version, tmp_path):
+    path = tmp_path / "data.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, arrays(), version)
+    np.testing.assert_array_equal(np.concatenate(list(open_calibration_data(path, SMALL))), arrays())
+
+
+@pytest.mark.parametrize("kind", ["data.npy", "data.npz", "array"])
+def test_a_subset_of_an_array_is_drawn_by_seed_and_keeps_the_order(kind, tmp_path):
+    source = arrays() if kind == "array" else save(tmp_path / kind, arrays())
+    for count, seed in ((7, 1), (7, 2), (39, 0)):
+        data = open_calibration_data(source, SMALL, count, seed)
+        places = sorted(np.random.default_rng(seed).choice(40, count, replace=False))
+        np.testing.assert_array_equal(np.concatenate(list(data)), arrays()[places])
+        assert len(data) == count
+    default = open_calibration_data(source, SMALL, 7)
+    np.testing.assert_array_equal(np.concatenate(list(default)), np.concatenate(list(open_of_seed_0(source))))
+
+
+def open_of_seed_0(source):
+    return open_calibration_data(source, SMALL, 7, 0)
+
+
+def test_512_samples_are_taken_unless_told_otherwise():
+    assert open_calibration_data(arrays(513), SMALL).count == 512
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_a_subset_of_an_array_is_drawn_by_seed_and_part_of_its_digest(suffix, tmp_path):
+def test_the_digest_of_an_array_file_follows_the_chosen_samples(suffix, tmp_path):
     path = save(tmp_path / f"data{suffix}", arrays())
-    first, again, other = (open_calibration_data(path, SMALL, 7, seed) for seed in (1, 1, 2))
-    rows = np.concatenate(list(first))
-    places = [int(np.flatnonzero((arrays() == row).all(axis=(1, 2, 3)))[0]) for row in rows]
-    assert places == sorted(set(places))
-    assert len(places) == 7
-    assert first.digests() == again.digests() != other.digests()
+    first, again, other = (open_calibration_data(path, SMALL, 7, seed).digests() for seed in (1, 1, 2))
+    assert first == again
+    assert first.keys() == {"array", "chosen samples"}
+    assert {name for name in first if first[name] != other[name]} == {"chosen samples"}
 
 
 def test_the_digest_of_an_array_follows_its_bytes_not_its_name(tmp_path):
@@ -144,9 +182,17 @@ BAD_HEADERS = {
     "NHWC": (arrays().transpose(0, 2, 3, 1).copy(), "(40, 8, 8, 3)"),
     "another size": (np.zeros((40, 3, 9, 9), np.float32), "(40, 3, 9, 9)"),
     "no samples": (np.zeros((0, 3, 8, 8), np.float32), "(0, 3, 8, 8)"),
+    "a number": (np.float32(1), "() float32"),
+    "five axes": (arrays(1)[None], "(1, 1, 3, 8, 8)"),
     "Fortran order": (np.asfortranarray(arrays()), "Fortran"),
+    "one sample in Fortran order": (np.asfortranarray(arrays(1)), "Fortran"),
 }
-BAD_VALUES = {"NaN": with_value(np.nan), "Inf": with_value(-np.inf), "0-255": with_value(255)}
+BAD_VALUES = {
+    "NaN": (np.nan, "NaN"),
+    "Inf": (-np.inf, "NaN or Inf"),
+    "0-255": (255, "to 255"),
+    "below": (-255, "from -255"),
+}
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -160,22 +206,52 @@ def test_an_array_that_is_not_a_batch_of_inputs_is_refused_at_once(array, why, s
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize("array", BAD_VALUES.values(), ids=BAD_VALUES)
-def test_values_beyond_normalized_images_are_refused(array, suffix, tmp_path):
-    path = save(tmp_path / f"data{suffix}", array)
+@pytest.mark.parametrize(("value", "why"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_values_beyond_normalized_images_are_refused(value, why, suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", with_value(value))
     with pytest.raises(DataError) as caught:
         list(open_calibration_data(path, SMALL))
     assert caught.value.subject == f"sample 13 of {path}"
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_up_to_eight_times_those_of_a_normalized_image_are_taken(sign):
+    symmetric = Preprocessing(image_size=8, resize=9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # gives -1 to 1
+    assert len(list(open_calibration_data(with_value(sign * 8), symmetric))) == 40
+    with pytest.raises(DataError):
+        list(open_calibration_data(with_value(sign * np.nextafter(np.float32(8), np.float32(9))), symmetric))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize("keep", [5, 40, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [5, 40, 5000, -1])
 def test_a_file_cut_short_is_refused_at_once(keep, suffix, tmp_path):
     path = save(tmp_path / f"data{suffix}", arrays())
-    whole = path.read_bytes()
-    path.write_bytes(whole[: keep if keep > 1 else int(keep * len(whole))])
-    with pytest.raises(DataError):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError) as caught:
         open_calibration_data(path, SMALL)
+    assert caught.value.subject == str(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_bytes(b""), lambda path: None])
+def test_a_pipe_and_an_empty_or_missing_file_are_refused_at_once(make, tmp_path):
+    path = tmp_path / "data.npy"
+    make(path)
+    with pytest.raises(InputError) as caught:
+        open_calibration_data(path, SMALL)
+    assert caught.value.subject == str(path)
+    assert not isinstance(caught.value, DataError)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_file_that_disappears_is_an_error_of_its_path(suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", arrays())
+    data = open_calibration_data(path, SMALL)
+    path.unlink()
+    with pytest.raises(InputError) as caught:
+        list(data)
+    assert caught.value.subject == str(path)
 
 
 def test_a_changed_byte_in_a_compressed_file_is_refused_or_harmless_never_another_error(tmp_path):
@@ -187,11 +263,17 @@ def test_a_changed_byte_in_a_compressed_file_is_refused_or_harmless_never_anothe
         list(open_calibration_data(path, SMALL))
 
 
-def test_an_archive_of_several_arrays_is_refused(tmp_path):
-    path = save(tmp_path / "data.npz", arrays(), labels=np.arange(40))
+@pytest.mark.parametrize(
+    ("members", "names"),
+    [({"input": arrays(), "labels": np.arange(40)}, "2 arrays (input, labels)"), ({}, "0 arrays (none)")],
+)
+def test_an_archive_of_several_or_no_arrays_is_refused(members, names, tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, **members)
     with pytest.raises(DataError) as caught:
         open_calibration_data(path, SMALL)
     assert caught.value.subject == str(path)
+    assert names in caught.value.why
 
 
 def test_a_pickle_named_npy_is_refused_and_not_loaded(tmp_path):
@@ -219,13 +301,18 @@ def test_an_array_file_is_streamed(suffix, tmp_path):
 # --- arrays in memory
 
 
-def test_an_array_gives_its_samples_and_a_digest():
-    data = open_calibration_data(arrays(), SMALL, samples=7, seed=1)
-    rows = list(data)
-    assert len(data) == len(rows) == 7
-    assert all((arrays() == row).all(axis=(1, 2, 3)).any() for row in rows)
-    assert data.digests() == open_calibration_data(arrays(), SMALL, samples=7, seed=1).digests()
-    assert data.digests() != open_calibration_data(arrays() + np.float32(0.5), SMALL, samples=7, seed=1).digests()
+def test_the_digest_of_an_array_is_that_of_the_chosen_samples_and_their_type():
+    first, same, seed, value = (
+        open_calibration_data(array, SMALL, samples=7, seed=seed).digests()
+        for array, seed in ((arrays(), 1), (arrays(), 1), (arrays(), 2), (arrays() + np.float32(0.5), 1))
+    )
+    assert first == same
+    assert first.keys() == {"array", "type"}
+    assert len({digests["array"] for digests in (first, seed, value)}) == 3
+    black = open_calibration_data(np.zeros((1, 16, 16, 3), np.uint8), SMALL).digests()
+    zeros = open_calibration_data(np.zeros((1, 3, 8, 8), np.float32), SMALL).digests()
+    assert black["array"] == zeros["array"]  # both are 768 bytes of zeros
+    assert black["type"] != zeros["type"]
 
 
 def test_an_array_of_pixels_and_a_tensor_are_arrays_too():
@@ -235,10 +322,41 @@ def test_an_array_of_pixels_and_a_tensor_are_arrays_too():
     np.testing.assert_array_equal(np.concatenate(list(open_calibration_data(tensor, SMALL))), arrays(3))
 
 
-def test_an_array_of_another_size_is_refused_at_once():
+def test_an_array_may_be_a_single_input_or_image():
+    for single, expected in ((ONE, ONE[None]), (pixels(1)[0], prepared(pixels(1)))):
+        data = open_calibration_data(single, SMALL)
+        assert (data.count, data.origin) == (1, "calibration")
+        np.testing.assert_array_equal(np.concatenate(list(data)), expected)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((40, 3, 9, 9), np.float32),
+        np.zeros((0, 12, 10, 3), np.uint8),
+        np.zeros((4, 0, 10, 3), np.uint8),
+        np.zeros((4, 12, 10, 4), np.uint8),
+        np.zeros((4, 12, 10, 3), np.int16),
+        np.zeros((1, 4, 12, 10, 3), np.uint8),
+        np.zeros((10, 3), np.uint8),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_an_array_that_holds_neither_inputs_nor_pixels_is_refused_at_once(array):
     with pytest.raises(DataError) as caught:
-        open_calibration_data(np.zeros((40, 3, 9, 9), np.float32), SMALL)
-    assert "(40, 3, 9, 9)" in caught.value.why
+        open_calibration_data(array, SMALL)
+    assert caught.value.subject == "array"
+    assert f"{array.shape} {array.dtype}" in caught.value.why
+
+
+def test_what_cannot_be_read_as_an_array_is_named():
+    class Broken:
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("not today")
+
+    with pytest.raises(InputError) as caught:
+        open_calibration_data(Broken(), SMALL)
+    assert caught.value.subject == "calibration"
 
 
 # --- iterables
@@ -252,7 +370,13 @@ def prepared(images):
     return np.stack([prepare(load_image(image), SMALL) for image in images])
 
 
-ONE, BATCH = arrays(1)[0], arrays(4)
+def png():
+    file = io.BytesIO()
+    Image.fromarray(pixels(1)[0]).save(file, "PNG")
+    return file.getvalue()
+
+
+ONE, BATCH, PNG = arrays(1)[0], arrays(4), png()
 ITEMS = {
     "one input": (ONE, ONE[None]),
     "a batch of inputs": (BATCH, BATCH),
@@ -262,7 +386,11 @@ ITEMS = {
     "a tensor of pixels": (torch.from_numpy(pixels(1)[0]), prepared(pixels(1))),
     "PIL": (Image.fromarray(pixels(1)[0]), prepared(pixels(1))),
     "an image loaded before": (load_image(pixels(1)[0]), prepared(pixels(1))),
+    "the bytes of a file": (PNG, prepared([PNG])),
     "images and labels": ((BATCH, np.arange(4)), BATCH),
+    "images and one-hot labels": ((BATCH, np.eye(4)), BATCH),
+    "an input and the name of its class": ((ONE, "cat"), ONE[None]),
+    "nested": (([BATCH],), BATCH),
     "a list of tensors": ([torch.from_numpy(BATCH), torch.arange(4)], BATCH),
     "a dict": ({"pixel_values": torch.from_numpy(BATCH), "labels": torch.arange(4)}, BATCH),
     "a dict with an image": ({"image": Image.fromarray(pixels(1)[0]), "label": 3}, prepared(pixels(1))),
@@ -279,7 +407,7 @@ def test_an_item_may_be_an_image_or_a_batch_in_any_form(item, expected):
 def test_an_item_may_be_a_path(images):
     paths = sorted(images.glob("*.png"))
     expected = prepared(paths)
-    for items in (paths, [str(path) for path in paths]):
+    for items in (paths, [str(path) for path in paths], [(path, "cat") for path in paths], [[path] for path in paths]):
         np.testing.assert_array_equal(np.concatenate(list(open_calibration_data(items, SMALL))), expected)
 
 
@@ -289,6 +417,12 @@ def test_a_data_loader_is_read_as_often_as_needed():
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate(list(data)), arrays()[:30])
     assert data.digests() is None
+
+
+def test_a_data_set_that_has_only_items_is_read_as_often_as_needed():
+    data = open_calibration_data(TensorDataset(torch.from_numpy(arrays()), torch.arange(40)), SMALL, samples=30)
+    for _ in range(2):
+        np.testing.assert_array_equal(np.concatenate(list(data)), arrays()[:30])
 
 
 def test_an_iterator_is_kept_as_far_as_it_was_read():
@@ -303,7 +437,9 @@ def test_an_iterator_is_kept_as_far_as_it_was_read():
 
 def test_the_digest_of_an_iterator_is_that_of_its_samples():
     first, same, other = (open_calibration_data(iter(samples(count)), SMALL, 8).digests() for count in (8, 9, 7))
-    assert first == same != other
+    assert first == same
+    assert first.keys() == other.keys() == {"samples"}
+    assert first != other
 
 
 def test_no_more_is_taken_from_an_iterator_than_was_asked_for():
@@ -317,7 +453,9 @@ BAD_ITEMS = {
     "NaN": np.full((1, 3, 8, 8), np.nan, np.float32),
     "a list of lists": [[1.0]],
     "a stream": io.BytesIO(),
+    "bfloat16": torch.zeros((1, 3, 8, 8), dtype=torch.bfloat16),
     "CHW pixels": np.zeros((3, 8, 8), np.uint8),
+    "no pixels": np.zeros((0, 8, 3), np.uint8),
     "another size": np.zeros((3, 9, 9), np.float32),
     "a dict of two images": {"left": ONE, "right": ONE},
     "an empty dict": {},
@@ -328,7 +466,7 @@ BAD_ITEMS = {
 
 @pytest.mark.parametrize("item", BAD_ITEMS.values(), ids=BAD_ITEMS)
 def test_an_invalid_item_is_named(item):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         list(open_calibration_data([*samples(2), item], SMALL))
     assert caught.value.subject.startswith("item 2")
 
@@ -341,7 +479,11 @@ def test_images_have_the_range_of_their_preprocessing(images):
     low, high = SMALL.value_range
     np.testing.assert_array_equal(found.low, np.full(3, low, np.float32))
     np.testing.assert_array_equal(found.high, np.full(3, high, np.float32))
-    np.testing.assert_array_equal(open_calibration_data(pixels(4), SMALL).input_range().low, found.low)
+    for source in (pixels(4), list(pixels(4)), iter(pixels(4)), [PNG]):
+        data = open_calibration_data(source, SMALL)
+        assert list(data)
+        np.testing.assert_array_equal(data.input_range().low, found.low)
+        np.testing.assert_array_equal(data.input_range().high, found.high)
 
 
 @pytest.mark.parametrize("kind", ["file", "array", "iterator", "list"])
@@ -369,10 +511,13 @@ def test_values_of_an_unknown_normalization_are_not_checked(tmp_path):
         list(open_calibration_data(with_value(np.inf), SMALL, check_values=False))
 
 
-def test_zero_samples_are_refused(images):
+@pytest.mark.parametrize("number", [0, 2**31 + 1])
+def test_a_number_of_samples_out_of_range_is_refused(number):
     with pytest.raises(UsageError) as caught:
-        open_calibration_data(images, SMALL, samples=0)
-    assert caught.value.subject == "samples=0"
+        open_calibration_data(ONE, SMALL, samples=number)
+    assert caught.value.subject == f"samples={number}"
+    assert open_calibration_data(ONE, SMALL, samples=2**31).samples == 2**31
+    assert open_calibration_data(BATCH, SMALL, samples=1).count == 1
 
 
 @pytest.mark.parametrize("source", [5, None, b"abc", {"images": 1}])
@@ -382,12 +527,35 @@ def test_what_holds_no_samples_is_refused_at_once(source):
     assert caught.value.subject == f"a {type(source).__name__}"
 
 
-def test_a_list_of_several_images_is_refused_and_not_cut_to_its_first():
+@pytest.mark.parametrize(
+    "item",
+    [
+        list(pixels(2)),
+        (ONE, ONE),
+        (BATCH, BATCH),
+        [Image.fromarray(image) for image in pixels(2)],
+        [load_image(image) for image in pixels(2)],
+        [ONE, Image.fromarray(pixels(1)[0])],
+    ],
+    ids=["pixels", "inputs", "batches", "PIL", "loaded", "mixed"],
+)
+def test_a_list_of_several_images_is_refused_and_not_cut_to_its_first(item):
     with pytest.raises(DataError) as caught:
-        list(open_calibration_data([list(pixels(2))], Preprocessing(32, 32)))
+        list(open_calibration_data([item], SMALL))
     assert caught.value.subject == "item 0"
 
 
-def test_an_iterator_counts_what_was_read():
-    data = open_calibration_data(iter(pixels(5)), Preprocessing(32, 32))
+def test_a_list_of_several_paths_is_refused_and_not_cut_to_its_first(images):
+    with pytest.raises(DataError) as caught:
+        list(open_calibration_data([[images / "0.png", str(images / "1.png")]], SMALL))
+    assert caught.value.subject == "item 0"
+
+
+@pytest.mark.parametrize("wrap", [iter, list])
+def test_an_iterable_counts_what_was_read_in_one_pass(wrap):
+    data = open_calibration_data(wrap(list(pixels(5))), SMALL)
+    assert (data.count, data.origin) == (0, "calibration")
+    assert len(list(itertools.islice(data, 2))) == data.count == 2
     assert len(list(data)) == data.count == 5
+    assert len(list(itertools.islice(data, 3))) == 3
+    assert data.count == 5
