@@ -131,21 +131,17 @@ class Cuda:
             text = self._api.cudaGetErrorName(self.enum("cudaError_t", code))[1]
         except ValueError:  # newer than these bindings
             text = None
-        return bytes(text or b"an unknown error").decode(errors="replace")
+        return bytes(text or b"an unknown error").decode()
 
 
 class _Owned:
-    """A resource of CUDA, freed once: by `release`, or when nothing refers to it any more."""
+    """A resource of CUDA, freed when nothing refers to it any more."""
 
     def __init__(self, cuda: Cuda, handle: Any, destroy: str) -> None:
         self._cuda = cuda
         self.handle = handle
-        self._finalizer = weakref.finalize(self, cuda.free, destroy, handle)
-        self._finalizer.atexit = False  # the end of the process frees everything, and CUDA may be gone by then
-
-    def release(self) -> None:
-        """Free it now. Calling it twice is harmless."""
-        self._finalizer()
+        finalizer = weakref.finalize(self, cuda.free, destroy, handle)
+        finalizer.atexit = False  # the end of the process frees everything, and CUDA may be gone by then
 
     def __int__(self) -> int:
         return int(self.handle)

@@ -44,10 +44,10 @@ class GpuArray:
     >>> torch.from_dlpack(array), cupy.asarray(array), array.to_host()      # doctest: +SKIP
     """
 
-    def __init__(self, cuda: Cuda, device: int, spec: TensorSpec) -> None:
-        self.shape, self.dtype = tuple(size or 1 for size in spec.shape), spec.dtype
+    def __init__(self, cuda: Cuda, device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
         self._cuda, self._device = cuda, device
-        self._memory = DeviceMemory(cuda, math.prod(self.shape) * spec.dtype.itemsize)
+        self._memory = DeviceMemory(cuda, math.prod(shape) * dtype.itemsize)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -158,7 +158,6 @@ def _from_dlpack(array: Any, spec: TensorSpec, device: int) -> dict[str, Any]:
         "typestr": shared.dtype.str,
         "strides": shared.strides,
         "data": (shared.address, shared.read_only),
-        "stream": _DEFAULT_STREAM,
         "owner": shared,
     }
 

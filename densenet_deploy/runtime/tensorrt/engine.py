@@ -151,14 +151,14 @@ class KernelCache:
         if not self._in_use:
             return
         blob = bytes(self._native.serialize())
-        if _hash(blob) == self._saved or not 0 < len(blob) <= _LARGEST_CACHE_BYTES:
+        if not 0 < len(blob) <= _LARGEST_CACHE_BYTES or (digest := _hash(blob)) == self._saved:
             return
         try:
             write_file(self._path, blob)
         except DensenetDeployError as exc:
             log.info("compiled kernels are not saved: %s", exc)
             return
-        self._saved = _hash(blob)
+        self._saved = digest
 
 
 def _hash(blob: bytes) -> bytes:

@@ -77,10 +77,11 @@ class ExecutionPool:
         profile = _profile_of(engine, batch)
         results: dict[str, Any] = {}
         for spec in engine.outputs:
-            sized = TensorSpec(spec.name, _shape(spec, batch), spec.dtype)
-            given = outputs.get(spec.name)
-            results[spec.name] = GpuArray(engine.cuda, engine.gpu.index, sized) if given is None else given
-            views.append(view_of(results[spec.name], sized, engine.cuda, engine.gpu.index, writable=True))
+            shape, given = _shape(spec, batch), outputs.get(spec.name)
+            sized = TensorSpec(spec.name, shape, spec.dtype)
+            array = GpuArray(engine.cuda, engine.gpu.index, shape, spec.dtype) if given is None else given
+            views.append(view_of(array, sized, engine.cuda, engine.gpu.index, writable=True))
+            results[spec.name] = array
         state = ContextState(profile, batch, tuple(view.address for view in views))
         with self._lend(profile, batch) as slot:
             slot.run_in_place(state, tuple({view.stream for view in views if view.stream is not None}))
@@ -166,6 +167,10 @@ class ExecutionSlot:
         state: of the context; None before the first batch.
     """
 
+    state: ContextState | None
+    _graph: Graph | None  # recorded in this state
+    _runs: int  # in this state
+
     def __init__(self, engine: Engine, context: Any, *, graphs: Graphs) -> None:
         self._engine = engine
         self._cuda = engine.cuda
@@ -174,10 +179,8 @@ class ExecutionSlot:
         self._shares_memory = engine.cuda.shares_memory(engine.gpu.index)
         self._buffers: tuple[_Buffer, ...] = ()
         self._capacity = 0
-        self._graph: Graph | None = None
-        self._runs = 0  # in this state
         self._profile = int(context.active_optimization_profile)  # -1: none yet
-        self.state: ContextState | None = None
+        self._forget()
         self._graphs = graphs
         self._graph_refusal = self._why_no_graph()
 
@@ -230,7 +233,7 @@ class ExecutionSlot:
         if batch <= self._capacity:
             return
         self._forget()
-        self._buffers, self._capacity = (), 0  # the old ones are freed first
+        self._buffers = ()  # the old ones are freed first
         shared = self._shares_memory
         self._buffers = tuple(_Buffer(self._cuda, spec, batch, shared=shared) for spec in self._engine.specs)
         self._capacity = batch
@@ -272,7 +275,7 @@ class ExecutionSlot:
             enqueue()
         self._stream.synchronize()
         self._runs += 1
-        if self._runs == 2 and self._graphs is Graphs.RECORDED and self._graph_refusal is None:
+        if self._runs == 2 and self._graph_refusal is None:
             self._record(enqueue)
 
     def _record(self, enqueue: Callable[[], None]) -> None:
@@ -299,13 +302,12 @@ class ExecutionSlot:
             raise refusal(self._engine.trt, self._engine.subject, f"TensorRT refuses {what}", "build it again")
 
     def _why_no_graph(self) -> str | None:
-        if self._graphs is Graphs.OFF:
+        if self._graphs is not Graphs.RECORDED:
             return "switched off"
-        if self._graphs is Graphs.NATIVE or not self._engine.trt.features.capturable_query:
-            return None
-        if self._context.is_stream_capturable(int(self._stream)):
-            return None
-        return "TensorRT says that this engine cannot be captured"
+        can_ask = self._engine.trt.features.capturable_query
+        if can_ask and not self._context.is_stream_capturable(int(self._stream)):
+            return "TensorRT says that this engine cannot be captured"
+        return None
 
 
 class _Buffer:
@@ -344,7 +346,7 @@ class _Buffer:
 
 
 def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return (batch, *(size or 1 for size in spec.shape[1:]))
+    return (batch, *(size for size in spec.shape[1:] if size is not None))  # none varies, which `engine` checked
 
 
 def _common_batch(engine: Engine, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -358,11 +360,11 @@ def _common_batch(engine: Engine, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def _profile_of(engine: Engine, batch: int) -> int:
     """The profile that runs the whole batch as it is: in place, a batch can be neither split nor padded."""
-    found = portions(batch, engine.profiles)
-    if len(found) != 1 or found[0].batch != batch:
+    first = portions(batch, engine.profiles)[0]
+    if first.batch != batch:
         takes = ", ".join(f"{p.min} to {p.max}" for p in engine.profiles)
         raise FeedError(f"batch {batch}", f"the engine takes {takes}", "split it, or use run() with host arrays")
-    return found[0].profile
+    return first.profile
 
 
 def _check_names(engine: Engine, feeds: Mapping[str, object], outputs: Mapping[str, object]) -> None:

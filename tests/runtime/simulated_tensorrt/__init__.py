@@ -24,7 +24,7 @@ from tests.runtime.simulated_tensorrt.tensorrt import Behaviour, simulated_modul
 
 RTX = Behaviour()
 FULL = Behaviour("tensorrt", (10, 3, 0, 26), has_runtime_config=False)
-_HEADERS: dict[str, dict[str, Any]] = {"rtx": {}, "tensorrt": {"magic": b"ftrt", "mask": 0}}
+HEADERS: dict[str, dict[str, Any]] = {"rtx": {}, "tensorrt": {"magic": b"ftrt", "mask": 0}}
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def write_simulated_engine(
     **changes: Any,
 ) -> Path:
     """Write a plan that holds the model `onnx`, and its sidecar with `changes`."""
-    header = {**_HEADERS[behaviour.flavour], "version": behaviour.version}
+    header = {**HEADERS[behaviour.flavour], "version": behaviour.version}
     plan = simulated_plan(onnx.read_bytes(), profiles, **header)
     found = sniff(plan)
     assert found is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import heapq
 import itertools
 import threading
 from collections import deque
@@ -98,6 +99,7 @@ class StreamState:
     queued: int = 0  # ever
     done: int = 0
     recorder: int | None = None  # the thread that records
+    mode: int = 0  # of the recording
     recorded: list[Work] = field(default_factory=list)
     invalid: bool = False
 
@@ -118,7 +120,9 @@ class SimulatedMachine:
     has_driver: bool = True
     compute_capability: tuple[int, int] = (8, 9)
     integrated: bool = False
+    can_map: bool = True
     memory_bytes: int = 1 << 30
+    reuses_addresses: bool = False  # of freed device memory, as GPUs do; what still uses them goes unnoticed then
 
 
 class SimulatedCuda:
@@ -140,6 +144,7 @@ class SimulatedCuda:
         self._device_addresses = itertools.count(_FIRST_DEVICE_ADDRESS, 1 << 32)
         self._memory: dict[int, Memory] = {}
         self._freed: deque[Memory] = deque(maxlen=8)  # kept a while, so that a late look finds NaN
+        self._reusable: list[int] = []
         self._aliases: dict[int, int] = {}  # device address of mapped memory → host address
         self._streams = {handle: StreamState(0) for handle in _DEFAULT_STREAMS}
         self._events: dict[int, EventState] = {}
@@ -199,7 +204,7 @@ class SimulatedCuda:
     def cudaDeviceGetAttribute(self, attribute, device):
         _require(attribute, cudaDeviceAttr)
         major, minor = self.machine.compute_capability
-        values = {75: major, 76: minor, 18: int(self.machine.integrated), 19: 1}
+        values = {75: major, 76: minor, 18: int(self.machine.integrated), 19: int(self.machine.can_map)}
         return self._do("cudaDeviceGetAttribute", lambda: values[attribute] if self._exists(device) else None)
 
     def cudaGetDeviceProperties(self, device):
@@ -218,7 +223,7 @@ class SimulatedCuda:
             self._forbid_while_recording()
             if self._used() + size > self.machine.memory_bytes:
                 raise CudaError(E.cudaErrorMemoryAllocation)
-            address = next(self._device_addresses)
+            address = heapq.heappop(self._reusable) if self._reusable else next(self._device_addresses)
             self._memory[address] = Memory(np.full(size, _POISON, np.uint8), self.current_device)
             return address
 
@@ -297,6 +302,7 @@ class SimulatedCuda:
 
     def cudaStreamWaitEvent(self, stream, event, flags):
         def work() -> None:
+            assert flags == 0
             awaited = self._event(event)  # as it is now: recorded anew, it is another point in time
             if awaited.stream is not None:
                 self.queue(int(stream), lambda: self._drain(self.stream(awaited.stream), awaited.position))
@@ -333,6 +339,7 @@ class SimulatedCuda:
             if state.recorder is not None:
                 raise CudaError(E.cudaErrorInvalidValue)
             state.recorder, state.recorded, state.invalid = threading.get_ident(), [], False
+            state.mode = int(mode)
 
         return self._do("cudaStreamBeginCapture", work)[:1]
 
@@ -429,13 +436,16 @@ class SimulatedCuda:
             raise CudaError(E.cudaErrorInvalidValue)
         memory.data[:] = _POISON
         self._freed.append(self._memory.pop(address))
+        if on_device and self.machine.reuses_addresses:
+            heapq.heappush(self._reusable, address)
         self._aliases = {alias: host for alias, host in self._aliases.items() if host != address}
 
     def _forbid_while_recording(self) -> None:
-        mine = [s for s in self._streams.values() if s.recorder == threading.get_ident()]
-        for state in mine:
+        recording = [s for s in self._streams.values() if s.recorder is not None and s.mode != 2]  # 2: relaxed
+        spoiled = [s for s in recording if s.mode == 0 or s.recorder == threading.get_ident()]  # 0: global
+        for state in spoiled:
             state.invalid = True
-        if mine:
+        if spoiled:
             raise CudaError(E.cudaErrorStreamCaptureUnsupported)
 
     def _event(self, handle: Any) -> EventState:

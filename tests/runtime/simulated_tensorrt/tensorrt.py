@@ -84,6 +84,7 @@ class Behaviour:
     Attributes:
         flavour, version: `tensorrt` and `rtx` differ in what classes they have.
         has_runtime_config: from 10.11.
+        has_runtime_cache, has_graph_strategy: those of `rtx` do, which None stands for.
         capturable: whether a CUDA graph can be recorded of an execution.
     """
 
@@ -91,6 +92,16 @@ class Behaviour:
     version: tuple[int, int, int, int] = (1, 7, 1, 116)
     has_runtime_config: bool = True
     capturable: bool = True
+    has_runtime_cache: bool | None = None
+    has_graph_strategy: bool | None = None
+
+    @property
+    def caches(self) -> bool:
+        return self.flavour == "rtx" if self.has_runtime_cache is None else self.has_runtime_cache
+
+    @property
+    def has_strategy(self) -> bool:
+        return self.flavour == "rtx" if self.has_graph_strategy is None else self.has_graph_strategy
 
 
 def simulated_module(cuda: SimulatedCuda, behaviour: Behaviour) -> ModuleType:
@@ -116,9 +127,11 @@ def simulated_module(cuda: SimulatedCuda, behaviour: Behaviour) -> ModuleType:
         setattr(module, name, value)
     if behaviour.has_runtime_config:
         module.ICudaEngine.create_runtime_config = _create_runtime_config
-    if is_rtx:
+    if behaviour.caches:
         module.IRuntimeCache = _RuntimeCache
+    if behaviour.has_strategy:
         module.CudaGraphStrategy = CudaGraphStrategy
+    if is_rtx:
         module.IExecutionContext.is_stream_capturable = _is_stream_capturable
     module.Runtime.module = module
     return module
@@ -248,7 +261,8 @@ class _RuntimeConfig:
     def __init__(self, engine: _Engine) -> None:
         self.cache: _RuntimeCache | None = None
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        if engine.runtime.behaviour.flavour == "rtx":
+        engine.runtime.cuda.calls.append("create_runtime_config")
+        if engine.runtime.behaviour.caches:
             self.create_runtime_cache = _RuntimeCache
             self.set_runtime_cache = self._set_runtime_cache
 

@@ -116,7 +116,7 @@ def test_an_odd_address_is_refused(bench: Any) -> None:
 
 def test_freed_or_short_memory_is_undefined(bench: Any) -> None:
     set_up(bench)
-    bench.memory["logits"].release()
+    del bench.memory["logits"]
     with pytest.raises(UndefinedBehaviorError, match="memory of logits"):
         bench.context.execute_async_v3(int(bench.stream))
     bench.context.set_tensor_address("logits", DeviceMemory(bench.cuda, 4).address)
