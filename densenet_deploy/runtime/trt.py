@@ -16,11 +16,11 @@ are collected, without the messages about a missing GPU that follow each of them
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
 import re
-import threading
 from collections import deque
 from dataclasses import dataclass
 from types import ModuleType
@@ -100,8 +100,7 @@ class TensorRTLog:
     """
 
     def __init__(self, module: Any) -> None:
-        self._errors: deque[str] = deque(maxlen=_MOST_LINES)
-        self._lock = threading.Lock()
+        self._errors: deque[str] = deque(maxlen=_MOST_LINES)  # threads may append to it and pop from it
         self.native = _native_logger(module, self)
 
     def write(self, severity: str, message: str) -> None:
@@ -111,15 +110,15 @@ class TensorRTLog:
             level = logging.DEBUG
         log.log(logging.DEBUG if level == logging.ERROR else level, "%s", message)
         if level == logging.ERROR:
-            with self._lock:
-                self._errors.append(readable(message))
+            self._errors.append(readable(message))
 
     def take_errors(self) -> tuple[str, ...]:
         """Return the error lines since the last call, oldest first, and drop them."""
-        with self._lock:
-            lines = tuple(self._errors)
-            self._errors.clear()
-        return lines
+        lines: list[str] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                lines.append(self._errors.popleft())
+        return tuple(lines)
 
     def last_error(self) -> str:
         """Drop the error lines and return the last one, which usually says why a call failed."""

@@ -132,7 +132,7 @@ def _precision(sidecar: Sidecar | None) -> str:
     if sidecar is None:
         return "unknown"
     counts = _counts(sidecar)
-    return counts.most_common(1)[0][0] if counts else sidecar.precision
+    return counts.most_common()[0][0] if counts else sidecar.precision
 
 
 def _convolutions(sidecar: Sidecar | None) -> tuple[str, ...]:

@@ -12,16 +12,18 @@ from typing import Any
 import onnx
 import pytest
 
+from tests.runtime.networks import MEANS
 from tests.runtime.simulated_tensorrt import FULL
 from tests.runtime.simulated_tensorrt.tensorrt import simulated_plan
 
 ROOT = Path(__file__).parents[3]
-MEANS = """<ir_version: 8, opset_import: ["" : 18]> means (float[N,3,8,8] input) => (float[N,3] logits)
-{ pooled = GlobalAveragePool(input)  logits = Flatten(pooled) }"""
 MIB = 2**20
 NOTHING = {"memory": 0, "streams": 0, "events": 0, "graphs": 0}
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc"),
+]
 
 
 @pytest.fixture
