@@ -113,7 +113,7 @@ def same_version(a: str, b: str) -> bool:
     >>> same_version("10.3.0", "10.3.0.26"), same_version("10.3.0.26", "10.4.0.26")
     (True, False)
     """
-    return all(x % 256 == y % 256 for x, y in zip(numbers(a)[:4], numbers(b)[:4], strict=False))
+    return all(x % 256 == y % 256 for x, y in zip(numbers(a)[:4], numbers(b), strict=False))
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -208,7 +208,7 @@ def place_engine(temporary: Path, path: Path, sidecar: Sidecar) -> None:
             put_in_place(temporary, path)
         except BaseException:
             if not old and not path.exists():  # a record without a plan
-                sidecar_path(path).unlink(missing_ok=True)
+                sidecar_path(path).unlink()
             raise
         if old.keys() - {sidecar.sha256}:
             write_records(path, {sidecar.sha256: sidecar})
@@ -233,12 +233,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _takes_version(plan: Plan, version: str) -> bool:
-    if same_version(plan.header.version, version):
-        return True
     if plan.sidecar is None or not plan.sidecar.version_compatible:
-        return False
+        return same_version(plan.header.version, version)
     built, here = numbers(plan.sidecar.version), numbers(version)
-    return built[:3] <= here[:3] and here[0] <= built[0] + 1
+    return built[:3] <= here and here[0] <= built[0] + 1
 
 
 def _fits_full(sidecar: Sidecar, compute_capability: str) -> bool:

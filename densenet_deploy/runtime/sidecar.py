@@ -136,17 +136,17 @@ def read_records(engine: Path) -> dict[str, Sidecar] | None:
     return {key: Sidecar.from_facts(key, record) for key, record in facts["records"].items()}
 
 
-def write_records(engine: Path, records: Mapping[str, Sidecar]) -> None:
+def write_records(engine: Path, records: Mapping[str, Sidecar], *, largest: int = _LARGEST_BYTES) -> None:
     """Write the sidecar of `engine`, whole or not at all.
 
     Raises:
-        ManifestError: if it would be too large to be read again.
+        ManifestError: if it would have more than `largest` bytes, and be too large to be read again.
         ResourceError: if the disk is full, read-only or not permitted.
     """
     facts = {"schema": SCHEMA, "records": {sha256: record.to_facts() for sha256, record in records.items()}}
     data, path = write_json(facts, indent=1).encode() + b"\n", sidecar_path(engine)
-    if len(data) > _LARGEST_BYTES:
-        raise ManifestError(path, f"would be larger than {_LARGEST_BYTES} bytes", "give the model shorter labels")
+    if len(data) > largest:
+        raise ManifestError(path, f"would be larger than {largest} bytes", "give the model shorter labels")
     write_file(path, data)
 
 

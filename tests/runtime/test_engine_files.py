@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import threading
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from densenet_deploy.errors import BackendError, DeviceError, InputError, ManifestError, ModelFileError, ResourceError
+from densenet_deploy.errors import BackendError, DeviceError, InputError, ModelFileError, ResourceError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
-from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.engine_files import (
     checked_header,
     numbers,
+    place_engine,
+    program_section,
     read_plan,
     require_gpu,
     require_version,
@@ -64,7 +69,17 @@ def test_a_cut_plan_is_seen(engine: Path) -> None:
     engine.write_bytes(b"")
     with pytest.raises(InputError) as caught:
         read_plan(engine)
-    assert caught.value.subject.endswith("model.fp16.engine")
+    assert (type(caught.value), caught.value.subject) == (InputError, str(engine))
+
+
+def test_a_plan_that_cannot_be_read_is_a_resource_error(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ResourceError) as caught:
+        read_plan(engine)
+    assert caught.value.subject == str(engine)
 
 
 def test_an_engine_without_a_sidecar_needs_trust(tmp_path: Path) -> None:
@@ -97,6 +112,9 @@ def test_another_flavour_or_version_is_refused(engine: Path) -> None:
     ("compatible", "here", "fits"),
     [
         (True, "10.9.0.1", True),
+        (True, "10.3.0.26", True),
+        (True, "10.3.0.1", True),
+        (True, "10.3.0.30", True),
         (True, "11.1.0.1", True),
         (True, "10.2.0.1", False),
         (True, "12.0.0.1", False),
@@ -114,11 +132,24 @@ def test_version_compatible_plans_go_forward_one_major(tmp_path: Path, compatibl
         require_version(read_plan(path), "tensorrt", here)
 
 
-def test_another_gpu_is_refused(engine: Path) -> None:
-    require_gpu(read_plan(engine), "8.9")
+def test_an_rtx_plan_says_itself_which_gpus_it_was_built_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    write_engine(path, PLAN, sidecar_of(PLAN, targets=("9.0",)))
+    plan = read_plan(path)
+    require_gpu(plan, "8.9")
     with pytest.raises(DeviceError) as caught:
-        require_gpu(read_plan(engine), "9.0")
-    assert caught.value.subject.endswith("model.fp16.engine")
+        require_gpu(plan, "9.0")
+    assert caught.value.subject == str(path)
+
+
+def test_of_a_full_plan_without_a_sidecar_nothing_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "full.engine"
+    path.write_bytes(plan_bytes(b"ftrt", (10, 3, 0, 26)))
+    plan = read_plan(path, trust_engine=True)
+    require_gpu(plan, "7.5")
+    require_version(plan, "tensorrt", "10.3.0.26")
+    with pytest.raises(BackendError):
+        require_version(plan, "tensorrt", "10.9.0.1")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +158,7 @@ def test_another_gpu_is_refused(engine: Path) -> None:
         ("none", "8.7", True),
         ("none", "8.6", False),
         ("ampere-plus", "9.0", True),
+        ("ampere-plus", "8.0", True),
         ("ampere-plus", "7.5", False),
         ("same-compute-capability", "8.7", True),
         ("same-compute-capability", "8.9", False),
@@ -141,64 +173,6 @@ def test_full_plans_and_gpus(tmp_path: Path, hardware: str, capability: str, fit
     with pytest.raises(DeviceError) as caught:
         require_gpu(read_plan(path), capability)
     assert caught.value.subject.endswith("full.engine")
-
-
-@pytest.mark.parametrize(
-    ("text", "subject"),
-    [
-        (b"", "model.fp16.engine.json"),
-        (b"\xff\xfe", "model.fp16.engine.json"),
-        (b"[" * 100_000, "model.fp16.engine.json"),
-        (b"[]", "model.fp16.engine.json"),
-        (b'{"schema": 1}', "model.fp16.engine.json"),
-        (b'{"schema": 2, "records": {}}', "model.fp16.engine.json"),
-        (b'{"schema": true, "records": {}}', "model.fp16.engine.json"),
-        (b'{"schema": 1, "records": {"ab": 1}}', "engine's sidecar"),
-        (b'{"schema": 1, "records": {"ab": {}}}', "size of the engine's sidecar"),
-    ],
-)
-def test_a_broken_sidecar_is_refused(engine: Path, text: bytes, subject: str) -> None:
-    sidecar_path(engine).write_bytes(text)
-    for trust in (False, True):
-        with pytest.raises(ManifestError) as caught:
-            read_plan(engine, trust_engine=trust)
-        assert caught.value.subject.endswith(subject)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("size", "36"),
-        ("size", 0),
-        ("flavour", "trt"),
-        ("version", 1),
-        ("targets", [8.6]),
-        ("precision", "fp4"),
-        ("inputs", []),
-        ("inputs", [{"name": "input", "dtype": "float32", "shape": [0]}]),
-        ("profiles", [{"min": 1, "opt": True, "max": 1}]),
-        ("hardware", "any"),
-        ("version_compatible", 1),
-        ("options", {"a": []}),
-        ("manifest", {"schema": 9}),
-        ("manifest", []),
-    ],
-)
-def test_every_fact_is_checked(engine: Path, key: str, value: object) -> None:
-    facts = json.loads(sidecar_path(engine).read_text())
-    (record,) = facts["records"].values()
-    record[key] = value
-    sidecar_path(engine).write_text(json.dumps(facts))
-    with pytest.raises(ManifestError):
-        read_plan(engine)
-
-
-def test_facts_not_known_here_are_left_out(engine: Path) -> None:
-    facts = json.loads(sidecar_path(engine).read_text())
-    (record,) = facts["records"].values()
-    record["colour"] = "green"
-    sidecar_path(engine).write_text(json.dumps(facts))
-    assert read_plan(engine).sidecar == sidecar_of(PLAN, manifest=MANIFEST, options={"tf32": True, "workspace": None})
 
 
 def test_a_size_or_flavour_that_is_not_the_plans_is_refused(engine: Path) -> None:
@@ -235,24 +209,88 @@ def test_the_plan_has_its_record_at_every_moment(
     assert list(read_records(engine) or {}) == [sidecar_of(new).sha256]
 
 
-def test_two_writers_leave_one_whole_winner(tmp_path: Path) -> None:
-    path = tmp_path / "model.engine"
-    plans = [plan_bytes(body=bytes([index]) * 1000) for index in range(8)]
-    threads = [threading.Thread(target=write_engine, args=(path, plan, sidecar_of(plan))) for plan in plans]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert read_plan(path).data in plans
-    assert len(list(tmp_path.iterdir())) == 2
+class TestPlacing:
+    def test_nothing_is_left_of_a_first_engine_that_cannot_be_placed(self, tmp_path: Path, failing_rename) -> None:
+        path = tmp_path / "model.engine"
+        with failing_rename(path), pytest.raises(ResourceError):
+            write_engine(path, PLAN, sidecar_of(PLAN))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_plan_that_is_in_place_keeps_its_record_whatever_fails_afterwards(
+        self, tmp_path: Path, failing_rename
+    ) -> None:
+        path = tmp_path / "model.engine"
+        with failing_rename(path, afterwards=True), pytest.raises(ResourceError):
+            write_engine(path, PLAN, sidecar_of(PLAN))
+        assert read_plan(path).data == PLAN
+
+    def test_the_record_of_a_plan_that_is_elsewhere_is_kept(self, engine: Path, failing_rename) -> None:
+        engine.unlink()
+        new = plan_bytes(body=b"other code")
+        with failing_rename(engine), pytest.raises(ResourceError):
+            write_engine(engine, new, sidecar_of(new))
+        assert list(read_records(engine) or {}) == [sidecar_of(PLAN).sha256, sidecar_of(new).sha256]
+
+    def test_an_unreadable_sidecar_is_replaced(self, engine: Path) -> None:
+        sidecar_path(engine).write_text("{")
+        write_engine(engine, PLAN, sidecar_of(PLAN))
+        assert read_plan(engine).sidecar == sidecar_of(PLAN)
+
+    @pytest.mark.timeout(20)
+    def test_writers_of_one_folder_wait_for_one_another(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.engine"
+        other = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(write_engine, path, PLAN, sidecar_of(PLAN))
+            try:
+                with pytest.raises(TimeoutError):
+                    written.result(0.2)
+                assert not path.exists()
+            finally:
+                fcntl.flock(other, fcntl.LOCK_UN)
+            written.result(10)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is still held
+        os.close(other)
+        assert read_plan(path).data == PLAN
+
+    def test_a_file_system_that_does_not_lock_is_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        write_engine(tmp_path / "model.engine", PLAN, sidecar_of(PLAN))
+        assert read_plan(tmp_path / "model.engine").data == PLAN
+
+    def test_a_folder_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            place_engine(tmp_path / "temporary", tmp_path / "missing" / "model.engine", sidecar_of(PLAN))
+        assert caught.value.subject == str(tmp_path / "missing")
 
 
-def test_profiles_come_back_in_order(tmp_path: Path) -> None:
-    path, profiles = tmp_path / "model.engine", (BatchProfile(1, 1, 1), BatchProfile(2, 8, 16))
-    write_engine(path, PLAN, sidecar_of(PLAN, profiles=profiles))
-    sidecar = read_plan(path).sidecar
-    assert sidecar is not None
-    assert sidecar.profiles == profiles
+@pytest.fixture
+def failing_rename(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """Let the rename to a path fail, or what follows on it."""
+
+    @contextlib.contextmanager
+    def failing(path: Path, *, afterwards: bool = False) -> Iterator[None]:
+        rename = Path.replace
+
+        def replace(source: Path, target: Path) -> Path:
+            if target == path and not afterwards:
+                raise OSError(errno.EIO, "input/output error")
+            done = rename(source, target)
+            if target == path:
+                raise OSError(errno.EIO, "input/output error")
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            yield
+
+    return failing
 
 
 def test_an_rtx_header_names_version_size_and_targets() -> None:
@@ -269,6 +307,17 @@ def test_a_full_header_names_no_targets() -> None:
     assert (header.flavour, header.version, header.targets) == ("tensorrt", "10.3.0.26", ())
 
 
+@pytest.mark.parametrize(("bit", "name"), [*enumerate(("7.5", "8.0", "8.6", "8.9", "12.0", "12.1", "newer"))])
+def test_each_bit_of_the_mask_is_a_target(bit: int, name: str) -> None:
+    header = sniff(plan_bytes(mask=1 << bit))
+    assert header is not None
+    assert header.targets == (name,)
+
+
+def test_a_header_needs_no_more_than_its_36_bytes() -> None:
+    assert sniff(plan_bytes(body=b"")) is not None
+
+
 @pytest.mark.parametrize("data", [b"", b"vtrt", plan_bytes()[:35], b"PK\3\4" + bytes(60), plan_bytes(b"xtrt")])
 def test_bytes_that_are_not_a_plan_have_no_header(data: bytes) -> None:
     assert sniff(data) is None
@@ -280,6 +329,7 @@ def test_bytes_that_are_not_a_plan_have_no_header(data: bytes) -> None:
 @pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0"])
 def test_an_rtx_plan_of_another_length_is_refused(change) -> None:
     assert checked_header(plan_bytes(), "a.engine").size == len(plan_bytes())
+    assert checked_header(change(plan_bytes(b"ftrt")), "a.engine").flavour == "tensorrt"
     with pytest.raises(ModelFileError) as caught:
         checked_header(change(plan_bytes()), "a.engine")
     assert caught.value.subject == "a.engine"
@@ -291,6 +341,8 @@ def test_an_rtx_plan_of_another_length_is_refused(change) -> None:
         (0x7E, "8.6", True),
         (0x7E, "12.1", True),
         (0x7E, "13.0", True),
+        (0x7E, "12.2", True),
+        (0x40, "12.1", False),
         (0x3E, "13.0", False),
         (0x7E, "7.5", False),
         (0x7E, "9.0", False),  # Hopper lies between targets and is none
@@ -304,9 +356,50 @@ def test_targets(mask: int, capability: str, fits: bool) -> None:
     assert header.supports(capability) is fits
 
 
-def test_versions() -> None:
-    assert same_version("10.3.0", "10.3.0.26")
-    assert same_version("10.14.1.48", "10.14.1.48.post1")
-    assert same_version("10.3.0.44", "10.3.0.300")  # the header keeps one byte a number
-    assert not same_version("1.7.1.116", "1.7.2.116")
-    assert numbers("soon") == ()
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("10.3.0", "10.3.0.26", True),
+        ("10.3.0.26", "10.3.0", True),
+        ("10.14.1.48", "10.14.1.48.post1", True),
+        ("10.3.0.44", "10.3.0.300", True),  # the header keeps one byte a number
+        ("10.3.0.300", "10.3.0.44", True),
+        ("1.2.3.4.5", "1.2.3.4.6", True),
+        ("1.7.1.116", "1.7.2.116", False),
+        ("1.7.1.116", "1.7.1.117", False),
+        ("2.7.1.116", "1.7.1.116", False),
+    ],
+)
+def test_versions_are_the_same_where_both_have_a_number(a: str, b: str, same: bool) -> None:
+    assert same_version(a, b) is same
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("10.14.1.48.post1", (10, 14, 1, 48)), ("8", (8,)), ("12.", (12,)), ("soon", ())]
+)
+def test_the_leading_numbers_of_a_version(version: str, expected: tuple[int, ...]) -> None:
+    assert numbers(version) == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "tag", "offset", "size", "expected"),
+    [
+        (200, b"NGNE", 100, 50, (100, 150)),
+        (200, b"NGNE", 100, 100, (100, 200)),
+        (88, b"NGNE", 80, 8, (80, 88)),
+        (200, b"NGNE", 1, 1, (1, 2)),
+        (200, b"THGW", 100, 50, None),
+        (200, b"NGNE", 100, 101, None),
+        (200, b"NGNE", 0, 50, None),
+        (200, b"NGNE", 100, 0, None),
+        (87, b"NGNE", 80, 7, None),
+    ],
+)
+def test_the_program_is_the_first_section_if_it_lies_inside(
+    total: int, tag: bytes, offset: int, size: int, expected: tuple[int, int] | None
+) -> None:
+    plan = bytearray(index % 251 for index in range(max(total, 88)))
+    struct.pack_into("<4s4xQQ", plan, 64, tag, offset, size)
+    plan = plan[:total]
+    start, end = expected or (0, total)
+    assert program_section(memoryview(plan)) == bytes(plan[start:end])
