@@ -247,7 +247,7 @@ def _register_plugin(ort: Any, plugin: str) -> None:
     try:
         ort.register_execution_provider_library(module.get_ep_name(), module.get_library_path())
     except Exception as exc:
-        reason = str(exc).rsplit("error: ", 1)[-1]
+        reason = str(exc).rpartition("error: ")[2]
         raise DeviceError(plugin, f"does not load: {reason}", "check the driver") from exc
 
 
