@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.runtime.nvidia import Gpu, NvidiaOptions, find_gpus
+from tests.runtime.fake_driver import DRIVER, FakeDriver
 
 
 class TestOptions:
@@ -53,38 +53,6 @@ class TestOptions:
         assert NvidiaOptions(cache=tmp_path / "mine").cache_folder == tmp_path / "mine"
 
 
-class FakeDriver:
-    """The CUDA driver, of a machine with two GPUs; `init` and `count_status` are what its first calls return."""
-
-    NAMES = (b"First GPU", b"Second \xb0" + b"x" * 400)
-    CAPABILITIES = ({75: 8, 76: 6}, {75: 12, 76: 1})
-
-    def __init__(self, init: int = 0, count_status: int = 0) -> None:
-        self._init, self._count_status = init, count_status
-        self._ready = False
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
-        assert flags == 0
-        self._ready = self._init == 0
-        return self._init
-
-    def cuDeviceGetCount(self, count) -> int:  # noqa: N802
-        count._obj.value = 2
-        return self._count_status if self._ready else 3
-
-    def cuDeviceGet(self, device, index: int) -> int:  # noqa: N802
-        device._obj.value = 40 + index  # a handle need not be the index
-        return 0
-
-    def cuDeviceGetName(self, name, length: int, device: ctypes.c_int) -> int:  # noqa: N802
-        name.value = self.NAMES[device.value - 40][: length - 1]
-        return 0
-
-    def cuDeviceGetAttribute(self, value, attribute: int, device: ctypes.c_int) -> int:  # noqa: N802
-        value._obj.value = self.CAPABILITIES[device.value - 40][attribute]
-        return 0
-
-
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeDriver]]:
     """The libraries that this machine has; without an entry loading one fails."""
@@ -99,9 +67,6 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeDriver]
     find_gpus.cache_clear()
     yield found
     find_gpus.cache_clear()
-
-
-DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class TestGpus:
