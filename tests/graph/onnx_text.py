@@ -24,6 +24,38 @@ def weights(**shapes: tuple[int, ...]) -> str:
     )
 
 
+def constants(**arrays: object) -> str:
+    """Declare float32 initializers of those numbers as ONNX text."""
+    return ", ".join(_declared(name, np.asarray(array, np.float32)) for name, array in arrays.items())
+
+
+def _declared(name: str, array: np.ndarray) -> str:
+    kind = f"float[{','.join(map(str, array.shape))}]" if array.ndim else "float"
+    return f"{kind} {name} = {{{', '.join(map(repr, array.ravel().tolist()))}}}"
+
+
+def value_named(model: ir.Model, name: str) -> ir.Value:
+    """The value called `name`: an input, an initializer, or what a node makes."""
+    made = [value for node in model.graph for value in node.outputs]
+    return next(
+        value for value in (*model.graph.inputs, *model.graph.initializers.values(), *made) if value.name == name
+    )
+
+
+def maker_of(model: ir.Model, name: str) -> ir.Node:
+    """The node that makes the value called `name`."""
+    node = value_named(model, name).producer()
+    assert node is not None
+    return node
+
+
+def numbers_of(value: ir.Value | None) -> np.ndarray:
+    """The numbers of an initializer."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
 def model_of(
     body: str,
     initializers: str,

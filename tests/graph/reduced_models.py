@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 from densenet_deploy.graph.onnx_file import load_onnx
+from densenet_deploy.graph.reduced_precision import ReducedModel
 from tests.graph.onnx_text import HEADER
 
 FLOAT, FLOAT16, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
@@ -32,6 +34,20 @@ def evaluate(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[st
     with np.errstate(all="ignore"):
         results = ReferenceEvaluator(proto).run(None, dict(feeds))
     return {value.name: array for value, array in zip(proto.graph.output, results, strict=True)}
+
+
+def run_all(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute `model` as the product does, with all of ONNX Runtime's rewrites."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+
+def results_of(reduced: ReducedModel, feeds: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Results of the onnx package, with every tensor rounded, and of ONNX Runtime, which has no BF16 Conv."""
+    results = [evaluate(reduced.model, feeds)]
+    is_bf16 = any(tensor.data_type == BFLOAT16 for tensor in reduced.model.graph.initializer)
+    return results if is_bf16 else [*results, run_all(reduced.model, feeds)]
 
 
 def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:

@@ -7,9 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from densenet_deploy.graph.bus import Bus, Needed, find_buses, narrowed, needed_range
-from densenet_deploy.graph.graph_pass import apply_passes
 from tests.graph.onnx_text import model_of, outputs_of, weights
-from tests.graph.passes.networks import Network
 
 LAYERS = "x0 = Relu(x)  x1 = Conv(x0, w)  x2 = Conv(x1, v)  "
 WEIGHTS = weights(w=(2, 3, 1, 1), v=(4, 2, 1, 1))
@@ -115,22 +113,6 @@ def test_concats_that_are_not_a_bus_are_refused_with_the_reason(body, outputs, w
 def test_other_concats_are_not_candidates(concat):
     body = "a = Relu(x)  " + f"c = {concat}(x, a)  y = Relu(x)"
     assert _buses(body, "float[N,3,5,5] y") == ((), ())
-
-
-@pytest.mark.parametrize("passes", [(), ("remove-single-concat",), ("concat-incremental",), ("norm-to-affine",)])
-def test_every_dense_block_of_a_network_is_a_bus(network: Network, passes: tuple[str, ...]):
-    model = network.model()
-    apply_passes(model, passes)
-    found, refused = find_buses(model.graph)
-    assert [len(bus.segments) for bus in found] == [layers + 1 for layers in network.blocks]
-    assert [bus.segments[0].channels for bus in found[:1]] == [8]
-    assert {segment.channels for bus in found for segment in bus.segments[1:]} == {4}
-    assert all("rows of numbers" in reason for reason in refused)
-    for bus in found:
-        assert {reader.node.op_type for reader in bus.readers} <= {"BatchNormalization", "Mul", "Conv"}
-        # each layer reads one channel count more than the one before, and the last reader the whole
-        sizes = sorted({reader.segment.channels for reader in bus.readers})
-        assert sizes == [bus.segments[0].channels + 4 * layer for layer in range(len(bus.segments))]
 
 
 BUS = "x0 = Conv(x, w0)  x1 = Conv(x, w1)  s = Concat<axis=1>(x0, x1)  "

@@ -26,6 +26,7 @@ from densenet_deploy.models.build import build_model
 from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.variants.spec import DenseNetSpec
+from tests.made_once import made_once
 
 # FP32 rounding alone: sums of at most 500 products in another order, in at most 20 layers one after the other, are off
 # by some 1e-6 of the largest value of a tensor. A wrong channel, factor or pool is off by 1e-1.
@@ -83,43 +84,31 @@ def assert_same(model: ir.Model, network: Network) -> set[str]:
     return compared
 
 
-def _classifier() -> Network:
-    spec = DenseNetSpec(growth_rate=4, blocks=(2, 3), init_features=8, bn_size=2, num_classes=5)
-    return Network(_ours(spec, 32), (2, 3), _images(32))
+def _classifier() -> onnx.ModelProto:
+    return _ours(DenseNetSpec(growth_rate=4, blocks=(2, 3), init_features=8, bn_size=2, num_classes=5), 32)
 
 
-def _plain_features() -> Network:
+def _plain_features() -> onnx.ModelProto:
     spec = DenseNetSpec(growth_rate=4, blocks=(2, 1), init_features=8, bn_size=0, stem="cifar", head="features")
-    return Network(_ours(spec, 16), (2, 1), _images(16))
+    return _ours(spec, 16)
 
 
-def _multiscale() -> Network:
+def _multiscale() -> onnx.ModelProto:
     spec = DenseNetSpec(growth_rate=4, blocks=(1, 2), init_features=8, bn_size=2, head="multiscale", num_classes=5)
-    return Network(_ours(spec, 32), (1, 2), _images(32))
+    return _ours(spec, 32)
 
 
-def _torchvision() -> Network:
-    return Network(_torchscript(), (2, 3), _images(32))
-
-
-def _optimized() -> Network:
+def _optimized() -> onnx.ModelProto:
     """The classifier after the basic optimizations of ONNX Runtime, without names and shapes."""
-    return Network(_anonymous(_basically_optimized(make_network("classifier").proto)), (2, 3), _images(32))
-
-
-NETWORKS: Mapping[str, Callable[[], Network]] = {
-    "classifier": _classifier,
-    "plain features": _plain_features,
-    "multiscale": _multiscale,
-    "torchvision": _torchvision,
-    "optimized, other names": _optimized,
-}
+    return _anonymous(_basically_optimized(make_network("classifier").proto))
 
 
 @functools.cache
 def make_network(name: str) -> Network:
     """Ours with each head, torchvision's through the TorchScript exporter, and an optimized one with other names."""
-    return NETWORKS[name]()
+    blocks, size, make = NETWORKS[name]
+    folder = made_once(f"network {name}", lambda folder: onnx.save(make(), folder / "model.onnx"))
+    return Network(onnx.load(folder / "model.onnx"), blocks, _images(size))
 
 
 def _images(size: int) -> np.ndarray:
@@ -187,3 +176,13 @@ def _anonymous(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph:
         node.name = None
     return ir.to_proto(model)
+
+
+NETWORKS: Mapping[str, tuple[tuple[int, ...], int, Callable[[], onnx.ModelProto]]] = {
+    "classifier": ((2, 3), 32, _classifier),
+    "plain features": ((2, 1), 16, _plain_features),
+    "multiscale": ((1, 2), 32, _multiscale),
+    "torchvision": ((2, 3), 32, _torchscript),
+    "optimized, other names": ((2, 3), 32, _optimized),
+}
+"""The layers of each block, the size of the images, and what makes the model."""

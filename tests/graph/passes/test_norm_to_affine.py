@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from densenet_deploy.graph.graph_pass import apply_passes
 from tests.graph.onnx_text import model_of, operators, weights
 from tests.graph.passes.checks import rewritten, skipped
-from tests.graph.passes.networks import assert_same
 
 NAME = "norm-to-affine"
 NORM = {"gamma": (4,), "beta": (4,), "mean": (4,), "var": (4,)}
@@ -73,11 +71,3 @@ def test_an_unknown_number_of_axes_is_skipped():
 def test_operators_of_another_domain_are_not_ours():
     model = model_of(BODY.replace("= Batch", "= other.Batch"), weights(**NORM), INPUT)
     assert skipped(model, NAME) == ""
-
-
-def test_no_norm_of_a_network_is_left(network):
-    model = network.model()
-    (report,) = apply_passes(model, [NAME])
-    assert len(report.changed) == operators(network.model()).count("BatchNormalization") > 0
-    assert "BatchNormalization" not in operators(model)
-    assert assert_same(model, network) == assert_same(network.model(), network)

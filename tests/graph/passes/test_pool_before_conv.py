@@ -6,11 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
 from tests.graph.onnx_text import model_of, operators, weights
 from tests.graph.passes.checks import rewritten, skipped
-from tests.graph.passes.networks import assert_same
 
 NAME = "pool-before-conv"
 CONV = "r = Relu(x)  c = Conv(r, w)  "
@@ -119,11 +117,3 @@ def test_a_conv_that_leaves_the_graph_is_skipped():
 
 def test_other_pools_are_not_ours():
     assert skipped(_model(CONV + POOL.replace("AveragePool", "MaxPool")), NAME) == ""
-
-
-def test_every_transition_of_a_network_pools_first(network):
-    model = network.model()
-    (report,) = apply_passes(model, [NAME])
-    assert len(report.changed) == len(network.blocks) - 1
-    assert "Conv" not in {node.inputs[0].producer().op_type for node in model.graph if node.op_type == "AveragePool"}
-    assert_same(model, network)
