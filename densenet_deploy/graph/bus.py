@@ -255,7 +255,7 @@ def _needed_by(reader: Reader) -> Needed:
     if not is_operator(norm, "BatchNormalization") or reader.index != 0 or why_not_affine(norm) is not None:
         return everything
     relu = only_reader(norm.outputs[0])
-    if relu is None or not is_operator(relu, "Relu"):
+    if not is_operator(relu, "Relu"):
         return everything
     scale, shift = scale_and_shift(norm)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ Double = npt.NDArray[np.float64]
 _CHANNELS_KEPT: Final = ("Relu", "MaxPool", "AveragePool", "BatchNormalization", "Identity", "Dropout")
 
 
-def is_operator(node: ir.Node | None, op_type: str) -> bool:
+def is_operator(node: ir.Node | None, op_type: str) -> TypeGuard[ir.Node]:
     """Whether `node` is the ONNX operator `op_type`; an operator of another domain may share the name."""
     return node is not None and node.op_type == op_type and node.domain == ""
 
@@ -140,7 +140,7 @@ def why_not_affine(norm: ir.Node) -> str | None:
 
 def scale_and_shift(norm: ir.Node) -> tuple[Double, Double]:
     """Return s and t of `norm`, (C,) each, in float64; `why_not_affine` must have returned None."""
-    gamma, beta, mean, variance = (np.asarray(constant(value), np.float64) for value in norm.inputs[1:5])
+    gamma, beta, mean, variance = (np.asarray(constant(value), np.float64) for value in norm.inputs[1:])
     scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
     return scale, beta - mean * scale
 
@@ -154,17 +154,15 @@ def pads(node: ir.Node) -> bool:
     return automatic not in ("NOTSET", "VALID") or any(node.attributes.get_ints("pads", ()))
 
 
-def averages_whole_windows(node: ir.Node | None) -> bool:
+def averages_whole_windows(node: ir.Node | None) -> TypeGuard[ir.Node]:
     """Whether `node` is an AveragePool with windows that never reach over the edge: it maps a constant to itself."""
-    if node is None or not is_operator(node, "AveragePool"):
-        return False
-    return not pads(node) and node.attributes.get_int("ceil_mode", 0) == 0
+    return is_operator(node, "AveragePool") and not pads(node) and node.attributes.get_int("ceil_mode", 0) == 0
 
 
 def conv_before(node: ir.Node) -> ir.Node | str:
     """Return the Conv that only `node` reads, or a reason why there is none, in words about `node`."""
     conv = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if conv is None or not is_operator(conv, "Conv"):
+    if not is_operator(conv, "Conv"):
         return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
     if only_reader(conv.outputs[0]) is not node:
         return f"{conv.name or 'its Conv'} has other readers"
@@ -191,7 +189,7 @@ def set_weight_and_bias(graph: ir.Graph, conv: ir.Node, weight: Double, bias: Do
 def set_bias(graph: ir.Graph, conv: ir.Node, bias: Double, role: str) -> None:
     """Let `conv` read another bias (O,), named and rounded as by `set_weight_and_bias`."""
     stored = _stored(graph, conv, bias, f"{role}.bias")
-    conv.resize_inputs(max(3, len(conv.inputs)))
+    conv.resize_inputs(3)
     conv.replace_input_with(2, stored)
 
 

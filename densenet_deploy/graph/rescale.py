@@ -206,7 +206,7 @@ def _as_source(node: ir.Node, values: list[ir.Value]) -> Source | str:
     if is_operator(node, "Add") and _is_per_channel(node):
         product = _tensor_input(node)
         maker = product.producer()
-        if maker is not None and is_operator(maker, "Mul") and _is_per_channel(maker) and only_reader(product) is node:
+        if is_operator(maker, "Mul") and _is_per_channel(maker) and only_reader(product) is node:
             return Source(node, (*values, product))
     return f"it is made by {node.op_type} ({name}), which is not known to pass a scale on"
 

@@ -21,7 +21,7 @@ a multiplication and a rounding. Its bound is rounded to a quantized value too, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -69,10 +69,10 @@ class NormToClip(NodePass[_Chain]):
         if rank_of(node.inputs[0]) != 4:
             return "its input is not known to have four axes"
         relu = only_reader(node.outputs[0])
-        if relu is None or not is_operator(relu, "Relu"):
+        if not is_operator(relu, "Relu"):
             return "its only reader is not a Relu"
         pools, reader = _pools_after(relu)
-        if reader is None or not _mixes_channels_only(reader):
+        if not _mixes_channels_only(reader):
             return "its Relu is not read only by an unpadded 1x1 Conv"
         return _Chain(node, relu, pools, reader)
 
@@ -91,17 +91,20 @@ def _pools_after(relu: ir.Node) -> tuple[tuple[ir.Node, ...], ir.Node | None]:
     """Return the chain of pools that alone reads `relu`, and the one node that reads the last."""
     pools: list[ir.Node] = []
     reader = only_reader(relu.outputs[0])
-    while reader is not None and averages_whole_windows(reader):
+    while averages_whole_windows(reader):
         pools.append(reader)
         reader = only_reader(reader.outputs[0])
     return tuple(pools), reader
 
 
-def _mixes_channels_only(node: ir.Node) -> bool:
-    if not is_operator(node, "Conv") or node.attributes.get_int("group", 1) != 1 or pads(node):
-        return False
-    numbers = weight_and_bias(node)
-    return numbers is not None and numbers[0].shape[2:] == (1, 1)
+def _mixes_channels_only(node: ir.Node | None) -> TypeGuard[ir.Node]:
+    return (
+        is_operator(node, "Conv")
+        and node.attributes.get_int("group", 1) == 1
+        and not pads(node)
+        and (numbers := weight_and_bias(node)) is not None
+        and numbers[0].shape[2:] == (1, 1)
+    )
 
 
 def _clip(graph: ir.Graph, chain: _Chain, scale: Double, shift: Double) -> ir.Value:
