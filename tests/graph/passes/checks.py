@@ -17,6 +17,7 @@ def rewritten(model: ir.Model, item: str | GraphPass) -> PassReport:
     before = outputs_of(model)
     (report,) = apply_passes(model, [item])
     assert report.changed
+    assert_tidy(model)
     for old, new in zip(before, outputs_of(model), strict=True):
         np.testing.assert_allclose(new, old, rtol=ROUNDING, atol=ROUNDING * np.abs(old).max())
     return report
@@ -30,3 +31,16 @@ def skipped(model: ir.Model, item: str | GraphPass) -> str:
     assert report.changed == ()
     assert ir.to_proto(model).SerializeToString(deterministic=True) == text
     return "; ".join(report.skipped)
+
+
+def assert_tidy(model: ir.Model) -> None:
+    """Check that every node is read or leaves the graph, and that no node outside the graph reads its values."""
+    for node in model.graph:
+        assert any(value.uses() or value.is_graph_output() for value in node.outputs), f"{node.op_type} is left over"
+    values = (
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    )
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *values):
+        assert all(use.node.graph is model.graph for use in value.uses()), f"{value.name} is read by a removed node"
