@@ -66,17 +66,20 @@ class _Precision:
         return f"tensor({self.dtype.name.lower()})"
 
     def rounded(self, array: Float) -> npt.NDArray[Any]:
-        """Return `array` in this type; FP16 keeps the sign of numbers that it cannot hold."""
-        with np.errstate(over="ignore"):
-            nearest: npt.NDArray[Any] = array.astype(self.dtype.numpy())
+        """Return `array` in this type; FP16 keeps the sign of numbers too small for it."""
+        nearest: npt.NDArray[Any] = array.astype(self.dtype.numpy())
         if self.dtype != ir.DataType.FLOAT16:
             return nearest
-        is_tiny = (array != 0) & (np.abs(array) < _SMALLEST)
-        return np.where(is_tiny, np.copysign(np.float16(_SMALLEST), nearest), nearest)
+        return np.where(_is_tiny(array), np.copysign(np.float16(_SMALLEST), nearest), nearest)
+
+
+def _is_tiny(array: Float) -> npt.NDArray[np.bool_]:
+    tiny: npt.NDArray[np.bool_] = (array != 0) & (np.abs(array) < _SMALLEST)
+    return tiny
 
 
 _PRECISIONS: Final = {
-    "fp16": _Precision("FP16", ir.DataType.FLOAT16, 1),
+    "fp16": _Precision("FP16", ir.DataType.FLOAT16, 6),  # the first in which a Cast takes the number of a type
     "bf16": _Precision("BF16", ir.DataType.BFLOAT16, BF16_OPSET),
 }
 _SUFFIXES: Final = {_FLOAT: ":fp32", ir.DataType.FLOAT16: ":fp16", ir.DataType.BFLOAT16: ":bf16"}
@@ -228,17 +231,18 @@ def _why_too_large(node: ir.Node, ranges: Mapping[str, float]) -> str | None:
     for value in (*node.inputs, *node.outputs):
         name = str(value.name) if value is not None else ""
         array = constant(value)
-        if array is not None and (largest := _largest(array)) > LARGEST:
-            return f"its weight {name} holds {largest:.6g}, beyond 65504, the largest FP16 number"
-        if array is None and not ranges.get(name, 0) <= LARGEST / MARGIN:
+        if array is not None and (beyond := _beyond(array)).size:
+            return f"its weight {name} holds {beyond.max():.6g}, beyond 65504, the largest FP16 number"
+        if array is None and name in ranges and not ranges[name] <= LARGEST / MARGIN:
             reach = f"{name} reaches {ranges[name]:.6g} in calibration"
             return f"{reach}, more than 1/{MARGIN:g} of 65504, the largest FP16 number"
     return None
 
 
-def _largest(array: Float) -> float:
-    """Return the largest finite absolute value of `array`; FP16 has inf and NaN as FP32 does."""
-    return float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max(initial=0))
+def _beyond(array: Float) -> Float:
+    """Return the absolute values in `array` that FP16 cannot hold; it has inf and NaN as FP32 does."""
+    sizes: Float = np.abs(array)
+    return sizes[np.isfinite(sizes) & (sizes > LARGEST)]
 
 
 def _reasons_of_form(graph: ir.Graph, kind: _Precision) -> Iterator[tuple[str, str]]:
@@ -276,9 +280,9 @@ def _float_types(
 def _notes(graph: ir.Graph, reasons: Mapping[str, str]) -> tuple[str, ...]:
     """Say how many weights of nodes in FP16 are smaller than its smallest number."""
     reduced = (node for node in graph if node.name not in reasons)
-    weights = {value for node in reduced for value in node.inputs if constant(value) is not None}
-    arrays = [array for value in weights if (array := constant(value)) is not None]
-    tiny = sum(int(((array != 0) & (np.abs(array) < _SMALLEST)).sum()) for array in arrays)
+    read = {value for node in reduced for value in node.inputs}
+    arrays = [array for value in read if (array := constant(value)) is not None]
+    tiny = sum(int(_is_tiny(array).sum()) for array in arrays)
     total = sum(array.size for array in arrays)
     return (f"{tiny} of {total} weights were raised to 2⁻²⁴, the smallest FP16 number",) if tiny else ()
 
