@@ -233,7 +233,7 @@ def needed_range(bus: Bus) -> Needed:
 
 
 def through(norm: ir.Node, needed: Needed) -> Needed:
-    """Return what is needed of the output of `norm`, a BatchNormalization of constants, given that of its input."""
+    """Return what is needed of the output of `norm`, a BatchNormalization of constants, given that of its input, finite."""
     scale, shift = scale_and_shift(norm)
     ends = np.stack([scale * needed.low + shift, scale * needed.high + shift])
     return Needed(ends.min(axis=0), ends.max(axis=0)).finite()
@@ -252,7 +252,7 @@ def _everything(tensor: Segment) -> Needed:
 
 def _needed_by(reader: Reader) -> Needed:
     norm, everything = reader.node, _everything(reader.segment)
-    if not is_operator(norm, "BatchNormalization") or reader.index != 0 or why_not_affine(norm) is not None:
+    if not is_operator(norm, "BatchNormalization") or why_not_affine(norm) is not None:
         return everything
     relu = only_reader(norm.outputs[0])
     if not is_operator(relu, "Relu"):

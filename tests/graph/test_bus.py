@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from densenet_deploy.graph.bus import Bus, Needed, find_buses, narrowed, needed_range
-from tests.graph.onnx_text import model_of, outputs_of, weights
+from densenet_deploy.graph.bus import Bus, Needed, Segment, channel_concats, find_buses, narrowed, needed_range, through
+from tests.graph.onnx_text import constants, maker_of, model_of, outputs_of, weights
 
 LAYERS = "x0 = Relu(x)  x1 = Conv(x0, w)  x2 = Conv(x1, v)  "
 WEIGHTS = weights(w=(2, 3, 1, 1), v=(4, 2, 1, 1))
@@ -37,6 +37,8 @@ def test_a_bus_is_found(q, axis):
     assert (bus.name, bus.channels, len(bus.segments), len(bus.concats)) == ("q", 9, 3, 2)
     assert _readers(bus) == {("Conv", 0, "x0"), ("Conv", 0, "x1"), ("Abs", 0, "p"), ("Neg", 0, "q")}
     assert bus.outputs == ()
+    assert [tensor.name for tensor in bus.tensors] == ["x0", "x1", "x2", "p", "q"]
+    assert [segment.of(np.arange(9)).tolist() for segment in bus.segments] == [[0, 1, 2], [3, 4], [5, 6, 7, 8]]
 
 
 def test_new_channels_may_stand_first():
@@ -79,6 +81,7 @@ def test_two_blocks_are_two_buses_in_order():
 def test_concats_that_meet_late_are_one_group():
     body = LAYERS + "p = Concat<axis=1>(x0, x1)  s = Concat<axis=1>(x2, x)  y = Concat<axis=1>(p, s)  z = Abs(p)"
     ((bus,), _) = _buses(body, "float[N,12,5,5] y, float[N,5,5,5] z")
+    assert [concat.name for concat in bus.concats] == ["p", "s", "y"]
     assert _layout(bus) == {
         "x0": (0, 3),
         "x1": (3, 2),
@@ -100,6 +103,7 @@ def test_concats_that_meet_late_are_one_group():
         (FLAT.replace("(x0, x1)", "(x0, x2)"), "float[N,9,5,5] y, float[N,7,5,5] z", "in different orders"),
         (LAYERS + "s = Sigmoid(x2)  p = Concat<axis=1>(x2, s)  y = Neg(p)", "float[N,8,5,5] y", "number of channels"),
         (LAYERS + "f = Flatten(x2)  p = Concat<axis=1>(f, f)  y = Neg(p)", "float[N,k] y", "rows of numbers"),
+        (LAYERS + "f = Flatten(x2)  s = Exp(f)  p = Concat<axis=1>(f, s)  y = Neg(p)", "float[N,k] y", "rows of num"),
     ],
 )  # fmt: skip
 def test_concats_that_are_not_a_bus_are_refused_with_the_reason(body, outputs, why):
@@ -107,6 +111,48 @@ def test_concats_that_are_not_a_bus_are_refused_with_the_reason(body, outputs, w
     assert found == ()
     (reason,) = refused
     assert why in reason
+
+
+def test_a_second_concat_of_the_same_run_belongs_to_the_bus():
+    """It shares its inputs with the first alone, and that feeds the next."""
+    body = FLAT.replace("q = Concat<axis=1>(x0, x1, x2)", "q = Concat<axis=1>(p, x2)  r = Concat<axis=1>(x0, x1)")
+    ((bus,), refused) = _buses(body + "  o = Exp(r)", f"{ENDS}, float[N,5,5,5] o")
+    assert refused == ()
+    assert [(concat.name, concat.offset, concat.channels) for concat in bus.concats] == [
+        ("p", 0, 5),
+        ("q", 0, 9),
+        ("r", 0, 5),
+    ]
+
+
+def test_signals_make_a_bus():
+    body = "a = Relu(x)  y = Concat<axis=1>(x, a)"
+    ((bus,), _) = find_buses(model_of(body, "", "float[N,3,5] x", "float[N,6,5] y").graph)
+    assert _layout(bus) == {"x": (0, 3), "a": (3, 3), "y": (0, 6)}
+
+
+def test_the_bus_is_called_by_the_first_tensor_that_holds_all_of_it():
+    body = FLAT.replace("y = Neg(q)", "q2 = Concat<axis=1>(p, x2)  y = Add(q, q2)")
+    ((bus,), _) = _buses(body)
+    assert bus.name == "q"
+
+
+def test_channels_are_the_axis_of_old_files_that_say_none():
+    header = '<ir_version: 3, opset_import: ["" : 3]>'
+    model = model_of("y = Concat(x, x)", "", outputs="float[N,6,5,5] y", header=header)
+    assert len(channel_concats(model.graph)) == 1
+
+
+@pytest.mark.parametrize(("size", "axis"), [("3", 0), ("3", -1), ("N,3,5,5", 0), ("N,3,5,5", -1), ("N,3,5,5", 3)])
+def test_joining_along_another_axis_joins_no_channels(size, axis):
+    output = "A" if size == "3" else "A,B,C,D"
+    model = model_of(f"y = Concat<axis={axis}>(x, x)", "", f"float[{size}] x", f"float[{output}] y")
+    assert channel_concats(model.graph) == []
+
+
+def test_a_negative_axis_of_unknown_rank_joins_no_channels():
+    model = model_of("s = Sigmoid(x)  t = Concat<axis=-3>(s, s)  y = Relu(t)", "", outputs="float[N,6,5,5] y")
+    assert channel_concats(model.graph) == []
 
 
 @pytest.mark.parametrize("concat", ["Concat<axis=2>", "Concat<axis=-1>", "other.Concat<axis=1>"])
@@ -135,8 +181,8 @@ def _needed(body: str, outputs: str = OUTPUTS) -> Needed:
 def test_values_that_every_reader_clips_are_not_needed():
     low, high = _needed(BUS + NORM_A + NORM_B)
     # channel 0: both clip from below, at -1 and at -2; 1: one from below, one from above; 2: both from above, 2 and 0.5
-    np.testing.assert_allclose(low, [-2, -np.inf, -np.inf])
-    np.testing.assert_allclose(high, [np.inf, np.inf, 2])
+    np.testing.assert_array_equal(low, [-2, -np.inf, -np.inf])
+    np.testing.assert_array_equal(high, [np.inf, np.inf, 2])
 
 
 @pytest.mark.parametrize(
@@ -145,9 +191,20 @@ def test_values_that_every_reader_clips_are_not_needed():
         ("z = Conv(s, v)", "float[N,2,5,5] z"),
         ("z = BatchNormalization(s, ga, ba, zero, one)", "float[N,3,5,5] z"),
         ("n = BatchNormalization(s, ga, ba, zero, one)  z = Sigmoid(n)", "float[N,3,5,5] z"),
+        ("n = BatchNormalization(s, ga, ba, zero, one)  z = other.Relu(n)", "float[N,3,5,5] z"),
+        ("n = BatchNormalization<training_mode=1>(s, ga, ba, zero, one)  z = Relu(n)", "float[N,3,5,5] z"),
+        ("n = Conv(s, v)  z = Relu(n)", "float[N,2,5,5] z"),
         ("n = BatchNormalization(s, ga, ba, zero, one)  z = Relu(n)  m = Neg(n)", "float[N,3,5,5] z, float[N,3,5,5] m"),
     ],
-    ids=["a conv", "a norm without a Relu", "another activation", "a norm that others read too"],
+    ids=[
+        "a conv",
+        "a norm without a Relu",
+        "another activation",
+        "a Relu of another domain",
+        "a norm in training",
+        "a conv and a Relu",
+        "a norm that others read too",
+    ],
 )
 def test_a_reader_that_clips_nothing_needs_everything(reader, output):
     low, high = _needed(BUS + NORM_A + reader, f"float[N,3,5,5] ra, {output}")
@@ -157,15 +214,16 @@ def test_a_reader_that_clips_nothing_needs_everything(reader, output):
 
 def test_all_of_an_output_is_needed():
     low, high = _needed(BUS + NORM_A + NORM_B, f"{OUTPUTS}, float[N,2,5,5] x1")
-    np.testing.assert_allclose(low, [-2, -np.inf, -np.inf])
-    np.testing.assert_allclose(high, [np.inf, np.inf, np.inf])
+    np.testing.assert_array_equal(low, [-2, -np.inf, -np.inf])
+    np.testing.assert_array_equal(high, [np.inf, np.inf, np.inf])
     low, high = _needed(BUS + NORM_A, f"{OUTPUTS.split(', ')[0]}, float[N,3,5,5] s")
     assert np.isneginf(low).all()
     assert np.isposinf(high).all()
 
 
 def test_a_norm_of_scale_zero_needs_nothing():
-    numbers = NUMBERS.replace("ga = {1, 2, -1}", "ga = {0, 0, 0}")
+    numbers = NUMBERS.replace("ga = {1, 2, -1}, float[3] ba = {1, 1, 2}", "ga = {0, 0, 0}, float[3] ba = {1, -1, 0}")
+    assert numbers != NUMBERS
     (bus,) = find_buses(model_of(BUS + NORM_A, numbers, outputs="float[N,3,5,5] ra").graph).found
     low, high = needed_range(bus)
     assert np.isposinf(low).all()
@@ -200,3 +258,23 @@ def test_ranges_are_narrowed_and_never_turned_round():
     narrow_low, narrow_high = narrowed(low, high, needed)
     np.testing.assert_array_equal(narrow_low, [-2, -5, 1, 3])
     np.testing.assert_array_equal(narrow_high, [5, 2, 1, 3])
+    assert (narrow_low.dtype, narrow_high.dtype) == (np.float32, np.float32)
+
+
+def test_what_is_needed_of_a_part_and_in_finite_numbers():
+    segment = Segment(ir.Value(name="a"), 1, 2)
+    low, high = Needed(np.array([0, -np.inf, 2, np.inf]), np.array([1, np.inf, 3, -np.inf])).of(segment).finite()
+    largest = float(np.finfo(np.float32).max)
+    assert (low.tolist(), high.tolist()) == ([-largest, 2], [largest, 3])
+    low, high = Needed(np.array([np.inf]), np.array([-np.inf])).finite()
+    assert (low.tolist(), high.tolist()) == ([largest], [-largest])
+
+
+def test_what_is_needed_of_a_norms_output_follows_from_its_input():
+    body = "y = BatchNormalization<epsilon=1.0>(x, g, b, m, v)"
+    numbers = constants(g=[2, -4, 0, 2], b=[8, 16, 3, 0], m=[32, 64, 0, 0], v=[3, 15, 0, 3])
+    norm = maker_of(model_of(body, numbers, "float[N,4,5,5] x", "float[N,4,5,5] y"), "y")
+    largest = float(np.finfo(np.float32).max)
+    # scales 1, -1, 0, 1 and shifts -24, 80, 3, 0
+    low, high = through(norm, Needed(np.array([-2, -3, -largest, -1e300]), np.array([5, 7, largest, 1e300])))
+    assert (low.tolist(), high.tolist()) == ([-26, 73, 3, -largest], [-19, 83, 3, largest])
