@@ -18,7 +18,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +118,7 @@ class TensorChanges:
         """Store the changes in the metadata of `model`, if there are any."""
         if self._changes:
             facts = {name: _facts(change) for name, change in self._changes.items()}
-            model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
+            model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"))
 
     def _known(self, value: ir.Value) -> TensorChange:
         return self._changes.get(str(value.name), TensorChange(str(value.name)))
@@ -147,7 +147,8 @@ def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
 
 def _change(name: str, fact: object) -> TensorChange:
     change = from_plain(TensorChange, fact, name, lambda where, why: _malformed(f"{where} {why}"), strict=True)
-    if isinstance(fact, dict) and ("scale" in fact) != ("zero_point" in fact):
+    given = cast("dict[str, object]", fact)  # or `from_plain` would have refused it
+    if ("scale" in given) != ("zero_point" in given):
         raise _malformed(f"{name} has one of scale and zero_point, not both")
     return change
 
