@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from densenet_deploy.artifacts import Artifact, onnx_metadata, os_errors_about, require_data_within, require_file
+from densenet_deploy.artifacts import Artifact, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -34,8 +34,7 @@ def load_onnx(source: Artifact | Path) -> onnx.ModelProto:
         return model
     path = source.path if isinstance(source, Artifact) else source
     require_file(path)
-    onnx_metadata(path)  # refuses anything but an ONNX envelope before a full parse
-    require_data_within(path)
+    require_data_within(path)  # refuses anything but an ONNX envelope before a full parse
     with os_errors_about(path):
         with _refused(path, "is not a valid ONNX model", "export or download it again"):
             model = onnx.load(path, load_external_data=False)

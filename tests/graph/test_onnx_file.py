@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from densenet_deploy.errors import InputError, ModelFileError
-from densenet_deploy.graph.onnx_file import expose_values, image_size_of, load_onnx, operators
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.errors import InputError, ModelFileError, ResourceError
+from densenet_deploy.graph.onnx_file import expose_values, has_quantization, image_size_of, load_onnx, operators
 from tests.graph.onnx_text import model_of, outputs_of
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 SOUND = HEADER + "g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }"
+NEWEST = onnx.defs.onnx_opset_version()
 WEIGHTS = np.array([1, 2], np.float32).tobytes()
 
 
@@ -30,10 +33,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def _refusal(folder: Path, content: bytes) -> str:
-    """Write `content` as model.onnx and return the sentence with which it is refused."""
+def _written(folder: Path, content: bytes) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(content)
+    return path
+
+
+def _refusal(folder: Path, content: bytes) -> str:
+    """Write `content` as model.onnx and return the sentence with which it is refused."""
+    path = _written(folder, content)
     with pytest.raises(InputError) as caught:
         load_onnx(path)
     message = str(caught.value)
@@ -43,12 +51,23 @@ def _refusal(folder: Path, content: bytes) -> str:
     return message
 
 
-def test_a_name_that_is_not_text_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
-    name = onnx.load(tiny_onnx).graph.node[0].name.encode()
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(tiny_onnx.read_bytes().replace(name, b"\xff" + name[1:]))
+NAMED = (
+    HEADER
+    + "gggg (float[2] xxxx) => (float[2] yyyy) <float[2] wwww = {1, 2}, float[2] vvvv> "
+    + "{ [nnnn] aaaa = Add(xxxx, wwww) vvvv = Neg(aaaa) yyyy = Abs(vvvv) }"
+)
+
+
+@pytest.mark.parametrize("name", ["gggg", "xxxx", "yyyy", "wwww", "vvvv", "nnnn", "aaaa", "Add", "my.own"])
+def test_a_name_that_is_not_text_is_refused(folder, name):
+    text = NAMED
+    if name == "my.own":
+        text = NAMED.replace("]", ', "my.own" : 1]', 1).replace("Neg", "my.own.twice")
+        text += ' <domain: "my.own", opset_import: ["" : 17]> twice (a) => (b) { b = Add(a, a) }'
+    model = _bytes(text)
+    load_onnx(_written(folder, model))
     with pytest.raises(ModelFileError):
-        load_onnx(broken)
+        load_onnx(_written(folder, model.replace(name.encode(), b"\xff" + name[1:].encode())))
 
 
 def test_a_sound_file_is_read(folder):
@@ -57,8 +76,50 @@ def test_a_sound_file_is_read(folder):
 
 
 def test_a_missing_file_is_named(folder):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         load_onnx(folder / "gone.onnx")
+    assert caught.value.subject == str(folder / "gone.onnx")
+
+
+def test_a_model_in_memory_is_read_and_checked():
+    path = Path("in memory")
+    assert load_onnx(Artifact(path, "onnx", None, data=_bytes(SOUND))) == onnx.parser.parse_model(SOUND)
+    for data in (b"\xff\xff", _bytes(SOUND.replace("Add", "Odd"))):
+        with pytest.raises(ModelFileError) as caught:
+            load_onnx(Artifact(path, "onnx", None, data=data))
+        assert caught.value.subject == "in memory"
+
+
+def test_an_artifact_on_disk_is_read_from_there(folder):
+    path = _written(folder, _bytes(SOUND))
+    assert load_onnx(Artifact(path, "onnx", None)) == onnx.parser.parse_model(SOUND)
+
+
+@pytest.mark.parametrize(("message", "reason"), [("one\ntwo", "one"), ("\none", "one"), ("", "ValueError")])
+def test_an_error_of_the_onnx_package_is_told_by_its_first_line(folder, monkeypatch, message, reason):
+    path = _written(folder, _bytes(SOUND))
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError(message)
+
+    monkeypatch.setattr(onnx, "load", fail)
+    with pytest.raises(ModelFileError) as caught:
+        load_onnx(path)
+    assert caught.value.why.endswith(f": {reason}")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(MemoryError(), MemoryError), (OSError(errno.ENOMEM, "out of memory"), ResourceError)]
+)
+def test_a_lack_of_memory_is_not_the_models_fault(folder, monkeypatch, error, raised):
+    path = _written(folder, _bytes(SOUND))
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(onnx, "load", fail)
+    with pytest.raises(raised):
+        load_onnx(path)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +161,15 @@ def test_a_file_of_another_kind_is_refused(folder, content, reason):
 )
 def test_graphs_that_cannot_be_meant_are_refused(folder, text, reason):
     assert reason in _refusal(folder, _bytes(text))
+
+
+@pytest.mark.parametrize("domain", ["ai.onnx.ml", "com.microsoft"])
+def test_operator_sets_of_known_domains_are_read(folder, domain):
+    header = HEADER.replace("17]", f'{NEWEST}, "{domain}" : 1000]').replace("8", "10", 1)
+    node = "Normalizer" if domain == "ai.onnx.ml" else "Gelu"
+    header = header.replace("1000", "1") if domain == "ai.onnx.ml" else header
+    text = header + f"g (float[N,2] x) => (float[N,2] y) {{ y = {domain}.{node}(x) }}"
+    assert operators(load_onnx(_written(folder, _bytes(text)))) == {node: 1}
 
 
 def test_operators_of_onnx_runtime_are_read(folder):
@@ -208,6 +278,10 @@ def test_the_size_of_images_is_read(inputs):
     assert image_size_of(_image_model(inputs), Path("model.onnx")) == 32
 
 
+def test_an_image_may_have_one_pixel():
+    assert image_size_of(_image_model("float[N,3,1,1] x"), Path("model.onnx")) == 1
+
+
 @pytest.mark.parametrize(
     ("inputs", "found"),
     [
@@ -217,6 +291,7 @@ def test_the_size_of_images_is_read(inputs):
         ("float[N,1,32,32] x", "x (N, 1, 32, 32)"),
         ("float[N,3,32,64] x", "x (N, 3, 32, 64)"),
         ("float[N,3,H,W] x", "x (N, 3, H, W)"),
+        ("float[N,3,?,?] x", "x (N, 3, ?, ?)"),
         ("float[N,3,0,0] x", "x (N, 3, 0, 0)"),
         ("float[N,3072] x", "x (N, 3072)"),
         ("uint8[N,3,32,32] x", "x (N, 3, 32, 32) uint8"),
@@ -243,6 +318,33 @@ def test_every_value_is_an_output_in_execution_order():
     assert [value.name for value in exposed.graph.output] == ["a", "b", "y"]
 
 
+CONVERTED = """
+q = QuantizeLinear(x, s)  d = DequantizeLinear(q, s)  a = Relu(d)  b = QuantizeLinear(a, s)  y = DequantizeLinear(b, s)
+"""
+
+
+def test_conversions_are_no_outputs_unless_they_are_asked_for():
+    proto = ir.to_proto(model_of(CONVERTED, "float s = {1}", outputs="float[N,3,5,5] y"))
+    assert [value.name for value in expose_values(proto).graph.output] == ["a"]
+    assert [value.name for value in expose_values(proto, ["b", "gone", "q"]).graph.output] == ["q", "b"]
+    assert [value.name for value in expose_values(proto, []).graph.output] == []
+
+
+def test_an_output_that_a_node_leaves_out_is_no_value():
+    proto = ir.to_proto(model_of("y = MaxPool<kernel_shape=[1,1]>(x)", "", outputs="float[N,3,5,5] y"))
+    proto.graph.node[0].output.append("")
+    for names in (None, ["", "y"]):
+        assert [value.name for value in expose_values(proto, names).graph.output] == ["y"]
+
+
+def test_exposed_values_keep_the_types_that_the_file_says():
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(MODEL))
+    del inferred.graph.value_info[1]
+    outputs = expose_values(inferred).graph.output
+    assert [value.HasField("type") for value in outputs] == [True, False, True]
+    assert outputs[0] == inferred.graph.value_info[0]
+
+
 def test_the_values_are_those_that_the_graph_computes():
     typed = onnx.shape_inference.infer_shapes(ir.to_proto(MODEL))
     relu, negated, result = outputs_of(ir.from_proto(expose_values(typed)))
@@ -255,3 +357,23 @@ def test_the_model_itself_is_unchanged():
     before = proto.SerializeToString(deterministic=True)
     expose_values(proto)
     assert proto.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("operator", "quantized"),
+    [
+        ("y = QuantizeLinear(x, x)", True),
+        ("y = DequantizeLinear(x, x)", True),
+        ("y, s, z = DynamicQuantizeLinear(x)", True),
+        ("y = QLinearConv(x, x, x, x, x, x, x, x)", True),
+        ("y = com.microsoft.QLinearConcat(x, x, x)", True),
+        ("y = ConvInteger(x, x)", True),
+        ("y = MatMulInteger(x, x)", True),
+        ("y = Conv(x, x)", False),
+        ("y = other.NotQLinear(x)", False),
+        ("y = other.IntegerNot(x)", False),
+    ],
+)
+def test_quantization_is_seen_by_one_of_the_operators(operator, quantized):
+    text = f"{HEADER} g (float[2] x) => (float[2] y) {{ a = Relu(x)  {operator} }}"
+    assert has_quantization(onnx.parser.parse_model(text)) is quantized

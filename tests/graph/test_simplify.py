@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.graph.onnx_file import has_quantization
 from densenet_deploy.graph.simplify import simplify_onnx
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
@@ -95,23 +94,3 @@ def test_a_model_that_onnxsim_refuses_is_a_model_error():
     with pytest.raises(ModelFileError) as caught:
         simplify_onnx(broken)
     assert caught.value.subject == "broken"
-
-
-@pytest.mark.parametrize(
-    ("operator", "quantized"),
-    [
-        ("y = DequantizeLinear(x, x)", True),
-        ("y = QLinearConv(x, x, x, x, x, x, x, x)", True),
-        ("y = com.microsoft.QLinearConcat(x, x, x)", True),
-        ("y = ConvInteger(x, x)", True),
-        ("y = MatMulInteger(x, x)", True),
-        ("y, s, z = DynamicQuantizeLinear(x)", True),
-        ("y = Conv(x, x)", False),
-        ("y = Relu(x)", False),
-    ],
-)
-def test_quantization_is_seen_by_its_operators(operator, quantized):
-    assert (
-        has_quantization(onnx.parser.parse_model(f"{HEADER} g (float[2] x) => (float[2] y) {{ {operator} }}"))
-        == quantized
-    )
