@@ -5,10 +5,12 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from densenet_deploy.graph.layer_precision import layer_precisions
+from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
 
-STORED = {  # float16 by its bits
+STORED = {  # float16 and bfloat16 by their bits
     "f": "float[1,1,1,1] f = {1.0}",
+    "e": "double[1,1,1,1] e = {1.0}",
+    "g": "bfloat16[1,1,1,1] g = {16256}",
     "h": "float16[1,1,1,1] h = {15360}",
     "c": "int8[1,1,1,1] c = {1}",
     "u": "uint8[1,1,1,1] u = {1}",
@@ -19,36 +21,77 @@ STORED = {  # float16 by its bits
 }
 
 
-CODES = "q = QuantizeLinear (x, s, zu)"
+CODES = "q = QuantizeLinear (x, s, zu) d = DequantizeLinear (q, s, zu) w = DequantizeLinear (c, s, zi)"
+
+
+def layers(body: str) -> list[LayerPrecision]:
+    stored = ", ".join(STORED.values())
+    header = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
+    text = f"{header} g (float[N,1,4,4] x, float[1,1,1,1] fed) => (float[] y) <{stored}> {{ {body} }}"
+    return list(layer_precisions(onnx.parser.parse_model(text)))
 
 
 def precisions(body: str) -> list[str]:
-    stored = ", ".join(STORED.values())
-    text = f'<ir_version: 10, opset_import: ["" : 21]> g (float[N,1,4,4] x) => (float[] y) <{stored}> {{ {body} }}'
-    return [layer.precision for layer in layer_precisions(onnx.parser.parse_model(text))]
+    return [layer.precision for layer in layers(body)]
 
 
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("weight", "expected"),
     [
-        ("y = Conv (x, f)", "fp32"),
-        ("z = Cast <to=10> (x) y = Conv (z, h)", "fp16"),
-        ("w = Cast <to=16> (f) z = Cast <to=16> (x) y = Conv (z, w)", "bf16"),
-        ("w = Transpose (f) y = Conv (x, w)", "fp32"),
-        (f"{CODES} d = DequantizeLinear (q, s, zu) w = DequantizeLinear (c, s, zi) y = Conv (d, w)", "int8"),
-        (f"{CODES} y = QLinearConv (q, s, zu, c, s, zi, s, zu)", "int8"),
-        (f"{CODES} y = ConvInteger (q, c)", "int8"),
+        ("f", "fp32"),
+        ("h", "fp16"),
+        ("e", "fp64"),
+        ("g", "bf16"),
+        ("Cast <saturate=1, to=16> (f)", "bf16"),
+        ("Cast <to=10> (fed)", "fp16"),
+        ("Cast <to=7> (f)", "unknown"),
+        ("Identity (h)", "fp16"),
+        ("Transpose (h)", "fp16"),
+        ("DequantizeLinear (c, s, zi)", "fp32"),
+        ("DequantizeLinear (c, sh, zi)", "fp16"),
+        ("Relu (f)", "unknown"),
+        ("c", "unknown"),
+        ("fed", "unknown"),
     ],
 )
-def test_a_layer_computes_in(body: str, expected: str) -> None:
-    assert precisions(body) == [expected]
+@pytest.mark.parametrize("operator", ["Conv", "Gemm", "MatMul"])
+def test_a_float_layer_computes_in_the_type_of_its_weight(operator, weight, expected):
+    made = f"w = {weight}" if "(" in weight else f"w = Identity ({weight})"
+    assert precisions(f"{made} y = {operator} (x, w)") == [expected]
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("s", "fp32"), ("sh", "fp16")])
-def test_codes_for_the_weights_alone_are_restored_and_computed_in_float(scale: str, expected: str) -> None:
-    assert precisions(f"w = DequantizeLinear (c, {scale}, zi) y = Conv (x, w)") == [expected]
+def test_a_stored_weight_is_read_directly_or_through_a_chain():
+    assert precisions("y = Conv (x, h, f)") == ["fp16"]
+    assert precisions("a = DequantizeLinear (c, sh, zi) b = Transpose (a) w = Identity (b) y = Conv (x, w)") == ["fp16"]
 
 
-def test_a_computed_weight_is_unknown_and_other_operators_are_not_layers() -> None:
-    assert precisions("w = Relu (f) y = Conv (x, w)") == ["unknown"]
-    assert precisions("y = Relu (x)") == []
+@pytest.mark.parametrize(
+    "operator",
+    ["QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "com.microsoft.QGemm"],
+)
+def test_integer_operators_compute_in_int8(operator):
+    (layer,) = layers(f"y = {operator} (x, f)")
+    assert (layer.operator, layer.precision) == (operator.rpartition(".")[2], "int8")
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ("y = Conv (d, w)", "int8"),
+        ("y = Conv (d, w, f)", "int8"),
+        ("y = Conv (d, h)", "fp16"),
+        ("y = Conv (x, w)", "fp32"),
+        ("r = Relu (d) y = Conv (r, w)", "fp32"),
+        ("r = Relu (w) y = Conv (d, r)", "unknown"),
+    ],
+)
+def test_a_layer_that_reads_codes_for_data_and_weights_computes_in_int8(layer, expected):
+    assert precisions(f"{CODES} {layer}") == [expected]
+
+
+def test_layers_come_in_their_order_with_a_name_or_that_of_their_output():
+    assert layers("[first] a = Conv (x, f) b = Relu (a) c2 = MatMul (b, h) y = ConvInteger (x, c)") == [
+        LayerPrecision("first", "Conv", "fp32"),
+        LayerPrecision("c2", "MatMul", "fp16"),
+        LayerPrecision("y", "ConvInteger", "int8"),
+    ]
