@@ -147,7 +147,7 @@ def _joins_channels(concat: ir.Node) -> bool:
 
 
 def connected_concats(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Group Concats that share an input or feed each other; each group, and the groups, in execution order."""
+    """Group Concats that share an input or feed each other; each group, and the groups by their first, in execution order."""
     groups: list[tuple[list[ir.Node], set[ir.Value | None]]] = []
     for node in concats:
         members, values = [node], {*node.inputs, *node.outputs}
@@ -157,7 +157,8 @@ def connected_concats(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
             members, values = other + members, values | others
         groups.append((members, values))
     order = {node: place for place, node in enumerate(concats)}
-    return [sorted(members, key=order.__getitem__) for members, _ in groups]
+    ordered = (sorted(members, key=order.__getitem__) for members, _ in groups)
+    return sorted(ordered, key=lambda group: order[group[0]])
 
 
 def _why_not_bus(parts: Runs, whole: tuple[ir.Value, ...]) -> str | None:
