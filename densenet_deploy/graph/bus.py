@@ -147,7 +147,7 @@ def _joins_channels(concat: ir.Node) -> bool:
 
 
 def connected_concats(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Group Concats that share an input or feed each other; each group, and the groups by their first, in execution order."""
+    """Group Concats that share an input or feed each other, in execution order, the groups by their first."""
     groups: list[tuple[list[ir.Node], set[ir.Value | None]]] = []
     for node in concats:
         members, values = [node], {*node.inputs, *node.outputs}
@@ -234,7 +234,10 @@ def needed_range(bus: Bus) -> Needed:
 
 
 def through(norm: ir.Node, needed: Needed) -> Needed:
-    """Return what is needed of the output of `norm`, a BatchNormalization of constants, given that of its input, finite."""
+    """Return what is needed of the output of `norm`, a BatchNormalization of constants, given that of its input.
+
+    `needed` is finite.
+    """
     scale, shift = scale_and_shift(norm)
     ends = np.stack([scale * needed.low + shift, scale * needed.high + shift])
     return Needed(ends.min(axis=0), ends.max(axis=0)).finite()

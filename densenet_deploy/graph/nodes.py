@@ -87,6 +87,11 @@ def new_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.gen
     return value
 
 
+def spread(numbers: Double, axes: int) -> Double:
+    """Return `numbers`, (C,), as (C, 1, …) with that many axes."""
+    return numbers.reshape(len(numbers), *[1] * (axes - 1))
+
+
 # -- axes and channels, from shapes or, where a file holds none, from the operators
 
 

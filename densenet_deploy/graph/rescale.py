@@ -38,6 +38,7 @@ from densenet_deploy.graph.nodes import (
     pads,
     rank_of,
     set_bias,
+    spread,
     weight_and_bias,
     why_not_affine,
 )
@@ -109,7 +110,7 @@ def unscale(graph: ir.Graph, node: ir.Node, d: Float) -> None:
     factor = d.astype(np.float64)
     if is_operator(node, "Conv"):
         by_input = columns_of(node)
-        scaled = by_input * factor.reshape(len(by_input), 1, -1, *[1] * (by_input.ndim - 3))
+        scaled = by_input * factor.reshape(len(by_input), 1, by_input.shape[2], *[1] * (by_input.ndim - 3))
         _replace(graph, node, 1, scaled.reshape(_numbers(node, 1).shape))
     elif is_operator(node, "BatchNormalization"):
         _scale_rows(graph, node, 1, factor)
@@ -167,8 +168,8 @@ def unshift(graph: ir.Graph, node: ir.Node, c: Float) -> None:
         _add_to_numbers(graph, node, 3, c)  # μ
         return
     weights = columns_of(node)
-    sums = weights.reshape(*weights.shape[:3], -1).sum(axis=3)  # (groups, outputs a group, inputs a group)
-    taken = np.einsum("goi,gi->go", sums, c.astype(np.float64).reshape(len(sums), -1)).ravel()
+    sums = weights.sum(axis=tuple(range(3, weights.ndim)))  # (groups, outputs a group, inputs a group)
+    taken = np.einsum("goi,gi->go", sums, c.astype(np.float64).reshape(len(sums), sums.shape[2])).ravel()
     _add_to_bias(graph, node, -taken)
 
 
@@ -237,14 +238,14 @@ def _scale_operand(graph: ir.Graph, node: ir.Node, factor: Double) -> None:
     rank = rank_of(_tensor_input(node))
     assert rank is not None
     index = _operand(node)
-    _replace(graph, node, index, _numbers(node, index) * factor.reshape(-1, *[1] * (rank - 2)))
+    _replace(graph, node, index, _numbers(node, index) * spread(factor, rank - 1))
 
 
 def _scale_rows(graph: ir.Graph, node: ir.Node, index: int, factor: Double) -> None:
     """Multiply row c of the constant at `index` by `factor[c]`; an input that `node` does not have stays absent."""
     if index < len(node.inputs) and node.inputs[index] is not None:
         rows = _numbers(node, index)
-        _replace(graph, node, index, rows * factor.reshape(-1, *[1] * (rows.ndim - 1)))
+        _replace(graph, node, index, rows * spread(factor, rows.ndim))
 
 
 def _numbers(node: ir.Node, index: int) -> Double:

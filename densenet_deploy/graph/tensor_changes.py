@@ -163,7 +163,7 @@ def _per_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArr
     """Return `numbers`, one per channel, in the shape that broadcasts with `array`, (N, C, …)."""
     if array.ndim < 2 or len(numbers) != array.shape[1]:
         raise _malformed(f"holds {len(numbers)} numbers for a tensor of shape {array.shape}")
-    return np.array(numbers, array.dtype).reshape(1, -1, *[1] * (array.ndim - 2))
+    return np.array(numbers, array.dtype).reshape(1, len(numbers), *[1] * (array.ndim - 2))
 
 
 def _malformed(why: str) -> ManifestError:

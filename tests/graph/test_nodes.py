@@ -23,6 +23,7 @@ from densenet_deploy.graph.nodes import (
     set_bias,
     set_inputs,
     set_weight_and_bias,
+    spread,
     take_over_output,
     unused_name,
     weight_and_bias,
@@ -140,6 +141,12 @@ def test_an_output_of_the_graph_is_taken_over():
     assert operators(model) == ["Relu"]
     assert [value.name for value in model.graph.outputs] == ["y"]
     assert relu.outputs[0] is model.graph.outputs[0]
+
+
+@pytest.mark.parametrize(("axes", "shape"), [(1, (2,)), (2, (2, 1)), (4, (2, 1, 1, 1))])
+def test_numbers_are_spread_over_axes(axes, shape):
+    found = spread(np.float64([3, 4]), axes)
+    assert (found.shape, found.ravel().tolist()) == (shape, [3, 4])
 
 
 # -- axes and channels

@@ -20,6 +20,7 @@ from densenet_deploy.graph.nodes import (
     conv_before,
     scale_and_shift,
     set_weight_and_bias,
+    spread,
     take_over_output,
     weight_and_bias,
     why_not_affine,
@@ -54,6 +55,6 @@ class FoldBatchNorm(NodePass[_Pair]):
         assert numbers is not None
         weight, bias = numbers
         scale, shift = scale_and_shift(norm)
-        folded = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        folded = weight * spread(scale, weight.ndim)
         set_weight_and_bias(edit.graph, conv, folded, bias * scale + shift, "folded")
         take_over_output(conv, norm.outputs[0])

@@ -15,6 +15,7 @@ from densenet_deploy.graph.nodes import (
     new_initializer,
     rank_of,
     scale_and_shift,
+    spread,
     take_over_output,
     unused_name,
     why_not_affine,
@@ -37,7 +38,7 @@ class NormToAffine(NodePass[ir.Node]):
         graph, source, result = edit.graph, found.inputs[0], found.outputs[0]
         rank, name = rank_of(source), found.name or result.name
         assert rank is not None
-        scale, shift = (array.astype(np.float32).reshape(-1, *[1] * (rank - 2)) for array in scale_and_shift(found))
+        scale, shift = (spread(array, rank - 1).astype(np.float32) for array in scale_and_shift(found))
         product = ir.Value(name=unused_name(graph, f"{result.name}:product"), type=result.type, shape=result.shape)
         factors = [source, new_initializer(graph, f"{name}.scale", scale)]
         mul = ir.Node("", "Mul", factors, outputs=[product], name=f"{name}.mul")

@@ -38,6 +38,7 @@ from densenet_deploy.graph.nodes import (
     rank_of,
     scale_and_shift,
     set_weight_and_bias,
+    spread,
     unused_name,
     weight_and_bias,
     why_not_affine,
@@ -116,7 +117,7 @@ def _clip(graph: ir.Graph, chain: _Chain, scale: Double, shift: Double) -> ir.Va
     name = chain.relu.name or str(result.name)
     for op_type, used, unused in (("Max", scale > 0, -largest), ("Min", scale < 0, largest)):
         if used.any():
-            bounds = np.where(used, threshold, unused).astype(np.float32).reshape(-1, 1, 1)
+            bounds = spread(np.where(used, threshold, unused), 3).astype(np.float32)
             bound = new_initializer(graph, f"{name}.{op_type.lower()}", bounds)
             node = new_node(op_type, f"{name}.{op_type.lower()}", [value, bound])
             node.outputs[0].name = unused_name(graph, f"{result.name}:{op_type.lower()}")
