@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -290,6 +291,20 @@ def test_without_cuda_bindings_the_extra_is_named(
         load_cuda(*arguments)
     assert caught.value.subject == "cuda-bindings"
     assert caught.value.fix.endswith(f"--extra {extra}")
+
+
+def test_at_the_end_of_the_process_nothing_is_freed() -> None:
+    """CUDA may be gone by then."""
+    script = """
+import sys
+from types import SimpleNamespace
+from densenet_deploy.runtime.cudart import Cuda, DeviceMemory
+api = SimpleNamespace(cudaMalloc=lambda size: (0, 256), cudaFree=lambda handle: print("freed", handle))
+DeviceMemory(Cuda(api), 8)
+sys.kept = DeviceMemory(Cuda(api), 8)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "freed 256\n", "the one that nothing refers to"
 
 
 @pytest.mark.gpu

@@ -368,6 +368,7 @@ class TestDevices:
         with pytest.raises(DeviceError) as caught:
             opened(artifact, device, nvidia=NvidiaOptions(provider))
         assert caught.value.subject == "cuda:0"
+        assert len(pretended.opened) == 1
         pretended.available = [CPU]
         with pytest.raises(DeviceError) as caught:
             opened(artifact, device, nvidia=NvidiaOptions(provider))
@@ -384,9 +385,13 @@ class TestDevices:
         assert pretended.opened == []
 
     @no_driver
-    def test_without_a_driver_the_cpu_is_the_best_device(self, pretended: Pretended, artifact: Artifact) -> None:
+    def test_without_a_driver_the_cpu_is_the_best_device(
+        self, pretended: Pretended, artifact: Artifact, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "densenet_deploy")
         assert opened(artifact).placement.device == "cpu"
         assert pretended.opened == [[CPU]]
+        assert caplog.records == [], "nothing was tried in vain"
 
     def test_batches_are_bound_to_the_memory_of_the_gpu(self, pretended: Pretended, artifact: Artifact) -> None:
         runner = opened(artifact, Device("cuda", 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import subprocess
 import sys
 from typing import Any
 
@@ -186,3 +187,21 @@ class TestMaking:
         assert sys.getrefcount(array) == before + 1
         del capsule
         assert sys.getrefcount(array) == before
+
+
+def test_at_the_end_of_the_process_nothing_is_given_back() -> None:
+    """The library that it belongs to may be gone by then."""
+    script = """
+import sys, weakref
+import numpy as np
+from densenet_deploy.runtime.tensorrt.device_arrays import make_capsule, open_capsule
+class Owner: pass
+def shared(name):
+    owner = Owner()
+    weakref.finalize(owner, print, name).atexit = False
+    return open_capsule(make_capsule(256, (1,), np.dtype("f4"), (2, 0), owner, versioned=True))
+shared("early")
+sys.kept = shared("late")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "early\n"
