@@ -168,26 +168,23 @@ def _changes(earlier: Parts, now: Parts) -> list[str]:
     return [_phrase(name, earlier.get(name), now[name]) for name in now if earlier.get(name) != now[name]]
 
 
-def _phrase(name: str, old: object, new: object) -> str:
-    if name == "data" and isinstance(old, dict) and isinstance(new, dict):
-        return f"data changed (files: {_change_of_names(old, new)})"
+def _phrase(name: str, old: Any, new: Any) -> str:
+    if name == "data":
+        return f"data changed (files: {_change_of_names(old or {}, new)})"
     return f"{name} changed ({_change(old, new)})"
 
 
 def _change(old: object, new: object) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return _change_of_fields(old, new)
-    if isinstance(old, list) and isinstance(new, list):
-        return _change_of_names(dict.fromkeys(old), dict.fromkeys(new))
+    match old, new:
+        case dict(), dict():
+            names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+            return ", ".join(f"{name} {_change(old.get(name), new.get(name))}" for name in names)
+        case [str(), *_], [str(), *_]:
+            return _change_of_names(dict.fromkeys(old), dict.fromkeys(new))
     return f"{_short(old)} → {_short(new)}"
 
 
-def _change_of_fields(old: Parts, new: Parts) -> str:
-    names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {_change(old.get(name), new.get(name))}" for name in names)
-
-
-def _change_of_names(old: Parts, new: Parts) -> str:
+def _change_of_names(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> str:
     common = old.keys() & new.keys()
     modified = sum(old[name] != new[name] for name in common)
     counts = {"added": len(new) - len(common), "removed": len(old) - len(common), "modified": modified}

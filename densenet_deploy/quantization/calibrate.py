@@ -97,12 +97,11 @@ def calibrate(
         why = f"{data.samples} samples were asked for, at least {FEWEST_SAMPLES} are needed"
         raise DataError(data.origin, why, "ask for more samples")
     exposed = expose_values(model, config.tensors).SerializeToString()
-    digests = data.digests() if cache is not None else None
-    if cache is None or digests is None:
-        ranges, note = _collected(exposed, data, config, None, progress), "not cached"
-    else:
+    if cache is not None and (digests := data.digests()) is not None:
         key = CalibrationKey(hashlib.sha256(exposed).hexdigest(), digests, data.preprocessing, config)
         ranges, note = _found_or_collected(exposed, data, key, cache, progress)
+    else:
+        ranges, note = _collected(exposed, data, config, None, progress), "not cached"
     return Calibration(ranges | {_input_of(model): data.input_range()}, f"calibration: {note}")
 
 
@@ -161,7 +160,7 @@ def collect_ranges(
     """
     names = _tensors_to_observe(runner, config)
     run = _Run.resumed(checkpoint, config) or _Run(config)
-    seen, done, total = hashlib.sha256(), 0, len(samples) if isinstance(samples, Sized) else None
+    seen, total = hashlib.sha256(), len(samples) if isinstance(samples, Sized) else None
     for done, sample in enumerate(_varied(samples, origin), start=1):
         seen.update(sample.tobytes())
         if done > run.done:
