@@ -1,5 +1,11 @@
 """Ranges are collected in one pass, exactly resumed, in constant memory; unusable data and models are refused."""
 
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
 import subprocess
 import sys
 import textwrap
@@ -9,9 +15,8 @@ import numpy as np
 import onnx
 import pytest
 
-from densenet_deploy.errors import DataError, FeedError, ModelFileError, UnknownNameError, UsageError
-from densenet_deploy.graph.onnx_file import expose_values
-from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.errors import DataError, FeedError, InputError, ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.quantization.calibrate import Checkpoint, calibrate, collect_ranges
 from densenet_deploy.quantization.calibration_data import open_calibration_data
@@ -24,12 +29,11 @@ from densenet_deploy.quantization.observers.observer import (
     parse_observer_options,
 )
 from densenet_deploy.quantization.observers.percentile import PercentileOptions
-from densenet_deploy.runtime.runner import open_runner
 from tests.function_runner import FunctionRunner
 from tests.quantization.observed import samples, two_layers
 
 MINMAX = CalibrationConfig("minmax", MinMaxOptions(headroom=0.0))
-TINY = Preprocessing(image_size=32, resize=36)
+SMALL = Preprocessing(image_size=8, resize=9)
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -60,24 +64,24 @@ def test_ranges_are_those_of_all_activations_by_tensor_and_channel():
 
 
 def test_only_the_configured_tensors_are_observed():
-    found = collect_ranges(FunctionRunner(two_layers), samples(32), CalibrationConfig("mse", tensors=("relu",)))
-    assert list(found) == ["relu"]
+    config = CalibrationConfig("minmax", MINMAX.options, tensors=("relu",))
+    found, every = (collect_ranges(FunctionRunner(two_layers), samples(32), plan) for plan in (config, MINMAX))
+    assert_same(found, {"relu": every["relu"]})
 
 
-@pytest.mark.parametrize("observer", observers.names())
-def test_a_real_network_shows_its_inner_tensors(observer, tiny_onnx, tmp_path):
-    path = tmp_path / "exposed.onnx"
-    onnx.save(expose_values(onnx.load(tiny_onnx)), path)
-    with open_runner(path, backend="onnxruntime") as runner:
-        relus = tuple(spec.name for spec in runner.outputs if "relu" in spec.name.lower())
-        images = samples(32, size=32)
-        found = collect_ranges(runner, images, CalibrationConfig(observer, tensors=relus))
-        highest = np.max([runner.run({"input": image})[relus[0]].max(axis=(0, 2, 3)) for image in images], axis=0)
-    assert tuple(found) == relus
-    assert all((ranges.low >= 0).all() for ranges in found.values())
-    assert (found[relus[0]].high <= 1.11 * highest).all()  # min-max adds a tenth
-    # Clipping at 8 bits, 99.99 % or the least divergence cuts an outlier off, not most of the range.
-    assert (found[relus[0]].high > 0.3 * highest).all()
+def test_tensors_come_in_the_order_of_the_outputs_and_each_has_its_range():
+    config = CalibrationConfig("minmax", MINMAX.options, tensors=("relu", "signed"))
+    images = samples(32)
+    assert_same(
+        collect_ranges(FunctionRunner(two_layers), images, config),
+        collect_ranges(FunctionRunner(two_layers), images, MINMAX),
+    )
+
+
+def test_a_tensor_may_have_channels_only():
+    images = samples(32)
+    found = collect_ranges(FunctionRunner(lambda batch: {"means": batch.mean(axis=(2, 3))}), images, MINMAX)
+    np.testing.assert_array_equal(found["means"].low, np.min([image.mean(axis=(2, 3))[0] for image in images], axis=0))
 
 
 @pytest.mark.parametrize(("wrap", "total"), [(list, 35), (iter, None)])
@@ -90,8 +94,9 @@ def test_progress_is_reported_after_every_sample(wrap, total):
 # --- interrupted and resumed
 
 
-@pytest.mark.parametrize("observer", observers.names())
-@pytest.mark.parametrize("after", [33, 40, 59])
+@pytest.mark.parametrize(
+    ("observer", "after"), [*((name, 40) for name in observers.names()), ("minmax", 33), ("minmax", 59)]
+)
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(observer, after, tmp_path):
     plan, images = CalibrationConfig(observer), samples(60)
     checkpoint = Checkpoint(tmp_path / "run.npz", "these samples", every=10)
@@ -106,22 +111,85 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(observer, afte
 
 
 @pytest.mark.parametrize(
-    ("plan", "identity"),
+    ("plan", "identity", "runs"),
     [
-        (CalibrationConfig("percentile"), "other model"),
-        (CalibrationConfig("percentile", PercentileOptions(percentile=99.0)), "model"),
-        (CalibrationConfig("percentile", tensors=("relu",)), "model"),
-        (CalibrationConfig("mse"), "model"),
+        (CalibrationConfig("percentile"), "model", 20),
+        (CalibrationConfig("percentile"), "another model", 60),
+        (CalibrationConfig("percentile", PercentileOptions(percentile=99.0)), "model", 60),
+        (CalibrationConfig("percentile", tensors=("relu",)), "model", 60),
+        (CalibrationConfig("mse"), "model", 60),
     ],
-    ids=["identity", "options", "tensors", "observer"],
+    ids=["same", "identity", "options", "tensors", "observer"],
 )
-def test_a_checkpoint_of_something_else_is_not_used(plan, identity, tmp_path):
+def test_a_checkpoint_of_something_else_is_not_used(plan, identity, runs, tmp_path):
     path, images = tmp_path / "run.npz", samples(60)
     leave_checkpoint(path, images)
     runner = FunctionRunner(two_layers)
     found = collect_ranges(runner, images, plan, Checkpoint(path, identity, every=10))
-    assert runner.runs == 60
+    assert runner.runs == runs
     assert_same(found, collect_ranges(FunctionRunner(two_layers), images, plan))
+
+
+@pytest.mark.parametrize(
+    ("facts", "runs"), [({}, 20), ({"format": 2}, 60), ({"identity": "x"}, 60), ({"plan": {}}, 60)], ids=str
+)
+def test_a_checkpoint_says_in_its_facts_what_it_belongs_to(facts, runs, tmp_path):
+    path, images = tmp_path / "run.npz", samples(60)
+    leave_checkpoint(path, images)
+    with np.load(io.BytesIO(path.read_bytes()[32:])) as file:
+        arrays = dict(file)
+    arrays["facts"] = np.array(json.dumps(json.loads(str(arrays["facts"])) | facts))
+    rewritten = io.BytesIO()
+    np.savez(rewritten, **arrays)
+    path.write_bytes(sealed(rewritten.getvalue()))
+    runner = FunctionRunner(two_layers)
+    collect_ranges(runner, images, CalibrationConfig("percentile"), Checkpoint(path, "model", every=10))
+    assert runner.runs == runs
+
+
+def sealed(payload):
+    return hashlib.sha256(payload).digest() + payload
+
+
+def test_a_checkpoint_of_many_tensors_keeps_them_apart(tmp_path):
+    def many_layers(batch):
+        return {f"layer{number}": batch * np.float32(number) for number in range(1, 13)}
+
+    images, checkpoint = samples(50), Checkpoint(tmp_path / "run.npz", "model", every=10)
+    with pytest.raises(KeyboardInterrupt):
+        collect_ranges(FunctionRunner(many_layers), interrupted(images, 45), MINMAX, checkpoint)
+    runner = FunctionRunner(many_layers)
+    found = collect_ranges(runner, images, MINMAX, checkpoint)
+    assert runner.runs == 10
+    assert_same(found, collect_ranges(FunctionRunner(many_layers), images, MINMAX))
+
+
+@pytest.mark.parametrize("every", [0, 2**31 + 1])
+def test_how_often_a_checkpoint_is_written_has_limits(every, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        Checkpoint(tmp_path, "model", every)
+    assert caught.value.subject == f"every={every}"
+    assert [Checkpoint(tmp_path, "model", every).every for every in (1, 2**31)] == [1, 2**31]
+    assert Checkpoint(tmp_path, "model").every == 128
+
+
+def test_a_run_shorter_than_the_first_checkpoint_leaves_none(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run.npz", "model")
+    assert collect_ranges(FunctionRunner(two_layers), samples(32), MINMAX, checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_about_a_checkpoint_is_an_error_of_its_path(tmp_path):
+    path = tmp_path / "run.npz"
+
+    def in_the_way(done, _):
+        if done == 32:
+            path.mkdir()
+
+    for run in ("at the end", "at the start"):
+        with pytest.raises(InputError) as caught:
+            collect_ranges(FunctionRunner(two_layers), samples(32), MINMAX, Checkpoint(path, "model"), in_the_way)
+        assert caught.value.subject == str(path), run
 
 
 @pytest.mark.parametrize("others", [samples(60, seed=1), samples(60)[:35]], ids=["other samples", "fewer samples"])
@@ -133,16 +201,20 @@ def test_a_checkpoint_of_other_samples_is_refused(others, tmp_path):
     assert caught.value.subject == str(path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "pickle"])
-def test_a_damaged_checkpoint_is_not_used(damage, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "pickle", "sealed pickle"])
+def test_a_damaged_checkpoint_is_not_used_and_said_to_be(damage, tmp_path, caplog):
     path, images, plan = tmp_path / "run.npz", samples(60), CalibrationConfig("percentile")
     leave_checkpoint(path, images)
     whole = path.read_bytes()
     middle = len(whole) // 2
     changed = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    path.write_bytes({"cut": whole[:middle], "changed": changed, "empty": b"", "pickle": b"\x80\x04K\x01."}[damage])
+    pickle = b"\x80\x04K\x01."
+    kinds = {"cut": whole[:middle], "changed": changed, "empty": b"", "pickle": pickle, "sealed pickle": sealed(pickle)}
+    path.write_bytes(kinds[damage])
     runner = FunctionRunner(two_layers)
-    found = collect_ranges(runner, images, plan, Checkpoint(path, "model", every=10))
+    with caplog.at_level(logging.WARNING):
+        found = collect_ranges(runner, images, plan, Checkpoint(path, "model", every=10))
+    assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert runner.runs == 60
     assert_same(found, collect_ranges(FunctionRunner(two_layers), images, plan))
 
@@ -164,10 +236,11 @@ def leave_checkpoint(path, images):
 @pytest.mark.parametrize("count", [0, 1, 31])
 def test_too_few_samples_are_refused_before_the_model_runs(count):
     runner = FunctionRunner(two_layers)
-    with pytest.raises(DataError) as caught:
-        collect_ranges(runner, samples(count), MINMAX, origin="a/folder")
-    assert caught.value.subject == "a/folder"
-    assert f"{count} samples" in caught.value.why
+    for origin, subject in (({"origin": "a/folder"}, "a/folder"), ({}, "calibration")):
+        with pytest.raises(DataError) as caught:
+            collect_ranges(runner, samples(count), MINMAX, **origin)
+        assert caught.value.subject == subject
+        assert f"{count} samples" in caught.value.why
     assert runner.runs == 0
 
 
@@ -189,6 +262,16 @@ def test_a_few_black_or_repeated_images_among_others_are_fine():
     images = samples(30)
     images += [images[0], np.zeros((1, 3, 8, 8), np.float32)]
     assert collect_ranges(FunctionRunner(two_layers), images, MINMAX)
+
+
+@pytest.mark.parametrize("place", [0, 1, 31])
+def test_one_image_that_differs_is_enough_if_it_is_among_the_first_32(place):
+    one, other = samples(2)
+    images = [one] * 40
+    images[place] = other
+    assert collect_ranges(FunctionRunner(two_layers), images, MINMAX)
+    with pytest.raises(DataError):
+        collect_ranges(FunctionRunner(two_layers), [*[one] * 32, other], MINMAX)
 
 
 @pytest.mark.parametrize("observer", observers.names())
@@ -225,11 +308,19 @@ def test_options_of_another_observer_are_refused():
     assert caught.value.subject == "HistogramOptions"
 
 
-def test_a_tensor_without_channels_is_refused():
-    runner = FunctionRunner(lambda batch: {"sum": batch.sum(axis=(1, 2, 3))})
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda batch: {"t": batch.sum(axis=(1, 2, 3))},
+        lambda batch: {"t": batch.sum()},
+        lambda batch: {"t": batch.astype(np.float64)},
+    ],
+    ids=["one axis", "a number", "float64"],
+)
+def test_a_tensor_without_float32_channels_is_refused(function):
     with pytest.raises(ModelFileError) as caught:
-        collect_ranges(runner, samples(32), MINMAX)
-    assert caught.value.subject == "tensor 'sum'"
+        collect_ranges(FunctionRunner(function, outputs={"t": (None,)}), samples(32), MINMAX)
+    assert caught.value.subject == "tensor 't'"
 
 
 # --- memory
@@ -268,6 +359,7 @@ def peak_kilobytes(count, kind):
     return int(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to read a peak of memory")
 def test_memory_does_not_grow_with_the_number_of_images():
     few, many = peak_kilobytes(64, "streaming"), peak_kilobytes(1024, "streaming")
@@ -293,34 +385,103 @@ def test_at_most_32_samples_are_taken_ahead():
 # --- a model, its data and the cache
 
 
-def test_a_model_is_calibrated_once_and_then_found_in_the_cache(tiny_onnx, tmp_path):
-    model, config = onnx.load(tiny_onnx), CalibrationConfig(tensors=("features.conv0",))
-    data = open_calibration_data(np.concatenate(samples(32, size=32)), TINY)
-    cache, heard = CalibrationCache(tmp_path), []
-    first = calibrate(model, data, config, cache, lambda *step: heard.append(step))
-    assert heard[-1] == (32, 32)
-    again = calibrate(model, data, config, cache)
-    assert_same(first.ranges, again.ranges)
-    assert list(first.ranges) == ["features.conv0", "input"]
-    assert again.note != first.note
-    assert_same(first.ranges, calibrate(model, data, config).ranges)
+GRAPH = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[2, 3, 1, 1] w, float[N, 3, 8, 8] input) => (float[N, 2, 8, 8] y)
+<float[2, 3, 1, 1] w = {1, 0, -1, 0.5, 0, 0}>
+{
+    c = Conv (input, w)
+    best = ArgMax <axis: int = 1> (c)
+    y = Relu (c)
+}
+"""
 
 
-def test_data_without_an_identity_are_not_cached(tiny_onnx, tmp_path):
+def small_model():
+    """Inputs of 8 by 8 pixels; `c` has the channels R − B and R / 2. The weights stand among the inputs too."""
+    model = onnx.parser.parse_model(GRAPH)
+    facts = Manifest("121", {}, WeightsOrigin("none", "00", 0), SMALL).to_strings()
+    onnx.helper.set_model_props(model, facts)
+    return model
+
+
+def expected_ranges(images):
+    """Of `c` in min-max without headroom."""
+    c = np.concatenate([[image[0, 0] - image[0, 2], image[0, 0] / 2] for image in images], axis=1).reshape(2, -1)
+    return c.min(axis=1), c.max(axis=1)
+
+
+def test_a_model_is_calibrated_once_and_then_found_in_the_cache(tmp_path):
+    model, images, cache, heard = small_model(), samples(40), CalibrationCache(tmp_path), []
+    data = open_calibration_data(np.concatenate(images), SMALL)
+    first = calibrate(model, data, MINMAX, cache, lambda *step: heard.append(step))
+    assert heard == [(done, 40) for done in range(1, 41)]
+    assert list(first.ranges) == ["c", "y", "input"]  # whole numbers have no range
+    low, high = expected_ranges(images)
+    np.testing.assert_allclose(first.ranges["c"].low, low, rtol=1e-6)  # of float32
+    np.testing.assert_allclose(first.ranges["c"].high, high, rtol=1e-6)
+    np.testing.assert_array_equal(first.ranges["y"].low, [0, 0])
+    np.testing.assert_array_equal(first.ranges["input"].high, data.input_range().high)
+    again = calibrate(model, data, MINMAX, cache, lambda *step: heard.append(step))
+    assert len(heard) == 40
+    uncached = calibrate(model, data, MINMAX)
+    for other in (again, uncached):
+        assert_same(other.ranges, first.ranges)
+    notes = [calibration.note for calibration in (first, again, uncached)]
+    assert notes == [f"calibration: {note}" for note in ("nothing is cached yet", "from the cache", "not cached")]
+
+
+def test_an_interrupted_calibration_continues_from_the_cache(tmp_path):
+    model, images, cache = small_model(), np.concatenate(samples(260)), CalibrationCache(tmp_path)
+    data = open_calibration_data(images, SMALL)
+
+    def interrupt(done, _):
+        if done == 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, data, MINMAX, cache, interrupt)
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.endswith(".partial.npz")
+    found = calibrate(model, data, MINMAX, cache)
+    assert not partial.exists()
+    assert_same(found.ranges, calibrate(model, data, MINMAX).ranges)
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+def test_values_that_the_data_may_hold_are_run(with_cache, tmp_path):
+    wide = np.concatenate(samples(32)) * np.float32(400)
+    data = open_calibration_data(wide, SMALL, check_values=False)
+    config = CalibrationConfig("minmax", MINMAX.options, ("c",))
+    found = calibrate(small_model(), data, config, CalibrationCache(tmp_path) if with_cache else None)
+    np.testing.assert_allclose(found.ranges["c"].high, expected_ranges(np.split(wide, 32))[1], rtol=1e-6)
+
+
+def test_data_without_an_identity_are_not_cached(tmp_path):
     """Two lists of other images must not share an entry."""
-    model, config, cache = onnx.load(tiny_onnx), CalibrationConfig(), CalibrationCache(tmp_path)
+    model, cache = small_model(), CalibrationCache(tmp_path)
     first, second = (
-        calibrate(model, open_calibration_data(samples(32, size=32, seed=seed), TINY), config, cache) for seed in (0, 1)
+        calibrate(model, open_calibration_data(samples(32, seed=seed), SMALL), MINMAX, cache) for seed in (0, 1)
     )
+    assert first.note == second.note == "calibration: not cached"
     assert list(tmp_path.iterdir()) == []
-    assert any((first.ranges[name].high != second.ranges[name].high).any() for name in first.ranges)
+    assert (first.ranges["c"].high != second.ranges["c"].high).all()
 
 
-def test_asking_for_too_few_samples_is_refused_with_that_number(tiny_onnx):
-    data = open_calibration_data(samples(40, size=32), TINY, samples=8)
+def test_asking_for_too_few_samples_is_refused_with_that_number():
+    assert calibrate(small_model(), open_calibration_data(samples(40), SMALL, samples=32), MINMAX)
     with pytest.raises(DataError) as caught:
-        calibrate(onnx.load(tiny_onnx), data, CalibrationConfig())
-    assert caught.value.why.startswith("8 samples were asked for")
+        calibrate(small_model(), open_calibration_data(samples(40), SMALL, samples=31), MINMAX)
+    assert caught.value.subject == "calibration"
+    assert caught.value.why.startswith("31 samples were asked for")
+
+
+def test_errors_name_where_the_data_come_from(tmp_path):
+    path = tmp_path / "data.npy"
+    np.save(path, np.concatenate(samples(31)))
+    with pytest.raises(DataError) as caught:
+        calibrate(small_model(), open_calibration_data(path, SMALL), MINMAX)
+    assert caught.value.subject == str(path)
 
 
 # --- options of observers
