@@ -93,12 +93,10 @@ class Answers:
 
     def by_class(self) -> tuple[ClassAccuracy, ...]:
         """Return the accuracy of every class that has images, in order."""
-        classes, counts = np.unique(self.truth, return_counts=True)
-        right = np.bincount(self.truth[self.right], minlength=classes[-1] + 1)
-        answered = np.bincount(self.predicted, minlength=classes[-1] + 1)
         return tuple(
-            ClassAccuracy(int(index), int(count), int(right[index]), int(answered[index]))
-            for index, count in zip(classes, counts, strict=True)
+            ClassAccuracy(int(index), int(inside.sum()), int(self.right[inside].sum()), int(answered.sum()))
+            for index in np.unique(self.truth)
+            for inside, answered in [(self.truth == index, self.predicted == index)]
         )
 
     def confusion(self) -> tuple[Confusion, ...]:

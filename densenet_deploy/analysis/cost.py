@@ -98,7 +98,7 @@ def network_part(name: str) -> str:
     >>> network_part("features.denseblock2.denselayer7.conv1"), network_part("/features/conv0/Conv")
     ('denseblock2', 'stem')
     """
-    part = _AFTER_A_PART.split(name.replace("/", ".").lstrip(".").removeprefix("features."), maxsplit=1)[0]
+    part = _AFTER_A_PART.split(name.replace("/", ".").lstrip(".").removeprefix("features."))[0]
     return part if part.startswith(("denseblock", "transition")) else _BLOCKS.get(part, "other")
 
 

@@ -1,12 +1,10 @@
-"""Feature reuse, growth and the Pareto front against computations by hand."""
+"""Feature reuse and growth against computations by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from densenet_deploy.analysis.accuracy import PUBLISHED
-from densenet_deploy.analysis.choice import ParetoPoint, pareto_front
 from densenet_deploy.analysis.plots.growth import growth_steps
 from densenet_deploy.analysis.plots.reuse import reuse_maps
 from densenet_deploy.errors import DataError
@@ -81,27 +79,3 @@ def test_a_run_without_dense_layers_or_their_source_is_refused(shapes: dict[str,
     with pytest.raises(DataError) as caught:
         growth_steps(shapes)
     assert caught.value.subject == "growth"
-
-
-def test_the_front_leaves_out_what_another_beats() -> None:
-    fast, best = ParetoPoint("fast", 1, 0.7), ParetoPoint("best", 3, 0.9)
-    slower_and_worse, as_good_but_slower = ParetoPoint("a", 2, 0.6), ParetoPoint("b", 4, 0.9)
-    assert pareto_front([as_good_but_slower, best, slower_and_worse, fast]) == (fast, best)
-
-
-def test_of_equally_fast_models_the_more_accurate_is_on_the_front() -> None:
-    good, bad = ParetoPoint("good", 1, 0.8), ParetoPoint("bad", 1, 0.7)
-    assert pareto_front([bad, good]) == (good,)
-    assert pareto_front([]) == ()
-
-
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "densenet264"])
-def test_published_figures_are_torchvision_s(name: str) -> None:
-    from torchvision.models import get_model_weights
-
-    metrics = get_model_weights(name)["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]
-    published = PUBLISHED[name]
-    assert (100 * published.top1, 100 * published.top5) == (
-        pytest.approx(metrics["acc@1"]),
-        pytest.approx(metrics["acc@5"]),
-    )
