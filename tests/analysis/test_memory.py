@@ -1,4 +1,6 @@
-"""Activation memory against a net small enough to count by hand, training memory against what autograd keeps."""
+"""Memory of nets small enough to count by hand, and against what PyTorch holds and autograd keeps."""
+
+from __future__ import annotations
 
 import dataclasses
 
@@ -24,9 +26,18 @@ SPECS = {
 }
 
 
-def peaks(spec, **options):
-    memory = activation_memory(spec, image_size=4, bytes_per_value=1, **options)
+# 8x8, 4x4 and 2x2 pixels; channels 2 to 11, 5 to 8 and 4 to 7.
+THREE = DenseNetSpec(growth_rate=3, blocks=(3, 1, 1), init_features=2, bn_size=2, stem="cifar", num_classes=5)
+
+
+def peaks(spec, image_size=4):
+    memory = activation_memory(spec, image_size=image_size, bytes_per_value=1)
     return {block.name: (block.bus_bytes, block.copies_bytes) for block in memory.blocks}
+
+
+def kept(spec, image_size):
+    memory = training_memory(spec, image_size=image_size, bytes_per_value=1)
+    return {block.name: (block.plain_bytes, block.checkpointed_bytes) for block in memory.blocks}
 
 
 def test_peaks_of_a_tiny_net_are_those_counted_by_hand():
@@ -52,10 +63,48 @@ def test_a_plain_layer_has_no_bottleneck():
     assert copies == (8 + 8) * 16  # the parts and the last concatenation
 
 
-def test_the_imagenet_stem_peaks_where_its_pool_fills_the_bus():
-    spec = DenseNetSpec(growth_rate=3, blocks=(2,), init_features=2, bn_size=2)
-    memory = activation_memory(spec, image_size=16, bytes_per_value=1)
-    assert memory.blocks[0].bus_bytes == max(3 * 16**2 + 2 * 8**2, 2 * 8**2 + 8 * 4**2)
+def test_peaks_of_three_blocks_are_those_counted_by_hand():
+    assert peaks(THREE, 8) == {
+        "stem": ((3 + 11) * 64, (3 + 2) * 64),
+        # third layer: bus 11, normalized copy 8, bottleneck 6 | parts 8, their concatenation, its normalized copy
+        "denseblock1": ((11 + 8 + 6) * 64, (8 + 8 + 8) * 64),
+        "transition1": ((11 + 11) * 64, (11 + 11) * 64),
+        # bus 8, normalized copy 5, bottleneck 6 | what entered 5, normalized copy 5, bottleneck 6
+        "denseblock2": ((8 + 5 + 6) * 16, (5 + 5 + 6) * 16),
+        "transition2": ((8 + 8) * 16, (8 + 8) * 16),
+        # bus 7, normalized copy 4, bottleneck 6 | what entered 4, normalized copy 4, bottleneck 6, or parts and whole
+        "denseblock3": ((7 + 4 + 6) * 4, (4 + 4 + 6) * 4),
+        "head": ((7 + 7) * 4, (7 + 7) * 4),
+    }
+    memory = activation_memory(THREE, 8, bytes_per_value=1)
+    assert (memory.bus_bytes, memory.copies_bytes) == (25 * 64, 24 * 64)
+
+
+def test_one_tensor_alone_is_read_as_it_is_and_not_copied():
+    spec = dataclasses.replace(TINY, growth_rate=1, blocks=(1,), init_features=10, bn_size=0)
+    # what entered 10 and what was made 1 with their concatenation 11; a copy of what entered would make 30
+    assert peaks(spec)["denseblock1"] == ((11 + 10) * 16, (10 + 1 + 11) * 16)
+
+
+def test_the_imagenet_stem_peaks_where_its_pool_fills_the_bus_or_at_the_image():
+    wide = DenseNetSpec(growth_rate=30, blocks=(2,), init_features=2, bn_size=2)
+    # image 3 at 16x16 and convolved maps 2 at 8x8; then these and the bus of 62 at 4x4, or the pooled 2
+    assert peaks(wide, 16)["stem"] == (2 * 64 + 62 * 16, 3 * 256 + 2 * 64)
+    odd = dataclasses.replace(wide, growth_rate=1, init_features=40)
+    # 40 at 3x3 and the bus of 42 or the pooled 40 at 2x2
+    assert peaks(odd, 5)["stem"] == (40 * 9 + 42 * 4, 40 * 9 + 40 * 4)
+
+
+def test_a_transition_peaks_where_its_pool_fills_a_wide_bus():
+    spec = dataclasses.replace(TINY, blocks=(1, 20))
+    # convolved maps 2 at 8x8 and the next bus of 62 at 4x4 | the block's output 5 and its normalized copy
+    assert peaks(spec, 8)["transition1"] == (2 * 64 + 62 * 16, (5 + 5) * 64)
+
+
+@pytest.mark.parametrize(("head", "features"), [("classifier", 7), ("multiscale", 256)])
+def test_a_wide_classifier_peaks_in_the_head(head, features):
+    spec = dataclasses.replace(TINY, head=head, num_classes=10_000)
+    assert peaks(spec)["head"] == (features + 10_000, features + 10_000)
 
 
 def test_a_multiscale_head_holds_every_block_s_output_to_the_end():
@@ -65,14 +114,79 @@ def test_a_multiscale_head_holds_every_block_s_output_to_the_end():
     assert peaks(multiscale)["head"][0] == 8 * 16 + 128 * 16 + 7 * 4  # reducing block 1 while block 2 waits
 
 
-def test_features_peak_like_the_classifier():
-    assert peaks(dataclasses.replace(TINY, head="features")) == peaks(TINY)
+def test_features_peak_like_the_classifier_without_its_classes():
+    assert peaks(dataclasses.replace(TINY, head="features", num_classes=10_000)) == peaks(TINY)
+
+
+def test_training_keeps_what_is_counted_by_hand():
+    assert kept(THREE, 8) == {
+        "stem": (3 * 64, 3 * 64),
+        # inputs 2 + 5 + 8 twice, and 3 bottlenecks of 6 twice | the widest input and the bottlenecks
+        "denseblock1": ((30 + 36) * 64, (8 + 36) * 64),
+        # the output 11, its normalized copy, and the convolved maps 5
+        "transition1": ((11 + 11 + 5) * 64, (11 + 11 + 5) * 64),
+        "denseblock2": ((10 + 12) * 16, (5 + 12) * 16),
+        "transition2": ((8 + 8 + 4) * 16, (8 + 8 + 4) * 16),
+        "denseblock3": ((8 + 12) * 4, (4 + 12) * 4),
+        # the output, its normalized copy, and the row that the classifier reads
+        "head": (2 * 7 * 4 + 7, 2 * 7 * 4 + 7),
+    }
+
+
+def test_training_of_other_stems_and_heads_is_counted_by_hand():
+    assert kept(dataclasses.replace(THREE, head="features"), 8)["head"] == (56, 56)
+    assert kept(dataclasses.replace(THREE, head="multiscale"), 8)["head"] == (7 * 4 + 3 * 128, 7 * 4 + 3 * 128)
+    stem = 3 * 31**2 + 2 * 2 * 16**2  # the image; what enters and leaves the norm at 16x16
+    assert kept(dataclasses.replace(THREE, stem="imagenet"), 31)["stem"] == (stem, stem)
 
 
 def test_bytes_follow_batch_and_value_size():
-    one, many = activation_memory(TINY, 4), activation_memory(TINY, 4, batch=8, bytes_per_value=2)
-    assert many.bus_bytes == 4 * one.bus_bytes
-    assert many.to_json()["copies_bytes"] == 4 * one.copies_bytes
+    for count in (activation_memory, training_memory):
+        one, many = count(THREE, 8, bytes_per_value=1), count(THREE, 8, batch=8, bytes_per_value=2)
+        sums = {key: value for key, value in one.to_json().items() if key != "blocks"}
+        assert {key: value for key, value in many.to_json().items() if key != "blocks"} == {
+            key: 16 * value for key, value in sums.items()
+        }
+        assert count(THREE) == count(THREE, 224, 1, 4)
+
+
+def test_json_holds_the_totals_and_every_block():
+    single = dataclasses.replace(THREE, blocks=(1,))
+    assert activation_memory(single, 2, bytes_per_value=1).to_json() == {
+        "bus_bytes": 52,  # bus 5, normalized copy 2, bottleneck 6
+        "copies_bytes": 44,  # what entered 2, bottleneck 6, and what was made 3
+        "blocks": [
+            {"name": "stem", "bus_bytes": 32, "copies_bytes": 20},
+            {"name": "denseblock1", "bus_bytes": 52, "copies_bytes": 44},
+            {"name": "head", "bus_bytes": 40, "copies_bytes": 40},
+        ],
+    }
+    assert training_memory(single, 2, bytes_per_value=1).to_json() == {
+        "plain_bytes": 12 + 64 + 45,
+        "checkpointed_bytes": 12 + 56 + 45,
+        "blocks": [
+            {"name": "stem", "plain_bytes": 12, "checkpointed_bytes": 12},
+            {"name": "denseblock1", "plain_bytes": 64, "checkpointed_bytes": 56},
+            {"name": "head", "plain_bytes": 45, "checkpointed_bytes": 45},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "subject"),
+    [
+        ("batch", 0, "batch=0"),
+        ("batch", 1_000_001, "batch=1000001"),
+        ("bytes_per_value", 0, "bytes-per-value=0"),
+        ("bytes_per_value", 9, "bytes-per-value=9"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(option, value, subject):
+    for count in (activation_memory, training_memory):
+        with pytest.raises(UsageError) as caught:
+            count(TINY, 4, **{option: value})
+        assert caught.value.subject == subject
+        assert count(TINY, 4, batch=1_000_000, bytes_per_value=8)
 
 
 @pytest.mark.parametrize("name", ["121", "161", "169", "201", "264"])
@@ -83,12 +197,7 @@ def test_the_bus_saves_memory_in_every_imagenet_block(name):
     assert memory.bus_bytes < memory.copies_bytes
 
 
-def test_batch_0_is_refused():
-    with pytest.raises(UsageError) as caught:
-        activation_memory(TINY, 4, batch=0)
-    assert caught.value.subject == "batch=0"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["121", "161", "cifar-bc-100-12"])
 def test_the_count_with_copies_is_what_pytorch_holds_beside_the_image(name):
     variant = find_variant(name)
@@ -117,17 +226,12 @@ def kept_bytes(spec, image_size, batch, *, memory_efficient):
     return sum(tensor.nbytes for tensor in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_training_keeps_what_was_counted(spec):
     memory = training_memory(spec, image_size=32, batch=2)
     assert memory.plain_bytes == kept_bytes(spec, 32, 2, memory_efficient=False)
     assert memory.checkpointed_bytes == kept_bytes(spec, 32, 2, memory_efficient=True)
-
-
-def test_training_bytes_follow_batch_and_value_size():
-    one, many = training_memory(BOTTLENECK, 32), training_memory(BOTTLENECK, 32, batch=8, bytes_per_value=2)
-    assert many.plain_bytes == 4 * one.plain_bytes
-    assert many.to_json()["checkpointed_bytes"] == 4 * one.checkpointed_bytes
 
 
 def test_doubling_the_depth_quadruples_plain_memory_and_doubles_checkpointed():
