@@ -115,7 +115,10 @@ def _option(field: str) -> str:
 
 def _image_size(name: str, value: object) -> Size:
     size = _size(name, value)
-    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+    if isinstance(size, int):
+        return size
+    height, width = size
+    return height if height == width else size
 
 
 def _size(name: str, value: object) -> Size:

@@ -113,7 +113,6 @@ def _tensor_facts(file: BinaryIO, tensor: _Record) -> tuple[int, int]:
 
 
 def _packed(file: BinaryIO, record: _Record) -> list[int]:
-    file.seek(record.offset)
     values = []
     while file.tell() < record.offset + record.length:
         values.append(_varint(file))
@@ -121,6 +120,7 @@ def _packed(file: BinaryIO, record: _Record) -> list[int]:
 
 
 def _records(file: BinaryIO, offset: int, length: int) -> Iterator[_Record]:
+    """Yield the records of a message, each with the file at the start of its bytes."""
     end = offset + length
     while offset < end:
         file.seek(offset)
@@ -129,14 +129,14 @@ def _records(file: BinaryIO, offset: int, length: int) -> Iterator[_Record]:
         if number == 0:
             raise ValueError("field number 0")
         varint = _varint(file) if wire_type in (0, 2) else 0
-        length = varint if wire_type == 2 else _FIXED_BYTES.get(wire_type, -1)
+        size = varint if wire_type == 2 else _FIXED_BYTES.get(wire_type)
         offset = file.tell()
-        if length < 0:
+        if size is None:
             raise ValueError(f"wire type {wire_type}")
-        if offset + length > end:
+        if offset + size > end:
             raise ValueError("cut short")
-        yield _Record(number, varint, offset, length)
-        offset += length
+        yield _Record(number, varint, offset, size)
+        offset += size
 
 
 def _string_pair(file: BinaryIO, pair: _Record) -> tuple[str, str]:
@@ -151,7 +151,6 @@ def _size(file: BinaryIO) -> int:
 def _read(file: BinaryIO, record: _Record) -> bytes:
     if record.length > _LARGEST_METADATA_BYTES:
         raise ValueError("unreasonable size of the metadata")
-    file.seek(record.offset)
     return file.read(record.length)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ def require_range(name: str, value: N, low: N, high: N) -> N:
     Raises:
         UsageError: naming the option, its value and the range.
     """
-    if (isinstance(value, float) and math.isnan(value)) or not low <= value <= high:
+    if not low <= value <= high:  # holds for NaN too
         raise UsageError(f"{name}={value}", "is out of range", f"give a value from {low} to {high}")
     return value
 

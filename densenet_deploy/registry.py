@@ -59,12 +59,12 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Return the known names, sorted."""
-        return tuple(sorted(self.items()))
+        return tuple(self.items())
 
     def items(self) -> dict[str, T]:
-        """Return a copy of the table: name → plug-in."""
+        """Return a copy of the table, sorted: name → plug-in."""
         self._discover()
-        return dict(self._items)
+        return dict(sorted(self._items.items()))
 
     def _discover(self) -> None:
         if self._package is None:

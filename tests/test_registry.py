@@ -63,8 +63,9 @@ def test_the_decorator_returns_what_it_decorates(fruits):
     assert fruits.get("fig") is Fig
 
 
-def test_names_are_sorted(fruits):
+def test_names_and_table_are_sorted(fruits):
     assert fruits.names() == ("apple", "pear")
+    assert list(fruits.items().items()) == [("apple", Apple), ("pear", Pear)]
 
 
 def test_a_name_registers_one_thing(fruits):

@@ -41,7 +41,7 @@ def portions(total: int, profiles: tuple[BatchProfile, ...]) -> tuple[Portion, .
     """Return the runs that `total` samples take.
 
     A batch that some profile accepts runs at once, in the profile tuned nearest to it. A larger one runs in portions of
-    the largest that fits; a smaller one, or one between two profiles, is filled up.
+    the largest that fits; a smaller one, or one between two profiles, is filled up to the next that fits.
 
     >>> portions(10, (BatchProfile(1, 4, 8),))
     (Portion(profile=0, start=0, count=8, batch=8), Portion(profile=0, start=8, count=2, batch=2))
@@ -51,10 +51,8 @@ def portions(total: int, profiles: tuple[BatchProfile, ...]) -> tuple[Portion, .
 
 
 def _portion(start: int, count: int, profiles: tuple[BatchProfile, ...]) -> Portion:
-    fitting = [(abs(p.opt - count), index) for index, p in enumerate(profiles) if p.min <= count <= p.max]
-    if fitting:
-        return Portion(min(fitting)[1], start, count, count)
-    batch, index = min((p.min, index) for index, p in enumerate(profiles) if p.min > count)
+    fitting = ((max(p.min, count), abs(p.opt - count), index) for index, p in enumerate(profiles) if p.max >= count)
+    batch, _, index = min(fitting)
     return Portion(index, start, count, batch)
 
 
@@ -71,24 +69,27 @@ def input_size(runner: Runner) -> int | None:
     """
     import numpy as np
 
-    spec = runner.inputs[0]
-    shape = spec.shape
-    is_image = len(runner.inputs) == 1 and len(shape) == 4 and shape[1] in (3, None) and shape[2] == shape[3]
-    if not is_image or spec.dtype != np.float32:
-        found = ", ".join(map(str, runner.inputs))
-        raise ModelFileError(found, "is not one float32 (N, 3, S, S) input", "give an image classifier in NCHW layout")
-    return shape[2]
+    inputs = runner.inputs
+    if len(inputs) == 1 and inputs[0].dtype == np.float32:
+        match inputs[0].shape:
+            case (_, 3 | None, height, width) if height == width:
+                return height
+    found = ", ".join(map(str, inputs))
+    raise ModelFileError(found, "is not one float32 (N, 3, S, S) input", "give an image classifier in NCHW layout")
 
 
 def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:
     """Run samples (M, C, H, W) and return the outputs of all M, by name.
 
     A model with a fixed batch gets the samples in portions, the last one filled up with copies of its last sample.
+
+    Raises:
+        FeedError: as `Runner.run`, if there are no samples, for one.
     """
     import numpy as np
 
     name, size = runner.inputs[0].name, fixed_batch(runner)
-    if size is None or size == len(samples):
+    if size is None or len(samples) in (0, size):
         return runner.run({name: samples})
     results = []
     for portion in portions(len(samples), (BatchProfile(size, size, size),)):

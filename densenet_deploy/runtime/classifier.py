@@ -146,11 +146,11 @@ class Classifier:
 
     @overload
     def classify(
-        self, image: list[ImageSource] | tuple[ImageSource, ...], top_k: int = 5
+        self, image: list[ImageSource] | tuple[ImageSource, ...], top_k: int = ...
     ) -> tuple[Prediction, ...]: ...
 
     @overload
-    def classify(self, image: ImageSource, top_k: int = 5) -> Prediction: ...
+    def classify(self, image: ImageSource, top_k: int = ...) -> Prediction: ...
 
     def classify(
         self, image: ImageSource | list[ImageSource] | tuple[ImageSource, ...], top_k: int = 5
@@ -286,8 +286,8 @@ def _are_scores(row: Array) -> bool:
 
 
 def _sigmoid(logits: Array) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-x)) of (C,) logits in float64; beyond ±700, where the exponential would overflow, 0 or 1."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700))))
+    """1 / (1 + exp(-x)) of (C,) logits in float64; below -700, where the exponential would overflow, that of -700."""
+    return np.asarray(1 / (1 + np.exp(-np.maximum(logits.astype(np.float64), -700))))
 
 
 def _softmax(logits: Array) -> npt.NDArray[np.float64]:

@@ -24,8 +24,16 @@ def usable_cpus(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> i
         cgroups: where the cgroup file system is mounted.
         own_cgroups: the file that names the groups of this process. A quota of any group above them counts too.
     """
-    quota = cpu_quota(cgroups, own_cgroups)
-    return max(1, _bound_cpus() if quota is None else min(_bound_cpus(), math.ceil(quota)))
+    return whole_cpus(_bound_cpus(), cpu_quota(cgroups, own_cgroups))
+
+
+def whole_cpus(bound: int, quota: float | None) -> int:
+    """Return how many of `bound` CPUs a quota leaves, rounded up.
+
+    >>> whole_cpus(8, 1.5), whole_cpus(8, None)
+    (2, 8)
+    """
+    return bound if quota is None else max(1, min(bound, math.ceil(quota)))
 
 
 def cpu_quota(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> float | None:

@@ -17,17 +17,16 @@ import zlib
 from typing import BinaryIO, Final
 
 _PNG_SIGNATURE_BYTES: Final = 8
+_JPEG_SIGNATURE_BYTES: Final = 2
 _PNG_NEEDED: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _CUT: Final = "ends too early"
 
-_MARKER: Final = re.compile(
-    rb"\xff[^\0\xd0-\xd7\xff]"
-)  # neither a stuffed 0xFF, nor a restart between blocks, nor padding
+# Neither a stuffed 0xFF, nor a restart between blocks, nor padding.
+_MARKER: Final = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _END_OF_IMAGE: Final = b"\xff\xd9"
 _WITHOUT_LENGTH: Final = (b"\xff\x01", b"\xff\xd8")
 
-_FIRST_READ: Final = 64  # bytes; most segments of a JPEG follow each other
-_LARGEST_READ: Final = 2**20
+_READ: Final = 2**16  # bytes
 
 
 def why_not_whole(file: BinaryIO, image_format: str | None) -> str | None:
@@ -64,14 +63,14 @@ def _png_damage(file: BinaryIO) -> str | None:
 def _checksum(file: BinaryIO, kind: bytes, length: int) -> int:
     """Return the CRC of the chunk `kind`: its `length` bytes follow in `file`, as far as they exist."""
     checksum = zlib.crc32(kind)
-    while length > 0 and (part := file.read(min(length, _LARGEST_READ))):
+    while part := file.read(min(length, _READ)):
         checksum = zlib.crc32(part, checksum)
         length -= len(part)
     return checksum
 
 
 def _jpeg_damage(file: BinaryIO) -> str | None:
-    file.seek(0)
+    file.seek(_JPEG_SIGNATURE_BYTES)
     while marker := _next_marker(file):
         if marker == _END_OF_IMAGE:
             return None
@@ -85,12 +84,10 @@ def _jpeg_damage(file: BinaryIO) -> str | None:
 
 def _next_marker(file: BinaryIO) -> bytes | None:
     """Return the next marker and leave `file` after it, or None at the end."""
-    size = _FIRST_READ
-    while len(part := file.read(size)) > 1:
+    while len(part := file.read(_READ)) > 1:
         if match := _MARKER.search(part):
             file.seek(match.end() - len(part), io.SEEK_CUR)
             return match[0]
         if part.endswith(b"\xff"):
             file.seek(-1, io.SEEK_CUR)
-        size = min(2 * size, _LARGEST_READ)
     return None

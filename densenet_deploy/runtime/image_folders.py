@@ -148,7 +148,7 @@ def _class_indices(folder: Path, names: Sequence[str], labels: Sequence[str] | N
     if not unknown:
         return _indices_by_name(folder, names, labels)
     if len(unknown) < len(names):
-        near = difflib.get_close_matches(unknown[0], labels, n=1)
+        near = difflib.get_close_matches(unknown[0], labels)
         fix = f"rename it to {near[0]!r}, or remove it" if near else "remove it"
         raise DataError(folder / unknown[0], "is not a label of the model, though other folders are", fix)
     if len(names) != len(labels):

@@ -4,8 +4,9 @@ The result equals `Resize(resize) → CenterCrop(image_size) → ToTensor → No
 bit, including its rounding: `Resize` truncates the longer side to an integer, `CenterCrop` rounds its corner half to
 even and pads an image smaller than the crop with black (which is then normalized too).
 
-An image of 1x10000 pixels would be enlarged to 655 million before the crop. Above `_LARGEST_RESIZED` pixels only the
-crop is computed; each of the two passes (horizontal, vertical) may then round one of 255 levels differently.
+An image of 1x10000 pixels would be enlarged to 655 million before the crop. Above `LARGEST_RESIZED` pixels only the
+crop is computed; each of the two passes (horizontal, vertical) may then round one of 255 levels differently, and
+`nearest` take the other of two pixels that are equally near.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FILTERS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _WIDEST_FILTER: Final = 2  # source pixels each way, of bicubic without shrinking
-_LARGEST_RESIZED: Final = 2**26
+LARGEST_RESIZED: Final = 2**26
 
 
 def default_preprocessing(image_size: int = Preprocessing.image_size) -> Preprocessing:
@@ -61,7 +62,7 @@ def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None
     """
     size = preprocessing.image_size
     result = _buffer((3, size, size), out)
-    pixels = np.asarray(_cropped(image.pixels, preprocessing)).transpose(2, 0, 1)
+    pixels = np.asarray(cropped(image.pixels, preprocessing)).transpose(2, 0, 1)
     np.divide(pixels, np.float32(255), out=result, dtype=np.float32)
     np.subtract(result, _per_channel(preprocessing.mean), out=result)
     np.divide(result, _per_channel(preprocessing.std), out=result)
@@ -77,6 +78,28 @@ def prepare_batch(images: Sequence[LoadedImage], preprocessing: Preprocessing, o
     return batch
 
 
+def cropped(image: Image.Image, preprocessing: Preprocessing, largest_resized: int = LARGEST_RESIZED) -> Image.Image:
+    """Resize the shorter side, then cut the center; what lies outside the image is black.
+
+    Args:
+        image: in mode RGB.
+        preprocessing: sizes and interpolation.
+        largest_resized: above this many pixels of the resized image, only those of the crop are computed.
+
+    Raises:
+        UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
+    """
+    require_choice("interpolation", preprocessing.interpolation, _FILTERS)
+    size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
+    width, height = _resized_size(image.size, preprocessing.resize)
+    left, top = _crop_start(width, size), _crop_start(height, size)
+    if width * height <= largest_resized:
+        return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    seen = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
+    part = _resized_part(image, (width, height), seen, resample)
+    return part.crop((min(left, 0), min(top, 0), min(left, 0) + size, min(top, 0) + size))
+
+
 def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
     if out is None:
         return np.empty(shape, np.float32)
@@ -87,19 +110,6 @@ def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
 
 def _per_channel(values: tuple[float, float, float]) -> npt.NDArray[Any]:
     return np.array(values, np.float32).reshape(3, 1, 1)
-
-
-def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize the shorter side, then cut the center; what lies outside the image is black."""
-    require_choice("interpolation", preprocessing.interpolation, _FILTERS)
-    size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
-    width, height = _resized_size(image.size, preprocessing.resize)
-    left, top = _crop_start(width, size), _crop_start(height, size)
-    if width * height <= _LARGEST_RESIZED:
-        return image.resize((width, height), resample).crop((left, top, left + size, top + size))
-    seen = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
-    part = _resized_part(image, (width, height), seen, resample)
-    return part.crop((min(left, 0), min(top, 0), min(left, 0) + size, min(top, 0) + size))
 
 
 def _resized_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:

@@ -45,18 +45,17 @@ REFERENCE_BACKEND: Final = "onnxruntime"
 backends: Registry[type[Runner]] = Registry("backend", "densenet_deploy.runtime.backends")
 
 
-class _Forks:
-    """The number of forks between this process and the one that imported this module: cheaper to ask than its id."""
+class _Process:
+    """This process, as an object that every fork replaces in the child: cheaper to ask for than its number."""
 
-    count = 0
+    token = object()
 
     @classmethod
-    def add(cls) -> None:
-        cls.count += 1
+    def forked(cls) -> None:
+        cls.token = object()
 
 
-_forks: Final = _Forks()
-os.register_at_fork(after_in_child=_forks.add)
+os.register_at_fork(after_in_child=_Process.forked)
 
 
 @dataclass(frozen=True)
@@ -232,10 +231,11 @@ class Runner(ABC):
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.placement, self.manifest = placement, manifest
-        is_known = manifest is not None and (manifest.states_normalization or not manifest.is_third_party)
-        stated = manifest.preprocessing if manifest is not None and is_known else None
+        stated = None
+        if manifest is not None and (manifest.states_normalization or not manifest.is_third_party):
+            stated = manifest.preprocessing
         self._value_limit = value_limit(stated) if check_values else None
-        self._fork = _forks.count
+        self._process = _Process.token
         self._handle: object | None = handle
 
     @classmethod
@@ -301,14 +301,14 @@ class Runner(ABC):
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and was opened by this process."""
-        return self._handle is not None and _forks.count == self._fork
+        return self._handle is not None and self._process is _Process.token
 
     def _open_handle(self) -> Any:
         """Return the handle: a local reference keeps it alive when another thread calls `close`."""
         handle = self._handle
         if handle is None:
             raise RunnerStateError(self.name, "was closed", "open it again with open_runner()")
-        if _forks.count != self._fork:
+        if self._process is not _Process.token:
             raise RunnerStateError(self.name, "was opened before this process forked", "open a runner in each process")
         return handle
 
@@ -352,11 +352,19 @@ def open_runner(
     """
     model = runner_source(source)
     requested = None if device in (None, "auto") else Device.parse(str(device))
-    kind = choose_backend(model, backend)
-    if requested is not None and requested.word not in kind.devices:
-        raise DeviceError(requested, f"is not a device of {kind.name}", f"use: {', '.join(kind.devices)}")
-    options = options or RunnerOptions()
-    runner = kind.open(model, requested, options)
+    return open_with(choose_backend(model, backend), model, requested, options or RunnerOptions())
+
+
+def open_with(kind: type[Runner], model: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
+    """Load a model with the backend `kind`, which reads it; `device` None takes the best that works.
+
+    Raises:
+        InputError: if the model cannot be used.
+        DeviceError: if the device is missing or would not be used.
+    """
+    if device is not None and device.word not in kind.devices:
+        raise DeviceError(device, f"is not a device of {kind.name}", f"use: {', '.join(kind.devices)}")
+    runner = kind.open(model, device, options)
     if not runner.inputs or not runner.outputs:
         runner.close()
         raise ModelFileError(_name_of(model), "has no input or no output", "export the model again")
@@ -390,7 +398,7 @@ def runner_source(source: ModelSource) -> RunnerSource:
 
 def backends_reading(suffix: str) -> list[type[Runner]]:
     """Return the backends that read files of `suffix`, installed or not, by name."""
-    return [kind for _, kind in sorted(backends.items().items()) if suffix in kind.suffixes]
+    return [kind for kind in backends.items().values() if suffix in kind.suffixes]
 
 
 def first_installed(kinds: list[type[Runner]]) -> type[Runner]:
@@ -426,7 +434,7 @@ def choose_backend(source: RunnerSource, name: str | None) -> type[Runner]:
 def _readers(source: RunnerSource) -> list[type[Runner]]:
     """Backends that read `source`; first the one it was made for, then by name."""
     if isinstance(source, ModuleSource):
-        return [kind for _, kind in sorted(backends.items().items()) if kind.reads_modules]
+        return [kind for kind in backends.items().values() if kind.reads_modules]
     if source.kind == "checkpoint":
         raise ModelFileError(source.path, "is a checkpoint", "load it first: densenet_deploy.load(path).runner()")
     readers = backends_reading(_suffix_of(source))

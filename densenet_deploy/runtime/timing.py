@@ -49,7 +49,7 @@ class LatencySummary:
         """
         if not seconds:
             raise UsageError("latency", "has no times to summarize", "time at least one call")
-        times_ms = np.asarray(seconds, dtype=np.float64) * 1e3
+        times_ms = np.multiply(seconds, 1e3)
         percentiles = np.percentile(times_ms, (50, 90, 95, 99))
         return cls(float(times_ms.mean()), *map(float, percentiles))
 

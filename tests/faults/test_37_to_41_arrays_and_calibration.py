@@ -1,6 +1,6 @@
 """Cases 37 to 41: arrays given to runners and as calibration data; calibration that is poor, stopped or stale.
 
-Every backend's own answers to bad feeds are in `tests/runtime/test_runner_contract.py`.
+Every backend's own answers to bad feeds are in `tests/runtime/test_contract_of_backends.py`.
 """
 
 from __future__ import annotations

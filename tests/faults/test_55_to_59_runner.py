@@ -1,7 +1,7 @@
 """Cases 55 to 59: the runner under load, closed, forked, and asked for what it cannot give.
 
 Use after close and after fork (56), and smaller forms of the others on every backend, are in
-`tests/runtime/test_runner_contract.py`; 57 and 58 on a simulated GPU in
+`tests/runtime/test_contract_of_backends.py`; 57 and 58 on a simulated GPU in
 `tests/runtime/backends/test_tensorrt_leaks.py`.
 """
 

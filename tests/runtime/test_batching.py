@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from densenet_deploy.runtime.batching import BatchProfile, Portion, portions
+from densenet_deploy.errors import FeedError, ModelFileError
+from densenet_deploy.runtime.batching import BatchProfile, Portion, fixed_batch, input_size, portions, run_batched
+from densenet_deploy.runtime.feeds import TensorSpec
+from tests.function_runner import FunctionRunner, Shape
 
 WIDE = BatchProfile(1, 4, 8)
 ONE = BatchProfile(1, 1, 1)
@@ -12,18 +16,31 @@ EIGHT = BatchProfile(8, 8, 8)
 HIGH = BatchProfile(4, 16, 32)
 
 
+def test_a_profile_is_of_single_samples_unless_it_says_more() -> None:
+    assert BatchProfile() == ONE
+
+
 @pytest.mark.parametrize(
     ("total", "profiles", "wanted"),
     [
+        (0, (WIDE,), []),
         (1, (WIDE,), [Portion(0, 0, 1, 1)]),
         (8, (WIDE,), [Portion(0, 0, 8, 8)]),
+        (9, (WIDE,), [Portion(0, 0, 8, 8), Portion(0, 8, 1, 1)]),
         (19, (WIDE,), [Portion(0, 0, 8, 8), Portion(0, 8, 8, 8), Portion(0, 16, 3, 3)]),
         (3, (HIGH,), [Portion(0, 0, 3, 4)]),  # filled up to the smallest batch
+        (4, (HIGH,), [Portion(0, 0, 4, 4)]),
         (33, (HIGH,), [Portion(0, 0, 32, 32), Portion(0, 32, 1, 4)]),
         (1, (WIDE, ONE), [Portion(1, 0, 1, 1)]),  # tuned for it
         (6, (WIDE, HIGH), [Portion(0, 0, 6, 6)]),
         (12, (WIDE, HIGH), [Portion(1, 0, 12, 12)]),
+        (40, (WIDE, HIGH), [Portion(1, 0, 32, 32), Portion(0, 32, 8, 8)]),
+        (6, (BatchProfile(1, 1, 8), BatchProfile(1, 7, 8)), [Portion(1, 0, 6, 6)]),  # tuned for 7: off by 1, not by 5
+        (6, (BatchProfile(1, 8, 8), BatchProfile(1, 5, 8)), [Portion(1, 0, 6, 6)]),
+        (6, (BatchProfile(1, 5, 8), BatchProfile(1, 7, 8)), [Portion(0, 0, 6, 6)]),  # equally near: the first
         (3, (ONE, EIGHT), [Portion(1, 0, 3, 8)]),  # between two profiles
+        (3, (ONE, EIGHT, BatchProfile(4, 8, 8)), [Portion(2, 0, 3, 4)]),  # the smallest batch that holds them
+        (3, (BatchProfile(4, 8, 8), BatchProfile(4, 4, 8)), [Portion(1, 0, 3, 4)]),
         (10, (EIGHT, ONE), [Portion(0, 0, 8, 8), Portion(0, 8, 2, 8)]),
     ],
 )
@@ -40,3 +57,93 @@ def test_portions_cover_every_sample_once_and_stay_inside_profiles(profiles: tup
             profile = profiles[portion.profile]
             assert profile.min <= portion.batch <= profile.max
             assert portion.count <= portion.batch
+
+
+def mean_runner(shape: Shape) -> FunctionRunner:
+    """A model with two outputs, one of them the mean of each sample."""
+    return FunctionRunner(
+        lambda batch: {"mean": batch.mean(axis=(1, 2, 3)), "copy": batch},
+        input_shape=shape,
+        outputs={"mean": (None,), "copy": shape},
+    )
+
+
+def test_a_fixed_batch_is_the_first_size_of_the_input() -> None:
+    assert fixed_batch(mean_runner((5, 3, 2, 2))) == 5
+    assert fixed_batch(mean_runner((None, 3, 2, 2))) is None
+
+
+FLOAT32 = np.dtype(np.float32)
+
+
+def runner_of(*specs: TensorSpec) -> FunctionRunner:
+    runner = mean_runner((None, 3, 2, 2))
+    runner.inputs = specs
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((None, 3, 8, 8), 8), ((4, 3, 32, 32), 32), ((None, None, 8, 8), 8), ((None, 3, None, None), None)],
+)
+def test_the_size_of_square_images_is_their_side(shape: Shape, size: int | None) -> None:
+    assert input_size(runner_of(TensorSpec("image", shape, FLOAT32))) == size
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (TensorSpec("image", (None, 3, 8, 9), FLOAT32),),
+        (TensorSpec("image", (None, 1, 8, 8), FLOAT32),),
+        (TensorSpec("image", (None, 4, 8, 8), FLOAT32),),
+        (TensorSpec("image", (None, 8, 8, 3), FLOAT32),),
+        (TensorSpec("image", (None, 3, 8), FLOAT32),),
+        (TensorSpec("image", (None, 3, 8, 8, 1), FLOAT32),),
+        (TensorSpec("image", (None, 3, 8, 8), np.dtype(np.uint8)),),
+        (TensorSpec("image", (None, 1, 8, 8), np.dtype(np.uint8)),),
+        (TensorSpec("image", (None, 3, 8, 8), FLOAT32), TensorSpec("other", (None, 3, 8, 8), FLOAT32)),
+    ],
+    ids=lambda specs: ", ".join(map(str, specs)),
+)
+def test_a_model_that_takes_anything_but_one_square_image_is_refused(specs: tuple[TensorSpec, ...]) -> None:
+    with pytest.raises(ModelFileError) as caught:
+        input_size(runner_of(*specs))
+    assert caught.value.subject == ", ".join(map(str, specs))
+
+
+def samples(count: int) -> np.ndarray:
+    """Samples with the means 0, 1, 2 and so on."""
+    return np.arange(count, dtype=np.float32).repeat(12).reshape(count, 3, 2, 2)
+
+
+def test_a_model_that_takes_any_batch_gets_all_samples_at_once() -> None:
+    runner = mean_runner((None, 3, 2, 2))
+    assert run_batched(runner, samples(5))["mean"].tolist() == [0, 1, 2, 3, 4]
+    assert runner.sizes == [5]
+
+
+def test_a_fixed_batch_gets_portions_filled_up_with_the_last_sample_and_the_filling_is_dropped() -> None:
+    fed: list[list[float]] = []
+
+    def function(batch: np.ndarray) -> dict[str, np.ndarray]:
+        fed.append(batch[:, 0, 0, 0].tolist())
+        return {"first": batch[:, 0, 0, 0], "all": batch}
+
+    runner = FunctionRunner(function, input_shape=(4, 3, 2, 2), outputs={"first": (4,), "all": (4, 3, 2, 2)})
+    found = run_batched(runner, samples(7))
+    assert fed == [[0, 1, 2, 3], [4, 5, 6, 6]]
+    assert found["first"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.array_equal(found["all"], samples(7))
+    assert run_batched(runner, samples(1))["first"].tolist() == [0]
+
+
+def test_a_batch_of_the_fixed_size_is_fed_without_a_copy() -> None:
+    given = samples(4)
+    assert np.shares_memory(run_batched(mean_runner((4, 3, 2, 2)), given)["copy"], given)
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_no_samples_are_refused(batch: int | None) -> None:
+    with pytest.raises(FeedError) as caught:
+        run_batched(mean_runner((batch, 3, 2, 2)), samples(0))
+    assert caught.value.subject == "input"

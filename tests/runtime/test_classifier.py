@@ -1,12 +1,14 @@
 """A classifier prepares, runs and names. The model here is a real runner whose arithmetic is a Python function."""
 
 import io
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from PIL import Image
@@ -22,11 +24,14 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime.classifier import Classifier, Prediction, Score, read_labels
-from densenet_deploy.runtime.images import LoadedImage, load_image
-from tests.conftest import DIGITS
+from densenet_deploy.runtime.images import LoadedImage
 from tests.function_runner import FunctionRunner, Shape
 
 COLOURS = ("red", "green", "blue")
+MEANS = onnx.parser.parse_model(
+    """<ir_version: 8, opset_import: ["" : 18]> means (float[N,3,8,8] input) => (float[N,3] logits)
+    { pooled = GlobalAveragePool(input)  logits = Flatten(pooled) }"""
+)
 TINY = Preprocessing(image_size=8, resize=9)
 
 
@@ -102,17 +107,6 @@ class TestSources:
         assert len(set(predictions)) == 1
         assert classify([]) == ()
 
-    def test_an_image_of_pil_is_turned_as_its_file_is_and_unchanged(self, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.new("P", (12, 10)).save(tmp_path / "a.png", exif=exif, transparency=0)
-        opened = Image.open(tmp_path / "a.png")
-        info = dict(opened.info)
-        loaded = load_image(opened)
-        assert loaded.pixels.size == load_image(tmp_path / "a.png").pixels.size == (10, 12)
-        assert loaded.notes == load_image(tmp_path / "a.png").notes
-        assert (opened.info, opened.mode, opened.size) == (info, "P", (12, 10))
-
     def test_many_images_run_in_batches(self):
         runner = running(mean_colour, manifest=manifest())
         assert len(Classifier(runner)([image("red")] * 70)) == 70
@@ -138,14 +132,29 @@ class TestOpen:
                 assert best(classify(image("blue"))) == "blue"
                 assert classify.assumptions == ()
 
-    def test_bytes_and_a_model_proto(self, digits_onnx):
-        path = DIGITS / "held_out" / "7"
-        first = sorted(path.iterdir())[0]
-        with Classifier.open(digits_onnx, device="cpu") as classify:
-            expected = classify(first)
-        for source in (digits_onnx.read_bytes(), onnx.load(digits_onnx)):
-            with Classifier.open(source, device="cpu") as classify:
-                assert classify(first) == expected
+    def test_a_path_bytes_and_a_model_proto(self, tmp_path):
+        path = tmp_path / "means.onnx"
+        onnx.save(MEANS, path)
+        for source in (path, MEANS.SerializeToString(), MEANS):
+            with Classifier.open(source, device="cpu", labels=COLOURS) as classify:
+                assert best(classify(image("lime"))) == "green"
+                assert classify.preprocessing.image_size == 8
+
+    def test_a_runner_of_a_model_that_does_not_suit_is_closed(self):
+        class Kept(Classifier):
+            """Keeps the runner that it was given."""
+
+            def __init__(self, runner, **options):
+                type(self).runner = runner
+                super().__init__(runner, **options)
+
+        with pytest.raises(DataError) as caught:
+            Kept.open(MEANS, device="cpu", labels=["one"])
+        assert caught.value.subject == "labels"
+        assert not Kept.runner.is_usable
+        with Kept.open(MEANS, device="cpu"):
+            assert Kept.runner.is_usable
+        assert not Kept.runner.is_usable
 
 
 def test_huge_logits_overflow_nothing_and_scores_sum_to_one():
@@ -169,6 +178,8 @@ def test_top_k_is_at_most_the_number_of_classes_and_at_least_one():
     classify = constant(1, 2, 3)
     assert len(classify(image("red"), top_k=99).top) == 3
     assert len(classify(image("red"), top_k=1).top) == 1
+    seven = constant(*range(7))
+    assert len(seven(image("red")).top) == len(seven.classify_batch([image("red")])[0].top) == 5
     with pytest.raises(UsageError) as caught:
         classify(image("red"), top_k=0)
     assert caught.value.subject == "top_k=0"
@@ -180,9 +191,32 @@ def test_without_labels_the_index_is_all_there_is():
     assert str(top[0]) == " 88.1 %  class 1"
 
 
-def test_the_softmax_of_a_third_party_model_is_not_applied_again():
-    top = constant(0.1, 0.7, 0.2).classify(image("red"), top_k=2).top
-    assert [score.score for score in top] == pytest.approx([0.7, 0.2])
+@pytest.mark.parametrize(
+    ("outputs", "are_scores"),
+    [
+        ((0.1, 0.7, 0.2), True),
+        ((0.0, 1.0, 0.0), True),
+        ((0.1, 0.7, 0.2009), True),  # a thousandth less or more: scores of half precision
+        ((0.1, 0.7, 0.1991), True),
+        ((0.1, 0.7, 0.2011), False),
+        ((0.1, 0.7, 0.1989), False),
+        ((0.1, 0.5, 0.2), False),
+        ((0.3, 0.9, -0.2), False),
+        ((0.0, 0.0, 0.0), False),
+        ((0.5, 0.7, 0.8), False),
+    ],
+)
+def test_the_softmax_of_a_third_party_model_is_not_applied_again(outputs, are_scores):
+    expected = outputs if are_scores else np.exp(outputs) / np.exp(outputs).sum()
+    row = constant(*outputs).scores(np.array(outputs, np.float32))
+    assert row == pytest.approx(expected, rel=1e-6)  # the outputs are float32
+
+
+def test_scores_of_half_precision_are_summed_in_double():
+    """In half precision the sum is rounded to 1.001, which would pass."""
+    row = np.array([0.5, 0.5, 0.0012], np.float16)
+    exact = row.astype(float)
+    assert constant(*row).scores(row) == pytest.approx(np.exp(exact) / np.exp(exact).sum(), rel=1e-12)
 
 
 def test_a_prediction_prints_as_a_small_table_in_plain_characters():
@@ -226,6 +260,12 @@ def test_a_fixed_batch_is_filled_up_and_the_filling_dropped():
     alone = [Classifier(running(mean_colour, manifest=manifest())).classify(image(c)) for c in colours]
     assert list(predictions) == alone
     assert runner.sizes == [2, 2]
+
+
+def test_a_fixed_batch_is_full_as_often_as_can_be():
+    runner = running(mean_colour, input_shape=(64, 3, 8, 8), output_shape=(64, 3), manifest=manifest())
+    assert len(Classifier(runner).classify_batch([image("red")] * 65)) == 65
+    assert runner.sizes == [64, 64]
 
 
 @pytest.mark.parametrize("batch", [None, 4])
@@ -276,9 +316,27 @@ def test_features_are_refused(shape):
 
 
 def test_a_third_party_feature_map_is_refused():
+    for name in ("output", "logits"):
+        with pytest.raises(ModelFileError) as caught:
+            Classifier(running(mean_colour, output=name, output_shape=(None, 3, 1, 1)))
+        assert caught.value.subject.startswith(name)
+
+
+def of_outputs(*names: str) -> FunctionRunner:
+    """A model whose output number i is i everywhere."""
+    return FunctionRunner(
+        lambda batch: {name: np.full((len(batch), 2), index, np.float32) for index, name in enumerate(names)},
+        outputs=dict.fromkeys(names, (None, 2)),
+    )
+
+
+def test_of_several_outputs_the_one_called_logits_counts():
+    classify = Classifier(of_outputs("features", "logits"), preprocessing=TINY)
+    assert classify.logits(np.zeros((1, 3, 8, 8), np.float32)).tolist() == [[1, 1]]
+    assert Classifier(of_outputs("scores"), preprocessing=TINY).labels == ()
     with pytest.raises(ModelFileError) as caught:
-        Classifier(running(mean_colour, output="output", output_shape=(None, 3, 1, 1)))
-    assert caught.value.subject.startswith("output")
+        Classifier(of_outputs("scores", "other"), preprocessing=TINY)
+    assert caught.value.subject == "scores (N, 2) float32, other (N, 2) float32"
 
 
 @pytest.mark.parametrize("shape", [(None, 8, 8, 3), (None, 3), (None, 1, 8, 8)])
@@ -364,30 +422,44 @@ def test_a_missing_label_file_is_named(tmp_path: Path):
     assert caught.value.subject == str(tmp_path / "none.txt")
 
 
-def _described(task: str | None, variant: str = "121") -> Manifest:
-    return Manifest(variant, {}, WeightsOrigin("a.pth", "0" * 64), TINY, COLOURS, task=task)
+def described(task: str | None, variant: str = "121", labels: tuple[str, ...] = COLOURS) -> Manifest:
+    return Manifest(variant, {}, WeightsOrigin("a.pth", "0" * 64), TINY, labels, task=task)
 
 
-def _scores(manifest: Manifest, outputs: list[float]) -> list[float]:
-    row = np.array([outputs], np.float32)
-    with Classifier(running(lambda batch: np.repeat(row, len(batch), 0), manifest=manifest)) as classify:
-        return [score.score for score in sorted(classify(image("red")).top, key=lambda score: score.index)]
+def scores(manifest: Manifest, *outputs: float) -> list[float]:
+    row = np.array(outputs, np.float32)
+    runner = running(mean_colour, output_shape=(None, len(outputs)), manifest=manifest)
+    return Classifier(runner).scores(row).tolist()
 
 
-def test_each_label_of_a_multilabel_model_has_a_sigmoid_of_its_own():
-    assert _scores(_described("multilabel"), [0.0, 2.0, -1000.0]) == pytest.approx([0.5, 0.880797, 0.0])
+def test_the_logits_of_a_network_of_ours_are_never_taken_for_scores():
+    assert scores(described("multiclass"), 0.0, 1.0, 0.0) == pytest.approx([0.211942, 0.576117, 0.211942], abs=1e-6)
+    assert scores(described("multiclass", "third-party"), 0.0, 1.0, 0.0) == [0, 1, 0]
+    assert scores(described("multilabel"), 0.0, 1.0, 0.5) == pytest.approx([0.5, 0.731059, 0.622459], abs=1e-6)
+    assert scores(described("multilabel", "third-party"), 0.0, 1.0, 0.5) == [0, 1, 0.5]
 
 
-def test_a_multilabel_network_of_ours_never_has_its_logits_taken_for_scores():
-    """All logits within 0..1 are still logits; of a third-party graph they are its own sigmoid's."""
-    assert _scores(_described("multilabel"), [0.0, 1.0, 0.5]) == pytest.approx([0.5, 0.731059, 0.622459])
-    assert _scores(_described("multilabel", "third-party"), [0.0, 1.0, 0.5]) == [0.0, 1.0, 0.5]
+@pytest.mark.parametrize("variant", ["121", "third-party"])
+@pytest.mark.parametrize("outputs", [(-0.5, 0.5, 1.0), (0.0, 0.5, 1.5), (-2.0, -1.0, -0.5), (2.0, 3.0, 4.0)])
+def test_each_label_of_a_multilabel_model_has_a_sigmoid_of_its_own(outputs, variant):
+    wanted = [1 / (1 + math.exp(-value)) for value in outputs]
+    assert scores(described("multilabel", variant), *outputs) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_sigmoids_of_huge_logits_overflow_nothing():
+    low, limit, below, high = scores(described("multilabel", labels=()), -1e38, -700, -700.5, 1e38)
+    assert low == below == limit == pytest.approx(math.exp(-700), rel=1e-12)
+    assert high == 1
+
+
+def test_a_multilabel_model_may_have_one_label():
+    assert scores(described("multilabel", labels=("cat",)), 0.0) == [0.5]
 
 
 @pytest.mark.parametrize("task", ["regression", "features"])
 def test_outputs_that_are_not_scores_are_refused(task):
     with pytest.raises(ModelFileError):
-        Classifier(running(mean_colour, manifest=_described(task)))
+        Classifier(running(mean_colour, manifest=described(task)))
 
 
 def test_one_number_is_not_a_softmax():

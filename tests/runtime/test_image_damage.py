@@ -11,7 +11,7 @@ from PIL import Image
 from densenet_deploy.errors import ImageError
 from densenet_deploy.runtime.image_damage import why_not_whole
 from densenet_deploy.runtime.images import load_image
-from tests.runtime.test_images import encoded, image
+from tests.runtime.test_images import encoded, image, palette_image
 
 KINDS_OF_JPEG = [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"comment": b"\xff\xd9 in a comment"}]
 
@@ -102,9 +102,65 @@ def test_a_jpeg_that_ends_in_a_segment_is_cut(ending):
     assert why_not_whole(io.BytesIO(b"\xff\xd8" + ending), "JPEG") == "ends too early"
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("size", [*range(4), *range(2**16 - 10, 2**16 + 2), 2**17])
 def test_markers_are_found_wherever_reads_end(size):
-    """A scan of `size` bytes puts the end marker across the edges of what is read at once."""
+    """A scan of `size` bytes puts the end marker across the edges of what is read at once, 64 KiB."""
     scan = b"\xff\xd8\xff\xda\0\2" + bytes(size) + b"\xff\0\xff\xd0"
     assert why_not_whole(io.BytesIO(scan + b"\xff\xd9"), "JPEG") is None
     assert why_not_whole(io.BytesIO(scan + b"\xff\xff"), "JPEG") == "ends too early"
+
+
+@pytest.mark.parametrize("length", [b"\0\0", b"\0\1", b"\0\2"])
+def test_an_empty_segment_takes_nothing_of_what_follows(length):
+    """A length counts itself; one below that is wrong, and is read as none."""
+    assert why_not_whole(io.BytesIO(b"\xff\xd8\xff\xe0" + length + b"\xff\xd9"), "JPEG") is None
+
+
+def test_an_end_inside_a_segment_is_not_the_end():
+    start = b"\xff\xd8\xff\xe0\0\6\xff\xd9\xff\xd9"
+    assert why_not_whole(io.BytesIO(start), "JPEG") == "ends too early"
+    assert why_not_whole(io.BytesIO(start + b"\xff\xd9"), "JPEG") is None
+
+
+def test_markers_without_a_length_are_followed_at_once():
+    for marker in (b"\xff\x01", b"\xff\xd8"):
+        assert why_not_whole(io.BytesIO(b"\xff\xd8" + marker + b"\xff\xd9"), "JPEG") is None
+
+
+@pytest.mark.parametrize("length", [2**16 - 1, 2**16, 2**16 + 1, 200_000])
+def test_the_checksum_is_that_of_the_whole_chunk(length):
+    """Chunks are read in portions of 64 KiB."""
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", bytes(range(256)) * (length // 256) + bytes(length % 256))
+    end = chunk(b"IEND", b"")
+    assert why_not_whole(io.BytesIO(data + end), "PNG") is None
+    last = len(data) - 5  # the last byte of the chunk's content
+    wrong = data[:last] + bytes([data[last] ^ 1]) + data[last + 1 :]
+    assert why_not_whole(io.BytesIO(wrong + end), "PNG") == "its IDAT chunk is damaged"
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"IDAT", b"IEND"])
+def test_every_chunk_that_matters_is_checked(kind):
+    data = encoded(palette_image())
+    assert why_not_whole(io.BytesIO(data), "PNG") is None
+    assert why_not_whole(io.BytesIO(with_wrong_checksum(data, kind)), "PNG") == f"its {kind.decode()} chunk is damaged"
+
+
+def test_a_png_cut_anywhere_is_not_whole():
+    data = encoded(Image.new("L", (3, 3)))
+    for end in range(8, len(data)):
+        assert why_not_whole(io.BytesIO(data[:end]), "PNG") is not None
+
+
+@pytest.mark.parametrize(
+    ("form", "data"), [("PNG", encoded(image())), ("JPEG", encoded(image(), "JPEG")), ("GIF", b"")]
+)
+def test_a_file_is_read_from_its_start_and_its_position_restored(form, data):
+    file = io.BytesIO(data)
+    for _ in range(2):
+        file.seek(5)
+        assert why_not_whole(file, form) is None
+        assert file.tell() == 5
+    file = io.BytesIO(data[:20])
+    file.seek(7)
+    why_not_whole(file, form)
+    assert file.tell() == 7

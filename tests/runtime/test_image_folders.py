@@ -18,9 +18,14 @@ def save(path: Path, data: bytes | None = None) -> Path:
 
 def test_images_are_found_directly_inside_and_in_class_folders(tmp_path):
     wanted = [save(tmp_path / name) for name in ("a.JPG", "cat/1.png", "cat/2.tiff", "z.webp")]
-    for name in ("notes.txt", "._a.jpg", ".cache/1.png", "cat/deep/3.png", "dir.png/x.txt"):
+    for name in ("notes.txt", "._a.jpg", ".b.jpg", "c.jpg_", ".cache/1.png", "cat/deep/3.png", "dir.png/x.txt"):
         save(tmp_path / name)
     assert find_images(tmp_path) == tuple(wanted)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "TIFF", "Jpg"])
+def test_images_are_known_by_their_suffix_in_any_case(tmp_path, suffix):
+    assert find_images(save(tmp_path / f"a.{suffix}").parent) == (tmp_path / f"a.{suffix}",)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
@@ -81,6 +86,12 @@ def test_folders_that_do_not_match_the_labels_are_refused(tmp_path, folders, lab
         find_labelled_images(tree(tmp_path, *folders), labels)
     assert caught.value.subject == str(tmp_path / subject)
     assert hint in caught.value.fix
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(InputError) as caught:
+        find_labelled_images(tmp_path / "none")
+    assert caught.value.subject == str(tmp_path / "none")
 
 
 def test_an_empty_class_is_refused_by_name(tmp_path):

@@ -1,69 +1,101 @@
-"""Times of calls, and the times per operator that the profilers of the backends give."""
+"""Times of calls and of operators, and their summaries."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import BackendError, UsageError
-from densenet_deploy.runtime.runner import Device, ModuleSource, ProfileRequest, Runner, RunnerOptions, backends
-from densenet_deploy.runtime.timing import LatencySummary, OperatorTime, median_times, time_runs
-from densenet_deploy.workflows.load import load
-from tests.conftest import TINY
+from densenet_deploy.errors import UsageError
+from densenet_deploy.runtime.timing import BackendClock, LatencySummary, OperatorTime, median_times, time_runs
+from tests.function_runner import FunctionRunner
 
 
-def test_a_summary_is_in_milliseconds_and_interpolates():
-    summary = LatencySummary.of([i / 1000 for i in range(101)])
-    assert summary == LatencySummary(*(pytest.approx(ms) for ms in (50, 50, 90, 95, 99)))
-    assert LatencySummary.of([0.001, 0.002]).p90 == pytest.approx(1.9)
+def test_a_summary_is_in_milliseconds_and_interpolates() -> None:
+    # 0, 1, ... 10 seconds squared: percentile p lies at 10·p/100, between its neighbours.
+    summary = LatencySummary.of([second**2 for second in (7, 3, 10, 0, 5, 1, 9, 2, 8, 4, 6)])
+    wanted = LatencySummary(mean=35_000, p50=25_000, p90=81_000, p95=90_500, p99=98_100)
+    assert vars(summary) == pytest.approx(vars(wanted), rel=1e-12)  # roundings of float64
 
 
-def test_one_time_is_every_percentile():
+def test_one_time_is_every_percentile() -> None:
     assert LatencySummary.of([0.25]) == LatencySummary(250, 250, 250, 250, 250)
 
 
-def test_no_times_have_no_summary():
+def test_no_times_have_no_summary() -> None:
     with pytest.raises(UsageError) as caught:
         LatencySummary.of([])
     assert caught.value.subject == "latency"
 
 
-def test_warm_up_calls_are_made_but_not_timed():
-    calls = []
-    times = time_runs(lambda: calls.append(1), warmup=3, repeats=5)
-    assert len(calls) == 8
-    assert len(times) == 5
+@pytest.mark.parametrize(("warmup", "repeats"), [(0, 1), (3, 5)])
+def test_warm_up_calls_are_made_but_not_timed(warmup: int, repeats: int) -> None:
+    calls: list[int] = []
+    times = time_runs(lambda: calls.append(1), warmup=warmup, repeats=repeats)
+    assert (len(calls), len(times)) == (warmup + repeats, repeats)
 
 
-def test_a_time_is_what_the_call_took_in_seconds():
-    (seconds,) = time_runs(lambda: time.sleep(0.02), warmup=0, repeats=1)
-    assert 0.02 <= seconds < 2  # sleep never ends early; the upper end only tells seconds from other units
-
-
-@pytest.mark.parametrize(("warmup", "repeats"), [(0, 0), (-1, 1)])
-def test_numbers_that_cannot_be_meant_are_refused(warmup, repeats):
+@pytest.mark.parametrize(("warmup", "repeats"), [(0, 0), (-1, 1), (0, 10_000_001), (10_000_001, 1)])
+def test_numbers_that_cannot_be_meant_are_refused_before_any_call(warmup: int, repeats: int) -> None:
+    calls: list[int] = []
     with pytest.raises(UsageError) as caught:
-        time_runs(lambda: None, warmup=warmup, repeats=repeats)
-    assert caught.value.subject in ("repeats=0", "warmup=-1")
+        time_runs(lambda: calls.append(1), warmup=warmup, repeats=repeats)
+    assert caught.value.subject in (f"repeats={repeats}", f"warmup={warmup}")
+    assert not calls
 
 
-CONVOLUTIONS = 1 + 2 * 4 + 1  # the stem, two in each of four layers, one transition
+def time_of_a_call(call: Callable[[], object]) -> float:
+    (seconds,) = time_runs(call, warmup=0, repeats=1)
+    return seconds
+
+
+def time_in_the_backend(call: Callable[[], object]) -> float:
+    def function(batch: np.ndarray) -> dict[str, np.ndarray]:
+        call()
+        return {"y": batch}
+
+    runner = FunctionRunner(function, outputs={"y": (None, 3, 8, 8)})
+    clock = BackendClock(runner)
+    given = np.ones((1, 3, 8, 8), np.float32)
+    assert np.array_equal(runner.run(given)["y"], given)
+    (seconds,) = clock.calls
+    return seconds
+
+
+@pytest.mark.parametrize("timed", [time_of_a_call, time_in_the_backend])
+def test_a_time_is_what_the_call_took_in_seconds(timed: Callable[[Any], float]) -> None:
+    inner: list[float] = []
+
+    def call() -> None:
+        start = time.perf_counter()
+        time.sleep(0.02)  # so that reading the clocks takes a small part of the whole
+        inner.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    seconds = timed(call)
+    outer = time.perf_counter() - start
+    # The same clock, read around and inside the time; 1e-6 for its resolution.
+    assert inner[0] - 1e-6 <= seconds <= outer + 1e-6
+
+
+def test_the_clock_notes_every_call_from_when_it_is_made() -> None:
+    runner = FunctionRunner(lambda batch: {"y": batch})
+    runner.run(np.ones((1, 3, 8, 8), np.float32))
+    clock = BackendClock(runner)
+    assert clock.calls == []
+    for count in (1, 2):
+        runner.run(np.ones((1, 3, 8, 8), np.float32))
+        assert len(clock.calls) == count
 
 
 def entry(name: str, ms: float) -> OperatorTime:
     return OperatorTime(name, "Conv", "CPU", "fp32", ms)
 
 
-def request(source: object, calls: int = 3) -> ProfileRequest:
-    feeds = {"input": np.zeros((2, 3, 32, 32), np.float32)}
-    return ProfileRequest(source, Device("cpu"), RunnerOptions(threads=1), feeds, calls)  # type: ignore[arg-type]
-
-
-def test_the_median_call_counts_not_the_one_that_was_stopped() -> None:
+def test_the_median_call_counts_not_the_one_that_was_interrupted() -> None:
     (found,) = median_times([[entry("a", 1.0)], [entry("a", 50.0)], [entry("a", 2.0)]])
     assert found == entry("a", 2.0)
 
@@ -73,44 +105,11 @@ def test_entries_of_one_call_are_added_before_the_median() -> None:
     assert found.ms == 4.0
 
 
+def test_a_call_without_the_operator_counts_as_none() -> None:
+    (found,) = median_times([[entry("a", 1.0)], [], [], [entry("a", 3.0)]])
+    assert found.ms == 0.5
+
+
 def test_what_differs_in_more_than_time_stays_apart_in_order() -> None:
     other = OperatorTime("a", "Conv", "CPU", "int8", 1.0)
     assert median_times([[entry("b", 1.0), entry("a", 2.0), other]]) == (entry("b", 1.0), entry("a", 2.0), other)
-
-
-@pytest.mark.parametrize(("backend", "operator"), [("onnxruntime", "Conv"), ("openvino", "Convolution")])
-def test_every_convolution_of_a_file_is_timed_once(backend: str, operator: str, tiny_onnx: Path) -> None:
-    found = backends.get(backend).profile(request(Artifact.open(tiny_onnx)))
-    convolutions = [one for one in found if one.operator == operator and "norm1" not in one.name]
-    assert len(convolutions) == CONVOLUTIONS
-    assert {one.precision for one in convolutions} == {"fp32"}
-    assert {one.provider for one in convolutions} <= {"CPUExecutionProvider", "CPU"}
-    assert all(one.ms > 0 for one in convolutions)
-
-
-def test_torch_names_the_module_that_an_operator_ran_in() -> None:
-    module = load(architecture=TINY, num_classes=10).module
-    found = backends.get("torch").profile(request(ModuleSource(module)))
-    timed = {one.name for one in found}
-    names = {name for name, inner in module.named_modules() if type(inner).__name__ in ("Conv2d", "BatchNorm2d")}
-    assert names <= timed
-    concatenating = {one.name for one in found if one.operator == "cat"}
-    assert "features.denseblock1.denselayer2" in concatenating
-    assert not any(module._forward_hooks for module in module.modules())  # the caller's module is as it was
-
-
-def test_a_backend_without_a_profiler_says_so() -> None:
-    class Silent(Runner):
-        name = "silent"
-
-    with pytest.raises(BackendError) as caught:
-        Silent.profile(request(None))
-    assert caught.value.subject == "silent"
-
-
-def test_a_trace_leaves_no_file(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.chdir(tmp_path)
-    backends.get("onnxruntime").profile(request(Artifact.open(tiny_onnx)))
-    assert list(tmp_path.rglob("*")) == []

@@ -1,0 +1,45 @@
+"""What the model sees equals torchvision's own transforms to the last bit, whatever the size."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import transforms
+
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.runtime.images import LoadedImage
+from densenet_deploy.runtime.preprocess import prepare
+from tests.runtime.test_preprocess import CROPS, SIZES, noise
+
+
+def torchvision_result(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
+    steps = [
+        transforms.Resize(
+            preprocessing.resize, transforms.InterpolationMode(preprocessing.interpolation), antialias=True
+        ),
+        transforms.CenterCrop(preprocessing.image_size),
+        transforms.ToTensor(),
+        transforms.Normalize(preprocessing.mean, preprocessing.std),
+    ]
+    result = transforms.Compose(steps)(image.pixels)
+    assert isinstance(result, torch.Tensor)
+    return result.numpy()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_torchvision_bit_for_bit(size, interpolation):
+    for crop, resize in CROPS:
+        preprocessing = Preprocessing(crop, resize, interpolation=interpolation)
+        assert np.array_equal(prepare(noise(*size), preprocessing), torchvision_result(noise(*size), preprocessing))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 499)])
+def test_equals_torchvision_at_imagenet_size(size):
+    assert np.array_equal(prepare(noise(*size), Preprocessing()), torchvision_result(noise(*size), Preprocessing()))
+
+
+def test_every_crop_corner_is_rounded_as_torchvision_does():
+    preprocessing = Preprocessing(image_size=24, resize=24, interpolation="nearest")
+    for length in range(24, 60):
+        image = noise(24, length)
+        assert np.array_equal(prepare(image, preprocessing), torchvision_result(image, preprocessing))
