@@ -46,14 +46,16 @@ _PROGRAM: Final = (
 _SECONDS_TO_CLOSE: Final = 5.0
 _SECONDS_AS_ORPHAN: Final = 2.0
 _STATM: Final = "/proc/self/statm"
+_READ: Final = 65536
+_SIGKILL: Final = getattr(signal, "SIGKILL", None)  # Windows has none
 
 
 class WorkerDiedError(BackendError):
     """The process ended without an answer; `signal` is the number of the signal that ended it, None if none did."""
 
-    def __init__(self, subject: object, why: str, fix: str, returncode: int = 0) -> None:
+    def __init__(self, subject: object, why: str, fix: str, number: int | None = None) -> None:
         super().__init__(subject, why, fix)
-        self.signal = -returncode if returncode < 0 else None
+        self.signal = number
 
 
 class WorkerRaisedError(BackendError):
@@ -154,7 +156,8 @@ class Worker:
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process: between two requests, or in the middle of its work if `at_once` or if that takes long."""
-        if not at_once and self._process.stdin is not None:
+        if not at_once:
+            assert self._process.stdin is not None
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
                 self._process.wait(_SECONDS_TO_CLOSE)
@@ -169,10 +172,11 @@ class Worker:
         self.close(at_once=exc is not None)
 
     def _death(self, code: int) -> WorkerDiedError:
-        how = f"crashed with {_signal_name(-code)}" if code < 0 else f"ended with code {code} and no answer"
-        if code == -9:
+        number = None if code >= 0 else -code
+        how = f"ended with code {code} and no answer" if number is None else f"crashed with {_signal_name(number)}"
+        if number == _SIGKILL:
             how = "was killed, as systems do when memory runs out"
-        return WorkerDiedError(self._subject, f"its process {how}", "run again with -v to see its log", code)
+        return WorkerDiedError(self._subject, f"its process {how}", "run again with -v to see its log", number)
 
 
 _ahead: Final[dict[tuple[str, bool], subprocess.Popen[bytes]]] = {}
@@ -214,19 +218,14 @@ def call_in_worker(
         worker.send([_name(function), None if prepare is None else _name(prepare), list(arguments), limits])
         if prepare is not None:
             prepare(*arguments)
-        if _is_ready(worker):
+        try:
+            worker.receive()
+        except (DensenetDeployError, OSError) as exc:
+            log.info("a child process could not begin: %s; continuing without it", exc)
+        else:
             yield from _yielded(worker)
     finally:
         worker.close(at_once=True)
-
-
-def _is_ready(worker: Worker) -> bool:
-    try:
-        worker.receive()
-    except (DensenetDeployError, OSError) as exc:
-        log.info("a child process could not begin: %s; continuing without it", exc)
-        return False
-    return True
 
 
 def _yielded(worker: Worker) -> Iterator[Any]:
@@ -290,8 +289,6 @@ def run(module: str, verbose: bool) -> None:
         try:
             for answer in importlib.import_module(module).main(_requests()):
                 _write(stream, {"answer": answer})
-        except BrokenPipeError:
-            raise
         except Exception as exc:  # noqa: BLE001 - whatever it is, the parent raises it
             _write(stream, _failure(exc))
 
@@ -317,7 +314,7 @@ def _requests() -> Iterator[Any]:
 def _listen(lines: queue.SimpleQueue[bytes]) -> None:
     """Queue the lines of standard input; at its end, the process has a moment to finish, whatever it is doing."""
     rest = b""
-    while chunk := os.read(0, 2**16):  # not sys.stdin, whose lock a daemon thread would hold when the process exits
+    while chunk := os.read(0, _READ):  # not sys.stdin, whose lock a daemon thread would hold when the process exits
         *complete, rest = (rest + chunk).split(b"\n")
         for line in complete:
             lines.put(line)
@@ -326,13 +323,13 @@ def _listen(lines: queue.SimpleQueue[bytes]) -> None:
     os._exit(1)
 
 
-def main(requests: Iterator[Any]) -> Iterator[tuple[str, Any]]:
-    """Be the worker of `call_in_worker`: prepare, set the limits, call the function."""
+def main(requests: Iterator[Any]) -> Iterator[tuple[str, Any] | None]:
+    """Be the worker of `call_in_worker`: prepare, set the limits, answer that it is ready, call the function."""
     for function, prepare, arguments, limits in requests:
         if prepare is not None:
             _named(prepare)(*arguments)
         is_own = _set_limits(Limits(*limits))
-        yield "ready", None
+        yield None
         try:
             for value in _named(function)(*arguments):
                 yield "value", value
@@ -351,9 +348,10 @@ def _named(name: Sequence[str]) -> Callable[..., Any]:
 
 def _set_limits(limits: Limits) -> bool:
     """Set the limits; return whether the one of memory is narrower than the one that this process already had."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         return False
-    import resource
 
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

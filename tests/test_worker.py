@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from densenet_deploy.errors import BackendError, ModelFileError, ResourceError
+from densenet_deploy.errors import BackendError, DensenetDeployError, ModelFileError, ResourceError
 from densenet_deploy.worker import (
     Limits,
     Worker,
@@ -32,7 +33,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="does not enforce a l
 AMPLE = Limits(2**30, 60, 120.0)
 
 ECHO = """
-import os, sys
+import logging, os, signal, sys
 from densenet_deploy.errors import BackendError, ModelFileError
 
 class OwnError(BackendError):
@@ -43,7 +44,9 @@ ERRORS = {
     "own": OwnError("a", "b", "c"),
     "memory": ValueError("std::bad_alloc"),
     "full": OSError(28, "No space left on device"),
+    "vague": OSError("words without a number"),
     "bug": KeyError("name"),
+    "pipe": BrokenPipeError(32, "Broken pipe"),
 }
 
 print("noise at import")
@@ -51,10 +54,13 @@ print("noise at import")
 def main(requests):
     for request in requests:
         os.write(1, b"noise of a native library\\n")
+        logging.getLogger("echo").info("a line of the log")
         if str(request) in ERRORS:
             raise ERRORS[request]
-        if request == "leave":
-            os._exit(7)
+        if str(request).startswith("leave "):
+            os._exit(int(request[6:]))
+        if str(request).startswith("signal "):
+            os.kill(os.getpid(), int(request[7:]))
         if request == "work":
             yield "working"
             while True:
@@ -113,61 +119,129 @@ def test_flags_and_variables_reach_the_child(echo: str) -> None:
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_prints_of_libraries_are_shown_only_when_asked_for(
+def test_prints_and_logs_are_shown_only_when_asked_for(
     echo: str, verbose: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     answer(4, verbose=verbose)
     printed = capfd.readouterr()
     assert printed.out == ""
-    assert ("noise of a native library\n" in printed.err) is ("noise at import\n" in printed.err) is verbose
+    shown = printed.err.splitlines()
+    for line in ("noise at import", "noise of a native library", "a line of the log"):
+        assert (line in shown) is verbose
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_a_caller_who_does_not_say_gets_what_is_logged_here(
+    echo: str, level: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(level, "densenet_deploy.worker"):
+        answer(4)
+    assert ("noise at import" in capfd.readouterr().err.splitlines()) is (level == logging.INFO)
 
 
 @pytest.mark.parametrize(
-    ("message", "kind"),
-    [("model", ModelFileError), ("own", BackendError), ("memory", ResourceError), ("bug", WorkerRaisedError)],
+    ("message", "kind", "words"),
+    [
+        ("model", ModelFileError, ("a.onnx", "is damaged", "export it again")),
+        ("own", BackendError, ("a", "b", "c")),
+        ("memory", ResourceError, None),
+        ("bug", WorkerRaisedError, None),
+        ("vague", WorkerRaisedError, None),
+    ],
 )
-def test_errors_cross_the_pipe_with_their_class_and_words(echo: str, message: str, kind: type[Exception]) -> None:
+def test_errors_cross_the_pipe_with_their_class_and_words(
+    echo: str, message: str, kind: type[DensenetDeployError], words: tuple[str, ...] | None
+) -> None:
     with pytest.raises(kind) as caught:
         answer(message)
-    assert type(caught.value) is kind
-    if message == "model":
-        error = caught.value
-        assert isinstance(error, ModelFileError)
-        assert (error.subject, error.why, error.fix) == ("a.onnx", "is damaged", "export it again")
+    error = caught.value
+    assert type(error) is kind
+    if words:
+        assert (error.subject, error.why, error.fix) == words
+    if isinstance(error, WorkerRaisedError):
+        assert (error.subject, error.name) == (echo, {"bug": "KeyError", "vague": "OSError"}[message])
 
 
-def test_an_error_of_the_system_crosses_the_pipe(echo: str) -> None:
+def test_where_an_unexpected_error_was_raised_is_in_the_log(echo: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerRaisedError):
+        answer("bug", verbose=True)
+    assert "KeyError: 'name'" in capfd.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(("message", "number"), [("full", errno.ENOSPC), ("pipe", errno.EPIPE)])
+def test_an_error_of_the_system_crosses_the_pipe(echo: str, message: str, number: int) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
-        answer("full")
-    assert caught.value.errno == errno.ENOSPC
+        answer(message)
+    assert caught.value.errno == number
 
 
-def test_a_child_without_an_answer_is_an_error_about_its_subject(echo: str) -> None:
-    with pytest.raises(WorkerDiedError) as caught:
-        answer("leave", subject="model.onnx")
-    assert (caught.value.subject, caught.value.signal) == ("model.onnx", None)
+def test_a_message_of_any_size_arrives_whole(echo: str) -> None:
+    text = "0123456789" * 30_000
+    assert answer(text)["heard"] == text
 
 
 @posix
-def test_the_signal_that_ended_a_child_is_known(echo: str) -> None:
-    with Worker(echo) as worker:
-        os.kill(worker.pid, signal.SIGSEGV)
-        worker.send(1)
-        with pytest.raises(WorkerDiedError) as caught:
-            worker.receive()
-    assert caught.value.signal == signal.SIGSEGV
+@pytest.mark.parametrize(
+    ("message", "number", "word"),
+    [
+        ("leave 0", None, "code 0"),
+        ("leave 7", None, "code 7"),
+        ("signal 11", signal.SIGSEGV, "SIGSEGV"),
+        ("signal 6", signal.SIGABRT, "SIGABRT"),
+        ("signal 9", signal.SIGKILL, "memory"),
+        ("signal 40", 40, "signal 40"),
+    ],
+)
+def test_a_child_without_an_answer_is_an_error_that_says_how_it_ended(
+    echo: str, message: str, number: int | None, word: str
+) -> None:
+    with pytest.raises(WorkerDiedError) as caught:
+        answer(message, subject="model.onnx")
+    assert (caught.value.subject, caught.value.signal) == ("model.onnx", number)
+    assert word in caught.value.why
+
+
+def test_errors_are_about_the_module_unless_told_otherwise(echo: str) -> None:
+    with pytest.raises(WorkerDiedError) as caught:
+        answer("leave 1")
+    assert caught.value.subject == echo
 
 
 @pytest.mark.parametrize("at_once", [False, True])
+def test_a_child_that_is_gone_can_be_sent_to_and_closed(echo: str, at_once: bool) -> None:
+    worker = Worker(echo)
+    worker.kill()
+    with pytest.raises(WorkerDiedError):
+        worker.receive()
+    worker.send(1)  # is lost, which shows in the next answer
+    worker.close(at_once=at_once)
+
+
+@posix
+def test_a_child_can_be_killed_in_the_middle_of_its_work(echo: str) -> None:
+    with Worker(echo) as worker:
+        worker.send("work")
+        assert worker.receive() == "working"
+        worker.kill()
+        with pytest.raises(WorkerDiedError) as caught:
+            worker.receive()
+        assert caught.value.signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize("options", [{}, {"at_once": False}, {"at_once": True}])
 def test_closing_lets_the_child_finish_unless_it_must_be_at_once(
-    echo: str, at_once: bool, capfd: pytest.CaptureFixture[str]
+    echo: str, options: dict[str, bool], capfd: pytest.CaptureFixture[str]
 ) -> None:
     worker = Worker(echo, verbose=True)
     worker.send(1)
     worker.receive()
-    worker.close(at_once=at_once)
-    assert ("closed" in capfd.readouterr().err) is not at_once
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    start = time.monotonic()
+    worker.close(**options)
+    assert time.monotonic() - start < 2  # after which a child that has lost its parent ends whatever it does
+    assert ("closed" in capfd.readouterr().err.splitlines()) is not options.get("at_once", False)
     assert not running(worker.pid)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 2  # both pipes
     worker.close()
 
 
@@ -255,16 +329,37 @@ class TestCalls:
         heard_until(WorkerDiedError, call_in_worker(act.leave_a_core, [str(tmp_path)], AMPLE))
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_child_begins_with_its_limits_and_without_what_it_inherits(self) -> None:
+        kept = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        try:
+            (child,) = call_in_worker(act.report_itself, [], Limits(200 * 2**20, 50, 120.0))
+        finally:
+            signal.signal(signal.SIGALRM, kept)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        assert child["OMP_NUM_THREADS"] == "1"
+        assert child["leads its session"]  # so that Ctrl-C does not reach it
+        assert child["blocked signals"] == []
+        assert child["SIGALRM kills"]
+        assert 60 < child["clock seconds"] <= 120
+        assert child["core"] == [0, 0]
+        # A second more than allowed, since what was used before is rounded down; imports use little more.
+        assert child["cpu seconds"] - 51 in (int(child["cpu seconds used"]), int(child["cpu seconds used"]) - 1)
+        if sys.platform == "linux":  # what was mapped when the limits began, and a little more since then
+            assert 0 <= child["memory used"] + 200 * 2**20 - child["memory"] < 10 * 2**20
+
     @linux
     @pytest.mark.parametrize("function", [act.take, act.take_and_wrap])
     def test_memory_is_limited_beyond_what_was_there(self, function: Callable[[int], Iterator[int]]) -> None:
         assert list(call_in_worker(act.take, [100], Limits(200 * 2**20, 60, 120.0))) == [100 * 2**20]
         _, error = heard_until(WorkerMemoryError, call_in_worker(function, [300], Limits(200 * 2**20, 60, 120.0)))
         assert isinstance(error, WorkerMemoryError)
-        assert error.is_own_limit
+        assert error.is_own_limit is True
+        assert (error.subject, error.exit_code) == ("memory", 6)
 
     @linux
-    def test_a_narrower_limit_of_the_caller_is_kept_and_distinguished(self) -> None:
+    @pytest.mark.parametrize(("allowed", "is_own"), [(2**50, False), (200 * 2**20, True)])
+    def test_of_two_limits_the_narrower_counts_and_is_known(self, allowed: int, is_own: bool) -> None:
         import resource
 
         kept = resource.getrlimit(resource.RLIMIT_AS)
@@ -272,20 +367,28 @@ class TestCalls:
         resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**30, kept[1]))
         try:
             huge = (mapped + 2 * 2**30) // 2**20
-            _, error = heard_until(WorkerMemoryError, call_in_worker(act.take, [huge], Limits(2**50, 60, 120.0)))
+            _, error = heard_until(WorkerMemoryError, call_in_worker(act.take, [huge], Limits(allowed, 60, 120.0)))
         finally:
             resource.setrlimit(resource.RLIMIT_AS, kept)
         assert isinstance(error, WorkerMemoryError)
-        assert not error.is_own_limit
+        assert error.is_own_limit is is_own
+
+    def test_a_system_without_limits_runs_the_function_all_the_same(self) -> None:
+        answers = call_in_worker(act.take_after, [os.getpid(), 30], Limits(2**20, 60, 120.0), act.hide_limits)
+        heard, error = heard_until(WorkerMemoryError, answers)
+        assert heard == [30 * 2**20]
+        assert isinstance(error, WorkerMemoryError)
+        assert error.is_own_limit is False
 
     def test_endless_computing_is_ended(self) -> None:
-        heard, error = heard_until(WorkerDiedError, call_in_worker(act.compute, [], Limits(2**30, 1, 120.0)))
+        heard, error = heard_until(WorkerDiedError, call_in_worker(act.compute, [], Limits(2**30, 0, 120.0)))
         assert heard == [1]
         assert isinstance(error, WorkerDiedError)
         assert error.signal == signal.SIGXCPU
+        assert error.subject == "compute"
 
     def test_endless_waiting_is_ended(self) -> None:
-        _, error = heard_until(WorkerDiedError, call_in_worker(act.wait, [], Limits(2**30, 60, 1.0)))
+        _, error = heard_until(WorkerDiedError, call_in_worker(act.wait, [], Limits(2**30, 60, 0.3)))
         assert isinstance(error, WorkerDiedError)
         assert error.signal == signal.SIGALRM
 
@@ -298,8 +401,10 @@ class TestCalls:
     def test_a_caller_that_stops_early_leaves_no_child(self) -> None:
         answers = call_in_worker(act.wait, [], AMPLE)
         child = next(answers)
+        start = time.monotonic()
         answers.close()
         assert not running(child)
+        assert time.monotonic() - start < 2  # it does not wait until the child ends by itself
 
     def test_both_processes_prepare(self, tmp_path: Path) -> None:
         noted = tmp_path / "noted.txt"
@@ -307,5 +412,9 @@ class TestCalls:
         assert {int(line) for line in noted.read_text().split()} == {os.getpid(), child}
 
     @pytest.mark.parametrize("prepare", [act.end_the_child, act.fail_in_the_child])
-    def test_a_child_that_cannot_begin_is_not_the_fault_of_the_function(self, prepare: Callable[..., None]) -> None:
-        assert list(call_in_worker(act.never_begun, [os.getpid()], AMPLE, prepare)) == []
+    def test_a_child_that_cannot_begin_is_logged_and_not_the_fault_of_the_function(
+        self, prepare: Callable[..., None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "densenet_deploy.worker"):
+            assert list(call_in_worker(act.never_begun, [os.getpid()], AMPLE, prepare)) == []
+        assert len(caplog.records) == 1

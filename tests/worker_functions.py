@@ -67,6 +67,36 @@ def wait() -> Iterator[int]:
     time.sleep(600)
 
 
+def report_itself() -> Iterator[dict[str, object]]:
+    """Tell what a child inherits and what its limits are."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    yield {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "leads its session": os.getsid(0) == os.getpid(),
+        "blocked signals": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "SIGALRM kills": signal.getsignal(signal.SIGALRM) == signal.SIG_DFL,
+        "clock seconds": signal.getitimer(signal.ITIMER_REAL)[0],
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "cpu seconds": resource.getrlimit(resource.RLIMIT_CPU)[0],
+        "cpu seconds used": used.ru_utime + used.ru_stime,
+        "memory": resource.getrlimit(resource.RLIMIT_AS)[0],
+        "memory used": int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize(),
+    }
+
+
+def hide_limits(parent: int, _megabytes: int) -> None:
+    """Make the child a system without limits."""
+    if os.getpid() != parent:
+        sys.modules["resource"] = None  # type: ignore[assignment]
+
+
+def take_after(_parent: int, megabytes: int) -> Iterator[int]:
+    yield from take(megabytes)
+    raise MemoryError
+
+
 def fail() -> Iterator[int]:
     yield 1
     raise KeyError("nothing")

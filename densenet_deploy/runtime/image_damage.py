@@ -26,7 +26,7 @@ _MARKER: Final = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _END_OF_IMAGE: Final = b"\xff\xd9"
 _WITHOUT_LENGTH: Final = (b"\xff\x01", b"\xff\xd8")
 
-_READ: Final = 2**16  # bytes
+_READ: Final = 65536  # bytes
 
 
 def why_not_whole(file: BinaryIO, image_format: str | None) -> str | None:
