@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from densenet_deploy.errors import UnknownNameError, UsageError
@@ -65,6 +66,15 @@ class Registry(Generic[T]):
         """Return a copy of the table, sorted: name → plug-in."""
         self._discover()
         return dict(sorted(self._items.items()))
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Forget, on leaving, what was registered inside."""
+        before = self.items()
+        try:
+            yield
+        finally:
+            self._items = before
 
     def _discover(self) -> None:
         if self._package is None:

@@ -11,6 +11,7 @@ import pytest
 
 from densenet_deploy.facts import Architecture
 from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.sandbox import DEFAULT
 from tests.exported_networks import exported
 from tests.made_once import FOLDER, made_once
 
@@ -32,6 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if FOLDER not in os.environ:
         os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="made-once-")
         config.add_cleanup(lambda: (os.environ.pop(FOLDER), shutil.rmtree(folder)))
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets commands load untrusted files in a child process first, as they do outside of these tests."""
+    monkeypatch.setattr(DEFAULT, "is_enabled", True)
+    monkeypatch.setenv("DENSENET_DEPLOY_SANDBOX", "on")
 
 
 @pytest.fixture(scope="session")

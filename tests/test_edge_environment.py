@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 UV = os.environ.get("UV") or shutil.which("uv")
 
-pytestmark = pytest.mark.skipif(UV is None, reason="uv, which makes the environments, is not on the path")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(UV is None, reason="uv, which makes the environments, is not on the path"),
+]
 
 
 def _do(*words: object) -> str:

@@ -82,7 +82,6 @@ Load = Callable[[str], ModuleType]
 @pytest.fixture
 def load(tmp_path: Path) -> Iterator[Load]:
     """Import a plug-in from a file of its own; afterwards the registries hold what they held."""
-    before = [(registry, registry.items()) for registry in (backends, graph_passes)]
 
     def load_file(text: str) -> ModuleType:
         path = tmp_path / "toy_plugin.py"
@@ -94,9 +93,8 @@ def load(tmp_path: Path) -> Iterator[Load]:
         spec.loader.exec_module(module)
         return module
 
-    yield load_file
-    for registry, items in before:
-        registry._items = items
+    with backends.restored(), graph_passes.restored():
+        yield load_file
     assert "toy_plugin" not in sys.modules
 
 

@@ -114,3 +114,18 @@ def test_threads_that_look_first_together_all_find_everything(package):
     registry = _registry(package(apple=slow, pear=PEAR))
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: registry.names(), range(4))) == {("apple", "pear")}
+
+
+def test_what_is_registered_inside_is_forgotten_on_leaving_also_by_an_error() -> None:
+    fruits: Registry[type] = Registry("fruit")
+    fruits.register("apple")(int)
+
+    def fail() -> None:
+        with fruits.restored():
+            fruits.register("pear")(str)
+            assert fruits.names() == ("apple", "pear")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert fruits.names() == ("apple",)

@@ -25,6 +25,7 @@ def _run(script: str, *arguments: str | Path) -> dict:
     return written["results"]
 
 
+@pytest.mark.slow
 def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_path: Path) -> None:
     results = _run(
         "runner_overhead.py", "--model", tiny_onnx, "--seconds", "0", "--output", tmp_path / "new" / "r.json"
@@ -42,6 +43,7 @@ def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_pa
         assert row["holds"] == (difference["high"] <= row["limit_us"])
 
 
+@pytest.mark.slow
 def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
     quick = ("--batch", "2", "--rounds", "3", "--seconds", "0")
     results = _run("benchmark_loop.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
@@ -53,6 +55,7 @@ def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, 
     )
 
 
+@pytest.mark.slow
 def test_evaluate_overlap_compares_with_the_slower_of_decoding_and_the_model(tiny_onnx: Path, tmp_path: Path) -> None:
     quick = ("--images", "4", "--rounds", "1")
     apart, shared = _run("evaluate_overlap.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
@@ -65,6 +68,7 @@ def test_evaluate_overlap_compares_with_the_slower_of_decoding_and_the_model(tin
     assert shared["holds"] is None, "the limit does not apply where both use the same processors"
 
 
+@pytest.mark.slow
 def test_tune_choice_measures_all_candidates_against_the_choice(tiny_onnx: Path, tmp_path: Path) -> None:
     quick = ("--rounds", "1", "--seconds", "0")
     (row,) = _run("tune_choice.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
@@ -76,6 +80,7 @@ def test_tune_choice_measures_all_candidates_against_the_choice(tiny_onnx: Path,
     assert row["in_time"] == (row["seconds"] <= 900)
 
 
+@pytest.mark.slow
 def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     rounds = ("--rounds", "1", "--warm-up", "0")
     result = _run("export_time.py", "--variant", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
@@ -84,6 +89,7 @@ def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     assert result["ratio"] == pytest.approx(result["product_seconds"] / result["bare_seconds"])
 
 
+@pytest.mark.slow
 def test_build_time_compares_identical_engines(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     rounds = ("--rounds", "1", "--warm-up", "0")
@@ -95,6 +101,7 @@ def test_build_time_compares_identical_engines(tmp_path: Path) -> None:
         assert row["product_mib"] > 0
 
 
+@pytest.mark.slow
 def test_engines_reports_the_precision_of_each_form(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     forms = ("--forms", "fp16", "int8 per-tensor")
@@ -120,6 +127,7 @@ def test_the_interval_shrinks_with_more_values() -> None:
     assert many.high - many.low < few.high - few.low
 
 
+@pytest.mark.slow
 def test_int8_compares_calibrations_of_equal_images(tmp_path: Path) -> None:
     arguments = ("--parts", "calibration", "--variants", "cifar-7-4", "--counts", "32", "40")
     done = _run("int8.py", *arguments, "--output", tmp_path / "r.json")["calibration"]
@@ -131,6 +139,7 @@ def test_int8_compares_calibrations_of_equal_images(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 and row["peak_memory_bytes"] > 2**26 for row in done)
 
 
+@pytest.mark.slow
 def test_int8_races_ours_against_both_peers(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="NNCF is in the dependency group bench")
     arguments = (

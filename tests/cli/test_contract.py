@@ -49,13 +49,30 @@ def run_failing(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int
     return code, line
 
 
-def test_an_error_is_one_object_with_json(capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = run_failing(capsys, "export", "--variant", "122")
-    assert main(["export", "--variant", "122", "--json"]) == code == 2
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("export", "--variant", "122"), (2, "UnknownNameError", "122")),
+        (("inspect", "missing\n.onnx"), (3, "InputError", "missing\\n.onnx")),
+        (("run", "DIGITS", "IMAGE", "--backend", "openvino"), (5, "BackendError", "openvino")),
+        (("inspect", "--variant", "121", "--batch", "0"), (2, "UsageError", "batch=0")),
+    ],
+)
+def test_an_error_is_one_object_with_json(
+    capsys: pytest.CaptureFixture[str],
+    image: Path,
+    words: tuple[str, ...],
+    expected: tuple[object, ...],
+) -> None:
+    files = {"DIGITS": str(DIGITS / "densenet_digits.safetensors"), "IMAGE": str(image)}
+    words = tuple(files.get(word, word) for word in words)
+    code, line = run_failing(capsys, *words)
+    assert main([*words, "--json"]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
+    assert captured.err.count("\n") == 1
     error = json.loads(captured.err)["error"]
-    assert (error["exit_code"], error["kind"], error["subject"]) == (2, "UnknownNameError", "122")
+    assert (error["exit_code"], error["kind"], error["subject"]) == expected
     assert line == f"error: {error['message']}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_what_cannot_be_read_is_exit_3(capsys: pytest.CaptureFixture[str], tmp_p
 def test_a_missing_matplotlib_is_exit_5(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, line = run_failing(capsys, "plot", "cost", "--variant", "121", "-o", tmp_path / "a.png")
     assert code == 5
     assert install_command("plot") in line

@@ -38,7 +38,7 @@ class Ended:
     peak_bytes: int = 0
 
 
-def require_contract(ended: Ended, code: int, *says: str, as_json: bool = False) -> str:
+def require_contract(ended: Ended, code: int, *says: str) -> str:
     """Check a failure against the contract and return its message; `says` are parts that it must hold."""
     assert ended.code == code, ended.err
     assert ended.out == ""
@@ -46,10 +46,6 @@ def require_contract(ended: Ended, code: int, *says: str, as_json: bool = False)
     line = ended.err.removesuffix("\n")
     assert "\n" not in line, line
     assert line.isprintable(), line
-    if as_json:
-        error = json.loads(line)["error"]
-        assert error["exit_code"] == code
-        line = f"error: {error['message']}"
     assert LINE.fullmatch(line), line
     for part in says:
         assert part in line, line
@@ -75,13 +71,11 @@ class Commands:
     streams: pytest.CaptureFixture[str]
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def refused(self, *words: object, code: int = 3, says: tuple[str, ...] | str = (), once: bool = False) -> str:
-        """Run in this process, plainly and with `--json`, and return the message; `once` spares the second run."""
+    def refused(self, *words: object, code: int = 3, says: tuple[str, ...] | str = ()) -> str:
+        """Run in this process and return the message; its JSON form is tested in `tests/cli/test_contract.py`."""
         parts = (says,) if isinstance(says, str) else says
         before = seen(self.folder)
         line = require_contract(self._run([*map(str, words)]), code, *parts)
-        if not once:
-            require_contract(self._run([*map(str, words), "--json"]), code, *parts, as_json=True)
         assert seen(self.folder) == before, "nothing may change on disk"
         return line
 

@@ -145,7 +145,7 @@ def _ended(form: Format) -> int:
 
 
 def _as_command(form: Format) -> tuple[int, str]:
-    ended = run_process(arguments(*form.words), Path.cwd())
+    ended = run_process(arguments(*form.words), Path.cwd(), DENSENET_DEPLOY_SANDBOX="on")
     return ended.code, ended.err
 
 

@@ -10,7 +10,10 @@ import pytest
 from tests.faults.harness import Commands
 from tests.faults.hostile import without_end, without_measure
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="does not enforce a limit of address space")
+pytestmark = [
+    pytest.mark.usefixtures("sandbox"),
+    pytest.mark.skipif(sys.platform != "linux", reason="does not enforce a limit of address space"),
+]
 
 
 def test_a_file_that_needs_all_memory(commands: Commands, image: Path) -> None:
@@ -23,4 +26,4 @@ def test_a_file_that_needs_all_memory(commands: Commands, image: Path) -> None:
 def test_a_file_that_never_ends(commands: Commands, image: Path, command: str) -> None:
     model = without_end(commands.folder / "hostile.onnx")
     words = ("run", model, image, "--backend", "onnxruntime") if command == "run" else (command, model)
-    commands.refused(*words, says=("hostile.onnx", "do not use it"), once=True)
+    commands.refused(*words, says=("hostile.onnx", "do not use it"))

@@ -16,7 +16,10 @@ from tests.chromium import Tab, chromium_tab, find_chromium
 from tests.workflows.html_report.conftest import ReportFolder, result, validation
 
 CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+]
 
 WAYS = [(width, dark) for width in (390, 1280) for dark in (False, True)]
 

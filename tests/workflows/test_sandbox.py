@@ -24,7 +24,10 @@ from densenet_deploy.workflows.sandbox import (
 )
 from tests.faults.hostile import without_end, without_measure
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals and limits")
+pytestmark = [
+    pytest.mark.usefixtures("sandbox"),
+    pytest.mark.skipif(sys.platform == "win32", reason="has no such signals and limits"),
+]
 
 
 def children() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -133,7 +134,7 @@ def test_invalid_options_are_refused_before_the_work(tiny_onnx, tmp_path):
 
 
 def test_a_figure_without_matplotlib_names_the_command(tiny_onnx, monkeypatch, tmp_path):
-    monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda name: None if name == "matplotlib" else object())
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError) as caught:
         sensitivity(tiny_onnx, SAMPLES, _options(), out=tmp_path / "s.png")
     assert caught.value.exit_code == 5

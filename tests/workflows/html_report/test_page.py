@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -116,7 +117,7 @@ def test_cells_carry_what_they_are_sorted_by() -> None:
 
 
 def test_without_jinja_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingPackageError) as caught:
         render(page_with())
     assert caught.value.subject == "jinja2"

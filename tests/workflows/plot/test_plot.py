@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,24 +110,21 @@ def test_the_suffix_selects_the_format(suffix: str, tmp_path: Path) -> None:
 
 
 def test_a_plot_in_one_file_is_offered_by_its_name(tiny_onnx: Path, tmp_path: Path) -> None:
-    before = plots.items()
+    with plots.restored():
 
-    @plots.register("toy")
-    def draw_toy(_: object) -> None:
-        """Never gets here: the command knows no data for it."""
+        @plots.register("toy")
+        def draw_toy(_: object) -> None:
+            """Never gets here: the command knows no data for it."""
 
-    try:
         with pytest.raises(UsageError) as caught:
             plot("toy", of(tiny_onnx), str(tmp_path / "toy.png"))
         assert caught.value.subject == "plot toy"
-    finally:
-        plots._items = before
     with pytest.raises(UnknownNameError):
         plot("toy", of(tiny_onnx), str(tmp_path / "toy.png"))
 
 
 def test_without_matplotlib_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densenet_deploy.packages.find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # Python's own way to say that there is none
     with pytest.raises(MissingPackageError) as caught:
         plot("cost", PlotRequest(variant="121"))
     assert caught.value.subject == "matplotlib"

@@ -91,10 +91,11 @@ class _Careless(Recipe):
         return ()
 
 
-def test_a_fault_in_our_own_graph_stops_everything(tiny_onnx, tmp_path, cache, monkeypatch):
+def test_a_fault_in_our_own_graph_stops_everything(tiny_onnx, tmp_path, cache):
     """A recipe that is careless is registered for this test alone; nothing of ours is replaced."""
-    monkeypatch.setattr(recipes, "_items", {**recipes.items(), "careless": _Careless})
-    with pytest.raises(DensenetDeployError) as caught:
-        _quantized(tiny_onnx, tmp_path, cache, recipe="careless", correct=False)
+    with recipes.restored():
+        recipes.register("careless")(_Careless)
+        with pytest.raises(DensenetDeployError) as caught:
+            _quantized(tiny_onnx, tmp_path, cache, recipe="careless", correct=False)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
