@@ -22,6 +22,16 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 TINY = Architecture(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--times", type=int, default=1, help="how many times longer the slow tests of random inputs take")
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> int:
+    """How many times as many random inputs, or as long, as in an ordinary run of the slow tests."""
+    return int(request.config.getoption("--times"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the folder of `made_once`, unless the process that started this one did; give each worker one CPU.
 

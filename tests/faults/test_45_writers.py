@@ -23,14 +23,15 @@ def _killed(name: str, folder: Path, kills: int) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_45_twenty_kills_at_random_moments(name: str, tmp_path: Path) -> None:
-    _killed(name, tmp_path, 20)
+def test_45_ten_kills_at_random_moments(name: str, tmp_path: Path) -> None:
+    _killed(name, tmp_path, 10)
 
 
-@pytest.mark.study
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("name", WRITERS)
-def test_45_two_hundred_kills(name: str, tmp_path: Path) -> None:
-    _killed(name, tmp_path, 200)
+def test_45_a_hundred_kills(name: str, tmp_path: Path, times: int) -> None:
+    _killed(name, tmp_path, 100 * times)
 
 
 class Failing:

@@ -1,7 +1,8 @@
-"""A runner that works for half an hour is as quick and as small at the end as at the beginning.
+"""A runner that works for a long time is as quick and as small at the end as at the beginning.
 
-`pytest -m study tests/faults/test_soak.py` takes half an hour a backend; `SOAK_SECONDS` sets another time. It compares
-processor times, which depend a little on what else the machine does: `chrt -f 30` keeps that away.
+`pytest -n0 -m slow --times 30 tests/faults/test_soak.py` takes half an hour a backend. It compares processor times too,
+which depend a little on what else the machine does: `chrt -f 30` keeps that away, and an ordinary minute of the test
+judges the memory alone.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ from tests.faults.soak import Soak, soak
 
 BACKENDS = [name for name in ("onnxruntime", "openvino") if is_installed(name)]
 MIB = 2**20
-SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
+SECONDS = 60
+LONG = 10
 
 
-@pytest.mark.study
-@pytest.mark.timeout(2 * SECONDS + 600)
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_runner_grows_neither_slower_nor_larger(digits_onnx: Path, backend: str) -> None:
-    words = [sys.executable, "-m", "tests.faults.soak", str(digits_onnx), backend, str(SECONDS)]
+def test_a_runner_grows_neither_slower_nor_larger(digits_onnx: Path, backend: str, times: int) -> None:
+    words = [sys.executable, "-m", "tests.faults.soak", str(digits_onnx), backend, str(SECONDS * times)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     seen = Soak(**json.loads(done.stdout))
     print(seen)
     assert seen.growth_bytes <= 8 * MIB, seen
-    assert seen.slowdown <= 1.1, seen
+    if times >= LONG:
+        assert seen.slowdown <= 1.1, seen
 
 
 def test_a_call_that_grows_slower_would_be_seen() -> None:

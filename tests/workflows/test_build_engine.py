@@ -517,7 +517,8 @@ def test_densenet121_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
     _check_that_little_memory_is_exit_6(report.engine)
 
 
-@pytest.mark.study
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("variant", ["121", "169", "201", "264"])
 def test_every_variant_in_every_precision(variant: str, tmp_path: Path) -> None:
     for precision in ("fp32", "fp16", "bf16", "int8"):
