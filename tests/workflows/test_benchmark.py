@@ -110,6 +110,7 @@ def test_it_is_an_error_if_nothing_can_run(pair_onnx, tiny_onnx):
         benchmark([], QUICK)
 
 
+@pytest.mark.slow
 def test_untrained_networks_are_measured_on_every_backend(tiny_onnx):
     options = _quick(variants=("cifar-bc-10-4",), backends=("onnxruntime", "torch"))
     report = benchmark([tiny_onnx], options)
@@ -120,6 +121,7 @@ def test_untrained_networks_are_measured_on_every_backend(tiny_onnx):
     assert [(failed.model, failed.backend) for failed in report.failed] == [(str(tiny_onnx), "torch")]
 
 
+@pytest.mark.slow
 def test_models_in_memory_are_timed_if_another_process_can_open_them(digits_onnx, checkpoint):
     graph, module = load(digits_onnx.read_bytes()), load(checkpoint)
     report = benchmark([graph, module], QUICK)

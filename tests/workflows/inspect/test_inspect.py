@@ -152,6 +152,7 @@ def test_a_sweep_counts_what_inspect_counts() -> None:
     assert plain(report)["points"][0]["latency_ms"] is None
 
 
+@pytest.mark.slow
 def test_published_accuracies_stand_beside_the_networks_they_are_of() -> None:
     report = run_sweep(Sweep.parse("variant=121"), find_variant("121").spec, SweepOptions(measure=False))
     points = {point.name: point for point in report.points}

@@ -47,7 +47,7 @@ def network() -> nn.Module:
 def test_a_resnet_quantizes(network, recipe):
     rng = np.random.default_rng(0)
     options = QuantizeOptions(recipe=recipe, never_slower=False)
-    images = (rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in range(64))
+    images = (rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in range(32))
     report = quantize(network, images, options, image_size=32).report
     assert report.layers_int8 >= 2
     assert report.parity.sqnr_db > 20  # 8 bits in three layers cost about 30 dB
