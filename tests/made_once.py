@@ -16,14 +16,13 @@ FOLDER: Final = "DENSENET_DEPLOY_MADE_ONCE"
 def made_once(name: str, make: Callable[[Path], object]) -> Path:
     """Return the folder `name`, which `make` fills in the process that asks first. Its files are not to be changed."""
     root = Path(os.environ[FOLDER])
+    folder, done = root / name, root / f"{name}.done"
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / name
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            unfinished = root / f"{name}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            make(unfinished)
-            unfinished.rename(folder)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
     return folder

@@ -46,12 +46,12 @@ def test_build_trt_json(capsys: pytest.CaptureFixture[str], model: Path) -> None
     assert run_json(capsys, "inspect", answer["engine"])["runs"] == answer["runs"]
 
 
-def test_int8_in_one_command(capsys: pytest.CaptureFixture[str], digits_onnx: Path, tmp_path: Path) -> None:
-    words = ["build-trt", digits_onnx, "--int8", "--calibration", SAMPLES, "--samples", "64", "-o", f"{tmp_path}/"]
+def test_int8_in_one_command(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, tmp_path: Path) -> None:
+    words = ["build-trt", tiny_onnx, "--int8", "--calibration", SAMPLES, "--samples", "64", "-o", f"{tmp_path}/"]
     answer = run_json(capsys, *words, "--flavour", "rtx", "--weights", "per-tensor", "--quantize-bus")
-    assert answer["runs"]["convolutions"] == {"int8": 38, "fp16": 1}
-    assert Path(answer["onnx"]).name == "digits.int8.tensorrt.onnx"
-    assert Path(answer["engine"]).name == "digits.int8.engine"
+    assert answer["runs"]["convolutions"] == {"int8": 9, "fp16": 1}
+    assert Path(answer["onnx"]).name == "tiny.int8.tensorrt.onnx"
+    assert Path(answer["engine"]).name == "tiny.int8.engine"
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
+from tests.made_once import made_once
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
@@ -79,11 +82,17 @@ def model(digits_onnx: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(digits_onnx, tmp_path / "digits.onnx"))
 
 
+def built_once(name: str, make: Callable[[Path], EngineReport]) -> EngineReport:
+    """The report of a build that is made once a test run; its files are not to be changed."""
+    report = Path("report.json")
+    folder = made_once(name, lambda folder: (folder / report).write_text(json.dumps(make(folder).to_json())))
+    return EngineReport.from_json(json.loads((folder / report).read_text()))
+
+
 @pytest.fixture(scope="module")
-def fp16_build(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineReport:
-    """The FP16 engine of the digits model, beside the FP32 file; not to be changed."""
-    model = Path(shutil.copy(digits_onnx, tmp_path_factory.mktemp("fp16") / "digits.onnx"))
-    return build(model, "fp16")
+def fp16_build(digits_onnx: Path) -> EngineReport:
+    """The FP16 engine of the digits model, beside the FP32 file."""
+    return built_once("fp16", lambda folder: build(Path(shutil.copy(digits_onnx, folder / "digits.onnx")), "fp16"))
 
 
 @pytest.fixture
@@ -93,18 +102,14 @@ def fp16(fp16_build: EngineReport, tmp_path: Path) -> EngineReport:
 
 
 @pytest.fixture(scope="module")
-def int8_builds(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineReport]:
-    """INT8 engines of the digits model, by the kind of weight scales; not to be changed."""
-    return {
-        weights: build(
-            digits_onnx,
-            "int8",
-            calibration=SAMPLES,
-            quantization=QuantizeOptions(weights=weights),
-            out=tmp_path_factory.mktemp(weights),
-        )
-        for weights in ("per-channel", "per-tensor")
-    }
+def int8_builds(digits_onnx: Path) -> dict[str, EngineReport]:
+    """INT8 engines of the digits model, by the kind of weight scales."""
+
+    def build_int8(folder: Path) -> EngineReport:
+        quantization = QuantizeOptions(weights=folder.name.removeprefix("int8-"), samples=64)
+        return build(digits_onnx, "int8", calibration=SAMPLES, quantization=quantization, out=folder)
+
+    return {weights: built_once(f"int8-{weights}", build_int8) for weights in ("per-channel", "per-tensor")}
 
 
 def test_fp16_of_an_fp32_file(fp16_build: EngineReport, digits_onnx: Path) -> None:
@@ -196,7 +201,7 @@ def test_scales_per_tensor_fuse_what_scales_per_channel_do_not(int8_builds: dict
 
 
 def test_the_bus_in_int8_too(digits_onnx: Path, tmp_path: Path, int8_builds: dict[str, EngineReport]) -> None:
-    quantization = QuantizeOptions(quantize_bus=True)
+    quantization = QuantizeOptions(quantize_bus=True, samples=64)
     report = build(digits_onnx, "int8", calibration=SAMPLES, quantization=quantization, out=f"{tmp_path}/")
     pairs = [_count(found.onnx, "QuantizeLinear") for found in (int8_builds["per-channel"], report)]
     assert pairs[1] > pairs[0]
