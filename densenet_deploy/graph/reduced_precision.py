@@ -187,7 +187,7 @@ def _prepared(model: onnx.ModelProto, kind: _Precision, float_nodes: Collection[
     for name in float_nodes:
         if name not in known:
             raise UnknownNameError.among("node of the graph", name, known)
-    ShapeInferencePass(strict_mode=False)(copy)
+    ShapeInferencePass()(copy)
     return copy
 
 

@@ -1,7 +1,8 @@
 """Write each Concat of a dense block as one flat list, instead of the Concat before it and one new tensor.
 
-Concat is associative: the values stay the same bit for bit, and every Concat keeps its name. A Concat that only fed
-other Concats is dropped. The opposite rewrite is `concat-incremental`; which of them runs faster depends on the target.
+Concat is associative: the values stay the same bit for bit, and every Concat keeps its name. Nothing reads a Concat
+any more that only fed other Concats. The opposite rewrite is `concat-incremental`; which of them runs faster depends on
+the target.
 """
 
 from __future__ import annotations
@@ -20,10 +21,7 @@ class ConcatFlat(GraphPass):
     def call(self, model: ir.Model) -> PassOutcome:
         concats = channel_concats(model.graph)
         runs = runs_of(concats)
-        changed = [node for node in concats if len(runs[node.outputs[0]]) > len(node.inputs)]
+        changed = [node for node in concats if runs[node.outputs[0]] != tuple(node.inputs)]
         for node in changed:
             set_inputs(node, runs[node.outputs[0]])
-        for node in reversed(concats):
-            if not (node.outputs[0].uses() or node.outputs[0].is_graph_output()):
-                model.graph.remove(node, safe=True)
         return PassOutcome.of(model, [node.name or "Concat" for node in changed])

@@ -50,8 +50,10 @@ class ShiftBus(BusPass):
     def rewrite(self, bus: Bus, edit: Edit) -> None:
         amounts = np.concatenate([self._amount(segment) for segment in bus.segments])
         for segment in bus.segments:
-            source, amount = source_of(segment.value), segment.of(amounts)
-            if amount.any() and not isinstance(source, str):
+            amount = segment.of(amounts)
+            if amount.any():
+                source = source_of(segment.value)
+                assert not isinstance(source, str)
                 shift(edit.graph, source, amount, edit.changes)
         for concat in bus.concats:
             edit.changes.shift(edit.graph, concat.value, concat.of(amounts))

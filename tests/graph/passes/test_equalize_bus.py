@@ -102,6 +102,16 @@ def test_a_dead_channel_is_held_at_a_thousandth_of_the_largest():
     np.testing.assert_allclose(change.factor, [2, 0.03, 0.03, 1, 30], rtol=1e-6)  # float32 of decimal numbers
 
 
+@pytest.mark.parametrize("ranges", [([2, 0, 1], [0, 4]), ([0, 0, 0], [1, 4]), ([2, 3, 1], [0, 0])])
+def test_a_bus_with_dead_channels_or_a_dead_segment_is_rewritten(ranges):
+    model = _model()
+    rewritten(model, EqualizeBus({"x0": np.float32(ranges[0]), "x1": np.float32(ranges[1])}))
+    whole = np.float32([*ranges[0], *ranges[1]])
+    expected = np.where(whole == 0, np.float32(1e-3 * whole.max()), whole)
+    factor = read_tensor_changes(model.metadata_props)["s:scaled"].factor
+    np.testing.assert_array_equal(np.float32(factor), expected)
+
+
 def test_numbers_that_others_share_stay_for_them():
     model = _model(BODY + "  z = Conv(x, w0)", f"{OUTPUT}, float[N,3,5,5] z")
     rewritten(model, EqualizeBus(RANGES))

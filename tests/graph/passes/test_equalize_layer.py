@@ -10,7 +10,7 @@ from densenet_deploy.errors import UsageError
 from densenet_deploy.graph.nodes import constant
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
 from densenet_deploy.graph.tensor_changes import read_tensor_changes
-from tests.graph.onnx_text import model_of, operators, weights
+from tests.graph.onnx_text import constants, model_of, operators, weights
 from tests.graph.passes.checks import rewritten, skipped
 
 SHAPES = {
@@ -75,6 +75,32 @@ def test_factors_balance_ranges_against_weights(alpha):
     np.testing.assert_allclose(change.factor, RANGES["r"] ** alpha / sizes ** (1 - alpha), rtol=1e-6)  # float32
 
 
+@pytest.mark.parametrize(
+    ("attributes", "weight", "outputs"),
+    [
+        ("", np.reshape([[1, -4, 2, 0], [-2, 3, 8, -1]], (2, 4, 1, 1)), "float[N,2,5,5] y"),
+        # two groups of kernels 1x2: channels 0 and 1 are read by the first two rows, 2 and 3 by the others
+        (
+            "<group=2>",
+            np.reshape([1, -2, 0, 4, 2, 0, 1, 1, -8, 1, 0, 1, 1, 1, 0, 0], (4, 2, 1, 2)),
+            "float[N,4,5,4] y",
+        ),
+    ],
+    ids=["one group", "groups"],
+)
+def test_factors_take_the_largest_absolute_weight_that_reads_a_channel(attributes, weight, outputs):
+    body = "c = Conv(x, w)  r = Relu(c)  y = Conv" + attributes + "(r, k)"
+    numbers = constants(w=np.ones((4, 3, 1, 1)), k=weight)
+    model = model_of(body, numbers, outputs=outputs)
+    rewritten(model, EqualizeLayer({"r": np.array([8, 64, 2, 16])}))
+    change = read_tensor_changes(model.metadata_props)["r:scaled"]
+    assert change.factor == (2, 4, 0.5, 4)  # the roots of 8/2, 64/4, 2/8 and 16/1
+
+
+def test_by_name_it_has_no_ranges_and_says_so():
+    assert "no range of r is given" in skipped(_model(), "equalize-layer")
+
+
 def test_halfway_activations_and_weights_have_the_same_spread():
     model = _model()
     rewritten(model, EqualizeLayer(RANGES))
@@ -104,8 +130,9 @@ def test_both_sides_of_a_convolution_are_rewritten():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
 def test_alpha_is_a_fraction(alpha):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         EqualizeLayer(RANGES, alpha)
+    assert caught.value.subject == f"alpha={alpha}"
 
 
 REASONS = {

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from densenet_deploy.graph.graph_pass import apply_passes
-from tests.graph.onnx_text import model_of, operators, outputs_of, weights
+from densenet_deploy.graph.passes.fold_batchnorm import FoldBatchNorm
+from tests.graph.onnx_text import constants, model_of, numbers_of, operators, outputs_of, weights
+from tests.graph.passes.checks import assert_tidy
 
 # One rounding of each folded weight and of each sum over at most 27 products near 1: a few float32 ulps of ~10.
 ROUNDING = 1e-5
@@ -49,6 +51,19 @@ def test_a_norm_after_a_conv_is_folded(body, shapes):
     assert _folded(model).skipped == ()
     assert operators(model) == ["Conv"]
     assert len(model.graph.initializers) == 2  # folded weight and bias; what they were made of is gone
+
+
+def test_rows_are_scaled_and_the_bias_too_before_it_is_shifted():
+    numbers = constants(
+        w=np.reshape([[1, 2, 4], [8, 16, 32]], (2, 3, 1, 1)), c=[5, 7], g=[2, -4], b=[8, 16], m=[32, 64], v=[3, 15]
+    )
+    body = "k = Conv(x, w, c)  y = BatchNormalization<epsilon=1.0>(k, g, b, m, v)"
+    model = model_of(body, numbers, outputs="float[N,2,5,5] y")
+    FoldBatchNorm()(model)
+    assert_tidy(model)
+    (conv,) = model.graph
+    assert numbers_of(conv.inputs[1]).ravel().tolist() == [1, 2, 4, -8, -16, -32]  # scales 1 and -1
+    assert numbers_of(conv.inputs[2]).tolist() == [5 + 8 - 32, -7 + 16 + 64]
 
 
 def test_a_conv_whose_optional_bias_is_left_empty_is_folded():

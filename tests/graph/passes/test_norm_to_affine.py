@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 
-from tests.graph.onnx_text import model_of, operators, weights
-from tests.graph.passes.checks import rewritten, skipped
+from densenet_deploy.graph.passes.norm_to_affine import NormToAffine
+from tests.graph.onnx_text import constants, model_of, numbers_of, operators, weights
+from tests.graph.passes.checks import assert_tidy, rewritten, skipped
 
 NAME = "norm-to-affine"
 NORM = {"gamma": (4,), "beta": (4,), "mean": (4,), "var": (4,)}
@@ -20,6 +22,24 @@ def test_a_norm_becomes_mul_and_add(body):
     assert operators(model) == ["Concat", "Mul", "Add"]
     assert model.graph[2].outputs[0].name == "y"
     assert len(model.graph.initializers) == 2
+
+
+@pytest.mark.parametrize(("label", "name"), [("[norm] ", "norm"), ("", "y")])
+def test_scale_and_shift_are_rounded_once_and_named_after_the_norm_or_its_output(label, name):
+    numbers = constants(g=[2, -4], b=[8, 16], m=[32, 64], v=[3, 15])
+    body = f"{label}y = BatchNormalization<epsilon=1.0>(x, g, b, m, v)"
+    model = model_of(body, numbers, INPUT, "float[N,2,5,5] y")
+    outcome = NormToAffine()(model)
+    assert (len(outcome.changed), outcome.skipped) == (1, ())
+    assert_tidy(model)
+    mul, add = model.graph
+    assert (mul.name, add.name or "y") == (f"{name}.mul", name)
+    product = mul.outputs[0]
+    assert (product.name, product.dtype, product.shape) == ("y:product", ir.DataType.FLOAT, add.outputs[0].shape)
+    assert add.outputs[0].shape == ir.Shape(["N", 2, 5, 5])
+    assert [value.name for value in (*mul.inputs, *add.inputs)] == ["x", f"{name}.scale", "y:product", f"{name}.shift"]
+    assert numbers_of(mul.inputs[1]).tolist() == [[[1]], [[-1]]]
+    assert numbers_of(add.inputs[1]).tolist() == [[[8 - 32]], [[16 + 64]]]
 
 
 @pytest.mark.parametrize("size", ["5", "5,5,5"], ids=["signals", "volumes"])

@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from densenet_deploy.graph.passes.pool_before_conv import PoolBeforeConv
 from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
-from tests.graph.onnx_text import model_of, operators, weights
-from tests.graph.passes.checks import rewritten, skipped
+from tests.graph.onnx_text import maker_of, model_of, operators, value_named, weights
+from tests.graph.passes.checks import assert_tidy, rewritten, skipped
 
 NAME = "pool-before-conv"
 CONV = "r = Relu(x)  c = Conv(r, w)  "
@@ -44,6 +45,22 @@ def test_the_conv_takes_the_pools_name_and_the_pooled_input_is_recorded():
     assert [node.outputs[0].name for node in model.graph] == ["r", "r:pooled", "y", "z"]
     (change,) = read_tensor_changes(model.metadata_props).items()
     assert change == ("r:pooled", TensorChange("r", None, "pooled before the Conv, which was pooled after"))
+
+
+def test_the_pool_keeps_its_name_and_the_pooled_input_its_type():
+    model = _model("r = Relu(x)  c = Conv(r, w)  [halve] " + POOL)
+    value_named(model, "r").type = ir.TensorType(ir.DataType.FLOAT)
+    outcome = PoolBeforeConv()(model)
+    assert (outcome.changed, outcome.skipped) == (("halve",), ())
+    assert_tidy(model)
+    pool = maker_of(model, "r:pooled")
+    assert (pool.op_type, pool.name, pool.outputs[0].dtype) == ("AveragePool", "halve", ir.DataType.FLOAT)
+
+
+def test_a_conv_without_a_weight_is_skipped():
+    model = _model(CONV + POOL)
+    maker_of(model, "c").replace_input_with(1, None)
+    assert isinstance(PoolBeforeConv().match(maker_of(model, "y")), str)
 
 
 def test_no_shape_of_unpooled_pixels_stays():

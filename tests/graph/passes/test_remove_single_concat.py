@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.passes.remove_single_concat import RemoveSingleConcat
 from tests.graph.onnx_text import model_of, operators, outputs_of
+from tests.graph.passes.checks import assert_tidy
 
 IN, OUT = "float[N,3,5,5] x", "float[N,3,5,5] y"
 
@@ -24,6 +26,13 @@ def test_a_concat_of_one_is_removed():
     model, report = _applied("a = Relu(x)  b = Concat<axis=1>(a)  y = Neg(b)")
     assert operators(model) == ["Relu", "Neg"]
     assert (len(report.changed), report.skipped) == (1, ())
+
+
+def test_nothing_of_it_is_left():
+    model = model_of("a = Relu(x)  b = Concat<axis=1>(a)  y = Neg(b)", "", inputs=IN, outputs=OUT)
+    RemoveSingleConcat()(model)
+    assert operators(model) == ["Relu", "Neg"]
+    assert_tidy(model)
 
 
 def test_all_its_readers_read_its_input():

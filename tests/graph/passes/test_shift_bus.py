@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
+from densenet_deploy.graph.tensor_changes import read_tensor_changes
 from tests.graph.onnx_text import model_of, operators, weights
 from tests.graph.passes.checks import rewritten, skipped
 
@@ -36,6 +37,16 @@ def test_every_reader_takes_the_shift_away(reader, channels):
     kinds = operators(model)
     report = rewritten(model, ShiftBus(LOWEST))
     assert (report.name, report.changed, operators(model)) == ("shift-bus", ("s",), kinds)
+
+
+@pytest.mark.parametrize("lowest", [([-2, 0, 7], [0, -0.5]), ([0, 0, 0], [-1, -4]), ([-2, -3, 1], [0, 0])])
+def test_channels_and_segments_that_begin_at_zero_stay_there(lowest):
+    model = _model()
+    rewritten(model, ShiftBus({"x0": np.float32(lowest[0]), "x1": np.float32(lowest[1])}))
+    changes = read_tensor_changes(model.metadata_props)
+    assert changes["s:shifted"].offset == (*lowest[0], *lowest[1])
+    made = {f"x{index}:shifted": numbers for index, numbers in enumerate(lowest) if any(numbers)}
+    assert {name: list(change.offset) for name, change in changes.items() if name != "s:shifted"} == made
 
 
 def test_an_unpadded_3x3_conv_takes_it_away_too():
@@ -81,9 +92,22 @@ def test_a_bus_that_cannot_be_shifted_whole_is_skipped(body, outputs, why):
     assert why in skipped(model, ShiftBus(LOWEST))
 
 
-@pytest.mark.parametrize("lowest", [{}, {"x0": LOWEST["x0"]}, {**LOWEST, "x1": np.array([-1, np.inf])}])
+@pytest.mark.parametrize(
+    "lowest",
+    [
+        {},
+        {"x0": LOWEST["x0"]},
+        {**LOWEST, "x1": np.array([-1, np.inf])},
+        {**LOWEST, "x1": np.array([-1, -1, -1])},
+        {**LOWEST, "x1": np.array([[-1, -1]])},
+    ],
+)
 def test_without_smallest_values_nothing_changes(lowest):
     assert "no smallest value of each channel" in skipped(_model(), ShiftBus(lowest))
+
+
+def test_by_name_it_has_no_smallest_values_and_says_so():
+    assert "no smallest value of each channel of x0" in skipped(_model(), "shift-bus")
 
 
 def test_a_bus_that_begins_at_zero_is_skipped():
