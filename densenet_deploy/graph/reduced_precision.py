@@ -306,7 +306,7 @@ def _retype_weights(graph: ir.Graph, kind: _Precision, nodes: Collection[ir.Node
             continue
         rounded = kind.rounded(array)
         if len(uses) == len(value.uses()) and not value.is_graph_output():
-            value.const_value, value.dtype = ir.tensor(rounded, name=value.name), kind.dtype
+            value.const_value, value.dtype = ir.tensor(rounded), kind.dtype
         else:
             _read_instead(uses, new_initializer(graph, f"{value.name}{_SUFFIXES[kind.dtype]}", rounded))
 
@@ -368,7 +368,7 @@ def rounded(reduced: onnx.ModelProto) -> onnx.ModelProto:
     for value in [value for value in graph.initializers.values() if value.dtype in kinds]:
         assert value.const_value is not None
         array = value.const_value.numpy().astype(np.float32)
-        value.const_value, value.dtype = ir.tensor(array, name=value.name), _FLOAT
+        value.const_value, value.dtype = ir.tensor(array), _FLOAT
     for node in list(graph):
         for value in [value for value in node.outputs if value.dtype in kinds]:
             _round(graph, node, value)
