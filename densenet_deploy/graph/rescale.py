@@ -216,10 +216,12 @@ def _is_per_channel(node: ir.Node) -> bool:
     """Whether `node` joins a tensor with a constant that has one number per channel, or one for all."""
     array, tensor = constant(node.inputs[_operand(node)]), _tensor_input(node)
     rank = rank_of(tensor)
-    if array is None or rank is None or constant(tensor) is not None:
-        return False
-    axes = range(rank - array.ndim, rank)
-    return all(size == 1 or axis == 1 for axis, size in zip(axes, array.shape, strict=True))
+    return (
+        array is not None
+        and rank is not None
+        and constant(tensor) is None
+        and all(size == 1 or axis == 1 for axis, size in zip(range(rank - array.ndim, rank), array.shape, strict=True))
+    )
 
 
 def _operand(node: ir.Node) -> int:

@@ -445,6 +445,12 @@ def test_fp16_lifts_operator_sets_in_which_a_cast_takes_the_name_of_a_type(opset
 # -- BF16
 
 
+def test_nothing_is_too_large_for_bf16():
+    model = graph_of("y = Mul(x, w)", {"w": 1e30}, **ENDS)
+    reduced = to_bf16(model, ranges={"x": 1e35, "y": np.inf})
+    assert (reduced.float_nodes, reduced.notes) == ((), ())
+
+
 def test_weights_are_rounded_as_pytorch_rounds_them():
     for tensor in to_bf16(_block()).model.graph.initializer:
         assert tensor.data_type == BFLOAT16

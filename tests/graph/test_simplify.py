@@ -70,6 +70,15 @@ def test_the_model_given_is_unchanged():
     assert model.SerializeToString(deterministic=True) == before
 
 
+def test_norms_are_left_to_the_pass_that_keeps_names():
+    body = """
+    g (float[N,1,4,4] x) => (float[N,2,4,4] y)
+    <float[2,1,1,1] w = {5, -7}, float[2] g = {1, 2}, float[2] b = {3, 4}, float[2] m = {5, 6}, float[2] v = {7, 8}>
+    { c = Conv(x, w)  y = BatchNormalization(c, g, b, m, v) }
+    """
+    assert _operators(simplify_onnx(onnx.parser.parse_model(HEADER + body)).model) == ["Conv", "BatchNormalization"]
+
+
 def test_equal_initializers_stay_apart():
     body = (
         "g (float[N,2] x) => (float[N,2] y) <float[2] a = {1, 2}, float[2] b = {1, 2}> { c = Mul(x, a)  y = Add(c, b) }"
