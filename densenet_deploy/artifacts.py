@@ -308,9 +308,10 @@ def _require_data_within(path: Path, lengths: Mapping[str, int]) -> None:
 
 def _data_problem(data: Path, folder: Path, plain: Path, length: int) -> tuple[str, str] | None:
     """Return what is wrong with the file `data` of a model in `folder`, and what to do; `plain` is it without links."""
-    if not data.resolve().is_relative_to(folder):
+    real = Path(os.path.realpath(data))  # Path.resolve raises on a link to itself
+    if not real.is_relative_to(folder):
         return "lies outside the model's folder", "do not trust this model; get it from its author"
-    if data.resolve() != plain:
+    if real != plain:
         return "is a link", "put the file itself beside the model"
     if not data.is_file() or data.stat().st_size < length:
         return "is missing or cut short", "put the whole file beside the model"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
-import shutil
-import subprocess
-import sys
+import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,21 @@ import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from densenet_deploy.artifacts import (
-    FILE_SUFFIXES,
     Artifact,
+    cache_folder,
+    folder_made,
+    onnx_metadata,
+    os_errors_about,
     output_path,
     prepare_output,
     refuse_foreign_output,
+    require_data_within,
+    require_file,
+    require_ir,
     require_room,
     sha256_of,
     write_file,
+    written_beside,
 )
 from densenet_deploy.errors import (
     InputError,
@@ -61,7 +68,93 @@ def test_a_path_that_no_system_knows_is_bad_input(name: str) -> None:
     assert caught.value.subject in ("a\\ud800b", "a\\x00b")
 
 
+def test_an_error_that_is_not_about_the_path_stays_what_it_is():
+    with pytest.raises(ValueError, match="other"), os_errors_about("good"):
+        raise ValueError("other")
+
+
+class TestCacheFolder:
+    def test_it_is_below_the_folder_that_the_environment_names(self, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "/var/caches")
+        assert cache_folder("gpu", "a") == Path("/var/caches/densenet-deploy/gpu/a")
+
+    @pytest.mark.parametrize("relative", [None, "", "caches"])
+    def test_a_relative_one_is_ignored(self, monkeypatch, relative):
+        monkeypatch.setenv("HOME", "/home/somebody")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        if relative is not None:
+            monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert cache_folder() == Path("/home/somebody/.cache/densenet-deploy")
+
+
+class TestRequireFile:
+    def test_one_byte_is_enough_and_none_is_not(self, tmp_path):
+        (tmp_path / "m").write_bytes(b"1")
+        require_file(tmp_path / "m")
+        (tmp_path / "m").write_bytes(b"")
+        with pytest.raises(InputError):
+            require_file(tmp_path / "m")
+
+
+class TestFolderMade:
+    def test_all_of_it_is_made_and_stays(self, tmp_path):
+        with folder_made(tmp_path / "a" / "b"):
+            pass
+        assert (tmp_path / "a" / "b").is_dir()
+
+    def test_what_was_made_goes_when_the_block_fails_and_what_was_there_stays(self, tmp_path):
+        (tmp_path / "old").mkdir()
+        with pytest.raises(KeyError), folder_made(tmp_path / "old" / "a" / "b"):
+            raise KeyError
+        assert _names(tmp_path / "old") == []
+
+    def test_a_folder_that_others_have_filled_stays(self, tmp_path):
+        with pytest.raises(KeyError), folder_made(tmp_path / "a" / "b"):
+            raise KeyError((tmp_path / "a" / "mine").touch())
+        assert _names(tmp_path / "a") == ["mine"]
+
+
+class TestWrittenBeside:
+    def test_the_path_is_unused_and_in_the_same_folder(self, tmp_path):
+        with written_beside(tmp_path / "a" / "m.onnx") as one, written_beside(tmp_path / "a" / "m.onnx") as other:
+            assert one.parent == other.parent == tmp_path / "a"
+            assert one != other
+            assert not one.exists()
+
+    def test_what_is_left_is_removed_with_the_folder(self, tmp_path):
+        with pytest.raises(KeyError), written_beside(tmp_path / "a" / "m.onnx") as temporary:
+            raise KeyError(temporary.touch())
+        assert _names(tmp_path) == []
+
+    def test_errors_of_the_system_name_the_path(self, tmp_path):
+        path = tmp_path / "m.onnx"
+        with pytest.raises(ResourceError) as caught, written_beside(path):
+            raise OSError(errno.ENOSPC, "full")
+        assert caught.value.subject == str(path)
+
+
 class TestWriteFile:
+    def test_parts_follow_one_another(self, tmp_path):
+        write_file(tmp_path / "m", b"a", bytearray(b"b"), memoryview(b"c"))
+        assert (tmp_path / "m").read_bytes() == b"abc"
+
+    def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(self, model, monkeypatch):
+        """What the disk is asked to keep: the whole file under another name, then the folder with the new name."""
+        old, synced, really = model.read_bytes(), [], os.fsync
+
+        def fsync(descriptor):
+            status = os.fstat(descriptor)
+            kept = "folder" if stat.S_ISDIR(status.st_mode) else status.st_size
+            synced.append((descriptor, kept, model.read_bytes()))
+            really(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_file(model, b"new")
+        assert [found[1:] for found in synced] == [(3, old), ("folder", b"new")]
+        for descriptor, *_ in synced:
+            with pytest.raises(OSError):  # noqa: PT011 - it is closed
+                os.fstat(descriptor)
+
     def test_makes_folders_and_leaves_nothing_else(self, tmp_path):
         path = tmp_path / "a" / "b" / "model.onnx"
         write_file(path, b"new")
@@ -106,72 +199,6 @@ class TestWriteFile:
         assert caught.value.subject.endswith("aaa…")
         assert _names(tmp_path) == []
 
-    def test_of_two_writers_one_wins_whole(self, tmp_path):
-        path = tmp_path / "model.onnx"
-        code = (
-            "import sys; from pathlib import Path; from densenet_deploy.artifacts import write_file\n"
-            "for _ in range(20): write_file(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)"
-        )
-        writers = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "ab"]
-        assert [writer.wait() for writer in writers] == [0, 0]
-        assert path.read_bytes() in (b"a" * 100_000, b"b" * 100_000)
-        assert _names(tmp_path) == ["model.onnx"]
-
-
-def _has_namespaces() -> bool:
-    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not _has_namespaces(), reason="this system gives no mount namespaces (unshare -rm)")
-class TestRealFileSystems:
-    """A small tmpfs of their own: permissions would prove nothing where the tests run as root."""
-
-    def _run(self, folder: Path, prepare: str) -> str:
-        """Overwrite `folder`/model.onnx (holding `old`) after `prepare`; return what happened and what is left."""
-        code = (
-            "import os; from pathlib import Path\n"
-            "from densenet_deploy.artifacts import write_file\n"
-            "from densenet_deploy.errors import DensenetDeployError\n"
-            "try: write_file(Path('model.onnx'), bytes(2**20))\n"
-            "except DensenetDeployError as exc: print(exc.exit_code, exc)\n"
-            "print(os.listdir(), Path('model.onnx').read_text())"
-        )
-        script = (
-            f'mount -t tmpfs -o size=64k none "$1" && cd "$1" && printf old > model.onnx && {prepare} && "$2" -c "$3"'
-        )
-        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, code]
-        root = Path(__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
-        assert done.stderr == ""
-        return done.stdout
-
-    def test_a_disk_that_fills_up_keeps_no_new_folder(self, tmp_path):
-        code = (
-            "import os; from pathlib import Path\n"
-            "from densenet_deploy.artifacts import write_file\n"
-            "from densenet_deploy.errors import ResourceError\n"
-            "try: write_file(Path('new/deep/model.onnx'), bytes(2**20))\n"
-            "except ResourceError: print(os.listdir())"
-        )
-        script = 'mount -t tmpfs -o size=64k none "$1" && cd "$1" && "$2" -c "$3"'
-        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, code]
-        root = Path(__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
-        assert (done.stdout, done.stderr) == ("[]\n", "")
-
-    def test_a_full_disk_keeps_the_old_file_and_no_other(self, tmp_path):
-        assert self._run(tmp_path, "true").splitlines() == [
-            "6 resource: model.onnx: no space left on device; free some space or choose another folder with -o",
-            "['model.onnx'] old",
-        ]
-
-    def test_a_read_only_disk_is_said_to_be_one(self, tmp_path):
-        assert self._run(tmp_path, "mount -o remount,ro .").splitlines() == [
-            "6 resource: model.onnx: read-only file system; choose a writable folder with -o",
-            "['model.onnx'] old",
-        ]
-
 
 class TestPrepareOutput:
     def test_room_is_looked_for_and_left_as_it_was(self, tmp_path):
@@ -183,6 +210,41 @@ class TestPrepareOutput:
             require_room(tmp_path / "model.onnx", 2**62)
         assert _names(tmp_path) == []
 
+    def test_a_free_place_without_room_is_refused(self, tmp_path):
+        with pytest.raises(ResourceError):
+            prepare_output(tmp_path / "model.onnx", MANIFEST, force=False, size_bytes=2**62)
+
+    def test_another_file_may_be_replaced_by_force(self, model):
+        prepare_output(model, OTHER, force=True)
+
+    @pytest.mark.parametrize(("size", "reserved"), [(0, 2**16), (2**16, 2**16), (2**16 + 1, 2**16 + 1)])
+    def test_the_size_and_at_least_64_kib_are_reserved_where_the_file_will_be(
+        self, tmp_path, monkeypatch, size, reserved
+    ):
+        calls, device = [], tmp_path.stat().st_dev
+        monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+        monkeypatch.setattr(
+            os, "posix_fallocate", lambda fd, *span: calls.append((os.fstat(fd).st_dev, *span)), raising=False
+        )
+        require_room(tmp_path / "new" / "model.onnx", size)
+        assert calls == [(device, 0, reserved)]
+
+    @pytest.mark.parametrize("why", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])
+    def test_where_nothing_can_be_reserved_64_kib_are_written(self, tmp_path, monkeypatch, why):
+        """A file system or a system without posix_fallocate."""
+
+        def refuse(*_):
+            raise OSError(why, "no")
+
+        synced = []
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+        if why is None:
+            monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        else:
+            monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+        require_room(tmp_path / "model.onnx", 2**30)
+        assert synced == [2**16]
+
     def test_another_file_is_refused_first(self, model):
         with pytest.raises(OutputExistsError):
             prepare_output(model, OTHER, force=False, size_bytes=2**62)
@@ -192,17 +254,20 @@ class TestOutputPath:
     def test_the_default_is_the_artifacts_folder(self):
         assert output_path(None, "m.onnx") == Path("artifacts/m.onnx")
 
-    @pytest.mark.parametrize("suffix", [*FILE_SUFFIXES, ".ONNX"])
+    @pytest.mark.parametrize(
+        "suffix",
+        [".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".jpg", ".jpeg", ".svg", ".ONNX"],
+    )
     def test_a_known_suffix_means_a_file(self, suffix):
         assert output_path(f"out/x{suffix}", f"m{suffix.lower()}") == Path(f"out/x{suffix}")
 
     def test_a_file_of_another_kind_is_refused(self):
-        for out in ("out/x.png", "out/x.bmp", "out/x.pth"):
+        for out in ("out/x.png", "out/x.engine", "out/x.bmp", "out/x.ab", "out/x.abcde", "x.pth", "x.safetensors"):
             with pytest.raises(UsageError) as caught:
                 output_path(out, "m.onnx")
             assert caught.value.subject == out
 
-    @pytest.mark.parametrize("out", ["out", "out/v1.2", ".", "out.onnx/", "some.folder"])
+    @pytest.mark.parametrize("out", ["out", "out/v1.2", ".", "out.onnx/", "some.folder", "/out", "x.a", "x.1ab"])
     def test_anything_else_means_a_folder(self, out):
         assert output_path(out, "m.onnx") == Path(out) / "m.onnx"
 
@@ -288,11 +353,28 @@ class TestOpen:
 
     @pytest.mark.parametrize(
         ("name", "kind"),
-        [("m.xml", "openvino"), ("m.engine", "engine"), ("m.pth", "checkpoint"), ("M.SAFETENSORS", "checkpoint")],
+        [
+            *(("m.xml", "openvino"), ("m.engine", "engine"), ("m.pth", "checkpoint"), ("m.pt", "checkpoint")),
+            *(("m.ckpt", "checkpoint"), ("m.bin", "checkpoint"), ("M.SAFETENSORS", "checkpoint")),
+        ],
     )
     def test_other_kinds_go_by_suffix(self, tmp_path, name, kind):
         (tmp_path / name).write_bytes(b'<?xml version="1.0"?><net name="m" version="11"></net>')
-        assert Artifact.open(tmp_path / name) == Artifact(tmp_path / name, kind, None)
+        assert Artifact.open(tmp_path / name) == Artifact(tmp_path / name, kind, None, "unknown", None)
+
+    @pytest.mark.parametrize(
+        "before", [b"", b"\xef\xbb\xbf", b"\n", b"<?xml version='1.0'?>\n<!-- a -->\n<!-- b\n -->"]
+    )
+    def test_an_openvino_model_may_begin_with_a_declaration_and_comments(self, tmp_path, before):
+        (tmp_path / "m.xml").write_bytes(before + b"<net name='m'>")
+        require_ir(tmp_path / "m.xml")
+
+    def test_an_openvino_model_begins_within_64_kib(self, tmp_path):
+        (tmp_path / "m.xml").write_bytes(b"<net ".rjust(2**16))
+        require_ir(tmp_path / "m.xml")
+        (tmp_path / "m.xml").write_bytes(b"<net ".rjust(2**16 + 1))
+        with pytest.raises(ModelFileError):
+            require_ir(tmp_path / "m.xml")
 
     @pytest.mark.parametrize("content", [b"x", b"<html></html>", b"<?xml version='1.0'?><network>", b"<netting/>"])
     def test_an_xml_file_of_something_else_is_not_a_model(self, tmp_path, content):
@@ -333,8 +415,25 @@ class TestOpen:
 
     def test_broken_facts_are_named(self, model):
         model.write_bytes(append_metadata(EMPTY_GRAPH, {**MANIFEST.to_strings(), PREFIX + "labels": "cat"}))
-        with pytest.raises(ManifestError, match="labels"):
+        with pytest.raises(ManifestError) as caught:
             Artifact.open(model)
+        assert caught.value.subject == PREFIX + "labels"
+
+    def test_the_facts_alone_are_read_from_an_onnx_file_and_from_no_other(self, model):
+        assert onnx_metadata(model) == MANIFEST.to_strings()
+        model.write_bytes(b"<html>404</html>")
+        with pytest.raises(ModelFileError):
+            onnx_metadata(model)
+
+    def test_the_kind_is_said(self, model):
+        assert Artifact.open(model).kind == "onnx"
+
+    def test_a_file_that_went_away_is_named(self, model):
+        artifact = Artifact.open(model)
+        model.unlink()
+        with pytest.raises(InputError) as caught:
+            artifact.read_bytes()
+        assert caught.value.subject == str(model)
 
 
 def test_the_hash_is_that_of_the_bytes(tmp_path):
@@ -353,6 +452,7 @@ def _tensor(data_type: int, count: int):
     ("tensors", "precision"),
     [
         ({TensorProto.FLOAT: 8}, "fp32"),
+        ({TensorProto.FLOAT: 8, TensorProto.FLOAT16: 2}, "fp32"),
         ({TensorProto.FLOAT16: 8, TensorProto.FLOAT: 2}, "fp16"),
         ({TensorProto.BFLOAT16: 8, TensorProto.FLOAT: 2}, "bf16"),
         ({TensorProto.INT8: 8, TensorProto.FLOAT: 2}, "int8"),
@@ -425,6 +525,21 @@ class TestDataFiles:
                 Artifact.open(self._model(folder, location))
             assert caught.value.subject.endswith("m.onnx")
 
+    def test_names_that_no_file_can_have_are_refused(self, folder):
+        with pytest.raises(InputError) as caught:
+            Artifact.open(self._model(folder, "a" * 300))
+        assert caught.value.subject.endswith("m.onnx")
+
+    def test_a_link_to_itself_is_refused(self, folder):
+        (folder / "loop.bin").symlink_to("loop.bin")
+        with pytest.raises(ModelFileError):
+            Artifact.open(self._model(folder, "loop.bin"))
+
+    def test_the_data_files_can_be_checked_alone(self, folder):
+        require_data_within(self._model(folder, "sub/w.bin"))
+        with pytest.raises(ModelFileError):
+            require_data_within(self._model(folder, "../elsewhere.bin"))
+
     @pytest.mark.parametrize("location", ["gone.bin", "short.bin", "sub"])
     def test_a_missing_or_short_file_is_refused(self, folder, location):
         with pytest.raises(ModelFileError) as caught:
@@ -439,7 +554,9 @@ class TestBytes:
         on_disk, in_memory = Artifact.open(model), Artifact.open(model.read_bytes())
         assert in_memory == dataclasses.replace(on_disk, path=in_memory.path, data=model.read_bytes())
         assert in_memory.sha256() == on_disk.sha256()
-        assert in_memory.read_bytes() == on_disk.read_bytes()
+        assert in_memory.read_bytes() == on_disk.read_bytes() == model.read_bytes()
+        assert in_memory.path == Path("<model in memory>")
+        assert repr(model.read_bytes()) not in repr(in_memory)
 
     @pytest.mark.parametrize("data", [b"", b"text", b"ftrt" + bytes(60)])
     def test_other_bytes_are_refused(self, data):

@@ -1,7 +1,7 @@
 """Cases 42 to 44: where results go. The file systems are real ones: permissions would prove nothing for root.
 
 Most commands are given calibration data that cannot be used, and still speak of the disk: it was looked at first. A
-disk that fills up in the middle of a write is in `tests/test_artifacts.py`, where the one writer is tested.
+disk that fills up in the middle of a write is in `tests/test_disks.py`, where the one writer is tested.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from densenet_deploy.packages import is_installed
 from densenet_deploy.variants import find_variant
 from tests.conftest import DIGITS
 from tests.faults.harness import Commands, Ended, require_contract, run_process
-from tests.test_artifacts import _has_namespaces
+from tests.test_disks import _has_namespaces
 
 FILES: dict[str, tuple[str, ...]] = {
     "export": ("export", "--weights", "digits.safetensors", "-o", "{}/new/a.onnx"),

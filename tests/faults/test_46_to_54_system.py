@@ -1,7 +1,7 @@
 """Cases 46 to 54: signals, odd paths and streams, no network, missing packages, recipes, caches and manifests.
 
 Signals in the middle of benchmark, tune and build-trt are in `tests/cli/`; two writers on one output (47) in
-`tests/test_artifacts.py` and `tests/cli/test_build_trt.py`; paths and streams that work (48, 49) in
+`tests/test_disks.py` and `tests/cli/test_build_trt.py`; paths and streams that work (48, 49) in
 `tests/cli/test_contract.py`.
 """
 
