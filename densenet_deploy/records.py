@@ -73,7 +73,7 @@ def data_error(where: str, why: str) -> DensenetDeployError:
 
 def to_plain(value: object) -> Any:
     """Return `value` as JSON holds it: infinite numbers and NaN become None, tuples lists, records objects."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return value.to_json() if hasattr(value, "to_json") else fields_to_plain(value)
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
@@ -137,7 +137,6 @@ def key_of(field: dataclasses.Field[Any]) -> str:
 
 class _WrongValueError(Exception):
     def __init__(self, where: str, why: str) -> None:
-        super().__init__(where, why)
         self.where, self.why = where, why
 
 
@@ -254,7 +253,7 @@ def _values(kind: Any, data: object, where: str, strict: bool) -> dict[str, Any]
     fields = (field for field in dataclasses.fields(kind) if field.init and field.metadata.get("json", True))
     hints, known = _hints(kind), {key_of(field): field for field in fields}
     if strict and (unknown := [key for key in facts if key not in known]):
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown[0], known, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise _WrongValueError(f"{prefix}{unknown[0]}", f"is an unknown key; {hint}")
     for key, field in known.items():

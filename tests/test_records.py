@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densenet_deploy.errors import DataError
+from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.records import Choice, Range, from_plain, parse_json, to_plain, write_json
 
 
@@ -49,6 +50,15 @@ class Outer:
     path: Path | None = None
     special: Infinite = Infinite(1.0)
     renamed: bool = field(default=False, metadata={"key": "re-named"})
+
+
+@dataclass(frozen=True)
+class Partly:
+    """A field that stays out of the JSON, and one that is computed."""
+
+    size: int
+    secret: int = field(default=1, metadata={"json": False})
+    double: int = field(default=2, init=False)
 
 
 EXAMPLE = Outer(
@@ -115,16 +125,124 @@ def test_bounds_are_included(size):
     assert from_plain(Inner, {"size": size}).size == size
 
 
-def test_strict_reading_names_the_nearest_known_key():
+def test_null_has_no_bounds():
+    assert from_plain(Annotated[int | None, Range(1, 8)], None) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("hint", "data", "wanted"),
+    [
+        (str, 3, "text"),
+        (int, "a", "a whole number"),
+        (int, True, "a whole number"),
+        (float, "a", "a number"),
+        (float, True, "a number"),
+        (bool, 1, "true or false"),
+        (None, 1, "null"),
+        (list[int], [1], "list[int]"),  # a hint that is not understood
+        (Annotated[int, Range(1, 8)], 0, "a whole number from 1 to 8"),
+        (Annotated[float, Range(low=0.5)], 0.25, "a number of at least 0.5"),
+        (Annotated[float, Range(high=0.5)], 1, "a number of at most 0.5"),
+        (Annotated[int | None, Range(1, 8)], 9, "a number from 1 to 8"),
+        (Annotated[str | None, Choice("a", None)], "b", "one of a, null"),
+        (Literal["x", 1], "z", "one of x, 1"),
+        (tuple[int, ...], 3, "a list"),
+        (tuple[int, int], [1], "a list of 2"),
+        (Mapping[str, int], [], "an object"),
+        (Mapping[str, int], {"a": 1, 2: 3}, "an object"),
+        (int | None, "a", "a whole number"),
+        (int | str, [], "a whole number or text"),
+        (
+            Annotated[int, Range(1, 8)] | tuple[int, ...] | Inner | None,
+            "a",
+            "a whole number or a list or an object or null",
+        ),
+    ],
+    ids=str,
+)
+def test_an_error_says_what_was_found_and_what_was_wanted(hint, data, wanted):
     with pytest.raises(DataError) as caught:
-        from_plain(Inner, {"size": 1, "shore": 1}, "recipe.toml", strict=True)
-    assert caught.value.subject == "recipe.toml.shore"
-    assert "'share'" in caught.value.why
+        from_plain(hint, data, "x")
+    assert (caught.value.subject, caught.value.why) == ("x", f"is {data!r}, not {wanted}")
+
+
+def test_without_a_path_an_error_names_the_data_or_the_key():
+    with pytest.raises(DataError) as caught:
+        from_plain(int, "a")
+    assert caught.value.subject == "data"
+    with pytest.raises(DataError) as caught:
+        from_plain(Mapping[str, int], {"a": "b"})  # type: ignore[type-abstract]
+    assert caught.value.subject == "a"
+
+
+def test_in_a_union_the_deepest_error_is_the_one_that_counts():
+    with pytest.raises(DataError) as caught:
+        from_plain(str | Inner, {"size": "many"}, "x")  # type: ignore[arg-type]
+    assert caught.value.subject == "x.size"
+
+
+def test_what_a_class_of_its_own_form_says_is_the_reason():
+    with pytest.raises(DataError) as caught:
+        from_plain(tuple[Infinite, ...], ["1", "many"], "x")
+    assert (caught.value.subject, caught.value.why) == ("x[1]", "could not convert string to float: 'many'")
+
+
+def test_the_error_is_the_one_that_the_reader_wants():
+    with pytest.raises(UsageError) as caught:
+        from_plain(Inner, {}, "x", lambda where, why: UsageError(where, why, "fix"))
+    assert caught.value.subject == "x.size"
+
+
+@pytest.mark.parametrize(
+    ("hint", "data"),
+    [(object, [None, {}]), (Any, 3), (tuple[int], (3,)), (dict[str, int], {"a": 1}), (Literal["x", 1], 1)],
+    ids=str,
+)
+def test_other_hints_are_read_too(hint, data):
+    assert from_plain(hint, data) == data
+
+
+LARGEST = int(sys.float_info.max)
+
+
+@pytest.mark.parametrize("hint", [int, float])
+def test_numbers_are_those_that_a_float_holds(hint):
+    assert [from_plain(hint, number) for number in (LARGEST, -LARGEST)] == [LARGEST, -LARGEST]
+    for number in (LARGEST + 1, -LARGEST - 1, math.inf, math.nan):
+        with pytest.raises(DataError):
+            from_plain(hint, number)
+
+
+def test_a_field_can_stay_out_of_the_json():
+    assert to_plain(Partly(3, secret=5)) == {"size": 3, "double": 2}
+    assert from_plain(Partly, {"size": 3, "secret": 5, "double": 5}) == Partly(3)
+
+
+def test_sets_are_lists():
+    assert to_plain(frozenset({1})) == [1]
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("shore", "did you mean 'share'?"), ("starch", "did you mean 'share'?"), ("q", "known: size, share")],
+)
+def test_strict_reading_names_the_first_unknown_key_and_the_nearest_known_one(key, hint):
+    with pytest.raises(DataError) as caught:
+        from_plain(Inner, {"size": 1, key: 1, "sizes": 2}, "recipe.toml", strict=True)
+    assert (caught.value.subject, caught.value.why) == (f"recipe.toml.{key}", f"is an unknown key; {hint}")
+
+
+def test_strict_reading_takes_what_is_known_and_is_strict_all_the_way_down():
+    assert from_plain(Inner, {"size": 1}, strict=True) == Inner(1)
+    with pytest.raises(DataError) as caught:
+        from_plain(Outer, PLAIN | {"many": [{"size": 1, "newer": 1}]}, strict=True)
+    assert caught.value.subject == "many[0].newer"
 
 
 def test_a_whole_number_is_a_float_where_a_float_is_wanted_and_stays_whole_in_a_union():
     assert type(from_plain(Inner, {"size": 1, "share": 1}).share) is float
     assert type(from_plain(int | float, 1)) is int  # type: ignore[arg-type]
+    assert type(from_plain(float | int, 1)) is int  # type: ignore[arg-type]
 
 
 def test_numbers_that_json_does_not_know_are_null_when_written_and_refused_when_read():
@@ -132,6 +250,14 @@ def test_numbers_that_json_does_not_know_are_null_when_written_and_refused_when_
     for text in ("NaN", "[Infinity]", "[" * 100_000):
         with pytest.raises(ValueError, match=r"."):
             parse_json(text)
+
+
+def test_text_is_written_as_it_is_but_for_what_utf_8_cannot_carry():
+    assert write_json({"ü": ["🐈", None]}) == '{"ü": ["🐈", null]}'
+    assert write_json(["a"], indent=2) == '[\n  "a"\n]'
+    assert write_json("a\udc80") == r'"a\udc80"'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(math.nan)
 
 
 @given(
