@@ -31,7 +31,7 @@ __all__ = [
 
 DEFAULT_VARIANT: Final = "121"
 
-_PREFIX: Final = re.compile(r"densenet[-_]?")
+_PREFIX: Final = re.compile(r"^densenet[-_]?")
 
 
 def find_variant(name: str) -> Variant:
@@ -41,7 +41,7 @@ def find_variant(name: str) -> Variant:
         UnknownNameError: naming the nearest listed variant.
         UsageError: if the name is of a family, but its numbers do not make a network.
     """
-    plain = _PREFIX.sub("", name.strip().lower(), count=1)
+    plain = _PREFIX.sub("", name.strip().lower())
     for family in _families():
         if (variant := family.find(plain)) is not None:
             return variant
@@ -116,9 +116,7 @@ def _difference(a: DenseNetSpec, b: DenseNetSpec) -> tuple[float, ...]:
     return (
         a.stem != b.stem,
         (a.bn_size == 0) != (b.bn_size == 0),
-        abs(len(a.blocks) - len(b.blocks)),
         abs(a.growth_rate - b.growth_rate),
         sum(abs(x - y) for x, y in zip(a.blocks, b.blocks, strict=False)),
         abs(a.init_features - b.init_features),
-        abs(a.compression - b.compression),
     )

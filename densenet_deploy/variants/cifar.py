@@ -37,7 +37,7 @@ class CifarFamily(Family):
         return _variant(_layers_per_block(name, depth, 6 if bottleneck else 3), growth_rate, bottleneck=bottleneck)
 
     def like(self, spec: DenseNetSpec) -> Variant | None:
-        variant = _variant(spec.blocks[0], spec.growth_rate, bottleneck=spec.bn_size > 0)
+        variant = _variant(spec.blocks[0], spec.growth_rate, bottleneck=bool(spec.bn_size))
         return variant if variant.spec.same_architecture(spec) else None
 
 

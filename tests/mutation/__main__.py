@@ -45,7 +45,9 @@ from tests.mutation.mutants import Mutant, mutants
 ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = ROOT / "densenet_deploy"
 EQUIVALENT: Final = Path(__file__).with_name("equivalent.toml")
-IMPORTED: Final = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "PIL.Image", "hypothesis")
+IMPORTED: Final = (
+    *("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "torchvision", "PIL.Image", "hypothesis"),
+)
 MEMORY_LIMIT: Final = 16 * 2**30
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from densenet_deploy.errors import ManifestError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
-from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec, compressed
 
 
 def test_channels_of_densenet_121():
@@ -14,6 +14,10 @@ def test_channels_of_densenet_121():
     assert spec.channels_in == (64, 128, 256, 512)
     assert spec.channels_out == (256, 512, 1024, 1024)
     assert spec.feature_channels == 1024
+
+
+def test_features_are_those_of_the_last_block():
+    assert DenseNetSpec(growth_rate=3, blocks=(1, 2, 3), init_features=10, compression=1.0).feature_channels == 28
 
 
 def test_compression_rounds_down():
@@ -30,37 +34,96 @@ def test_output_follows_the_head(head, name, width):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("field", "option", "good", "bad"),
     [
-        {"growth_rate": 0},
-        {"blocks": ()},
-        {"blocks": (6, 0)},
-        {"blocks": (1,) * 9},
-        {"init_features": -1},
-        {"compression": 0.0},
-        {"compression": 1.01},
-        {"compression": float("nan")},
-        {"bn_size": -1},
-        {"drop_rate": 1.0},
-        {"num_classes": 0},
-        {"stem": "mnist"},
-        {"head": "detector"},
+        ("growth_rate", "growth-rate", (1, 1024), (0, 1025)),
+        ("init_features", "init-features", (1, 8192), (0, -1, 8193)),
+        ("compression", "compression", (0.01, 1.0), (0.0, 0.0099, 1.01, float("nan"))),
+        ("bn_size", "bn-size", (0, 64), (-1, 65)),
+        ("drop_rate", "drop-rate", (0.0, 0.99), (-0.01, 1.0)),
+        ("num_classes", "num-classes", (1, 1_000_000), (0, 1_000_001)),
     ],
 )
-def test_numbers_out_of_range_are_usage_errors(wrong):
-    with pytest.raises(UsageError):
-        DenseNetSpec(**wrong)
+def test_numbers_have_limits(field, option, good, bad):
+    for value in good:
+        assert getattr(DenseNetSpec(**{"init_features": 256, field: value}), field) == value
+    for value in bad:
+        with pytest.raises(UsageError) as caught:
+            DenseNetSpec(**{field: value})
+        assert caught.value.subject == f"{option}={value}"
+
+
+@pytest.mark.parametrize("blocks", [(1,), (1,) * 8, (512,)])
+def test_one_to_eight_blocks_of_one_to_512_layers_are_good(blocks):
+    assert DenseNetSpec(blocks=blocks).blocks == blocks
+
+
+@pytest.mark.parametrize(
+    ("blocks", "subject"),
+    [
+        ((), "number of blocks=0"),
+        ((1,) * 9, "number of blocks=9"),
+        ((6, 0), "blocks=0"),
+        ((513,), "blocks=513"),
+    ],
+)
+def test_other_blocks_are_refused(blocks, subject):
+    with pytest.raises(UsageError) as caught:
+        DenseNetSpec(blocks=blocks)
+    assert caught.value.subject == subject
+
+
+def test_stems_and_heads_are_these():
+    for stem in ("imagenet", "cifar"):
+        assert DenseNetSpec(stem=stem).stem == stem
+    for head in ("classifier", "features", "multiscale"):
+        assert DenseNetSpec(head=head).head == head
+    for wrong in ({"stem": "mnist"}, {"head": "detector"}):
+        with pytest.raises(UsageError) as caught:
+            DenseNetSpec(**wrong)
+        assert caught.value.subject in wrong.values()
+        assert caught.value.why in ("unknown stem", "unknown head")
+
+
+def test_the_defaults_are_densenet_121():
+    assert DenseNetSpec() == DenseNetSpec(32, (6, 12, 24, 16), 64, 0.5, 4, 0.0, "imagenet", 1000, "classifier")
+
+
+def test_the_multiscale_head_has_128_channels_of_each_block():
+    assert SCALE_CHANNELS == 128
+
+
+@pytest.mark.parametrize(("channels", "compression", "kept"), [(7, 0.5, 3), (8, 0.5, 4), (9, 1.0, 9), (10, 0.19, 1)])
+def test_a_transition_rounds_down(channels, compression, kept):
+    assert compressed(channels, compression) == kept
+
+
+@pytest.mark.parametrize(
+    ("blocks", "stem", "size"),
+    [
+        ((1,), "imagenet", 1),
+        ((1, 1), "imagenet", 5),
+        ((1, 1, 1, 1), "imagenet", 29),
+        ((1,), "cifar", 1),
+        ((1, 1, 1), "cifar", 4),
+    ],
+)
+def test_the_smallest_image_doubles_with_every_transition(blocks, stem, size):
+    assert DenseNetSpec(blocks=blocks, stem=stem).smallest_image_size == size
 
 
 def test_a_transition_keeps_at_least_one_channel():
     with pytest.raises(UsageError) as caught:
         DenseNetSpec(growth_rate=1, blocks=(1, 1), init_features=1, compression=0.4)
     assert caught.value.subject == "compression=0.4"
+    assert DenseNetSpec(growth_rate=1, blocks=(1, 1), init_features=1, compression=0.5).channels_in == (1, 1)
 
 
 def test_dropout_classes_and_head_do_not_make_another_architecture():
     assert DenseNetSpec().same_architecture(DenseNetSpec(drop_rate=0.2, num_classes=3, head="features"))
-    assert not DenseNetSpec().same_architecture(DenseNetSpec(bn_size=2))
+    changes = ({"bn_size": 2}, {"growth_rate": 31}, {"blocks": (6,)}, {"init_features": 63}, {"compression": 0.6})
+    for change in (*changes, {"stem": "cifar"}):
+        assert not DenseNetSpec().same_architecture(DenseNetSpec(**change))
 
 
 def test_facts_survive_the_manifest():

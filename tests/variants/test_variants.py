@@ -5,15 +5,18 @@ import re
 
 import pytest
 
-from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.errors import UnknownNameError
+from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.variants import (
     closest_variant,
     custom_variant,
     find_variant,
+    is_variant,
     variant_for,
     variant_names,
     variant_with,
 )
+from densenet_deploy.variants.cifar import CIFAR_PREPROCESSING
 from densenet_deploy.variants.spec import DenseNetSpec
 
 
@@ -43,42 +46,37 @@ def test_an_unknown_name_suggests_the_nearest():
     assert "'121'" in caught.value.fix
 
 
-def test_cifar_plain_and_bottleneck():
-    plain, bottleneck = find_variant("cifar-40-12").spec, find_variant("cifar-bc-100-12").spec
-    assert (plain.blocks, plain.bn_size, plain.init_features, plain.compression) == ((12, 12, 12), 0, 16, 1.0)
-    assert (bottleneck.blocks, bottleneck.bn_size, bottleneck.init_features, bottleneck.compression) == (
-        (16, 16, 16),
-        4,
-        24,
-        0.5,
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("121", True), ("DenseNet-169", True), ("cifar-41-12", True), ("imagenet", False), ("densenetdensenet121", False)],
+)
+def test_a_name_is_known_or_not_even_if_its_numbers_make_no_network(name, known):
+    assert is_variant(name) is known
+
+
+@pytest.mark.parametrize("name", ["densenet-densenet-121", "121densenet", "net-densenet121"])
+def test_a_name_begins_with_densenet_once(name):
+    with pytest.raises(UnknownNameError):
+        find_variant(name)
+
+
+def test_the_listed_names_are_these():
+    assert variant_names() == (
+        *("cifar-40-12", "cifar-100-12", "cifar-100-24", "cifar-bc-100-12", "cifar-bc-250-24", "cifar-bc-190-40"),
+        *("121", "161", "169", "201", "264"),
     )
 
 
-def test_cifar_images_are_used_whole():
-    preprocessing = find_variant("cifar-40-12").preprocessing
-    assert (preprocessing.image_size, preprocessing.resize) == (32, 36)
-
-
-@pytest.mark.parametrize(
-    ("name", "depths"),
-    [("cifar-41-12", "40 or 43"), ("cifar-bc-41-12", "40 or 46"), ("cifar-bc-4-12", "10"), ("cifar-1-12", "7")],
-)
-def test_a_depth_that_does_not_fit_names_the_nearest(name, depths):
-    with pytest.raises(UsageError) as caught:
-        find_variant(name)
-    assert caught.value.subject == name
-    assert caught.value.fix.endswith(depths)
-
-
-def test_a_growth_rate_of_zero_is_refused():
-    with pytest.raises(UsageError) as caught:
-        find_variant("cifar-40-0")
-    assert caught.value.subject == "growth-rate=0"
+def test_images_of_a_custom_network_are_those_of_its_stem():
+    assert custom_variant(DenseNetSpec(growth_rate=3)).preprocessing == Preprocessing()
+    assert custom_variant(DenseNetSpec(growth_rate=3, stem="cifar")).preprocessing == CIFAR_PREPROCESSING
 
 
 def test_custom_names_are_stable_distinct_and_safe_in_file_names():
     spec = DenseNetSpec(growth_rate=12, blocks=(6, 6, 6), init_features=24, stem="cifar")
-    name = custom_variant(spec).name
+    variant = custom_variant(spec)
+    name = variant.name
+    assert variant.spec == spec
     assert name == "custom-k12-b6.6.6-i24-c0.5-n4-cifar"
     assert re.fullmatch(r"[a-z0-9.-]+", name)
     changes = ({"growth_rate": 13}, {"blocks": (6, 6)}, {"init_features": 25}, {"compression": 0.6}, {"bn_size": 2})
@@ -100,7 +98,13 @@ def test_cifar_depths_outside_the_list_have_names_too():
         ({"blocks": (6, 12, 32, 31)}, "169"),
         ({"blocks": (6, 12, 47, 32)}, "201"),
         ({"growth_rate": 47, "init_features": 90}, "161"),
+        ({"blocks": (6, 12, 24)}, "121"),
         ({"stem": "cifar", "blocks": (16, 16, 15), "growth_rate": 12, "init_features": 24}, "cifar-bc-100-12"),
+        ({"stem": "cifar", "blocks": (16, 16, 15), "growth_rate": 12, "bn_size": 0}, "cifar-40-12"),
+        ({"stem": "cifar", "blocks": (23, 22, 22), "growth_rate": 13, "bn_size": 0}, "cifar-100-12"),
+        # as far from either in growth rate and in layers: the first convolution decides
+        ({"stem": "cifar", "blocks": (36, 36, 36), "growth_rate": 32, "init_features": 50}, "cifar-bc-250-24"),
+        ({"stem": "cifar", "blocks": (36, 36, 36), "growth_rate": 32, "init_features": 78}, "cifar-bc-190-40"),
     ],
 )
 def test_the_closest_variant_of_a_custom_spec(change, nearest):
