@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 INFLATION_LIMIT: Final = 4
 """How many times its own size a checkpoint may unpack to."""
 
+LARGEST_FILE_BYTES: Final = 4 * 2**30
+"""Of a checkpoint, which is read whole."""
+
 SAVE_STATE_HINT: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 FETCH_AGAIN_HINT: Final = "download or save it again"
 
-_LARGEST_FILE_BYTES: Final = 4 * 2**30
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 _NUMBERS: Final = "?bhilqBHILQefd"  # NumPy's type codes of booleans, integers and floats
 
@@ -65,8 +67,12 @@ class CheckpointFile:
     strings: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path) -> CheckpointFile:
+def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> CheckpointFile:
     """Read a `.safetensors` file, or one of PyTorch's: `.pth`, `.pt`, `.ckpt` or `.bin`.
+
+    Args:
+        path: where it is.
+        largest_bytes: the largest size that is read.
 
     Raises:
         InputError: if the file does not exist, or it is empty.
@@ -75,7 +81,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     suffix = path.suffix.lower()
     if suffix not in CHECKPOINT_SUFFIXES:
         raise CheckpointError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
-    data = _bytes_of(path)
+    data = _bytes_of(path, largest_bytes)
     if suffix == ".safetensors":
         return _read_safetensors(path, data)
     if data.startswith(b"PK"):
@@ -137,11 +143,11 @@ def float32_bytes(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> 
     return b"".join([len(padded).to_bytes(8, "little"), padded, *blobs])
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path, largest_bytes: int) -> bytes:
     require_file(path)
     with os_errors_about(path):
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise CheckpointError(path, f"is larger than {_LARGEST_FILE_BYTES} bytes", SAVE_STATE_HINT)
+        if path.stat().st_size > largest_bytes:
+            raise CheckpointError(path, f"is larger than {largest_bytes} bytes", SAVE_STATE_HINT)
         return path.read_bytes()
 
 
@@ -190,7 +196,7 @@ def _number(kind: np.dtype[Any], data: bytes) -> np.generic:
 def _header(data: bytes) -> tuple[dict[str, object], int]:
     """(parsed header, where the tensors begin)."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, _LARGEST_HEADER_BYTES):
+    if length > min(len(data) - 8, _LARGEST_HEADER_BYTES):
         raise ValueError(f"its header claims {length} bytes")
     if data[8:9] != b"{":
         raise ValueError("its header is not a JSON object")

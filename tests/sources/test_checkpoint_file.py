@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import random
+import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -13,8 +15,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from densenet_deploy.errors import InputError
-from densenet_deploy.sources.checkpoint_file import checked_metadata, float32_bytes, read_checkpoint
+from densenet_deploy.errors import CheckpointError, InputError
+from densenet_deploy.sources.checkpoint_file import (
+    checked_metadata,
+    float32_bytes,
+    read_checkpoint,
+    require_weights_zip,
+)
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -49,7 +56,9 @@ class Bomb:
 def test_a_whole_file_is_read(tmp_path, model, zipped):
     path = tmp_path / "whole.pth"
     path.write_bytes(saved(model.state_dict(), zipped=zipped))
-    content = read_checkpoint(path).content
+    file = read_checkpoint(path)
+    content = file.content
+    assert (file.path, file.size_bytes, file.strings) == (path, path.stat().st_size, {})
     assert all(torch.equal(content[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -102,20 +111,65 @@ def test_06_a_pickled_module_is_refused_with_how_to_save(tmp_path, zipped):
     assert "torch.save(model.state_dict()" in message
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch deprecates what old files still hold
-def test_06_torchscript_is_refused_with_how_to_save(tmp_path):
+def zip_of(entries, comment=b""):
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), buffer)
-    message = refusal(tmp_path / "script.pt", buffer.getvalue())
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        archive.comment = comment
+    return buffer.getvalue()
+
+
+def test_06_torchscript_is_refused_with_how_to_save(tmp_path):
+    data = zip_of({"archive/data.pkl": b"1", "archive/constants.pkl": b"2", "archive/version": b"3"})
+    message = refusal(tmp_path / "script.pt", data)
     assert "TorchScript" in message
     assert "torch.save(model.state_dict()" in message
+
+
+def test_constants_elsewhere_are_no_program(tmp_path):
+    data = zip_of({"archive/data.pkl": b"1", "archive/constants.pkl/0": b"2", "/constants.pkl.txt": b"3"})
+    require_weights_zip(tmp_path, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("missing", "refused"), [(0, False), (1, True)])
+def test_07_a_zip_may_unpack_to_four_times_its_size_and_to_no_more(tmp_path, missing, refused):
+    entries = {"archive/data.pkl": bytes(40_000)}
+    padding = 10_000 - len(zip_of(entries)) - missing
+    data = zip_of(entries, bytes(padding))
+    assert len(data) == 10_000 - missing
+    if refused:
+        with pytest.raises(CheckpointError) as caught:
+            require_weights_zip(tmp_path, io.BytesIO(data))
+        assert caught.value.subject == str(tmp_path)
+        assert "would unpack to 40000 bytes" in caught.value.why
+    else:
+        require_weights_zip(tmp_path, io.BytesIO(data))
+
+
+def test_a_file_may_be_as_large_as_the_limit_and_no_larger(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of({}))
+    assert read_checkpoint(path, largest_bytes=10).size_bytes == 10
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path, largest_bytes=9)
+    assert (caught.value.subject, caught.value.why) == (str(path), "is larger than 9 bytes")
+
+
+def test_more_than_four_gibibytes_are_not_read(tmp_path):
+    path = tmp_path / "sparse.pth"
+    with path.open("wb") as file:
+        file.truncate(4 * 2**30 + 1)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert caught.value.why == "is larger than 4294967296 bytes"
 
 
 def test_07_a_zip_bomb_is_refused_before_it_is_inflated(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(50_000_000))
-    assert "would unpack to 50000000 bytes" in refusal(tmp_path / "bomb.pth", buffer.getvalue())
+        archive.writestr("archive/data.pkl", bytes(5_000_000))
+    assert "would unpack to 5000000 bytes" in refusal(tmp_path / "bomb.pth", buffer.getvalue())
 
 
 def test_a_suffix_of_something_else_is_refused(tmp_path):
@@ -140,18 +194,62 @@ def test_numbers_of_numpy_and_a_command_line_may_lie_beside_the_weights(tmp_path
         "best": np.float64(0.75),
         "epoch": np.int64(3),
         "done": np.bool_(True),
+        **{f"number {letter}": np.dtype(letter).type(1) for letter in "?bhilqBHILQefd"},
     }
     path.write_bytes(saved({"state_dict": model.state_dict(), **beside}, zipped=zipped))
     content = read_checkpoint(path).content
     assert {key: content[key] for key in beside} == beside
 
 
-def test_an_object_of_numpy_is_not_a_number(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (np.dtype("O"), "anything"),
+        (np.dtype("S4"), b"text"),
+        (np.dtype("<f8"), bytes(16)),
+        (np.dtype("<f8"), bytes(4)),
+        (np.dtype("c16"), bytes(16)),
+        (np.dtype("M8[s]"), bytes(8)),
+    ],
+    ids=str,
+)
+def test_other_things_of_numpy_are_not_numbers(tmp_path, kind, data):
     class Scalar:
         def __reduce__(self):
-            return np.float64(0).__reduce__()[0], (np.dtype("O"), "anything")
+            return np.float64(0).__reduce__()[0], (kind, data)
 
     refusal(tmp_path / "object.pth", saved({"best": Scalar()}))
+
+
+def rezipped(data, old, new):
+    """The same zip, with `old` in its pickle replaced."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in entries if name.endswith("/data.pkl"))
+    assert old in entries[pickled]
+    return zip_of(entries | {pickled: entries[pickled].replace(old, new)})
+
+
+def test_a_number_of_an_older_numpy_is_read(tmp_path):
+    path = tmp_path / "old.pth"
+    path.write_bytes(rezipped(saved({"best": np.float64(3)}), b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert read_checkpoint(path).content == {"best": 3.0}
+
+
+def test_the_weights_of_another_device_are_read_on_the_cpu(tmp_path):
+    path = tmp_path / "gpu.pth"
+    there = b"X\x06\x00\x00\x00cuda:9"
+    path.write_bytes(rezipped(saved({"w": torch.ones(2)}), b"X\x03\x00\x00\x00cpu", there))
+    weight = read_checkpoint(path).content["w"]
+    assert (weight.device.type, weight.tolist()) == ("cpu", [1.0, 1.0])
+
+
+def test_what_torch_warns_of_is_not_shown_and_the_filters_stay(tmp_path):
+    path = tmp_path / "sparse.pth"
+    path.write_bytes(saved({"w": torch.eye(2).to_sparse()}))
+    before = list(warnings.filters)
+    assert read_checkpoint(path).content["w"].is_sparse  # torch warns of it, and a warning is an error in these tests
+    assert warnings.filters == before
 
 
 def test_a_bomb_inside_a_command_line_is_not_run(tmp_path):
@@ -199,6 +297,59 @@ def test_what_we_write_the_library_reads():
     assert checked_metadata(float32_bytes(tensors, {"naïve": "…"})) == {"naïve": "…"}
 
 
+@pytest.mark.parametrize("letters", range(8))
+def test_what_we_write_is_the_header_padded_to_eight_bytes_and_the_values(letters):
+    data = float32_bytes(
+        {
+            "b": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T,
+            "a": torch.tensor(0.5, dtype=torch.float16, requires_grad=True),
+        },
+        {"y": "ü", "x": "z" * letters},
+    )
+    header = (
+        f'{{"__metadata__": {{"x": "{"z" * letters}", "y": "ü"}}, '
+        '"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, '
+        '"b": {"dtype": "F32", "shape": [2, 2], "data_offsets": [4, 20]}}'
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    assert data == struct.pack("<Q", len(header)) + header + struct.pack("<5f", 0.5, 1, 3, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("width", "types"),
+    [
+        (1, "BOOL U8 I8 F8_E4M3 F8_E5M2"),
+        (2, "I16 U16 F16 BF16"),
+        (4, "I32 U32 F32"),
+        (8, "I64 U64 F64"),
+    ],
+)
+def test_each_type_has_its_width(width, types):
+    for name in types.split():
+        entry = {"dtype": name, "shape": [3, 2], "data_offsets": [0, 6 * width]}
+        assert checked_metadata(file_of({"a": entry}, bytes(6 * width))) == {}
+
+
+def test_the_order_of_the_header_is_not_that_of_the_data():
+    later = {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]}
+    assert checked_metadata(file_of({"z": later, "b": {**ONE, "data_offsets": [4, 8]}, "c": ONE}, bytes(8))) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "why"), [(100_000_000, "not a JSON object"), (100_000_001, "header claims 100000001")]
+)
+def test_a_header_is_read_up_to_a_hundred_megabytes(size, why):
+    with pytest.raises(ValueError, match=why):
+        checked_metadata(size.to_bytes(8, "little") + bytes(size))
+
+
+def test_a_suffix_in_capitals_is_the_same(tmp_path):
+    path = tmp_path / "M.SAFETENSORS"
+    path.write_bytes(file_of({"__metadata__": {"a": "b"}, "a": ONE}, b"\0\0\0\0"))
+    file = read_checkpoint(path)
+    assert (file.path, file.size_bytes, file.strings) == (path, path.stat().st_size, {"a": "b"})
+
+
 def test_the_order_of_arguments_does_not_change_the_file():
     one, two = torch.ones(2), torch.zeros(3)
     assert float32_bytes({"a": one, "b": two}, {"x": "1", "y": "2"}) == float32_bytes(
@@ -211,7 +362,9 @@ def test_the_order_of_arguments_does_not_change_the_file():
     [
         (b"1234", "header claims"),
         (file_of({}, length=2**63), "header claims 9223372036854775808"),
-        (file_of(b"{}" + b" " * 100_000_001), "header claims 100000003"),
+        (b"12345678", "header claims"),
+        (file_of({}, length=3), "header claims 3"),
+        (file_of(b" {}"), "not a JSON object"),
         (file_of(b"[]"), "not a JSON object"),
         (file_of(b"{'a': 1}"), "not JSON"),
         (file_of(b'{"a":' * 100_000), "not JSON"),
@@ -219,10 +372,20 @@ def test_the_order_of_arguments_does_not_change_the_file():
         (file_of(b'{"a": 1, "a": 2}'), "twice"),
         (file_of(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "twice"),
         (file_of({"__metadata__": {"a": 1}}), "pairs of strings"),
+        (file_of({"__metadata__": {"a": "text", "b": 1}}), "pairs of strings"),
+        (file_of({"__metadata__": ["a"]}), "pairs of strings"),
         (file_of({"a": [1]}), "not described"),
+        (file_of({"a": ["dtype", "shape", "data_offsets"]}), "not described"),
+        (file_of({"a": {**ONE, "more": 1}}, b"1234"), "not described"),
+        (file_of({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), "not described"),
         (file_of({"a": {**ONE, "dtype": "F99"}}, b"1234"), "unknown type F99"),
         (file_of({"a": {**ONE, "shape": [-1]}}, b"1234"), "not whole numbers"),
         (file_of({"a": {**ONE, "shape": [True]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": [-1, -1]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": [1, 1.0]}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "shape": {}}}, b"1234"), "not whole numbers"),
+        (file_of({"a": {**ONE, "data_offsets": [0, 4, 8]}}, b"1234"), "does not fit the offsets"),
+        (file_of({"a": {**ONE, "data_offsets": []}}, b"1234"), "does not fit the offsets"),
         (file_of({"a": {**ONE, "shape": [2]}}, b"1234"), "does not fit the offsets"),
         (file_of({"a": {**ONE, "data_offsets": [4, 0]}}, b"1234"), "does not fit the offsets"),
         (file_of({"a": {**ONE, "data_offsets": [0]}}, b"1234"), "does not fit the offsets"),
