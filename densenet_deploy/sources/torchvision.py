@@ -34,7 +34,6 @@ from densenet_deploy.variants import DEFAULT_VARIANT, find_variant
 
 PUBLIC_VARIANTS: Final = ("121", "161", "169", "201")
 
-_SOCKET_TIMEOUT_SECONDS: Final = 20.0
 _NAME: Final = re.compile(
     r"(?:imagenet(?::(?:densenet[-_]?)?(?P<variant>\d+))?"
     r"|(?:densenet(?P<owner>\d+)_weights\.)?(?P<version>imagenet1k_v\d+|default))",
@@ -119,8 +118,10 @@ def find_public_weights(weights: str, variant: str | None) -> PublicWeights:
     return _published(chosen, match["version"] if match and match["version"] else "DEFAULT")
 
 
-def fetched(url: str) -> Path:
+def fetched(url: str, timeout_seconds: float = 20.0) -> Path:
     """Return the cached file of `url`, downloading it first if needed; its name ends in the start of its SHA-256.
+
+    A server that is silent for `timeout_seconds` is given up on.
 
     Raises:
         ResourceError: if it cannot be downloaded or stored.
@@ -131,7 +132,7 @@ def fetched(url: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     digest = path.stem.rpartition("-")[2]
     if not path.exists():
-        _download(url, path, digest)
+        _download(url, path, digest, timeout_seconds)
     if not sha256_of(path).startswith(digest):
         raise CheckpointError(path, f"is not what {url} publishes", "delete it and try again")
     return path
@@ -147,13 +148,13 @@ def _published(variant: str, version: str) -> PublicWeights:
     return PublicWeights(str(weights), variant, weights.url, tuple(weights.meta["categories"]))
 
 
-def _download(url: str, path: Path, digest: str) -> None:
+def _download(url: str, path: Path, digest: str, timeout_seconds: float) -> None:
     import torch
 
     try:
         with os_errors_about(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _socket_timeout():
+        with _socket_timeout(timeout_seconds):
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as exc:
         raise ResourceError(url, f"cannot be downloaded ({exc})", "check the network, or give a file") from exc
@@ -164,10 +165,10 @@ def _download(url: str, path: Path, digest: str) -> None:
 
 
 @contextlib.contextmanager
-def _socket_timeout() -> Iterator[None]:
+def _socket_timeout(seconds: float) -> Iterator[None]:
     """Give up on a silent server; torch.hub waits for ever, and has no option for it."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SOCKET_TIMEOUT_SECONDS)
+    socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:

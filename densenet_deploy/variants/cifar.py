@@ -14,12 +14,11 @@ from densenet_deploy.variants.family import Family, Variant, families
 from densenet_deploy.variants.spec import DenseNetSpec
 
 _NAME: Final = re.compile(r"cifar-(bc-)?(\d{1,4})-(\d{1,4})")
-_SIZE: Final = 32
 
 # The rule for all variants, resize to 256/224 of the size and crop, holds here too: it suits photographs of any size.
 # Whole images of 32 pixels, as in the CIFAR files themselves, want resize=32.
 CIFAR_PREPROCESSING: Final = Preprocessing(
-    image_size=_SIZE, resize=_SIZE * 256 // 224, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+    image_size=32, resize=36, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
 )
 
 

@@ -6,7 +6,8 @@ from onnx import TensorProto, helper
 
 from densenet_deploy.errors import InputError, ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
-from densenet_deploy.sources import WeightsConstraint, load
+from densenet_deploy.sources import Match, WeightsConstraint, load
+from densenet_deploy.sources.graph import GraphSource
 from densenet_deploy.variants import find_variant
 
 
@@ -31,7 +32,7 @@ def test_a_graph_in_memory_is_taken_with_its_facts(model, proto, given):
     helper.set_model_props(proto, manifest.to_strings())
     loaded = load(proto if given is None else given(proto.SerializeToString()))
     assert (loaded.name, loaded.manifest, loaded.labels) == ("model", manifest, tuple("abcde"))
-    assert loaded.artifact.data is not None
+    assert loaded.artifact.data == proto.SerializeToString()
 
 
 def test_a_missing_file_and_other_bytes_are_refused(tmp_path):
@@ -42,7 +43,36 @@ def test_a_missing_file_and_other_bytes_are_refused(tmp_path):
         load(b"no graph")
 
 
-@pytest.mark.parametrize("stated", [{"num_classes": 3}, {"head": "features"}, {"variant": find_variant("121")}])
-def test_a_graph_cannot_be_given_another_architecture(proto, stated):
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("stated", "subject"),
+    [
+        ({"num_classes": 3}, "num-classes=3"),
+        ({"head": "features"}, "head=features"),
+        ({"variant": find_variant("169")}, "variant=169"),
+    ],
+)
+def test_a_graph_cannot_be_given_another_architecture(proto, stated, subject):
+    with pytest.raises(UsageError) as caught:
         load(proto, WeightsConstraint(**stated))
+    assert caught.value.subject == subject
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        *((f"m{suffix}", Match.CERTAIN) for suffix in (".onnx", ".xml", ".engine", ".ONNX")),
+        *((other, Match.NO) for other in ("m.pth", "onnx", "121", 3, object())),
+        *((data, Match.CERTAIN) for data in (b"1", bytearray(b"1"), memoryview(b"1"), onnx.ModelProto())),
+    ],
+    ids=str,
+)
+def test_a_suffix_or_bytes_make_a_graph(source, match):
+    assert GraphSource().matches(source) is match
+
+
+def test_a_file_brings_its_facts_and_keeps_its_name(tmp_path, proto):
+    manifest = Manifest("mine", {}, WeightsOrigin("there.pth", "00"), Preprocessing(), tuple("abcde"))
+    helper.set_model_props(proto, manifest.to_strings())
+    onnx.save(proto, tmp_path / "chest.onnx")
+    loaded = load(str(tmp_path / "chest.onnx"))
+    assert (loaded.name, loaded.manifest, loaded.labels) == ("chest", manifest, tuple("abcde"))
