@@ -107,7 +107,7 @@ def symmetric(bound: float) -> QuantizedType:
 
 
 def affine(low: float, high: float) -> QuantizedType:
-    """Return the type 0..255 for values `low`..`high`, with an exact zero."""
+    """Return the type 0..255 for values `low`..`high`, with an exact zero; unsigned if none of them is negative."""
     low, high = min(low, 0.0), max(high, _SMALLEST_RANGE)
     scale = (high - low) / _LEVELS
     return QuantizedType(scale, round(-low / scale))
@@ -117,10 +117,10 @@ def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[s
     """Choose the type of every value in `ranges`.
 
     Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
-    symmetric. The output of a ReLU (also after pooling) is unsigned; the rest is affine. The output of a clip or an
-    average keeps the type of its input.
+    symmetric. The rest is affine, and so unsigned after a ReLU. The output of a clip or an average keeps the type of
+    its input.
     """
-    types = {name: _own_type(found) for name, found in ranges.items()}
+    types = {name: affine(float(found.low.min()), float(found.high.max())) for name, found in ranges.items()}
     for members in _buses(graph):
         known = [ranges[name] for name in members if name in ranges]
         if known:
@@ -136,12 +136,7 @@ def _shared_type(ranges: Iterable[ChannelRanges]) -> QuantizedType:
     low, high = (np.concatenate(ends) for ends in zip(*((found.low, found.high) for found in ranges), strict=True))
     if low.min() >= 0:
         return unsigned(float(high.max()))
-    return symmetric(float(np.maximum(np.abs(low), np.abs(high)).max()))
-
-
-def _own_type(found: ChannelRanges) -> QuantizedType:
-    low, high = float(found.low.min()), float(found.high.max())
-    return unsigned(high) if low >= 0 else affine(low, high)
+    return symmetric(max(-float(low.min()), float(high.max())))
 
 
 def _buses(graph: ir.Graph) -> Iterator[set[str]]:
@@ -168,13 +163,13 @@ def quantize_rows(
 ) -> tuple[Int8, Float]:
     """Return `weights` (M, …) in int8 and their scales, (M,) or () for all rows; no scale is below `smallest`."""
     limit = LIMITS[bits]
-    rows = np.abs(weights.reshape(len(weights), -1)).max(axis=1)
+    rows = np.abs(weights).max(axis=tuple(range(1, weights.ndim)))
     scales = np.maximum(np.maximum(rows / limit, smallest), _SMALLEST_SCALE)
     if not per_channel:
         scales = scales.max()
     rounded = scales.astype(np.float32)
-    column = np.reshape(rounded.astype(np.float64), (-1, *[1] * (weights.ndim - 1)))
-    return np.clip(np.rint(weights / column), -limit, limit).astype(np.int8), rounded
+    column = rounded.astype(np.float64).reshape(rounded.shape + (1,) * (weights.ndim - 1))
+    return np.rint(weights / column).astype(np.int8), rounded  # within the limit: a scale is rounded by 6e-8
 
 
 def quantize_with_bias(
@@ -204,7 +199,7 @@ def hold_bound(graph: ir.Graph, clip: ir.Node, given: QuantizedType) -> None:
     weight, bias = numbers
     exact = bounds.astype(np.float64)
     held = np.minimum(exact, given.highest) if clip.op_type == "Max" else np.maximum(exact, given.lowest)
-    missing = (_clipped(exact, others) - _clipped(held, others)).reshape(-1)
+    missing = (_clipped(exact, others) - _clipped(held, others)).ravel()
     if not missing.any() or len(missing) != weight.shape[1]:
         return
     set_bias(graph, conv, bias + weight.sum(axis=(2, 3)) @ missing, "held")

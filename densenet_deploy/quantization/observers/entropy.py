@@ -34,7 +34,8 @@ class EntropyObserver(HistogramObserver):
     def _thresholds(self, histogram: ChannelHistogram, is_signed: npt.NDArray[np.bool_]) -> Doubles:  # noqa: ARG002
         counts = np.ascontiguousarray(histogram.counts[:, 1:].T, np.float64)
         sums = _Sums(_running(counts), _running(counts > 0), _running(counts * _log(counts)))
-        candidates = np.arange(histogram.bins, _GROUPS - 1, -histogram.bins // _CANDIDATES_PER_HISTOGRAM)
+        candidates = histogram.bins - histogram.bins // _CANDIDATES_PER_HISTOGRAM * np.arange(_CANDIDATES_PER_HISTOGRAM)
+        candidates = candidates[candidates >= _GROUPS]
         divergences = np.stack([sums.divergence(int(candidate)) for candidate in candidates])
         return np.asarray(candidates[divergences.argmin(axis=0)] * histogram.widths)
 

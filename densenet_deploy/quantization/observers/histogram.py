@@ -28,7 +28,7 @@ Doubles = npt.NDArray[np.float64]
 
 _SMALLEST_EXPONENT: Final = -64  # a channel below 2^-64 everywhere counts as zero
 _MOST_COUNTS: Final = 2**32 - 1
-_PORTION: Final = 64  # channels searched for thresholds at a time: their counts fit into a cache
+_PORTION: Final = 48  # channels searched for thresholds at a time: their counts fit into a cache
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ChannelHistogram:
     @property
     def total(self) -> int:
         """Number of values counted in each channel."""
-        return int(self.counts[0].sum(dtype=np.uint64))
+        return int(self.counts[0].sum())
 
     def of(self, channels: slice) -> ChannelHistogram:
         """Return the histogram of some channels, which shares their counts."""
@@ -84,7 +84,7 @@ class ChannelHistogram:
             raise DataError("calibration", "has more than 2^32 values per channel", "use fewer samples or pixels")
         if (peaks >= self._limits).any():
             self._grow(_exponents(peaks))
-        np.add.at(self.counts.reshape(-1), self._columns(values).reshape(-1), np.uint32(1))
+        np.add.at(self.counts.ravel(), self._columns(values).ravel(), np.uint32(1))
 
     def _columns(self, values: Floats) -> npt.NDArray[np.intp]:
         """Return the place of each value in the flattened counts."""
@@ -98,7 +98,7 @@ class ChannelHistogram:
     def _grow(self, exponents: npt.NDArray[np.int32]) -> None:
         """Double the widths of each channel until it has at least these exponents."""
         doublings = np.maximum(exponents - self.exponents, 0)
-        for times in np.unique(doublings[doublings > 0]):
+        for times in np.unique(doublings):
             grown = doublings == times
             self.counts[grown] = _merged(self.counts[grown], min(int(times), self.bins.bit_length() - 1))
         self._set_exponents(self.exponents + doublings)
@@ -165,9 +165,8 @@ def pixel_step(image: tuple[int, ...], pixels: int) -> int:
 
 
 def _exponents(peaks: Floats) -> npt.NDArray[np.int32]:
-    """Return for each peak the smallest e, at least the smallest exponent of all, with peak < 2^e."""
-    exponents = np.frexp(peaks)[1]
-    return np.where(peaks > 0, np.maximum(exponents, _SMALLEST_EXPONENT), _SMALLEST_EXPONENT)
+    """Return for each peak the smallest e with peak < 2^e, the smallest exponent of all for a peak of zero."""
+    return np.where(peaks > 0, np.frexp(peaks)[1], np.int32(_SMALLEST_EXPONENT))
 
 
 def _merged(counts: npt.NDArray[np.uint32], doublings: int) -> npt.NDArray[np.uint32]:
@@ -176,5 +175,5 @@ def _merged(counts: npt.NDArray[np.uint32], doublings: int) -> npt.NDArray[np.ui
     left = bins >> doublings
     merged = np.zeros_like(counts)
     merged[:, 0] = counts[:, 0]
-    merged[:, 1 : 1 + left] = counts[:, 1:].reshape(rows, left, -1).sum(axis=2, dtype=np.uint32)
+    merged[:, 1 : 1 + left] = counts[:, 1:].reshape(rows, left, 1 << doublings).sum(axis=2)
     return merged

@@ -13,6 +13,7 @@ were batched, and `state` and `restore` carry it over an interruption bit for bi
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Observer(ABC):
         self._low, self._high = state["low"].copy(), state["high"].copy()
 
     def _extremes(self) -> ChannelRanges:
-        if not np.isfinite(self._low).all():
+        if np.inf in self._low:
             raise DataError("observer", "saw no activations", "update it before asking for ranges")
         return ChannelRanges(self._low.copy(), self._high.copy())
 
@@ -167,4 +168,4 @@ class Observer(ABC):
         channels = len(self._low)
         if array.dtype != np.float32 or array.ndim < 2 or array.shape[1] != channels or array.size == 0:
             raise FeedError("activations", f"are {array.shape} {array.dtype}", f"observe float32 (N, {channels}, ...)")
-        return array.reshape(len(array), channels, -1)
+        return array.reshape(len(array), channels, math.prod(array.shape[2:]))

@@ -39,10 +39,10 @@ class PercentileObserver(HistogramObserver):
     def __init__(self, channels: int, options: PercentileOptions | None = None) -> None:
         options = options or PercentileOptions()
         super().__init__(channels, options)
-        self._fraction = options.percentile / 100
+        self._percentile = options.percentile
 
     def _thresholds(self, histogram: ChannelHistogram, is_signed: npt.NDArray[np.bool_]) -> Doubles:  # noqa: ARG002
-        covered = histogram.counts.cumsum(axis=1, dtype=np.int64)
-        least = math.ceil(self._fraction * histogram.total)
+        covered = histogram.counts.cumsum(axis=1)
+        least = math.ceil(self._percentile * histogram.total / 100)
         column = (covered < least).sum(axis=1)
         return np.asarray(column * histogram.widths)
