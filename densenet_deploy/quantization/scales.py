@@ -194,8 +194,9 @@ def hold_bound(graph: ir.Graph, clip: ir.Node, given: QuantizedType) -> None:
     """
     bounds, (others, conv) = constant(clip.inputs[1]), _after(clip)
     numbers = weight_and_bias(conv) if conv is not None else None
-    if bounds is None or conv is None or numbers is None:
+    if bounds is None or numbers is None:
         return
+    assert conv is not None
     weight, bias = numbers
     exact = bounds.astype(np.float64)
     held = np.minimum(exact, given.highest) if clip.op_type == "Max" else np.maximum(exact, given.lowest)
@@ -210,18 +211,18 @@ def hold_bound(graph: ir.Graph, clip: ir.Node, given: QuantizedType) -> None:
 def _after(clip: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
     """Return the clips between `clip` and the one Conv that reads it, and that Conv; None if a constant changes."""
     clips, reader = [], only_reader(clip.outputs[0])
-    while reader is not None and _keeps_constants(reader):
+    while _keeps_constants(reader):
+        assert reader is not None
         if reader.op_type != "AveragePool":
             clips.append(reader)
         reader = only_reader(reader.outputs[0])
-    return clips, reader if reader is not None and is_operator(reader, "Conv") and not pads(reader) else None
+    return clips, reader if is_operator(reader, "Conv") and not pads(reader) else None  # type: ignore[arg-type]
 
 
-def _keeps_constants(node: ir.Node) -> bool:
+def _keeps_constants(node: ir.Node | None) -> bool:
     """Whether `node` maps a constant to a constant: a clip, or a pool that averages whole windows."""
-    if averages_whole_windows(node):
-        return True
-    return (is_operator(node, "Max") or is_operator(node, "Min")) and constant(node.inputs[1]) is not None
+    is_clip = is_operator(node, "Max") or is_operator(node, "Min")
+    return constant(node.inputs[1]) is not None if is_clip else averages_whole_windows(node)  # type: ignore[union-attr]
 
 
 def _clipped(values: Double, clips: Iterable[ir.Node]) -> Double:

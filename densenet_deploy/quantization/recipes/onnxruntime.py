@@ -14,7 +14,7 @@ All other nodes stay float, between DequantizeLinear and QuantizeLinear, as do t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -25,10 +25,13 @@ from densenet_deploy.graph.nodes import (
     averages_whole_windows,
     channels_of,
     constant,
+    is_operator,
     new_initializer,
+    new_node,
     only_reader,
     scale_and_shift,
     unused_name,
+    weight_and_bias,
     why_not_affine,
 )
 from densenet_deploy.graph.tensor_changes import TensorChanges
@@ -101,7 +104,7 @@ class _Writer:
 
     def _may_change(self, node: ir.Node) -> bool:
         leaves = any(value.is_graph_output() for value in node.outputs)
-        return node.domain in ("", "ai.onnx") and not leaves and node.name not in self._options.float_nodes
+        return node.domain == "" and not leaves and node.name not in self._options.float_nodes
 
     # -- forms of values
 
@@ -112,10 +115,8 @@ class _Writer:
             forms[target] = self._requantized(value, forms, target) if forms else self._from_float(value, target)
         return forms[target]
 
-    def _native_type(self, value: ir.Value | None) -> QuantizedType | None:
+    def _native_type(self, value: ir.Value) -> QuantizedType | None:
         """Return the type in which `value` can be read without a conversion, or the one chosen for it."""
-        if value is None:
-            return None
         forms = self._forms.get(value)
         return next(iter(forms)) if forms else self._types.get(str(value.name))
 
@@ -130,7 +131,7 @@ class _Writer:
             numbers = self._emit("DequantizeLinear", f"{value.name}:numbers", inputs)
             return self._from_float(numbers, target)
         weights = np.ones((channels, 1, 1, 1))
-        return self._convolve(f"{value.name}:requantized", quantized, given, target, weights, group=channels)
+        return self._convolve(f"{value.name}:requantized", quantized, given, target, weights, channels)
 
     def _float(self, value: ir.Value) -> ir.Value:
         """Return the float form of `value`."""
@@ -149,57 +150,45 @@ class _Writer:
     # -- operators
 
     def _conv(self, node: ir.Node) -> bool:
-        source, weights = node.inputs[0], constant(node.inputs[1])
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.float32)
-        if source is None or weights is None or bias is None:
+        numbers = weight_and_bias(node)
+        if numbers is None:
             return False
-        shift = np.broadcast_to(bias.astype(np.float64), (len(weights),))
-        kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
-        group = node.attributes.get_int("group", 1)
-        return self._linear(node, source, weights.astype(np.float64), shift, group, kept)
+        return self._linear(node, *numbers, node.attributes.get_int("group", 1), _windows(node))
 
     def _norm(self, node: ir.Node) -> bool:
-        source = node.inputs[0]
-        if source is None or why_not_affine(node) is not None:
+        if why_not_affine(node) is not None:
             return False
         scale, shift = scale_and_shift(node)
-        return self._linear(node, source, scale.reshape(-1, 1, 1, 1), shift, len(scale), {})
+        return self._linear(node, scale[:, None, None, None], shift, len(scale))
 
     def _linear(
-        self,
-        node: ir.Node,
-        source: ir.Value,
-        weights: Double,
-        bias: Double,
-        group: int,
-        attributes: Mapping[str, ir.Attr],
+        self, node: ir.Node, weights: Double, bias: Double, group: int, attributes: Sequence[ir.Attr] = ()
     ) -> bool:
         """Write a Conv, or a norm as one, together with the ReLU after it."""
-        relu = only_reader(node.outputs[0])
-        fused = relu is not None and relu.op_type == "Relu" and not relu.outputs[0].is_graph_output()
-        result = relu.outputs[0] if fused and relu is not None else node.outputs[0]
+        source, relu = _source(node), _relu_after(node)
+        result = (relu or node).outputs[0]
         given, target = self._native_type(source), self._types.get(str(result.name))
         if given is None or target is None:
             return False
-        if fused and target.zero_point != 0:  # its result is a segment of a bus: clamp first, requantize later
+        if relu is not None and target.zero_point != 0:  # a segment of a bus: clamp first, requantize later
             target = unsigned(target.scale * 127)
         quantized = self._form(source, given)
         name = f"{result.name}:codes"
-        self._set_form(result, target, self._convolve(name, quantized, given, target, weights, bias, group, attributes))
-        self._done |= {node, relu} if fused and relu is not None else {node}
+        self._set_form(result, target, self._convolve(name, quantized, given, target, weights, group, bias, attributes))
+        self._done |= {node, relu or node}
         return True
 
     def _concat(self, node: ir.Node) -> bool:
         target = self._types.get(str(node.outputs[0].name))
-        if target is None or node.attributes.get_int("axis", 0) != 1:
+        if target is None:
             return False
         parts = [self._form(value, target) for value in node.inputs if value is not None]
         return self._move(node, target, parts)
 
     def _clip(self, node: ir.Node) -> bool:
-        source = node.inputs[0]
+        source = _source(node)
         given = self._native_type(source)
-        if source is None or given is None or constant(node.inputs[1]) is None:
+        if given is None or constant(node.inputs[1]) is None:
             return False
         if self._types.get(str(source.name)) != self._types.get(str(node.outputs[0].name)):
             return False
@@ -210,30 +199,28 @@ class _Writer:
         return self._move(node, given, [self._form(source, given), quantized])
 
     def _max_pool(self, node: ir.Node) -> bool:
-        source = node.inputs[0]
+        source = _source(node)
         given = self._native_type(source)
-        return source is not None and given is not None and self._move(node, given, [self._form(source, given)])
+        return given is not None and self._move(node, given, [self._form(source, given)])
 
     def _average_pool(self, node: ir.Node) -> bool:
-        source = node.inputs[0]
+        source = _source(node)
         given, channels = self._native_type(source), channels_of(source)
-        if source is None or given is None or channels is None or not averages_whole_windows(node):
+        if given is None or channels is None or not averages_whole_windows(node):
             return False
-        result, kernel = node.outputs[0], node.attributes.get_ints("kernel_shape", ())
-        weights = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel))
-        kept = {name: node.attributes[name] for name in _WINDOWS if name in node.attributes}
-        quantized = self._convolve(
-            f"{result.name}:codes", self._form(source, given), given, given, weights, group=channels, attributes=kept
-        )
-        self._set_form(result, given, quantized)
+        result, kernel = node.outputs[0], node.attributes["kernel_shape"].as_ints()
+        weights, quantized = np.full((channels, 1, *kernel), 1.0 / np.prod(kernel)), self._form(source, given)
+        name = f"{result.name}:codes"
+        averaged = self._convolve(name, quantized, given, given, weights, channels, attributes=_windows(node))
+        self._set_form(result, given, averaged)
         self._done.add(node)
         return True
 
     def _move(self, node: ir.Node, kept_type: QuantizedType, inputs: list[ir.Value]) -> bool:
         """Write the same operator on quantized values."""
         result = node.outputs[0]
-        attributes = list(node.attributes.values())
-        self._set_form(result, kept_type, self._emit(node.op_type, f"{result.name}:codes", inputs, attributes))
+        made = self._emit(node.op_type, f"{result.name}:codes", inputs, list(node.attributes.values()))
+        self._set_form(result, kept_type, made)
         self._done.add(node)
         return True
 
@@ -246,9 +233,9 @@ class _Writer:
         given: QuantizedType,
         target: QuantizedType,
         weights: Double,
+        group: int,
         bias: Double | None = None,
-        group: int = 1,
-        attributes: Mapping[str, ir.Attr] | None = None,
+        attributes: Sequence[ir.Attr] = (),
     ) -> ir.Value:
         shift = np.zeros(len(weights)) if bias is None else bias
         options = self._options
@@ -265,9 +252,7 @@ class _Writer:
             new_initializer(self._graph, f"{name}.bias", integers.bias),
         ]
         shape = ir.AttrInt64s("kernel_shape", list(weights.shape[2:]))
-        return self._emit(
-            "QLinearConv", name, inputs, [*(attributes or {}).values(), ir.AttrInt64("group", group), shape]
-        )
+        return self._emit("QLinearConv", name, inputs, [*attributes, ir.AttrInt64("group", group), shape])
 
     def _type_inputs(self, value: ir.Value, given: QuantizedType) -> list[ir.Value]:
         return self._constants(str(value.name), "codes", given)
@@ -278,13 +263,28 @@ class _Writer:
             new_initializer(self._graph, f"{name}.{role}_zero_point", np.uint8(given.zero_point)),
         ]
 
-    def _emit(
-        self, op_type: str, name: str, inputs: list[ir.Value], attributes: list[ir.Attr] | None = None
-    ) -> ir.Value:
-        node = ir.Node("", op_type, inputs, attributes or [], name=name, num_outputs=1)
+    def _emit(self, op_type: str, name: str, inputs: list[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Value:
+        node = new_node(op_type, name, inputs, attributes)
         node.outputs[0].name = unused_name(self._graph, name)
         self._graph.insert_before(self._at, node)
         return node.outputs[0]
 
     def _set_form(self, value: ir.Value, given: QuantizedType, quantized: ir.Value) -> None:
         self._forms[value] = {given: quantized}
+
+
+def _source(node: ir.Node) -> ir.Value:
+    source = node.inputs[0]
+    assert source is not None
+    return source
+
+
+def _relu_after(node: ir.Node) -> ir.Node | None:
+    """Return the ReLU that alone reads the result of `node`, unless its own result leaves the graph."""
+    reader = only_reader(node.outputs[0])
+    return reader if is_operator(reader, "Relu") and not reader.outputs[0].is_graph_output() else None  # type: ignore[union-attr]
+
+
+def _windows(node: ir.Node) -> list[ir.Attr]:
+    """Return the attributes of a Conv or pool that say how its windows move."""
+    return [node.attributes[name] for name in _WINDOWS if name in node.attributes]

@@ -83,18 +83,20 @@ class _Writer:
 
     def _is_pool(self, node: ir.Node) -> bool:
         """Whether `node` is a MaxPool and the only reader of its input, which then gets the type of its output."""
-        if not is_operator(node, "MaxPool") or node.inputs[0] is None or only_reader(node.inputs[0]) is not node:
+        if not is_operator(node, "MaxPool") or node.outputs[0].is_graph_output():
             return False
-        source, result = node.inputs[0], node.outputs[0]
-        if result.is_graph_output():
+        source, given = node.inputs[0], self._type_of(node.outputs[0])
+        assert source is not None
+        own = self._type_of(source)
+        if own is None or given is None or only_reader(source) is not node:
             return False
-        given = self._type_of(result)
-        if given is not None and self._type_of(source) is not None:
-            self._types[str(source.name)] = given
-        return given is not None and self._type_of(source) is not None
+        if own != given and _moves_values(source.producer()):  # its quantized form has the scale of what it reads
+            return False
+        self._types[str(source.name)] = given
+        return True
 
     def _type_of(self, value: ir.Value | None) -> QuantizedType | None:
-        return self._types.get(str(value.name)) if value is not None else None
+        return self._types.get(str(value.name))  # type: ignore[union-attr]  # no operator here leaves an input out
 
     def _joined(self) -> list[ir.Node]:
         """Return the Concats with known types of all inputs and the output."""
@@ -172,3 +174,7 @@ class _Writer:
         rows = weights.astype(np.float64)
         integers, scales = quantize_rows(rows, bits=options.weight_bits, per_channel=options.per_channel)
         read_dequantized_weights(self._graph, conv, integers, scales, [ir.AttrInt64("axis", 0)])
+
+
+def _moves_values(node: ir.Node | None) -> bool:
+    return any(is_operator(node, op_type) for op_type in ("Concat", "MaxPool", "Max", "Min"))
