@@ -60,9 +60,10 @@ class Moments:
 
     def update(self, expected: Array, found: Array) -> None:
         """Add y and ŷ of N images, (N, C, …) each."""
-        y, y_hat = (array.reshape(*array.shape[:2], -1).astype(np.float64) for array in (expected, found))
+        y, y_hat = expected.astype(np.float64), found.astype(np.float64)
+        pixels = tuple(range(2, y.ndim))
         products = (y, y_hat, y * y, y * y_hat)
-        self._sums = self._sums + np.stack([product.mean(axis=2).sum(axis=0) for product in products])
+        self._sums = self._sums + np.stack([product.mean(axis=pixels).sum(axis=0) for product in products])
         self._count += len(y)
 
     def correction(self) -> Correction:
@@ -104,14 +105,14 @@ def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None
         return
     weight, bias = numbers
     gain = correction.gain
-    scaled = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+    scaled = weight * np.expand_dims(gain, tuple(range(1, weight.ndim)))
     set_weight_and_bias(graph, conv, scaled, gain * bias + correction.shift, "corrected")
 
 
 def classifier_of(graph: ir.Graph) -> ir.Node | None:
     """Return the Gemm of float32 constants that makes the output of `graph`, or None."""
     gemm = graph.outputs[0].producer() if len(graph.outputs) == 1 else None
-    if not is_operator(gemm, "Gemm") or gemm is None or len(gemm.inputs) < 3:
+    if gemm is None or not is_operator(gemm, "Gemm") or len(gemm.inputs) < 3:
         return None
     plain = all(gemm.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     known = constant(gemm.inputs[1]) is not None and constant(gemm.inputs[2]) is not None

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from densenet_deploy.graph.nodes import constant, new_initializer
+from densenet_deploy.graph.nodes import constant, new_initializer, new_node
 from densenet_deploy.quantization.output_correction import (
     Correction,
     Moments,
@@ -18,9 +18,71 @@ from densenet_deploy.quantization.output_correction import (
 )
 from tests.graph.onnx_text import model_of, outputs_of, weights
 
-BODY = "a = Conv<pads=[1,1,1,1]>(x, w)  y = Conv(a, v)"
-SAMPLES = list(np.random.default_rng(0).standard_normal((8, 1, 3, 5, 5)).astype(np.float32))
 GAIN, SHIFT = np.array([1.1, 0.9, 1.0, 1.2]), np.array([1.0, -2.0, 0.5, 0.0])
+
+# --- the affine map
+
+
+def _correction(y: list, y_hat: list) -> tuple[list, list]:
+    """Gain and shift of one image after the other, (C,) or (C, pixels) each."""
+    moments = Moments()
+    for expected, found in zip(y, y_hat, strict=True):
+        moments.update(np.float32([expected]), np.float32([found]))
+    correction = moments.correction()
+    return correction.gain.tolist(), correction.shift.tolist()
+
+
+def test_gain_and_shift_are_those_of_each_channel():
+    """Channel 0: ŷ = y; channel 1: ŷ = (y - 3)/1.125."""
+    y = [[[0, 2], [3, 12]], [[4, 6], [21, 30]]]
+    y_hat = [[[0, 2], [0, 8]], [[4, 6], [16, 24]]]
+    assert _correction(y, y_hat) == ([1.0, 1.125], [0.0, 3.0])
+
+
+def test_noise_that_is_independent_of_the_output_changes_no_gain():
+    """var(y) = 1 and cov(y, ŷ) = 1; regressing y on ŷ would give 1/1.25."""
+    gain, shift = _correction([[-1], [-1], [1], [1]], [[-1.5], [-0.5], [0.5], [1.5]])
+    assert (gain, shift) == ([1.0], [0.0])
+
+
+def test_images_count_alike_in_whatever_batches_they_come():
+    y, y_hat = np.float32([[0], [1], [5]]), np.float32([[1], [2], [5]])
+    moments = Moments()
+    moments.update(y[:2], y_hat[:2])
+    moments.update(y[2:], y_hat[2:])
+    found = moments.correction()
+    variance, covariance = 26 / 3 - 4, 27 / 3 - 2 * 8 / 3
+    assert found.gain == pytest.approx([1.0 if variance / covariance >= 1.25 else variance / covariance])
+    assert found.shift == pytest.approx([2 - found.gain[0] * 8 / 3])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "gain"),
+    [
+        (5, 4, 1),  # a slope of 1.25
+        (5, 4.0625, 5 / 4.0625),
+        (4, 5, 1),  # a slope of 0.8
+        (4, 4.9375, 4 / 4.9375),
+        (2, 0, 1),  # it does not vary at all
+        (2, -2, 1),
+        (2, 2e-3, 1),
+        (2, 2e3, 1),
+    ],
+)
+def test_a_channel_that_hardly_follows_is_only_shifted(wanted, found, gain):
+    correction = _correction([[0], [wanted]], [[0], [found]])
+    assert correction == ([pytest.approx(gain)], [pytest.approx((wanted - gain * found) / 2, rel=1e-6)])
+
+
+def test_a_dead_channel_is_only_shifted():
+    assert _correction([[3], [3]], [[1], [1]]) == ([1.0], [2.0])
+    assert _correction([[0], [0]], [[-1], [1]]) == ([1.0], [0.0])
+
+
+# --- convolutions
+
+BODY = "a = Conv<pads=[1,1,1,1]>(x, w)  y = Conv(a, v)"
+SAMPLES = list(np.random.default_rng(0).standard_normal((4, 1, 3, 5, 5)).astype(np.float32))
 
 
 def _model() -> ir.Model:
@@ -37,12 +99,37 @@ def _with_the_second_changed() -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
+def _assert_is(found: Correction, gain: object, shift: object) -> None:
+    # sums of 36 products in float32
+    np.testing.assert_allclose(found.gain, gain, rtol=1e-4)
+    np.testing.assert_allclose(found.shift, shift, atol=1e-3)
+
+
 def test_the_affine_map_of_every_channel_is_found():
     found = conv_corrections(_model(), _with_the_second_changed(), SAMPLES)
-    np.testing.assert_allclose(found["second"].gain, GAIN, rtol=1e-4)
-    np.testing.assert_allclose(found["second"].shift, SHIFT, atol=1e-4)
-    np.testing.assert_allclose(found["first"].gain, 1, rtol=1e-6)
-    np.testing.assert_allclose(found["first"].shift, 0, atol=1e-6)
+    assert list(found) == ["first", "second"]
+    _assert_is(found["second"], GAIN, SHIFT)
+    _assert_is(found["first"], 1, 0)
+
+
+def test_what_is_quantized_is_the_float_network_so_that_errors_do_not_add_up():
+    """The first twin gives (y - SHIFT)/GAIN; the second reads, after a QuantizeLinear, what the float network has."""
+    model, quantized = _model(), _model()
+    graph = quantized.graph
+    correct_conv(graph, graph[0], Correction(1 / GAIN, -SHIFT / GAIN))
+    first, second = graph[0], graph[1]
+    numbers = [
+        new_initializer(graph, "scale", np.float32(2.0**-2)),
+        new_initializer(graph, "zero_point", np.uint8(128)),
+    ]
+    quantize = new_node("QuantizeLinear", "a:codes", [first.outputs[0], *numbers])
+    restore = new_node("DequantizeLinear", "a:quantized", [quantize.outputs[0], *numbers])
+    graph.insert_before(second, [quantize, restore])
+    second.replace_input_with(0, restore.outputs[0])
+    found = conv_corrections(model, ir.to_proto(quantized), SAMPLES)
+    _assert_is(found["first"], GAIN, SHIFT)
+    # a step of 1/4 where values spread over 5: noise of 1 % that is nearly independent
+    np.testing.assert_allclose(found["second"].gain, 1, atol=0.02)
 
 
 BRANCHES = """
@@ -85,6 +172,7 @@ def test_a_corrected_convolution_gives_the_affine_map_of_what_it_gave():
     after = outputs_of(model)[0]
     # two roundings of constants, sums of 4 products
     np.testing.assert_allclose(after, before * GAIN[:, None, None] + SHIFT[:, None, None], atol=1e-5)
+    assert [value.name for value in model.graph[1].inputs] == ["a", "v.corrected.weight", "v.corrected.bias"]
 
 
 def test_a_bias_that_was_there_is_scaled_and_shifted():
@@ -93,7 +181,7 @@ def test_a_bias_that_was_there_is_scaled_and_shifted():
     conv.resize_inputs(3)
     conv.replace_input_with(2, new_initializer(model.graph, "bias", np.arange(4, dtype=np.float32)))
     correct_conv(model.graph, conv, Correction(np.full(4, 2.0), np.ones(4)))
-    np.testing.assert_array_equal(constant(conv.inputs[2]), [1, 3, 5, 7])
+    assert constant(conv.inputs[2]).tolist() == [1, 3, 5, 7]
 
 
 def test_weights_that_are_not_constants_are_unchanged():
@@ -102,30 +190,26 @@ def test_weights_that_are_not_constants_are_unchanged():
     assert len(model.graph[0].inputs) == 2
 
 
-@pytest.mark.parametrize("found", ["constant", "noise", "opposite"])
-def test_a_channel_that_does_not_follow_is_only_shifted(found):
-    rng = np.random.default_rng(1)
-    wanted = rng.standard_normal((64, 1, 4, 4)).astype(np.float32)
-    other = {"constant": np.full_like(wanted, 3), "noise": rng.standard_normal(wanted.shape), "opposite": -wanted}
-    moments = Moments()
-    moments.update(wanted, other[found])
-    correction = moments.correction()
-    assert correction.gain == [1.0]
-    np.testing.assert_allclose(correction.shift, wanted.mean() - other[found].mean(), atol=1e-6)
-
+# --- the classifier
 
 HEAD = "p = GlobalAveragePool(x)  f = Flatten(p)  y = Gemm<transB=1>(f, w, b)"
 
 
-@pytest.mark.parametrize("is_transposed", [True, False])
-def test_the_classifier_takes_back_what_is_left(is_transposed):
-    body = HEAD if is_transposed else HEAD.replace("<transB=1>", "")
-    model = model_of(body, weights(w=(4, 3) if is_transposed else (3, 4), b=(4,)), outputs="float[N,4] y")
+@pytest.mark.parametrize("transposed", ["<transB=1>", "<transB=0>", ""])
+def test_the_classifier_takes_back_what_is_left(transposed):
+    shape = (4, 3) if transposed == "<transB=1>" else (3, 4)
+    model = model_of(HEAD.replace("<transB=1>", transposed), weights(w=shape, b=(4,)), outputs="float[N,4] y")
     (found,) = outputs_of(model)
     wanted = (found * GAIN + SHIFT).astype(np.float32)
     gemm = classifier_of(model.graph)
-    correct_classifier(model.graph, gemm, [wanted], [found])
-    np.testing.assert_allclose(outputs_of(model)[0], wanted, atol=1e-5)
+    correct_classifier(model.graph, gemm, [wanted[:1], wanted[1:]], [found[:1], found[1:]])
+    assert [value.name for value in gemm.inputs] == ["f", "w:corrected", "b:corrected"]
+    np.testing.assert_allclose(outputs_of(model)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def _classifier(body: str, outputs: str = "float[N,4] y") -> ir.Node | None:
+    inputs = "float[N,3,5,5] x, float[4,3] k, float[4] c"
+    return classifier_of(model_of(body, weights(w=(4, 3), b=(4,)), inputs, outputs).graph)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +217,30 @@ def test_the_classifier_takes_back_what_is_left(is_transposed):
     [
         "p = GlobalAveragePool(x)  y = Flatten(p)",
         HEAD.replace("<transB=1>", "<transB=1, alpha=2.0>"),
-        "p = GlobalAveragePool(x)  f = Flatten(p)  y = Gemm<transB=1>(f, k, b)",
+        HEAD.replace("<transB=1>", "<transB=1, beta=2.0>"),
+        HEAD.replace("(f, w, b)", "(f, w)"),
+        HEAD.replace("(f, w, b)", "(f, k, b)"),
+        HEAD.replace("(f, w, b)", "(f, w, c)"),
+        HEAD.replace("y = Gemm", "g = Gemm") + "  y = Relu(g)",
+        HEAD.replace("y = Gemm<transB=1>", "y = other.Gemm"),
     ],
-    ids=["features", "a scaled Gemm", "weights from outside"],
+    ids=[
+        "features",
+        "a scaled product",
+        "a scaled bias",
+        "no bias",
+        "weights from outside",
+        "a bias from outside",
+        "a Gemm before something else",
+        "an operator of another domain",
+    ],
 )
 def test_another_head_is_not_a_classifier_to_correct(body):
-    inputs = "float[N,3,5,5] x, float[4,3] k"
-    channels = 3 if "Gemm" not in body else 4
-    model = model_of(body, weights(w=(4, 3), b=(4,)), inputs, f"float[N,{channels}] y")
-    assert classifier_of(model.graph) is None
+    assert _classifier(body, "float[N,3] y" if "Gemm" not in body else "float[N,4] y") is None
+
+
+def test_a_gemm_of_constants_that_makes_the_only_output_is():
+    assert _classifier(HEAD) is not None
+    assert _classifier(HEAD.replace("<transB=1>", "<transB=1, alpha=1.0, beta=1.0>")) is not None
+    assert _classifier(HEAD, "float[N,4] y, float[N,3] f") is None
+    assert classifier_of(model_of("", "", "float[N,4] y", "float[N,4] y").graph) is None

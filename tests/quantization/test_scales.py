@@ -206,7 +206,8 @@ def test_one_row_of_one_weight():
 
 
 def test_a_bias_is_rounded_half_to_even_at_the_scale_of_products():
-    integers = quantize_with_bias(np.array([[127.0], [-254.0], [127.0], [127.0]]), np.array([1.25, -1.5, 1.75, 0.7]), 0.5)
+    weights, bias = np.array([[127.0], [-254.0], [127.0], [127.0]]), np.array([1.25, -1.5, 1.75, 0.7])
+    integers = quantize_with_bias(weights, bias, 0.5)
     assert integers.values.tolist() == [[127], [-127], [127], [127]]
     assert integers.scales.tolist() == [1.0, 2.0, 1.0, 1.0]
     assert integers.bias.dtype == np.int32

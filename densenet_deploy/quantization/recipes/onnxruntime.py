@@ -35,7 +35,7 @@ from densenet_deploy.graph.nodes import (
     why_not_affine,
 )
 from densenet_deploy.graph.tensor_changes import TensorChanges
-from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
+from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes, source_of
 from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_with_bias, unsigned
 
 Double = npt.NDArray[np.float64]
@@ -165,7 +165,7 @@ class _Writer:
         self, node: ir.Node, weights: Double, bias: Double, group: int, attributes: Sequence[ir.Attr] = ()
     ) -> bool:
         """Write a Conv, or a norm as one, together with the ReLU after it."""
-        source, relu = _source(node), _relu_after(node)
+        source, relu = source_of(node), _relu_after(node)
         result = (relu or node).outputs[0]
         given, target = self._native_type(source), self._types.get(str(result.name))
         if given is None or target is None:
@@ -186,7 +186,7 @@ class _Writer:
         return self._move(node, target, parts)
 
     def _clip(self, node: ir.Node) -> bool:
-        source = _source(node)
+        source = source_of(node)
         given = self._native_type(source)
         if given is None or constant(node.inputs[1]) is None:
             return False
@@ -199,12 +199,12 @@ class _Writer:
         return self._move(node, given, [self._form(source, given), quantized])
 
     def _max_pool(self, node: ir.Node) -> bool:
-        source = _source(node)
+        source = source_of(node)
         given = self._native_type(source)
         return given is not None and self._move(node, given, [self._form(source, given)])
 
     def _average_pool(self, node: ir.Node) -> bool:
-        source = _source(node)
+        source = source_of(node)
         given, channels = self._native_type(source), channels_of(source)
         if given is None or channels is None or not averages_whole_windows(node):
             return False
@@ -271,12 +271,6 @@ class _Writer:
 
     def _set_form(self, value: ir.Value, given: QuantizedType, quantized: ir.Value) -> None:
         self._forms[value] = {given: quantized}
-
-
-def _source(node: ir.Node) -> ir.Value:
-    source = node.inputs[0]
-    assert source is not None
-    return source
 
 
 def _relu_after(node: ir.Node) -> ir.Node | None:

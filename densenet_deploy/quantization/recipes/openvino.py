@@ -16,7 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, new_node, only_reader
-from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
+from densenet_deploy.quantization.recipes.recipe import (
+    Recipe,
+    RecipeOptions,
+    read_dequantized_weights,
+    recipes,
+    source_of,
+)
 from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_rows
 
 
@@ -50,7 +56,7 @@ class _Writer:
             hold_bound(self._graph, clip, self._types[str(clip.outputs[0].name)])
         joined = self._joined()
         made = {node.outputs[0] for node in (*pools, *clips, *joined)}
-        read = [node.inputs[0] for node in (*pools, *convs, *clips)]
+        read: list[ir.Value | None] = [source_of(node) for node in (*pools, *convs, *clips)]
         read += [value for node in joined for value in node.inputs]
         for value in dict.fromkeys(read):
             if value is not None and value not in made:
@@ -85,8 +91,7 @@ class _Writer:
         """Whether `node` is a MaxPool and the only reader of its input, which then gets the type of its output."""
         if not is_operator(node, "MaxPool") or node.outputs[0].is_graph_output():
             return False
-        source, given = node.inputs[0], self._type_of(node.outputs[0])
-        assert source is not None
+        source, given = source_of(node), self._type_of(node.outputs[0])
         own = self._type_of(source)
         if own is None or given is None or only_reader(source) is not node:
             return False
@@ -125,9 +130,8 @@ class _Writer:
 
     def _write_quantized(self, old: ir.Node, more_inputs: list[ir.Value]) -> None:
         """Replace `old` by the same operator on quantized values; its readers read the output dequantized."""
-        source, result = old.inputs[0], old.outputs[0]
-        assert source is not None
-        inputs, attributes = [self._quantized_form(source), *more_inputs], list(old.attributes.values())
+        result, attributes = old.outputs[0], list(old.attributes.values())
+        inputs = [self._quantized_form(source_of(old)), *more_inputs]
         node = new_node(old.op_type, f"{result.name}:codes", inputs, attributes)
         self._graph.insert_before(old, node)
         ir.convenience.replace_all_uses_with(result, self._dequantize(node, result, self._scale_of(result)))
@@ -135,8 +139,7 @@ class _Writer:
 
     def _read_quantized(self, conv: ir.Node) -> None:
         """Let `conv` read a Concat of quantized values where it read a float one."""
-        value = conv.inputs[0]
-        assert value is not None
+        value = source_of(conv)
         if is_operator(value.producer(), "Concat") and value not in self._numbers:
             quantized = self._quantized_form(value).producer()
             assert quantized is not None

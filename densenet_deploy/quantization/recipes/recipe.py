@@ -68,6 +68,13 @@ class Recipe(ABC):
         """
 
 
+def source_of(node: ir.Node) -> ir.Value:
+    """Return the first input of `node`, a Conv, norm, clip or pool: none of them leaves it out."""
+    source = node.inputs[0]
+    assert source is not None
+    return source
+
+
 def read_dequantized_weights(
     graph: ir.Graph, conv: ir.Node, integers: Int8, scales: Float, attributes: Sequence[ir.Attr]
 ) -> None:

@@ -21,7 +21,7 @@ are chosen among the numbers that FP16 holds before anything is quantized, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -37,7 +37,13 @@ from densenet_deploy.graph.nodes import (
     why_not_affine,
 )
 from densenet_deploy.graph.reduced_precision import lift_opset, to_fp16_in_place
-from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, read_dequantized_weights, recipes
+from densenet_deploy.quantization.recipes.recipe import (
+    Recipe,
+    RecipeOptions,
+    read_dequantized_weights,
+    recipes,
+    source_of,
+)
 from densenet_deploy.quantization.scales import QuantizedType, quantize_rows
 
 _STEPS: Final = 127
@@ -72,11 +78,11 @@ class TensorRTRecipe(Recipe):
 
     def _quantize(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         convs = [node for node in graph if _can_be_integer(node, types, options)]
-        restored = {value: _insert_pair(graph, value, types) for value in _sources(convs)}
+        restored = {value: _insert_pair(graph, value, types) for value in dict.fromkeys(map(source_of, convs))}
         if options.quantize_bus:
-            _quantize_buses(graph, types)
+            _quantize_buses(graph, types, restored)
         for conv in convs:
-            conv.replace_input_with(0, restored[conv.inputs[0]])  # type: ignore[index]
+            conv.replace_input_with(0, restored[source_of(conv)])
             _quantize_weights(graph, conv, per_channel=options.per_channel)
         return tuple(str(conv.name) for conv in convs)
 
@@ -89,30 +95,24 @@ def fp16_at_least(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
     exact = np.maximum(np.asarray(numbers, np.float64), _SMALLEST_SCALE)
     with np.errstate(over="ignore"):
         nearest = exact.astype(np.float16)
-    above = np.nextafter(nearest, np.float16(np.inf))
+        above = np.nextafter(nearest, np.float16(np.inf))
     return np.where(nearest < exact, above, nearest).astype(np.float32)
 
 
 def symmetric_scale(given: QuantizedType) -> np.float32:
     """Return the scale, an FP16 number, at which −127..127 reach as far as the values of `given`, either way."""
-    signed = isinstance(given.stored_zero_point, np.int8)
-    steps = _STEPS if signed else max(given.zero_point, _LEVELS - given.zero_point)
+    is_signed = isinstance(given.stored_zero_point, np.int8)
+    steps = _STEPS if is_signed else max(given.zero_point, _LEVELS - given.zero_point)
     return np.float32(fp16_at_least(given.scale * steps / _STEPS))
 
 
 def _can_be_integer(node: ir.Node, types: Mapping[str, QuantizedType], options: RecipeOptions) -> bool:
     if not is_operator(node, "Conv") or node.name in options.float_nodes:
         return False
-    source = node.inputs[0]
-    is_stem = source is None or source.is_graph_input()
-    is_classifier = source is not None and is_operator(source.producer(), "GlobalAveragePool")
-    known = source is not None and source.name in types and constant(node.inputs[1]) is not None
-    return known and not is_stem and not is_classifier
-
-
-def _sources(convs: Iterable[ir.Node]) -> tuple[ir.Value, ...]:
-    """Return the inputs of `convs`, once each."""
-    return tuple(dict.fromkeys(conv.inputs[0] for conv in convs if conv.inputs[0] is not None))
+    source = source_of(node)
+    is_classifier = is_operator(source.producer(), "GlobalAveragePool")
+    known = source.name in types and constant(node.inputs[1]) is not None
+    return known and not source.is_graph_input() and not is_classifier
 
 
 def _insert_pair(graph: ir.Graph, value: ir.Value, types: Mapping[str, QuantizedType]) -> ir.Value:
@@ -126,12 +126,14 @@ def _insert_pair(graph: ir.Graph, value: ir.Value, types: Mapping[str, Quantized
     return dequantize.outputs[0]
 
 
-def _quantize_buses(graph: ir.Graph, types: Mapping[str, QuantizedType]) -> None:
+def _quantize_buses(graph: ir.Graph, types: Mapping[str, QuantizedType], existing: Mapping[ir.Value, ir.Value]) -> None:
     """Let every Concat read its inputs through a pair, except those that another Concat made of such."""
     concats = [node for node in graph if is_operator(node, "Concat")]
     read = dict.fromkeys(value for node in concats for value in node.inputs if value is not None)
     segments = [value for value in read if value.name in types and value.producer() not in (None, *concats)]
-    restored = {value: _insert_pair(graph, value, types) for value in segments}
+    restored = {
+        value: existing[value] if value in existing else _insert_pair(graph, value, types) for value in segments
+    }
     for concat in concats:
         for index, value in enumerate(concat.inputs):
             if value in restored:

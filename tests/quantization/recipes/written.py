@@ -35,15 +35,21 @@ CONSTANTS = {
     "beta": [1, 0],
     "mean": [0, 1],
     "variance": [1, 1],
+    "tiny": [2.0**-26, 2.0**-26],
 }
 """Small integers, which are exact at the scales of the tests."""
 
 
 def graph_of(
-    body: str, inputs: str = "float[1,2,4,4] x", outputs: str = "float[1,2,H,W] y", *, shapes: bool = True
+    body: str,
+    inputs: str = "float[1,2,4,4] x",
+    outputs: str = "float[1,2,H,W] y",
+    *,
+    shapes: bool = True,
+    opset: int = 20,
 ) -> ir.Model:
     """A graph that reads CONSTANTS; without `shapes`, those of its inner values are unknown."""
-    text = f'<ir_version: 9, opset_import: ["" : 20, "other" : 1]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    text = f'<ir_version: 9, opset_import: ["" : {opset}, "other" : 1]> g ({inputs}) => ({outputs}) {{ {body} }}'
     proto = onnx.parser.parse_model(text)
     for name, numbers in CONSTANTS.items():
         array = np.float32(numbers)
@@ -81,10 +87,10 @@ def _text(value: ir.Value) -> str:
     return f"{kind}:{array:g}" if array.ndim == 0 else f"{kind}{list(array.shape)}".replace(" ", "")
 
 
-def same(model: ir.Model, before: list[np.ndarray]) -> None:
-    """Assert that the model computes what it did before, up to the rounding of scales to float32."""
+def same(model: ir.Model, before: list[np.ndarray], tolerance: float = 1e-5) -> None:
+    """Assert that the model computes what it did before, up to the rounding of scales (of float32, if not said)."""
     for found, wanted in zip(outputs_of(model), before, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Case:
     lines: str
     options: dict[str, object] = field(default_factory=dict)
     graph: dict[str, object] = field(default_factory=dict)
+    tolerance: float = 1e-5
 
     def check(self, recipe: str, **options: object) -> None:
         """Assert that the recipe writes these lines, and that they compute what the graph computed."""
@@ -105,7 +112,7 @@ class Case:
         before = outputs_of(model)
         assert write(recipe, model, self.types, **(options | self.options)) == self.integer
         assert "\n".join(lines(model)).split() == self.lines.split()
-        same(model, before)
+        same(model, before, self.tolerance)
 
 
 def each(*cases: Case) -> pytest.MarkDecorator:
