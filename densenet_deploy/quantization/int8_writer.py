@@ -233,7 +233,7 @@ def _equalized(
     if recipe.stores_bus:
         ranges = _needed(model, ranges)
         apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
-    sizes = {name: np.maximum(np.abs(r.low), np.abs(r.high)) for name, r in _renamed(model, ranges).items()}
+    sizes = {name: np.maximum(-r.low, r.high) for name, r in _renamed(model, ranges).items()}
     apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
     return _renamed(model, ranges)
 
@@ -248,7 +248,7 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
             needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
         norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
-        for reader in (reader for reader in norms if reader.index == 0 and why_not_affine(reader.node) is None):
+        for reader in (reader for reader in norms if why_not_affine(reader.node) is None):
             limits = through(reader.node, read_range.of(reader.segment).finite())
             changes.cut_off(str(reader.node.outputs[0].name), *(limit.astype(np.float32) for limit in limits))
     changes.write_to(model)

@@ -142,7 +142,7 @@ def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.Mo
     for node in quantized.graph.node:
         twin = model.graph.node.add()
         twin.CopyFrom(node)
-        twin.name = _TWIN + node.name
+        twin.name = ""  # where nodes have names, no two are the same
         _read_twins(twin, made)
         if node.op_type == "QuantizeLinear":
             twin.input[0] = node.input[0]

@@ -145,7 +145,7 @@ class HistogramObserver(Observer):
         self._histogram = ChannelHistogram(state["counts"].copy(), state["exponents"].copy())
 
     def _peaks(self) -> Floats:
-        return np.maximum(np.abs(self._low), np.abs(self._high))
+        return np.maximum(-self._low, self._high)
 
     @abstractmethod
     def _thresholds(self, histogram: ChannelHistogram, is_signed: npt.NDArray[np.bool_]) -> Doubles:

@@ -35,6 +35,11 @@ CONSTANTS = {
     "beta": [1, 0],
     "mean": [0, 1],
     "variance": [1, 1],
+    "gamma4": [1, -1, 2, 1],
+    "beta4": [0, 1, 1, 4],
+    "mean4": [0, 0, 0, 0],
+    "variance4": [1, 1, 1, 1],
+    "square": [[1, 2], [-1, 1]],
     "tiny": [2.0**-26, 2.0**-26],
 }
 """Small integers, which are exact at the scales of the tests."""
@@ -53,7 +58,7 @@ def graph_of(
     proto = onnx.parser.parse_model(text)
     for name, numbers in CONSTANTS.items():
         array = np.float32(numbers)
-        array = array[:, :, None, None] if array.ndim == 2 else array
+        array = array[:, :, None, None] if array.ndim == 2 and name != "square" else array
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto) if shapes else proto)
 
