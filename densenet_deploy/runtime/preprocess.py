@@ -63,7 +63,7 @@ def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None
     size = preprocessing.image_size
     result = _buffer((3, size, size), out)
     pixels = np.asarray(cropped(image.pixels, preprocessing)).transpose(2, 0, 1)
-    np.divide(pixels, np.float32(255), out=result, dtype=np.float32)
+    np.divide(pixels, np.float32(255), out=result)
     np.subtract(result, _per_channel(preprocessing.mean), out=result)
     np.divide(result, _per_channel(preprocessing.std), out=result)
     return result
@@ -114,9 +114,8 @@ def _per_channel(values: tuple[float, float, float]) -> npt.NDArray[Any]:
 
 def _resized_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     """Return (width, height) after resizing the shorter side to `shorter_side`, as torchvision's Resize does."""
-    width, height = size
-    longer_side = int(shorter_side * max(size) / min(size))
-    return (shorter_side, longer_side) if width <= height else (longer_side, shorter_side)
+    width, height = (int(shorter_side * side / min(size)) for side in size)
+    return width, height
 
 
 def _crop_start(length: int, size: int) -> int:
@@ -133,7 +132,7 @@ def _resized_part(image: Image.Image, size: tuple[int, int], part: Box, resample
     """
     scales = [old / new for old, new in zip(image.size, size, strict=True)] * 2
     box = [corner * scale for corner, scale in zip(part, scales, strict=True)]
-    margins = [math.ceil(_WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales[:2]]
+    margins = [math.ceil(_WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales]
     left, top = (max(0, math.floor(box[i]) - margins[i]) for i in range(2))
     right, bottom = (min(image.size[i], math.ceil(box[i + 2]) + margins[i]) for i in range(2))
     inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
