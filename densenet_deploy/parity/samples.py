@@ -66,7 +66,7 @@ def _image(size: int, rng: np.random.Generator) -> Doubles:
 def _plane(size: int, rng: np.random.Generator) -> Doubles:
     """Return (size, size) values of mean 0 and variance 1: amplitude 1/f, phases those of white noise."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
-    amplitude = np.divide(1.0, frequency, out=np.zeros_like(frequency), where=frequency > 0)
+    amplitude = np.reciprocal(frequency, out=np.zeros_like(frequency), where=frequency > 0)
     phase = np.angle(np.fft.rfft2(rng.standard_normal((size, size))))
     plane = np.fft.irfft2(amplitude * np.exp(1j * phase), s=(size, size))
     return np.asarray(plane / plane.std())

@@ -278,6 +278,20 @@ def test_an_entry_becomes_valid_last(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
 
 
+def test_an_entry_is_on_the_disk_before_it_is_valid(monkeypatch, tmp_path):
+    """Numbers, then their name in the folder, then the facts: a loss of power leaves no entry without its numbers."""
+    synced, sync = [], os.fsync
+
+    def recording(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    CalibrationCache(tmp_path).store(KEY, RANGES)
+    payload, facts = (tmp_path / f"{KEY.digest}{suffix}" for suffix in (".npz", ".json"))
+    assert synced == [path.stat().st_ino for path in (payload, tmp_path, facts, tmp_path)]
+
+
 def test_what_the_system_refuses_to_read_is_an_error_of_its_path(cache):
     payload, _ = files(cache)
     payload.unlink()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -171,6 +172,19 @@ def test_how_often_a_checkpoint_is_written_has_limits(every, tmp_path):
     assert caught.value.subject == f"every={every}"
     assert [Checkpoint(tmp_path, "model", every).every for every in (1, 2**31)] == [1, 2**31]
     assert Checkpoint(tmp_path, "model").every == 128
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_replaces_an_older_one(monkeypatch, tmp_path):
+    synced, sync = [], os.fsync
+
+    def recording(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    leave_checkpoint(tmp_path / "run.npz", samples(60))  # after 10, 20, 30 and 40 samples
+    assert synced[1::2] == [tmp_path.stat().st_ino] * 4
+    assert synced[-2] == (tmp_path / "run.npz").stat().st_ino
 
 
 def test_a_run_shorter_than_the_first_checkpoint_leaves_none(tmp_path):
