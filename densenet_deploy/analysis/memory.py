@@ -203,8 +203,7 @@ def _stem(tape: _Tape, spec: DenseNetSpec, image_size: int) -> int:
 
 def _on_bus(tape: _Tape, spec: DenseNetSpec, block: int, area: int, bus: int) -> int:
     for channels in layer_inputs(spec, block):
-        new = _before_last_conv(tape, spec, tape.write(channels * area, bus), area)
-        tape.write(0, new, bus)
+        _before_last_conv(tape, spec, tape.write(channels * area, bus), area)  # that one writes into the bus
     return bus
 
 
