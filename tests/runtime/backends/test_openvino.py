@@ -90,19 +90,22 @@ def test_values_are_checked_unless_that_is_switched_off(artifact: Artifact, chec
 
 
 MIXED = """<ir_version: 8, opset_import: ["" : 18]>
-mixed (float[N,3,8,8] image, float[2,3] offset, float factor) => (float[N,3] scaled, int64[N,3] whole) {
+mixed (float[N,3,8,8] image, float[2,3] offset, float factor, float[N] weights)
+  => (float[N,3] scaled, int64[N,3] whole) {
   pooled = GlobalAveragePool(image)
   means = Flatten(pooled)
   scaled = Mul(means, factor)
   sum = ReduceSum(offset)
-  added = Add(scaled, sum)
+  weight = ReduceSum(weights)
+  more = Add(sum, weight)
+  added = Add(scaled, more)
   whole = Cast<to=7>(added)
 }"""
 
 
 def test_a_fixed_batch_is_set_where_the_batch_varies_and_nowhere_else(tmp_path: Path) -> None:
     runner = opened(Artifact.open(write_network(tmp_path, MIXED)), batch=4, threads=1)
-    assert [spec.shape for spec in runner.inputs] == [(4, 3, 8, 8), (2, 3), ()]
+    assert [spec.shape for spec in runner.inputs] == [(4, 3, 8, 8), (2, 3), (), (4,)]
     assert [(spec.name, spec.shape, str(spec.dtype)) for spec in runner.outputs] == [
         ("scaled", (4, 3), "float32"),
         ("whole", (4, 3), "int64"),
