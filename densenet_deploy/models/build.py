@@ -98,7 +98,7 @@ class Transition(nn.Sequential):
         self.norm = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(channels, kept, kernel_size=1, bias=False)
-        self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
+        self.pool = nn.AvgPool2d(kernel_size=2)
 
 
 class Features(nn.Sequential):
@@ -222,9 +222,7 @@ def empty_model(spec: DenseNetSpec) -> DenseNet:
 
 
 def _initialize(module: nn.Module, generator: torch.Generator) -> None:
-    """Kaiming-normal convolutions, unit norms, zero biases, as the paper and torchvision."""
-    if isinstance(module, nn.BatchNorm2d):
-        module.reset_parameters()
+    """Kaiming-normal convolutions and zero biases, as the paper and torchvision; norms are made as they should be."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, generator=generator)
     if isinstance(module, nn.Linear):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,9 +85,9 @@ def _measured(module: nn.Module, shape: tuple[int, ...], *, trains: bool) -> Liv
         if trains:
             meter.stage, meter.backward = None, True
             output.sum().backward()
-    module.zero_grad(set_to_none=True)
+    module.zero_grad()
     names = dict.fromkeys(name for name, _ in meter.peaks)
-    stages = (StageMemory(name, meter.peaks.get((name, False), 0), meter.peaks.get((name, True), 0)) for name in names)
+    stages = (StageMemory(name, meter.peaks[name, False], meter.peaks[name, True]) for name in names)
     return LiveMemory(tuple(stages), meter.peak, weights)
 
 
@@ -98,7 +99,7 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stage: str | None = None
         self.backward = False
         self.peak = self._live = 0
-        self.peaks: dict[tuple[str, bool], int] = {}
+        self.peaks: defaultdict[tuple[str, bool], int] = defaultdict(int)
         self._seen: dict[int, weakref.ref[Any]] = {}
         self._known = [tensor.untyped_storage() for tensor in known]
         self._known_ids = {id(storage) for storage in self._known}
@@ -113,7 +114,7 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self._live)
         if self.stage is not None:
             key = self.stage, self.backward
-            self.peaks[key] = max(self.peaks.get(key, 0), self._live)
+            self.peaks[key] = max(self.peaks[key], self._live)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -7,6 +7,7 @@ parameters and is another network. Such a module is taken as it is, and nothing 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import sys
@@ -144,10 +145,7 @@ def _output_names(module: nn.Module, channels: int | None) -> tuple[str, ...]:
 
     device = next((tensor.device for tensor in module.state_dict().values()), None)
     for size in _PROBED_SIZES:
-        try:
-            with torch.inference_mode():
-                result = module(torch.zeros(1, channels or 3, size, size, device=device))
-                return tuple(name for name, _ in named_tensors(result, LoadedNetwork.output_names))
-        except Exception:  # noqa: BLE001, S112 - any code may run here; another size may suit it
-            continue
+        with contextlib.suppress(Exception), torch.inference_mode():  # any code may run here; another size may suit it
+            result = module(torch.zeros(1, channels or 3, size, size, device=device))
+            return tuple(name for name, _ in named_tensors(result, LoadedNetwork.output_names))
     return LoadedNetwork.output_names

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 import torchvision
+from torch.nn import functional
 
-from densenet_deploy.models.build import build_model, empty_model
+from densenet_deploy.models.build import DenseNet, PlainLayer, build_model, empty_model
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -53,6 +54,27 @@ def test_names_and_shapes_are_those_of_torchvision(name):
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
+@pytest.mark.parametrize(
+    ("growth_rate", "blocks", "init_features", "bn_size"), [(4, (2, 3), 6, 2), (3, (1, 2, 1), 8, 4), (5, (2,), 4, 1)]
+)
+def test_small_networks_compute_what_those_of_torchvision_do(growth_rate, blocks, init_features, bn_size):
+    ours = build_model(DenseNetSpec(growth_rate, blocks, init_features, bn_size=bn_size, num_classes=7), seed=1)
+    theirs = torchvision.models.DenseNet(growth_rate, blocks, init_features, bn_size=bn_size, num_classes=7).eval()
+    scramble(ours)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(ours(images(64)), theirs(images(64)))  # the same operations in the same order
+
+
+def scramble(model):
+    """Statistics, scales and biases that are all different, so that every mix-up shows."""
+    generator = torch.Generator().manual_seed(4)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and ("norm" in name or name.endswith("bias")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("121", 64), ("161", 32), ("169", 32), ("201", 32)])
 def test_weights_go_both_ways_and_give_the_same_logits(name, size):
     ours = build_model(find_variant(name).spec, seed=1)
@@ -64,6 +86,7 @@ def test_weights_go_both_ways_and_give_the_same_logits(name, size):
         assert torch.equal(ours(images(size)), theirs(images(size)))
 
 
+@pytest.mark.slow
 def test_untrained_logits_are_of_ordinary_size():
     logits = build_model(find_variant("121").spec)(images(64))
     assert 0.1 < logits.std() < 10
@@ -103,9 +126,82 @@ def test_the_features_head_is_what_the_classifier_reads():
     assert torch.equal(classifier.classifier(pooled), classifier(images(16)))
 
 
+def test_without_a_bottleneck_a_layer_is_norm_relu_and_a_3x3_convolution():
+    model = build_model(DenseNetSpec(growth_rate=2, blocks=(2,), init_features=3, bn_size=0, stem="cifar"))
+    scramble(model)
+    first, second = model.features.denseblock1
+    maps = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    def layer(inner, entering):
+        return functional.conv2d(inner.norm1(entering).relu(), inner.conv1.weight, padding=1)
+
+    with torch.inference_mode():
+        one = layer(first, maps)
+        two = layer(second, torch.cat([maps, one], 1))
+        assert torch.equal(model.features.denseblock1(maps), torch.cat([maps, one, two], 1))
+    assert [inner.conv1.weight.shape for inner in (first, second)] == [(2, 3, 3, 3), (2, 5, 3, 3)]
+
+
+def test_a_transition_averages_pixels_in_squares_of_two():
+    model = build_model(DenseNetSpec(growth_rate=2, blocks=(1, 1), init_features=4, stem="cifar"))
+    pooled = model.features.transition1.pool(torch.arange(16.0).reshape(1, 1, 4, 4))
+    assert pooled.tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+
+
+def test_relus_of_the_features_work_in_place():
+    model = build_model(dataclasses.replace(TINY, stem="imagenet"))
+    relus = [layer for layer in model.features.modules() if isinstance(layer, torch.nn.ReLU)]
+    assert len(relus) == 1 + 2 * 6 + 2
+    assert all(relu.inplace for relu in relus)
+
+
+def test_weights_are_drawn_as_the_paper_and_torchvision_do():
+    model = build_model(DenseNetSpec(blocks=(1,), num_classes=1000))
+    features = model.features.denseblock1.denselayer1
+    # a normal distribution of the variance 2 / inputs: of 36864 draws, the deviation is right to about 0.4 %
+    assert features.conv2.weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    # an even distribution up to 1 / √inputs: of 96000 draws, the largest is within a thousandth of it
+    assert model.classifier.weight.abs().max().item() == pytest.approx(96**-0.5, rel=0.001)
+    assert not model.classifier.bias.any()
+    assert (features.norm1.weight.unique().tolist(), features.norm1.bias.unique().tolist()) == ([1.0], [0.0])
+
+
+def test_the_seed_is_0_and_memory_is_not_saved_unless_asked_for():
+    model, seeded, lean = build_model(TINY), build_model(TINY, seed=0), build_model(TINY, memory_efficient=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), seeded.parameters(), strict=True))
+    for made, saves in ((model, False), (DenseNet(TINY), False), (lean, True)):
+        assert {layer.memory_efficient for layer in made.modules() if isinstance(layer, PlainLayer)} == {saves}
+    assert not model.training
+
+
+def test_an_empty_model_has_shapes_without_values():
+    model = empty_model(TINY)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert not model.training
+
+
+def test_the_multiscale_head_is_the_mean_of_a_convolution_of_every_block():
+    model = build_model(dataclasses.replace(TINY, head="multiscale"))
+    scramble(model)
+    assert {name for name, _ in model.head.named_parameters()} == {
+        f"reduce{block}.conv.{kind}" for block in (1, 2, 3) for kind in ("weight", "bias")
+    }
+    with torch.inference_mode():
+        maps, expected = model.features.conv0(images(16)), []
+        for block in (1, 2, 3):
+            maps = model.features.get_submodule(f"denseblock{block}")(maps)
+            conv = model.head.get_submodule(f"reduce{block}.conv")
+            expected.append(maps.mean((2, 3)) @ conv.weight[:, :, 0, 0].T + conv.bias)
+            if block < 3:
+                maps = model.features.get_submodule(f"transition{block}")(maps.clone())
+        # the mean of a sum and the sum of a mean differ by float32 rounding of numbers near 10
+        torch.testing.assert_close(model.head(model.features(images(16))), torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+
+
 def test_the_multiscale_head_reads_every_block():
     model = build_model(dataclasses.replace(TINY, head="multiscale"))
     assert model.classifier.in_features == 3 * 128
+    assert not any(conv.bias.any() for conv in model.head.modules() if isinstance(conv, torch.nn.Conv2d))
     model(images(16)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -127,7 +223,11 @@ def test_memory_efficient_training_keeps_less():
     assert kept[True] < 0.8 * kept[False]
 
 
-def saved_bytes(memory_efficient):
+def test_nothing_is_recomputed_outside_of_training():
+    assert saved_bytes(memory_efficient=True, trains=False) == saved_bytes(memory_efficient=False, trains=False)
+
+
+def saved_bytes(memory_efficient, trains=True):
     total = 0
 
     def keep(tensor):
@@ -135,7 +235,7 @@ def saved_bytes(memory_efficient):
         total += tensor.numel() * tensor.element_size()
         return tensor
 
-    model = build_model(dataclasses.replace(TINY, blocks=(8,)), memory_efficient=memory_efficient).train()
+    model = build_model(dataclasses.replace(TINY, blocks=(8,)), memory_efficient=memory_efficient).train(trains)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(images(16))
     return total
@@ -143,6 +243,8 @@ def saved_bytes(memory_efficient):
 
 def test_dropout_works_in_training_only():
     model = build_model(dataclasses.replace(TINY, drop_rate=0.5))
+    assert model.features.denseblock1.denselayer1.drop.p == 0.5
+    assert isinstance(build_model(TINY).features.denseblock1.denselayer1.drop, torch.nn.Identity)
     assert torch.equal(model(images(16)), build_model(TINY)(images(16)))
     model.train()
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from densenet_deploy.analysis.cost import network_part
 from densenet_deploy.analysis.memory import training_memory
 from densenet_deploy.errors import UsageError
 from densenet_deploy.models.build import DenseNet, empty_model
-from densenet_deploy.models.live_memory import inference_memory, training_memory_of
+from densenet_deploy.models.live_memory import LiveMemory, StageMemory, inference_memory, training_memory_of
 from densenet_deploy.variants.spec import DenseNetSpec
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(3, 2), init_features=8, num_classes=5, bn_size=2)
@@ -36,6 +36,46 @@ def test_an_inference_holds_the_image_and_what_the_step_reads_and_writes() -> No
 
 def test_in_place_needs_no_second_map() -> None:
     assert inference_memory(chain(inplace=True), 8, batch=2).peak_bytes == IMAGE + WIDE + NARROW
+
+
+def test_one_image_of_three_channels_is_measured_unless_more_are_asked_for() -> None:
+    for measure in (inference_memory, training_memory_of):
+        assert measure(chain(inplace=False), 8) == measure(chain(inplace=False), 8, batch=1, channels=3)
+        assert measure(chain(inplace=False), 8).peak_bytes < measure(chain(inplace=False), 8, batch=2).peak_bytes
+
+
+def test_a_view_of_a_weight_is_not_counted() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5))
+    assert inference_memory(module, 8, batch=2).peak_bytes == IMAGE + 2 * 5 * 4
+
+
+def test_measuring_leaves_neither_hooks_nor_gradients() -> None:
+    module = chain(inplace=True)
+    training_memory_of(module, 8, batch=2)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert not any(inner._forward_hooks or inner._forward_pre_hooks for inner in module.modules())
+
+
+def test_stages_are_the_children_and_those_of_the_features() -> None:
+    names = [stage.name for stage in inference_memory(empty_model(SPEC), 32).stages]
+    inner = ("conv0", "norm0", "relu0", "pool0", "denseblock1", "transition1", "denseblock2", "norm5")
+    assert names == [*(f"features.{name}" for name in inner), "head", "classifier"]
+
+
+def test_a_part_needs_what_the_largest_of_its_stages_needs() -> None:
+    stages = (StageMemory("a.1", 3, 7), StageMemory("b", 9, 9), StageMemory("a.2", 5, 2))
+    merged = LiveMemory(stages, 11, 13).by_part(lambda name: name[0])
+    assert merged == LiveMemory((StageMemory("a", 5, 7), StageMemory("b", 9, 9)), 11, 13)
+
+
+def test_other_errors_of_a_module_stay_what_they_are() -> None:
+    class Wrong(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        training_memory_of(Wrong(), 8)
 
 
 def test_weights_stand_beside_the_peak() -> None:

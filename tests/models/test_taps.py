@@ -31,6 +31,11 @@ def test_a_densenet_counted_by_running_costs_what_its_numbers_say(spec: DenseNet
     assert counted_cost(empty_model(spec), 32) == (cost.parameters, cost.macs)
 
 
+def test_counting_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    counted_cost(empty_model(SPEC), 32)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_counting_leaves_no_hooks() -> None:
     module = empty_model(SPEC)
     counted_cost(module, 32)
@@ -45,6 +50,7 @@ def test_traced_shapes_are_those_of_the_architecture() -> None:
     assert shapes["transition1"][0] == SPEC.channels_in[1]
     assert shapes["denseblock2.denselayer2"] == (4, 4, 4)
     assert len(shapes) == 1 + 5 + 1
+    assert traced_shapes(empty_model(SPEC), 32) == shapes
 
 
 def test_first_weights_read_everything_before_them() -> None:
@@ -53,6 +59,12 @@ def test_first_weights_read_everything_before_them() -> None:
     plain = first_weights(build_model(dataclasses.replace(SPEC, bn_size=0)))
     assert plain["denseblock1.denselayer1"].shape == (4, 6, 3, 3)
     assert not isinstance(plain["denseblock1.denselayer1"], nn.Parameter)
+
+
+def test_intermediate_outputs_are_those_of_the_innermost_modules_in_order() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Flatten())
+    outputs = IntermediateOutputs(model, "mine")(torch.ones(1, 3, 2, 2))
+    assert list(outputs) == ["0.0", "0.1", "1", "mine"]
 
 
 def test_intermediate_outputs_are_what_each_module_returned() -> None:

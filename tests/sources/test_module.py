@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -9,15 +10,21 @@ import torchvision
 from torch import nn
 
 from densenet_deploy.errors import CheckpointError, InputError, UsageError
-from densenet_deploy.models.build import build_model
-from densenet_deploy.sources import WeightsConstraint, load
-from densenet_deploy.variants import find_variant
+from densenet_deploy.facts import ModelFacts
+from densenet_deploy.manifest import WeightsOrigin
+from densenet_deploy.models.build import DenseNet, build_model
+from densenet_deploy.sources import CheckpointFormat, Match, WeightsConstraint, formats, load
+from densenet_deploy.sources.module import ModuleSource
+from densenet_deploy.sources.weights import weights_sha256
+from densenet_deploy.variants import find_variant, variant_for
+from densenet_deploy.variants.spec import DenseNetSpec
 
 
 @pytest.fixture(scope="module")
 def torchvision_net():
-    torch.manual_seed(0)
-    return torchvision.models.densenet121(num_classes=7).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torchvision.models.DenseNet(4, (2, 2), 8, bn_size=2, num_classes=7).eval()
 
 
 def changed(net, name, layer):
@@ -40,13 +47,14 @@ def test_our_own_network_keeps_its_spec(model):
 def test_a_torchvision_network_is_recognised_with_its_classes(torchvision_net):
     loaded = load(torchvision_net)
     assert loaded.module is torchvision_net
-    assert (loaded.name, loaded.variant.name, loaded.variant.spec.num_classes) == ("densenet121", "121", 7)
-    assert loaded.origin.source == "DenseNet in memory"
-    assert loaded.origin.is_trained
+    assert loaded.variant.spec == DenseNetSpec(4, (2, 2), 8, bn_size=2, num_classes=7)
+    assert loaded.name == loaded.variant.artifact_name
+    assert loaded.origin == WeightsOrigin("DenseNet in memory", weights_sha256(torchvision_net.state_dict()))
+    assert (loaded.facts, loaded.output_names) == (ModelFacts(channels=3), ("logits",))
 
 
 def test_an_arbitrary_linear_head_is_recognised(torchvision_net):
-    assert load(changed(torchvision_net, "classifier", nn.Linear(1024, 3))).variant.spec.num_classes == 3
+    assert load(changed(torchvision_net, "classifier", nn.Linear(16, 3))).variant.spec.num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_an_arbitrary_linear_head_is_recognised(torchvision_net):
     [
         ("features.pool0", nn.Identity()),
         ("features.denseblock1.denselayer1.relu1", nn.SiLU()),
-        ("features.norm0", nn.BatchNorm2d(64, eps=0.5)),
+        ("features.norm0", nn.BatchNorm2d(8, eps=0.5)),
     ],
 )
 def test_the_parameters_of_a_densenet_with_another_forward_are_not_called_one(torchvision_net, name, layer):
@@ -62,15 +70,16 @@ def test_the_parameters_of_a_densenet_with_another_forward_are_not_called_one(to
         layer.load_state_dict(torchvision_net.get_submodule(name).state_dict())
     loaded = load(changed(torchvision_net, name, layer).eval())
     assert loaded.variant is None
-    assert "densenet121" in loaded.notes[0]
+    name = "densenet-custom-k4-b2.2-i8-c0.5-n2-imagenet"
+    assert loaded.notes == (f"DenseNet has the parameters of {name}, but computes something else: taken as it is",)
 
 
 @pytest.mark.parametrize(
     "head",
     [
-        nn.Sequential(nn.Dropout(0.2), nn.Linear(1024, 3)),
-        nn.Sequential(nn.Linear(1024, 3), nn.Sigmoid()),
-        nn.Linear(1024, 3, bias=False),
+        nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 3)),
+        nn.Sequential(nn.Linear(16, 3), nn.Sigmoid()),
+        nn.Linear(16, 3, bias=False),
     ],
 )
 def test_another_head_is_taken_as_it_is(torchvision_net, head):
@@ -93,6 +102,125 @@ def test_another_module_says_what_it_can():
     loaded = load(Net().eval())
     assert (loaded.name, loaded.variant, loaded.facts.channels) == ("net", None, 1)
     assert loaded.output_names == ("grade", "age")
+    assert loaded.facts == ModelFacts(channels=1)
+
+
+class Recording(DenseNet):
+    """Our network, which keeps what it is given, and may return something else."""
+
+    def __init__(self, spec, change=None):
+        super().__init__(spec)
+        self.change, self.given = change or (lambda logits: logits), []
+
+    def forward(self, images):
+        self.given.append((tuple(images.shape), torch.is_inference_mode_enabled()))
+        return self.change(super().forward(images))
+
+
+def recording(model, change=None):
+    other = Recording(model.spec, change).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize(("blocks", "size"), [((1,), 64), ((1,) * 6, 125)])
+def test_it_is_compared_on_64_pixels_or_the_smallest_image_that_it_takes(blocks, size):
+    model = Recording(DenseNetSpec(growth_rate=2, blocks=blocks, init_features=8, num_classes=5)).eval()
+    assert load(model).variant is not None
+    assert model.given == [((1, 3, size, size), True)]
+
+
+def shifted(share):
+    """Add a share of the largest logit to the first one."""
+
+    def change(logits):
+        moved = logits.clone()
+        moved[0, 0] += share * logits.abs().max()
+        return moved
+
+    return change
+
+
+def unlike(logits):
+    raise RuntimeError("64 pixels do not suit me")
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (None, True),
+        *((shifted(share), True) for share in (0.9e-4, -0.9e-4)),
+        *((shifted(share), False) for share in (1.1e-4, -1.1e-4)),
+        (torch.zeros_like, False),
+        (lambda logits: logits[:, :1].expand(1, 5)[:, :4], False),
+        (lambda logits: logits[0], False),
+        (lambda logits: {"logits": logits}, False),
+        (unlike, False),
+    ],
+)
+@pytest.mark.parametrize("bias", [0.0, -1000.0, 1000.0])
+def test_it_is_ours_if_it_differs_by_a_ten_thousandth_of_the_largest_output_at_most(model, change, same, bias):
+    with torch.no_grad():
+        model.classifier.bias[1:] += bias
+    assert (load(recording(model, change)).variant is not None) == same
+
+
+def test_a_network_of_zeros_is_ours_too(model):
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+    assert load(recording(model)).variant is not None
+
+
+class Choosy(nn.Module):
+    """Takes images of one shape only."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.given = shape, []
+
+    def forward(self, images):
+        self.given.append((tuple(images.shape), torch.is_inference_mode_enabled()))
+        if images.shape != self.shape:
+            raise RuntimeError("another size, please")
+        return {"score": images.mean((2, 3))}
+
+
+def test_outputs_are_named_by_the_first_size_that_suits():
+    sizes = (224, 64, 32, 256, 384, 512)
+    for tried, size in enumerate(sizes, start=1):
+        net = Choosy((1, 3, size, size)).eval()
+        loaded = load(net)
+        assert (loaded.output_names, loaded.facts.channels, loaded.name) == (("score",), None, "choosy")
+        assert net.given == [((1, 3, side, side), True) for side in sizes[:tried]]
+    assert load(Choosy((1, 3, 5, 5)).eval()).output_names == ("logits",)
+
+
+class ByFormat(CheckpointFormat):
+    def recognises(self, names):
+        return "unused" in names
+
+    def renames(self, names):
+        return {"unused": None}
+
+    def facts(self, tensors):
+        return ModelFacts(channels=2)
+
+
+def test_a_format_says_what_is_no_part_of_the_network_and_what_it_takes(model, monkeypatch):
+    monkeypatch.setitem(formats._items, "mine", ByFormat)
+    other = recording(model)
+    other.register_buffer("unused", torch.ones(1))
+    loaded = load(other)
+    assert (loaded.variant.spec, loaded.facts) == (model.spec, ModelFacts(channels=2))
+
+
+def test_only_modules_are_modules(model, monkeypatch):
+    assert ModuleSource().matches(model) is Match.CERTAIN
+    for other in ("DenseNet", b"", type(model), None):
+        assert ModuleSource().matches(other) is Match.NO
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert ModuleSource().matches(model) is Match.NO
 
 
 def test_a_training_or_half_precision_module_is_copied_and_stays_as_it_is(model):
@@ -105,6 +233,15 @@ def test_a_training_or_half_precision_module_is_copied_and_stays_as_it_is(model)
     assert loaded.notes == ("float16 weights cast to float32",)
     assert next(half.parameters()).dtype == torch.float16
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float32}
+    partly = copy.deepcopy(model)
+    partly.features.conv0.train()
+    assert not load(partly).module.features.conv0.training
+
+
+def test_whole_numbers_among_the_parameters_are_not_cast():
+    net = nn.Conv2d(3, 4, 3).eval()
+    net.count = nn.Parameter(torch.tensor(3), requires_grad=False)
+    assert (load(net).notes, load(net).module.count.dtype) == ((), torch.int64)
 
 
 def test_the_global_random_state_does_not_move(model):
@@ -121,25 +258,48 @@ def test_nonfinite_weights_are_refused_unless_accepted(model):
     load(model, WeightsConstraint(allow_nonfinite=True))
 
 
-@pytest.mark.parametrize("wrong", [{"variant": find_variant("121")}, {"num_classes": 9}, {"head": "features"}])
-def test_a_module_that_is_not_what_was_asked_for_is_refused(model, wrong):
+OTHER = nn.Conv2d(3, 4, 3).eval()
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong", "why"),
+    [
+        ("classifier", {"variant": find_variant("169")}, "is NAME, not densenet169"),
+        ("classifier", {"num_classes": 9}, "has 5 classes, not 9"),
+        ("classifier", {"head": "features"}, "does not have the head features"),
+        ("features", {"num_classes": 5}, "is NAME"),
+        ("features", {"head": "classifier"}, "does not have the head classifier"),
+        (None, {"variant": find_variant("169")}, "is not a known DenseNet, not densenet169"),
+        (None, {"num_classes": 4}, "is not a known DenseNet"),
+        (None, {"head": "classifier"}, "does not have the head classifier"),
+    ],
+)
+def test_a_module_that_is_not_what_was_asked_for_is_refused(model, head, wrong, why):
+    net = OTHER if head is None else build_model(dataclasses.replace(model.spec, head=head))
     with pytest.raises(UsageError) as caught:
-        load(model, WeightsConstraint(**wrong))
-    assert caught.value.subject == "DenseNet"
-    load(model, WeightsConstraint(num_classes=5, head="classifier"))
+        load(net, WeightsConstraint(**wrong))
+    assert caught.value.subject == type(net).__name__
+    assert caught.value.why == why.replace("NAME", variant_for(model.spec).artifact_name)
+
+
+def test_a_module_that_is_what_was_asked_for_is_taken(model):
+    asked = WeightsConstraint(variant=variant_for(model.spec), num_classes=5, head="classifier")
+    assert load(model, asked).variant.spec == model.spec
+    features = build_model(dataclasses.replace(model.spec, head="features"))
+    assert load(features, WeightsConstraint(head="features")).variant.spec.head == "features"
 
 
 def test_a_module_without_values_is_refused():
     with torch.device("meta"):
-        net = nn.Conv2d(3, 4, 3)
+        inner = nn.Conv2d(4, 4, 3)
     with pytest.raises(InputError) as caught:
-        load(net)
-    assert caught.value.subject == "Conv2d"
+        load(nn.Sequential(nn.Conv2d(3, 4, 3), inner))
+    assert caught.value.subject == "Sequential"
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_lazy_module_is_refused_until_it_has_run(training):
-    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2)).train(training)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)).train(training)
     with pytest.raises(InputError) as caught:
         load(net)
     assert caught.value.subject == "Sequential"
