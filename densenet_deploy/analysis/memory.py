@@ -166,10 +166,10 @@ class _Tape:
     def peaks(self) -> dict[str, int]:
         """Return the largest number of live values while each block runs."""
         last_reader = {tensor: number for number, step in enumerate(self._steps) for tensor in step.reads}
-        live, peaks = 0, dict.fromkeys((step.block for step in self._steps), 0)
+        live, peaks = 0, dict[str, int]()
         for number, step in enumerate(self._steps):
             live += step.values
-            peaks[step.block] = max(peaks[step.block], live)
+            peaks[step.block] = max(peaks.get(step.block, live), live)
             touched = {*step.reads, number}
             live -= sum(self._steps[tensor].values for tensor in touched if last_reader.get(tensor, tensor) == number)
         return peaks

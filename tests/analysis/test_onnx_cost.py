@@ -169,9 +169,9 @@ def test_integer_pools_of_onnx_runtime_do_not_hide_the_shapes_behind_them(pool, 
 
 
 def test_a_shape_that_the_graph_computes_is_known():
-    body = "n = Shape (x) r = Reshape (x, n) y = Conv (r, w)"
-    model = model_of(body, zeros("float", 4, 3, 1, 1, name="w"), inputs="float[2,3,8,8] x")
-    assert only_layer(model) == LayerCost("y", 12, 12 * 64, (4, 8, 8))
+    body = "n = Shape (x) b = Slice (n, i, j) c = Concat <axis=0> (b, k) r = Reshape (x, c) y = MatMul (r, w)"
+    stored = [zeros("float", 192, 5, name="w"), "int64[1] i = {0}, int64[1] j = {1}, int64[1] k = {192}"]
+    assert only_layer(model_of(body, ", ".join(stored))) == LayerCost("y", 960, 960, (5,))
 
 
 def test_a_product_of_rows_uses_its_weights_for_each_of_them():

@@ -95,11 +95,14 @@ def test_a_folder_without_images_or_with_a_broken_one_is_refused(images, tmp_pat
         assert caught.value.subject == str(tmp_path / missing)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "data.txt").write_text("x")
+def test_a_file_of_another_kind_is_refused_whatever_it_holds(tmp_path):
+    path = tmp_path / "data.bin"
+    with path.open("wb") as file:
+        np.savez(file, arrays())
     with pytest.raises(DataError) as caught:
-        open_calibration_data(tmp_path / "data.txt", SMALL)
-    assert caught.value.subject == str(tmp_path / "data.txt")
+        open_calibration_data(path, SMALL)
+    assert caught.value.subject == str(path)
+    assert ".npy or .npz" in caught.value.fix
 
 
 def test_a_path_may_be_text(images):
@@ -453,7 +456,6 @@ BAD_ITEMS = {
     "NaN": np.full((1, 3, 8, 8), np.nan, np.float32),
     "a list of lists": [[1.0]],
     "a stream": io.BytesIO(),
-    "bfloat16": torch.zeros((1, 3, 8, 8), dtype=torch.bfloat16),
     "CHW pixels": np.zeros((3, 8, 8), np.uint8),
     "no pixels": np.zeros((0, 8, 3), np.uint8),
     "another size": np.zeros((3, 9, 9), np.float32),
@@ -466,9 +468,15 @@ BAD_ITEMS = {
 
 @pytest.mark.parametrize("item", BAD_ITEMS.values(), ids=BAD_ITEMS)
 def test_an_invalid_item_is_named(item):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(DataError) as caught:
         list(open_calibration_data([*samples(2), item], SMALL))
     assert caught.value.subject.startswith("item 2")
+
+
+def test_an_item_of_a_type_that_numpy_does_not_have_is_named():
+    with pytest.raises(InputError) as caught:
+        list(open_calibration_data([*samples(2), torch.zeros((1, 3, 8, 8), dtype=torch.bfloat16)], SMALL))
+    assert caught.value.subject == "item 2"
 
 
 # --- the range of inputs
