@@ -99,6 +99,12 @@ def test_channels_grow_by_themselves():
     assert _counts(histogram) == [{64: 1, 96: 2, 192: 1}, {0: 1, 128: 1, 192: 2}, {0: 3, 192: 1}]
 
 
+def test_a_channel_that_is_zero_so_far_keeps_the_finest_bins_while_others_grow():
+    histogram = _added(columns([0.75], [0.0]), columns([0.0], [2.0**-60]))
+    assert histogram.exponents.tolist() == [0, -59]
+    assert _counts(histogram) == [{0: 1, 192: 1}, {0: 1, 128: 1}]
+
+
 def test_samples_are_counted_together():
     histogram = _added(np.float32([[[1, 2, 3]], [[3, 2, 5]]]))
     assert _counts(histogram) == [{32: 1, 64: 2, 96: 2, 160: 1}]
