@@ -183,10 +183,10 @@ def _batch_norm(
     bias: Any,
     running_mean: Any,
     running_var: Any,
-    training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001 - the ATen signature
-    eps: float = 1e-5,
-    cudnn_enabled: bool = False,  # noqa: ARG001
+    training: bool,
+    momentum: float,  # noqa: ARG001 - the ATen signature
+    eps: float,
+    cudnn_enabled: bool,  # noqa: ARG001
 ) -> Any:
     """aten::batch_norm with scale, shift and running statistics."""
     if training or any(tensor is None for tensor in (weight, bias, running_mean, running_var)):

@@ -45,6 +45,22 @@ def test_a_module_called_twice_is_numbered():
     assert [node for node, _ in _names(model)] == ["m.neg", "m.neg_2", "m", "relu"]
 
 
+def test_a_module_may_begin_with_an_underscore():
+    model = _model("a = Neg(input)  logits = Relu(a)", {"a": ["_m"], "logits": ["_m"]})
+    assert [node for node, _ in _names(model)] == ["_m.neg", "_m"]
+
+
+def test_nodes_whose_modules_are_not_known_are_named_after_their_operators():
+    model = _model("a = Neg(input)  b = Neg(a)  c = Neg(b)  logits = Relu(c)", {})
+    nodes = list(model.graph)
+    notes = (None, "['operation']", "['m', 'operation']")
+    for node, scopes in zip(nodes, notes, strict=False):
+        node.metadata_props.clear()
+        if scopes:
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
+    assert [node for node, _ in _names(model)] == ["neg", "neg_2", "m", "relu"]
+
+
 def test_a_number_given_meets_no_module_of_that_name():
     scopes = {"a": ["m"], "b": ["m"], "c": ["m", "m.neg_2"], "d": ["m"]}
     model = _model("a = Neg(input)  b = Neg(a)  c = Neg(b)  d = Neg(c)  logits = Relu(d)", scopes)
