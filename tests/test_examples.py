@@ -66,6 +66,7 @@ def test_the_example_of_a_public_name_runs(name, folder, monkeypatch):
     assert runner.run(test).failed == 0
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_api_reference_run_in_order():
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
