@@ -105,6 +105,7 @@ def test_39_poor_calibration_images(
     commands.refused("quantize", tiny_onnx, "--calibration", folder, *FAST, "-o", "new/out.onnx", says=why)
 
 
+@pytest.mark.slow
 def test_40_a_killed_calibration_resumes_to_the_same_bytes(tiny_onnx: Path, tmp_path: Path) -> None:
     """The killed run leaves its checkpoint in the cache; the next one goes on from there."""
     np.save(tmp_path / "samples.npy", normalized(2000))
