@@ -216,7 +216,7 @@ def _after(clip: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
         if reader.op_type != "AveragePool":
             clips.append(reader)
         reader = only_reader(reader.outputs[0])
-    return clips, reader if is_operator(reader, "Conv") and not pads(reader) else None  # type: ignore[arg-type]
+    return clips, reader if is_operator(reader, "Conv") and not pads(reader) else None
 
 
 def _keeps_constants(node: ir.Node | None) -> bool:

@@ -276,7 +276,7 @@ class _Writer:
 def _relu_after(node: ir.Node) -> ir.Node | None:
     """Return the ReLU that alone reads the result of `node`, unless its own result leaves the graph."""
     reader = only_reader(node.outputs[0])
-    return reader if is_operator(reader, "Relu") and not reader.outputs[0].is_graph_output() else None  # type: ignore[union-attr]
+    return reader if is_operator(reader, "Relu") and not reader.outputs[0].is_graph_output() else None
 
 
 def _windows(node: ir.Node) -> list[ir.Attr]:
