@@ -125,6 +125,11 @@ def test_bounds_are_included(size):
     assert from_plain(Inner, {"size": size}).size == size
 
 
+def test_a_missing_bound_is_no_bound():
+    assert from_plain(Annotated[float, Range(high=0.5)], -1e308) == -1e308
+    assert from_plain(Annotated[float, Range(low=0.5)], 1e308) == 1e308
+
+
 def test_null_has_no_bounds():
     assert from_plain(Annotated[int | None, Range(1, 8)], None) is None  # type: ignore[arg-type]
 
