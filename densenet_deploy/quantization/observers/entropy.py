@@ -53,7 +53,7 @@ class _Sums:
     information: Doubles
 
     def divergence(self, threshold: int) -> Doubles:
-        """Return KL(P‖Q), (C,), times the number of values, which is the same for every threshold."""
+        """Return n·KL(P‖Q) + n ln n, (C,), with the number of values n, which is the same for every threshold."""
         edges = np.rint(np.linspace(0, threshold, _GROUPS + 1)).astype(np.intp)
         total, inside = self.count[-1], self.count[threshold]
         above, last = total - inside, inside - self.count[threshold - 1]
@@ -63,7 +63,7 @@ class _Sums:
         mean_information = _log(groups / np.maximum(spread, 1))
         own = self.information[threshold - 1] + (last + above) * _log(last + above)
         cross = (groups * mean_information).sum(axis=0) + above * mean_information[-1]
-        return np.where(is_impossible, np.inf, own - cross + total * (_log(inside) - _log(total)))
+        return np.where(is_impossible, np.inf, own - cross + total * _log(inside))
 
 
 def _running(values: npt.NDArray[np.bool_] | Doubles) -> Doubles:

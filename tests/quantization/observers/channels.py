@@ -46,6 +46,6 @@ def sparse_counts(channels: int, bins: int, seed: int) -> np.ndarray:
     largest = rng.integers(1, 40, (channels, 1))
     decay = np.exp(-np.arange(bins) * rng.uniform(0, 0.03, (channels, 1)))
     counts = np.ceil(rng.random((channels, bins)) * largest * decay) * filled
-    counts[np.arange(bins) >= rng.integers(1, bins + 1, (channels, 1))] = 0
+    counts[np.arange(bins) >= rng.integers(1, bins + bins // 2, (channels, 1))] = 0
     counts[np.arange(channels), rng.integers(0, bins, channels)] += 1
     return counts.astype(np.int64)

@@ -32,7 +32,7 @@ def _thresholds(counts: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("bins", [256, 1024])
 def test_no_other_threshold_diverges_less(bins):
-    counts = sparse_counts(50, bins, seed=bins)
+    counts = sparse_counts(120, bins, seed=bins)
     for channel, found in zip(counts, _thresholds(counts), strict=True):
         assert (found % (bins // 32), found >= 128) == (0, True)
         best = min(_divergence(channel, bins * tries // 32) for tries in range(32 * 128 // bins, 33))

@@ -228,6 +228,7 @@ def test_state_goes_into_another_observer_as_a_copy():
     for name, array in before.items():
         np.testing.assert_array_equal(first.state()[name], array)
     second.restore(before)
+    assert second.ranges().high == [2.0]
     before["counts"][:] = 0
     before["exponents"][:] = 0
     assert second.state()["counts"].sum() == 2
