@@ -158,7 +158,6 @@ def test_null_has_no_bounds():
         (int | None, "a", "a whole number"),
         (int | str, [], "a whole number or text"),
         (
-            Annotated[int, Range(1, 8)] | tuple[int, ...] | Inner | None,
             "a",
             "a whole number or a list or an object or null",
         ),

@@ -223,7 +223,7 @@ OTHER_JSON = (
 )
 
 
-@pytest.mark.parametrize("damage", [cut, nest_deeply, *OTHER_JSON], ids=str)
+@pytest.mark.parametrize("damage", [cut, nest_deeply, *OTHER_JSON], ids=range(2 + len(OTHER_JSON)))
 def test_damaged_facts_are_a_miss_and_explain_nothing(damage, cache, caplog):
     _, facts = files(cache)
     facts.write_text(damage) if isinstance(damage, str) else damage(facts)

@@ -64,7 +64,6 @@ def test_a_graph_cannot_be_given_another_architecture(proto, stated, subject):
         *((other, Match.NO) for other in ("m.pth", "onnx", "121", 3, object())),
         *((data, Match.CERTAIN) for data in (b"1", bytearray(b"1"), memoryview(b"1"), onnx.ModelProto())),
     ],
-    ids=str,
 )
 def test_a_suffix_or_bytes_make_a_graph(source, match):
     assert GraphSource().matches(source) is match
