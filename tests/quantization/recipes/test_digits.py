@@ -83,7 +83,7 @@ def test_the_file_says_what_it_is(int8, recipe, digits_onnx):
 
 def test_quantizers_are_no_more_than_needed(int8, recipe):
     """OpenVINO: the input, what 18 second convolutions and 2 transitions read, 3 buses of 7 segments; not clips."""
-    counted = operators(int8.onnx)
+    counted = operators(onnx.load(int8.onnx))
     assert counted["QuantizeLinear"] == {"onnxruntime": 1, "openvino": 1 + 18 + 2 + 3 * 7}[recipe]
     if recipe == "onnxruntime":
         assert counted["DequantizeLinear"] == 1
