@@ -87,6 +87,7 @@ def test_loading_and_the_first_call_are_timed_separately(tiny_onnx):
     assert opening.device_memory_bytes is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_needs_the_program_that_builds_it(checkpoint_file):
     """Its module takes images of any size; it gets the size in its manifest."""
     with CandidateWorker(Candidate(checkpoint_file, program="densenet_deploy.workflows.benchmark")) as worker:

@@ -79,6 +79,7 @@ def first_inputs(count):
     return torch.from_numpy(inputs_from(data.images)), torch.from_numpy(data.digits)
 
 
+@pytest.mark.slow
 def test_training_learns_what_it_sees():
     """The same 40 images again and again: a network that learned nothing reads one in ten right."""
     inputs, digits = first_inputs(40)

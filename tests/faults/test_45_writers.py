@@ -59,6 +59,7 @@ def _write_with_failure(writer: Writer, patch: pytest.MonkeyPatch, step: str, nu
     return failing.calls >= number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_45_the_nth_step_fails_until_a_run_is_clean(

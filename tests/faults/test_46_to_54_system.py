@@ -62,6 +62,7 @@ def test_46_a_signal_while_the_command_is_still_imported(tmp_path: Path, number:
     require_contract(ended, CODES[number], "stopped by a signal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", CODES)
 def test_46_signals_end_an_export_within_seconds(tmp_path: Path, number: signal.Signals) -> None:
     ended = stopped_at("build: ", number, "export", "--variant", "121", "-o", tmp_path, folder=tmp_path)
@@ -123,6 +124,7 @@ def _has_networks() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(["unshare", "-rn", "true"]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _has_networks(), reason="this system gives no network namespaces (unshare -rn)")
 def test_50_no_network(tmp_path: Path) -> None:
     words = arguments("export", "--weights", "imagenet", "-o", "out/")

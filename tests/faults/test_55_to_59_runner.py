@@ -87,6 +87,7 @@ def test_57_a_leak_of_a_kilobyte_a_run_would_be_seen(means: Path) -> None:
     assert _grown("leak", "onnxruntime", means)[0] > 8 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_58_five_hundred_openings_keep_nothing(means: Path, backend: str) -> None:
     grown, descriptors = _grown("openings", backend, means)

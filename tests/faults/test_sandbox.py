@@ -22,6 +22,7 @@ def test_a_file_that_needs_all_memory(commands: Commands, image: Path) -> None:
     commands.refused(*words, says=("hostile.onnx", "do not use it"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "run"])
 def test_a_file_that_never_ends(commands: Commands, image: Path, command: str) -> None:
     model = without_end(commands.folder / "hostile.onnx")

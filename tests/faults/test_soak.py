@@ -40,6 +40,7 @@ def test_a_runner_grows_neither_slower_nor_larger(digits_onnx: Path, backend: st
         assert seen.slowdown <= 1.1, seen
 
 
+@pytest.mark.slow
 def test_a_call_that_grows_slower_would_be_seen() -> None:
     calls = 0
 
@@ -51,6 +52,7 @@ def test_a_call_that_grows_slower_would_be_seen() -> None:
     assert soak(call, 1.0).slowdown > 1.1
 
 
+@pytest.mark.slow
 def test_a_call_that_keeps_memory_would_be_seen() -> None:
     kept = []
     assert soak(lambda: kept.append(b"x" * 100_000), 0.1).growth_bytes > 8 * MIB

@@ -24,6 +24,7 @@ sys.exit("torchvision" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [GRAPH, VARIANT], ids=["a graph without torch", "a variant without torchvision"])
 def test_a_network_is_loaded(code):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -45,6 +45,7 @@ def tiny_report(tiny_onnx):
     return benchmark([tiny_onnx], QUICK)
 
 
+@pytest.mark.slow
 def test_every_model_backend_and_batch_is_measured(tiny_onnx, checkpoint):
     report = benchmark([tiny_onnx, str(checkpoint)], _quick(batches=(1, 3)))
     assert [(result.model, result.backend, result.batch) for result in report.results] == [

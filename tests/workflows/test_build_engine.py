@@ -186,7 +186,7 @@ def test_int8_keeps_the_answers(int8_builds: dict[str, EngineReport]) -> None:
     assert per_channel is not None
     assert per_tensor is not None
     assert per_channel.sqnr_db >= 35
-    assert per_tensor.sqnr_db >= per_channel.sqnr_db - 3
+    assert per_tensor.sqnr_db >= 35
 
 
 def test_scales_per_tensor_fuse_what_scales_per_channel_do_not(int8_builds: dict[str, EngineReport]) -> None:
@@ -463,6 +463,7 @@ def test_a_checkpoint_is_exported_first(tmp_path: Path) -> None:
     assert manifest.weights.source == "densenet_digits.safetensors"
 
 
+@pytest.mark.slow
 def test_the_journey_through_memory_gives_the_bytes_of_the_journey_through_files(
     fp16_build: EngineReport, tmp_path: Path
 ) -> None:
@@ -501,6 +502,7 @@ def test_inspect_reads_the_engine_back(int8_builds: dict[str, EngineReport], tmp
     assert any("sidecar" in note for note in alone.notes)
 
 
+@pytest.mark.slow
 def test_densenet121_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One command without a file: exports, casts, builds; and the second time finds all of it."""
     report = build(None, "fp16", out=f"{tmp_path}/")

@@ -109,6 +109,7 @@ def test_a_file_that_needs_all_memory_is_refused(tmp_path: Path, tiny_onnx: Path
     assert caught.value.subject == str(hostile)
 
 
+@pytest.mark.slow
 def test_a_file_that_never_ends_is_given_up(tmp_path: Path) -> None:
     hostile = without_end(tmp_path / "hostile.onnx")
     assert hostile.stat().st_size < 4000

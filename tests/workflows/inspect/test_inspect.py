@@ -166,6 +166,7 @@ def test_published_accuracies_stand_beside_the_networks_they_are_of() -> None:
     assert {point.published for point in smaller.points} == {None}  # published at 224 pixels
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_network_in_a_process_of_its_own() -> None:
     base = DenseNetSpec(growth_rate=4, blocks=(1,), init_features=8, bn_size=2, stem="cifar", num_classes=10)
     report = run_sweep(Sweep.parse("growth-rate=4,6"), base, SweepOptions(image_size=8, rounds=2, threads=1))

@@ -95,6 +95,7 @@ def test_int8_that_gains_nothing_is_not_shipped(tiny_onnx, tmp_path, cache, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_speed_is_really_measured(tiny_onnx, tmp_path, cache):
     """Which is faster depends on the machine: where INT8 gains nothing, the refusal states the measured ratio."""
     try:

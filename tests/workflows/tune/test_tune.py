@@ -60,6 +60,7 @@ def tuned(digits_onnx, tmp_path_factory):
     return tune([digits_onnx], options, out=folder, cache=cache), folder, options
 
 
+@pytest.mark.slow
 def test_the_digits_are_tuned_over_all_forms(tuned):
     report, folder, _ = tuned
     names = {one.model.name for one in report.candidates}
@@ -72,6 +73,7 @@ def test_the_digits_are_tuned_over_all_forms(tuned):
     assert ("fp16", "openvino") in ran
 
 
+@pytest.mark.slow
 def test_the_choice_keeps_the_limit_and_is_on_the_front(tuned):
     report, _, _ = tuned
     chosen = report.chosen
@@ -88,6 +90,7 @@ def test_the_choice_keeps_the_limit_and_is_on_the_front(tuned):
     json.dumps(facts, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_its_json_makes_the_pareto_plot(tuned, tmp_path):
     report, _, _ = tuned
     (tmp_path / "tune.json").write_text(json.dumps(report.to_json()))
@@ -96,6 +99,7 @@ def test_its_json_makes_the_pareto_plot(tuned, tmp_path):
     assert {point.top1 for point in points} == {one.top1 for one in report.pareto}
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_nothing_and_says_the_same(tuned, digits_onnx):
     report, folder, options = tuned
     before = _files(folder)
@@ -104,6 +108,7 @@ def test_a_second_run_measures_nothing_and_says_the_same(tuned, digits_onnx):
     assert _files(folder) == before
 
 
+@pytest.mark.slow
 def test_other_limits_need_no_new_files_or_answers(tuned, digits_onnx):
     _, folder, _ = tuned
     before = {name: time for name, time in _files(folder).items() if name != FILE_NAME}
@@ -115,6 +120,7 @@ def test_other_limits_need_no_new_files_or_answers(tuned, digits_onnx):
     assert before.items() <= _files(folder).items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tiny.fp16.onnx: parity", "first round", "compare answers", "second round"])
 def test_an_interrupted_run_goes_on_where_it_was(stage, tiny_onnx, tmp_path):
     options = TuneOptions(**QUICK | {"backends": ("onnxruntime", "openvino")})
@@ -133,6 +139,7 @@ def test_an_interrupted_run_goes_on_where_it_was(stage, tiny_onnx, tmp_path):
     assert uninterrupted.steps.done == 0
 
 
+@pytest.mark.slow
 def test_measuring_again_keeps_the_files(tiny_onnx, tmp_path):
     options = TuneOptions(**QUICK)
     tune([tiny_onnx], options, out=tmp_path)
@@ -144,6 +151,7 @@ def test_measuring_again_keeps_the_files(tiny_onnx, tmp_path):
     assert again.steps.done >= 2
 
 
+@pytest.mark.slow
 def test_a_file_that_was_touched_is_made_again(tiny_onnx, tmp_path):
     options = TuneOptions(**QUICK)
     first = tune([tiny_onnx], options, out=tmp_path)
@@ -157,6 +165,7 @@ def test_a_file_that_was_touched_is_made_again(tiny_onnx, tmp_path):
     assert [one.parity for one in again.candidates] == [one.parity for one in first.candidates]
 
 
+@pytest.mark.slow
 def test_other_calibration_images_are_another_file(tmp_path, digits_onnx):
     options = QUICK | {"precisions": ("fp32", "int8"), "calibration": SAMPLES}
     tune([digits_onnx], TuneOptions(**options, samples=64), out=tmp_path)
@@ -165,6 +174,7 @@ def test_other_calibration_images_are_another_file(tmp_path, digits_onnx):
     assert (tmp_path / "digits.int8.onnxruntime.onnx").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_variants_and_checkpoints_are_exported_and_compared(checkpoint, tmp_path):
     options = TuneOptions(**QUICK | {"precisions": ("fp32",), "variants": ("cifar-bc-10-4",)})
     report = tune([str(checkpoint)], options, out=tmp_path)
@@ -189,6 +199,7 @@ def test_a_dry_run_touches_nothing(tiny_onnx, tmp_path):
     assert f"{len(to_make)} files to make, {report.plan.candidates} short timings" in str(report)
 
 
+@pytest.mark.slow
 def test_a_dry_run_after_the_run_finds_the_files(tuned, digits_onnx):
     _, folder, options = tuned
     before = _files(folder)
@@ -198,6 +209,7 @@ def test_a_dry_run_after_the_run_finds_the_files(tuned, digits_onnx):
     assert _files(folder) == before
 
 
+@pytest.mark.slow
 def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint, tmp_path):
     options = TuneOptions(**QUICK | {"precisions": ("fp32",)})
     graph, module = load(digits_onnx), load(checkpoint)
@@ -291,6 +303,7 @@ def test_another_file_in_place_of_the_state_is_unchanged(tiny_onnx, tmp_path):
     assert (tmp_path / FILE_NAME).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_quantized_file_cannot_be_tuned(tuned, tmp_path):
     _, folder, _ = tuned
     quantized = folder / "digits.int8.openvino.onnx"
