@@ -43,6 +43,7 @@ def test_benchmark_json(capsys, tiny_onnx, tmp_path):
         assert {"mean", "p50", "p90", "p99"} <= result["latency_ms"].keys()
 
 
+@pytest.mark.slow
 def test_backends_come_as_a_list_or_one_by_one(capsys, tiny_onnx):
     for words in (["--backend", "onnxruntime,openvino"], ["--backend", "onnxruntime", "--backend", "openvino"]):
         answer = run_json(capsys, "benchmark", tiny_onnx, *words, "--device", "cpu", "--threads", "1", *QUICK)

@@ -267,6 +267,7 @@ def test_closed_and_narrow_streams(tiny_onnx: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_another_form_of_the_model_is_another_artifact(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     run_json(capsys, "export", *CUSTOM, "--batch", "4", "-o", target)

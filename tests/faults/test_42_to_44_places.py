@@ -34,7 +34,7 @@ PREPARE = {"full": "dd if=/dev/zero of=filler bs=64k 2>/dev/null; true", "read-o
 SAYS = {"full": "no space left on device", "read-only": "read-only file system"}
 
 
-@pytest.fixture(scope="module", params=PREPARE)
+@pytest.fixture(scope="module", params=["full", pytest.param("read-only", marks=pytest.mark.slow)])
 def disk(
     request: pytest.FixtureRequest, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, dict[str, object]]]:

@@ -71,6 +71,7 @@ def test_46_signals_end_an_export_within_seconds(tmp_path: Path, number: signal.
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", CODES)
 def test_46_signals_end_a_calibration_within_seconds(tmp_path: Path, tiny_onnx: Path, number: signal.Signals) -> None:
     samples = np.random.default_rng(0).standard_normal((4000, 3, 32, 32), np.float32)
@@ -104,6 +105,7 @@ def test_48_odd_paths_in_one_printable_line(commands: Commands, tiny_onnx: Path,
     commands.refused("run", tiny_onnx, folder / "text.jpg", says="text.jpg")
 
 
+@pytest.mark.slow
 def test_48_an_export_into_an_odd_folder(commands: Commands) -> None:
     folder = commands.folder / os.fsdecode(ODD_NAMES[3]) / "two\nlines"
     weights = DIGITS / "densenet_digits.safetensors"

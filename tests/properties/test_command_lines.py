@@ -80,7 +80,7 @@ def test_the_lines_that_others_are_made_from_end_well(place: Path, name: str) ->
     assert ended.code == 0, ended.err
 
 
-@holds_for(few=60, many=100, shrink=False, line=invalid_lines())
+@holds_for(few=40, many=100, shrink=False, line=invalid_lines())
 def test_an_option_that_does_not_fit_is_named(place: Path, line: InvalidLine) -> None:
     ended = _ended(line.words, place)
     message = _message(ended, line.words)

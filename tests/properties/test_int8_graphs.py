@@ -31,7 +31,7 @@ def _named(model: ir.Model) -> ir.Model:
 
 
 @holds_for(
-    few=60,
+    few=40,
     many=3000,
     proto=dense_graphs(),
     recipe=RECIPES,

@@ -59,7 +59,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("networks") / "network.onnx"
 
 
-@holds_for(few=3, many=15, shrink=False, request_=REQUESTS, batch=st.integers(1, 3), fixed=st.booleans())
+@holds_for(few=2, many=15, shrink=False, request_=REQUESTS, batch=st.integers(1, 3), fixed=st.booleans())
 def test_every_backend_computes_what_the_module_computes(
     path: Path, request_: dict[str, Any], batch: int, fixed: bool
 ) -> None:

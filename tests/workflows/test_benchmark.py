@@ -79,6 +79,7 @@ def test_table_json_and_plot_show_the_same_latency(tiny_report, tiny_onnx, image
     assert point.latency_ms == result.median_ms
 
 
+@pytest.mark.slow
 def test_backends_and_threads_multiply_and_what_a_backend_does_not_read_is_reported(tiny_onnx):
     report = benchmark([tiny_onnx], _quick(backends=("openvino", "torch", "onnxruntime"), threads=(1, 2)))
     placements = [(result.backend, result.threads) for result in report.results]
@@ -144,6 +145,7 @@ def test_the_report_is_plain_json_with_the_promised_keys_and_reads_itself(tiny_r
     assert BenchmarkReport.from_json(facts) == tiny_report
 
 
+@pytest.mark.slow
 def test_offline_runs_several_runners_and_a_camera_counts_frames(tiny_onnx):
     (offline,) = benchmark([tiny_onnx], _quick(scenario="offline", streams=2, threads=(1,))).results
     assert (offline.streams, offline.threads) == (2, 1)

@@ -200,6 +200,7 @@ def test_scales_per_tensor_fuse_what_scales_per_channel_do_not(int8_builds: dict
     assert {conv.writes for conv in many if conv.precision == "int8"} == {"fp32"}
 
 
+@pytest.mark.slow
 def test_the_bus_in_int8_too(digits_onnx: Path, tmp_path: Path, int8_builds: dict[str, EngineReport]) -> None:
     quantization = QuantizeOptions(quantize_bus=True, samples=64)
     report = build(digits_onnx, "int8", calibration=SAMPLES, quantization=quantization, out=f"{tmp_path}/")
@@ -454,6 +455,7 @@ def test_a_range_beyond_fp16_stays_in_fp32(model: Path) -> None:
     assert any("features.conv0" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_first(tmp_path: Path) -> None:
     report = build(DIGITS / "densenet_digits.safetensors", "fp32", out=f"{tmp_path}/")
     assert report.onnx == tmp_path / "densenet_digits.onnx"

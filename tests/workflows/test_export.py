@@ -94,8 +94,7 @@ def test_a_failed_gate_leaves_no_file(checkpoint, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-@pytest.mark.parametrize("name", ["features.norm5.bias", "classifier.bias"])
+@pytest.mark.parametrize(("name", "value"), [("features.norm5.bias", math.inf), ("classifier.bias", math.nan)])
 def test_nonfinite_weights_are_refused_unless_let_in(checkpoint, tmp_path, name, value):
     broken = torch.load(checkpoint, weights_only=True)
     broken[name][0] = value

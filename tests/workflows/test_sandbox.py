@@ -77,6 +77,7 @@ def test_safetensors_and_public_names_start_no_child(tmp_path: Path) -> None:
     assert children() == before
 
 
+@pytest.mark.slow
 def test_a_file_that_a_library_refuses_is_left_to_the_command(tiny_onnx: Path, tmp_path: Path) -> None:
     model = onnx.load(tiny_onnx)
     model.graph.node[0].op_type = "NoSuchOperator"

@@ -72,6 +72,7 @@ def test_layers_count_their_steps(tiny_onnx, cache):
     assert heard[-1] == ("trials", 10, 10)
 
 
+@pytest.mark.slow
 def test_top1_is_measured_where_there_are_labels(tiny_onnx, cache, images):
     """The folders all hold the same image, so one class in ten is right whatever the model says."""
     report = sensitivity(tiny_onnx, SAMPLES, _options("openvino", data=images), cache=cache)

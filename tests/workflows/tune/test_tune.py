@@ -219,6 +219,7 @@ def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint
     assert tune([held, module], options, out=tmp_path).steps.done == 0
 
 
+@pytest.mark.slow
 def test_stated_facts_travel_with_the_files(digits_onnx, tmp_path):
     options = TuneOptions(**QUICK | {"precisions": ("fp32",)})
     report = tune([digits_onnx], options, out=tmp_path, labels=[f"digit {n}" for n in range(10)])
