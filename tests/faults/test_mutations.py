@@ -49,8 +49,8 @@ def _mutations(form: str, folder: Path, cases: int, processes: int) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("form", FORMATS)
-def test_1000_mutated_files_end_in_documented_exit_codes(form: str, files: Path, times: int) -> None:
-    assert _mutations(form, files, share(1000, form) * times, share(30, form)) == ""
+def test_500_mutated_files_end_in_documented_exit_codes(form: str, files: Path, times: int) -> None:
+    assert _mutations(form, files, share(500, form) * times, share(30, form)) == ""
 
 
 def test_an_undocumented_end_is_a_fault() -> None:
