@@ -528,8 +528,10 @@ def test_densenet121_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("variant", ["121", "169", "201", "264"])
-def test_every_variant_in_every_precision(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["169", "201", "264"])
+def test_every_variant_in_every_precision(variant: str, tmp_path: Path, times: int) -> None:
+    if variant != "169" and times == 1:
+        pytest.skip("takes minutes: asked for with --times 2")
     for precision in ("fp32", "fp16", "bf16", "int8"):
         quantization = QuantizeOptions(samples=32, weights="per-tensor")
         calibration = SAMPLES if precision == "int8" else None
