@@ -169,7 +169,7 @@ def _changes(earlier: Parts, now: Parts) -> list[str]:
 
 
 def _phrase(name: str, old: Any, new: Any) -> str:
-    if name == "data":
+    if name == "data" and isinstance(old, dict | None):  # what a damaged entry holds can be anything
         return f"data changed (files: {_change_of_names(old or {}, new)})"
     return f"{name} changed ({_change(old, new)})"
 
@@ -180,7 +180,7 @@ def _change(old: object, new: object) -> str:
             names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
             return ", ".join(f"{name} {_change(old.get(name), new.get(name))}" for name in names)
         case [str(), *_], [str(), *_]:
-            return _change_of_names(dict.fromkeys(old), dict.fromkeys(new))
+            return _change_of_names(dict.fromkeys(map(str, old)), dict.fromkeys(new))
     return f"{_short(old)} → {_short(new)}"
 
 

@@ -234,6 +234,17 @@ def test_damaged_facts_are_a_miss_and_explain_nothing(damage, cache, caplog):
     assert str(facts) in record.getMessage()
 
 
+@pytest.mark.parametrize("data", [[], ["a", []], "text", 3, None, {"a": []}])
+@pytest.mark.parametrize("tensors", [["a", []], [[]], "text", None])
+def test_parts_of_another_type_are_a_miss_too(data, tensors, cache):
+    _, facts = files(cache)
+    entry = json.loads(facts.read_text())
+    entry["key"] |= {"data": data, "plan": tensors, "tensors": tensors}
+    facts.write_text(json.dumps(entry))
+    found = cache.lookup(dataclasses.replace(KEY, data={"other.png": "c"}))
+    assert found.startswith("since the nearest cached run: data changed (")
+
+
 def test_an_entry_copied_to_another_key_is_not_used(cache):
     other = dataclasses.replace(KEY, model="b" * 64)
     for path in files(cache):
