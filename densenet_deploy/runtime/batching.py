@@ -84,7 +84,7 @@ def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:
     A model with a fixed batch gets the samples in portions, the last one filled up with copies of its last sample.
 
     Raises:
-        FeedError: as `Runner.run`, if there are no samples, for one.
+        FeedError: as `Runner.run`, for example without samples.
     """
     import numpy as np
 

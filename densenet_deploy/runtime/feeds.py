@@ -116,7 +116,7 @@ def _checked_feed(spec: TensorSpec, value: object, limit: float | None) -> Array
         raise FeedError(spec.name, f"is {array.dtype}, the model takes {spec.dtype}", _dtype_fix(array, spec))
     if not spec.fits(array.shape):
         raise FeedError(spec.name, f"has shape {array.shape}, the model takes {spec}", _shape_fix(array, spec))
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # ascontiguousarray would give a number an axis
     if limit is not None and array.dtype.kind == "f":
         _check_values(spec.name, array, limit)
     return array

@@ -152,6 +152,9 @@ class TestArrays:
         assert fed.flags.c_contiguous
         assert fed.tolist() == [0, 4]
 
+    def test_a_number_stays_without_axes(self) -> None:
+        assert checked_feeds((TensorSpec("number", (), FLOAT32),), np.array(3, np.float32), None)["number"].shape == ()
+
 
 def test_errors_do_not_print_the_array() -> None:
     row = TensorSpec("row", (None, 3), FLOAT32)
