@@ -118,7 +118,7 @@ class TensorChanges:
         """Store the changes in the metadata of `model`, if there are any."""
         if self._changes:
             facts = {name: _facts(change) for name, change in self._changes.items()}
-            model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"))
+            model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
 
     def _known(self, value: ir.Value) -> TensorChange:
         return self._changes.get(str(value.name), TensorChange(str(value.name)))

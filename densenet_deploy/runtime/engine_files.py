@@ -208,7 +208,7 @@ def place_engine(temporary: Path, path: Path, sidecar: Sidecar) -> None:
             put_in_place(temporary, path)
         except BaseException:
             if not old and not path.exists():  # a record without a plan
-                sidecar_path(path).unlink()
+                sidecar_path(path).unlink(missing_ok=True)
             raise
         if old.keys() - {sidecar.sha256}:
             write_records(path, {sidecar.sha256: sidecar})

@@ -233,7 +233,7 @@ class ExecutionSlot:
         if batch <= self._capacity:
             return
         self._forget()
-        self._buffers = ()  # the old ones are freed first
+        self._buffers = ()  # the old ones are freed first; if the new ones do not fit, the pool drops this slot
         shared = self._shares_memory
         self._buffers = tuple(_Buffer(self._cuda, spec, batch, shared=shared) for spec in self._engine.specs)
         self._capacity = batch

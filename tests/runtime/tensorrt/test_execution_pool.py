@@ -122,6 +122,14 @@ class TestBatches:
         assert bench.gpu.calls.count("cudaMalloc") == 4
         assert bench.gpu.in_use()["memory"] == 8, "the old ones were freed"
 
+    def test_after_memory_ran_out_a_smaller_batch_gets_buffers_again(self, bench: Bench) -> None:
+        pool = bench.pool(streams=1)
+        check(pool, 3)
+        bench.gpu.fail_next["cudaMalloc"] = cudaError_t.cudaErrorMemoryAllocation
+        with pytest.raises(ResourceError):
+            pool.run(feeds_of(5))
+        check(pool, 3)
+
 
 class TestDevices:
     """The device belongs to the thread, and others may have changed it."""
