@@ -55,6 +55,7 @@ _LEVELS: Final = 255
 _SIGNED_ZERO: Final = 128
 _SIGNED_STEPS: Final = 127
 _KEEP_TYPE: Final = ("Max", "Min", "AveragePool")
+_MOVE_VALUES: Final = ("Concat", *_KEEP_TYPE)
 _SMALLEST_RANGE: Final = 1e-8
 _SMALLEST_SCALE: Final = 1e-12
 _BIAS_LIMIT: Final = 2.0**30
@@ -118,7 +119,8 @@ def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[s
 
     Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
     symmetric. The rest is affine, and so unsigned after a ReLU. The output of a clip or an average keeps the type of
-    its input.
+    its input. What only a MaxPool reads has the type of its output: values below that range saturate, and no maximum
+    changes by it.
     """
     types = {name: affine(float(found.low.min()), float(found.high.max())) for name, found in ranges.items()}
     for members in _buses(graph):
@@ -129,6 +131,11 @@ def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[s
         source, result = str(node.inputs[0].name) if node.inputs and node.inputs[0] else "", str(node.outputs[0].name)
         if node.op_type in _KEEP_TYPE and source in types and result not in types:
             types[result] = types[source]
+    for node in reversed(graph):
+        value = node.outputs[0]
+        reader = only_reader(value)
+        if is_operator(reader, "MaxPool") and node.op_type not in _MOVE_VALUES and value.name in types:
+            types[str(value.name)] = types.get(str(reader.outputs[0].name), types[str(value.name)])
     return types
 
 
@@ -221,8 +228,9 @@ def _after(clip: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
 
 def _keeps_constants(node: ir.Node | None) -> bool:
     """Whether `node` maps a constant to a constant: a clip, or a pool that averages whole windows."""
-    is_clip = is_operator(node, "Max") or is_operator(node, "Min")
-    return constant(node.inputs[1]) is not None if is_clip else averages_whole_windows(node)  # type: ignore[union-attr]
+    if is_operator(node, "Max") or is_operator(node, "Min"):
+        return constant(node.inputs[1]) is not None
+    return averages_whole_windows(node)
 
 
 def _clipped(values: Double, clips: Iterable[ir.Node]) -> Double:

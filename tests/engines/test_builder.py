@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,16 @@ def test_a_dead_builder_is_a_typed_error(tiny_fp16: Path, plan: Path, number: in
             builder.build(tiny_fp16, plan)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Lets SIGINT raise KeyboardInterrupt, also where a shell has started the tests in the background, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @rtx
+@pytest.mark.usefixtures("interrupts")
 def test_leaving_early_ends_the_build(tiny_fp16: Path, plan: Path) -> None:
     """A signal comes while the parent waits for the plan: bad-inputs 46."""
     before, start = children(), time.monotonic()

@@ -25,9 +25,7 @@ from densenet_deploy.quantization.observers.histogram import HistogramOptions
 from densenet_deploy.quantization.observers.minmax import MinMaxOptions
 from densenet_deploy.quantization.observers.observer import (
     CalibrationConfig,
-    observer_options,
     observers,
-    parse_observer_options,
 )
 from densenet_deploy.quantization.observers.percentile import PercentileOptions
 from tests.function_runner import FunctionRunner
@@ -496,36 +494,3 @@ def test_errors_name_where_the_data_come_from(tmp_path):
     with pytest.raises(DataError) as caught:
         calibrate(small_model(), open_calibration_data(path, SMALL), MINMAX)
     assert caught.value.subject == str(path)
-
-
-# --- options of observers
-
-
-def test_options_are_read_by_name():
-    expected = PercentileOptions(bins=2048, percentile=99.9)
-    assert observer_options("percentile", {"bins": 2048, "percentile": 99.9}) == expected
-    assert parse_observer_options("percentile", ["bins=2048", "percentile = 99.9"]) == expected
-    assert parse_observer_options("minmax", ["headroom=0"]) == MinMaxOptions(headroom=0.0)
-
-
-@pytest.mark.parametrize(
-    ("observer", "facts"),
-    [
-        ("percentile", {"percentil": 99.0}),
-        ("percentile", {"percentile": "99"}),
-        ("percentile", {"percentile": 101.0}),
-        ("percentile", {"bins": 1000}),
-        ("minmax", {"percentile": 99.0}),
-        ("minmax", {"headroom": True}),
-        ("maximum", {}),
-    ],
-)
-def test_invalid_options_are_refused(observer, facts):
-    with pytest.raises(UsageError):
-        observer_options(observer, facts)
-
-
-@pytest.mark.parametrize("text", ["percentile", "percentile=", "=1", "percentile=high", "percentile=NaN"])
-def test_malformed_options_are_refused(text):
-    with pytest.raises(UsageError):
-        parse_observer_options("percentile", [text])

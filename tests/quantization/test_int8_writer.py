@@ -64,15 +64,10 @@ def test_a_backend_that_is_not_installed_is_none():
         suffixes = (".onnx",)
         requires = "a_package_that_is_not_installed"
 
-    name = "elsewhere"
     assert not is_installed(Elsewhere.requires)
-    items = backends.items()
-    assert name not in items
-    backends.register(name)(Elsewhere)
-    try:
-        assert backend_of(name) is None
-    finally:
-        del backends._items[name]
+    with backends.restored():
+        backends.register("elsewhere")(Elsewhere)
+        assert backend_of("elsewhere") is None
 
 
 # --- a block of whole numbers

@@ -154,6 +154,40 @@ def test_other_nodes_and_nodes_without_inputs_pass_no_type_on():
     assert _chosen(body, x=([0.0], [1.0])) == {"x": unsigned(1.0)}
 
 
+POOL = "MaxPool<kernel_shape=[2,2]>"
+
+
+@pytest.mark.parametrize(
+    ("body", "types"),
+    [
+        (f"a = Relu(x)  b = {POOL}(a)", "bbc"),
+        (f"a = other.Conv(x)  b = {POOL}(a)", "bbc"),
+        (f"a = Relu(x)  b = {POOL}(a)  c = {POOL}(b)", "ccc"),
+        (f"a = Relu(x)  b = {POOL}(a)  c = Neg(a)", "abc"),
+        ("a = Relu(x)  b = AveragePool<kernel_shape=[2,2]>(a)", "abc"),
+        ("a = Relu(x)  b = other.MaxPool(a)", "abc"),
+        (f"a = Max(x, k)  b = {POOL}(a)", "abc"),
+        (f"a = Min(x, k)  b = {POOL}(a)", "abc"),
+        (f"a = AveragePool<kernel_shape=[2,2]>(x)  b = {POOL}(a)", "abc"),
+        (f"a = Concat<axis=1>(x)  b = {POOL}(a)", "abc"),
+        (f"a = Concat<axis=1>(x)  b = {POOL}(a)  c = {POOL}(b)", "acc"),
+    ],
+)
+def test_what_only_a_pool_reads_has_the_type_of_its_output(body, types):
+    """Except for values that keep the scale of what they are made of."""
+    ranges = {"a": ([-8.0], [4.0]), "b": ([-2.0], [4.0]), "c": ([-1.0], [4.0])}
+    own = {name: affine(low, high) for name, ((low,), (high,)) in ranges.items()}
+    if "Concat" in body:
+        own["a"] = own["x"] = symmetric(8.0)
+    found = _chosen(f"{body}  y = Abs(x)", **ranges)
+    assert [found[name] for name in "abc"] == [own[name] for name in types]
+
+
+def test_a_pool_without_a_type_gives_none_and_a_value_without_one_gets_none():
+    assert _chosen(f"a = Relu(x)  y = {POOL}(a)", a=([-1.0], [1.0])) == {"a": affine(-1.0, 1.0)}
+    assert _chosen(f"a = Relu(x)  y = {POOL}(a)", y=([-1.0], [1.0])) == {"y": affine(-1.0, 1.0)}
+
+
 def test_an_input_that_is_left_out_passes_no_type_on():
     node = ir.Node("", "Max", [None], num_outputs=1)
     graph = ir.Graph([], node.outputs, nodes=[node], opset_imports={"": 20})

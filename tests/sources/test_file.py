@@ -262,11 +262,12 @@ class Renamed(CheckpointFormat):
         return ModelFacts(task="multilabel", thresholds=tensors["thresholds"].tolist())
 
 
-def test_a_format_renames_drops_and_states_facts(save, model, monkeypatch):
-    monkeypatch.setitem(formats._items, "renamed", Renamed)
-    state = model.state_dict() | {"thresholds": torch.full((5,), 0.25)}
-    state["stem.weight"] = state.pop("features.conv0.weight")
-    loaded = load(save({f"module.{name}": tensor for name, tensor in state.items()}))
-    assert same_weights(loaded.module, model)
-    assert loaded.facts == ModelFacts(task="multilabel", thresholds=(0.25,) * 5)
-    assert "ignored beside the weights: module.thresholds" in loaded.notes
+def test_a_format_renames_drops_and_states_facts(save, model):
+    with formats.restored():
+        formats.register("renamed")(Renamed)
+        state = model.state_dict() | {"thresholds": torch.full((5,), 0.25)}
+        state["stem.weight"] = state.pop("features.conv0.weight")
+        loaded = load(save({f"module.{name}": tensor for name, tensor in state.items()}))
+        assert same_weights(loaded.module, model)
+        assert loaded.facts == ModelFacts(task="multilabel", thresholds=(0.25,) * 5)
+        assert "ignored beside the weights: module.thresholds" in loaded.notes

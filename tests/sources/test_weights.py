@@ -204,20 +204,22 @@ class Renamed(CheckpointFormat):
         return ModelFacts(task="multilabel", thresholds=tensors["thresholds"].tolist())
 
 
-def test_a_format_renames_drops_and_states_facts(monkeypatch):
-    monkeypatch.setitem(formats._items, "renamed", Renamed)
-    weights = read({f"module.{name}": torch.full((2,), 0.25) for name in ("stem.weight", "thresholds", "other")})
-    assert list(weights.tensors) == ["features.conv0.weight", "other"]
-    assert weights.facts == ModelFacts(task="multilabel", thresholds=(0.25, 0.25))
-    assert weights.notes == (
-        "ignored beside the weights: module.thresholds",
-        "2 parameters renamed, such as module.stem.weight to features.conv0.weight",
-    )
+def test_a_format_renames_drops_and_states_facts():
+    with formats.restored():
+        formats.register("renamed")(Renamed)
+        weights = read({f"module.{name}": torch.full((2,), 0.25) for name in ("stem.weight", "thresholds", "other")})
+        assert list(weights.tensors) == ["features.conv0.weight", "other"]
+        assert weights.facts == ModelFacts(task="multilabel", thresholds=(0.25, 0.25))
+        assert weights.notes == (
+            "ignored beside the weights: module.thresholds",
+            "2 parameters renamed, such as module.stem.weight to features.conv0.weight",
+        )
 
 
-def test_names_of_no_format_stay_and_state_nothing(monkeypatch):
-    monkeypatch.setitem(formats._items, "renamed", Renamed)
-    assert canonical_names({"module.a": torch.ones(1)}) == ({"module.a": "a"}, ModelFacts())
+def test_names_of_no_format_stay_and_state_nothing():
+    with formats.restored():
+        formats.register("renamed")(Renamed)
+        assert canonical_names({"module.a": torch.ones(1)}) == ({"module.a": "a"}, ModelFacts())
 
 
 def test_the_model_holds_exactly_the_tensors(model):

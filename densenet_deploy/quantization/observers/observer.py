@@ -80,25 +80,15 @@ class CalibrationConfig:
         return {"observer": self.observer, "options": dataclasses.asdict(options), "tensors": tensors}
 
 
-def observer_options(observer: str, facts: Mapping[str, object]) -> ObserverOptions:
-    """Return the options of `observer` from values by name, as a recipe file or the command line gives them.
+def parse_observer_options(observer: str, texts: Iterable[str]) -> ObserverOptions:
+    """Return the options of `observer` from texts.
 
-    >>> observer_options("percentile", {"percentile": 99.9})
+    >>> parse_observer_options("percentile", ["percentile=99.9"])
     PercentileOptions(bins=1024, pixels=128, percentile=99.9)
 
     Raises:
         UnknownNameError: if the observer is unknown.
         UsageError: if it has no such option, naming the nearest, or a value is of another type or out of range.
-    """
-    kind = observers.get(observer).options_type
-    return from_plain(kind, facts, fail=lambda where, why: _refused(observer, where, why), strict=True)
-
-
-def parse_observer_options(observer: str, texts: Iterable[str]) -> ObserverOptions:
-    """Return the options of `observer` from texts such as `percentile=99.9`.
-
-    Raises:
-        UnknownNameError, UsageError: see `observer_options`.
     """
     facts: dict[str, object] = {}
     for text in texts:
@@ -107,11 +97,8 @@ def parse_observer_options(observer: str, texts: Iterable[str]) -> ObserverOptio
             facts[name.strip()] = parse_json(number)
         except ValueError as exc:
             raise UsageError(text, "is not NAME=NUMBER", "write it like percentile=99.9") from exc
-    return observer_options(observer, facts)
-
-
-def _refused(observer: str, where: str, why: str) -> UsageError:
-    return UsageError(f"{observer}: {where}".removesuffix(": "), why, "give options of this observer as NAME=NUMBER")
+    kind, fix = observers.get(observer).options_type, "give options of this observer as NAME=NUMBER"
+    return from_plain(kind, facts, fail=lambda name, why: UsageError(f"{observer}: {name}", why, fix), strict=True)
 
 
 class Observer(ABC):

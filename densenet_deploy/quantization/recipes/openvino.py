@@ -44,7 +44,7 @@ class _Writer:
     """Keeps the quantized form of every value that has one."""
 
     def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
-        self._graph, self._types, self._options = graph, dict(types), options
+        self._graph, self._types, self._options = graph, types, options
         self._quantized: dict[ir.Value, ir.Value] = {}  # by the value that the nodes of the graph read
         self._numbers: dict[ir.Value, ir.Value] = {}  # of Concats of quantized values
 
@@ -79,26 +79,20 @@ class _Writer:
         )
 
     def _is_clip(self, node: ir.Node) -> bool:
-        """Whether `node` is a Max or a Min with a constant, and its input and output have the same type."""
+        """Whether `node` is a Max or a Min with a constant that may compare quantized values."""
         is_clip = is_operator(node, "Max") or is_operator(node, "Min")
-        is_clip = is_clip and node.name not in self._options.float_nodes and not node.outputs[0].is_graph_output()
-        if not is_clip or constant(node.inputs[1]) is None:
-            return False
-        given = self._type_of(node.inputs[0])
-        return given is not None and given == self._type_of(node.outputs[0])
+        is_clip = is_clip and node.name not in self._options.float_nodes and constant(node.inputs[1]) is not None
+        return is_clip and self._keeps_type(node)
 
     def _is_pool(self, node: ir.Node) -> bool:
-        """Whether `node` is a MaxPool and the only reader of its input, which then gets the type of its output."""
-        if not is_operator(node, "MaxPool") or node.outputs[0].is_graph_output():
-            return False
-        source, given = source_of(node), self._type_of(node.outputs[0])
-        own = self._type_of(source)
-        if own is None or given is None or only_reader(source) is not node:
-            return False
-        if own != given and _moves_values(source.producer()):  # its quantized form has the scale of what it reads
-            return False
-        self._types[str(source.name)] = given
-        return True
+        """Whether `node` is a MaxPool that may compare quantized values, and the only reader of its input."""
+        return is_operator(node, "MaxPool") and only_reader(source_of(node)) is node and self._keeps_type(node)
+
+    def _keeps_type(self, node: ir.Node) -> bool:
+        """Whether input and output of `node` have the same type, and the output stays in the graph."""
+        given = self._type_of(node.inputs[0])
+        is_same = given is not None and given == self._type_of(node.outputs[0])
+        return is_same and not node.outputs[0].is_graph_output()
 
     def _type_of(self, value: ir.Value | None) -> QuantizedType | None:
         return self._types.get(str(value.name))  # type: ignore[union-attr]  # no operator here leaves an input out
@@ -177,7 +171,3 @@ class _Writer:
         rows = weights.astype(np.float64)
         integers, scales = quantize_rows(rows, bits=options.weight_bits, per_channel=options.per_channel)
         read_dequantized_weights(self._graph, conv, integers, scales, [ir.AttrInt64("axis", 0)])
-
-
-def _moves_values(node: ir.Node | None) -> bool:
-    return any(is_operator(node, op_type) for op_type in ("Concat", "MaxPool", "Max", "Min"))

@@ -12,6 +12,7 @@ A recipe file is TOML: a built-in recipe as `base`, and options that the command
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.quantization.observers.observer import (
     CalibrationConfig,
     ObserverOptions,
-    observer_options,
+    observers,
     parse_observer_options,
 )
 from densenet_deploy.records import from_plain
@@ -116,9 +117,9 @@ def load_recipe(path: StrPath, given: Mapping[str, Any] | None = None) -> Quanti
     options = dataclasses.replace(options, **given or {})
     if table is None or options.observer_options is not None:
         return options
-    if not isinstance(table, dict):
-        raise _invalid(path, "observer_options", "is not a table")
-    return dataclasses.replace(options, observer_options=observer_options(options.observer, table))
+    kind = observers.get(options.observer).options_type
+    found = from_plain(kind, table, "observer_options", lambda where, why: _invalid(path, where, why), strict=True)
+    return dataclasses.replace(options, observer_options=found)
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -143,5 +144,5 @@ def _key_of(name: str) -> str:
 
 
 def _invalid(path: Path, where: str, why: str) -> UsageError:
-    name, dot, rest = where.partition("[")
-    return UsageError(f"{path.name}: {_key_of(name)}{dot}{rest}", why, "see calibration/README.md")
+    name = re.split(r"[.\[]", where)[0]
+    return UsageError(f"{path.name}: {_key_of(name)}{where.removeprefix(name)}", why, "see calibration/README.md")

@@ -12,7 +12,6 @@ from densenet_deploy.quantization.observers.mse import MSEOptions
 from densenet_deploy.quantization.observers.observer import (
     CalibrationConfig,
     Observer,
-    observer_options,
     observers,
     parse_observer_options,
 )
@@ -181,29 +180,29 @@ def test_an_unknown_observer_or_another_observers_options_are_refused():
     assert caught.value.subject == "HistogramOptions"
 
 
-def test_options_from_values_by_name():
-    assert observer_options("mse", {"levels": 16, "bins": 256}) == MSEOptions(levels=16, bins=256)
-    assert observer_options("entropy", {}) == HistogramOptions()
-
-
 @pytest.mark.parametrize(
-    ("facts", "subject"),
+    ("observer", "text", "subject"),
     [
-        ({"percentil": 99.9}, "percentile: percentil"),
-        ([], "percentile"),
-        ({"percentile": "99"}, "percentile: percentile"),
-        ({"percentile": 101.0}, "percentile=101.0"),
-        ({"bins": 1.5}, "percentile: bins"),
+        ("percentile", "percentil=99.9", "percentile: percentil"),
+        ("percentile", 'percentile="99"', "percentile: percentile"),
+        ("percentile", "percentile=101.0", "percentile=101.0"),
+        ("percentile", "bins=1.5", "percentile: bins"),
+        ("percentile", "bins=1000", "1000"),
+        ("minmax", "percentile=99.0", "minmax: percentile"),
+        ("minmax", "headroom=true", "minmax: headroom"),
+        ("maximum", "headroom=1", "maximum"),
     ],
 )
-def test_options_that_an_observer_does_not_take_are_refused(facts, subject):
+def test_options_that_an_observer_does_not_take_are_refused(observer, text, subject):
     with pytest.raises(UsageError) as caught:
-        observer_options("percentile", facts)
+        parse_observer_options(observer, [text])
     assert caught.value.subject == subject
 
 
 def test_options_from_texts():
     assert parse_observer_options("minmax", []) == MinMaxOptions()
+    assert parse_observer_options("mse", ["levels=16", "bins=256"]) == MSEOptions(levels=16, bins=256)
+    assert parse_observer_options("entropy", []) == HistogramOptions()
     found = parse_observer_options("percentile", [" percentile = 99.5", "bins=512", "bins=256"])
     assert found == PercentileOptions(percentile=99.5, bins=256)
 

@@ -150,13 +150,13 @@ from tests.quantization.recipes.written import (
         """,
     ),
     Case(
-        "a pool alone reads a convolution and gives it its type",
+        "a pool alone reads a convolution",
         """
         [c1] a = Conv(x, w)
         p = MaxPool<kernel_shape=[2,2]>(a)
         [c2] y = Conv(p, v)
         """,
-        {"x": HALF, "a": SHIFTED, "p": SIGNED},
+        {"x": HALF, "a": SIGNED, "p": SIGNED},
         ("c1", "c2"),
         """
         x:codes = QuantizeLinear(x, f32:0.5, u8:0)
@@ -176,7 +176,7 @@ from tests.quantization.recipes.written import (
         p = MaxPool<kernel_shape=[2,2], strides=[2,1]>(x)
         [c] y = Conv(p, v)
         """,
-        {"x": HALF, "p": FINE},
+        {"x": FINE, "p": FINE},
         ("c",),
         """
         x:codes = QuantizeLinear(x, f32:0.25, u8:0)

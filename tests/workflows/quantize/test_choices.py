@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from densenet_deploy.bench.rounds import Interval
+from densenet_deploy.bench.rounds import RoundResults
+from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
-from densenet_deploy.workflows.quantize import layer_choice
-from densenet_deploy.workflows.quantize.layer_choice import stage_of
+from densenet_deploy.quantization.mixed_precision import Layer
+from densenet_deploy.workflows.quantize.layer_choice import Speed, layers_for_speed, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
@@ -64,44 +65,49 @@ def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
     assert list(tmp_path.iterdir()) == []
 
 
-def _fake_speeds(monkeypatch, seconds: dict[str, float]) -> None:
-    """Let every candidate take the time that `seconds` says, by name; others take that of `int8`."""
+class TimedTrials:
+    """Trials that are not run: every candidate takes the milliseconds that `times` says, others those of `int8`."""
 
-    class Result:
-        def speedup(self, name, over):
-            ratio = self.latency_ms(over) / self.latency_ms(name)
-            return Interval(ratio, ratio, ratio)
+    layers = (Layer("a.1", "a", 1), Layer("a.2", "a", 1), Layer("b.1", "b", 1))
 
-        def latency_ms(self, name):
-            return seconds.get(name, seconds["int8"])
+    def __init__(self, **times: float) -> None:
+        self.times = times
 
-    monkeypatch.setattr(layer_choice, "compare_speed", lambda *_, **__: Result())
-
-
-def test_a_block_that_is_faster_in_float_is_put_back(tiny_onnx, tmp_path, cache, monkeypatch):
-    _fake_speeds(monkeypatch, {"float": 3.0, "int8": 2.0, "features.denseblock2": 1.5})
-    report = _quantized(tiny_onnx, tmp_path, cache, never_slower=True)
-    assert report.speed.put_back == ("features.denseblock2",)
-    assert report.layers_float == 4
-    assert all(stage_of(name) == "features.denseblock2" for name in report.float_layers)
-    assert "faster in float" in "\n".join(report.explanation)
+    def compare_speed(self, choices: dict[str, frozenset[str]], rounds: int) -> RoundResults:
+        seconds = {name: self.times.get(name, self.times["int8"]) / 1000 for name in ("float", *choices)}
+        timings = {name: (RoundTiming((value,)),) * rounds for name, value in seconds.items()}
+        return RoundResults(timings, openings={})
 
 
-def test_int8_that_gains_nothing_is_not_shipped(tiny_onnx, tmp_path, cache, monkeypatch):
-    _fake_speeds(monkeypatch, {"float": 1.0, "int8": 2.0})
-    with pytest.raises(GateError) as caught:
-        _quantized(tiny_onnx, tmp_path, cache, never_slower=True)
-    assert caught.value.exit_code == 4
-    assert list(tmp_path.iterdir()) == []
+def test_a_block_that_is_faster_in_float_is_put_back():
+    layers, speed = layers_for_speed(TimedTrials(float=3.0, int8=2.0, a=1.5), frozenset({"b.1"}))
+    assert layers == {"a.1", "a.2", "b.1"}
+    assert speed == Speed(float_ms=3.0, int8_ms=2.0, speedup=1.5, speedup_interval=(1.5, 1.5), put_back=("a",))
+
+
+def test_blocks_that_are_as_fast_stay_int8():
+    layers, speed = layers_for_speed(TimedTrials(float=3.0, int8=2.0), frozenset())
+    assert (layers, speed.put_back) == (frozenset(), ())
+
+
+@pytest.mark.parametrize(("int8", "put_back"), [(0.999, ()), (1.0, ("a", "b")), (2.0, ("a", "b"))])
+def test_int8_that_gains_nothing_is_put_back_as_a_whole(int8, put_back):
+    layers, speed = layers_for_speed(TimedTrials(float=1.0, int8=int8), frozenset())
+    assert speed.put_back == put_back
+    assert layers == (frozenset({"a.1", "a.2", "b.1"}) if put_back else frozenset())
 
 
 @pytest.mark.slow
 def test_speed_is_really_measured(tiny_onnx, tmp_path, cache):
     """Which is faster depends on the machine: where INT8 gains nothing, the refusal states the measured ratio."""
     try:
-        speedup = _quantized(tiny_onnx, tmp_path, cache, never_slower=True).to_json()["speed"]["speedup"]
+        report = _quantized(tiny_onnx, tmp_path, cache, never_slower=True).to_json()
     except GateError as refused:
         speedup = float(re.findall(r"\((\d+\.\d+) x float\)", str(refused))[0])
+    else:
+        speedup, slower = report["speed"]["speedup"], report["speed"]["put_back"]
+        why = [sentence for sentence in report["explanation"] if "faster in float" in sentence]
+        assert {stage_of(sentence.partition(":")[0]) for sentence in why} == set(slower)
     assert 0 < speedup < 100
 
 
