@@ -25,7 +25,7 @@ from torch.onnx.errors import OnnxExporterError
 from torch.utils import _pytree as pytree
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.facts import Size
+from densenet_deploy.manifest import Size
 from densenet_deploy.models.naming import name_by_module
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.backends.torch import named_tensors
