@@ -46,6 +46,11 @@ class Score:
     score: float
     positive: bool | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the score with plain types; a class has no `positive`."""
+        facts = fields_to_plain(self)
+        return facts if self.positive is not None else {name: facts[name] for name in ("index", "label", "score")}
+
     def __str__(self) -> str:
         verdict = {None: "", True: "yes  ", False: "no   "}[self.positive]
         return f"{100 * self.score:5.1f} %  {verdict}{self.name}"
@@ -65,8 +70,12 @@ class Number:
     value: float
 
     def __str__(self) -> str:
-        name = f"output {self.index}" if self.label is None else printable(self.label)
-        return f"{self.value:.6g}  {name}"
+        return f"{self.value:.6g}  {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The label in printable characters, or `output 7`."""
+        return f"output {self.index}" if self.label is None else printable(self.label)
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,7 @@ class Prediction:
     def _repr_html_(self) -> str:
         """Return a table for a notebook, with the notes below it."""
         rows = [(html.escape(score.name), f"{score.score:.1%}") for score in self.top]
-        rows += [
-            (html.escape(number.label or f"output {number.index}"), f"{number.value:.6g}") for number in self.values
-        ]
+        rows += [(html.escape(number.name), f"{number.value:.6g}") for number in self.values]
         rows += [("features", html.escape(str(self.features)))] if self.features else []
         cells = "".join(f"<tr><td style='text-align:left'>{name}</td><td>{value}</td></tr>" for name, value in rows)
         head = "<tr><th style='text-align:left'>class</th><th>score</th></tr>" if self.top else ""
@@ -266,11 +273,8 @@ class Classifier:
     def _top(self, logits: Array, top_k: int) -> tuple[Score, ...]:
         """Rank by logits, since scores far below the best underflow to equal zeros."""
         scores, best = self.scores(logits), np.argsort(-logits, kind="stable")[:top_k]
-        positive = self.meaning.positive(scores) if self.meaning.task == "multilabel" else None
-        return tuple(
-            Score(int(i), self._label(i), float(scores[i]), None if positive is None else bool(positive[i]))
-            for i in best
-        )
+        verdicts = self.meaning.positive(scores).tolist() if self.meaning.task == "multilabel" else [None] * len(scores)
+        return tuple(Score(int(i), self._label(i), float(scores[i]), verdicts[i]) for i in best)
 
     def _label(self, index: int) -> str | None:
         return self.labels[index] if self.labels else None
