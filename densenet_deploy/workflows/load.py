@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
-from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
@@ -275,7 +275,7 @@ def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
         raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
     if facts.image_size is None:
         return
-    stated = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size, facts.image_size)
+    stated = sides(facts.image_size)
     if any(size not in (None, side) for size, side in zip((height, width), stated, strict=True)):
         taken = height if height == width else f"{height or '?'}x{width or '?'}"
         raise UsageError(f"image-size={'x'.join(map(str, stated))}", f"the graph takes {taken} pixels", "omit it")

@@ -17,7 +17,7 @@ from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
-from densenet_deploy.manifest import Manifest
+from densenet_deploy.manifest import Manifest, Size, sides
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
@@ -46,7 +46,7 @@ class InspectOptions:
         profile: run the model under its backend's profiler; None: do not.
     """
 
-    image_size: int | None = None
+    image_size: Size | None = None
     batch: int = 1
     precision: str | None = None
     training: bool = False
@@ -78,7 +78,7 @@ class InspectReport(Report):
 
     model: str
     precision: str
-    image_size: int
+    image_size: Size
     batch: int
     blocks: tuple[BlockCost, ...]
     file_parameters: int | None = None
@@ -114,7 +114,7 @@ class InspectReport(Report):
     def to_text(self) -> str:
         """Return lines for people."""
         total = f"{self.parameters:,} parameters, {self.macs / 1e9:.3f} GMACs per image"
-        size = f"{self.image_size}x{self.image_size}"
+        size = "x".join(map(str, sides(self.image_size)))
         lines = [f"{printable(self.model)} ({self.precision}, {size}): {total}", "", *self._block_lines()]
         if self.file_parameters is not None and self.file_macs is not None:
             macs = f"{self.file_macs / 1e9:.3f} GMACs"
@@ -256,12 +256,12 @@ def _of_module(model: Model, options: InspectOptions) -> InspectReport:
 def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
     require_packages("export", "onnx")
     from densenet_deploy.analysis.onnx_cost import onnx_cost
-    from densenet_deploy.graph.onnx_file import image_size_of
+    from densenet_deploy.workflows.load import preprocessing_of
 
     if options.precision not in (None, model.precision):
         raise UsageError(f"precision={options.precision}", f"the model holds {model.precision}", "leave it out")
-    proto, subject = model.onnx, model.path or Path(model.name)
-    size, cost, layers = image_size_of(proto, subject), onnx_cost(proto), layer_precisions(proto)
+    proto, size = model.onnx, preprocessing_of(model).image_size
+    cost, layers = onnx_cost(proto), layer_precisions(proto)
     if options.image_size not in (None, size):
         raise UsageError(f"image-size={options.image_size}", f"the model takes {size} pixels", "leave it out")
     if model.manifest is None or not model.manifest.spec:
@@ -277,8 +277,9 @@ def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
     return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
-def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOptions) -> InspectReport:
-    require_range("image-size", image_size, spec.smallest_image_size, 8192)
+def _of_spec(name: str, spec: DenseNetSpec, image_size: Size, options: InspectOptions) -> InspectReport:
+    for side in sides(image_size):
+        require_range("image-size", side, spec.smallest_image_size, 8192)
     precision = options.precision or "fp32"
     return InspectReport(
         model=name,
@@ -293,7 +294,7 @@ def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOpt
 
 
 def inspect_spec(
-    name: str, precision: str, manifest: Manifest, options: InspectOptions, image_size: int | None = None
+    name: str, precision: str, manifest: Manifest, options: InspectOptions, image_size: Size | None = None
 ) -> InspectReport:
     """Inspect the architecture that `manifest` describes, running in `precision`.
 
@@ -302,7 +303,7 @@ def inspect_spec(
     """
     image_size = image_size or manifest.preprocessing.image_size
     spec = DenseNetSpec.from_facts(manifest.spec)
-    if image_size < spec.smallest_image_size:
+    if min(sides(image_size)) < spec.smallest_image_size:
         why = f"does not make a network for {image_size} pixels"
         raise ManifestError(f"spec of {name}", why, "export the model again")
     report = _of_spec(name, spec, image_size, options).described(manifest, untrained_note(manifest))
@@ -310,7 +311,7 @@ def inspect_spec(
     return dataclasses.replace(report, precision=precision, activation_memory=memory)
 
 
-def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions) -> Mapping[str, Any] | None:
+def _training_step(spec: DenseNetSpec, image_size: Size, options: InspectOptions) -> Mapping[str, Any] | None:
     if not options.training:
         return None
     require_packages("export", "torch")
