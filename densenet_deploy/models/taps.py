@@ -51,7 +51,7 @@ def traced_shapes(model: DenseNet, image_size: int) -> dict[str, tuple[int, ...]
 
     device = next(model.parameters()).device
     with _watched(watched, keep), torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+        model.eval()(torch.zeros(1, model.spec.in_channels, image_size, image_size, device=device))
     return shapes
 
 
