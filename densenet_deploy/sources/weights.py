@@ -152,8 +152,9 @@ def _labels(content: object) -> tuple[str, ...]:
     if isinstance(numbers, Mapping) and sorted(numbers.values(), key=str) == sorted(range(len(numbers)), key=str):
         return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))
     names = next((content[name] for name in _LABELS[1:] if name in content), None)
-    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list else ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor]) -> DenseNet:
