@@ -24,8 +24,8 @@ from densenet_deploy.errors import (
     from_os_error,
     is_valid_argument,
 )
-from densenet_deploy.manifest import Manifest
-from densenet_deploy.onnx_envelope import count_stored_elements, external_files, read_metadata
+from densenet_deploy.manifest import ACTIVATIONS, Manifest
+from densenet_deploy.onnx_envelope import count_stored_elements, external_files, final_operators, read_metadata
 
 StrPath = str | os.PathLike[str]
 
@@ -107,6 +107,18 @@ class Artifact:
             return self.data
         with os_errors_about(self.path):
             return self.path.read_bytes()
+
+    def activations(self) -> dict[str, str]:
+        """Return the outputs that end in a `softmax` or `sigmoid`, by name: of an ONNX graph, as its nodes say.
+
+        Raises:
+            ModelFileError: if the bytes are not an ONNX model.
+        """
+        if self.kind != "onnx":
+            return {}
+        with _opened_onnx(self.path, self.data) as file:
+            operators = final_operators(file)
+        return {name: operator.lower() for name, operator in operators.items() if operator.lower() in ACTIVATIONS}
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file's bytes, in hex."""

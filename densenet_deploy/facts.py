@@ -15,16 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from densenet_deploy.errors import UsageError
-from densenet_deploy.manifest import INTERPOLATIONS, TASKS
+from densenet_deploy.manifest import INTERPOLATIONS, NO_RESIZE, TASKS, Size
 from densenet_deploy.options import require_choice, require_range
 
 AUTO: Final = "auto"
 """The task that says: find out from the model."""
-
-NO_RESIZE: Final = "none"
-
-Size = int | tuple[int, int]
-"""Pixels: one number for both sides, or height and width."""
 
 _LARGEST_MEAN: Final = 2.0  # of values in 0..1: 123.7 is a mean of values in 0..255
 _LARGEST_SIDE: Final = 8192

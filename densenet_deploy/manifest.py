@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
-from densenet_deploy.errors import DensenetDeployError, ManifestError
+from densenet_deploy.errors import DensenetDeployError, ManifestError, UsageError
 from densenet_deploy.records import Choice, Range, fields_to_plain, from_plain, parse_json, write_json
 
 SCHEMA: Final = 1
@@ -29,10 +29,18 @@ INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic")
 THIRD_PARTY: Final = "third-party"
 """The variant of a network that is not one of our DenseNets; its `spec` is empty."""
 TASKS: Final = ("multiclass", "multilabel", "regression", "features")
+ACTIVATIONS: Final = ("softmax", "sigmoid")
 
 Pixels = Annotated[int, Range(1, 65536)]
+Size = Pixels | tuple[Pixels, Pixels]
+"""One number for both sides, or height and width."""
+
+ImageShape = tuple[int | None, int | None, int | None]
+"""Channels, height and width; None for what may vary."""
+
+NO_RESIZE: Final = "none"
+
 Positive = Annotated[float, Range(low=5e-324)]
-Triple = tuple[float, float, float]
 Scalar = str | int | float | bool | None
 SpecFacts = Mapping[str, Scalar | tuple[int, ...]]
 
@@ -41,16 +49,63 @@ _FIX: Final = "export the model again"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes an input: shorter side to `resize`, center crop to `image_size` (pixels), normalize.
+    """How an image becomes an input: resized, center-cropped to `image_size`, normalized.
 
-    The result is `(value / 255 - mean) / std` per RGB channel, float32, (3, image_size, image_size).
+    The result is `(value / 255 - mean) / std` per channel, float32, (C, H, W).
+
+    Attributes:
+        image_size: of the input in pixels: one number, or (height, width).
+        resize: before the crop: the shorter side, or (height, width) whatever the image's proportions, or "none".
+        mean, std: of values in 0..1, one per channel; as many as there are channels.
+        interpolation: nearest, bilinear or bicubic.
+
+    Raises:
+        UsageError: if there are not as many standard deviations as means, or none.
     """
 
-    image_size: Pixels = 224
-    resize: Pixels = 256
-    mean: Triple = IMAGENET_MEAN
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    image_size: Size = 224
+    resize: Size | Literal["none"] = 256
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[Positive, ...] = IMAGENET_STD
     interpolation: Annotated[str, Choice(*INTERPOLATIONS)] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise UsageError("std", f"holds {len(self.std)} numbers for {len(self.mean)} means", "give one per channel")
+        object.__setattr__(self, "image_size", _plain(self.image_size))
+
+    @classmethod
+    def default(cls, image_size: Size = 224, channels: int = 3) -> Preprocessing:
+        """Return what is assumed where nothing is known.
+
+        Square images are resized to 256/224 of their size first, others to their size; three channels are normalized
+        as ImageNet's, any other number of them stays in 0..1.
+
+        >>> Preprocessing.default(32).resize, Preprocessing.default((256, 128), channels=1).mean
+        (36, (0.0,))
+        """
+        size = _plain(image_size)
+        resize = size * 256 // 224 if isinstance(size, int) else size
+        if channels == len(IMAGENET_MEAN):
+            return cls(size, resize)
+        return cls(size, resize, (0.0,) * channels, (1.0,) * channels)
+
+    @classmethod
+    def for_shape(cls, shape: ImageShape) -> Preprocessing:
+        """Return the default for images of a `shape`; an unknown side is that of the other, or 224 pixels.
+
+        >>> Preprocessing.for_shape((1, None, 64)).shape
+        (1, 64, 64)
+        """
+        channels, height, width = shape
+        size = (height or width or cls.image_size, width or height or cls.image_size)
+        return cls.default(size, channels or len(cls.mean))  # type: ignore[arg-type]  # of an annotated default
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an input."""
+        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return len(self.mean), height, width
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -60,11 +115,27 @@ class Preprocessing:
         return low, high
 
     def __str__(self) -> str:
-        size = f"3x{self.image_size}x{self.image_size}"
+        size = f"{'x'.join(map(str, self.shape))}, {self._resizing()}"
         if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
-            return f"{size}, resize {self.resize} {self.interpolation}, ImageNet mean/std"
-        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        return f"{size}, resize {self.resize} {self.interpolation}, mean {mean}, std {std}"
+            return f"{size}, ImageNet mean/std"
+        mean, std = (" ".join(f"{value:.4g}" for value in _shortened(values)) for values in (self.mean, self.std))
+        return f"{size}, mean {mean}, std {std}"
+
+    def _resizing(self) -> str:
+        if self.resize == NO_RESIZE:
+            return "no resize"
+        sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
+        return f"resize {'x'.join(map(str, sides))} {self.interpolation}"
+
+
+def _plain(size: Size) -> Size:
+    """Return one number for a square."""
+    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+
+def _shortened(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return one value for many equal ones."""
+    return values[:1] if len(set(values)) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -98,7 +169,8 @@ class Manifest:
         opset: the ONNX operator set.
         tools: versions of the packages that wrote the file.
         task: what the outputs mean (see `TASKS`); None where nobody said.
-        thresholds: of a multilabel model, one per label or empty.
+        thresholds: of a multilabel model, one for all labels, one per label, or none.
+        activations: outputs that end in a softmax or sigmoid, in a file whose graph cannot be read.
         assumed: names of the facts that nobody stated (`mean`, `std`, `resize`, ...).
     """
 
@@ -114,6 +186,7 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     task: Annotated[str | None, Choice(*TASKS, None)] = None
     thresholds: tuple[float, ...] = ()
+    activations: Mapping[str, str] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
     @property

@@ -14,11 +14,11 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from densenet_deploy.artifacts import Artifact, StrPath, prepare_output, write_file
 from densenet_deploy.errors import ModelFileError, UsageError
-from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.manifest import Manifest, Preprocessing, Size
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -51,13 +51,13 @@ class InputDescription:
 
     Attributes:
         shape: channels, height and width of one image.
-        resize: length of the shorter side, in pixels, before the center crop.
+        resize: before the center crop: the shorter side in pixels, or (height, width), or "none".
         mean, std: per channel, of values in 0..1.
         assumed: names of the facts that are defaults.
     """
 
     shape: tuple[int, int, int]
-    resize: int
+    resize: Size | Literal["none"]
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -66,11 +66,11 @@ class InputDescription:
     @classmethod
     def of(cls, preprocessing: Preprocessing, assumed: tuple[str, ...]) -> InputDescription:
         """Describe `preprocessing`."""
-        size, kept = preprocessing.image_size, preprocessing
-        return cls((3, size, size), kept.resize, kept.interpolation, kept.mean, kept.std, assumed)
+        kept = preprocessing
+        return cls(kept.shape, kept.resize, kept.interpolation, kept.mean, kept.std, assumed)
 
     def __str__(self) -> str:
-        text = str(Preprocessing(self.shape[1], self.resize, self.mean, self.std, self.interpolation))  # type: ignore[arg-type]
+        text = str(Preprocessing(self.shape[1:], self.resize, self.mean, self.std, self.interpolation))
         if not self.assumed:
             return text
         return (

@@ -1,4 +1,4 @@
-"""Read and extend the metadata of an ONNX file without the onnx package.
+"""Read what an ONNX file says about itself, and extend its metadata, without the onnx package.
 
 A protobuf message is a list of (field number, wire type, value) records, so everything uninteresting is skipped by its
 length: the metadata of a 100 MB model is read in microseconds, and no parser here reads an untrusted graph.
@@ -10,18 +10,24 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO, Final, NamedTuple
 
 _LARGEST_METADATA_BYTES: Final = 64 * 2**20
 _FIXED_BYTES: Final = {0: 0, 1: 8, 5: 4}  # by wire type; 0 is the number itself
 _MOST_DIMS: Final = 64  # numpy's limit; the product of a million hostile sizes would take hours
 
-# ModelProto, GraphProto, TensorProto and StringStringEntryProto
+# ModelProto, GraphProto, NodeProto, ValueInfoProto, TensorProto and StringStringEntryProto
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14
-_GRAPH_INITIALIZER = 5
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_OUTPUT = 1, 5, 12
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
+_VALUE_NAME = 1
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_EXTERNAL = 1, 2, 13
 _PAIR_KEY, _PAIR_VALUE = 1, 2
+
+_PASS_VALUES_ON: Final = frozenset(
+    {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "QuantizeLinear", "DequantizeLinear"}
+)
 
 
 class _Record(NamedTuple):  # a model has thousands, and frozen dataclasses are slow to make
@@ -73,6 +79,31 @@ def count_stored_elements(file: BinaryIO) -> Counter[int]:
     return counts
 
 
+def final_operators(file: BinaryIO) -> dict[str, str]:
+    """Return the outputs of the ONNX model in `file` by name, each with the operator that computes its values.
+
+    Operators that only reshape or convert them are passed over. An output that no node makes has an empty operator.
+
+    Raises:
+        ValueError: if the bytes are not a protobuf message.
+    """
+    makers: dict[str, tuple[str, str]] = {}
+    outputs: list[str] = []
+    for record in _graph_records(file):
+        if record.number == _GRAPH_NODE:
+            texts = _texts(file, record, {_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR})
+            operator, source = texts[_NODE_OPERATOR][:1], texts[_NODE_INPUT][:1]
+            makers |= dict.fromkeys(texts[_NODE_OUTPUT], ("".join(operator), "".join(source)))
+        elif record.number == _GRAPH_OUTPUT:
+            outputs += _texts(file, record, {_VALUE_NAME})[_VALUE_NAME]
+    return {name: _operator_behind(name, dict(makers)) for name in outputs}
+
+
+def _operator_behind(value: str, makers: dict[str, tuple[str, str]]) -> str:
+    operator, source = makers.pop(value, ("", ""))  # popped, so that a cycle ends
+    return _operator_behind(source, makers) if operator in _PASS_VALUES_ON else operator
+
+
 def external_files(file: BinaryIO) -> dict[str, int]:
     """Return the files that hold initializers, by path as in the model, and the smallest size of each in bytes.
 
@@ -91,11 +122,23 @@ def external_files(file: BinaryIO) -> dict[str, int]:
     return lengths
 
 
-def _initializers(file: BinaryIO) -> Iterator[_Record]:
+def _graph_records(file: BinaryIO) -> Iterator[_Record]:
     for graph in _records(file, 0, _size(file)):
         if graph.number == _MODEL_GRAPH:
-            records = _records(file, graph.offset, graph.length)
-            yield from (record for record in records if record.number == _GRAPH_INITIALIZER)
+            yield from _records(file, graph.offset, graph.length)
+
+
+def _initializers(file: BinaryIO) -> Iterator[_Record]:
+    return (record for record in _graph_records(file) if record.number == _GRAPH_INITIALIZER)
+
+
+def _texts(file: BinaryIO, message: _Record, numbers: Collection[int]) -> dict[int, list[str]]:
+    """Return the strings in the fields `numbers` of a message."""
+    found: dict[int, list[str]] = {number: [] for number in numbers}
+    for record in _records(file, message.offset, message.length):
+        if record.number in found:
+            found[record.number].append(_read(file, record).decode())
+    return found
 
 
 def _tensor_facts(file: BinaryIO, tensor: _Record) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union
 
-from densenet_deploy.errors import DataError, DensenetDeployError
+from densenet_deploy.errors import DataError, DensenetDeployError, UsageError
 
 T = TypeVar("T")
 Fail = Callable[[str, str], DensenetDeployError]
@@ -244,7 +244,11 @@ def _read_record(kind: Any, data: object, where: str, strict: bool) -> Any:
             return kind.from_json(data)
         except ValueError as exc:
             raise _WrongValueError(where, str(exc)) from exc
-    return kind(**_values(kind, data, where, strict))
+    values = _values(kind, data, where, strict)
+    try:
+        return kind(**values)
+    except UsageError as exc:  # of values that do not go together
+        raise _WrongValueError(f"{where}.{exc.subject}", exc.why) from exc
 
 
 def _values(kind: Any, data: object, where: str, strict: bool) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def _noise(runner: Runner, batch: int) -> Feeds:
     """Seeded noise; for a model of any image size, of the size in its manifest."""
     spec = runner.inputs[0]
     known = runner.manifest.preprocessing if runner.manifest else Preprocessing()
-    usual = (batch, 3, known.image_size, known.image_size)
+    usual = (batch, *known.shape)
     shape = [batch, *(size or usual[axis] for axis, size in enumerate(spec.shape[1:], start=1))]
     return {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
 

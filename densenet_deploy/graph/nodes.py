@@ -53,7 +53,7 @@ def set_inputs(node: ir.Node, inputs: Sequence[ir.Value]) -> None:
 
 def new_node(op_type: str, name: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Node:
     """Make a node, not yet in a graph; its one output is called `name` like the node itself."""
-    node = ir.Node("", op_type, inputs, attributes, name=name, num_outputs=1)
+    node = ir.Node("", op_type, inputs, attributes, name=name)
     node.outputs[0].name = name
     return node
 

@@ -12,6 +12,7 @@ import onnx
 
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
+from densenet_deploy.manifest import ImageShape
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
@@ -56,21 +57,22 @@ def check_onnx(model: onnx.ModelProto, subject: object) -> None:
     _refuse_unknown_operators(model, subject)
 
 
-def image_size_of(model: onnx.ModelProto, path: Path) -> int:
-    """Return the height and width in pixels of the images that `model` takes.
+def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
+    """Return (channels, height, width) of the images that `model` takes; None for what may vary.
 
     Raises:
-        ModelFileError: if it does not take one float (N, 3, S, S) input of fixed S.
+        ModelFileError: if it does not take one float (N, C, H, W) input.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-        match [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim]:
-            case [_, 3, int(height), int(width)] if height == width > 0:
-                return height
+        match [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]:
+            case [_, channels, height, width]:
+                return channels, height, width
     found = ", ".join(map(_described, inputs)) or "no input"
-    why = f"takes {found}, expected one float32 (N, 3, S, S) input"
-    raise ModelFileError(path, why, "give an image classifier in NCHW layout")
+    is_volume = len(inputs) == 1 and len(inputs[0].type.tensor_type.shape.dim) == 5
+    why = f"takes {found}, {'which is 3-D' if is_volume else 'not one float32 (N, C, H, W) input'}"
+    raise ModelFileError(subject, why, "give a classifier of 2-D images in NCHW layout")
 
 
 def _described(value: onnx.ValueInfoProto) -> str:

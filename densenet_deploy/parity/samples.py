@@ -14,8 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.manifest import IMAGENET_MEAN, Preprocessing, Triple
-from densenet_deploy.options import require_range
+from densenet_deploy.manifest import IMAGENET_MEAN, Preprocessing
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -35,19 +34,16 @@ def noise(count: int, shape: tuple[int, ...], seed: int = 0) -> Iterator[Floats]
     return (rng.standard_normal(shape, np.float32) for _ in range(count))
 
 
-def natural_images(count: int, size: int, preprocessing: Preprocessing, seed: int = 0) -> Iterator[Floats]:
-    """Yield `count` float32 arrays (1, 3, size, size): images with a 1/f amplitude spectrum, normalized for the model.
+def natural_images(count: int, preprocessing: Preprocessing, seed: int = 0) -> Iterator[Floats]:
+    """Yield `count` float32 inputs (1, C, H, W): images with a 1/f amplitude spectrum, normalized for the model.
 
-    Three planes with that spectrum, random phases and unit variance are mixed to the colour covariance of ImageNet;
-    ImageNet's mean is added, the result clipped to 0..1, then normalized: (value − mean) / std of `preprocessing`. The
-    same seed gives the same images, and a larger `count` only adds to them.
-
-    Raises:
-        UsageError: if `size` is below 1 pixel or over 65536. One pixel, which has no spectrum, is a corner of four.
+    Planes with that spectrum, random phases and unit variance are mixed to the colour covariance of ImageNet; its mean
+    is added, the result clipped to 0..1, then normalized: (value − mean) / std of `preprocessing`. With any other
+    number of channels than three, each is a gray image of its own. The same seed gives the same images, and a larger
+    `count` only adds to them.
     """
-    require_range("size", size, 1, 65536)
     rng = np.random.default_rng(seed)
-    return (_normalized(_image(max(2, size), rng)[:, :size, :size], preprocessing) for _ in range(count))
+    return (_normalized(_image(preprocessing.shape, rng), preprocessing) for _ in range(count))
 
 
 def _normalized(image: Doubles, preprocessing: Preprocessing) -> Floats:
@@ -55,22 +51,29 @@ def _normalized(image: Doubles, preprocessing: Preprocessing) -> Floats:
     return normalized.astype(np.float32)[None]
 
 
-def _image(size: int, rng: np.random.Generator) -> Doubles:
-    """Return RGB values in 0..1, (3, size, size)."""
-    planes = np.stack([_plane(size, rng) for _ in range(3)])
-    colours = np.tensordot(_RGB_COMPONENTS * np.sqrt(_RGB_VARIANCES), planes, axes=1)
-    image: Doubles = np.clip(colours + _per_channel(IMAGENET_MEAN), 0.0, 1.0)
-    return image
+def _image(shape: tuple[int, int, int], rng: np.random.Generator) -> Doubles:
+    """Return values in 0..1, (C, H, W)."""
+    channels, height, width = shape
+    planes = np.stack([_plane(max(2, height), max(2, width), rng) for _ in range(channels)])
+    mixing = _RGB_COMPONENTS * np.sqrt(_RGB_VARIANCES)
+    if channels == len(IMAGENET_MEAN):
+        values = np.tensordot(mixing, planes, axes=1) + _per_channel(IMAGENET_MEAN)
+    else:
+        values = planes * np.linalg.norm(mixing.mean(axis=0)) + np.mean(IMAGENET_MEAN)
+    return np.clip(values, 0.0, 1.0)[:, :height, :width]
 
 
-def _plane(size: int, rng: np.random.Generator) -> Doubles:
-    """Return (size, size) values of mean 0 and variance 1: amplitude 1/f, phases those of white noise."""
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+def _plane(height: int, width: int, rng: np.random.Generator) -> Doubles:
+    """Return (height, width) values of mean 0 and variance 1: amplitude 1/f, phases those of white noise.
+
+    One pixel has no spectrum, so that both sides are at least 2.
+    """
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     amplitude = np.reciprocal(frequency, out=np.zeros_like(frequency), where=frequency > 0)
-    phase = np.angle(np.fft.rfft2(rng.standard_normal((size, size))))
-    plane = np.fft.irfft2(amplitude * np.exp(1j * phase), s=(size, size))
+    phase = np.angle(np.fft.rfft2(rng.standard_normal((height, width))))
+    plane = np.fft.irfft2(amplitude * np.exp(1j * phase), s=(height, width))
     return np.asarray(plane / plane.std())
 
 
-def _per_channel(values: Triple) -> Doubles:
+def _per_channel(values: tuple[float, ...]) -> Doubles:
     return np.array(values, np.float64)[:, None, None]

@@ -78,7 +78,7 @@ class CalibrationData(ABC):
         Arrays of inputs have their own range, with the headroom of the observer `minmax`.
         """
         low, high = self.preprocessing.value_range
-        channels = _input_shape(self.preprocessing)[0]
+        channels = self.preprocessing.shape[0]
         return ChannelRanges(np.full(channels, low, np.float32), np.full(channels, high, np.float32))
 
 
@@ -97,7 +97,7 @@ def open_calibration_data(
     Args:
         source: a folder with images directly inside or in class folders; a file or an array of inputs (N, C, H, W),
             float32 and already normalized; or an iterable, of which each item is such a batch or one input (C, H, W),
-            a uint8 image (H, W, 3) or batch (N, H, W, 3), a PIL image, a path, a torch tensor of these kinds, a tuple
+            a uint8 image (H, W, C) or batch (N, H, W, C), a PIL image, a path, a torch tensor of these kinds, a tuple
             or list that begins with one of these, or a dict with one of these.
         preprocessing: of the model. Images are prepared with it; arrays must have its size.
         samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first. An
@@ -155,7 +155,7 @@ class ImageFolder(CalibrationData):
     def __iter__(self) -> Iterator[Array]:
         for path in self.paths:
             try:
-                image = load_image(path)
+                image = load_image(path, self.preprocessing.shape[0])
             except InputError as exc:
                 raise DataError(path, exc.why, "repair or remove it") from exc
             yield prepare(image, self.preprocessing)[None]
@@ -198,7 +198,7 @@ class ArrayFile(CalibrationData):
         return self.count
 
     def __iter__(self) -> Iterator[Array]:
-        shape = (1, *_input_shape(self.preprocessing))
+        shape = (1, *self.preprocessing.shape)
         sample_bytes = 4 * math.prod(shape)
         with _opened_array(self.path) as (file, size):
             _read_header(file, size, self.path, self.preprocessing)
@@ -231,10 +231,10 @@ class ArrayData(CalibrationData):
         """Choose the samples.
 
         Raises:
-            DataError: if the array is neither float32 (N, C, H, W) nor uint8 (N, H, W, 3).
+            DataError: if the array is neither float32 (N, C, H, W) nor uint8 (N, H, W, C).
         """
         array = array[None] if array.ndim == 3 else array
-        if not _are_pixels(array):
+        if not _are_pixels(array, preprocessing):
             _require_inputs(array.shape, array.dtype, "array", preprocessing)
         return cls(array, _subset(len(array), samples, seed), preprocessing, samples, limit)
 
@@ -254,7 +254,7 @@ class ArrayData(CalibrationData):
         return {"array": hashlib.sha256(chosen.tobytes()).hexdigest(), "type": str(chosen.dtype)}
 
     def input_range(self) -> ChannelRanges:
-        return super().input_range() if _are_pixels(self.array) else _range_of(self)
+        return super().input_range() if _are_pixels(self.array, self.preprocessing) else _range_of(self)
 
 
 @dataclass(eq=False)
@@ -299,7 +299,9 @@ class Stream(CalibrationData):
         for number, item in enumerate(self.source):
             name = f"item {number}"
             image_or_batch = _unwrapped(item, name)
-            is_input = hasattr(image_or_batch, "__array__") and not _are_pixels(as_array(name, image_or_batch))
+            is_input = hasattr(image_or_batch, "__array__") and not _are_pixels(
+                as_array(name, image_or_batch), self.preprocessing
+            )
             for sample in _inputs_of(image_or_batch, name, self.preprocessing, self.limit):
                 if is_input:
                     self._range = self._range or MinMaxObserver(sample.shape[1])
@@ -371,12 +373,8 @@ def _range_of(samples: Iterable[Array]) -> ChannelRanges:
     return observer.ranges()
 
 
-def _input_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    return 3, preprocessing.image_size, preprocessing.image_size
-
-
 def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:
-    expected = _input_shape(preprocessing)
+    expected = preprocessing.shape
     if dtype != np.float32 or shape[1:] != expected or shape[0] == 0:
         why = f"is {shape} {dtype}, the model takes float32 (N, {', '.join(map(str, expected))})"
         raise DataError(name, why, _FIX)
@@ -393,7 +391,7 @@ def _inputs_of(item: object, name: str, preprocessing: Preprocessing, limit: flo
     if not hasattr(item, "__array__"):
         raise DataError(name, f"is a {type(item).__name__}", "give images, paths, arrays or tensors")
     array = as_array(name, item)
-    if _are_pixels(array):
+    if _are_pixels(array, preprocessing):
         for pixels in array if array.ndim == 4 else (array,):
             yield _prepared(pixels, name, preprocessing)
         return
@@ -428,13 +426,15 @@ def _is_file(value: object) -> bool:
     return isinstance(value, (str, os.PathLike)) and Path(value).is_file()
 
 
-def _are_pixels(array: Array) -> bool:
-    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and 0 not in array.shape
+def _are_pixels(array: Array, preprocessing: Preprocessing) -> bool:
+    """Whether `array` is an image (H, W, C) of the model's channels or several."""
+    channels = preprocessing.shape[0]
+    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == channels and 0 not in array.shape
 
 
 def _prepared(image: Any, name: str, preprocessing: Preprocessing) -> Array:
     try:
-        return prepare(load_image(image), preprocessing)[None]
+        return prepare(load_image(image, preprocessing.shape[0]), preprocessing)[None]
     except InputError as exc:
         raise DataError(f"{name}: {exc.subject}", exc.why, exc.fix) from exc
 

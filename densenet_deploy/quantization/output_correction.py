@@ -112,7 +112,7 @@ def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None
 def classifier_of(graph: ir.Graph) -> ir.Node | None:
     """Return the Gemm of float32 constants that makes the output of `graph`, or None."""
     gemm = graph.outputs[0].producer() if len(graph.outputs) == 1 else None
-    if gemm is None or not is_operator(gemm, "Gemm") or len(gemm.inputs) < 3:
+    if not is_operator(gemm, "Gemm") or len(gemm.inputs) < 3:
         return None
     plain = all(gemm.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     known = constant(gemm.inputs[1]) is not None and constant(gemm.inputs[2]) is not None

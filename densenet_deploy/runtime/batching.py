@@ -13,6 +13,7 @@ from densenet_deploy.errors import ModelFileError
 from densenet_deploy.records import Range
 
 if TYPE_CHECKING:
+    from densenet_deploy.manifest import ImageShape
     from densenet_deploy.runtime.feeds import Array
     from densenet_deploy.runtime.runner import Runner
 
@@ -61,21 +62,26 @@ def fixed_batch(runner: Runner) -> int | None:
     return runner.inputs[0].shape[0]
 
 
-def input_size(runner: Runner) -> int | None:
-    """Return the height and width in pixels of the model's square images, or None where they may vary.
+def image_shape(runner: Runner) -> ImageShape:
+    """Return (channels, height, width) of the images that the model takes; None for what may vary.
 
     Raises:
-        ModelFileError: if the model does not take one float32 (N, 3, S, S) input.
+        ModelFileError: if the model does not take one float32 (N, C, H, W) input.
     """
     import numpy as np
 
     inputs = runner.inputs
     if len(inputs) == 1 and inputs[0].dtype == np.float32:
         match inputs[0].shape:
-            case (_, 3 | None, height, width) if height == width:
-                return height
+            case (_, height, width, 1 | 3 | 4) if (height or 0) > 4 and (width or 0) > 4:
+                fix = "`densenet-deploy export` writes an ONNX file that takes NCHW"
+                raise ModelFileError(inputs[0], "is in the layout NHWC", fix)
+            case (_, channels, height, width):
+                return channels, height, width
     found = ", ".join(map(str, inputs))
-    raise ModelFileError(found, "is not one float32 (N, 3, S, S) input", "give an image classifier in NCHW layout")
+    is_volume = len(inputs) == 1 and len(inputs[0].shape) == 5
+    why = "is 3-D" if is_volume else "is not one float32 (N, C, H, W) input"
+    raise ModelFileError(found, why, "give a classifier of 2-D images in NCHW layout")
 
 
 def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:

@@ -11,37 +11,49 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
-from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError, printable
-from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.errors import DataError, FeedError, UsageError, printable
+from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.records import fields_to_plain
-from densenet_deploy.runtime.batching import fixed_batch, input_size, run_batched
-from densenet_deploy.runtime.feeds import Array, TensorSpec
+from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
+from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.images import ImageSource, load_image
-from densenet_deploy.runtime.preprocess import default_preprocessing, prepare_batch
+from densenet_deploy.runtime.meaning import OutputMeaning
+from densenet_deploy.runtime.preprocess import prepare_batch
 from densenet_deploy.runtime.runner import ModelSource, Runner, RunnerOptions, open_runner
 
-_SUM_TOLERANCE: Final = 1e-3  # a thousand float16 scores sum to 1 within this
 _LARGEST_BATCH: Final = 32
 
 
 @dataclass(frozen=True)
 class Score:
-    """One class: its `index` among the outputs, its `label` if the model has labels, its softmax `score` in 0..1."""
+    """One class or label: its `index` among the outputs and its `score` in 0..1.
+
+    Attributes:
+        label: its name, if the model has labels.
+        score: softmax of a class, sigmoid of a label.
+        positive: of a label, whether its score reaches its threshold; None of a class.
+    """
 
     index: int
     label: str | None
     score: float
+    positive: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the score with plain types; a class has no `positive`."""
+        facts = fields_to_plain(self)
+        return facts if self.positive is not None else {name: facts[name] for name in ("index", "label", "score")}
 
     def __str__(self) -> str:
-        return f"{100 * self.score:5.1f} %  {self.name}"
+        verdict = {None: "", True: "yes  ", False: "no   "}[self.positive]
+        return f"{100 * self.score:5.1f} %  {verdict}{self.name}"
 
     @property
     def name(self) -> str:
@@ -50,52 +62,94 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The best classes of one image, best first (of equal scores the lower index first).
+class Number:
+    """One number of a regression: its `index` among the outputs, and its `label` if the model has labels."""
 
-    `notes` say what was lost in reading the image. A prediction prints as a table, also in a notebook.
+    index: int
+    label: str | None
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g}  {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The label in printable characters, or `output 7`."""
+        return f"output {self.index}" if self.label is None else printable(self.label)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Features: how many, their Euclidean norm, and the `values`, which JSON leaves out."""
+
+    length: int
+    norm: float
+    values: Array = field(repr=False, compare=False, metadata={"json": False})
+
+    def __str__(self) -> str:
+        return f"{self.length} features, norm {self.norm:.6g}"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image. It prints as a table, also in a notebook.
+
+    Attributes:
+        top: the best classes or labels, best first (of equal scores the lower index first).
+        values: of a regression, the numbers.
+        features: of a model that returns features, the vector.
+        notes: what was lost in reading the image.
     """
 
-    top: tuple[Score, ...]
+    top: tuple[Score, ...] = ()
+    values: tuple[Number, ...] = ()
+    features: Vector | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the prediction with plain types, ready for `json.dumps`."""
-        return fields_to_plain(self)
+        """Return the prediction with plain types, ready for `json.dumps`: what the task does not have is left out."""
+        facts = fields_to_plain(self)
+        return {name: value for name, value in facts.items() if name in ("top", "notes") or value}
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.top))
+        return "\n".join(map(str, (*self.top, *self.values, *([self.features] if self.features else []))))
 
     def _repr_html_(self) -> str:
         """Return a table for a notebook, with the notes below it."""
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(score.name)}</td><td>{score.score:.1%}</td></tr>"
-            for score in self.top
-        )
+        rows = [(html.escape(score.name), f"{score.score:.1%}") for score in self.top]
+        rows += [(html.escape(number.name), f"{number.value:.6g}") for number in self.values]
+        rows += [("features", html.escape(str(self.features)))] if self.features else []
+        cells = "".join(f"<tr><td style='text-align:left'>{name}</td><td>{value}</td></tr>" for name, value in rows)
+        head = "<tr><th style='text-align:left'>class</th><th>score</th></tr>" if self.top else ""
         notes = "".join(f"<div><em>note: {html.escape(printable(note))}</em></div>" for note in self.notes)
-        return f"<table><tr><th style='text-align:left'>class</th><th>score</th></tr>{rows}</table>{notes}"
+        return f"<table>{head}{cells}</table>{notes}"
 
 
 class Classifier:
-    """Classify images with a runner, which it owns and closes. Safe to use from many threads.
+    """Answer images with a runner, which it owns and closes. Safe to use from many threads.
 
     >>> with Classifier.open("artifacts/densenet121.onnx") as classify:      # doctest: +SKIP
     ...     classify("cat.jpg").top[0].label
     'tabby'
 
+    The answer is that of the model's task (see `runtime.meaning`): classes, labels with a sigmoid and a threshold each,
+    numbers, or a feature vector.
+
     Args:
         runner: of a model with one image input.
         preprocessing: how images are prepared; None takes the manifest's.
         labels: names of the classes in the order of the outputs, or the path of a text file; None: the manifest's.
+        task: multiclass, multilabel, regression or features; None takes what the manifest says, or the graph shows.
 
     Attributes:
         preprocessing: how images are prepared.
         labels: names of the classes, or empty.
+        meaning: which output answers, and what it means.
         assumptions: sentences on what had to be assumed, because the model does not state it.
 
     Raises:
-        ModelFileError: if the model does not take images, or does not return logits.
-        FeedError: if it takes images of another size than the preprocessing produces.
+        ModelFileError: if the model does not take images, or has no output of one row of numbers per image.
+        FeedError: if it takes images of another shape than the preprocessing produces.
         DataError: if the number of labels is not that of the classes.
     """
 
@@ -105,25 +159,18 @@ class Classifier:
         *,
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] | StrPath | None = None,
+        task: str | None = None,
     ) -> None:
         self._runner = runner
-        size, manifest = input_size(runner), runner.manifest
-        task = manifest.task if manifest else None
-        _require_classes(task)
-        self._is_multilabel, self._is_known = task == "multilabel", manifest is not None and not manifest.is_third_party
-        self._output = _logits_output(runner.outputs)
-        if self._output.shape[1] == 1 and not self._is_multilabel:
-            fix = "state the task multilabel if it is a yes or no, or use runner.run()"
-            raise ModelFileError(self._output, "is one number, not scores of classes", fix)
-        known = preprocessing or (manifest.preprocessing if manifest else None)
-        self.preprocessing = known or default_preprocessing(size or Preprocessing.image_size)
-        assumed = (
-            f"the model does not say how to prepare images: ImageNet's preprocessing is assumed ({self.preprocessing})"
-        )
-        self.assumptions = () if known else (assumed,)
+        shape, manifest = image_shape(runner), runner.manifest
         self.labels = (manifest.labels if manifest else ()) if labels is None else _labels_from(labels)
-        _check_size(size, self.preprocessing.image_size)
-        _check_labels(self.labels, self._output.shape[1])
+        self.meaning = OutputMeaning.of(runner, self.labels, task)
+        known = preprocessing or (manifest.preprocessing if manifest else None)
+        self.preprocessing = known or Preprocessing.for_shape(shape)
+        assumed = f"the model does not say how to prepare images: assumed is {self.preprocessing}"
+        self.assumptions = (*(() if known else (assumed,)), *self.meaning.assumptions)
+        _check_shape(shape, self.preprocessing)
+        _check_labels(self.labels, self.meaning.classes)
 
     @classmethod
     def open(
@@ -135,11 +182,12 @@ class Classifier:
         *,
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] | StrPath | None = None,
+        task: str | None = None,
     ) -> Self:
         """Open a model and classify with it. Arguments and errors are those of `open_runner` and of the class."""
         runner = open_runner(source, backend, device, options)
         try:
-            return cls(runner, preprocessing=preprocessing, labels=labels)
+            return cls(runner, preprocessing=preprocessing, labels=labels, task=task)
         except BaseException:
             runner.close()
             raise
@@ -155,19 +203,19 @@ class Classifier:
     def classify(
         self, image: ImageSource | list[ImageSource] | tuple[ImageSource, ...], top_k: int = 5
     ) -> Prediction | tuple[Prediction, ...]:
-        """Return the `top_k` best classes of an image, or of each in a list or tuple (all, if the model has fewer).
+        """Return what the model says about an image, or about each in a list or tuple.
 
         >>> classify(["cat.jpg", pil_image, hwc_uint8_array])      # doctest: +SKIP
 
         Args:
-            image: a path, the bytes of a file, an open binary file, a PIL image, or a uint8 array or tensor (H, W, 3)
-                in RGB order; or a list or tuple of these.
-            top_k: how many classes to return.
+            image: a path, the bytes of a file, an open binary file, a PIL image, or an array or tensor of pixels (see
+                `LoadedImage.from_array`); or a list or tuple of these.
+            top_k: how many classes or labels to return (all, if the model has fewer).
 
         Raises:
             UsageError: if `top_k` is less than 1.
             ImageError: if an image cannot be read.
-            FeedError: if an array is not uint8 (H, W, 3).
+            FeedError: if an array is not one of pixels in the model's channels.
         """
         if isinstance(image, (list, tuple)):
             return self.classify_batch(image, top_k)
@@ -184,27 +232,18 @@ class Classifier:
         return tuple(prediction for batch in batches for prediction in self._classified(batch, top_k))
 
     def logits(self, inputs: Array) -> Array:
-        """Return the logits (N, C) of inputs (N, 3, S, S) that `prepare_batch` made.
+        """Return the outputs (N, C) for inputs (N, channels, H, W) that `prepare_batch` made.
 
         Raises:
             ModelFileError: if any is NaN or infinite.
         """
-        logits = run_batched(self._runner, inputs)[self._output.name]
-        _check_labels(self.labels, logits.shape[1])
-        if not np.isfinite(logits).all():
-            raise ModelFileError(self._output.name, "holds NaN or Inf", "compare the model with `validate`")
-        return logits
+        rows = self.meaning.rows(run_batched(self._runner, inputs)[self.meaning.output.name])
+        _check_labels(self.labels, rows.shape[1])
+        return rows
 
     def scores(self, logits: Array) -> Array:
-        """Return the scores (C,) from 0 to 1 of one image's outputs (C,).
-
-        Of a `multilabel` model each label has a sigmoid of its own, of any other model the classes share a softmax.
-        Outputs of a network that is not known here may be scores already, and are then returned as they are.
-        """
-        if self._is_multilabel:
-            already = not self._is_known and bool(logits.min() >= 0 and logits.max() <= 1)
-            return logits if already else _sigmoid(logits)
-        return logits if not self._is_known and _are_scores(logits) else _softmax(logits)
+        """Return the scores (C,) from 0 to 1 of one image's outputs (C,); see `OutputMeaning.scores`."""
+        return self.meaning.scores(logits)
 
     def close(self) -> None:
         """Close the runner."""
@@ -217,14 +256,28 @@ class Classifier:
         self.close()
 
     def _classified(self, images: Sequence[ImageSource], top_k: int) -> list[Prediction]:
-        loaded = [load_image(image) for image in images]
+        channels = self.preprocessing.shape[0]
+        loaded = [load_image(image, channels) for image in images]
         rows = self.logits(prepare_batch(loaded, self.preprocessing))
-        return [Prediction(self._top(row, top_k), image.notes) for row, image in zip(rows, loaded, strict=True)]
+        return [self.answer(row, top_k, image.notes) for row, image in zip(rows, loaded, strict=True)]
+
+    def answer(self, row: Array, top_k: int = 5, notes: tuple[str, ...] = ()) -> Prediction:
+        """Return what a row (C,) of `logits` says about its image."""
+        if self.meaning.task == "features":
+            return Prediction(features=Vector(len(row), float(np.linalg.norm(row)), row), notes=notes)
+        if self.meaning.task == "regression":
+            values = (Number(index, self._label(index), float(value)) for index, value in enumerate(row))
+            return Prediction(values=tuple(values), notes=notes)
+        return Prediction(self._top(row, top_k), notes=notes)
 
     def _top(self, logits: Array, top_k: int) -> tuple[Score, ...]:
         """Rank by logits, since scores far below the best underflow to equal zeros."""
         scores, best = self.scores(logits), np.argsort(-logits, kind="stable")[:top_k]
-        return tuple(Score(int(i), self.labels[i] if self.labels else None, float(scores[i])) for i in best)
+        verdicts = self.meaning.positive(scores).tolist() if self.meaning.task == "multilabel" else [None] * len(scores)
+        return tuple(Score(int(i), self._label(i), float(scores[i]), verdicts[i]) for i in best)
+
+    def _label(self, index: int) -> str | None:
+        return self.labels[index] if self.labels else None
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -252,46 +305,15 @@ def _labels_from(labels: Sequence[str] | StrPath) -> tuple[str, ...]:
     return read_labels(Path(labels)) if isinstance(labels, (str, os.PathLike)) else tuple(labels)
 
 
-def _require_classes(task: str | None) -> None:
-    if task in ("regression", "features"):
-        why = f"is a {task} model: its outputs are not scores"
-        raise ModelFileError("model", why, "use open_runner() and read the outputs")
-
-
-def _logits_output(outputs: tuple[TensorSpec, ...]) -> TensorSpec:
-    """Return the output named `logits`, or the only one of a third-party model if it has two dimensions."""
-    named = [spec for spec in outputs if spec.name == "logits"]
-    spec = (named or outputs)[0]
-    if len(spec.shape) == 2 and (named or (len(outputs) == 1 and spec.name != "features")):
-        return spec
-    given = ", ".join(map(str, outputs))
-    raise ModelFileError(given, "does not include logits", "use runner.run(), or export with --head classifier")
-
-
-def _check_size(model_size: int | None, image_size: int) -> None:
-    if model_size not in (image_size, None):
-        why = f"produces images of {image_size} pixels, the model takes {model_size}"
-        raise FeedError("preprocessing", why, "give preprocessing with the model's image_size")
+def _check_shape(shape: ImageShape, preprocessing: Preprocessing) -> None:
+    pairs = zip(shape, preprocessing.shape, strict=True)
+    if any(size not in (made, None) for size, made in pairs):
+        made, taken = ("x".join("?" if size is None else str(size) for size in s) for s in (preprocessing.shape, shape))
+        fix = "give preprocessing with the model's channels and image_size"
+        raise FeedError("preprocessing", f"produces images of {made}, the model takes {taken}", fix)
 
 
 def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
         why = f"hold {len(labels)} names, the model has {classes} classes"
         raise DataError("labels", why, "give one label per class")
-
-
-def _are_scores(row: Array) -> bool:
-    """Whether a row is the result of a softmax: a model may end with one, and a second would flatten the scores."""
-    return bool(row.min() >= 0 and abs(row.sum(dtype=np.float64) - 1) < _SUM_TOLERANCE)
-
-
-def _sigmoid(logits: Array) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-x)) of (C,) logits in float64; below -700, where the exponential would overflow, that of -700."""
-    return np.asarray(1 / (1 + np.exp(-np.maximum(logits.astype(np.float64), -700))))
-
-
-def _softmax(logits: Array) -> npt.NDArray[np.float64]:
-    """Softmax of (C,) logits in float64, shifted by the maximum so that no exponential overflows."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    fractions: npt.NDArray[np.float64] = powers / powers.sum()
-    return fractions

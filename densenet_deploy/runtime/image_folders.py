@@ -88,21 +88,22 @@ class ReadableImages:
     Args:
         paths: of the files.
         max_bad: how many may be unreadable; None allows any number.
+        channels: of the model; see `load_image`.
 
     Raises:
         DataError: while iterating, at the bad image that exceeds `max_bad`.
     """
 
-    def __init__(self, paths: Iterable[StrPath], max_bad: int | None = 0) -> None:
+    def __init__(self, paths: Iterable[StrPath], max_bad: int | None = 0, channels: int = 3) -> None:
         self._paths = tuple(map(Path, paths))
-        self._max_bad = max_bad
+        self._max_bad, self._channels = max_bad, channels
         self.bad: list[BadImage] = []
 
     def __iter__(self) -> Iterator[tuple[Path, LoadedImage]]:
         self.bad.clear()
         for path in self._paths:
             try:
-                image = load_image(path)
+                image = load_image(path, self._channels)
             except InputError as exc:
                 record_bad(self.bad, BadImage(path, exc), self._max_bad)
             else:

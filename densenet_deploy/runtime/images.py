@@ -1,24 +1,25 @@
-"""Read one image from a file, bytes, a stream, PIL, an array or a tensor: RGB, 8 bits per channel, upright, complete.
+"""Read one image from a file, bytes, a stream, PIL, an array or a tensor: upright, complete, in the model's channels.
 
 An image file is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first
 bytes and never by the suffix; the size in the header is checked before any pixel is decoded. An incomplete image is
 refused, and so is a PNG with wrong checksums (`image_damage.py`).
 
-====================  ================================================================================================
-the image has         the result
-====================  ================================================================================================
-gray, 1 bit           the same value in R, G and B (1 bit: 0 or 255)
-palette               the colors of the palette
+====================  ==========================================  =============================================
+the image has         of 3 channels (RGB, 8 bits)                 of 1 channel (gray)
+====================  ==========================================  =============================================
+gray, 1 bit           the same value in R, G and B (0 or 255)     the value
+palette               the colors of the palette                   their luma
+colors                the colors                                  luma (ITU-R 601), as `Image.convert("L")`
 transparency          is dropped: the stored color stays, as with `Image.convert("RGB")` and torchvision's loader
 CMYK, YCCK            (255 - C)·(255 - K) / 255 and so on, after Adobe's inversion; color profiles are not applied
-16 bits per channel   the high byte (Pillow's own conversion would clip gray images to white)
-float gray            0…1 becomes 0…255, rounded; values outside are refused, since their white is unknown
-32-bit integers       are refused, since their white is unknown
-EXIF orientation      is applied, 1 to 8; damaged EXIF data counts as 1
-several frames        the first one
-====================  ================================================================================================
+16 bits per channel   the high byte (Pillow would clip to white)  all 16 bits, as fractions of 255
+float gray            0…1 becomes 0…255, rounded                  0…1 becomes 0…255, not rounded
+====================  ==========================================  =============================================
 
-Every loss is noted in `LoadedImage.notes`.
+Floats outside 0…1 and 32-bit integers are refused, since their white is unknown. The EXIF orientation, 1 to 8, is
+applied; damaged EXIF data counts as 1. Of several frames the first is taken. Four channels come from an image that
+stores four, such as RGB and near infrared in a TIFF, or red, green, blue and opacity. Every loss is noted in
+`LoadedImage.notes`.
 """
 
 from __future__ import annotations
@@ -73,26 +74,48 @@ _OTHER_FORMATS: Final = (
     (rb"", "is not in a known image format"),
 )
 _HEAD_BYTES: Final = 512
+_GRAY_MODES: Final = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+_CHANNELS: Final = {"L": 1, "F": 1, "RGB": 3, "RGBA": 4}
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image: `pixels` in Pillow's mode RGB; `notes` say what was lost in the conversion."""
+    """An image of values 0 to 255.
+
+    Attributes:
+        pixels: in Pillow's mode RGB, L (gray), F (gray with fractions, from 16 bits) or RGBA (four channels).
+        notes: what was lost in the conversion.
+    """
 
     pixels: Image.Image
     notes: tuple[str, ...] = ()
 
+    @property
+    def channels(self) -> int:
+        """1, 3 or 4."""
+        return _CHANNELS[self.pixels.mode]
+
     @classmethod
     def from_array(cls, pixels: Feed) -> Self:
-        """Wrap a frame of a camera: an array or a tensor of uint8, (H, W, 3), in RGB order.
+        """Wrap a frame of a camera: an array or a tensor.
+
+        Args:
+            pixels: uint8 of (H, W, 3) in RGB order, (H, W, 4), (H, W, 1) or (H, W); or uint16 of one channel.
 
         Raises:
             FeedError: if it is anything else.
         """
         array = as_array("image", pixels)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-            raise FeedError("image", f"is {array.shape} {array.dtype}, not uint8 (H, W, 3)", _array_fix(array))
-        return cls(Image.fromarray(array))
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
+        is_gray, is_colored = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
+        if array.size and array.dtype == np.uint8 and (is_gray or is_colored):
+            return cls(Image.fromarray(array))
+        if array.size and array.dtype == np.uint16 and is_gray:
+            return cls(_fractions_of_255(array))
+        raise FeedError("image", f"is {array.shape} {array.dtype}, not uint8 (H, W, 3)", _array_fix(array))
 
 
 FileSource = StrPath | bytes | bytearray | memoryview | BinaryIO
@@ -100,20 +123,22 @@ ImageSource = FileSource | Image.Image | Feed | LoadedImage
 """What `load_image` takes."""
 
 
-def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> LoadedImage:
-    """Return an image as RGB, decoding it if necessary.
+def load_image(source: ImageSource, channels: int = 3, *, most_pixels: int = MOST_PIXELS) -> LoadedImage:
+    """Return an image in the channels that a model takes, decoding it if necessary.
 
     >>> load_image("cat.jpg").pixels.size      # doctest: +SKIP
     (500, 375)
 
     Args:
         source: a path; the bytes of a file; an open binary file, which is read from its start and left open; a PIL
-            image; a uint8 array or tensor (H, W, 3) in RGB order; or an image that was loaded before.
+            image; an array or a tensor (see `LoadedImage.from_array`); or an image that was loaded before. The last two
+            are taken as they are.
+        channels: 3 for RGB, 1 for gray, 4 for an image that stores four.
         most_pixels: refuse files with more, before they cost memory.
 
     Raises:
         ImageError: if it is not an image, damaged, incomplete, too large, or of a kind without a stated conversion.
-        FeedError: if an array is not uint8 (H, W, 3).
+        FeedError: if an array is not one of pixels.
         InputError: if the file does not exist.
         ResourceError: if reading it failed, or memory ran out.
     """
@@ -121,15 +146,15 @@ def load_image(source: ImageSource, *, most_pixels: int = MOST_PIXELS) -> Loaded
         return source
     if isinstance(source, Image.Image):
         with _decoding_errors_about("image"):
-            return _decoded(source, "image")
+            return _decoded(source, "image", channels)
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        return _load_file(source, most_pixels)
+        return _load_file(source, channels, most_pixels)
     if hasattr(source, "read"):
-        return _load_file(cast("BinaryIO", source), most_pixels)
+        return _load_file(cast("BinaryIO", source), channels, most_pixels)
     return LoadedImage.from_array(source)
 
 
-def _load_file(source: FileSource, most_pixels: int) -> LoadedImage:
+def _load_file(source: FileSource, channels: int, most_pixels: int) -> LoadedImage:
     name = _name_of(source)
     if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
         raise ImageError(name, "is not a regular file", "give an image file")
@@ -141,7 +166,7 @@ def _load_file(source: FileSource, most_pixels: int) -> LoadedImage:
         damage = why_not_whole(file, image.format)
         if damage is not None:
             raise ImageError(name, f"cannot be decoded ({damage})", "save or download it again")
-        return _decoded(image, name)
+        return _decoded(image, name, channels)
 
 
 def _array_fix(array: Array) -> str:
@@ -203,19 +228,24 @@ def _recognized(file: BinaryIO, name: object) -> ImageFile.ImageFile:
     raise ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF or TIFF image")
 
 
-def _decoded(image: Image.Image, name: object) -> LoadedImage:
-    notes = _losses(image)
+def _decoded(image: Image.Image, name: object, channels: int) -> LoadedImage:
+    notes = _losses(image, channels)
     image.load()
     orientation = _orientation(image)
-    return LoadedImage(_upright(_rgb(image, name), orientation), notes)
+    if "transparency" in image.info and channels != 4:  # dropped here, or Pillow would warn while dropping it
+        image = image.copy()
+        del image.info["transparency"]
+    converted = {1: _gray, 3: _rgb, 4: _four}.get(channels, _refused)(image, name)
+    return LoadedImage(_upright(converted, orientation), notes)
 
 
-def _losses(image: Image.Image) -> tuple[str, ...]:
+def _losses(image: Image.Image, channels: int) -> tuple[str, ...]:
     losses = {
         "only the first frame is used": getattr(image, "is_animated", False),
-        "transparency is dropped": image.has_transparency_data,
-        "16-bit values are cut to their high byte": image.mode.startswith("I;16"),
+        "transparency is dropped": channels != 4 and image.has_transparency_data,
+        "16-bit values are cut to their high byte": channels != 1 and image.mode.startswith("I;16"),
         "CMYK is converted without its colour profile": image.mode == "CMYK",
+        "colors are converted to gray": channels == 1 and image.mode not in _GRAY_MODES,
     }
     return tuple(note for note, is_lost in losses.items() if is_lost)
 
@@ -239,24 +269,48 @@ def _upright(pixels: Image.Image, orientation: Any) -> Image.Image:
 
 def _rgb(image: Image.Image, name: object) -> Image.Image:
     """Return a new image in mode RGB."""
-    if image.mode == "I":
-        raise ImageError(name, "holds 32-bit or signed integers: white is unknown", "save it with 8 or 16 bits")
-    if image.mode == "F":
-        return _gray(_bytes_of_fractions(np.asarray(image), name))
-    if image.mode.startswith("I;16"):
-        return _gray(np.asarray(image) >> 8)
-    if "transparency" in image.info:  # dropped here, or Pillow would warn while dropping it
-        image = image.copy()
-        del image.info["transparency"]
+    if (fractions := _fractions(image, name)) is not None:
+        high_bytes = np.asarray(image) >> 8 if image.mode != "F" else np.asarray(fractions).round()
+        return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
-def _gray(values: Array) -> Image.Image:
-    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+def _gray(image: Image.Image, name: object) -> Image.Image:
+    """Return a new image in mode L, or F where it has more than 8 bits."""
+    if (fractions := _fractions(image, name)) is not None:
+        return fractions
+    return (image if image.mode in _GRAY_MODES else image.convert("RGB")).convert("L")
 
 
-def _bytes_of_fractions(values: Array, name: object) -> Array:
+def _four(image: Image.Image, name: object) -> Image.Image:
+    """Return a new image in mode RGBA, which holds any four channels."""
+    bands = image.convert("RGBA").split() if image.mode == "P" and "transparency" in image.info else image.split()
+    if len(bands) != 4 or image.mode == "CMYK":
+        why = f"has the channels {', '.join(image.getbands())}, the model takes 4"
+        raise ImageError(name, why, "give an image that stores four channels, such as a TIFF, or arrays")
+    return Image.merge("RGBA", bands)
+
+
+def _refused(image: Image.Image, name: object) -> Image.Image:
+    why = f"has the channels {', '.join(image.getbands())}, the model takes another number of them"
+    raise ImageError(name, why, "give arrays (N, C, H, W), which need no decoding")
+
+
+def _fractions(image: Image.Image, name: object) -> Image.Image | None:
+    """Return an image of more than 8 bits as fractions of 255, in mode F; None of any other."""
+    if image.mode == "I":
+        raise ImageError(name, "holds 32-bit or signed integers: white is unknown", "save it with 8 or 16 bits")
+    values = np.asarray(image) if image.mode == "F" or image.mode.startswith("I;16") else None
+    if values is None:
+        return None
+    if image.mode != "F":
+        return _fractions_of_255(values)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):  # false for NaN too
         raise ImageError(name, f"holds floats from {low:g} to {high:g}", "scale them to 0…1 or save it with 8 bits")
-    return (values * 255).round()
+    return Image.fromarray(values * np.float32(255))
+
+
+def _fractions_of_255(values: Array) -> Image.Image:
+    """Return uint16 values as an image in mode F, white at 255."""
+    return Image.fromarray(values.astype(np.float32) / np.float32(257))

@@ -215,8 +215,8 @@ def _profile(prefix: str, options: NvidiaOptions, artifact: Artifact) -> Setting
         return {}
     if artifact.manifest is None:
         raise BackendError(artifact.path, "does not state its image size", "leave the batches out")
-    size = artifact.manifest.preprocessing.image_size
-    shapes = (f"{_INPUT}:{batch}x3x{size}x{size}" for batch in options.batches)
+    image = "x".join(map(str, artifact.manifest.preprocessing.shape))
+    shapes = (f"{_INPUT}:{batch}x{image}" for batch in options.batches)
     return {f"{prefix}_profile_{word}_shapes": s for word, s in zip(("min", "opt", "max"), shapes, strict=True)}
 
 

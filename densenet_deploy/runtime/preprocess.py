@@ -2,7 +2,8 @@
 
 The result equals `Resize(resize) → CenterCrop(image_size) → ToTensor → Normalize` of torchvision's PIL path bit for
 bit, including its rounding: `Resize` truncates the longer side to an integer, `CenterCrop` rounds its corner half to
-even and pads an image smaller than the crop with black (which is then normalized too).
+even and pads an image smaller than the crop with black (which is then normalized too). With four channels, each is
+resized by itself: Pillow would weight the colors by the fourth, which in other images than pictures is not opacity.
 
 An image of 1x10000 pixels would be enlarged to 655 million before the crop. Above `LARGEST_RESIZED` pixels only the
 crop is computed; each of the two passes (horizontal, vertical) may then round one of 255 levels differently, and
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densenet_deploy.errors import FeedError
-from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.manifest import Preprocessing, Size
 from densenet_deploy.options import require_choice
 from densenet_deploy.runtime.images import LoadedImage
 
@@ -36,33 +37,26 @@ _WIDEST_FILTER: Final = 2  # source pixels each way, of bicubic without shrinkin
 LARGEST_RESIZED: Final = 2**26
 
 
-def default_preprocessing(image_size: int = Preprocessing.image_size) -> Preprocessing:
-    """Return ImageNet's preprocessing for images of `image_size` pixels, shorter side first resized to 256/224 of it.
-
-    >>> default_preprocessing(32).resize
-    36
-    """
-    return Preprocessing(image_size=image_size, resize=image_size * 256 // 224)
-
-
 def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
-    """Return the image as the model takes it: float32, (3, S, S), where S is `preprocessing.image_size`.
+    """Return the image as the model takes it: float32, (C, H, W), which is `preprocessing.shape`.
 
     >>> prepare(load_image("cat.jpg"), Preprocessing()).shape      # doctest: +SKIP
     (3, 224, 224)
 
     Args:
-        image: any size of at least 1x1.
+        image: any size of at least 1x1, with as many channels as the model takes.
         preprocessing: how to resize, crop and normalize.
         out: an array to write into and return; a new one by default.
 
     Raises:
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
-        FeedError: if `out` is not float32 of that shape.
+        FeedError: if the image has other channels, or `out` is not float32 of that shape.
     """
-    size = preprocessing.image_size
-    result = _buffer((3, size, size), out)
-    pixels = np.asarray(cropped(image.pixels, preprocessing)).transpose(2, 0, 1)
+    result = _buffer(preprocessing.shape, out)
+    if image.channels != len(result):
+        fix = f"load it with load_image(source, channels={len(result)})"
+        raise FeedError("image", f"has {image.channels} channels, the model takes {len(result)}", fix)
+    pixels = np.atleast_3d(np.asarray(cropped(image.pixels, preprocessing))).transpose(2, 0, 1)
     np.divide(pixels, np.float32(255), out=result)
     np.subtract(result, _per_channel(preprocessing.mean), out=result)
     np.divide(result, _per_channel(preprocessing.std), out=result)
@@ -70,19 +64,18 @@ def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None
 
 
 def prepare_batch(images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
-    """Return the images as one batch: float32, (N, 3, S, S). Arguments and errors as in `prepare`."""
-    size = preprocessing.image_size
-    batch = _buffer((len(images), 3, size, size), out)
+    """Return the images as one batch: float32, (N, C, H, W). Arguments and errors as in `prepare`."""
+    batch = _buffer((len(images), *preprocessing.shape), out)
     for image, place in zip(images, batch, strict=True):
         prepare(image, preprocessing, place)
     return batch
 
 
 def cropped(image: Image.Image, preprocessing: Preprocessing, largest_resized: int = LARGEST_RESIZED) -> Image.Image:
-    """Resize the shorter side, then cut the center; what lies outside the image is black.
+    """Resize, then cut the center; what lies outside the image is black.
 
     Args:
-        image: in mode RGB.
+        image: in a mode of `LoadedImage.pixels`.
         preprocessing: sizes and interpolation.
         largest_resized: above this many pixels of the resized image, only those of the crop are computed.
 
@@ -90,14 +83,17 @@ def cropped(image: Image.Image, preprocessing: Preprocessing, largest_resized: i
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
     """
     require_choice("interpolation", preprocessing.interpolation, _FILTERS)
-    size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
+    if image.mode == "RGBA":
+        bands = [cropped(band, preprocessing, largest_resized) for band in image.split()]
+        return Image.merge("RGBA", bands)
+    (_, rows, columns), resample = preprocessing.shape, _FILTERS[preprocessing.interpolation]
     width, height = _resized_size(image.size, preprocessing.resize)
-    left, top = _crop_start(width, size), _crop_start(height, size)
+    left, top = _crop_start(width, columns), _crop_start(height, rows)
     if width * height <= largest_resized:
-        return image.resize((width, height), resample).crop((left, top, left + size, top + size))
-    seen = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
+        return image.resize((width, height), resample).crop((left, top, left + columns, top + rows))
+    seen = max(left, 0), max(top, 0), min(left + columns, width), min(top + rows, height)
     part = _resized_part(image, (width, height), seen, resample)
-    return part.crop((min(left, 0), min(top, 0), min(left, 0) + size, min(top, 0) + size))
+    return part.crop((min(left, 0), min(top, 0), min(left, 0) + columns, min(top, 0) + rows))
 
 
 def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
@@ -108,13 +104,17 @@ def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
     return out
 
 
-def _per_channel(values: tuple[float, float, float]) -> npt.NDArray[Any]:
-    return np.array(values, np.float32).reshape(3, 1, 1)
+def _per_channel(values: tuple[float, ...]) -> npt.NDArray[Any]:
+    return np.array(values, np.float32)[:, None, None]
 
 
-def _resized_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """Return (width, height) after resizing the shorter side to `shorter_side`, as torchvision's Resize does."""
-    width, height = (int(shorter_side * side / min(size)) for side in size)
+def _resized_size(size: tuple[int, int], resize: Size | str) -> tuple[int, int]:
+    """Return (width, height) after resizing: one number is for the shorter side, as in torchvision's Resize."""
+    if isinstance(resize, str):
+        return size
+    if isinstance(resize, tuple):
+        return resize[1], resize[0]
+    width, height = (int(resize * side / min(size)) for side in size)
     return width, height
 
 

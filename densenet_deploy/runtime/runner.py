@@ -200,6 +200,7 @@ class Runner(ABC):
         inputs, outputs: names, shapes and types of what the model takes and returns.
         manifest: the facts that travel with the model, or None where it carries none.
         placement: backend, provider, device and precision that really run.
+        activations: outputs that are known to end in a `softmax` or `sigmoid`, by name; None where it cannot be known.
         name, suffixes, devices: of the backend: its name, the files that it reads, the words of its devices.
         reads_modules: whether it runs an `nn.Module`.
         requires, extra: the package that it needs, and the extra of this one that installs it.
@@ -218,6 +219,7 @@ class Runner(ABC):
     outputs: tuple[TensorSpec, ...]
     manifest: Manifest | None
     placement: Placement
+    activations: Mapping[str, str] | None = None
 
     def __init__(
         self,
@@ -368,9 +370,17 @@ def open_with(kind: type[Runner], model: RunnerSource, device: Device | None, op
     if not runner.inputs or not runner.outputs:
         runner.close()
         raise ModelFileError(_name_of(model), "has no input or no output", "export the model again")
+    runner.activations = _activations(model, runner.manifest)
     if options.batch is not None:
         runner.inputs = tuple(spec.of_batch(options.batch) for spec in runner.inputs)
     return runner
+
+
+def _activations(model: RunnerSource, manifest: Manifest | None) -> Mapping[str, str] | None:
+    """What the graph shows, else what the facts that came with it say."""
+    if isinstance(model, Artifact) and model.kind == "onnx":
+        return model.activations()
+    return None if manifest is None or (manifest.is_third_party and not manifest.activations) else manifest.activations
 
 
 def runner_source(source: ModelSource) -> RunnerSource:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 import numpy as np
 
 from densenet_deploy.errors import BackendError, GateError, ModelFileError
-from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
@@ -30,9 +30,8 @@ from densenet_deploy.parity.compare import (
 )
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates, first_divergence
 from densenet_deploy.reports import Report, line, table
-from densenet_deploy.runtime.batching import input_size, run_batched
+from densenet_deploy.runtime.batching import image_shape, run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
-from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
@@ -339,14 +338,23 @@ def _output_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:
     """Return how images are prepared for both."""
-    sizes = {size for size in map(input_size, (reference, candidate)) if size is not None}
-    if len(sizes) > 1:
-        why = f"takes {input_size(candidate)} pixels, the reference {input_size(reference)}"
-        raise ModelFileError("candidate", why, "compare models with the same input size")
+    ours, theirs = image_shape(reference), image_shape(candidate)
+    if not _agree(ours, theirs):
+        why = f"takes images of {_sizes(theirs)}, the reference of {_sizes(ours)}"
+        raise ModelFileError("candidate", why, "compare models with the same input")
     manifest = reference.manifest or candidate.manifest
-    if manifest is not None and sizes <= {manifest.preprocessing.image_size}:
+    shape = ours[0] or theirs[0], ours[1] or theirs[1], ours[2] or theirs[2]
+    if manifest is not None and _agree(shape, manifest.preprocessing.shape):
         return manifest.preprocessing
-    return default_preprocessing(sizes.pop()) if sizes else default_preprocessing()
+    return Preprocessing.for_shape(shape)
+
+
+def _agree(a: ImageShape, b: ImageShape) -> bool:
+    return all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
+
+
+def _sizes(shape: ImageShape) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 @contextlib.contextmanager

@@ -230,7 +230,8 @@ def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.Mo
     with stages("torch export"):
         from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
 
-        how = OnnxOptions(model.manifest.preprocessing.image_size, batch=options.batch, opset=options.opset)
+        channels, height, width = model.manifest.preprocessing.shape
+        how = OnnxOptions((height, width), channels, options.batch, options.opset)
         raw = onnx_from_module(model.module, model.output_names, how)
     with stages("simplify"):
         return simplify_graph(raw, model.name).proto

@@ -31,7 +31,7 @@ _FORM = "write FILE CLASS on every line, or CLASS alone for every image"
 
 
 class PreparedImages:
-    """Iterate over the readable images of `paths` in order, as (path, float32 input of (3, S, S)).
+    """Iterate over the readable images of `paths` in order, as (path, float32 input of (C, H, W)).
 
     Threads decode and prepare them ahead of the caller: Pillow and NumPy release the interpreter meanwhile. Unreadable
     images are recorded in `bad`. Each iteration starts from the beginning.
@@ -69,13 +69,16 @@ class PreparedImages:
         waiting: deque[tuple[Path, Future[Pixels]]] = deque()
         try:
             for path in self._paths:
-                waiting.append((path, pool.submit(lambda path: prepare(load_image(path), self._preprocessing), path)))
+                waiting.append((path, pool.submit(self._prepared, path)))
                 if len(waiting) > self._ahead:
                     yield from self._readable(*waiting.popleft())
             while waiting:
                 yield from self._readable(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _prepared(self, path: Path) -> Pixels:
+        return prepare(load_image(path, self._preprocessing.shape[0]), self._preprocessing)
 
     def _readable(self, path: Path, result: Future[Pixels]) -> Iterator[tuple[Path, Pixels]]:
         try:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
-from densenet_deploy.facts import Architecture, ModelFacts, Size
-from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.facts import Architecture, ModelFacts
+from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
-from densenet_deploy.runtime.preprocess import default_preprocessing
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -129,23 +128,31 @@ def is_file_name(source: object) -> TypeGuard[StrPath]:
 
 
 def input_of(model: Model) -> InputDescription:
-    """Return what `model` takes; of a third-party graph the size that it shows, and ImageNet's preprocessing, assumed.
+    """Return what `model` takes, and which of these facts nobody stated.
 
     Raises:
-        ModelFileError: if the graph does not take one float32 (N, 3, S, S) input of fixed S.
+        ModelFileError: if it is a graph that does not take one float32 (N, C, H, W) input.
     """
     if model.manifest is not None:
         return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed)
-    return InputDescription.of(preprocessing_of(model), _INPUT_FACTS[1:])
+    shape = _shape_of(model)
+    return InputDescription.of(Preprocessing.for_shape(shape), _assumed_of(shape))
 
 
 def preprocessing_of(model: Model) -> Preprocessing:
-    """Return how images are prepared for `model`: as its manifest says, else ImageNet's way. Errors as `input_of`."""
-    if model.manifest is not None:
-        return model.manifest.preprocessing
-    from densenet_deploy.graph.onnx_file import image_size_of
+    """Return how images are prepared for `model`: as its manifest says, else what is assumed. Errors as `input_of`."""
+    return model.manifest.preprocessing if model.manifest is not None else Preprocessing.for_shape(_shape_of(model))
 
-    return default_preprocessing(image_size_of(model.onnx, Path(model.name)))
+
+def _shape_of(model: Model) -> ImageShape:
+    from densenet_deploy.graph.onnx_file import image_shape_of
+
+    return image_shape_of(model.onnx, model.name)
+
+
+def _assumed_of(shape: ImageShape) -> tuple[str, ...]:
+    """Return the facts that a graph of such an input leaves open."""
+    return _INPUT_FACTS if None in shape[1:] else _INPUT_FACTS[1:]
 
 
 def _require_same_network(stated: LoadOptions) -> None:
@@ -235,9 +242,10 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if not given:
         return model
     base, known = preprocessing_of(model), model.manifest
-    names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else {"image_size"}
-    if facts.image_size not in (None, base.image_size) and model.artifact is not None:
-        raise UsageError(f"image-size={facts.image_size}", f"the graph takes {base.image_size} pixels", "omit it")
+    shape = base.shape if known is not None else _shape_of(model)
+    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(shape))
+    if model.artifact is not None:
+        _check_stated_shape(facts, shape)
     preprocessing, assumed = _prepared(base, given, names)
     if known is None:
         assert model.artifact is not None
@@ -260,48 +268,52 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     return model.replaced(manifest=manifest, artifact=artifact)
 
 
+def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
+    """Refuse a size or channels other than those that a graph takes; what it leaves open may be stated."""
+    channels, height, width = shape
+    if channels is not None and facts.channels not in (None, channels):
+        raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
+    if facts.image_size is None:
+        return
+    stated = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size, facts.image_size)
+    if any(size not in (None, side) for size, side in zip((height, width), stated, strict=True)):
+        taken = height if height == width else f"{height or '?'}x{width or '?'}"
+        raise UsageError(f"image-size={'x'.join(map(str, stated))}", f"the graph takes {taken} pixels", "omit it")
+
+
 def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Return the preprocessing with `facts` in it, and the names of those that are neither in `facts` nor `known`."""
-    size, resize = _square("image-size", facts.get("image_size")), _square("resize", facts.get("resize"))
-    if facts.get("channels") not in (None, 3):
-        raise UsageError(f"channels={facts['channels']}", "only networks of 3 channels are supported", "omit it")
-    if size is not None and resize is None:
-        known, resize = known - {"resize"}, base.resize if size == base.image_size else size * 256 // 224
+    channels, size = facts.get("channels", len(base.mean)), facts.get("image_size", base.image_size)
+    usual, resize = Preprocessing.default(size, channels), facts.get("resize")
+    if resize is None and size != base.image_size:
+        known, resize = known - {"resize"}, usual.resize
+    if channels != len(base.mean):
+        known, base = known - {"mean", "std"}, dataclasses.replace(base, mean=usual.mean, std=usual.std)
     preprocessing = dataclasses.replace(
         base,
-        image_size=size or base.image_size,
+        image_size=size,
         resize=resize or base.resize,
         interpolation=facts.get("interpolation") or base.interpolation,
-        mean=_per_channel("mean", facts.get("mean")) or base.mean,
-        std=_per_channel("std", facts.get("std")) or base.std,
+        mean=_per_channel("mean", facts.get("mean"), channels) or base.mean,
+        std=_per_channel("std", facts.get("std"), channels) or base.std,
     )
     return preprocessing, tuple(name for name in _INPUT_FACTS if name not in known and name not in facts)
 
 
-def _square(option: str, size: Any) -> int | None:
-    if size is None or isinstance(size, int):
-        return size
-    if size == "none":
-        raise UsageError(f"{option}=none", "preprocessing without a resize is not supported", "give a number of pixels")
-    height, width = size
-    if height != width:
-        raise UsageError(f"{option}={height}x{width}", "only square images are supported", "give one number of pixels")
-    return int(height)
-
-
-def _per_channel(option: str, values: tuple[float, ...] | None) -> Any:
-    if values is None or len(values) == 3:
+def _per_channel(option: str, values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    if values is None or len(values) == channels:
         return values
     if len(values) == 1:
-        return values * 3
-    why = f"holds {len(values)} numbers for 3 channels"
+        return values * channels
+    why = f"holds {len(values)} numbers for {channels} channels"
     raise UsageError(f"{option}={values}", why, "give one, or one per channel")
 
 
 def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
-    if preprocessing.image_size < spec.smallest_image_size:
+    size = min(preprocessing.shape[1:])
+    if size < spec.smallest_image_size:
         why = f"is too small for {len(spec.blocks)} blocks after the {spec.stem} stem"
-        raise UsageError(f"image-size={preprocessing.image_size}", why, f"give at least {spec.smallest_image_size}")
+        raise UsageError(f"image-size={size}", why, f"give at least {spec.smallest_image_size}")
 
 
 def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:

@@ -15,7 +15,7 @@ from densenet_deploy.errors import DataError, InputError, UsageError, printable
 from densenet_deploy.model import InputDescription, untrained_note
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.reports import Report
-from densenet_deploy.runtime.classifier import Classifier, Score
+from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
 from densenet_deploy.runtime.image_folders import ReadableImages, find_images
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.load import LoadOptions, input_of, load
@@ -23,20 +23,25 @@ from densenet_deploy.workflows.load import LoadOptions, input_of, load
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """The best classes of one image, best first; `error` says why there are none."""
+    """What the model says about one image: `top` classes or labels, `values` or `features`; or the `error`."""
 
     file: str
     top: tuple[Score, ...] = ()
+    values: tuple[Number, ...] = ()
+    features: Vector | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the prediction with plain types."""
+        """Return the prediction with plain types; what the task does not have is left out."""
         facts = fields_to_plain(self)
-        return {name: value for name, value in facts.items() if name != "error" or value}
+        return {name: value for name, value in facts.items() if name in ("file", "top") or value}
 
     def __str__(self) -> str:
-        lines = [printable(self.error)] if self.error is not None else list(map(str, self.top))
-        return "\n".join([printable(self.file), *lines])
+        answer = printable(self.error) if self.error is not None else self._answer()
+        return "\n".join([printable(self.file), *([answer] if answer else [])])
+
+    def _answer(self) -> str:
+        return str(Prediction(self.top, self.values, self.features))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class PredictReport(Report):
     """A prediction for every image, and what ran it.
 
     Attributes:
+        task: what the outputs mean.
         predictions: in the order of the images.
         bad: how many images could not be read.
         input: how images were prepared.
@@ -52,6 +58,7 @@ class PredictReport(Report):
     kind: ClassVar[str] = "run"
     derived: ClassVar[tuple[str, ...]] = ("bad",)
 
+    task: str
     predictions: tuple[FilePrediction, ...]
     backend: str
     version: str
@@ -122,7 +129,8 @@ def predict(
             "notes": (*model.notes, *untrained_note(runner.manifest), *classifier.assumptions, *remarks)
         }
         described = input_of(model) if model.manifest is not None else None
-        return PredictReport(predictions=tuple(predictions), input=described, **placement)
+        task = classifier.meaning.task
+        return PredictReport(task=task, predictions=tuple(predictions), input=described, **placement)
 
 
 def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
@@ -147,11 +155,15 @@ def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
 
 
 def _classified(classifier: Classifier, paths: Sequence[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
-    images = ReadableImages(paths, max_bad=None)
+    images = ReadableImages(paths, max_bad=None, channels=classifier.preprocessing.shape[0])
     found = {path: classifier.classify(image, top_k) for path, image in images}
     errors = {bad.path: bad.error.why for bad in images.bad}
     predictions = [
-        FilePrediction(str(path), found[path].top) if path in found else FilePrediction(str(path), error=errors[path])
+        _of_file(path, found[path]) if path in found else FilePrediction(str(path), error=errors[path])
         for path in paths
     ]
     return predictions, [f"{path}: {note}" for path in paths if path in found for note in found[path].notes]
+
+
+def _of_file(path: Path, found: Prediction) -> FilePrediction:
+    return FilePrediction(str(path), found.top, found.values, found.features)

@@ -17,7 +17,7 @@ from densenet_deploy.runtime.preprocess import prepare
 
 
 def samples_of(data: Any, preprocessing: Preprocessing, count: int, *, check_values: bool = True) -> Iterator[Array]:
-    """Yield at most `count` inputs (1, 3, S, S) float32 from `data`; of None, seeded ones.
+    """Yield at most `count` inputs (1, C, H, W) float32 from `data`; of None, seeded ones.
 
     A folder gives images evenly spread over it; everything else what calibration takes (`open_calibration_data`, which
     also says what `check_values` does).
@@ -36,10 +36,9 @@ def samples_of(data: Any, preprocessing: Preprocessing, count: int, *, check_val
 
 
 def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> Iterator[Array]:
-    """Yield `count` inputs (1, 3, S, S) float32: white noise and natural images in turn."""
-    size = preprocessing.image_size
-    white = noise((count + 1) // 2, (1, 3, size, size), seed)
-    natural = natural_images(count // 2, size, preprocessing, seed)
+    """Yield `count` inputs (1, C, H, W) float32: white noise and natural images in turn."""
+    white = noise((count + 1) // 2, (1, *preprocessing.shape), seed)
+    natural = natural_images(count // 2, preprocessing, seed)
     pairs = itertools.zip_longest(white, natural)
     return (sample for pair in pairs for sample in pair if sample is not None)
 
@@ -48,4 +47,5 @@ def _folder_samples(folder: Path, count: int, preprocessing: Preprocessing) -> I
     paths = find_images(folder)
     count = min(count, len(paths))
     spread = (paths[index * len(paths) // count] for index in range(count))
-    return (prepare(load_image(path), preprocessing)[None] for path in spread)
+    channels = preprocessing.shape[0]
+    return (prepare(load_image(path, channels), preprocessing)[None] for path in spread)

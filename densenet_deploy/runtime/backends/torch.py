@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from densenet_deploy.errors import BackendError, DeviceError, FeedError, ResourceError, from_memory_error
+from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.runner import (
@@ -141,9 +142,9 @@ class TorchRunner(Runner):
         if source.output_names or hasattr(module, "output_name"):
             width = getattr(module, "output_width", None)
             return tuple(_output_spec(name, (None, width)) for name in self._names)
-        size = source.manifest.preprocessing.image_size if source.manifest else _TRIAL_SIZE
+        known = source.manifest.preprocessing if source.manifest else Preprocessing.default(_TRIAL_SIZE, channels or 3)
         try:
-            outputs = self._outputs_of(module, np.zeros((1, channels or 3, size, size), np.float32))
+            outputs = self._outputs_of(module, np.zeros((1, *known.shape), np.float32))
         except FeedError:  # it takes images of another size, which only its callers know
             return tuple(_output_spec(name, (None, None)) for name in self._names)
         return tuple(

@@ -11,10 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from densenet_deploy.analysis.cost import network_part
+from densenet_deploy.manifest import Preprocessing, Size
 from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain, to_plain
 from densenet_deploy.reports import table
-from densenet_deploy.runtime.batching import fixed_batch, input_size
+from densenet_deploy.runtime.batching import fixed_batch, image_shape
 from densenet_deploy.runtime.runner import (
     Device,
     ModelSource,
@@ -115,7 +116,7 @@ def _row(share: Share) -> list[str]:
 
 
 def profile_model(
-    source: ModelSource, batch: int = 1, options: ProfileOptions | None = None, image_size: int = 224
+    source: ModelSource, batch: int = 1, options: ProfileOptions | None = None, image_size: Size = 224
 ) -> OperatorProfile:
     """Profile a model on seeded noise.
 
@@ -132,9 +133,10 @@ def profile_model(
     options = options or ProfileOptions()
     runner_options = RunnerOptions(threads=options.threads)
     with open_runner(source, options.backend, options.device, runner_options) as runner:
-        known = runner.manifest.preprocessing.image_size if runner.manifest else image_size
-        size, batch = input_size(runner) or known, fixed_batch(runner) or batch
-        noise = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
+        known = runner.manifest.preprocessing if runner.manifest else Preprocessing.default(image_size)
+        shape = (size or usual for size, usual in zip(image_shape(runner), known.shape, strict=True))
+        batch = fixed_batch(runner) or batch
+        noise = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
         feeds, placement = {runner.inputs[0].name: noise}, runner.placement
         seconds = time_runs(lambda: runner.run(feeds), warmup=2, repeats=options.calls)
     kind = backends.get(placement.backend)
