@@ -23,7 +23,7 @@ from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.packages import require_packages
 from densenet_deploy.sources.checkpoint_file import float32_bytes, read_checkpoint
 from densenet_deploy.sources.config_file import WeightsConfig, config_beside, fitting
-from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
+from densenet_deploy.sources.source import UNVERIFIED, LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     COUNTER,
     Weights,
@@ -169,7 +169,7 @@ def _assumption(weights: Weights, spec: DenseNetSpec) -> str:
     pools = {"relu-avg": "ReLU, global average pool", "avg": "global average pool without ReLU"}
     pooling = "its own pools" if spec.head == "multiscale" else pools.get(spec.pooling, "maximum and average pool")
     hidden = weights.layout.head.assumed
-    return f"assumed: {', '.join((str(spec.stem_layers), pooling, *hidden))}; verify with --check FILE.npz"
+    return f"assumed: {', '.join((str(spec.stem_layers), pooling, *hidden))}; {UNVERIFIED}"
 
 
 def _without_unused_classifier(weights: Weights, spec: DenseNetSpec) -> Weights:

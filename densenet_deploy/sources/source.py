@@ -171,5 +171,8 @@ class CheckpointFormat(ABC):
         return outputs
 
 
+UNVERIFIED: Final = "verify with --check FILE.npz"
+"""The end of a note on what weights do not show."""
+
 sources: Final[Registry[type[Source]]] = Registry("source", package="densenet_deploy.sources")
 formats: Final[Registry[type[CheckpointFormat]]] = Registry("checkpoint format", package="densenet_deploy.sources")
