@@ -15,13 +15,14 @@ from typing import Final
 from densenet_deploy.errors import UsageError
 from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain, to_plain
+from densenet_deploy.variants.hidden import named_hidden_layers
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 Json = dict[str, object]
 
 LARGEST_IMAGE_SIZE: Final = 65536
 
-_STEM: Final = ("conv0", "norm0", "relu0", "pool0")
+_STEM: Final = (*(f"{kind}{index}" for kind in ("conv", "norm", "relu") for index in range(3)), "pool0")
 _HEAD: Final = ("norm5", "relu5", "head", "classifier", "logits")
 _AFTER_A_PART: Final = re.compile(r"[.:_]")
 _BLOCKS: Final = dict.fromkeys(_STEM, "stem") | dict.fromkeys(_HEAD, "head")
@@ -124,7 +125,7 @@ def layer_inputs(spec: DenseNetSpec, block: int) -> range:
 
 def stem_size(spec: DenseNetSpec, image_size: int) -> int:
     """Return the height of the map that the first convolution makes, before any pool."""
-    return _halved_up(image_size) if spec.stem == "imagenet" else image_size
+    return _halved_up(image_size) if spec.stem_layers.stride == 2 else image_size
 
 
 def block_sizes(spec: DenseNetSpec, image_size: int) -> tuple[int, ...]:
@@ -138,7 +139,7 @@ def block_sizes(spec: DenseNetSpec, image_size: int) -> tuple[int, ...]:
         why = f"leaves the last of {len(spec.blocks)} blocks without a pixel"
         raise UsageError(f"image-size={image_size}", why, f"give at least {spec.smallest_image_size}")
     first = stem_size(spec, image_size)
-    if spec.stem == "imagenet":
+    if spec.stem_layers.pool != "none":
         first = _halved_up(first)
     return tuple(first >> transitions for transitions in range(len(spec.blocks)))
 
@@ -148,10 +149,14 @@ def _halved_up(size: int) -> int:
 
 
 def _stem(spec: DenseNetSpec, image_size: int) -> Iterator[LayerCost]:
-    size, imagenet = stem_size(spec, image_size), spec.stem == "imagenet"
-    yield _conv("features.conv0", 3, spec.init_features, 7 if imagenet else 3, size)
-    if imagenet:
-        yield _norm("features.norm0", spec.init_features, size)
+    size, stem, entering = stem_size(spec, image_size), spec.stem_layers, spec.in_channels
+    for index, width in enumerate(spec.stem_widths):
+        yield _conv(f"features.conv{index}", entering, width, stem.kernel, size)
+        if stem.norm:
+            yield _norm(f"features.norm{index}", width, size)
+        entering = width
+    if stem.pool == "blur":
+        yield _blur(spec.init_features, _halved_up(size))
 
 
 def _blocks(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
@@ -182,8 +187,13 @@ def _head(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
         yield _linear("classifier", SCALE_CHANNELS * len(sizes), spec.num_classes)
         return
     yield _norm("features.norm5", spec.feature_channels, sizes[-1])
+    for name, layer, entering in named_hidden_layers(spec.hidden, spec.pooled_width):
+        if layer.kind == "linear":
+            yield _linear(f"head.{name}", entering, layer.width, bias=layer.bias)
+        if layer.kind == "norm":
+            yield LayerCost(f"head.{name}", 2 * entering, 0, (entering,))
     if spec.head == "classifier":
-        yield _linear("classifier", spec.feature_channels, spec.num_classes)
+        yield _linear("classifier", spec.row_width, spec.num_classes, bias=spec.bias)
 
 
 def _conv(name: str, entering: int, leaving: int, kernel: int, size: int, *, bias: bool = False) -> LayerCost:
@@ -195,5 +205,10 @@ def _norm(name: str, channels: int, size: int) -> LayerCost:
     return LayerCost(name, 2 * channels, 0, (channels, size, size))
 
 
-def _linear(name: str, entering: int, leaving: int) -> LayerCost:
-    return LayerCost(name, entering * leaving + leaving, entering * leaving, (leaving,))
+def _blur(channels: int, size: int) -> LayerCost:
+    """The fixed 3x3 filter of the stem's pool: nothing to learn, but a convolution of each channel."""
+    return LayerCost("features.pool0.blur", 0, 9 * channels * size**2, (channels, size, size))
+
+
+def _linear(name: str, entering: int, leaving: int, *, bias: bool = True) -> LayerCost:
+    return LayerCost(name, entering * leaving + leaving * bias, entering * leaving, (leaving,))

@@ -52,7 +52,7 @@ def traced_shapes(model: DenseNet, image_size: Size) -> dict[str, tuple[int, ...
 
     device = next(model.parameters()).device
     with _watched(watched, keep), torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, *sides(image_size), device=device))
+        model.eval()(torch.zeros(1, model.spec.in_channels, *sides(image_size), device=device))
     return shapes
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
+from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
@@ -117,14 +117,15 @@ def check_names(source: Any, stated: LoadOptions) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` has the suffix of a checkpoint."""
-    return path.suffix.lower() in CHECKPOINT_SUFFIXES
+    return is_checkpoint_name(path)
 
 
 def is_file_name(source: object) -> TypeGuard[StrPath]:
     """Whether `source` is the path of a model file; a name of a variant or of public weights is not."""
     if not isinstance(source, (str, os.PathLike)):
         return False
-    return Path(source).suffix.lower() in (*CHECKPOINT_SUFFIXES, ".onnx", ".xml", ".engine") or Path(source).exists()
+    path = Path(source)
+    return is_checkpoint_name(path) or path.suffix.lower() in (".onnx", ".xml", ".engine") or path.exists()
 
 
 def input_of(model: Model) -> InputDescription:
@@ -186,6 +187,8 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
         variant=variant,
         num_classes=classes,
         head=stated.get("head"),
+        channels=facts.channels,
+        architecture=_changes(stated) if variant is None else {},
         seed=stated.get("seed", 0),
         allow_nonfinite=stated.get("allow_nonfinite", False),
     )
@@ -194,15 +197,19 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
 
 def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
     """Return the architecture that was named, with the numbers that were given; None leaves it to the weights."""
-    name, architecture = stated.get("variant"), stated.get("architecture")
-    changes = architecture.changes() if architecture is not None else {}
+    name, changes = stated.get("variant"), _changes(stated)
     if isinstance(source, str) and is_variant(source):
         if name is not None and find_variant(name) != find_variant(source):
             raise UsageError(source, f"is another variant than {name}", "name the variant once")
         name = source
-    if source is not None and name is None and not changes:
+    if source is not None and name is None and (not changes or is_file_name(source)):
         return None
     return variant_with(name, changes)
+
+
+def _changes(stated: LoadOptions) -> dict[str, Any]:
+    architecture = stated.get("architecture")
+    return architecture.changes() if architecture is not None else {}
 
 
 def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
@@ -218,7 +225,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     labels = facts.labels or network.labels or (known.labels if known is not None else ())
     spec = variant.spec if variant is not None else None
     task = learnt.get("task") or (known.task if known is not None else None)
-    thresholds = facts.thresholds or (known.thresholds if known is not None else ())
+    thresholds = learnt.get("thresholds") or (known.thresholds if known is not None else ())
     if spec is not None:
         classes = None if spec.head == "features" else spec.num_classes
         _check_labels(labels, classes)

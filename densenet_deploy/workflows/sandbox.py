@@ -28,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, os_errors_about, require_file
+from densenet_deploy.artifacts import Artifact, is_checkpoint_name, os_errors_about, require_file
 from densenet_deploy.errors import (
     CheckpointError,
     DensenetDeployError,
@@ -112,7 +112,7 @@ def preflight(*files: UntrustedFile) -> None:
 def _with_its_loaders(file: UntrustedFile) -> UntrustedFile:
     """Keep the loaders that read this kind of file: none for a name of public weights, or for an engine."""
     suffix = file.path.suffix.lower()
-    if suffix in CHECKPOINT_SUFFIXES and suffix != ".safetensors":
+    if is_checkpoint_name(file.path) and suffix != ".safetensors":
         return UntrustedFile(file.path, (Loader.WEIGHTS,))
     if suffix == ".onnx":
         return file

@@ -20,7 +20,7 @@ from densenet_deploy.analysis.cost import (
     stem_size,
 )
 from densenet_deploy.errors import UsageError
-from densenet_deploy.models.build import empty_model
+from densenet_deploy.models.build import BlurPool, empty_model
 from densenet_deploy.variants import find_variant, variant_names
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -31,6 +31,14 @@ SPECS = {
     "features": dataclasses.replace(SMALL, head="features"),
     "multiscale": dataclasses.replace(SMALL, head="multiscale"),
     "odd compression": dataclasses.replace(SMALL, compression=0.37),
+    **{
+        stem: dataclasses.replace(SMALL, stem=stem)
+        for stem in ("imagenet-nopool", "3x3-pool", "3x3-nopool", "deep", "deep-blur")
+    },
+    "four channels": dataclasses.replace(SMALL, in_channels=4),
+    "maxima": dataclasses.replace(SMALL, pooling="max-avg"),
+    "hidden": dataclasses.replace(SMALL, hidden="norm linear:9 relu linear:8:nobias norm", bias=False),
+    "hidden features": dataclasses.replace(SMALL, hidden="linear:9 relu", head="features"),
 }
 
 # Parameters and billions of MACs at 224 pixels, counted by running the published networks.
@@ -151,9 +159,9 @@ def counted_by_running(spec, image_size):
 
     def record(name):
         def hook(module, inputs, output):
-            weights = module.weight.numel()
+            weights = (module.filter if isinstance(module, BlurPool) else module.weight).numel()
             channels = output.shape[1]
-            macs = 0 if isinstance(module, nn.BatchNorm2d) else weights * output.numel() // channels
+            macs = 0 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) else weights * output.numel() // channels
             parameters = sum(parameter.numel() for parameter in module.parameters())
             counted[name] = (parameters, macs, tuple(output.shape[1:]))
 
@@ -161,9 +169,9 @@ def counted_by_running(spec, image_size):
 
     model = empty_model(spec).eval()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, BlurPool)):
             module.register_forward_hook(record(name))
-    model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    model(torch.empty(1, spec.in_channels, image_size, image_size, device="meta"))
     return counted
 
 
@@ -240,11 +248,11 @@ def test_what_is_appended_to_a_name_leaves_it_in_its_part(name):
 @pytest.mark.parametrize(
     ("part", "names"),
     [
-        ("stem", ("conv0", "norm0", "relu0", "pool0")),
+        ("stem", ("conv0", "norm0", "relu0", "pool0", "conv1", "norm2", "relu1", "pool0.blur")),
         ("head", ("norm5", "relu5", "head", "classifier", "logits")),
         ("denseblock1", ("denseblock1", "denseblock1.denselayer12.conv2")),
         ("transition3", ("transition3", "transition3.norm")),
-        ("other", ("layer3", "conv", "norm1", "_conv0", "mydenseblock1", "1denseblock", "denselayer1", "")),
+        ("other", ("layer3", "conv", "norm3", "_conv0", "mydenseblock1", "1denseblock", "denselayer1", "")),
     ],
 )
 def test_every_name_of_a_densenet_belongs_to_a_part(part, names):

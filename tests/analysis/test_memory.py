@@ -23,6 +23,15 @@ SPECS = {
     "plain": dataclasses.replace(BOTTLENECK, bn_size=0, stem="cifar", compression=1.0),
     "features": dataclasses.replace(BOTTLENECK, head="features"),
     "multiscale": dataclasses.replace(BOTTLENECK, head="multiscale"),
+    **{
+        stem: dataclasses.replace(BOTTLENECK, stem=stem)
+        for stem in ("imagenet-nopool", "3x3-pool", "3x3-nopool", "deep", "deep-blur")
+    },
+    "one channel": dataclasses.replace(BOTTLENECK, in_channels=1),
+    "mean": dataclasses.replace(BOTTLENECK, pooling="avg"),
+    "maxima": dataclasses.replace(BOTTLENECK, pooling="max-avg"),
+    "hidden": dataclasses.replace(BOTTLENECK, hidden="norm linear:6 relu norm linear:7 norm relu", bias=False),
+    "hidden features": dataclasses.replace(BOTTLENECK, hidden="linear:6 relu", head="features"),
 }
 
 
@@ -221,7 +230,7 @@ def kept_bytes(spec, image_size, batch, *, memory_efficient):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = model(torch.zeros(batch, 3, image_size, image_size))
+        result = model(torch.zeros(batch, spec.in_channels, image_size, image_size))
     assert result.requires_grad
     return sum(tensor.nbytes for tensor in kept.values())
 
