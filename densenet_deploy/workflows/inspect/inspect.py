@@ -17,7 +17,7 @@ from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
-from densenet_deploy.manifest import Manifest, Size, sides
+from densenet_deploy.manifest import Manifest, Preprocessing, Size, sides
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.inspect.engine import InspectEngineReport
 
 _BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_IMAGE_SIZE: Final = 224
 
 
 @dataclass(frozen=True)
@@ -238,15 +237,15 @@ def _of_model(model: Model, options: InspectOptions) -> InspectReport:
 
 
 def _of_module(model: Model, options: InspectOptions) -> InspectReport:
-    known = model.manifest.preprocessing.image_size if model.manifest is not None else _IMAGE_SIZE
-    size, spec = options.image_size or known, model.spec
+    known = model.manifest.preprocessing if model.manifest is not None else Preprocessing()
+    size, spec = options.image_size or known.image_size, model.spec
     if spec is not None:
         return _of_spec(model.name, spec, size, options)
     if model.module is None:
         raise ModelFileError(model.name, "does not say which network it is", "inspect the ONNX file or the module")
     from densenet_deploy.models.taps import counted_cost
 
-    parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size)
+    parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size, known.shape[0])
     network = BlockCost("network", (LayerCost(model.name, parameters, macs, ()),))
     return InspectReport(
         model=model.name, precision=options.precision or "fp32", image_size=size, batch=options.batch, blocks=(network,)
@@ -318,4 +317,5 @@ def _training_step(spec: DenseNetSpec, image_size: Size, options: InspectOptions
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return dataclasses.asdict(training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part))
+    measured = training_memory_of(empty_model(spec), image_size, options.batch, spec.in_channels)
+    return dataclasses.asdict(measured.by_part(network_part))
