@@ -119,10 +119,7 @@ class DenseNetSpec:
         missing = next((field.name for field in dataclasses.fields(cls) if field.name not in facts), None)
         if missing is not None:
             raise _wrong_fact(f"spec.{missing}", "is missing")
-        try:
-            return from_plain(cls, facts, "spec", _wrong_fact, strict=True)
-        except UsageError as exc:
-            raise _wrong_fact(f"spec.{exc.subject}", exc.why) from exc
+        return from_plain(cls, facts, "spec", _wrong_fact, strict=True)
 
     def _widths(self) -> list[tuple[int, int]]:
         """(channels entering, channels leaving) of each block."""
