@@ -21,7 +21,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.errors import ModelFileError, UsageError
+from densenet_deploy.errors import DataError, ModelFileError, UsageError
 from densenet_deploy.manifest import TASKS
 from densenet_deploy.options import require_choice
 from densenet_deploy.runtime.feeds import Array, TensorSpec
@@ -62,6 +62,7 @@ class OutputMeaning:
             UnknownNameError: if there is no such task.
             ModelFileError: if no output has one row of numbers per image.
             UsageError: if a softmax is asked of one number.
+            DataError: if there is neither one threshold nor one per label.
         """
         if task is not None:
             require_choice("task", task, TASKS)
@@ -80,6 +81,9 @@ class OutputMeaning:
             fix = "state the task multilabel if it is a yes or no, or regression if it is a number"
             raise UsageError("task=multiclass", f"the output {output.name} is one number, not scores of classes", fix)
         thresholds = manifest.thresholds if manifest is not None and known == "multilabel" else ()
+        if output.shape[1] is not None and len(thresholds) not in (0, 1, output.shape[1]):
+            why = f"are {len(thresholds)} for {output.shape[1]} labels"
+            raise DataError("thresholds", why, "give one, or one per label")
         return cls(output, known, activation, thresholds or (_DEFAULT_THRESHOLD,), assumed)
 
     @property
