@@ -102,12 +102,13 @@ def from_plain(kind: type[T], data: object, where: str = "", fail: Fail = data_e
             have written them.
 
     Raises:
-        DensenetDeployError: what `fail` builds, if a value is missing, of another type or out of bounds, or the record
-            itself refuses its values with a UsageError.
+        DensenetDeployError: what `fail` builds, if a value is missing, of another type or out of bounds, or a record
+            inside refuses its own values with a UsageError.
+        UsageError: if `kind` itself is a record that refuses its values: the caller knows what they are.
     """
     try:
         if dataclasses.is_dataclass(kind):
-            return typing.cast("T", _built(kind, data, where, strict))
+            return typing.cast("T", kind(**_values(kind, data, where, strict)))
         return typing.cast("T", _read(kind, data, where, strict))
     except _WrongValueError as exc:
         raise fail(exc.where, exc.why) from exc
@@ -245,15 +246,11 @@ def _read_record(kind: Any, data: object, where: str, strict: bool) -> Any:
             return kind.from_json(data)
         except ValueError as exc:
             raise _WrongValueError(where, str(exc)) from exc
-    return _built(kind, data, where, strict)
-
-
-def _built(kind: Any, data: object, where: str, strict: bool) -> Any:
     values = _values(kind, data, where, strict)
     try:
         return kind(**values)
-    except UsageError as exc:  # of the record's own check, such as values that do not go together
-        raise _WrongValueError(f"{where}.{exc.subject}" if where else exc.subject, exc.why) from exc
+    except UsageError as exc:  # of values that do not go together
+        raise _WrongValueError(f"{where}.{exc.subject}", exc.why) from exc
 
 
 def _values(kind: Any, data: object, where: str, strict: bool) -> dict[str, Any]:

@@ -119,7 +119,10 @@ class DenseNetSpec:
         missing = next((field.name for field in dataclasses.fields(cls) if field.name not in facts), None)
         if missing is not None:
             raise _wrong_fact(f"spec.{missing}", "is missing")
-        return from_plain(cls, facts, "spec", _wrong_fact, strict=True)
+        try:
+            return from_plain(cls, facts, "spec", _wrong_fact, strict=True)
+        except UsageError as exc:
+            raise _wrong_fact(f"spec.{exc.subject}", exc.why) from exc
 
     def _widths(self) -> list[tuple[int, int]]:
         """(channels entering, channels leaving) of each block."""
