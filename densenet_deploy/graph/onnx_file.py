@@ -13,6 +13,7 @@ import onnx
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import ImageShape
+from densenet_deploy.runtime.batching import is_nhwc, why_not_images
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
@@ -65,14 +66,14 @@ def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
-    if len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-        match [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]:
-            case [_, channels, height, width]:
-                return channels, height, width
+    shapes = [[dim.dim_value or None for dim in value.type.tensor_type.shape.dim] for value in inputs]
+    is_float = all(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in inputs)
+    if len(inputs) == 1 and is_float and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
+        _, channels, height, width = shapes[0]
+        return channels, height, width
     found = ", ".join(map(_described, inputs)) or "no input"
-    is_volume = len(inputs) == 1 and len(inputs[0].type.tensor_type.shape.dim) == 5
-    why = f"takes {found}, {'which is 3-D' if is_volume else 'not one float32 (N, C, H, W) input'}"
-    raise ModelFileError(subject, why, "give a classifier of 2-D images in NCHW layout")
+    why, fix = why_not_images(shapes)
+    raise ModelFileError(subject, f"takes {found}, which is {why}", fix)
 
 
 def _described(value: onnx.ValueInfoProto) -> str:

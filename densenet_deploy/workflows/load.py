@@ -249,10 +249,10 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if not given:
         return model
     base, known = preprocessing_of(model), model.manifest
-    shape = base.shape if known is not None else _shape_of(model)
-    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(shape))
-    if model.artifact is not None:
-        _check_stated_shape(facts, shape)
+    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
+    if model.artifact is not None and (facts.image_size or facts.channels):
+        is_readable = model.is_onnx and is_installed("onnx")
+        _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
     preprocessing, assumed = _prepared(base, given, names)
     if known is None:
         assert model.artifact is not None
@@ -280,12 +280,13 @@ def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
     channels, height, width = shape
     if channels is not None and facts.channels not in (None, channels):
         raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
-    if facts.image_size is None:
+    size = facts.image_size
+    if size is None:
         return
-    stated = sides(facts.image_size)
-    if any(size not in (None, side) for size, side in zip((height, width), stated, strict=True)):
+    if any(side not in (None, given) for side, given in zip((height, width), sides(size), strict=True)):
         taken = height if height == width else f"{height or '?'}x{width or '?'}"
-        raise UsageError(f"image-size={'x'.join(map(str, stated))}", f"the graph takes {taken} pixels", "omit it")
+        subject = size if isinstance(size, int) else f"{size[0]}x{size[1]}"
+        raise UsageError(f"image-size={subject}", f"the graph takes {taken} pixels", "omit it")
 
 
 def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
