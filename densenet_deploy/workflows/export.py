@@ -202,7 +202,7 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, *, force: bool) 
     with stages("write"):
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
-    notes = (*model.notes, *report.notes, *untrained_note(manifest))
+    notes = (*report.notes, *untrained_note(manifest))
     return result.replaced(report=_report(result, parameters, report.outputs, stages, notes), notes=notes)
 
 
