@@ -82,7 +82,8 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
         return _with_facts(source, facts)
     network = _network(source, stated, facts)
     if network.artifact is not None:
-        model = Model(network.name, network.manifest, artifact=network.artifact)
+        model = Model(network.name, network.manifest, artifact=network.artifact, notes=network.notes)
+        model = model.holding(network.graph) if network.graph is not None else model
         return _announced(_with_facts(model, facts))
     manifest = _described(network, facts)
     model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)

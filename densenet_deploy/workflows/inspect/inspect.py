@@ -224,9 +224,9 @@ def inspect_file(path: StrPath, options: InspectOptions | None = None) -> Inspec
     artifact = Artifact.open(path)
     if artifact.kind not in ("checkpoint", "onnx"):
         raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file from which it was made")
-    is_onnx = artifact.kind == "onnx"
+    is_ours = artifact.kind == "onnx" and artifact.manifest is not None
     model = Model(str(path), artifact.manifest, artifact=artifact, notes=untrained_note(artifact.manifest))
-    return _of_model(model if is_onnx else load(path).replaced(name=str(path)), options or InspectOptions())
+    return _of_model(model if is_ours else load(path).replaced(name=str(path)), options or InspectOptions())
 
 
 def _of_model(model: Model, options: InspectOptions) -> InspectReport:
