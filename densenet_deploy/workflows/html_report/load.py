@@ -21,7 +21,7 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
-from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport

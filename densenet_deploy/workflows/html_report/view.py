@@ -10,7 +10,7 @@ from typing import Any, Final
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.html_report.decide import Decision, runs_on
 from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources, is_same_trial
