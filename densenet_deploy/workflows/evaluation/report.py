@@ -21,6 +21,9 @@ FIGURES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """The figures of each task, in words by JSON key, the main one first."""
 
+JUDGED_BY: Final = {"multiclass": "top1", "multilabel": "auroc"}
+"""The figure by which models of a task are compared, a fraction, larger is better; other tasks have none."""
+
 _PARTS: Final = {
     "multiclass": ("reliability", "classes", "confusion"),
     "multilabel": ("by_label",),
@@ -63,11 +66,26 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class MainFigure:
-    """What a model is judged by, larger is better: its name in words, and the value, 0 to 1."""
+class Accuracy:
+    """What models of a task are compared by, larger is better: `top-1` or mean `AUROC`, and its value, 0 to 1."""
 
     name: str
     value: float
+
+    @classmethod
+    def of(cls, top1: float | None, auroc: float | None) -> Accuracy | None:
+        """Return the one that is known, if any."""
+        if top1 is not None:
+            return cls("top-1", top1)
+        return None if auroc is None else cls("AUROC", auroc)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The value as the field writes it: top-1 in percent, an AUROC as a fraction."""
+        return f"{self.value:.2%}" if self.name == "top-1" else f"{self.value:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +190,9 @@ class EvaluateReport(Report, _Figures):
         return head | own | {name: value for name, value in facts.items() if name not in others}
 
     @property
-    def main_figure(self) -> MainFigure | None:
-        """Top-1, or the mean AUROC of a multilabel model; None if that is undefined, and of a regression."""
-        name, words = next(iter(FIGURES[self.task].items()))
-        value = getattr(self, name)
-        return None if value is None or self.task == "regression" else MainFigure(words, value)
+    def accuracy(self) -> Accuracy | None:
+        """What judges the model; None of a regression, and of labels without both positive and negative images."""
+        return Accuracy.of(self.top1, self.auroc)
 
     def to_text(self) -> str:
         """Return the figures, those of the labels or weakest classes, and the comparison with the second model."""
@@ -200,10 +216,9 @@ class EvaluateReport(Report, _Figures):
 
     def _differences(self, other: ModelComparison) -> Iterator[str]:
         names = FIGURES[self.task]
-        form = percent if self.task == "multilabel" else number
-        figures = ", ".join(f"{words} {form(getattr(other, name))}" for name, words in names.items())
+        figures = ", ".join(f"{words} {number(getattr(other, name))}" for name, words in names.items())
         yield f"against {printable(other.model)}: {figures} on {other.count} images"
-        changes = (f"{words} {_signed(other.difference.get(name), self.task)}" for name, words in names.items())
+        changes = (f"{words} {_signed(other.difference.get(name))}" for name, words in names.items())
         yield f"difference, this model minus the other on {other.shared} shared images: {', '.join(changes)}"
 
     def _disagreements(self, other: ModelComparison) -> Iterator[str]:
@@ -231,18 +246,16 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number of a regression, or `–` where it is undefined.
+    """Return a metric to four digits, or `–` where it is undefined.
 
-    >>> number(12.3456789), number(None)
-    ('12.3457', '–')
+    >>> number(0.81234), number(61.527), number(None)
+    ('0.8123', '61.53', '–')
     """
-    return "–" if value is None else f"{value:.6g}"
+    return "–" if value is None else f"{value:.4g}"
 
 
-def _signed(value: float | None, task: str) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:+.2f} points" if task == "multilabel" else f"{value:+.6g}"
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4g}"
 
 
 def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
@@ -261,7 +274,7 @@ def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
 
 
 def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
-    figures = ", ".join(f"{words} {percent(getattr(report, name))}" for name, words in FIGURES[report.task].items())
+    figures = ", ".join(f"{words} {number(getattr(report, name))}" for name, words in FIGURES[report.task].items())
     yield f"{figures} (means over the labels) on {report.count} images"
     header = ("label", "known", "positive", "AUROC", "avg. precision", "F1", "precision", "recall")
     rows = (
@@ -269,7 +282,7 @@ def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
             report.name_of(one.index),
             str(one.count),
             str(one.positives),
-            *map(percent, (one.auroc, one.average_precision, one.f1, one.precision, one.recall)),
+            *map(number, (one.auroc, one.average_precision, one.f1, one.precision, one.recall)),
         )
         for one in report.by_label
     )

@@ -20,8 +20,10 @@ from densenet_deploy.errors import DataError, ModelFileError, UsageError, printa
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import LabelledImage, find_images, find_labelled_images
+from densenet_deploy.runtime.meaning import OutputMeaning
+from densenet_deploy.runtime.runner import Runner
 from densenet_deploy.workflows.evaluation.label_table import LabelTable
-from densenet_deploy.workflows.evaluation.report import FIGURES, ClassResult, Disagreement
+from densenet_deploy.workflows.evaluation.report import FIGURES, JUDGED_BY, ClassResult, Disagreement
 from densenet_deploy.workflows.labelled_images import read_ground_truth
 
 Truth = Mapping[Path, int | tuple[float, ...]]
@@ -263,6 +265,26 @@ def task_of(classifier: Classifier, title: str) -> TaskEvaluation[Any]:
             return kind(classifier)
     why = f"is a {task} model: a vector is neither right nor wrong"
     raise ModelFileError(title, why, "compare its vectors with another model's by `validate`, or evaluate a classifier")
+
+
+def judged_by(runner: Runner, title: str, option: str) -> str:
+    """Return the JSON key of the figure in 0..1 that judges a model, larger is better: `top1` or `auroc`.
+
+    Args:
+        runner: of the model.
+        title: its name, for errors.
+        option: what needs the figure, for errors.
+
+    Raises:
+        UsageError: if its task has no such figure.
+        ModelFileError: if no output has one row of numbers per image.
+    """
+    labels = runner.manifest.labels if runner.manifest is not None else ()
+    task = OutputMeaning.of(runner, labels).task
+    if task not in JUDGED_BY:
+        fix = "omit it; the SQNR compares outputs without labels (quantize --min-sqnr)"
+        raise UsageError(option, f"{title} is a {task} model, whose accuracy is not a fraction", fix)
+    return JUDGED_BY[task]
 
 
 def check_sources(data: Path, ground_truth: Path | None) -> None:
