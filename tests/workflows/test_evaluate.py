@@ -9,7 +9,8 @@ import pytest
 
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate import EvaluateOptions, EvaluateReport, evaluate
+from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.load import load
 from tests.conftest import DIGITS
 

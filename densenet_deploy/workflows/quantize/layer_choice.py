@@ -15,12 +15,14 @@ from typing import Any, Final
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.bench.candidate import Candidate
 from densenet_deploy.bench.rounds import RoundResults, compare_speed
-from densenet_deploy.errors import GateError, UsageError
+from densenet_deploy.errors import DataError, GateError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, outputs_of, worst
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
+from densenet_deploy.workflows.evaluation.tasks import judged_by
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
 
@@ -79,13 +81,18 @@ class Trials:
             parity = worst(compare_outputs(self._expected, outputs_of(runner, self._samples)))[1]
         return -float("inf") if parity.nonfinite else parity.sqnr_db
 
-    def top1(self, float_layers: Collection[str], data: Any) -> float:
-        """Return the top-1 accuracy on the class folders in `data`, as a fraction."""
-        return evaluate(self._written(float_layers), data).top1
+    def evaluated(self, float_layers: Collection[str], data: Any) -> EvaluateReport:
+        """Evaluate the form that leaves these layers float."""
+        return evaluate(self._written(float_layers), data)
 
-    def float_top1(self, data: Any) -> float:
-        """Return the top-1 accuracy of the float model."""
-        return evaluate(self._model, data).top1
+    def float_evaluated(self, data: Any) -> EvaluateReport:
+        """Evaluate the float model."""
+        return evaluate(self._model, data)
+
+    def require_accuracy(self, option: str) -> None:
+        """Check that models of this task have an accuracy; errors as `judged_by`."""
+        with self._model.runner(self._writer.backend, "cpu") as runner:
+            judged_by(runner, self._model.name, option)
 
     def compare_speed(self, choices: Mapping[str, Collection[str]], rounds: int) -> RoundResults:
         """Time the float model, under the name `float`, against files that leave the layers of `choices` float."""
@@ -113,26 +120,47 @@ def _files(models: Mapping[str, Model]) -> Iterator[dict[str, Path]]:
         yield paths
 
 
-def layers_for_accuracy(trials: Trials, options: QuantizeOptions, calibration: Any) -> MixedPrecision:
-    """Return the cheapest layers to leave float for `max_drop` or `min_sqnr`.
+def layers_for_accuracy(
+    trials: Trials, options: QuantizeOptions, calibration: Any
+) -> tuple[MixedPrecision, tuple[str, ...]]:
+    """Return the cheapest layers to leave float for `max_drop` or `min_sqnr`, and notes on how they were judged.
 
     Raises:
         GateError: if not even a float file is good enough.
-        UsageError: if `max_drop` is asked for and `calibration` is not a folder.
-        DataError: if it does not hold class folders.
+        UsageError: if `max_drop` is asked for and `calibration` is not a folder, or the task has no accuracy.
+        DataError: if it does not hold class folders, or shows no accuracy.
     """
+    notes: tuple[str, ...] = ()
     if options.max_drop is not None:
         if not isinstance(calibration, (str, os.PathLike)) or not Path(calibration).is_dir():
             why = "holds no labels, which --max-drop needs"
             raise UsageError(calibration, why, "calibrate on a folder with one subfolder per class, or use --min-sqnr")
-        least = trials.float_top1(calibration) - options.max_drop / 100
-        found = find_float_layers(trials.layers, trials.noise, lambda names: trials.top1(names, calibration) >= least)
+        trials.require_accuracy("--max-drop")
+        report = trials.float_evaluated(calibration)
+        least, notes = _accuracy(report) - options.max_drop / 100, _judgement(report)
+
+        def is_enough(names: Names) -> bool:
+            return _accuracy(trials.evaluated(names, calibration)) >= least
+
+        found = find_float_layers(trials.layers, trials.noise, is_enough)
     else:
         least = options.min_sqnr or 0.0
         found = find_float_layers(trials.layers, trials.noise, lambda names: trials.sqnr_db(names) >= least)
     if not found.satisfied:
         raise GateError("INT8", "misses --max-drop or --min-sqnr even with every layer float", "ask for less")
-    return found
+    return found, notes
+
+
+def _accuracy(report: EvaluateReport) -> float:
+    if report.accuracy is None:
+        why = "no label has both positive and negative calibration images, which an AUROC needs"
+        raise DataError("--max-drop", why, "calibrate on folders of at least two labels, or use --min-sqnr")
+    return report.accuracy.value
+
+
+def _judgement(report: EvaluateReport) -> tuple[str, ...]:
+    """What `--max-drop` was taken to mean, where that is not top-1."""
+    return () if report.task == "multiclass" else ("--max-drop: points of the mean AUROC", *report.notes)
 
 
 def layers_for_speed(trials: Trials, float_layers: Names) -> tuple[Names, Speed]:

@@ -194,9 +194,10 @@ def _chosen_layers(
     notes: list[str] = []
     if options.max_drop is not None or options.min_sqnr is not None:
         with stages("accuracy"):
-            found = layers_for_accuracy(Trials(ready, model), options, calibration)
+            found, judgement = layers_for_accuracy(Trials(ready, model), options, calibration)
         float_layers |= set(found.float_layers)
         notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
+        notes += judgement
     if not options.never_slower:
         return _LayerChoice(float_layers, tuple(notes))
     if ready.writer.backend is None:
