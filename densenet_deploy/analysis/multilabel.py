@@ -13,6 +13,7 @@ labels (macro) leaves these out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def macro(values: Iterable[float | None]) -> float | None:
     (0.75, None)
     """
     defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
+    return math.fsum(defined) / len(defined) if defined else None
 
 
 def auroc(truth: Bools, outputs: Numbers) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
-from densenet_deploy.errors import DataError, UnknownNameError, UsageError
+from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
@@ -70,10 +70,10 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
             weights, and `allow_nonfinite` for weights with NaN or Inf.
 
     Raises:
-        UsageError: if an option or a name is invalid.
+        UsageError: if an option or a name is invalid, or there are not as many labels as classes.
         CheckpointError: if weights cannot be read or do not fit.
         ModelFileError: if an ONNX file cannot be used.
-        DataError: if there are not as many labels as classes.
+        DataError: if a file of labels cannot be read.
         MissingPackageError: if a package is not installed.
     """
     facts = _facts(stated)
@@ -328,7 +328,7 @@ def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
 def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
         why = f"{len(labels)} labels for {classes} classes"
-        raise DataError("labels", why, "give one label per class, or set --num-classes")
+        raise UsageError("labels", why, "give one label per class, or set --num-classes")
 
 
 def _check_thresholds(thresholds: tuple[float, ...], classes: int | None) -> None:
@@ -347,8 +347,7 @@ def check_outputs(model: Model, manifest: Manifest) -> None:
     """Check that there are as many labels and thresholds in `manifest` as `model` shows classes.
 
     Raises:
-        DataError: if there are not as many labels.
-        UsageError: if there are not as many thresholds.
+        UsageError: if there are not as many labels or thresholds.
     """
     classes = _classes_of(model)
     _check_labels(manifest.labels, classes)

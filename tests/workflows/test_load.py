@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import DataError, InputError, ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.errors import InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
@@ -86,7 +86,7 @@ def test_labels_say_how_many_classes_an_untrained_model_has():
 
 
 def test_labels_must_be_as_many_as_the_classes(checkpoint):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         load(checkpoint, labels=("a", "b", "c"))
     assert caught.value.subject == "labels"
 
@@ -336,7 +336,7 @@ def test_what_cannot_be_stated_of_a_loaded_model_is_refused(torchvision_onnx, st
 
 
 def test_labels_and_thresholds_are_as_many_as_the_outputs_of_a_graph(torchvision_onnx):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         load(torchvision_onnx, labels=("a", "b"))
     assert caught.value.subject == "labels"
     for stated in ({"task": "multilabel", "thresholds": (0.1, 0.2)}, {"thresholds": 0.5}):

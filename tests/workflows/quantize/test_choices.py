@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 from densenet_deploy.bench.rounds import RoundResults
 from densenet_deploy.bench.scenarios import RoundTiming
-from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
+from densenet_deploy.errors import DataError, GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.quantization.mixed_precision import Layer
-from densenet_deploy.workflows.quantize.layer_choice import Speed, layers_for_speed, stage_of
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
+from densenet_deploy.workflows.load import load
+from densenet_deploy.workflows.quantize.layer_choice import Speed, layers_for_accuracy, layers_for_speed, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
@@ -59,9 +62,18 @@ def test_no_accuracy_may_be_lost_on_class_folders(digits_onnx, tmp_path, cache):
     assert report.parity.top1_agreement >= 0.98
 
 
-def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
-    with pytest.raises(GateError):
-        _quantized(tiny_onnx, tmp_path, cache, min_sqnr=200.0)
+def test_labels_are_judged_by_their_auroc(tiny_onnx, tmp_path, cache):
+    report = _quantized(load(tiny_onnx, task="multilabel"), tmp_path, cache, max_drop=100.0)
+    assert report.layers_float == 0
+    assert "--max-drop: points of the mean AUROC" in report.notes
+    assert any("only positive label" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("task", ["regression", "features"])
+def test_a_task_without_an_accuracy_has_no_drop(tiny_onnx, tmp_path, cache, task):
+    with pytest.raises(UsageError) as caught:
+        _quantized(load(tiny_onnx, task=task), tmp_path, cache, max_drop=1.0)
+    assert caught.value.subject == "--max-drop"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,6 +89,53 @@ class TimedTrials:
         seconds = {name: self.times.get(name, self.times["int8"]) / 1000 for name in ("float", *choices)}
         timings = {name: (RoundTiming((value,)),) * rounds for name, value in seconds.items()}
         return RoundResults(timings, openings={})
+
+
+class JudgedTrials(TimedTrials):
+    """Trials with an AUROC of 0.9 in float, and 0.1 less for each layer that is not."""
+
+    def require_accuracy(self, option: str) -> None:
+        assert option == "--max-drop"
+
+    def noise(self, names: frozenset[str]) -> float:
+        return 0.1 * (3 - len(names))
+
+    def float_evaluated(self, data: object) -> EvaluateReport:
+        return self.evaluated(frozenset({"a.1", "a.2", "b.1"}), data)
+
+    def evaluated(self, names: frozenset[str], _data: object) -> EvaluateReport:
+        return dataclasses.replace(JUDGED, auroc=round(0.9 - self.noise(names), 6))
+
+
+class UndefinedTrials(JudgedTrials):
+    """Trials whose images are all positive."""
+
+    def evaluated(self, names: frozenset[str], _data: object) -> EvaluateReport:
+        return JUDGED
+
+
+JUDGED = EvaluateReport(
+    model="m", task="multilabel", count=1, images_per_second=1.0, seconds=1.0, backend="b", device="d", precision="fp32"
+)
+
+
+@pytest.mark.parametrize(("max_drop", "kept"), [(9.9, 3), (10.1, 2), (20.1, 1), (30.1, 0)])
+def test_as_few_layers_stay_float_as_the_drop_allows(tmp_path, max_drop, kept):
+    found, notes = layers_for_accuracy(JudgedTrials(), QuantizeOptions(max_drop=max_drop), tmp_path)
+    assert len(found.float_layers) == kept
+    assert notes == ("--max-drop: points of the mean AUROC",)
+
+
+def test_an_accuracy_that_is_undefined_is_refused(tmp_path):
+    with pytest.raises(DataError) as caught:
+        layers_for_accuracy(UndefinedTrials(), QuantizeOptions(max_drop=1.0), tmp_path)
+    assert caught.value.subject == "--max-drop"
+
+
+def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
+    with pytest.raises(GateError):
+        _quantized(tiny_onnx, tmp_path, cache, min_sqnr=200.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_block_that_is_faster_in_float_is_put_back():
