@@ -55,9 +55,10 @@ class ModuleSource(Source):
         kind = type(source).__name__
         module, casting = _ready(source)
         tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-        if not constraint.allow_nonfinite:
-            require_finite(kind, tensors)
         found = _recognised(module, tensors)
+        if not constraint.allow_nonfinite:
+            kept = found.module.state_dict().items()
+            require_finite(kind, {name: tensor for name, tensor in kept if tensor.is_floating_point()})
         variant, facts = found.variant, found.facts
         _require(constraint, kind, variant)
         return LoadedNetwork(
