@@ -51,6 +51,11 @@ class Layout:
     notes: tuple[str, ...] = ()
     finish: Callable[[Tensor], Tensor] | None = None
 
+    @classmethod
+    def ours(cls, names: Iterable[str]) -> Layout:
+        """Return the layout of a network of ours, whose spec is known from elsewhere."""
+        return cls({name: name for name in names}, Head())
+
     def spec(self, shapes: Shapes) -> DenseNetSpec:
         """Return the spec of the network whose tensors have these `shapes` under our names.
 

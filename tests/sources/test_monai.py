@@ -11,15 +11,15 @@ from tests.sources.torch_networks import agree, scrambled
 nets = pytest.importorskip("monai.networks.nets")
 
 
-def monai_net(dimensions=2, channels=1, init_features=8):
-    net = nets.DenseNet(dimensions, channels, 6, init_features, growth_rate=4, block_config=(2, 3, 2), bn_size=2)
+def monai_net(channels, init_features):
+    net = nets.DenseNet(2, channels, 6, init_features, growth_rate=4, block_config=(2, 3, 2), bn_size=2)
     return scrambled(net)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(("channels", "init_features"), [(1, 8), (2, 9), (3, 12)])
 def test_its_checkpoints_compute_what_its_module_does(tmp_path, channels, init_features):
-    net = monai_net(channels=channels, init_features=init_features)
+    net = monai_net(channels, init_features)
     torch.save(net.state_dict(), tmp_path / "best_metric_model.pth")
     loaded = load(tmp_path / "best_metric_model.pth")
     spec = loaded.variant.spec
@@ -29,7 +29,8 @@ def test_its_checkpoints_compute_what_its_module_does(tmp_path, channels, init_f
 
 
 def test_volumes_are_refused_as_3d(tmp_path):
-    torch.save(monai_net(3).state_dict(), tmp_path / "volume.pth")
+    net = nets.DenseNet(3, 1, 6, 8, growth_rate=4, block_config=(2, 2), bn_size=2)
+    torch.save(net.state_dict(), tmp_path / "volume.pth")
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path / "volume.pth")
     assert "3-D" in caught.value.why

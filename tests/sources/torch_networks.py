@@ -25,18 +25,23 @@ def network(head: nn.Module | None = None, channels: int = 3, classes: int = 5, 
     return scrambled(net)
 
 
-def scrambled(net: nn.Module, seed: int = 1) -> nn.Module:
-    """Give every norm other statistics, scales and shifts, and every linear layer a bias."""
+def scrambled(net: nn.Module, seed: int = 1, size: int = 64) -> nn.Module:
+    """Give norms other scales and shifts and the statistics of some images, so that outputs follow the image."""
     generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in net.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for norm in norms:
+        norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.data.uniform_(-0.5, 0.5, generator=generator)
+        norm.momentum = 1.0
     for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            for tensor in (module.weight.data, module.running_mean, module.running_var):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
         if isinstance(module, nn.Linear):
             module.weight.data.uniform_(-1, 1, generator=generator)
             if module.bias is not None:
                 module.bias.data.uniform_(-0.5, 0.5, generator=generator)
+    channels = next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        net.train()(torch.randn(8, channels, size, size))
     return net.eval()
 
 
