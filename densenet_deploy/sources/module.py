@@ -20,7 +20,7 @@ from densenet_deploy.errors import CheckpointError, InputError, UsageError, prin
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.sources.config_file import facts_of_config, fitting
-from densenet_deploy.sources.layout import layout_of
+from densenet_deploy.sources.layout import Layout, layout_of
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     casting_note,
@@ -55,9 +55,10 @@ class ModuleSource(Source):
         kind = type(source).__name__
         module, casting = _ready(source)
         tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-        if not constraint.allow_nonfinite:
-            require_finite(kind, tensors)
         found = _recognised(module, tensors)
+        if not constraint.allow_nonfinite:
+            kept = found.module.state_dict().items()
+            require_finite(kind, {name: tensor for name, tensor in kept if tensor.is_floating_point()})
         variant, facts = found.variant, found.facts
         _require(constraint, kind, variant)
         return LoadedNetwork(
@@ -103,7 +104,7 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
 
     facts = ModelFacts(channels=_channels(module))
     try:
-        layout = layout_of(tensors)
+        layout = _layout(module, tensors)
         plain = {new: tensors[name] for name, new in layout.names.items()}
         spec = module.spec if isinstance(module, DenseNet) else layout.spec(shapes_of(plain))
         variant = variant_for(spec)
@@ -122,6 +123,18 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
     only = ModelFacts(channels=facts.channels)
     return _Recognised(module, None, only, (f"{printable(type(module).__name__)} {note}",))
+
+
+def _layout(module: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
+    """Return where the parameters lie; those of our own class have our names, whatever its spec says about the head."""
+    from densenet_deploy.models.build import DenseNet
+
+    try:
+        return layout_of(tensors)
+    except CheckpointError:
+        if not isinstance(module, DenseNet):
+            raise
+        return Layout.ours(tensors)
 
 
 def _stated_by_timm(module: nn.Module) -> ModelFacts:
