@@ -2,7 +2,8 @@
 
 =====================  ===========================================================================================
 stored values          become the modality's (rescale slope and intercept, or its lookup table)
-window                 the file's first; without one, the range of the stored bits: black is the lowest value
+window                 the file's first; without one, the range of the stored bits: black is the lowest value.
+                       A VOI lookup table is not applied
 MONOCHROME2            as it is
 MONOCHROME1            inverted, so that bright tissue is bright
 RGB, YBR               the colors, 8 bits each
@@ -132,6 +133,8 @@ def _displayed(stored: npt.NDArray[Any], dataset: Any, name: object) -> tuple[Va
             raise ImageError(name, f"rescales every value to {low:g}", "repair it")
         shown = _scaled(values, low, high)
         notes = [f"the file has no window: {low:g} to {high:g}, which its bits can hold, is black to white"]
+    if "VOILUTSequence" in dataset:
+        notes.append("the VOI lookup table of the file is not applied")
     if not np.isfinite(shown).all():
         raise ImageError(name, "has a rescale slope or window that makes no finite values", "repair it")
     if dataset.PhotometricInterpretation == "MONOCHROME1":

@@ -118,7 +118,9 @@ def test_an_exact_window_ends_where_it_says():
 def test_a_sigmoid_window_never_reaches_its_ends():
     """C.11.2.1.3.1."""
     values = gray(dicom(RAMP, **window(50, 80, VOILUTFunction="SIGMOID")))
-    np.testing.assert_allclose(values[0], [255 / (1 + math.exp(-4 * (x - 50) / 80)) for x in RAMP[0].tolist()], rtol=1e-6)
+    np.testing.assert_allclose(
+        values[0], [255 / (1 + math.exp(-4 * (x - 50) / 80)) for x in RAMP[0].tolist()], rtol=1e-6
+    )
     assert gray(dicom(RAMP, **window(50, 1e-3, VOILUTFunction="SIGMOID")))[0, [0, 2, 5]].tolist() == [0, 127.5, 255]
 
 
@@ -159,6 +161,15 @@ def test_a_modality_lookup_table_is_applied():
     values = gray(dicom(RAMP, ModalityLUTSequence=Sequence([table]), **window(500, 1001)))
     expected = [min((10 * x - 499.5) / 1000 + 0.5, 1) * 255 for x in RAMP[0].astype(float)]
     np.testing.assert_allclose(values[0], expected, rtol=1e-6)
+
+
+def test_a_voi_lookup_table_is_not_applied_and_that_is_said():
+    table = Dataset()
+    table.LUTDescriptor = [256, 0, 8]
+    table.add_new("LUTData", "US", [0] * 256)
+    loaded = load_image(dicom(RAMP, VOILUTSequence=Sequence([table])), channels=1)
+    np.testing.assert_array_equal(loaded.pixels, RAMP)
+    assert loaded.notes[1:] == ("the VOI lookup table of the file is not applied",)
 
 
 def test_monochrome1_is_inverted_and_that_is_said():
