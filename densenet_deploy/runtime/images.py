@@ -67,8 +67,8 @@ class _TiffImageFile(TiffImagePlugin.TiffImageFile):
     def _open(self) -> None:
         super()._open()
         count, bits = self.tag_v2.get(_SAMPLES, 1), self.tag_v2.get(_BITS, (1,))
-        if self.tag_v2.get(_PLANAR) == _ONE_AFTER_THE_OTHER and count > 1 and max(bits) > 8:
-            raise ValueError("its channels of more than 8 bits are stored one after the other")
+        if self.tag_v2.get(_PLANAR) == _ONE_AFTER_THE_OTHER and count > 1 and max(bits) >= 16:
+            raise ValueError("its channels of 16 bits are stored one after the other")
         if self.mode == "RGB" and count == len("RGBX"):
             self._mode = "RGBX"
 
