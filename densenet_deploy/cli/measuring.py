@@ -334,7 +334,9 @@ def sensitivity_command(
     recipe: Recipe = "auto",
     per: Annotated[str, option("NAME", "Unit to measure: layer or block.", "layer", "block")] = "block",
     data: Annotated[
-        Path | None, option("DIR", "One folder of images per class to measure top-1 on too (default: none)."), Reads()
+        Path | None,
+        option("DIR|FILE.csv", "Labelled images to measure top-1 on too, as for `evaluate` (default: none)."),
+        Reads(),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,
