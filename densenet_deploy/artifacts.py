@@ -32,6 +32,7 @@ StrPath = str | os.PathLike[str]
 FILE_SUFFIXES: Final = (".onnx", ".engine", ".xml", ".json", ".csv", ".html", ".png", ".jpg", ".jpeg", ".svg")
 CHECKPOINT_SUFFIXES: Final = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
+_WRAPPED: Final = (".pth", ".pt", ".ckpt")  # may be followed by another suffix: `model.pth.tar`
 _KINDS: Final = {".onnx": "onnx", ".xml": "openvino", ".engine": "engine"} | dict.fromkeys(
     CHECKPOINT_SUFFIXES, "checkpoint"
 )
@@ -56,6 +57,7 @@ class Artifact:
         precision: of the weights of an ONNX file: `fp32`, `fp16`, `bf16`, `int8` or `unknown`. It is the type that most
             of the stored numbers have, whatever the metadata claims.
         data: the bytes of a file in memory, None of a file on disk.
+        original: what it was adopted from, if adopting a file of somebody else's changed it.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class Artifact:
     manifest: Manifest | None
     precision: str = "unknown"
     data: bytes | None = field(default=None, repr=False)
+    original: Artifact | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, source: StrPath | bytes) -> Artifact:
@@ -79,7 +82,7 @@ class Artifact:
         if isinstance(source, bytes):
             return cls._open_onnx(IN_MEMORY, source)
         path = Path(source)
-        kind = _KINDS.get(path.suffix.lower())
+        kind = "checkpoint" if is_checkpoint_name(path) else _KINDS.get(path.suffix.lower())
         if kind is None:
             raise ModelFileError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(sorted(_KINDS))}")
         require_file(path)
@@ -120,10 +123,37 @@ class Artifact:
         return {name: operator.lower() for name, operator in operators.items() if operator.lower() in ACTIVATIONS}
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes, in hex."""
+        """Return the SHA-256 of the file's bytes, in hex; of an adopted graph, that of the original."""
         import hashlib  # 4 MiB of OpenSSL, which most processes can do without
 
+        if self.original is not None:
+            return self.original.sha256()
         return sha256_of(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether `path` is named like a checkpoint: `weights.pth`, and also `weights.pth.tar`.
+
+    >>> is_checkpoint_name(Path("best.pth.tar")), is_checkpoint_name(Path("best.pth.onnx"))
+    (True, False)
+    """
+    suffix = path.suffix.lower()
+    return suffix in CHECKPOINT_SUFFIXES or (suffix not in FILE_SUFFIXES and _wrapped_at(path) > 0)
+
+
+def checkpoint_stem(path: Path) -> str:
+    """Return the name of a checkpoint without its suffixes.
+
+    >>> checkpoint_stem(Path("best.pth.tar")), checkpoint_stem(Path("v1.2.pt"))
+    ('best', 'v1.2')
+    """
+    end = _wrapped_at(path)
+    return path.stem if path.suffix.lower() in CHECKPOINT_SUFFIXES or end <= 0 else path.name[:end]
+
+
+def _wrapped_at(path: Path) -> int:
+    """Where a checkpoint's suffix begins that another one follows; -1 if there is none."""
+    return max(path.name.lower().rfind(f"{suffix}.") for suffix in _WRAPPED)
 
 
 def cache_folder(*parts: str) -> Path:

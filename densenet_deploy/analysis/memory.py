@@ -22,11 +22,14 @@ Not counted: weights and their gradients, batch statistics, dropout masks, pooli
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from densenet_deploy.analysis.cost import Json, block_sizes, layer_inputs, stem_size
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain
+from densenet_deploy.variants.hidden import named_hidden_layers
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 
@@ -88,7 +91,7 @@ class TrainingMemory:
 
 
 def activation_memory(
-    spec: DenseNetSpec, image_size: int = 224, batch: int = 1, bytes_per_value: int = 4
+    spec: DenseNetSpec, image_size: Size = 224, batch: int = 1, bytes_per_value: int = 4
 ) -> ActivationMemory:
     """Return the peak of live activations by block, counted as this module says.
 
@@ -103,15 +106,17 @@ def activation_memory(
 
 
 def training_memory(
-    spec: DenseNetSpec, image_size: int = 224, batch: int = 1, bytes_per_value: int = 4
+    spec: DenseNetSpec, image_size: Size = 224, batch: int = 1, bytes_per_value: int = 4
 ) -> TrainingMemory:
     """Return what a forward pass in training keeps, by block, counted as this module says.
 
     Raises:
         UsageError: if the image is too small for the last block, or a number is out of range.
     """
-    areas = [size**2 for size in block_sizes(spec, image_size)]
-    kept = [("stem", *2 * (_kept_by_stem(spec, image_size),))]
+    areas = [math.prod(size) for size in block_sizes(spec, image_size)]
+    stem = _kept_by_stem(spec, image_size)
+    is_block_input = spec.stem_layers.norm and spec.stem_layers.pool == "none"  # one of the parts that block 1 keeps
+    kept = [("stem", stem, stem - (spec.init_features * areas[0] if is_block_input else 0))]
     for block, area in enumerate(areas):
         inputs, bottlenecks = layer_inputs(spec, block), 2 * spec.blocks[block] * spec.bn_size * spec.growth_rate
         kept.append(
@@ -129,17 +134,29 @@ def _scale(batch: int, bytes_per_value: int) -> int:
     return require_range("batch", batch, 1, 1_000_000) * require_range("bytes-per-value", bytes_per_value, 1, 8)
 
 
-def _kept_by_stem(spec: DenseNetSpec, image_size: int) -> int:
-    """The image; with the ImageNet stem also what enters and leaves the norm and its ReLU in place."""
-    maps = 2 * spec.init_features * stem_size(spec, image_size) ** 2 if spec.stem == "imagenet" else 0
-    return 3 * image_size**2 + maps
+def _kept_by_stem(spec: DenseNetSpec, image_size: Size) -> int:
+    """The image; with norms what enters each and leaves its ReLU; what a blur reads, without and with its margin."""
+    (height, width), stem = stem_size(spec, image_size), spec.stem_layers
+    maps = 2 * sum(spec.stem_widths) * height * width if stem.norm else 0
+    blurred = spec.init_features * (height * width + (height + 2) * (width + 2)) if stem.pool == "blur" else 0
+    return spec.in_channels * math.prod(sides(image_size)) + maps + blurred
 
 
 def _kept_by_head(spec: DenseNetSpec, area: int) -> int:
-    """The last block's output, its normalized copy unless the head reads it as it is, and the classifier's row."""
+    """The last block's output, what the pool reads unless that is a mean alone, and the rows that layers read."""
     if spec.head == "multiscale":
         return spec.feature_channels * area + SCALE_CHANNELS * len(spec.blocks)
-    return 2 * spec.feature_channels * area + (spec.feature_channels if spec.head == "classifier" else 0)
+    maps = spec.feature_channels * area * (1 if spec.pooling == "avg" else 2)
+    return maps + _kept_rows(spec)
+
+
+def _kept_rows(spec: DenseNetSpec) -> int:
+    """What linear layers and norms read, and ReLUs make; a linear layer behind a ReLU reads what that keeps."""
+    kept, behind_relu = 0, False
+    for _, layer, width in named_hidden_layers(spec.hidden, spec.pooled_width):
+        kept += 0 if behind_relu else width
+        behind_relu = layer.kind == "relu"
+    return kept + (spec.row_width if spec.head == "classifier" and not behind_relu else 0)
 
 
 @dataclass(frozen=True)
@@ -175,9 +192,9 @@ class _Tape:
         return peaks
 
 
-def _forward(spec: DenseNetSpec, image_size: int, *, bus: bool) -> _Tape:
+def _forward(spec: DenseNetSpec, image_size: Size, *, bus: bool) -> _Tape:
     tape = _Tape()
-    areas = [size**2 for size in block_sizes(spec, image_size)]
+    areas = [math.prod(size) for size in block_sizes(spec, image_size)]
     widths = spec.channels_out if bus else spec.channels_in
     maps, outputs = _stem(tape, spec, image_size), []
     for block, area in enumerate(areas):
@@ -193,12 +210,13 @@ def _forward(spec: DenseNetSpec, image_size: int, *, bus: bool) -> _Tape:
     return tape
 
 
-def _stem(tape: _Tape, spec: DenseNetSpec, image_size: int) -> int:
-    """Write what the first block's input is made from: the convolved maps, or the image where no pool follows."""
-    image = tape.write(3 * image_size**2)
-    if spec.stem == "cifar":
-        return image
-    return tape.write(spec.init_features * stem_size(spec, image_size) ** 2, image)
+def _stem(tape: _Tape, spec: DenseNetSpec, image_size: Size) -> int:
+    """Write what the first block's input is made from: what the pool reads, or the last convolution where none is."""
+    area, stem = math.prod(stem_size(spec, image_size)), spec.stem_layers
+    maps = tape.write(spec.in_channels * math.prod(sides(image_size)))
+    for width in spec.stem_widths[: None if stem.pool != "none" else -1]:
+        maps = tape.write(width * area, maps)
+    return tape.write(spec.init_features * area, maps) if stem.pool == "blur" else maps
 
 
 def _on_bus(tape: _Tape, spec: DenseNetSpec, block: int, area: int, bus: int) -> int:
@@ -227,6 +245,8 @@ def _head(tape: _Tape, spec: DenseNetSpec, areas: list[int], outputs: list[int])
         pooled = [tape.write(SCALE_CHANNELS, maps) for maps in reduced]
         features = tape.write(SCALE_CHANNELS * len(pooled), *pooled)
     else:
-        features = tape.write(spec.feature_channels, tape.write(spec.feature_channels * areas[-1], outputs[-1]))
+        features = tape.write(spec.pooled_width, tape.write(spec.feature_channels * areas[-1], outputs[-1]))
+        for _, layer, width in named_hidden_layers(spec.hidden, spec.pooled_width):
+            features = tape.write(layer.width or width, features)
     if spec.head != "features":
         tape.write(spec.num_classes, features)

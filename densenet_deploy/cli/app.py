@@ -313,10 +313,11 @@ def _sources(value: Any) -> Iterable[str]:
 
 
 def _require_existing(reads: Reads, source: str) -> None:
-    from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, FILE_SUFFIXES, os_errors_about
+    from densenet_deploy.artifacts import FILE_SUFFIXES, is_checkpoint_name, os_errors_about
 
     path = Path(source)
-    if reads.loaders and path.suffix.lower() not in (*CHECKPOINT_SUFFIXES, *FILE_SUFFIXES) and not path.exists():
+    is_named_as_file = is_checkpoint_name(path) or path.suffix.lower() in FILE_SUFFIXES
+    if reads.loaders and not is_named_as_file and not path.exists():
         if source not in reads.names:
             from densenet_deploy.workflows.load import check_names
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         "densenet-deploy export 121",
         "densenet-deploy export chest.pth --labels labels.txt -o chest.onnx",
         "densenet-deploy export other.onnx --mean 0.5 --std 0.5",
+        "densenet-deploy export chest.pth --check inputs_and_outputs.npz",
         "densenet-deploy export --growth-rate 12 --blocks 16,16,16 --stem cifar --image-size 32",
     ),
 )
@@ -74,6 +75,14 @@ def export_command(
     batch: Annotated[str, option("dynamic|N", "Batch size of the input.")] = "dynamic",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights with NaN or Inf.")] = False,
+    check: Annotated[
+        str | None,
+        option(
+            "FILE.npz",
+            "Inputs x and the original's outputs y, which the result must reproduce (default: not checked).",
+        ),
+        Reads(),
+    ] = None,
     *,
     facts: ModelFacts,
     architecture: Architecture,
@@ -99,7 +108,7 @@ def export_command(
     if start is not None and Path(start).suffix.lower() == ".onnx" and (given or custom):
         named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
         raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
-    options = ExportOptions(_batch_size(batch), opset)
+    options = ExportOptions(_batch_size(batch), opset, check)
     return lambda listener: made(export(start, options, progress=listener, **output.beside(start), **stated))
 
 

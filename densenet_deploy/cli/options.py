@@ -326,7 +326,12 @@ def architecture(
         float | None, typer.Option(help="Fraction of features dropped in training (default: the variant's).")
     ] = None,
     stem: Annotated[
-        str | None, option("NAME", "imagenet or cifar (default: the variant's).", "imagenet", "cifar")
+        str | None,
+        option(
+            "NAME",
+            "imagenet, imagenet-nopool, cifar, 3x3-pool, 3x3-nopool, deep or deep-blur (default: the variant's).",
+            *("imagenet", "imagenet-nopool", "cifar", "3x3-pool", "3x3-nopool", "deep", "deep-blur"),
+        ),
     ] = None,
 ) -> Architecture:
     """Custom architecture."""

@@ -33,6 +33,14 @@ def constant(value: ir.Value | None) -> Float | None:
     return tensor.numpy()
 
 
+def integers(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the whole numbers of a constant (of any integer type, flattened), else None."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None and not value.is_graph_input() else None
+    if tensor is None or not tensor.dtype.is_integer():
+        return None
+    return tuple(int(number) for number in tensor.numpy().ravel())
+
+
 def only_reader(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads `value` (once), or None if it is read otherwise or leaves the graph."""
     uses = value.uses()
@@ -53,7 +61,7 @@ def set_inputs(node: ir.Node, inputs: Sequence[ir.Value]) -> None:
 
 def new_node(op_type: str, name: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Node:
     """Make a node, not yet in a graph; its one output is called `name` like the node itself."""
-    node = ir.Node("", op_type, inputs, attributes, name=name, num_outputs=1)
+    node = ir.Node("", op_type, inputs, attributes, name=name)
     node.outputs[0].name = name
     return node
 

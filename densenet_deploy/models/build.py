@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from densenet_deploy.variants.hidden import HiddenLayer, named_hidden_layers
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 _LAST_NORM: Final = "norm5"
@@ -101,8 +103,31 @@ class Transition(nn.Sequential):
         self.pool = nn.AvgPool2d(kernel_size=2)
 
 
+class BlurPool(nn.Module):
+    """Every other pixel of a map smoothed by the binomial 3x3 filter, its border mirrored: (N, C, H, W) → half of it.
+
+    Anti-aliasing as in https://arxiv.org/abs/1904.11486. The filter is not a weight, and not in the state dict.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.filter: Tensor
+        self.register_buffer("filter", self.made_filter(), persistent=False)
+
+    def made_filter(self) -> Tensor:
+        """Return the filter (C, 1, 3, 3) on PyTorch's current device, which may be the meta device."""
+        row = torch.tensor([0.25, 0.5, 0.25])
+        return torch.outer(row, row).repeat(self.channels, 1, 1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Smooth and halve."""
+        padded = functional.pad(maps, (1, 1, 1, 1), mode="reflect")
+        return functional.conv2d(padded, self.filter, stride=2, groups=self.channels)
+
+
 class Features(nn.Sequential):
-    """Stem, blocks, transitions and the last norm: (N, 3, H, W) → (N, feature_channels, h, w)."""
+    """Stem, blocks, transitions and the last norm: (N, C, H, W) → (N, feature_channels, h, w)."""
 
     def __init__(self, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
         super().__init__()
@@ -116,20 +141,28 @@ class Features(nn.Sequential):
         self._add_end(spec)
 
     def _add_stem(self, spec: DenseNetSpec) -> None:
-        if spec.stem == "cifar":
-            self.conv0 = nn.Conv2d(3, spec.init_features, kernel_size=3, padding=1, bias=False)
-            return
-        self.conv0 = nn.Conv2d(3, spec.init_features, kernel_size=7, stride=2, padding=3, bias=False)
-        self.norm0 = nn.BatchNorm2d(spec.init_features)
-        self.relu0 = nn.ReLU(inplace=True)
-        self.pool0 = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        stem, channels = spec.stem_layers, spec.in_channels
+        for index, width in enumerate(spec.stem_widths):
+            stride = stem.stride if index == 0 else 1
+            padding = stem.kernel // 2
+            conv = nn.Conv2d(channels, width, stem.kernel, stride=stride, padding=padding, bias=False)
+            self.add_module(f"conv{index}", conv)
+            if stem.norm:
+                self.add_module(f"norm{index}", nn.BatchNorm2d(width))
+                self.add_module(f"relu{index}", nn.ReLU(inplace=True))
+            channels = width
+        if stem.pool == "max":
+            self.add_module("pool0", nn.MaxPool2d(kernel_size=3, stride=2, padding=1))
+        if stem.pool == "blur":
+            maximum = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
+            self.add_module("pool0", nn.Sequential(OrderedDict(max=maximum, blur=BlurPool(channels))))
 
     def _add_end(self, spec: DenseNetSpec) -> None:
         self.add_module(_LAST_NORM, nn.BatchNorm2d(spec.feature_channels))
 
 
 class BlockOutputs(Features):
-    """The same without the last norm, returning what leaves each block: (N, 3, H, W) → tensors (N, C_i, h_i, w_i)."""
+    """The same without the last norm, returning what leaves each block: (N, C, H, W) → tensors (N, C_i, h_i, w_i)."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Run the stages in order and keep the blocks' outputs."""
@@ -145,12 +178,35 @@ class BlockOutputs(Features):
 
 
 class PooledFeatures(nn.Sequential):
-    """ReLU, global average pool, flatten: (N, C, H, W) → (N, C)."""
+    """The last maps as a row, by the spec's pooling and hidden layers: (N, C, H, W) → (N, `spec.row_width`)."""
+
+    def __init__(self, spec: DenseNetSpec) -> None:
+        super().__init__()
+        if spec.pooling == "relu-avg":
+            self.relu = nn.ReLU()
+        self.pool = MaximaAndMeans() if spec.pooling == "max-avg" else nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten(1)
+        for name, layer, width in named_hidden_layers(spec.hidden, spec.pooled_width):
+            self.add_module(name, _hidden_module(layer, width))
+
+
+class MaximaAndMeans(nn.Module):
+    """The maximum of each channel, and behind them the mean of each: (N, C, H, W) → (N, 2·C, 1, 1)."""
 
     def __init__(self) -> None:
-        super().__init__(
-            OrderedDict(relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1)),
-        )
+        super().__init__()
+        self.max = nn.AdaptiveMaxPool2d(1)
+        self.mean = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Pool both ways."""
+        return torch.cat([self.max(maps), self.mean(maps)], 1)
+
+
+def _hidden_module(layer: HiddenLayer, width: int) -> nn.Module:
+    if layer.kind == "linear":
+        return nn.Linear(width, layer.width, bias=layer.bias)
+    return nn.ReLU() if layer.kind == "relu" else nn.BatchNorm1d(width)
 
 
 class MultiScaleFeatures(nn.Module):
@@ -173,7 +229,7 @@ class MultiScaleFeatures(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A DenseNet with one of three heads: float32 images (N, 3, H, W) → (N, `spec.output_width`).
+    """A DenseNet with one of three heads: float32 images (N, C, H, W) → (N, `spec.output_width`).
 
     >>> model = build_model(DenseNetSpec(growth_rate=4, blocks=(2, 2), stem="cifar", num_classes=10))
     >>> tuple(model(torch.zeros(1, 3, 8, 8)).shape)
@@ -192,9 +248,10 @@ class DenseNet(nn.Module):
         features_type = BlockOutputs if spec.head == "multiscale" else Features
         self.features = features_type(spec, memory_efficient=memory_efficient)
         multiscale = spec.head == "multiscale"
-        self.head = MultiScaleFeatures(spec.channels_out) if multiscale else PooledFeatures()
-        width = SCALE_CHANNELS * len(spec.blocks) if multiscale else spec.feature_channels
-        self.classifier = nn.Identity() if spec.head == "features" else nn.Linear(width, spec.num_classes)
+        self.head = MultiScaleFeatures(spec.channels_out) if multiscale else PooledFeatures(spec)
+        self.classifier = (
+            nn.Identity() if spec.head == "features" else nn.Linear(spec.row_width, spec.num_classes, bias=spec.bias)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, or features for the features head."""
@@ -219,6 +276,16 @@ def empty_model(spec: DenseNetSpec) -> DenseNet:
     """Return the module on the meta device, in eval mode: names and shapes without memory behind them."""
     with torch.device("meta"):
         return DenseNet(spec).eval()
+
+
+def loaded_model(spec: DenseNetSpec, state: Mapping[str, Tensor]) -> DenseNet:
+    """Return the module in eval mode that holds the tensors of `state` themselves, which must fit it exactly."""
+    model = empty_model(spec)
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():
+        if isinstance(module, BlurPool):
+            module.filter = module.made_filter()
+    return model
 
 
 def _initialize(module: nn.Module, generator: torch.Generator) -> None:

@@ -1,10 +1,10 @@
 """Write a module as ONNX through `torch.export`.
 
-Three ATen operators get translations of our own, through the exporter's public table, so that the graph is clean from
-the start. The stock path decomposes batch_norm, gives every Conv without bias a bias of zeros made by Shape, Expand
-and CastLike nodes (removing them again takes the exporter's optimizer longer than the translation), and writes the
-pooling of the head as ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout. What they do not
-cover, such as pooling to another size, is left to the exporter.
+Two ATen operators get translations of our own, through the exporter's public table, so that the graph is clean from the
+start. The stock path gives every Conv without bias a bias of zeros made by Shape, Expand and CastLike nodes (removing
+them again takes the exporter's optimizer longer than the translation), and writes the pooling of the head as
+ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout. What they do not cover, such as pooling
+to another size, is left to the exporter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.onnx.errors import OnnxExporterError
 from torch.utils import _pytree as pytree
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Size
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.models.naming import name_by_module
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.backends.torch import named_tensors
@@ -69,8 +69,7 @@ class OnnxOptions:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
-        return self.channels, height, width
+        return self.channels, *sides(self.image_size)
 
 
 def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str], options: OnnxOptions) -> ir.Model:
@@ -113,7 +112,6 @@ def _exported(module: torch.nn.Module, options: OnnxOptions) -> torch.onnx.ONNXP
                 input_names=[INPUT_NAME],
                 opset_version=max(options.opset, _LOWEST_WRITTEN),
                 optimize=False,
-                verbose=False,
                 custom_translation_table=translations,
             )
         except OnnxExporterError as exc:
@@ -177,23 +175,6 @@ class _NotCoveredError(ValueError):
         self.operator = operator
 
 
-def _batch_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    training: bool,
-    momentum: float,  # noqa: ARG001 - the ATen signature
-    eps: float,
-    cudnn_enabled: bool,  # noqa: ARG001
-) -> Any:
-    """aten::batch_norm with scale, shift and running statistics."""
-    if training or any(tensor is None for tensor in (weight, bias, running_mean, running_var)):
-        raise _NotCoveredError(torch.ops.aten.batch_norm.default)
-    return op.BatchNormalization(x, weight, bias, running_mean, running_var, epsilon=eps)
-
-
 def _conv2d(
     x: Any,
     weight: Any,
@@ -203,10 +184,10 @@ def _conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Any:
-    """aten::conv2d, without a bias where the module has none; one number stands for both directions."""
+    """aten::conv2d, without a bias where the module has none."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    strides, pads, dilations = (list(sizes) * (2 // len(sizes)) for sizes in (stride, padding, dilation))
-    return op.Conv(*tensors, strides=strides, pads=[*pads, *pads], dilations=dilations, group=groups)
+    pads = [*padding, *padding]
+    return op.Conv(*tensors, strides=[*stride], pads=pads, dilations=[*dilation], group=groups)
 
 
 def _global_average_pool(x: Any, output_size: Sequence[int]) -> Any:
@@ -217,7 +198,6 @@ def _global_average_pool(x: Any, output_size: Sequence[int]) -> Any:
 
 
 _TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
-    torch.ops.aten.batch_norm.default: _batch_norm,
     torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool,
 }

@@ -19,7 +19,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
 from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.layer_precision import layer_precisions
 from densenet_deploy.graph.nodes import is_operator, only_reader, rank_of, why_not_affine
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
@@ -57,7 +59,8 @@ class Int8Writer:
     """Writes one calibrated float graph by one recipe.
 
     Attributes:
-        layers: the names of the convolutions, in execution order.
+        layers: the names of the Convs, in execution order.
+        others: the names of further convolutions, which stay float in any case: transposed ones, and those in branches.
         macs: multiply-accumulates of each for one image.
         backend: the backend that the recipe writes for; None where it is not installed or runs other files.
         options: how the recipe writes.
@@ -91,6 +94,8 @@ class Int8Writer:
         self._graph, self._types = graph, choose_types(graph.graph, ranges)
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
+        found = (layer.name for layer in layer_precisions(self._plain) if layer.is_convolution)
+        self.others = tuple(name for name in found if name not in self.layers)
         self.macs = {str(node.name): _macs(node) for node in convs}
         self._samples: list[Array] = []
         self._corrections: Mapping[str, Correction] = {}
@@ -106,13 +111,15 @@ class Int8Writer:
             return
         quantized = self._simulated(self._graph, self._types, self.options)
         self._corrections = conv_corrections(self._graph, quantized, self._samples)
-        self._expected = self._outputs(self._plain, REFERENCE_BACKEND)
+        gemm = classifier_of(self._graph.graph)
+        if gemm is not None:
+            self._expected = self._scores(self._plain, str(gemm.outputs[0].name), REFERENCE_BACKEND)
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float."""
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
-            return Int8File(_serialized(ir.from_proto(self._plain), plain), (), self.layers)
+            return Int8File(_serialized(ir.from_proto(self._plain), plain), (), (*self.layers, *self.others))
         graph = _copy(self._graph)
         options = dataclasses.replace(self.options, float_nodes=_with_clips(graph, float_layers))
         types = _useful(self._types, graph, float_layers) if float_layers else self._types
@@ -125,7 +132,7 @@ class Int8Writer:
             self._correct_classifier(graph, ir.to_proto(graph))
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
-        return Int8File(_serialized(graph, self.manifest), integer, left)
+        return Int8File(_serialized(graph, self.manifest), integer, (*left, *self.others))
 
     def _simulated(
         self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions
@@ -139,14 +146,14 @@ class Int8Writer:
         """Let the classifier of `model` correct what `quantized`, its quantized form, changes in the outputs."""
         gemm = classifier_of(model.graph)
         if gemm is not None and self._samples:
-            found = self._outputs(quantized, self.backend or REFERENCE_BACKEND)
+            found = self._scores(quantized, str(gemm.outputs[0].name), self.backend or REFERENCE_BACKEND)
             correct_classifier(model.graph, gemm, self._expected, found)
 
-    def _outputs(self, proto: onnx.ModelProto, backend: str) -> list[Array]:
-        """Return the first output of `proto` for each sample, (1, classes) or (1, features)."""
-        output = proto.graph.output[0].name
-        with open_runner(proto.SerializeToString(), backend, "cpu", RunnerOptions(check_values=False)) as runner:
-            return [run_batched(runner, sample)[output] for sample in self._samples]
+    def _scores(self, proto: onnx.ModelProto, name: str, backend: str) -> list[Array]:
+        """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
+        data = expose_values(proto, [name]).SerializeToString()
+        with open_runner(data, backend, "cpu", RunnerOptions(check_values=False)) as runner:
+            return [run_batched(runner, sample)[name] for sample in self._samples]
 
 
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:

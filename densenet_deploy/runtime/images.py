@@ -12,7 +12,8 @@ palette               the colors of the palette                   their luma
 colors                the colors                                  luma (ITU-R 601), as `Image.convert("L")`
 transparency          is dropped: the stored color stays, as with `Image.convert("RGB")` and torchvision's loader
 CMYK, YCCK            (255 - C)·(255 - K) / 255 and so on, after Adobe's inversion; color profiles are not applied
-16 bits per channel   the high byte (Pillow would clip to white)  all 16 bits, as fractions of 255
+16 bits per channel   the high byte (Pillow would clip to white)  all 16 bits, as fractions of 255; of colors the
+                                                                  high byte
 float gray            0…1 becomes 0…255, rounded                  0…1 becomes 0…255, not rounded
 ====================  ==========================================  =============================================
 
@@ -54,6 +55,22 @@ from densenet_deploy.runtime.image_damage import why_not_whole
 
 MOST_PIXELS: Final = 2**30 // 12  # as many as Pillow takes without a warning
 
+
+class _TiffImageFile(TiffImagePlugin.TiffImageFile):
+    """A TIFF of which a fourth channel without a stated meaning, such as near infrared, is kept: Pillow drops it.
+
+    Channels of 16 bits that are stored one after the other are refused: Pillow reads them as bytes.
+    """
+
+    def _open(self) -> None:
+        super()._open()
+        count, bits = self.tag_v2.get(_SAMPLES, 1), self.tag_v2.get(_BITS, (1,))
+        if self.tag_v2.get(_PLANAR) == _ONE_AFTER_THE_OTHER and count > 1 and max(bits) > 8:
+            raise ValueError("its channels of more than 8 bits are stored one after the other")
+        if self.mode == "RGB" and count == len("RGBX"):
+            self._mode = "RGBX"
+
+
 # The classes are called directly: `Image.open` would warn of a large image before its size could be refused here.
 _READERS: Final[tuple[tuple[bytes, type[ImageFile.ImageFile]], ...]] = (
     (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
@@ -61,7 +78,7 @@ _READERS: Final[tuple[tuple[bytes, type[ImageFile.ImageFile]], ...]] = (
     (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
     (rb"BM", BmpImagePlugin.BmpImageFile),
     (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
-    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
+    (rb"II[*+]\0|MM\0[*+]", _TiffImageFile),
 )
 _OTHER_FORMATS: Final = (
     (rb"\Z", "is empty"),
@@ -75,8 +92,7 @@ _OTHER_FORMATS: Final = (
 )
 _HEAD_BYTES: Final = 512
 _GRAY_MODES: Final = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
-
-
+_SAMPLES, _BITS, _PLANAR, _ONE_AFTER_THE_OTHER = 277, 258, 284, 2  # of TIFF
 _CHANNELS: Final = {"L": 1, "F": 1, "RGB": 3, "RGBA": 4}
 
 
@@ -240,14 +256,23 @@ def _decoded(image: Image.Image, name: object, channels: int) -> LoadedImage:
 
 
 def _losses(image: Image.Image, channels: int) -> tuple[str, ...]:
+    stored, keeps_16_bits = _stored_mode(image), channels == 1 and image.mode.startswith("I;16")
     losses = {
         "only the first frame is used": getattr(image, "is_animated", False),
         "transparency is dropped": channels != 4 and image.has_transparency_data,
-        "16-bit values are cut to their high byte": channels != 1 and image.mode.startswith("I;16"),
+        "channels after red, green and blue are dropped": channels != 4 and "RGBX" in (image.mode, stored[:4]),
+        "16-bit values are cut to their high byte": ";16" in stored and not keeps_16_bits,
         "CMYK is converted without its colour profile": image.mode == "CMYK",
         "colors are converted to gray": channels == 1 and image.mode not in _GRAY_MODES,
     }
     return tuple(note for note, is_lost in losses.items() if is_lost)
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """Return the mode of the pixels in the file, such as `RGB;16B`; of an image in memory, its own."""
+    tiles = getattr(image, "tile", ())
+    stored = tiles[0].args if tiles else image.mode
+    return str(stored[0] if isinstance(stored, tuple) else stored)
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -284,7 +309,8 @@ def _gray(image: Image.Image, name: object) -> Image.Image:
 
 def _four(image: Image.Image, name: object) -> Image.Image:
     """Return a new image in mode RGBA, which holds any four channels."""
-    bands = image.convert("RGBA").split() if image.mode == "P" and "transparency" in image.info else image.split()
+    is_palette = image.mode in ("P", "PA") and image.has_transparency_data
+    bands = (image.convert("RGBA") if is_palette else image).split()
     if len(bands) != 4 or image.mode == "CMYK":
         why = f"has the channels {', '.join(image.getbands())}, the model takes 4"
         raise ImageError(name, why, "give an image that stores four channels, such as a TIFF, or arrays")

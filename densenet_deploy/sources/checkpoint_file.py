@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, os_errors_about, require_file
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, is_checkpoint_name, os_errors_about, require_file
 from densenet_deploy.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -78,11 +78,10 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         InputError: if the file does not exist, or it is empty.
         CheckpointError: if it is damaged, too large, or holds objects other than tensors, numbers and containers.
     """
-    suffix = path.suffix.lower()
-    if suffix not in CHECKPOINT_SUFFIXES:
+    if not is_checkpoint_name(path):
         raise CheckpointError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
     data = _bytes_of(path, largest_bytes)
-    if suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path, data)
     if data.startswith(b"PK"):
         require_weights_zip(path, io.BytesIO(data))

@@ -10,12 +10,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, FILE_SUFFIXES, write_file
+from densenet_deploy.artifacts import (
+    CHECKPOINT_SUFFIXES,
+    FILE_SUFFIXES,
+    checkpoint_stem,
+    is_checkpoint_name,
+    write_file,
+)
 from densenet_deploy.errors import CheckpointError
+from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.packages import require_packages
 from densenet_deploy.sources.checkpoint_file import float32_bytes, read_checkpoint
-from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
+from densenet_deploy.sources.config_file import WeightsConfig, config_beside, fitting
+from densenet_deploy.sources.source import UNVERIFIED, LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     COUNTER,
     Weights,
@@ -24,9 +32,9 @@ from densenet_deploy.sources.weights import (
     weights_from,
     weights_sha256,
 )
-from densenet_deploy.variants import Variant, variant_for
-from densenet_deploy.variants.infer import head_from_shapes, spec_from_shapes
+from densenet_deploy.variants import Variant, find_variant, is_variant, variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.variants.stems import stems_like
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +50,7 @@ class FileSource(Source):
         if not isinstance(source, (str, os.PathLike)):
             return Match.NO
         path = Path(source)
-        if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        if is_checkpoint_name(path):
             return Match.CERTAIN
         return Match.POSSIBLE if path.suffix.lower() not in FILE_SUFFIXES and path.exists() else Match.NO
 
@@ -52,27 +60,47 @@ class FileSource(Source):
         return load_file(Path(source), constraint)
 
 
-def load_file(path: Path, constraint: WeightsConstraint) -> LoadedNetwork:
-    """Load the checkpoint `path`; see `Source.load`."""
+def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True) -> LoadedNetwork:
+    """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show."""
     file = read_checkpoint(path)
     weights = weights_from(file)
     manifest = Manifest.from_strings(file.strings)
+    config = config_beside(path) if manifest is None else None
+    if config is not None:
+        weights = weights.described_by(config)
+        constraint = _with_stem_of(config, weights, constraint)
     variant = _variant_of(path, weights, manifest, constraint)
     weights = _without_unused_classifier(weights, variant.spec)
     module = fitted_model(path, variant, weights.tensors)
     if not constraint.allow_nonfinite:
         require_finite(path, weights.tensors)
+    facts, misfits = fitting(weights.facts, variant.spec) if manifest is None else (ModelFacts(), ())
+    assumed = (_assumption(weights, variant.spec),) if assumes and manifest is None else ()
     return LoadedNetwork(
-        name=path.stem,
+        name=checkpoint_stem(path),
         origin=_origin(path, manifest, weights_sha256(module.state_dict())),
         module=module,
         variant=variant,
         manifest=manifest,
-        labels=manifest.labels if manifest else (),
-        facts=weights.facts,
+        labels=manifest.labels if manifest is not None else facts.labels or (),
+        facts=dataclasses.replace(facts, channels=variant.spec.in_channels),
         output_names=(variant.spec.output_name,),
-        notes=weights.notes,
+        notes=(*weights.notes, *misfits, *assumed),
     )
+
+
+def _with_stem_of(config: WeightsConfig, weights: Weights, constraint: WeightsConstraint) -> WeightsConstraint:
+    """Let the name of the architecture decide between stems with the same parameters."""
+    if config.architecture is None or "stem" in constraint.architecture or not is_variant(config.architecture):
+        return constraint
+    try:
+        found = weights.layout.spec(weights.shapes).stem
+    except CheckpointError:
+        return constraint
+    stem = find_variant(config.architecture).spec.stem
+    if stem not in stems_like(found):
+        return constraint
+    return dataclasses.replace(constraint, architecture={**constraint.architecture, "stem": stem})
 
 
 def save_weights(path: Path, model: nn.Module, manifest: Manifest) -> None:
@@ -88,24 +116,43 @@ def save_weights(path: Path, model: nn.Module, manifest: Manifest) -> None:
 def _variant_of(path: Path, weights: Weights, manifest: Manifest | None, constraint: WeightsConstraint) -> Variant:
     """What the weights must fit: what was asked for, else what the file says, else what the shapes say."""
     try:
-        head, classes = head_from_shapes(weights.shapes)
-        base = _architecture(weights, manifest, constraint.variant)
+        found = weights.layout.spec(weights.shapes)
     except CheckpointError as exc:
-        raise CheckpointError(path, exc.why, exc.fix) from exc
-    if constraint.num_classes not in (None, classes) and constraint.head != "features":
-        found = "no classifier" if classes is None else f"{classes} classes"
-        why = f"has {found}, but --num-classes asks for {constraint.num_classes}"
-        raise CheckpointError(path, why, "leave out --num-classes")
-    if constraint.head == "multiscale" != head:
-        raise CheckpointError(path, "does not have a multiscale head", "train one, or leave out --head")
-    return WeightsConstraint(num_classes=classes, head=constraint.head or head).applied_to(base)
-
-
-def _architecture(weights: Weights, manifest: Manifest | None, requested: Variant | None) -> Variant:
-    """The requested variant with the file's preprocessing if both are the same; without a request, the file's own."""
+        if constraint.variant is None and manifest is None:
+            raise CheckpointError(path, exc.why, exc.fix) from exc
+        found = None  # what is requested or described says what is missing
     described = _described(manifest)
+    base = _architecture(found, described, constraint)
+    ends = described.spec if described is not None else found
+    if ends is None:
+        return constraint.applied_to(base)
+    _require_ends(path, ends, constraint)
+    spec = base.spec.with_ends_of(ends, head=constraint.head or ends.head)
+    return dataclasses.replace(base, spec=spec)
+
+
+def _require_ends(path: Path, found: DenseNetSpec, constraint: WeightsConstraint) -> None:
+    """Refuse weights with other classes, channels or another head than were asked for."""
+    classes = None if found.head == "features" else found.num_classes
+    if constraint.num_classes not in (None, classes) and constraint.head != "features":
+        has = "no classifier" if classes is None else f"{classes} classes"
+        why = f"has {has}, but --num-classes asks for {constraint.num_classes}"
+        raise CheckpointError(path, why, "leave out --num-classes")
+    if constraint.head == "multiscale" != found.head:
+        raise CheckpointError(path, "does not have a multiscale head", "train one, or leave out --head")
+    if constraint.channels not in (None, found.in_channels):
+        why = f"reads {found.in_channels} channels, but --channels asks for {constraint.channels}"
+        raise CheckpointError(path, why, "leave out --channels")
+
+
+def _architecture(found: DenseNetSpec | None, described: Variant | None, constraint: WeightsConstraint) -> Variant:
+    """The requested variant with the file's preprocessing if both are the same; without a request, the file's own."""
+    requested = constraint.variant
     if requested is None:
-        return described or variant_for(spec_from_shapes(weights.shapes))
+        if described is not None:
+            return described
+        assert found is not None
+        return variant_for(dataclasses.replace(found, **constraint.architecture))
     if described is not None and described.spec.same_architecture(requested.spec):
         return dataclasses.replace(requested, preprocessing=described.preprocessing)
     return requested
@@ -115,6 +162,14 @@ def _described(manifest: Manifest | None) -> Variant | None:
     if manifest is None:
         return None
     return Variant(manifest.variant, DenseNetSpec.from_facts(manifest.spec), manifest.preprocessing)
+
+
+def _assumption(weights: Weights, spec: DenseNetSpec) -> str:
+    """What the forward pass does that weights do not show."""
+    pools = {"relu-avg": "ReLU, global average pool", "avg": "global average pool without ReLU"}
+    pooling = "its own pools" if spec.head == "multiscale" else pools.get(spec.pooling, "maximum and average pool")
+    hidden = weights.layout.head.assumed
+    return f"assumed: {', '.join((str(spec.stem_layers), pooling, *hidden))}; {UNVERIFIED}"
 
 
 def _without_unused_classifier(weights: Weights, spec: DenseNetSpec) -> Weights:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.errors import CheckpointError, InputError, UsageError, printable
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
+from densenet_deploy.sources.config_file import facts_of_config, fitting
+from densenet_deploy.sources.layout import layout_of
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
-    canonical_names,
     casting_note,
     fitted_model,
     require_finite,
@@ -27,7 +30,6 @@ from densenet_deploy.sources.weights import (
     weights_sha256,
 )
 from densenet_deploy.variants import Variant, variant_for
-from densenet_deploy.variants.infer import spec_from_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,17 +57,29 @@ class ModuleSource(Source):
         tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
         if not constraint.allow_nonfinite:
             require_finite(kind, tensors)
-        variant, facts, notes = _recognised(module, tensors)
+        found = _recognised(module, tensors)
+        variant, facts = found.variant, found.facts
         _require(constraint, kind, variant)
         return LoadedNetwork(
             name=variant.artifact_name if variant else kind.lower(),
-            origin=WeightsOrigin(f"{kind} in memory", weights_sha256(module.state_dict())),
-            module=module,
+            origin=WeightsOrigin(f"{kind} in memory", weights_sha256(found.module.state_dict())),
+            module=found.module,
             variant=variant,
+            labels=facts.labels or (),
             facts=facts,
             output_names=(variant.spec.output_name,) if variant else _output_names(module, facts.channels),
-            notes=(*casting, *notes),
+            notes=(*casting, *found.notes),
         )
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    """A module with what is known of it; `variant` is None if it is not a known DenseNet."""
+
+    module: nn.Module
+    variant: Variant | None
+    facts: ModelFacts
+    notes: tuple[str, ...] = ()
 
 
 def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -83,33 +97,52 @@ def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return source, ()
 
 
-def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Variant | None, ModelFacts, tuple[str, ...]]:
-    """(the variant that `module` is, what is known about its images, notes)."""
+def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised:
+    """Compare the module with ours of the same parameters; where a library's module goes on, ours is taken."""
     from densenet_deploy.models.build import DenseNet
 
-    names, facts = canonical_names(tensors)
-    facts = dataclasses.replace(facts, channels=facts.channels or _channels(module))
-    plain = {names[name]: tensor for name, tensor in tensors.items() if name in names}
+    facts = ModelFacts(channels=_channels(module))
     try:
-        spec = module.spec if isinstance(module, DenseNet) else spec_from_shapes(shapes_of(plain))
+        layout = layout_of(tensors)
+        plain = {new: tensors[name] for name, new in layout.names.items()}
+        spec = module.spec if isinstance(module, DenseNet) else layout.spec(shapes_of(plain))
         variant = variant_for(spec)
         reference = fitted_model(type(module).__name__, variant, plain)
     except CheckpointError:
-        return None, facts, ()
-    if _computes_the_same(module, reference, max(_COMPARED_SIZE, spec.smallest_image_size)):
-        return variant, facts, ()
+        return _Recognised(module, None, facts)
+    stated = {**layout.facts.given(), **_stated_by_timm(module).given()}
+    facts, notes = fitting(ModelFacts(**stated), spec)
+    facts = dataclasses.replace(facts, channels=facts.channels or spec.in_channels)
+    size = max(_COMPARED_SIZE, spec.smallest_image_size)
+    if _computes_the_same(module, reference, (spec.in_channels, size, size)):
+        return _Recognised(module, variant, facts, (*notes, *(() if layout.finish else layout.notes)))
+    side = facts.image_size if isinstance(facts.image_size, int) else size
+    if layout.finish and _computes_the_same(module, reference, (spec.in_channels, side, side), layout.finish):
+        return _Recognised(reference, variant, facts, (*layout.notes, *notes))
     note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
-    return None, facts, (f"{printable(type(module).__name__)} {note}",)
+    only = ModelFacts(channels=facts.channels)
+    return _Recognised(module, None, only, (f"{printable(type(module).__name__)} {note}",))
 
 
-def _computes_the_same(module: nn.Module, reference: nn.Module, size: int) -> bool:
+def _stated_by_timm(module: nn.Module) -> ModelFacts:
+    """What timm's `pretrained_cfg` says about the images of its module."""
+    config = getattr(module, "pretrained_cfg", None)
+    return facts_of_config(config) if isinstance(config, Mapping) else ModelFacts()
+
+
+def _computes_the_same(
+    module: nn.Module,
+    reference: nn.Module,
+    shape: tuple[int, int, int],
+    finish: Callable[[Tensor], Tensor] = lambda outputs: outputs,
+) -> bool:
     import torch
 
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     images = images.to(next(reference.parameters()).device)
     try:
-        with torch.inference_mode():
-            output, expected = module(images), reference(images)
+        with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):  # some modules print warnings
+            output, expected = module(images), finish(reference(images))
     except Exception:  # noqa: BLE001 - any code may run here; what fails on these images is not our network
         return False
     if not isinstance(output, torch.Tensor) or output.shape != expected.shape:

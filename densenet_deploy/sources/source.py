@@ -27,17 +27,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.registry import Registry
+from densenet_deploy.sources.heads import HeadConventions
 from densenet_deploy.variants import Variant
-from densenet_deploy.variants.spec import HEADS, MOST_CLASSES
+from densenet_deploy.variants.spec import HEADS, MOST_CHANNELS, MOST_CLASSES
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import Tensor, nn
 
 
@@ -48,6 +50,8 @@ class WeightsConstraint:
     Attributes:
         variant: the architecture, named or custom. Its class count and head only count for untrained networks.
         num_classes, head: of the classifier.
+        channels: of the images.
+        architecture: numbers that the weights do not show (`stem`, `drop_rate`), which win over what is assumed.
         seed: of untrained weights.
         allow_nonfinite: accept NaN and Inf among the weights.
     """
@@ -55,6 +59,8 @@ class WeightsConstraint:
     variant: Variant | None = None
     num_classes: int | None = None
     head: str | None = None
+    channels: int | None = None
+    architecture: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     allow_nonfinite: bool = False
 
@@ -63,12 +69,14 @@ class WeightsConstraint:
             require_range("num-classes", self.num_classes, 1, MOST_CLASSES)
         if self.head is not None:
             require_choice("head", self.head, HEADS)
+        if self.channels is not None:
+            require_range("channels", self.channels, 1, MOST_CHANNELS)
 
     def applied_to(self, variant: Variant) -> Variant:
-        """Return `variant` with the requested class count and head."""
-        num_classes = variant.spec.num_classes if self.num_classes is None else self.num_classes
-        spec = dataclasses.replace(variant.spec, num_classes=num_classes, head=self.head or variant.spec.head)
-        return dataclasses.replace(variant, spec=spec)
+        """Return `variant` with the requested class count, head and channels."""
+        asked = {"num_classes": self.num_classes, "head": self.head, "in_channels": self.channels}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return dataclasses.replace(variant, spec=dataclasses.replace(variant.spec, **changes))
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class LoadedNetwork:
     Attributes:
         name: what files made from it are called, without a suffix: `densenet121`, `chest`.
         origin: where the weights of a module came from.
+        graph: what `artifact` holds, checked, where it has been read.
         variant: the architecture; None if the network is not a known DenseNet.
         manifest: the facts that the file carried, if any.
         labels: class names in the order of the outputs; may be empty.
@@ -90,6 +99,7 @@ class LoadedNetwork:
     origin: WeightsOrigin | None = None
     module: nn.Module | None = None
     artifact: Artifact | None = None
+    graph: ModelProto | None = None
     variant: Variant | None = None
     manifest: Manifest | None = None
     labels: tuple[str, ...] = ()
@@ -135,7 +145,13 @@ class Source(ABC):
 
 
 class CheckpointFormat(ABC):
-    """The parameter names of one library's DenseNets, and what is known about the images that its networks take."""
+    """The parameter names of one library's DenseNets, and what is known about the images that its networks take.
+
+    `head` says what its code does behind the last norm. Several formats may recognise the same names; each renames what
+    the one before it made.
+    """
+
+    head: ClassVar[HeadConventions] = HeadConventions()
 
     @abstractmethod
     def recognises(self, names: Collection[str]) -> bool:
@@ -149,6 +165,17 @@ class CheckpointFormat(ABC):
         """Return what is known about the images and outputs of a network with these `tensors`."""
         return ModelFacts()
 
+    def notes(self, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return remarks on how the library's own code uses a network with these `tensors`."""
+        return ()
+
+    def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """Return what the library's own module makes of the network's `outputs`, where it goes on with them."""
+        return outputs
+
+
+UNVERIFIED: Final = "verify with --check FILE.npz"
+"""The end of a note on what weights do not show."""
 
 sources: Final[Registry[type[Source]]] = Registry("source", package="densenet_deploy.sources")
 formats: Final[Registry[type[CheckpointFormat]]] = Registry("checkpoint format", package="densenet_deploy.sources")

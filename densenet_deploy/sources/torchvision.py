@@ -59,7 +59,7 @@ class TorchvisionSource(Source):
         public = find_public_weights(str(source), constraint.variant.name if constraint.variant else None)
         variant = constraint.variant or find_variant(public.variant)
         constraint = dataclasses.replace(constraint, variant=variant, allow_nonfinite=False)
-        loaded = load_file(fetched(public.url), constraint)
+        loaded = load_file(fetched(public.url), constraint, assumes=False)
         assert loaded.origin is not None
         origin = dataclasses.replace(loaded.origin, source=public.name)
         return dataclasses.replace(loaded, name=variant.artifact_name, origin=origin, labels=public.labels)

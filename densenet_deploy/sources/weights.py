@@ -1,23 +1,27 @@
-"""From a checkpoint's content to a DenseNet that holds its weights: unwrap, rename, convert, fit.
+"""From a checkpoint's content to a DenseNet that holds its weights: found, renamed, converted, fitted.
 
-Training code wraps weights: in a dictionary (`state_dict`, `model`), in prefixes (`module.` of DataParallel,
-`_orig_mod.` of torch.compile, `ema.`), in another library's names. Each is undone with a note, and a note names what
-lies beside the weights without being a tensor (an epoch, an optimizer). Tensors that cannot be weights are refused.
+Training code wraps weights in dictionaries, in prefixes, and in another library's names (`networks`, `layout`). Each is
+undone with a note, and a note names what lies beside the weights without being part of the network (an epoch, an
+optimizer, a metric). Tensors that cannot be weights are refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
-from densenet_deploy.sources.source import formats
+from densenet_deploy.sources.config_file import WeightsConfig
+from densenet_deploy.sources.heads import WAY_OUT, is_unused
+from densenet_deploy.sources.layout import Layout, chosen_network, layout_of, network_layout
+from densenet_deploy.sources.networks import FoundNetwork, dictionaries_in
 from densenet_deploy.variants import Variant, closest_variant
 from densenet_deploy.variants.infer import Shapes, spec_from_shapes
 
@@ -29,25 +33,24 @@ if TYPE_CHECKING:
 COUNTER: Final = ".num_batches_tracked"
 """How many batches a norm saw in training: not a weight, and missing from old checkpoints."""
 
-_WRAPPERS: Final = (
-    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params"),
-    *("model_ema", "state_dict_ema", "ema"),  # averages, if they are all there is
-)
-_PREFIXES: Final = re.compile(r"^(?:(?:module|model|net|network|densenet|_orig_mod|backbone|ema|ema_model)\.)+")
+_LABELS: Final = ("class_to_idx", "classes", "class_names")
 _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
-_DEEPEST_WRAPPING: Final = 4  # a pickled dictionary may contain itself
+_WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
 _LISTED: Final = 5
+_UNEXPECTED: Final = "is unexpected"
 _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """float32 tensors by torchvision's names, without batch counters.
+    """float32 tensors by our names, without batch counters.
 
-    `facts` are what the format knows about images and outputs; `notes` say what was done, one sentence each.
+    `layout` says what was read from the names; `facts` are those that names and file state about images and outputs;
+    `notes` say what was done, one sentence each.
     """
 
     tensors: dict[str, Tensor]
+    layout: Layout
     facts: ModelFacts
     notes: tuple[str, ...]
 
@@ -56,38 +59,102 @@ class Weights:
         """Names and shapes, as `spec_from_shapes` reads them."""
         return shapes_of(self.tensors)
 
+    def described_by(self, config: WeightsConfig) -> Weights:
+        """Return the same weights with the facts of the file beside them, which win."""
+        facts = dataclasses.replace(self.facts, **config.facts.given())
+        return dataclasses.replace(self, facts=facts, notes=(*self.notes, *config.notes))
+
 
 def weights_from(file: CheckpointFile) -> Weights:
     """Return the weights that a checkpoint holds.
 
     Raises:
-        CheckpointError: if it holds none, or a tensor is sparse, quantized, without data, or not of floating point.
+        CheckpointError: if it holds none, several networks, or a tensor that is sparse, quantized, without data, or not
+            of floating point.
     """
-    mapping, opened = _unwrapped(file.content)
-    named = _named(file.path, mapping)
-    tensors = {name: _dense(file.path, name, value) for name, value in named.items() if isinstance(value, _tensor())}
-    opened += _ignoring_note(name for name in named if name not in tensors)
+    try:
+        return _weights_from(file)
+    except CheckpointError as exc:
+        if exc.subject != "weights":
+            raise
+        raise CheckpointError(file.path, exc.why, exc.fix) from exc
+
+
+def _weights_from(file: CheckpointFile) -> Weights:
+    network, others = chosen_network(file.content)
+    keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
+    named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
+    foreign = [str(name) for name, value in named.items() if not isinstance(value, _tensor())]
+    tensors = dict(_dense_tensors(file.path, named, foreign))
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
         raise CheckpointError(file.path, why, "do not use it; get the checkpoint from its author")
-    names, facts = canonical_names(tensors)
-    _refuse_collision(file.path, names)
-    opened += _ignoring_note(name for name in tensors if name not in names)
-    notes = (*opened, *_renaming_note(names), *casting_note(tensors[name] for name in names))
-    return Weights(_float32({plain: tensors[name] for name, plain in names.items()}), facts, notes)
+    if network is None:
+        layout = layout_of(tensors)
+    else:
+        layout = network_layout(FoundNetwork(keys, tensors, network.prefix, network.is_bare), others)
+    labels = _labels(file.content)
+    beside = (name for name in _beside(file.content, keys) if not (labels and name in _LABELS))
+    unused = dict.fromkeys((*foreign, *(name for name in named if name not in layout.names)))
+    notes = (
+        *((f"weights found under {' → '.join(keys)}",) if keys else ()),
+        *_ignoring_note("beside the weights", beside),
+        *_ignoring_note("as not part of the network", unused),
+        *_renaming_note(layout.names),
+        *casting_note(tensors[name] for name in layout.names),
+        *layout.notes,
+    )
+    plain = _float32({new: tensors[old] for old, new in layout.names.items()})
+    facts = dataclasses.replace(layout.facts, labels=labels) if labels else layout.facts
+    return Weights(plain, layout, facts, notes)
 
 
-def canonical_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], ModelFacts]:
-    """Return name → torchvision name of what is part of the network, and what its format knows about it."""
-    plain = {name: _PREFIXES.sub("", name) for name in tensors}
-    for kind in formats.items().values():
-        if (known := kind()).recognises(plain.values()):
-            renamed = known.renames(plain.values())
-            names = {name: renamed.get(short, short) for name, short in plain.items()}
-            facts = known.facts({plain[name]: tensor for name, tensor in tensors.items()})
-            return {name: new for name, new in names.items() if new is not None}, facts
-    return plain, ModelFacts()
+def _any_dictionary(file: CheckpointFile) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
+    """The dictionary with the most tensors of a file without a DenseNet, which is refused when its shapes are read."""
+    found = list(dictionaries_in(file.content))
+    if not any(isinstance(value, _tensor()) for _, mapping in found for value in mapping.values()):
+        raise CheckpointError(file.path, "does not hold a dictionary of tensors", "give a state_dict")
+    return max(found, key=lambda item: len(item[1]))
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith(COUNTER) or name.rpartition(".")[2] == _AVERAGES
+
+
+def _dense_tensors(path: Path, named: Mapping[str, Any], foreign: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that may be weights; whole numbers under other names are added to what is `foreign`."""
+    for name, value in named.items():
+        if not isinstance(value, _tensor()):
+            continue
+        if (
+            not value.is_floating_point()
+            and not value.is_quantized
+            and (is_unused(name) or _WEIGHT.fullmatch(name) is None)
+        ):
+            foreign.append(name)
+        elif not is_unused(name):
+            yield name, _dense(path, name, value)
+
+
+def _beside(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
+    """Yield the names of what lies beside the weights on the way to them."""
+    for key in keys:
+        yield from (str(other) for other in content if str(other) != key)
+        content = next(value for name, value in content.items() if str(name) == key)
+
+
+def _labels(content: object) -> tuple[str, ...]:
+    """Class names that the file states in torchvision's form, `class_to_idx`, or as a list; else none."""
+    if not isinstance(content, Mapping):
+        return ()
+    numbers = content.get(_LABELS[0])
+    if isinstance(numbers, Mapping) and sorted(numbers.values(), key=str) == sorted(range(len(numbers)), key=str):
+        return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))
+    names = next((content[name] for name in _LABELS[1:] if name in content), None)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor]) -> DenseNet:
@@ -98,7 +165,7 @@ def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor
     """
     import torch
 
-    from densenet_deploy.models.build import empty_model
+    from densenet_deploy.models.build import empty_model, loaded_model
 
     model = empty_model(variant.spec)
     required = {name: shape for name, shape in shapes_of(model.state_dict()).items() if not name.endswith(COUNTER)}
@@ -106,8 +173,7 @@ def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor
     if misfits := _misfits(required, found):
         raise _misfit_error(subject, variant, misfits, found)
     counters = {name: torch.tensor(0) for name in model.state_dict() if name.endswith(COUNTER)}
-    model.load_state_dict({**tensors, **counters}, assign=True)
-    return model
+    return loaded_model(variant.spec, {**tensors, **counters})
 
 
 def require_finite(subject: object, tensors: Mapping[str, Tensor]) -> None:
@@ -140,32 +206,9 @@ def _tensor() -> type[Tensor]:
     return torch.Tensor
 
 
-def _unwrapped(content: object) -> tuple[object, tuple[str, ...]]:
-    """(the innermost wrapped dictionary, notes on the way to it and on what was ignored beside it)."""
-    path: list[str] = []
-    beside: list[str] = []
-    while isinstance(content, Mapping) and len(path) < _DEEPEST_WRAPPING:
-        key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if key is None:
-            break
-        path.append(key)
-        beside += [str(other) for other in content if other != key]
-        content = content[key]
-    found = (f"weights found under {' → '.join(path)}",) if path else ()
-    return content, (*found, *_ignoring_note(beside))
-
-
-def _named(path: Path, mapping: object) -> dict[str, object]:
-    """The named entries of a state dict, without counters."""
-    if not isinstance(mapping, Mapping) or not any(isinstance(value, _tensor()) for value in mapping.values()):
-        raise CheckpointError(path, "does not hold a dictionary of tensors", "give a state_dict")
-    named = {str(name): value for name, value in mapping.items()}
-    return {name: value for name, value in named.items() if not name.endswith(COUNTER) and name != _AVERAGES}
-
-
-def _ignoring_note(names: Iterable[str]) -> tuple[str, ...]:
+def _ignoring_note(why: str, names: Iterable[str]) -> tuple[str, ...]:
     known = list(names)
-    return (f"ignored beside the weights: {_listed(known)}",) if known else ()
+    return (f"ignored {why}: {_listed(known)}",) if known else ()
 
 
 def _listed(items: list[str]) -> str:
@@ -202,14 +245,6 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _refuse_collision(path: Path, names: Mapping[str, str]) -> None:
-    first: dict[str, str] = {}
-    for name, plain in names.items():
-        if plain in first:
-            raise CheckpointError(path, f"{first[plain]} and {name} are both {plain}", "save one model only")
-        first[plain] = name
-
-
 def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:
     changed = [(name, plain) for name, plain in names.items() if name != plain]
     return (f"{len(changed)} parameters renamed, such as {changed[0][0]} to {changed[0][1]}",) if changed else ()
@@ -227,7 +262,7 @@ def _type_name(tensor: Tensor) -> str:
 
 def _misfits(required: Shapes, found: Shapes) -> list[str]:
     missing = [f"{name} is missing" for name in required if name not in found]
-    unexpected = [f"{name} is unexpected" for name in found if name not in required]
+    unexpected = [f"{name} {_UNEXPECTED}" for name in found if name not in required]
     reshaped = [
         f"{name} has shape {found[name]}, not {shape}"
         for name, shape in required.items()
@@ -243,6 +278,8 @@ def _misfit_error(subject: object, variant: Variant, misfits: list[str], found: 
     except CheckpointError as exc:
         return CheckpointError(subject, why, f"it does not look like a DenseNet ({exc.why}): give another file")
     likeness = closest_variant(spec)
+    if all(misfit.endswith(_UNEXPECTED) for misfit in misfits):
+        return CheckpointError(subject, why, WAY_OUT)
     if spec.same_architecture(variant.spec):
         return CheckpointError(subject, why, "it is incomplete or was changed: save the whole state_dict again")
     return CheckpointError(subject, why, f"it looks like {likeness.artifact_name}: check --variant and the file")

@@ -94,7 +94,8 @@ def custom_variant(spec: DenseNetSpec) -> Variant:
     """
     blocks = ".".join(map(str, spec.blocks))
     name = f"custom-k{spec.growth_rate}-b{blocks}-i{spec.init_features}-c{spec.compression}-n{spec.bn_size}-{spec.stem}"
-    return Variant(name, spec, Preprocessing() if spec.stem == "imagenet" else CIFAR_PREPROCESSING)
+    is_small = spec.stem_layers.kernel == 3 and spec.stem_layers.convolutions == 1  # made for images of 32 or 64 pixels
+    return Variant(name, spec, CIFAR_PREPROCESSING if is_small else Preprocessing())
 
 
 def closest_variant(spec: DenseNetSpec) -> Variant:

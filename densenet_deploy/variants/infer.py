@@ -12,12 +12,11 @@ from typing import Final
 
 from densenet_deploy.errors import CheckpointError, UsageError
 from densenet_deploy.variants.spec import MOST_CLASSES, DenseNetSpec, compressed
+from densenet_deploy.variants.stems import STEM_TABLE, stem_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _LAYER: Final = re.compile(r"features\.denseblock(\d{1,3})\.denselayer(\d{1,3})\.")
-_STEM_OF_KERNEL: Final = {7: "imagenet", 3: "cifar"}
-_IMAGE_CHANNELS: Final = 3
 _WAY_OUT: Final = "give another file, or the network itself: densenet_deploy.load(module) in Python"
 _FIRST_LAYER: Final = "features.denseblock1.denselayer1"
 
@@ -25,19 +24,17 @@ _FIRST_LAYER: Final = "features.denseblock1.denselayer1"
 def spec_from_shapes(shapes: Shapes) -> DenseNetSpec:
     """Return the spec of the DenseNet whose parameters have these names and `shapes`.
 
-    The compression is the simplest number that gives the transitions their channels.
+    The compression is the simplest number that gives the transitions their channels, and of stems with the same
+    parameters the first is taken. Hidden layers of the head are not read here.
 
     Raises:
         CheckpointError: if they are not those of a DenseNet, or of one with another stem or classifier.
     """
-    init_features, channels, kernel, _ = _convolution(shapes, "features.conv0.weight")
-    if kernel not in _STEM_OF_KERNEL:
-        raise _unsupported(f"its first convolution is {kernel}x{kernel}, not 7x7 or 3x3")
-    if channels != _IMAGE_CHANNELS:
-        raise _unsupported(f"its first convolution reads {channels} channels, not {_IMAGE_CHANNELS}")
+    in_channels = _convolution(shapes, "features.conv0.weight")[1]
+    stem, init_features = _stem(shapes)
     growth_rate, bn_size = _layer_numbers(shapes)
     blocks = _blocks(shapes)
-    head, num_classes = head_from_shapes(shapes)
+    head, num_classes = _head(shapes)
     try:
         return DenseNetSpec(
             growth_rate=growth_rate,
@@ -45,25 +42,46 @@ def spec_from_shapes(shapes: Shapes) -> DenseNetSpec:
             init_features=init_features,
             compression=_compression(shapes, len(blocks)),
             bn_size=bn_size,
-            stem=_STEM_OF_KERNEL[kernel],
+            stem=_blurred(stem, growth_rate, blocks),
             num_classes=DenseNetSpec.num_classes if num_classes is None else num_classes,
             head=head,
+            in_channels=in_channels,
+            bias=num_classes is None or "classifier.bias" in shapes,
         )
     except UsageError as exc:
         raise _unsupported(f"{exc.subject} {exc.why}") from exc
 
 
-def head_from_shapes(shapes: Shapes) -> tuple[str, int | None]:
-    """Return (head, classes); a network without classifier has no classes to count.
+def _stem(shapes: Shapes) -> tuple[str, int]:
+    """(the first stem with these parameters, the channels that leave it)."""
+    kernel, channels, convolutions = 0, 0, 0
+    while convolutions == 0 or f"features.conv{convolutions}.weight" in shapes:
+        channels, _, kernel, _ = _convolution(shapes, f"features.conv{convolutions}.weight")
+        convolutions += 1
+    has_norm = "features.norm0.weight" in shapes
+    stem = stem_of(kernel, convolutions, norm=has_norm)
+    if stem is None:
+        count = f"{convolutions} convolutions of {kernel}x{kernel}" if convolutions > 1 else f"{kernel}x{kernel}"
+        norm = "with" if has_norm else "without"
+        raise _unsupported(f"its stem of {count} {norm} norm0 is not one of {', '.join(map(_described, STEM_TABLE))}")
+    return stem, channels
 
-    Raises:
-        CheckpointError: if the classifier is not one linear layer of a sensible width.
-    """
-    if not any(name.startswith("classifier.") for name in shapes):
-        return "features", None
+
+def _described(name: str) -> str:
+    stem = STEM_TABLE[name]
+    count = f"{stem.convolutions} of " if stem.convolutions > 1 else ""
+    return f"{name} ({count}{stem.kernel}x{stem.kernel} {'with' if stem.norm else 'without'} norm0)"
+
+
+def _blurred(stem: str, growth_rate: int, blocks: tuple[int, ...]) -> str:
+    """Timm's deep stem blurs in its DenseNet-121 alone, which the weights do not show."""
+    return "deep-blur" if stem == "deep" and (growth_rate, blocks) == (32, (6, 12, 24, 16)) else stem
+
+
+def _head(shapes: Shapes) -> tuple[str, int | None]:
+    """(head, classes); a network without classifier has no classes to count."""
     if "classifier.weight" not in shapes:
-        found = ", ".join(name for name in shapes if name.startswith("classifier."))
-        raise _unsupported(f"its classifier is not one linear layer (it holds {found})")
+        return "features", None
     shape = shapes["classifier.weight"]
     if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
         raise _unsupported(f"classifier.weight has shape {shape}, not (classes, features)")

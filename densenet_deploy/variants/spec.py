@@ -9,16 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from densenet_deploy.errors import ManifestError, UsageError
 from densenet_deploy.manifest import SpecFacts
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.records import from_plain
+from densenet_deploy.variants.hidden import hidden_layers, named_hidden_layers
+from densenet_deploy.variants.stems import STEM_TABLE, STEMS, Stem
 
-STEMS: Final = ("imagenet", "cifar")
+__all__ = [
+    "HEADS",
+    "MOST_CHANNELS",
+    "MOST_CLASSES",
+    "POOLINGS",
+    "SCALE_CHANNELS",
+    "STEMS",
+    "DenseNetSpec",
+    "compressed",
+]
+
 HEADS: Final = ("classifier", "features", "multiscale")
+POOLINGS: Final = ("relu-avg", "avg", "max-avg")
+"""How the last maps become a row: ReLU and mean; the mean alone; maxima and means side by side, without ReLU."""
 MOST_CLASSES: Final = 1_000_000
+MOST_CHANNELS: Final = 4096
 SCALE_CHANNELS: Final = 128
 """Channels to which the multiscale head reduces each block."""
 
@@ -28,6 +43,8 @@ class DenseNetSpec:
     """The numbers of one DenseNet; the defaults are DenseNet-121.
 
     `bn_size` 0 means plain layers (BN, ReLU, conv3x3), otherwise a bottleneck of `bn_size * growth_rate` channels.
+    `stem` names an entry of `STEM_TABLE`, `pooling` one of `POOLINGS`. `hidden` are the layers between the pooled
+    features and the last linear layer, as `variants.hidden` writes them; `bias` is that of the last linear layer.
 
     >>> DenseNetSpec(blocks=(6, 12, 32, 32)).feature_channels
     1664
@@ -45,6 +62,10 @@ class DenseNetSpec:
     stem: str = "imagenet"
     num_classes: int = 1000
     head: str = "classifier"
+    in_channels: int = 3
+    pooling: str = "relu-avg"
+    hidden: str = ""
+    bias: bool = True
 
     def __post_init__(self) -> None:
         require_range("growth-rate", self.growth_rate, 1, 1024)
@@ -58,6 +79,11 @@ class DenseNetSpec:
         require_range("num-classes", self.num_classes, 1, MOST_CLASSES)
         require_choice("stem", self.stem, STEMS)
         require_choice("head", self.head, HEADS)
+        require_range("channels", self.in_channels, 1, MOST_CHANNELS)
+        require_choice("pooling", self.pooling, POOLINGS)
+        hidden_layers(self.hidden)
+        if self.head == "multiscale" and (self.hidden or self.pooling != "relu-avg"):
+            raise UsageError("head=multiscale", "has a pooling of its own and no hidden layers", "leave them out")
         if min(self.channels_in) < 1:
             raise UsageError(
                 f"compression={self.compression}",
@@ -81,6 +107,29 @@ class DenseNetSpec:
         return self.channels_out[-1]
 
     @property
+    def stem_layers(self) -> Stem:
+        """The stem as numbers."""
+        return STEM_TABLE[self.stem]
+
+    @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Channels that each convolution of the stem makes."""
+        return (*(self.growth_rate,) * (self.stem_layers.convolutions - 1), self.init_features)
+
+    @property
+    def pooled_width(self) -> int:
+        """Length of the row that the pool makes of the last maps."""
+        return self.feature_channels * (2 if self.pooling == "max-avg" else 1)
+
+    @property
+    def row_width(self) -> int:
+        """Length of the row that the last linear layer reads, behind the hidden layers."""
+        if self.head == "multiscale":
+            return SCALE_CHANNELS * len(self.blocks)
+        named = named_hidden_layers(self.hidden, self.pooled_width)
+        return next((layer.width for _, layer, _ in reversed(named) if layer.width), self.pooled_width)
+
+    @property
     def output_name(self) -> str:
         """`features` or `logits`."""
         return "features" if self.head == "features" else "logits"
@@ -88,22 +137,27 @@ class DenseNetSpec:
     @property
     def output_width(self) -> int:
         """Length of one output row."""
-        return self.feature_channels if self.head == "features" else self.num_classes
+        return self.row_width if self.head == "features" else self.num_classes
 
     @property
     def smallest_image_size(self) -> int:
         """The smallest square image, in pixels, of which the last block still sees one.
 
-        Each transition halves rounding down; the ImageNet stem halves twice rounding up.
+        Each transition halves rounding down; the stem halves rounding up.
         """
         before_first_block: int = 2 ** (len(self.blocks) - 1)
-        return 4 * before_first_block - 3 if self.stem == "imagenet" else before_first_block
+        stem = self.stem_layers
+        halved: int = 2**stem.halvings
+        return max(halved * (before_first_block - 1) + 1, stem.smallest_image_size)
 
     def same_architecture(self, other: DenseNetSpec) -> bool:
-        """Whether both have the same layers up to the head; dropout has no weights and does not count."""
-        return self == dataclasses.replace(
-            other, num_classes=self.num_classes, head=self.head, drop_rate=self.drop_rate
-        )
+        """Whether both have the same layers between image and head; dropout has no weights and does not count."""
+        return self == other.with_ends_of(self, drop_rate=self.drop_rate)
+
+    def with_ends_of(self, other: DenseNetSpec, **changes: Any) -> DenseNetSpec:
+        """Return the spec with the input channels and the head of `other`, and with `changes`."""
+        ends = {name: getattr(other, name) for name in _ENDS}
+        return dataclasses.replace(self, **(ends | changes))
 
     def to_facts(self) -> SpecFacts:
         """Return the numbers by name, as a manifest carries them."""
@@ -111,12 +165,12 @@ class DenseNetSpec:
 
     @classmethod
     def from_facts(cls, facts: SpecFacts) -> DenseNetSpec:
-        """Read the numbers back.
+        """Read the numbers back; those that older files do not state have their defaults.
 
         Raises:
             ManifestError: if one is missing, unknown, of another type or out of range.
         """
-        missing = next((field.name for field in dataclasses.fields(cls) if field.name not in facts), None)
+        missing = next((name for name in _ALWAYS_WRITTEN if name not in facts), None)
         if missing is not None:
             raise _wrong_fact(f"spec.{missing}", "is missing")
         try:
@@ -132,6 +186,12 @@ class DenseNetSpec:
             widths.append((entering, leaving))
             entering = compressed(leaving, self.compression)
         return widths
+
+
+_ENDS: Final = ("in_channels", "num_classes", "head", "pooling", "hidden", "bias")
+_ALWAYS_WRITTEN: Final = (
+    *("growth_rate", "blocks", "init_features", "compression", "bn_size", "drop_rate", "stem", "num_classes", "head"),
+)
 
 
 def compressed(channels: int, compression: float) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, Artifact, StrPath, output_path
+from densenet_deploy.artifacts import Artifact, StrPath, is_checkpoint_name, output_path
 from densenet_deploy.engines.options import BuildOptions, choose_flavour
 from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, UsageError
 from densenet_deploy.model import Model
@@ -101,7 +101,7 @@ class BuildRequest:
         """Whether the source holds no graph, and has to be exported."""
         if isinstance(self.source, Model):
             return self.source.artifact is None or self.source.artifact.kind == "checkpoint"
-        return isinstance(self.source, str) or self.source.suffix.lower() in CHECKPOINT_SUFFIXES
+        return isinstance(self.source, str) or is_checkpoint_name(self.source)
 
     @property
     def is_named(self) -> bool:
@@ -170,7 +170,7 @@ def _known_source(source: Any, stated: LoadOptions) -> tuple[Model | Path | str,
     if source is None and "architecture" not in left:
         source = left.pop("variant", None) or DEFAULT_VARIANT
     if isinstance(source, (str, os.PathLike)):
-        if Path(source).suffix.lower() in (*_GRAPH_SUFFIXES, *CHECKPOINT_SUFFIXES):
+        if Path(source).suffix.lower() in _GRAPH_SUFFIXES or is_checkpoint_name(Path(source)):
             return Path(source), cast("LoadOptions", left)
         name = os.fspath(source)
         if not is_variant(name):
@@ -221,12 +221,12 @@ def graph_source(request: BuildRequest) -> Model | None:
 
 
 def _opened(path: Path, stated: LoadOptions) -> Model:
-    """Return the graph in a file, of which only the envelope is looked at unless facts are stated."""
-    if stated:
+    """Return the graph in a file; only the envelope of one of ours is looked at, unless facts are stated."""
+    artifact = Artifact.open(path)
+    if stated or artifact.manifest is None:
         from densenet_deploy.workflows.load import load
 
         return load(path, **stated)
-    artifact = Artifact.open(path)
     return Model(path.stem, artifact.manifest, artifact=artifact)
 
 

@@ -19,9 +19,10 @@ from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import installed_versions, require_packages
-from densenet_deploy.parity.compare import Parity
+from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
+from densenet_deploy.workflows.check import Recording, require_recorded, sized_for
 from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
 from densenet_deploy.workflows.load import LoadOptions, check_names, check_outputs, input_of, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
@@ -43,10 +44,13 @@ class ExportOptions:
     Attributes:
         batch: a fixed batch size; None keeps it dynamic.
         opset: the ONNX operator set.
+        check: an `.npz` file with inputs `x` and the original's outputs `y` (or `y0`, `y1`, ...), which the result must
+            reproduce.
     """
 
     batch: int | None = None
     opset: int = 20
+    check: StrPath | None = None
 
     def __post_init__(self) -> None:
         require_range("opset", self.opset, 16, 23)
@@ -64,6 +68,7 @@ class ExportReport(TimedReport, ParityOfOutputs):
         weights, weights_sha256: their source, and the SHA-256 of their bytes.
         outputs: the parity of each output with the module's, or with the original file's where a file was adopted.
         input: what the network takes, and which facts were assumed.
+        check: the parity of each output with those recorded in the file `check`; None without one.
     """
 
     kind: ClassVar[str] = "export"
@@ -76,6 +81,7 @@ class ExportReport(TimedReport, ParityOfOutputs):
     parameters: int
     outputs: Mapping[str, Parity]
     input: InputDescription
+    check: Mapping[str, Parity] | None = None
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -87,6 +93,7 @@ class ExportReport(TimedReport, ParityOfOutputs):
                 line("weights", self.weights),
                 line("input", self.input),
                 line("parity", self.parity),
+                *((line("check", worst(self.check)[1]),) if self.check else ()),
                 *self.stage_lines(),
             ]
         )
@@ -125,6 +132,7 @@ def export(
     """
     options = options or ExportOptions()
     check_names(source, stated)  # before anything that takes seconds
+    recording = Recording.read(options.check) if options.check is not None else None
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
     first_installed(backends_reading(".onnx"))  # to verify the file with
     stages = Stages(progress)
@@ -133,12 +141,15 @@ def export(
         import torch  # noqa: F401
     with stages("build"):
         model = load(source, **stated)
+    if recording is not None:
+        model = sized_for(model, recording)
     if model.is_onnx:
         _require_no_translation(options)
-        return _adopted(model, out, stages, force=force)
+        return _adopted(model, out, stages, recording, force=force)
     if model.module is None or model.manifest is None:
         raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
-    return _exported(model, options, out, stages, force=force, allow_nonfinite=stated.get("allow_nonfinite", False))
+    accepts = stated.get("allow_nonfinite", False)
+    return _exported(model, options, out, stages, recording, force=force, allow_nonfinite=accepts)
 
 
 def _require_no_translation(options: ExportOptions) -> None:
@@ -159,11 +170,18 @@ def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model
         model = load(source, **stated)
     if model.is_onnx or model.module is None:
         return model
-    return _exported(model, ExportOptions(), None, stages, force=False, allow_nonfinite=False)
+    return _exported(model, ExportOptions(), None, stages, None, force=False, allow_nonfinite=False)
 
 
 def _exported(
-    model: Model, options: ExportOptions, out: StrPath | None, stages: Stages, *, force: bool, allow_nonfinite: bool
+    model: Model,
+    options: ExportOptions,
+    out: StrPath | None,
+    stages: Stages,
+    recording: Recording | None,
+    *,
+    force: bool,
+    allow_nonfinite: bool,
 ) -> Model:
     assert model.manifest is not None
     assert model.module is not None
@@ -177,14 +195,15 @@ def _exported(
     check_outputs(result, manifest)
     with stages("parity"):
         outputs = _verified(model, result, allow_nonfinite=allow_nonfinite)
+        check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
-    notes = (*model.notes, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
-    report = _report(result, parameters, outputs, stages, notes)
+    notes = (*model.notes, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
+    report = dataclasses.replace(_report(result, parameters, outputs, stages, notes), check=check)
     return result.replaced(report=report, notes=notes)
 
 
-def _adopted(model: Model, out: StrPath | None, stages: Stages, *, force: bool) -> Model:
+def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recording | None, *, force: bool) -> Model:
     """Return somebody's ONNX graph simplified, with a manifest that states what is known of it."""
     assert model.artifact is not None
     manifest = model.manifest
@@ -199,11 +218,13 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, *, force: bool) 
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     with stages("simplify and compare"):
         result, report = simplified(model.replaced(manifest=manifest), name)
+        check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
-    notes = (*model.notes, *report.notes, *untrained_note(manifest))
-    return result.replaced(report=_report(result, parameters, report.outputs, stages, notes), notes=notes)
+    notes = (*report.notes, *remarks, *untrained_note(manifest))
+    described = dataclasses.replace(_report(result, parameters, report.outputs, stages, notes), check=check)
+    return result.replaced(report=described, notes=notes)
 
 
 def _report(

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
-from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath, require_file
+from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
-from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
@@ -82,7 +82,8 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
         return _with_facts(source, facts)
     network = _network(source, stated, facts)
     if network.artifact is not None:
-        model = Model(network.name, network.manifest, artifact=network.artifact)
+        model = Model(network.name, network.manifest, artifact=network.artifact, notes=network.notes)
+        model = model.holding(network.graph) if network.graph is not None else model
         return _announced(_with_facts(model, facts))
     manifest = _described(network, facts)
     model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
@@ -117,14 +118,15 @@ def check_names(source: Any, stated: LoadOptions) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` has the suffix of a checkpoint."""
-    return path.suffix.lower() in CHECKPOINT_SUFFIXES
+    return is_checkpoint_name(path)
 
 
 def is_file_name(source: object) -> TypeGuard[StrPath]:
     """Whether `source` is the path of a model file; a name of a variant or of public weights is not."""
     if not isinstance(source, (str, os.PathLike)):
         return False
-    return Path(source).suffix.lower() in (*CHECKPOINT_SUFFIXES, ".onnx", ".xml", ".engine") or Path(source).exists()
+    path = Path(source)
+    return is_checkpoint_name(path) or path.suffix.lower() in (".onnx", ".xml", ".engine") or path.exists()
 
 
 def input_of(model: Model) -> InputDescription:
@@ -186,6 +188,8 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
         variant=variant,
         num_classes=classes,
         head=stated.get("head"),
+        channels=facts.channels,
+        architecture=_changes(stated) if variant is None else {},
         seed=stated.get("seed", 0),
         allow_nonfinite=stated.get("allow_nonfinite", False),
     )
@@ -194,15 +198,19 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
 
 def _constrained_variant(source: Any, stated: LoadOptions) -> Variant | None:
     """Return the architecture that was named, with the numbers that were given; None leaves it to the weights."""
-    name, architecture = stated.get("variant"), stated.get("architecture")
-    changes = architecture.changes() if architecture is not None else {}
+    name, changes = stated.get("variant"), _changes(stated)
     if isinstance(source, str) and is_variant(source):
         if name is not None and find_variant(name) != find_variant(source):
             raise UsageError(source, f"is another variant than {name}", "name the variant once")
         name = source
-    if source is not None and name is None and not changes:
+    if source is not None and name is None and (not changes or is_file_name(source)):
         return None
     return variant_with(name, changes)
+
+
+def _changes(stated: LoadOptions) -> dict[str, Any]:
+    architecture = stated.get("architecture")
+    return architecture.changes() if architecture is not None else {}
 
 
 def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
@@ -218,7 +226,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     labels = facts.labels or network.labels or (known.labels if known is not None else ())
     spec = variant.spec if variant is not None else None
     task = learnt.get("task") or (known.task if known is not None else None)
-    thresholds = facts.thresholds or (known.thresholds if known is not None else ())
+    thresholds = learnt.get("thresholds") or (known.thresholds if known is not None else ())
     if spec is not None:
         classes = None if spec.head == "features" else spec.num_classes
         _check_labels(labels, classes)
@@ -242,10 +250,10 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if not given:
         return model
     base, known = preprocessing_of(model), model.manifest
-    shape = base.shape if known is not None else _shape_of(model)
-    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(shape))
-    if model.artifact is not None:
-        _check_stated_shape(facts, shape)
+    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
+    if model.artifact is not None and (facts.image_size or facts.channels):
+        is_readable = model.is_onnx and is_installed("onnx")
+        _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
     preprocessing, assumed = _prepared(base, given, names)
     if known is None:
         assert model.artifact is not None
@@ -273,12 +281,13 @@ def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
     channels, height, width = shape
     if channels is not None and facts.channels not in (None, channels):
         raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
-    if facts.image_size is None:
+    size = facts.image_size
+    if size is None:
         return
-    stated = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size, facts.image_size)
-    if any(size not in (None, side) for size, side in zip((height, width), stated, strict=True)):
+    if any(side not in (None, given) for side, given in zip((height, width), sides(size), strict=True)):
         taken = height if height == width else f"{height or '?'}x{width or '?'}"
-        raise UsageError(f"image-size={'x'.join(map(str, stated))}", f"the graph takes {taken} pixels", "omit it")
+        subject = size if isinstance(size, int) else f"{size[0]}x{size[1]}"
+        raise UsageError(f"image-size={subject}", f"the graph takes {taken} pixels", "omit it")
 
 
 def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:

@@ -20,7 +20,8 @@ from densenet_deploy.analysis.cost import (
     stem_size,
 )
 from densenet_deploy.errors import UsageError
-from densenet_deploy.models.build import empty_model
+from densenet_deploy.manifest import sides
+from densenet_deploy.models.build import BlurPool, empty_model
 from densenet_deploy.variants import find_variant, variant_names
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -31,6 +32,14 @@ SPECS = {
     "features": dataclasses.replace(SMALL, head="features"),
     "multiscale": dataclasses.replace(SMALL, head="multiscale"),
     "odd compression": dataclasses.replace(SMALL, compression=0.37),
+    **{
+        stem: dataclasses.replace(SMALL, stem=stem)
+        for stem in ("imagenet-nopool", "3x3-pool", "3x3-nopool", "deep", "deep-blur")
+    },
+    "four channels": dataclasses.replace(SMALL, in_channels=4),
+    "maxima": dataclasses.replace(SMALL, pooling="max-avg"),
+    "hidden": dataclasses.replace(SMALL, hidden="norm linear:9 relu linear:8:nobias norm", bias=False),
+    "hidden features": dataclasses.replace(SMALL, hidden="linear:9 relu", head="features"),
 }
 
 # Parameters and billions of MACs at 224 pixels, counted by running the published networks.
@@ -117,14 +126,28 @@ def test_a_plain_layer_is_one_convolution_and_the_cifar_stem_another():
 )
 def test_the_stem_halves_rounding_up_and_transitions_rounding_down(stem, image_size, first, sizes):
     spec = DenseNetSpec(stem=stem)
-    assert stem_size(spec, image_size) == first
-    assert block_sizes(spec, image_size) == sizes
+    assert stem_size(spec, image_size) == (first, first)
+    assert block_sizes(spec, image_size) == tuple((size, size) for size in sizes)
+
+
+@pytest.mark.parametrize("size", [(224, 45), (45, 224)])
+def test_height_and_width_halve_by_themselves(size):
+    sides = {224: (56, 28, 14, 7), 45: (12, 6, 3, 1)}
+    assert block_sizes(DenseNetSpec(), size) == tuple(zip(*(sides[side] for side in size), strict=True))
+    assert stem_size(DenseNetSpec(), size) == tuple({224: 112, 45: 23}[side] for side in size)
+
+
+def test_either_side_may_be_too_small():
+    for size in ((29, 28), (28, 29)):
+        with pytest.raises(UsageError) as caught:
+            block_sizes(DenseNetSpec(), size)
+        assert caught.value.subject == "image-size=28"
 
 
 @pytest.mark.parametrize("size", [0, 65537])
 def test_an_image_size_out_of_range_is_refused(size):
     single = DenseNetSpec(blocks=(1,), stem="cifar")
-    assert (block_sizes(single, 1), block_sizes(single, 65536)) == ((1,), (65536,))
+    assert (block_sizes(single, 1), block_sizes(single, 65536)) == (((1, 1),), ((65536, 65536),))
     with pytest.raises(UsageError) as caught:
         block_sizes(single, size)
     assert caught.value.subject == f"image-size={size}"
@@ -151,9 +174,9 @@ def counted_by_running(spec, image_size):
 
     def record(name):
         def hook(module, inputs, output):
-            weights = module.weight.numel()
+            weights = (module.filter if isinstance(module, BlurPool) else module.weight).numel()
             channels = output.shape[1]
-            macs = 0 if isinstance(module, nn.BatchNorm2d) else weights * output.numel() // channels
+            macs = 0 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) else weights * output.numel() // channels
             parameters = sum(parameter.numel() for parameter in module.parameters())
             counted[name] = (parameters, macs, tuple(output.shape[1:]))
 
@@ -161,14 +184,14 @@ def counted_by_running(spec, image_size):
 
     model = empty_model(spec).eval()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, BlurPool)):
             module.register_forward_hook(record(name))
-    model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    model(torch.empty(1, spec.in_channels, *sides(image_size), device="meta"))
     return counted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image_size", [32, 45])
+@pytest.mark.parametrize("image_size", [32, 45, (32, 45), (61, 32)])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_layer_costs_what_running_it_shows(spec, image_size):
     layers = model_cost(spec, image_size).layers
@@ -240,11 +263,11 @@ def test_what_is_appended_to_a_name_leaves_it_in_its_part(name):
 @pytest.mark.parametrize(
     ("part", "names"),
     [
-        ("stem", ("conv0", "norm0", "relu0", "pool0")),
+        ("stem", ("conv0", "norm0", "relu0", "pool0", "conv1", "norm2", "relu1", "pool0.blur")),
         ("head", ("norm5", "relu5", "head", "classifier", "logits")),
         ("denseblock1", ("denseblock1", "denseblock1.denselayer12.conv2")),
         ("transition3", ("transition3", "transition3.norm")),
-        ("other", ("layer3", "conv", "norm1", "_conv0", "mydenseblock1", "1denseblock", "denselayer1", "")),
+        ("other", ("layer3", "conv", "norm3", "_conv0", "mydenseblock1", "1denseblock", "denselayer1", "")),
     ],
 )
 def test_every_name_of_a_densenet_belongs_to_a_part(part, names):

@@ -64,7 +64,7 @@ def prepare_int8(
     require_float32(model)
     data = calibration_data(model, calibration, options.samples)
     with stages("passes"):
-        given, graph = model.ir().opset_imports.get("", _OLDEST_OPSET), exact_graph(model, _OLDEST_OPSET)
+        graph = exact_graph(model, _OLDEST_OPSET)
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
@@ -76,8 +76,7 @@ def prepare_int8(
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         if options.correct:
             writer.correct(data)
-    lifted = f"; the graph of operator set {given} was lifted to {_OLDEST_OPSET}" if given < _OLDEST_OPSET else ""
-    return Int8Preparation(writer, data, found.note + lifted)
+    return Int8Preparation(writer, data, found.note)
 
 
 def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:

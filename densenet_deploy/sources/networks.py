@@ -1,0 +1,113 @@
+"""Find the DenseNet in a checkpoint: which dictionary holds it, and behind which prefix of its names.
+
+Training code wraps weights in dictionaries (`state_dict`, `model`, `student`) and in modules (`module.`, `encoder.`,
+`0.0.`), under any name. What counts is what they hold: a stem `conv0` beside a `denseblock1`.
+
+>>> found = networks_in({"epoch": 3, "net": {"cnn.features.conv0.weight": ..., ...}})       # doctest: +SKIP
+>>> found[0].keys, found[0].prefix
+(('net',), 'cnn.')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+FEATURES: Final = "features."
+
+_STEM: Final = re.compile(r"((?:.*\.)?)conv0\.weight", re.DOTALL)
+_DEEPEST: Final = 6
+_COPIES: Final = re.compile(r"ema|avg|average|averaged|swa|shadow|teacher|momentum|target", re.IGNORECASE)
+_BACKBONE: Final = re.compile(
+    r"(conv|norm)\d|pool0|denseblock\d+|transition\d+|norm|(norm|bn)_(final|last)|(final|last)_(norm|bn)"
+)
+_WORDS: Final = re.compile(r"[^A-Za-z]+")
+
+
+@dataclass(frozen=True)
+class FoundNetwork:
+    """One DenseNet in a checkpoint.
+
+    Attributes:
+        keys: of the dictionaries on the way to its own.
+        tensors: the dictionary that holds it, perhaps with other things.
+        prefix: of its names.
+        is_bare: whether `features.` is missing between the prefix and `conv0`.
+    """
+
+    keys: tuple[str, ...]
+    tensors: Mapping[Any, Any]
+    prefix: str = ""
+    is_bare: bool = False
+
+    @property
+    def root(self) -> str:
+        """What the names of its stem and blocks begin with."""
+        return self.prefix if self.is_bare else self.prefix + FEATURES
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its names say that it is an average or a teacher of another network."""
+        words = (word for text in (*self.keys, self.prefix) for word in _WORDS.split(text))
+        return any(_COPIES.fullmatch(word) for word in words)
+
+    @property
+    def example(self) -> str:
+        """The name of its first convolution, and the way to it."""
+        return " → ".join((*self.keys, f"{self.root}conv0.weight"))
+
+    def short_name(self, name: str) -> str:
+        """Return `name` without the wrapping: `features.conv0.weight`, `classifier.weight`.
+
+        What lies outside the prefix loses what it shares with it: behind `module.cnn.`, `module.fc.weight` becomes
+        `fc.weight`.
+        """
+        if self.is_bare and name.startswith(self.prefix) and _of_backbone(name[len(self.prefix) :]):
+            return FEATURES + name[len(self.prefix) :]
+        for end in _ends(self.prefix):
+            if name.startswith(self.prefix[:end]):
+                return name[end:]
+        return name
+
+
+def networks_in(content: object) -> tuple[FoundNetwork, ...]:
+    """Return every DenseNet that `content` holds, in the order of the file."""
+    return tuple(
+        network
+        for keys, mapping in dictionaries_in(content)
+        for network in _networks_of(keys, {str(name): value for name, value in mapping.items()})
+    )
+
+
+def dictionaries_in(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Yield (keys on the way, dictionary) for each dictionary that holds tensors, the outermost first, each once."""
+    waiting: list[tuple[tuple[str, ...], object]] = [((), content)]
+    seen: set[int] = set()
+    while waiting:
+        keys, value = waiting.pop(0)
+        if not isinstance(value, Mapping) or len(keys) > _DEEPEST or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if any(hasattr(item, "shape") for item in value.values()):
+            yield keys, value
+        waiting += [((*keys, str(key)), item) for key, item in value.items()]
+
+
+def _networks_of(keys: tuple[str, ...], tensors: Mapping[str, Any]) -> Iterator[FoundNetwork]:
+    roots = dict.fromkeys(match[1] for name in tensors if (match := _STEM.fullmatch(name)))
+    for root in roots:
+        if not any(name.startswith(f"{root}denseblock1.") for name in tensors):
+            continue
+        is_bare = not f".{root}".endswith(f".{FEATURES}")
+        yield FoundNetwork(keys, tensors, root if is_bare else root.removesuffix(FEATURES), is_bare)
+
+
+def _of_backbone(name: str) -> bool:
+    return _BACKBONE.fullmatch(name.partition(".")[0]) is not None
+
+
+def _ends(prefix: str) -> Iterator[int]:
+    """Where the dotted beginnings of `prefix` end, the longest first."""
+    return (index + 1 for index in range(len(prefix) - 1, -1, -1) if prefix[index] == ".")
