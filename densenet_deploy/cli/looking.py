@@ -204,7 +204,8 @@ def report_command(
     sensitivity: Annotated[_Reports, _output_of("sensitivity"), Reads()] = None,
     quantize: Annotated[_Reports, _output_of("quantize"), Reads()] = None,
     max_drop: Annotated[
-        float, option("POINTS", "Largest loss of top-1 of the chosen model, in percentage points, without --tune.")
+        float,
+        option("POINTS", "Largest loss of top-1 or AUROC of the chosen model, in percentage points, without --tune."),
     ] = 1.0,
     *,
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],

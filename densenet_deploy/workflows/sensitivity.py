@@ -46,7 +46,8 @@ class SensitivityOptions:
 
     Attributes:
         per: `layer` or `block`.
-        data: a labelled folder, one folder a class, to measure top-1 on as well; None measures SQNR alone.
+        data: labelled images, as for `evaluate`, to measure the top-1 of a multiclass model on as well; None measures
+            SQNR alone.
         quantization: how INT8 is written; its limits on accuracy and speed, and its `float_layers`, are ignored here.
     """
 
