@@ -141,9 +141,7 @@ def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[s
 
 def _shared_type(ranges: Iterable[ChannelRanges]) -> QuantizedType:
     low, high = (np.concatenate(ends) for ends in zip(*((found.low, found.high) for found in ranges), strict=True))
-    if low.min() >= 0:
-        return unsigned(float(high.max()))
-    return symmetric(max(-float(low.min()), float(high.max())))
+    return affine(float(low.min()), float(high.max()))
 
 
 def _buses(graph: ir.Graph) -> Iterator[set[str]]:
