@@ -238,8 +238,8 @@ NORM_A = "a = BatchNormalization<epsilon=0.0>(s, ga, ba, zero, one)  ra = Relu(a
 NORM_B = "b = BatchNormalization<epsilon=0.0>(s, gb, bb, zero, one)  rb = Relu(b)  "
 NUMBERS = (
     "float[1,3,1,1] w0 = {1, 0, 0}, float[2,3,1,1] w1 = {0, 1, 0, 0, 0, 1}, float[3] zero = {0, 0, 0}, "
-    "float[3] one = {1, 1, 1}, float[3] gp = {1, 2, 1}, float[3] ga = {1, 2, -1}, float[3] ba = {1, 1, 2}, float[3] gb = {2, -1, -2}, "
-    "float[3] bb = {4, 1, 1}, float[2,3,1,1] v = {1, 1, 1, 1, 1, 1}"
+    "float[3] one = {1, 1, 1}, float[3] gp = {1, 2, 1}, float[3] ga = {1, 2, -1}, float[3] ba = {1, 1, 2}, "
+    "float[3] gb = {2, -1, -2}, float[3] bb = {4, 1, 1}, float[2,3,1,1] v = {1, 1, 1, 1, 1, 1}"
 )
 OUTPUTS = "float[N,3,5,5] ra, float[N,3,5,5] rb"
 
