@@ -112,7 +112,7 @@ def rank_of(value: ir.Value | None) -> int | None:
     node = value.producer()
     if node is None or node.domain != "":
         return None
-    if node.op_type == "Flatten":
+    if node.op_type in ("Flatten", "Gemm"):
         return 2
     if node.op_type in ("Mul", "Add"):
         return _broadcast_rank(node)
