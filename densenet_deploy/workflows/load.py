@@ -84,7 +84,7 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
     if network.artifact is not None:
         model = Model(network.name, network.manifest, artifact=network.artifact, notes=network.notes)
         model = model.holding(network.graph) if network.graph is not None else model
-        return _announced(_with_facts(model, facts))
+        return _announced(_with_facts(_with_shown_facts(model), facts))
     manifest = _described(network, facts)
     model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
     return _announced(model)
@@ -242,6 +242,30 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
         thresholds=thresholds,
         assumed=assumed,
     )
+
+
+def _with_shown_facts(model: Model) -> Model:
+    """Return somebody else's ONNX graph with a manifest of what it shows, if it takes images; any other as it is."""
+    if model.manifest is not None or not model.is_onnx or not is_installed("onnx"):
+        return model
+    from densenet_deploy.graph.shown_facts import facts_of_graph
+
+    assert model.artifact is not None
+    shown = facts_of_graph(model.onnx)
+    if shown.layout is None:
+        return model
+    base = Preprocessing.for_shape((shown.facts.channels, shown.height, shown.width))
+    manifest = Manifest(
+        THIRD_PARTY,
+        {},
+        WeightsOrigin(model.artifact.path.name, model.artifact.sha256()),
+        _prepared(base, shown.facts.given(), set())[0],
+        precision=model.precision,
+        task=shown.facts.task if "task" in shown.certain else None,
+        assumed=tuple(name for name in _INPUT_FACTS if name not in shown.certain),
+    )
+    artifact = dataclasses.replace(model.artifact, manifest=manifest)
+    return model.replaced(manifest=manifest, artifact=artifact, notes=(*model.notes, *shown.notes))
 
 
 def _with_facts(model: Model, facts: ModelFacts) -> Model:

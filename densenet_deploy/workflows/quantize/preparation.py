@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.errors import DataError
+from densenet_deploy.errors import DataError, GateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.packages import is_installed, require_packages
@@ -59,9 +59,11 @@ def prepare_int8(
         UnknownNameError: if the recipe is unknown.
         ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized.
+        GateError: if it holds no convolution that can be INT8.
     """
     import onnx_ir
 
+    from densenet_deploy.graph.nodes import is_operator
     from densenet_deploy.quantization.calibrate import calibrate
     from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
@@ -72,6 +74,8 @@ def prepare_int8(
     data = calibration_data(model, calibration, options.samples)
     with stages("passes"):
         graph = exact_graph(model, _OLDEST_OPSET)
+        if not any(is_operator(node, "Conv") for node in graph.graph):
+            raise GateError(model.name, "holds no convolution that can be INT8", "keep the float file")
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
