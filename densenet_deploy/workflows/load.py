@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
-from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
@@ -251,10 +251,11 @@ def _with_shown_facts(model: Model) -> Model:
     from densenet_deploy.graph.shown_facts import facts_of_graph
 
     assert model.artifact is not None
-    shown = facts_of_graph(model.onnx)
-    if shown.layout is None:
+    try:
+        base = Preprocessing.for_shape(_shape_of(model))
+    except ModelFileError:  # it takes no images, which those who need some are told
         return model
-    base = Preprocessing.for_shape((shown.facts.channels, shown.height, shown.width))
+    shown = facts_of_graph(model.onnx)
     manifest = Manifest(
         THIRD_PARTY,
         {},
