@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _COMPARED_SIZE: Final = 64
 _PROBED_SIZES: Final = (224, 64, 32, 256, 384, 512)
+_SCRIPT_NOTE: Final = "a TorchScript program: the network that it computes was built with its weights"
 # The same operations in another order or memory format differ by float32 rounding, some 1e-6 of the largest output.
 _TOLERANCE: Final = 1e-4
 
@@ -116,13 +117,22 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     facts = dataclasses.replace(facts, channels=facts.channels or spec.in_channels)
     size = max(_COMPARED_SIZE, spec.smallest_image_size)
     if _computes_the_same(module, reference, (spec.in_channels, size, size)):
-        return _Recognised(module, variant, facts, (*notes, *(() if layout.finish else layout.notes)))
+        notes = (*notes, *(() if layout.finish else layout.notes))
+        if _is_script(module):  # which PyTorch does not export
+            return _Recognised(reference, variant, facts, (*notes, _SCRIPT_NOTE))
+        return _Recognised(module, variant, facts, notes)
     side = facts.image_size if isinstance(facts.image_size, int) else size
     if layout.finish and _computes_the_same(module, reference, (spec.in_channels, side, side), layout.finish):
         return _Recognised(reference, variant, facts, (*layout.notes, *notes))
     note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
     only = ModelFacts(channels=facts.channels)
     return _Recognised(module, None, only, (f"{printable(type(module).__name__)} {note}",))
+
+
+def _is_script(module: nn.Module) -> bool:
+    import torch
+
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _layout(module: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:

@@ -7,6 +7,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import safetensors.torch
@@ -60,13 +61,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        owner, name, *rest = self.path.strip("/").split("/")
+        is_listing = self.path.startswith("/api/models/")
+        owner, name, *rest = unquote(self.path).removeprefix("/api/models").strip("/").split("/")
         if (owner, name) not in (("me", "skin"), ("timm", "densenet121.mine")):
             return self.refuse(401 if owner == "private" else 404, "RepoNotFound")
+        if is_listing:
+            return self.listing(rest[1] if rest else "main")
         revision, file = rest[-2], self.server.folder / rest[-1]
-        if revision not in ("main", "v1"):
-            return self.refuse(404, "RevisionNotFound")
-        if not file.is_file():
+        if revision not in ("main", "v1") or not file.is_file():
             return self.refuse(404, "EntryNotFound")
         data = file.read_bytes()
         self.send_response(200)
@@ -76,6 +78,18 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data)
+        return None
+
+    def listing(self, revision: str) -> None:
+        if revision not in ("main", "v1"):
+            return self.refuse(404, "RevisionNotFound")
+        files = [{"rfilename": file.name} for file in self.server.folder.iterdir()]
+        data = json.dumps({"id": "me/skin", "sha": COMMIT, "siblings": files}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
         return None
 
     def refuse(self, status: int, code: str) -> None:
@@ -127,8 +141,24 @@ def test_a_repository_is_downloaded_once(hub, net, source):
         tuple("abcde"),
     )
     assert agree(net, loaded.module)
-    revision = "v1" if "@" in source else "main"
-    assert all(f"/resolve/{revision}/" in path for path in hub.asked)
+    listing, *files = hub.asked
+    assert listing.endswith("/revision/v1" if "@" in source else source.removeprefix("hf://"))
+    assert all(f"/resolve/{'v1' if '@' in source else 'main'}/" in path for path in files)
+
+
+def test_what_was_fetched_earlier_does_without_a_network(hub, net, monkeypatch):
+    load("hf://me/skin")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    loaded = load("hf://me/skin")
+    assert (loaded.labels, agree(net, loaded.module)) == (tuple("abcde"), True)
+
+
+def test_a_repository_without_weights_is_refused(hub, tmp_path):
+    hub.folder = tmp_path
+    (tmp_path / "README.md").touch()
+    with pytest.raises(CheckpointError) as caught:
+        load("hf://me/skin")
+    assert "model.safetensors" in caught.value.why
 
 
 @pytest.mark.parametrize(

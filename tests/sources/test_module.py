@@ -326,3 +326,14 @@ def test_a_lazy_module_is_refused_until_it_has_run(training):
     assert caught.value.subject == "Sequential"
     net(torch.zeros(1, 3, 64, 64))
     assert load(net).facts.channels == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compiled", ["script", "trace"])
+def test_a_torchscript_program_becomes_the_network_that_it_computes(torchvision_net, compiled):
+    images = torch.zeros(2, 3, 64, 64)
+    program = torch.jit.script(torchvision_net) if compiled == "script" else torch.jit.trace(torchvision_net, images)
+    loaded = load(program)
+    assert isinstance(loaded.module, DenseNet)
+    assert loaded.variant.spec.num_classes == 7
+    assert loaded.notes == ("a TorchScript program: the network that it computes was built with its weights",)
