@@ -146,6 +146,7 @@ def test_of_several_windows_the_first_is_taken():
         {"WindowWidth": 81},
         {"WindowCenter": "", "WindowWidth": ""},
         {"WindowCenter": None, "WindowWidth": 5},
+        {"WindowCenter": 50, "WindowWidth": None},
     ],
 )
 def test_half_a_window_is_none(elements):

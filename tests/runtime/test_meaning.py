@@ -95,7 +95,7 @@ def test_the_caller_states_the_task_then_the_manifest(task):
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(UnknownNameError) as caught:
         meaning(task="multi-label")
-    assert caught.value.subject == "multi-label"
+    assert (caught.value.subject, caught.value.why) == ("multi-label", "unknown task")
 
 
 @pytest.mark.parametrize(
