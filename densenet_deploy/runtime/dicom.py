@@ -123,8 +123,9 @@ def _displayed(stored: npt.NDArray[Any], dataset: Any, name: object) -> tuple[Va
     from pydicom.pixels.processing import apply_modality_lut
 
     values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
-    if (center := _first(dataset.get("WindowCenter"))) is not None and "WindowWidth" in dataset:
-        width, function = _first(dataset.WindowWidth) or 0.0, str(dataset.get("VOILUTFunction") or "LINEAR")
+    center, width = (_first(dataset.get(element)) for element in ("WindowCenter", "WindowWidth"))
+    if center is not None and width is not None:
+        function = str(dataset.get("VOILUTFunction") or "LINEAR")
         shown = _windowed(values, center, width, function, name)
         notes = [f"the window {center:g} ± {width / 2:g} of the file is black to white"]
     else:
@@ -163,7 +164,7 @@ def _windowed(values: Values, center: float, width: float, function: str, name: 
     if not width >= smallest or function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise ImageError(name, f"has a {function} window of width {width:g}", "repair it")
     if function == "SIGMOID":
-        return np.asarray(255 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
+        return 127.5 + 127.5 * np.tanh(2 * (values - center) / width)  # 255 / (1 + exp(-4 …)), without an overflow
     if function == "LINEAR":  # of whole numbers: the ends are half a value inside
         center, width = center - 0.5, width - 1
     return _scaled(values, center - width / 2, center + width / 2)

@@ -146,6 +146,7 @@ def test_of_several_windows_the_first_is_taken():
         {"WindowWidth": 81},
         {"WindowCenter": "", "WindowWidth": ""},
         {"WindowCenter": None, "WindowWidth": 5},
+        {"WindowCenter": 50, "WindowWidth": None},
     ],
 )
 def test_half_a_window_is_none(elements):
@@ -207,31 +208,6 @@ def test_luma_and_chroma_become_colors():
     assert np.abs(np.asarray(loaded.pixels).astype(int) - COLORS).max() <= 3  # rounded twice
 
 
-def test_colors_become_gray_for_a_model_of_one_channel():
-    loaded = load_image(dicom(COLORS), channels=1)
-    np.testing.assert_array_equal(loaded.pixels, Image.fromarray(COLORS).convert("L"))
-    assert loaded.notes == ("colors are converted to gray",)
-
-
-@pytest.mark.parametrize(("pixels", "note"), [(RAMP, ()), (ALL_16, ("values are rounded to 8 bits",))])
-def test_gray_becomes_three_equal_channels_of_8_bits(pixels, note):
-    loaded = load_image(dicom(pixels))
-    assert (loaded.pixels.mode, loaded.channels) == ("RGB", 3)
-    values = np.asarray(loaded.pixels)
-    expected = np.round(pixels.astype(float) * (255 / np.iinfo(pixels.dtype).max)).astype(np.uint8)
-    for channel in range(3):
-        np.testing.assert_array_equal(values[:, :, channel], expected)
-    assert loaded.notes[1:] == note
-
-
-@pytest.mark.parametrize("pixels", [RAMP, COLORS], ids=["gray", "colors"])
-@pytest.mark.parametrize("channels", [2, 4])
-def test_other_channels_are_refused(pixels, channels):
-    with pytest.raises(ImageError) as caught:
-        load_image(dicom(pixels), channels)
-    assert f"has the channels {'R, G, B' if pixels is COLORS else 'F'}" in caught.value.why
-
-
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, RLELossless])
 def test_other_transfer_syntaxes_are_decoded(syntax):
     dataset = dataset_of(ALL_16)
@@ -276,20 +252,6 @@ def test_a_model_sees_all_bits():
     preprocessing = Preprocessing(256, "none", (0.0,), (1.0,))
     found = prepare(load_image(dicom(ALL_16), channels=1), preprocessing)
     np.testing.assert_allclose(found[0] * 65535, ALL_16, rtol=1e-6)
-
-
-def test_a_dicom_file_behind_the_header_of_a_tiff_is_the_tiff():
-    """Whole-slide images are both; the first bytes decide."""
-    file = io.BytesIO()
-    Image.new("RGB", (3, 2), (1, 2, 3)).save(file, "TIFF")
-    data = bytearray(file.getvalue())
-    assert data[:4] == b"II*\0"
-    assert len(data) > 132
-    assert load_image(bytes(data)).pixels.size == (3, 2)
-    dual = dataset_of(RAMP)
-    dual.preamble = data[:8] + bytes(120)
-    with pytest.raises(ImageError):  # no TIFF follows its header
-        load_image(written(dual))
 
 
 # --- what is refused
