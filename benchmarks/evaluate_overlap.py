@@ -131,8 +131,7 @@ def draw_images(folder: Path, count: int) -> None:
     folder.mkdir()
     plain = Preprocessing(_SIZE[0], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     scenes = [
-        (values[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-        for values in natural_images(min(_SCENES, count), plain)
+        (values[0].transpose(1, 2, 0) * 255).astype(np.uint8) for values in natural_images(min(_SCENES, count), plain)
     ]
     for number in range(count):
         shifted = np.roll(scenes[number % len(scenes)], 29 * number, axis=(0, 1))[: _SIZE[1]]

@@ -108,7 +108,8 @@ def evaluate_command(
     data: Annotated[
         Path,
         option(
-            "DIR|FILE.csv", "One folder of images per class, images with --ground-truth, or a CSV: file,label,... ."
+            "DIR|FILE.csv",
+            "Labelled images: a folder per class, a flat folder with --ground-truth, or a CSV (file,label).",
         ),
         Reads(),
     ],

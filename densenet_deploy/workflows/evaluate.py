@@ -159,7 +159,7 @@ class _Evaluation:
 
 def _evaluated(title: str, runner: Runner, data: Path, options: EvaluateOptions, progress: Listener) -> _Evaluation:
     classifier = Classifier(runner)
-    task = task_of(classifier, title)
+    task = task_of(classifier, title, runner.manifest)
     labelled = task.read(data, None if options.ground_truth is None else Path(options.ground_truth))
     prepared = PreparedImages(
         labelled.truth,

@@ -125,7 +125,7 @@ class LabelTable:
     def _named(self, row: Row, labels: Sequence[str]) -> int:
         (name,) = row.cells
         if name not in labels:
-            near = difflib.get_close_matches(name, labels, n=1)
+            near = difflib.get_close_matches(name, labels)
             fix = f"did you mean {near[0]!r}?" if near else f"the labels are {_listed(labels)}"
             raise DataError(self.file, f"{_at(row, 'label')}: {name!r} is not a label of the model", fix)
         if labels.count(name) > 1:
@@ -163,7 +163,7 @@ class LabelTable:
             raise DataError(self.file, why, "state distinct --labels")
         unknown = next((name for name in self.columns if name not in labels), None)
         if unknown is not None:
-            near = difflib.get_close_matches(unknown, labels, n=1)
+            near = difflib.get_close_matches(unknown, labels)
             fix = f"did you mean {near[0]!r}?" if near else f"remove it; the labels are {_listed(labels)}"
             raise DataError(self.file, f"line {self.line}, column {unknown!r}: is not a label of the model", fix)
         missing = [name for name in labels if name not in self.columns]

@@ -17,6 +17,7 @@ from densenet_deploy.analysis.accuracy import TOP, Answers
 from densenet_deploy.analysis.multilabel import LabelAnswers, LabelMetrics, macro
 from densenet_deploy.analysis.regression import NumberAnswers
 from densenet_deploy.errors import DataError, ModelFileError, UsageError, printable
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import LabelledImage, find_images, find_labelled_images
@@ -36,6 +37,10 @@ A = TypeVar("A", Answers, LabelAnswers, NumberAnswers)
 
 _SHOWN: Final = 5
 _ONE_POSITIVE: Final = "the class of an image was taken as its only positive label, all others as negative"
+_NO_THRESHOLDS: Final = "no thresholds are stated: F1, precision and recall are those at 0.5"
+_ONE_NUMBER: Final = (
+    "the model does not state its task: its one number is taken as a regression (--task states another)"
+)
 _IN_ORDER: Final = "the model has no labels: the columns were taken as its outputs in order"
 
 
@@ -67,12 +72,13 @@ class TaskEvaluation(ABC, Generic[A]):
 
     Args:
         classifier: the model.
+        manifest: its facts, if it has any; what they leave open is assumed.
     """
 
     task: ClassVar[str]
 
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+    def __init__(self, classifier: Classifier, manifest: Manifest | None = None) -> None:
+        self._classifier, self._manifest = classifier, manifest
         self._labels = classifier.labels
 
     @property
@@ -205,7 +211,9 @@ class Multilabel(TaskEvaluation[LabelAnswers]):
         return {**_means(found), "by_label": found}
 
     def notes(self, answers: LabelAnswers) -> Iterator[str]:
-        """Say which labels are in no mean, and what was assumed about the outputs."""
+        """Say which labels are in no mean, and what was assumed about thresholds and outputs."""
+        if self._manifest is None or not self._manifest.thresholds:
+            yield _NO_THRESHOLDS
         one_sided = [one for one in answers.by_label(self._labels) if one.auroc is None]
         if one_sided:
             names = [printable(one.label or f"label {one.index}", 40) for one in one_sided]
@@ -231,16 +239,24 @@ class Regression(TaskEvaluation[NumberAnswers]):
 
     def read(self, data: Path, ground_truth: Path | None) -> LabelledData:
         if not is_table(data) or ground_truth is not None:
-            name = self._labels[0] if self._labels else "value"
-            raise DataError(
-                data, "a regression is judged by numbers, which folders do not hold", f"give a CSV: file,{name}"
-            )
+            other = "" if self._is_stated else ", or state the task multilabel if it is a yes or no"
+            fix = f"give a CSV: file,{self._labels[0] if self._labels else 'value'}{other}"
+            raise DataError(data, "a regression is judged by numbers, which folders do not hold", fix)
         table = LabelTable.read(data)
         return LabelledData(table.numbers(self._labels, self.classes), _in_order(table, self._labels))
 
     def answers(self, truth: Array, kept: Sequence[Array]) -> NumberAnswers:
         (rows,) = kept
         return NumberAnswers(truth, rows.astype(np.float64))
+
+    def notes(self, answers: NumberAnswers) -> Iterator[str]:  # noqa: ARG002
+        """Say that the task was assumed."""
+        if not self._is_stated:
+            yield _ONE_NUMBER
+
+    @property
+    def _is_stated(self) -> bool:
+        return self._manifest is not None and self._manifest.task is not None
 
     def figures(self, answers: NumberAnswers) -> dict[str, Any]:
         return {"mae": answers.mae, "rmse": answers.rmse, "by_output": answers.by_output(self._labels)}
@@ -253,8 +269,8 @@ class Regression(TaskEvaluation[NumberAnswers]):
         return {"difference": _difference(ours, theirs)}
 
 
-def task_of(classifier: Classifier, title: str) -> TaskEvaluation[Any]:
-    """Return the evaluation of a model's task.
+def task_of(classifier: Classifier, title: str, manifest: Manifest | None = None) -> TaskEvaluation[Any]:
+    """Return the evaluation of a model's task; `title` is its name, for errors.
 
     Raises:
         ModelFileError: if it returns features.
@@ -262,7 +278,7 @@ def task_of(classifier: Classifier, title: str) -> TaskEvaluation[Any]:
     task = classifier.meaning.task
     for kind in (Multiclass, Multilabel, Regression):
         if kind.task == task:
-            return kind(classifier)
+            return kind(classifier, manifest)
     why = f"is a {task} model: a vector is neither right nor wrong"
     raise ModelFileError(title, why, "compare its vectors with another model's by `validate`, or evaluate a classifier")
 

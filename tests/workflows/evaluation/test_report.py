@@ -214,6 +214,11 @@ def test_outputs_without_labels_are_numbered(task, name):
     assert dataclasses.replace(REPORTS[task], labels=()).name_of(7) == name
 
 
+def test_a_long_label_is_cut():
+    report = dataclasses.replace(MULTICLASS, labels=("x" * 40, "x" * 41))
+    assert (report.name_of(0), report.name_of(1)) == ("x" * 40, "x" * 39 + "…")
+
+
 def test_a_notebook_shows_the_text_and_the_notes():
     page = dataclasses.replace(MULTILABEL, labels=("<b>", "Hernia"), notes=("a & b",))._repr_html_()
     assert "&lt;b&gt;" in page

@@ -26,6 +26,7 @@ from densenet_deploy.workflows.evaluation.tasks import (
 from tests.function_runner import FunctionRunner
 from tests.workflows.evaluation.colours import COLOURS, painted, runner
 
+AT_HALF = "no thresholds are stated: F1, precision and recall are those at 0.5"
 IMAGES = {"a.png": (200, 10, 127), "b.png": (128, 20, 255), "c.png": (127, 30, 0), "d.png": (50, 40, 129)}
 
 
@@ -50,14 +51,15 @@ def test_labels_are_judged_by_rank_and_threshold(folder):
     assert report.auroc == pytest.approx((2 / 3 + 1) / 2)
     assert report.average_precision == pytest.approx((11 / 12 + 1) / 2)
     assert report.f1 == pytest.approx((4 / 5 + 0 + 2 / 3) / 3)
-    assert report.notes == ("AUROC is undefined without both positive and negative images: green",)
+    assert report.notes == (AT_HALF, "AUROC is undefined without both positive and negative images: green")
 
 
 def test_thresholds_are_those_of_the_model(folder):
     """A logit of 0 is a score of exactly 0.5, which reaches the threshold; red of b is that one."""
     data = _csv(folder, "file,red,green,blue", *(f"{name},1,0,0" for name in IMAGES))
-    strict = evaluate(runner(thresholds=(0.6, 0.5, 0.5)), data).by_label[0]
-    assert (strict.answered, evaluate(runner(), data).by_label[0].answered) == (1, 2)
+    strict = evaluate(runner(thresholds=(0.6, 0.5, 0.5)), data)
+    assert (strict.by_label[0].answered, evaluate(runner(), data).by_label[0].answered) == (1, 2)
+    assert AT_HALF not in strict.notes
 
 
 def test_scores_that_saturate_are_still_ranked(folder):
@@ -95,14 +97,14 @@ def test_folders_cannot_judge_a_single_label(tmp_path):
 def test_a_single_label_takes_any_column_name(folder):
     data = _csv(folder, "file,sick", "a.png,1", "b.png,1", "c.png,0", "d.png,0")
     report = evaluate(runner(labels=(), outputs=1), data)
-    assert (report.auroc, report.f1, report.notes) == (1.0, 1.0, ())
+    assert (report.auroc, report.f1, report.notes) == (1.0, 1.0, (AT_HALF,))
 
 
 def test_columns_in_the_order_of_the_outputs_are_remarked_on(folder):
     data = _csv(folder, "file,x,y,z", *(f"{name},1,0,0" for name in IMAGES))
     notes = evaluate(runner(labels=()), data).notes
     assert notes[0] == "the model has no labels: the columns were taken as its outputs in order"
-    assert notes[1].endswith(": label 0, label 1, label 2")
+    assert notes[2].endswith(": label 0, label 1, label 2")
 
 
 def test_many_undefined_labels_are_counted(folder):
@@ -111,7 +113,7 @@ def test_many_undefined_labels_are_counted(folder):
     model.manifest = dataclasses.replace(runner().manifest, labels=labels)
     data = _csv(folder, f"file,{','.join(labels)}", "a.png,1,1,1,1,1,1,1,1")
     report = evaluate(model, data)
-    assert report.notes[0].endswith(": a, b, c, d, e and 3 more")
+    assert report.notes[1].endswith(": a, b, c, d, e and 3 more")
     assert (report.auroc, report.average_precision, report.f1) == (None, None, 1.0)
     assert report.accuracy is None
 
@@ -150,6 +152,16 @@ def test_folders_hold_no_numbers(tmp_path, given):
         with pytest.raises(DataError) as caught:
             evaluate(runner("regression", labels), tmp_path, EvaluateOptions(**given))
         assert caught.value.fix == fix
+
+
+def test_one_number_is_taken_as_a_regression_which_is_said(folder):
+    data = _csv(folder, "file,red", "a.png,200")
+    report = evaluate(runner(None, outputs=1, labels=(), shift=0.0), data)
+    assert (report.task, report.mae) == ("regression", 0.0)
+    assert report.notes[0].startswith("the model does not state its task: its one number is taken as a regression")
+    with pytest.raises(DataError) as caught:
+        evaluate(runner(None, outputs=1, labels=()), folder)
+    assert caught.value.fix == "give a CSV: file,value, or state the task multilabel if it is a yes or no"
 
 
 def test_classes_from_a_csv(folder):
