@@ -138,10 +138,10 @@ class Int8Writer:
         return Int8File(_serialized(graph, self.manifest), integer, (*left, *self.others))
 
     def baseline(self) -> bytes:
-        """Return the graph in the INT8 form of general tools; see `baseline.py`. It carries no facts."""
+        """Return the graph in the INT8 form of general tools; see `baseline.py`."""
         graph = ir.from_proto(self._plain)
         write_baseline(graph, self._ranges, self.options.weight_bits)
-        return _serialized(graph, None)
+        return _serialized(graph, self.manifest)
 
     def _simulated(
         self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions

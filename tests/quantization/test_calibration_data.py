@@ -618,6 +618,24 @@ def test_arrays_have_their_own_range_with_headroom(kind, tmp_path):
     np.testing.assert_allclose(found.high, high + 0.1 * (high - low), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["file", "array", "iterator", "list"])
+def test_arrays_have_extremes_and_images_have_none(kind, tmp_path):
+    small = arrays() * np.float32([0.1, 1, 2]).reshape(3, 1, 1)
+    path = save(tmp_path / "data.npy", small)
+    source = {"file": path, "array": small, "iterator": iter(small), "list": list(small)}[kind]
+    data = open_calibration_data(source, SMALL)
+    assert len(list(data)) == 40
+    np.testing.assert_array_equal(data.extremes().low, small.min(axis=(0, 2, 3)))
+    np.testing.assert_array_equal(data.extremes().high, small.max(axis=(0, 2, 3)))
+
+
+def test_images_have_no_extremes(images):
+    for source in (images, pixels(4), list(pixels(4))):
+        data = open_calibration_data(source, SMALL)
+        assert list(data)
+        assert data.extremes() is None
+
+
 def test_values_of_an_unknown_normalization_are_not_checked(tmp_path):
     wide = arrays() * np.float32(400)
     path = save(tmp_path / "data.npy", wide)

@@ -193,23 +193,24 @@ def _chosen_layers(
     """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
     float_layers = frozenset(_known_layers(options.float_layers, ready.writer.layers))
     notes: list[str] = []
-    if options.max_drop is not None or options.min_sqnr is not None:
-        with stages("accuracy"):
-            found, judgement = layers_for_accuracy(Trials(ready, model), options, calibration)
-        float_layers |= set(found.float_layers)
-        notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
-        notes += judgement
-    elif ready.writer.backend is not None:
-        with stages("baseline"):
-            float_layers, behind = layers_behind_baseline(Trials(ready, model), float_layers)
-        notes += [behind] if behind is not None else []
+    demands, runs_here = options.max_drop is not None or options.min_sqnr is not None, ready.writer.backend is not None
+    with stages("accuracy"):
+        trials = Trials(ready, model) if demands or runs_here else None
+        if trials is not None and demands:
+            found, judgement = layers_for_accuracy(trials, options, calibration)
+            float_layers |= set(found.float_layers)
+            notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
+            notes += judgement
+        elif trials is not None:
+            float_layers, behind = layers_behind_baseline(trials, float_layers)
+            notes += [behind] if behind is not None else []
     if not options.never_slower:
         return _LayerChoice(float_layers, tuple(notes))
-    if ready.writer.backend is None:
+    if trials is None or not runs_here:
         notes.append(f"speed was not measured: no backend here runs what the recipe {recipe} is for")
         return _LayerChoice(float_layers, tuple(notes))
     with stages("speed"):
-        float_layers, speed = layers_for_speed(Trials(ready, model), float_layers)
+        float_layers, speed = layers_for_speed(trials, float_layers)
     return _LayerChoice(float_layers, tuple(notes), speed)
 
 

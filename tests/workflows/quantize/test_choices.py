@@ -16,9 +16,18 @@ from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.quantization.mixed_precision import Layer
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.quantize.layer_choice import Speed, layers_for_accuracy, layers_for_speed, stage_of
+from densenet_deploy.workflows.quantize.layer_choice import (
+    Speed,
+    Trials,
+    layers_behind_baseline,
+    layers_for_accuracy,
+    layers_for_speed,
+    stage_of,
+)
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
+from densenet_deploy.workflows.quantize.preparation import prepare_int8
 from densenet_deploy.workflows.quantize.quantize import quantize
+from densenet_deploy.workflows.stages import Stages
 from tests.conftest import DIGITS
 from tests.graph.passes.networks import make_network
 
@@ -154,6 +163,62 @@ def test_int8_that_gains_nothing_is_put_back_as_a_whole(int8, put_back):
     layers, speed = layers_for_speed(TimedTrials(float=1.0, int8=int8), frozenset())
     assert speed.put_back == put_back
     assert layers == (frozenset({"a.1", "a.2", "b.1"}) if put_back else frozenset())
+
+
+class NoisyTrials:
+    """Trials that are not run: 30 dB, but `behind` while one of the layers `culprits` is INT8; others' form: `peer`."""
+
+    def __init__(self, count: int, culprits: set[int], behind: float, peer: float) -> None:
+        self.layers = tuple(Layer(f"l{place}", "block") for place in range(count))
+        self.culprits, self.behind, self.peer = {f"l{place}" for place in culprits}, behind, peer
+        self.tried: set[frozenset[str]] = set()
+
+    def baseline_db(self) -> float:
+        return self.peer
+
+    def sqnr_db(self, float_layers: frozenset[str]) -> float:
+        self.tried.add(frozenset(float_layers))
+        return self.behind if self.culprits - float_layers else 30.0
+
+    def noise(self, float_layers: frozenset[str]) -> float:
+        return 10 ** (-self.sqnr_db(float_layers) / 10)
+
+
+@pytest.mark.parametrize("peer", [20.0, 20.5])
+def test_int8_that_is_hardly_behind_others_stays_as_it_is(peer):
+    trials = NoisyTrials(5, {1}, 20.0, peer)
+    assert layers_behind_baseline(trials, frozenset({"l0"})) == (frozenset({"l0"}), None)
+    assert trials.tried == {frozenset({"l0"})}
+
+
+@pytest.mark.parametrize(
+    ("count", "culprits", "kept"),
+    [(5, {1}, {1}), (8, {7}, {7}), (9, {4}, {4, 5}), (20, {10, 11}, {9, 10, 11}), (16, {0, 15}, {0, 1, 14, 15})],
+)
+def test_the_layers_that_put_int8_behind_others_stay_float(count, culprits, kept):
+    """In at most eight groups that follow each other."""
+    trials = NoisyTrials(count, culprits, 20.0, 20.51)
+    layers, note = layers_behind_baseline(trials, frozenset())
+    assert layers == {f"l{place}" for place in kept}
+    assert note is not None
+    assert re.findall(r"l\d+", note) == [f"l{place}" for place in sorted(kept)]
+    assert "20.0 dB" in note
+    assert "20.5 dB" in note
+    assert len(trials.tried) <= 30
+
+
+def test_layers_that_are_float_already_stay_so_and_are_not_named():
+    trials = NoisyTrials(9, {2}, 20.0, 25.0)
+    layers, note = layers_behind_baseline(trials, frozenset({"l0"}))
+    assert layers == {"l0", "l2"}, "eight others are eight groups"
+    assert "l0" not in str(note)
+    assert all("l0" in names for names in trials.tried)
+
+
+def test_the_form_of_other_tools_is_measured_on_the_same_images(tiny_onnx, cache):
+    ready = prepare_int8(load(tiny_onnx), SAMPLES, QuantizeOptions("onnxruntime", samples=32), Stages(), cache)
+    trials = Trials(ready, load(tiny_onnx))
+    assert 20 < trials.baseline_db() < trials.sqnr_db(())
 
 
 @pytest.mark.slow
