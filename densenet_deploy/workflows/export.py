@@ -215,7 +215,8 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recor
         manifest = Manifest(
             THIRD_PARTY, {}, origin, preprocessing_of(model), precision=model.precision, assumed=assumed
         )
-    name = f"{model.name}.exported" if model.path is not None else model.name
+    is_file = (model.artifact.original or model.artifact).data is None
+    name = f"{model.name}.exported" if is_file else model.name
     size = len(model.to_bytes())
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     with stages("simplify and compare"):

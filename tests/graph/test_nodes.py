@@ -13,6 +13,7 @@ from densenet_deploy.graph.nodes import (
     channels_of,
     constant,
     conv_before,
+    integers,
     is_operator,
     new_initializer,
     new_node,
@@ -149,6 +150,15 @@ def test_numbers_are_spread_over_axes(axes, shape):
     assert (found.shape, found.ravel().tolist()) == (shape, [3, 4])
 
 
+def test_whole_numbers_are_read_from_constants_of_any_integer_type():
+    stored = "int64[2,2] a = {1,2,3,4}, int32[1] b = {5}, int8 c = {-6}, float[1] d = {7}, int64[1] fed = {8}"
+    body = "k = Constant<value = int64[2] {9, 10}>()  y = Relu(x)"
+    model = model_of(body, stored, "float[N,3,5,5] x, int64[1] fed", "float[N,3,5,5] y")
+    found = {name: integers(value_named(model, name)) for name in ("a", "b", "c", "d", "fed", "k", "x")}
+    assert found == {"a": (1, 2, 3, 4), "b": (5,), "c": (-6,), "d": None, "fed": None, "k": (9, 10), "x": None}
+    assert integers(None) is None
+
+
 # -- axes and channels
 
 MAKERS = """
@@ -156,7 +166,7 @@ c = Conv(x, w)  flat = Flatten(x)  relu = Relu(c)  max = MaxPool<kernel_shape=[1
 average = AveragePool<kernel_shape=[1,1]>(max)  norm = BatchNormalization(average, b, b, b, b)  same = Identity(norm)
 drop = Dropout(same)  joined = Concat<axis=1>(drop, drop)  product = Mul(b, drop)  sum = Add(drop, b)
 small = Mul(b, b)  s = Sigmoid(x)  vague = Add(drop, s)  own = other.Relu(c)  own_conv = other.Conv(x, w)
-k = Neg(w)  computed = Conv(x, k)  y = Relu(x)
+k = Neg(w)  gemm = Gemm(x, w)  difference = Sub(drop, b)  quotient = Div(b, drop)  computed = Conv(x, k)  y = Relu(x)
 """
 
 
@@ -174,7 +184,24 @@ def shapeless() -> ir.Model:
         ("v", 1),
         ("b", 1),
         ("flat", 2),
-        *((name, 4) for name in ("c", "relu", "max", "average", "norm", "same", "drop", "joined", "product", "sum")),
+        ("gemm", 2),
+        *(
+            (name, 4)
+            for name in (
+                "c",
+                "relu",
+                "max",
+                "average",
+                "norm",
+                "same",
+                "drop",
+                "joined",
+                "product",
+                "sum",
+                "difference",
+            )
+        ),
+        ("quotient", 4),
         ("small", 1),
         *((name, None) for name in ("vague", "s", "own", "own_conv", "k")),
     ],

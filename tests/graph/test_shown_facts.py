@@ -40,6 +40,9 @@ def _normalization(*leading, **more):
         ((("Sub", 255 * MEAN, True),), PIXELS),  # inverted
         ((("Div", 255.0, False),), PIXELS),
         ((("Div", 256.0, False),), ((0.0,), (1 / 256,))),
+        ((("Div", 255.2, False),), PIXELS),
+        ((("Mul", 1.0, False),), UNIT),
+        ((("Mul", 10.0, False),), UNKNOWN),
         ((("Div", 65535.0, False),), ((0.0,), (1 / 65535,))),
         ((("Sub", MEAN, False), ("Div", STD, False)), UNIT),
         ((("Sub", 0.5, False), ("Div", 0.5, False)), UNIT),
@@ -99,6 +102,8 @@ def test_a_norm_at_the_input_is_a_conclusion_and_constants_are_certain():
         ((("Mul", 3.0, False),), ("does not show the range",)),
         ((("Sub", [103.94, 116.78, 123.68], False),), ("BGR",)),
         ((("Sub", [123.68, 116.78, 103.94], False),), ()),
+        ((("Sub", [104.8, 117.7, 124.6], False),), ("BGR",)),
+        ((("Sub", [106.0, 119.0, 126.0], False),), ()),
         ((("Pow", 2.0, False),), ("begins with Pow",)),
         ((("Div", 255.0, False), ("Pow", 2.0, False)), ("begins with Pow",)),
     ],
@@ -135,9 +140,27 @@ def test_sizes_are_those_of_the_input(shape, size, height, width, certain):
 
 
 @pytest.mark.parametrize("shape", ["8,8", "N,1,8,8,8"])
-def test_an_input_of_other_axes_shows_nothing(shape):
-    shown = facts_of_graph(_graph("y = Relu(x)", shape=shape))
-    assert (shown.facts, shown.layout, shown.certain) == (ModelFacts(), None, frozenset())
+def test_an_input_of_other_axes_shows_only_the_outputs(shape):
+    shown = facts_of_graph(_graph("y = Sigmoid(x)", shape=shape))
+    assert (shown.facts, shown.layout) == (ModelFacts(task="multilabel"), None)
+    assert shown.certain == {"task"}
+    assert list(shown.outputs) == ["y"]
+
+
+def test_two_inputs_or_one_of_unknown_axes_show_no_image():
+    model = _graph("y = Conv(x, w)", shape="N,1,8,8")
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert facts_of_graph(model).facts == ModelFacts()
+    model = _graph("y = Conv(x, w)", shape="N,1,8,8")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1, 1, 8, 8]))
+    assert facts_of_graph(model).facts == ModelFacts()
+
+
+def test_a_weight_that_is_listed_as_an_input_is_not_an_image():
+    model = _graph("y = Conv(x, w)", shape="N,1,8,8")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [2, 1, 1, 1]))
+    assert facts_of_graph(model).facts.channels == 1
 
 
 def test_an_image_of_one_channel_may_be_reshaped_instead_of_transposed():
@@ -184,7 +207,8 @@ def test_the_last_activation_is_the_task(ending, head, opset, task, activation):
 
 
 def _head(nodes: str, outputs: str) -> onnx.ModelProto:
-    stored = "float[2,1,1,1] w = {1, 2}, float[1,2] one = {1, 2}, float[3,2] m = {1, 2, 3, 4, 5, 6}"
+    stored = "float[2,1,1,1] w = {1, 2}, float[1,2] one = {1, 2}, float[3,2] m = {1, 2, 3, 4, 5, 6}, "
+    stored += "float[3,2,1,1] v = {1, 2, 3, 4, 5, 6}, int64[1] two = {2}, int64[2] last = {2,3}, int64[2] rows = {-1,3}"
     header = '<ir_version: 8, opset_import: ["" : 13]>'
     body = f"c = Conv(x, w)  p = GlobalAveragePool(c)  f = Flatten(p)  {nodes}"
     return onnx.parser.parse_model(f"{header} g (float[N,1,8,8] x) => ({outputs}) <{stored}> {{ {body} }}")
@@ -200,6 +224,22 @@ def _head(nodes: str, outputs: str) -> onnx.ModelProto:
         ("y = Gemm<transB=1>(f, m)", "float[N,3] y", None, False),
         ("y = Gemm<transB=1>(f, m)  z = Gemm<transB=1>(f, one)", "float[N,3] y, float[N,1] z", None, False),
         ("k = Gemm<transB=1>(f, m)  y = Sigmoid(k)  z = Relu(k)", "float[N,3] y, float[N,3] z", None, False),
+        ("k = Gemm<transB=1>(f, m)  s = Sigmoid(k)  y = Cast<to=10>(s)", "float16[N,3] y", "multilabel", True),
+        ("k = Gemm<transB=1>(f, m)  s = Sigmoid(k)  y = Unsqueeze(s, two)", "float[N,3,1] y", "multilabel", True),
+        (
+            "k = Gemm<transB=1>(f, m)  s = Softmax<axis=1>(k)  y = Unsqueeze(s, two)",
+            "float[N,3,1] y",
+            "multiclass",
+            True,
+        ),
+        ("q = Conv(p, v)  s = Sigmoid(q)  y = Squeeze(s, last)", "float[N,3] y", "multilabel", True),
+        ("q = Conv(p, v)  s = Sigmoid(q)  y = Flatten(s)", "float[N,3] y", "multilabel", True),
+        ("q = Conv(p, v)  s = Sigmoid(q)  y = Reshape(s, rows)", "float[N,3] y", "multilabel", True),
+        ("y = ReduceMean<axes=[2,3], keepdims=0>(c)", "float[N,2] y", "features", True),
+        ("y = ReduceMax<axes=[2,3], keepdims=0>(c)", "float[N,2] y", "features", True),
+        ("q = GlobalMaxPool(c)  y = Flatten(q)", "float[N,2] y", "features", True),
+        ("q = AveragePool<kernel_shape=[8,8]>(c)  y = Flatten(q)", "float[N,2] y", "features", True),
+        ("y = Dropout(f)", "float[N,2] y", "features", True),
         ("y = Identity(f)", "float[N,2] y", "features", True),
         ("y = Identity(p)", "float[N,2,1,1] y", "features", True),
         ("y = Identity(c)", "float[N,2,8,8] y", None, False),

@@ -1,5 +1,7 @@
 """Graphs as files and in memory: adopted with the facts that they carry."""
 
+import hashlib
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -9,6 +11,7 @@ from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.sources import Match, WeightsConstraint, load
 from densenet_deploy.sources.graph import GraphSource
 from densenet_deploy.variants import find_variant
+from tests.foreign_networks import Encoding, written
 
 
 @pytest.fixture
@@ -33,6 +36,44 @@ def test_a_graph_in_memory_is_taken_with_its_facts(model, proto, given):
     loaded = load(proto if given is None else given(proto.SerializeToString()))
     assert (loaded.name, loaded.manifest, loaded.labels) == ("model", manifest, tuple("abcde"))
     assert loaded.artifact.data == proto.SerializeToString()
+
+
+def test_a_graph_of_another_exporter_is_adopted(tmp_path):
+    onnx.save(written(Encoding(opset=9, weights="inputs")), tmp_path / "old.onnx")
+    loaded = load(tmp_path / "old.onnx")
+    assert loaded.name == "old"
+    assert loaded.notes == (
+        "56 weights that were listed as inputs are constants",
+        "operator set 9 was lifted to 13",
+    )
+    assert loaded.graph.opset_import[0].version == 13
+    assert loaded.artifact.path == tmp_path / "old.onnx"
+    assert loaded.artifact.data == loaded.graph.SerializeToString()
+    assert loaded.artifact.original.data is None
+    assert loaded.artifact.sha256() == hashlib.sha256((tmp_path / "old.onnx").read_bytes()).hexdigest()
+
+
+def test_a_graph_that_needs_no_change_stays_the_file(tmp_path):
+    onnx.save(written(Encoding(opset=17)), tmp_path / "plain.onnx")
+    loaded = load(tmp_path / "plain.onnx")
+    assert (loaded.notes, loaded.artifact.data, loaded.artifact.original) == ((), None, None)
+    assert loaded.graph == onnx.load(tmp_path / "plain.onnx")
+
+
+def test_a_file_of_ours_is_not_looked_at(tmp_path):
+    proto = written(Encoding(opset=9))
+    helper.set_model_props(proto, Manifest("mine", {}, WeightsOrigin("there.pth", "00"), Preprocessing()).to_strings())
+    onnx.save(proto, tmp_path / "ours.onnx")
+    loaded = load(tmp_path / "ours.onnx")
+    assert (loaded.graph, loaded.notes, loaded.artifact.data) == (None, (), None)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnx_ir"])
+def test_without_the_onnx_packages_a_file_is_used_as_it_is(tmp_path, monkeypatch, package):
+    onnx.save(written(Encoding(opset=9)), tmp_path / "old.onnx")
+    monkeypatch.setattr("densenet_deploy.sources.graph.is_installed", lambda name: name != package)
+    loaded = load(tmp_path / "old.onnx")
+    assert (loaded.graph, loaded.notes, loaded.artifact.data) == (None, (), None)
 
 
 def test_a_missing_file_and_other_bytes_are_refused(tmp_path):

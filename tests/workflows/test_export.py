@@ -12,12 +12,13 @@ import onnx
 import pytest
 import torch
 
-from densenet_deploy.artifacts import Artifact
+from densenet_deploy.artifacts import Artifact, sha256_of
 from densenet_deploy.errors import CheckpointError, GateError, OutputExistsError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.workflows.export import ExportOptions, export
 from densenet_deploy.workflows.load import load
 from tests.conftest import TINY
+from tests.foreign_networks import Encoding, written
 
 NETWORK = {"architecture": TINY, "num_classes": 10}
 
@@ -148,6 +149,21 @@ def test_an_onnx_graph_is_adopted_with_its_facts(torchvision_onnx, tmp_path):
     assert artifact.manifest.labels == tuple("abcdefghij")
     assert artifact.manifest.assumed == ("resize", "interpolation", "std")
     assert model.report.parity.cosine > 0.99999
+
+
+def test_a_graph_of_another_exporter_is_written_beside_its_file(tmp_path):
+    path = tmp_path / "zoo.onnx"
+    onnx.save(written(Encoding(opset=9, weights="inputs", norm="caffe")), path)
+    result = export(path, out=f"{tmp_path}/")
+    assert result.path == tmp_path / "zoo.exported.onnx"
+    assert result.manifest.weights.sha256 == sha256_of(path)
+    assert result.report.notes[:2] == (
+        "78 weights that were listed as inputs are constants",
+        "operator set 9 was lifted to 13",
+    )
+    kinds = {node.op_type for node in result.onnx.graph.node}
+    assert not {"Mul", "Add", "Unsqueeze"} & kinds
+    assert load(result.path).notes == ()
 
 
 def test_every_output_of_a_module_is_compared():
