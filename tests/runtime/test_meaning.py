@@ -200,6 +200,7 @@ def test_scores_are_made_where_the_graph_has_not_made_them(task, activation, exp
     ("row", "are_scores"),
     [
         ((0.25, 0.75), True),
+        ((0, 1), True),
         ((0.25, 0.7509), True),  # a thousandth more or less: scores of half precision
         ((0.25, 0.7491), True),
         ((0.25, 0.7511), False),

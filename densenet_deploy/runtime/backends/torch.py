@@ -142,9 +142,10 @@ class TorchRunner(Runner):
         if source.output_names or hasattr(module, "output_name"):
             width = getattr(module, "output_width", None)
             return tuple(_output_spec(name, (None, width)) for name in self._names)
-        known = source.manifest.preprocessing if source.manifest else Preprocessing.default(_TRIAL_SIZE, channels or 3)
+        known = source.manifest.preprocessing if source.manifest else Preprocessing.default(_TRIAL_SIZE)
+        usual, *sides = known.shape
         try:
-            outputs = self._outputs_of(module, np.zeros((1, *known.shape), np.float32))
+            outputs = self._outputs_of(module, np.zeros((1, channels or usual, *sides), np.float32))
         except FeedError:  # it takes images of another size, which only its callers know
             return tuple(_output_spec(name, (None, None)) for name in self._names)
         return tuple(
