@@ -216,7 +216,7 @@ def test_facts_with_a_default_may_be_missing(key):
     ["", "{", "cat", "'cat'", "NaN", "Infinity", "-Infinity", "[NaN]", "__import__('os')", "1" * 5000, "[" * 100_000],
     ids=lambda text: text[:12],
 )
-@pytest.mark.parametrize("key", ["schema", "variant", "labels"])
+@pytest.mark.parametrize("key", ["schema", "variant", "labels", "recipe"])  # the last may be null
 def test_a_fact_that_is_not_json_is_refused(key, text):
     assert refused(_changed(key, text)) == key
 

@@ -10,13 +10,19 @@ convolutions, and operator sets before 7.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, TopologicalSortPass
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    TopologicalSortPass,
+)
 
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.graph.graph_pass import apply_passes
@@ -32,7 +38,9 @@ LIFTED_OPSET: Final = 13
 
 _IMAGE_CHANNELS: Final = (1, 3, 4)
 _WEIGHTS_ARE_NO_INPUTS: Final = 4  # the first IR version in which they do not have to be listed
+_ANY_CONSTANT: Final = 9  # the first operator set in which a Constant holds other numbers than floats
 _TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization has the attribute training_mode
+_LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 _TO_NHWC: Final = (0, 2, 3, 1)
 _EVAL: Final = "call model.eval() and export it again"
 
@@ -61,10 +69,16 @@ def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
     copy.CopyFrom(model)
     repeated = _without_repeats(copy.graph)
     notes = [f"{repeated} weights or nodes that the file holds twice were dropped"] if repeated else []
+    _refuse_contradictions(copy.graph, subject)
     with invalid_onnx_refused(subject):
         graph = ir.from_proto(copy)
         notes += _in_order(graph)
     sound = ir.to_proto(graph) if notes else model
+    if not all(value.type.tensor_type.HasField("shape") for value in sound.graph.output):
+        with invalid_onnx_refused(subject):
+            sound = onnx.shape_inference.infer_shapes(sound)
+        graph = ir.from_proto(sound)
+        notes.append("the shapes of outputs, which the file leaves out, were inferred")
     check_onnx(sound, subject)
     _refuse_unusable(graph, subject)
     further = list(_rewritten(graph))
@@ -84,6 +98,11 @@ def _in_order(model: ir.Model) -> Iterator[str]:
         yield "nodes were sorted into execution order"
     if count := _rename_nodes(model.graph):
         yield f"{count} nodes whose name another node has were renamed"
+    constants = [node for node in model.graph if is_operator(node, "Constant")]
+    if any(_is_misplaced(node, model.opset_imports.get("", LIFTED_OPSET)) for node in constants):
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
+        yield f"{len(constants)} Constant nodes were stored as initializers"
 
 
 def _rewritten(model: ir.Model) -> Iterator[str]:
@@ -107,6 +126,14 @@ def _refuse_old(model: onnx.ModelProto, subject: object) -> None:
     if version is not None and version < OLDEST_OPSET:
         why = f"is of operator set {version}, older than {OLDEST_OPSET}, the oldest that is read"
         raise ModelFileError(subject, why, f"export it again with operator set {LIFTED_OPSET} or later")
+
+
+def _refuse_contradictions(graph: onnx.GraphProto, subject: object) -> None:
+    names = [*(tensor.name for tensor in graph.initializer), *(name for node in graph.node for name in node.output)]
+    for name, count in Counter(filter(None, names)).items():
+        if count > 1:
+            why = f"is not a valid ONNX model: {count} weights or nodes make a value called {name}"
+            raise ModelFileError(subject, why, "export it again")
 
 
 def _opset_of(imports: Iterable[Any]) -> int | None:
@@ -186,15 +213,26 @@ def _listed_weights(graph: ir.Graph) -> int:
     return sum(value.is_initializer() for value in graph.inputs)
 
 
+def _is_misplaced(constant: ir.Node, version: int) -> bool:
+    """Whether a layer reads what `constant` holds, or the operator set knows no Constant of such numbers."""
+    attribute = constant.attributes.get("value")
+    is_float = attribute is None or attribute.as_tensor().dtype.is_floating_point()
+    return any(use.node.op_type in _LAYERS for use in constant.outputs[0].uses()) or (
+        version < _ANY_CONSTANT and not is_float
+    )
+
+
 def _lifted(model: ir.Model) -> Iterator[str]:
+    """Lift `model`, in place; what cannot be lifted can still be run, and what needs a later set refuses it."""
     given = model.opset_imports.get("", LIFTED_OPSET)
+    if given >= LIFTED_OPSET:
+        return
     try:
         lift_opset(model, LIFTED_OPSET)
-    except ModelFileError as exc:  # it can still be run, and what needs a later one refuses it
-        yield f"operator set {given} was kept: it {exc.why}"
-        return
-    if given < LIFTED_OPSET:
+        apply_passes(model, ["restore-softmax"])
         yield f"operator set {given} was lifted to {LIFTED_OPSET}"
+    except ModelFileError as exc:
+        yield f"operator set {given} was kept: {exc.why}"
 
 
 # -- the input

@@ -95,6 +95,8 @@ def _type_of(value: str, scope: _Scope) -> int:
     while (maker := scope.makers.get(value)) is not None:
         if maker.op_type == "Cast":
             return next(int(attribute.i) for attribute in maker.attribute if attribute.name == "to")
+        if maker.op_type == "Constant":
+            return next((int(attribute.t.data_type) for attribute in maker.attribute if attribute.name == "value"), 0)
         if maker.op_type not in (*_KEEPING, "DequantizeLinear"):
             return 0
         value = maker.input[1 if maker.op_type == "DequantizeLinear" else 0]

@@ -112,9 +112,9 @@ def rank_of(value: ir.Value | None) -> int | None:
     node = value.producer()
     if node is None or node.domain != "":
         return None
-    if node.op_type == "Flatten":
+    if node.op_type in ("Flatten", "Gemm"):
         return 2
-    if node.op_type in ("Mul", "Add"):
+    if node.op_type in ("Add", "Div", "Mul", "Sub"):
         return _broadcast_rank(node)
     return rank_of(node.inputs[0]) if node.op_type in (*_CHANNELS_KEPT, "Concat", "Conv") else None
 

@@ -153,7 +153,10 @@ def _refused(subject: object, why: str, fix: str) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as exc:
-        reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
+        first: BaseException = exc
+        while first.__cause__ is not None:  # onnx-ir says where it was, and in the cause what was wrong
+            first = first.__cause__
+        reason = str(first).strip().partition("\n")[0] or type(first).__name__
         raise ModelFileError(subject, f"{why}: {reason}", fix) from exc
 
 

@@ -72,6 +72,13 @@ class CalibrationData(ABC):
     def digests(self) -> dict[str, str] | None:
         """Return the SHA-256 of all that is read, by name, for a cache key; None if the source cannot be identified."""
 
+    def extremes(self) -> ChannelRanges | None:
+        """Return the smallest and the largest value of each channel of arrays of inputs, after the data were read.
+
+        Images, which are prepared as the model takes them, give None.
+        """
+        return None
+
     def input_range(self) -> ChannelRanges:
         """Return the range of inputs per channel, after the data were read: of images, what the preprocessing allows.
 
@@ -212,8 +219,11 @@ class ArrayFile(CalibrationData):
         chosen = hashlib.sha256(repr(self.indices).encode()).hexdigest()
         return {"array": sha256_of(self.path), "chosen samples": chosen}
 
+    def extremes(self) -> ChannelRanges:
+        return _observed(self).extremes()
+
     def input_range(self) -> ChannelRanges:
-        return _range_of(self)
+        return _observed(self).ranges()
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +266,11 @@ class ArrayData(CalibrationData):
         chosen = self.array[list(self.indices)]
         return {"array": hashlib.sha256(chosen.tobytes()).hexdigest(), "type": str(chosen.dtype)}
 
+    def extremes(self) -> ChannelRanges | None:
+        return None if self.array.dtype == np.uint8 else _observed(self).extremes()
+
     def input_range(self) -> ChannelRanges:
-        return super().input_range() if self.array.dtype == np.uint8 else _range_of(self)
+        return super().input_range() if self.array.dtype == np.uint8 else _observed(self).ranges()
 
 
 @dataclass(eq=False)
@@ -308,6 +321,9 @@ class Stream(CalibrationData):
                     self._range = self._range or MinMaxObserver(sample.shape[1])
                     self._range.update(sample)
                 yield sample
+
+    def extremes(self) -> ChannelRanges | None:
+        return None if self._range is None else self._range.extremes()
 
     def input_range(self) -> ChannelRanges:
         return super().input_range() if self._range is None else self._range.ranges()
@@ -365,13 +381,13 @@ def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preproce
     return shape[0]
 
 
-def _range_of(samples: Iterable[Array]) -> ChannelRanges:
+def _observed(samples: Iterable[Array]) -> MinMaxObserver:
     observer: MinMaxObserver | None = None
     for sample in samples:
         observer = observer or MinMaxObserver(sample.shape[1])
         observer.update(sample)
     assert observer is not None
-    return observer.ranges()
+    return observer
 
 
 def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:

@@ -24,11 +24,13 @@ from densenet_deploy.graph.nodes import is_operator, only_reader, rank_of, why_n
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
+from densenet_deploy.graph.passes.separate_bus import SeparateBus
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
-from densenet_deploy.graph.tensor_changes import TensorChanges, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
+from densenet_deploy.quantization.baseline import write_baseline
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.output_correction import (
     Correction,
@@ -44,6 +46,7 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner
 
 CORRECTION_SAMPLES: Final = 128
+_WHOLE_IMAGE: Final = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Int8Writer:
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
-        self._plain = ir.to_proto(graph)
+        self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._graph, self._types = graph, choose_types(graph.graph, ranges)
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
@@ -134,6 +137,12 @@ class Int8Writer:
         left = tuple(name for name in self.layers if name not in written)
         return Int8File(_serialized(graph, self.manifest), integer, (*left, *self.others))
 
+    def baseline(self) -> bytes:
+        """Return the graph in the INT8 form of general tools; see `baseline.py`. It carries no facts."""
+        graph = ir.from_proto(self._plain)
+        write_baseline(graph, self._ranges, self.options.weight_bits)
+        return _serialized(graph, None)
+
     def _simulated(
         self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions
     ) -> onnx.ModelProto:
@@ -159,8 +168,11 @@ class Int8Writer:
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
-    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, if
-    they are float feature maps (N, C, H, W). The range of the graph's input is known without calibration.
+    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, and
+    the inputs of norms, if they are float feature maps (N, C, H, W). Averages over whole images, and what a gate
+    (squeeze-and-excitation) or a head of convolutions computes from them, are not: one pixel costs no time in float,
+    and its errors would reach every pixel that the gate multiplies. The range of the graph's input is known without
+    calibration.
     """
     values: dict[ir.Value, None] = {}
     for node in model.graph:
@@ -173,8 +185,32 @@ def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
             found.append(node.outputs[0])
         if is_operator(node, "Concat"):
             found += node.inputs
+        if is_operator(node, "BatchNormalization"):
+            found.append(node.inputs[0])
         values |= dict.fromkeys(value for value in found if value is not None)
-    return tuple(str(value.name) for value in values if _is_feature_map(value) and not value.is_graph_input())
+    averages = _averages(model.graph)
+    maps = (value for value in values if _is_feature_map(value) and value not in averages)
+    return tuple(str(value.name) for value in maps if not value.is_graph_input())
+
+
+def _averages(graph: ir.Graph) -> set[ir.Value]:
+    """Return the averages over whole images in `graph`, and what is computed from nothing but such and constants."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None and not _is_constant(value)]
+        is_average = any(is_operator(node, kind) for kind in _WHOLE_IMAGE) and _is_one_pixel(node.outputs[0])
+        if is_average or (inputs and found.issuperset(inputs)):
+            found.update(node.outputs)
+    return found
+
+
+def _is_one_pixel(value: ir.Value) -> bool:
+    """Whether `value` is known to have no pixels beside each other: (N, C) or (N, C, 1, 1)."""
+    return value.shape is not None and all(size == 1 for size in value.shape[2:])
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return ir.convenience.get_const_tensor(value) is not None
 
 
 def _is_feature_map(value: ir.Value) -> bool:
@@ -237,12 +273,21 @@ def _equalized(
     if alpha is None:
         apply_passes(model, recipe.passes)
         return dict(ranges)
+    copies: dict[str, str] = {}
     if recipe.stores_bus:
-        ranges = _needed(model, ranges)
+        copies = _separated(model, ranges)
+        ranges = _needed(model, {**ranges, **{name: ranges[of] for name, of in copies.items() if of in ranges}})
         apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
     sizes = {name: np.maximum(-r.low, r.high) for name, r in _renamed(model, ranges).items()}
     apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
-    return _renamed(model, ranges)
+    return {name: found for name, found in _renamed(model, ranges).items() if name not in copies.values()}
+
+
+def _separated(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, str]:
+    """Give every bus in `model` tensors of its own; return what each is a copy of, by name, which then stays float."""
+    apply_passes(model, [SeparateBus({name: found.low for name, found in ranges.items()})])
+    changes = read_tensor_changes(model.metadata_props)
+    return {name: change.of for name, change in changes.items() if change == TensorChange(change.of)}
 
 
 def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
@@ -253,7 +298,8 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
         for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
             limits = read_range.of(tensor).finite()
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
-            needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+            found = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+            needed[tensor.name] = needed[changes.origin(tensor.name)] = found
         norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
         for reader in (reader for reader in norms if why_not_affine(reader.node) is None):
             limits = through(reader.node, read_range.of(reader.segment).finite())

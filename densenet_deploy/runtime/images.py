@@ -1,8 +1,8 @@
 """Read one image from a file, bytes, a stream, PIL, an array or a tensor: upright, complete, in the model's channels.
 
-An image file is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first
-bytes and never by the suffix; the size in the header is checked before any pixel is decoded. An incomplete image is
-refused, and so is a PNG with wrong checksums (`image_damage.py`).
+An image file is untrusted input. Seven formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF, and DICOM by
+`dicom.py`), recognized by their first bytes and never by the suffix; the size in the header is checked before any pixel
+is decoded. An incomplete image is refused, and so is a PNG with wrong checksums (`image_damage.py`).
 
 ====================  ==========================================  =============================================
 the image has         of 3 channels (RGB, 8 bits)                 of 1 channel (gray)
@@ -15,6 +15,7 @@ CMYK, YCCK            (255 - C)·(255 - K) / 255 and so on, after Adobe's invers
 16 bits per channel   the high byte (Pillow would clip to white)  all 16 bits, as fractions of 255; of colors the
                                                                   high byte
 float gray            0…1 becomes 0…255, rounded                  0…1 becomes 0…255, not rounded
+DICOM, gray           what a viewer shows, rounded to 8 bits      what a viewer shows, all 16 bits
 ====================  ==========================================  =============================================
 
 Floats outside 0…1 and 32-bit integers are refused, since their white is unknown. The EXIF orientation, 1 to 8, is
@@ -50,6 +51,7 @@ from PIL import (
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DensenetDeployError, FeedError, ImageError, ResourceError
+from densenet_deploy.runtime.dicom import is_dicom, read_dicom
 from densenet_deploy.runtime.feeds import Array, Feed, as_array
 from densenet_deploy.runtime.image_damage import why_not_whole
 
@@ -65,8 +67,8 @@ class _TiffImageFile(TiffImagePlugin.TiffImageFile):
     def _open(self) -> None:
         super()._open()
         count, bits = self.tag_v2.get(_SAMPLES, 1), self.tag_v2.get(_BITS, (1,))
-        if self.tag_v2.get(_PLANAR) == _ONE_AFTER_THE_OTHER and count > 1 and max(bits) > 8:
-            raise ValueError("its channels of more than 8 bits are stored one after the other")
+        if self.tag_v2.get(_PLANAR) == _ONE_AFTER_THE_OTHER and count > 1 and max(bits) >= 16:
+            raise ValueError("its channels of 16 bits are stored one after the other")
         if self.mode == "RGB" and count == len("RGBX"):
             self._mode = "RGBX"
 
@@ -157,6 +159,7 @@ def load_image(source: ImageSource, channels: int = 3, *, most_pixels: int = MOS
         FeedError: if an array is not one of pixels.
         InputError: if the file does not exist.
         ResourceError: if reading it failed, or memory ran out.
+        MissingPackageError: if it is a DICOM file, and pydicom is not installed.
     """
     if isinstance(source, LoadedImage):
         return source
@@ -175,7 +178,13 @@ def _load_file(source: FileSource, channels: int, most_pixels: int) -> LoadedIma
     if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
         raise ImageError(name, "is not a regular file", "give an image file")
     with os_errors_about(name), _opened(source) as file, _decoding_errors_about(name):
-        image = _recognized(file, name)
+        head = _head(file)
+        reader = _reader_of(head)
+        if reader is None and is_dicom(head):
+            return _of_dicom(*read_dicom(file, name, most_pixels), name, channels)
+        if reader is None:
+            raise _unknown_format(head, name)
+        image = reader(file)
         if image.width * image.height > most_pixels:
             size = f"is {image.width}x{image.height} pixels, more than the limit of {most_pixels}"
             raise ImageError(name, size, "make it smaller")
@@ -232,16 +241,33 @@ def _decoding_errors_about(name: object) -> Iterator[None]:
         raise ImageError(name, f"cannot be decoded ({exc})", "save or download it again") from exc
 
 
-def _recognized(file: BinaryIO, name: object) -> ImageFile.ImageFile:
-    """Read the header of an image in one of the known formats."""
+def _head(file: BinaryIO) -> bytes:
+    """Return the first bytes of a file, and leave it at its start."""
     file.seek(0)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
-    for pattern, reader in _READERS:
-        if re.match(pattern, head, re.DOTALL):
-            return reader(file)
+    return head
+
+
+def _reader_of(head: bytes) -> type[ImageFile.ImageFile] | None:
+    return next((reader for pattern, reader in _READERS if re.match(pattern, head, re.DOTALL)), None)
+
+
+def _unknown_format(head: bytes, name: object) -> ImageError:
     why = next(why for pattern, why in _OTHER_FORMATS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
-    raise ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF or TIFF image")
+    return ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF, TIFF or DICOM image")
+
+
+def _of_dicom(image: Image.Image, notes: tuple[str, ...], name: object, channels: int) -> LoadedImage:
+    if image.mode != "F" or channels not in (1, 3):
+        converted = _decoded(image, name, channels)
+        return LoadedImage(converted.pixels, (*notes, *converted.notes))
+    if channels == 1:
+        return LoadedImage(image, notes)
+    values = np.asarray(image)
+    levels = values.round()
+    rounded = () if np.array_equal(levels, values) else ("values are rounded to 8 bits",)
+    return LoadedImage(Image.fromarray(levels.astype(np.uint8)).convert("RGB"), (*notes, *rounded))
 
 
 def _decoded(image: Image.Image, name: object, channels: int) -> LoadedImage:

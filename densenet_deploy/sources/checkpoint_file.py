@@ -104,7 +104,8 @@ def require_weights_zip(path: Path, file: BinaryIO) -> None:
         why = f"would unpack to {declared} bytes, over {INFLATION_LIMIT} times its {size_bytes}"
         raise CheckpointError(path, why, "do not use it; get the checkpoint from its author")
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise CheckpointError(path, "is a TorchScript program, not weights", SAVE_STATE_HINT)
+        fix = "load it in Python: densenet_deploy.load(torch.jit.load(path)), or save its state_dict()"
+        raise CheckpointError(path, "is a TorchScript program, not weights", fix)
 
 
 def checked_metadata(data: bytes) -> dict[str, str]:

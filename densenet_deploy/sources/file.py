@@ -63,8 +63,8 @@ class FileSource(Source):
 def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True) -> LoadedNetwork:
     """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show."""
     file = read_checkpoint(path)
-    weights = weights_from(file)
     manifest = Manifest.from_strings(file.strings)
+    weights = weights_from(file, is_ours=manifest is not None)
     config = config_beside(path) if manifest is None else None
     if config is not None:
         weights = weights.described_by(config)
@@ -115,13 +115,8 @@ def save_weights(path: Path, model: nn.Module, manifest: Manifest) -> None:
 
 def _variant_of(path: Path, weights: Weights, manifest: Manifest | None, constraint: WeightsConstraint) -> Variant:
     """What the weights must fit: what was asked for, else what the file says, else what the shapes say."""
-    try:
-        found = weights.layout.spec(weights.shapes)
-    except CheckpointError as exc:
-        if constraint.variant is None and manifest is None:
-            raise CheckpointError(path, exc.why, exc.fix) from exc
-        found = None  # what is requested or described says what is missing
     described = _described(manifest)
+    found = _found(path, weights, constraint) if described is None else None
     base = _architecture(found, described, constraint)
     ends = described.spec if described is not None else found
     if ends is None:
@@ -129,6 +124,16 @@ def _variant_of(path: Path, weights: Weights, manifest: Manifest | None, constra
     _require_ends(path, ends, constraint)
     spec = base.spec.with_ends_of(ends, head=constraint.head or ends.head)
     return dataclasses.replace(base, spec=spec)
+
+
+def _found(path: Path, weights: Weights, constraint: WeightsConstraint) -> DenseNetSpec | None:
+    """What the shapes say; None if they are not those of a DenseNet, and a requested one says what is missing."""
+    try:
+        return weights.layout.spec(weights.shapes)
+    except CheckpointError as exc:
+        if constraint.variant is None:
+            raise CheckpointError(path, exc.why, exc.fix) from exc
+        return None
 
 
 def _require_ends(path: Path, found: DenseNetSpec, constraint: WeightsConstraint) -> None:

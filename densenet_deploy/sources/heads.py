@@ -197,9 +197,8 @@ def _hidden(
     hidden: list[tuple[HiddenLayer, _Layer | None]] = []
     assumed: list[str] = []
     needs_relu = False  # since a linear layer, none was placed
-    for layer, following in zip(chain, [*chain[1:], None], strict=True):
-        if is_classifier and following is None:
-            break
+    for index, layer in enumerate(chain[: len(chain) - is_classifier]):
+        following = chain[index + 1] if index + 1 < len(chain) else None
         made = HiddenLayer("norm") if layer.kind == "norm" else HiddenLayer("linear", layer.leaving, layer.bias)
         hidden.append((made, layer))
         needs_relu = conventions.relus and (layer.kind == "linear" or needs_relu)

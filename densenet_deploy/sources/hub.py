@@ -6,10 +6,12 @@ A repository is named `hf://owner/name`, with `@revision` if it is not the newes
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ WEIGHTS_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 _SCHEME: Final = "hf://"
 _NAME: Final = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:@([\w./-]+))?")
 _TIMM: Final = re.compile(r"timm/\w*densenet[\w.-]*(@[\w./-]+)?")
+_TIMEOUT_SECONDS: Final = 20.0
 _NETWORK_FIX: Final = "check the network and HF_ENDPOINT, or give the files in a folder"
 
 
@@ -80,35 +83,84 @@ def _parts(source: str) -> tuple[str, str | None]:
 
 def _fetched(repository: str, revision: str | None) -> Path:
     """Return the path of the weights in the cache, beside whatever describes them."""
+    files = _listed(repository, revision)
+    weights = next((name for name in WEIGHTS_FILES if files is None or name in files), None)
+    if weights is None:
+        why = f"holds neither {' nor '.join(WEIGHTS_FILES)}"
+        raise CheckpointError(repository, why, "download its weights, and give their path")
+    if files is None:
+        return _cached(repository, revision)
     for name in (CONFIG, PREPROCESSOR):
-        _download(repository, name, revision)
-    for name in WEIGHTS_FILES:
-        if (path := _download(repository, name, revision)) is not None:
-            return path
-    raise CheckpointError(
-        repository, f"holds neither {' nor '.join(WEIGHTS_FILES)}", "download its weights, and give their path"
-    )
+        if name in files:
+            _download(repository, name, revision)
+    return _download(repository, weights, revision)
 
 
-def _download(repository: str, name: str, revision: str | None) -> Path | None:
-    """Return the cached file `name`; None if the repository has none of that name."""
+def _listed(repository: str, revision: str | None) -> frozenset[str] | None:
+    """The names of the files; without a network, None: what was fetched earlier may do."""
     import huggingface_hub
     from huggingface_hub import errors
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    fetch: Callable[..., Any] = huggingface_hub.hf_hub_download
     try:
-        return Path(fetch(repository, name, revision=revision, endpoint=endpoint))
-    except errors.LocalEntryNotFoundError as exc:
-        raise ResourceError(repository, f"cannot be downloaded ({_root(exc)})", _NETWORK_FIX) from exc
-    except errors.EntryNotFoundError:
-        return None
+        api = huggingface_hub.HfApi(endpoint=_endpoint())
+        info = api.model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as exc:
         what = f"revision {revision} of it" if isinstance(exc, errors.RevisionNotFoundError) else "it"
         why = f"the hub does not have {what}, or keeps it private"
         raise CheckpointError(repository, why, "check the name, or log in: hf auth login") from exc
-    except (errors.HfHubHTTPError, OSError) as exc:
-        raise ResourceError(repository, f"cannot be downloaded ({_root(exc)})", _NETWORK_FIX) from exc
+    except errors.HfHubHTTPError as exc:
+        raise _unreachable(repository, exc) from exc
+    except Exception as exc:  # noqa: BLE001 - of the HTTP library underneath, which differs by version
+        logging.getLogger(__name__).info("%s: %s", repository, exc)
+        return None
+    return frozenset(item.rfilename for item in info.siblings or ())
+
+
+def _cached(repository: str, revision: str | None) -> Path:
+    """Return the weights that were fetched earlier."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in WEIGHTS_FILES:
+        if isinstance(found := try_to_load_from_cache(repository, name, revision=revision), str):
+            return Path(found)
+    raise ResourceError(repository, "cannot be reached, and was not downloaded before", _NETWORK_FIX)
+
+
+def _download(repository: str, name: str, revision: str | None) -> Path:
+    """Return the cached file `name`."""
+    import huggingface_hub
+
+    fetch: Callable[..., Any] = huggingface_hub.hf_hub_download
+    try:
+        with _quiet():
+            return Path(fetch(repository, name, revision=revision, endpoint=_endpoint()))
+    except Exception as exc:
+        raise _unreachable(repository, exc) from exc
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _unreachable(repository: str, exc: BaseException) -> ResourceError:
+    return ResourceError(repository, f"cannot be downloaded ({_root(exc)})", _NETWORK_FIX)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the package's progress bars and warnings from the user, who sees ours."""
+    from huggingface_hub import utils
+
+    logger = logging.getLogger("huggingface_hub")
+    level, was_off = logger.level, utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    logger.setLevel(logging.CRITICAL)
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not was_off:
+            utils.enable_progress_bars()  # type: ignore[attr-defined]
 
 
 def _root(exc: BaseException) -> str:

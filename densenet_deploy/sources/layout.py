@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BACKBONE: Final = re.compile(r"features\.(conv[0-2]|norm[0-25]|denseblock\d{1,3}|transition\d{1,3})\.")
+_STEM: Final = "features.conv0.weight"
 _LAST_NORM: Final = "features.norm5"
 _LISTED: Final = 5
 
@@ -50,6 +51,11 @@ class Layout:
     notes: tuple[str, ...] = ()
     finish: Callable[[Tensor], Tensor] | None = None
 
+    @classmethod
+    def ours(cls, names: Iterable[str]) -> Layout:
+        """Return the layout of a network of ours, whose spec is known from elsewhere."""
+        return cls({name: name for name in names}, Head())
+
     def spec(self, shapes: Shapes) -> DenseNetSpec:
         """Return the spec of the network whose tensors have these `shapes` under our names.
 
@@ -74,10 +80,13 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
         CheckpointError: if there are several, or what stands beside the stem and the blocks is not understood.
     """
     network, others = chosen_network(tensors)
-    if network is None:
-        prefix = FoundNetwork((), tensors, _common_prefix(tensors))
-        return Layout({name: prefix.short_name(name) for name in tensors}, Head())
-    return network_layout(network, others)
+    if network is not None:
+        return network_layout(network, others)
+    whole = FoundNetwork((), tensors, _common_prefix(tensors))
+    short = {name: whole.short_name(name) for name in tensors}
+    if _STEM in _translated({short[name]: tensor for name, tensor in tensors.items()}).names.values():
+        return network_layout(whole)  # a format that has a name of its own for the stem
+    return Layout(short, Head())
 
 
 def chosen_network(content: object) -> tuple[FoundNetwork | None, tuple[FoundNetwork, ...]]:
@@ -164,9 +173,8 @@ def _require_distinct(short: Mapping[str, str]) -> None:
 
 
 def _refuse_volumes(shapes: Shapes) -> None:
-    name = f"{FEATURES}conv0.weight"
-    if len(shapes.get(name, ())) == 5:
-        why = f"is a 3-D network: {name} has shape {shapes[name]}, for volumes (N, C, D, H, W)"
+    if len(shapes.get(_STEM, ())) == 5:
+        why = f"is a 3-D network: {_STEM} has shape {shapes[_STEM]}, for volumes (N, C, D, H, W)"
         raise CheckpointError("weights", why, "give a 2-D network")
 
 

@@ -20,7 +20,7 @@ from densenet_deploy.errors import CheckpointError, InputError, UsageError, prin
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.sources.config_file import facts_of_config, fitting
-from densenet_deploy.sources.layout import layout_of
+from densenet_deploy.sources.layout import Layout, layout_of
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     casting_note,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _COMPARED_SIZE: Final = 64
 _PROBED_SIZES: Final = (224, 64, 32, 256, 384, 512)
+_SCRIPT_NOTE: Final = "a TorchScript program: the network that it computes was built with its weights"
 # The same operations in another order or memory format differ by float32 rounding, some 1e-6 of the largest output.
 _TOLERANCE: Final = 1e-4
 
@@ -55,9 +56,10 @@ class ModuleSource(Source):
         kind = type(source).__name__
         module, casting = _ready(source)
         tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-        if not constraint.allow_nonfinite:
-            require_finite(kind, tensors)
         found = _recognised(module, tensors)
+        if not constraint.allow_nonfinite:
+            kept = found.module.state_dict().items()
+            require_finite(kind, {name: tensor for name, tensor in kept if tensor.is_floating_point()})
         variant, facts = found.variant, found.facts
         _require(constraint, kind, variant)
         return LoadedNetwork(
@@ -103,7 +105,7 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
 
     facts = ModelFacts(channels=_channels(module))
     try:
-        layout = layout_of(tensors)
+        layout = _layout(module, tensors)
         plain = {new: tensors[name] for name, new in layout.names.items()}
         spec = module.spec if isinstance(module, DenseNet) else layout.spec(shapes_of(plain))
         variant = variant_for(spec)
@@ -115,13 +117,34 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     facts = dataclasses.replace(facts, channels=facts.channels or spec.in_channels)
     size = max(_COMPARED_SIZE, spec.smallest_image_size)
     if _computes_the_same(module, reference, (spec.in_channels, size, size)):
-        return _Recognised(module, variant, facts, (*notes, *(() if layout.finish else layout.notes)))
+        notes = (*notes, *(() if layout.finish else layout.notes))
+        if _is_script(module):  # which PyTorch does not export
+            return _Recognised(reference, variant, facts, (*notes, _SCRIPT_NOTE))
+        return _Recognised(module, variant, facts, notes)
     side = facts.image_size if isinstance(facts.image_size, int) else size
     if layout.finish and _computes_the_same(module, reference, (spec.in_channels, side, side), layout.finish):
         return _Recognised(reference, variant, facts, (*layout.notes, *notes))
     note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
     only = ModelFacts(channels=facts.channels)
     return _Recognised(module, None, only, (f"{printable(type(module).__name__)} {note}",))
+
+
+def _is_script(module: nn.Module) -> bool:
+    import torch
+
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _layout(module: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
+    """Return where the parameters lie; those of our own class have our names, whatever its spec says about the head."""
+    from densenet_deploy.models.build import DenseNet
+
+    try:
+        return layout_of(tensors)
+    except CheckpointError:
+        if not isinstance(module, DenseNet):
+            raise
+        return Layout.ours(tensors)
 
 
 def _stated_by_timm(module: nn.Module) -> ModelFacts:

@@ -65,22 +65,22 @@ class Weights:
         return dataclasses.replace(self, facts=facts, notes=(*self.notes, *config.notes))
 
 
-def weights_from(file: CheckpointFile) -> Weights:
-    """Return the weights that a checkpoint holds.
+def weights_from(file: CheckpointFile, *, is_ours: bool = False) -> Weights:
+    """Return the weights that a checkpoint holds; a file that this package wrote (`is_ours`) has our names.
 
     Raises:
         CheckpointError: if it holds none, several networks, or a tensor that is sparse, quantized, without data, or not
             of floating point.
     """
     try:
-        return _weights_from(file)
+        return _weights_from(file, is_ours=is_ours)
     except CheckpointError as exc:
         if exc.subject != "weights":
             raise
         raise CheckpointError(file.path, exc.why, exc.fix) from exc
 
 
-def _weights_from(file: CheckpointFile) -> Weights:
+def _weights_from(file: CheckpointFile, *, is_ours: bool) -> Weights:
     network, others = chosen_network(file.content)
     keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
     named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
@@ -90,7 +90,9 @@ def _weights_from(file: CheckpointFile) -> Weights:
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
         raise CheckpointError(file.path, why, "do not use it; get the checkpoint from its author")
-    if network is None:
+    if is_ours:
+        layout = Layout.ours(tensors)
+    elif network is None:
         layout = layout_of(tensors)
     else:
         layout = network_layout(FoundNetwork(keys, tensors, network.prefix, network.is_bare), others)

@@ -192,9 +192,8 @@ def _agreeing_stem(model: Model, recording: Recording) -> str | None:
         return None
     for stem in stems_like(model.spec.stem):
         spec = dataclasses.replace(model.spec, stem=stem)
-        if min(recording.image_size) >= spec.smallest_image_size and _agrees(
-            recording, _computed(model, spec, recording)
-        ):
+        fits = min(recording.image_size) >= spec.smallest_image_size
+        if fits and _agrees(recording, _computed(model, spec, recording)):
             return stem
     return None
 

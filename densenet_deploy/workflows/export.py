@@ -22,6 +22,7 @@ from densenet_deploy.packages import installed_versions, require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
+from densenet_deploy.sources.source import UNVERIFIED
 from densenet_deploy.workflows.check import Recording, require_recorded, sized_for
 from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
 from densenet_deploy.workflows.load import LoadOptions, check_names, check_outputs, input_of, load, preprocessing_of
@@ -198,7 +199,8 @@ def _exported(
         check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
-    notes = (*model.notes, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
+    known = (note.replace(UNVERIFIED, "confirmed by --check") if check else note for note in model.notes)
+    notes = (*known, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
     report = dataclasses.replace(_report(result, parameters, outputs, stages, notes), check=check)
     return result.replaced(report=report, notes=notes)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
-from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
@@ -84,7 +84,7 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
     if network.artifact is not None:
         model = Model(network.name, network.manifest, artifact=network.artifact, notes=network.notes)
         model = model.holding(network.graph) if network.graph is not None else model
-        return _announced(_with_facts(model, facts))
+        return _announced(_with_facts(_with_shown_facts(model), facts))
     manifest = _described(network, facts)
     model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
     return _announced(model)
@@ -242,6 +242,31 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
         thresholds=thresholds,
         assumed=assumed,
     )
+
+
+def _with_shown_facts(model: Model) -> Model:
+    """Return somebody else's ONNX graph with a manifest of what it shows, if it takes images; any other as it is."""
+    if model.manifest is not None or not model.is_onnx or not is_installed("onnx"):
+        return model
+    from densenet_deploy.graph.shown_facts import facts_of_graph
+
+    assert model.artifact is not None
+    try:
+        base = Preprocessing.for_shape(_shape_of(model))
+    except ModelFileError:  # it takes no images, which those who need some are told
+        return model
+    shown = facts_of_graph(model.onnx)
+    manifest = Manifest(
+        THIRD_PARTY,
+        {},
+        WeightsOrigin(model.artifact.path.name, model.artifact.sha256()),
+        _prepared(base, shown.facts.given(), set())[0],
+        precision=model.precision,
+        task=shown.facts.task if "task" in shown.certain else None,
+        assumed=tuple(name for name in _INPUT_FACTS if name not in shown.certain),
+    )
+    artifact = dataclasses.replace(model.artifact, manifest=manifest)
+    return model.replaced(manifest=manifest, artifact=artifact, notes=(*model.notes, *shown.notes))
 
 
 def _with_facts(model: Model, facts: ModelFacts) -> Model:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture
+from densenet_deploy.models.build import build_model
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.variants.spec import HEADS, STEMS, DenseNetSpec
+from densenet_deploy.variants.spec import HEADS, POOLINGS, STEMS, DenseNetSpec
 from densenet_deploy.workflows.export import ExportOptions, export
 from densenet_deploy.workflows.load import load
 from tests.properties.holds import holds_for
@@ -40,6 +41,7 @@ REQUESTS = st.fixed_dictionaries(
         "num_classes": st.integers(1, 6),
         "head": st.sampled_from(HEADS),
         "image_size": st.integers(1, 40),
+        "channels": st.integers(1, 4),
         "seed": st.integers(0, 1000),
     }
 )
@@ -70,8 +72,35 @@ def test_every_backend_computes_what_the_module_computes(
     if refused:
         return
     module = load(**request_).module
-    size = request_["image_size"]
-    pixels = np.random.default_rng(request_["seed"]).standard_normal((batch, 3, size, size), np.float32)  # type: ignore[arg-type]
+    size, channels = request_["image_size"], request_["channels"]
+    _require_same_answers(module, path, (batch, channels, size, size), request_["seed"])
+
+
+HEADS_OF_OTHERS = st.builds(
+    DenseNetSpec,
+    growth_rate=st.integers(1, 4),
+    blocks=st.just((2, 1)),
+    init_features=st.integers(2, 6),
+    stem=st.sampled_from(STEMS),
+    num_classes=st.integers(1, 6),
+    head=st.sampled_from(("classifier", "features")),
+    in_channels=st.integers(1, 4),
+    pooling=st.sampled_from(POOLINGS),
+    hidden=st.lists(st.sampled_from(("linear:5", "linear:7:nobias", "norm", "relu")), max_size=4).map(" ".join),
+    bias=st.booleans(),
+)
+
+
+@holds_for(few=2, many=15, shrink=False, spec=HEADS_OF_OTHERS, seed=st.integers(0, 1000))
+def test_every_backend_computes_the_heads_and_stems_of_others(path: Path, spec: DenseNetSpec, seed: int) -> None:
+    module = build_model(spec, seed=seed)
+    model = export(module, image_size=12, out=path, force=True)
+    assert model.spec == spec
+    _require_same_answers(module, path, (2, spec.in_channels, 12, 12), seed)
+
+
+def _require_same_answers(module: Any, path: Path, shape: tuple[int, ...], seed: int) -> None:
+    pixels = np.random.default_rng(seed).standard_normal(shape, np.float32)  # type: ignore[arg-type]
     with torch.no_grad():
         expected = module(torch.from_numpy(pixels)).numpy()
     for backend in BACKENDS:

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 
 from densenet_deploy.errors import FeedError, ImageError, InputError, ResourceError
 from densenet_deploy.runtime.images import MOST_PIXELS, LoadedImage, load_image
+from tests.runtime.dicoms import dataset_of, dicom, written
 from tests.runtime.tiffs import ALPHA, UNSPECIFIED, tiff
 
 
@@ -433,6 +434,61 @@ def test_16_bits_of_a_png_with_colors_or_opacity_are_cut_and_that_is_said(color_
         assert loaded.pixels.getpixel((0, 0)) == (0x80 if channels == 1 else (0x80,) * 3)
 
 
+# --- DICOM (see test_dicom.py for what is shown)
+
+RAMP = np.array([[0, 10, 50, 90, 100, 255]], np.uint8)
+LEVELS = np.arange(0, 65536, 97, dtype=np.uint16)[None]
+COLORS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+
+
+def test_gray_of_a_dicom_file_stays_fractions_for_a_model_of_one_channel():
+    loaded = load_image(dicom(LEVELS), channels=1)
+    assert (loaded.pixels.mode, loaded.channels, len(loaded.notes)) == ("F", 1, 1)
+    np.testing.assert_allclose(loaded.pixels, LEVELS / 257, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(("pixels", "note"), [(RAMP, ()), (LEVELS, ("values are rounded to 8 bits",))])
+def test_gray_becomes_three_equal_channels_of_8_bits(pixels, note):
+    loaded = load_image(dicom(pixels))
+    assert (loaded.pixels.mode, loaded.channels) == ("RGB", 3)
+    values = np.asarray(loaded.pixels)
+    expected = np.round(pixels.astype(float) * (255 / np.iinfo(pixels.dtype).max)).astype(np.uint8)
+    for channel in range(3):
+        np.testing.assert_array_equal(values[:, :, channel], expected)
+    assert loaded.notes[1:] == note
+
+
+def test_colors_of_a_dicom_file_are_colors_or_become_gray():
+    colors = load_image(dicom(COLORS))
+    assert (colors.pixels.mode, colors.notes) == ("RGB", ())
+    np.testing.assert_array_equal(colors.pixels, COLORS)
+    loaded = load_image(dicom(COLORS), channels=1)
+    np.testing.assert_array_equal(loaded.pixels, Image.fromarray(COLORS).convert("L"))
+    assert loaded.notes == ("colors are converted to gray",)
+
+
+@pytest.mark.parametrize("pixels", [RAMP, COLORS], ids=["gray", "colors"])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_channels_of_a_dicom_file_are_refused(pixels, channels):
+    with pytest.raises(ImageError) as caught:
+        load_image(dicom(pixels), channels)
+    assert f"has the channels {'R, G, B' if pixels is COLORS else 'F'}" in caught.value.why
+
+
+def test_a_dicom_file_behind_the_header_of_a_tiff_is_the_tiff():
+    """Whole-slide images are both; the first bytes decide."""
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(file, "TIFF")
+    data = bytearray(file.getvalue())
+    assert data[:4] == b"II*\0"
+    assert len(data) > 132
+    assert load_image(bytes(data)).pixels.size == (3, 2)
+    dual = dataset_of(RAMP)
+    dual.preamble = data[:8] + bytes(120)
+    with pytest.raises(ImageError):  # no TIFF follows its header
+        load_image(written(dual))
+
+
 # --- images of PIL
 
 
@@ -578,6 +634,16 @@ def test_other_cut_images_are_refused(percent, form):
         warnings.simplefilter("ignore")  # Pillow warns of a cut TIFF before it fails
         with pytest.raises(ImageError):
             load_image(data[: len(data) * percent // 100])
+
+
+def test_a_png_of_wrong_checksums_is_refused_though_pillow_reads_it():
+    data = bytearray(encoded(image()))
+    assert data[-12:-4] == b"\0\0\0\0IEND"
+    data[-13] ^= 1  # of the pixels before it
+    Image.open(io.BytesIO(data)).load()
+    with pytest.raises(ImageError) as caught:
+        load_image(bytes(data))
+    assert caught.value.why.startswith("cannot be decoded (")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

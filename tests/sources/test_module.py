@@ -76,17 +76,37 @@ def test_the_parameters_of_a_densenet_with_another_forward_are_not_called_one(to
 
 @pytest.mark.parametrize(
     "head",
-    [
-        nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 3)),
-        nn.Sequential(nn.Linear(16, 3), nn.Sigmoid()),
-        nn.Linear(16, 3, bias=False),
-    ],
+    [nn.Sequential(nn.Linear(16, 3), nn.Sigmoid()), nn.Sequential(nn.Linear(16, 8), nn.SiLU(), nn.Linear(8, 3))],
 )
-def test_another_head_is_taken_as_it_is(torchvision_net, head):
+def test_a_head_that_computes_something_else_is_taken_as_it_is(torchvision_net, head):
     net = changed(torchvision_net, "classifier", head).eval()
     loaded = load(net)
     assert loaded.module is net
+    assert (loaded.variant, loaded.name) == (None, "densenet")
+    assert loaded.notes[0].endswith("but computes something else: taken as it is")
+
+
+@pytest.mark.parametrize("head", [nn.Conv1d(16, 3, 1), nn.PReLU()])
+def test_a_head_of_other_layers_is_taken_as_it_is(torchvision_net, head):
+    loaded = load(changed(torchvision_net, "classifier", head).eval())
     assert (loaded.variant, loaded.name, loaded.notes) == (None, "densenet", ())
+
+
+@pytest.mark.parametrize(
+    ("head", "hidden", "bias"),
+    [
+        (nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 3)), "", True),
+        (nn.Linear(16, 3, bias=False), "", False),
+        (nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)), "linear:8 relu", True),
+        (nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 3)), "norm", True),
+    ],
+)
+def test_linear_heads_are_recognised(torchvision_net, head, hidden, bias):
+    net = changed(torchvision_net, "classifier", head).eval()
+    loaded = load(net)
+    assert (loaded.module, loaded.notes) == (net, ())
+    spec = loaded.variant.spec
+    assert (spec.hidden, spec.bias, spec.num_classes) == (hidden, bias, 3)
 
 
 def test_another_module_says_what_it_can():
@@ -204,7 +224,7 @@ class ByFormat(CheckpointFormat):
         return {"unused": None}
 
     def facts(self, tensors):
-        return ModelFacts(channels=2)
+        return ModelFacts(image_size=48)
 
 
 def test_a_format_says_what_is_no_part_of_the_network_and_what_it_takes(model):
@@ -213,7 +233,7 @@ def test_a_format_says_what_is_no_part_of_the_network_and_what_it_takes(model):
         other = recording(model)
         other.register_buffer("unused", torch.ones(1))
         loaded = load(other)
-        assert (loaded.variant.spec, loaded.facts) == (model.spec, ModelFacts(channels=2))
+        assert (loaded.variant.spec, loaded.facts) == (model.spec, ModelFacts(channels=3, image_size=48))
 
 
 def test_only_modules_are_modules(model, monkeypatch):
@@ -306,3 +326,14 @@ def test_a_lazy_module_is_refused_until_it_has_run(training):
     assert caught.value.subject == "Sequential"
     net(torch.zeros(1, 3, 64, 64))
     assert load(net).facts.channels == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compiled", ["script", "trace"])
+def test_a_torchscript_program_becomes_the_network_that_it_computes(torchvision_net, compiled):
+    images = torch.zeros(2, 3, 64, 64)
+    program = torch.jit.script(torchvision_net) if compiled == "script" else torch.jit.trace(torchvision_net, images)
+    loaded = load(program)
+    assert isinstance(loaded.module, DenseNet)
+    assert loaded.variant.spec.num_classes == 7
+    assert loaded.notes == ("a TorchScript program: the network that it computes was built with its weights",)

@@ -5,6 +5,7 @@ import pytest
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.sources.heads import HeadConventions
 from densenet_deploy.sources.source import CheckpointFormat, LoadedNetwork, Match, WeightsConstraint, formats, sources
 from densenet_deploy.variants import Variant
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -59,8 +60,8 @@ def test_the_surest_match_is_the_largest():
 
 
 def test_every_file_of_the_package_adds_its_source_and_format():
-    assert sources.names() == ("file", "graph", "module", "torchvision", "untrained")
-    assert formats.names() == ("torchvision",)
+    assert sources.names() == ("file", "graph", "hub", "module", "torchvision", "untrained")
+    assert formats.names() == ("chexnet", "fastai", "monai", "person-reid", "torchvision", "torchxrayvision")
 
 
 def test_unknown_names_say_of_what():
@@ -78,3 +79,6 @@ def test_a_format_states_no_facts_by_itself():
             return {}
 
     assert Mine().facts({}) == ModelFacts()
+    assert Mine().notes({}) == ()
+    assert Mine().library_output("logits", {}) == "logits"
+    assert Mine().head == HeadConventions()

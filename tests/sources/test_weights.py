@@ -12,7 +12,6 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources import CheckpointFormat, formats
 from densenet_deploy.sources.checkpoint_file import CheckpointFile
 from densenet_deploy.sources.weights import (
-    canonical_names,
     casting_note,
     fitted_model,
     require_finite,
@@ -45,26 +44,42 @@ def test_tensors_alone_need_no_note():
     assert (weights.shapes, weights.facts, weights.notes) == ({"a": (2, 3)}, ModelFacts(), ())
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params"),
-        *("model_ema", "state_dict_ema", "ema"),
-    ],
-)
-def test_weights_are_found_under_the_usual_names(key):
-    weights = read({"epoch": 1, key: {"a": torch.ones(1)}, "optimizer": {}})
-    assert list(weights.tensors) == ["a"]
+@pytest.mark.parametrize("key", ["state_dict", "model_state", "net_dict", "student", "ema", "whatever"])
+def test_weights_are_found_under_any_name(key, state):
+    weights = read({"epoch": 1, key: state, "optimizer": {}})
+    assert set(weights.tensors) == set(state)
     assert weights.notes == (f"weights found under {key}", "ignored beside the weights: epoch, optimizer")
 
 
-def test_the_weights_of_training_come_before_averages():
-    weights = read({"ema": {"a": torch.zeros(1)}, "model": {"b": torch.ones(1)}})
-    assert list(weights.tensors) == ["b"]
+def test_a_file_without_a_densenet_shows_its_largest_dictionary():
+    weights = read({"small": {"a": torch.ones(1)}, "large": {"b": torch.ones(1), "c": torch.ones(1)}})
+    assert list(weights.tensors) == ["b", "c"]
+    assert weights.notes == ("weights found under large", "ignored beside the weights: small")
 
 
-def test_a_name_that_holds_no_dictionary_wraps_nothing():
-    assert read({"model": "densenet", "a": torch.ones(1)}).notes == ("ignored beside the weights: model",)
+@pytest.mark.parametrize("copy", ["ema", "state_dict_ema", "teacher", "model_avg"])
+def test_the_weights_of_training_come_before_averages_and_teachers(copy, state):
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    weights = read({copy: other, "model": state})
+    assert torch.equal(weights.tensors["classifier.bias"], state["classifier.bias"])
+    assert f"ignored beside the weights: {copy}" in weights.notes
+
+
+def test_two_networks_are_both_named(state):
+    error = refusal({"generator": state, "critic": {f"net.{name}": tensor for name, tensor in state.items()}})
+    assert "generator → features.conv0.weight and critic → net.features.conv0.weight" in error.why
+
+
+def test_two_networks_in_one_dictionary_are_told_apart_by_their_prefixes(state):
+    both = {f"{prefix}{name}": tensor for prefix in ("student.", "teacher.") for name, tensor in state.items()}
+    weights = read(both)
+    assert set(weights.tensors) == set(state)
+    assert any(note.startswith("ignored as not part of the network: teacher.") for note in weights.notes)
+    assert "student.features" in refusal({name.replace("teacher", "other"): t for name, t in both.items()}).why
+
+
+def test_what_is_no_tensor_is_named():
+    assert read({"model": "densenet", "a": torch.ones(1)}).notes == ("ignored as not part of the network: model",)
 
 
 def wrapped(times):
@@ -74,9 +89,9 @@ def wrapped(times):
     return content
 
 
-def test_weights_may_be_wrapped_four_times_and_not_five():
-    assert read(wrapped(4)).notes == ("weights found under model → model → model → model",)
-    refusal(wrapped(5))
+def test_weights_may_be_wrapped_six_times_and_not_seven():
+    assert read(wrapped(6)).notes == (f"weights found under {' → '.join(['model'] * 6)}",)
+    refusal(wrapped(7))
 
 
 def test_a_dictionary_that_holds_itself_ends():
@@ -100,7 +115,7 @@ def test_counters_are_not_weights(counter):
 
 
 def test_a_name_that_is_only_like_a_counter_is_a_weight():
-    names = [".num_batches_tracked.a", "module_n_averaged"]
+    names = ["x.num_batches_tracked.a", "module_n_averaged"]
     assert list(read({name: torch.ones(1) for name in names}).tensors) == names
 
 
@@ -110,25 +125,72 @@ def test_names_need_not_be_text():
 
 @pytest.mark.parametrize(
     "prefix",
-    [
-        *("module.", "model.", "net.", "network.", "densenet.", "_orig_mod.", "backbone.", "ema.", "ema_model."),
-        "_orig_mod.module.",
-    ],
+    ["module.", "_orig_mod.module.", "encoder.", "cnn.", "base_model.", "module.densenet121.", "0.0.", "a.b.c."],
 )
-def test_prefixes_of_wrappers_are_removed_with_a_note(prefix):
-    weights = read({f"{prefix}a": torch.ones(1), f"{prefix}b": torch.ones(1), "c": torch.ones(1)})
-    assert list(weights.tensors) == ["a", "b", "c"]
-    assert weights.notes == (f"2 parameters renamed, such as {prefix}a to a",)
+def test_prefixes_are_removed_whatever_they_are(prefix, state):
+    weights = read({f"{prefix}{name}": tensor for name, tensor in state.items()})
+    assert set(weights.tensors) == set(state)
+    first = next(iter(state))
+    assert weights.notes == (f"{len(state)} parameters renamed, such as {prefix}{first} to {first}",)
 
 
-@pytest.mark.parametrize("name", ["a.module.b", "modules.a", "mymodule.a", "module"])
-def test_other_names_stay(name):
-    assert list(read({name: torch.ones(1)}).tensors) == [name]
+@pytest.mark.parametrize("prefix", ["", "module.", "0.", "0.0."])
+def test_the_features_may_be_the_root(prefix, state):
+    bare = {f"{prefix}{name.removeprefix('features.')}": tensor for name, tensor in state.items()}
+    assert set(read(bare).tensors) == set(state)
 
 
-def test_two_tensors_of_one_name_are_not_guessed_between():
-    error = refusal({"a": torch.ones(1), "b": torch.ones(1), "module.a": torch.ones(1)})
-    assert error.why == "a and module.a are both a"
+def test_a_head_outside_of_the_prefix_is_found(state):
+    names = {f"module.cnn.{name}": tensor for name, tensor in state.items() if name.startswith("features.")}
+    names |= {"module.fc.weight": state["classifier.weight"], "module.fc.bias": state["classifier.bias"]}
+    assert set(read(names).tensors) == set(state)
+
+
+def test_two_tensors_of_one_name_are_not_guessed_between(state):
+    bias = state["classifier.bias"]
+    error = refusal({f"module.{name}": tensor for name, tensor in state.items()} | {"classifier.bias": bias})
+    assert error.why == "module.classifier.bias and classifier.bias are both classifier.bias"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"criterion.pos_weight": torch.ones(5)},
+        {"val_acc.tp": torch.zeros(5, dtype=torch.int64)},
+        {"steps": torch.tensor(3)},
+        {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)},
+        {"center_loss.centers": torch.zeros(5, 2)},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_what_is_not_part_of_the_network_is_ignored_and_named(extra, state):
+    weights = read(state | extra)
+    assert set(weights.tensors) == set(state)
+    assert weights.notes == (f"ignored as not part of the network: {', '.join(extra)}",)
+
+
+@pytest.mark.parametrize("key", ["class_to_idx", "classes", "class_names"])
+def test_class_names_beside_the_weights_are_labels(key, state):
+    names = ("e", "d", "c", "b", "a")
+    stated = {name: index for index, name in enumerate(names)} if key == "class_to_idx" else list(names)
+    weights = read({"state_dict": state, key: stated})
+    assert weights.facts.labels == names
+    assert not any(key in note for note in weights.notes)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"class_to_idx": {"a": 0, "b": 2}}, {"class_to_idx": {"a": "x"}}, {"classes": 5}, {"classes": [1, 2]}],
+    ids=str,
+)
+def test_what_does_not_name_classes_in_order_is_not_labels(stated, state):
+    assert read({"state_dict": state, **stated}).facts.labels is None
+
+
+@pytest.fixture
+def state(model):
+    """The weights of a network, without counters."""
+    return {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +198,7 @@ def test_two_tensors_of_one_name_are_not_guessed_between():
 )
 def test_at_most_five_names_are_listed(count, listed):
     content = {f"k{index}": index for index in range(count)}
-    assert read({**content, "a": torch.ones(1)}).notes == (f"ignored beside the weights: {listed}",)
+    assert read({**content, "a": torch.ones(1)}).notes == (f"ignored as not part of the network: {listed}",)
 
 
 def test_tensors_may_need_four_times_the_size_of_the_file_and_no_more():
@@ -155,7 +217,8 @@ def test_other_floats_become_float32_with_a_note(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64, torch.bool, torch.float8_e4m3fn])
 def test_other_types_are_refused_by_name(dtype):
-    assert refusal({"a": torch.ones(1), "b": torch.ones(1).to(dtype)}).why == f"b has the type {str(dtype)[6:]}"
+    tensors = {"a": torch.ones(1), "b.weight": torch.ones(1).to(dtype)}
+    assert refusal(tensors).why == f"b.weight has the type {str(dtype)[6:]}"
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # deprecated, and still in old files
@@ -204,22 +267,14 @@ class Renamed(CheckpointFormat):
         return ModelFacts(task="multilabel", thresholds=tensors["thresholds"].tolist())
 
 
-def test_a_format_renames_drops_and_states_facts():
+def test_a_format_renames_drops_and_states_facts(state):
     with formats.restored():
         formats.register("renamed")(Renamed)
-        weights = read({f"module.{name}": torch.full((2,), 0.25) for name in ("stem.weight", "thresholds", "other")})
-        assert list(weights.tensors) == ["features.conv0.weight", "other"]
+        names = {name.replace("features.conv0", "stem"): tensor for name, tensor in state.items()}
+        weights = read({f"module.{name}": t for name, t in (names | {"thresholds": torch.full((2,), 0.25)}).items()})
+        assert set(weights.tensors) == set(state)
         assert weights.facts == ModelFacts(task="multilabel", thresholds=(0.25, 0.25))
-        assert weights.notes == (
-            "ignored beside the weights: module.thresholds",
-            "2 parameters renamed, such as module.stem.weight to features.conv0.weight",
-        )
-
-
-def test_names_of_no_format_stay_and_state_nothing():
-    with formats.restored():
-        formats.register("renamed")(Renamed)
-        assert canonical_names({"module.a": torch.ones(1)}) == ({"module.a": "a"}, ModelFacts())
+        assert "ignored as not part of the network: module.thresholds" in weights.notes
 
 
 def test_the_model_holds_exactly_the_tensors(model):
@@ -307,7 +362,7 @@ def test_the_notes_come_in_the_order_of_the_work():
     assert read(content).notes == (
         "weights found under model",
         "ignored beside the weights: epoch",
-        "ignored beside the weights: step",
+        "ignored as not part of the network: step",
         "1 parameters renamed, such as module.a to a",
         "float16 weights cast to float32",
     )

@@ -28,4 +28,4 @@ def test_files_are_named_after_the_variant():
 
 
 def test_every_file_of_the_package_adds_its_family():
-    assert families.names() == ("cifar", "imagenet")
+    assert families.names() == ("cifar", "imagenet", "timm")

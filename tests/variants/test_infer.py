@@ -7,7 +7,7 @@ import pytest
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.models.build import empty_model
 from densenet_deploy.variants import find_variant
-from densenet_deploy.variants.infer import head_from_shapes, spec_from_shapes
+from densenet_deploy.variants.infer import spec_from_shapes
 from densenet_deploy.variants.spec import DenseNetSpec
 
 TINY = DenseNetSpec(growth_rate=4, blocks=(2, 3), init_features=8, stem="cifar", num_classes=5)
@@ -22,6 +22,11 @@ ODD = [
     DenseNetSpec(growth_rate=6, blocks=(2, 2), init_features=5, bn_size=0, compression=1.0, stem="cifar"),
     DenseNetSpec(growth_rate=4, blocks=(2, 2), head="multiscale", num_classes=3),
     DenseNetSpec(growth_rate=4, blocks=(2, 2), head="features"),
+    DenseNetSpec(growth_rate=4, blocks=(2, 2), in_channels=1, bias=False, num_classes=1),
+    DenseNetSpec(growth_rate=4, blocks=(2, 2), in_channels=4, stem="3x3-pool"),
+    DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, stem="deep"),
+    find_variant("264d").spec,
+    find_variant("blur121d").spec,
 ]
 
 
@@ -87,14 +92,36 @@ def test_layers_are_counted_by_the_highest_index_of_up_to_three_digits():
 
 @pytest.mark.parametrize("classes", [1, 1_000_000])
 def test_class_counts_within_the_limits(classes):
-    assert head_from_shapes({"classifier.weight": (classes, 8)}) == ("classifier", classes)
+    assert spec_from_shapes(shapes_of(TINY) | {"classifier.weight": (classes, 8)}).num_classes == classes
 
 
-def test_the_head_is_read_from_its_names():
-    assert head_from_shapes({"features.conv0.weight": (1, 3, 3, 3)}) == ("features", None)
-    names = {"features.conv0.weight": (1, 3, 3, 3), "classifier.weight": (7, 128)}
-    assert head_from_shapes(names) == ("classifier", 7)
-    assert head_from_shapes(names | {"head.reduce1.conv.weight": (128, 8, 1, 1)}) == ("multiscale", 7)
+@pytest.mark.parametrize("stem", ["imagenet-nopool", "3x3-nopool", "deep-blur"])
+def test_of_stems_with_the_same_parameters_the_first_is_taken(stem):
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, stem=stem)
+    first = {"imagenet-nopool": "imagenet", "3x3-nopool": "3x3-pool", "deep-blur": "deep"}[stem]
+    assert spec_from_shapes(shapes_of(spec)) == dataclasses.replace(spec, stem=first)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ({"features.conv0.weight": (8, 3, 7, 7)}, "stem of 7x7 without norm0"),
+        ({"features.conv0.weight": (8, 3, 5, 5), "features.norm0.weight": (8,)}, "stem of 5x5 with norm0"),
+        (
+            {
+                "features.conv0.weight": (4, 3, 3, 3),
+                "features.conv1.weight": (8, 4, 3, 3),
+                "features.norm0.weight": (4,),
+            },
+            "stem of 2 convolutions of 3x3 with norm0",
+        ),
+    ],
+)
+def test_other_stems_are_refused_by_what_they_are(shapes, reason):
+    with pytest.raises(CheckpointError) as caught:
+        spec_from_shapes(shapes_of(TINY) | shapes)
+    assert reason in caught.value.why
+    assert "deep (3 of 3x3 with norm0)" in caught.value.why
 
 
 def test_a_missing_layer_does_not_hide_the_variant():
@@ -114,8 +141,6 @@ def test_a_missing_layer_does_not_hide_the_variant():
         ({"features.denseblock1.denselayer1.conv2.weight": (0, 16, 3, 3)}, "not a multiple"),
         ({"features.denseblock4.denselayer1.norm1.weight": (8,)}, "block 3 of 4 is missing"),
         ({"features.transition1.conv.weight": (99, 16, 1, 1)}, "no single compression"),
-        ({"features.conv0.weight": (8, 1, 3, 3)}, "reads 1 channels"),
-        ({"classifier.weight": None, "classifier.1.weight": (5, 8)}, "classifier.1.weight"),
         ({"classifier.weight": (5, 8, 1, 1)}, "classifier"),
         ({"classifier.weight": (0, 8)}, "classifier"),
         ({"classifier.weight": (1_000_001, 8)}, "classifier"),

@@ -42,6 +42,7 @@ def test_output_follows_the_head(head, name, width):
         ("bn_size", "bn-size", (0, 64), (-1, 65)),
         ("drop_rate", "drop-rate", (0.0, 0.99), (-0.01, 1.0)),
         ("num_classes", "num-classes", (1, 1_000_000), (0, 1_000_001)),
+        ("in_channels", "channels", (1, 4096), (0, 4097)),
     ],
 )
 def test_numbers_have_limits(field, option, good, bad):
@@ -74,7 +75,7 @@ def test_other_blocks_are_refused(blocks, subject):
 
 
 def test_stems_and_heads_are_these():
-    for stem in ("imagenet", "cifar"):
+    for stem in ("imagenet", "cifar", "imagenet-nopool", "3x3-pool", "3x3-nopool", "deep", "deep-blur"):
         assert DenseNetSpec(stem=stem).stem == stem
     for head in ("classifier", "features", "multiscale"):
         assert DenseNetSpec(head=head).head == head
@@ -106,6 +107,12 @@ def test_a_transition_rounds_down(channels, compression, kept):
         ((1, 1, 1, 1), "imagenet", 29),
         ((1,), "cifar", 1),
         ((1, 1, 1), "cifar", 4),
+        ((1, 1), "imagenet-nopool", 3),
+        ((1, 1), "3x3-pool", 3),
+        ((1, 1, 1), "3x3-nopool", 4),
+        ((1, 1), "deep", 5),
+        ((1,), "deep-blur", 3),
+        ((1, 1), "deep-blur", 5),
     ],
 )
 def test_the_smallest_image_doubles_with_every_transition(blocks, stem, size):
@@ -121,6 +128,7 @@ def test_a_transition_keeps_at_least_one_channel():
 
 def test_dropout_classes_and_head_do_not_make_another_architecture():
     assert DenseNetSpec().same_architecture(DenseNetSpec(drop_rate=0.2, num_classes=3, head="features"))
+    assert DenseNetSpec().same_architecture(DenseNetSpec(in_channels=1, hidden="relu", bias=False, pooling="avg"))
     changes = ({"bn_size": 2}, {"growth_rate": 31}, {"blocks": (6,)}, {"init_features": 63}, {"compression": 0.6})
     for change in (*changes, {"stem": "cifar"}):
         assert not DenseNetSpec().same_architecture(DenseNetSpec(**change))
@@ -154,7 +162,60 @@ def test_wrong_facts_are_metadata_errors(change, named):
     assert caught.value.subject.startswith(f"spec.{named}")
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(DenseNetSpec)])
+def test_ends_are_input_channels_and_head():
+    other = DenseNetSpec(in_channels=1, num_classes=7, head="features", pooling="avg", hidden="norm", bias=False)
+    spec = DenseNetSpec(growth_rate=8, stem="deep", drop_rate=0.1)
+    assert spec.with_ends_of(other, head="classifier") == DenseNetSpec(
+        8, (6, 12, 24, 16), 64, 0.5, 4, 0.1, "deep", 7, "classifier", 1, "avg", "norm", bias=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooled", "row"),
+    [
+        ({}, 1024, 1024),
+        ({"pooling": "max-avg"}, 2048, 2048),
+        ({"pooling": "avg", "hidden": "norm"}, 1024, 1024),
+        ({"hidden": "linear:50 relu linear:20 norm relu"}, 1024, 20),
+        ({"head": "multiscale"}, 1024, 512),
+    ],
+)
+def test_widths_of_the_head(changes, pooled, row):
+    spec = DenseNetSpec(**changes)
+    assert (spec.pooled_width, spec.row_width) == (pooled, row)
+    if spec.head == "classifier":
+        assert dataclasses.replace(spec, head="features").output_width == row
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pooling": "gem"},
+        {"hidden": "linear"},
+        {"head": "multiscale", "hidden": "norm"},
+        {"head": "multiscale", "pooling": "avg"},
+    ],
+)
+def test_heads_that_are_not_built_are_refused(wrong):
+    with pytest.raises(UsageError):
+        DenseNetSpec(**wrong)
+
+
+def test_the_stem_has_the_growth_rate_before_its_last_convolution():
+    assert DenseNetSpec(growth_rate=5, init_features=7, stem="deep").stem_widths == (5, 5, 7)
+    assert DenseNetSpec(growth_rate=5, init_features=7).stem_widths == (7,)
+
+
+NEWER = ("in_channels", "pooling", "hidden", "bias")
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_files_of_before_these_numbers_have_the_defaults(name):
+    facts = {key: value for key, value in DenseNetSpec().to_facts().items() if key != name}
+    assert DenseNetSpec.from_facts(facts) == DenseNetSpec()
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(DenseNetSpec) if field.name not in NEWER])
 def test_a_missing_fact_is_named(name):
     facts = {key: value for key, value in DenseNetSpec().to_facts().items() if key != name}
     with pytest.raises(ManifestError) as caught:

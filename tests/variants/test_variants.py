@@ -64,12 +64,15 @@ def test_the_listed_names_are_these():
     assert variant_names() == (
         *("cifar-40-12", "cifar-100-12", "cifar-100-24", "cifar-bc-100-12", "cifar-bc-250-24", "cifar-bc-190-40"),
         *("121", "161", "169", "201", "264"),
+        *("blur121d", "264d"),
     )
 
 
 def test_images_of_a_custom_network_are_those_of_its_stem():
     assert custom_variant(DenseNetSpec(growth_rate=3)).preprocessing == Preprocessing()
-    assert custom_variant(DenseNetSpec(growth_rate=3, stem="cifar")).preprocessing == CIFAR_PREPROCESSING
+    assert custom_variant(DenseNetSpec(growth_rate=3, stem="deep")).preprocessing == Preprocessing()
+    for stem in ("cifar", "3x3-pool", "3x3-nopool"):
+        assert custom_variant(DenseNetSpec(growth_rate=3, stem=stem)).preprocessing == CIFAR_PREPROCESSING
 
 
 def test_custom_names_are_stable_distinct_and_safe_in_file_names():

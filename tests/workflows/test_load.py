@@ -122,7 +122,7 @@ def test_facts_that_nobody_stated_are_assumed(checkpoint):
 
 def test_facts_can_be_stated_of_a_graph_without_any(torchvision_onnx):
     plain, stated = load(torchvision_onnx), load(torchvision_onnx, labels=TEN, task="multilabel", std=0.5)
-    assert plain.manifest is None
+    assert (plain.manifest.labels, plain.manifest.assumed) == ((), ("resize", "interpolation", "mean", "std"))
     assert (stated.manifest.labels, stated.manifest.task, stated.manifest.assumed) == (
         TEN, "multilabel", ("resize", "interpolation", "mean"),
     )  # fmt: skip
@@ -171,7 +171,7 @@ def graph(*shape: int | str) -> onnx.ModelProto:
 def test_what_a_graph_does_not_say_is_assumed(shape, expected, assumed):
     model = load(graph(*shape))
     described = input_of(model)
-    assert model.manifest is None
+    assert model.manifest.is_third_party
     assert preprocessing_of(model) == expected
     assert described == InputDescription.of(expected, assumed)
     assert described.shape == expected.shape

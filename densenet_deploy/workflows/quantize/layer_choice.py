@@ -20,6 +20,7 @@ from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, outputs_of, worst
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.runtime.batching import fixed_batch
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.evaluation.tasks import judged_by
@@ -27,6 +28,8 @@ from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
 
 TRIAL_SAMPLES: Final = 32
+_BEHIND_DB: Final = 0.5
+_GROUPS: Final = 8
 _SECONDS_PER_ROUND: Final = 0.05
 _ROUNDS: Final = 5
 _CERTAIN_ROUNDS: Final = 11
@@ -84,6 +87,11 @@ class Trials:
     def evaluated(self, float_layers: Collection[str], data: Any) -> EvaluateReport:
         """Evaluate the form that leaves these layers float."""
         return evaluate(self._written(float_layers), data)
+
+    def baseline_db(self) -> float:
+        """Return the SQNR of the worst output in dB of the INT8 form of general tools; see `Int8Writer.baseline`."""
+        with Model.from_bytes("baseline", self._writer.baseline()).runner(REFERENCE_BACKEND, "cpu") as runner:
+            return float(worst(compare_outputs(self._expected, outputs_of(runner, self._samples)))[1].sqnr_db)
 
     def float_evaluated(self, data: Any) -> EvaluateReport:
         """Evaluate the float model."""
@@ -161,6 +169,38 @@ def _accuracy(report: EvaluateReport) -> float:
 def _judgement(report: EvaluateReport) -> tuple[str, ...]:
     """What `--max-drop` was taken to mean, where that is not top-1."""
     return () if report.task == "multiclass" else ("--max-drop: points of the mean AUROC", *report.notes)
+
+
+def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, str | None]:
+    """Return `float_layers` and what has to stay float too, so that INT8 is not behind that of general tools.
+
+    Layers are tried in groups that follow each other, for a bounded number of trials: where INT8 is behind, it is so
+    for a kind of layer that no recipe knows, and for a network that is no DenseNet from end to end.
+
+    Returns:
+        The layers, and a sentence with the reason; None where INT8 is good enough as it is.
+    """
+    least = trials.baseline_db() - _BEHIND_DB
+    whole = trials.sqnr_db(float_layers)
+    if whole >= least:
+        return float_layers, None
+    layers = [layer for layer in trials.layers if layer.name not in float_layers]
+    size = -(-len(layers) // _GROUPS)
+    parts = {first.name: layers[i : i + size] for i in range(0, len(layers), size) for first in layers[i : i + 1]}
+
+    def named(firsts: Names) -> Names:
+        return float_layers.union(layer.name for first in firsts for layer in parts[first])
+
+    groups = [Layer(name, name, sum(layer.cost for layer in part)) for name, part in parts.items()]
+    found = find_float_layers(
+        groups,
+        lambda firsts: trials.noise(named(firsts)),
+        lambda firsts: trials.sqnr_db(named(firsts)) >= least,
+    )
+    chosen = named(Names(found.float_layers))
+    kept = ", ".join(layer.name for layer in layers if layer.name in chosen)
+    plain = f"the plain Q/DQ form of general tools keeps {least + _BEHIND_DB:.1f} dB on the same images"
+    return chosen, f"accuracy: with all layers in INT8 {whole:.1f} dB are left, {plain}: these stay float: {kept}"
 
 
 def layers_for_speed(trials: Trials, float_layers: Names) -> tuple[Names, Speed]:

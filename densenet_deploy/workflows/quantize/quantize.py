@@ -26,6 +26,7 @@ from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
     Trials,
+    layers_behind_baseline,
     layers_for_accuracy,
     layers_for_speed,
     stage_of,
@@ -198,6 +199,10 @@ def _chosen_layers(
         float_layers |= set(found.float_layers)
         notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
         notes += judgement
+    elif ready.writer.backend is not None:
+        with stages("baseline"):
+            float_layers, behind = layers_behind_baseline(Trials(ready, model), float_layers)
+        notes += [behind] if behind is not None else []
     if not options.never_slower:
         return _LayerChoice(float_layers, tuple(notes))
     if ready.writer.backend is None:
