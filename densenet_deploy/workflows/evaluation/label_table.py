@@ -24,7 +24,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -98,8 +98,11 @@ class LabelTable:
         if self.columns != _CLASS_COLUMNS:
             why = f"line {self.line}: has the columns {_listed(self.columns)}; a multiclass model needs one, 'label'"
             raise DataError(self.file, why, "write file,label; for several labels per image state --task multilabel")
-        if any(row.cells[0] in labels for row in self.rows):
-            return {row.path: self._named(row, labels) for row in self.rows}
+        places: dict[str, list[int]] = {}
+        for index, label in enumerate(labels):
+            places.setdefault(label, []).append(index)
+        if any(row.cells[0] in places for row in self.rows):
+            return {row.path: self._named(row, places) for row in self.rows}
         return {row.path: self._numbered(row, labels, count) for row in self.rows}
 
     def label_rows(self, labels: Sequence[str], count: int | None) -> dict[Path, tuple[float, ...]]:
@@ -122,16 +125,17 @@ class LabelTable:
         """
         return self._in_order(labels, count, self._number)
 
-    def _named(self, row: Row, labels: Sequence[str]) -> int:
+    def _named(self, row: Row, places: Mapping[str, Sequence[int]]) -> int:
         (name,) = row.cells
-        if name not in labels:
-            near = difflib.get_close_matches(name, labels)
-            fix = f"did you mean {near[0]!r}?" if near else f"the labels are {_listed(labels)}"
+        if name not in places:
+            near = difflib.get_close_matches(name, places)
+            fix = f"did you mean {near[0]!r}?" if near else f"the labels are {_listed(tuple(places))}"
             raise DataError(self.file, f"{_at(row, 'label')}: {name!r} is not a label of the model", fix)
-        if labels.count(name) > 1:
+        index, *others = places[name]
+        if others:
             why = f"{_at(row, 'label')}: {name!r} is the label of several classes"
             raise DataError(self.file, why, "write indices counted from 0 in the whole column")
-        return labels.index(name)
+        return index
 
     def _numbered(self, row: Row, labels: Sequence[str], count: int | None) -> int:
         (text,) = row.cells
