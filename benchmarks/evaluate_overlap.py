@@ -129,10 +129,9 @@ def _rate(images: int, work: Callable[[], object]) -> float:
 def draw_images(folder: Path, count: int) -> None:
     """Write JPEG files of 640x480 pixels with the spectrum of natural scenes, which compress like photographs."""
     folder.mkdir()
-    plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    plain = Preprocessing(_SIZE[0], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     scenes = [
-        (values[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-        for values in natural_images(min(_SCENES, count), _SIZE[0], plain)
+        (values[0].transpose(1, 2, 0) * 255).astype(np.uint8) for values in natural_images(min(_SCENES, count), plain)
     ]
     for number in range(count):
         shifted = np.roll(scenes[number % len(scenes)], 29 * number, axis=(0, 1))[: _SIZE[1]]

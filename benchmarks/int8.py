@@ -166,7 +166,7 @@ def _facts_of(result: RoundResults) -> Facts:
 
 def _random_network(variant: str, folder: Path) -> Network:
     calibration, preprocessing = folder / f"{variant}.npy", find_variant(variant).preprocessing
-    images = np.concatenate(list(natural_images(SPEED_IMAGES, preprocessing.image_size, preprocessing)))
+    images = np.concatenate(list(natural_images(SPEED_IMAGES, preprocessing)))
     np.save(calibration, images)
     weights = folder / f"{variant}.pth"
     save_lifelike(variant, np.split(images, SPEED_IMAGES // 8), weights)
@@ -261,7 +261,7 @@ def calibration_costs(folder: Path, variant: str, counts: Sequence[int]) -> list
     preprocessing = find_variant(variant).preprocessing
     shape = (max(counts), 3, preprocessing.image_size, preprocessing.image_size)
     images = np.lib.format.open_memmap(place / "all.npy", "w+", np.float32, shape)
-    for index, image in enumerate(natural_images(max(counts), preprocessing.image_size, preprocessing)):
+    for index, image in enumerate(natural_images(max(counts), preprocessing)):
         images[index] = image[0]
     images.flush()
     runs = [("densenet-deploy", count) for count in counts] + [("quantize_static", min(counts))]

@@ -57,6 +57,7 @@ class Artifact:
         precision: of the weights of an ONNX file: `fp32`, `fp16`, `bf16`, `int8` or `unknown`. It is the type that most
             of the stored numbers have, whatever the metadata claims.
         data: the bytes of a file in memory, None of a file on disk.
+        original: what it was adopted from, if adopting a file of somebody else's changed it.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Artifact:
     manifest: Manifest | None
     precision: str = "unknown"
     data: bytes | None = field(default=None, repr=False)
+    original: Artifact | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, source: StrPath | bytes) -> Artifact:
@@ -121,9 +123,11 @@ class Artifact:
         return {name: operator.lower() for name, operator in operators.items() if operator.lower() in ACTIVATIONS}
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes, in hex."""
+        """Return the SHA-256 of the file's bytes, in hex; of an adopted graph, that of the original."""
         import hashlib  # 4 MiB of OpenSSL, which most processes can do without
 
+        if self.original is not None:
+            return self.original.sha256()
         return sha256_of(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
 
 

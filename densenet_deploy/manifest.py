@@ -104,8 +104,7 @@ class Preprocessing:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an input."""
-        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
-        return len(self.mean), height, width
+        return len(self.mean), *sides(self.image_size)
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -126,6 +125,15 @@ class Preprocessing:
             return "no resize"
         sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
         return f"resize {'x'.join(map(str, sides))} {self.interpolation}"
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Return height and width.
+
+    >>> sides(224), sides((256, 128))
+    ((224, 224), (256, 128))
+    """
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _plain(size: Size) -> Size:

@@ -114,9 +114,7 @@ class Model:
         del proto.metadata_props[:]
         proto.metadata_props.extend(kept)
         data = append_metadata(proto.SerializeToString(), facts)
-        model = cls.from_bytes(name, data).replaced(module=module, manifest=manifest)
-        model.__dict__["onnx"] = proto
-        return model
+        return cls.from_bytes(name, data).replaced(module=module, manifest=manifest).holding(proto)
 
     @classmethod
     def from_bytes(cls, name: str, data: bytes) -> Model:
@@ -245,13 +243,21 @@ class Model:
         """Write the graph to `path`, which was checked before, and return the model as that file."""
         write_file(path, self.to_bytes())
         assert self.artifact is not None
-        return self.replaced(name=path.stem, artifact=dataclasses.replace(self.artifact, path=path, data=None))
+        return self.replaced(
+            name=path.stem, artifact=dataclasses.replace(self.artifact, path=path, data=None, original=None)
+        )
 
     def replaced(self, **changes: Any) -> Model:
         """Return a copy with other values for the given attributes, which shares the parsed graph."""
         model = dataclasses.replace(self, **changes)
         if "onnx" in self.__dict__:
             model.__dict__["onnx"] = self.onnx
+        return model
+
+    def holding(self, proto: ModelProto) -> Model:
+        """Return it with the graph of its file, which is then not read again; `proto` must not change any more."""
+        model = dataclasses.replace(self)
+        model.__dict__["onnx"] = proto
         return model
 
     def __repr__(self) -> str:

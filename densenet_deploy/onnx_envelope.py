@@ -96,12 +96,18 @@ def final_operators(file: BinaryIO) -> dict[str, str]:
             makers |= dict.fromkeys(texts[_NODE_OUTPUT], ("".join(operator), "".join(source)))
         elif record.number == _GRAPH_OUTPUT:
             outputs += _texts(file, record, {_VALUE_NAME})[_VALUE_NAME]
-    return {name: _operator_behind(name, dict(makers)) for name in outputs}
+    return {name: _operator_behind(name, makers) for name in outputs}
 
 
 def _operator_behind(value: str, makers: dict[str, tuple[str, str]]) -> str:
+    """Return the operator that computes `value`, and note it for all values on the way, which others may pass too."""
+    passed = [value]
     operator, source = makers.pop(value, ("", ""))  # popped, so that a cycle ends
-    return _operator_behind(source, makers) if operator in _PASS_VALUES_ON else operator
+    while operator in _PASS_VALUES_ON:
+        passed.append(source)
+        operator, source = makers.pop(source, ("", ""))
+    makers |= dict.fromkeys(passed, (operator, ""))
+    return operator
 
 
 def external_files(file: BinaryIO) -> dict[str, int]:

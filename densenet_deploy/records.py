@@ -102,7 +102,9 @@ def from_plain(kind: type[T], data: object, where: str = "", fail: Fail = data_e
             have written them.
 
     Raises:
-        DensenetDeployError: what `fail` builds, if a value is missing, of another type or out of bounds.
+        DensenetDeployError: what `fail` builds, if a value is missing, of another type or out of bounds, or a record
+            inside refuses its own values with a UsageError.
+        UsageError: if `kind` itself is a record that refuses its values: the caller knows what they are.
     """
     try:
         if dataclasses.is_dataclass(kind):

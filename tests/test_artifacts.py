@@ -435,6 +435,32 @@ class TestOpen:
         assert caught.value.subject == str(model)
 
 
+class TestActivations:
+    """Which outputs are scores already, as the graph shows."""
+
+    def _bytes(self) -> bytes:
+        nodes = [("Softmax", "x", "a"), ("Flatten", "a", "y"), ("Sigmoid", "x", "z"), ("Relu", "x", "w")]
+        graph = GraphProto(name="g")
+        for operator, source, made in nodes:
+            graph.node.add(op_type=operator, input=[source], output=[made])
+        for name in ("y", "z", "w", "x"):
+            graph.output.add(name=name)
+        return ModelProto(graph=graph).SerializeToString()
+
+    def test_of_a_graph_they_are_those_of_its_outputs(self, tmp_path):
+        (tmp_path / "m.onnx").write_bytes(self._bytes())
+        for artifact in (Artifact.open(tmp_path / "m.onnx"), Artifact(Path("m"), "onnx", None, data=self._bytes())):
+            assert artifact.activations() == {"y": "softmax", "z": "sigmoid"}
+
+    def test_other_files_show_none(self, tmp_path):
+        assert Artifact(tmp_path / "gone.xml", "openvino", None).activations() == {}
+
+    def test_what_is_not_a_graph_is_refused(self):
+        with pytest.raises(ModelFileError) as caught:
+            Artifact(Path("m"), "onnx", None, data=b"\xff\xff").activations()
+        assert caught.value.subject == "m"
+
+
 def test_the_hash_is_that_of_the_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -9,8 +9,8 @@ import os
 
 import pytest
 
-from densenet_deploy.errors import ManifestError
-from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin, check_schema
+from densenet_deploy.errors import ManifestError, UsageError
+from densenet_deploy.manifest import IMAGENET_MEAN, Manifest, Preprocessing, WeightsOrigin, check_schema
 from densenet_deploy.onnx_envelope import append_metadata, read_metadata
 
 PREFIX = "densenet_deploy."
@@ -93,8 +93,39 @@ def test_the_strings_in_a_file_are_these():
         "densenet_deploy.tools": '{"torch": "2.11"}',
         "densenet_deploy.task": "null",
         "densenet_deploy.thresholds": "[]",
+        "densenet_deploy.activations": "{}",
         "densenet_deploy.assumed": "[]",
     }
+
+
+def test_a_rectangle_of_one_channel_is_written_as_lists():
+    preprocessing = Preprocessing((256, 128), "none", (0.5,), (0.25,))
+    strings = dataclasses.replace(MANIFEST, preprocessing=preprocessing).to_strings()
+    assert json.loads(strings[PREFIX + "preprocessing"]) == {
+        "image_size": [256, 128], "resize": "none", "mean": [0.5], "std": [0.25], "interpolation": "bilinear",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        Preprocessing((256, 128), (300, 150)),
+        Preprocessing((1, 65536), (65536, 1)),
+        Preprocessing(32, (32, 32)),
+        Preprocessing(32, "none", (0.5,), (0.25,)),
+        Preprocessing(32, 36, (0.5,) * 4, (0.25,) * 4),
+        Preprocessing(32, 36, (0.5,) * 14, (0.25,) * 14),
+    ],
+    ids=str,
+)
+def test_any_channels_sides_and_resizes_come_back_through_a_file(preprocessing):
+    manifest = dataclasses.replace(MANIFEST, preprocessing=preprocessing)
+    assert _through_a_file(manifest) == manifest
+
+
+def test_activations_come_back_through_a_file():
+    manifest = dataclasses.replace(MANIFEST, activations={"out": "sigmoid", "aux": "softmax"})
+    assert _through_a_file(manifest) == manifest
 
 
 def test_what_nobody_states_is_the_preprocessing_of_imagenet():
@@ -185,15 +216,18 @@ def test_facts_with_a_default_may_be_missing(key):
     ["", "{", "cat", "'cat'", "NaN", "Infinity", "-Infinity", "[NaN]", "__import__('os')", "1" * 5000, "[" * 100_000],
     ids=lambda text: text[:12],
 )
-@pytest.mark.parametrize("key", ["schema", "variant", "labels"])
+@pytest.mark.parametrize("key", ["schema", "variant", "labels", "recipe"])  # the last may be null
 def test_a_fact_that_is_not_json_is_refused(key, text):
     assert refused(_changed(key, text)) == key
 
 
 NO_TEXT = ["1", "null", "[]", "{}", "true"]
 NO_OBJECT = ["1", "null", "[]", '"text"', "true"]
-NO_PIXELS = ["0", "-1", "65537", "224.0", "true", '"224"', "null", "1e999", "[224]"]
-NO_TRIPLE = ["1", "null", "[]", "[1, 2]", "[1, 2, 3, 4]", '["1", "2", "3"]', "[1, true, 3]", "[1, 1e999, 3]"]
+NO_PIXELS = [
+    *("0", "-1", "65537", "224.0", "true", '"224"', "null", "1e999", "[]", "[224]", "[1, 2, 3]"),
+    *("[0, 224]", "[224, 0]", "[224, 65537]", "[224, true]", "[224, null]", '"None"', '["none"]', "{}"),
+]
+NO_NUMBERS = ["1", "null", "{}", '"none"', '["1", "2", "3"]', "[1, true, 3]", "[1, 1e999, 3]"]
 HUGE = f"[1, {10**400}, 3]"
 DEEP = "[" * 500 + "]" * 500
 
@@ -207,6 +241,9 @@ DEEP = "[" * 500 + "]" * 500
         ("labels", ["1", "null", '"cat"', "{}", "[1]", '["cat", null]', '[["cat"]]']),
         ("task", ["1", "[]", "{}", "true", '"detection"']),
         ("tools", NO_OBJECT),
+        ("activations", NO_OBJECT),
+        ("thresholds", ["1", "null", "{}", '["1"]', "[true]", "[1e999]"]),
+        ("assumed", ["1", "null", "{}", "[1]", '"mean"']),
         ("spec", NO_OBJECT),
         ("weights", NO_OBJECT),
         ("preprocessing", NO_OBJECT),
@@ -220,10 +257,10 @@ def test_a_fact_of_another_type_is_named(key, texts):
 @pytest.mark.parametrize(
     ("key", "inner", "texts"),
     [
-        ("preprocessing", "image_size", [*NO_PIXELS, DEEP]),
+        ("preprocessing", "image_size", [*NO_PIXELS, '"none"', DEEP]),
         ("preprocessing", "resize", [*NO_PIXELS, DEEP]),
-        ("preprocessing", "mean", [*NO_TRIPLE, HUGE, DEEP]),
-        ("preprocessing", "std", [*NO_TRIPLE, HUGE, DEEP, "[1, 0, 1]", "[1, 1, -0.5]"]),
+        ("preprocessing", "mean", [*NO_NUMBERS, HUGE, DEEP]),
+        ("preprocessing", "std", [*NO_NUMBERS, HUGE, DEEP, "[1, 0, 1]", "[1, 1, -0.5]"]),
         ("preprocessing", "interpolation", [*NO_TEXT, '"lanczos"', DEEP]),
         ("weights", "source", [*NO_TEXT, DEEP]),
         ("weights", "sha256", [*NO_TEXT, DEEP]),
@@ -238,6 +275,25 @@ def test_an_inner_fact_of_another_type_is_named(key, inner, texts):
         others = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items() if name != inner]
         strings = _changed(key, f"{{{', '.join([*others, f'{json.dumps(inner)}: {text}'])}}}")
         assert refused(strings).partition("[")[0] == f"{key}.{inner}"
+
+
+@pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        ("mean", "[]"),
+        ("mean", "[1, 2]"),
+        ("mean", "[1, 2, 3, 4]"),
+        ("std", "[]"),
+        ("std", "[1, 2]"),
+        ("std", "[1, 2, 3, 4]"),
+    ],
+)
+def test_means_and_deviations_of_different_numbers_are_refused_with_the_path(inner, text):
+    facts = json.loads(MANIFEST.to_strings()[PREFIX + "preprocessing"])
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_strings(_changed("preprocessing", json.dumps({**facts, inner: json.loads(text)})))
+    assert caught.value.subject == PREFIX + "preprocessing.std"
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("inner", ["source", "sha256"])
@@ -295,7 +351,82 @@ def test_a_normalization_is_stated_if_neither_of_its_numbers_was_assumed(assumed
             Preprocessing(32, 36, (0.5, 0.25, 0), (1, 0.33333, 2), "nearest"),
             "3x32x32, resize 36 nearest, mean 0.5 0.25 0, std 1 0.3333 2",
         ),
+        (
+            Preprocessing((256, 128), (300, 150), interpolation="bicubic"),
+            "3x256x128, resize 300x150 bicubic, ImageNet mean/std",
+        ),
+        (Preprocessing((256, 128), "none"), "3x256x128, no resize, ImageNet mean/std"),
+        (Preprocessing(32, 32, (0.5,) * 3, (0.25,) * 3), "3x32x32, resize 32 bilinear, mean 0.5, std 0.25"),
+        (Preprocessing(32, 32, (0.5,), (0.25,)), "1x32x32, resize 32 bilinear, mean 0.5, std 0.25"),
+        (
+            Preprocessing(32, 32, IMAGENET_MEAN, (0.25,) * 3),
+            "3x32x32, resize 32 bilinear, mean 0.485 0.456 0.406, std 0.25",
+        ),
+        (Preprocessing(32, 32, (0.0,) * 14, (1.0,) * 14), "14x32x32, resize 32 bilinear, mean 0, std 1"),
     ],
 )
 def test_a_preprocessing_is_printed_on_one_line(preprocessing, text):
     assert str(preprocessing) == text
+
+
+@pytest.mark.parametrize(("means", "stds"), [(3, 2), (2, 3), (0, 1), (1, 0), (0, 0), (1, 3)])
+def test_there_is_a_mean_and_a_deviation_per_channel(means, stds):
+    with pytest.raises(UsageError) as caught:
+        Preprocessing(mean=(0.5,) * means, std=(0.5,) * stds)
+    assert caught.value.subject == "std"
+    assert caught.value.why == f"holds {stds} numbers for {means} means"
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "shape"),
+    [
+        (32, 32, (3, 32, 32)),
+        ((32, 32), 32, (3, 32, 32)),
+        ((32, 16), (32, 16), (3, 32, 16)),
+        ((16, 32), (16, 32), (3, 16, 32)),
+    ],
+)
+def test_the_shape_is_channels_height_and_width_and_a_square_is_one_number(size, kept, shape):
+    assert (Preprocessing(size).image_size, Preprocessing(size).shape) == (kept, shape)
+    assert Preprocessing(size) == Preprocessing(kept)
+
+
+def test_a_resize_to_a_square_is_not_one_of_the_shorter_side():
+    assert Preprocessing(32, (36, 36)) != Preprocessing(32, 36)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), Preprocessing()),
+        ((299,), Preprocessing(299, 341)),  # 341.7, cut
+        ((7,), Preprocessing(7, 8)),
+        (((64, 64),), Preprocessing(64, 73)),
+        (((64, 32),), Preprocessing((64, 32), (64, 32))),
+        ((32, 1), Preprocessing(32, 36, (0.0,), (1.0,))),
+        (((64, 32), 4), Preprocessing((64, 32), (64, 32), (0.0,) * 4, (1.0,) * 4)),
+        ((224, 3), Preprocessing()),
+    ],
+)
+def test_the_default_is_imagenets_way_for_square_images_of_three_channels(arguments, expected):
+    assert Preprocessing.default(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((3, 32, 32), Preprocessing(32, 36)),
+        ((1, 64, 32), Preprocessing((64, 32), (64, 32), (0.0,), (1.0,))),
+        ((None, None, None), Preprocessing()),
+        ((None, 32, None), Preprocessing(32, 36)),
+        ((None, None, 32), Preprocessing(32, 36)),
+        ((4, None, None), Preprocessing(224, 256, (0.0,) * 4, (1.0,) * 4)),
+    ],
+)
+def test_an_unknown_side_is_that_of_the_other_or_imagenets(shape, expected):
+    assert Preprocessing.for_shape(shape) == expected
+
+
+def test_the_value_range_is_that_of_the_widest_channel():
+    assert Preprocessing(mean=(0.5,), std=(0.5,)).value_range == (-1.0, 1.0)
+    assert Preprocessing(mean=(0.5, 0.0), std=(0.25, 1.0)).value_range == (-2.0, 2.0)

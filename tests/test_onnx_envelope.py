@@ -13,7 +13,13 @@ import pytest
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
-from densenet_deploy.onnx_envelope import append_metadata, count_stored_elements, external_files, read_metadata
+from densenet_deploy.onnx_envelope import (
+    append_metadata,
+    count_stored_elements,
+    external_files,
+    final_operators,
+    read_metadata,
+)
 
 FACTS = {"a": "1", "Katze 🐈": "naïve\n\x00", "": "empty key", "empty value": "", "long": "x" * 70_000}
 
@@ -230,7 +236,7 @@ def test_random_bytes_are_refused_or_read_but_never_crash():
         data = bytearray(whole) if seed % 2 else bytearray(rng.bytes(300))
         for place in rng.integers(0, len(data), 5):
             data[place] = rng.integers(256)
-        for read in (read_metadata, count_stored_elements, external_files):
+        for read in (read_metadata, count_stored_elements, external_files, final_operators):
             with contextlib.suppress(ValueError):
                 read(io.BytesIO(bytes(data)))
 
@@ -269,3 +275,117 @@ def test_dimensions_that_multiply_beyond_any_memory_are_only_numbers():
 def test_metadata_that_is_not_utf8_is_refused():
     with pytest.raises(ValueError, match="utf-8"):
         read_metadata(io.BytesIO(_field(7, b"") + _field(14, _field(1, b"\xff\xfe"))))
+
+
+# --- the operators behind outputs
+
+
+def _graph(nodes: str, outputs: str = "y") -> onnx.ModelProto:
+    """A graph of nodes `y = Softmax(x)`, separated by semicolons; an operator may lack its inputs."""
+    graph = onnx.GraphProto(name="g")
+    for text in filter(None, map(str.strip, nodes.split(";"))):
+        made, _, call = text.partition(" = ")
+        operator, _, inputs = call.rstrip(")").partition("(")
+        graph.node.add(op_type=operator, input=filter(None, inputs.split(",")), output=made.split(","))
+    for name in outputs.split():
+        graph.output.add(name=name)
+    return onnx.ModelProto(graph=graph)
+
+
+def _behind(nodes: str, outputs: str = "y") -> dict[str, str]:
+    return final_operators(io.BytesIO(_graph(nodes, outputs).SerializeToString()))
+
+
+PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "QuantizeLinear", "DequantizeLinear")
+
+
+@pytest.mark.parametrize("operator", PASSING)
+def test_what_only_reshapes_or_converts_an_output_is_passed_over(operator):
+    assert _behind(f"a = Sigmoid(x); y = {operator}(a,s)") == {"y": "Sigmoid"}
+    assert _behind(f"a = Sigmoid(x); b = {operator}(a,s); y = {operator}(b,s)") == {"y": "Sigmoid"}
+    assert _behind(f"a = Sigmoid(x); y = {operator}(s,a)") == {"y": ""}  # the first input is the value
+
+
+@pytest.mark.parametrize(
+    "operator", ["Relu", "Add", "Clip", "Transpose", "Gather", "QLinearConv", "LogSoftmax", "Dropout"]
+)
+def test_any_other_operator_computes_the_output(operator):
+    assert _behind(f"a = Sigmoid(x); y = {operator}(a)") == {"y": operator}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "operators"),
+    [
+        ("y = Softmax(x)", "y", {"y": "Softmax"}),
+        ("y = Flatten(a); a = Softmax(x)", "y", {"y": "Softmax"}),  # in any order
+        ("a = Gemm(x); y = Sigmoid(a); z = Identity(a)", "z y", {"z": "Gemm", "y": "Sigmoid"}),
+        ("a = Sigmoid(x); b = Flatten(a); y = Identity(b); z = Cast(b)", "y z b", dict.fromkeys("yzb", "Sigmoid")),
+        ("a,y = Split(x); z = Identity(a)", "y z", {"y": "Split", "z": "Split"}),
+        ("y = Identity(x)", "y", {"y": ""}),
+        ("y = Identity()", "y", {"y": ""}),
+        ("", "x", {"x": ""}),
+        ("y = Softmax(x)", "", {}),
+        ("y = (x)", "y", {"y": ""}),
+        ("y = Relu(x); y = Softmax(x)", "y", {"y": "Softmax"}),  # of two, the last
+    ],
+)
+def test_every_output_has_the_operator_that_computes_its_values(nodes, outputs, operators):
+    assert _behind(nodes, outputs) == operators
+
+
+@pytest.mark.parametrize(
+    "cycle", ["y = Identity(y)", "y = Identity(a); a = Cast(y)", "y = Cast(a); a = Cast(b); b = Cast(a)"]
+)
+def test_a_cycle_has_no_operator(cycle):
+    assert _behind(cycle, "y y") == {"y": ""}
+
+
+def test_long_chains_of_many_outputs_take_no_longer_than_the_file():
+    """Each of 20 000 outputs lies behind up to 20 000 Casts: 200 million steps, if each were walked by itself."""
+    count = 20_000
+    nodes = b"".join(
+        _field(1, _field(1, b"%d" % i) + _field(2, b"%d" % (i + 1)) + _field(4, b"Cast")) for i in range(count)
+    )
+    first = _field(1, _field(2, b"0") + _field(4, b"Sigmoid"))
+    outputs = b"".join(_field(12, _field(1, b"%d" % i)) for i in range(count + 1))
+    start = time.process_time()
+    found = final_operators(io.BytesIO(_field(7, nodes + first + outputs)))
+    assert time.process_time() - start < 10  # 0.7 s
+    assert found == dict.fromkeys(map(str, range(count + 1)), "Sigmoid")
+
+
+def test_a_node_without_an_output_makes_nothing():
+    assert final_operators(io.BytesIO(_field(7, _field(1, _field(4, b"Relu")) + _field(12, _field(1, b"y"))))) == {
+        "y": ""
+    }
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_bytes_are_refused_or_have_no_operators(data):
+    with contextlib.suppress(ValueError):
+        assert final_operators(io.BytesIO(data)) == {}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        _field(1, _field(4, b"\xff")),
+        _field(1, _field(1, b"\xff")),
+        _field(1, _field(2, b"\xff")),
+        _field(12, _field(1, b"\xff")),
+        _field(1, _varint(4 << 3 | 2) + HUGE),
+        _field(12, b"\x0a\x05abc"),
+        _field(1, b"\x00\x00"),
+    ],
+)
+def test_nodes_and_outputs_that_are_no_message_are_refused(graph):
+    with pytest.raises(ValueError):  # noqa: PT011 - the type is all that callers look at
+        final_operators(io.BytesIO(_field(7, graph)))
+
+
+def test_the_operators_of_a_cut_file_are_read_or_it_is_refused():
+    data = _graph("a = Sigmoid(x); y = Flatten(a)").SerializeToString()
+    assert final_operators(io.BytesIO(data)) == {"y": "Sigmoid"}
+    for end in range(1, len(data)):
+        with pytest.raises(ValueError, match="cut short"):
+            final_operators(io.BytesIO(data[:end]))

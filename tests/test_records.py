@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.records import Choice, Range, from_plain, parse_json, to_plain, write_json
 
 
@@ -59,6 +59,24 @@ class Partly:
     size: int
     secret: int = field(default=1, metadata={"json": False})
     double: int = field(default=2, init=False)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Checks by itself that its values go together."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.high < self.low:
+            raise UsageError("high", f"is {self.high}, below {self.low}", "give a larger one")
+
+
+@dataclass(frozen=True)
+class Spans:
+    first: Span
+    others: tuple[Span | str, ...] = ()
 
 
 EXAMPLE = Outer(
@@ -189,6 +207,34 @@ def test_what_a_class_of_its_own_form_says_is_the_reason():
     with pytest.raises(DataError) as caught:
         from_plain(tuple[Infinite, ...], ["1", "many"], "x")
     assert (caught.value.subject, caught.value.why) == ("x[1]", "could not convert string to float: 'many'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "path", "where"),
+    [
+        (Spans, {"first": {"low": 1, "high": 0}}, "", "first.high"),
+        (Spans, {"first": {"low": 1, "high": 0}}, "x", "x.first.high"),
+        (Spans, {"first": {"low": 0, "high": 0}, "others": ["a", {"low": 1, "high": 0}]}, "", "others[1].high"),
+        (tuple[Span, ...], [{"low": 1, "high": 0}], "x", "x[0].high"),
+    ],
+)
+def test_the_own_check_of_a_record_inside_is_the_error_of_the_reader_with_the_path(kind, data, path, where):
+    with pytest.raises(DataError) as caught:
+        from_plain(kind, data, path)
+    assert (caught.value.subject, caught.value.why) == (where, "is 0, below 1")
+    with pytest.raises(InputError) as wanted:
+        from_plain(kind, data, path, lambda place, why: InputError(place, why, "fix"))
+    assert (type(wanted.value), wanted.value.subject, wanted.value.fix) == (InputError, where, "fix")
+
+
+def test_the_own_check_of_the_record_that_is_read_is_its_own_error_with_its_own_advice():
+    with pytest.raises(UsageError) as caught:
+        from_plain(Span, {"low": 1, "high": 0}, "x")
+    assert (caught.value.subject, caught.value.fix) == ("high", "give a larger one")
+
+
+def test_a_record_that_its_own_check_takes_is_read():
+    assert from_plain(Spans, {"first": {"low": 1, "high": 1}}) == Spans(Span(1, 1))
 
 
 def test_the_error_is_the_one_that_the_reader_wants():

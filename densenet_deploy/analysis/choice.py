@@ -20,7 +20,7 @@ class ModelMerits:
 
     Attributes:
         speed: images per second, or any multiple of it that all models share.
-        score: how good the answers are, more is better: top-1 as a fraction, or SQNR in dB.
+        score: how good the answers are, more is better: top-1 or AUROC as a fraction, or SQNR in dB.
         file_bytes: size on disk.
         memory_bytes: peak of the process.
     """
@@ -68,14 +68,14 @@ def _merit(chosen: ModelMerits, fastest: ModelMerits) -> str:
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """A model's latency in milliseconds, with an interval where known, and its top-1 accuracy, a fraction.
+    """A model's latency in milliseconds, with an interval where known, and its accuracy, a fraction.
 
     `published`: the accuracy was published by others, not measured here. `chosen`: `tune` chose this one.
     """
 
     label: str
     latency_ms: float
-    top1: float
+    accuracy: float
     interval_ms: tuple[float, float] | None = None
     published: bool = False
     chosen: bool = False
@@ -89,8 +89,8 @@ def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
     ['fast', 'slow']
     """
     front: list[ParetoPoint] = []
-    for point in sorted(points, key=lambda point: (point.latency_ms, -point.top1)):
-        if not front or point.top1 > front[-1].top1:
+    for point in sorted(points, key=lambda point: (point.latency_ms, -point.accuracy)):
+        if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return tuple(front)
 

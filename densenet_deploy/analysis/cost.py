@@ -7,18 +7,21 @@ normalization has two parameters per channel (scale and shift); its running stat
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from densenet_deploy.errors import UsageError
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain, to_plain
 from densenet_deploy.variants.hidden import named_hidden_layers
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 Json = dict[str, object]
+Sides = tuple[int, int]
 
 LARGEST_IMAGE_SIZE: Final = 65536
 
@@ -103,8 +106,8 @@ def network_part(name: str) -> str:
     return part if part.startswith(("denseblock", "transition")) else _BLOCKS.get(part, "other")
 
 
-def model_cost(spec: DenseNetSpec, image_size: int = 224) -> ModelCost:
-    """Return the cost of `spec` for one image of `image_size` by `image_size` pixels.
+def model_cost(spec: DenseNetSpec, image_size: Size = 224) -> ModelCost:
+    """Return the cost of `spec` for one image of `image_size` pixels: one number, or (height, width).
 
     >>> from densenet_deploy.variants import find_variant
     >>> cost = model_cost(find_variant("121").spec)
@@ -123,32 +126,33 @@ def layer_inputs(spec: DenseNetSpec, block: int) -> range:
     return range(spec.channels_in[block], spec.channels_out[block], spec.growth_rate)
 
 
-def stem_size(spec: DenseNetSpec, image_size: int) -> int:
-    """Return the height of the map that the first convolution makes, before any pool."""
-    return _halved_up(image_size) if spec.stem_layers.stride == 2 else image_size
+def stem_size(spec: DenseNetSpec, image_size: Size) -> Sides:
+    """Return height and width of the map that the first convolution makes, before any pool."""
+    return _halved_up(sides(image_size)) if spec.stem_layers.stride == 2 else sides(image_size)
 
 
-def block_sizes(spec: DenseNetSpec, image_size: int) -> tuple[int, ...]:
-    """Return the height (and width) of the maps in each block, in pixels.
+def block_sizes(spec: DenseNetSpec, image_size: Size) -> tuple[Sides, ...]:
+    """Return height and width of the maps in each block, in pixels.
 
     Raises:
         UsageError: if the image is too small for the last block to see a pixel.
     """
-    require_range("image-size", image_size, 1, LARGEST_IMAGE_SIZE)
-    if image_size < spec.smallest_image_size:
-        why = f"leaves the last of {len(spec.blocks)} blocks without a pixel"
-        raise UsageError(f"image-size={image_size}", why, f"give at least {spec.smallest_image_size}")
-    first = stem_size(spec, image_size)
+    for side in sides(image_size):
+        require_range("image-size", side, 1, LARGEST_IMAGE_SIZE)
+        if side < spec.smallest_image_size:
+            why = f"leaves the last of {len(spec.blocks)} blocks without a pixel"
+            raise UsageError(f"image-size={side}", why, f"give at least {spec.smallest_image_size}")
+    height, width = stem_size(spec, image_size)
     if spec.stem_layers.pool != "none":
-        first = _halved_up(first)
-    return tuple(first >> transitions for transitions in range(len(spec.blocks)))
+        height, width = _halved_up((height, width))
+    return tuple((height >> transitions, width >> transitions) for transitions in range(len(spec.blocks)))
 
 
-def _halved_up(size: int) -> int:
-    return (size + 1) // 2
+def _halved_up(size: Sides) -> Sides:
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
-def _stem(spec: DenseNetSpec, image_size: int) -> Iterator[LayerCost]:
+def _stem(spec: DenseNetSpec, image_size: Size) -> Iterator[LayerCost]:
     size, stem, entering = stem_size(spec, image_size), spec.stem_layers, spec.in_channels
     for index, width in enumerate(spec.stem_widths):
         yield _conv(f"features.conv{index}", entering, width, stem.kernel, size)
@@ -159,7 +163,7 @@ def _stem(spec: DenseNetSpec, image_size: int) -> Iterator[LayerCost]:
         yield _blur(spec.init_features, _halved_up(size))
 
 
-def _blocks(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
+def _blocks(spec: DenseNetSpec, sizes: tuple[Sides, ...]) -> Iterator[LayerCost]:
     for block, size in enumerate(sizes):
         for index, channels in enumerate(layer_inputs(spec, block)):
             yield from _dense_layer(spec, f"features.denseblock{block + 1}.denselayer{index + 1}", channels, size)
@@ -169,7 +173,7 @@ def _blocks(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
             yield _conv(f"{name}.conv", channels, spec.channels_in[block + 1], 1, size)
 
 
-def _dense_layer(spec: DenseNetSpec, name: str, channels: int, size: int) -> Iterator[LayerCost]:
+def _dense_layer(spec: DenseNetSpec, name: str, channels: int, size: Sides) -> Iterator[LayerCost]:
     yield _norm(f"{name}.norm1", channels, size)
     if spec.bn_size == 0:
         yield _conv(f"{name}.conv1", channels, spec.growth_rate, 3, size)
@@ -180,7 +184,7 @@ def _dense_layer(spec: DenseNetSpec, name: str, channels: int, size: int) -> Ite
     yield _conv(f"{name}.conv2", narrow, spec.growth_rate, 3, size)
 
 
-def _head(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
+def _head(spec: DenseNetSpec, sizes: tuple[Sides, ...]) -> Iterator[LayerCost]:
     if spec.head == "multiscale":
         for number, (channels, size) in enumerate(zip(spec.channels_out, sizes, strict=True), start=1):
             yield _conv(f"head.reduce{number}.conv", channels, SCALE_CHANNELS, 1, size, bias=True)
@@ -196,18 +200,18 @@ def _head(spec: DenseNetSpec, sizes: tuple[int, ...]) -> Iterator[LayerCost]:
         yield _linear("classifier", spec.row_width, spec.num_classes, bias=spec.bias)
 
 
-def _conv(name: str, entering: int, leaving: int, kernel: int, size: int, *, bias: bool = False) -> LayerCost:
+def _conv(name: str, entering: int, leaving: int, kernel: int, size: Sides, *, bias: bool = False) -> LayerCost:
     weights = entering * leaving * kernel**2
-    return LayerCost(name, weights + leaving * bias, weights * size**2, (leaving, size, size))
+    return LayerCost(name, weights + leaving * bias, weights * math.prod(size), (leaving, *size))
 
 
-def _norm(name: str, channels: int, size: int) -> LayerCost:
-    return LayerCost(name, 2 * channels, 0, (channels, size, size))
+def _norm(name: str, channels: int, size: Sides) -> LayerCost:
+    return LayerCost(name, 2 * channels, 0, (channels, *size))
 
 
-def _blur(channels: int, size: int) -> LayerCost:
+def _blur(channels: int, size: Sides) -> LayerCost:
     """The fixed 3x3 filter of the stem's pool: nothing to learn, but a convolution of each channel."""
-    return LayerCost("features.pool0.blur", 0, 9 * channels * size**2, (channels, size, size))
+    return LayerCost("features.pool0.blur", 0, 9 * channels * math.prod(size), (channels, *size))
 
 
 def _linear(name: str, entering: int, leaving: int, *, bias: bool = True) -> LayerCost:

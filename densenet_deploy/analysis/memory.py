@@ -22,9 +22,11 @@ Not counted: weights and their gradients, batch statistics, dropout masks, pooli
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from densenet_deploy.analysis.cost import Json, block_sizes, layer_inputs, stem_size
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.variants.hidden import named_hidden_layers
@@ -89,7 +91,7 @@ class TrainingMemory:
 
 
 def activation_memory(
-    spec: DenseNetSpec, image_size: int = 224, batch: int = 1, bytes_per_value: int = 4
+    spec: DenseNetSpec, image_size: Size = 224, batch: int = 1, bytes_per_value: int = 4
 ) -> ActivationMemory:
     """Return the peak of live activations by block, counted as this module says.
 
@@ -104,14 +106,14 @@ def activation_memory(
 
 
 def training_memory(
-    spec: DenseNetSpec, image_size: int = 224, batch: int = 1, bytes_per_value: int = 4
+    spec: DenseNetSpec, image_size: Size = 224, batch: int = 1, bytes_per_value: int = 4
 ) -> TrainingMemory:
     """Return what a forward pass in training keeps, by block, counted as this module says.
 
     Raises:
         UsageError: if the image is too small for the last block, or a number is out of range.
     """
-    areas = [size**2 for size in block_sizes(spec, image_size)]
+    areas = [math.prod(size) for size in block_sizes(spec, image_size)]
     stem = _kept_by_stem(spec, image_size)
     is_block_input = spec.stem_layers.norm and spec.stem_layers.pool == "none"  # one of the parts that block 1 keeps
     kept = [("stem", stem, stem - (spec.init_features * areas[0] if is_block_input else 0))]
@@ -132,12 +134,12 @@ def _scale(batch: int, bytes_per_value: int) -> int:
     return require_range("batch", batch, 1, 1_000_000) * require_range("bytes-per-value", bytes_per_value, 1, 8)
 
 
-def _kept_by_stem(spec: DenseNetSpec, image_size: int) -> int:
+def _kept_by_stem(spec: DenseNetSpec, image_size: Size) -> int:
     """The image; with norms what enters each and leaves its ReLU; what a blur reads, without and with its margin."""
-    size, stem = stem_size(spec, image_size), spec.stem_layers
-    maps = 2 * sum(spec.stem_widths) * size**2 if stem.norm else 0
-    blurred = spec.init_features * (size**2 + (size + 2) ** 2) if stem.pool == "blur" else 0
-    return spec.in_channels * image_size**2 + maps + blurred
+    (height, width), stem = stem_size(spec, image_size), spec.stem_layers
+    maps = 2 * sum(spec.stem_widths) * height * width if stem.norm else 0
+    blurred = spec.init_features * (height * width + (height + 2) * (width + 2)) if stem.pool == "blur" else 0
+    return spec.in_channels * math.prod(sides(image_size)) + maps + blurred
 
 
 def _kept_by_head(spec: DenseNetSpec, area: int) -> int:
@@ -190,9 +192,9 @@ class _Tape:
         return peaks
 
 
-def _forward(spec: DenseNetSpec, image_size: int, *, bus: bool) -> _Tape:
+def _forward(spec: DenseNetSpec, image_size: Size, *, bus: bool) -> _Tape:
     tape = _Tape()
-    areas = [size**2 for size in block_sizes(spec, image_size)]
+    areas = [math.prod(size) for size in block_sizes(spec, image_size)]
     widths = spec.channels_out if bus else spec.channels_in
     maps, outputs = _stem(tape, spec, image_size), []
     for block, area in enumerate(areas):
@@ -208,10 +210,10 @@ def _forward(spec: DenseNetSpec, image_size: int, *, bus: bool) -> _Tape:
     return tape
 
 
-def _stem(tape: _Tape, spec: DenseNetSpec, image_size: int) -> int:
+def _stem(tape: _Tape, spec: DenseNetSpec, image_size: Size) -> int:
     """Write what the first block's input is made from: what the pool reads, or the last convolution where none is."""
-    area, stem = stem_size(spec, image_size) ** 2, spec.stem_layers
-    maps = tape.write(spec.in_channels * image_size**2)
+    area, stem = math.prod(stem_size(spec, image_size)), spec.stem_layers
+    maps = tape.write(spec.in_channels * math.prod(sides(image_size)))
     for width in spec.stem_widths[: None if stem.pool != "none" else -1]:
         maps = tape.write(width * area, maps)
     return tape.write(spec.init_features * area, maps) if stem.pool == "blur" else maps

@@ -81,7 +81,7 @@ def inspect_command(
     from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions
 
     profiling = ProfileOptions(running.backend, running.device, running.threads) if profile else None
-    options = InspectOptions(_one_side(facts), batch, precision, training, profiling)
+    options = InspectOptions(facts.image_size, batch, precision, training, profiling)
     others = dataclasses.replace(facts, image_size=None)
     named = (*(() if variant is None else ("--variant",)), *architecture.options())
     if model is not None and named:
@@ -103,14 +103,6 @@ def inspect_command(
 
 def _first_option(facts: ModelFacts) -> str:
     return f"--{next(iter(facts.given())).replace('_', '-')}"
-
-
-def _one_side(facts: ModelFacts) -> int | None:
-    """Return the side of a square image."""
-    size = facts.image_size
-    if isinstance(size, tuple):
-        raise UsageError(f"image-size={size[0]}x{size[1]}", "only square images are supported", "give one number")
-    return size
 
 
 def _engine(model: str, options: InspectOptions, facts: ModelFacts) -> Work:
@@ -143,8 +135,11 @@ def _sweep(
     if options.training or options.profile is not None:
         fix = "use them on one network"
         raise UsageError("--sweep", "can't be combined with --training or --profile", fix)
+    size = options.image_size
+    if isinstance(size, tuple):
+        raise UsageError(f"image-size={size[0]}x{size[1]}", "a sweep compares square images", "give one number")
     base = variant_with(variant, architecture.changes()).spec
-    sweep, sweep_options = Sweep.parse(text), SweepOptions(options.image_size, options.batch, measure, threads=threads)
+    sweep, sweep_options = Sweep.parse(text), SweepOptions(size, options.batch, measure, threads=threads)
     return lambda _listener: run_sweep(sweep, base, sweep_options)
 
 
@@ -178,7 +173,7 @@ def plot_command(
     """Draw a figure of a model as PNG, JPEG or SVG."""
     from densenet_deploy.workflows.plot.plot import PlotRequest, plot
 
-    request = PlotRequest(tuple(models or ()), variant, architecture, _one_side(facts), batch)
+    request = PlotRequest(tuple(models or ()), variant, architecture, facts.image_size, batch)
     return lambda _listener: plot(name, request, output.out, force=output.force)
 
 
@@ -209,7 +204,8 @@ def report_command(
     sensitivity: Annotated[_Reports, _output_of("sensitivity"), Reads()] = None,
     quantize: Annotated[_Reports, _output_of("quantize"), Reads()] = None,
     max_drop: Annotated[
-        float, option("POINTS", "Largest loss of top-1 of the chosen model, in percentage points, without --tune.")
+        float,
+        option("POINTS", "Largest loss of top-1 or AUROC of the chosen model, in percentage points, without --tune."),
     ] = 1.0,
     *,
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],

@@ -190,7 +190,11 @@ def quantize_command(
     ] = None,
     max_drop: Annotated[
         float | None,
-        option("POINTS", "Largest loss of top-1 on the calibration images, in percentage points (default: no limit)."),
+        option(
+            "POINTS",
+            "Largest loss of top-1, or of a multilabel model's mean AUROC, on the class folders of the calibration "
+            "images, in percentage points (default: no limit).",
+        ),
     ] = None,
     min_sqnr: Annotated[float | None, option("DB", "Least SQNR of the outputs in dB (default: no limit).")] = None,
     never_slower: Annotated[

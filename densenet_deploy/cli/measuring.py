@@ -100,11 +100,19 @@ def validate_command(
     examples=(
         "densenet-deploy evaluate model.onnx --data val/",
         "densenet-deploy evaluate model.int8.onnx --data val/ --against model.onnx --backend openvino",
+        "densenet-deploy evaluate chest.onnx --data chest/val.csv --task multilabel --labels labels.txt",
     ),
 )
 def evaluate_command(
     model: Model,
-    data: Annotated[Path, option("DIR", "One folder of images per class, or images with --ground-truth."), Reads()],
+    data: Annotated[
+        Path,
+        option(
+            "DIR|FILE.csv",
+            "Labelled images: a folder per class, a flat folder with --ground-truth, or a CSV (file,label).",
+        ),
+        Reads(),
+    ],
     ground_truth: Annotated[
         Path | None,
         option("FILE", "Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none)."),
@@ -112,7 +120,7 @@ def evaluate_command(
     ] = None,
     against: Annotated[
         str | None,
-        option("OTHER", "List the images on which this model disagrees (default: none)."),
+        option("OTHER", "Another model of the same task to compare with (default: none)."),
         Reads("session", backends=lambda a: (a.against_backend,)),
     ] = None,
     against_backend: Annotated[str | None, option("NAME", "Backend of OTHER (default: the file's).", **BACKEND)] = None,
@@ -125,7 +133,7 @@ def evaluate_command(
     facts: ModelFacts,
     running: RunnerChoice,
 ) -> Work:
-    """Measure accuracy and calibration on labelled images."""
+    """Measure how good a model is at its task on labelled images."""
     from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
@@ -228,12 +236,16 @@ def tune_command(
         Reads(),
     ] = None,
     data: Annotated[
-        Path | None, option("DIR", "One folder of images per class to measure top-1 on (default: none)."), Reads()
+        Path | None,
+        option("DIR|FILE.csv", "Labelled images to measure the accuracy on, as for `evaluate` (default: none)."),
+        Reads(),
     ] = None,
     max_drop: Annotated[
         float | None,
         option(
-            "POINTS", "Largest loss of top-1 (without --data, of unchanged predictions) in percent (default: none)."
+            "POINTS",
+            "Largest loss of top-1, or of a multilabel model's mean AUROC, in percentage points; without --data, of "
+            "unchanged classes (default: none).",
         ),
     ] = None,
     max_latency: Annotated[float | None, option("MS", "Longest median latency in ms (default: no limit).")] = None,
@@ -323,7 +335,9 @@ def sensitivity_command(
     recipe: Recipe = "auto",
     per: Annotated[str, option("NAME", "Unit to measure: layer or block.", "layer", "block")] = "block",
     data: Annotated[
-        Path | None, option("DIR", "One folder of images per class to measure top-1 on too (default: none)."), Reads()
+        Path | None,
+        option("DIR|FILE.csv", "Labelled images to measure top-1 on too, as for `evaluate` (default: none)."),
+        Reads(),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
     *,

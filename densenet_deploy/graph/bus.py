@@ -1,8 +1,9 @@
 """Find the buses of a graph: the concatenated features of each dense block, with their makers and readers.
 
 A dense block is written as many Concats: flat lists that grow by one tensor per layer, or each the one before and a
-new tensor. Either way they hold runs of one sequence of channels, the bus. A bus is a maximal group of Concats along
-axis 1 that share inputs or feed each other, if every one of them holds a contiguous run of the longest.
+new tensor. Either way they hold channels of one sequence, the bus, most often contiguous runs of it. A bus is a maximal
+group of Concats along axis 1 that share inputs or feed each other. A feature map outside of all Concats that a norm
+reads is a bus of one tensor: what is said of the readers of a bus holds for it too.
 
 Readers of a bus need not tell all of its values apart. A norm and its ReLU, relu(s·x + t), give zero for every x on one
 side of θ = −t/s: below it for s > 0, above for s < 0. So a channel needs no value below the smallest θ of its readers
@@ -36,20 +37,24 @@ Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
 
 @dataclass(frozen=True)
 class Segment:
-    """A tensor that holds the channels `offset` to `offset + channels` of its bus."""
+    """A tensor on a bus: channel i of it is the channel `places[i]` of the bus."""
 
     value: ir.Value
-    offset: int
-    channels: int
+    places: tuple[int, ...]
 
     @property
     def name(self) -> str:
         """The tensor's name."""
         return str(self.value.name)
 
+    @property
+    def channels(self) -> int:
+        """How many channels the tensor has."""
+        return len(self.places)
+
     def of(self, channels: Numbers) -> Numbers:
         """Return the part of `channels`, one number for each channel of the bus, that belongs to this tensor."""
-        return cast("Numbers", channels[self.offset : self.offset + self.channels])
+        return cast("Numbers", channels[list(self.places)])
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Bus:
 
     Attributes:
         segments: the tensors appended, in channel order; none of them is made by a Concat.
-        concats: the outputs of the Concats, in execution order; each holds a run of segments.
+        concats: the outputs of the Concats, in execution order; each holds some of the segments. A bus of one tensor
+            has none.
         readers: all other nodes that read a segment or a Concat, in no particular order.
     """
 
@@ -87,8 +93,8 @@ class Bus:
 
     @property
     def name(self) -> str:
-        """The name of the first tensor that holds the whole bus."""
-        return next(concat.name for concat in self.concats if concat.channels == self.channels)
+        """The name of the first tensor that holds most of the bus; of a dense block, all of it."""
+        return max(self.concats or self.segments, key=lambda tensor: len(set(tensor.places))).name
 
     @property
     def outputs(self) -> tuple[Segment, ...]:
@@ -108,20 +114,36 @@ Runs = Mapping[ir.Value, tuple[ir.Value, ...]]
 
 
 def find_buses(graph: ir.Graph) -> Buses:
-    """Return the buses among the Concats of `graph`."""
+    """Return the buses of `graph`."""
     concats = channel_concats(graph)
     runs = runs_of(concats)
     found: list[Bus] = []
     refused: list[str] = []
+    joined: set[ir.Value] = set()
     for group in connected_concats(concats):
         parts = {value: runs[value] for node in group for value in node.outputs}
-        whole = max(parts.values(), key=len)
-        reason = _why_not_bus(parts, whole)
+        joined |= {*parts, *(leaf for part in parts.values() for leaf in part)}
+        reason = _why_not_bus(parts)
         if reason is None:
-            found.append(_bus(parts, whole))
+            found.append(_bus(parts))
         else:
             refused.append(f"{group[-1].outputs[0].name}: {reason}")
-    return Buses(tuple(found), tuple(refused))
+    found += (bus for value, bus in _buses_of_one(graph).items() if value not in joined)
+    order = {value: place for place, value in enumerate(value for node in graph for value in node.outputs)}
+    in_order = sorted(found, key=lambda bus: order[(bus.concats or bus.segments)[0].value])
+    return Buses(tuple(in_order), tuple(refused))
+
+
+def _buses_of_one(graph: ir.Graph) -> dict[ir.Value, Bus]:
+    """Return a bus for every feature map made in `graph` that a norm of constants reads."""
+    found: dict[ir.Value, Bus] = {}
+    for node in graph:
+        value = node.inputs[0] if is_operator(node, "BatchNormalization") and why_not_affine(node) is None else None
+        if value is None or value.producer() is None or rank_of(value) != 4:
+            continue
+        segment = Segment(value, tuple(range(len(scale_and_shift(node)[0]))))
+        found[value] = Bus((segment,), (), _readers((segment,), ()))
+    return found
 
 
 def channel_concats(graph: ir.Graph) -> list[ir.Node]:
@@ -161,46 +183,40 @@ def connected_concats(concats: Sequence[ir.Node]) -> list[list[ir.Node]]:
     return sorted(ordered, key=lambda group: order[group[0]])
 
 
-def _why_not_bus(parts: Runs, whole: tuple[ir.Value, ...]) -> str | None:
-    """Say why the Concats `parts`, of which `whole` is the longest, are not a bus, or None if they are."""
-    if len(whole) < 2:
+def _why_not_bus(parts: Runs) -> str | None:
+    """Say why the Concats `parts` are not a bus, or None if they are."""
+    leaves = _leaves(parts)
+    if max(map(len, parts.values())) < 2:
         return "it holds one tensor"
-    if rank_of(whole[0]) == 2:
+    if rank_of(leaves[0]) == 2:
         return "it joins rows of numbers, not feature maps"
-    if len(set(whole)) < len(whole):
-        return "it holds a tensor twice"
-    if any(_place(part, whole) is None for part in parts.values()):
-        return "its Concats hold their tensors in different orders"
-    unknown = next((value for value in whole if channels_of(value) is None), None)
+    unknown = next((value for value in leaves if channels_of(value) is None), None)
     return f"the number of channels of {unknown.name} is unknown" if unknown is not None else None
 
 
-def _place(part: tuple[ir.Value, ...], whole: tuple[ir.Value, ...]) -> int | None:
-    """Return where `part` starts in `whole`, or None if it is not a contiguous run of it."""
-    start = whole.index(part[0]) if part[0] in whole else len(whole)
-    return start if whole[start : start + len(part)] == part else None
+def _leaves(parts: Runs) -> tuple[ir.Value, ...]:
+    """Return every tensor that the Concats hold once, those of the longest Concat first and in its order."""
+    longest = max(parts.values(), key=len)
+    return tuple(dict.fromkeys((*longest, *(leaf for part in parts.values() for leaf in part))))
 
 
-def _bus(parts: Runs, whole: tuple[ir.Value, ...]) -> Bus:
-    segments: dict[ir.Value, Segment] = {}
+def _bus(parts: Runs) -> Bus:
+    places: dict[ir.Value, tuple[int, ...]] = {}
     offset = 0
-    for value in whole:
+    for value in _leaves(parts):
         channels = channels_of(value)
         assert channels is not None
-        segments[value] = Segment(value, offset, channels)
+        places[value] = tuple(range(offset, offset + channels))
         offset += channels
-    concats = {value: _joined([segments[leaf] for leaf in part], value) for value, part in parts.items()}
-    readers = (
-        Reader(use.node, use.idx, tensor)
-        for value, tensor in {**segments, **concats}.items()
-        for use in value.uses()
-        if use.node.outputs[0] not in concats
-    )
-    return Bus(tuple(segments.values()), tuple(concats.values()), tuple(readers))
+    segments = tuple(Segment(value, taken) for value, taken in places.items())
+    concats = tuple(Segment(value, tuple(p for leaf in part for p in places[leaf])) for value, part in parts.items())
+    return Bus(segments, concats, _readers(segments, concats))
 
 
-def _joined(segments: Sequence[Segment], value: ir.Value) -> Segment:
-    return Segment(value, segments[0].offset, sum(segment.channels for segment in segments))
+def _readers(segments: Sequence[Segment], concats: Sequence[Segment]) -> tuple[Reader, ...]:
+    makers = {concat.value.producer() for concat in concats}
+    uses = ((use, tensor) for tensor in (*segments, *concats) for use in tensor.value.uses())
+    return tuple(Reader(use.node, use.idx, tensor) for use, tensor in uses if use.node not in makers)
 
 
 # -- which values of a bus its readers tell apart
@@ -228,8 +244,9 @@ def needed_range(bus: Bus) -> Needed:
     parts = [(reader.segment, _needed_by(reader)) for reader in bus.readers]
     parts += [(output, _everything(output)) for output in bus.outputs]
     for tensor, needed in parts:
-        part = slice(tensor.offset, tensor.offset + tensor.channels)
-        low[part], high[part] = np.minimum(low[part], needed.low), np.maximum(high[part], needed.high)
+        places = list(tensor.places)
+        np.minimum.at(low, places, needed.low)
+        np.maximum.at(high, places, needed.high)
     return Needed(low, high)
 
 

@@ -31,7 +31,10 @@ from densenet_deploy.graph.nodes import is_operator
 from densenet_deploy.graph.tensor_changes import TensorChanges
 from densenet_deploy.registry import Registry
 
-EXACT: Final = ("remove-single-concat", "fold-batchnorm", "pool-before-conv", "concat-incremental")
+EXACT: Final = (
+    *("remove-identity", "reshape-to-flatten", "head-to-gemm", "merge-affine"),  # what other exporters write otherwise
+    *("remove-single-concat", "fold-batchnorm", "pool-before-conv", "concat-incremental"),
+)
 """The passes that every exported or simplified file gets, in order: they change nothing but rounding."""
 
 Found = TypeVar("Found")

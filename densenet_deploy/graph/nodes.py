@@ -33,6 +33,14 @@ def constant(value: ir.Value | None) -> Float | None:
     return tensor.numpy()
 
 
+def integers(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the whole numbers of a constant (of any integer type, flattened), else None."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None and not value.is_graph_input() else None
+    if tensor is None or not tensor.dtype.is_integer():
+        return None
+    return tuple(int(number) for number in tensor.numpy().ravel())
+
+
 def only_reader(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads `value` (once), or None if it is read otherwise or leaves the graph."""
     uses = value.uses()
@@ -104,9 +112,9 @@ def rank_of(value: ir.Value | None) -> int | None:
     node = value.producer()
     if node is None or node.domain != "":
         return None
-    if node.op_type == "Flatten":
+    if node.op_type in ("Flatten", "Gemm"):
         return 2
-    if node.op_type in ("Mul", "Add"):
+    if node.op_type in ("Add", "Div", "Mul", "Sub"):
         return _broadcast_rank(node)
     return rank_of(node.inputs[0]) if node.op_type in (*_CHANNELS_KEPT, "Concat", "Conv") else None
 

@@ -13,35 +13,45 @@ import onnx
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import ImageShape
+from densenet_deploy.runtime.batching import is_nhwc, why_not_images
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
+_OPTIMIZED_DOMAINS: Final = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
 def load_onnx(source: Artifact | Path) -> onnx.ModelProto:
     """Return the model of a file with its external data, or of one in memory, after checking it.
 
+    Raises:
+        InputError, ModelFileError: as `read_onnx` and `check_onnx`.
+    """
+    model = read_onnx(source)
+    check_onnx(model, source.path if isinstance(source, Artifact) else source)
+    return model
+
+
+def read_onnx(source: Artifact | Path) -> onnx.ModelProto:
+    """Return the model of a file with its external data, or of one in memory; the graph is not checked.
+
     External data is checked before the onnx package opens it, which would refuse links too.
 
     Raises:
         InputError: if the file does not exist.
-        ModelFileError: if it is not a valid ONNX model, or its external data is missing, cut short or elsewhere.
+        ModelFileError: if it cannot be parsed, or its external data is missing, cut short or elsewhere.
     """
     if isinstance(source, Artifact) and source.data is not None:
-        with _refused(source.path, "is not a valid ONNX model", "export or download it again"):
-            model = onnx.load_from_string(source.data)
-        check_onnx(model, source.path)
-        return model
+        with invalid_onnx_refused(source.path):
+            return onnx.load_from_string(source.data)
     path = source.path if isinstance(source, Artifact) else source
     require_file(path)
     require_data_within(path)  # refuses anything but an ONNX envelope before a full parse
     with os_errors_about(path):
-        with _refused(path, "is not a valid ONNX model", "export or download it again"):
+        with invalid_onnx_refused(path):
             model = onnx.load(path, load_external_data=False)
         with _refused(path, "its external data cannot be used", "put the complete data file beside the model"):
             onnx.load_external_data_for_model(model, str(path.parent))
-    check_onnx(model, path)
     return model
 
 
@@ -51,10 +61,23 @@ def check_onnx(model: onnx.ModelProto, subject: object) -> None:
     Raises:
         ModelFileError: if it is not a valid ONNX model, or holds operators that no backend here knows.
     """
-    with _refused(subject, "is not a valid ONNX model", "export or download it again"):
+    with invalid_onnx_refused(subject):
         onnx.checker.check_model(model, full_check=True)
     _refuse_broken_names(model, subject)
+    refuse_optimized(model, subject)
     _refuse_unknown_operators(model, subject)
+
+
+def refuse_optimized(model: onnx.ModelProto, subject: object) -> None:
+    """Refuse a graph that ONNX Runtime saved after optimizing it for one machine: only ONNX Runtime runs that.
+
+    Raises:
+        ModelFileError: naming the first operator that it put in.
+    """
+    for node in model.graph.node:
+        if node.domain in _OPTIMIZED_DOMAINS or (node.domain == "com.microsoft" and node.op_type.startswith("Fused")):
+            why = f"was optimized by ONNX Runtime: it holds {node.op_type} ({node.domain})"
+            raise ModelFileError(subject, why, "give the original file, from before the optimization")
 
 
 def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
@@ -65,14 +88,14 @@ def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
-    if len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-        match [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]:
-            case [_, channels, height, width]:
-                return channels, height, width
+    shapes = [[dim.dim_value or None for dim in value.type.tensor_type.shape.dim] for value in inputs]
+    is_float = all(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in inputs)
+    if len(inputs) == 1 and is_float and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
+        _, channels, height, width = shapes[0]
+        return channels, height, width
     found = ", ".join(map(_described, inputs)) or "no input"
-    is_volume = len(inputs) == 1 and len(inputs[0].type.tensor_type.shape.dim) == 5
-    why = f"takes {found}, {'which is 3-D' if is_volume else 'not one float32 (N, C, H, W) input'}"
-    raise ModelFileError(subject, why, "give a classifier of 2-D images in NCHW layout")
+    why, fix = why_not_images(shapes)
+    raise ModelFileError(subject, f"takes {found}, which is {why}", fix)
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
@@ -116,6 +139,13 @@ def expose_values(model: onnx.ModelProto, names: Collection[str] | None = None) 
 
 
 @contextlib.contextmanager
+def invalid_onnx_refused(subject: object) -> Iterator[None]:
+    """Turn an error of the onnx packages inside the block into a ModelFileError about `subject`."""
+    with _refused(subject, "is not a valid ONNX model", "export or download it again"):
+        yield
+
+
+@contextlib.contextmanager
 def _refused(subject: object, why: str, fix: str) -> Iterator[None]:
     """Turn an error of the onnx package inside the block into a ModelFileError with its first line."""
     try:
@@ -123,7 +153,10 @@ def _refused(subject: object, why: str, fix: str) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as exc:
-        reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
+        first: BaseException = exc
+        while first.__cause__ is not None:  # onnx-ir says where it was, and in the cause what was wrong
+            first = first.__cause__
+        reason = str(first).strip().partition("\n")[0] or type(first).__name__
         raise ModelFileError(subject, f"{why}: {reason}", fix) from exc
 
 

@@ -166,7 +166,7 @@ def lift_opset(model: ir.Model, version: int) -> None:
         return
     try:
         lifted = onnx.version_converter.convert_version(ir.to_proto(model), version)
-    except (onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError) as exc:
+    except (onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as exc:
         why = f"cannot be lifted from operator set {given} to {version}: {' '.join(str(exc).split())}"
         raise ModelFileError(_subject_of(model), why, f"export it with --opset {version}") from exc
     model.graph = ir.from_proto(lifted).graph

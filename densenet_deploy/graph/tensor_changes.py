@@ -106,6 +106,14 @@ class TensorChanges:
         known = self._changes.get(value, TensorChange(value))
         self._changes[value] = dataclasses.replace(known, low=_numbers(low), high=_numbers(high))
 
+    def copy(self, value: str, origin: str) -> None:
+        """Record that the tensor called `value` holds what the one called `origin` holds; later changes are its own."""
+        self._changes[value] = TensorChange(origin)
+
+    def origin(self, value: str) -> str:
+        """Return the name of the tensor that the one called `value` follows from, which may be itself."""
+        return self._changes[value].of if value in self._changes else value
+
     def move(self, value: str, origin: str, why: str) -> None:
         """Record that the tensor called `value` has the place of `origin` in the original model."""
         self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from densenet_deploy.errors import UsageError
+from densenet_deploy.manifest import Size, sides
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,19 @@ class LiveMemory:
         return dataclasses.replace(self, stages=tuple(merged))
 
 
-def inference_memory(module: nn.Module, image_size: int, batch: int = 1, channels: int = 3) -> LiveMemory:
+def inference_memory(module: nn.Module, image_size: Size, batch: int = 1, channels: int = 3) -> LiveMemory:
     """Measure one inference of `module`, which must be on the meta device, for float32 images (batch, C, S, S)."""
-    return _measured(module.eval(), (batch, channels, image_size, image_size), trains=False)
+    return _measured(module.eval(), (batch, channels, *sides(image_size)), trains=False)
 
 
-def training_memory_of(module: nn.Module, image_size: int, batch: int = 1, channels: int = 3) -> LiveMemory:
+def training_memory_of(module: nn.Module, image_size: Size, batch: int = 1, channels: int = 3) -> LiveMemory:
     """Measure one forward and backward pass of `module`, which must be on the meta device; see `inference_memory`.
 
     Raises:
         UsageError: if a norm would see a single value per channel, which has no variance.
     """
     try:
-        return _measured(module.train(), (batch, channels, image_size, image_size), trains=True)
+        return _measured(module.train(), (batch, channels, *sides(image_size)), trains=True)
     except ValueError as exc:
         if "more than 1 value per channel" not in str(exc):
             raise

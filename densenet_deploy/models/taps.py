@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.models.build import DenseBlock, DenseNet, PlainLayer, Transition
 
 
@@ -33,7 +34,7 @@ class IntermediateOutputs(nn.Module):
         return {**outputs, self.output_name: result}
 
 
-def traced_shapes(model: DenseNet, image_size: int) -> dict[str, tuple[int, ...]]:
+def traced_shapes(model: DenseNet, image_size: Size) -> dict[str, tuple[int, ...]]:
     """Run `model` on one image of its device and return (C, H, W) by name.
 
     The names are `conv0`, `denseblock1.denselayer1`, …, and `transition1` for what its convolution makes.
@@ -51,7 +52,7 @@ def traced_shapes(model: DenseNet, image_size: int) -> dict[str, tuple[int, ...]
 
     device = next(model.parameters()).device
     with _watched(watched, keep), torch.inference_mode():
-        model.eval()(torch.zeros(1, model.spec.in_channels, image_size, image_size, device=device))
+        model.eval()(torch.zeros(1, model.spec.in_channels, *sides(image_size), device=device))
     return shapes
 
 
@@ -61,13 +62,13 @@ def first_weights(model: DenseNet) -> dict[str, Tensor]:
     return {name: layer.conv1.weight.detach() for name, layer in layers.items()}
 
 
-def counted_cost(module: nn.Module, image_size: int, channels: int = 3) -> tuple[int, int]:
+def counted_cost(module: nn.Module, image_size: Size, channels: int = 3) -> tuple[int, int]:
     """Return the parameters of `module`, which must be on the meta device, and its MACs for one image.
 
     MACs are those of convolutions and matrix products, as in `analysis.cost`: one for each use of a weight.
     """
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        module.eval()(torch.empty(1, channels, image_size, image_size, device="meta"))
+        module.eval()(torch.empty(1, channels, *sides(image_size), device="meta"))
     return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2
 
 

@@ -25,7 +25,7 @@ from torch.onnx.errors import OnnxExporterError
 from torch.utils import _pytree as pytree
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Size
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.models.naming import name_by_module
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.backends.torch import named_tensors
@@ -69,8 +69,7 @@ class OnnxOptions:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
-        return self.channels, height, width
+        return self.channels, *sides(self.image_size)
 
 
 def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str], options: OnnxOptions) -> ir.Model:

@@ -72,6 +72,13 @@ class CalibrationData(ABC):
     def digests(self) -> dict[str, str] | None:
         """Return the SHA-256 of all that is read, by name, for a cache key; None if the source cannot be identified."""
 
+    def extremes(self) -> ChannelRanges | None:
+        """Return the smallest and the largest value of each channel of arrays of inputs, after the data were read.
+
+        Images, which are prepared as the model takes them, give None.
+        """
+        return None
+
     def input_range(self) -> ChannelRanges:
         """Return the range of inputs per channel, after the data were read: of images, what the preprocessing allows.
 
@@ -97,8 +104,8 @@ def open_calibration_data(
     Args:
         source: a folder with images directly inside or in class folders; a file or an array of inputs (N, C, H, W),
             float32 and already normalized; or an iterable, of which each item is such a batch or one input (C, H, W),
-            a uint8 image (H, W, C) or batch (N, H, W, C), a PIL image, a path, a torch tensor of these kinds, a tuple
-            or list that begins with one of these, or a dict with one of these.
+            a uint8 image (H, W, C) or batch (N, H, W, C), without C where the model takes one channel, a PIL image, a
+            path, a torch tensor of these kinds, a tuple or list that begins with one of these, or a dict with one.
         preprocessing: of the model. Images are prepared with it; arrays must have its size.
         samples: how many to take: a subset drawn by `seed`; all if there are fewer. Of an iterable, the first. An
             iterator, which can be read only once, is kept in memory as far as it was read.
@@ -212,8 +219,11 @@ class ArrayFile(CalibrationData):
         chosen = hashlib.sha256(repr(self.indices).encode()).hexdigest()
         return {"array": sha256_of(self.path), "chosen samples": chosen}
 
+    def extremes(self) -> ChannelRanges:
+        return _observed(self).extremes()
+
     def input_range(self) -> ChannelRanges:
-        return _range_of(self)
+        return _observed(self).ranges()
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +241,13 @@ class ArrayData(CalibrationData):
         """Choose the samples.
 
         Raises:
-            DataError: if the array is neither float32 (N, C, H, W) nor uint8 (N, H, W, C).
+            DataError: if the array is neither float32 (N, C, H, W) nor uint8 pixels (see `open_calibration_data`).
         """
-        array = array[None] if array.ndim == 3 else array
-        if not _are_pixels(array, preprocessing):
+        pixels = _pixels_of(array, preprocessing)
+        if pixels is not None:
+            array = pixels
+        else:
+            array = array[None] if array.ndim == 3 else array
             _require_inputs(array.shape, array.dtype, "array", preprocessing)
         return cls(array, _subset(len(array), samples, seed), preprocessing, samples, limit)
 
@@ -253,8 +266,11 @@ class ArrayData(CalibrationData):
         chosen = self.array[list(self.indices)]
         return {"array": hashlib.sha256(chosen.tobytes()).hexdigest(), "type": str(chosen.dtype)}
 
+    def extremes(self) -> ChannelRanges | None:
+        return None if self.array.dtype == np.uint8 else _observed(self).extremes()
+
     def input_range(self) -> ChannelRanges:
-        return super().input_range() if _are_pixels(self.array, self.preprocessing) else _range_of(self)
+        return super().input_range() if self.array.dtype == np.uint8 else _observed(self).ranges()
 
 
 @dataclass(eq=False)
@@ -299,14 +315,15 @@ class Stream(CalibrationData):
         for number, item in enumerate(self.source):
             name = f"item {number}"
             image_or_batch = _unwrapped(item, name)
-            is_input = hasattr(image_or_batch, "__array__") and not _are_pixels(
-                as_array(name, image_or_batch), self.preprocessing
-            )
+            is_input = hasattr(image_or_batch, "__array__") and as_array(name, image_or_batch).dtype != np.uint8
             for sample in _inputs_of(image_or_batch, name, self.preprocessing, self.limit):
                 if is_input:
                     self._range = self._range or MinMaxObserver(sample.shape[1])
                     self._range.update(sample)
                 yield sample
+
+    def extremes(self) -> ChannelRanges | None:
+        return None if self._range is None else self._range.extremes()
 
     def input_range(self) -> ChannelRanges:
         return super().input_range() if self._range is None else self._range.ranges()
@@ -364,13 +381,13 @@ def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preproce
     return shape[0]
 
 
-def _range_of(samples: Iterable[Array]) -> ChannelRanges:
+def _observed(samples: Iterable[Array]) -> MinMaxObserver:
     observer: MinMaxObserver | None = None
     for sample in samples:
         observer = observer or MinMaxObserver(sample.shape[1])
         observer.update(sample)
     assert observer is not None
-    return observer.ranges()
+    return observer
 
 
 def _require_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], name: object, preprocessing: Preprocessing) -> None:
@@ -391,9 +408,9 @@ def _inputs_of(item: object, name: str, preprocessing: Preprocessing, limit: flo
     if not hasattr(item, "__array__"):
         raise DataError(name, f"is a {type(item).__name__}", "give images, paths, arrays or tensors")
     array = as_array(name, item)
-    if _are_pixels(array, preprocessing):
-        for pixels in array if array.ndim == 4 else (array,):
-            yield _prepared(pixels, name, preprocessing)
+    images = _pixels_of(array, preprocessing)
+    if images is not None:
+        yield from (_prepared(pixels, name, preprocessing) for pixels in images)
         return
     batch = array[None] if array.ndim == 3 else array
     _require_inputs(batch.shape, batch.dtype, name, preprocessing)
@@ -426,10 +443,17 @@ def _is_file(value: object) -> bool:
     return isinstance(value, (str, os.PathLike)) and Path(value).is_file()
 
 
-def _are_pixels(array: Array, preprocessing: Preprocessing) -> bool:
-    """Whether `array` is an image (H, W, C) of the model's channels or several."""
+def _pixels_of(array: Array, preprocessing: Preprocessing) -> Array | None:
+    """Return the images (N, H, W, C) in an array of one or several, or None if it holds no pixels for the model.
+
+    Gray ones may come without their channel: (H, W) or (N, H, W), the latter unless its last axis is the channel.
+    """
     channels = preprocessing.shape[0]
-    return array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == channels and 0 not in array.shape
+    if channels == 1 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 1)):
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != channels or 0 in array.shape:
+        return None
+    return array[None] if array.ndim == 3 else array
 
 
 def _prepared(image: Any, name: str, preprocessing: Preprocessing) -> Array:

@@ -101,7 +101,7 @@ def convolutions(model: onnx.ModelProto) -> ConvolutionCount:
 
     A recipe may write norms and pools as QLinearConv; those count too.
     """
-    found = [layer for layer in layer_precisions(model) if "Conv" in layer.operator]
+    found = [layer for layer in layer_precisions(model) if layer.is_convolution]
     integer = tuple(layer.name for layer in found if layer.precision == "int8")
     return ConvolutionCount(integer, tuple(layer.name for layer in found if layer.precision != "int8"))
 

@@ -19,14 +19,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
 from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.layer_precision import layer_precisions
 from densenet_deploy.graph.nodes import is_operator, only_reader, rank_of, why_not_affine
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
+from densenet_deploy.graph.passes.separate_bus import SeparateBus
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
-from densenet_deploy.graph.tensor_changes import TensorChanges, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
+from densenet_deploy.quantization.baseline import write_baseline
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.output_correction import (
     Correction,
@@ -42,6 +46,7 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner
 
 CORRECTION_SAMPLES: Final = 128
+_WHOLE_IMAGE: Final = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Int8Writer:
     """Writes one calibrated float graph by one recipe.
 
     Attributes:
-        layers: the names of the convolutions, in execution order.
+        layers: the names of the Convs, in execution order.
+        others: the names of further convolutions, which stay float in any case: transposed ones, and those in branches.
         macs: multiply-accumulates of each for one image.
         backend: the backend that the recipe writes for; None where it is not installed or runs other files.
         options: how the recipe writes.
@@ -86,11 +92,13 @@ class Int8Writer:
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
-        self._plain = ir.to_proto(graph)
+        self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._graph, self._types = graph, choose_types(graph.graph, ranges)
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
+        found = (layer.name for layer in layer_precisions(self._plain) if layer.is_convolution)
+        self.others = tuple(name for name in found if name not in self.layers)
         self.macs = {str(node.name): _macs(node) for node in convs}
         self._samples: list[Array] = []
         self._corrections: Mapping[str, Correction] = {}
@@ -106,13 +114,15 @@ class Int8Writer:
             return
         quantized = self._simulated(self._graph, self._types, self.options)
         self._corrections = conv_corrections(self._graph, quantized, self._samples)
-        self._expected = self._outputs(self._plain, REFERENCE_BACKEND)
+        gemm = classifier_of(self._graph.graph)
+        if gemm is not None:
+            self._expected = self._scores(self._plain, str(gemm.outputs[0].name), REFERENCE_BACKEND)
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float."""
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
-            return Int8File(_serialized(ir.from_proto(self._plain), plain), (), self.layers)
+            return Int8File(_serialized(ir.from_proto(self._plain), plain), (), (*self.layers, *self.others))
         graph = _copy(self._graph)
         options = dataclasses.replace(self.options, float_nodes=_with_clips(graph, float_layers))
         types = _useful(self._types, graph, float_layers) if float_layers else self._types
@@ -125,7 +135,13 @@ class Int8Writer:
             self._correct_classifier(graph, ir.to_proto(graph))
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
-        return Int8File(_serialized(graph, self.manifest), integer, left)
+        return Int8File(_serialized(graph, self.manifest), integer, (*left, *self.others))
+
+    def baseline(self) -> bytes:
+        """Return the graph in the INT8 form of general tools; see `baseline.py`."""
+        graph = ir.from_proto(self._plain)
+        write_baseline(graph, self._ranges, self.options.weight_bits)
+        return _serialized(graph, self.manifest)
 
     def _simulated(
         self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions
@@ -139,21 +155,24 @@ class Int8Writer:
         """Let the classifier of `model` correct what `quantized`, its quantized form, changes in the outputs."""
         gemm = classifier_of(model.graph)
         if gemm is not None and self._samples:
-            found = self._outputs(quantized, self.backend or REFERENCE_BACKEND)
+            found = self._scores(quantized, str(gemm.outputs[0].name), self.backend or REFERENCE_BACKEND)
             correct_classifier(model.graph, gemm, self._expected, found)
 
-    def _outputs(self, proto: onnx.ModelProto, backend: str) -> list[Array]:
-        """Return the first output of `proto` for each sample, (1, classes) or (1, features)."""
-        output = proto.graph.output[0].name
-        with open_runner(proto.SerializeToString(), backend, "cpu", RunnerOptions(check_values=False)) as runner:
-            return [run_batched(runner, sample)[output] for sample in self._samples]
+    def _scores(self, proto: onnx.ModelProto, name: str, backend: str) -> list[Array]:
+        """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
+        data = expose_values(proto, [name]).SerializeToString()
+        with open_runner(data, backend, "cpu", RunnerOptions(check_values=False)) as runner:
+            return [run_batched(runner, sample)[name] for sample in self._samples]
 
 
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
-    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, if
-    they are float feature maps (N, C, H, W). The range of the graph's input is known without calibration.
+    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, and
+    the inputs of norms, if they are float feature maps (N, C, H, W). Averages over whole images, and what a gate
+    (squeeze-and-excitation) or a head of convolutions computes from them, are not: one pixel costs no time in float,
+    and its errors would reach every pixel that the gate multiplies. The range of the graph's input is known without
+    calibration.
     """
     values: dict[ir.Value, None] = {}
     for node in model.graph:
@@ -166,8 +185,32 @@ def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
             found.append(node.outputs[0])
         if is_operator(node, "Concat"):
             found += node.inputs
+        if is_operator(node, "BatchNormalization"):
+            found.append(node.inputs[0])
         values |= dict.fromkeys(value for value in found if value is not None)
-    return tuple(str(value.name) for value in values if _is_feature_map(value) and not value.is_graph_input())
+    averages = _averages(model.graph)
+    maps = (value for value in values if _is_feature_map(value) and value not in averages)
+    return tuple(str(value.name) for value in maps if not value.is_graph_input())
+
+
+def _averages(graph: ir.Graph) -> set[ir.Value]:
+    """Return the averages over whole images in `graph`, and what is computed from nothing but such and constants."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None and not _is_constant(value)]
+        is_average = any(is_operator(node, kind) for kind in _WHOLE_IMAGE) and _is_one_pixel(node.outputs[0])
+        if is_average or (inputs and found.issuperset(inputs)):
+            found.update(node.outputs)
+    return found
+
+
+def _is_one_pixel(value: ir.Value) -> bool:
+    """Whether `value` is known to have no pixels beside each other: (N, C) or (N, C, 1, 1)."""
+    return value.shape is not None and all(size == 1 for size in value.shape[2:])
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return ir.convenience.get_const_tensor(value) is not None
 
 
 def _is_feature_map(value: ir.Value) -> bool:
@@ -230,12 +273,21 @@ def _equalized(
     if alpha is None:
         apply_passes(model, recipe.passes)
         return dict(ranges)
+    copies: dict[str, str] = {}
     if recipe.stores_bus:
-        ranges = _needed(model, ranges)
+        copies = _separated(model, ranges)
+        ranges = _needed(model, {**ranges, **{name: ranges[of] for name, of in copies.items() if of in ranges}})
         apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
     sizes = {name: np.maximum(-r.low, r.high) for name, r in _renamed(model, ranges).items()}
     apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
-    return _renamed(model, ranges)
+    return {name: found for name, found in _renamed(model, ranges).items() if name not in copies.values()}
+
+
+def _separated(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, str]:
+    """Give every bus in `model` tensors of its own; return what each is a copy of, by name, which then stays float."""
+    apply_passes(model, [SeparateBus({name: found.low for name, found in ranges.items()})])
+    changes = read_tensor_changes(model.metadata_props)
+    return {name: change.of for name, change in changes.items() if change == TensorChange(change.of)}
 
 
 def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
@@ -246,7 +298,8 @@ def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, C
         for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
             limits = read_range.of(tensor).finite()
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
-            needed[tensor.name] = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+            found = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+            needed[tensor.name] = needed[changes.origin(tensor.name)] = found
         norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
         for reader in (reader for reader in norms if why_not_affine(reader.node) is None):
             limits = through(reader.node, read_range.of(reader.segment).finite())

@@ -31,12 +31,20 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from densenet_deploy.graph.nodes import constant, is_operator, new_initializer, set_weight_and_bias, weight_and_bias
+from densenet_deploy.graph.nodes import (
+    constant,
+    is_operator,
+    new_initializer,
+    only_reader,
+    set_weight_and_bias,
+    weight_and_bias,
+)
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, open_runner
 
+_AFTER_CLASSIFIER: Final = frozenset({"Flatten", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Unsqueeze"})
 _TWIN: Final = "twin:"
 _MOST_GAIN: Final = 1.25  # beyond it, either way, a channel is noise and its slope is meaningless
 
@@ -110,8 +118,15 @@ def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None
 
 
 def classifier_of(graph: ir.Graph) -> ir.Node | None:
-    """Return the Gemm of float32 constants that makes the output of `graph`, or None."""
-    gemm = graph.outputs[0].producer() if len(graph.outputs) == 1 else None
+    """Return the Gemm of float32 constants that makes the one output of `graph`, or None.
+
+    An activation and changes of shape may follow it.
+    """
+    value = graph.outputs[0] if len(graph.outputs) == 1 else None
+    gemm = value.producer() if value is not None else None
+    while gemm is not None and gemm.domain == "" and gemm.op_type in _AFTER_CLASSIFIER:
+        value = gemm.inputs[0]
+        gemm = value.producer() if value is not None and only_reader(value) is gemm else None
     if not is_operator(gemm, "Gemm") or len(gemm.inputs) < 3:
         return None
     plain = all(gemm.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
@@ -120,7 +135,7 @@ def classifier_of(graph: ir.Graph) -> ir.Node | None:
 
 
 def correct_classifier(graph: ir.Graph, gemm: ir.Node, expected: Sequence[Array], found: Sequence[Array]) -> None:
-    """Let `gemm` correct the remaining error: `expected` and `found` are outputs (N, classes) of the same images."""
+    """Let `gemm` correct the remaining error: `expected` and `found` are its outputs (N, classes), image by image."""
     moments = Moments()
     for y, y_hat in zip(expected, found, strict=True):
         moments.update(y, y_hat)

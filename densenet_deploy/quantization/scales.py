@@ -53,7 +53,6 @@ LIMITS: Final = {8: 127, 7: 63}
 
 _LEVELS: Final = 255
 _SIGNED_ZERO: Final = 128
-_SIGNED_STEPS: Final = 127
 _KEEP_TYPE: Final = ("Max", "Min", "AveragePool")
 _MOVE_VALUES: Final = ("Concat", *_KEEP_TYPE)
 _SMALLEST_RANGE: Final = 1e-8
@@ -102,11 +101,6 @@ def unsigned(high: float) -> QuantizedType:
     return QuantizedType(max(high, _SMALLEST_RANGE) / _LEVELS, 0)
 
 
-def symmetric(bound: float) -> QuantizedType:
-    """Return the type 1..255 for values −`bound`..`bound`, zero at 128: int8, shifted."""
-    return QuantizedType(max(bound, _SMALLEST_RANGE) / _SIGNED_STEPS, _SIGNED_ZERO)
-
-
 def affine(low: float, high: float) -> QuantizedType:
     """Return the type 0..255 for values `low`..`high`, with an exact zero; unsigned if none of them is negative."""
     low, high = min(low, 0.0), max(high, _SMALLEST_RANGE)
@@ -117,10 +111,9 @@ def affine(low: float, high: float) -> QuantizedType:
 def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, QuantizedType]:
     """Choose the type of every value in `ranges`.
 
-    Values that meet in Concats share one type, wide enough for all: unsigned if none of them is ever negative, else
-    symmetric. The rest is affine, and so unsigned after a ReLU. The output of a clip or an average keeps the type of
-    its input. What only a MaxPool reads has the type of its output: values below that range saturate, and no maximum
-    changes by it.
+    Every type is affine, and so unsigned after a ReLU. Values that meet in Concats share one, wide enough for all. The
+    output of a clip or an average keeps the type of its input. What only a MaxPool reads has the type of its output:
+    values below that range saturate, and no maximum changes by it.
     """
     types = {name: affine(float(found.low.min()), float(found.high.max())) for name, found in ranges.items()}
     for members in _buses(graph):
@@ -141,9 +134,7 @@ def choose_types(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[s
 
 def _shared_type(ranges: Iterable[ChannelRanges]) -> QuantizedType:
     low, high = (np.concatenate(ends) for ends in zip(*((found.low, found.high) for found in ranges), strict=True))
-    if low.min() >= 0:
-        return unsigned(float(high.max()))
-    return symmetric(max(-float(low.min()), float(high.max())))
+    return affine(float(low.min()), float(high.max()))
 
 
 def _buses(graph: ir.Graph) -> Iterator[set[str]]:

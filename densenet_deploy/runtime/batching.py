@@ -6,6 +6,7 @@ NumPy is imported where it is used: a command that only looks at engine files do
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,17 +72,28 @@ def image_shape(runner: Runner) -> ImageShape:
     import numpy as np
 
     inputs = runner.inputs
-    if len(inputs) == 1 and inputs[0].dtype == np.float32:
-        match inputs[0].shape:
-            case (_, height, width, 1 | 3 | 4) if (height or 0) > 4 and (width or 0) > 4:
-                fix = "`densenet-deploy export` writes an ONNX file that takes NCHW"
-                raise ModelFileError(inputs[0], "is in the layout NHWC", fix)
-            case (_, channels, height, width):
-                return channels, height, width
-    found = ", ".join(map(str, inputs))
-    is_volume = len(inputs) == 1 and len(inputs[0].shape) == 5
-    why = "is 3-D" if is_volume else "is not one float32 (N, C, H, W) input"
-    raise ModelFileError(found, why, "give a classifier of 2-D images in NCHW layout")
+    shapes = [spec.shape for spec in inputs]
+    if len(inputs) == 1 and inputs[0].dtype == np.float32 and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
+        _, channels, height, width = shapes[0]
+        return channels, height, width
+    why, fix = why_not_images(shapes)
+    raise ModelFileError(", ".join(map(str, inputs)), f"is {why}", fix)
+
+
+def is_nhwc(shape: Sequence[int | None]) -> bool:
+    """Whether `shape` has its channels last: 1, 3 or 4 of them, behind two sides of more than 4 pixels or of any."""
+    return len(shape) == 4 and shape[3] in (1, 3, 4) and all(side is None or side > 4 for side in shape[1:3])
+
+
+def why_not_images(shapes: Sequence[Sequence[int | None]]) -> tuple[str, str]:
+    """Return what inputs of these shapes are, other than one float32 (N, C, H, W), and what to do."""
+    if len(shapes) == 1 and is_nhwc(shapes[0]):
+        return "in the layout NHWC", "`densenet-deploy export` writes an ONNX file that takes NCHW"
+    is_volume = len(shapes) == 1 and len(shapes[0]) == 5
+    return (
+        "3-D" if is_volume else "not one float32 (N, C, H, W) input",
+        "give a classifier of 2-D images in NCHW layout",
+    )
 
 
 def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:

@@ -167,8 +167,9 @@ class Classifier:
         self.meaning = OutputMeaning.of(runner, self.labels, task)
         known = preprocessing or (manifest.preprocessing if manifest else None)
         self.preprocessing = known or Preprocessing.for_shape(shape)
-        assumed = f"the model does not say how to prepare images: assumed is {self.preprocessing}"
-        self.assumptions = (*(() if known else (assumed,)), *self.meaning.assumptions)
+        assumed = manifest.assumed if manifest else ("how to prepare images",)
+        sentence = f"the model does not state {', '.join(assumed)}: assumed is {self.preprocessing}"
+        self.assumptions = (*((sentence,) if assumed and preprocessing is None else ()), *self.meaning.assumptions)
         _check_shape(shape, self.preprocessing)
         _check_labels(self.labels, self.meaning.classes)
 

@@ -16,7 +16,7 @@ from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DataError, InputError
 from densenet_deploy.runtime.images import LoadedImage, load_image
 
-IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm"))
 
 _ADD_FILES: Final = f"add {', '.join(sorted(IMAGE_SUFFIXES))} files"
 

@@ -1,8 +1,8 @@
 """Read one image from a file, bytes, a stream, PIL, an array or a tensor: upright, complete, in the model's channels.
 
-An image file is untrusted input. Six formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF), recognized by their first
-bytes and never by the suffix; the size in the header is checked before any pixel is decoded. An incomplete image is
-refused, and so is a PNG with wrong checksums (`image_damage.py`).
+An image file is untrusted input. Seven formats are decoded (JPEG, PNG, WebP, BMP, GIF, TIFF, and DICOM by
+`dicom.py`), recognized by their first bytes and never by the suffix; the size in the header is checked before any pixel
+is decoded. An incomplete image is refused, and so is a PNG with wrong checksums (`image_damage.py`).
 
 ====================  ==========================================  =============================================
 the image has         of 3 channels (RGB, 8 bits)                 of 1 channel (gray)
@@ -12,8 +12,10 @@ palette               the colors of the palette                   their luma
 colors                the colors                                  luma (ITU-R 601), as `Image.convert("L")`
 transparency          is dropped: the stored color stays, as with `Image.convert("RGB")` and torchvision's loader
 CMYK, YCCK            (255 - C)·(255 - K) / 255 and so on, after Adobe's inversion; color profiles are not applied
-16 bits per channel   the high byte (Pillow would clip to white)  all 16 bits, as fractions of 255
+16 bits per channel   the high byte (Pillow would clip to white)  all 16 bits, as fractions of 255; of colors the
+                                                                  high byte
 float gray            0…1 becomes 0…255, rounded                  0…1 becomes 0…255, not rounded
+DICOM, gray           what a viewer shows, rounded to 8 bits      what a viewer shows, all 16 bits
 ====================  ==========================================  =============================================
 
 Floats outside 0…1 and 32-bit integers are refused, since their white is unknown. The EXIF orientation, 1 to 8, is
@@ -49,10 +51,27 @@ from PIL import (
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DensenetDeployError, FeedError, ImageError, ResourceError
+from densenet_deploy.runtime.dicom import is_dicom, read_dicom
 from densenet_deploy.runtime.feeds import Array, Feed, as_array
 from densenet_deploy.runtime.image_damage import why_not_whole
 
 MOST_PIXELS: Final = 2**30 // 12  # as many as Pillow takes without a warning
+
+
+class _TiffImageFile(TiffImagePlugin.TiffImageFile):
+    """A TIFF of which a fourth channel without a stated meaning, such as near infrared, is kept: Pillow drops it.
+
+    Channels of 16 bits that are stored one after the other are refused: Pillow reads them as bytes.
+    """
+
+    def _open(self) -> None:
+        super()._open()
+        count, bits = self.tag_v2.get(_SAMPLES, 1), self.tag_v2.get(_BITS, (1,))
+        if self.tag_v2.get(_PLANAR) == _ONE_AFTER_THE_OTHER and count > 1 and max(bits) >= 16:
+            raise ValueError("its channels of 16 bits are stored one after the other")
+        if self.mode == "RGB" and count == len("RGBX"):
+            self._mode = "RGBX"
+
 
 # The classes are called directly: `Image.open` would warn of a large image before its size could be refused here.
 _READERS: Final[tuple[tuple[bytes, type[ImageFile.ImageFile]], ...]] = (
@@ -61,7 +80,7 @@ _READERS: Final[tuple[tuple[bytes, type[ImageFile.ImageFile]], ...]] = (
     (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
     (rb"BM", BmpImagePlugin.BmpImageFile),
     (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
-    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
+    (rb"II[*+]\0|MM\0[*+]", _TiffImageFile),
 )
 _OTHER_FORMATS: Final = (
     (rb"\Z", "is empty"),
@@ -75,8 +94,7 @@ _OTHER_FORMATS: Final = (
 )
 _HEAD_BYTES: Final = 512
 _GRAY_MODES: Final = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
-
-
+_SAMPLES, _BITS, _PLANAR, _ONE_AFTER_THE_OTHER = 277, 258, 284, 2  # of TIFF
 _CHANNELS: Final = {"L": 1, "F": 1, "RGB": 3, "RGBA": 4}
 
 
@@ -141,6 +159,7 @@ def load_image(source: ImageSource, channels: int = 3, *, most_pixels: int = MOS
         FeedError: if an array is not one of pixels.
         InputError: if the file does not exist.
         ResourceError: if reading it failed, or memory ran out.
+        MissingPackageError: if it is a DICOM file, and pydicom is not installed.
     """
     if isinstance(source, LoadedImage):
         return source
@@ -159,7 +178,13 @@ def _load_file(source: FileSource, channels: int, most_pixels: int) -> LoadedIma
     if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
         raise ImageError(name, "is not a regular file", "give an image file")
     with os_errors_about(name), _opened(source) as file, _decoding_errors_about(name):
-        image = _recognized(file, name)
+        head = _head(file)
+        reader = _reader_of(head)
+        if reader is None and is_dicom(head):
+            return _of_dicom(*read_dicom(file, name, most_pixels), name, channels)
+        if reader is None:
+            raise _unknown_format(head, name)
+        image = reader(file)
         if image.width * image.height > most_pixels:
             size = f"is {image.width}x{image.height} pixels, more than the limit of {most_pixels}"
             raise ImageError(name, size, "make it smaller")
@@ -216,16 +241,33 @@ def _decoding_errors_about(name: object) -> Iterator[None]:
         raise ImageError(name, f"cannot be decoded ({exc})", "save or download it again") from exc
 
 
-def _recognized(file: BinaryIO, name: object) -> ImageFile.ImageFile:
-    """Read the header of an image in one of the known formats."""
+def _head(file: BinaryIO) -> bytes:
+    """Return the first bytes of a file, and leave it at its start."""
     file.seek(0)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
-    for pattern, reader in _READERS:
-        if re.match(pattern, head, re.DOTALL):
-            return reader(file)
+    return head
+
+
+def _reader_of(head: bytes) -> type[ImageFile.ImageFile] | None:
+    return next((reader for pattern, reader in _READERS if re.match(pattern, head, re.DOTALL)), None)
+
+
+def _unknown_format(head: bytes, name: object) -> ImageError:
     why = next(why for pattern, why in _OTHER_FORMATS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
-    raise ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF or TIFF image")
+    return ImageError(name, why, "give a JPEG, PNG, WebP, BMP, GIF, TIFF or DICOM image")
+
+
+def _of_dicom(image: Image.Image, notes: tuple[str, ...], name: object, channels: int) -> LoadedImage:
+    if image.mode != "F" or channels not in (1, 3):
+        converted = _decoded(image, name, channels)
+        return LoadedImage(converted.pixels, (*notes, *converted.notes))
+    if channels == 1:
+        return LoadedImage(image, notes)
+    values = np.asarray(image)
+    levels = values.round()
+    rounded = () if np.array_equal(levels, values) else ("values are rounded to 8 bits",)
+    return LoadedImage(Image.fromarray(levels.astype(np.uint8)).convert("RGB"), (*notes, *rounded))
 
 
 def _decoded(image: Image.Image, name: object, channels: int) -> LoadedImage:
@@ -240,14 +282,23 @@ def _decoded(image: Image.Image, name: object, channels: int) -> LoadedImage:
 
 
 def _losses(image: Image.Image, channels: int) -> tuple[str, ...]:
+    stored, keeps_16_bits = _stored_mode(image), channels == 1 and image.mode.startswith("I;16")
     losses = {
         "only the first frame is used": getattr(image, "is_animated", False),
         "transparency is dropped": channels != 4 and image.has_transparency_data,
-        "16-bit values are cut to their high byte": channels != 1 and image.mode.startswith("I;16"),
+        "channels after red, green and blue are dropped": channels != 4 and "RGBX" in (image.mode, stored[:4]),
+        "16-bit values are cut to their high byte": ";16" in stored and not keeps_16_bits,
         "CMYK is converted without its colour profile": image.mode == "CMYK",
         "colors are converted to gray": channels == 1 and image.mode not in _GRAY_MODES,
     }
     return tuple(note for note, is_lost in losses.items() if is_lost)
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """Return the mode of the pixels in the file, such as `RGB;16B`; of an image in memory, its own."""
+    tiles = getattr(image, "tile", ())
+    stored = tiles[0].args if tiles else image.mode
+    return str(stored[0] if isinstance(stored, tuple) else stored)
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -284,7 +335,8 @@ def _gray(image: Image.Image, name: object) -> Image.Image:
 
 def _four(image: Image.Image, name: object) -> Image.Image:
     """Return a new image in mode RGBA, which holds any four channels."""
-    bands = image.convert("RGBA").split() if image.mode == "P" and "transparency" in image.info else image.split()
+    is_palette = image.mode in ("P", "PA") and image.has_transparency_data
+    bands = (image.convert("RGBA") if is_palette else image).split()
     if len(bands) != 4 or image.mode == "CMYK":
         why = f"has the channels {', '.join(image.getbands())}, the model takes 4"
         raise ImageError(name, why, "give an image that stores four channels, such as a TIFF, or arrays")

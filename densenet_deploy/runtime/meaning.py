@@ -21,7 +21,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.errors import ModelFileError, UsageError
+from densenet_deploy.errors import DataError, ModelFileError, UsageError
 from densenet_deploy.manifest import TASKS
 from densenet_deploy.options import require_choice
 from densenet_deploy.runtime.feeds import Array, TensorSpec
@@ -62,6 +62,7 @@ class OutputMeaning:
             UnknownNameError: if there is no such task.
             ModelFileError: if no output has one row of numbers per image.
             UsageError: if a softmax is asked of one number.
+            DataError: if there is neither one threshold nor one per label.
         """
         if task is not None:
             require_choice("task", task, TASKS)
@@ -80,7 +81,9 @@ class OutputMeaning:
             fix = "state the task multilabel if it is a yes or no, or regression if it is a number"
             raise UsageError("task=multiclass", f"the output {output.name} is one number, not scores of classes", fix)
         thresholds = manifest.thresholds if manifest is not None and known == "multilabel" else ()
-        return cls(output, known, activation, thresholds or (_DEFAULT_THRESHOLD,), assumed)
+        meaning = cls(output, known, activation, thresholds or (_DEFAULT_THRESHOLD,), assumed)
+        meaning._check_thresholds(meaning.classes)
+        return meaning
 
     @property
     def classes(self) -> int | None:
@@ -92,13 +95,16 @@ class OutputMeaning:
 
         Raises:
             ModelFileError: if it has more than one number per image and class, or any is NaN or infinite.
+            DataError: if there are neither one threshold nor as many as labels.
         """
         if len(array) and array[0].size != math.prod(array.shape[1:2]):
             why = f"is {array.shape}, not one number per image and class"
             raise ModelFileError(self.output, why, "read it with runner.run()")
         if not np.isfinite(array).all():
             raise ModelFileError(self.output.name, "holds NaN or Inf", "compare the model with `validate`")
-        return array.reshape(len(array), -1)
+        rows = array.reshape(len(array), math.prod(array.shape[1:]))
+        self._check_thresholds(rows.shape[1])
+        return rows
 
     def scores(self, row: Array) -> Array:
         """Return the scores (C,) from 0 to 1 of one image's outputs (C,); of a regression and features, the outputs.
@@ -114,6 +120,11 @@ class OutputMeaning:
     def positive(self, scores: Array) -> npt.NDArray[np.bool_]:
         """Return which of a multilabel model's labels, (C,), reach their threshold."""
         return np.asarray(scores >= np.array(self.thresholds, scores.dtype))
+
+    def _check_thresholds(self, classes: int | None) -> None:
+        if classes is not None and len(self.thresholds) not in (1, classes):
+            why = f"are {len(self.thresholds)} for {classes} labels"
+            raise DataError("thresholds", why, "give one, or one per label")
 
     def _is_applied(self, row: Array, are_scores: Callable[[Array], bool]) -> bool:
         """Whether the graph has made scores already."""

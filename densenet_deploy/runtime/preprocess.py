@@ -54,8 +54,9 @@ def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None
     """
     result = _buffer(preprocessing.shape, out)
     if image.channels != len(result):
-        fix = f"load it with load_image(source, channels={len(result)})"
-        raise FeedError("image", f"has {image.channels} channels, the model takes {len(result)}", fix)
+        wanted = len(result)
+        fix = f"load it with load_image(path, channels={wanted}), or give an array (H, W, {wanted})"
+        raise FeedError("image", f"has {image.channels} channels, the model takes {wanted}", fix)
     pixels = np.atleast_3d(np.asarray(cropped(image.pixels, preprocessing))).transpose(2, 0, 1)
     np.divide(pixels, np.float32(255), out=result)
     np.subtract(result, _per_channel(preprocessing.mean), out=result)

@@ -367,10 +367,13 @@ def open_with(kind: type[Runner], model: RunnerSource, device: Device | None, op
     if device is not None and device.word not in kind.devices:
         raise DeviceError(device, f"is not a device of {kind.name}", f"use: {', '.join(kind.devices)}")
     runner = kind.open(model, device, options)
-    if not runner.inputs or not runner.outputs:
+    try:
+        if not runner.inputs or not runner.outputs:
+            raise ModelFileError(_name_of(model), "has no input or no output", "export the model again")
+        runner.activations = _activations(model, runner.manifest)
+    except BaseException:
         runner.close()
-        raise ModelFileError(_name_of(model), "has no input or no output", "export the model again")
-    runner.activations = _activations(model, runner.manifest)
+        raise
     if options.batch is not None:
         runner.inputs = tuple(spec.of_batch(options.batch) for spec in runner.inputs)
     return runner

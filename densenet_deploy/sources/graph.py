@@ -1,16 +1,20 @@
 """Graphs that are compiled or exported already: a file, the bytes of an ONNX file, or an `onnx.ModelProto`.
 
-They are used as they are, and read when they are first needed; here, only their facts are.
+A file with a manifest is ours: it is used as it is, and read when it is first needed. The ONNX graph of somebody else
+is adopted (`graph/foreign.py`) where the onnx package is installed; elsewhere, as on a device, the file is used as it
+is. A graph that adoption changes lives in memory from then on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Final
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import UsageError
+from densenet_deploy.packages import is_installed
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 
 _SUFFIXES: Final = (".onnx", ".xml", ".engine")
@@ -36,12 +40,28 @@ class GraphSource(Source):
             if value is not None:
                 raise UsageError(f"{name}={value}", "a graph cannot be given another architecture", "omit it")
         artifact = Artifact.open(_path_or_bytes(source))
+        name = _UNNAMED if artifact.data is not None else artifact.path.stem
+        if artifact.kind == "onnx" and artifact.manifest is None and is_installed("onnx") and is_installed("onnx_ir"):
+            return _adopted(name, artifact)
         return LoadedNetwork(
-            name=_UNNAMED if artifact.data is not None else artifact.path.stem,
+            name=name,
             artifact=artifact,
             manifest=artifact.manifest,
             labels=artifact.manifest.labels if artifact.manifest else (),
         )
+
+
+def _adopted(name: str, artifact: Artifact) -> LoadedNetwork:
+    """Return the graph of a file without a manifest, in the form that everything here expects."""
+    from densenet_deploy.graph.foreign import adopt
+    from densenet_deploy.graph.onnx_file import read_onnx
+
+    found = adopt(read_onnx(artifact), artifact.path)
+    if found.notes:
+        data = found.model.SerializeToString()
+        held = Artifact.open(data)
+        artifact = dataclasses.replace(held, path=artifact.path, original=artifact)
+    return LoadedNetwork(name=name, artifact=artifact, graph=found.model, notes=found.notes)
 
 
 def _path_or_bytes(source: object) -> str | os.PathLike[str] | bytes:

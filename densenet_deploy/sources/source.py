@@ -39,6 +39,7 @@ from densenet_deploy.variants import Variant
 from densenet_deploy.variants.spec import HEADS, MOST_CHANNELS, MOST_CLASSES
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import Tensor, nn
 
 
@@ -85,6 +86,7 @@ class LoadedNetwork:
     Attributes:
         name: what files made from it are called, without a suffix: `densenet121`, `chest`.
         origin: where the weights of a module came from.
+        graph: what `artifact` holds, checked, where it has been read.
         variant: the architecture; None if the network is not a known DenseNet.
         manifest: the facts that the file carried, if any.
         labels: class names in the order of the outputs; may be empty.
@@ -97,6 +99,7 @@ class LoadedNetwork:
     origin: WeightsOrigin | None = None
     module: nn.Module | None = None
     artifact: Artifact | None = None
+    graph: ModelProto | None = None
     variant: Variant | None = None
     manifest: Manifest | None = None
     labels: tuple[str, ...] = ()

@@ -221,12 +221,12 @@ def graph_source(request: BuildRequest) -> Model | None:
 
 
 def _opened(path: Path, stated: LoadOptions) -> Model:
-    """Return the graph in a file, of which only the envelope is looked at unless facts are stated."""
-    if stated:
+    """Return the graph in a file; only the envelope of one of ours is looked at, unless facts are stated."""
+    artifact = Artifact.open(path)
+    if stated or artifact.manifest is None:
         from densenet_deploy.workflows.load import load
 
         return load(path, **stated)
-    artifact = Artifact.open(path)
     return Model(path.stem, artifact.manifest, artifact=artifact)
 
 

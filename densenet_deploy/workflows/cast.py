@@ -178,7 +178,7 @@ def cast(
         samples = list(itertools.islice(data or seeded_samples(PARITY_SAMPLES, preprocessing), PARITY_SAMPLES))
         parities = _measured(model, result, reduced, options, samples)
     result = destination.write(result)
-    notes = (*untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)
+    notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)))
     how = {name: _MEASURED[name].format(options.precision.upper()) for name in parities}
     report = CastReport(
         onnx=result.path,

@@ -224,7 +224,7 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recor
     with stages("write"):
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
-    notes = (*model.notes, *report.notes, *remarks, *untrained_note(manifest))
+    notes = (*report.notes, *remarks, *untrained_note(manifest))
     described = dataclasses.replace(_report(result, parameters, report.outputs, stages, notes), check=check)
     return result.replaced(report=described, notes=notes)
 

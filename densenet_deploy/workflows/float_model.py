@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import Manifest
@@ -13,6 +14,26 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from densenet_deploy.quantization.calibration_data import CalibrationData
+
+
+_NARROW: Final = ("fp16", "bf16")
+
+
+def float32_form(model: Model) -> Model:
+    """Return `model` with float32 weights: itself, or, of a graph in FP16 or BF16, the float32 graph of its weights.
+
+    A note says so. A quantized graph comes back as it is.
+    """
+    if not model.is_onnx or model.precision not in _NARROW:
+        return model
+    from densenet_deploy.graph.onnx_file import has_quantization
+    from densenet_deploy.graph.widen import widened
+
+    if has_quantization(model.onnx):
+        return model
+    manifest = None if model.manifest is None else dataclasses.replace(model.manifest, precision="fp32")
+    note = f"its {model.precision} weights were widened to float32 first, and the result is compared with that form"
+    return Model.from_onnx(model.name, widened(model.onnx), manifest).replaced(notes=(*model.notes, note))
 
 
 def require_float32(model: Model) -> None:
@@ -58,7 +79,7 @@ def exact_graph(model: Model, oldest_opset: int = 0) -> ir.Model:
     from densenet_deploy.graph.graph_pass import EXACT, apply_passes
     from densenet_deploy.graph.reduced_precision import lift_opset
 
-    graph = model.ir()
+    graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model.onnx))  # passes ask for axes and channels
     lift_opset(graph, oldest_opset)
     if model.report is None or model.report.kind not in ("export", "simplify"):
         apply_passes(graph, EXACT)

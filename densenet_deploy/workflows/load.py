@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
-from densenet_deploy.errors import DataError, UnknownNameError, UsageError
+from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
-from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
@@ -70,10 +70,10 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
             weights, and `allow_nonfinite` for weights with NaN or Inf.
 
     Raises:
-        UsageError: if an option or a name is invalid.
+        UsageError: if an option or a name is invalid, or there are not as many labels as classes.
         CheckpointError: if weights cannot be read or do not fit.
         ModelFileError: if an ONNX file cannot be used.
-        DataError: if there are not as many labels as classes.
+        DataError: if a file of labels cannot be read.
         MissingPackageError: if a package is not installed.
     """
     facts = _facts(stated)
@@ -82,8 +82,9 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
         return _with_facts(source, facts)
     network = _network(source, stated, facts)
     if network.artifact is not None:
-        model = Model(network.name, network.manifest, artifact=network.artifact)
-        return _announced(_with_facts(model, facts))
+        model = Model(network.name, network.manifest, artifact=network.artifact, notes=network.notes)
+        model = model.holding(network.graph) if network.graph is not None else model
+        return _announced(_with_facts(_with_shown_facts(model), facts))
     manifest = _described(network, facts)
     model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
     return _announced(model)
@@ -243,16 +244,41 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     )
 
 
+def _with_shown_facts(model: Model) -> Model:
+    """Return somebody else's ONNX graph with a manifest of what it shows, if it takes images; any other as it is."""
+    if model.manifest is not None or not model.is_onnx or not is_installed("onnx"):
+        return model
+    from densenet_deploy.graph.shown_facts import facts_of_graph
+
+    assert model.artifact is not None
+    try:
+        base = Preprocessing.for_shape(_shape_of(model))
+    except ModelFileError:  # it takes no images, which those who need some are told
+        return model
+    shown = facts_of_graph(model.onnx)
+    manifest = Manifest(
+        THIRD_PARTY,
+        {},
+        WeightsOrigin(model.artifact.path.name, model.artifact.sha256()),
+        _prepared(base, shown.facts.given(), set())[0],
+        precision=model.precision,
+        task=shown.facts.task if "task" in shown.certain else None,
+        assumed=tuple(name for name in _INPUT_FACTS if name not in shown.certain),
+    )
+    artifact = dataclasses.replace(model.artifact, manifest=manifest)
+    return model.replaced(manifest=manifest, artifact=artifact, notes=(*model.notes, *shown.notes))
+
+
 def _with_facts(model: Model, facts: ModelFacts) -> Model:
     """Return `model` with what the caller states in its manifest; a third-party graph gets one then."""
     given = facts.given()
     if not given:
         return model
     base, known = preprocessing_of(model), model.manifest
-    shape = base.shape if known is not None else _shape_of(model)
-    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(shape))
-    if model.artifact is not None:
-        _check_stated_shape(facts, shape)
+    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
+    if model.artifact is not None and (facts.image_size or facts.channels):
+        is_readable = model.is_onnx and is_installed("onnx")
+        _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
     preprocessing, assumed = _prepared(base, given, names)
     if known is None:
         assert model.artifact is not None
@@ -280,12 +306,13 @@ def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
     channels, height, width = shape
     if channels is not None and facts.channels not in (None, channels):
         raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
-    if facts.image_size is None:
+    size = facts.image_size
+    if size is None:
         return
-    stated = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size, facts.image_size)
-    if any(size not in (None, side) for size, side in zip((height, width), stated, strict=True)):
+    if any(side not in (None, given) for side, given in zip((height, width), sides(size), strict=True)):
         taken = height if height == width else f"{height or '?'}x{width or '?'}"
-        raise UsageError(f"image-size={'x'.join(map(str, stated))}", f"the graph takes {taken} pixels", "omit it")
+        subject = size if isinstance(size, int) else f"{size[0]}x{size[1]}"
+        raise UsageError(f"image-size={subject}", f"the graph takes {taken} pixels", "omit it")
 
 
 def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
@@ -326,7 +353,7 @@ def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
 def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
     if labels and classes is not None and len(labels) != classes:
         why = f"{len(labels)} labels for {classes} classes"
-        raise DataError("labels", why, "give one label per class, or set --num-classes")
+        raise UsageError("labels", why, "give one label per class, or set --num-classes")
 
 
 def _check_thresholds(thresholds: tuple[float, ...], classes: int | None) -> None:
@@ -345,8 +372,7 @@ def check_outputs(model: Model, manifest: Manifest) -> None:
     """Check that there are as many labels and thresholds in `manifest` as `model` shows classes.
 
     Raises:
-        DataError: if there are not as many labels.
-        UsageError: if there are not as many thresholds.
+        UsageError: if there are not as many labels or thresholds.
     """
     classes = _classes_of(model)
     _check_labels(manifest.labels, classes)

@@ -20,7 +20,7 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
-from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.html_report.decide import decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
 from densenet_deploy.workflows.outputs import refuse_other_file

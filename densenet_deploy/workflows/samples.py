@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def samples_of(data: Any, preprocessing: Preprocessing, count: int, *, check_val
     if data is None:
         return seeded_samples(count, preprocessing)
     if isinstance(data, (str, os.PathLike)) and Path(data).suffix.lower() not in (".npy", ".npz"):
-        return _folder_samples(Path(data), count, preprocessing)
+        return image_samples(find_images(data), preprocessing, count)
     from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     return itertools.islice(open_calibration_data(data, preprocessing, count, check_values=check_values), count)
@@ -43,8 +43,12 @@ def seeded_samples(count: int, preprocessing: Preprocessing, seed: int = 0) -> I
     return (sample for pair in pairs for sample in pair if sample is not None)
 
 
-def _folder_samples(folder: Path, count: int, preprocessing: Preprocessing) -> Iterator[Array]:
-    paths = find_images(folder)
+def image_samples(paths: Sequence[Path], preprocessing: Preprocessing, count: int) -> Iterator[Array]:
+    """Yield at most `count` inputs (1, C, H, W) float32 from image files, evenly spread over them.
+
+    Raises:
+        ImageError: if an image cannot be decoded.
+    """
     count = min(count, len(paths))
     spread = (paths[index * len(paths) // count] for index in range(count))
     channels = preprocessing.shape[0]

@@ -185,7 +185,7 @@ def _modules(loader: Loader, path: Path, backend: str | None) -> tuple[str, ...]
     if loader is Loader.WEIGHTS:
         return ("torch", "densenet_deploy.sources.checkpoint_file")
     if loader is Loader.GRAPH:
-        return ("densenet_deploy.graph.onnx_file",)
+        return ("densenet_deploy.graph.foreign",)
     if loader is Loader.SIMPLIFIER:
         return ("onnxsim", "densenet_deploy.graph.simplify")
     from densenet_deploy.runtime.runner import choose_backend
@@ -222,9 +222,10 @@ def _load(loader: Loader, path: Path, backend: str | None) -> None:
 
         open_runner(path, backend, "cpu", RunnerOptions(threads=1)).close()
     else:
-        from densenet_deploy.graph.onnx_file import load_onnx
+        from densenet_deploy.graph.foreign import adopt
+        from densenet_deploy.graph.onnx_file import read_onnx
 
-        model = load_onnx(path)
+        model = adopt(read_onnx(path), path).model
         if loader is Loader.SIMPLIFIER:
             from densenet_deploy.graph.simplify import simplify_onnx
 

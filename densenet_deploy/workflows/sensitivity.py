@@ -19,13 +19,15 @@ from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensitive_first
 from densenet_deploy.artifacts import StrPath, output_path, prepare_output, write_file
-from densenet_deploy.errors import printable
+from densenet_deploy.errors import UsageError, printable
 from densenet_deploy.model import untrained_note
 from densenet_deploy.options import require_choice
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.export import as_onnx
+from densenet_deploy.workflows.float_model import float32_form
 from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.quantize.layer_choice import Trials, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
@@ -44,7 +46,8 @@ class SensitivityOptions:
 
     Attributes:
         per: `layer` or `block`.
-        data: a labelled folder, one folder a class, to measure top-1 on as well; None measures SQNR alone.
+        data: labelled images, as for `evaluate`, to measure the top-1 of a multiclass model on as well; None measures
+            SQNR alone.
         quantization: how INT8 is written; its limits on accuracy and speed, and its `float_layers`, are ignored here.
     """
 
@@ -144,7 +147,7 @@ def sensitivity(
         **stated: facts about the source; see `load`.
 
     Raises:
-        UsageError: if an option is invalid.
+        UsageError: if an option is invalid, or `data` is given for a model that has no top-1.
         ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized, or `data` holds no class folders.
         OutputExistsError: if something else stands where the result should go.
@@ -153,12 +156,12 @@ def sensitivity(
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or SensitivityOptions(), Stages(progress)
     recipe = chosen_recipe(options.quantization.recipe)
-    model = as_onnx(source, stages, **stated)
+    model = float32_form(as_onnx(source, stages, **stated))
     path = _output(out, model.name, force=force)
     ready = prepare_int8(model, calibration, options.quantization, stages, cache)
     with stages("float"):
         costs = _Costs(Trials(ready, model), options.data)
-        float_top1 = evaluate(model, options.data).top1 if options.data is not None else None
+        float_top1 = None if options.data is None else _top1(evaluate(model, options.data))
     groups, notes = _groups(ready, options.per)
     with stages("trials") as step:
         whole, found = costs.measure(groups, step)
@@ -171,7 +174,17 @@ def sensitivity(
         sensitivity=found,
         file=path,
         stages=stages.seconds,
-        notes=(*untrained_note(model.manifest), ready.note, *notes, f"SQNR on {costs.count} calibration images"),
+        notes=tuple(
+            dict.fromkeys(
+                [
+                    *model.notes,
+                    *untrained_note(model.manifest),
+                    ready.note,
+                    *notes,
+                    f"SQNR on {costs.count} calibration images",
+                ]
+            )
+        ),
     )
     if path is not None:
         write_file(path, report.content(path.suffix.lower()))
@@ -200,8 +213,15 @@ class _Costs:
         return whole, tuple(found)
 
     def _cost(self, float_layers: Collection[str]) -> Cost:
-        top1 = self._trials.top1(float_layers, self._data) if self._data is not None else None
+        top1 = None if self._data is None else _top1(self._trials.evaluated(float_layers, self._data))
         return Cost(self._trials.sqnr_db(float_layers), top1)
+
+
+def _top1(report: EvaluateReport) -> float:
+    if report.top1 is None:
+        why = f"measures top-1, and {report.model} is a {report.task} model"
+        raise UsageError("--data", why, "omit it: SQNR is measured without labels")
+    return report.top1
 
 
 def _groups(ready: Int8Preparation, per: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:

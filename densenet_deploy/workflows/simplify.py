@@ -118,7 +118,7 @@ def simplified(original: Model, name: str) -> tuple[Model, SimplifyReport]:
         operators_after=operators(graph.proto),
         passes=tuple(PassSummary(done.name, len(done.changed), done.skipped) for done in graph.passes),
         outputs=outputs,
-        notes=graph.notes,
+        notes=(*original.notes, *graph.notes),
     )
     return result, report
 
@@ -136,7 +136,7 @@ def simplify_graph(graph: ir.Model, name: str) -> SimplifiedGraph:
     from densenet_deploy.graph.simplify import simplify_onnx
 
     first = simplify_onnx(onnx_ir.to_proto(graph))
-    rewritten = onnx_ir.from_proto(first.model)
+    rewritten = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(first.model))
     passes = apply_passes(rewritten, EXACT)
     rewritten.producer_name, rewritten.graph.name = PRODUCER, name
     proto = onnx_ir.to_proto(rewritten)

@@ -20,6 +20,7 @@ from densenet_deploy.analysis.cost import (
     stem_size,
 )
 from densenet_deploy.errors import UsageError
+from densenet_deploy.manifest import sides
 from densenet_deploy.models.build import BlurPool, empty_model
 from densenet_deploy.variants import find_variant, variant_names
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -125,14 +126,28 @@ def test_a_plain_layer_is_one_convolution_and_the_cifar_stem_another():
 )
 def test_the_stem_halves_rounding_up_and_transitions_rounding_down(stem, image_size, first, sizes):
     spec = DenseNetSpec(stem=stem)
-    assert stem_size(spec, image_size) == first
-    assert block_sizes(spec, image_size) == sizes
+    assert stem_size(spec, image_size) == (first, first)
+    assert block_sizes(spec, image_size) == tuple((size, size) for size in sizes)
+
+
+@pytest.mark.parametrize("size", [(224, 45), (45, 224)])
+def test_height_and_width_halve_by_themselves(size):
+    sides = {224: (56, 28, 14, 7), 45: (12, 6, 3, 1)}
+    assert block_sizes(DenseNetSpec(), size) == tuple(zip(*(sides[side] for side in size), strict=True))
+    assert stem_size(DenseNetSpec(), size) == tuple({224: 112, 45: 23}[side] for side in size)
+
+
+def test_either_side_may_be_too_small():
+    for size in ((29, 28), (28, 29)):
+        with pytest.raises(UsageError) as caught:
+            block_sizes(DenseNetSpec(), size)
+        assert caught.value.subject == "image-size=28"
 
 
 @pytest.mark.parametrize("size", [0, 65537])
 def test_an_image_size_out_of_range_is_refused(size):
     single = DenseNetSpec(blocks=(1,), stem="cifar")
-    assert (block_sizes(single, 1), block_sizes(single, 65536)) == ((1,), (65536,))
+    assert (block_sizes(single, 1), block_sizes(single, 65536)) == (((1, 1),), ((65536, 65536),))
     with pytest.raises(UsageError) as caught:
         block_sizes(single, size)
     assert caught.value.subject == f"image-size={size}"
@@ -171,12 +186,12 @@ def counted_by_running(spec, image_size):
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, BlurPool)):
             module.register_forward_hook(record(name))
-    model(torch.empty(1, spec.in_channels, image_size, image_size, device="meta"))
+    model(torch.empty(1, spec.in_channels, *sides(image_size), device="meta"))
     return counted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image_size", [32, 45])
+@pytest.mark.parametrize("image_size", [32, 45, (32, 45), (61, 32)])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_layer_costs_what_running_it_shows(spec, image_size):
     layers = model_cost(spec, image_size).layers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from densenet_deploy.bench.candidate import BatchRefusedError, Candidate, CandidateWorker
@@ -76,6 +78,20 @@ def test_a_fixed_batch_is_accepted_and_another_refused(pair_onnx):
         _load(Candidate(pair_onnx, "onnxruntime", batch=3))
     assert caught.value.subject == str(pair_onnx)
     assert "batch 2" in caught.value.fix
+
+
+@pytest.mark.parametrize("shape", [("N", 1, "H", "W"), ("N", 4, 24, 40), (2, 3, 40, 24)])
+def test_a_model_of_any_channels_and_sides_is_fed_images_of_its_own(tmp_path, shape):
+    image = "float[" + ",".join(map(str, shape)) + "]"
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 18]> g ({image} x) => (float[N,C] y)'
+        "{ a = GlobalAveragePool(x)  y = Flatten(a) }"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "mean.onnx")
+    model = load(tmp_path / "mean.onnx", channels=shape[1]).save(tmp_path / "stated.onnx")
+    batch = 2 if shape[0] == 2 else 1
+    with CandidateWorker(Candidate(model, "onnxruntime", device="cpu", batch=batch)) as worker:
+        assert len(worker.measure(0).seconds) >= 3
 
 
 def test_loading_and_the_first_call_are_timed_separately(tiny_onnx):

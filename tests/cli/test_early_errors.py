@@ -94,6 +94,7 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (3, "missing.onnx", f"{MODEL} --data images --against missing.onnx"),
         (2, "tensorflow", f"{MODEL} --data images --backend tensorflow"),
         (2, "batch=0", f"{MODEL} --data images --batch 0"),
+        (3, "missing.csv", f"{MODEL} --data missing.csv"),
     ],
     "benchmark": [
         (3, "missing.onnx", "missing.onnx"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -20,7 +21,8 @@ def _buses(body: str, outputs: str = ENDS, inputs: str = "float[N,3,5,5] x"):
 
 
 def _layout(bus: Bus) -> dict[str, tuple[int, int]]:
-    return {tensor.name: (tensor.offset, tensor.channels) for tensor in bus.tensors}
+    assert all(tensor.places == (*range(tensor.places[0], tensor.places[-1] + 1),) for tensor in bus.tensors)
+    return {tensor.name: (tensor.places[0], tensor.channels) for tensor in bus.tensors}
 
 
 def _readers(bus: Bus) -> set[tuple[str, int, str]]:
@@ -97,10 +99,6 @@ def test_concats_that_meet_late_are_one_group():
     ("body", "outputs", "why"),
     [
         (LAYERS + "p = Concat<axis=1>(x2)  y = Neg(p)", "float[N,4,5,5] y", "p: it holds one tensor"),
-        (LAYERS + "p = Concat<axis=1>(x2, x2)  y = Neg(p)", "float[N,8,5,5] y", "p: it holds a tensor twice"),
-        (FLAT.replace("(x0, x1, x2)", "(x1, x0, x2)"), ENDS, "q: its Concats hold their tensors in diff"),
-        (FLAT.replace("(x0, x1, x2)", "(x0, x2, x)"), "float[N,10,5,5] y, float[N,5,5,5] z", "in different orders"),
-        (FLAT.replace("(x0, x1)", "(x0, x2)"), "float[N,9,5,5] y, float[N,7,5,5] z", "in different orders"),
         (LAYERS + "s = Sigmoid(x2)  p = Concat<axis=1>(x2, s)  y = Neg(p)", "float[N,8,5,5] y", "number of channels"),
         (LAYERS + "f = Flatten(x2)  p = Concat<axis=1>(f, f)  y = Neg(p)", "float[N,k] y", "rows of numbers"),
         (LAYERS + "f = Flatten(x2)  s = Exp(f)  p = Concat<axis=1>(f, s)  y = Neg(p)", "float[N,k] y", "rows of num"),
@@ -113,12 +111,85 @@ def test_concats_that_are_not_a_bus_are_refused_with_the_reason(body, outputs, w
     assert why in reason
 
 
+def _places(body: str, outputs: str) -> tuple[str, dict[str, list[int]]]:
+    ((bus,), refused) = _buses(body, outputs)
+    assert refused == ()
+    return bus.name, {tensor.name: list(tensor.places) for tensor in bus.tensors}
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "name", "places"),
+    [
+        (FLAT.replace("(x0, x1, x2)", "(x1, x0, x2)"), ENDS, "q", {"p": [2, 3, 4, 0, 1], "q": [*range(9)]}),
+        (FLAT.replace("(x0, x1)", "(x2, x0)"), "float[N,9,5,5] y, float[N,7,5,5] z", "q",
+         {"p": [5, 6, 7, 8, 0, 1, 2], "q": [*range(9)]}),
+        (FLAT.replace("(x0, x1, x2)", "(x1, x2)"), "float[N,6,5,5] y, float[N,5,5,5] z", "q",
+         {"p": [0, 1, 2, 3, 4], "q": [3, 4, 5, 6, 7, 8]}),
+        (LAYERS + "p = Concat<axis=1>(x2, x2)  y = Neg(p)", "float[N,8,5,5] y", "p", {"p": [0, 1, 2, 3] * 2}),
+    ],
+    ids=["another order", "turned round", "none holds all", "a tensor twice"],
+)  # fmt: skip
+def test_concats_may_hold_their_tensors_in_any_order(body, outputs, name, places):
+    """The bus holds what the first of the Concats of the most tensors holds, then the rest."""
+    found, layout = _places(body, outputs)
+    assert (found, {key: layout[key] for key in places}) == (name, places)
+
+
+NUMBERS_OF_THREE = ", ".join(f"float[3] {name} = {{1, 2, 3}}" for name in "gbmv")
+ALONE = "[c] a = Conv(x, w)  [n] y = BatchNormalization(a, g, b, m, v)"
+
+
+def _alone(body: str = ALONE, outputs: str = "float[N,3,5,5] y"):
+    text = f"{weights(w=(3, 3, 1, 1))}, {NUMBERS_OF_THREE}"
+    return find_buses(model_of(body, text, outputs=outputs).graph)
+
+
+def test_a_feature_map_that_a_norm_reads_is_a_bus_of_its_own():
+    ((bus,), refused) = _alone(ALONE + "  z = Neg(a)", "float[N,3,5,5] y, float[N,3,5,5] z")
+    assert refused == ()
+    assert (bus.name, _layout(bus), bus.concats) == ("a", {"a": (0, 3)}, ())
+    assert _readers(bus) == {("BatchNormalization", 0, "a"), ("Neg", 0, "a")}
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ("y = BatchNormalization(x, g, b, m, v)", "float[N,3,5,5] y"),
+        (ALONE.replace("Normalization", "Normalization<training_mode=1>"), "float[N,3,5,5] y"),
+        ("a = Flatten(x)  h = MatMul(a, k)  y = BatchNormalization(h, g, b, m, v)", "float[N,3] y"),
+        ("a = Conv(x, w)  y = Relu(a)", "float[N,3,5,5] y"),
+    ],
+    ids=["an input", "in training mode", "rows of numbers", "no norm"],
+)
+def test_other_tensors_are_no_buses_of_their_own(body, outputs):
+    text = f"{weights(w=(3, 3, 1, 1), k=(75, 3))}, {NUMBERS_OF_THREE}"
+    model = ir.to_proto(model_of(body, text, outputs=outputs))
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert find_buses(inferred.graph) == ((), ())
+
+
+def test_what_a_concat_holds_is_no_bus_of_its_own_even_if_the_concats_are_none():
+    body = ALONE + "  s = Sigmoid(a)  z = Concat<axis=1>(a, s)"
+    found, refused = _alone(body, "float[N,3,5,5] y, float[N,6,5,5] z")
+    assert (found, refused) == ((), ("z: the number of channels of s is unknown",))
+
+
+def test_buses_of_one_tensor_and_of_more_come_in_the_order_of_the_graph():
+    body = (
+        "a = Conv(x, w)  n = BatchNormalization(a, g, b, m, v)  c = Conv(n, w)  d = Concat<axis=1>(n, c)"
+        "  e = Conv<group=3>(n, k)  y = BatchNormalization(e, g, b, m, v)  z = Neg(d)"
+    )
+    text = f"{weights(w=(3, 3, 1, 1), k=(3, 1, 1, 1))}, {NUMBERS_OF_THREE}"
+    found, _ = find_buses(model_of(body, text, outputs="float[N,3,5,5] y, float[N,6,5,5] z").graph)
+    assert [bus.name for bus in found] == ["a", "d", "e"]
+
+
 def test_a_second_concat_of_the_same_run_belongs_to_the_bus():
     """It shares its inputs with the first alone, and that feeds the next."""
     body = FLAT.replace("q = Concat<axis=1>(x0, x1, x2)", "q = Concat<axis=1>(p, x2)  r = Concat<axis=1>(x0, x1)")
     ((bus,), refused) = _buses(body + "  o = Exp(r)", f"{ENDS}, float[N,5,5,5] o")
     assert refused == ()
-    assert [(concat.name, concat.offset, concat.channels) for concat in bus.concats] == [
+    assert [(concat.name, concat.places[0], concat.channels) for concat in bus.concats] == [
         ("p", 0, 5),
         ("q", 0, 9),
         ("r", 0, 5),
@@ -167,8 +238,8 @@ NORM_A = "a = BatchNormalization<epsilon=0.0>(s, ga, ba, zero, one)  ra = Relu(a
 NORM_B = "b = BatchNormalization<epsilon=0.0>(s, gb, bb, zero, one)  rb = Relu(b)  "
 NUMBERS = (
     "float[1,3,1,1] w0 = {1, 0, 0}, float[2,3,1,1] w1 = {0, 1, 0, 0, 0, 1}, float[3] zero = {0, 0, 0}, "
-    "float[3] one = {1, 1, 1}, float[3] ga = {1, 2, -1}, float[3] ba = {1, 1, 2}, float[3] gb = {2, -1, -2}, "
-    "float[3] bb = {4, 1, 1}, float[2,3,1,1] v = {1, 1, 1, 1, 1, 1}"
+    "float[3] one = {1, 1, 1}, float[3] gp = {1, 2, 1}, float[3] ga = {1, 2, -1}, float[3] ba = {1, 1, 2}, "
+    "float[3] gb = {2, -1, -2}, float[3] bb = {4, 1, 1}, float[2,3,1,1] v = {1, 1, 1, 1, 1, 1}"
 )
 OUTPUTS = "float[N,3,5,5] ra, float[N,3,5,5] rb"
 
@@ -176,6 +247,15 @@ OUTPUTS = "float[N,3,5,5] ra, float[N,3,5,5] rb"
 def _needed(body: str, outputs: str = OUTPUTS) -> Needed:
     (bus,) = find_buses(model_of(body, NUMBERS, outputs=outputs).graph).found
     return needed_range(bus)
+
+
+def test_what_any_place_of_a_channel_needs_is_needed():
+    """A Concat of one tensor twice: channel 0 is clipped at -1 in one place and at -2, times -1, in the other."""
+    body = "x0 = Conv(x, w0)  s = Concat<axis=1>(x0, x0, x0)  " + NORM_A
+    low, high = _needed(body, "float[N,3,5,5] ra")
+    np.testing.assert_array_equal((low, high), [[-np.inf], [np.inf]])
+    low, high = _needed(body.replace("ga", "gp"), "float[N,3,5,5] ra")
+    np.testing.assert_array_equal((low, high), [[-2], [np.inf]])
 
 
 def test_values_that_every_reader_clips_are_not_needed():
@@ -262,7 +342,7 @@ def test_ranges_are_narrowed_and_never_turned_round():
 
 
 def test_what_is_needed_of_a_part_and_in_finite_numbers():
-    segment = Segment(ir.Value(name="a"), 1, 2)
+    segment = Segment(ir.Value(name="a"), (1, 2))
     low, high = Needed(np.array([0, -np.inf, 2, np.inf]), np.array([1, np.inf, 3, -np.inf])).of(segment).finite()
     largest = float(np.finfo(np.float32).max)
     assert (low.tolist(), high.tolist()) == ([-largest, 2], [largest, 3])

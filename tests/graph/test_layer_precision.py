@@ -49,6 +49,8 @@ def precisions(body: str) -> list[str]:
         ("Transpose (h)", "fp16"),
         ("DequantizeLinear (c, s, zi)", "fp32"),
         ("DequantizeLinear (c, sh, zi)", "fp16"),
+        ("Constant <value = float16[1,1,1,1] {15360}> ()", "fp16"),
+        ("Constant <value_float = 1.0> ()", "unknown"),
         ("Relu (f)", "unknown"),
         ("c", "unknown"),
         ("fed", "unknown"),
@@ -95,3 +97,37 @@ def test_layers_come_in_their_order_with_a_name_or_that_of_their_output():
         LayerPrecision("c2", "MatMul", "fp16"),
         LayerPrecision("y", "ConvInteger", "int8"),
     ]
+
+
+@pytest.mark.parametrize(
+    "operator", ["ConvTranspose", "DeformConv", "com.microsoft.FusedConv", "com.microsoft.NhwcConv"]
+)
+def test_a_convolution_of_any_operator_counts(operator):
+    (layer,) = layers(f"y = {operator} (x, f)")
+    assert (layer.operator, layer.precision, layer.is_convolution) == (operator.split(".")[-1], "fp32", True)
+
+
+@pytest.mark.parametrize(
+    ("operator", "is_convolution"), [("ConvInteger", True), ("MatMulInteger", False), ("com.microsoft.QGemm", False)]
+)
+def test_integer_convolutions_are_convolutions_and_products_are_not(operator, is_convolution):
+    assert [layer.is_convolution for layer in layers(f"y = {operator} (x, c)")] == [is_convolution]
+
+
+def test_layers_in_branches_count_and_read_values_around_them():
+    branches = """then_branch = t () => (float[] a) { w2 = Identity (h)  [inner] a = Conv (x, w2) },
+        else_branch = e () => (float[] b) { b = Conv (d, w) }"""
+    assert layers(f"{CODES} [outer] o = Conv (x, f)  y = If <{branches}> (fed)") == [
+        LayerPrecision("outer", "Conv", "fp32"),
+        LayerPrecision("inner", "Conv", "fp16"),
+        LayerPrecision("b", "Conv", "int8"),
+    ]
+
+
+def test_layers_in_functions_count():
+    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+        g (float[N,1,4,4] x) => (float[] y) { y = own.twice (x) }
+        <opset_import: ["" : 21], domain: "own"> twice (a) => (b) {
+            f = Constant <value = float[1,1,1,1] {1.0}> ()  i = Identity (f)  b = Conv (a, i) }"""
+    (layer,) = layer_precisions(onnx.parser.parse_model(text))
+    assert (layer.operator, layer.precision) == ("Conv", "fp32")

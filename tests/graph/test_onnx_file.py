@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import InputError, ModelFileError, ResourceError
-from densenet_deploy.graph.onnx_file import expose_values, has_quantization, image_size_of, load_onnx, operators
+from densenet_deploy.graph.onnx_file import expose_values, has_quantization, image_shape_of, load_onnx, operators
 from tests.graph.onnx_text import model_of, outputs_of
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -273,36 +273,47 @@ def _image_model(inputs: str) -> onnx.ModelProto:
     )
 
 
-@pytest.mark.parametrize("inputs", ["float[N,3,32,32] x", "float[1,3,32,32] x", "float[N,3,32,32] x, float[3] w"])
-def test_the_size_of_images_is_read(inputs):
-    assert image_size_of(_image_model(inputs), Path("model.onnx")) == 32
-
-
-def test_an_image_may_have_one_pixel():
-    assert image_size_of(_image_model("float[N,3,1,1] x"), Path("model.onnx")) == 1
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        ("float[N,3,32,32] x", (3, 32, 32)),
+        ("float[1,3,32,32] x", (3, 32, 32)),
+        ("float[N,3,32,32] x, float[3] w", (3, 32, 32)),  # the second is an initializer
+        ("float[N,1,32,64] x", (1, 32, 64)),
+        ("float[N,4,64,32] x", (4, 64, 32)),
+        ("float[N,3,1,1] x", (3, 1, 1)),
+        ("float[N,3,H,W] x", (3, None, None)),
+        ("float[N,C,32,W] x", (None, 32, None)),
+        ("float[N,3,?,?] x", (3, None, None)),
+        ("float[N,3,0,0] x", (3, None, None)),
+        ("float[N,3,32,3] x", (3, 32, 3)),
+    ],
+)
+def test_the_shape_of_images_is_read(inputs, shape):
+    assert image_shape_of(_image_model(inputs), Path("model.onnx")) == shape
 
 
 @pytest.mark.parametrize(
-    ("inputs", "found"),
+    ("inputs", "found", "what"),
     [
-        ("", "takes no input"),
-        ("float[N,3,32,32] x, float[N,1] z", "takes x (N, 3, 32, 32) float, z (N, 1) float"),
-        ("float[N,32,32,3] x", "x (N, 32, 32, 3) float"),
-        ("float[N,1,32,32] x", "x (N, 1, 32, 32)"),
-        ("float[N,3,32,64] x", "x (N, 3, 32, 64)"),
-        ("float[N,3,H,W] x", "x (N, 3, H, W)"),
-        ("float[N,3,?,?] x", "x (N, 3, ?, ?)"),
-        ("float[N,3,0,0] x", "x (N, 3, 0, 0)"),
-        ("float[N,3072] x", "x (N, 3072)"),
-        ("uint8[N,3,32,32] x", "x (N, 3, 32, 32) uint8"),
-        ("float16[N,3,32,32] x", "x (N, 3, 32, 32) float16"),
+        ("", "no input", "not one"),
+        ("float[N,3,32,32] x, float[N,1] z", "x (N, 3, 32, 32) float, z (N, 1) float", "not one"),
+        ("float[N,3,32,32] x, float16[N,1] z", "x (N, 3, 32, 32) float, z (N, 1) float16", "not one"),
+        ("float[N,32,32,3] x", "x (N, 32, 32, 3) float", "in the layout NHWC"),
+        ("float[N,?,?,1] x", "x (N, ?, ?, 1) float", "in the layout NHWC"),
+        ("float[N,1,32,32,32] x", "x (N, 1, 32, 32, 32) float", "3-D"),
+        ("float[N,3,32] x", "x (N, 3, 32) float", "not one"),
+        ("float[N,3072] x", "x (N, 3072) float", "not one"),
+        ("uint8[N,3,32,32] x", "x (N, 3, 32, 32) uint8", "not one"),
+        ("float16[N,3,32,32] x", "x (N, 3, 32, 32) float16", "not one"),
     ],
 )
-def test_a_model_without_an_image_input_is_refused(inputs, found):
+def test_a_model_without_an_image_input_is_refused_for_what_it_takes(inputs, found, what):
     with pytest.raises(ModelFileError) as caught:
-        image_size_of(_image_model(inputs), Path("model.onnx"))
+        image_shape_of(_image_model(inputs), Path("model.onnx"))
     assert caught.value.subject == "model.onnx"
-    assert found in caught.value.why
+    assert caught.value.why.startswith(f"takes {found}, which is {what}")
+    assert ("export" in caught.value.fix) == ("NHWC" in what)
 
 
 def test_operators_are_counted_most_frequent_first():

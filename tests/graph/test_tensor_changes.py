@@ -51,6 +51,20 @@ def test_scaling_twice_multiplies_the_factors_under_one_name(model):
     assert _changes_of(model) == {"a:scaled": TensorChange("a", (10, 21, 2))}
 
 
+def test_a_copy_has_changes_of_its_own_and_an_origin(model):
+    first, last = (node.outputs[0] for node in model.graph)
+    changes = TensorChanges.of(model)
+    changes.scale(model.graph, first, THIRDS)
+    changes.copy("y", "a:scaled")
+    assert (changes.origin("y"), changes.origin("a:scaled"), changes.origin("x")) == ("a:scaled", "a", "x")
+    changes.shift(model.graph, last, THIRDS)
+    changes.write_to(model)
+    found = _changes_of(model)
+    assert set(found) == {"a:scaled", "y:shifted"}
+    assert (found["a:scaled"].of, found["a:scaled"].offset) == ("a", None)
+    assert (found["y:shifted"].of, found["y:shifted"].factor) == ("a:scaled", None)
+
+
 def test_shifts_and_factors_in_any_order_undo_to_the_original(model):
     relu = next(iter(model.graph))
     original = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)

@@ -352,6 +352,117 @@ def test_an_array_that_holds_neither_inputs_nor_pixels_is_refused_at_once(array)
     assert f"{array.shape} {array.dtype}" in caught.value.why
 
 
+# --- other channels and sides
+
+GRAY = Preprocessing((8, 12), "none", (0.25,), (0.5,))
+GRAY_PIXELS = np.random.default_rng(4).integers(0, 256, (3, 10, 14), np.uint8)
+GRAY_INPUTS = (GRAY_PIXELS[:, None, 1:9, 1:13] / np.float32(255) - np.float32(0.25)) / np.float32(0.5)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GRAY_PIXELS,
+        GRAY_PIXELS[..., None],
+        torch.from_numpy(GRAY_PIXELS),
+        list(GRAY_PIXELS),
+        list(GRAY_PIXELS[..., None]),
+        [GRAY_PIXELS],
+        [GRAY_PIXELS[..., None]],
+        [(image, "cat") for image in GRAY_PIXELS],
+        [Image.fromarray(image) for image in GRAY_PIXELS],
+        GRAY_INPUTS,
+        list(GRAY_INPUTS),
+    ],
+    ids=["NHW", "NHW1", "tensor", "HWs", "HW1s", "NHWs", "NHW1s", "with labels", "PIL", "inputs", "CHWs"],
+)
+def test_gray_pixels_come_with_their_channel_or_without(source):
+    found = np.concatenate(list(open_calibration_data(source, GRAY)))
+    np.testing.assert_array_equal(found, GRAY_INPUTS)
+
+
+def test_an_array_in_which_the_last_axis_may_be_the_channel_is_one_image():
+    data = open_calibration_data(GRAY_PIXELS[:1].reshape(14, 10, 1), Preprocessing(8, "none", (0.25,), (0.5,)))
+    assert (data.count, [sample.shape for sample in data]) == (1, [(1, 1, 8, 8)])
+    assert open_calibration_data(GRAY_PIXELS[0], GRAY).count == 1
+    assert open_calibration_data(GRAY_PIXELS, GRAY).count == 3
+
+
+def test_gray_pixels_have_the_range_of_their_preprocessing():
+    for source in (GRAY_PIXELS, list(GRAY_PIXELS), iter(GRAY_PIXELS), [GRAY_PIXELS]):
+        data = open_calibration_data(source, GRAY)
+        assert len(list(data)) == 3
+        assert (data.input_range().low, data.input_range().high) == ([-0.5], [1.5])
+    inputs = open_calibration_data(GRAY_INPUTS, GRAY).input_range()
+    assert inputs.high[0] < 1.5 + 0.2 + 1e-3
+    assert inputs.high[0] != 1.5
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GRAY_PIXELS,
+        GRAY_PIXELS[0],
+        GRAY_PIXELS[..., None],
+        np.zeros((3, 8, 12, 4), np.uint8),
+        np.zeros((3, 3, 12, 8), np.float32),
+        np.zeros((3, 1, 8, 12), np.float32),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_gray_or_four_channels_are_refused_where_the_model_takes_three(array):
+    colors = Preprocessing((8, 12), "none")
+    for source in (array, [array]):
+        with pytest.raises(DataError) as caught:
+            list(open_calibration_data(source, colors))
+        assert "(N, 3, 8, 12)" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 8, 12, 3), np.uint8),
+        np.zeros((3, 8, 12), np.uint16),
+        np.zeros((2, 8, 12), np.float32),
+        np.zeros((0, 8, 12), np.uint8),
+        np.zeros((3, 0, 12), np.uint8),
+        np.zeros(8, np.uint8),
+        np.zeros((3, 1, 12, 8), np.float32),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_what_is_not_gray_is_refused_where_the_model_takes_one_channel(array):
+    with pytest.raises(DataError) as caught:
+        list(open_calibration_data(array, GRAY))
+    assert (caught.value.subject, "(N, 1, 8, 12)" in caught.value.why) == ("array", True)
+
+
+def test_four_channels_are_taken_as_they_are():
+    four = Preprocessing((8, 12), "none", (0.0,) * 4, (1.0,) * 4)
+    array = np.random.default_rng(4).integers(0, 256, (2, 8, 12, 4), np.uint8)
+    expected = array.transpose(0, 3, 1, 2) / np.float32(255)
+    for source in (array, list(array), [array], expected):
+        np.testing.assert_array_equal(np.concatenate(list(open_calibration_data(source, four))), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
+def test_a_folder_is_read_in_the_channels_of_the_model(mode, tmp_path):
+    Image.new(mode, (14, 10), (255, 0, 0) if mode == "RGB" else 76).save(tmp_path / "0.png")
+    (found,) = open_calibration_data(tmp_path, GRAY)
+    value = 76 / 255 if mode != "I;16" else 76 / 65535
+    np.testing.assert_allclose(found, np.full((1, 1, 8, 12), (value - 0.25) / 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_array_files_hold_inputs_of_the_models_shape(suffix, tmp_path):
+    path = save(tmp_path / f"data{suffix}", np.ascontiguousarray(GRAY_INPUTS))
+    np.testing.assert_array_equal(np.concatenate(list(open_calibration_data(path, GRAY))), GRAY_INPUTS)
+    for wrong in (Preprocessing((12, 8), "none", (0.25,), (0.5,)), Preprocessing((8, 12), "none")):
+        with pytest.raises(DataError) as caught:
+            open_calibration_data(path, wrong)
+        assert "(3, 1, 8, 12) float32" in caught.value.why
+
+
 def test_what_cannot_be_read_as_an_array_is_named():
     class Broken:
         def __array__(self, dtype=None, copy=None):
@@ -505,6 +616,24 @@ def test_arrays_have_their_own_range_with_headroom(kind, tmp_path):
     found, (low, high) = data.input_range(), (small.min(axis=(0, 2, 3)), small.max(axis=(0, 2, 3)))
     np.testing.assert_allclose(found.low, low - 0.1 * (high - low), rtol=1e-5)  # float32 of a tenth
     np.testing.assert_allclose(found.high, high + 0.1 * (high - low), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["file", "array", "iterator", "list"])
+def test_arrays_have_extremes_and_images_have_none(kind, tmp_path):
+    small = arrays() * np.float32([0.1, 1, 2]).reshape(3, 1, 1)
+    path = save(tmp_path / "data.npy", small)
+    source = {"file": path, "array": small, "iterator": iter(small), "list": list(small)}[kind]
+    data = open_calibration_data(source, SMALL)
+    assert len(list(data)) == 40
+    np.testing.assert_array_equal(data.extremes().low, small.min(axis=(0, 2, 3)))
+    np.testing.assert_array_equal(data.extremes().high, small.max(axis=(0, 2, 3)))
+
+
+def test_images_have_no_extremes(images):
+    for source in (images, pixels(4), list(pixels(4))):
+        data = open_calibration_data(source, SMALL)
+        assert list(data)
+        assert data.extremes() is None
 
 
 def test_values_of_an_unknown_normalization_are_not_checked(tmp_path):

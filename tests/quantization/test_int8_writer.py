@@ -48,6 +48,48 @@ def test_what_may_be_a_feature_map_for_all_that_is_known_is_observed():
     assert _observed("float[N,1,5,5] y", inferred=False) == ("r", "b", "c", "p", "z", "d", "k", "i")
 
 
+NORMED = """
+a = Conv(x, w)  n = BatchNormalization(a, g, b, m, v)  s = Sigmoid(n)  t = Mul(n, s)
+o = BatchNormalization(t, g, b, m, v)  e = Exp(o)  p = {}
+h = Conv(p, w)  r = Relu(h)  k = Conv(r, w)  f = Sigmoid(k)  j = Concat<axis=1>(f, f)  y = Mul(e, f)  z = Conv(j, u)
+"""
+
+
+def _observed_with(pool: str, declared: str = "float[N,3,5,5] y, float[N,3,H,W] z") -> tuple[str, ...]:
+    shapes = weights(w=(3, 3, 1, 1), u=(3, 6, 1, 1), **dict.fromkeys("gbmv", (3,)))
+    text = f"{shapes}, int64[2] axes = {{2, 3}}, int64[1] one = {{1}}"
+    proto = ir.to_proto(model_of(NORMED.format(pool), text, outputs=declared))
+    return tensors_to_observe(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+
+
+@pytest.mark.parametrize("pool", ["GlobalAveragePool(e)", "GlobalMaxPool(e)", "ReduceMean<axes=[2,3]>(e)"])
+def test_norms_are_observed_where_they_read_and_what_is_computed_from_averages_is_not(pool):
+    """One pixel costs no time in float: a gate's convolutions, and all that reads nothing else."""
+    assert _observed_with(pool) == ("a", "t")
+
+
+@pytest.mark.parametrize("pool", ["AveragePool<kernel_shape=[3,3]>(e)", "other.GlobalAveragePool(e)", "Identity(e)"])
+def test_other_pools_make_feature_maps(pool):
+    outputs = "float[N,3,H,W] y, float[N,3,H,W] z"
+    assert _observed_with(pool, outputs) == ("a", "t", "p", "r", "k", "j", "f", "z")
+
+
+def test_an_average_over_channels_is_a_feature_map():
+    """As spatial attention takes: (N, 1, H, W)."""
+    body = "p = ReduceMean<axes=[1]>(x)  h = Conv(p, w)  y = Sigmoid(h)"
+    proto = ir.to_proto(model_of(body, weights(w=(3, 1, 1, 1)), outputs="float[N,3,5,5] y"))
+    assert tensors_to_observe(ir.from_proto(onnx.shape_inference.infer_shapes(proto))) == ("p", "h")
+
+
+def test_an_average_of_unknown_size_may_be_a_feature_map():
+    model = model_of(
+        "p = ReduceMean<axes=[2,3]>(x)  h = Conv(p, w)  y = Sigmoid(h)",
+        weights(w=(3, 3, 1, 1)),
+        outputs="float[N,3,1,1] y",
+    )
+    assert tensors_to_observe(model) == ("p", "h")
+
+
 # --- where files run
 
 

@@ -16,7 +16,6 @@ from densenet_deploy.quantization.scales import (
     hold_bound,
     quantize_rows,
     quantize_with_bias,
-    symmetric,
     unsigned,
 )
 
@@ -31,10 +30,6 @@ from densenet_deploy.quantization.scales import (
         (unsigned(2e-8), QuantizedType(2e-8 / 255, 0)),
         (unsigned(0.0), QuantizedType(1e-8 / 255, 0)),
         (unsigned(-3.0), QuantizedType(1e-8 / 255, 0)),
-        (symmetric(254.0), QuantizedType(2.0, 128)),
-        (symmetric(1e-8), QuantizedType(1e-8 / 127, 128)),
-        (symmetric(2e-8), QuantizedType(2e-8 / 127, 128)),
-        (symmetric(0.0), QuantizedType(1e-8 / 127, 128)),
         (affine(-100.0, 155.0), QuantizedType(1.0, 100)),
         (affine(-510.0, -1.0), QuantizedType((1e-8 + 510.0) / 255, 255)),
         (affine(0.5, 510.0), QuantizedType(2.0, 0)),
@@ -125,9 +120,9 @@ JOINED = "a = Relu(x)  b = Neg(x)  c = Concat<axis=1>(a, b)  y = Relu(c)"
     [
         (([0.0, 0.0], [1.0, 2.0]), ([0.0, 0.5], [1.0, 4.0]), unsigned(4.0)),
         (([0.5, 0.5], [1.0, 6.0]), ([0.5, 0.5], [1.0, 4.0]), unsigned(6.0)),
-        (([0.0, 0.0], [1.0, 2.0]), ([-0.5, 0.0], [1.0, 4.0]), symmetric(4.0)),
-        (([0.0, 0.0], [1.0, 2.0]), ([-8.0, 0.0], [1.0, 4.0]), symmetric(8.0)),
-        (([-8.0, -1.0], [-3.0, 2.0]), ([-0.5, 0.0], [1.0, 4.0]), symmetric(8.0)),
+        (([0.0, 0.0], [1.0, 2.0]), ([-0.5, 0.0], [1.0, 4.0]), affine(-0.5, 4.0)),
+        (([0.0, 0.0], [1.0, 2.0]), ([-8.0, 0.0], [1.0, 4.0]), affine(-8.0, 4.0)),
+        (([-8.0, -1.0], [-3.0, 2.0]), ([-0.5, 0.0], [1.0, 4.0]), affine(-8.0, 4.0)),
     ],
 )
 def test_values_that_meet_in_a_concat_share_a_type_wide_enough_for_all(a, b, shared):
@@ -136,7 +131,7 @@ def test_values_that_meet_in_a_concat_share_a_type_wide_enough_for_all(a, b, sha
 
 def test_only_known_ranges_count_in_a_bus_and_one_without_any_has_no_type():
     two = f"{JOINED.replace('y =', 'r =')}  d = Neg(r)  e = Abs(r)  y = Concat<axis=1>(d, e)"
-    assert _chosen(two, b=([-2.0], [1.0])) == dict.fromkeys("abc", symmetric(2.0))
+    assert _chosen(two, b=([-2.0], [1.0])) == dict.fromkeys("abc", affine(-2.0, 1.0))
 
 
 @pytest.mark.parametrize("node", ["Max(x, k)", "Min(x, k)", "AveragePool<kernel_shape=[2,2]>(x)"])
@@ -178,7 +173,7 @@ def test_what_only_a_pool_reads_has_the_type_of_its_output(body, types):
     ranges = {"a": ([-8.0], [4.0]), "b": ([-2.0], [4.0]), "c": ([-1.0], [4.0])}
     own = {name: affine(low, high) for name, ((low,), (high,)) in ranges.items()}
     if "Concat" in body:
-        own["a"] = own["x"] = symmetric(8.0)
+        own["a"] = own["x"] = affine(-8.0, 4.0)
     found = _chosen(f"{body}  y = Abs(x)", **ranges)
     assert [found[name] for name in "abc"] == [own[name] for name in types]
 

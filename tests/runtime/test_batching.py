@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from densenet_deploy.errors import FeedError, ModelFileError
-from densenet_deploy.runtime.batching import BatchProfile, Portion, fixed_batch, input_size, portions, run_batched
+from densenet_deploy.runtime.batching import (
+    BatchProfile,
+    Portion,
+    fixed_batch,
+    image_shape,
+    is_nhwc,
+    portions,
+    run_batched,
+)
 from densenet_deploy.runtime.feeds import TensorSpec
 from tests.function_runner import FunctionRunner, Shape
 
@@ -83,32 +91,67 @@ def runner_of(*specs: TensorSpec) -> FunctionRunner:
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"),
-    [((None, 3, 8, 8), 8), ((4, 3, 32, 32), 32), ((None, None, 8, 8), 8), ((None, 3, None, None), None)],
+    "shape",
+    [
+        (3, 8, 8),
+        (1, 8, 9),
+        (4, 9, 8),
+        (2, 1, 1),
+        (None, 8, 8),
+        (3, None, None),
+        (3, 8, None),
+        (None, None, None),
+        (3, 8, 3),  # a narrow image
+        (3, 4, 4),
+        (1, 1, 1),
+        (8, 4, 3),
+        (4, 8, 3),
+        (5, 5, 2),
+        (5, 5, 5),
+    ],
 )
-def test_the_size_of_square_images_is_their_side(shape: Shape, size: int | None) -> None:
-    assert input_size(runner_of(TensorSpec("image", shape, FLOAT32))) == size
+def test_the_shape_of_images_is_that_of_the_input_after_its_batch(shape: Shape) -> None:
+    for batch in (None, 4):
+        assert image_shape(runner_of(TensorSpec("image", (batch, *shape), FLOAT32))) == shape
 
 
 @pytest.mark.parametrize(
-    "specs",
+    ("specs", "why"),
     [
-        (TensorSpec("image", (None, 3, 8, 9), FLOAT32),),
-        (TensorSpec("image", (None, 1, 8, 8), FLOAT32),),
-        (TensorSpec("image", (None, 4, 8, 8), FLOAT32),),
-        (TensorSpec("image", (None, 8, 8, 3), FLOAT32),),
-        (TensorSpec("image", (None, 3, 8), FLOAT32),),
-        (TensorSpec("image", (None, 3, 8, 8, 1), FLOAT32),),
-        (TensorSpec("image", (None, 3, 8, 8), np.dtype(np.uint8)),),
-        (TensorSpec("image", (None, 1, 8, 8), np.dtype(np.uint8)),),
-        (TensorSpec("image", (None, 3, 8, 8), FLOAT32), TensorSpec("other", (None, 3, 8, 8), FLOAT32)),
+        ((TensorSpec("image", (None, 8, 8, 3), FLOAT32),), "in the layout NHWC"),
+        ((TensorSpec("image", (1, 5, 5, 1), FLOAT32),), "in the layout NHWC"),
+        ((TensorSpec("image", (None, None, None, 3), FLOAT32),), "in the layout NHWC"),
+        ((TensorSpec("image", (None, None, 8, 4), FLOAT32),), "in the layout NHWC"),
+        ((TensorSpec("image", (None, 8, None, 4), FLOAT32),), "in the layout NHWC"),
+        ((TensorSpec("image", (None, 1, 8, 8, 8), FLOAT32),), "3-D"),
+        ((TensorSpec("image", (None, 3, 8, 8, 8), np.dtype(np.uint8)),), "3-D"),
+        ((TensorSpec("image", (None, 3, 8), FLOAT32),), "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 3, 8, 8, 1, 1), FLOAT32),), "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 3, 8, 8), np.dtype(np.uint8)),), "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 3, 8, 8), np.dtype(np.float16)),), "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 3, 8, 8), FLOAT32),) * 2, "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 3, 8, 8, 8), FLOAT32),) * 2, "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 8, 8, 3), FLOAT32),) * 2, "not one float32 (N, C, H, W) input"),
     ],
-    ids=lambda specs: ", ".join(map(str, specs)),
+    ids=lambda value: value if isinstance(value, str) else ", ".join(map(str, value)),
 )
-def test_a_model_that_takes_anything_but_one_square_image_is_refused(specs: tuple[TensorSpec, ...]) -> None:
+def test_a_model_that_takes_anything_but_one_image_is_refused_for_what_it_takes(
+    specs: tuple[TensorSpec, ...], why: str
+) -> None:
     with pytest.raises(ModelFileError) as caught:
-        input_size(runner_of(*specs))
-    assert caught.value.subject == ", ".join(map(str, specs))
+        image_shape(runner_of(*specs))
+    assert (caught.value.subject, caught.value.why) == (", ".join(map(str, specs)), f"is {why}")
+    assert ("densenet-deploy export" in caught.value.fix) == ("NHWC" in why)
+
+
+def test_channels_are_last_behind_two_sides_of_more_than_four_pixels_or_of_any() -> None:
+    """Both sides of each limit: 1, 3 or 4 channels; sides from 5."""
+    assert [last for last in range(7) if is_nhwc((None, 8, 8, last))] == [1, 3, 4]
+    assert [side for side in range(1, 8) if is_nhwc((1, side, 8, 3))] == [5, 6, 7]
+    assert [side for side in range(1, 8) if is_nhwc((1, 8, side, 3))] == [5, 6, 7]
+    assert is_nhwc((1, None, None, 1))
+    for shape in ((8, 8, 3), (1, 8, 8, 8, 3), (1, 8, 8, None), (1, 3, 8, 3), ()):
+        assert not is_nhwc(shape)
 
 
 def samples(count: int) -> np.ndarray:

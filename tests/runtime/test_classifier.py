@@ -130,7 +130,10 @@ class TestOpen:
         for labels in (COLOURS, list(COLOURS), tmp_path / "labels.txt", str(tmp_path / "labels.txt")):
             with Classifier.open(module, device="cpu", labels=labels, preprocessing=TINY) as classify:
                 assert best(classify(image("blue"))) == "blue"
-                assert classify.assumptions == ()
+                (sentence,) = classify.assumptions
+                assert "multiclass" in sentence
+        with Classifier.open(module, device="cpu", preprocessing=TINY, task="multiclass") as classify:
+            assert classify.assumptions == ()
 
     def test_a_path_bytes_and_a_model_proto(self, tmp_path):
         path = tmp_path / "means.onnx"
@@ -225,7 +228,7 @@ def test_a_prediction_prints_as_a_small_table_in_plain_characters():
 
 
 def test_a_prediction_has_a_json_and_an_html_form():
-    prediction = Prediction((Score(1, "<b>", 0.9712), Score(0, None, 0.02)), ("a note",))
+    prediction = Prediction((Score(1, "<b>", 0.9712), Score(0, None, 0.02)), notes=("a note",))
     assert prediction.to_json() == {
         "top": [{"index": 1, "label": "<b>", "score": 0.9712}, {"index": 0, "label": None, "score": 0.02}],
         "notes": ["a note"],
@@ -295,8 +298,49 @@ def test_a_third_party_model_gets_imagenets_preprocessing_as_an_assumption(side,
     classify = Classifier(running(mean_colour, input_shape=(None, 3, side, side), output="output"))
     assert classify.preprocessing == Preprocessing(size, size * 256 // 224)
     assert classify.labels == ()
-    (sentence,) = classify.assumptions
-    assert f"3x{size}x{size}" in sentence
+    images, task = classify.assumptions
+    assert f"3x{size}x{size}" in images
+    assert "multiclass" in task
+
+
+def test_what_is_not_assumed_is_not_said():
+    runner = running(mean_colour, input_shape=(None, 3, 8, 8))
+    assert len(Classifier(runner, preprocessing=TINY).assumptions) == 1
+    assert Classifier(runner, preprocessing=TINY, task="multiclass").assumptions == ()
+    (sentence,) = Classifier(runner, task="multiclass").assumptions
+    assert "3x8x8" in sentence
+
+
+@pytest.mark.parametrize(("shape", "made"), [((1, 8, 12), (1, 8, 12)), ((4, None, 16), (4, 16, 16))])
+def test_images_of_other_channels_and_sides_are_prepared_as_the_model_takes_them(shape, made):
+    seen = []
+
+    def sums(batch):
+        seen.append(batch.shape)
+        return batch.sum(axis=(2, 3))
+
+    classify = Classifier(running(sums, input_shape=(None, *shape), output_shape=(None, shape[0])), task="regression")
+    assert classify.preprocessing.shape == made
+    pixels = np.full((*made[1:], made[0]), 51, np.uint8)
+    (prediction,) = classify([pixels])
+    assert seen == [(1, *made)]
+    assert [number.value for number in prediction.values] == pytest.approx([0.2 * made[1] * made[2]] * made[0])
+
+
+def test_a_file_is_read_in_the_channels_of_the_model(tmp_path):
+    path = tmp_path / "colors.png"
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(path)
+    runner = running(lambda batch: batch.mean(axis=(2, 3)), (None, 1, 8, 8), output_shape=(None, 1))
+    prediction = Classifier(runner, task="regression")(path)
+    assert prediction.values[0].value == pytest.approx(76 / 255)  # the luma of red: 0.299·255
+    assert prediction.notes == ("colors are converted to gray",)
+
+
+def test_an_array_of_other_channels_is_refused():
+    with pytest.raises(FeedError) as caught:
+        constant(0, 1)(np.zeros((8, 8), np.uint8))
+    assert caught.value.subject == "image"
+    assert "(H, W, 3)" in caught.value.fix
 
 
 def test_what_the_caller_gives_comes_first():
@@ -308,18 +352,16 @@ def test_what_the_caller_gives_comes_first():
 # --- what is refused
 
 
-@pytest.mark.parametrize("shape", [(None, 3), (None, 1024)])
-def test_features_are_refused(shape):
-    with pytest.raises(ModelFileError) as caught:
-        Classifier(running(mean_colour, output="features", output_shape=shape))
-    assert caught.value.subject.startswith("features")
-
-
-def test_a_third_party_feature_map_is_refused():
-    for name in ("output", "logits"):
+def test_feature_maps_are_refused():
+    for name in ("output", "logits", "features"):
         with pytest.raises(ModelFileError) as caught:
-            Classifier(running(mean_colour, output=name, output_shape=(None, 3, 1, 1)))
+            Classifier(running(mean_colour, output=name, output_shape=(None, 3, 7, 7)))
         assert caught.value.subject.startswith(name)
+
+
+def test_scores_of_one_pixel_are_rows():
+    runner = running(lambda batch: mean_colour(batch)[:, :, None, None], output_shape=(None, 3, 1, 1))
+    assert best(Classifier(runner, labels=COLOURS, preprocessing=TINY)(image("lime"))) == "green"
 
 
 def of_outputs(*names: str) -> FunctionRunner:
@@ -334,16 +376,32 @@ def test_of_several_outputs_the_one_called_logits_counts():
     classify = Classifier(of_outputs("features", "logits"), preprocessing=TINY)
     assert classify.logits(np.zeros((1, 3, 8, 8), np.float32)).tolist() == [[1, 1]]
     assert Classifier(of_outputs("scores"), preprocessing=TINY).labels == ()
-    with pytest.raises(ModelFileError) as caught:
-        Classifier(of_outputs("scores", "other"), preprocessing=TINY)
-    assert caught.value.subject == "scores (N, 2) float32, other (N, 2) float32"
+    classify = Classifier(of_outputs("scores", "other"), preprocessing=TINY, task="multiclass")
+    assert classify.logits(np.zeros((1, 3, 8, 8), np.float32)).tolist() == [[0, 0]]
+    (sentence,) = classify.assumptions
+    assert "scores, other" in sentence
 
 
-@pytest.mark.parametrize("shape", [(None, 8, 8, 3), (None, 3), (None, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(None, 8, 8, 3), (None, None, None, 3), (None, 3), (None, 3, 8, 8, 8)])
 def test_a_model_that_takes_no_images_is_refused(shape):
     with pytest.raises(ModelFileError) as caught:
         Classifier(running(mean_colour, input_shape=shape))
     assert caught.value.subject.startswith("input")
+
+
+@pytest.mark.parametrize("shape", [(None, 1, 8, 8), (None, 3, 8, 9), (None, 3, 9, 8)])
+def test_preprocessing_of_other_channels_or_sides_is_refused(shape):
+    with pytest.raises(FeedError) as caught:
+        Classifier(running(mean_colour, input_shape=shape, manifest=manifest()))
+    assert caught.value.subject == "preprocessing"
+    assert "3x8x8" in caught.value.why
+    assert "x".join(map(str, shape[1:])) in caught.value.why
+
+
+def test_an_unknown_side_is_a_question_mark_where_another_does_not_fit():
+    with pytest.raises(FeedError) as caught:
+        Classifier(running(mean_colour, input_shape=(None, 3, None, 9), manifest=manifest()))
+    assert caught.value.why == "produces images of 3x8x8, the model takes 3x?x9"
 
 
 def test_preprocessing_that_does_not_fit_the_model_is_refused():
@@ -456,12 +514,87 @@ def test_a_multilabel_model_may_have_one_label():
     assert scores(described("multilabel", labels=("cat",)), 0.0) == [0.5]
 
 
-@pytest.mark.parametrize("task", ["regression", "features"])
-def test_outputs_that_are_not_scores_are_refused(task):
-    with pytest.raises(ModelFileError):
-        Classifier(running(mean_colour, manifest=described(task)))
+# --- the answers of the four tasks
+
+
+def answered(task: str, *outputs: float, **facts) -> Prediction:
+    """What a model of ours with these outputs says of an image."""
+    rows = np.array([outputs], np.float32)
+    described = Manifest("121", {}, WeightsOrigin("a.pth", "0" * 64), TINY, task=task, **facts)
+    runner = running(
+        lambda batch: rows.repeat(len(batch), axis=0), output_shape=(None, len(outputs)), manifest=described
+    )
+    return Classifier(runner)(image("red"))
+
+
+def test_a_multiclass_model_names_the_best_classes_without_a_verdict():
+    prediction = answered("multiclass", 0.0, 2.0, 1.0, labels=COLOURS)
+    assert [(score.label, score.positive) for score in prediction.top] == [
+        ("green", None), ("blue", None), ("red", None),
+    ]  # fmt: skip
+    assert (prediction.values, prediction.features) == ((), None)
+    assert prediction.to_json().keys() == {"top", "notes"}
+    assert prediction.to_json()["top"][0].keys() == {"index", "label", "score"}
+
+
+def test_a_multilabel_model_says_of_each_label_whether_it_holds():
+    prediction = answered("multilabel", 0.0, 2.0, -2.0, labels=COLOURS, thresholds=(0.6, 0.5, 0.1))
+    assert [(score.label, score.positive) for score in prediction.top] == [
+        ("green", True), ("red", False), ("blue", True),
+    ]  # fmt: skip
+    assert str(prediction) == " 88.1 %  yes  green\n 50.0 %  no   red\n 11.9 %  yes  blue"
+    assert prediction.to_json()["top"][1] == {"index": 0, "label": "red", "score": 0.5, "positive": False}
+    assert "88.1%" in prediction._repr_html_()
+
+
+@pytest.mark.parametrize(("labels", "names"), [((), ("output 0", "output 1")), (("a\n", "<b>"), ("a\\n", "<b>"))])
+def test_a_regression_gives_its_numbers_in_their_order(labels, names):
+    prediction = answered("regression", 1.5, 1234567.0, labels=labels)
+    assert [number.value for number in prediction.values] == [1.5, 1234567.0]
+    assert [number.index for number in prediction.values] == [0, 1]
+    assert str(prediction) == f"1.5  {names[0]}\n1.23457e+06  {names[1]}"
+    assert prediction.to_json() == {
+        "top": [],
+        "values": [
+            {"index": 0, "label": labels[0] if labels else None, "value": 1.5},
+            {"index": 1, "label": labels[1] if labels else None, "value": 1234567.0},
+        ],
+        "notes": [],
+    }
+    page = prediction._repr_html_()
+    assert f"<td style='text-align:left'>{names[0]}</td><td>1.5</td>" in page
+    assert "<b>" not in page
+    assert "<th" not in page
+
+
+def test_features_are_a_vector_of_which_json_has_the_length_and_norm():
+    prediction = answered("features", 3.0, 0.0, -4.0)
+    assert prediction.features is not None
+    assert prediction.features.values.tolist() == [3, 0, -4]
+    assert str(prediction) == "3 features, norm 5"
+    assert prediction.to_json() == {"top": [], "features": {"length": 3, "norm": 5.0}, "notes": []}
+    assert "<td>3 features, norm 5</td>" in prediction._repr_html_()
+
+
+def test_top_k_does_not_cut_numbers():
+    rows = np.arange(7, dtype=np.float32)[None]
+    runner = running(lambda _: rows, output_shape=(None, 7))
+    prediction = Classifier(runner, preprocessing=TINY, task="regression").classify(image("red"), top_k=1)
+    assert len(prediction.values) == 7
+
+
+def test_the_task_that_the_caller_states_comes_first():
+    runner = running(mean_colour, manifest=described("multiclass"))
+    assert Classifier(runner, task="regression")(image("red")).values
+    assert Classifier(runner, task="features")(image("red")).features
+    with pytest.raises(UsageError) as caught:
+        Classifier(runner, task="regresion")
+    assert "regression" in caught.value.fix
 
 
 def test_one_number_is_not_a_softmax():
-    with pytest.raises(ModelFileError):
-        constant(1.0)
+    prediction = constant(1.0)(image("red"))
+    assert (prediction.top, len(prediction.values)) == ((), 1)
+    with pytest.raises(UsageError) as caught:
+        Classifier(running(mean_colour, output_shape=(None, 1)), preprocessing=TINY, task="multiclass")
+    assert caught.value.subject == "task=multiclass"

@@ -7,29 +7,41 @@ from PIL import Image
 from densenet_deploy.errors import FeedError, UnknownNameError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.images import LoadedImage
-from densenet_deploy.runtime.preprocess import cropped, default_preprocessing, prepare, prepare_batch
+from densenet_deploy.runtime.preprocess import cropped, prepare, prepare_batch
 
 SMALL = Preprocessing(image_size=24, resize=27)
 
 
-def noise(width: int, height: int) -> LoadedImage:
-    pixels = np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return LoadedImage(Image.fromarray(pixels))
+def noise(width: int, height: int, mode: str = "RGB") -> LoadedImage:
+    rng, bands = np.random.default_rng([width, height]), len(Image.new(mode, (1, 1)).getbands())
+    if mode == "F":
+        return LoadedImage(Image.fromarray(rng.integers(0, 65536, (height, width)).astype(np.float32) / 257))
+    pixels = rng.integers(0, 256, (height, width, bands), dtype=np.uint8)
+    return LoadedImage(Image.fromarray(pixels if bands > 1 else pixels[:, :, 0]))
+
+
+def new_size(size: tuple[int, int], resize: int | tuple[int, int] | str) -> tuple[int, int]:
+    """Width and height of a resized image."""
+    width, height = size
+    if resize == "none":
+        return size
+    if isinstance(resize, tuple):
+        return resize[::-1]
+    return (resize, resize * height // width) if width <= height else (resize * width // height, resize)
 
 
 def reference(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize by Pillow, pad and cut by NumPy, normalize in float32."""
-    width, height = image.pixels.size
-    shorter = preprocessing.resize
-    new = (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
+    """Resize each band by Pillow, pad and cut by NumPy, normalize in float32."""
     filters = {"nearest": Image.NEAREST, "bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
-    resized = np.asarray(image.pixels.resize(new, filters[preprocessing.interpolation]))
-    size, black = preprocessing.image_size, ((0, 0),)
-    lacking = [max(size - side, 0) for side in resized.shape[:2]]
-    padded = np.pad(resized, (*((less // 2, less - less // 2) for less in lacking), *black))
-    top, left = (int(np.rint((side - size) / 2)) for side in padded.shape[:2])
-    values = padded[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
-    return ((values - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)).transpose(2, 0, 1)
+    new, resample = new_size(image.pixels.size, preprocessing.resize), filters[preprocessing.interpolation]
+    resized = np.stack([np.asarray(band.resize(new, resample)) for band in image.pixels.split()])
+    _, *sides = preprocessing.shape
+    lacking = [max(size - side, 0) for size, side in zip(sides, resized.shape[1:], strict=True)]
+    padded = np.pad(resized, ((0, 0), *((less // 2, less - less // 2) for less in lacking)))
+    top, left = (int(np.rint((side - size) / 2)) for side, size in zip(padded.shape[1:], sides, strict=True))
+    values = padded[:, top : top + sides[0], left : left + sides[1]].astype(np.float32) / np.float32(255)
+    mean, std = (np.float32(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    return (values - mean) / std
 
 
 SIZES = [(1, 1), (1, 7), (2, 3), (13, 5), (23, 24), (24, 24), (27, 28), (28, 27), (31, 97), (97, 31), (100, 75)]
@@ -42,6 +54,54 @@ def test_equals_the_reference_bit_for_bit(size, interpolation):
     for crop, resize in CROPS:
         preprocessing = Preprocessing(crop, resize, interpolation=interpolation)
         assert np.array_equal(prepare(noise(*size), preprocessing), reference(noise(*size), preprocessing))
+
+
+GRAY = {"mean": (0.25,), "std": (0.5,)}
+FOUR = {"mean": (0.485, 0.456, 0.406, 0.25), "std": (0.229, 0.224, 0.225, 0.5)}
+CHANNELS = {"RGB": {}, "L": GRAY, "F": GRAY, "RGBA": FOUR}
+RECTANGLES = [  # crops and sizes to resize to
+    *(((24, 16), 27), ((16, 24), 27), ((24, 16), 10), ((1, 7), 5), ((7, 1), 64)),
+    *(((24, 16), (27, 18)), ((16, 24), (8, 40)), (24, (24, 24)), (24, (30, 20)), ((5, 9), (1, 1))),
+    *(((24, 16), "none"), ((16, 24), "none"), (24, "none"), (1, "none")),
+]
+
+
+@pytest.mark.parametrize("mode", CHANNELS)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_any_channels_sides_and_resizes_equal_the_reference_bit_for_bit(interpolation, mode):
+    for size in SIZES:
+        for crop, resize in RECTANGLES:
+            preprocessing = Preprocessing(crop, resize, interpolation=interpolation, **CHANNELS[mode])
+            result = prepare(noise(*size, mode), preprocessing)
+            assert result.shape == preprocessing.shape
+            assert np.array_equal(result, reference(noise(*size, mode), preprocessing))
+
+
+def test_a_fourth_channel_does_not_weight_the_others():
+    """As opacity it would: a pixel of opacity 0 has no color."""
+    pixels = np.array([[[200, 100, 50, 0], [0, 0, 0, 255]]], np.uint8).repeat(2, axis=0)
+    preprocessing = Preprocessing(1, (1, 1), (0.0,) * 4, (1 / 255,) * 4)
+    result = prepare(LoadedImage(Image.fromarray(pixels)), preprocessing)
+    assert result.ravel() == pytest.approx([100, 50, 25, 128], rel=1e-6)
+
+
+def test_fractions_are_not_rounded():
+    pixels = np.array([[0.25, 0.75], [100.125, 254.9]], np.float32)
+    preprocessing = Preprocessing(2, "none", (0.0,), (1 / 255,))
+    result = prepare(LoadedImage(Image.fromarray(pixels)), preprocessing)
+    assert result[0] == pytest.approx(pixels, rel=1e-6)
+    halved = prepare(LoadedImage(Image.fromarray(pixels)), Preprocessing(1, 1, (0.0,), (1 / 255,)))
+    assert halved.item() == pytest.approx(pixels.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("F", 3), ("RGBA", 3), ("RGB", 1), ("RGB", 4), ("L", 2)])
+def test_an_image_of_other_channels_is_refused(mode, channels):
+    preprocessing = Preprocessing(24, 27, (0.5,) * channels, (0.5,) * channels)
+    with pytest.raises(FeedError) as caught:
+        prepare(noise(40, 30, mode), preprocessing)
+    assert caught.value.subject == "image"
+    assert f"the model takes {channels}" in caught.value.why
+    assert f"channels={channels}" in caught.value.fix
 
 
 def test_equals_the_reference_at_imagenet_size():
@@ -101,9 +161,13 @@ def columns(width: int, height: int) -> LoadedImage:
     return LoadedImage(Image.fromarray(np.stack([places, rows, 0 * rows], axis=2)))
 
 
-def seen(image: LoadedImage, image_size: int, resize: int) -> tuple[list[int], list[int]]:
+def seen(
+    image: LoadedImage, image_size: int | tuple[int, int], resize: int | tuple[int, int] | str
+) -> tuple[list[int], list[int]]:
     """The columns and rows of an image that a model sees; 0 is the black around it."""
-    result = np.asarray(cropped(image.pixels, Preprocessing(image_size, resize, interpolation="nearest")))
+    preprocessing = Preprocessing(image_size, resize, interpolation="nearest")
+    result = np.asarray(cropped(image.pixels, preprocessing))
+    assert result.shape[:2] == preprocessing.shape[1:]
     return result[:, :, 0].max(axis=0).tolist(), result[:, :, 1].max(axis=1).tolist()
 
 
@@ -121,6 +185,12 @@ def seen(image: LoadedImage, image_size: int, resize: int) -> tuple[list[int], l
         ((2, 6), 4, 2, [0, 1, 2, 0], [2, 3, 4, 5]),
         ((6, 2), 4, 2, [2, 3, 4, 5], [0, 1, 2, 0]),
         ((2, 3), 4, 4, [1, 1, 2, 2], [1, 2, 2, 3]),  # 4x6, of which the rows 1 to 5; two rows a row of the image
+        ((4, 6), (2, 4), 4, [1, 2, 3, 4], [3, 4]),
+        ((4, 6), (4, 2), 4, [2, 3], [2, 3, 4, 5]),
+        ((4, 6), (6, 2), "none", [2, 3], [1, 2, 3, 4, 5, 6]),
+        ((4, 6), (2, 6), "none", [0, 1, 2, 3, 4, 0], [3, 4]),
+        ((2, 4), (2, 4), (2, 4), [1, 1, 2, 2], [2, 4]),  # two columns a column, every second row
+        ((2, 4), (2, 2), (2, 4), [1, 2], [2, 4]),
         ((3, 4), 2, 2, [1, 3], [2, 4]),  # the longer side, 2.67, is cut to 2; its rows show the middle of two
     ],
 )
@@ -165,6 +235,12 @@ def whole(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
 @pytest.mark.parametrize(
     ("size", "crop", "resize"),
     [
+        ((200, 48), (24, 50), 24),
+        ((48, 200), (50, 24), 24),
+        ((40, 80), (12, 30), (20, 40)),
+        ((80, 40), (30, 12), (40, 20)),
+        ((40, 80), (30, 12), "none"),
+        ((40, 80), (90, 12), "none"),
         ((200, 48), 24, 24),
         ((20, 96), 12, 10),
         ((96, 20), 12, 10),
@@ -178,8 +254,11 @@ def whole(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
     ],
 )
 def test_a_part_resized_by_a_power_of_two_is_exactly_that_of_the_whole(size, crop, resize, interpolation):
-    preprocessing = Preprocessing(crop, resize, interpolation=interpolation)
-    assert np.array_equal(in_part(noise(*size), preprocessing), whole(noise(*size), preprocessing))
+    for mode, facts in CHANNELS.items():
+        preprocessing = Preprocessing(crop, resize, interpolation=interpolation, **facts)
+        image = noise(*size, mode)
+        assert in_part(image, preprocessing).shape[:2] == preprocessing.shape[1:]
+        assert np.array_equal(in_part(image, preprocessing), whole(image, preprocessing))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -188,6 +267,16 @@ def test_any_part_is_that_of_the_whole_within_a_level_a_pass(size, interpolation
     preprocessing = Preprocessing(24, 27, interpolation=interpolation)
     difference = in_part(noise(*size), preprocessing).astype(int) - whole(noise(*size), preprocessing)
     assert np.abs(difference).max() <= 2  # Pillow keeps the corners of the part as float32
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("crop", "resize"), [((24, 17), 27), ((17, 24), (31, 45)), ((60, 9), (31, 45))])
+def test_any_part_of_fractions_is_that_of_the_whole(crop, resize, interpolation):
+    for size in ((61, 300), (300, 61)):
+        preprocessing = Preprocessing(crop, resize, interpolation=interpolation, **GRAY)
+        image = noise(*size, "F")
+        difference = in_part(image, preprocessing) - whole(image, preprocessing)
+        assert np.abs(difference).max() < 0.01  # of 255, without rounding to levels
 
 
 def test_an_image_of_the_largest_size_is_resized_as_a_whole():
@@ -199,12 +288,24 @@ def test_an_image_of_the_largest_size_is_resized_as_a_whole():
     assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels - 1), part)
 
 
+@pytest.mark.parametrize("resize", [(48, 27), "none"])
+def test_the_largest_size_counts_the_pixels_of_any_resize(resize):
+    image, preprocessing = noise(75, 200), Preprocessing((24, 20), resize)
+    exact, part = whole(image, preprocessing), in_part(image, preprocessing)
+    assert np.array_equal(exact, part) == (resize == "none")
+    pixels = 48 * 27 if resize != "none" else 75 * 200
+    assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels), exact)
+    assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels - 1), part)
+
+
+def test_the_limit_is_passed_on_to_each_of_four_channels():
+    image, preprocessing = noise(75, 200, "RGBA"), Preprocessing(24, 27, **FOUR)
+    bands = [in_part(LoadedImage(band), Preprocessing(24, 27, **GRAY)) for band in image.pixels.split()]
+    assert np.array_equal(in_part(image, preprocessing), np.stack(bands, axis=2))
+    assert not np.array_equal(in_part(image, preprocessing), whole(image, preprocessing))
+
+
 def test_a_sliver_of_any_length_costs_no_more_than_its_crop():
     sliver = LoadedImage(Image.new("RGB", (1, 5_000_000), (255, 0, 0)))  # resized whole it would take a terabyte
     short = LoadedImage(sliver.pixels.crop((0, 0, 1, 1)))
     assert np.array_equal(prepare(sliver, Preprocessing()), prepare(short, Preprocessing()))
-
-
-def test_the_default_is_imagenets_way_at_any_size():
-    assert default_preprocessing() == Preprocessing()
-    assert default_preprocessing(299).resize == 341

@@ -57,7 +57,13 @@ SPEC = TensorSpec("x", (None, 3), np.dtype(np.float32))
 
 
 def described(**facts: Any) -> Manifest:
-    return Manifest(**{"variant": "121", "spec": {}, "weights": WeightsOrigin("none", "0" * 64), **facts})
+    known: dict[str, Any] = {
+        "variant": "121",
+        "spec": {},
+        "weights": WeightsOrigin("none", "0" * 64),
+        "preprocessing": Preprocessing(),
+    }
+    return Manifest(**known | facts)
 
 
 def doubling(manifest: Manifest | None = None) -> FunctionRunner:
@@ -321,6 +327,50 @@ def test_a_model_without_inputs_or_outputs_is_closed_and_refused_by_its_name(giv
             open_with(Hollow, source, None, RunnerOptions())
         assert caught.value.subject == subject
         assert not Hollow.opened.is_usable
+
+
+SCORES = onnx.parser.parse_model(
+    """<ir_version: 8, opset_import: ["" : 18]> scores (float[N,3,8,8] input) => (float[N,3] p, float[N,3] q)
+    { pooled = GlobalAveragePool(input)  q = Flatten(pooled)  p = Softmax(q) }"""
+).SerializeToString()
+
+
+@pytest.mark.parametrize("manifest", [None, described(), described(activations={"q": "sigmoid"})])
+def test_of_a_graph_the_activations_are_those_of_its_nodes(manifest: Manifest | None) -> None:
+    data = SCORES if manifest is None else append_metadata(SCORES, manifest.to_strings())
+    with open_runner(data, "onnxruntime", "cpu") as runner:
+        assert runner.activations == {"p": "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "activations"),
+    [
+        (None, None),
+        (described(variant="third-party"), None),
+        (described(variant="third-party", activations={"p": "softmax"}), {"p": "softmax"}),
+        (described(), {}),
+        (described(activations={"p": "softmax"}), {"p": "softmax"}),
+    ],
+)
+def test_of_what_shows_no_nodes_they_are_those_of_its_facts(
+    manifest: Manifest | None, activations: dict[str, str] | None
+) -> None:
+    class Told(Fake):
+        @classmethod
+        def open(cls, source: Any, device: Device | None, options: RunnerOptions) -> Runner:
+            runner = super().open(source, device, options)
+            runner.manifest = manifest
+            return runner
+
+    for source in (ModuleSource(torch.nn.ReLU()), Artifact(Path("a.xml"), "openvino", manifest)):
+        assert open_with(Told, source, None, RunnerOptions()).activations == activations
+
+
+def test_a_graph_that_cannot_be_read_is_refused_and_its_runner_closed() -> None:
+    with pytest.raises(ModelFileError) as caught:
+        open_with(Fake, Artifact(Path("a.onnx"), "onnx", None, data=b"\xff\xff"), None, RunnerOptions())
+    assert caught.value.subject == "a.onnx"
+    assert not Fake.opened.is_usable
 
 
 def test_a_runner_for_one_batch_takes_no_other() -> None:

@@ -8,16 +8,18 @@ from torchvision import transforms
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.images import LoadedImage
 from densenet_deploy.runtime.preprocess import prepare
-from tests.runtime.test_preprocess import CROPS, SIZES, noise
+from tests.runtime.test_preprocess import CHANNELS, CROPS, RECTANGLES, SIZES, noise
 
 
 def torchvision_result(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
+    interpolation = transforms.InterpolationMode(preprocessing.interpolation)
+    resize = [] if preprocessing.resize == "none" else [transforms.Resize(preprocessing.resize, interpolation)]
+    scale = [lambda tensor: tensor / 255] if image.pixels.mode == "F" else []  # ToTensor leaves floats as they are
     steps = [
-        transforms.Resize(
-            preprocessing.resize, transforms.InterpolationMode(preprocessing.interpolation), antialias=True
-        ),
+        *resize,
         transforms.CenterCrop(preprocessing.image_size),
         transforms.ToTensor(),
+        *scale,
         transforms.Normalize(preprocessing.mean, preprocessing.std),
     ]
     result = transforms.Compose(steps)(image.pixels)
@@ -31,6 +33,16 @@ def test_equals_torchvision_bit_for_bit(size, interpolation):
     for crop, resize in CROPS:
         preprocessing = Preprocessing(crop, resize, interpolation=interpolation)
         assert np.array_equal(prepare(noise(*size), preprocessing), torchvision_result(noise(*size), preprocessing))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "F"])  # four channels are opacity to Pillow, which weights by it
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_rectangles_and_gray_equal_torchvision_bit_for_bit(interpolation, mode):
+    for size in SIZES:
+        for crop, resize in RECTANGLES:
+            preprocessing = Preprocessing(crop, resize, interpolation=interpolation, **CHANNELS[mode])
+            image = noise(*size, mode)
+            assert np.array_equal(prepare(image, preprocessing), torchvision_result(image, preprocessing))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (333, 499)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 
@@ -96,6 +97,68 @@ def test_models_of_different_sizes_are_refused(tiny_onnx, tmp_path):
     onnx.save(model, tmp_path / "larger.onnx")
     with pytest.raises(ModelFileError):
         compare(tiny_onnx, tmp_path / "larger.onnx", options=QUICK)
+
+
+def means(*shape: int | str) -> onnx.ModelProto:
+    """A network whose outputs are the mean of each channel."""
+    image = ",".join(map(str, ("N", *shape)))
+    return onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g (float[{image}] x) => (float[N,K] scores)'
+        "{ mean = GlobalAveragePool(x)  scores = Flatten(mean) }"
+    )
+
+
+def array(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "shape"),
+    [
+        ((1, 32, 48), (1, 32, 48), (1, 32, 48)),
+        ((4, "H", "W"), (4, 32, 48), (4, 32, 48)),
+        ((4, 32, 48), (4, "H", "W"), (4, 32, 48)),
+        ((3, 32, "W"), (3, "H", 48), (3, 32, 48)),
+        (("C", "H", "W"), (1, "H", 48), (1, 48, 48)),
+        ((3, "H", "W"), (3, "H", "W"), (3, 224, 224)),
+    ],
+)
+def test_models_are_compared_on_images_that_both_take(reference, candidate, shape):
+    report = compare(means(*reference), means(*candidate), options=QUICK)
+    assert (report.parity.max_abs, report.parity.count) == (0.0, 2 * shape[0])
+    assert compare(means(*reference), means(*candidate), array(2, *shape), QUICK).parity.max_abs == 0.0
+    with pytest.raises(DataError) as caught:
+        compare(means(*reference), means(*candidate), array(2, shape[0], shape[1] + 1, shape[2]), QUICK)
+    assert f"(N, {', '.join(map(str, shape))})" in caught.value.why
+
+
+@pytest.mark.parametrize("stated_first", [True, False])
+def test_a_dynamic_model_is_compared_on_images_as_its_facts_say_unless_the_other_takes_no_such(stated_first):
+    def compared(other: onnx.ModelProto, *shape: int):
+        stated = load(means(3, "H", "W"), image_size=(32, 48), mean=0.5, std=0.5)
+        pair = (stated, other) if stated_first else (other, stated)
+        return compare(*pair, array(2, *shape), QUICK)
+
+    assert compared(means(3, "H", "W"), 3, 32, 48).parity.max_abs == 0.0
+    assert compared(means(3, 64, 64), 3, 64, 64).parity.max_abs == 0.0
+    with pytest.raises(DataError):
+        compared(means(3, 64, 64), 3, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "ours", "theirs"),
+    [
+        ((3, 32, 32), (1, 32, 32), "3x32x32", "1x32x32"),
+        ((3, 32, 48), (3, 48, 32), "3x32x48", "3x48x32"),
+        ((3, "H", 48), (3, 32, 32), "3x?x48", "3x32x32"),
+        ((1, "H", "W"), (3, "H", "W"), "1x?x?", "3x?x?"),
+    ],
+)
+def test_models_of_other_channels_or_sides_are_refused_with_both(reference, candidate, ours, theirs):
+    with pytest.raises(ModelFileError) as caught:
+        compare(means(*reference), means(*candidate), options=QUICK)
+    assert caught.value.subject == "candidate"
+    assert caught.value.why == f"takes images of {theirs}, the reference of {ours}"
 
 
 def test_a_third_party_file_is_compared_on_imagenet_preprocessing(torchvision_onnx):

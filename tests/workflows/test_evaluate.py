@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shutil
 
 import pytest
 
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.evaluate import EvaluateOptions, EvaluateReport, evaluate
+from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.load import load
 from tests.conftest import DIGITS
+from tests.workflows.evaluation.colours import painted, runner
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])
@@ -150,9 +152,9 @@ def test_a_missing_second_model_is_refused_before_the_first_runs(tiny_onnx, tmp_
 
 
 def test_a_runner_is_evaluated_and_stays_open(tiny_onnx, images):
-    with open_runner(tiny_onnx) as runner:
-        report = evaluate(runner, str(images))
-        assert runner.is_usable
+    with open_runner(tiny_onnx) as opened:
+        report = evaluate(opened, str(images))
+        assert opened.is_usable
     assert (report.top1, report.model, report.backend) == (0.1, "onnxruntime", "onnxruntime")
 
 
@@ -163,12 +165,66 @@ def test_a_report_reads_its_own_json(tiny_onnx, images):
     assert EvaluateReport.from_json(facts) == report
 
 
-def test_a_model_of_another_task_is_refused(tiny_onnx, images):
-    with open_runner(tiny_onnx) as runner:
-        runner.manifest = dataclasses.replace(runner.manifest, task="multilabel")
-        with pytest.raises(ModelFileError) as caught:
-            evaluate(runner, images)
-    assert "multilabel" in caught.value.why
+def test_a_stated_task_decides_what_is_measured(tiny_onnx, images):
+    """Every folder holds the same image, so each label is positive once and never ranked above another image."""
+    report = evaluate(tiny_onnx, images, task="multilabel")
+    assert (report.task, report.top1, report.auroc, report.average_precision) == ("multilabel", None, 0.5, 0.1)
+    assert [(one.count, one.positives) for one in report.by_label] == [(10, 1)] * 10
+
+
+def test_a_model_of_features_is_refused(tiny_onnx, images):
+    with pytest.raises(ModelFileError) as caught:
+        evaluate(tiny_onnx, images, task="features")
+    assert (caught.value.subject, caught.value.exit_code) == (str(tiny_onnx), 3)
+
+
+def test_a_csv_gives_what_folders_give(digits_onnx, tmp_path):
+    paths = sorted((DIGITS / "held_out").glob("*/*.png"))[::40]
+    for path in paths:
+        (tmp_path / "tree" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "tree" / path.parent.name)
+    lines = [f"tree/{path.parent.name}/{path.name},{path.parent.name}" for path in paths]
+    (tmp_path / "val.csv").write_text("\n".join(["file,label", *lines]))
+    by_csv, by_folder = evaluate(digits_onnx, tmp_path / "val.csv"), evaluate(digits_onnx, tmp_path / "tree")
+    assert (by_csv.count, by_csv.top1, by_csv.classes) == (9, by_folder.top1, by_folder.classes)
+
+
+def test_a_csv_that_names_a_missing_image_is_refused_whatever_may_be_unreadable(tiny_onnx, images, tmp_path):
+    (tmp_path / "val.csv").write_text(f"file,label\n{images}/0/same.png,0\n{images}/0/gone.png,0\n")
+    with pytest.raises(DataError) as caught:
+        evaluate(tiny_onnx, tmp_path / "val.csv", EvaluateOptions(max_bad=9))
+    assert caught.value.why.startswith("line 3, column 'file'")
+
+
+def test_an_unreadable_image_of_a_csv_is_counted(tmp_path):
+    painted(tmp_path, {"a.png": (200, 0, 0), "b.png": (0, 0, 0)})
+    (tmp_path / "bad.png").write_text("<html>")
+    (tmp_path / "val.csv").write_text("file,red,green,blue\nbad.png,1,1,1\na.png,1,0,0\nb.png,0,0,1\n")
+    report = evaluate(runner(), tmp_path / "val.csv", EvaluateOptions(max_bad=1, batch=1))
+    assert (report.count, [one.positives for one in report.by_label]) == (2, [1, 0, 1])
+    assert [bad.file for bad in report.bad] == [tmp_path / "bad.png"]
+
+
+def test_two_models_of_labels_are_compared_by_their_figures(tiny_onnx, images):
+    known = load(tiny_onnx, task="multilabel")
+    report = evaluate(known, images, EvaluateOptions(against=known, against_backend="openvino"))
+    assert report.against is not None
+    assert (report.against.auroc, report.against.shared, report.against.backend) == (0.5, 10, "openvino")
+    assert report.against.difference == {"auroc": 0.0, "average_precision": 0.0, "f1": 0.0}
+    assert len(report.against.by_label) == 10
+
+
+def test_two_tasks_are_not_compared(tiny_onnx, images):
+    with pytest.raises(DataError) as caught:
+        evaluate(load(tiny_onnx, task="multilabel"), images, EvaluateOptions(against=tiny_onnx))
+    assert caught.value.subject == str(tiny_onnx)
+    assert "multiclass" in caught.value.why
+
+
+def test_a_csv_takes_no_ground_truth(tiny_onnx, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        evaluate(tiny_onnx, tmp_path / "val.csv", EvaluateOptions(ground_truth=tmp_path / "truth.txt"))
+    assert caught.value.subject == "ground-truth"
 
 
 def test_stated_labels_name_the_classes(tiny_onnx, images):
@@ -199,6 +255,6 @@ def test_models_with_other_labels_are_not_compared(tiny_onnx, images):
 
 
 def test_nothing_can_be_stated_of_an_open_runner(tiny_onnx, images):
-    with open_runner(tiny_onnx) as runner, pytest.raises(UsageError) as caught:
-        evaluate(runner, images, mean=0.5)
+    with open_runner(tiny_onnx) as opened, pytest.raises(UsageError) as caught:
+        evaluate(opened, images, mean=0.5)
     assert caught.value.subject == "mean"

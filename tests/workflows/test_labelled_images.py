@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from densenet_deploy.errors import DataError, InputError, UsageError
+from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.images import load_image
-from densenet_deploy.runtime.preprocess import default_preprocessing, prepare
+from densenet_deploy.runtime.preprocess import prepare
 from densenet_deploy.workflows.labelled_images import PreparedImages, read_ground_truth
 
 LABELS = ("tench, Tinca tinca", "tiger cat", "7")
-PREPROCESSING = default_preprocessing(32)
+PREPROCESSING = Preprocessing.default(32)
 
 
 @pytest.fixture(scope="module")

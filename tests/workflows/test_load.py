@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 
-from densenet_deploy.errors import DataError, InputError, ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.artifacts import Artifact
+from densenet_deploy.errors import InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.model import UntrainedWeightsWarning, untrained_note
+from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.load import is_checkpoint, load, open_model
+from densenet_deploy.workflows.load import input_of, is_checkpoint, load, open_model, preprocessing_of
 from tests.conftest import TINY
 
 TEN = tuple("abcdefghij")
+ALL = ("image_size", "resize", "interpolation", "mean", "std")
 
 
 def _logits(module: torch.nn.Module) -> np.ndarray:
@@ -82,7 +86,7 @@ def test_labels_say_how_many_classes_an_untrained_model_has():
 
 
 def test_labels_must_be_as_many_as_the_classes(checkpoint):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         load(checkpoint, labels=("a", "b", "c"))
     assert caught.value.subject == "labels"
 
@@ -118,7 +122,7 @@ def test_facts_that_nobody_stated_are_assumed(checkpoint):
 
 def test_facts_can_be_stated_of_a_graph_without_any(torchvision_onnx):
     plain, stated = load(torchvision_onnx), load(torchvision_onnx, labels=TEN, task="multilabel", std=0.5)
-    assert plain.manifest is None
+    assert (plain.manifest.labels, plain.manifest.assumed) == ((), ("resize", "interpolation", "mean", "std"))
     assert (stated.manifest.labels, stated.manifest.task, stated.manifest.assumed) == (
         TEN, "multilabel", ("resize", "interpolation", "mean"),
     )  # fmt: skip
@@ -138,6 +142,157 @@ def test_a_graph_of_another_size_than_stated_is_refused(torchvision_onnx):
     with pytest.raises(UsageError) as caught:
         load(torchvision_onnx, image_size=64)
     assert caught.value.subject == "image-size=64"
+
+
+# --- graphs of other channels and sides
+
+
+def graph(*shape: int | str) -> onnx.ModelProto:
+    """A network of somebody else that takes images of this shape."""
+    image = ",".join(map(str, ("N", *shape)))
+    return onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g (float[{image}] x) => (float[N,K] scores)'
+        "{ mean = GlobalAveragePool(x)  scores = Flatten(mean) }"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected", "assumed"),
+    [
+        ((3, 32, 32), Preprocessing(32, 36), ALL[1:]),
+        ((1, 32, 32), Preprocessing(32, 36, (0.0,), (1.0,)), ALL[1:]),
+        ((4, 64, 32), Preprocessing((64, 32), (64, 32), (0.0,) * 4, (1.0,) * 4), ALL[1:]),
+        ((3, "H", "W"), Preprocessing(224, 256), ALL),
+        ((3, 64, "W"), Preprocessing(64, 73), ALL),
+        ((3, "H", 64), Preprocessing(64, 73), ALL),
+        (("C", 64, 64), Preprocessing(64, 73), ALL[1:]),
+    ],
+)
+def test_what_a_graph_does_not_say_is_assumed(shape, expected, assumed):
+    model = load(graph(*shape))
+    described = input_of(model)
+    assert model.manifest.is_third_party
+    assert preprocessing_of(model) == expected
+    assert described == InputDescription.of(expected, assumed)
+    assert described.shape == expected.shape
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), ("H", "W", 1), (1, 8, 8, 8), (3, 32)])
+def test_a_graph_that_takes_no_images_is_refused_when_its_input_is_asked_for(shape):
+    model = load(graph(*shape))
+    for ask in (input_of, preprocessing_of, lambda model: load(model, mean=0.5)):
+        with pytest.raises(ModelFileError) as caught:
+            ask(model)
+        assert caught.value.subject == model.name
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected", "assumed"),
+    [
+        ({"image_size": 64}, Preprocessing(64, 73), ALL[1:]),
+        ({"image_size": (64, 32)}, Preprocessing((64, 32), (64, 32)), ALL[1:]),
+        ({"image_size": 64, "resize": 70}, Preprocessing(64, 70), ALL[2:]),
+        ({"resize": "none"}, Preprocessing(224, "none"), ("image_size", *ALL[2:])),
+        ({"resize": (256, 128)}, Preprocessing(224, (256, 128)), ("image_size", *ALL[2:])),
+        ({"channels": 1}, Preprocessing(224, 256, (0.0,), (1.0,)), ALL),
+        ({"channels": 4, "mean": 0.5}, Preprocessing(224, 256, (0.5,) * 4, (1.0,) * 4), (*ALL[:3], "std")),
+        ({"channels": 2, "mean": (0.1, 0.2), "std": 0.5}, Preprocessing(224, 256, (0.1, 0.2), (0.5, 0.5)), ALL[:3]),
+        ({"interpolation": "bicubic"}, Preprocessing(interpolation="bicubic"), ("image_size", "resize", *ALL[3:])),
+    ],
+    ids=str,
+)
+def test_what_a_dynamic_graph_leaves_open_may_be_stated(stated, expected, assumed):
+    for model in (load(graph("C", "H", "W"), **stated), load(load(graph("C", "H", "W")), **stated)):
+        assert model.manifest.preprocessing == expected
+        assert model.manifest.assumed == assumed
+        assert input_of(model) == InputDescription.of(expected, assumed)
+        assert preprocessing_of(model) == expected
+
+
+def test_the_size_of_a_dynamic_graph_may_be_stated_again():
+    model = load(graph(3, "H", "W"), labels=TEN[:5])
+    assert model.manifest.assumed == ALL
+    for size, resize in ((64, 73), ((64, 32), (64, 32)), (224, 256)):
+        model = load(model, image_size=size)
+        assert model.manifest.preprocessing == Preprocessing(size, resize)
+        assert model.manifest.assumed == ALL[1:]
+    kept = load(load(model, resize=230), mean=0.5)
+    assert (kept.manifest.preprocessing.resize, kept.manifest.assumed) == (230, ("interpolation", "std"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "stated", "subject", "taken"),
+    [
+        ((3, 32, 32), {"image_size": 64}, "image-size=64", "32 pixels"),
+        ((3, 32, 32), {"image_size": (32, 64)}, "image-size=32x64", "32 pixels"),
+        ((3, 64, 32), {"image_size": (32, 64)}, "image-size=32x64", "64x32 pixels"),
+        ((3, 64, 32), {"image_size": 64}, "image-size=64", "64x32 pixels"),
+        ((3, 64, "W"), {"image_size": 32}, "image-size=32", "64x? pixels"),
+        ((3, "H", 64), {"image_size": (64, 32)}, "image-size=64x32", "?x64 pixels"),
+        ((3, 32, 32), {"channels": 1}, "channels=1", "3 channels"),
+        ((1, 32, 32), {"channels": 3}, "channels=3", "1 channels"),
+        ((1, "H", "W"), {"image_size": 64, "channels": 3}, "channels=3", "1 channels"),
+    ],
+)
+def test_a_size_or_channels_other_than_the_graphs_are_refused(shape, stated, subject, taken):
+    for source in (graph(*shape), load(graph(*shape), interpolation="nearest")):
+        with pytest.raises(UsageError) as caught:
+            load(source, **stated)
+        assert (caught.value.subject, caught.value.why) == (subject, f"the graph takes {taken}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "stated"),
+    [
+        ((3, 32, 32), {"image_size": 32, "channels": 3}),
+        ((1, 64, 32), {"image_size": (64, 32), "channels": 1}),
+        ((3, 64, "W"), {"image_size": (64, 32)}),
+        ((3, "H", 64), {"image_size": (32, 64)}),
+    ],
+)
+def test_what_agrees_with_the_graph_may_be_stated(shape, stated):
+    made = load(graph(*shape), **stated).manifest
+    assert made.preprocessing.image_size == stated["image_size"]
+    assert "image_size" not in made.assumed
+
+
+@pytest.mark.parametrize("fact", ["mean", "std"])
+@pytest.mark.parametrize(("channels", "count"), [(1, 3), (3, 2), (4, 3)])
+def test_normalization_is_one_number_or_one_per_channel(fact, channels, count):
+    with pytest.raises(UsageError) as caught:
+        load(graph(channels, 32, 32), **{fact: (0.5,) * count})
+    assert caught.value.subject.startswith(f"{fact}=")
+    assert f"{count} numbers for {channels} channels" in caught.value.why
+    preprocessing = load(graph(channels, 32, 32), **{fact: 0.25}).manifest.preprocessing
+    assert getattr(preprocessing, fact) == (0.25,) * channels
+
+
+def test_the_smaller_side_is_large_enough_for_the_blocks():
+    assert _preprocessing(image_size=(64, 32)).shape == (3, 64, 32)
+    for size in ((64, 1), (1, 64)):
+        with pytest.raises(UsageError) as caught:
+            _preprocessing(image_size=size)
+        assert caught.value.subject == "image-size=1"
+
+
+def test_stated_facts_of_a_gray_rectangle_are_saved_with_the_graph(tmp_path):
+    stated = load(graph(1, 64, 32), labels=TEN[:5], mean=0.5, resize="none")
+    again = load(stated.save(tmp_path / "gray.onnx"))
+    assert again.manifest == stated.manifest
+    assert again.manifest.preprocessing == Preprocessing((64, 32), "none", (0.5,), (1.0,))
+    assert str(input_of(again)) == "1x64x32, no resize, mean 0.5, std 1 (assumed: interpolation, std)"
+
+
+def test_a_file_that_cannot_show_its_graph_is_of_the_size_in_its_facts(tiny_onnx, tmp_path):
+    import openvino
+
+    openvino.save_model(openvino.convert_model(tiny_onnx), tmp_path / "tiny.xml", compress_to_fp16=False)
+    artifact = dataclasses.replace(Artifact.open(tmp_path / "tiny.xml"), manifest=load(tiny_onnx).manifest)
+    model = Model("tiny", artifact.manifest, artifact=artifact)
+    assert load(model, image_size=32, channels=3).manifest.preprocessing.image_size == 32
+    for stated in ({"image_size": 64}, {"channels": 1}):
+        with pytest.raises(UsageError):
+            load(model, **stated)
 
 
 def test_whatever_holds_a_graph_loads(tiny_onnx):
@@ -181,7 +336,7 @@ def test_what_cannot_be_stated_of_a_loaded_model_is_refused(torchvision_onnx, st
 
 
 def test_labels_and_thresholds_are_as_many_as_the_outputs_of_a_graph(torchvision_onnx):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         load(torchvision_onnx, labels=("a", "b"))
     assert caught.value.subject == "labels"
     for stated in ({"task": "multilabel", "thresholds": (0.1, 0.2)}, {"thresholds": 0.5}):

@@ -83,6 +83,12 @@ def test_top1_is_measured_where_there_are_labels(tiny_onnx, cache, images):
     assert answer["sensitivity"][0]["only_int8"]["top1"] == pytest.approx(0.1)
 
 
+def test_a_model_without_top1_is_measured_without_labels(tiny_onnx, cache, images):
+    with pytest.raises(UsageError) as caught:
+        sensitivity(tiny_onnx, SAMPLES, _options(data=images), cache=cache, task="multilabel")
+    assert caught.value.subject == "--data"
+
+
 def test_without_labels_top1_is_null(by_block):
     answer = by_block.to_json()
     assert answer["float_top1"] is answer["int8"]["top1"] is None

@@ -42,8 +42,10 @@ def test_it_computes_the_same(third_party, torchvision_onnx):
     assert third_party.parity.cosine > 0.99999
 
 
-def test_it_still_has_no_facts_of_ours_and_its_own_name(third_party, torchvision_onnx):
-    assert Artifact.open(third_party.onnx).manifest is None
+def test_it_carries_what_the_graph_shows_and_its_own_name(third_party, torchvision_onnx):
+    manifest = Artifact.open(third_party.onnx).manifest
+    assert (manifest.variant, manifest.preprocessing.shape) == ("third-party", (3, 32, 32))
+    assert manifest.assumed == ("resize", "interpolation", "mean", "std")
     assert onnx.load(third_party.onnx).graph.name == onnx.load(torchvision_onnx).graph.name
 
 
@@ -54,12 +56,16 @@ def test_the_report_is_plain_json_and_readable(third_party):
     assert "fold-batchnorm: 5 changed" in third_party.to_text()
 
 
-def test_a_foreign_output_is_replaced_only_by_force(third_party, torchvision_onnx):
+def test_a_foreign_output_is_replaced_only_by_force(third_party, torchvision_onnx, tmp_path):
     before = third_party.onnx.read_bytes()
-    with pytest.raises(OutputExistsError):
-        simplify(torchvision_onnx, out=torchvision_onnx.parent)
-    simplify(torchvision_onnx, out=torchvision_onnx.parent, force=True)
+    simplify(torchvision_onnx, out=third_party.onnx)  # the same model again
     assert third_party.onnx.read_bytes() == before
+    other = tmp_path / "other.onnx"
+    other.write_bytes(torchvision_onnx.read_bytes())
+    with pytest.raises(OutputExistsError):
+        simplify(torchvision_onnx, out=other)
+    simplify(torchvision_onnx, out=other, force=True)
+    assert other.read_bytes() == before
 
 
 def test_our_own_export_has_nothing_left_to_fold_and_keeps_its_facts(tiny_onnx, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
 from densenet_deploy.workflows.stages import Stages
 
@@ -52,6 +53,26 @@ def test_images_are_spread_over_the_folder(tmp_path, count, expected):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
     reds = [round(float(sample[0, 0, 0, 0]) * 255) for sample in samples_of(tmp_path, SMALL, count)]
     assert reds == list(expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [8, (8, 12)])
+def test_seeded_samples_have_the_shape_of_the_models_images(size, channels):
+    preprocessing = Preprocessing.default(size, channels)
+    samples = list(seeded_samples(4, preprocessing))
+    assert {sample.shape for sample in samples} == {(1, *preprocessing.shape)}
+    np.testing.assert_array_equal(samples[0::2], list(noise(2, (1, *preprocessing.shape))))
+    np.testing.assert_array_equal(samples[1::2], list(natural_images(2, preprocessing)))
+
+
+def test_gray_images_of_a_folder_are_read_in_one_channel(tmp_path):
+    for index in range(3):
+        Image.fromarray(np.full((6, 10), 257 * index + 1, np.uint16)).save(tmp_path / f"{index}.png")
+    preprocessing = Preprocessing((4, 8), "none", (0.0,), (1.0,))
+    for data in (tmp_path, [tmp_path / f"{index}.png" for index in range(3)]):
+        samples = np.concatenate(list(samples_of(data, preprocessing, 3)))
+        assert samples.shape == (3, 1, 4, 8)
+        np.testing.assert_allclose(samples[:, 0, 0, 0] * 65535, [1, 258, 515], rtol=1e-6)  # all 16 bits
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from densenet_deploy.analysis.cost import block_sizes
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import GREY, INK, SHADES, VERMILLION, new_axes, new_figure
+from densenet_deploy.manifest import Size
 from densenet_deploy.variants.spec import DenseNetSpec
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class ConnectionsData:
 
     title: str
     spec: DenseNetSpec
-    image_size: int
+    image_size: Size
 
 
 @plots.register("connections")
@@ -35,7 +36,7 @@ def draw_connections(data: ConnectionsData) -> Figure:
         layers, size = spec.blocks[block], sizes[block]
         _draw_block(panel, layers)
         count = len(arcs(layers))
-        channels = f"{spec.channels_in[block]} to {spec.channels_out[block]} channels of {size}×{size}"
+        channels = f"{spec.channels_in[block]} to {spec.channels_out[block]} channels of {size[0]}×{size[1]}"
         panel.set_title(f"denseblock{block + 1}: {layers} layers, {count} connections, {channels}")
     return figure
 

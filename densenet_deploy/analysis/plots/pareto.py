@@ -45,10 +45,11 @@ _POINTS_A_STEP: Final = 12
 
 @dataclass(frozen=True)
 class ParetoData:
-    """At least one point."""
+    """At least one point, and what their accuracies are, in words."""
 
     title: str
     points: Sequence[ParetoPoint]
+    accuracy: str = "top-1 accuracy"
 
 
 @plots.register("pareto")
@@ -57,20 +58,21 @@ def draw_pareto(data: ParetoData) -> Figure:
 
     The numbers count from the fastest; the list below names the models. Points that overlap share one label.
     """
-    points = sorted(data.points, key=lambda point: (point.latency_ms, -point.top1))
+    points = sorted(data.points, key=lambda point: (point.latency_ms, -point.accuracy))
     list_inches = _LINE_INCHES * (len(points) + 1)
     figure = new_figure(f"Latency and accuracy: {data.title}", _SUBTITLE, _FIGURE_INCHES + list_inches)
     ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
     panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
     _scale(panel, points)
     _draw(panel, points, pareto_front(points))
+    panel.set_ylabel(f"{data.accuracy} (%)")
     _list(below, points)
     return figure
 
 
 def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoint]) -> None:
     if len(front) > 1:
-        along, up = [point.latency_ms for point in front], [100 * point.top1 for point in front]
+        along, up = [point.latency_ms for point in front], [100 * point.accuracy for point in front]
         panel.plot(along, up, color=BLUE, linewidth=1.2, drawstyle="steps-post")
     for point in points:
         _draw_point(panel, point, BLUE if point in front else GREY)
@@ -84,14 +86,13 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoin
     for face, edge, label in explained:
         panel.scatter([], [], s=46, facecolor=face, edgecolor=edge, linewidth=1.5, label=label)
     panel.set_xlabel("latency of one call (ms)")
-    panel.set_ylabel("top-1 accuracy (%)")
     lighten_grid(panel, "both")
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
     panel.legend(ncols=len(explained), fontsize=8.5, handletextpad=0.2, columnspacing=1.2, **place)
 
 
 def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
-    x, y = point.latency_ms, 100 * point.top1
+    x, y = point.latency_ms, 100 * point.accuracy
     if point.interval_ms is not None:
         panel.hlines(y, *point.interval_ms, color=colour, linewidth=3, alpha=0.35)
     face = "white" if point.published else colour
@@ -135,7 +136,7 @@ def _clusters(panel: Axes, points: Sequence[ParetoPoint]) -> list[_Cluster]:
 
 
 def _spot(point: ParetoPoint) -> tuple[float, float]:
-    return point.latency_ms, 100 * point.top1
+    return point.latency_ms, 100 * point.accuracy
 
 
 def _touch(spot: Sequence[float], other: Sequence[float]) -> bool:
@@ -186,7 +187,7 @@ def _list(below: Axes, points: Sequence[ParetoPoint]) -> None:
     for place, point in enumerate(points):
         y = 1 - (place + 0.5) / len(points)
         name = f"{_shortened(point.label)}{' (chosen)' if point.chosen else ''}"
-        line = f"{name}: {milliseconds(point.latency_ms)} ms, {100 * point.top1:.2f} %"
+        line = f"{name}: {milliseconds(point.latency_ms)} ms, {100 * point.accuracy:.2f} %"
         style: dict[str, Any] = {"va": "center", "transform": below.transAxes, "fontsize": 8.5, "in_layout": False}
         below.text(0.025, y, str(place + 1), ha="right", fontweight="bold", **style)
         below.text(0.04, y, plain(line), **style)
@@ -206,7 +207,7 @@ def _scale(panel: Axes, points: Sequence[ParetoPoint]) -> None:
         panel.set_xlim(min(latencies) / 1.4, max(latencies) * 1.4)
     else:
         panel.set_xlim(0, max(latencies) * 1.1)
-    accuracies = [100 * point.top1 for point in points]
+    accuracies = [100 * point.accuracy for point in points]
     low, high = min(accuracies), max(accuracies)
     room = max(0.18 * (high - low), (_LEAST_SPAN - (high - low)) / 2)
     above = 0.06 * (high - low + 2 * room)  # where a point at 100 % is still visible as a whole

@@ -130,7 +130,7 @@ class HistogramObserver(Observer):
         self._histogram.add(self._by_channel(array)[:, :, ::step], self._peaks())
 
     def ranges(self) -> ChannelRanges:
-        extremes = self._extremes()
+        extremes = self.extremes()
         is_signed = extremes.low < 0
         portions = [slice(start, start + _PORTION) for start in range(0, len(is_signed), _PORTION)]
         thresholds = np.concatenate([self._thresholds(self._histogram.of(part), is_signed[part]) for part in portions])

@@ -37,7 +37,7 @@ class MinMaxObserver(Observer):
         self._headroom = np.float32((options or MinMaxOptions()).headroom)
 
     def ranges(self) -> ChannelRanges:
-        found = self._extremes()
+        found = self.extremes()
         more = self._headroom * (found.high - found.low)
         low = np.where(found.low < 0, found.low - more, found.low)
         high = np.where(found.high > 0, found.high + more, found.high)

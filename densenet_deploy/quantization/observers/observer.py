@@ -145,7 +145,8 @@ class Observer(ABC):
         """Continue from what `state` returned, in this process or an earlier one."""
         self._low, self._high = state["low"].copy(), state["high"].copy()
 
-    def _extremes(self) -> ChannelRanges:
+    def extremes(self) -> ChannelRanges:
+        """Return the smallest and the largest value of each channel so far; errors as of `ranges`."""
         if np.inf in self._low:
             raise DataError("observer", "saw no activations", "update it before asking for ranges")
         return ChannelRanges(self._low.copy(), self._high.copy())

@@ -1,21 +1,26 @@
 """Which file to ship: what `tune` chose, else what the measurements at hand say by the same rule.
 
 A model is considered if it is the very file that was measured, missed no gate and, where any accuracy is known, was
-evaluated and loses at most `max_drop` points of top-1 to the best FP32 model (to the best of all, where none is FP32).
+evaluated and loses at most `max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best
+FP32 model (to the best of all, where none is FP32). Accuracies of different kinds are not compared.
 Of these `analysis.choice` picks one, by the median call at the smallest batch measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.artifacts import sha256_of
 from densenet_deploy.bench.measurement import Measurement
+from densenet_deploy.workflows.evaluation.report import Accuracy
 from densenet_deploy.workflows.html_report.load import Interval, Material, ModelSummary
 from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
+
+_UNKNOWN_ACCURACY: Final = "The accuracy is unknown: run evaluate on labelled images."
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Decision:
     interval_ms: Interval | None = None
     memory_bytes: float | None = None
     file_bytes: int | None = None
-    top1: float | None = None
+    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Entry:
 
     model: ModelSummary
     measured: Measurement
-    top1: float | None
+    accuracy: Accuracy | None
 
 
 def decide(material: Material) -> Decision:
@@ -54,6 +59,9 @@ def decide(material: Material) -> Decision:
     entries = entries_of(material)
     if not entries:
         return _undecided(material)
+    kinds = {entry.accuracy.name for entry in entries if entry.accuracy is not None}
+    if len(kinds) > 1:
+        entries = [replace(entry, accuracy=None) for entry in entries]
     chosen, reason = _by_rule(entries, material.sources.max_drop)
     measured, model = chosen.measured, chosen.model
     return Decision(
@@ -67,7 +75,7 @@ def decide(material: Material) -> Decision:
         interval_ms=measured.interval_ms,
         memory_bytes=measured.peak_memory_bytes,
         file_bytes=model.bytes,
-        top1=chosen.top1,
+        accuracy=chosen.accuracy,
     )
 
 
@@ -106,7 +114,7 @@ def entries_of(material: Material) -> list[Entry]:
             continue
         known = best.get(model.name)
         if known is None or result.median_ms < known.measured.median_ms:
-            best[model.name] = Entry(model, result, material.top1_of(model))
+            best[model.name] = Entry(model, result, material.accuracy_of(model))
     return list(best.values())
 
 
@@ -120,7 +128,7 @@ def points(value: float) -> str:
 
 
 def _by_rule(entries: Sequence[Entry], max_drop: float) -> tuple[Entry, str]:
-    judged = [entry for entry in entries if entry.top1 is not None] or list(entries)
+    judged = [entry for entry in entries if entry.accuracy is not None] or list(entries)
     baseline = _baseline(judged)
     fit = [entry for entry in judged if _drop(entry, baseline) <= max_drop + 1e-9]
     choice = choose([_merits(entry) for entry in fit])
@@ -128,28 +136,32 @@ def _by_rule(entries: Sequence[Entry], max_drop: float) -> tuple[Entry, str]:
     place = runs_on(chosen.measured.backend, chosen.measured.threads, chosen.measured.batch)
     if len(entries) == 1:
         return chosen, f"It is the only model here that was measured, on {place}."
-    if chosen.top1 is None:
+    if chosen.accuracy is None:
         return chosen, f"By the median call it is {choice.reason} models measured, on {place}."
     lost = _drop(chosen, baseline)
     accuracy = f"it loses {lost:.2f} points" if lost > 0 else "it loses no accuracy"
-    within = f"Of the models that lose at most {points(max_drop)} of top-1 it is {choice.reason}"
+    within = f"Of the models that lose at most {points(max_drop)} of {chosen.accuracy.name} it is {choice.reason}"
     return chosen, f"{within}, on {place}; {accuracy}."
 
 
 def _baseline(entries: Sequence[Entry]) -> float:
-    """The best top-1 of an FP32 model; of any, where none is FP32."""
-    full = [entry.top1 or 0.0 for entry in entries if entry.model.precision == "fp32"]
-    return max(full or [entry.top1 or 0.0 for entry in entries])
+    """The best accuracy of an FP32 model; of any, where none is FP32."""
+    full = [_value(entry) for entry in entries if entry.model.precision == "fp32"]
+    return max(full or map(_value, entries))
 
 
 def _drop(entry: Entry, baseline: float) -> float:
-    return 100 * (baseline - (entry.top1 or 0.0))
+    return 100 * (baseline - _value(entry))
+
+
+def _value(entry: Entry) -> float:
+    return 0.0 if entry.accuracy is None else entry.accuracy.value
 
 
 def _merits(entry: Entry) -> ModelMerits:
     measured = entry.measured
     return ModelMerits(
-        measured.batch / measured.median_ms, entry.top1 or 0.0, entry.model.bytes, measured.peak_memory_bytes
+        measured.batch / measured.median_ms, _value(entry), entry.model.bytes, measured.peak_memory_bytes
     )
 
 
@@ -160,14 +172,26 @@ def _about_entries(chosen: Entry, entries: Sequence[Entry], material: Material) 
         span = other.measured.interval_ms
         if other is not chosen and own is not None and span is not None and span[0] <= own[1] and own[0] <= span[1]:
             cautions.append(f"{other.model.name} may be as fast: the 95 % intervals of the two overlap.")
-    if chosen.top1 is None:
-        cautions.append("The accuracy is unknown: run evaluate on labelled images.")
-    elif names := ", ".join(entry.model.name for entry in entries if entry.top1 is None):
-        cautions.append(f"Not evaluated, and therefore not considered: {names}.")
+    known = {entry.model.name: material.accuracy_of(entry.model) for entry in entries}
+    if chosen.accuracy is None:
+        cautions.append(_without_accuracy(chosen.model, known, material))
+    elif names := ", ".join(entry.model.name for entry in entries if entry.accuracy is None):
+        cautions.append(f"Without a {chosen.accuracy.name}, and therefore not considered: {names}.")
     counts = {found.count for entry in entries if (found := material.evaluation_of(entry.model)) is not None}
     if len(counts) > 1:
         cautions.append("The accuracies were measured on different numbers of images.")
     return cautions
+
+
+def _without_accuracy(chosen: ModelSummary, known: Mapping[str, Accuracy | None], material: Material) -> str:
+    """Why models are not judged by their accuracy."""
+    kinds = sorted({found.name for found in known.values() if found is not None})
+    if kinds:
+        return f"The models were judged by different figures ({', '.join(kinds)}), so accuracy was not considered."
+    evaluation = material.evaluation_of(chosen)
+    if evaluation is not None:
+        return f"The accuracy of a {evaluation.task} model was not considered: compare the figures below."
+    return _UNKNOWN_ACCURACY
 
 
 def _sentences(notes: Iterable[str]) -> list[str]:
@@ -200,12 +224,12 @@ def _of_tune(report: TuneReport, material: Material) -> Decision:
         return Decision("", tuple(_sentences([report.reason])), tuple(_sentences(report.notes)))
     model = material.model_called(str(trial.model))
     path = model.path if model is not None else next(filter(Path.is_file, (trial.model, trial.path)), None)
-    top1 = trial.top1 if trial.top1 is not None or model is None else material.top1_of(model)
+    accuracy = trial.accuracy if trial.accuracy is not None or model is None else material.accuracy_of(model)
     place = runs_on(trial.backend, trial.threads, trial.batch)
     return Decision(
         model=trial.model.name,
         reasons=(*_sentences([report.reason]), f"Chosen by tune; measured on {place}."),
-        cautions=(*_about_chosen(trial, model, path, top1), *_sentences(report.notes)),
+        cautions=(*_about_chosen(trial, model, path, accuracy), *_sentences(report.notes)),
         path=path,
         backend=trial.backend,
         precision=trial.precision,
@@ -213,16 +237,18 @@ def _of_tune(report: TuneReport, material: Material) -> Decision:
         interval_ms=trial.interval_ms,
         memory_bytes=trial.peak_memory_bytes,
         file_bytes=trial.bytes if model is None else model.bytes,
-        top1=top1,
+        accuracy=accuracy,
     )
 
 
-def _about_chosen(trial: TrialResult, model: ModelSummary | None, path: Path | None, top1: float | None) -> list[str]:
+def _about_chosen(
+    trial: TrialResult, model: ModelSummary | None, path: Path | None, accuracy: Accuracy | None
+) -> list[str]:
     cautions = [] if model is None else _sentences(model.notes)
     if path is None:
         cautions.append(f"{trial.model} is not on this machine, so it was not compared with the file that was tuned.")
     elif trial.sha256 != (sha256_of(path) if model is None else model.sha256):
         cautions.append("The file has changed since it was tuned: its SHA-256 differs. Tune again.")
-    if top1 is None:
-        cautions.append("The accuracy is unknown: run evaluate on labelled images.")
+    if accuracy is None:
+        cautions.append(_UNKNOWN_ACCURACY)
     return cautions

@@ -26,6 +26,7 @@ _TUNED_CAPTION: Final = (
     " The table of tune's results also counts throughput, memory and file size, so a model that is grey in the figure "
     "can be on that front for being smaller."
 )
+_ACCURACIES: Final = {"top-1": "top-1 accuracy", "AUROC": "mean AUROC of the labels"}
 _CAPTIONS: Final = {
     "growth": "Channels and memory after every layer: a layer appends channels, a transition halves size and channels.",
     "connections": "Which layers read which: in its block, every layer reads all layers before it.",
@@ -41,14 +42,17 @@ class Figures:
         self._drawn = 0
 
     def pareto(self) -> list[Block]:
-        """Latency against accuracy, or nothing where no model has both."""
-        tuned, measured = [*_tuned_points(self._material)], [*_measured_points(self._material)]
+        """Latency against each kind of accuracy, or nothing where no model has both."""
+        return [block for name, words in _ACCURACIES.items() for block in self._pareto_by(name, words)]
+
+    def _pareto_by(self, name: str, words: str) -> list[Block]:
+        tuned, measured = [*_tuned_points(self._material, name)], [*_measured_points(self._material, name)]
         if not tuned and not measured:
             return []
         if tuned and measured:
             tuned = [dataclasses.replace(point, label=f"{point.label}, by tune") for point in tuned]
         caption = _PARETO_CAPTION + (_TUNED_CAPTION if tuned else "")
-        return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured]), caption)]
+        return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured], words), caption)]
 
     def sensitivity(self, data: SensitivityData) -> Figure:
         """What each layer or block costs in INT8."""
@@ -87,18 +91,19 @@ class Figures:
         return Figure(f"figure{self._drawn}", rendered(figure, "svg", name), caption)
 
 
-def _tuned_points(material: Material) -> Iterator[ParetoPoint]:
+def _tuned_points(material: Material, name: str) -> Iterator[ParetoPoint]:
     for tuning in material.tunings:
         for trial in tuning.report.pareto:
-            if trial.latency_ms and trial.top1 is not None:
+            found = trial.accuracy
+            if trial.latency_ms and found is not None and found.name == name:
                 label = point_label(str(trial.model), trial.backend, trial.threads, trial.batch)
                 is_chosen = is_same_trial(trial, tuning.report.chosen)
-                yield ParetoPoint(label, trial.latency_ms, trial.top1, trial.interval_ms, chosen=is_chosen)
+                yield ParetoPoint(label, trial.latency_ms, found.value, trial.interval_ms, chosen=is_chosen)
 
 
-def _measured_points(material: Material) -> Iterator[ParetoPoint]:
+def _measured_points(material: Material, name: str) -> Iterator[ParetoPoint]:
     for entry in entries_of(material):
-        measured = entry.measured
-        if entry.top1 is not None:
+        measured, found = entry.measured, entry.accuracy
+        if found is not None and found.name == name:
             label = point_label(measured.model, measured.backend, measured.threads, measured.batch)
-            yield ParetoPoint(label, measured.median_ms, entry.top1, measured.interval_ms)
+            yield ParetoPoint(label, measured.median_ms, found.value, measured.interval_ms)

@@ -21,7 +21,7 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
-from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
@@ -61,7 +61,7 @@ class ReportSources:
 
     Attributes:
         models: artifacts and checkpoints, or models in memory that have an ONNX graph.
-        max_drop: percentage points of top-1 that the choice may lose, where `tune` did not choose.
+        max_drop: percentage points of top-1, or of AUROC, that the choice may lose, where `tune` did not choose.
     """
 
     models: Sequence[StrPath | Model]
@@ -208,12 +208,12 @@ class Material:
         found = (loaded.report for loaded in reversed(self.evaluations))
         return next((report for report in found if model.is_called(report.model)), None)
 
-    def top1_of(self, model: ModelSummary) -> float | None:
-        """Top-1 of `model`: what `evaluate` found, else what `tune` found for the very same file."""
+    def accuracy_of(self, model: ModelSummary) -> Accuracy | None:
+        """Top-1 or AUROC of `model`: what `evaluate` found, else what `tune` found for the very same file."""
         if (found := self.evaluation_of(model)) is not None:
-            return found.top1
+            return found.accuracy
         trials = (trial for loaded in reversed(self.tunings) for trial in loaded.report.candidates)
-        return next((one.top1 for one in trials if one.sha256 == model.sha256 and one.top1 is not None), None)
+        return next((one.accuracy for one in trials if one.sha256 == model.sha256 and one.accuracy), None)
 
     def is_stale(self, result: Measurement) -> bool:
         """Whether a result was measured on other bytes than the model of that name holds now."""

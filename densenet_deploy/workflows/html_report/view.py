@@ -5,12 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.html_report.accuracy_section import (
+    accuracy_cell,
+    accuracy_name,
+    accuracy_section,
+    accuracy_text,
+)
 from densenet_deploy.workflows.html_report.decide import Decision, runs_on
 from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources, is_same_trial
@@ -33,7 +38,6 @@ from densenet_deploy.workflows.html_report.page import (
     Section,
     Table,
     axis_end,
-    file_cell,
     made_by,
     mib,
     number_cell,
@@ -45,8 +49,6 @@ from densenet_deploy.workflows.html_report.page import (
 )
 from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
 
-_WORST: Final = 10
-
 
 def page_of(material: Material, decision: Decision, out: Path, description: str, made_by: str) -> Page:
     """Return the page; `out` is where it will be, which its own command names."""
@@ -54,7 +56,7 @@ def page_of(material: Material, decision: Decision, out: Path, description: str,
     sections = (
         _pareto(material, figures),
         _latency(material),
-        _accuracy(material),
+        accuracy_section(material),
         parity_section(material, figures),
         calibration_section(material),
         precision_section(material),
@@ -84,8 +86,8 @@ def _numbers(decision: Decision) -> list[tuple[str, str, str]]:
         numbers.append(
             ("median call", f"{milliseconds(decision.latency_ms)} ms", (interval and f"95 %: {interval}") or "")
         )
-    if decision.top1 is not None:
-        numbers.append(("top-1", percent(decision.top1), ""))
+    if decision.accuracy is not None:
+        numbers.append((decision.accuracy.name, accuracy_text(decision.accuracy), ""))
     if decision.memory_bytes is not None:
         numbers.append(("peak memory", f"{mib(decision.memory_bytes)} MiB", "of the process"))
     if decision.file_bytes is not None:
@@ -123,7 +125,7 @@ def _front(tuning: Loaded[TuneReport]) -> Table:
             "model": model,
             "runs on": lambda trial: text_cell(runs_on(trial.backend, trial.threads, trial.batch)),
             "ms per call [95 %]": lambda trial: time_cell(trial.latency_ms, trial.interval_ms, longest),
-            "top-1": lambda trial: number_cell(trial.top1, percent),
+            accuracy_name(trials): accuracy_cell,
             "points lost": lambda trial: number_cell(trial.drop_points, "{:.2f}".format),
             "SQNR dB": lambda trial: sqnr_cell(trial.parity),
             "MiB": lambda trial: number_cell(trial.peak_memory_bytes, mib),
@@ -212,103 +214,6 @@ def _machine_facts(machine: Machine) -> list[tuple[str, str]]:
         ("software", ", ".join([f"Python {machine.python}", *versions])),
     ]
     return [pair for pair in pairs if pair[1]]
-
-
-def _accuracy(material: Material) -> Section:
-    lead = (
-        "Measured on labelled images. The calibration error is the mean distance between a model's confidence and how "
-        "often it is right."
-    )
-    evaluations = [loaded.report for loaded in material.evaluations]
-    blocks: list[Block] = [_evaluated(evaluations)] if evaluations else []
-    blocks += [_tuned_accuracy(tuning, trials) for tuning in material.tunings if (trials := _with_top1(tuning))]
-    if not blocks:
-        blocks = [made_by("evaluate", material.models[0].path, "--data", "FOLDER")]
-    blocks += _mistakes(evaluations)
-    notes = dict.fromkeys(note for found in evaluations for note in found.notes)
-    return Section("accuracy", "Accuracy", lead, [*blocks, *remarks(notes)])
-
-
-def _evaluated(found: Sequence[EvaluateReport]) -> Table:
-    def agreement(one: EvaluateReport) -> Cell:
-        if one.against is None or one.against.top1_agreement is None:
-            return number_cell(None)
-        agreed = one.against.top1_agreement
-        return Cell(f"{one.against.model.rpartition('/')[2]}: {percent(agreed)}", agreed)
-
-    return table(
-        "Accuracy",
-        found,
-        {
-            "model": lambda one: file_cell(one.model),
-            "ran on": lambda one: text_cell(f"{one.backend}, {one.precision}"),
-            "top-1": lambda one: number_cell(one.top1, percent),
-            "top-5": lambda one: number_cell(one.top5, percent),
-            "calibration error": lambda one: number_cell(one.calibration_error, percent),
-            "images": lambda one: number_cell(one.count),
-            "unreadable": lambda one: number_cell(len(one.bad)),
-            "same answer as": agreement,
-        },
-    )
-
-
-def _with_top1(tuning: Loaded[TuneReport]) -> list[TrialResult]:
-    """One candidate for each file and backend with a measured top-1."""
-    measured = (trial for trial in tuning.report.candidates if trial.top1 is not None)
-    return list({(trial.model, trial.backend): trial for trial in measured}.values())
-
-
-def _tuned_accuracy(tuning: Loaded[TuneReport], trials: Sequence[TrialResult]) -> Table:
-    return table(
-        f"Accuracy as tune measured it ({tuning.name})",
-        trials,
-        {
-            "model": lambda one: file_cell(str(one.model)),
-            "ran on": lambda one: text_cell(f"{one.backend}, {one.runs_in or one.precision}"),
-            "top-1": lambda one: number_cell(one.top1, percent),
-            "images": lambda one: number_cell(one.labelled),
-            "points lost": lambda one: number_cell(one.drop_points, "{:.2f}".format),
-        },
-    )
-
-
-def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
-    """The weakest classes and the most frequent confusions of every model, folded."""
-    weak = [
-        (one.model, part)
-        for one in found
-        for part in sorted((p for p in one.classes if p.right < p.count), key=lambda p: p.top1)[:_WORST]
-    ]
-    wrong = [(one.model, *mistake) for one in found for mistake in _confusions(one)]
-    caption, blocks = f"At most {_WORST} per model", list[Block]()
-    if weak:
-        columns: dict[str, Callable[..., Cell]] = {
-            "model": lambda row: file_cell(row[0]),
-            "class": lambda row: text_cell(row[1].label or f"class {row[1].index}"),
-            "top-1": lambda row: number_cell(row[1].top1, percent),
-            "images": lambda row: number_cell(row[1].count),
-        }
-        blocks.append(table(caption, weak, columns, "Weakest classes"))
-    if wrong:
-        columns = {
-            "model": lambda row: file_cell(row[0]),
-            "class": lambda row: text_cell(row[1]),
-            "classified as": lambda row: text_cell(row[2]),
-            "times": lambda row: number_cell(row[3]),
-        }
-        blocks.append(table(caption, wrong, columns, "Most frequent confusions"))
-    return blocks
-
-
-def _confusions(report: EvaluateReport) -> list[tuple[str, str, int]]:
-    """Class, predicted class and how often, the most frequent first."""
-    labels = {one.index: one.label for one in report.classes} | dict(enumerate(report.labels))
-    wrong = sorted((one for one in report.confusion if one.truth != one.predicted), key=lambda one: -one.count)
-
-    def name(index: int) -> str:
-        return labels.get(index) or f"class {index}"
-
-    return [(name(one.truth), name(one.predicted), one.count) for one in wrong[:_WORST]]
 
 
 def _reproduce(material: Material, out: Path) -> Section:

@@ -17,7 +17,7 @@ from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import ManifestError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
-from densenet_deploy.manifest import Manifest
+from densenet_deploy.manifest import Manifest, Preprocessing, Size, sides
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import require_packages
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.inspect.engine import InspectEngineReport
 
 _BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_IMAGE_SIZE: Final = 224
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class InspectOptions:
         profile: run the model under its backend's profiler; None: do not.
     """
 
-    image_size: int | None = None
+    image_size: Size | None = None
     batch: int = 1
     precision: str | None = None
     training: bool = False
@@ -78,7 +77,7 @@ class InspectReport(Report):
 
     model: str
     precision: str
-    image_size: int
+    image_size: Size
     batch: int
     blocks: tuple[BlockCost, ...]
     file_parameters: int | None = None
@@ -114,7 +113,7 @@ class InspectReport(Report):
     def to_text(self) -> str:
         """Return lines for people."""
         total = f"{self.parameters:,} parameters, {self.macs / 1e9:.3f} GMACs per image"
-        size = f"{self.image_size}x{self.image_size}"
+        size = "x".join(map(str, sides(self.image_size)))
         lines = [f"{printable(self.model)} ({self.precision}, {size}): {total}", "", *self._block_lines()]
         if self.file_parameters is not None and self.file_macs is not None:
             macs = f"{self.file_macs / 1e9:.3f} GMACs"
@@ -225,9 +224,9 @@ def inspect_file(path: StrPath, options: InspectOptions | None = None) -> Inspec
     artifact = Artifact.open(path)
     if artifact.kind not in ("checkpoint", "onnx"):
         raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file from which it was made")
-    is_onnx = artifact.kind == "onnx"
+    is_ours = artifact.kind == "onnx" and artifact.manifest is not None
     model = Model(str(path), artifact.manifest, artifact=artifact, notes=untrained_note(artifact.manifest))
-    return _of_model(model if is_onnx else load(path).replaced(name=str(path)), options or InspectOptions())
+    return _of_model(model if is_ours else load(path).replaced(name=str(path)), options or InspectOptions())
 
 
 def _of_model(model: Model, options: InspectOptions) -> InspectReport:
@@ -238,15 +237,15 @@ def _of_model(model: Model, options: InspectOptions) -> InspectReport:
 
 
 def _of_module(model: Model, options: InspectOptions) -> InspectReport:
-    known = model.manifest.preprocessing.image_size if model.manifest is not None else _IMAGE_SIZE
-    size, spec = options.image_size or known, model.spec
+    known = model.manifest.preprocessing if model.manifest is not None else Preprocessing()
+    size, spec = options.image_size or known.image_size, model.spec
     if spec is not None:
         return _of_spec(model.name, spec, size, options)
     if model.module is None:
         raise ModelFileError(model.name, "does not say which network it is", "inspect the ONNX file or the module")
     from densenet_deploy.models.taps import counted_cost
 
-    parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size)
+    parameters, macs = counted_cost(copy.deepcopy(model.module).to("meta"), size, known.shape[0])
     network = BlockCost("network", (LayerCost(model.name, parameters, macs, ()),))
     return InspectReport(
         model=model.name, precision=options.precision or "fp32", image_size=size, batch=options.batch, blocks=(network,)
@@ -256,12 +255,12 @@ def _of_module(model: Model, options: InspectOptions) -> InspectReport:
 def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
     require_packages("export", "onnx")
     from densenet_deploy.analysis.onnx_cost import onnx_cost
-    from densenet_deploy.graph.onnx_file import image_size_of
+    from densenet_deploy.workflows.load import preprocessing_of
 
     if options.precision not in (None, model.precision):
         raise UsageError(f"precision={options.precision}", f"the model holds {model.precision}", "leave it out")
-    proto, subject = model.onnx, model.path or Path(model.name)
-    size, cost, layers = image_size_of(proto, subject), onnx_cost(proto), layer_precisions(proto)
+    proto, size = model.onnx, preprocessing_of(model).image_size
+    cost, layers = onnx_cost(proto), layer_precisions(proto)
     if options.image_size not in (None, size):
         raise UsageError(f"image-size={options.image_size}", f"the model takes {size} pixels", "leave it out")
     if model.manifest is None or not model.manifest.spec:
@@ -277,8 +276,9 @@ def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
     return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
-def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOptions) -> InspectReport:
-    require_range("image-size", image_size, spec.smallest_image_size, 8192)
+def _of_spec(name: str, spec: DenseNetSpec, image_size: Size, options: InspectOptions) -> InspectReport:
+    for side in sides(image_size):
+        require_range("image-size", side, spec.smallest_image_size, 8192)
     precision = options.precision or "fp32"
     return InspectReport(
         model=name,
@@ -293,7 +293,7 @@ def _of_spec(name: str, spec: DenseNetSpec, image_size: int, options: InspectOpt
 
 
 def inspect_spec(
-    name: str, precision: str, manifest: Manifest, options: InspectOptions, image_size: int | None = None
+    name: str, precision: str, manifest: Manifest, options: InspectOptions, image_size: Size | None = None
 ) -> InspectReport:
     """Inspect the architecture that `manifest` describes, running in `precision`.
 
@@ -302,7 +302,7 @@ def inspect_spec(
     """
     image_size = image_size or manifest.preprocessing.image_size
     spec = DenseNetSpec.from_facts(manifest.spec)
-    if image_size < spec.smallest_image_size:
+    if min(sides(image_size)) < spec.smallest_image_size:
         why = f"does not make a network for {image_size} pixels"
         raise ManifestError(f"spec of {name}", why, "export the model again")
     report = _of_spec(name, spec, image_size, options).described(manifest, untrained_note(manifest))
@@ -310,11 +310,12 @@ def inspect_spec(
     return dataclasses.replace(report, precision=precision, activation_memory=memory)
 
 
-def _training_step(spec: DenseNetSpec, image_size: int, options: InspectOptions) -> Mapping[str, Any] | None:
+def _training_step(spec: DenseNetSpec, image_size: Size, options: InspectOptions) -> Mapping[str, Any] | None:
     if not options.training:
         return None
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import training_memory_of
 
-    return dataclasses.asdict(training_memory_of(empty_model(spec), image_size, options.batch).by_part(network_part))
+    measured = training_memory_of(empty_model(spec), image_size, options.batch, spec.in_channels)
+    return dataclasses.asdict(measured.by_part(network_part))

@@ -196,7 +196,7 @@ def run_sweep(sweep: Sweep, base: DenseNetSpec, options: SweepOptions | None = N
     options = options or SweepOptions()
     require_packages("export", "torch", "torchvision")
     specs = sweep.specs(base)
-    size = options.image_size or variant_for(base).preprocessing.image_size
+    size = options.image_size or variant_for(base).preprocessing.shape[1]
     for spec in (base, *specs.values()):
         require_range("image-size", size, spec.smallest_image_size, 8192)
     others = {name: name for name in RESNETS} if base.stem == "imagenet" else {}

@@ -22,6 +22,7 @@ from densenet_deploy.analysis.plots.reuse import ReuseData, reuse_maps
 from densenet_deploy.artifacts import Artifact, StrPath, output_path, require_room, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
+from densenet_deploy.manifest import Size
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report
@@ -120,7 +121,7 @@ class PlotRequest:
     models: tuple[StrPath, ...] = ()
     variant: str | None = None
     architecture: Architecture = field(default_factory=Architecture)
-    image_size: int | None = None
+    image_size: Size | None = None
     batch: int = 1
 
     @property
@@ -238,7 +239,7 @@ def _inspected(request: PlotRequest) -> InspectReport:
     return inspect_variant(request.variant, request.architecture, options)
 
 
-def _spec(request: PlotRequest) -> tuple[DenseNetSpec, int]:
+def _spec(request: PlotRequest) -> tuple[DenseNetSpec, Size]:
     """The architecture, and the size of the images in pixels."""
     path = _single(request)
     if path is None:

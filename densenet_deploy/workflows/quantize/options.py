@@ -44,8 +44,8 @@ class QuantizeOptions:
         correct: whether to take back what quantization does to mean and swing of every layer's outputs.
         weights: `per-channel` or `per-tensor` scales.
         quantize_bus: whether the recipe `tensorrt` writes the buses of dense blocks in INT8 too; others do anyway.
-        max_drop: percentage points of top-1 that may be lost on the calibration images, which are then in class
-            folders; the cheapest layers stay float until that holds.
+        max_drop: percentage points of top-1, or of a multilabel model's mean AUROC, that may be lost on the calibration
+            images, which are then in class folders; the cheapest layers stay float until that holds.
         min_sqnr: SQNR of the logits in dB, on calibration images, that must be reached in the same way.
         never_slower: whether layers whose INT8 gains no time on this machine go back to float.
         float_layers: names of convolutions that stay float in any case.

@@ -6,11 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from densenet_deploy.errors import DataError, GateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags
-from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32
+from densenet_deploy.workflows.float_model import (
+    calibration_data,
+    exact_graph,
+    knows_normalization,
+    require_float32,
+)
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
 
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from densenet_deploy.quantization.int8_writer import Int8Writer
 
 _OLDEST_OPSET: Final = 13  # the first in which DequantizeLinear has a scale per channel
+_LEAST_FILLED: Final = 0.02
 _NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
@@ -52,9 +59,11 @@ def prepare_int8(
         UnknownNameError: if the recipe is unknown.
         ModelFileError: if the source is not a float32 image model.
         DataError: if the calibration data are too few, all alike, or not normalized.
+        GateError: if it holds no convolution that can be INT8.
     """
     import onnx_ir
 
+    from densenet_deploy.graph.nodes import is_operator
     from densenet_deploy.quantization.calibrate import calibrate
     from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
@@ -64,10 +73,13 @@ def prepare_int8(
     require_float32(model)
     data = calibration_data(model, calibration, options.samples)
     with stages("passes"):
-        given, graph = model.ir().opset_imports.get("", _OLDEST_OPSET), exact_graph(model, _OLDEST_OPSET)
+        graph = exact_graph(model, _OLDEST_OPSET)
+        if not any(is_operator(node, "Conv") for node in graph.graph):
+            raise GateError(model.name, "holds no convolution that can be INT8", "keep the float file")
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
+        beyond = about_range(data, is_stated=knows_normalization(model.manifest))
     with stages("prepare"):
         per_channel = options.weights == "per-channel"
         how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
@@ -76,8 +88,43 @@ def prepare_int8(
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         if options.correct:
             writer.correct(data)
-    lifted = f"; the graph of operator set {given} was lifted to {_OLDEST_OPSET}" if given < _OLDEST_OPSET else ""
-    return Int8Preparation(writer, data, found.note + lifted)
+    return Int8Preparation(writer, data, "; ".join(filter(None, (found.note, beyond))))
+
+
+def about_range(data: CalibrationData, *, is_stated: bool) -> str | None:
+    """Compare the values of calibration arrays with those that the preprocessing of images gives.
+
+    The INT8 graph takes what it was calibrated on. Where images are prepared for it in another range, it gives nonsense
+    for them, and no measurement on the arrays shows it.
+
+    Args:
+        data: after they were read.
+        is_stated: whether somebody stated mean and std; else they are assumed, and arrays tell more than they do.
+
+    Returns:
+        A sentence if an assumption cannot hold, else None.
+
+    Raises:
+        DataError: if what was stated cannot hold: values lie farther outside of the range of images than that is wide,
+            or fill less than a fiftieth of it.
+    """
+    ends = data.extremes()
+    if ends is None:
+        return None
+    low, high = float(ends.low.min()), float(ends.high.max())
+    lowest, highest = data.preprocessing.value_range
+    width = highest - lowest
+    is_inside = lowest - width <= low and high <= highest + width
+    if is_inside and high - low >= _LEAST_FILLED * width:
+        return None
+    values, images = f"{low:.4g} to {high:.4g}", f"{lowest:.4g} to {highest:.4g}"
+    if is_stated:
+        why = f"ranges from {values}, where the stated mean and std give {images}"
+        raise DataError(data.origin, why, "prepare it as the model takes its inputs, or state their mean and std")
+    return (
+        f"input: calibrated on values from {values}; the assumed mean and std give images from {images}, "
+        "for which this INT8 graph is not made: state --mean and --std"
+    )
 
 
 def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:

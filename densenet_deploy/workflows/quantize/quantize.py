@@ -20,11 +20,13 @@ from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
 from densenet_deploy.workflows.export import as_onnx
+from densenet_deploy.workflows.float_model import float32_form
 from densenet_deploy.workflows.load import LoadOptions, input_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
     Trials,
+    layers_behind_baseline,
     layers_for_accuracy,
     layers_for_speed,
     stage_of,
@@ -135,7 +137,7 @@ def quantize(
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or QuantizeOptions(), Stages(progress)
     recipe = chosen_recipe(options.recipe)
-    model = as_onnx(source, stages, **stated)
+    model = float32_form(as_onnx(source, stages, **stated))
     name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)
     size = len(model.to_bytes()) // 4
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
@@ -153,7 +155,7 @@ def quantize(
         outputs = measured_parity(model, result, samples, ready.writer.backend)
     _require_demands(outputs, options, subject)
     result = destination.write(result)
-    notes = (*untrained_note(model.manifest), ready.note, *choice.notes)
+    notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes)))
     unasked = tuple(layer for layer in written.layers_float if layer not in choice.float_layers)
     report = QuantizeReport(
         onnx=result.path,
@@ -191,18 +193,24 @@ def _chosen_layers(
     """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
     float_layers = frozenset(_known_layers(options.float_layers, ready.writer.layers))
     notes: list[str] = []
-    if options.max_drop is not None or options.min_sqnr is not None:
-        with stages("accuracy"):
-            found = layers_for_accuracy(Trials(ready, model), options, calibration)
-        float_layers |= set(found.float_layers)
-        notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
+    demands, runs_here = options.max_drop is not None or options.min_sqnr is not None, ready.writer.backend is not None
+    with stages("accuracy"):
+        trials = Trials(ready, model) if demands or runs_here else None
+        if trials is not None and demands:
+            found, judgement = layers_for_accuracy(trials, options, calibration)
+            float_layers |= set(found.float_layers)
+            notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
+            notes += judgement
+        elif trials is not None:
+            float_layers, behind = layers_behind_baseline(trials, float_layers)
+            notes += [behind] if behind is not None else []
     if not options.never_slower:
         return _LayerChoice(float_layers, tuple(notes))
-    if ready.writer.backend is None:
+    if trials is None or not runs_here:
         notes.append(f"speed was not measured: no backend here runs what the recipe {recipe} is for")
         return _LayerChoice(float_layers, tuple(notes))
     with stages("speed"):
-        float_layers, speed = layers_for_speed(Trials(ready, model), float_layers)
+        float_layers, speed = layers_for_speed(trials, float_layers)
     return _LayerChoice(float_layers, tuple(notes), speed)
 
 

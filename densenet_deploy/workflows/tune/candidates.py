@@ -39,9 +39,9 @@ class TuneOptions:
         device: as for `open_runner`.
         goal: `latency`, the shortest call of the smallest batch, or `throughput`, the most images/s.
         calibration: a folder or array file, of which `samples` images are used.
-        data: class folders to measure top-1 on.
-        max_drop: percentage points of top-1 that may be lost relative to the best FP32 model; without `data`, of images
-            with another best class.
+        data: class folders or a CSV of labels (see `evaluate`), to measure top-1 or the mean AUROC of labels on.
+        max_drop: percentage points of that accuracy that may be lost relative to the best FP32 model; without `data`,
+            of images with another best class.
         max_latency_ms: of the median call.
         max_memory_mib: of the process at its peak.
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.compare import Parity, compare_outputs, outputs_of, worst
 from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.evaluate import evaluate
-from densenet_deploy.workflows.samples import samples_of, seeded_samples
+from densenet_deploy.workflows.evaluation.report import Accuracy
+from densenet_deploy.workflows.evaluation.tasks import images_of, is_table
+from densenet_deploy.workflows.samples import image_samples, seeded_samples
 from densenet_deploy.workflows.tune.cache import Facts, ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
 from densenet_deploy.workflows.tune.models import FloatModel, data_digests, versions
@@ -80,7 +82,7 @@ class Quality:
 
     Attributes:
         parity: with the FP32 model, of the worst output, on `images` of `kind`.
-        top1: accuracy on `labelled` images, a fraction; None without any.
+        top1, auroc: accuracy on `labelled` images, a fraction, by the task of the model; None without any.
     """
 
     parity: Parity
@@ -88,6 +90,7 @@ class Quality:
     kind: str
     top1: float | None = None
     labelled: int = 0
+    auroc: float | None = None
 
     @property
     def is_broken(self) -> bool:
@@ -95,16 +98,21 @@ class Quality:
         return bool(self.parity.nonfinite)
 
     @property
+    def accuracy(self) -> Accuracy | None:
+        """Top-1 or AUROC, if it is known."""
+        return Accuracy.of(self.top1, self.auroc)
+
+    @property
     def score(self) -> float:
-        """Larger is better: top-1 if it is known, else the SQNR in dB up to `EQUAL_SQNR_DB`."""
+        """Larger is better: the accuracy if it is known, else the SQNR in dB up to `EQUAL_SQNR_DB`."""
         if self.is_broken:
             return -math.inf
-        return min(self.parity.sqnr_db, EQUAL_SQNR_DB) if self.top1 is None else self.top1
+        return min(self.parity.sqnr_db, EQUAL_SQNR_DB) if self.accuracy is None else self.accuracy.value
 
-    def drop(self, best_top1: float | None) -> float | None:
+    def drop(self, best: float | None) -> float | None:
         """Return the percentage points lost to the best FP32 model; without labels, of images with another class."""
-        if self.top1 is not None and best_top1 is not None:
-            return 100 * (best_top1 - self.top1)
+        if self.accuracy is not None and best is not None:
+            return 100 * (best - self.accuracy.value)
         return None if self.parity.top1_agreement is None else 100 * (1 - self.parity.top1_agreement)
 
 
@@ -164,7 +172,7 @@ class LocalMeasurer:
         return self.results.get(SpeedResults, key, lambda: self._timed(trials, budget))
 
     def quality(self, file: ModelFile, backend: str) -> Quality | Failure:
-        """Compare answers on up to 64 images, and measure top-1 on class folders."""
+        """Compare answers on up to 64 images, and measure the accuracy on labelled images."""
         model = self.models[file.base]
         key = {
             "step": "quality",
@@ -187,7 +195,9 @@ class LocalMeasurer:
     def _data_digests(self) -> Facts | None:
         if self.data is None:
             return None
-        return {path.relative_to(self.data).as_posix(): sha256_of(path) for path in find_images(self.data)}
+        table = {self.data.name: sha256_of(self.data)} if is_table(self.data) else {}
+        root = self.data.parent if is_table(self.data) else self.data
+        return table | {os.path.relpath(path, root): sha256_of(path) for path in images_of(self.data)}
 
     def _facts(self, trial: Trial) -> Facts:
         facts = {"model": trial.file.sha256, "backend": trial.backend, "threads": trial.threads, "batch": trial.batch}
@@ -230,8 +240,9 @@ class LocalMeasurer:
         if file.base not in self._references:
             self._references[file.base] = self._answers(model.file.path, self.reference.backend, samples)
         parity = worst(compare_outputs(self._references[file.base], answers))[1]
-        top1, labelled = (None, 0) if report is None else (report.top1, report.count)
-        return Quality(parity, len(samples), kind, top1, labelled)
+        if report is None:
+            return Quality(parity, len(samples), kind)
+        return Quality(parity, len(samples), kind, report.top1, report.count, report.auroc)
 
     def _answers(self, path: Path, backend: str, samples: Sequence[Array]) -> list[dict[str, Array]]:
         with open_runner(path, backend, self.device) as runner:
@@ -239,7 +250,8 @@ class LocalMeasurer:
 
     def _samples(self, preprocessing: Preprocessing) -> tuple[list[Array], str]:
         if self.data is not None:
-            return list(samples_of(self.data, preprocessing, PARITY_SAMPLES)), "images of the labelled data"
+            images = images_of(self.data)
+            return list(image_samples(images, preprocessing, PARITY_SAMPLES)), "images of the labelled data"
         if self.calibration is not None:
             from densenet_deploy.quantization.calibration_data import open_calibration_data
 

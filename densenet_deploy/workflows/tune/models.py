@@ -57,8 +57,9 @@ class Source:
             UsageError: if it is not a source.
         """
         if not stated and is_file_name(source):
-            Artifact.open(Path(source))
-            return cls(Path(source).stem, Path(source))
+            found = Artifact.open(Path(source))
+            if found.kind != "onnx" or found.manifest is not None:
+                return cls(Path(source).stem, Path(source))
         if not stated and isinstance(source, str) and is_variant(source):
             return cls(find_variant(source).artifact_name, variant=source)
         model = load(source, **stated)

@@ -16,6 +16,7 @@ from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, printable
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Report, line, table
+from densenet_deploy.workflows.evaluation.report import Accuracy
 from densenet_deploy.workflows.tune.cache import ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
 from densenet_deploy.workflows.tune.measure import Quality
@@ -39,9 +40,10 @@ class TrialResult:
         images_per_second: derived from it.
         speedup: images/s over those of the reference.
         device, runs_in: where and in which precision it ran, as the backend reports.
-        top1: accuracy on `labelled` images, a fraction; None if there were none, or the search had dropped it before.
+        top1, auroc: accuracy on `labelled` images, a fraction, by the task of the model: top-1, or the mean AUROC of a
+            multilabel model; None if there were none, or the search had dropped it before.
         parity: with the FP32 model, of the worst output, on the images that `compared_on` describes.
-        drop_points: percentage points of top-1 lost; without labels, of images with another class.
+        drop_points: percentage points of that accuracy lost; without labels, of images with another class.
     """
 
     model: Path
@@ -63,6 +65,7 @@ class TrialResult:
     device: str | None = None
     runs_in: str | None = None
     top1: float | None = None
+    auroc: float | None = None
     labelled: int = 0
     parity: Parity | None = None
     compared_on: str | None = None
@@ -115,14 +118,20 @@ class TrialResult:
     def score(self) -> float:
         """The quality of its answers; larger is better."""
         assert self.parity is not None
-        return Quality(self.parity, 0, "", self.top1).score
+        return Quality(self.parity, 0, "", self.top1, auroc=self.auroc).score
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """Top-1 or AUROC, if it is known."""
+        return Accuracy.of(self.top1, self.auroc)
 
 
 def _answers(quality: Quality | None) -> dict[str, Any]:
     if quality is None:
         return {}
     compared_on = f"{quality.images} {quality.kind}"
-    return {"top1": quality.top1, "labelled": quality.labelled, "parity": quality.parity, "compared_on": compared_on}
+    accuracy = {"top1": quality.top1, "auroc": quality.auroc, "labelled": quality.labelled}
+    return {**accuracy, "parity": quality.parity, "compared_on": compared_on}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +195,7 @@ class TuneReport(Report):
         """Return the Pareto front as a table, the others with the reason, and the choice."""
         chosen = self.chosen
         others = [one for one in self.candidates if one not in self.pareto]
-        lines = ["Pareto front", *table(_HEADER, map(_row, self.pareto)), ""]
+        lines = ["Pareto front", *table(_header(self.pareto), map(_row, self.pareto)), ""]
         lines += [line("left out", f"{one.title}: {printable(one.outcome)}") for one in others]
         lines += [
             line("steps", f"{self.steps.remembered} remembered, {self.steps.done} done in {self.seconds:.0f} s"),
@@ -198,8 +207,10 @@ class TuneReport(Report):
         return "\n".join([*lines, *choice])
 
 
-_HEADER: Final = ("", "file", "backend", "threads", "batch", "ms [95 %]", "images/s", "speedup", "MiB", "file MiB",
-                  "top-1", "SQNR dB", "drop")  # fmt: skip
+def _header(front: Sequence[TrialResult]) -> tuple[str, ...]:
+    known = next((one.accuracy.name for one in front if one.accuracy is not None), "top-1")
+    speed = ("backend", "threads", "batch", "ms [95 %]", "images/s", "speedup")
+    return ("", "file", *speed, "MiB", "file MiB", known, "SQNR dB", "drop")
 
 
 def _row(one: TrialResult) -> tuple[str, ...]:
@@ -217,7 +228,7 @@ def _row(one: TrialResult) -> tuple[str, ...]:
         "" if one.speedup is None else f"{one.speedup.median:.2f}",
         f"{(one.peak_memory_bytes or 0) / _MIB:.0f}",
         f"{one.bytes / _MIB:.1f}",
-        "" if one.top1 is None else f"{one.top1:.2%}",
+        "" if one.accuracy is None else one.accuracy.shown,
         f"{one.parity.sqnr_db:.1f}",
         "" if one.drop_points is None else f"{one.drop_points:.2f}",
     )
@@ -346,8 +357,8 @@ def _reason(chosen: TrialResult, found: Sequence[TrialResult], search: Search) -
 def _answers_in_words(one: TrialResult) -> list[str]:
     if one.drop_points is None:
         return []
-    if one.top1 is not None:
-        return [f"top-1 {one.top1:.2%} on {one.labelled} images ({one.drop_points:+.2f} points lost)"]
+    if one.accuracy is not None:
+        return [f"{one.accuracy} on {one.labelled} images ({one.drop_points:+.2f} points lost)"]
     return [f"{one.drop_points:.1f} % of {one.compared_on} get another class"]
 
 

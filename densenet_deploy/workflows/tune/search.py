@@ -100,7 +100,7 @@ class Search:
     def drop_of(self, trial: Trial) -> float | None:
         """The percentage points that it loses; None if that is not known."""
         quality = self.quality_of(trial)
-        return None if quality is None else quality.drop(self.best_top1)
+        return None if quality is None else quality.drop(self.best_accuracy)
 
     def latency_of(self, trial: Trial) -> Interval:
         """The median call in milliseconds, and its interval."""
@@ -116,10 +116,11 @@ class Search:
         return self.limits.missed(self.latency_of(trial).median, memory, self.drop_of(trial))
 
     @property
-    def best_top1(self) -> float | None:
-        """The best top-1 of an FP32 file."""
+    def best_accuracy(self) -> float | None:
+        """The best top-1 or AUROC of an FP32 file."""
         found = [self.quality_of(one) for one in self.speeds if one.file.precision == "fp32"]
-        return max((one.top1 for one in found if one is not None and one.top1 is not None), default=None)
+        known = [one.accuracy for one in found if one is not None]
+        return max((one.value for one in known if one is not None), default=None)
 
     def _time(self, trials: Sequence[Trial], budget: Budget, name: str) -> None:
         for start in range(0, len(trials), GROUP_SIZE):

@@ -17,8 +17,9 @@ from densenet_deploy.bench.machine import Machine
 from densenet_deploy.errors import InputError, UsageError
 from densenet_deploy.model import untrained_note
 from densenet_deploy.packages import require_packages
-from densenet_deploy.runtime.image_folders import find_images
+from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.benchmark import PACKAGES
+from densenet_deploy.workflows.evaluation.tasks import images_of, judged_by
 from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
@@ -74,6 +75,7 @@ def tune(
     given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results, cache=cache, force=force, progress=progress)
     models = [builder.float_model(source) for source in given]
+    _require_accuracy(models, options, space.precisions[0].backends[0])
     files, failures = _files(models, space.precisions, builder)
     trials = space.trials(files)
     progress("measuring the load of the machine")
@@ -129,6 +131,22 @@ def dry_run(
     return DryRunReport(plan=plan, state=results.path, notes=space.notes)
 
 
+def _require_accuracy(models: Sequence[FloatModel], options: TuneOptions, backend: str) -> None:
+    """Check that the accuracy that was asked for is defined for these models, and the same for all."""
+    if options.data is None and options.max_drop is None:
+        return
+    option = "--max-drop" if options.data is None else "--data"
+    figures = {}
+    for model in models:
+        with open_runner(model.file.path, backend) as runner:
+            figures[model.file.path.name] = judged_by(runner, model.file.path.name, option)
+    if len(set(figures.values())) > 1:
+        why = f"the models are of different tasks: {', '.join(f'{name} by {key}' for name, key in figures.items())}"
+        raise UsageError(option, why, "tune them one by one")
+    if options.data is None and "auroc" in figures.values():
+        raise UsageError("--max-drop", "of a multilabel model needs labels", "give --data: a CSV, or class folders")
+
+
 def _planned_file(
     source: Source, model: FloatModel | None, option: PrecisionOption, builder: ModelBuilder
 ) -> PlannedFile:
@@ -153,7 +171,7 @@ def _prepared(
     if options.calibration is not None and not Path(options.calibration).exists():
         raise InputError(options.calibration, "no such file or folder", "check the path")
     if options.data is not None:
-        find_images(Path(options.data))
+        images_of(Path(options.data))
     folder = Path(DEFAULT_FOLDER if out is None else out)
     if folder.suffix.lower() in FILE_SUFFIXES or folder.is_file():
         raise UsageError(out, "is not a folder", "name a folder with -o")

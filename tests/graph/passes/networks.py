@@ -113,7 +113,7 @@ def make_network(name: str) -> Network:
 
 def _images(size: int) -> np.ndarray:
     """Two natural images and two of noise."""
-    return np.concatenate([*natural_images(2, size, Preprocessing()), *noise(2, (1, 3, size, size))])
+    return np.concatenate([*natural_images(2, Preprocessing(image_size=size)), *noise(2, (1, 3, size, size))])
 
 
 def _ours(spec: DenseNetSpec, size: int) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from densenet_deploy.parity.compare import Parity
 from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.timing import LatencySummary
 from densenet_deploy.workflows.compare import ComparisonReport, LayerParity
-from densenet_deploy.workflows.evaluate import ClassResult, EvaluateReport
+from densenet_deploy.workflows.evaluation.report import ClassResult, EvaluateReport
 from densenet_deploy.workflows.html_report.load import ReportSources
 
 

@@ -11,6 +11,7 @@ import pytest
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.records import from_plain
+from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport
 from densenet_deploy.workflows.html_report.decide import Decision, decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
 from densenet_deploy.workflows.tune.report import Choice, Steps, TrialResult, TuneReport
@@ -24,7 +25,7 @@ def decided(sources: ReportSources) -> Decision:
 
 def test_the_fastest_of_those_accurate_enough_is_chosen(reports: ReportFolder) -> None:
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=reports.evaluated(0.9, 0.895)))
-    assert (choice.model, choice.latency_ms, choice.top1) == ("fast.onnx", 2.0, 0.895)
+    assert (choice.model, choice.latency_ms, choice.accuracy) == ("fast.onnx", 2.0, Accuracy("top-1", 0.895))
     assert "it loses 0.50 points" in choice.reasons[0]
 
 
@@ -53,7 +54,7 @@ def test_what_was_not_evaluated_is_not_chosen(reports: ReportFolder) -> None:
     (slow, _) = reports.evaluated(0.9, 0.9)
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(slow,)))
     assert choice.model == "slow.onnx"
-    assert any("Not evaluated" in caution and "fast.onnx" in caution for caution in choice.cautions)
+    assert any("not considered: fast.onnx" in caution for caution in choice.cautions)
 
 
 def test_a_measurement_of_other_bytes_counts_for_nothing(reports: ReportFolder) -> None:
@@ -92,6 +93,38 @@ def test_without_measurements_there_is_no_choice(reports: ReportFolder) -> None:
     choice = decided(reports.sources(evaluations=reports.evaluated(0.9, 0.9)))
     assert (choice.model, choice.path) == ("", None)
     assert "Nothing was measured yet" in choice.reasons[0]
+
+
+def labelled(model: Path, auroc: float | None) -> dict[str, Any]:
+    facts = evaluation(model, 0.0) | {"task": "multilabel", "top1": None, "auroc": auroc}
+    return EvaluateReport.from_json(facts).to_json()
+
+
+def test_labels_are_judged_by_their_auroc(reports: ReportFolder) -> None:
+    rows = [labelled(reports.slow, 0.9), labelled(reports.fast, 0.88)]
+    given = tuple(reports.write(f"{place}.json", one) for place, one in enumerate(rows))
+    sources = {"benchmarks": (reports.compared(),), "evaluations": given}
+    choice = decided(reports.sources(**sources))
+    assert (choice.model, choice.accuracy) == ("slow.onnx", Accuracy("AUROC", 0.9))
+    assert "at most 1 point of AUROC" in choice.reasons[0]
+    assert decided(reports.sources(**sources, max_drop=2.0)).model == "fast.onnx"
+
+
+def test_accuracies_of_two_kinds_are_not_compared(reports: ReportFolder) -> None:
+    slow = reports.write("slow.json", labelled(reports.slow, 0.9))
+    fast = reports.write("fast.json", evaluation(reports.fast, 0.1))
+    choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(slow, fast)))
+    assert (choice.model, choice.accuracy) == ("fast.onnx", None)
+    assert any("different figures (AUROC, top-1)" in caution for caution in choice.cautions)
+
+
+def test_errors_of_a_regression_are_not_weighed(reports: ReportFolder) -> None:
+    changes = {"task": "regression", "top1": None, "mae": 1.0}
+    rows = [evaluation(model, 0.0) | changes for model in (reports.slow, reports.fast)]
+    given = tuple(reports.write(f"{place}.json", one) for place, one in enumerate(rows))
+    choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=given))
+    assert (choice.model, choice.accuracy) == ("fast.onnx", None)
+    assert any("accuracy of a regression model was not considered" in caution for caution in choice.cautions)
 
 
 def test_different_numbers_of_images_are_reported(reports: ReportFolder) -> None:
@@ -151,7 +184,8 @@ def tuned(reports: ReportFolder, *trials: TrialResult, chosen: TrialResult | Non
 def test_what_tune_chose_goes_before_the_rule(reports: ReportFolder) -> None:
     tune = tuned(reports, chosen=trial(reports), reason="the shortest call of 2 candidates")
     choice = decided(reports.sources(benchmarks=(reports.compared(),), tunings=(tune,)))
-    assert (choice.model, choice.latency_ms, choice.interval_ms, choice.top1) == ("slow.onnx", 5.5, (5.0, 6.0), 0.91)
+    assert (choice.model, choice.latency_ms, choice.interval_ms) == ("slow.onnx", 5.5, (5.0, 6.0))
+    assert choice.accuracy == Accuracy("top-1", 0.91)
     assert choice.reasons[0] == "The shortest call of 2 candidates."
     assert not any("has changed" in caution for caution in choice.cautions)
 
@@ -178,9 +212,10 @@ def test_a_tuned_file_that_was_not_given_is_compared_where_it_lies(reports: Repo
 
 def test_what_tune_measured_is_the_accuracy_where_nothing_was_evaluated(reports: ReportFolder) -> None:
     material = load_material(reports.sources(tunings=(tuned(reports, trial(reports)),)))
-    assert material.top1_of(material.models[0]) == 0.91, "the same bytes as those tuned"
+    assert material.accuracy_of(material.models[0]) == Accuracy("top-1", 0.91), "the same bytes as those tuned"
     tune = tuned(reports, chosen=trial(reports, top1=None))
-    assert decided(reports.sources(tunings=(tune,), evaluations=reports.evaluated(0.9, 0.8))).top1 == 0.9
+    found = decided(reports.sources(tunings=(tune,), evaluations=reports.evaluated(0.9, 0.8))).accuracy
+    assert found == Accuracy("top-1", 0.9)
 
 
 def test_tune_may_choose_nothing(reports: ReportFolder) -> None:

@@ -11,7 +11,7 @@ from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.reports import Report
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
-from densenet_deploy.workflows.evaluate import EvaluateReport
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport

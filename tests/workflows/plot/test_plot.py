@@ -162,7 +162,7 @@ def test_benchmark_and_evaluate_meet_by_the_model(tmp_path: Path) -> None:
     benchmark = write(tmp_path / "b.json", {"results": [latency, {"model": "y.onnx", "latency_ms": {"p50": 1.0}}]})
     evaluate = write(tmp_path / "e.json", {"model": "a/x.onnx", "top1": 0.5})
     (point,) = pareto_points([benchmark, evaluate])
-    assert (point.label, point.latency_ms, point.top1, point.published) == ("x, openvino, batch 8", 2.0, 0.5, False)
+    assert (point.label, point.latency_ms, point.accuracy, point.published) == ("x, openvino, batch 8", 2.0, 0.5, False)
     with pytest.raises(DataError) as caught:
         pareto_points([benchmark])
     assert caught.value.subject == str(benchmark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,12 +11,23 @@ import pytest
 
 from densenet_deploy.bench.rounds import RoundResults
 from densenet_deploy.bench.scenarios import RoundTiming
-from densenet_deploy.errors import GateError, InputError, UnknownNameError, UsageError
+from densenet_deploy.errors import DataError, GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.quantization.mixed_precision import Layer
-from densenet_deploy.workflows.quantize.layer_choice import Speed, layers_for_speed, stage_of
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
+from densenet_deploy.workflows.load import load
+from densenet_deploy.workflows.quantize.layer_choice import (
+    Speed,
+    Trials,
+    layers_behind_baseline,
+    layers_for_accuracy,
+    layers_for_speed,
+    stage_of,
+)
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
+from densenet_deploy.workflows.quantize.preparation import prepare_int8
 from densenet_deploy.workflows.quantize.quantize import quantize
+from densenet_deploy.workflows.stages import Stages
 from tests.conftest import DIGITS
 from tests.graph.passes.networks import make_network
 
@@ -59,9 +71,18 @@ def test_no_accuracy_may_be_lost_on_class_folders(digits_onnx, tmp_path, cache):
     assert report.parity.top1_agreement >= 0.98
 
 
-def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
-    with pytest.raises(GateError):
-        _quantized(tiny_onnx, tmp_path, cache, min_sqnr=200.0)
+def test_labels_are_judged_by_their_auroc(tiny_onnx, tmp_path, cache):
+    report = _quantized(load(tiny_onnx, task="multilabel"), tmp_path, cache, max_drop=100.0)
+    assert report.layers_float == 0
+    assert "--max-drop: points of the mean AUROC" in report.notes
+    assert any("only positive label" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("task", ["regression", "features"])
+def test_a_task_without_an_accuracy_has_no_drop(tiny_onnx, tmp_path, cache, task):
+    with pytest.raises(UsageError) as caught:
+        _quantized(load(tiny_onnx, task=task), tmp_path, cache, max_drop=1.0)
+    assert caught.value.subject == "--max-drop"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,6 +98,53 @@ class TimedTrials:
         seconds = {name: self.times.get(name, self.times["int8"]) / 1000 for name in ("float", *choices)}
         timings = {name: (RoundTiming((value,)),) * rounds for name, value in seconds.items()}
         return RoundResults(timings, openings={})
+
+
+class JudgedTrials(TimedTrials):
+    """Trials with an AUROC of 0.9 in float, and 0.1 less for each layer that is not."""
+
+    def require_accuracy(self, option: str) -> None:
+        assert option == "--max-drop"
+
+    def noise(self, names: frozenset[str]) -> float:
+        return 0.1 * (3 - len(names))
+
+    def float_evaluated(self, data: object) -> EvaluateReport:
+        return self.evaluated(frozenset({"a.1", "a.2", "b.1"}), data)
+
+    def evaluated(self, names: frozenset[str], _data: object) -> EvaluateReport:
+        return dataclasses.replace(JUDGED, auroc=round(0.9 - self.noise(names), 6))
+
+
+class UndefinedTrials(JudgedTrials):
+    """Trials whose images are all positive."""
+
+    def evaluated(self, names: frozenset[str], _data: object) -> EvaluateReport:
+        return JUDGED
+
+
+JUDGED = EvaluateReport(
+    model="m", task="multilabel", count=1, images_per_second=1.0, seconds=1.0, backend="b", device="d", precision="fp32"
+)
+
+
+@pytest.mark.parametrize(("max_drop", "kept"), [(9.9, 3), (10.1, 2), (20.1, 1), (30.1, 0)])
+def test_as_few_layers_stay_float_as_the_drop_allows(tmp_path, max_drop, kept):
+    found, notes = layers_for_accuracy(JudgedTrials(), QuantizeOptions(max_drop=max_drop), tmp_path)
+    assert len(found.float_layers) == kept
+    assert notes == ("--max-drop: points of the mean AUROC",)
+
+
+def test_an_accuracy_that_is_undefined_is_refused(tmp_path):
+    with pytest.raises(DataError) as caught:
+        layers_for_accuracy(UndefinedTrials(), QuantizeOptions(max_drop=1.0), tmp_path)
+    assert caught.value.subject == "--max-drop"
+
+
+def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
+    with pytest.raises(GateError):
+        _quantized(tiny_onnx, tmp_path, cache, min_sqnr=200.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_block_that_is_faster_in_float_is_put_back():
@@ -95,6 +163,62 @@ def test_int8_that_gains_nothing_is_put_back_as_a_whole(int8, put_back):
     layers, speed = layers_for_speed(TimedTrials(float=1.0, int8=int8), frozenset())
     assert speed.put_back == put_back
     assert layers == (frozenset({"a.1", "a.2", "b.1"}) if put_back else frozenset())
+
+
+class NoisyTrials:
+    """Trials that are not run: 30 dB, but `behind` while one of the layers `culprits` is INT8; others' form: `peer`."""
+
+    def __init__(self, count: int, culprits: set[int], behind: float, peer: float) -> None:
+        self.layers = tuple(Layer(f"l{place}", "block") for place in range(count))
+        self.culprits, self.behind, self.peer = {f"l{place}" for place in culprits}, behind, peer
+        self.tried: set[frozenset[str]] = set()
+
+    def baseline_db(self) -> float:
+        return self.peer
+
+    def sqnr_db(self, float_layers: frozenset[str]) -> float:
+        self.tried.add(frozenset(float_layers))
+        return self.behind if self.culprits - float_layers else 30.0
+
+    def noise(self, float_layers: frozenset[str]) -> float:
+        return 10 ** (-self.sqnr_db(float_layers) / 10)
+
+
+@pytest.mark.parametrize("peer", [20.0, 20.5])
+def test_int8_that_is_hardly_behind_others_stays_as_it_is(peer):
+    trials = NoisyTrials(5, {1}, 20.0, peer)
+    assert layers_behind_baseline(trials, frozenset({"l0"})) == (frozenset({"l0"}), None)
+    assert trials.tried == {frozenset({"l0"})}
+
+
+@pytest.mark.parametrize(
+    ("count", "culprits", "kept"),
+    [(5, {1}, {1}), (8, {7}, {7}), (9, {4}, {4, 5}), (20, {10, 11}, {9, 10, 11}), (16, {0, 15}, {0, 1, 14, 15})],
+)
+def test_the_layers_that_put_int8_behind_others_stay_float(count, culprits, kept):
+    """In at most eight groups that follow each other."""
+    trials = NoisyTrials(count, culprits, 20.0, 20.51)
+    layers, note = layers_behind_baseline(trials, frozenset())
+    assert layers == {f"l{place}" for place in kept}
+    assert note is not None
+    assert re.findall(r"l\d+", note) == [f"l{place}" for place in sorted(kept)]
+    assert "20.0 dB" in note
+    assert "20.5 dB" in note
+    assert len(trials.tried) <= 30
+
+
+def test_layers_that_are_float_already_stay_so_and_are_not_named():
+    trials = NoisyTrials(9, {2}, 20.0, 25.0)
+    layers, note = layers_behind_baseline(trials, frozenset({"l0"}))
+    assert layers == {"l0", "l2"}, "eight others are eight groups"
+    assert "l0" not in str(note)
+    assert all("l0" in names for names in trials.tried)
+
+
+def test_the_form_of_other_tools_is_measured_on_the_same_images(tiny_onnx, cache):
+    ready = prepare_int8(load(tiny_onnx), SAMPLES, QuantizeOptions("onnxruntime", samples=32), Stages(), cache)
+    trials = Trials(ready, load(tiny_onnx))
+    assert 20 < trials.baseline_db() < trials.sqnr_db(())
 
 
 @pytest.mark.slow
@@ -179,4 +303,4 @@ def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
     (tmp_path / "old.onnx").write_bytes(model.SerializeToString())
     report = _quantized(tmp_path / "old.onnx", tmp_path, cache, samples=32)
     assert report.layers_int8 == 1
-    assert any(note.endswith("the graph of operator set 12 was lifted to 13") for note in report.notes)
+    assert "operator set 12 was lifted to 13" in report.notes

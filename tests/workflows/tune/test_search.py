@@ -27,13 +27,14 @@ WITHIN = 1.05  # of the best, as a choice has to be
 MACHINE = Machine("cpu", 2, "system", "3", {}, "2026-01-01", 0.0)
 
 
-def _quality(noise: float = 0.0, top1: float | None = None) -> Quality:
+def _quality(noise: float = 0.0, top1: float | None = None, auroc: float | None = None) -> Quality:
     """Answers to 64 images that differ from the FP32 model's by `noise`."""
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((64, 10))
     meter = ParityMeter()
     meter.update(reference, reference + noise * rng.standard_normal(reference.shape))
-    return Quality(meter.result(), 64, "seeded inputs", top1, 0 if top1 is None else 1000)
+    labelled = 0 if top1 is None and auroc is None else 1000
+    return Quality(meter.result(), 64, "seeded inputs", top1, labelled, auroc)
 
 
 def _file(form: str, size: int = 1000) -> ModelFile:
@@ -212,6 +213,20 @@ def test_a_drop_that_is_too_large_is_not_chosen_and_one_within_the_limit_is():
     assert loose.chosen.drop_points == pytest.approx(2.0)
     assert (loose.chosen.top1, loose.chosen.labelled) == (0.78, 1000)
     assert "top-1 78.00% on 1000 images" in loose.reason
+
+
+def test_the_drop_of_a_multilabel_model_is_that_of_its_auroc():
+    qualities = {"fp32": _quality(auroc=0.80), "fp16": _quality(auroc=0.799), "int8.openvino": _quality(auroc=0.78)}
+    _, chosen = _search(KnownMachine(_true, qualities), _trials(), Limits(max_drop=0.5))
+    assert chosen.file.form == "fp32"
+    loose, chosen = _search(KnownMachine(_true, qualities), _trials(), Limits(max_drop=2.0))
+    assert chosen.file.form == "int8.openvino"
+    assert loose.chosen.drop_points == pytest.approx(2.0)
+    assert (loose.chosen.top1, loose.chosen.auroc, loose.chosen.labelled) == (None, 0.78, 1000)
+    assert "AUROC 0.7800 on 1000 images" in loose.reason
+    header, *rows = loose.to_text().splitlines()[1:3]
+    assert "  AUROC  " in header
+    assert "0.7800" in rows[0] or "0.8000" in rows[0]
 
 
 def test_without_labels_a_drop_counts_the_answers_that_changed():

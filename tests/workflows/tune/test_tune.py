@@ -96,7 +96,7 @@ def test_its_json_makes_the_pareto_plot(tuned, tmp_path):
     (tmp_path / "tune.json").write_text(json.dumps(report.to_json()))
     points = pareto_points([tmp_path / "tune.json"])
     assert len(points) == len(report.pareto)
-    assert {point.top1 for point in points} == {one.top1 for one in report.pareto}
+    assert {point.accuracy for point in points} == {one.top1 for one in report.pareto}
 
 
 @pytest.mark.slow
@@ -311,3 +311,50 @@ def test_a_quantized_file_cannot_be_tuned(tuned, tmp_path):
     with pytest.raises(ModelFileError) as caught:
         tune([quantized], TuneOptions(**QUICK), out=tmp_path)
     assert caught.value.subject == str(quantized)
+
+
+@pytest.fixture
+def labels_csv(tmp_path):
+    """Forty digits, of which each label is that of a fourth."""
+    lines = ["file," + ",".join(map(str, range(10)))]
+    for place, path in enumerate(sorted((DIGITS / "held_out").glob("*/*.png"))[::9]):
+        lines.append(f"{path}," + ",".join(str(int((place + label) % 4 == 0)) for label in range(10)))
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    return tmp_path / "labels.csv"
+
+
+def test_labels_of_a_csv_judge_a_multilabel_model(tiny_onnx, labels_csv, tmp_path):
+    options = TuneOptions(precisions=("fp32",), backends=("onnxruntime",), threads=(1,), data=labels_csv, max_drop=1.0)
+    report = tune([tiny_onnx], options, out=tmp_path / "tune", task="multilabel")
+    (one,) = report.candidates
+    assert (one.top1, one.labelled, one.drop_points) == (None, 40, 0.0)
+    assert 0 < one.auroc < 1
+    assert one.compared_on == "40 images of the labelled data"
+    assert TuneReport.from_json(json.loads(json.dumps(report.to_json()))).candidates == report.candidates
+
+
+@pytest.mark.parametrize(
+    ("facts", "subject"),
+    [
+        ({"task": "regression", "data": "labels.csv"}, "--data"),
+        ({"task": "features", "max_drop": 1.0}, "--max-drop"),
+        ({"task": "multilabel", "max_drop": 1.0}, "--max-drop"),
+    ],
+)
+def test_an_accuracy_that_a_task_does_not_have_is_refused_before_the_work(
+    tiny_onnx, labels_csv, tmp_path, facts, subject
+):
+    data = labels_csv if "data" in facts else None
+    options = TuneOptions(**QUICK, data=data, max_drop=facts.get("max_drop"))
+    with pytest.raises(UsageError) as caught:
+        tune([tiny_onnx], options, out=tmp_path / "tune", task=facts["task"])
+    assert caught.value.subject == subject
+    assert not list(tmp_path.glob("tune/*.fp16.onnx"))
+
+
+def test_models_of_two_tasks_are_not_ranked(tiny_onnx, digits_onnx, labels_csv, tmp_path):
+    options = TuneOptions(**QUICK, data=labels_csv)
+    with pytest.raises(UsageError) as caught:
+        tune([load(tiny_onnx, task="multilabel"), digits_onnx], options, out=tmp_path / "tune")
+    assert caught.value.subject == "--data"
+    assert "tiny.onnx by auroc, digits.onnx by top1" in caught.value.why

@@ -1,0 +1,276 @@
+"""Adopt an ONNX file of somebody else's: bring it into the form that passes, recipes and backends expect.
+
+Exporters differ in what they write for the same network: operator sets since 7, weights that are listed as graph
+inputs (IR 3), weights that nodes compute, nodes out of order or with names used twice, functions, images in NHWC.
+`adopt` removes these differences, says each in one sentence, and changes no result. What no rewrite can mend is refused
+with the reason and the way out: a network in training mode, one that ONNX Runtime has optimized for a machine, 3-D
+convolutions, and operator sets before 7.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    TopologicalSortPass,
+)
+
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.graph.graph_pass import apply_passes
+from densenet_deploy.graph.nodes import is_operator, new_node, unused_name
+from densenet_deploy.graph.onnx_file import check_onnx, invalid_onnx_refused, refuse_optimized
+from densenet_deploy.graph.reduced_precision import lift_opset
+
+OLDEST_OPSET: Final = 7
+"""The oldest operator set that is adopted: since then, norms and broadcasting mean what they mean today."""
+
+LIFTED_OPSET: Final = 13
+"""The operator set to which older ones are lifted: the first in which DequantizeLinear has a scale per channel."""
+
+_IMAGE_CHANNELS: Final = (1, 3, 4)
+_WEIGHTS_ARE_NO_INPUTS: Final = 4  # the first IR version in which they do not have to be listed
+_ANY_CONSTANT: Final = 9  # the first operator set in which a Constant holds other numbers than floats
+_TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization has the attribute training_mode
+_LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+_TO_NHWC: Final = (0, 2, 3, 1)
+_EVAL: Final = "call model.eval() and export it again"
+
+
+@dataclass(frozen=True)
+class AdoptedGraph:
+    """A graph that passes the checks of `check_onnx`, and what was done to it, one sentence each."""
+
+    model: onnx.ModelProto
+    notes: tuple[str, ...]
+
+
+def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
+    """Return a form of `model`, which `subject` names in errors, that computes the same; `model` is unchanged.
+
+    >>> adopt(onnx.load("densenet-9.onnx"), "densenet-9.onnx").notes                      # doctest: +SKIP
+    ('846 weights that were listed as inputs are constants', 'operator set 9 was lifted to 13')
+
+    Raises:
+        ModelFileError: if it is not a valid ONNX model, is in training mode, was optimized by ONNX Runtime, has 3-D
+            convolutions, or is of an operator set before 7.
+    """
+    refuse_optimized(model, subject)
+    _refuse_old(model, subject)
+    copy = type(model)()
+    copy.CopyFrom(model)
+    repeated = _without_repeats(copy.graph)
+    notes = [f"{repeated} weights or nodes that the file holds twice were dropped"] if repeated else []
+    _refuse_contradictions(copy.graph, subject)
+    with invalid_onnx_refused(subject):
+        graph = ir.from_proto(copy)
+        notes += _in_order(graph)
+    sound = ir.to_proto(graph) if notes else model
+    if not all(value.type.tensor_type.HasField("shape") for value in sound.graph.output):
+        with invalid_onnx_refused(subject):
+            sound = onnx.shape_inference.infer_shapes(sound)
+        graph = ir.from_proto(sound)
+        notes.append("the shapes of outputs, which the file leaves out, were inferred")
+    check_onnx(sound, subject)
+    _refuse_unusable(graph, subject)
+    further = list(_rewritten(graph))
+    if not further:
+        return AdoptedGraph(sound, tuple(notes))
+    adopted = ir.to_proto(graph)
+    check_onnx(adopted, subject)
+    return AdoptedGraph(adopted, (*notes, *further))
+
+
+def _in_order(model: ir.Model) -> Iterator[str]:
+    """Do what makes `model` a valid one, in place, and yield a sentence for each thing done."""
+    if model.functions:
+        yield f"{len(model.functions)} functions were inlined"
+        InlinePass()(model)
+    if TopologicalSortPass()(model).modified:
+        yield "nodes were sorted into execution order"
+    if count := _rename_nodes(model.graph):
+        yield f"{count} nodes whose name another node has were renamed"
+    constants = [node for node in model.graph if is_operator(node, "Constant")]
+    if any(_is_misplaced(node, model.opset_imports.get("", LIFTED_OPSET)) for node in constants):
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
+        yield f"{len(constants)} Constant nodes were stored as initializers"
+
+
+def _rewritten(model: ir.Model) -> Iterator[str]:
+    """Rewrite the valid `model` in place, and yield a sentence for each thing done."""
+    if count := _listed_weights(model.graph):
+        RemoveInitializersFromInputsPass()(model)
+        model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
+        yield f"{count} weights that were listed as inputs are constants"
+    yield from _lifted(model)
+    (folded,) = apply_passes(model, ["fold-constants"])
+    if folded.changed:
+        yield f"{len(folded.changed)} nodes that compute constants were replaced by what they compute"
+    yield from _with_image_input(model.graph)
+
+
+# -- what is refused
+
+
+def _refuse_old(model: onnx.ModelProto, subject: object) -> None:
+    version = _opset_of(model.opset_import)
+    if version is not None and version < OLDEST_OPSET:
+        why = f"is of operator set {version}, older than {OLDEST_OPSET}, the oldest that is read"
+        raise ModelFileError(subject, why, f"export it again with operator set {LIFTED_OPSET} or later")
+
+
+def _refuse_contradictions(graph: onnx.GraphProto, subject: object) -> None:
+    names = [*(tensor.name for tensor in graph.initializer), *(name for node in graph.node for name in node.output)]
+    for name, count in Counter(filter(None, names)).items():
+        if count > 1:
+            why = f"is not a valid ONNX model: {count} weights or nodes make a value called {name}"
+            raise ModelFileError(subject, why, "export it again")
+
+
+def _opset_of(imports: Iterable[Any]) -> int | None:
+    return next((int(entry.version) for entry in imports if entry.domain in ("", "ai.onnx")), None)
+
+
+def _refuse_unusable(model: ir.Model, subject: object) -> None:
+    """Refuse a network in training mode, and 3-D convolutions."""
+    version = model.opset_imports.get("", LIFTED_OPSET)
+    for node in model.graph.all_nodes():
+        name = node.name or node.outputs[0].name
+        if is_operator(node, "BatchNormalization") and _normalizes_by_batch(node, version):
+            why = f"its BatchNormalization {name} is in training mode: a result depends on the whole batch"
+            raise ModelFileError(subject, why, _EVAL)
+        if is_operator(node, "Dropout") and _drops_at_random(node):
+            raise ModelFileError(subject, f"its Dropout {name} is in training mode: results are random", _EVAL)
+        if is_operator(node, "Conv") and _is_3d(node):
+            why = f"its convolution {name} is 3-D (N, C, D, H, W), and only 2-D images (N, C, H, W) are supported"
+            raise ModelFileError(subject, why, "give a 2-D network")
+
+
+def _normalizes_by_batch(norm: ir.Node, version: int) -> bool:
+    if version >= _TRAINING_FLAG:
+        return norm.attributes.get_int("training_mode", 0) != 0
+    return any(value.name for value in norm.outputs[1:])
+
+
+def _drops_at_random(dropout: ir.Node) -> bool:
+    """Whether the third input, which operator sets before 12 do not have, says so."""
+    flag = dropout.inputs[2] if len(dropout.inputs) > 2 else None
+    tensor = ir.convenience.get_const_tensor(flag) if flag is not None else None
+    return tensor is not None and bool(tensor.numpy().any())
+
+
+def _is_3d(conv: ir.Node) -> bool:
+    weight = conv.inputs[1]
+    ranks = {len(conv.attributes.get_ints("kernel_shape", ()))}
+    if weight is not None and weight.shape is not None:
+        ranks.add(weight.shape.rank() - 2)
+    return 3 in ranks
+
+
+# -- names, order, inputs, operator set
+
+
+def _without_repeats(graph: onnx.GraphProto) -> int:
+    """Drop weights and nodes that stand there twice, the second the same as the first, and return how many."""
+    return _drop_repeats(graph.initializer, lambda tensor: tensor.name) + _drop_repeats(
+        graph.node, lambda node: tuple(node.output)
+    )
+
+
+def _drop_repeats(items: Any, key: Callable[[Any], object]) -> int:
+    first: dict[object, int] = {}
+    seen = [first.setdefault(key(item), place) for place, item in enumerate(items)]
+    repeats = [place for place, item in enumerate(items) if seen[place] < place and items[seen[place]] == item]
+    for place in reversed(repeats):
+        del items[place]
+    return len(repeats)
+
+
+def _rename_nodes(graph: ir.Graph) -> int:
+    """Give every node whose name an earlier node has a name of its own, and return how many those are."""
+    taken, met, count = {node.name for node in graph}, set[str](), 0
+    for node in graph:
+        if node.name in met:
+            number = next(number for number in itertools.count(2) if f"{node.name}_{number}" not in taken)
+            node.name = f"{node.name}_{number}"
+            taken.add(node.name)
+            count += 1
+        elif node.name:
+            met.add(node.name)
+    return count
+
+
+def _listed_weights(graph: ir.Graph) -> int:
+    return sum(value.is_initializer() for value in graph.inputs)
+
+
+def _is_misplaced(constant: ir.Node, version: int) -> bool:
+    """Whether a layer reads what `constant` holds, or the operator set knows no Constant of such numbers."""
+    attribute = constant.attributes.get("value")
+    is_float = attribute is None or attribute.as_tensor().dtype.is_floating_point()
+    return any(use.node.op_type in _LAYERS for use in constant.outputs[0].uses()) or (
+        version < _ANY_CONSTANT and not is_float
+    )
+
+
+def _lifted(model: ir.Model) -> Iterator[str]:
+    """Lift `model`, in place; what cannot be lifted can still be run, and what needs a later set refuses it."""
+    given = model.opset_imports.get("", LIFTED_OPSET)
+    if given >= LIFTED_OPSET:
+        return
+    try:
+        lift_opset(model, LIFTED_OPSET)
+        apply_passes(model, ["restore-softmax"])
+        yield f"operator set {given} was lifted to {LIFTED_OPSET}"
+    except ModelFileError as exc:
+        yield f"operator set {given} was kept: {exc.why}"
+
+
+# -- the input
+
+
+def _with_image_input(graph: ir.Graph) -> Iterator[str]:
+    """Let images enter as (N, C, H, W)."""
+    if len(graph.inputs) == 1 and _takes_nhwc(graph):
+        yield "images enter as (N, C, H, W): a Transpose to the (N, H, W, C) of the file was put in front"
+        _put_transpose_in_front(graph)
+
+
+def _takes_nhwc(graph: ir.Graph) -> bool:
+    """Whether the last axis of the input holds the channels that the first convolution reads, and axis 1 does not."""
+    shape = graph.inputs[0].shape
+    if shape is None or shape.rank() != 4:
+        return False
+    conv = next((node for node in graph if is_operator(node, "Conv")), None)
+    weight = conv.inputs[1] if conv is not None else None
+    if conv is None or weight is None or weight.shape is None:
+        return False
+    channels = weight.shape[1]
+    if not isinstance(channels, int):
+        return False
+    channels *= conv.attributes.get_int("group", 1)
+    return shape[3] == channels and channels in _IMAGE_CHANNELS and shape[1] != channels
+
+
+def _put_transpose_in_front(graph: ir.Graph) -> None:
+    old = graph.inputs[0]
+    name, shape = str(old.name), old.shape
+    assert shape is not None
+    batch, height, width, channels = shape
+    new = ir.Value(name=name, type=old.type, shape=ir.Shape([batch, channels, height, width]))
+    transpose = new_node("Transpose", f"{name}:nhwc", [new], [ir.AttrInt64s("perm", list(_TO_NHWC))])
+    result = transpose.outputs[0]
+    result.type, result.shape = old.type, shape
+    ir.convenience.replace_all_uses_with(old, result)
+    graph.inputs[0] = new
+    result.name = unused_name(graph, f"{name}:nhwc")
+    graph.insert_before(graph[0], transpose)

@@ -1,0 +1,315 @@
+"""The report of `evaluate`: the figures of the task, what is weak, and the comparison with a second model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final
+
+from densenet_deploy.analysis.accuracy import Confusion, ReliabilityBin
+from densenet_deploy.analysis.multilabel import LabelMetrics
+from densenet_deploy.analysis.regression import OutputErrors
+from densenet_deploy.errors import printable
+from densenet_deploy.records import Choice
+from densenet_deploy.reports import Report, table
+
+FIGURES: Final[Mapping[str, Mapping[str, str]]] = {
+    "multiclass": {"top1": "top-1", "top5": "top-5", "calibration_error": "calibration error"},
+    "multilabel": {"auroc": "AUROC", "average_precision": "average precision", "f1": "F1"},
+    "regression": {"mae": "MAE", "rmse": "RMSE"},
+}
+"""The figures of each task, in words by JSON key, the main one first."""
+
+JUDGED_BY: Final = {"multiclass": "top1", "multilabel": "auroc"}
+"""The figure by which models of a task are compared, a fraction, larger is better; other tasks have none."""
+
+_PARTS: Final = {
+    "multiclass": ("reliability", "classes", "confusion"),
+    "multilabel": ("by_label",),
+    "regression": ("by_output",),
+}
+_LISTED: Final = 3
+_LISTED_FILES: Final = 20
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class: its images, how many were recognized, and how many images were given this class."""
+
+    index: int
+    count: int
+    right: int
+    answered: int
+    label: str | None
+    top1: float
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An image that could not be read, and why."""
+
+    file: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An image to which two models give different classes, with the score of each."""
+
+    file: Path
+    truth: int
+    first: int
+    first_score: float
+    second: int
+    second_score: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What models of a task are compared by, larger is better: `top-1` or mean `AUROC`, and its value, 0 to 1."""
+
+    name: str
+    value: float
+
+    @classmethod
+    def of(cls, top1: float | None, auroc: float | None) -> Accuracy | None:
+        """Return the one that is known, if any."""
+        if top1 is not None:
+            return cls("top-1", top1)
+        return None if auroc is None else cls("AUROC", auroc)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The value as the field writes it: top-1 in percent, an AUROC as a fraction."""
+        return f"{self.value:.2%}" if self.name == "top-1" else f"{self.value:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """The figures of the tasks; those of other tasks are None.
+
+    Attributes:
+        top1: of multiclass: the fraction of images, 0 to 1, with the right best class.
+        top5: the fraction with the right class among the five best; None if there are five classes or fewer.
+        calibration_error: the expected calibration error, 0 to 1.
+        auroc, average_precision, f1: of multilabel: means over the labels for which they are defined; None if none.
+        mae, rmse: of regression: over all numbers, in their unit.
+    """
+
+    top1: float | None = None
+    top5: float | None = None
+    calibration_error: float | None = None
+    auroc: float | None = None
+    average_precision: float | None = None
+    f1: float | None = None
+    mae: float | None = None
+    rmse: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelComparison(_Figures):
+    """What another model answers on the `shared` images that both could read, and its figures on all it could read.
+
+    Attributes:
+        model: the other one.
+        shared: how many images both could read.
+        difference: of multilabel and regression: this model's figures minus the other's, on the shared images, by JSON
+            key; None where one is undefined.
+        by_label, by_output: those of the other model.
+        top1_agreement: of multiclass: the fraction of shared images to which both give the same class, right or wrong;
+            None if none is shared.
+        only_first_right, only_second_right: of multiclass: how many shared images only one of them has right.
+        disagreements: of multiclass: the shared images to which they give different classes.
+    """
+
+    model: str
+    count: int
+    images_per_second: float
+    backend: str
+    precision: str
+    shared: int
+    difference: Mapping[str, float | None] = field(default_factory=dict)
+    by_label: tuple[LabelMetrics, ...] = ()
+    by_output: tuple[OutputErrors, ...] = ()
+    top1_agreement: float | None = None
+    only_first_right: int | None = None
+    only_second_right: int | None = None
+    disagreements: tuple[Disagreement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReport(Report, _Figures):
+    """How good `model` is at its task. The JSON holds the keys of that task alone.
+
+    Attributes:
+        task: multiclass, multilabel or regression.
+        count: images that could be read.
+        images_per_second: including decoding.
+        classes: of multiclass: every class that has images.
+        confusion: of multiclass: the nonzero entries of the confusion matrix.
+        reliability: of multiclass: the bins of score that hold answers.
+        by_label: of multilabel: the metrics of every label.
+        by_output: of regression: the errors of every output.
+        bad: images that could not be read.
+        against: the comparison with a second model.
+        labels: names of the classes, labels or numbers in the order of the outputs; may be empty.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+
+    model: str
+    task: Annotated[str, Choice(*FIGURES)]
+    count: int
+    images_per_second: float
+    seconds: float
+    reliability: tuple[ReliabilityBin, ...] = ()
+    classes: tuple[ClassResult, ...] = ()
+    confusion: tuple[Confusion, ...] = ()
+    by_label: tuple[LabelMetrics, ...] = ()
+    by_output: tuple[OutputErrors, ...] = ()
+    bad: tuple[BadFile, ...] = ()
+    backend: str
+    device: str
+    precision: str
+    labels: tuple[str, ...] = ()
+    against: ModelComparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report with plain types; keys of other tasks are left out."""
+        facts = super().to_json()
+        figures = {name: facts.pop(name) for name in _names_of(FIGURES)}
+        head = {name: facts.pop(name) for name in ("model", "task", "count")}
+        own = {name: figures[name] for name in FIGURES[self.task]}
+        others = _names_of(_PARTS) - set(_PARTS[self.task])
+        if facts["against"] is not None:
+            facts["against"] = _of_task(facts["against"], self.task)
+        return head | own | {name: value for name, value in facts.items() if name not in others}
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """What judges the model; None of a regression, and of labels without both positive and negative images."""
+        return Accuracy.of(self.top1, self.auroc)
+
+    def to_text(self) -> str:
+        """Return the figures, those of the labels or weakest classes, and the comparison with the second model."""
+        where = f"{self.backend}, {self.device}, {self.precision}"
+        return "\n".join(
+            [
+                *_LINES[self.task](self),
+                f"{self.images_per_second:.1f} images/s, including decoding ({where})",
+                *(f"not read: {printable(bad.file)}: {printable(bad.reason)}" for bad in self.bad),
+                *(() if self.against is None else self._comparison(self.against)),
+            ]
+        )
+
+    def name_of(self, index: int) -> str:
+        """Return the label of an output in printable characters, or `class 7`, `label 7` or `output 7`."""
+        kind = {"multiclass": "class", "multilabel": "label"}.get(self.task, "output")
+        return printable(self.labels[index] if self.labels else f"{kind} {index}", 40)
+
+    def _comparison(self, other: ModelComparison) -> list[str]:
+        return [*self._disagreements(other)] if self.task == "multiclass" else [*self._differences(other)]
+
+    def _differences(self, other: ModelComparison) -> Iterator[str]:
+        names = FIGURES[self.task]
+        figures = ", ".join(f"{words} {number(getattr(other, name))}" for name, words in names.items())
+        yield f"against {printable(other.model)}: {figures} on {other.count} images"
+        changes = (f"{words} {_signed(other.difference.get(name))}" for name, words in names.items())
+        yield f"difference, this model minus the other on {other.shared} shared images: {', '.join(changes)}"
+
+    def _disagreements(self, other: ModelComparison) -> Iterator[str]:
+        agreement = "no image in common" if other.top1_agreement is None else f"{other.top1_agreement:.2%} agreement"
+        only = f"only one is right: {other.only_first_right} (this model), {other.only_second_right} (the other)"
+        yield f"against {printable(other.model)}: top-1 {percent(other.top1)}, {agreement}, {only}"
+        yield from map(self._disagreement, other.disagreements[:_LISTED_FILES])
+        more = len(other.disagreements) - _LISTED_FILES
+        if more > 0:
+            yield f"… and {more} more; --json lists all"
+
+    def _disagreement(self, found: Disagreement) -> str:
+        first = f"{self.name_of(found.first)} ({found.first_score:.0%})"
+        second = f"{self.name_of(found.second)} ({found.second_score:.0%})"
+        return f"  {printable(found.file)}: {self.name_of(found.truth)}; {first}, the other {second}"
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent, or `–` where it is undefined.
+
+    >>> percent(0.5), percent(None)
+    ('50.00%', '–')
+    """
+    return "–" if value is None else f"{value:.2%}"
+
+
+def number(value: float | None) -> str:
+    """Return a metric to four digits, or `–` where it is undefined.
+
+    >>> number(0.81234), number(61.527), number(None)
+    ('0.8123', '61.53', '–')
+    """
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4g}"
+
+
+def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
+    top5 = "" if report.top5 is None else f", top-5 {report.top5:.2%}"
+    yield f"top-1 {percent(report.top1)}{top5} on {report.count} images"
+    yield f"calibration error {percent(report.calibration_error)}"
+    weakest = sorted((part for part in report.classes if part.right < part.count), key=lambda part: part.top1)
+    if weakest:
+        listed = (f"{report.name_of(part.index)} ({part.top1:.1%} of {part.count})" for part in weakest[:_LISTED])
+        yield f"weakest classes: {', '.join(listed)}"
+    wrong = [entry for entry in report.confusion if entry.truth != entry.predicted]
+    worst = sorted(wrong, key=lambda entry: -entry.count)[:_LISTED]
+    if worst:
+        pairs = ((report.name_of(entry.truth), report.name_of(entry.predicted), entry.count) for entry in worst)
+        yield f"most frequent confusions: {', '.join(f'{one} as {other} ({count})' for one, other, count in pairs)}"
+
+
+def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
+    figures = ", ".join(f"{words} {number(getattr(report, name))}" for name, words in FIGURES[report.task].items())
+    yield f"{figures} (means over the labels) on {report.count} images"
+    header = ("label", "known", "positive", "AUROC", "avg. precision", "F1", "precision", "recall")
+    rows = (
+        (
+            report.name_of(one.index),
+            str(one.count),
+            str(one.positives),
+            *map(number, (one.auroc, one.average_precision, one.f1, one.precision, one.recall)),
+        )
+        for one in report.by_label
+    )
+    yield from table(header, rows, range(1, len(header)))
+
+
+def _regression_lines(report: EvaluateReport) -> Iterator[str]:
+    yield f"MAE {number(report.mae)}, RMSE {number(report.rmse)} on {report.count} images"
+    if len(report.by_output) > 1:
+        rows = ((report.name_of(one.index), number(one.mae), number(one.rmse)) for one in report.by_output)
+        yield from table(("output", "MAE", "RMSE"), rows, (1, 2))
+
+
+_LINES: Final = {"multiclass": _multiclass_lines, "multilabel": _multilabel_lines, "regression": _regression_lines}
+
+_COMPARED: Final = {
+    "multiclass": ("top1_agreement", "only_first_right", "only_second_right", "disagreements"),
+    "multilabel": ("difference", "by_label"),
+    "regression": ("difference", "by_output"),
+}
+
+
+def _of_task(facts: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the facts of a comparison without those of other tasks."""
+    others = (_names_of(FIGURES) - set(FIGURES[task])) | (_names_of(_COMPARED) - set(_COMPARED[task]))
+    return {name: value for name, value in facts.items() if name not in others}
+
+
+def _names_of(by_task: Mapping[str, Sequence[str] | Mapping[str, str]]) -> set[str]:
+    return {name for names in by_task.values() for name in names}

@@ -1,0 +1,57 @@
+"""Nodes that hand their input on go; those that do something, or whose place is needed, stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from densenet_deploy.graph.graph_pass import apply_passes
+from tests.graph.onnx_text import model_of, operators, outputs_of
+
+PADS = "int64[8] none = {0,0,0,0,0,0,0,0}, int64[8] some = {0,0,1,1,0,0,1,1}"
+SAME = "float[N,3,5,5] y"
+
+
+def _removed(body, outputs=SAME):
+    model = model_of(body, PADS, outputs=outputs)
+    before = outputs_of(model)
+    (report,) = apply_passes(model, ["remove-identity"])
+    for old, new in zip(before, outputs_of(model), strict=True):
+        np.testing.assert_array_equal(new, old)
+    return operators(model), report
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Identity(x)  y = Relu(a)",
+        "a = Dropout(x)  y = Relu(a)",
+        "a, unread = Dropout(x)  y = Relu(a)",
+        "a = Pad(x, none)  y = Relu(a)",
+        "a = Cast<to=1>(x)  y = Relu(a)",
+        "a = Relu(x)  y = Identity(a)",
+        "a = Identity(x)  b = Identity(a)  c = Relu(b)  y = Identity(c)",
+    ],
+)
+def test_a_node_without_effect_is_removed(body):
+    kinds, report = _removed(body)
+    assert kinds == ["Relu"]
+    assert report.skipped == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "skips"),
+    [
+        ("y = Pad(x, some)", "float[N,3,7,7] y", 0),
+        ("y = Cast<to=10>(x)", "float16[N,3,5,5] y", 0),
+        ("y, z = Dropout(x)", f"{SAME}, bool[N,3,5,5] z", 1),
+        ("y = Identity(x)", SAME, 1),
+        ("a = Relu(x)  y = Identity(a)  z = Relu(a)", f"{SAME}, float[N,3,5,5] z", 1),
+        ("a = Relu(x)  y = Identity(a)", f"{SAME}, float[N,3,5,5] a", 1),
+    ],
+)
+def test_a_node_that_is_needed_stays(body, outputs, skips):
+    kinds, report = _removed(body, outputs)
+    assert len(report.skipped) == skips
+    assert report.changed == ()
+    assert len(kinds) == body.count("=") - body.count("<to=")

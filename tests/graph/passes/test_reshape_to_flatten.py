@@ -1,0 +1,71 @@
+"""A Reshape that keeps the batch and flattens the rest is a Flatten; any other stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from densenet_deploy.graph.graph_pass import apply_passes
+from tests.graph.onnx_text import model_of, operators, outputs_of
+
+STORED = (
+    "int64 zero = {0}, int64[1] first = {0}, int64[1] second = {1}, int64[1] minus = {-1}, int64[1] rest = {12}, "
+    "int64[2] kept = {0,-1}, int64[2] counted = {-1,12}, int64[2] fixed = {2,12}, int64[2] halves = {-1,6}, "
+    "int64[2] all = {2,-1}, int64[3] three = {0,-1,1}, int64[1] flat = {-1}, int64[2] other = {1,-1}"
+)
+VIEW = "s = Shape({0})  g = Gather(s, zero)  u = Unsqueeze(g, first)  t = Concat<axis=0>(u, {1})"
+TWO, ANY = "float[2,3,2,2] x", "float[N,3,2,2] x"
+
+
+def _rewritten(body, inputs, outputs="float[M,12] y"):
+    model = model_of(body, STORED, inputs, outputs)
+    before = outputs_of(model)
+    (report,) = apply_passes(model, ["reshape-to-flatten"])
+    for old, new in zip(before, outputs_of(model), strict=True):
+        np.testing.assert_array_equal(new, old)
+    return operators(model), report
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs"),
+    [
+        ("y = Reshape(x, kept)", ANY),
+        ("y = Reshape(x, counted)", ANY),
+        ("y = Reshape(x, all)", TWO),
+        ("y = Reshape(x, fixed)", TWO),
+        (VIEW.format("x", "minus") + " y = Reshape(x, t)", ANY),
+        (VIEW.format("x", "rest") + " y = Reshape(x, t)", ANY),
+        ("s = Shape(x)  u = Slice(s, first, second)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)", ANY),
+        ("s = Shape(x)  u = Gather(s, first)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)", ANY),
+    ],
+)
+def test_a_view_of_rows_is_a_flatten(body, inputs):
+    kinds, report = _rewritten(body, inputs)
+    assert kinds == ["Flatten"]
+    assert len(report.changed) == 1
+
+
+def test_the_batch_may_be_that_of_an_earlier_tensor():
+    body = VIEW.format("x", "minus") + " r = Relu(x)  p = MaxPool<kernel_shape=[1,1]>(r)  y = Reshape(p, t)"
+    assert _rewritten(body, ANY)[0] == ["Relu", "MaxPool", "Flatten"]
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "outputs"),
+    [
+        ("y = Reshape(x, halves)", ANY, "float[M,6] y"),
+        ("y = Reshape(x, other)", TWO, "float[1,24] y"),
+        ("y = Reshape(x, three)", ANY, "float[N,12,1] y"),
+        ("y = Reshape(x, flat)", ANY, "float[M] y"),
+        ("y = Reshape(x, q)", f"{TWO}, int64[2] q", "float[2,12] y"),
+        ("y = Reshape<allowzero=1>(x, fixed)", TWO, "float[2,12] y"),
+        (VIEW.format("k", "minus") + " y = Reshape(x, t)", f"{TWO}, float[2,1] k", "float[2,12] y"),
+        ("s = Shape(x)  u = Gather(s, second)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)", ANY, "float[3,M] y"),
+        ("s = Shape(x)  u = Slice(s, second, rest)  y = Reshape(x, u)", ANY, "float[3,2,M] y"),
+    ],
+)
+def test_any_other_reshape_stays(body, inputs, outputs):
+    model = model_of(body, STORED, inputs, outputs)
+    nodes = operators(model)
+    (report,) = apply_passes(model, ["reshape-to-flatten"])
+    assert (report.changed, len(report.skipped), operators(model)) == ((), 1, nodes)

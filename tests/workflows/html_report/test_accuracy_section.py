@@ -1,0 +1,66 @@
+"""The accuracy section shows the figures of each task, in tables of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport
+from densenet_deploy.workflows.html_report.accuracy_section import accuracy_section, accuracy_text
+from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources
+from densenet_deploy.workflows.html_report.page import Section, Table
+from tests.workflows.evaluation.test_report import MULTICLASS, MULTILABEL, REGRESSION
+
+
+def section(*found: EvaluateReport) -> Section:
+    evaluations = tuple(Loaded(Path("evaluate.json"), one) for one in found)
+    return accuracy_section(Material(ReportSources(("a.onnx",)), (), evaluations=evaluations))
+
+
+def tables(shown: Section) -> dict[str, list[list[str]]]:
+    found = (block for block in shown.blocks if isinstance(block, Table))
+    return {one.caption: [list(one.headings), *([cell.text for cell in row] for row in one.rows)] for one in found}
+
+
+RAN = ["model", "ran on"]
+READ = ["images", "unreadable"]
+
+
+def test_classes_have_top1_and_their_agreement() -> None:
+    found = tables(section(MULTICLASS))
+    assert found["Accuracy"] == [
+        [*RAN, "top-1", "top-5", "calibration error", *READ, "same answer as"],
+        ["a.onnx", "onnxruntime, fp32", "75.00 %", "100.00 %", "12.50 %", "4", "0", "b.onnx: 66.67 %"],
+    ]
+    assert "calibration error" in section(MULTICLASS).lead
+
+
+def test_labels_have_their_areas_and_a_row_each() -> None:
+    shown = section(MULTILABEL)
+    first, rows = tables(shown).values()
+    assert first == [
+        [*RAN, "AUROC", "average precision", "F1", *READ],
+        ["a.onnx", "onnxruntime, fp32", "0.8123", "0.5", "0.6667", "4", "1"],
+    ]
+    assert rows[1:] == [
+        ["a.onnx", "Edema", "0.8123", "0.5", "0.6667", "0.5", "1", "4", "1"],
+        ["a.onnx", "Hernia", "–", "–", "–", "–", "–", "4", "0"],
+    ]
+    assert rows[0][1:] == ["label", "AUROC", "average precision", "F1", "precision", "recall", "known", "positive"]
+    assert ("means over the labels" in shown.lead, "calibration error" in shown.lead) == (True, False)
+
+
+def test_regressions_have_errors() -> None:
+    first, rows = tables(section(REGRESSION)).values()
+    assert first == [[*RAN, "MAE", "RMSE", *READ], ["a.onnx", "onnxruntime, fp32", "2", "2.55", "4", "0"]]
+    assert rows[1:] == [["a.onnx", "output 0", "1", "1.5"], ["a.onnx", "output 1", "3", "3.25"]]
+
+
+def test_every_task_has_its_table() -> None:
+    shown = section(REGRESSION, MULTILABEL, MULTICLASS)
+    captions = list(tables(shown))
+    assert captions[:3] == ["Accuracy", "Accuracy, multilabel", "Accuracy, regression"]
+    assert shown.lead.count(".") == 4
+
+
+def test_an_accuracy_is_written_as_the_field_does() -> None:
+    assert (accuracy_text(Accuracy("top-1", 0.91)), accuracy_text(Accuracy("AUROC", 0.91))) == ("91.00 %", "0.9100")
