@@ -1,9 +1,9 @@
 """Checkpoint files as bytes: untrusted ones are checked before they are parsed, and ours are written reproducibly.
 
 A `.pth` file is a zip (before PyTorch 1.6, a bare pickle). `torch.load(weights_only=True)` builds tensors and refuses
-every other object. Two more kinds are allowed, because training code leaves them beside the weights and building them
-does nothing: numbers of NumPy, and the namespace of a command line. A file is read once, so that what was checked is
-what is loaded, and a zip is judged by its directory, before anything is inflated.
+every other object. Three more kinds are allowed, because training code leaves them beside the weights and building them
+does nothing: numbers of NumPy, paths, and the namespace of a command line. A file is read once, so that what was
+checked is what is loaded, and a zip is judged by its directory, before anything is inflated.
 
 A safetensors file is 8 bytes of header length (little-endian), the header in JSON, and the bytes of the tensors, which
 the offsets must cover once, without holes (https://huggingface.co/docs/safetensors). A duplicate key would let two
@@ -44,6 +44,7 @@ SAVE_STATE_HINT: Final = "save the weights alone: torch.save(model.state_dict(),
 FETCH_AGAIN_HINT: Final = "download or save it again"
 
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+_SYSTEMS: Final = ("Posix", "Windows", "PurePosix", "PureWindows")
 _NUMBERS: Final = "?bhilqBHILQefd"  # NumPy's type codes of booleans, integers and floats
 
 _LARGEST_HEADER_BYTES: Final = 100 * 10**6
@@ -182,7 +183,13 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What a pickle may build besides tensors."""
     kinds = [type(np.dtype(letter)) for letter in _NUMBERS]
     numbers = [(_number, f"numpy.{module}.multiarray.scalar") for module in ("_core", "core")]  # new files, old files
-    return [argparse.Namespace, np.dtype, *kinds, *numbers]
+    paths = [(_path, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in _SYSTEMS]
+    return [argparse.Namespace, np.dtype, *kinds, *numbers, *paths]
+
+
+def _path(*parts: str) -> str:
+    """Replace the paths of any system, which training code leaves among its settings."""
+    return "/".join(map(str, parts))
 
 
 def _number(kind: np.dtype[Any], data: bytes) -> np.generic:

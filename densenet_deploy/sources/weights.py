@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -84,8 +84,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool) -> Weights:
     network, others = chosen_network(file.content)
     keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
     named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
-    foreign = [str(name) for name, value in named.items() if not isinstance(value, _tensor())]
-    tensors = dict(_dense_tensors(file.path, named, foreign))
+    tensors = dict(_dense_tensors(file.path, named, network.short_name if network is not None else str))
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
@@ -98,7 +97,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool) -> Weights:
         layout = network_layout(FoundNetwork(keys, tensors, network.prefix, network.is_bare), others)
     labels = _labels(file.content)
     beside = (name for name in _beside(file.content, keys) if not (labels and name in _LABELS))
-    unused = dict.fromkeys((*foreign, *(name for name in named if name not in layout.names)))
+    unused = [name for name in named if name not in layout.names]
     notes = (
         *((f"weights found under {' → '.join(keys)}",) if keys else ()),
         *_ignoring_note("beside the weights", beside),
@@ -124,18 +123,14 @@ def _is_counter(name: str) -> bool:
     return name.endswith(COUNTER) or name.rpartition(".")[2] == _AVERAGES
 
 
-def _dense_tensors(path: Path, named: Mapping[str, Any], foreign: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that may be weights; whole numbers under other names are added to what is `foreign`."""
+def _dense_tensors(
+    path: Path, named: Mapping[str, Any], short_name: Callable[[str], str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that may be weights: not those of losses and metrics, nor whole numbers under other names."""
     for name, value in named.items():
-        if not isinstance(value, _tensor()):
+        if not isinstance(value, _tensor()) or is_unused(short_name(name)):
             continue
-        if (
-            not value.is_floating_point()
-            and not value.is_quantized
-            and (is_unused(name) or _WEIGHT.fullmatch(name) is None)
-        ):
-            foreign.append(name)
-        elif not is_unused(name):
+        if value.is_floating_point() or value.is_quantized or _WEIGHT.fullmatch(name):
             yield name, _dense(path, name, value)
 
 

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import pathlib
 import pickle
 import random
 import struct
@@ -405,3 +406,11 @@ def test_08_the_twin_that_does_not_lie_is_read(tmp_path):
     path = tmp_path / "truth.safetensors"
     path.write_bytes(file_of({"a": ONE}, b"\0\0\0\0"))
     assert read_checkpoint(path).content["a"].tolist() == [0.0]
+
+
+def test_paths_among_the_settings_become_text(tmp_path):
+    content = {"weight": torch.ones(1), "dir": pathlib.PurePosixPath("/data/a"), "win": pathlib.PureWindowsPath("C:/b")}
+    torch.save(content, tmp_path / "mine.ckpt")
+    read = read_checkpoint(tmp_path / "mine.ckpt").content
+    assert (type(read["dir"]), read["dir"].strip("/")) == (str, "data/a")
+    assert isinstance(read["win"], str)

@@ -140,6 +140,11 @@ def test_the_features_may_be_the_root(prefix, state):
     assert set(read(bare).tensors) == set(state)
 
 
+@pytest.mark.parametrize("prefix", ["train_model.", "metric.", "criterion.net."])
+def test_a_prefix_may_sound_like_a_metric(prefix, state):
+    assert set(read({f"{prefix}{name}": tensor for name, tensor in state.items()}).tensors) == set(state)
+
+
 def test_a_head_outside_of_the_prefix_is_found(state):
     names = {f"module.cnn.{name}": tensor for name, tensor in state.items() if name.startswith("features.")}
     names |= {"module.fc.weight": state["classifier.weight"], "module.fc.bias": state["classifier.bias"]}
