@@ -82,6 +82,14 @@ class ParityOfOutputs:
         """That of the worst output."""
         return worst(self.outputs)[1]
 
+    def parity_lines(self) -> list[str]:
+        """Return lines for people: the worst output, then every output if there are several."""
+        name, parity = worst(self.outputs)
+        if len(self.outputs) == 1:
+            return [line("parity", parity)]
+        each = [f"  {name}: {parity}" for name, parity in self.outputs.items()]
+        return [line("parity", f"{parity} (worst output: {name})"), *each]
+
 
 @dataclass(frozen=True)
 class LayerParity:
@@ -163,19 +171,11 @@ class ComparisonReport(Report, ParityOfOutputs):
     def to_text(self) -> str:
         """Return lines for people."""
         verdict = "passed" if self.passed else "no gate"
-        lines = [line("reference", self.reference), line("candidate", self.candidate), *self._parity_lines()]
+        lines = [line("reference", self.reference), line("candidate", self.candidate), *self.parity_lines()]
         lines += [line("failed", sentence) for sentence in self.failed] or [verdict]
         if self.first_divergence is not None:
             lines.append(line("diverges", f"first at {self.first_divergence}"))
         return "\n".join([*lines, *self._layer_table(), *self._skipped_lines()])
-
-    def _parity_lines(self) -> list[str]:
-        """The worst output, then every output if there are several."""
-        name, parity = worst(self.outputs)
-        if len(self.outputs) == 1:
-            return [line("parity", parity)]
-        each = [f"  {name}: {parity}" for name, parity in self.outputs.items()]
-        return [line("parity", f"{parity} (worst output: {name})"), *each]
 
     def _layer_table(self) -> list[str]:
         if not self.worst_layers:

@@ -82,7 +82,7 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
                 line("layers", f"{self.layers_int8} in INT8, {self.layers_float} float{kept}"),
                 line("checked", self._unasked()),
                 *([line("input", self.input)] if self.input is not None else []),
-                line("parity", self.parity),
+                *self.parity_lines(),
                 line("speed", self.speed or "not measured"),
                 *self.stage_lines(),
                 *(line("layer", sentence) for sentence in self.explanation),
