@@ -367,12 +367,35 @@ def _only_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
     return members[0]
 
 
-def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preprocessing) -> int:
-    """Read past the header and return the number of samples."""
+def image_size_of_inputs(source: object) -> tuple[int, int] | None:
+    """Return height and width of the inputs (N, C, H, W) in an array or its file; None of any other calibration data.
+
+    Raises:
+        DataError: if the file cannot be read.
+        InputError: if it does not exist.
+    """
+    if hasattr(source, "__array__"):
+        shape, dtype = as_array("calibration", source).shape, as_array("calibration", source).dtype
+    elif isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in ARRAY_SUFFIXES:
+        with _opened_array(Path(source)) as (file, _):
+            shape, _, dtype = _header_of(file)
+    else:
+        return None
+    return (shape[2], shape[3]) if len(shape) == 4 and dtype == np.float32 else None
+
+
+def _header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read past the header and return shape, whether it is in Fortran order, and type."""
     read = np.lib.format.read_array_header_1_0
     if np.lib.format.read_magic(file) != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, is_fortran_order, dtype = read(file)
+    return shape, is_fortran_order, dtype
+
+
+def _read_header(file: IO[bytes], size: int, path: Path, preprocessing: Preprocessing) -> int:
+    """Read past the header and return the number of samples."""
+    shape, is_fortran_order, dtype = _header_of(file)
     _require_inputs(shape, dtype, path, preprocessing)
     if is_fortran_order:
         raise DataError(path, "is in Fortran order", "save numpy.ascontiguousarray(array)")

@@ -28,7 +28,7 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32
+from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
@@ -156,7 +156,7 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
     options, stages = options or CastOptions(), Stages(progress)
-    model = as_onnx(source, stages, **stated)
+    model = sized_by(as_onnx(source, stages, **stated), calibration)
     name = f"{model.name}.{options.precision}"
     manifest = reduced_manifest(model.manifest, options.precision)
     size = len(model.to_bytes()) // 2 if model.is_onnx else 0

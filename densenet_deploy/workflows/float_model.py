@@ -6,9 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Manifest
+from densenet_deploy.manifest import THIRD_PARTY, Manifest
 from densenet_deploy.model import Model
-from densenet_deploy.workflows.load import preprocessing_of
+from densenet_deploy.workflows.load import load, preprocessing_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -57,6 +57,17 @@ def require_float32(model: Model) -> None:
 def knows_normalization(manifest: Manifest | None) -> bool:
     """Whether mean and std were stated, so that arrays of calibration data can be checked against them."""
     return manifest is not None and manifest.states_normalization
+
+
+def sized_by(model: Model, calibration: Any) -> Model:
+    """Return `model` with the image size of calibration arrays, where its graph takes any and nobody stated one."""
+    from densenet_deploy.quantization.calibration_data import image_size_of_inputs
+
+    if calibration is None or model.manifest is None or "image_size" not in model.manifest.assumed:
+        return model
+    size = image_size_of_inputs(calibration)
+    is_fixed = model.is_onnx and model.manifest.variant != THIRD_PARTY
+    return model if size is None or is_fixed else load(model, image_size=size)
 
 
 def calibration_data(model: Model, calibration: Any, samples: int) -> CalibrationData:

@@ -27,7 +27,7 @@ from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import float32_form
+from densenet_deploy.workflows.float_model import float32_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.quantize.layer_choice import Trials, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
@@ -156,7 +156,7 @@ def sensitivity(
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or SensitivityOptions(), Stages(progress)
     recipe = chosen_recipe(options.quantization.recipe)
-    model = float32_form(as_onnx(source, stages, **stated))
+    model = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
     path = _output(out, model.name, force=force)
     ready = prepare_int8(model, calibration, options.quantization, stages, cache)
     with stages("float"):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.quantization.calibration_data import open_calibration_data
+from densenet_deploy.quantization.calibration_data import image_size_of_inputs, open_calibration_data
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
 from tests.quantization.observed import samples
@@ -696,3 +696,21 @@ def test_an_iterable_counts_what_was_read_in_one_pass(wrap):
     assert len(list(data)) == data.count == 5
     assert len(list(itertools.islice(data, 3))) == 3
     assert data.count == 5
+
+
+def test_the_image_size_of_arrays_is_read_without_their_values(tmp_path):
+    inputs = np.zeros((2, 3, 16, 24), np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    np.savez(tmp_path / "inputs.npz", inputs)
+    for source in (inputs, torch.from_numpy(inputs), tmp_path / "inputs.npy", str(tmp_path / "inputs.npz")):
+        assert image_size_of_inputs(source) == (16, 24)
+
+
+def test_pixels_folders_and_iterables_have_no_size_of_inputs(tmp_path):
+    np.save(tmp_path / "doubles.npy", np.zeros((2, 3, 16, 24)))
+    pixels, single = np.zeros((2, 16, 24, 3), np.uint8), np.zeros((3, 16, 24), np.float32)
+    for source in (pixels, single, tmp_path, tmp_path / "doubles.npy", iter([single[None]])):
+        assert image_size_of_inputs(source) is None
+    (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataError):
+        image_size_of_inputs(tmp_path / "damaged.npy")

@@ -20,7 +20,7 @@ from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import float32_form
+from densenet_deploy.workflows.float_model import float32_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.quantize.layer_choice import (
@@ -137,7 +137,7 @@ def quantize(
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or QuantizeOptions(), Stages(progress)
     recipe = chosen_recipe(options.recipe)
-    model = float32_form(as_onnx(source, stages, **stated))
+    model = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
     name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)
     size = len(model.to_bytes()) // 4
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)

@@ -51,3 +51,17 @@ def test_a_resnet_quantizes(network, recipe):
     report = quantize(network, images, options, image_size=32).report
     assert report.layers_int8 >= 2
     assert report.parity.sqnr_db > 20  # 8 bits in three layers cost about 30 dB
+
+
+@pytest.mark.parametrize("image_size", [None, (24, 32)])
+def test_arrays_say_the_size_of_images_for_a_graph_that_takes_any(network, image_size):
+    size = {"height": torch.export.Dim("height", min=8, max=64), "width": torch.export.Dim("width", min=8, max=64)}
+    axes = ({0: torch.export.Dim("batch"), 2: size["height"], 3: size["width"]},)
+    program = torch.onnx.export(network, (torch.zeros(2, 3, 32, 40),), dynamo=True, dynamic_shapes=axes, verbose=False)
+    inputs = np.random.default_rng(0).standard_normal((32, 3, 24, 32), np.float32)
+    options = QuantizeOptions(recipe="onnxruntime", never_slower=False)
+    stated = {} if image_size is None else {"image_size": image_size}
+    report = quantize(program.model_proto, inputs, options, **stated).report
+    assert report.input.shape == (3, 24, 32)
+    assert "image_size" not in report.input.assumed
+    assert report.layers_int8 >= 2
