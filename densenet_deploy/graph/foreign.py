@@ -1,7 +1,8 @@
 """Adopt an ONNX file of somebody else's: bring it into the form that passes, recipes and backends expect.
 
 Exporters differ in what they write for the same network: operator sets since 7, weights that are listed as graph
-inputs (IR 3), weights that nodes compute, nodes out of order or with names used twice, functions, images in NHWC.
+inputs (IR 3), weights that nodes compute, nodes out of order or with names used twice, functions, images in NHWC or
+in 16-bit floats.
 `adopt` removes these differences, says each in one sentence, and changes no result. What no rewrite can mend is refused
 with the reason and the way out: a network in training mode, one that ONNX Runtime has optimized for a machine, 3-D
 convolutions, and operator sets before 7.
@@ -41,6 +42,7 @@ _WEIGHTS_ARE_NO_INPUTS: Final = 4  # the first IR version in which they do not h
 _ANY_CONSTANT: Final = 9  # the first operator set in which a Constant holds other numbers than floats
 _TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization has the attribute training_mode
 _LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+_OTHER_FLOATS: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TO_NHWC: Final = (0, 2, 3, 1)
 _EVAL: Final = "call model.eval() and export it again"
 
@@ -116,6 +118,7 @@ def _rewritten(model: ir.Model) -> Iterator[str]:
     if folded.changed:
         yield f"{len(folded.changed)} nodes that compute constants were replaced by what they compute"
     yield from _with_image_input(model.graph)
+    yield from _with_float_ends(model.graph)
 
 
 # -- what is refused
@@ -262,15 +265,52 @@ def _takes_nhwc(graph: ir.Graph) -> bool:
 
 
 def _put_transpose_in_front(graph: ir.Graph) -> None:
-    old = graph.inputs[0]
-    name, shape = str(old.name), old.shape
+    shape = graph.inputs[0].shape
     assert shape is not None
     batch, height, width, channels = shape
-    new = ir.Value(name=name, type=old.type, shape=ir.Shape([batch, channels, height, width]))
-    transpose = new_node("Transpose", f"{name}:nhwc", [new], [ir.AttrInt64s("perm", list(_TO_NHWC))])
-    result = transpose.outputs[0]
-    result.type, result.shape = old.type, shape
+    perm = ir.AttrInt64s("perm", list(_TO_NHWC))
+    _put_in_front(graph, graph.inputs[0].type, ir.Shape([batch, channels, height, width]), "Transpose", perm)
+
+
+def _put_in_front(
+    graph: ir.Graph, kind: ir.TypeProtocol | None, shape: ir.Shape | None, op_type: str, attribute: ir.Attr
+) -> None:
+    """Give the one input another type or shape, from which a new node makes the old one."""
+    old = graph.inputs[0]
+    new = ir.Value(name=old.name, type=kind, shape=shape)
+    node = new_node(op_type, f"{old.name}:{op_type.lower()}", [new], [attribute])
+    result = node.outputs[0]
+    result.type, result.shape = old.type, old.shape
     ir.convenience.replace_all_uses_with(old, result)
     graph.inputs[0] = new
-    result.name = unused_name(graph, f"{name}:nhwc")
-    graph.insert_before(graph[0], transpose)
+    result.name = unused_name(graph, f"{new.name}:{op_type.lower()}")
+    graph.insert_before(graph[0], node)
+
+
+def _with_float_ends(graph: ir.Graph) -> Iterator[str]:
+    """Let images enter, and scores leave, as float32."""
+    given = graph.inputs[0]
+    if len(graph.inputs) == 1 and given.dtype in _OTHER_FLOATS:
+        yield f"images enter as float32: a Cast to the {_name_of(given)} of the file was put in front"
+        to = ir.AttrInt64("to", int(given.dtype))
+        _put_in_front(graph, ir.TensorType(ir.DataType.FLOAT), given.shape, "Cast", to)
+    others = [value for value in graph.outputs if value.dtype in _OTHER_FLOATS]
+    kinds = ", ".join(sorted(set(map(_name_of, others))))
+    for value in others:
+        _cast_at_the_end(graph, value)
+    if others:
+        yield f"{len(others)} outputs leave as float32: a Cast from the {kinds} of the file was put after them"
+
+
+def _name_of(value: ir.Value) -> str:
+    return "" if value.dtype is None else value.dtype.name.lower()
+
+
+def _cast_at_the_end(graph: ir.Graph, value: ir.Value) -> None:
+    name = str(value.name)
+    value.name = unused_name(graph, f"{name}:{_name_of(value)}")
+    cast = new_node("Cast", f"{name}:cast", [value], [ir.AttrInt64("to", int(ir.DataType.FLOAT))])
+    result = cast.outputs[0]
+    result.name, result.type, result.shape = name, ir.TensorType(ir.DataType.FLOAT), value.shape
+    graph.append(cast)
+    graph.outputs[:] = [result if output is value else output for output in graph.outputs]

@@ -151,6 +151,32 @@ def test_an_image_is_nhwc_only_if_its_last_axis_holds_what_the_first_convolution
     assert len(notes) == (size == 16)
 
 
+@pytest.mark.parametrize("kind", ["float16", "double", "bfloat16"])
+def test_images_and_scores_of_another_float_type_are_cast(kind):
+    shape = f"{kind}[N,3,4,4]"
+    text = f"""<ir_version: 8, opset_import: ["" : 13]> g ({shape} x) => ({shape} y, {shape} z) {{
+        y = Neg(x)  z = Identity(y) }}"""
+    adopted = adopt(onnx.parser.parse_model(text), "file.onnx")
+    assert adopted.notes == (
+        f"images enter as float32: a Cast to the {kind} of the file was put in front",
+        f"2 outputs leave as float32: a Cast from the {kind} of the file was put after them",
+    )
+    graph = adopted.model.graph
+    assert [node.op_type for node in graph.node] == ["Cast", "Neg", "Identity", "Cast", "Cast"]
+    assert [value.name for value in (*graph.input, *graph.output)] == ["x", "y", "z"]
+    assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {TensorProto.FLOAT}
+    if kind != "bfloat16":  # which ONNX Runtime negates on no CPU
+        images = np.full((1, 3, 4, 4), 0.5, np.float32)
+        np.testing.assert_array_equal(_run(adopted.model, images), -images)
+
+
+@pytest.mark.parametrize("kind", ["float", "int64", "uint8"])
+def test_images_of_float32_and_of_integers_are_not_cast(kind):
+    text = f"""<ir_version: 8, opset_import: ["" : 13]>
+        g ({kind}[N,3,4,4] x) => ({kind}[N,3,4,4] y) {{ y = Identity(x) }}"""
+    assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()
+
+
 def test_names_that_are_taken_are_not_given_again():
     text = """<ir_version: 8, opset_import: ["" : 13]> g (float[N] x) => (float[N] y) { a = Relu(x)  b = Relu(a)
         c = Relu(b)  y = Relu(c) }"""

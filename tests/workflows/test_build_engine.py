@@ -40,6 +40,7 @@ from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
+from tests.foreign_networks import CONVOLUTIONS, Encoding, image, written
 from tests.made_once import made_once
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -548,3 +549,22 @@ def _check_that_little_memory_is_exit_6(engine: Path) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=engine.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 6, done.stderr
     assert {path.name: path.read_bytes() for path in engine.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "encoding", [Encoding(opset=9, weights="inputs", head="view"), Encoding(opset=12, norm="caffe")]
+)
+def test_a_network_of_another_exporter_runs_in_int8_as_the_plan_says(encoding, tmp_path):
+    path = tmp_path / "other.onnx"
+    onnx.save(written(encoding), path)
+    report = build(path, "int8", calibration=4 * image(encoding, 32) - 2)
+    assert report.runs.convolutions == {"int8": CONVOLUTIONS - 1, "fp16": 1}  # the stem
+    assert list(sidecar_of(report).convolutions.values()).count("int8") == CONVOLUTIONS - 1
+    assert f"operator set {encoding.opset} was lifted to 13" in report.notes
+
+
+@pytest.mark.slow
+def test_the_zoo_network_of_the_onnx_package_becomes_an_engine(tmp_path):
+    source = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_densenet121.onnx"
+    report = build(Path(shutil.copy(source, tmp_path / "light.onnx")), "fp16")
+    assert report.runs.convolutions == {"fp16": 120}

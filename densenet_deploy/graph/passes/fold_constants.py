@@ -49,10 +49,11 @@ class FoldConstants(GraphPass):
         ends = [value for node in computed for value in node.outputs if _is_read_outside(value, nodes)]
         if not ends:
             return PassOutcome.of(model, ())
+        names = [str(node.name or node.outputs[0].name) for node in computed]
         for value, array in zip(ends, _values(model, list(nodes), ends), strict=True):
             _store(graph, value, array)
         graph.remove(reversed(computed), safe=True)
-        return PassOutcome.of(model, (str(node.name or node.outputs[0].name) for node in computed))
+        return PassOutcome.of(model, names)
 
 
 def _constant_nodes(graph: ir.Graph) -> dict[ir.Node, None]:

@@ -88,7 +88,7 @@ def _why_not_dense(conv: ir.Node) -> str | None:
         return "it pads, or has groups"
     source = conv.inputs[0]
     assert source is not None
-    is_pooled = source.producer() is not None and any(is_operator(source.producer(), pool) for pool in _POOLS)
+    is_pooled = any(is_operator(source.producer(), pool) for pool in _POOLS)
     is_one_pixel = source.shape is not None and list(source.shape)[2:] == [1, 1]
     return None if is_pooled or is_one_pixel else "it is not known to read one pixel"
 

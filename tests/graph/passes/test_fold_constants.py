@@ -73,3 +73,25 @@ def test_a_tensor_too_large_for_memory_is_refused(size):
     with pytest.raises(ModelFileError) as caught:
         apply_passes(model, ["fold-constants"])
     assert caught.value.subject == "k"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "Add(w, w)", "Cast<to=1>(w)", "Concat<axis=0>(w, w)", "Div(w, half)", "Flatten<axis=0>(w)", "Gather(w, axes)",
+        "Identity(w)", "Mul(w, w)", "Neg(w)", "Pow(w, half)", "Reciprocal(w)", "Reshape(w, column)", "Shape(w)",
+        "Slice(w, first, last)", "Sqrt(w)", "Squeeze(w)", "Sub(w, half)", "Transpose(w)", "Unsqueeze(w, axes)",
+    ],
+)  # fmt: skip
+def test_every_operator_of_constants_is_computed(expression):
+    stored = f"{STORED}, int64[2] column = {{3, 1}}, int64[1] first = {{0}}, int64[1] last = {{2}}"
+    model = model_of(f"k = {expression}  c = Cast<to=1>(k)  y = other.Own(x, c)", stored)
+    (report,) = apply_passes(model, ["fold-constants"])
+    assert len(report.changed) == 2
+    assert operators(model) == ["Own"]
+
+
+def test_changed_nodes_are_called_by_their_names():
+    model = model_of("[sum] k = Add(w, w)  u = Unsqueeze(k, axes)  y = Mul(x, u)", STORED, outputs=SAME)
+    (report,) = apply_passes(model, ["fold-constants"])
+    assert report.changed == ("sum", "u")

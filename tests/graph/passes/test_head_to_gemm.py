@@ -13,7 +13,7 @@ ROUNDING = 1e-6
 
 ROWS = {"inputs": "float[N,3] x", "outputs": "float[N,4] y"}
 PIXEL = {"inputs": "float[N,3,1,1] x", "outputs": "float[N,4,1,1] y"}
-STORED = weights(w=(3, 4), b=(4,), r=(1, 4), k=(4, 3, 1, 1), one=(1,), g=(4, 1, 1, 1))
+STORED = weights(w=(3, 4), b=(4,), r=(1, 4), k=(4, 3, 1, 1), one=(1,), g=(4, 1, 1, 1), many=(2, 3, 4))
 
 
 def _rewritten(body, **ends):
@@ -75,6 +75,7 @@ def test_a_convolution_behind_a_global_pool_needs_no_known_size():
     [
         ("y = MatMul(x, q)", {"inputs": "float[N,3] x, float[3,4] q", "outputs": "float[N,4] y"}),
         ("y = MatMul(x, w)", {"inputs": "float[N,2,3] x", "outputs": "float[N,2,4] y"}),
+        ("y = MatMul(x, many)", {"inputs": "float[N,3] x", "outputs": "float[2,N,4] y"}),
         ("y = Conv(x, k)", {"inputs": "float[N,3,2,2] x", "outputs": "float[N,4,2,2] y"}),
         ("y = Conv<pads=[1,1,1,1]>(x, k)", {"inputs": "float[N,3,1,1] x", "outputs": "float[N,4,3,3] y"}),
         ("y = Conv<group=4>(x, g)", {"inputs": "float[N,4,1,1] x", "outputs": "float[N,4,1,1] y"}),
@@ -92,3 +93,35 @@ def test_a_convolution_of_one_pixel_inside_the_network_stays():
     ends = {"inputs": "float[N,3,1,1] x", "outputs": "float[N,4,1,1] y"}
     _, report = _rewritten("c = Conv(x, k)  y = Relu(c)", **ends)
     assert (report.changed, report.skipped) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("ending", "shape"),
+    [
+        ("Cast<to=1>(c)", "N,4,1,1"), ("Flatten(c)", "N,4"), ("Identity(c)", "N,4,1,1"), ("LogSoftmax(c)", "N,4,1,1"),
+        ("Reshape(c, rows)", "N,4"), ("Sigmoid(c)", "N,4,1,1"), ("Softmax(c)", "N,4,1,1"), ("Squeeze(c, last)", "N,4"),
+        ("Unsqueeze(c, last)", "N,4,1,1,1,1"),
+    ],
+)  # fmt: skip
+def test_an_activation_or_another_shape_may_follow_the_last_convolution(ending, shape):
+    stored = f"{STORED}, int64[2] rows = {{-1, 4}}, int64[2] last = {{2, 3}}"
+    model = model_of(f"c = Conv(x, k)  y = {ending}", stored, "float[N,3,1,1] x", f"float[{shape}] y")
+    before = outputs_of(model)
+    (report,) = apply_passes(model, ["head-to-gemm"])
+    assert len(report.changed) == 1
+    np.testing.assert_allclose(outputs_of(model)[0], before[0], rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("body", "ends", "names"),
+    [
+        ("[fc] m = MatMul(x, w)  [bias] y = Add(m, b)", ROWS, ["fc"]),
+        ("m = MatMul(x, w)  y = Add(m, b)", ROWS, ["y"]),
+        ("[fc] y = Conv(x, k)", PIXEL, ["fc.flatten", "fc", "fc.unsqueeze"]),
+        ("y = Conv(x, k)", PIXEL, ["y.flatten", "y", "y.unsqueeze"]),
+    ],
+)
+def test_the_gemm_takes_the_name_of_the_head(body, ends, names):
+    model, _ = _rewritten(body, **ends)
+    assert [node.name for node in model.graph] == names
+    assert model.graph.outputs[0].name == "y"

@@ -107,3 +107,14 @@ def test_a_chain_on_other_axes_or_channels_is_skipped(body, inputs, outputs):
     nodes = operators(model)
     (report,) = apply_passes(model, ["merge-affine"])
     assert (report.changed, len(report.skipped), operators(model)) == ((), 1, nodes)
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("[last] ", "last"), ("", "y")])
+def test_the_norm_takes_the_name_of_the_last_node(prefix, name):
+    model = model_of(f"[first] a = Mul(x, s)  {prefix}y = Add(a, t)", weights(**PER_CHANNEL), outputs=SAME)
+    assert _merged(model).changed == (name,)
+    (norm,) = model.graph
+    assert norm.name == name
+    assert [value.name for value in norm.inputs[1:]] == [
+        f"{name}.{role}" for role in ("scale", "shift", "mean", "variance")
+    ]

@@ -69,3 +69,25 @@ def test_any_other_reshape_stays(body, inputs, outputs):
     nodes = operators(model)
     (report,) = apply_passes(model, ["reshape-to-flatten"])
     assert (report.changed, len(report.skipped), operators(model)) == ((), 1, nodes)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "AveragePool<kernel_shape=[1,1]>(x)", "BatchNormalization(x, b, b, b, b)", "Cast<to=1>(x)", "Clip(x)",
+        "Concat<axis=1>(x, x)", "Conv(x, w)", "Dropout(x)", "Flatten(x)", "GlobalAveragePool(x)", "GlobalMaxPool(x)",
+        "Identity(x)", "LeakyRelu(x)", "MaxPool<kernel_shape=[1,1]>(x)", "Relu(x)", "Sigmoid(x)",
+    ],
+)  # fmt: skip
+def test_every_operator_that_keeps_the_batch_is_known(call):
+    stored = f"{STORED}, float[3] b = {{1,1,1}}, float[1,3,1,1] w = {{1,1,1}}"
+    model = model_of(f"{VIEW.format('x', 'minus')} r = {call}  y = Reshape(r, t)", stored, ANY, "float[N,M] y")
+    (report,) = apply_passes(model, ["reshape-to-flatten"])
+    assert len(report.changed) == 1
+
+
+def test_an_operator_that_may_change_the_batch_is_not():
+    body = f"{VIEW.format('x', 'minus')} r = Transpose<perm=[1,0,2,3]>(x)  y = Reshape(r, t)"
+    model = model_of(body, STORED, ANY, "float[N,M] y")
+    (report,) = apply_passes(model, ["reshape-to-flatten"])
+    assert (report.changed, len(report.skipped)) == ((), 1)

@@ -27,6 +27,7 @@ def test_a_softmax_over_scores_is_one_node(kind, inputs, outputs):
     [
         (WRAPPED.format("x", "Softmax"), 2),
         ("y = Softmax(x)", 1),
+        ("s = other.Shape(x)  f = Flatten(x)  k = Softmax(f)  y = Reshape(k, s)", 1),
         ("r = Relu(x)  s = Shape(r)  f = Flatten(x)  k = Softmax(f)  y = Reshape(k, s)", 1),
         ("s = Shape(x)  f = Flatten<axis=2>(x)  k = Softmax(f)  y = Reshape(k, s)", 1),
         ("s = Shape(x)  f = Flatten(x)  k = Softmax<axis=0>(f)  y = Reshape(k, s)", 1),
