@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from densenet_deploy.artifacts import os_errors_about
 from densenet_deploy.errors import InputError, UsageError
@@ -164,7 +164,7 @@ def _of_images(config: Mapping[str, Any]) -> dict[str, Any]:
         facts |= {"image_size": image, "resize": size if config.get("do_resize", True) else "none"}
     if config.get("do_normalize", True):
         values = {name: config.get(f"image_{name}") for name in ("mean", "std")}
-        facts |= {name: tuple(value) for name, value in values.items() if value is not None and _is_list(value)}
+        facts |= {name: tuple(value) for name, value in values.items() if _is_list(value)}
     if config.get("resample") in _RESAMPLING:
         facts["interpolation"] = _RESAMPLING[config["resample"]]
     return facts
@@ -181,7 +181,7 @@ def _side(value: Any) -> Any:
     return sides if all(isinstance(side, int) for side in sides) else None
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value) and bool(value)
 
 

@@ -72,7 +72,7 @@ class _Layer:
     kind: str
     entering: int
     leaving: int
-    bias: bool = True
+    bias: bool
 
     @property
     def container(self) -> str:
@@ -147,7 +147,7 @@ def _layer(owner: str, parameters: Mapping[str, tuple[int, ...]]) -> _Layer:
     if set(parameters) <= _LINEAR and len(weight) == 2:
         return _Layer(owner, "linear", weight[1], weight[0], bias="bias" in parameters)
     if set(parameters) == _NORM and len(weight) == 1:
-        return _Layer(owner, "norm", weight[0], weight[0])
+        return _Layer(owner, "norm", weight[0], weight[0], bias=True)
     name, shape = next((f"{owner}.{parameter}".lstrip("."), shape) for parameter, shape in parameters.items())
     if set(parameters) == {"p"}:
         raise _refused(f"{name} is the exponent of GeM pooling, which is not supported")

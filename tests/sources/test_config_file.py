@@ -61,8 +61,13 @@ def test_older_configs_of_timm_have_its_keys_at_the_top():
     ],
 )
 def test_the_crop_is_a_share_of_what_is_resized_rounded_down(config, resize):
-    facts = facts_of_config({"pretrained_cfg": config})
-    assert facts.resize in (resize, resize[0] if isinstance(resize, tuple) and resize[0] == resize[1] else resize)
+    assert facts_of_config({"pretrained_cfg": config}).resize == resize
+
+
+def test_labels_may_stand_in_either_place_and_the_outer_ones_win():
+    inner = {"pretrained_cfg": {"label_names": ["a", "b"]}}
+    assert facts_of_config(inner).labels == ("a", "b")
+    assert facts_of_config(inner | {"label_names": ["c", "d"]}).labels == ("c", "d")
 
 
 TRANSFORMERS = {

@@ -71,6 +71,12 @@ def test_layers_come_in_the_order_of_their_widths(parts, hidden, assumed):
     assert (head.hidden, head.assumed, head.head) == (hidden, assumed, "classifier")
 
 
+@pytest.mark.parametrize("last", ["classifier", "classifier.1", "logits", "out", "output"])
+def test_of_layers_that_fit_in_any_order_the_classifier_comes_last(last):
+    assert read(linear(last, 32, 32), linear("zz", 32, 32)).names[f"{last}.weight"] == "classifier.weight"
+    assert read(linear("fc1", 32, 32), linear("fc2", 32, 32)).names["fc2.weight"] == "classifier.weight"
+
+
 def test_layers_are_named_by_kind_and_number():
     head = read(linear("fc.0", 32, 9, bias=False), norm("fc.1", 9), linear("out", 9, 4))
     assert head.names["fc.0.weight"] == "head.linear1.weight"

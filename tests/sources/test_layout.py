@@ -59,6 +59,11 @@ def test_two_norms_behind_the_last_block_are_refused(state):
     assert "torch.onnx.export" in error.fix
 
 
+def test_means_among_the_features_are_ignored(state):
+    layout = layout_of(state | {"features.mean": torch.zeros(3)})
+    assert (layout.unused, set(layout.names)) == (("features.mean",), set(state))
+
+
 def test_at_most_five_strange_names_are_listed(state):
     error = refusal(state | {f"features.se.{index}": torch.ones(1) for index in range(6)})
     assert error.why.endswith("features.se.3, features.se.4 and more")
