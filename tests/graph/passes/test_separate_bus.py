@@ -18,7 +18,7 @@ from tests.graph.passes.checks import rewritten, skipped
 # Two segments, x0 (3 channels) and x1 (2), read as a whole by a norm, unless a test says otherwise.
 SHAPES = {
     "w0": (3, 3, 1, 1), "w1": (2, 3, 1, 1), "gamma": (5,), "beta": (5,), "mean": (5,), "var": (5,), "v": (4, 5, 3, 3),
-    "g2": (2,), "b2": (2,), "m2": (2,), "v2": (2,), "w2": (4, 2, 1, 1),
+    "g2": (2,), "b2": (2,), "m2": (2,), "v2": (2,), "w2": (4, 2, 1, 1), "square": (2, 2, 1, 1),
 }  # fmt: skip
 SEGMENTS = "x0 = Conv(x, w0)  x1 = Conv(x, w1)  "
 GATED = "x0 = Conv(x, w0)  k = Conv(x, w1)  h = Sigmoid(k)  x1 = Mul(k, h)  "
@@ -47,6 +47,8 @@ def _reads(model: ir.Model) -> dict[str, list[str]]:
 def test_a_bus_of_convolutions_and_norms_stays_as_it_is():
     assert skipped(_model(SEGMENTS + JOINED + NORM), SeparateBus()) == ""
     assert skipped(_model(SEGMENTS + JOINED + NORM), "separate-bus") == ""
+    lowest = {"x0": np.full(3, -1, np.float32), "x1": np.full(2, -1, np.float32)}
+    assert skipped(_model(SEGMENTS + JOINED + NORM), SeparateBus(lowest)) == "", "their constants take the shift"
 
 
 def test_a_segment_that_no_scale_reaches_gets_a_norm_that_the_concat_reads():
@@ -110,17 +112,19 @@ def test_a_block_that_leaves_the_graph_leaves_it_through_a_norm():
     assert read_tensor_changes(model.metadata_props) == {"s:bus": TensorChange("s")}
 
 
-def test_a_reader_in_a_branch_reads_a_norm_outside():
+@pytest.mark.parametrize("then", ["p = Relu(x1)", "p = Conv(x1, square)"])
+def test_a_reader_in_a_branch_reads_the_segment_itself(then):
+    """Even a Conv there: its weights are outside."""
     branches = (
-        "a = If(c) <then_branch = t () => (float[N,2,5,5] p) { p = Relu(x1) }, "
-        "else_branch = e () => (float[N,2,5,5] q) { q = Neg(x1) }>"
+        f"a = If(c) <then_branch = t () => (float[N,2,5,5] p) {{ {then} }}, "
+        "else_branch = e () => (float[N,2,5,5] q) { q = Abs(x1) }>"
     )
     body = "z = ReduceMax<keepdims=0>(x)  c = Cast<to=9>(z)  "
     model = _model(f"{SEGMENTS}{JOINED}{NORM}  {body}{branches}", f"{OUTPUT}, float[N,2,5,5] a")
     before = outputs_of(model)
     (report,) = apply_passes(model, [SeparateBus()])
     assert report.changed == ("x1",)
-    assert _reads(model)["s"] == ["x0", "x1:bus"]
+    assert {use.node.op_type for use in value_named(model, "x1:bus").uses()} == {"Concat"}
     for old, new in zip(before, outputs_of(model), strict=True):
         np.testing.assert_allclose(new, old, rtol=1e-5)
 
