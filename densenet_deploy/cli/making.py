@@ -75,6 +75,9 @@ def export_command(
     batch: Annotated[str, option("dynamic|N", "Batch size of the input.")] = "dynamic",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights with NaN or Inf.")] = False,
+    key: Annotated[
+        str | None, option("NAME", "Which network of a checkpoint that holds several (default: the only one).")
+    ] = None,
     check: Annotated[
         str | None,
         option(
@@ -98,7 +101,7 @@ def export_command(
     if head is not None:
         require_choice("head", head, HEADS)
     start = source if weights == "none" else weights
-    network = {"variant": variant, "num_classes": num_classes, "head": head}
+    network = {"variant": variant, "num_classes": num_classes, "head": head, "key": key}
     given = {name: value for name, value in network.items() if value is not None}
     custom = {"architecture": architecture} if architecture.changes() else {}
     accepted = {"allow_nonfinite": True} if allow_nonfinite else {}

@@ -64,7 +64,7 @@ def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True
     """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show."""
     file = read_checkpoint(path)
     manifest = Manifest.from_strings(file.strings)
-    weights = weights_from(file, is_ours=manifest is not None)
+    weights = weights_from(file, is_ours=manifest is not None, key=constraint.key)
     config = config_beside(path) if manifest is None else None
     if config is not None:
         weights = weights.described_by(config)

@@ -89,20 +89,24 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     return Layout(short, Head())
 
 
-def chosen_network(content: object) -> tuple[FoundNetwork | None, tuple[FoundNetwork, ...]]:
+def chosen_network(content: object, key: str | None = None) -> tuple[FoundNetwork | None, tuple[FoundNetwork, ...]]:
     """Return (the DenseNet that `content` holds, those that were not taken); None where there is none.
 
-    Beside the weights of training, averages of them and teachers are not taken.
+    Beside the weights of training, averages of them and teachers are not taken, unless `key` names one.
 
     Raises:
-        CheckpointError: naming them, if there are several.
+        CheckpointError: naming them, if there are several, or none called `key`.
     """
     found = networks_in(content)
-    best = [network for network in found if not network.is_copy] or list(found)
+    names = ", ".join(network.name for network in found[:_LISTED])
+    if key is not None:
+        best = [network for network in found if network.name == key]
+        if not best:
+            raise CheckpointError("weights", f"holds no network called {key!r}", f"choose with --key: {names or 'none'}")
+    else:
+        best = [network for network in found if not network.is_copy] or list(found)
     if len(best) > 1:
-        fix = "save the one you want alone: torch.save(model.state_dict(), 'weights.pth')"
-        listed = " and ".join(network.example for network in best[:_LISTED])
-        raise CheckpointError("weights", f"holds {len(best)} networks: {listed}", fix)
+        raise CheckpointError("weights", f"holds {len(best)} networks: {names}", "choose one with --key NAME")
     if not best:
         return None, ()
     return best[0], tuple(network for network in found if network is not best[0])

@@ -54,9 +54,9 @@ class FoundNetwork:
         return any(_COPIES.fullmatch(word) for word in words)
 
     @property
-    def example(self) -> str:
-        """The name of its first convolution, and the way to it."""
-        return " → ".join((*self.keys, f"{self.root}conv0.weight"))
+    def name(self) -> str:
+        """What tells it from others of the same checkpoint: keys and prefix, with dots."""
+        return ".".join((*self.keys, self.prefix)).strip(".") or "(top level)"
 
     def short_name(self, name: str) -> str:
         """Return `name` without the wrapping: `features.conv0.weight`, `classifier.weight`.

@@ -54,6 +54,7 @@ class WeightsConstraint:
         architecture: numbers that the weights do not show (`stem`, `drop_rate`), which win over what is assumed.
         seed: of untrained weights.
         allow_nonfinite: accept NaN and Inf among the weights.
+        key: which network of a checkpoint that holds several: the name that their error lists.
     """
 
     variant: Variant | None = None
@@ -63,6 +64,7 @@ class WeightsConstraint:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     allow_nonfinite: bool = False
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None:

@@ -65,23 +65,25 @@ class Weights:
         return dataclasses.replace(self, facts=facts, notes=(*self.notes, *config.notes))
 
 
-def weights_from(file: CheckpointFile, *, is_ours: bool = False) -> Weights:
+def weights_from(file: CheckpointFile, *, is_ours: bool = False, key: str | None = None) -> Weights:
     """Return the weights that a checkpoint holds; a file that this package wrote (`is_ours`) has our names.
+
+    Of several networks, `key` names one.
 
     Raises:
         CheckpointError: if it holds none, several networks, or a tensor that is sparse, quantized, without data, or not
             of floating point.
     """
     try:
-        return _weights_from(file, is_ours=is_ours)
+        return _weights_from(file, is_ours=is_ours, key=key)
     except CheckpointError as exc:
         if exc.subject != "weights":
             raise
         raise CheckpointError(file.path, exc.why, exc.fix) from exc
 
 
-def _weights_from(file: CheckpointFile, *, is_ours: bool) -> Weights:
-    network, others = chosen_network(file.content)
+def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> Weights:
+    network, others = chosen_network(file.content, key)
     keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
     named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
     tensors = dict(_dense_tensors(file.path, named, network.short_name if network is not None else str))

@@ -53,6 +53,7 @@ class LoadOptions(TypedDict, total=False):
     architecture: Architecture
     seed: int
     allow_nonfinite: bool
+    key: str
 
 
 def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
@@ -67,7 +68,8 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
             None is the untrained `variant`, or DenseNet-121.
         **stated: facts about the images and outputs (see `ModelFacts`), which win over what the source says; and of the
             network `variant`, `num_classes`, `head`, `architecture` (numbers of a custom one), the `seed` of untrained
-            weights, and `allow_nonfinite` for weights with NaN or Inf.
+            weights, `allow_nonfinite` for weights with NaN or Inf, and `key`, which names one of several networks in a
+            checkpoint.
 
     Raises:
         UsageError: if an option or a name is invalid, or there are not as many labels as classes.
@@ -192,6 +194,7 @@ def _network(source: Any, stated: LoadOptions, facts: ModelFacts) -> LoadedNetwo
         architecture=_changes(stated) if variant is None else {},
         seed=stated.get("seed", 0),
         allow_nonfinite=stated.get("allow_nonfinite", False),
+        key=stated.get("key"),
     )
     return sources.load("none" if is_untrained else source, constraint)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture
+from densenet_deploy.manifest import sides
 from densenet_deploy.models.build import build_model
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.runner import open_runner
@@ -40,7 +41,7 @@ REQUESTS = st.fixed_dictionaries(
         ),
         "num_classes": st.integers(1, 6),
         "head": st.sampled_from(HEADS),
-        "image_size": st.integers(1, 40),
+        "image_size": st.integers(1, 40) | st.tuples(st.integers(1, 40), st.integers(1, 40)),
         "channels": st.integers(1, 4),
         "seed": st.integers(0, 1000),
     }
@@ -66,14 +67,14 @@ def test_every_backend_computes_what_the_module_computes(
     path: Path, request_: dict[str, Any], batch: int, fixed: bool
 ) -> None:
     smallest = _smallest(request_)
-    refused = smallest is None or request_["image_size"] < smallest
+    refused = smallest is None or min(sides(request_["image_size"])) < smallest
     with pytest.raises(UsageError) if refused else contextlib.nullcontext():
         export(options=ExportOptions(batch=batch if fixed else None), out=path, force=True, **request_)
     if refused:
         return
     module = load(**request_).module
-    size, channels = request_["image_size"], request_["channels"]
-    _require_same_answers(module, path, (batch, channels, size, size), request_["seed"])
+    shape = (batch, request_["channels"], *sides(request_["image_size"]))
+    _require_same_answers(module, path, shape, request_["seed"])
 
 
 HEADS_OF_OTHERS = st.builds(

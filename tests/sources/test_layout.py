@@ -89,7 +89,22 @@ def test_one_network_of_several_is_chosen_by_its_names(state):
     for content in ({"a": state, "b": dict(state)}, {"ema": state, "teacher": dict(state)}):
         with pytest.raises(CheckpointError) as caught:
             chosen_network(content)
-        assert caught.value.why.startswith("holds 2 networks: ")
+        assert caught.value.why == f"holds 2 networks: {', '.join(content)}"
+        assert "--key" in caught.value.fix
+
+
+def test_a_key_names_one_of_several_networks_and_nothing_else(state):
+    prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+    content = {"a": {"net": dict(state)}, "b": prefixed, "ema": dict(state)}
+    for key, keys in (("a.net", ("a", "net")), ("b.module", ("b",)), ("ema", ("ema",))):
+        network, others = chosen_network(content, key)
+        assert network.keys == keys
+        assert len(others) == 2
+    assert chosen_network(state, "(top level)")[0].keys == ()
+    for wrong, listed in ((content, "a.net, b.module, ema"), ({"a": 3}, "none")):
+        with pytest.raises(CheckpointError) as caught:
+            chosen_network(wrong, "b")
+        assert listed in caught.value.fix
 
 
 def test_another_network_in_the_same_dictionary_is_left_out(state):
