@@ -101,7 +101,7 @@ def test_a_key_names_one_of_several_networks_and_nothing_else(state):
         assert network.keys == keys
         assert len(others) == 2
     assert chosen_network(state, "(top level)")[0].keys == ()
-    for wrong, listed in ((content, "a.net, b.module, ema"), ({"a": 3}, "none")):
+    for wrong, listed in ((content, "b.module, ema, a.net"), ({"a": 3}, "none")):
         with pytest.raises(CheckpointError) as caught:
             chosen_network(wrong, "b")
         assert listed in caught.value.fix
