@@ -230,6 +230,8 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     spec = variant.spec if variant is not None else None
     task = learnt.get("task") or (known.task if known is not None else None)
     thresholds = learnt.get("thresholds") or (known.thresholds if known is not None else ())
+    if task != "multilabel" and not facts.thresholds:
+        thresholds = ()  # a task that the caller states makes those of the source meaningless
     if spec is not None:
         classes = None if spec.head == "features" else spec.num_classes
         _check_labels(labels, classes)

@@ -77,7 +77,10 @@ def test_05_udacity_two_layer_head(save: Save) -> None:
 
 def test_06_torchxrayvision(save: Save) -> None:
     net = network(channels=1, classes=18)
-    model = load(save(net.state_dict() | {"op_threshs": torch.linspace(0.1, 0.9, 18)}, "nih-densenet121.pt"))
+    path = save(net.state_dict() | {"op_threshs": torch.linspace(0.1, 0.9, 18)}, "nih-densenet121.pt")
+    assert load(path, task="regression").manifest.thresholds == ()
+    assert load(path, thresholds=0.3, task="multilabel").manifest.thresholds == (0.3,)
+    model = load(path)
     preprocessing = model.manifest.preprocessing
     assert (preprocessing.mean, preprocessing.std, preprocessing.shape) == ((0.5,), (1 / 2048,), (1, 224, 224))
     assert preprocessing.value_range == (-1024, 1024)
