@@ -102,7 +102,8 @@ def chosen_network(content: object, key: str | None = None) -> tuple[FoundNetwor
     if key is not None:
         best = [network for network in found if network.name == key]
         if not best:
-            raise CheckpointError("weights", f"holds no network called {key!r}", f"choose with --key: {names or 'none'}")
+            fix = f"choose with --key: {names or 'none'}"
+            raise CheckpointError("weights", f"holds no network called {key!r}", fix)
     else:
         best = [network for network in found if not network.is_copy] or list(found)
     if len(best) > 1:
