@@ -32,9 +32,8 @@ def test_a_set_is_files_and_a_table(tmp_path):
 def test_the_network_finds_what_was_drawn_in_float_and_in_int8(tmp_path, capsys):
     main(tmp_path)
     assert "yes" in capsys.readouterr().out
-    floats, int8 = (
-        evaluate(tmp_path / name, tmp_path / "held_out" / "findings.csv") for name in ("chest.onnx", "chest.int8.onnx")
-    )
+    table = tmp_path / "held_out" / "findings.csv"
+    floats, int8 = (evaluate(tmp_path / name, table) for name in ("chest.onnx", "chest.int8.onnx"))
     assert (floats.task, floats.count) == ("multilabel", 400)
     assert floats.auroc > 0.95
     assert int8.auroc > floats.auroc - 0.01
