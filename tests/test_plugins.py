@@ -63,8 +63,8 @@ from densenet_deploy.graph.graph_pass import GraphPass, PassOutcome, graph_passe
 from densenet_deploy.graph.nodes import is_operator
 
 
-@graph_passes.register("remove-identity")
-class RemoveIdentity(GraphPass):
+@graph_passes.register("drop-same")
+class DropSame(GraphPass):
     """Let the readers of an Identity read its input."""
 
     def call(self, model):
@@ -138,11 +138,11 @@ def test_a_graph_pass_in_one_file_runs_by_name(load):
     load(GRAPH_PASS)
     text = '<ir_version: 9, opset_import: ["" : 17]> g (float[N] x) => (float[N] y) { i = Identity(x)  y = Relu(i) }'
     model = ir.from_proto(onnx.parser.parse_model(text))
-    (report,) = apply_passes(model, ["remove-identity"])
+    (report,) = apply_passes(model, ["drop-same"])
     assert len(report.changed) == 1
     assert [node.op_type for node in model.graph] == ["Relu"]
 
 
 def test_the_registries_hold_nothing_of_the_plug_ins_afterwards():
     assert "means" not in backends.names()
-    assert "remove-identity" not in graph_passes.names()
+    assert "drop-same" not in graph_passes.names()
