@@ -22,10 +22,11 @@ def test_radiographs_have_16_bits_and_findings_that_vary():
 
 def test_a_set_is_files_and_a_table(tmp_path):
     table = write_set(tmp_path, 3, seed=1)
-    rows = list(csv.reader(table.open()))
+    rows = list(csv.reader(table.read_text().splitlines()))
     assert rows[0] == ["file", *FINDINGS]
     assert [row[0] for row in rows[1:]] == ["0000.png", "0001.png", "0002.png"]
-    assert Image.open(tmp_path / "0000.png").mode == "I;16"
+    with Image.open(tmp_path / "0000.png") as image:
+        assert image.mode == "I;16"
 
 
 @pytest.mark.slow
