@@ -95,8 +95,8 @@ def facts_of_graph(model: onnx.ModelProto) -> ShownFacts:
 
 
 def scores_per_image(model: onnx.ModelProto) -> int | None:
-    """Return how many scores the one output of `model`, (N, C) or (N, C, 1, 1), holds for an image; None if unknown."""
-    outputs = list(model.graph.output)
+    """Return how many scores the output `logits` or the only one, (N, C) or (N, C, 1, 1), has; None if unknown."""
+    outputs = [value for value in model.graph.output if value.name == "logits"] or list(model.graph.output)
     sizes = [dim.dim_value for dim in outputs[0].type.tensor_type.shape.dim] if len(outputs) == 1 else []
     is_row = len(sizes) >= 2 and all(size == 1 for size in sizes[2:])
     return (sizes[1] or None) if is_row else None

@@ -52,16 +52,6 @@ class TensorSpec:
         return f"{self.name} ({sizes}) {self.dtype}"
 
 
-def score_rows(output: Array) -> Array:
-    """Return scores of images as (N, C): those of (N, C, 1, 1), which a last convolution makes, lose their pixel.
-
-    >>> score_rows(np.zeros((8, 1000, 1, 1))).shape
-    (8, 1000)
-    """
-    is_one_pixel = output.ndim > 2 and all(size == 1 for size in output.shape[2:])
-    return output.reshape(output.shape[:2]) if is_one_pixel else output
-
-
 def checked_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds | Feed, limit: float | None) -> dict[str, Array]:
     """Return contiguous NumPy arrays for `inputs`; `limit` None leaves values unchecked.
 

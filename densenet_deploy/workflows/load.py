@@ -390,9 +390,9 @@ def _classes_of(model: Model) -> int | None:
         return None if model.spec.head == "features" else model.spec.num_classes
     if not model.is_onnx or not is_installed("onnx"):
         return None
-    outputs = {output.name: list(output.type.tensor_type.shape.dim) for output in model.onnx.graph.output}
-    sizes = outputs.get("logits") or (next(iter(outputs.values())) if len(outputs) == 1 else [])
-    return (sizes[1].dim_value or None) if len(sizes) == 2 else None
+    from densenet_deploy.graph.shown_facts import scores_per_image
+
+    return scores_per_image(model.onnx)
 
 
 def _announced(model: Model) -> Model:

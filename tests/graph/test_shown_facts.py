@@ -255,6 +255,8 @@ def test_each_output_is_described():
     model = _head("y = Gemm<transB=1>(f, m)  k = Gemm<transB=1>(f, one)  z = Sigmoid(k)", "float[N,3] y, float[N,1] z")
     assert facts_of_graph(model).outputs == {"y": ShownOutput(3), "z": ShownOutput(1, "sigmoid")}
     assert scores_per_image(model) is None
+    model.graph.output[0].name = "logits"  # which counts among several
+    assert scores_per_image(model) == 3
 
 
 @pytest.mark.parametrize(

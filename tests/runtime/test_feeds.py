@@ -10,7 +10,7 @@ import torch
 
 from densenet_deploy.errors import FeedError
 from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.runtime.feeds import TensorSpec, as_array, checked_feeds, delivered, score_rows, value_limit
+from densenet_deploy.runtime.feeds import TensorSpec, as_array, checked_feeds, delivered, value_limit
 
 FLOAT32 = np.dtype(np.float32)
 IMAGE = TensorSpec("image", (None, 3, 4, 5), FLOAT32)
@@ -276,14 +276,3 @@ class TestDelivery:
             delivered(self.results(), {"logits": buffer})
         assert caught.value.subject == "logits"
         assert not buffer.any()
-
-
-@pytest.mark.parametrize(
-    ("shape", "rows"),
-    [((2, 5), (2, 5)), ((2, 5, 1, 1), (2, 5)), ((2, 5, 1), (2, 5)), ((2, 5, 1, 2), (2, 5, 1, 2)), ((5,), (5,))],
-)
-def test_scores_of_one_pixel_are_rows(shape, rows):
-    scores = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    found = score_rows(scores)
-    assert found.shape == rows
-    np.testing.assert_array_equal(found.ravel(), scores.ravel())
