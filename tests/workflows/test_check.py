@@ -57,6 +57,11 @@ def test_arrays_have_their_usual_names(tmp_path, network, graph, x, y):
     assert (parity["logits"].sqnr_db > 90, notes) == (True, ())
 
 
+def test_one_image_is_enough(tmp_path, network, graph):
+    parity, _ = require_recorded(graph, recorded(tmp_path, x=IMAGES[:1], y=outputs_of(network, IMAGES[:1])))
+    assert parity["logits"].sqnr_db > 90
+
+
 def test_one_number_an_image_may_be_a_column(tmp_path):
     read = recorded(tmp_path, x=IMAGES.astype(np.float64), y=np.arange(40))
     assert (read.inputs.dtype, read.outputs[0].shape, read.outputs[0].dtype) == (np.float32, (40, 1), np.float32)
