@@ -4,7 +4,7 @@ Training code wraps weights in dictionaries (`state_dict`, `model`, `student`) a
 `0.0.`), under any name. What counts is what they hold: a stem `conv0` beside a `denseblock1`.
 
 >>> found = networks_in({"epoch": 3, "net": {"cnn.features.conv0.weight": ..., ...}})       # doctest: +SKIP
->>> found[0].keys, found[0].prefix
+>>> found[0].keys, found[0].prefix                                                           # doctest: +SKIP
 (('net',), 'cnn.')
 """
 

@@ -252,7 +252,7 @@ def _check_precision(model: Model, request: BuildRequest) -> None:
         raise ModelFileError(subject, f"holds {held} weights, and {asked} was asked for", fix)
     elif held == "fp32" and asked == "int8":
         request.require_calibration()
-    elif model.manifest is None:
+    elif model.manifest is None or model.manifest.is_third_party:
         _refuse_quantized(model, asked)
 
 

@@ -241,7 +241,7 @@ def compare(
         notes = (
             *untrained_note(ours.manifest),
             *((_SEEDED_INT8,) if is_outside else ()),
-            *_preprocessing_note(ours, theirs),
+            *_preprocessing_note(ours, theirs, preprocessing),
             *_output_notes(ours, theirs),
         )
     layers = None
@@ -318,11 +318,16 @@ def _described(source: Any, model: Model) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(model.path or model.name)
 
 
-def _preprocessing_note(reference: Runner, candidate: Runner) -> tuple[str, ...]:
+def _preprocessing_note(reference: Runner, candidate: Runner, shared: Preprocessing) -> tuple[str, ...]:
+    """Say it if one of the models asks for other images than those that both got."""
     ours, theirs = reference.manifest, candidate.manifest
-    if ours is None or theirs is None or ours.preprocessing == theirs.preprocessing:
+    if ours is None or theirs is None:
         return ()
-    return (f"images were prepared as the reference says; the candidate says {theirs.preprocessing}",)
+    if theirs.preprocessing != shared:
+        return (f"images were prepared as the reference says; the candidate says {theirs.preprocessing}",)
+    if ours.preprocessing != shared:
+        return (f"images were prepared as the candidate says; the reference says {ours.preprocessing}",)
+    return ()
 
 
 def _output_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
@@ -342,7 +347,8 @@ def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing
     if not _agree(ours, theirs):
         why = f"takes images of {_sizes(theirs)}, the reference of {_sizes(ours)}"
         raise ModelFileError("candidate", why, "compare models with the same input")
-    manifest = reference.manifest or candidate.manifest
+    known = [runner.manifest for runner in (reference, candidate) if runner.manifest is not None]
+    manifest = min(known, key=lambda manifest: len(manifest.assumed), default=None)
     shape = ours[0] or theirs[0], ours[1] or theirs[1], ours[2] or theirs[2]
     if manifest is not None and _agree(shape, manifest.preprocessing.shape):
         return manifest.preprocessing

@@ -167,7 +167,7 @@ def test_19_an_error_about_another_kind_of_model_names_expected_and_found(
     inputs, output, body, found = NOT_IMAGE_MODELS[kind]
     text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({output}) <float[1] w = {{2}}> {{ {body} }}'
     write(commands, onnx.parser.parse_model(text).SerializeToString())
-    commands.refused(*words, says=("(N, 3, S, S)", found))
+    commands.refused(*words, says=("NCHW", found))
 
 
 def test_20_control_characters_and_megabytes_of_metadata_are_escaped_and_cut(

@@ -231,7 +231,9 @@ def test_a_third_party_int8_file_is_checked(int8_builds: dict[str, EngineReport]
     del model.metadata_props[:]
     path = tmp_path / "third_party.onnx"
     onnx.save(model, path)
-    assert sidecar_of(build(path, "int8")).manifest is None
+    built = build(path, "int8")
+    assert sidecar_of(built).manifest.is_third_party
+    assert inspect_engine(built.engine).architecture is None
     zero_point = next(n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear")
     tensor = next(t for t in model.graph.initializer if t.name == zero_point)
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 1, zero_point))

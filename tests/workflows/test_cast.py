@@ -131,7 +131,8 @@ def test_a_checkpoint_is_exported_on_the_way(checkpoint):
 def test_a_third_party_file(torchvision_onnx, tmp_path):
     for precision in ("fp16", "bf16"):
         report = cast(torchvision_onnx, CastOptions(precision), out=tmp_path).report
-        assert Artifact.open(report.onnx).manifest is None
+        manifest = Artifact.open(report.onnx).manifest
+        assert (manifest.variant, manifest.precision) == ("third-party", precision)
         assert Artifact.open(report.onnx).precision == precision
 
 

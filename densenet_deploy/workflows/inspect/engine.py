@@ -102,6 +102,7 @@ def inspect_engine(path: Path, batch: int = 1) -> InspectEngineReport:
     if sidecar is None:
         return report
     manifest, options = sidecar.manifest, InspectOptions(batch=batch)
+    is_ours = manifest is not None and not manifest.is_third_party
     return dataclasses.replace(
         report,
         precision=sidecar.precision,
@@ -112,7 +113,7 @@ def inspect_engine(path: Path, batch: int = 1) -> InspectEngineReport:
         outputs=tuple(EngineTensor(tensor.name, tensor.shape) for tensor in sidecar.outputs),
         gpu=sidecar.gpu,
         onnx_sha256=sidecar.onnx_sha256,
-        architecture=None if manifest is None else inspect_spec(str(path), sidecar.precision, manifest, options),
+        architecture=inspect_spec(str(path), sidecar.precision, manifest, options) if manifest and is_ours else None,
         manifest=manifest,
         notes=untrained_note(manifest),
     )
