@@ -35,7 +35,7 @@ def test_the_prefix_ends_before_the_features(root, prefix, is_bare):
     found = only(named(root))
     assert (found.keys, found.prefix, found.is_bare, found.root) == ((), prefix, is_bare, root)
     assert found.short_name(f"{root}conv0.weight") == "features.conv0.weight"
-    assert found.example == f"{root}conv0.weight"
+    assert found.name == (prefix.strip(".") or "(top level)")
 
 
 def test_a_stem_needs_a_dense_block_beside_it():

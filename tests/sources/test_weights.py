@@ -67,7 +67,10 @@ def test_the_weights_of_training_come_before_averages_and_teachers(copy, state):
 
 def test_two_networks_are_both_named(state):
     error = refusal({"generator": state, "critic": {f"net.{name}": tensor for name, tensor in state.items()}})
-    assert "generator → features.conv0.weight and critic → net.features.conv0.weight" in error.why
+    assert error.why == "holds 2 networks: generator, critic.net"
+    assert "--key" in error.fix
+    chosen = weights_from(CheckpointFile(PATH, 10**9, {"a": state, "b": dict(state)}), key="b")
+    assert chosen.notes[0] == "weights found under b"
 
 
 def test_two_networks_in_one_dictionary_are_told_apart_by_their_prefixes(state):
@@ -75,7 +78,7 @@ def test_two_networks_in_one_dictionary_are_told_apart_by_their_prefixes(state):
     weights = read(both)
     assert set(weights.tensors) == set(state)
     assert any(note.startswith("ignored as not part of the network: teacher.") for note in weights.notes)
-    assert "student.features" in refusal({name.replace("teacher", "other"): t for name, t in both.items()}).why
+    assert "student, other" in refusal({name.replace("teacher", "other"): t for name, t in both.items()}).why
 
 
 def test_what_is_no_tensor_is_named():

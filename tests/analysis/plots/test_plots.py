@@ -215,7 +215,8 @@ def settings() -> dict[str, object]:
     return {name: dict.__getitem__(mpl.rcParams, name) for name in mpl.rcParams}
 
 
-def test_drawing_leaves_the_user_s_settings_and_pyplot_alone() -> None:
+def test_drawing_leaves_the_user_s_settings_and_pyplot_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # other libraries import it
     before = settings()
     draw("cost", DATA["cost"])
     assert settings() == before
