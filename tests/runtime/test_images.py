@@ -726,3 +726,13 @@ def test_a_huge_header_is_refused_with_little_memory(tmp_path):
     assert why.startswith("is 65535x65535 pixels")
     assert int(kibibytes) < 300_000
     assert child.stderr == ""
+
+
+def test_a_png_whose_pixels_were_changed_is_refused():
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG")
+    data = file.getvalue()
+    checksum = data.index(b"IEND") - 8
+    with pytest.raises(ImageError) as caught:
+        load_image(data[:checksum] + b"0000" + data[checksum + 4 :])
+    assert caught.value.why.startswith("cannot be decoded (")

@@ -145,7 +145,7 @@ def _quantize_weights(graph: ir.Graph, conv: ir.Node, *, per_channel: bool) -> N
     weights = constant(conv.inputs[1])
     assert weights is not None
     rows = weights.astype(np.float64)
-    _, exact = quantize_rows(rows, per_channel=per_channel)
+    _, exact = quantize_rows(rows)
     smallest = fp16_at_least(exact).astype(np.float64)
     integers, scales = quantize_rows(rows, per_channel=per_channel, smallest=smallest)
     read_dequantized_weights(graph, conv, integers, scales, [ir.AttrInt64("axis", 0)] if per_channel else [])

@@ -25,8 +25,9 @@ def test_headroom_is_a_part_of_the_width_on_each_side_beyond_zero(headroom, low,
 
 
 def test_headroom_is_a_tenth_where_none_is_given():
-    ranges = observed(MinMaxObserver, columns([-30, 70])).ranges()
-    assert (ranges.low.tolist(), ranges.high.tolist()) == ([-40], [80])
+    ranges = observed(MinMaxObserver, columns([-30, 70], [0, 0.5])).ranges()
+    assert ranges.low.tolist() == [-40, 0]
+    assert ranges.high.tolist() == pytest.approx([80, 0.55], rel=1e-6)  # a tenth in float32
 
 
 @pytest.mark.parametrize("headroom", [-0.001, 1.001])
