@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation.__main__ import PACKAGE, name_of, own_tests
+from tests.mutation.__main__ import PACKAGE, equivalent, name_of, own_tests
 from tests.mutation.mutants import mutants
 
 MIRRORED = ("graph", "quantization", "parity", "runtime", "models", "sources", "variants")
@@ -94,3 +94,9 @@ def test_every_module_has_tests_of_its_own():
 def test_the_tests_of_a_module_with_a_longer_name_are_not_its_own():
     assert own_tests(PACKAGE / "runtime" / "image_damage.py") == ["tests/runtime/test_image_damage.py"]
     assert Path("tests/variants/test_variants.py").as_posix() in own_tests(PACKAGE / "variants" / "__init__.py")
+
+
+def test_what_is_called_equivalent_is_a_change_of_a_module():
+    for name, change in equivalent():
+        module = PACKAGE / f"{name}.py"
+        assert change in {mutant.change for mutant in mutants(module.read_bytes())}, f"{name}: {change}"
