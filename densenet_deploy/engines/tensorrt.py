@@ -236,7 +236,11 @@ def _image_input(network: Any) -> tuple[str, int | None, tuple[int, ...]]:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(tensors) != 1 or len(shapes[0]) != 4 or min(shapes[0][1:]) < 1:
         found = ", ".join(f"{tensor.name} {shape}" for tensor, shape in zip(tensors, shapes, strict=True)) or "nothing"
-        raise ModelFileError("graph", f"takes {found}, expected one (N, C, H, W) input", "give an image classifier")
+        raise ModelFileError(
+            "graph",
+            f"takes {found}, expected one (N, C, H, W) input",
+            "give a classifier of images, and state --image-size if it takes any",
+        )
     batch, *sizes = shapes[0]
     return str(tensors[0].name), None if batch < 0 else batch, tuple(sizes)
 

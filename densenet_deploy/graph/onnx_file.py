@@ -98,6 +98,18 @@ def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
     raise ModelFileError(subject, f"takes {found}, which is {why}", fix)
 
 
+def with_image_size(model: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:
+    """Return a copy of `model`, which takes one image input, for images of this size alone; shapes are inferred anew."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name for tensor in copy.graph.initializer}
+    image = next(value for value in copy.graph.input if value.name not in stored)
+    dims = image.type.tensor_type.shape.dim
+    dims[2].dim_value, dims[3].dim_value = height, width
+    del copy.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(copy)
+
+
 def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     sizes = (str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)

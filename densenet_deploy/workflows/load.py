@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
-from densenet_deploy.artifacts import StrPath, is_checkpoint_name, require_file
+from densenet_deploy.artifacts import Artifact, StrPath, is_checkpoint_name, require_file
 from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
@@ -285,6 +285,8 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
         is_readable = model.is_onnx and is_installed("onnx")
         _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
     preprocessing, assumed = _prepared(base, given, names)
+    if facts.image_size is not None and model.is_onnx and is_installed("onnx"):
+        model = _of_fixed_size(model, preprocessing)
     if known is None:
         assert model.artifact is not None
         origin = WeightsOrigin(model.artifact.path.name, model.artifact.sha256())
@@ -304,6 +306,21 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
         _check_size(model.spec, preprocessing)
     artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
     return model.replaced(manifest=manifest, artifact=artifact)
+
+
+def _of_fixed_size(model: Model, preprocessing: Preprocessing) -> Model:
+    """Return `model` with the image size of `preprocessing` in its graph, if that takes any."""
+    if None not in _shape_of(model)[1:]:
+        return model
+    from densenet_deploy.graph.onnx_file import with_image_size
+
+    assert model.artifact is not None
+    _, height, width = preprocessing.shape
+    proto, given = with_image_size(model.onnx, height, width), model.artifact
+    held = Artifact.open(proto.SerializeToString())
+    artifact = dataclasses.replace(held, path=given.path, manifest=given.manifest, original=given.original or given)
+    notes = (*model.notes, f"the graph, which takes images of any size, was fixed to {height}x{width}")
+    return model.replaced(artifact=artifact, notes=notes).holding(proto)
 
 
 def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:

@@ -14,7 +14,14 @@ from onnx import TensorProto, helper
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import InputError, ModelFileError, ResourceError
-from densenet_deploy.graph.onnx_file import expose_values, has_quantization, image_shape_of, load_onnx, operators
+from densenet_deploy.graph.onnx_file import (
+    expose_values,
+    has_quantization,
+    image_shape_of,
+    load_onnx,
+    operators,
+    with_image_size,
+)
 from tests.graph.onnx_text import model_of, outputs_of
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -388,3 +395,14 @@ def test_the_model_itself_is_unchanged():
 def test_quantization_is_seen_by_one_of_the_operators(operator, quantized):
     text = f"{HEADER} g (float[2] x) => (float[2] y) {{ a = Relu(x)  {operator} }}"
     assert has_quantization(onnx.parser.parse_model(text)) is quantized
+
+
+def test_an_image_size_is_written_into_a_copy():
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,H,W] x) => (float[N,2,h,w] y)
+    <float[2,3,1,1] w = {1, 2, 3, 4, 5, 6}> { c = Conv(x, w)  y = Relu(c) }"""
+    model = onnx.parser.parse_model(text)
+    sized = with_image_size(model, 8, 6)
+    values = (*sized.graph.input, *sized.graph.value_info)
+    dims = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    assert (dims["x"], dims["c"]) == ([0, 3, 8, 6], [0, 2, 8, 6])
+    assert model.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "H"

@@ -209,13 +209,16 @@ def test_what_a_dynamic_graph_leaves_open_may_be_stated(stated, expected, assume
         assert preprocessing_of(model) == expected
 
 
-def test_the_size_of_a_dynamic_graph_may_be_stated_again():
-    model = load(graph(3, "H", "W"), labels=TEN[:5])
-    assert model.manifest.assumed == ALL
+def test_the_size_of_a_dynamic_graph_is_stated_once():
+    dynamic = load(graph(3, "H", "W"), labels=TEN[:5])
+    assert dynamic.manifest.assumed == ALL
     for size, resize in ((64, 73), ((64, 32), (64, 32)), (224, 256)):
-        model = load(model, image_size=size)
+        model = load(dynamic, image_size=size)
         assert model.manifest.preprocessing == Preprocessing(size, resize)
         assert model.manifest.assumed == ALL[1:]
+    assert load(model, image_size=224).manifest == model.manifest
+    with pytest.raises(UsageError):
+        load(model, image_size=64)
     kept = load(load(model, resize=230), mean=0.5)
     assert (kept.manifest.preprocessing.resize, kept.manifest.assumed) == (230, ("interpolation", "std"))
 
@@ -350,3 +353,24 @@ def test_a_module_that_is_not_a_densenet_cannot_be_saved_as_weights(tmp_path):
     with pytest.raises(ModelFileError) as caught:
         load(module).save(tmp_path / "weights.safetensors")
     assert caught.value.subject == "sequential"
+
+
+def test_a_stated_size_is_fixed_in_a_graph_that_takes_any(tmp_path):
+    model = load(graph(3, "H", "W"), image_size=(64, 32))
+    (given,) = model.onnx.graph.input
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim[1:]] == [3, 64, 32]
+    assert model.notes[-1] == "the graph, which takes images of any size, was fixed to 64x32"
+    onnx.checker.check_model(model.onnx, full_check=True)
+    with model.runner("onnxruntime") as runner:
+        assert runner.inputs[0].shape == (None, 3, 64, 32)
+    again = load(model.save(tmp_path / "fixed.onnx"))
+    assert (again.manifest, again.notes) == (model.manifest, ())
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 32), (3, 64, "W")])
+def test_one_side_that_is_open_is_fixed_too_and_a_fixed_graph_stays(shape):
+    source = graph(*shape)
+    stated = load(source, image_size=(64, 32))
+    assert [dim.dim_value for dim in stated.onnx.graph.input[0].type.tensor_type.shape.dim[2:]] == [64, 32]
+    assert any("was fixed" in note for note in stated.notes) == ("W" in shape)
+    assert load(source).onnx.graph.input[0] == source.graph.input[0]
