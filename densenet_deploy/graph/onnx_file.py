@@ -99,7 +99,7 @@ def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
 
 
 def with_image_size(model: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:
-    """Return a copy of `model`, which takes one image input, for images of this size alone; shapes are inferred anew."""
+    """Return a copy of `model`, which takes images of any size, for this size alone; shapes are inferred anew."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     stored = {tensor.name for tensor in copy.graph.initializer}
