@@ -29,6 +29,9 @@ from densenet_deploy.runtime.runner import Runner
 
 _SUM_TOLERANCE: Final = 1e-3  # a thousand float16 scores sum to 1 within this
 _DEFAULT_THRESHOLD: Final = 0.5
+_ONE_NUMBER: Final = (
+    "the model does not state its task: its one number is taken as a regression (--task states another)"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class OutputMeaning:
         activation = "none" if found is None and is_ours else found
         stated = task or (manifest.task if manifest is not None else None)
         known = stated or _shown_task(output, activation)
+        if known == "regression" and stated is None:
+            assumed = (*assumed, _ONE_NUMBER)
         if known is None:
             known = "multiclass"
             if not is_ours:

@@ -38,9 +38,6 @@ A = TypeVar("A", Answers, LabelAnswers, NumberAnswers)
 _SHOWN: Final = 5
 _ONE_POSITIVE: Final = "the class of an image was taken as its only positive label, all others as negative"
 _NO_THRESHOLDS: Final = "no thresholds are stated: F1, precision and recall are those at 0.5"
-_ONE_NUMBER: Final = (
-    "the model does not state its task: its one number is taken as a regression (--task states another)"
-)
 _IN_ORDER: Final = "the model has no labels: the columns were taken as its outputs in order"
 
 
@@ -248,11 +245,6 @@ class Regression(TaskEvaluation[NumberAnswers]):
     def answers(self, truth: Array, kept: Sequence[Array]) -> NumberAnswers:
         (rows,) = kept
         return NumberAnswers(truth, rows.astype(np.float64))
-
-    def notes(self, answers: NumberAnswers) -> Iterator[str]:  # noqa: ARG002
-        """Say that the task was assumed."""
-        if not self._is_stated:
-            yield _ONE_NUMBER
 
     @property
     def _is_stated(self) -> bool:
