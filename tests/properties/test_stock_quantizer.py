@@ -31,6 +31,8 @@ from tests.properties.holds import holds_for
 from tests.properties.peer_networks import CHOICES, Choices, network_of, opened
 
 BEHIND_DB = 0.5
+SAID_DB = 3.0
+"""Behind where the report says so: layers stay float until the calibration images are as good, others may be less."""
 LEAST_DB = 6.0
 """Below it a quarter of the signal is noise, in any form: what is left says nothing about who wrote it."""
 CALIBRATED, HELD_OUT = 96, 64
@@ -111,7 +113,7 @@ def test_int8_is_as_close_to_float_as_that_of_onnx_runtime(choices: Choices, rec
     with written.runner(recipe, "cpu") as runner:
         outputs = runner.run({"input": images})
     found = decibels(wanted, [outputs[name] for name in names])
-    assert found >= least - BEHIND_DB, (found, least, note)
+    assert found >= least - (BEHIND_DB if note is None else SAID_DB), (found, least, note)
 
 
 def test_the_peer_is_what_it_is_called() -> None:
