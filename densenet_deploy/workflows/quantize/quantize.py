@@ -225,8 +225,10 @@ def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: obj
     """Refuse to call a float file INT8."""
     if layers_int8:
         return
-    if choice.speed is not None and choice.speed.speedup <= 1:
-        why = f"INT8 gains nothing on this machine ({choice.speed.speedup:.2f} x float): every layer would stay float"
+    speed = choice.speed
+    if speed is not None and speed.put_back:
+        gain = f"{speed.speedup:.2f} x float" if speed.speedup <= 1 else "each of its blocks is faster in float"
+        why = f"INT8 gains nothing on this machine ({gain}): every layer would stay float"
         raise GateError(subject, why, "keep the float file, or write INT8 anyway with --no-never-slower")
     raise GateError(subject, "no convolution can be INT8", "keep the float file, or try another recipe")
 
