@@ -76,9 +76,9 @@ def main(folder: Path) -> None:
     model = dd.load(folder / "person.pth.tar", head="features", image_size=SIZE, mean=MEAN, std=STD)
     exported = dd.export(model, out=folder / "person.onnx", force=True)
     print(exported.report)
-    strangers = [draw(person, 0) for person in range(1000, 1064)]
+    calibration = [draw(person, 0) for person in range(1000, 1064)]
     options = dd.QuantizeOptions(never_slower=False)
-    int8 = dd.quantize(exported, strangers, options, out=folder / "person.int8.onnx", force=True)
+    int8 = dd.quantize(exported, calibration, options, out=folder / "person.int8.onnx", force=True)
     print(int8.report)
     for path in ("person.onnx", "person.int8.onnx"):
         with dd.Classifier.open(folder / path) as classify:

@@ -3,7 +3,7 @@
 Every tensor that a convolution, ReLU, norm or Concat reads or makes has one scale of its own, from its smallest to its
 largest value, and weights have one per output channel. Nothing is shifted, equalized or corrected, and values are
 rounded between any two operators. This is the per-channel Q/DQ form of ONNX Runtime's `quantize_static`, but for sums,
-products, gates and the classifier, which stay float here; so it is no less accurate.
+products, gates and the classifier, which stay float here; so it is at least as accurate.
 """
 
 from __future__ import annotations

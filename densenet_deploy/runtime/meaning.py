@@ -62,7 +62,7 @@ class OutputMeaning:
             task: what the caller states; None takes what the manifest or the graph says.
 
         Raises:
-            UnknownNameError: if there is no such task.
+            UnknownNameError: if the task is unknown.
             ModelFileError: if no output has one row of numbers per image.
             UsageError: if a softmax is asked of one number.
             DataError: if there is neither one threshold nor one per label.

@@ -3,7 +3,7 @@
 The result equals `Resize(resize) → CenterCrop(image_size) → ToTensor → Normalize` of torchvision's PIL path bit for
 bit, including its rounding: `Resize` truncates the longer side to an integer, `CenterCrop` rounds its corner half to
 even and pads an image smaller than the crop with black (which is then normalized too). With four channels, each is
-resized by itself: Pillow would weight the colors by the fourth, which in other images than pictures is not opacity.
+resized by itself: Pillow would weight the colors by the fourth, which is opacity in photographs only.
 
 An image of 1x10000 pixels would be enlarged to 655 million before the crop. Above `LARGEST_RESIZED` pixels only the
 crop is computed; each of the two passes (horizontal, vertical) may then round one of 255 levels differently, and

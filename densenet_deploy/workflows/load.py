@@ -268,6 +268,7 @@ def _with_shown_facts(model: Model) -> Model:
         _prepared(base, shown.facts.given(), set())[0],
         precision=model.precision,
         task=shown.facts.task if "task" in shown.certain else None,
+        activations=model.artifact.activations(),
         assumed=tuple(name for name in _INPUT_FACTS if name not in shown.certain),
     )
     artifact = dataclasses.replace(model.artifact, manifest=manifest)

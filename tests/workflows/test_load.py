@@ -374,3 +374,13 @@ def test_one_side_that_is_open_is_fixed_too_and_a_fixed_graph_stays(shape):
     assert [dim.dim_value for dim in stated.onnx.graph.input[0].type.tensor_type.shape.dim[2:]] == [64, 32]
     assert any("was fixed" in note for note in stated.notes) == ("W" in shape)
     assert load(source).onnx.graph.input[0] == source.graph.input[0]
+
+
+@pytest.mark.parametrize("operator", ["Sigmoid", "Softmax"])
+def test_the_activation_that_a_graph_ends_in_travels_to_files_whose_graph_cannot_be_read(operator):
+    source = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[N,3] y)'
+        f"{{ m = GlobalAveragePool(x)  f = Flatten(m)  y = {operator}(f) }}"
+    )
+    assert load(source).manifest.activations == {"y": operator.lower()}
+    assert load(graph(3, 8, 8)).manifest.activations == {}

@@ -44,36 +44,36 @@ class SeparateBus(GraphPass):
     def call(self, model: ir.Model) -> PassOutcome:
         edit, changed = Edit(model), []
         for bus in find_buses(model.graph).found:
-            strangers = [reader for reader in bus.readers if _is_stranger(reader, model.graph)]
-            segments = [segment for segment in bus.segments if self._is_apart(segment, strangers)]
-            concats = [concat for concat in bus.concats if _has_strangers(concat, strangers)]
+            others = [reader for reader in bus.readers if _is_outside(reader, model.graph)]
+            segments = [segment for segment in bus.segments if self._is_apart(segment, others)]
+            concats = [concat for concat in bus.concats if _is_read_by_others(concat, others)]
             for segment in segments:
-                _let_bus_read(edit, segment, strangers)
+                _let_bus_read(edit, segment, others)
             for concat in concats:
-                _let_strangers_read(edit, concat, strangers)
+                _let_others_read(edit, concat, others)
             changed += [str(tensor.value.name) for tensor in (*segments, *concats)]
         edit.finish()
         return PassOutcome.of(model, changed)
 
-    def _is_apart(self, segment: Segment, strangers: Collection[Reader]) -> bool:
+    def _is_apart(self, segment: Segment, others: Collection[Reader]) -> bool:
         """Whether the bus needs a tensor of its own in the place of `segment`."""
         source, lowest = source_of(segment.value), self.lowest.get(segment.name)
-        if isinstance(source, str) or _has_strangers(segment, strangers):
+        if isinstance(source, str) or _is_read_by_others(segment, others):
             return True
         return lowest is not None and lowest.min() < 0 and why_not_shifted(source) is not None
 
 
-def _is_stranger(reader: Reader, graph: ir.Graph) -> bool:
+def _is_outside(reader: Reader, graph: ir.Graph) -> bool:
     return reader.node.graph is not graph or why_not_unscaled(reader.node, reader.index) is not None
 
 
-def _has_strangers(tensor: Segment, strangers: Collection[Reader]) -> bool:
-    return tensor.value.is_graph_output() or any(reader.segment == tensor for reader in strangers)
+def _is_read_by_others(tensor: Segment, others: Collection[Reader]) -> bool:
+    return tensor.value.is_graph_output() or any(reader.segment == tensor for reader in others)
 
 
-def _let_bus_read(edit: Edit, segment: Segment, strangers: Collection[Reader]) -> None:
+def _let_bus_read(edit: Edit, segment: Segment, others: Collection[Reader]) -> None:
     """Insert a norm between `segment` and everything on the bus that reads it."""
-    value, outside = segment.value, {(reader.node, reader.index) for reader in strangers}
+    value, outside = segment.value, {(reader.node, reader.index) for reader in others}
     uses = [use for use in value.uses() if (use.node, use.idx) not in outside]
     result = _norm_after(edit.graph, value, segment.channels, _ON_BUS)
     for use in uses:
@@ -81,11 +81,11 @@ def _let_bus_read(edit: Edit, segment: Segment, strangers: Collection[Reader]) -
     edit.changes.copy(str(result.name), str(value.name))
 
 
-def _let_strangers_read(edit: Edit, concat: Segment, strangers: Collection[Reader]) -> None:
+def _let_others_read(edit: Edit, concat: Segment, others: Collection[Reader]) -> None:
     """Insert a norm between `concat` and its readers outside the bus; an output of the graph is one of them."""
     value, graph = concat.value, edit.graph
     result = _norm_after(graph, value, concat.channels, _READ)
-    for reader in strangers:
+    for reader in others:
         if reader.segment == concat:
             reader.node.replace_input_with(reader.index, result)
     if value.is_graph_output():

@@ -59,7 +59,7 @@ def images_of(data: Path) -> tuple[Path, ...]:
 
     Raises:
         InputError: if there is neither.
-        DataError: if there is no image, or the CSV is not one of labels.
+        DataError: if there are no images, or the CSV does not hold labels.
     """
     return tuple(row.path for row in LabelTable.read(data).rows) if is_table(data) else find_images(data)
 

@@ -68,7 +68,7 @@ MULTILABEL = EvaluateReport(
     f1=0.66667,
     by_label=(LABEL, LabelMetrics(1, "Hernia", 4, 0, 0, None, None, None, None, None)),
     labels=("Edema", "Hernia"),
-    bad=(BadFile(Path("x/bad.png"), "is no image"),),
+    bad=(BadFile(Path("x/bad.png"), "cannot be decoded"),),
     against=ModelComparison(
         **OTHER,
         auroc=0.8,
@@ -156,7 +156,7 @@ def test_multilabel_in_words():
         "Edema       4         1  0.8123             0.5  0.6667        0.5       1",
         "Hernia      4         0       –               –       –          –       –",
         "12.3 images/s, including decoding (onnxruntime, cpu, fp32)",
-        "not read: x/bad.png: is no image",
+        "not read: x/bad.png: cannot be decoded",
         "against b.onnx: AUROC 0.8, average precision 0.25, F1 – on 4 images",
         "difference, this model minus the other on 3 shared images: AUROC +0.01234, average precision -0.25, F1 –",
     ]
