@@ -20,12 +20,17 @@ def is_operator(node: ir.Node | None, op_type: str) -> TypeGuard[ir.Node]:
     return node is not None and node.op_type == op_type and node.domain == ""
 
 
+def maker(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that computes `value`; None for an input, an initializer and a left out input."""
+    return None if value is None else value.producer()
+
+
 def constant(value: ir.Value | None) -> Float | None:
     """Return the float32 numbers of a value that is an initializer, a Constant or the Identity of one, else None.
 
     An initializer that is listed as a graph input too is a default that a caller may override, not a constant.
     """
-    while value is not None and (node := value.producer()) is not None and is_operator(node, "Identity"):
+    while is_operator(node := maker(value), "Identity"):
         value = node.inputs[0]
     tensor = ir.convenience.get_const_tensor(value) if value is not None and not value.is_graph_input() else None
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
@@ -174,7 +179,7 @@ def averages_whole_windows(node: ir.Node | None) -> TypeGuard[ir.Node]:
 
 def conv_before(node: ir.Node) -> ir.Node | str:
     """Return the Conv that only `node` reads, or a reason why there is none, in words about `node`."""
-    conv = node.inputs[0].producer() if node.inputs[0] is not None else None
+    conv = maker(node.inputs[0])
     if not is_operator(conv, "Conv"):
         return f"it follows {conv.op_type if conv else 'an input'}, not a Conv"
     if only_reader(conv.outputs[0]) is not node:

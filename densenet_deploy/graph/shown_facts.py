@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.graph.affine import Affine, affine_of
-from densenet_deploy.graph.nodes import Double, integers, is_operator
+from densenet_deploy.graph.nodes import Double, integers, is_operator, maker
 
 _RANGES: Final = ((0.0, 1.0), (10.0, 255.0))  # of what becomes 0, without the first
 _LONE_SCALES: Final = (1.0, 255.0, 256.0, 65535.0)
@@ -227,26 +227,23 @@ def _output(value: ir.Value) -> ShownOutput:
     classes = sizes[1] if is_row and isinstance(sizes[1], int) else None
     node = _maker(value, _RESHAPING)
     activation = _activation(node)
-    pooled = node
-    while pooled is not None and pooled.op_type in (*_RESHAPING, *_POOLING) and pooled.inputs[0] is not None:
-        pooled = pooled.inputs[0].producer()
+    pooled = _maker(value, (*_RESHAPING, *_POOLING))
     is_features = is_row and pooled is not node and activation is None
     return ShownOutput(classes, activation, is_features)
 
 
-def _maker(value: ir.Value | None, passed: tuple[str, ...]) -> ir.Node | None:
+def _maker(value: ir.Value, passed: tuple[str, ...]) -> ir.Node | None:
     """Return the node that makes `value`, seen through nodes of the operators `passed`."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in passed and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = maker(value)
+    while node is not None and node.op_type in passed:
+        node = maker(node.inputs[0])
     return node
 
 
 def _activation(node: ir.Node | None) -> str | None:
     if is_operator(node, "Sigmoid"):
         return "sigmoid"
-    is_softmax = is_operator(node, "Softmax") or is_operator(node, "LogSoftmax")
-    if not is_softmax or node is None:
+    if not (is_operator(node, "Softmax") or is_operator(node, "LogSoftmax")):
         return None
     shape = node.outputs[0].shape
     axis = node.attributes.get_int("axis", -1)

@@ -34,6 +34,7 @@ import onnx_ir as ir
 from densenet_deploy.graph.nodes import (
     constant,
     is_operator,
+    maker,
     new_initializer,
     only_reader,
     set_weight_and_bias,
@@ -123,7 +124,7 @@ def classifier_of(graph: ir.Graph) -> ir.Node | None:
     An activation and changes of shape may follow it.
     """
     value = graph.outputs[0] if len(graph.outputs) == 1 else None
-    gemm = value.producer() if value is not None else None
+    gemm = maker(value)
     while gemm is not None and gemm.domain == "" and gemm.op_type in _AFTER_CLASSIFIER:
         value = gemm.inputs[0]
         gemm = value.producer() if value is not None and only_reader(value) is gemm else None

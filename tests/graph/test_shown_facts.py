@@ -169,6 +169,40 @@ def test_an_image_of_one_channel_may_be_reshaped_instead_of_transposed():
     assert (shown.layout, shown.facts.channels, shown.facts.image_size) == ("NHWC", 1, (8, 4))
 
 
+@pytest.mark.parametrize(
+    ("shape", "target", "channels", "layout"),
+    [
+        ("N,8,4,1", "{-1, 8, 4, 1}", 8, "NCHW"),
+        ("N,8,4,1", "{1, 8, 4}", 8, "NCHW"),
+        ("N,1,4,1", "{-1, 1, 4, 1}", 1, "NCHW"),
+        ("N,8,4,2", "{-1, 1, 16, 4}", 8, "NCHW"),
+        ("N,8,4,1", "{-1, 1, 8, 4}", 1, "NHWC"),
+    ],
+)
+def test_a_reshape_shows_the_layout_only_where_it_adds_the_axis_of_the_one_channel(shape, target, channels, layout):
+    size = target.count(",") + 1
+    shown = facts_of_graph(_graph("r = Reshape(x, k)  y = Relu(r)", f"int64[{size}] k = {target}", shape))
+    assert (shown.layout, shown.facts.channels) == (layout, channels)
+
+
+@pytest.mark.parametrize("to_nchw", ["Transpose<perm=[0,3,1,2]>(a)", "Reshape(a, k)"])
+def test_a_normalization_may_stand_before_and_after_the_change_of_layout(to_nchw):
+    nodes = f"a = Sub(x, m)  r = {to_nchw}  b = Div(r, s)  y = Conv(b, w)"
+    stored = "int64[4] k = {-1, 1, 8, 4}, float[1,1,1] m = {120}, float[1,1,1] s = {60}, float[2,1,1,1] w = {1, 2}"
+    shown = facts_of_graph(_graph(nodes, stored, "N,8,4,1"))
+    assert (shown.facts.mean, shown.facts.std, shown.notes) == (*PIXELS, ())
+
+
+def test_a_change_of_layout_back_ends_what_is_understood():
+    nodes = "a = Transpose<perm=[0,3,1,2]>(x)  b = Transpose<perm=[0,2,3,1]>(a)  y = Div(b, s)"
+    shown = facts_of_graph(_graph(nodes, "float s = {255}", "N,8,4,3"))
+    assert (shown.layout, shown.facts.std) == ("NHWC", (1 / 255,))
+    shown = facts_of_graph(_graph("a = Transpose<perm=[0,1,3,2]>(x)  y = Div(a, s)", "float s = {255}", "N,3,8,4"))
+    assert (shown.layout, shown.facts.std) == ("NCHW", None)
+    assert len(shown.notes) == 1
+    assert "Transpose" in shown.notes[0]
+
+
 def test_one_channel_that_becomes_three_is_one_channel():
     nodes, stored = "n = Sub(x, m)  y = Conv(n, w)", "float[3,1,1] m = {0.4, 0.5, 0.6}, float[1,3,1,1] w = {1, 2, 3}"
     shown = facts_of_graph(_graph(nodes, stored))

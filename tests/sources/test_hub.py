@@ -125,6 +125,11 @@ def test_older_folders_hold_a_pickle(tmp_path, net):
     assert load(tmp_path).facts.given() == {"channels": 3}
 
 
+@pytest.mark.parametrize("source", [3, None, b"hf://me/skin", ["hf://me/skin"]])
+def test_only_a_name_or_a_path_can_be_a_folder(source):
+    assert HubSource().matches(source) == Match.NO
+
+
 def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:

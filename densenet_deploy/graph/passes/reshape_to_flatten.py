@@ -12,7 +12,7 @@ from typing import Final
 import onnx_ir as ir
 
 from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
-from densenet_deploy.graph.nodes import integers, is_operator, new_node, take_over_output
+from densenet_deploy.graph.nodes import integers, is_operator, maker, new_node, take_over_output
 
 _KEEPS_BATCH: Final = frozenset(
     {
@@ -42,37 +42,35 @@ class ReshapeToFlatten(NodePass[ir.Node]):
 
 
 def _keeps_batch_only(reshape: ir.Node) -> bool:
-    source, target = reshape.inputs[:2]
-    if source is None or target is None:
-        return False
-    shape = source.shape
-    batch = shape[0] if shape is not None and shape.rank() else None
-    rest = math.prod(shape[1:]) if shape is not None and all(isinstance(size, int) for size in shape[1:]) else None
-    wanted = integers(target)
-    if wanted is not None:
-        if len(wanted) != 2:
-            return False
-        first, second = wanted
-        return (first in (0, batch) and second in (-1, rest)) or (first == -1 and second == rest)
-    concat = target.producer()
+    """Whether `reshape` makes (N, …) of (N, C, …) with one number after N, which can then only be the product."""
+    source, target = reshape.inputs
+    assert source is not None
+    if (sizes := integers(target)) is not None:
+        batch, rest = _batch_and_rest(source.shape)
+        return len(sizes) == 2 and (sizes[0] in (0, batch) or (sizes[0] == -1 and sizes[1] == rest))
+    concat = maker(target)
     if not is_operator(concat, "Concat") or len(concat.inputs) != 2:
         return False
     last = integers(concat.inputs[1])
-    return last is not None and last in ((-1,), (rest,)) and _is_batch(concat.inputs[0], source)
+    return last is not None and len(last) == 1 and _is_batch(concat.inputs[0], source)
+
+
+def _batch_and_rest(shape: ir.Shape | None) -> tuple[int | None, int | None]:
+    """Return the size of the first axis and the product of the others, each None where it is not a number."""
+    first, *others = (size if isinstance(size, int) else None for size in shape or (None,))
+    return first, None if None in others or not others else math.prod(others)
 
 
 def _is_batch(value: ir.Value | None, tensor: ir.Value) -> bool:
     """Whether `value` is computed as the first number of the shape of `tensor`, or of what `tensor` is made of."""
-    node = value.producer() if value is not None else None
+    node = maker(value)
     if is_operator(node, "Unsqueeze") or is_operator(node, "Reshape"):
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        node = maker(node.inputs[0])
     if is_operator(node, "Slice"):
         is_first = integers(node.inputs[1]) == (0,) and integers(node.inputs[2]) == (1,)
     else:
         is_first = is_operator(node, "Gather") and integers(node.inputs[1]) == (0,)
-    if not is_first or node is None or node.inputs[0] is None:
-        return False
-    shape = node.inputs[0].producer()
+    shape = maker(node.inputs[0]) if is_first and node is not None else None
     return is_operator(shape, "Shape") and any(value is shape.inputs[0] for value in _with_same_batch(tensor))
 
 

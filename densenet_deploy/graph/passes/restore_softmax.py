@@ -12,7 +12,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from densenet_deploy.graph.graph_pass import Edit, NodePass, graph_passes
-from densenet_deploy.graph.nodes import is_operator, new_node, only_reader, rank_of, take_over_output
+from densenet_deploy.graph.nodes import is_operator, maker, new_node, only_reader, rank_of, take_over_output
 
 
 class _Found(NamedTuple):
@@ -33,11 +33,11 @@ class RestoreSoftmax(NodePass[_Found]):
         return super().concerns(node) or is_operator(node, "LogSoftmax")
 
     def match(self, node: ir.Node) -> _Found | str:
-        flatten = node.inputs[0].producer() if node.inputs[0] is not None else None
+        flatten = maker(node.inputs[0])
         reshape = only_reader(node.outputs[0])
         if not is_operator(flatten, "Flatten") or not is_operator(reshape, "Reshape"):
             return "it does not stand between a Flatten and a Reshape"
-        source, shape = flatten.inputs[0], reshape.inputs[1].producer() if reshape.inputs[1] is not None else None
+        source, shape = flatten.inputs[0], maker(reshape.inputs[1])
         if source is None or not is_operator(shape, "Shape") or shape.inputs[0] is not source:
             return "its Reshape does not restore the shape before the Flatten"
         if flatten.attributes.get_int("axis", 1) != 1 or node.attributes.get_int("axis", -1) not in (1, -1):
