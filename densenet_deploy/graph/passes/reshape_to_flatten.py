@@ -57,8 +57,10 @@ def _keeps_batch_only(reshape: ir.Node) -> bool:
 
 def _batch_and_rest(shape: ir.Shape | None) -> tuple[int | None, int | None]:
     """Return the size of the first axis and the product of the others, each None where it is not a number."""
-    first, *others = (size if isinstance(size, int) else None for size in shape or (None,))
-    return first, None if None in others or not others else math.prod(others)
+    first, *others = shape or (None,)
+    known = [size for size in others if isinstance(size, int)]
+    rest = math.prod(known) if others and len(known) == len(others) else None
+    return first if isinstance(first, int) else None, rest
 
 
 def _is_batch(value: ir.Value | None, tensor: ir.Value) -> bool:
