@@ -1,9 +1,9 @@
 """What export, quantize and run cost as they grow: `uv run python benchmarks/costs.py`.
 
 One size at a time is varied from a common starting point: DenseNet-121, batch 1, 224 x 224 pixels, 64 calibration
-images, one thread. `export` and `quantize` are whole processes, measured in elapsed time and largest resident set; `run` is the
-median call of the FP32 file in its own process, as `densenet-deploy benchmark` measures it, with the memory of that
-process. The networks have random weights (`lifelike.py`), which change no cost.
+images, one thread. `export` and `quantize` are whole processes, measured in elapsed time and largest resident set;
+`run` is the median call of the FP32 file in its own process, as `densenet-deploy benchmark` measures it, with the
+memory of that process. The networks have random weights (`lifelike.py`), which change no cost.
 
 The Markdown table that it prints stands in `docs/benchmarks.md`.
 """
