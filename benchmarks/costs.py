@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -39,13 +39,13 @@ _RUN_SECONDS: Final = "3"
 
 @dataclass(frozen=True)
 class Point:
-    """One configuration; every field but the varied one has its default."""
+    """One configuration."""
 
-    variant: str = "121"
-    batch: int = 1
-    image_size: int = 224
-    images: int = 64
-    threads: int = 1
+    variant: str
+    image_size: int
+    images: int
+    batch: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,15 @@ class Cost:
     peak_memory_bytes: int
 
 
-VARIED: Final[dict[str, tuple[Any, ...]]] = {
+VARIED: Final[Mapping[str, tuple[Any, ...]]] = {
     "variant": ("121", "169", "201", "264"),
     "image_size": (224, 320, 512),
     "images": (64, 512, 4096),
     "batch": (1, 8, 32),
     "threads": (1, 2),
 }
+"""The values of each size; the first are the starting point."""
+
 COMMANDS: Final = {
     "export": ("variant", "image_size"),
     "quantize": ("variant", "image_size", "images"),
@@ -76,8 +78,8 @@ COMMANDS: Final = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    start = replace(Point(), variant=options.variants[0], images=options.images[0])
-    varied = VARIED | {"variant": tuple(options.variants), "images": tuple(options.images)}
+    varied = {**VARIED, **{name: tuple(getattr(options, name)) for name in ("variant", "image_size", "images")}}
+    start = Point(**{name: values[0] for name, values in varied.items()})
     machine = Machine.this("densenet-deploy", "torch", "onnxruntime", "openvino")
     with tempfile.TemporaryDirectory() as folder:
         costs = list(costs_of(start, varied, Path(folder)))
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print(costs)
 
 
-def costs_of(start: Point, varied: dict[str, tuple[Any, ...]], folder: Path) -> Iterator[Cost]:
+def costs_of(start: Point, varied: Mapping[str, tuple[Any, ...]], folder: Path) -> Iterator[Cost]:
     """Measure every command along every size that it depends on; a point that two of them share is measured once."""
     measured: dict[tuple[str, Point], tuple[float, int]] = {}
     for command, dimensions in COMMANDS.items():
@@ -202,7 +204,8 @@ def _shown(cost: Cost) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", default=list(VARIED["variant"]))
+    parser.add_argument("--variant", nargs="+", default=list(VARIED["variant"]))
+    parser.add_argument("--image-size", nargs="+", type=int, default=list(VARIED["image_size"]))
     parser.add_argument("--images", nargs="+", type=int, default=list(VARIED["images"]), help="calibration images")
     parser.add_argument("--output", type=Path, default=RESULTS / "costs.json")
     return parser

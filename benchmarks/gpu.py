@@ -37,7 +37,7 @@ from machine import RESULTS, Machine, print_table, seconds_of, write_results
 from densenet_deploy.bench.machine import gpus
 from densenet_deploy.engines.options import BatchProfile, BuildOptions
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.parity.compare import ParityMeter
+from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.runtime.nvidia import NvidiaOptions
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.workflows.build_engine import build_engine
@@ -271,19 +271,22 @@ def measure(job: Job) -> Iterator[dict[str, Any]]:
     reference = np.load(job.file(".npy"))
     for call in CONTENDERS[job.contender](job):
         outputs = call.from_host()
-        sqnr_db = None
-        if call.batch == COMPARED_BATCH:
-            meter = ParityMeter()
-            meter.update(reference, outputs)
-            sqnr_db = meter.result().sqnr_db
+        parity = _parity(reference, outputs) if call.batch == COMPARED_BATCH else None
         yield {
             "contender": job.contender,
             "variant": job.variant,
             "batch": call.batch,
             "host_ms": _median_ms(call.from_host),
             "gpu_ms": None if call.on_gpu is None else _median_ms(call.on_gpu),
-            "sqnr_db": sqnr_db,
+            "max_abs": None if parity is None else parity.max_abs,
+            "sqnr_db": None if parity is None or not parity.max_abs else parity.sqnr_db,
         }
+
+
+def _parity(reference: np.ndarray, outputs: np.ndarray) -> Parity:
+    meter = ParityMeter()
+    meter.update(reference, outputs)
+    return meter.result()
 
 
 def _median_ms(call: Callable[[], object]) -> float:

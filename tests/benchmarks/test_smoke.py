@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,42 @@ def test_int8_races_ours_against_both_peers(tmp_path: Path) -> None:
         assert peers == row["ours_over"].keys()
         assert {"FP32, plain", "FP32, export"} < peers
         assert all(low <= median <= high for median, low, high in row["ours_over"].values())
+
+
+@pytest.mark.slow
+def test_costs_vary_one_size_at_a_time(tmp_path: Path) -> None:
+    sizes = ("--variant", "cifar-7-4", "--image-size", "32", "40", "--images", "32")
+    rows = _run("costs.py", *sizes, "--output", tmp_path / "r.json")
+    assert [(row["command"], row["varied"], row["value"]) for row in rows] == [
+        *(("export", "variant", "cifar-7-4"), ("export", "image_size", "32"), ("export", "image_size", "40")),
+        *(("quantize", "variant", "cifar-7-4"), ("quantize", "image_size", "32"), ("quantize", "image_size", "40")),
+        ("quantize", "images", "32"),
+        *(("run", "variant", "cifar-7-4"), ("run", "image_size", "32"), ("run", "image_size", "40")),
+        *(("run", "batch", "1"), ("run", "batch", "8"), ("run", "batch", "32")),
+        *(("run", "threads", "1"), ("run", "threads", "2")),
+    ]
+    assert rows[0]["seconds"] == rows[1]["seconds"], "the common starting point is measured once"
+    assert all(row["seconds"] > 0 and row["peak_memory_bytes"] > 2**25 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_without_a_gpu_what_needs_none(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--variants", "cifar-7-4", "--batches", "1", "8")
+    rows = _run("gpu.py", *options, "--output", tmp_path / "r.json")
+    assert [(row["contender"], row["batch"]) for row in rows] == [
+        *(("torch eager fp32", 1), ("torch eager fp32", 8), ("onnxruntime fp32", 1), ("onnxruntime fp32", 8)),
+    ]
+    assert [row["max_abs"] is not None and row["max_abs"] < 1e-3 for row in rows] == [False, True] * 2
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert (written["device"], written["skipped"], written["tests"], written["arrays"]) == ("cpu", {}, {}, {})
+
+
+@pytest.mark.slow
+def test_the_gpu_script_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there may be a GPU")
+    script = [sys.executable, BENCHMARKS / "gpu.py", "--output", tmp_path / "r.json"]
+    done = subprocess.run(script, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no NVIDIA GPU answers" in done.stderr
+    assert not (tmp_path / "r.json").exists()
