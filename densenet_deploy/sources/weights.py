@@ -21,7 +21,7 @@ from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointF
 from densenet_deploy.sources.config_file import WeightsConfig
 from densenet_deploy.sources.heads import WAY_OUT, is_unused
 from densenet_deploy.sources.layout import Layout, chosen_network, layout_of, network_layout
-from densenet_deploy.sources.networks import FoundNetwork, dictionaries_in
+from densenet_deploy.sources.networks import FoundNetwork, dictionaries_in, entries_of
 from densenet_deploy.variants import Variant, closest_variant
 from densenet_deploy.variants.infer import Shapes, spec_from_shapes
 
@@ -139,8 +139,9 @@ def _dense_tensors(
 def _beside(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of what lies beside the weights on the way to them."""
     for key in keys:
-        yield from (str(other) for other in content if str(other) != key)
-        content = next(value for name, value in content.items() if str(name) == key)
+        entries = entries_of(content)
+        yield from (other for other in entries if other != key)
+        content = entries[key]
 
 
 def _labels(content: object) -> tuple[str, ...]:
