@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
@@ -85,7 +87,7 @@ def weights_from(file: CheckpointFile, *, is_ours: bool = False, key: str | None
 def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> Weights:
     network, others = chosen_network(file.content, key)
     keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
-    named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
+    named = {str(name): _tensor_of(value) for name, value in mapping.items() if not _is_counter(str(name))}
     tensors = dict(_dense_tensors(file.path, named, network.short_name if network is not None else str))
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > INFLATION_LIMIT * file.size_bytes:
@@ -116,13 +118,21 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
 def _any_dictionary(file: CheckpointFile) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
     """The dictionary with the most tensors of a file without a DenseNet, which is refused when its shapes are read."""
     found = list(dictionaries_in(file.content))
-    if not any(isinstance(value, _tensor()) for _, mapping in found for value in mapping.values()):
+    if not any(isinstance(_tensor_of(value), _tensor()) for _, mapping in found for value in mapping.values()):
         raise CheckpointError(file.path, "does not hold a dictionary of tensors", "give a state_dict")
     return max(found, key=lambda item: len(item[1]))
 
 
 def _is_counter(name: str) -> bool:
     return name.endswith(COUNTER) or name.rpartition(".")[2] == _AVERAGES
+
+
+def _tensor_of(value: Any) -> Any:
+    """Return `value`, or the tensor that an array of numbers is."""
+    import torch
+
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    return torch.from_numpy(np.ascontiguousarray(value)) if is_array else value
 
 
 def _dense_tensors(
@@ -152,6 +162,7 @@ def _labels(content: object) -> tuple[str, ...]:
     if isinstance(numbers, Mapping) and sorted(numbers.values(), key=str) == sorted(range(len(numbers)), key=str):
         return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))
     names = next((content[name] for name in _LABELS[1:] if name in content), None)
+    names = names.tolist() if isinstance(names, np.ndarray) else names
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)
