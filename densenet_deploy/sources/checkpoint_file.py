@@ -15,7 +15,6 @@ differ; ours are equal.
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime as dt
 import io
 import json
@@ -190,8 +189,13 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     arrays = [(_array, f"numpy.{module}.multiarray._reconstruct") for module in ("_core", "core")]
     paths = [(_path, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in _SYSTEMS]
     plain = [argparse.Namespace, dt.date, dt.datetime, dt.timedelta, np.dtype, np.ndarray]
-    histories = [collections.defaultdict, list, dict, int, float]  # and what a defaultdict begins an entry with
+    histories = [(_history, "collections.defaultdict"), list, dict, int, float]  # which begin its entries
     return [*plain, *histories, *kinds, *numbers, *arrays, *paths]
+
+
+def _history(*_: object) -> dict[object, object]:
+    """Replace `defaultdict`, whose entries follow; torch fills plain dictionaries only."""
+    return {}
 
 
 def _path(*parts: str) -> str:
