@@ -189,8 +189,8 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     arrays = [(_array, f"numpy.{module}.multiarray._reconstruct") for module in ("_core", "core")]
     paths = [(_path, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in _SYSTEMS]
     plain = [argparse.Namespace, dt.date, dt.datetime, dt.timedelta, np.dtype, np.ndarray]
-    histories = [(_history, "collections.defaultdict"), list, dict, int, float]  # which begin its entries
-    return [*plain, *histories, *kinds, *numbers, *arrays, *paths]
+    history = (_history, "collections.defaultdict")
+    return [*plain, history, list, dict, int, float, *kinds, *numbers, *arrays, *paths]
 
 
 def _history(*_: object) -> dict[object, object]:
