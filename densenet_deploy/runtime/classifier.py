@@ -18,7 +18,7 @@ from typing import Any, Final, Self, overload
 import numpy as np
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
-from densenet_deploy.errors import DataError, FeedError, UsageError, printable
+from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError, printable
 from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
@@ -236,9 +236,13 @@ class Classifier:
         """Return the outputs (N, C) for inputs (N, channels, H, W) that `prepare_batch` made.
 
         Raises:
-            ModelFileError: if any is NaN or infinite.
+            ModelFileError: if any is NaN or infinite, or there are not as many rows as images.
         """
-        rows = self.meaning.rows(run_batched(self._runner, inputs)[self.meaning.output.name])
+        output = run_batched(self._runner, inputs)[self.meaning.output.name]
+        if len(output) != len(inputs):
+            why = f"holds {len(output)} rows for {len(inputs)} images"
+            raise ModelFileError(self.meaning.output.name, why, "export the model with a dynamic batch")
+        rows = self.meaning.rows(output)
         _check_labels(self.labels, rows.shape[1])
         return rows
 

@@ -39,7 +39,7 @@ class OutputMeaning:
     """The output that answers, and what its numbers mean.
 
     Attributes:
-        output: the output that answers, (N, C), or (N, C, 1, 1), which is read as (N, C).
+        output: the output that answers, (N, C), or what is read as that: (N, C, 1, 1), or one number per image, (N).
         task: one of `manifest.TASKS`.
         activation: `softmax`, `sigmoid` or `none`, where it is known which one the graph ends in.
         thresholds: of a multilabel model, one for all labels or one per label; a label is positive from its own.
@@ -70,7 +70,7 @@ class OutputMeaning:
         if task is not None:
             require_choice("task", task, TASKS)
         manifest = runner.manifest
-        output, assumed = _answering(runner.outputs, labels)
+        output, assumed = _answering(runner, labels)
         is_ours = manifest is not None and not manifest.is_third_party
         found = None if runner.activations is None else runner.activations.get(output.name, "none")
         activation = "none" if found is None and is_ours else found
@@ -136,9 +136,13 @@ class OutputMeaning:
         return are_scores(row) if self.activation is None else self.activation != "none"
 
 
-def _answering(outputs: tuple[TensorSpec, ...], labels: Sequence[str]) -> tuple[TensorSpec, tuple[str, ...]]:
+def _answering(runner: Runner, labels: Sequence[str]) -> tuple[TensorSpec, tuple[str, ...]]:
     """Return the output that answers, and what had to be assumed to choose it."""
+    outputs, batch = runner.outputs, runner.inputs[0].shape[:1]
     rows = [spec for spec in outputs if len(spec.shape) == 2 or (len(spec.shape) > 2 and _is_one_pixel(spec))]
+    if not rows:  # a network that ends in squeeze(1) gives numbers without an axis of classes
+        numbers = [spec for spec in outputs if spec.shape == batch and spec.dtype.kind == "f"]
+        rows = [TensorSpec(spec.name, (*batch, 1), spec.dtype) for spec in numbers]
     if not rows:
         given = ", ".join(map(str, outputs))
         raise ModelFileError(given, "does not include one row of numbers per image", "read it with runner.run()")

@@ -67,7 +67,15 @@ def test_of_several_that_may_answer_the_first_does_and_that_is_said(labels):
     assert found.assumptions == ("of the outputs b, a the first is taken",)
 
 
-@pytest.mark.parametrize("shape", [(None,), (), (None, 3, 7, 7), (None, 3, 1, 7), (None, 3, 7, 1), (None, 3, 2)])
+def test_one_number_per_image_may_lack_an_axis_of_classes():
+    found = meaning({"label": (3,), "out": (None,)})
+    assert (found.output.shape, found.task, found.classes) == ((None, 1), "regression", 1)
+    assert meaning({"out": (None,)}, activations={"out": "sigmoid"}).task == "multilabel"
+    assert meaning({"number": (None,), "row": (None, 3)}, task="multiclass").output.name == "row"
+    assert found.rows(np.float32([1, 2, 3])).tolist() == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (None, 3, 7, 7), (None, 3, 1, 7), (None, 3, 7, 1), (None, 3, 2)])
 def test_a_model_without_a_row_of_numbers_per_image_is_refused(shape):
     with pytest.raises(ModelFileError) as caught:
         meaning({"out": shape}, task="multiclass")
