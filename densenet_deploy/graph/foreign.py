@@ -30,6 +30,7 @@ from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.nodes import is_operator, new_node, unused_name
 from densenet_deploy.graph.onnx_file import check_onnx, invalid_onnx_refused, refuse_optimized
 from densenet_deploy.graph.reduced_precision import lift_opset
+from densenet_deploy.runtime.batching import is_nhwc
 
 OLDEST_OPSET: Final = 7
 """The oldest operator set that is adopted: since then, norms and broadcasting mean what they mean today."""
@@ -249,7 +250,10 @@ def _with_image_input(graph: ir.Graph) -> Iterator[str]:
 
 
 def _takes_nhwc(graph: ir.Graph) -> bool:
-    """Whether the last axis of the input holds the channels that the first convolution reads, and axis 1 does not."""
+    """Whether the last axis of the input holds channels, and axis 1 not those that the first convolution reads.
+
+    Channels are as many as that convolution reads, or as the sizes show: a gray image may be repeated before it.
+    """
     shape = graph.inputs[0].shape
     if shape is None or shape.rank() != 4:
         return False
@@ -261,7 +265,8 @@ def _takes_nhwc(graph: ir.Graph) -> bool:
     if not isinstance(channels, int):
         return False
     channels *= conv.attributes.get_int("group", 1)
-    return shape[3] == channels and channels in _IMAGE_CHANNELS and shape[1] != channels
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    return sizes[1] != channels and (is_nhwc(sizes) or (sizes[3] == channels and channels in _IMAGE_CHANNELS))
 
 
 def _put_transpose_in_front(graph: ir.Graph) -> None:
