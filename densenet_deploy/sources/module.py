@@ -23,6 +23,7 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.sources.config_file import facts_of_config, fitting
 from densenet_deploy.sources.layout import Layout, layout_of
+from densenet_deploy.sources.reparametrized import with_computed_weights
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     casting_note,
@@ -58,7 +59,8 @@ class ModuleSource(Source):
         source = _unwrapped(source)
         kind = type(source).__name__
         module, casting = _ready(source)
-        tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        floats = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        tensors, _ = with_computed_weights(floats)
         found = _recognised(module, tensors)
         if not constraint.allow_nonfinite:
             kept = found.module.state_dict().items()

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from densenet_deploy.sources.reparametrized import with_computed_weights
+
 FEATURES: Final = "features."
 
 _STEM: Final = re.compile(r"((?:.*\.)?)conv0\.weight", re.DOTALL)
@@ -38,12 +40,14 @@ class FoundNetwork:
         tensors: the dictionary that holds it, perhaps with other things.
         prefix: of its names.
         is_bare: whether `features.` is missing between the prefix and `conv0`.
+        computed: names of those of its tensors that pruning or a weight norm computes from others.
     """
 
     keys: tuple[str, ...]
     tensors: Mapping[Any, Any]
     prefix: str = ""
     is_bare: bool = False
+    computed: tuple[str, ...] = ()
 
     @property
     def root(self) -> str:
@@ -90,7 +94,7 @@ def networks_in(content: object) -> tuple[FoundNetwork, ...]:
     return tuple(
         network
         for keys, mapping in dictionaries_in(content)
-        for network in _networks_of(keys, {str(name): value for name, value in mapping.items()})
+        for network in _networks_of(keys, *with_computed_weights({str(name): mapping[name] for name in mapping}))
     )
 
 
@@ -117,14 +121,17 @@ def entries_of(value: Any) -> dict[str, Any]:
     return {str(key): item for key, item in pairs}
 
 
-def _networks_of(keys: tuple[str, ...], tensors: Mapping[str, Any]) -> Iterator[FoundNetwork]:
+def _networks_of(
+    keys: tuple[str, ...], tensors: Mapping[str, Any], computed: tuple[str, ...]
+) -> Iterator[FoundNetwork]:
     names = [unwrapped(name) for name in tensors]
     roots = dict.fromkeys(match[1] for name in names if (match := _STEM.fullmatch(name)))
     for root in roots:
         if not any(name.startswith(f"{root}denseblock1.") for name in names):
             continue
         is_bare = not f".{root}".endswith(f".{FEATURES}")
-        yield FoundNetwork(keys, tensors, root if is_bare else root.removesuffix(FEATURES), is_bare)
+        prefix = root if is_bare else root.removesuffix(FEATURES)
+        yield FoundNetwork(keys, tensors, prefix, is_bare, computed)
 
 
 def _of_backbone(name: str) -> bool:

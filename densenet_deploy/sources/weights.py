@@ -38,6 +38,7 @@ COUNTER: Final = ".num_batches_tracked"
 _LABELS: Final = ("class_to_idx", "classes", "class_names")
 _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
 _WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
+_STATISTICS: Final = (".running_mean", ".running_var")
 _LISTED: Final = 5
 _UNEXPECTED: Final = "is unexpected"
 _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
@@ -106,6 +107,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         *((f"weights found under {' → '.join(keys)}",) if keys else ()),
         *_ignoring_note("beside the weights", beside),
         *_ignoring_note("as not part of the network", unused),
+        *_computing_note(network),
         *_renaming_note(layout.names),
         *casting_note(tensors[name] for name in layout.names),
         *layout.notes,
@@ -256,6 +258,11 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
+def _computing_note(network: FoundNetwork | None) -> tuple[str, ...]:
+    count = len(network.computed) if network is not None else 0
+    return (f"{count} weights computed from pruning masks or weight norms",) if count else ()
+
+
 def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:
     changed = [(name, plain) for name, plain in names.items() if name != plain]
     return (f"{len(changed)} parameters renamed, such as {changed[0][0]} to {changed[0][1]}",) if changed else ()
@@ -288,6 +295,10 @@ def _misfit_error(subject: object, variant: Variant, misfits: list[str], found: 
         spec = spec_from_shapes(found)
     except CheckpointError as exc:
         return CheckpointError(subject, why, f"it does not look like a DenseNet ({exc.why}): give another file")
+    statistics = [name for name in found if name.endswith(_STATISTICS)]
+    if not statistics:
+        why = f"does not fit {variant.artifact_name}: its norms have no running mean and variance"
+        return CheckpointError(subject, f"{why}, as GroupNorm and InstanceNorm have none", WAY_OUT)
     likeness = closest_variant(spec)
     if all(misfit.endswith(_UNEXPECTED) for misfit in misfits):
         return CheckpointError(subject, why, WAY_OUT)

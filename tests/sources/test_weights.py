@@ -338,6 +338,14 @@ def test_weights_of_another_network_look_like_none():
     assert error.fix.startswith("it does not look like a DenseNet (")
 
 
+def test_norms_without_statistics_are_named(model):
+    tensors = {name: t for name, t in model.state_dict().items() if "running" not in name}
+    with pytest.raises(CheckpointError) as caught:
+        fitted_model("x", variant_for(model.spec), tensors)
+    assert "no running mean and variance" in caught.value.why
+    assert caught.value.fix.startswith("load the module itself")
+
+
 def test_nan_and_inf_are_counted_and_the_first_tensor_named():
     bad = torch.tensor([1.0, math.nan, math.inf, -math.inf])
     require_finite("it", {"a": torch.tensor([1e38, -1e38])})
