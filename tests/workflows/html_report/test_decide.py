@@ -61,8 +61,13 @@ def test_what_was_not_evaluated_is_not_chosen(reports: ReportFolder) -> None:
 def test_the_second_model_of_an_evaluation_is_judged_too(reports: ReportFolder, top1: float, chosen: str) -> None:
     both = evaluation(reports.slow, 0.9) | {
         "against": {
-            **{"model": str(reports.fast), "count": 200, "shared": 200, "images_per_second": 60.0, "top1": top1},
-            **{"backend": "openvino", "precision": "int8"},
+            "model": str(reports.fast),
+            "count": 200,
+            "shared": 200,
+            "images_per_second": 60.0,
+            "top1": top1,
+            "backend": "openvino",
+            "precision": "int8",
         }
     }
     path = reports.write("both.json", both)
