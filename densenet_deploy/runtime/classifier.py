@@ -290,7 +290,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         InputError: if the file does not exist.
-        DataError: if it is empty, not UTF-8, or has a blank line before its end.
+        DataError: if it is empty, not UTF-8, JSON, or has a blank line before its end.
     """
     with os_errors_about(path):
         data = path.read_bytes()
@@ -300,6 +300,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
         raise DataError(path, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
     if not text.strip():
         raise DataError(path, "is empty", "write one class name per line")
+    if text.lstrip()[0] in "[{":
+        raise DataError(path, "looks like JSON", "write one class name per line, in the order of the outputs")
     labels = tuple(line.strip() for line in text.removesuffix("\n").split("\n"))
     if "" in labels:
         raise DataError(path, f"line {labels.index('') + 1} is blank", "write one class name on every line")

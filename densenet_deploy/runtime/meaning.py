@@ -139,13 +139,17 @@ class OutputMeaning:
 def _answering(runner: Runner, labels: Sequence[str]) -> tuple[TensorSpec, tuple[str, ...]]:
     """Return the output that answers, and what had to be assumed to choose it."""
     outputs, batch = runner.outputs, runner.inputs[0].shape[:1]
-    rows = [spec for spec in outputs if len(spec.shape) == 2 or (len(spec.shape) > 2 and _is_one_pixel(spec))]
+    rows = [spec for spec in outputs if spec.dtype.kind == "f" and _is_row(spec)]
     if not rows:  # a network that ends in squeeze(1) gives numbers without an axis of classes
         numbers = [spec for spec in outputs if spec.shape == batch and spec.dtype.kind == "f"]
         rows = [TensorSpec(spec.name, (*batch, 1), spec.dtype) for spec in numbers]
     if not rows:
         given = ", ".join(map(str, outputs))
         raise ModelFileError(given, "does not include one row of numbers per image", "read it with runner.run()")
+    for spec in rows:
+        if any(other.dtype.kind in "iu" and other.shape == spec.shape for other in outputs if other is not spec):
+            why = "is a list of the best scores beside the numbers of their classes, not a score for each class"
+            raise ModelFileError(spec, why, "read it with runner.run(), or give the file without its TopK")
     named = [spec for spec in rows if spec.name == "logits"]
     labelled = [spec for spec in rows if labels and spec.shape[1] == len(labels)]
     for found in (named, labelled, rows):
@@ -153,6 +157,11 @@ def _answering(runner: Runner, labels: Sequence[str]) -> tuple[TensorSpec, tuple
             return found[0], ()
     names = ", ".join(spec.name for spec in rows)
     return rows[0], (f"of the outputs {names} the first is taken",)
+
+
+def _is_row(spec: TensorSpec) -> bool:
+    """Whether an output is (N, C), or may be read as that."""
+    return len(spec.shape) == 2 or (len(spec.shape) > 2 and _is_one_pixel(spec))
 
 
 def _is_one_pixel(spec: TensorSpec) -> bool:

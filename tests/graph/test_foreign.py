@@ -340,3 +340,25 @@ def test_a_weight_too_large_for_any_densenet_is_refused():
     with pytest.raises(ModelFileError) as caught:
         adopt(model, "file.onnx")
     assert caught.value.subject == "fill"
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize(
+    ("axis", "opset", "depends"), [(0, 13, True), (-2, 13, True), (0, 9, True), (1, 13, False), (-1, 13, False)]
+)
+def test_scores_that_depend_on_the_other_images_of_a_batch_are_refused(operator, axis, opset, depends):
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]> g (float[N,5] x) => (float[N,5] y) {{
+        y = {operator}<axis={axis}>(x) }}"""
+    if not depends:
+        assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()
+        return
+    with pytest.raises(ModelFileError) as caught:
+        adopt(onnx.parser.parse_model(text), "file.onnx")
+    assert caught.value.subject == "file.onnx"
+    assert "whole batch" in caught.value.why
+
+
+def test_an_inner_softmax_over_the_first_axis_is_not_one_of_scores():
+    text = """<ir_version: 8, opset_import: ["" : 13]> g (float[N,5] x) => (float[N,5] y) {
+        s = Softmax<axis=0>(x)  y = Neg(s) }"""
+    assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()

@@ -612,3 +612,14 @@ def test_as_many_rows_as_images_are_required():
         classifier.logits(np.zeros((2, 3, 8, 8), np.float32))
     assert caught.value.subject == "logits"
     assert classifier.logits(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 1)
+
+
+@pytest.mark.parametrize("text", ['{"0": "cat",\n"1": "dog"}', '\n ["cat",\n"dog"]'])
+def test_labels_in_json_are_refused(tmp_path, text):
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_labels(tmp_path / "labels.json")
+    assert caught.value.subject == str(tmp_path / "labels.json")
+    assert "JSON" in caught.value.why
+    (tmp_path / "labels.json").write_text("cat [tabby]\ndog {all}")
+    assert read_labels(tmp_path / "labels.json") == ("cat [tabby]", "dog {all}")
