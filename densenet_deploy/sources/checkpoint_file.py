@@ -45,6 +45,12 @@ LARGEST_FILE_BYTES: Final = 4 * 2**30
 SAVE_STATE_HINT: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 FETCH_AGAIN_HINT: Final = "download or save it again"
 
+_KERAS_HINT: Final = "convert it with tf2onnx and give the .onnx file"
+_FOREIGN: Final = {
+    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _KERAS_HINT),
+    **dict.fromkeys((".plan", ".trt"), "if it is a TensorRT engine, rename it to .engine"),
+    ".caffemodel": "convert it to ONNX and give the .onnx file",
+}
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 _SYSTEMS: Final = ("Posix", "Windows", "PurePosix", "PureWindows")
 _TEXT: Final = "U"
@@ -83,7 +89,8 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         CheckpointError: if it is damaged, too large, or holds objects other than tensors, numbers and containers.
     """
     if not is_checkpoint_name(path):
-        raise CheckpointError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
+        fix = _FOREIGN.get(path.suffix.lower(), f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
+        raise CheckpointError(path, f"has the suffix {path.suffix!r}", fix)
     data = _bytes_of(path, largest_bytes)
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path, data)

@@ -450,3 +450,19 @@ def test_paths_among_the_settings_become_text(tmp_path):
     read = read_checkpoint(tmp_path / "mine.ckpt").content
     assert (type(read["dir"]), read["dir"].strip("/")) == (str, "data/a")
     assert isinstance(read["win"], str)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "fix"),
+    [
+        (".h5", "tf2onnx"),
+        (".KERAS", "tf2onnx"),
+        (".trt", ".engine"),
+        (".caffemodel", ".onnx"),
+        (".xyz", ".safetensors"),
+    ],
+)
+def test_files_of_other_frameworks_say_how_they_come_in(tmp_path, suffix, fix):
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / f"model{suffix}")
+    assert fix in caught.value.fix
