@@ -197,7 +197,8 @@ class Model:
             raise ModelFileError(self.name, "holds neither a module nor a file", "load it again")
         from densenet_deploy.runtime.runner import ModuleSource
 
-        return ModuleSource(self.module, self.manifest, self.output_names)
+        channels = self.manifest.preprocessing.shape[0] if self.manifest is not None else None
+        return ModuleSource(self.module, self.manifest, self.output_names, channels)
 
     def runner(
         self, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None

@@ -30,6 +30,7 @@ from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.nodes import is_operator, new_node, unused_name
 from densenet_deploy.graph.onnx_file import check_onnx, invalid_onnx_refused, refuse_optimized
 from densenet_deploy.graph.reduced_precision import lift_opset
+from densenet_deploy.runtime.batching import is_nhwc
 
 OLDEST_OPSET: Final = 7
 """The oldest operator set that is adopted: since then, norms and broadcasting mean what they mean today."""
@@ -62,8 +63,8 @@ def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
     ('846 weights that were listed as inputs are constants', 'operator set 9 was lifted to 13')
 
     Raises:
-        ModelFileError: if it is not a valid ONNX model, is in training mode, was optimized by ONNX Runtime, has 3-D
-            convolutions, or is of an operator set before 7.
+        ModelFileError: if it is not a valid ONNX model, is in training mode, ends in a softmax over the batch, was
+            optimized by ONNX Runtime, has 3-D convolutions, or is of an operator set before 7.
     """
     refuse_optimized(model, subject)
     _refuse_old(model, subject)
@@ -144,7 +145,7 @@ def _opset_of(imports: Iterable[Any]) -> int | None:
 
 
 def _refuse_unusable(model: ir.Model, subject: object) -> None:
-    """Refuse a network in training mode, and 3-D convolutions."""
+    """Refuse a network in training mode, results that depend on the batch, and 3-D convolutions."""
     version = model.opset_imports.get("", LIFTED_OPSET)
     for node in model.graph.all_nodes():
         name = node.name or node.outputs[0].name
@@ -153,6 +154,9 @@ def _refuse_unusable(model: ir.Model, subject: object) -> None:
             raise ModelFileError(subject, why, _EVAL)
         if is_operator(node, "Dropout") and _drops_at_random(node):
             raise ModelFileError(subject, f"its Dropout {name} is in training mode: results are random", _EVAL)
+        if _divides_by_batch(node):
+            why = f"its {node.op_type} {name} is over axis 0: the scores of an image depend on the whole batch"
+            raise ModelFileError(subject, why, "export it again with Softmax over axis 1, dim=1 in PyTorch")
         if is_operator(node, "Conv") and _is_3d(node):
             why = f"its convolution {name} is 3-D (N, C, D, H, W), and only 2-D images (N, C, H, W) are supported"
             raise ModelFileError(subject, why, "give a 2-D network")
@@ -169,6 +173,15 @@ def _drops_at_random(dropout: ir.Node) -> bool:
     flag = dropout.inputs[2] if len(dropout.inputs) > 2 else None
     tensor = ir.convenience.get_const_tensor(flag) if flag is not None else None
     return tensor is not None and bool(tensor.numpy().any())
+
+
+def _divides_by_batch(node: ir.Node) -> bool:
+    """Whether an output of the graph is a softmax over the images of a batch."""
+    if not (is_operator(node, "Softmax") or is_operator(node, "LogSoftmax")):
+        return False
+    shape = node.outputs[0].shape
+    first = {0} if shape is None else {0, -shape.rank()}
+    return node.outputs[0].is_graph_output() and node.attributes.get_int("axis", -1) in first
 
 
 def _is_3d(conv: ir.Node) -> bool:
@@ -249,7 +262,10 @@ def _with_image_input(graph: ir.Graph) -> Iterator[str]:
 
 
 def _takes_nhwc(graph: ir.Graph) -> bool:
-    """Whether the last axis of the input holds the channels that the first convolution reads, and axis 1 does not."""
+    """Whether the last axis of the input holds channels, and axis 1 not those that the first convolution reads.
+
+    Channels are as many as that convolution reads, or as the sizes show: a gray image may be repeated before it.
+    """
     shape = graph.inputs[0].shape
     if shape is None or shape.rank() != 4:
         return False
@@ -261,7 +277,8 @@ def _takes_nhwc(graph: ir.Graph) -> bool:
     if not isinstance(channels, int):
         return False
     channels *= conv.attributes.get_int("group", 1)
-    return shape[3] == channels and channels in _IMAGE_CHANNELS and shape[1] != channels
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    return sizes[1] != channels and (is_nhwc(sizes) or (sizes[3] == channels and channels in _IMAGE_CHANNELS))
 
 
 def _put_transpose_in_front(graph: ir.Graph) -> None:

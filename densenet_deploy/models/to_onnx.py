@@ -10,6 +10,7 @@ to another size, is left to the exporter.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -108,7 +109,7 @@ def _exported(module: torch.nn.Module, options: OnnxOptions) -> torch.onnx.ONNXP
                 module,
                 (example,),
                 dynamo=True,
-                dynamic_shapes=None if options.batch else ({0: torch.export.Dim("batch")},),
+                dynamic_shapes=None if options.batch else _dynamic_batch(module),
                 input_names=[INPUT_NAME],
                 opset_version=max(options.opset, _LOWEST_WRITTEN),
                 optimize=False,
@@ -122,6 +123,13 @@ def _exported(module: torch.nn.Module, options: OnnxOptions) -> torch.onnx.ONNXP
         else:
             assert program is not None
             return program
+
+
+def _dynamic_batch(module: torch.nn.Module) -> tuple[Any, ...]:
+    """Say of the first argument of `module`, which may be `*images`, that its batch is dynamic."""
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    shape = {0: torch.export.Dim("batch")}
+    return ((shape,),) if first is not None and first.kind is first.VAR_POSITIONAL else (shape,)
 
 
 def _device_of(module: torch.nn.Module) -> torch.device | None:

@@ -18,7 +18,7 @@ from typing import Any, Final, Self, overload
 import numpy as np
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
-from densenet_deploy.errors import DataError, FeedError, UsageError, printable
+from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError, printable
 from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
@@ -236,9 +236,13 @@ class Classifier:
         """Return the outputs (N, C) for inputs (N, channels, H, W) that `prepare_batch` made.
 
         Raises:
-            ModelFileError: if any is NaN or infinite.
+            ModelFileError: if any is NaN or infinite, or there are not as many rows as images.
         """
-        rows = self.meaning.rows(run_batched(self._runner, inputs)[self.meaning.output.name])
+        output = run_batched(self._runner, inputs)[self.meaning.output.name]
+        if len(output) != len(inputs):
+            why = f"holds {len(output)} rows for {len(inputs)} images"
+            raise ModelFileError(self.meaning.output.name, why, "export the model with a dynamic batch")
+        rows = self.meaning.rows(output)
         _check_labels(self.labels, rows.shape[1])
         return rows
 
@@ -286,7 +290,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Raises:
         InputError: if the file does not exist.
-        DataError: if it is empty, not UTF-8, or has a blank line before its end.
+        DataError: if it is empty, not UTF-8, JSON, or has a blank line before its end.
     """
     with os_errors_about(path):
         data = path.read_bytes()
@@ -296,6 +300,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
         raise DataError(path, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
     if not text.strip():
         raise DataError(path, "is empty", "write one class name per line")
+    if text.lstrip()[0] in "[{":
+        raise DataError(path, "looks like JSON", "write one class name per line, in the order of the outputs")
     labels = tuple(line.strip() for line in text.removesuffix("\n").split("\n"))
     if "" in labels:
         raise DataError(path, f"line {labels.index('') + 1} is blank", "write one class name on every line")

@@ -39,7 +39,7 @@ class OutputMeaning:
     """The output that answers, and what its numbers mean.
 
     Attributes:
-        output: the output that answers, (N, C), or (N, C, 1, 1), which is read as (N, C).
+        output: the output that answers, (N, C), or what is read as that: (N, C, 1, 1), or one number per image, (N).
         task: one of `manifest.TASKS`.
         activation: `softmax`, `sigmoid` or `none`, where it is known which one the graph ends in.
         thresholds: of a multilabel model, one for all labels or one per label; a label is positive from its own.
@@ -70,7 +70,7 @@ class OutputMeaning:
         if task is not None:
             require_choice("task", task, TASKS)
         manifest = runner.manifest
-        output, assumed = _answering(runner.outputs, labels)
+        output, assumed = _answering(runner, labels)
         is_ours = manifest is not None and not manifest.is_third_party
         found = None if runner.activations is None else runner.activations.get(output.name, "none")
         activation = "none" if found is None and is_ours else found
@@ -136,12 +136,20 @@ class OutputMeaning:
         return are_scores(row) if self.activation is None else self.activation != "none"
 
 
-def _answering(outputs: tuple[TensorSpec, ...], labels: Sequence[str]) -> tuple[TensorSpec, tuple[str, ...]]:
+def _answering(runner: Runner, labels: Sequence[str]) -> tuple[TensorSpec, tuple[str, ...]]:
     """Return the output that answers, and what had to be assumed to choose it."""
-    rows = [spec for spec in outputs if len(spec.shape) == 2 or (len(spec.shape) > 2 and _is_one_pixel(spec))]
+    outputs, batch = runner.outputs, runner.inputs[0].shape[:1]
+    rows = [spec for spec in outputs if spec.dtype.kind == "f" and _is_row(spec)]
+    if not rows:  # a network that ends in squeeze(1) gives numbers without an axis of classes
+        numbers = [spec for spec in outputs if spec.shape == batch and spec.dtype.kind == "f"]
+        rows = [TensorSpec(spec.name, (*batch, 1), spec.dtype) for spec in numbers]
     if not rows:
         given = ", ".join(map(str, outputs))
         raise ModelFileError(given, "does not include one row of numbers per image", "read it with runner.run()")
+    for spec in rows:
+        if any(other.dtype.kind in "iu" and other.shape == spec.shape for other in outputs if other is not spec):
+            why = "is a list of the best scores beside the numbers of their classes, not a score for each class"
+            raise ModelFileError(spec, why, "read it with runner.run(), or give the file without its TopK")
     named = [spec for spec in rows if spec.name == "logits"]
     labelled = [spec for spec in rows if labels and spec.shape[1] == len(labels)]
     for found in (named, labelled, rows):
@@ -149,6 +157,11 @@ def _answering(outputs: tuple[TensorSpec, ...], labels: Sequence[str]) -> tuple[
             return found[0], ()
     names = ", ".join(spec.name for spec in rows)
     return rows[0], (f"of the outputs {names} the first is taken",)
+
+
+def _is_row(spec: TensorSpec) -> bool:
+    """Whether an output is (N, C), or may be read as that."""
+    return len(spec.shape) == 2 or (len(spec.shape) > 2 and _is_one_pixel(spec))
 
 
 def _is_one_pixel(spec: TensorSpec) -> bool:

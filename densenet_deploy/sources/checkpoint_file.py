@@ -1,9 +1,10 @@
 """Checkpoint files as bytes: untrusted ones are checked before they are parsed, and ours are written reproducibly.
 
 A `.pth` file is a zip (before PyTorch 1.6, a bare pickle). `torch.load(weights_only=True)` builds tensors and refuses
-every other object. Three more kinds are allowed, because training code leaves them beside the weights and building them
-does nothing: numbers of NumPy, paths, and the namespace of a command line. A file is read once, so that what was
-checked is what is loaded, and a zip is judged by its directory, before anything is inflated.
+every other object. A few more kinds are allowed, because training code leaves them beside the weights and building them
+does nothing: numbers and arrays of NumPy, paths, dates, a `defaultdict`, and the namespace of a command line. A file
+is read once, so that what was checked is what is loaded, and a zip is judged by its directory, before anything is
+inflated.
 
 A safetensors file is 8 bytes of header length (little-endian), the header in JSON, and the bytes of the tensors, which
 the offsets must cover once, without holes (https://huggingface.co/docs/safetensors). A duplicate key would let two
@@ -14,6 +15,7 @@ differ; ours are equal.
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import io
 import json
 import math
@@ -43,8 +45,15 @@ LARGEST_FILE_BYTES: Final = 4 * 2**30
 SAVE_STATE_HINT: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 FETCH_AGAIN_HINT: Final = "download or save it again"
 
+_KERAS_HINT: Final = "convert it with tf2onnx and give the .onnx file"
+_FOREIGN: Final = {
+    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _KERAS_HINT),
+    **dict.fromkeys((".plan", ".trt"), "if it is a TensorRT engine, rename it to .engine"),
+    ".caffemodel": "convert it to ONNX and give the .onnx file",
+}
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 _SYSTEMS: Final = ("Posix", "Windows", "PurePosix", "PureWindows")
+_TEXT: Final = "U"
 _NUMBERS: Final = "?bhilqBHILQefd"  # NumPy's type codes of booleans, integers and floats
 
 _LARGEST_HEADER_BYTES: Final = 100 * 10**6
@@ -80,7 +89,8 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         CheckpointError: if it is damaged, too large, or holds objects other than tensors, numbers and containers.
     """
     if not is_checkpoint_name(path):
-        raise CheckpointError(path, f"has the suffix {path.suffix!r}", f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
+        fix = _FOREIGN.get(path.suffix.lower(), f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
+        raise CheckpointError(path, f"has the suffix {path.suffix!r}", fix)
     data = _bytes_of(path, largest_bytes)
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path, data)
@@ -181,15 +191,28 @@ def _load_tensors(path: Path, data: bytes) -> object:
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What a pickle may build besides tensors."""
-    kinds = [type(np.dtype(letter)) for letter in _NUMBERS]
+    kinds = [type(np.dtype(letter)) for letter in _NUMBERS + _TEXT]
     numbers = [(_number, f"numpy.{module}.multiarray.scalar") for module in ("_core", "core")]  # new files, old files
+    arrays = [(_array, f"numpy.{module}.multiarray._reconstruct") for module in ("_core", "core")]
     paths = [(_path, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in _SYSTEMS]
-    return [argparse.Namespace, np.dtype, *kinds, *numbers, *paths]
+    plain = [argparse.Namespace, dt.date, dt.datetime, dt.timedelta, np.dtype, np.ndarray]
+    history = (_history, "collections.defaultdict")
+    return [*plain, history, list, dict, int, float, *kinds, *numbers, *arrays, *paths]
+
+
+def _history(*_: object) -> dict[object, object]:
+    """Replace `defaultdict`, whose entries follow; torch fills plain dictionaries only."""
+    return {}
 
 
 def _path(*parts: str) -> str:
     """Replace the paths of any system, which training code leaves among its settings."""
     return "/".join(map(str, parts))
+
+
+def _array(*_: object) -> np.ndarray[Any, Any]:
+    """Replace NumPy's `_reconstruct`, whose result takes its shape, type and bytes from the state that follows."""
+    return np.empty(0)
 
 
 def _number(kind: np.dtype[Any], data: bytes) -> np.generic:

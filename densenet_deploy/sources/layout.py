@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources.heads import WAY_OUT, Head, HeadConventions, head_from, is_unused
-from densenet_deploy.sources.networks import FEATURES, FoundNetwork, networks_in
+from densenet_deploy.sources.networks import FEATURES, FoundNetwork, networks_in, unwrapped
 from densenet_deploy.sources.source import CheckpointFormat, formats
 from densenet_deploy.variants.infer import Shapes, spec_from_shapes
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -116,7 +116,8 @@ def chosen_network(content: object, key: str | None = None) -> tuple[FoundNetwor
 def network_layout(network: FoundNetwork, others: Iterable[FoundNetwork] = ()) -> Layout:
     """Return the layout of `network`, which `others` do not belong to. Errors as `layout_of`."""
     foreign = tuple(other.prefix for other in others if other.keys == network.keys)
-    short = {name: network.short_name(name) for name in network.tensors if not (foreign and name.startswith(foreign))}
+    kept = [name for name in network.tensors if not (foreign and unwrapped(name).startswith(foreign))]
+    short = {name: network.short_name(name) for name in kept}
     _require_distinct(short)
     tensors = {short[name]: network.tensors[name] for name in short}
     translated = _translated(tensors)

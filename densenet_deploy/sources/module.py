@@ -3,6 +3,8 @@
 A module is a known DenseNet if its parameters have the names and shapes of one, and if it computes what our network
 with the same parameters computes: a module without the stem's pool, or with a Sigmoid at its end, has the same
 parameters and is another network. Such a module is taken as it is, and nothing is claimed about its architecture.
+Images of two sizes are compared, which a module that resizes them does not survive, and the classifier is compared with
+its opposite, too, which a final ReLU does not.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.sources.config_file import facts_of_config, fitting
 from densenet_deploy.sources.layout import Layout, layout_of
+from densenet_deploy.sources.reparametrized import with_computed_weights
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     casting_note,
@@ -53,9 +56,11 @@ class ModuleSource(Source):
         from torch import nn
 
         assert isinstance(source, nn.Module)
+        source = _unwrapped(source)
         kind = type(source).__name__
         module, casting = _ready(source)
-        tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        floats = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        tensors, _ = with_computed_weights(floats)
         found = _recognised(module, tensors)
         if not constraint.allow_nonfinite:
             kept = found.module.state_dict().items()
@@ -69,7 +74,9 @@ class ModuleSource(Source):
             variant=variant,
             labels=facts.labels or (),
             facts=facts,
-            output_names=(variant.spec.output_name,) if variant else _output_names(module, facts.channels),
+            output_names=(variant.spec.output_name,)
+            if variant
+            else _output_names(module, constraint.channels or facts.channels),
             notes=(*casting, *found.notes),
         )
 
@@ -82,6 +89,19 @@ class _Recognised:
     variant: Variant | None
     facts: ModelFacts
     notes: tuple[str, ...] = ()
+
+
+def _unwrapped(source: nn.Module) -> nn.Module:
+    """Return the network inside of what runs it on several devices, averages it or compiles it."""
+    from torch import nn
+    from torch.optim.swa_utils import AveragedModel
+
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    while True:
+        inner = source.module if isinstance(source, wrappers) else getattr(source, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return source
+        source = inner
 
 
 def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -116,7 +136,10 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     facts, notes = fitting(ModelFacts(**stated), spec)
     facts = dataclasses.replace(facts, channels=facts.channels or spec.in_channels)
     size = max(_COMPARED_SIZE, spec.smallest_image_size)
-    if _computes_the_same(module, reference, (spec.in_channels, size, size)):
+    shapes = tuple((spec.in_channels, side, side) for side in (size, size * 3 // 2))
+    if all(_computes_the_same(module, reference, shape) for shape in shapes) and _computes_the_same(
+        _with_opposite_classifier(module, layout.names), _with_opposite_classifier(reference), shapes[0]
+    ):
         notes = (*notes, *(() if layout.finish else layout.notes))
         if _is_script(module):  # which PyTorch does not export
             return _Recognised(reference, variant, facts, (*notes, _SCRIPT_NOTE))
@@ -127,6 +150,15 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
     only = ModelFacts(channels=facts.channels)
     return _Recognised(module, None, only, (f"{printable(type(module).__name__)} {note}",))
+
+
+def _with_opposite_classifier(module: nn.Module, names: Mapping[str, str] | None = None) -> nn.Module:
+    """Return a copy whose last linear layer, the `classifier` among our `names` of its parameters, is negated."""
+    copied = copy.deepcopy(module)
+    for name, tensor in copied.state_dict().items():
+        if (name if names is None else names.get(name)) in ("classifier.weight", "classifier.bias"):
+            tensor.neg_()
+    return copied
 
 
 def _is_script(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """Find the DenseNet in a checkpoint: which dictionary holds it, and behind which prefix of its names.
 
 Training code wraps weights in dictionaries (`state_dict`, `model`, `student`) and in modules (`module.`, `encoder.`,
-`0.0.`), under any name. What counts is what they hold: a stem `conv0` beside a `denseblock1`.
+`0.0.`), under any name. What counts is what they hold: a stem `conv0` beside a `denseblock1`. What PyTorch puts around
+inner modules (`features.denseblock1._orig_mod.denselayer1`) is left out of every name.
 
 >>> found = networks_in({"epoch": 3, "net": {"cnn.features.conv0.weight": ..., ...}})       # doctest: +SKIP
 >>> found[0].keys, found[0].prefix                                                           # doctest: +SKIP
@@ -11,9 +12,12 @@ Training code wraps weights in dictionaries (`state_dict`, `model`, `student`) a
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from densenet_deploy.sources.reparametrized import with_computed_weights
 
 FEATURES: Final = "features."
 
@@ -23,6 +27,7 @@ _COPIES: Final = re.compile(r"ema|avg|average|averaged|swa|shadow|teacher|moment
 _BACKBONE: Final = re.compile(
     r"(conv|norm)\d|pool0|denseblock\d+|transition\d+|norm|(norm|bn)_(final|last)|(final|last)_(norm|bn)"
 )
+_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _WORDS: Final = re.compile(r"[^A-Za-z]+")
 
 
@@ -35,12 +40,14 @@ class FoundNetwork:
         tensors: the dictionary that holds it, perhaps with other things.
         prefix: of its names.
         is_bare: whether `features.` is missing between the prefix and `conv0`.
+        computed: names of those of its tensors that pruning or a weight norm computes from others.
     """
 
     keys: tuple[str, ...]
     tensors: Mapping[Any, Any]
     prefix: str = ""
     is_bare: bool = False
+    computed: tuple[str, ...] = ()
 
     @property
     def root(self) -> str:
@@ -64,6 +71,7 @@ class FoundNetwork:
         What lies outside the prefix loses what it shares with it: behind `module.cnn.`, `module.fc.weight` becomes
         `fc.weight`.
         """
+        name = unwrapped(name)
         if self.is_bare and name.startswith(self.prefix) and _of_backbone(name[len(self.prefix) :]):
             return FEATURES + name[len(self.prefix) :]
         for end in _ends(self.prefix):
@@ -72,36 +80,58 @@ class FoundNetwork:
         return name
 
 
+def unwrapped(name: str) -> str:
+    """Return `name` without what compilation, sharding and activation checkpointing insert.
+
+    >>> unwrapped("features._orig_mod.denseblock1._checkpoint_wrapped_module.denselayer1.norm1.bias")
+    'features.denseblock1.denselayer1.norm1.bias'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def networks_in(content: object) -> tuple[FoundNetwork, ...]:
     """Return every DenseNet that `content` holds, in the order of the file."""
     return tuple(
         network
         for keys, mapping in dictionaries_in(content)
-        for network in _networks_of(keys, {str(name): value for name, value in mapping.items()})
+        for network in _networks_of(keys, *with_computed_weights({str(name): mapping[name] for name in mapping}))
     )
 
 
 def dictionaries_in(content: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Yield (keys on the way, dictionary) for each dictionary that holds tensors, the outermost first, each once."""
-    waiting: list[tuple[tuple[str, ...], object]] = [((), content)]
+    """Yield (keys on the way, dictionary) for each dictionary that holds tensors, the outermost first, each once.
+
+    The key of an item of a list or tuple is its number.
+    """
+    waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
     seen: set[int] = set()
     while waiting:
-        keys, value = waiting.pop(0)
-        if not isinstance(value, Mapping) or len(keys) > _DEEPEST or id(value) in seen:
+        keys, value = waiting.popleft()
+        if not isinstance(value, (Mapping, list, tuple)) or len(keys) > _DEEPEST or id(value) in seen:
             continue
         seen.add(id(value))
-        if any(hasattr(item, "shape") for item in value.values()):
+        if isinstance(value, Mapping) and any(hasattr(item, "shape") for item in value.values()):
             yield keys, value
-        waiting += [((*keys, str(key)), item) for key, item in value.items()]
+        waiting += (((*keys, key), item) for key, item in entries_of(value).items())
 
 
-def _networks_of(keys: tuple[str, ...], tensors: Mapping[str, Any]) -> Iterator[FoundNetwork]:
-    roots = dict.fromkeys(match[1] for name in tensors if (match := _STEM.fullmatch(name)))
+def entries_of(value: Any) -> dict[str, Any]:
+    """Return the entries of a dictionary, list or tuple by key or number, as text."""
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {str(key): item for key, item in pairs}
+
+
+def _networks_of(
+    keys: tuple[str, ...], tensors: Mapping[str, Any], computed: tuple[str, ...]
+) -> Iterator[FoundNetwork]:
+    names = [unwrapped(name) for name in tensors]
+    roots = dict.fromkeys(match[1] for name in names if (match := _STEM.fullmatch(name)))
     for root in roots:
-        if not any(name.startswith(f"{root}denseblock1.") for name in tensors):
+        if not any(name.startswith(f"{root}denseblock1.") for name in names):
             continue
         is_bare = not f".{root}".endswith(f".{FEATURES}")
-        yield FoundNetwork(keys, tensors, root if is_bare else root.removesuffix(FEATURES), is_bare)
+        prefix = root if is_bare else root.removesuffix(FEATURES)
+        yield FoundNetwork(keys, tensors, prefix, is_bare, computed)
 
 
 def _of_backbone(name: str) -> bool:

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
 from densenet_deploy.sources.config_file import WeightsConfig
 from densenet_deploy.sources.heads import WAY_OUT, is_unused
 from densenet_deploy.sources.layout import Layout, chosen_network, layout_of, network_layout
-from densenet_deploy.sources.networks import FoundNetwork, dictionaries_in
+from densenet_deploy.sources.networks import FoundNetwork, dictionaries_in, entries_of
 from densenet_deploy.variants import Variant, closest_variant
 from densenet_deploy.variants.infer import Shapes, spec_from_shapes
 
@@ -36,6 +38,7 @@ COUNTER: Final = ".num_batches_tracked"
 _LABELS: Final = ("class_to_idx", "classes", "class_names")
 _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
 _WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
+_STATISTICS: Final = (".running_mean", ".running_var")
 _LISTED: Final = 5
 _UNEXPECTED: Final = "is unexpected"
 _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
@@ -85,7 +88,7 @@ def weights_from(file: CheckpointFile, *, is_ours: bool = False, key: str | None
 def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> Weights:
     network, others = chosen_network(file.content, key)
     keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
-    named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
+    named = {str(name): _tensor_of(value) for name, value in mapping.items() if not _is_counter(str(name))}
     tensors = dict(_dense_tensors(file.path, named, network.short_name if network is not None else str))
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > INFLATION_LIMIT * file.size_bytes:
@@ -104,6 +107,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         *((f"weights found under {' → '.join(keys)}",) if keys else ()),
         *_ignoring_note("beside the weights", beside),
         *_ignoring_note("as not part of the network", unused),
+        *_computing_note(network),
         *_renaming_note(layout.names),
         *casting_note(tensors[name] for name in layout.names),
         *layout.notes,
@@ -116,13 +120,21 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
 def _any_dictionary(file: CheckpointFile) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
     """The dictionary with the most tensors of a file without a DenseNet, which is refused when its shapes are read."""
     found = list(dictionaries_in(file.content))
-    if not any(isinstance(value, _tensor()) for _, mapping in found for value in mapping.values()):
+    if not any(isinstance(_tensor_of(value), _tensor()) for _, mapping in found for value in mapping.values()):
         raise CheckpointError(file.path, "does not hold a dictionary of tensors", "give a state_dict")
     return max(found, key=lambda item: len(item[1]))
 
 
 def _is_counter(name: str) -> bool:
     return name.endswith(COUNTER) or name.rpartition(".")[2] == _AVERAGES
+
+
+def _tensor_of(value: Any) -> Any:
+    """Return `value`, or the tensor that an array of numbers is."""
+    import torch
+
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    return torch.from_numpy(np.ascontiguousarray(value)) if is_array else value
 
 
 def _dense_tensors(
@@ -139,8 +151,9 @@ def _dense_tensors(
 def _beside(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of what lies beside the weights on the way to them."""
     for key in keys:
-        yield from (str(other) for other in content if str(other) != key)
-        content = next(value for name, value in content.items() if str(name) == key)
+        entries = entries_of(content)
+        yield from (other for other in entries if other != key)
+        content = entries[key]
 
 
 def _labels(content: object) -> tuple[str, ...]:
@@ -151,6 +164,7 @@ def _labels(content: object) -> tuple[str, ...]:
     if isinstance(numbers, Mapping) and sorted(numbers.values(), key=str) == sorted(range(len(numbers)), key=str):
         return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))
     names = next((content[name] for name in _LABELS[1:] if name in content), None)
+    names = names.tolist() if isinstance(names, np.ndarray) else names
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)
@@ -244,6 +258,11 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
+def _computing_note(network: FoundNetwork | None) -> tuple[str, ...]:
+    count = len(network.computed) if network is not None else 0
+    return (f"{count} weights computed from pruning masks or weight norms",) if count else ()
+
+
 def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:
     changed = [(name, plain) for name, plain in names.items() if name != plain]
     return (f"{len(changed)} parameters renamed, such as {changed[0][0]} to {changed[0][1]}",) if changed else ()
@@ -276,6 +295,10 @@ def _misfit_error(subject: object, variant: Variant, misfits: list[str], found: 
         spec = spec_from_shapes(found)
     except CheckpointError as exc:
         return CheckpointError(subject, why, f"it does not look like a DenseNet ({exc.why}): give another file")
+    statistics = [name for name in found if name.endswith(_STATISTICS)]
+    if not statistics:
+        why = f"does not fit {variant.artifact_name}: its norms have no running mean and variance"
+        return CheckpointError(subject, f"{why}, as GroupNorm and InstanceNorm have none", WAY_OUT)
     likeness = closest_variant(spec)
     if all(misfit.endswith(_UNEXPECTED) for misfit in misfits):
         return CheckpointError(subject, why, WAY_OUT)

@@ -151,6 +151,18 @@ def test_an_image_is_nhwc_only_if_its_last_axis_holds_what_the_first_convolution
     assert len(notes) == (size == 16)
 
 
+@pytest.mark.parametrize(("channels", "is_nhwc"), [(3, True), (16, False)])
+def test_a_gray_image_of_nhwc_may_be_repeated_before_the_first_convolution(channels, is_nhwc):
+    repeat = "t = Concat<axis=3>(x, x, x)  u = Transpose<perm=[0,3,1,2]>(t)" if is_nhwc else "u = Identity(x)"
+    text = f"""<ir_version: 8, opset_import: ["" : 13]> g (float[N,16,16,1] x) => (float[a,b,c,d] y)
+        <float[1,{channels},1,1] w = {{{",".join(["2"] * channels)}}}> {{ {repeat}  y = Conv(u, w) }}"""
+    adopted = adopt(onnx.parser.parse_model(text), "file.onnx")
+    assert len(adopted.notes) == is_nhwc
+    if is_nhwc:
+        image = np.random.default_rng(0).random((2, 1, 16, 16), np.float32)
+        np.testing.assert_allclose(_run(adopted.model, image), 6 * image, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["float16", "double", "bfloat16"])
 def test_images_and_scores_of_another_float_type_are_cast(kind):
     shape = f"{kind}[N,3,4,4]"
@@ -328,3 +340,25 @@ def test_a_weight_too_large_for_any_densenet_is_refused():
     with pytest.raises(ModelFileError) as caught:
         adopt(model, "file.onnx")
     assert caught.value.subject == "fill"
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize(
+    ("axis", "opset", "depends"), [(0, 13, True), (-2, 13, True), (0, 9, True), (1, 13, False), (-1, 13, False)]
+)
+def test_scores_that_depend_on_the_other_images_of_a_batch_are_refused(operator, axis, opset, depends):
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]> g (float[N,5] x) => (float[N,5] y) {{
+        y = {operator}<axis={axis}>(x) }}"""
+    if not depends:
+        assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()
+        return
+    with pytest.raises(ModelFileError) as caught:
+        adopt(onnx.parser.parse_model(text), "file.onnx")
+    assert caught.value.subject == "file.onnx"
+    assert "whole batch" in caught.value.why
+
+
+def test_an_inner_softmax_over_the_first_axis_is_not_one_of_scores():
+    text = """<ir_version: 8, opset_import: ["" : 13]> g (float[N,5] x) => (float[N,5] y) {
+        s = Softmax<axis=0>(x)  y = Neg(s) }"""
+    assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()

@@ -65,6 +65,22 @@ class Everything(nn.Module):
         return {"pooled": self.pool(maps), "rest": [plain, strided]}
 
 
+class Forwarding(nn.Module):
+    """Passes on whatever it is given, as a wrapper does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(1, 2, 3)
+
+    def forward(self, *images: Tensor, **more: object) -> Tensor:
+        return self.inner(*images, **more).mean((2, 3))
+
+
+def test_the_batch_is_dynamic_behind_any_arguments():
+    proto = export(Forwarding(), OnnxOptions(8, channels=1))
+    assert dims(proto.graph.input[0]) == ["batch", 1, 8, 8]
+
+
 @pytest.fixture(scope="module")
 def everything() -> onnx.ModelProto:
     return export(Everything(), OnnxOptions((13, 20), channels=1))

@@ -598,3 +598,28 @@ def test_one_number_is_not_a_softmax():
     with pytest.raises(UsageError) as caught:
         Classifier(running(mean_colour, output_shape=(None, 1)), preprocessing=TINY, task="multiclass")
     assert caught.value.subject == "task=multiclass"
+
+
+def test_one_number_per_image_needs_no_axis_of_classes():
+    classifier = Classifier(running(lambda batch: batch.mean((1, 2, 3)), output_shape=(None,)), preprocessing=TINY)
+    inputs = np.zeros((3, 3, 8, 8), np.float32) + np.arange(3, dtype=np.float32)[:, None, None, None]
+    assert classifier.logits(inputs).tolist() == [[0], [1], [2]]
+
+
+def test_as_many_rows_as_images_are_required():
+    classifier = Classifier(running(lambda batch: batch.mean((0, 2, 3)), output_shape=(None,)), preprocessing=TINY)
+    with pytest.raises(ModelFileError) as caught:
+        classifier.logits(np.zeros((2, 3, 8, 8), np.float32))
+    assert caught.value.subject == "logits"
+    assert classifier.logits(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 1)
+
+
+@pytest.mark.parametrize("text", ['{"0": "cat",\n"1": "dog"}', '\n ["cat",\n"dog"]'])
+def test_labels_in_json_are_refused(tmp_path, text):
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_labels(tmp_path / "labels.json")
+    assert caught.value.subject == str(tmp_path / "labels.json")
+    assert "JSON" in caught.value.why
+    (tmp_path / "labels.json").write_text("cat [tabby]\ndog {all}")
+    assert read_labels(tmp_path / "labels.json") == ("cat [tabby]", "dog {all}")

@@ -67,7 +67,15 @@ def test_of_several_that_may_answer_the_first_does_and_that_is_said(labels):
     assert found.assumptions == ("of the outputs b, a the first is taken",)
 
 
-@pytest.mark.parametrize("shape", [(None,), (), (None, 3, 7, 7), (None, 3, 1, 7), (None, 3, 7, 1), (None, 3, 2)])
+def test_one_number_per_image_may_lack_an_axis_of_classes():
+    found = meaning({"label": (3,), "out": (None,)})
+    assert (found.output.shape, found.task, found.classes) == ((None, 1), "regression", 1)
+    assert meaning({"out": (None,)}, activations={"out": "sigmoid"}).task == "multilabel"
+    assert meaning({"number": (None,), "row": (None, 3)}, task="multiclass").output.name == "row"
+    assert found.rows(np.float32([1, 2, 3])).tolist() == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (None, 3, 7, 7), (None, 3, 1, 7), (None, 3, 7, 1), (None, 3, 2)])
 def test_a_model_without_a_row_of_numbers_per_image_is_refused(shape):
     with pytest.raises(ModelFileError) as caught:
         meaning({"out": shape}, task="multiclass")
@@ -298,3 +306,27 @@ def test_thresholds_that_fit_no_row_are_refused_when_the_rows_come(count):
 def test_only_a_multilabel_model_has_the_thresholds_of_its_manifest(task):
     manifest = dataclasses.replace(OURS, task=task, thresholds=(0.1, 0.2))
     assert meaning(None, None, manifest).thresholds == (0.5,)
+
+
+def with_numbers(outputs: Mapping[str, Shape], *numbers: str) -> FunctionRunner:
+    """A model whose outputs `numbers` are whole."""
+    made = runner(outputs)
+    made.outputs = tuple(
+        dataclasses.replace(spec, dtype=np.dtype(np.int64)) if spec.name in numbers else spec for spec in made.outputs
+    )
+    return made
+
+
+def test_the_best_scores_beside_their_classes_are_not_scores_of_classes():
+    with pytest.raises(ModelFileError) as caught:
+        OutputMeaning.of(with_numbers({"best": (None, 2), "classes": (None, 2)}, "classes"), task="multiclass")
+    assert caught.value.subject.startswith("best")
+    assert "TopK" in caught.value.fix
+
+
+def test_the_number_of_the_best_class_does_not_answer():
+    both = {"class": (None, 1), "scores": (None, 3)}
+    assert OutputMeaning.of(with_numbers(both, "class"), task="multiclass").output.name == "scores"
+    for alone in ((None,), (None, 1)):
+        with pytest.raises(ModelFileError, match="does not include one row"):
+            OutputMeaning.of(with_numbers({"class": alone}, "class"), task="multiclass")

@@ -1,6 +1,8 @@
 """Damaged and hostile files, each refused without running a pickle; safetensors headers, and our own writer."""
 
 import argparse
+import collections
+import datetime as dt
 import io
 import json
 import os
@@ -200,6 +202,40 @@ def test_numbers_of_numpy_and_a_command_line_may_lie_beside_the_weights(tmp_path
     path.write_bytes(saved({"state_dict": model.state_dict(), **beside}, zipped=zipped))
     content = read_checkpoint(path).content
     assert {key: content[key] for key in beside} == beside
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_histories_arrays_and_dates_may_lie_beside_the_weights(tmp_path, zipped):
+    path = tmp_path / "training.pth"
+    history = collections.defaultdict(list, loss=[0.5, 0.25])
+    now = dt.datetime(2024, 5, 6, 7, 8, 9)  # noqa: DTZ001 - as training code writes it
+    arrays = {
+        "losses": np.arange(6.0).reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)),
+        "names": np.array(["cat", "dog"]),
+    }
+    path.write_bytes(saved({"history": history, "now": now, "took": dt.timedelta(2), **arrays}, zipped=zipped))
+    content = read_checkpoint(path).content
+    assert (content["history"], content["now"], content["took"]) == (history, now, dt.timedelta(2))
+    for name, array in arrays.items():
+        assert content[name].dtype == array.dtype
+        np.testing.assert_array_equal(content[name], array)
+
+
+@pytest.mark.parametrize(
+    "state", [(1, (4,), np.dtype("f4"), False, bytes(8)), (1, (2**40,), np.dtype("f4"), False, b"")]
+)
+def test_an_array_whose_bytes_are_not_its_shape_is_refused(tmp_path, state):
+    class Array:
+        def __reduce__(self):
+            return np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state
+
+    refusal(tmp_path / "lie.pth", saved({"losses": Array()}))
+
+
+def test_a_bomb_inside_an_array_is_not_run(tmp_path):
+    refusal(tmp_path / "evil.pth", saved({"losses": np.array([Bomb(tmp_path / "marker")], dtype=object)}))
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize(
@@ -414,3 +450,19 @@ def test_paths_among_the_settings_become_text(tmp_path):
     read = read_checkpoint(tmp_path / "mine.ckpt").content
     assert (type(read["dir"]), read["dir"].strip("/")) == (str, "data/a")
     assert isinstance(read["win"], str)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "fix"),
+    [
+        (".h5", "tf2onnx"),
+        (".KERAS", "tf2onnx"),
+        (".trt", ".engine"),
+        (".caffemodel", ".onnx"),
+        (".xyz", ".safetensors"),
+    ],
+)
+def test_files_of_other_frameworks_say_how_they_come_in(tmp_path, suffix, fix):
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / f"model{suffix}")
+    assert fix in caught.value.fix

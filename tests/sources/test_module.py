@@ -143,11 +143,11 @@ def recording(model, change=None):
     return other
 
 
-@pytest.mark.parametrize(("blocks", "size"), [((1,), 64), ((1,) * 6, 125)])
-def test_it_is_compared_on_64_pixels_or_the_smallest_image_that_it_takes(blocks, size):
+@pytest.mark.parametrize(("blocks", "size", "larger"), [((1,), 64, 96), ((1,) * 6, 125, 187)])
+def test_it_is_compared_on_64_pixels_or_the_smallest_image_that_it_takes_and_on_half_as_many_more(blocks, size, larger):
     model = Recording(DenseNetSpec(growth_rate=2, blocks=blocks, init_features=8, num_classes=5)).eval()
     assert load(model).variant is not None
-    assert model.given == [((1, 3, size, size), True)]
+    assert model.given == [((1, 3, size, size), True), ((1, 3, larger, larger), True)]
 
 
 def shifted(share):
@@ -337,3 +337,56 @@ def test_a_torchscript_program_becomes_the_network_that_it_computes(torchvision_
     assert isinstance(loaded.module, DenseNet)
     assert loaded.variant.spec.num_classes == 7
     assert loaded.notes == ("a TorchScript program: the network that it computes was built with its weights",)
+
+
+class Ending(nn.Module):
+    """A network and what is done to its images or outputs."""
+
+    def __init__(self, net, before=lambda images: images, after=lambda outputs: outputs):
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, images):
+        return self.after(self.net(self.before(images)))
+
+
+def resized(images):
+    return nn.functional.interpolate(images, (64, 64))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(
+    ("bias", "change", "is_known"),
+    [
+        (0.0, {}, True),
+        (0.0, {"before": resized}, False),
+        (1000.0, {}, True),
+        (1000.0, {"after": torch.relu}, False),
+        (-1000.0, {"after": lambda outputs: outputs.clamp(-1e6, 0)}, False),
+    ],
+)
+def test_what_a_single_image_would_not_show_is_seen(torchvision_net, traced, bias, change, is_known):
+    net = changed(torchvision_net, "classifier", nn.Linear(16, 1))
+    with torch.no_grad():
+        net.classifier.bias.fill_(bias)
+    module = Ending(net, **change).eval()
+    module = torch.jit.trace(module, torch.rand(2, 3, 64, 64)) if traced else module
+    assert (load(module).variant is not None) == is_known
+    assert float(net.classifier.bias.detach()) == bias
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        torch.compile,
+        lambda net: torch.compile(nn.DataParallel(net)),
+    ],
+)
+def test_what_runs_a_network_is_not_part_of_it(torchvision_net, wrap):
+    loaded = load(wrap(torchvision_net).eval())
+    assert type(loaded.module) is type(torchvision_net)
+    assert loaded.variant == load(torchvision_net).variant
+    assert loaded.origin == load(torchvision_net).origin

@@ -60,6 +60,14 @@ def test_a_stem_needs_a_dense_block_beside_it():
         ("", True, "norm.weight", "features.norm.weight"),
         ("", True, "final_bn.weight", "features.final_bn.weight"),
         ("", True, "bottleneck.weight", "bottleneck.weight"),
+        ("net.", False, "_orig_mod.net.features.norm0.bias", "features.norm0.bias"),
+        (
+            "",
+            True,
+            "denseblock1._checkpoint_wrapped_module.denselayer1.norm1.bias",
+            "features.denseblock1.denselayer1.norm1.bias",
+        ),
+        ("", False, "my_orig_mod.fc.weight", "my_orig_mod.fc.weight"),
     ],
 )
 def test_short_names(prefix, is_bare, name, short):
@@ -94,9 +102,29 @@ def test_dictionaries_are_found_once_and_six_levels_deep():
         inner = {"in": inner}
     assert [keys for keys, _ in dictionaries_in(inner)] == [("in",) * 6]
     assert list(dictionaries_in({"in": inner})) == []
-    assert list(dictionaries_in([{"x": TENSOR}])) == []
+
+
+def test_lists_and_tuples_hold_networks_under_their_numbers():
+    assert [keys for keys, _ in dictionaries_in([{"x": TENSOR}, 3, ({"y": TENSOR},)])] == [("0",), ("2", "0")]
+    assert only((named("features."), 12)).keys == ("0",)
+    assert [found.name for found in networks_in({"folds": [named("features."), named("net.features.")]})] == [
+        "folds.0",
+        "folds.1.net",
+    ]
+    assert list(dictionaries_in([TENSOR, "text"])) == []
 
 
 def test_names_need_not_be_text():
     assert networks_in({3: TENSOR}) == ()
     assert only({7: named("features.")}).keys == ("7",)
+
+
+@pytest.mark.parametrize("word", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_around_inner_modules_are_no_part_of_a_name(word):
+    inside = {f"net.features.{word}.conv0.weight": TENSOR, f"net.features.denseblock1.{word}.denselayer1.x": TENSOR}
+    found = only(inside)
+    assert (found.prefix, found.is_bare, list(found.tensors)) == ("net.", False, list(inside))
+    assert [found.short_name(name) for name in inside] == [
+        "features.conv0.weight",
+        "features.denseblock1.denselayer1.x",
+    ]

@@ -4,6 +4,7 @@ import hashlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,14 @@ def test_two_networks_in_one_dictionary_are_told_apart_by_their_prefixes(state):
     assert set(weights.tensors) == set(state)
     assert any(note.startswith("ignored as not part of the network: teacher.") for note in weights.notes)
     assert "student, other" in refusal({name.replace("teacher", "other"): t for name, t in both.items()}).why
+
+
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
+def test_arrays_of_numbers_are_weights(layout, state):
+    arrays = {name: layout(tensor.numpy()) for name, tensor in state.items()}
+    weights = read({"epoch": np.int64(3), "state_dict": arrays | {"names": np.array(["a"])}})
+    assert set(weights.tensors) == set(state)
+    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in state.items())
 
 
 def test_what_is_no_tensor_is_named():
@@ -178,9 +187,10 @@ def test_what_is_not_part_of_the_network_is_ignored_and_named(extra, state):
 
 
 @pytest.mark.parametrize("key", ["class_to_idx", "classes", "class_names"])
-def test_class_names_beside_the_weights_are_labels(key, state):
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_class_names_beside_the_weights_are_labels(key, kind, state):
     names = ("e", "d", "c", "b", "a")
-    stated = {name: index for index, name in enumerate(names)} if key == "class_to_idx" else list(names)
+    stated = {name: index for index, name in enumerate(names)} if key == "class_to_idx" else kind(names)
     weights = read({"state_dict": state, key: stated})
     assert weights.facts.labels == names
     assert not any(key in note for note in weights.notes)
@@ -326,6 +336,14 @@ def test_weights_of_another_variant_look_like_it(model):
 def test_weights_of_another_network_look_like_none():
     error = misfit(variant_for(DenseNetSpec(growth_rate=1, blocks=(1,))), {"fc.weight": torch.zeros(2, 2)})
     assert error.fix.startswith("it does not look like a DenseNet (")
+
+
+def test_norms_without_statistics_are_named(model):
+    tensors = {name: t for name, t in model.state_dict().items() if "running" not in name}
+    with pytest.raises(CheckpointError) as caught:
+        fitted_model("x", variant_for(model.spec), tensors)
+    assert "no running mean and variance" in caught.value.why
+    assert caught.value.fix.startswith("load the module itself")
 
 
 def test_nan_and_inf_are_counted_and_the_first_tensor_named():

@@ -384,3 +384,18 @@ def test_the_activation_that_a_graph_ends_in_travels_to_files_whose_graph_cannot
     )
     assert load(source).manifest.activations == {"y": operator.lower()}
     assert load(graph(3, 8, 8)).manifest.activations == {}
+
+
+def test_stated_channels_are_those_of_a_module_that_repeats_them():
+    class Gray(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 2, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv(images.repeat(1, 3, 1, 1)).mean((2, 3))
+
+    model = load(Gray().eval(), channels=1, image_size=8)
+    with open_runner(model) as runner:
+        assert runner.inputs[0].shape[1] == 1
+        assert runner(np.zeros((2, 1, 8, 8), np.float32))["logits"].shape == (2, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,6 +194,16 @@ class EvaluateReport(Report, _Figures):
     def accuracy(self) -> Accuracy | None:
         """What judges the model; None of a regression, and of labels without both positive and negative images."""
         return Accuracy.of(self.top1, self.auroc)
+
+    @property
+    def second(self) -> EvaluateReport | None:
+        """What is known of the model of `against`: its figures, without classes, confusion and unreadable images."""
+        if self.against is None:
+            return None
+        names = {field.name for field in dataclasses.fields(EvaluateReport)}
+        known = {field.name for field in dataclasses.fields(ModelComparison)} & names
+        shared = {name: getattr(self.against, name) for name in known}
+        return EvaluateReport(task=self.task, seconds=0.0, device=self.device, labels=self.labels, **shared)
 
     def to_text(self) -> str:
         """Return the figures, those of the labels or weakest classes, and the comparison with the second model."""

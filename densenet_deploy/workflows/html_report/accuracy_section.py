@@ -69,16 +69,19 @@ def _evaluated(found: Sequence[EvaluateReport], task: str) -> Table:
         agreed = one.against.top1_agreement
         return Cell(f"{one.against.model.rpartition('/')[2]}: {percent(agreed)}", agreed)
 
+    rows: list[EvaluateReport] = []
+    for one in found:
+        rows += [one] if one.second is None else [one, one.second]
     columns: dict[str, Callable[[EvaluateReport], Cell]] = {
         "model": lambda one: file_cell(one.model),
         "ran on": lambda one: text_cell(f"{one.backend}, {one.precision}"),
         **_FIGURES[task],
         "images": lambda one: number_cell(one.count),
-        "unreadable": lambda one: number_cell(len(one.bad)),
+        "unreadable": lambda one: number_cell(len(one.bad) if one in found else None),
     }
     if task == "multiclass":
         columns["same answer as"] = agreement
-    return table("Accuracy" if task == "multiclass" else f"Accuracy, {task}", found, columns)
+    return table("Accuracy" if task == "multiclass" else f"Accuracy, {task}", rows, columns)
 
 
 def accuracy_name(trials: Sequence[TrialResult]) -> str:

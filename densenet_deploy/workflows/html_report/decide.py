@@ -176,7 +176,7 @@ def _about_entries(chosen: Entry, entries: Sequence[Entry], material: Material) 
     if chosen.accuracy is None:
         cautions.append(_without_accuracy(chosen.model, known, material))
     elif names := ", ".join(entry.model.name for entry in entries if entry.accuracy is None):
-        cautions.append(f"Without a {chosen.accuracy.name}, and therefore not considered: {names}.")
+        cautions.append(f"Not considered, since their {chosen.accuracy.name} is unknown: {names}.")
     counts = {found.count for entry in entries if (found := material.evaluation_of(entry.model)) is not None}
     if len(counts) > 1:
         cautions.append("The accuracies were measured on different numbers of images.")

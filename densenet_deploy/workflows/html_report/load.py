@@ -204,8 +204,10 @@ class Material:
         return next((model for model in self.models if model.is_called(name)), None)
 
     def evaluation_of(self, model: ModelSummary) -> EvaluateReport | None:
-        """The last evaluation of `model`, if there is one."""
-        found = (loaded.report for loaded in reversed(self.evaluations))
+        """The last evaluation of `model`, if there is one: as a model of its own, else as that of `--against`."""
+        own = [loaded.report for loaded in reversed(self.evaluations)]
+        seconds = (report.second for report in own)
+        found = (report for report in (*own, *seconds) if report is not None)
         return next((report for report in found if model.is_called(report.model)), None)
 
     def accuracy_of(self, model: ModelSummary) -> Accuracy | None:

@@ -30,6 +30,7 @@ def test_classes_have_top1_and_their_agreement() -> None:
     assert found["Accuracy"] == [
         [*RAN, "top-1", "top-5", "calibration error", *READ, "same answer as"],
         ["a.onnx", "onnxruntime, fp32", "75.00 %", "100.00 %", "12.50 %", "4", "0", "b.onnx: 66.67 %"],
+        ["b.onnx", "openvino, int8", "50.00 %", "100.00 %", "25.00 %", "4", "–", "–"],
     ]
     assert "calibration error" in section(MULTICLASS).lead
 
@@ -40,6 +41,7 @@ def test_labels_have_their_areas_and_a_row_each() -> None:
     assert first == [
         [*RAN, "AUROC", "average precision", "F1", *READ],
         ["a.onnx", "onnxruntime, fp32", "0.8123", "0.5", "0.6667", "4", "1"],
+        ["b.onnx", "openvino, int8", "0.8", "0.25", "–", "4", "–"],
     ]
     assert rows[1:] == [
         ["a.onnx", "Edema", "0.8123", "0.5", "0.6667", "0.5", "1", "4", "1"],
@@ -51,7 +53,11 @@ def test_labels_have_their_areas_and_a_row_each() -> None:
 
 def test_regressions_have_errors() -> None:
     first, rows = tables(section(REGRESSION)).values()
-    assert first == [[*RAN, "MAE", "RMSE", *READ], ["a.onnx", "onnxruntime, fp32", "2", "2.55", "4", "0"]]
+    assert first == [
+        [*RAN, "MAE", "RMSE", *READ],
+        ["a.onnx", "onnxruntime, fp32", "2", "2.55", "4", "0"],
+        ["b.onnx", "openvino, int8", "2.5", "3", "4", "–"],
+    ]
     assert rows[1:] == [["a.onnx", "output 0", "1", "1.5"], ["a.onnx", "output 1", "3", "3.25"]]
 
 

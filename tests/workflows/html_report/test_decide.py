@@ -54,7 +54,29 @@ def test_what_was_not_evaluated_is_not_chosen(reports: ReportFolder) -> None:
     (slow, _) = reports.evaluated(0.9, 0.9)
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(slow,)))
     assert choice.model == "slow.onnx"
-    assert any("not considered: fast.onnx" in caution for caution in choice.cautions)
+    assert any("Not considered" in caution and "fast.onnx" in caution for caution in choice.cautions)
+
+
+@pytest.mark.parametrize(("top1", "chosen"), [(0.895, "fast.onnx"), (0.88, "slow.onnx")])
+def test_the_second_model_of_an_evaluation_is_judged_too(reports: ReportFolder, top1: float, chosen: str) -> None:
+    both = evaluation(reports.slow, 0.9) | {
+        "against": {
+            "model": str(reports.fast),
+            "count": 200,
+            "shared": 200,
+            "images_per_second": 60.0,
+            "top1": top1,
+            "backend": "openvino",
+            "precision": "int8",
+        }
+    }
+    path = reports.write("both.json", both)
+    choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(path,)))
+    assert choice.model == chosen
+    assert not any("considered" in caution for caution in choice.cautions)
+    own = reports.write("own.json", evaluation(reports.fast, 0.897))
+    found = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(own, path)))
+    assert found.accuracy == Accuracy("top-1", 0.897)
 
 
 def test_a_measurement_of_other_bytes_counts_for_nothing(reports: ReportFolder) -> None:
