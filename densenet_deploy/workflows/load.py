@@ -21,6 +21,7 @@ from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preproce
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
+from densenet_deploy.runtime.meaning import require_labels, require_thresholds
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -234,8 +235,8 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
         thresholds = ()  # a task that the caller states makes those of the source meaningless
     if spec is not None:
         classes = None if spec.head == "features" else spec.num_classes
-        _check_labels(labels, classes)
-        _check_thresholds(thresholds, classes)
+        require_labels(labels, classes)
+        require_thresholds(thresholds, classes)
     _check_task_of(facts, task)
     return Manifest(
         variant=variant.name if variant is not None else THIRD_PARTY,
@@ -373,19 +374,6 @@ def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
         raise UsageError(f"image-size={size}", why, f"give at least {spec.smallest_image_size}")
 
 
-def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
-    if labels and classes is not None and len(labels) != classes:
-        why = f"{len(labels)} labels for {classes} classes"
-        raise UsageError("labels", why, "give one label per class, or set --num-classes")
-
-
-def _check_thresholds(thresholds: tuple[float, ...], classes: int | None) -> None:
-    if classes is not None and len(thresholds) not in (0, 1, classes):
-        raise UsageError(
-            "thresholds", f"{len(thresholds)} thresholds for {classes} labels", "give one, or one per label"
-        )
-
-
 def _check_task_of(facts: ModelFacts, task: str | None) -> None:
     if facts.thresholds and task != "multilabel":
         raise UsageError("thresholds", "apply only to a multilabel model", "state the task multilabel too")
@@ -398,8 +386,8 @@ def check_outputs(model: Model, manifest: Manifest) -> None:
         UsageError: if there are not as many labels or thresholds.
     """
     classes = _classes_of(model)
-    _check_labels(manifest.labels, classes)
-    _check_thresholds(manifest.thresholds, classes)
+    require_labels(manifest.labels, classes)
+    require_thresholds(manifest.thresholds, classes)
 
 
 def _classes_of(model: Model) -> int | None:
