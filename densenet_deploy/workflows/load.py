@@ -168,6 +168,15 @@ def _require_same_network(stated: LoadOptions) -> None:
             raise UsageError(f"{name}={stated.get(name)}", why, "state it where the model is loaded")
 
 
+def facts_alone(stated: LoadOptions) -> LoadOptions:
+    """Return what `stated` says about images and outputs, without what it says about the network."""
+    given: LoadOptions = {}
+    for field in dataclasses.fields(ModelFacts):
+        if field.name in stated:
+            given[field.name] = stated[field.name]  # type: ignore[literal-required]
+    return given
+
+
 def _facts(stated: LoadOptions) -> ModelFacts:
     for name in stated:
         if name not in LoadOptions.__annotations__:
@@ -285,7 +294,7 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
     if model.artifact is not None and (facts.image_size or facts.channels):
         is_readable = model.is_onnx and is_installed("onnx")
-        _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
+        _check_stated_shape(model.name, facts, _shape_of(model) if is_readable else base.shape)
     preprocessing, assumed = _prepared(base, given, names)
     if facts.image_size is not None and model.is_onnx and is_installed("onnx"):
         model = _of_fixed_size(model, preprocessing)
@@ -325,18 +334,18 @@ def _of_fixed_size(model: Model, preprocessing: Preprocessing) -> Model:
     return model.replaced(artifact=artifact, notes=notes).holding(proto)
 
 
-def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
+def _check_stated_shape(name: str, facts: ModelFacts, shape: ImageShape) -> None:
     """Refuse a size or channels other than those that a graph takes; what it leaves open may be stated."""
     channels, height, width = shape
     if channels is not None and facts.channels not in (None, channels):
-        raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
+        raise UsageError(f"channels={facts.channels}", f"{name} takes {channels} channels", "omit it")
     size = facts.image_size
     if size is None:
         return
     if any(side not in (None, given) for side, given in zip((height, width), sides(size), strict=True)):
         taken = height if height == width else f"{height or '?'}x{width or '?'}"
         subject = size if isinstance(size, int) else f"{size[0]}x{size[1]}"
-        raise UsageError(f"image-size={subject}", f"the graph takes {taken} pixels", "omit it")
+        raise UsageError(f"image-size={subject}", f"{name} takes {taken} pixels", "omit it")
 
 
 def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
