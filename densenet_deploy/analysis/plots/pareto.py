@@ -62,13 +62,19 @@ def draw_pareto(data: ParetoData) -> Figure:
     drawn = [replace(point, merit=unit * point.merit) for point in data.points]
     points = sorted(drawn, key=lambda point: (point.latency_ms, point.merit if metric.is_error else -point.merit))
     list_inches = _LINE_INCHES * (len(points) + 1)
-    figure = new_figure(f"Latency and {'error' if metric.is_error else 'accuracy'}: {data.title}", _SUBTITLE, _FIGURE_INCHES + list_inches)
+    figure = new_figure(
+        f"Latency and {'error' if metric.is_error else 'accuracy'}: {data.title}",
+        _SUBTITLE,
+        _FIGURE_INCHES + list_inches,
+    )
     ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
     panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
     _scale(panel, points, metric)
     _draw(panel, points, pareto_front(points, metric))
     panel.set_ylabel(metric.words if metric.is_error else f"{metric.words} (%)")
-    _list(below, [f"{milliseconds(point.latency_ms)} ms, {metric.shown(point.merit / unit)}" for point in points], points)
+    _list(
+        below, [f"{milliseconds(point.latency_ms)} ms, {metric.shown(point.merit / unit)}" for point in points], points
+    )
     return figure
 
 
