@@ -1,4 +1,4 @@
-"""Latency against accuracy or error: the Pareto front in blue, other models grey, each with a number that a list explains."""
+"""Latency against accuracy or error: the Pareto front in blue, others grey, each with a number that a list explains."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from densenet_deploy.runtime.runner import Runner, RunnerOptions
 
 RESNETS: Final = ("resnet50", "resnet101")
+_RESNET_CHANNELS: Final = 3
 _MOST_POINTS: Final = 12
 _PUBLISHED_SHAPE: Final = (3, 224, 224)
 
@@ -253,7 +254,7 @@ def _resnet(name: str, channels: int) -> torch.nn.Module:
     from torch import nn
 
     module: torch.nn.Module = torchvision.models.get_model(name, weights=None)
-    if channels != module.conv1.in_channels:
+    if channels != _RESNET_CHANNELS:
         module.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
     return module.eval()
 

@@ -56,8 +56,8 @@ def tune(
     PosixPath('artifacts/tune/densenet121.int8.openvino.onnx')
 
     Args:
-        sources: ONNX files, checkpoints, or whatever else `load` takes, with different names. Of weights in FP16 or BF16
-            the float32 form is tuned, which a note says.
+        sources: ONNX files, checkpoints, or whatever else `load` takes, with different names. Of weights in FP16
+            or BF16 the float32 form is tuned, which a note says.
         options: the space, the data and the limits.
         out: the folder for files and results; None means `artifacts/tune/`.
         force: replace other files there.
