@@ -9,7 +9,7 @@ as unrelated needs O(L²).
 
 **Averages.** Of four quantized values, a fourth of all averages lie halfway between two. With the same scale before and
 behind the pool, rounding errors of float32 decide where these go, and the same way for all: OpenVINO rounded each up,
-ONNX Runtime most to even, an eighth of a step apart on average, in every channel. So a pool gives values at a scale that
+ONNX Runtime most to even, an eighth of a step apart on average in every channel. So a pool gives values at a scale that
 is larger by 2⁻¹², which rounds all of them down in either: calibration sees that, and corrects it.
 """
 
