@@ -67,30 +67,55 @@ def _merit(chosen: ModelMerits, fastest: ModelMerits) -> str:
 
 
 @dataclass(frozen=True)
-class ParetoPoint:
-    """A model's latency in milliseconds, with an interval where known, and its accuracy, a fraction.
+class Metric:
+    """What models of a task are compared by: in `words`; a fraction, of which more is better, or an error in its unit.
 
-    `published`: the accuracy was published by others, not measured here. `chosen`: `tune` chose this one.
+    >>> METRICS["auroc"].shown(0.91234), METRICS["mae"].shown(3.14159)
+    ('91.23 %', '3.142')
+    """
+
+    words: str
+    is_error: bool = False
+
+    def shown(self, value: float) -> str:
+        """Return `value` as text: a fraction in percent."""
+        return f"{value:.4g}" if self.is_error else f"{100 * value:.2f} %"
+
+
+METRICS: Final = {
+    "top1": Metric("top-1 accuracy"),
+    "auroc": Metric("mean AUROC of the labels"),
+    "mae": Metric("mean absolute error", is_error=True),
+}
+"""By their key in the JSON of `evaluate`: the main figure of multiclass, multilabel and regression models."""
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A model's latency in milliseconds, with an interval where known, and its `merit`, the value of a metric.
+
+    `published`: the merit was published by others, not measured here. `chosen`: `tune` chose this one.
     """
 
     label: str
     latency_ms: float
-    accuracy: float
+    merit: float
     interval_ms: tuple[float, float] | None = None
     published: bool = False
     chosen: bool = False
 
 
-def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
+def pareto_front(points: Sequence[ParetoPoint], metric: Metric = METRICS["top1"]) -> tuple[ParetoPoint, ...]:
     """Return the points that no other point matches in both and beats in one, the fastest first.
 
     >>> fast, slow = ParetoPoint("fast", 1.0, 0.7), ParetoPoint("slow", 3.0, 0.8)
     >>> [point.label for point in pareto_front([slow, ParetoPoint("worse", 2.0, 0.6), fast])]
     ['fast', 'slow']
     """
+    sign = -1 if metric.is_error else 1
     front: list[ParetoPoint] = []
-    for point in sorted(points, key=lambda point: (point.latency_ms, -point.accuracy)):
-        if not front or point.accuracy > front[-1].accuracy:
+    for point in sorted(points, key=lambda point: (point.latency_ms, -sign * point.merit)):
+        if not front or sign * point.merit > sign * front[-1].merit:
             front.append(point)
     return tuple(front)
 

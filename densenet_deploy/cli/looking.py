@@ -24,6 +24,7 @@ from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 
 if TYPE_CHECKING:
+    from densenet_deploy.variants.spec import DenseNetSpec
     from densenet_deploy.workflows.inspect.inspect import InspectOptions
 
 FIGURES = (".png", ".jpg", ".jpeg", ".svg")
@@ -77,6 +78,7 @@ def inspect_command(
     running: Annotated[RunnerChoice, Only("backend", "device", "threads")],
 ) -> Work:
     """Count parameters, MACs and memory; profile operators."""
+    from densenet_deploy.variants import variant_with
     from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect, inspect_variant
     from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions
 
@@ -86,19 +88,20 @@ def inspect_command(
     named = (*(() if variant is None else ("--variant",)), *architecture.options())
     if model is not None and named:
         raise UsageError("inspect", f"was given both a MODEL and {named[0]}", "give one of them")
-    if model is None and others.given():
-        raise UsageError(_first_option(others), "applies to a MODEL", "remove it, or give a MODEL")
+    if model is None and (about_model := dataclasses.replace(others, channels=None)).given():
+        raise UsageError(_first_option(about_model), "applies to a MODEL", "remove it, or give a MODEL")
     if sweep is not None:
         if model is not None:
             raise UsageError("--sweep", "changes an architecture, not a file", "give --variant in place of the MODEL")
-        return _sweep(sweep, variant, architecture, options, running.threads, measure=measure)
+        base = variant_with(variant, architecture.changes(), facts.channels).spec
+        return _sweep(sweep, base, options, running.threads, measure=measure)
     if model is not None:
         if Path(model).suffix.lower() == ".engine":
             return _engine(model, options, others)
         return lambda _listener: inspect(with_facts(model, others), options)
     if variant is None and not architecture.changes():
         raise UsageError("inspect", "has nothing to inspect", "give a MODEL or --variant")
-    return lambda _listener: inspect_variant(variant, architecture, options)
+    return lambda _listener: inspect_variant(variant, architecture, options, facts.channels)
 
 
 def _first_option(facts: ModelFacts) -> str:
@@ -120,26 +123,14 @@ def _engine(model: str, options: InspectOptions, facts: ModelFacts) -> Work:
     return lambda _listener: inspect_engine(Path(model), options.batch)
 
 
-def _sweep(
-    text: str,
-    variant: str | None,
-    architecture: Architecture,
-    options: InspectOptions,
-    threads: int | None,
-    *,
-    measure: bool,
-) -> Work:
-    from densenet_deploy.variants import variant_with
+def _sweep(text: str, base: DenseNetSpec, options: InspectOptions, threads: int | None, *, measure: bool) -> Work:
     from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
 
     if options.training or options.profile is not None:
         fix = "use them on one network"
         raise UsageError("--sweep", "can't be combined with --training or --profile", fix)
-    size = options.image_size
-    if isinstance(size, tuple):
-        raise UsageError(f"image-size={size[0]}x{size[1]}", "a sweep compares square images", "give one number")
-    base = variant_with(variant, architecture.changes()).spec
-    sweep, sweep_options = Sweep.parse(text), SweepOptions(size, options.batch, measure, threads=threads)
+    sweep = Sweep.parse(text)
+    sweep_options = SweepOptions(options.image_size, options.batch, measure, threads=threads)
     return lambda _listener: run_sweep(sweep, base, sweep_options)
 
 

@@ -139,13 +139,14 @@ def evaluate_command(
     options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
     runner_options = running.options()
     return lambda listener: evaluate(
-        with_facts(model, facts),
+        model,
         data,
         options,
         backend=running.backend,
         device=running.device,
         runner_options=runner_options,
         progress=listener,
+        **facts.given(),
     )
 
 

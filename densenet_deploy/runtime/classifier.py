@@ -24,11 +24,12 @@ from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.images import ImageSource, load_image
-from densenet_deploy.runtime.meaning import OutputMeaning
+from densenet_deploy.runtime.meaning import OutputMeaning, require_labels
 from densenet_deploy.runtime.preprocess import prepare_batch
 from densenet_deploy.runtime.runner import ModelSource, Runner, RunnerOptions, open_runner
 
 _LARGEST_BATCH: Final = 32
+_VERDICTS: Final = {None: "", True: "yes", False: "no"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Score:
         return facts if self.positive is not None else {name: facts[name] for name in ("index", "label", "score")}
 
     def __str__(self) -> str:
-        verdict = {None: "", True: "yes  ", False: "no   "}[self.positive]
+        verdict = "" if self.positive is None else f"{_VERDICTS[self.positive]:5}"
         return f"{100 * self.score:5.1f} %  {verdict}{self.name}"
 
     @property
@@ -116,11 +117,13 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """Return a table for a notebook, with the notes below it."""
-        rows = [(html.escape(score.name), f"{score.score:.1%}") for score in self.top]
-        rows += [(html.escape(number.name), f"{number.value:.6g}") for number in self.values]
-        rows += [("features", html.escape(str(self.features)))] if self.features else []
-        cells = "".join(f"<tr><td style='text-align:left'>{name}</td><td>{value}</td></tr>" for name, value in rows)
-        head = "<tr><th style='text-align:left'>class</th><th>score</th></tr>" if self.top else ""
+        with_verdict = any(score.positive is not None for score in self.top)
+        rows = [(score.name, f"{score.score:.1%}", _VERDICTS[score.positive]) for score in self.top]
+        rows += [(number.name, f"{number.value:.6g}", "") for number in self.values]
+        rows += [("features", str(self.features), "")] if self.features else []
+        columns = 3 if with_verdict else 2
+        head = _html_row("th", ("class", "score", "positive")[:columns]) if self.top else ""
+        cells = "".join(_html_row("td", row[:columns]) for row in rows)
         notes = "".join(f"<div><em>note: {html.escape(printable(note))}</em></div>" for note in self.notes)
         return f"<table>{head}{cells}</table>{notes}"
 
@@ -150,7 +153,7 @@ class Classifier:
     Raises:
         ModelFileError: if the model does not take images, or has no output of one row of numbers per image.
         FeedError: if it takes images of another shape than the preprocessing produces.
-        DataError: if the number of labels is not that of the classes.
+        UsageError: if the number of labels is not that of the classes.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class Classifier:
         sentence = f"the model does not state {', '.join(assumed)}: assumed is {self.preprocessing}"
         self.assumptions = (*((sentence,) if assumed and preprocessing is None else ()), *self.meaning.assumptions)
         _check_shape(shape, self.preprocessing)
-        _check_labels(self.labels, self.meaning.classes)
+        require_labels(self.labels, self.meaning.classes)
 
     @classmethod
     def open(
@@ -237,13 +240,14 @@ class Classifier:
 
         Raises:
             ModelFileError: if any is NaN or infinite, or there are not as many rows as images.
+            UsageError: if a model that does not state its number of classes has another than there are labels.
         """
         output = run_batched(self._runner, inputs)[self.meaning.output.name]
         if len(output) != len(inputs):
             why = f"holds {len(output)} rows for {len(inputs)} images"
             raise ModelFileError(self.meaning.output.name, why, "export the model with a dynamic batch")
         rows = self.meaning.rows(output)
-        _check_labels(self.labels, rows.shape[1])
+        require_labels(self.labels, rows.shape[1])
         return rows
 
     def scores(self, logits: Array) -> Array:
@@ -285,6 +289,11 @@ class Classifier:
         return self.labels[index] if self.labels else None
 
 
+def _html_row(tag: str, texts: Sequence[str]) -> str:
+    first, *others = (html.escape(text) for text in texts)
+    return f"<tr><{tag} style='text-align:left'>{first}</{tag}>{''.join(f'<{tag}>{x}</{tag}>' for x in others)}</tr>"
+
+
 def read_labels(path: Path) -> tuple[str, ...]:
     """Return the class names in a UTF-8 text file, one per line; a byte-order mark and Windows line ends are accepted.
 
@@ -318,9 +327,3 @@ def _check_shape(shape: ImageShape, preprocessing: Preprocessing) -> None:
         made, taken = ("x".join("?" if size is None else str(size) for size in s) for s in (preprocessing.shape, shape))
         fix = "give preprocessing with the model's channels and image_size"
         raise FeedError("preprocessing", f"produces images of {made}, the model takes {taken}", fix)
-
-
-def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
-    if labels and classes is not None and len(labels) != classes:
-        why = f"hold {len(labels)} names, the model has {classes} classes"
-        raise DataError("labels", why, "give one label per class")

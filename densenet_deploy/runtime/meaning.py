@@ -21,7 +21,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.errors import DataError, ModelFileError, UsageError
+from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import TASKS
 from densenet_deploy.options import require_choice
 from densenet_deploy.runtime.feeds import Array, TensorSpec
@@ -64,8 +64,7 @@ class OutputMeaning:
         Raises:
             UnknownNameError: if the task is unknown.
             ModelFileError: if no output has one row of numbers per image.
-            UsageError: if a softmax is asked of one number.
-            DataError: if there is neither one threshold nor one per label.
+            UsageError: if a softmax is asked of one number, or there is neither one threshold nor one per label.
         """
         if task is not None:
             require_choice("task", task, TASKS)
@@ -87,7 +86,7 @@ class OutputMeaning:
             raise UsageError("task=multiclass", f"the output {output.name} is one number, not scores of classes", fix)
         thresholds = manifest.thresholds if manifest is not None and known == "multilabel" else ()
         meaning = cls(output, known, activation, thresholds or (_DEFAULT_THRESHOLD,), assumed)
-        meaning._check_thresholds(meaning.classes)
+        require_thresholds(meaning.thresholds, meaning.classes)
         return meaning
 
     @property
@@ -100,7 +99,7 @@ class OutputMeaning:
 
         Raises:
             ModelFileError: if it has more than one number per image and class, or any is NaN or infinite.
-            DataError: if there are neither one threshold nor as many as labels.
+            UsageError: if there is neither one threshold nor one per label.
         """
         if len(array) and array[0].size != math.prod(array.shape[1:2]):
             why = f"is {array.shape}, not one number per image and class"
@@ -108,7 +107,7 @@ class OutputMeaning:
         if not np.isfinite(array).all():
             raise ModelFileError(self.output.name, "holds NaN or Inf", "compare the model with `validate`")
         rows = array.reshape(len(array), math.prod(array.shape[1:]))
-        self._check_thresholds(rows.shape[1])
+        require_thresholds(self.thresholds, rows.shape[1])
         return rows
 
     def scores(self, row: Array) -> Array:
@@ -126,14 +125,26 @@ class OutputMeaning:
         """Return which of a multilabel model's labels, (C,), reach their threshold."""
         return np.asarray(scores >= np.array(self.thresholds, scores.dtype))
 
-    def _check_thresholds(self, classes: int | None) -> None:
-        if classes is not None and len(self.thresholds) not in (1, classes):
-            why = f"are {len(self.thresholds)} for {classes} labels"
-            raise DataError("thresholds", why, "give one, or one per label")
-
     def _is_applied(self, row: Array, are_scores: Callable[[Array], bool]) -> bool:
         """Whether the graph has made scores already."""
         return are_scores(row) if self.activation is None else self.activation != "none"
+
+
+def require_labels(labels: Sequence[str], classes: int | None) -> None:
+    """Check that there are no labels, or one per class; `classes` None is a number that is not known.
+
+    Raises:
+        UsageError: if there are others, whether a caller stated them or a file did.
+    """
+    if labels and classes is not None and len(labels) != classes:
+        raise UsageError("labels", f"{len(labels)} labels for {classes} classes", "give one label per class")
+
+
+def require_thresholds(thresholds: Sequence[float], classes: int | None) -> None:
+    """Check that there is no threshold, or one for all labels, or one per label. Errors as `require_labels`."""
+    if classes is not None and len(thresholds) not in (0, 1, classes):
+        why = f"{len(thresholds)} thresholds for {classes} labels"
+        raise UsageError("thresholds", why, "give one, or one per label")
 
 
 def _answering(runner: Runner, labels: Sequence[str]) -> tuple[TensorSpec, tuple[str, ...]]:

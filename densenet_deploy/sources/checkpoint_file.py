@@ -43,6 +43,10 @@ LARGEST_FILE_BYTES: Final = 4 * 2**30
 """Of a checkpoint, which is read whole."""
 
 SAVE_STATE_HINT: Final = "save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+UNPICKLE_HINT: Final = (
+    "if you trust it, save its weights alone where that package is installed: "
+    "model = torch.load(path, weights_only=False); torch.save(model.state_dict(), 'weights.pth')"
+)
 FETCH_AGAIN_HINT: Final = "download or save it again"
 
 _KERAS_HINT: Final = "convert it with tf2onnx and give the .onnx file"
@@ -185,7 +189,7 @@ def _load_tensors(path: Path, data: bytes) -> object:
     except Exception as exc:
         if match := _GLOBAL.search(str(exc)):
             why = f"is a pickle that needs {match[1]}, and pickled code is never run"
-            raise CheckpointError(path, why, SAVE_STATE_HINT) from exc
+            raise CheckpointError(path, why, UNPICKLE_HINT) from exc
         raise CheckpointError(path, f"is not a PyTorch checkpoint ({type(exc).__name__})", FETCH_AGAIN_HINT) from exc
 
 

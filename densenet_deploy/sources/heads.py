@@ -3,6 +3,9 @@
 Linear layers and BatchNormalization are put in the order in which their widths fit together, whatever they are called:
 `classifier.1`, `fc1` and `fc2`, `class_layers.out`, `bottleneck`. Layers without parameters leave no trace: Dropout
 computes nothing, and a ReLU between two linear layers is assumed where there is room for one.
+
+A single 1x1 convolution is a linear layer: the mean over an image of a linear map is the linear map of the mean, so it
+makes no difference whether the code pools before or after it.
 """
 
 from __future__ import annotations
@@ -66,7 +69,10 @@ class Head:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A linear layer or a norm called `owner`: it reads rows of `entering` numbers and makes rows of `leaving`."""
+    """A layer called `owner`: it reads rows of `entering` numbers and makes rows of `leaving`.
+
+    `kind` is `linear`, `norm` or `1x1 convolution`.
+    """
 
     owner: str
     kind: str
@@ -105,6 +111,8 @@ def head_from(shapes: Shapes, width: int, conventions: HeadConventions) -> Head:
     if any(name.startswith("head.reduce") for name in used):
         return _multiscale(used, unused)
     layers = _layers(used)
+    if len(layers) > 1 and (kernels := [layer.owner for layer in layers if layer.kind == "1x1 convolution"]):
+        raise _refused(f"{kernels[0]} behind the last dense block is a convolution beside other layers")
     pooled = 2 * width if conventions.pooling == "max-avg" else width
     chain = _chain(layers, pooled)
     if chain is None and conventions.pooling == "max-avg" and (chain := _chain(layers, width)):
@@ -112,7 +120,7 @@ def head_from(shapes: Shapes, width: int, conventions: HeadConventions) -> Head:
     if chain is None:
         raise _refused(_disorder(layers, pooled))
     hidden, assumed = _hidden(chain, conventions)
-    classifier = chain[-1] if chain and chain[-1].kind == "linear" else None
+    classifier = chain[-1] if chain and chain[-1].kind != "norm" else None
     if classifier is not None and not 1 <= classifier.leaving <= MOST_CLASSES:
         raise _refused(f"{classifier.owner} has {classifier.leaving} outputs")
     return Head(
@@ -146,6 +154,8 @@ def _layer(owner: str, parameters: Mapping[str, tuple[int, ...]]) -> _Layer:
     weight = parameters.get("weight", ())
     if set(parameters) <= _LINEAR and len(weight) == 2:
         return _Layer(owner, "linear", weight[1], weight[0], bias="bias" in parameters)
+    if set(parameters) <= _LINEAR and weight[2:] == (1, 1):
+        return _Layer(owner, "1x1 convolution", weight[1], weight[0], bias="bias" in parameters)
     if set(parameters) == _NORM and len(weight) == 1:
         return _Layer(owner, "norm", weight[0], weight[0], bias=True)
     name, shape = next((f"{owner}.{parameter}".lstrip("."), shape) for parameter, shape in parameters.items())
@@ -178,7 +188,7 @@ def _chain(layers: Sequence[_Layer], width: int) -> list[_Layer] | None:
 
 
 def _disorder(layers: Sequence[_Layer], width: int) -> str:
-    linear = [layer for layer in layers if layer.kind == "linear"]
+    linear = [layer for layer in layers if layer.kind != "norm"]
     first = [layer for layer in linear if layer.entering == width]
     if len(first) > 1:
         return f"it has several heads: {_listed(layer.owner for layer in first)}"
@@ -193,7 +203,7 @@ def _hidden(
     chain: Sequence[_Layer], conventions: HeadConventions
 ) -> tuple[list[tuple[HiddenLayer, _Layer | None]], tuple[str, ...]]:
     """(the layers before the last linear one, each with the parameters it has; what is assumed of them)."""
-    is_classifier = bool(chain) and chain[-1].kind == "linear"
+    is_classifier = bool(chain) and chain[-1].kind != "norm"
     hidden: list[tuple[HiddenLayer, _Layer | None]] = []
     assumed: list[str] = []
     needs_relu = False  # since a linear layer, none was placed
@@ -206,7 +216,9 @@ def _hidden(
             hidden.append((HiddenLayer("relu"), None))
             assumed.append(f"ReLU after {layer.owner}")
             needs_relu = False
-    if is_classifier and chain[-1].index == 0:
+    if is_classifier and chain[-1].kind == "1x1 convolution":
+        assumed.append(f"no activation after {chain[-1].owner}, a 1x1 convolution")
+    elif is_classifier and chain[-1].index == 0:
         assumed.append(f"what follows {chain[-1].owner} left out")
     return hidden, tuple(assumed)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _BACKBONE: Final = re.compile(r"features\.(conv[0-2]|norm[0-25]|denseblock\d{1,3}|transition\d{1,3})\.")
 _STEM: Final = "features.conv0.weight"
 _LAST_NORM: Final = "features.norm5"
+_CLASSIFIER: Final = "classifier.weight"
 _LISTED: Final = 5
 
 
@@ -64,6 +65,12 @@ class Layout:
         """
         spec = spec_from_shapes(shapes)
         return dataclasses.replace(spec, **self.ends)
+
+    def arranged(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the network's `tensors` by our names; the kernel (C, F, 1, 1) of a classifier as a matrix (C, F)."""
+        found = {new: tensors[old] for old, new in self.names.items()}
+        weight = found.get(_CLASSIFIER)
+        return found if weight is None or weight.ndim != 4 else {**found, _CLASSIFIER: weight.flatten(1)}
 
     @property
     def ends(self) -> dict[str, Any]:
@@ -219,4 +226,4 @@ def _width(shapes: Shapes, beside: Shapes) -> int:
     """Channels behind the last block; where its norm is missing, what the first layer behind it reads."""
     norms = (f"{_LAST_NORM}.{parameter}" for parameter in ("weight", "bias", "running_mean", "running_var"))
     found = next((shapes[name] for name in norms if len(shapes.get(name, ())) == 1), None)
-    return found[0] if found else next((shape[1] for shape in beside.values() if len(shape) == 2), 0)
+    return found[0] if found else next((shape[1] for shape in beside.values() if len(shape) in (2, 4)), 0)

@@ -126,7 +126,7 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     facts = ModelFacts(channels=_channels(module))
     try:
         layout = _layout(module, tensors)
-        plain = {new: tensors[name] for name, new in layout.names.items()}
+        plain = layout.arranged(tensors)
         spec = module.spec if isinstance(module, DenseNet) else layout.spec(shapes_of(plain))
         variant = variant_for(spec)
         reference = fitted_model(type(module).__name__, variant, plain)

@@ -112,7 +112,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         *casting_note(tensors[name] for name in layout.names),
         *layout.notes,
     )
-    plain = _float32({new: tensors[old] for old, new in layout.names.items()})
+    plain = _float32(layout.arranged(tensors))
     facts = dataclasses.replace(layout.facts, labels=labels) if labels else layout.facts
     return Weights(plain, layout, facts, notes)
 

@@ -48,8 +48,10 @@ def find_variant(name: str) -> Variant:
     raise UnknownNameError.among("variant", plain, variant_names())
 
 
-def variant_with(name: str | None, changes: Mapping[str, Any]) -> Variant:
+def variant_with(name: str | None, changes: Mapping[str, Any], channels: int | None = None) -> Variant:
     """Return the variant called `name` (None: the default one) with `changes` to the numbers of its spec.
+
+    `channels` are those of the images; None keeps the variant's.
 
     >>> variant_with("169", {"growth_rate": 24}).spec.growth_rate
     24
@@ -58,6 +60,7 @@ def variant_with(name: str | None, changes: Mapping[str, Any]) -> Variant:
         UsageError: if the variant is unknown, or its numbers do not make a network.
     """
     variant = find_variant(DEFAULT_VARIANT if name is None else name)
+    changes = changes if channels is None else {**changes, "in_channels": channels}
     return variant_for(dataclasses.replace(variant.spec, **changes)) if changes else variant
 
 

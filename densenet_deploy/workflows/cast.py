@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
+from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
@@ -28,7 +29,13 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32, sized_by
+from densenet_deploy.workflows.float_model import (
+    calibration_data,
+    exact_graph,
+    float32_form,
+    require_float32,
+    sized_by,
+)
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples
@@ -129,13 +136,14 @@ def cast(
     progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
-    """Return the FP16 or BF16 form of a float32 ONNX model, measured against it; inputs and outputs stay float32.
+    """Return the FP16 or BF16 form of an ONNX model, measured against its float32 form; inputs and outputs are float32.
 
     >>> cast("digits.onnx", CastOptions("bf16")).report.parity.sqnr_db             # doctest: +SKIP
     48.5
 
     Args:
-        source: whatever `load` takes that holds a float32 ONNX graph.
+        source: whatever `load` takes. Weights of the other 16-bit precision are widened to float32 first, and a note
+            says so.
         options: precision, gates, and what stays in FP32.
         calibration: a folder of images, an array file, or an iterable: what overflows FP16 there stays in FP32. Without
             it only the weights are checked. BF16 reaches as far as FP32 and needs none.
@@ -146,7 +154,8 @@ def cast(
         **stated: facts about the source; see `load`.
 
     Raises:
-        ModelFileError: if the source is not a float32 image model, or an operator has no 16-bit form.
+        ModelFileError: if the source is not an image model, is quantized or in that precision already, or an operator
+            has no 16-bit form.
         UnknownNameError: if a name in `float_nodes` is not that of a node.
         DataError: if the calibration data are too few, all alike, or not normalized.
         OutputExistsError: if another artifact stands where the result should go.
@@ -156,7 +165,7 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
     options, stages = options or CastOptions(), Stages(progress)
-    model = sized_by(as_onnx(source, stages, **stated), calibration)
+    model = sized_by(_float32_of(as_onnx(source, stages, **stated), options.precision), calibration)
     name = f"{model.name}.{options.precision}"
     manifest = reduced_manifest(model.manifest, options.precision)
     size = len(model.to_bytes()) // 2 if model.is_onnx else 0
@@ -193,6 +202,14 @@ def cast(
         notes=notes,
     )
     return result.replaced(report=report, notes=notes)
+
+
+def _float32_of(model: Model, precision: str) -> Model:
+    """Return the float32 form of `model`, which must not be in `precision` already: a second cast changes nothing."""
+    if model.is_onnx and model.precision == precision:
+        fix = f"use it as it is, or choose {' or '.join(name for name in PRECISIONS if name != precision)}"
+        raise ModelFileError(model.path or model.name, f"is already in {precision}", fix)
+    return float32_form(model)
 
 
 def reduced_manifest(manifest: Manifest | None, precision: str) -> Manifest | None:

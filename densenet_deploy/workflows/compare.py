@@ -215,7 +215,7 @@ def compare(
         data: images to compare on: a folder, an `.npy` or `.npz` file, an array or any iterable of images or batches;
             None takes seeded noise and images with the spectrum of natural scenes.
         options: see `CompareOptions`.
-        **stated: facts about both models; see `load`.
+        **stated: facts about both models, which have to fit both; see `load`.
 
     Raises:
         InputError: if a model or an image cannot be used, or the models take different inputs.

@@ -30,7 +30,7 @@ from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.evaluation.report import FIGURES, BadFile, EvaluateReport, ModelComparison
 from densenet_deploy.workflows.evaluation.tasks import TaskEvaluation, check_sources, task_of
 from densenet_deploy.workflows.labelled_images import PreparedImages
-from densenet_deploy.workflows.load import LoadOptions, is_file_name, load
+from densenet_deploy.workflows.load import LoadOptions, facts_alone, is_file_name, load
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class EvaluateOptions:
         max_bad: how many images may be unreadable.
         ground_truth: the file with the classes of a flat folder; None: one subfolder per class, or a CSV.
         decode_threads: None means one per usable CPU.
-        against, against_backend: a second model of the same task to compare with, and its backend.
+        against, against_backend: a second model of the same task to compare with, and its backend. What is stated about
+            images and outputs applies to both models.
 
     Raises:
         UsageError: if a number is out of range, or `against_backend` is given without `against`.
@@ -97,7 +98,7 @@ def evaluate(
         device: likewise.
         runner_options: likewise.
         progress: called with the number of images done.
-        **stated: facts about the model; see `load`.
+        **stated: facts about the model, and those of images and outputs about `options.against` too; see `load`.
 
     Raises:
         DataError: if the data do not fit the model, or more than `max_bad` images cannot be read.
@@ -115,7 +116,7 @@ def evaluate(
         first = _evaluated(_title(model), runner, data, options, progress)
     if options.against is None:
         return first.report
-    with _opened(options.against, options.against_backend, device, runner_options, {}) as runner:
+    with _opened(options.against, options.against_backend, device, runner_options, facts_alone(stated)) as runner:
         _require_comparable(first, runner, _title(options.against))
         second = _evaluated(_title(options.against), runner, data, options, progress)
     notes = (*first.report.notes, *(f"{second.report.model}: {note}" for note in second.report.notes))

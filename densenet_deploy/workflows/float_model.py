@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from densenet_deploy.quantization.calibration_data import CalibrationData
 
 
-_NARROW: Final = ("fp16", "bf16")
+NARROW: Final = ("fp16", "bf16")
 
 
 def float32_form(model: Model) -> Model:
     """Return `model` with float32 weights: itself, or, of a graph in FP16 or BF16, the float32 graph of its weights.
 
-    A note says so. A quantized graph comes back as it is.
+    A note says so, and the name loses the ending that stands for the precision. A quantized graph comes back as it is.
     """
-    if not model.is_onnx or model.precision not in _NARROW:
+    if not model.is_onnx or model.precision not in NARROW:
         return model
     from densenet_deploy.graph.onnx_file import has_quantization
     from densenet_deploy.graph.widen import widened
@@ -33,7 +33,8 @@ def float32_form(model: Model) -> Model:
         return model
     manifest = None if model.manifest is None else dataclasses.replace(model.manifest, precision="fp32")
     note = f"its {model.precision} weights were widened to float32 first, and the result is compared with that form"
-    return Model.from_onnx(model.name, widened(model.onnx), manifest).replaced(notes=(*model.notes, note))
+    name = model.name.removesuffix(f".{model.precision}")
+    return Model.from_onnx(name, widened(model.onnx), manifest).replaced(notes=(*model.notes, note))
 
 
 def require_float32(model: Model) -> None:

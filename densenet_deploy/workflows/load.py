@@ -21,6 +21,7 @@ from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preproce
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
+from densenet_deploy.runtime.meaning import require_labels, require_thresholds
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -167,6 +168,15 @@ def _require_same_network(stated: LoadOptions) -> None:
             raise UsageError(f"{name}={stated.get(name)}", why, "state it where the model is loaded")
 
 
+def facts_alone(stated: LoadOptions) -> LoadOptions:
+    """Return what `stated` says about images and outputs, without what it says about the network."""
+    given: LoadOptions = {}
+    for field in dataclasses.fields(ModelFacts):
+        if field.name in stated:
+            given[field.name] = stated[field.name]  # type: ignore[literal-required]
+    return given
+
+
 def _facts(stated: LoadOptions) -> ModelFacts:
     for name in stated:
         if name not in LoadOptions.__annotations__:
@@ -234,8 +244,8 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
         thresholds = ()  # a task that the caller states makes those of the source meaningless
     if spec is not None:
         classes = None if spec.head == "features" else spec.num_classes
-        _check_labels(labels, classes)
-        _check_thresholds(thresholds, classes)
+        require_labels(labels, classes)
+        require_thresholds(thresholds, classes)
     _check_task_of(facts, task)
     return Manifest(
         variant=variant.name if variant is not None else THIRD_PARTY,
@@ -284,7 +294,7 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
     if model.artifact is not None and (facts.image_size or facts.channels):
         is_readable = model.is_onnx and is_installed("onnx")
-        _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
+        _check_stated_shape(model.name, facts, _shape_of(model) if is_readable else base.shape)
     preprocessing, assumed = _prepared(base, given, names)
     if facts.image_size is not None and model.is_onnx and is_installed("onnx"):
         model = _of_fixed_size(model, preprocessing)
@@ -324,18 +334,18 @@ def _of_fixed_size(model: Model, preprocessing: Preprocessing) -> Model:
     return model.replaced(artifact=artifact, notes=notes).holding(proto)
 
 
-def _check_stated_shape(facts: ModelFacts, shape: ImageShape) -> None:
+def _check_stated_shape(name: str, facts: ModelFacts, shape: ImageShape) -> None:
     """Refuse a size or channels other than those that a graph takes; what it leaves open may be stated."""
     channels, height, width = shape
     if channels is not None and facts.channels not in (None, channels):
-        raise UsageError(f"channels={facts.channels}", f"the graph takes {channels} channels", "omit it")
+        raise UsageError(f"channels={facts.channels}", f"{name} takes {channels} channels", "omit it")
     size = facts.image_size
     if size is None:
         return
     if any(side not in (None, given) for side, given in zip((height, width), sides(size), strict=True)):
         taken = height if height == width else f"{height or '?'}x{width or '?'}"
         subject = size if isinstance(size, int) else f"{size[0]}x{size[1]}"
-        raise UsageError(f"image-size={subject}", f"the graph takes {taken} pixels", "omit it")
+        raise UsageError(f"image-size={subject}", f"{name} takes {taken} pixels", "omit it")
 
 
 def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tuple[Preprocessing, tuple[str, ...]]:
@@ -373,19 +383,6 @@ def _check_size(spec: DenseNetSpec, preprocessing: Preprocessing) -> None:
         raise UsageError(f"image-size={size}", why, f"give at least {spec.smallest_image_size}")
 
 
-def _check_labels(labels: tuple[str, ...], classes: int | None) -> None:
-    if labels and classes is not None and len(labels) != classes:
-        why = f"{len(labels)} labels for {classes} classes"
-        raise UsageError("labels", why, "give one label per class, or set --num-classes")
-
-
-def _check_thresholds(thresholds: tuple[float, ...], classes: int | None) -> None:
-    if classes is not None and len(thresholds) not in (0, 1, classes):
-        raise UsageError(
-            "thresholds", f"{len(thresholds)} thresholds for {classes} labels", "give one, or one per label"
-        )
-
-
 def _check_task_of(facts: ModelFacts, task: str | None) -> None:
     if facts.thresholds and task != "multilabel":
         raise UsageError("thresholds", "apply only to a multilabel model", "state the task multilabel too")
@@ -398,8 +395,8 @@ def check_outputs(model: Model, manifest: Manifest) -> None:
         UsageError: if there are not as many labels or thresholds.
     """
     classes = _classes_of(model)
-    _check_labels(manifest.labels, classes)
-    _check_thresholds(manifest.thresholds, classes)
+    require_labels(manifest.labels, classes)
+    require_thresholds(manifest.thresholds, classes)
 
 
 def _classes_of(model: Model) -> int | None:

@@ -79,6 +79,10 @@ def test_a_sweep_without_measuring_needs_no_process(capsys: pytest.CaptureFixtur
     assert [point["value"] for point in answer["points"]] == ["2", "4"]
     assert sum(block["macs"] for block in answer["blocks"]) == answer["macs"]
     assert {"parameters", "macs", "activation_bytes", "training_bytes", "latency_ms"} <= set(answer["points"][0])
+    shaped = run_json(capsys, *words, "--channels", "1", "--image-size", "64x32")
+    assert shaped["image_size"] == [64, 32]
+    fewer = run_json(capsys, "inspect", *CUSTOM, "--channels", "1", "--image-size", "64x32")
+    assert fewer["parameters"] == shaped["parameters"] < answer["parameters"]
     report = tmp_path / "sweep.json"
     report.write_text(json.dumps(answer))
     assert run_failing(capsys, "plot", "pareto", report, "-o", tmp_path / "a.png")[0] == 3  # no latency was measured

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 20
+Sides = tuple[int, ...]
 FORMS = (*["initializer"] * 17, "constant", "identity", "input")
 """How a constant is written; most are initializers. An input with an initializer can be overridden: not a constant."""
 
@@ -19,11 +20,16 @@ ODD_NAMES = ("", "a b", "ünï/1", "x:scaled", "w.folded", "%", "0", "features.n
 
 @dataclass(frozen=True)
 class Tensor:
-    """A feature map (N, C, S, S), or rows (N, C) with a size of 0."""
+    """A feature map (N, C, H, W) with `sides` (H, W), or rows (N, C) without."""
 
     name: str
     channels: int
-    size: int
+    sides: Sides
+
+    @property
+    def size(self) -> int:
+        """The shorter side; 0 of rows."""
+        return min(self.sides, default=0)
 
 
 @dataclass
@@ -89,9 +95,9 @@ class GraphWriter:
         known.append(self.constant(stem, numbers.astype(np.float32)))
         return known[-1]
 
-    def node(self, op_type: str, inputs: Sequence[str], channels: int, size: int, **attributes: object) -> Tensor:
+    def node(self, op_type: str, inputs: Sequence[str], channels: int, sides: Sides, **attributes: object) -> Tensor:
         """Add a node of one output, which may come to leave the graph."""
-        made = Tensor(self.name(op_type.lower()), channels, size)
+        made = Tensor(self.name(op_type.lower()), channels, sides)
         label = "" if self.chance(10) else made.name
         self.nodes.append(helper.make_node(op_type, inputs, [made.name], label, **attributes))
         self.tensors.append(made)
@@ -110,9 +116,9 @@ class GraphWriter:
         stride = 1 if same_size else int(self.one_of(1, 1, 1, 2))  # type: ignore[call-overload]
         padding, added = self._padding((kernel - 1) * dilation, source.size, dilation, same_size=same_size)
         if added is None:
-            size = -(-source.size // stride)
+            sides = tuple(-(-side // stride) for side in source.sides)
         else:
-            size = (source.size + added - (kernel - 1) * dilation - 1) // stride + 1
+            sides = tuple((side + added - (kernel - 1) * dilation - 1) // stride + 1 for side in source.sides)
         shape = (channels, source.channels // group, kernel, kernel)
         inputs = [source.name, self.weights("w", shape, float(np.prod(shape[1:])) ** -0.5)]
         if self.chance(50):
@@ -120,7 +126,7 @@ class GraphWriter:
         attributes = padding | {"strides": [stride] * 2, "dilations": [dilation] * 2, "group": group}
         if self.chance(70):
             attributes["kernel_shape"] = [kernel] * 2
-        return self.node("Conv", inputs, channels, size, **attributes)
+        return self.node("Conv", inputs, channels, sides, **attributes)
 
     def _padding(
         self, reach: int, size: int, dilation: int, *, same_size: bool
@@ -148,10 +154,10 @@ class GraphWriter:
             self.constant("var", self.rng.uniform(0.3, 3, shape).astype(np.float32)),
         ]
         attributes = {"epsilon": self.one_of(1e-5, 1e-3)} if self.chance(50) else {}
-        return self.node("BatchNormalization", [source.name, *numbers], source.channels, source.size, **attributes)
+        return self.node("BatchNormalization", [source.name, *numbers], source.channels, source.sides, **attributes)
 
     def relu(self, source: Tensor) -> Tensor:
-        return self.node("Relu", [source.name], source.channels, source.size)
+        return self.node("Relu", [source.name], source.channels, source.sides)
 
     def pool(self, source: Tensor, op_type: str, kernel: int, stride: int) -> Tensor:
         """A pool with or without padding, rounding up or not."""
@@ -160,23 +166,22 @@ class GraphWriter:
         if self.chance(15):
             attributes["auto_pad"] = self.one_of("SAME_UPPER", "SAME_LOWER", "VALID")
             same = attributes["auto_pad"] != "VALID"
-            size = -(-source.size // stride) if same else (source.size - kernel) // stride + 1
+            sides = tuple(-(-n // stride) if same else (n - kernel) // stride + 1 for n in source.sides)
         else:
-            space = source.size + 2 * pad - kernel
-            begins_inside = (
-                -(-space // stride) * stride < source.size + pad
-            )  # else tools disagree about the last window
-            ceil = self.one_of(0, 0, 1) if begins_inside else 0
+            spaces = [side + 2 * pad - kernel for side in source.sides]
+            last = (-(-space // stride) * stride for space in spaces)  # where the last window begins, rounding up
+            begin_inside = all(start < side + pad for start, side in zip(last, source.sides, strict=True))
+            ceil = self.one_of(0, 0, 1) if begin_inside else 0  # else tools disagree about the last window
             attributes |= {"pads": [pad] * 4, "ceil_mode": ceil}
-            size = -(-space // stride) + 1 if ceil else space // stride + 1
+            sides = tuple(-(-space // stride) + 1 if ceil else space // stride + 1 for space in spaces)
         if op_type == "AveragePool":
             attributes["count_include_pad"] = self.one_of(0, 1)
-        return self.node(op_type, [source.name], source.channels, size, **attributes)
+        return self.node(op_type, [source.name], source.channels, sides, **attributes)
 
     def concat(self, parts: Sequence[Tensor]) -> Tensor:
         axis = self.one_of(1, 1, -3)
         return self.node(
-            "Concat", [part.name for part in parts], sum(p.channels for p in parts), parts[0].size, axis=axis
+            "Concat", [part.name for part in parts], sum(p.channels for p in parts), parts[0].sides, axis=axis
         )
 
     def extra_readers(self, count: int) -> None:
@@ -200,7 +205,7 @@ class GraphWriter:
         op_type = kind if kind in ("Sigmoid", "Identity", "Add", "Mul") else "Mul"
         if op_type == "Mul" and source.size and self.chance(50):
             inputs[1] = self.weights("factor", (source.channels, 1, 1))
-        return self.node(op_type, inputs, source.channels, source.size)
+        return self.node(op_type, inputs, source.channels, source.sides)
 
     def branch(self, source: Tensor) -> Tensor:
         """An If of which one branch, or both, read `source` from outside; inner names are anything."""
@@ -209,7 +214,7 @@ class GraphWriter:
         branches = {}
         for branch, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
             inner = self.name(f"inner.{branch}")
-            shape = ["N", source.channels, *([source.size] * 2 if source.size else [])]
+            shape = ["N", source.channels, *source.sides]
             value = helper.make_tensor_value_info(inner, TensorProto.FLOAT, shape)
             nodes = [helper.make_node(op_type, [source.name], [inner])]
             if branch == "else_branch" and constant:
@@ -217,13 +222,13 @@ class GraphWriter:
                 nodes = [helper.make_node("Constant", [], [inner], value=zero)]
                 value = helper.make_tensor_value_info(inner, TensorProto.FLOAT, [1] * len(shape))
             branches[branch] = helper.make_graph(nodes, branch, [], [value])
-        return self.node("If", [condition], source.channels, source.size, **branches)
+        return self.node("If", [condition], source.channels, source.sides, **branches)
 
     # -- the whole
 
     def model(self, pixels: Tensor) -> onnx.ModelProto:
         """The model, checked, its shapes written into it or left out."""
-        fed = helper.make_tensor_value_info(pixels.name, TensorProto.FLOAT, ["N", pixels.channels, *[pixels.size] * 2])
+        fed = helper.make_tensor_value_info(pixels.name, TensorProto.FLOAT, ["N", pixels.channels, *pixels.sides])
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.outputs]
         graph = helper.make_graph(self.nodes, "g", [fed, *self.inputs], outputs, self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
@@ -231,7 +236,7 @@ class GraphWriter:
         for output in inferred.graph.output:
             if not output.type.tensor_type.HasField("shape"):  # axes behind an Identity are unknown to the inference
                 tensor = self.outputs[output.name]
-                shape = ["N", tensor.channels, *([tensor.size] * 2 if tensor.size else [])]
+                shape = ["N", tensor.channels, *tensor.sides]
                 output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape))
         if self.chance(40):
             del inferred.graph.value_info[:]

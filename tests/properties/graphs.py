@@ -12,11 +12,18 @@ SEEDS = st.integers(0, 2**32 - 1)
 LARGEST = 10  # channels of a tensor of what is no DenseNet, about
 
 
+def _pixels(draw: st.DrawFn, shortest: int, longest: int) -> Tensor:
+    """Images of one to four channels, half of them square."""
+    channels, height = draw(st.sampled_from((3, 3, 1, 2, 4))), draw(st.integers(shortest, longest))
+    width = height if draw(st.booleans()) else draw(st.integers(shortest, longest))
+    return Tensor("input", channels, (height, width))
+
+
 @st.composite
 def dense_graphs(draw: st.DrawFn) -> onnx.ModelProto:
     """A DenseNet: its norms folded or not, its Concats flat or in steps, any head, any reader besides."""
     graph = GraphWriter(draw, draw(SEEDS), plain=draw(st.integers(0, 9)) == 0)
-    pixels = Tensor("input", 3, draw(st.integers(8, 15)))
+    pixels = _pixels(draw, 8, 15)
     tensor = _stem(graph, pixels)
     blocks = draw(st.integers(1, 2))
     for block in range(blocks):
@@ -82,24 +89,24 @@ def _head(graph: GraphWriter, source: Tensor) -> None:
         tensor = graph.relu(tensor)
     if graph.chance(50):
         axes = graph.constant("axes", np.array([2, 3]))
-        rows = graph.node("ReduceMean", [tensor.name, axes], tensor.channels, 0, keepdims=0)
+        rows = graph.node("ReduceMean", [tensor.name, axes], tensor.channels, (), keepdims=0)
     else:
-        pooled = graph.node("GlobalAveragePool", [tensor.name], tensor.channels, 1)
-        rows = graph.node("Flatten", [pooled.name], tensor.channels, 0)
+        pooled = graph.node("GlobalAveragePool", [tensor.name], tensor.channels, (1, 1))
+        rows = graph.node("Flatten", [pooled.name], tensor.channels, ())
     weight, bias = graph.weights("fc", (5, rows.channels), rows.channels**-0.5), graph.weights("fb", (5,))
-    graph.leave(graph.node("Gemm", [rows.name, weight, bias], 5, 0, transB=1))
+    graph.leave(graph.node("Gemm", [rows.name, weight, bias], 5, (), transB=1))
 
 
 @st.composite
 def other_graphs(draw: st.DrawFn) -> onnx.ModelProto:
     """A network of the same operators, and some more, put together without a plan."""
     graph = GraphWriter(draw, draw(SEEDS))
-    pixels = Tensor("input", 3, draw(st.integers(4, 9)))
+    pixels = _pixels(draw, 4, 9)
     maps = [pixels]
     for _ in range(draw(st.integers(1, 12))):
         source = draw(st.sampled_from(maps[-4:]))
         maps.append(draw(st.sampled_from(STEPS))(graph, source, maps))
-    graph.leave(graph.node("Neg", [maps[-1].name], maps[-1].channels, maps[-1].size))
+    graph.leave(graph.node("Neg", [maps[-1].name], maps[-1].channels, maps[-1].sides))
     graph.extra_readers(draw(st.integers(0, 2)))
     return graph.model(pixels)
 
@@ -118,7 +125,7 @@ def _join(graph: GraphWriter, source: Tensor, maps: list[Tensor]) -> Tensor:
     """A Concat of what has the same size, along the channels or rows of pixels, a tensor possibly twice."""
     if graph.chance(15):
         return graph.pool(_along_rows(graph, source), "MaxPool", 1, 1)
-    fitting = [tensor for tensor in maps if tensor.size == source.size and tensor.channels <= LARGEST]
+    fitting = [tensor for tensor in maps if tensor.sides == source.sides and tensor.channels <= LARGEST]
     parts = graph.draw(st.lists(st.sampled_from(fitting or [source]), min_size=1, max_size=3))
     return graph.concat(parts)
 
@@ -126,13 +133,13 @@ def _join(graph: GraphWriter, source: Tensor, maps: list[Tensor]) -> Tensor:
 def _along_rows(graph: GraphWriter, source: Tensor) -> Tensor:
     """Both halves of an image, put together again upside down."""
     names = []
-    for stem, start, end in (("top", 0, source.size // 2), ("bottom", source.size // 2, source.size)):
+    for stem, start, end in (("top", 0, source.sides[0] // 2), ("bottom", source.sides[0] // 2, source.sides[0])):
         ends = [graph.constant(f"{stem}.{i}", np.array([n])) for i, n in enumerate((start, end, graph.one_of(2, -2)))]
-        cut = graph.node("Slice", [source.name, *ends], source.channels, source.size)
-        graph.tensors.remove(cut)  # not square
+        cut = graph.node("Slice", [source.name, *ends], source.channels, source.sides)
+        graph.tensors.remove(cut)  # of half that height
         graph.outputs.pop(cut.name, None)
         names.append(cut.name)
-    return graph.node("Concat", names[::-1], source.channels, source.size, axis=graph.one_of(2, -2))
+    return graph.node("Concat", names[::-1], source.channels, source.sides, axis=graph.one_of(2, -2))
 
 
 def _scaled(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:
@@ -142,7 +149,7 @@ def _scaled(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:
         (),
         (1,),
         (1, source.channels, 1, 1),
-        (source.size, source.size),
+        source.sides,
         (1, 1, 1, 1, 1),
     )
     shape = graph.draw(st.sampled_from(shapes))
@@ -150,7 +157,7 @@ def _scaled(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:
     inputs = [source.name, source.name if graph.chance(10) else graph.weights("factor", shape)]
     if len(shape) == 5:
         inputs[1] = graph.weights("factor", (1, source.channels, 1, 1))
-    return graph.node(op_type, inputs[:: graph.draw(st.sampled_from((1, -1)))], source.channels, source.size)
+    return graph.node(op_type, inputs[:: graph.draw(st.sampled_from((1, -1)))], source.channels, source.sides)
 
 
 def _layer_of_a_dense_net(graph: GraphWriter, source: Tensor, _: list[Tensor]) -> Tensor:

@@ -151,7 +151,7 @@ class TestOpen:
                 type(self).runner = runner
                 super().__init__(runner, **options)
 
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UsageError) as caught:
             Kept.open(MEANS, device="cpu", labels=["one"])
         assert caught.value.subject == "labels"
         assert not Kept.runner.is_usable
@@ -238,6 +238,8 @@ def test_a_prediction_has_a_json_and_an_html_form():
     assert "<b>" not in page
     assert "97.1%" in page
     assert "a note" in page
+    assert "positive" not in page
+    assert page.count("<td") == 4
 
 
 def test_what_was_lost_in_reading_is_in_the_prediction():
@@ -411,12 +413,12 @@ def test_preprocessing_that_does_not_fit_the_model_is_refused():
 
 
 def test_labels_must_be_as_many_as_classes():
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         Classifier(running(mean_colour, manifest=manifest(("cat", "dog"))))
     assert caught.value.subject == "labels"
     unknown_width = running(mean_colour, output_shape=(None, None), manifest=manifest(("cat", "dog")))
     classify = Classifier(unknown_width)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         classify(image("red"))
     assert caught.value.subject == "labels"
 
@@ -544,7 +546,10 @@ def test_a_multilabel_model_says_of_each_label_whether_it_holds():
     ]  # fmt: skip
     assert str(prediction) == " 88.1 %  yes  green\n 50.0 %  no   red\n 11.9 %  yes  blue"
     assert prediction.to_json()["top"][1] == {"index": 0, "label": "red", "score": 0.5, "positive": False}
-    assert "88.1%" in prediction._repr_html_()
+    page = prediction._repr_html_()
+    assert "<th style='text-align:left'>class</th><th>score</th><th>positive</th>" in page
+    assert "<td style='text-align:left'>green</td><td>88.1%</td><td>yes</td>" in page
+    assert "<td style='text-align:left'>red</td><td>50.0%</td><td>no</td>" in page
 
 
 @pytest.mark.parametrize(("labels", "names"), [((), ("output 0", "output 1")), (("a\n", "<b>"), ("a\\n", "<b>"))])

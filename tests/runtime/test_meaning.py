@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime.feeds import TensorSpec
-from densenet_deploy.runtime.meaning import OutputMeaning
+from densenet_deploy.runtime.meaning import OutputMeaning, require_labels
 from tests.function_runner import FunctionRunner, Shape
 
 OURS = Manifest("121", {}, WeightsOrigin("a.pth", "0" * 64), Preprocessing())
@@ -285,7 +285,7 @@ def test_one_threshold_is_for_all_labels_and_one_half_where_there_is_none():
 @pytest.mark.parametrize("count", [2, 4])
 def test_another_number_of_thresholds_is_refused(count):
     manifest = dataclasses.replace(OURS, task="multilabel", thresholds=(0.5,) * count)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         meaning(None, None, manifest)
     assert caught.value.subject == "thresholds"
     assert meaning({"out": (None, count)}, None, manifest).thresholds == (0.5,) * count
@@ -297,9 +297,18 @@ def test_thresholds_that_fit_no_row_are_refused_when_the_rows_come(count):
     found = meaning({"out": (None, None)}, None, manifest)
     assert found.rows(np.zeros((1, count), np.float32)).shape == (1, count)
     if count > 1:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UsageError) as caught:
             found.rows(np.zeros((1, 3), np.float32))
         assert caught.value.subject == "thresholds"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_another_number_of_labels_is_refused(count):
+    with pytest.raises(UsageError) as caught:
+        require_labels(("a",) * count, 3)
+    assert (caught.value.subject, caught.value.why) == ("labels", f"{count} labels for 3 classes")
+    for labels, classes in (((), 3), (("a",) * 3, 3), (("a",) * count, None)):
+        require_labels(labels, classes)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression", "features"])

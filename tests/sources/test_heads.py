@@ -114,6 +114,15 @@ def test_a_library_that_pools_twice():
     assert read(linear("a", 32, 4), conventions=conventions).pooling == "avg"
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_single_1x1_convolution_is_the_classifier(bias):
+    shapes = {"last_conv.weight": (7, 32, 1, 1)} | ({"last_conv.bias": (7,)} if bias else {})
+    head = read(shapes)
+    assert (head.head, head.num_classes, head.hidden, head.bias) == ("classifier", 7, "", bias)
+    assert head.names == {name: name.replace("last_conv", "classifier") for name in shapes}
+    assert head.assumed == ("no activation after last_conv, a 1x1 convolution",)
+
+
 def test_a_multiscale_head_keeps_its_names():
     shapes = {"head.reduce1.conv.weight": (128, 8, 1, 1), "classifier.weight": (7, 128), "mean": (3,)}
     head = head_from(shapes, 0, PLAIN)
@@ -129,7 +138,10 @@ def test_a_multiscale_head_keeps_its_names():
         ((linear("age", 32, 1), linear("sex", 32, 2)), ("several heads", "age", "sex")),
         ((linear("classifier", 64, 4),), ("does not read the 32 features", "classifier reads 64")),
         ((linear("a", 32, 8), linear("b", 9, 4)), ("do not follow", "b 9 to 4")),
-        (({"classifier.weight": (4, 32, 1, 1)},), ("classifier.weight", "a convolution")),
+        (({"classifier.weight": (4, 32, 3, 3)},), ("classifier.weight", "a convolution")),
+        (({"classifier.weight": (4, 32, 1, 2)},), ("classifier.weight", "a convolution")),
+        (({"classifier.weight": (4, 64, 1, 1)},), ("does not read the 32 features", "classifier reads 64")),
+        (({"a.weight": (8, 32, 1, 1)}, linear("b", 8, 4)), ("a behind", "a convolution beside other layers")),
         (({"head.weight": (32,), "head.bias": (32,)},), ("head.weight", "not a linear layer")),
         (({"temperature": ()}, linear("classifier", 32, 4)), ("temperature", "not a linear layer")),
         ((linear("classifier", 32, 0),), ("classifier has 0 outputs",)),

@@ -26,7 +26,7 @@ def test_another_stem_or_classifier_is_named_with_the_way_out(tmp_path):
     net.classifier = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(1024, 4))
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     assert load(tmp_path / "weights.pth").variant.spec.num_classes == 4
-    net.classifier = torch.nn.Conv2d(1024, 4, 1)
+    net.classifier = torch.nn.Conv2d(1024, 4, 3)
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path / "weights.pth")

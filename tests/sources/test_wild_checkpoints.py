@@ -145,3 +145,33 @@ def test_safetensors_files_whose_names_are_sorted_are_the_same(tmp_path: Path, h
     module = scrambled(network(HEADS[head][0]()))
     safetensors.torch.save_file(dict(sorted(module.state_dict().items())), tmp_path / "mine.safetensors")
     assert agree(module, load(tmp_path / "mine.safetensors").module)
+
+
+class Convolutional(nn.Module):
+    """A 1x1 convolution before the global pool, or behind it."""
+
+    def __init__(self, *, pools_first: bool, bias: bool) -> None:
+        super().__init__()
+        self.features = network().features
+        self.last_conv = nn.Conv2d(CHANNELS, 7, 1, bias=bias)
+        self.pools_first = pools_first
+
+    def forward(self, batch: Tensor) -> Tensor:
+        maps = torch.relu(self.features(batch))
+        if self.pools_first:
+            return self.last_conv(maps.mean((2, 3), keepdim=True)).flatten(1)
+        return self.last_conv(maps).mean((2, 3))
+
+
+@pytest.mark.parametrize("pools_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_1x1_convolution_is_a_classifier_wherever_the_code_pools(
+    tmp_path: Path, pools_first: bool, bias: bool
+) -> None:
+    module = scrambled(Convolutional(pools_first=pools_first, bias=bias))
+    torch.save({f"module.{name}": tensor for name, tensor in module.state_dict().items()}, tmp_path / "conv.pth")
+    loaded = load(tmp_path / "conv.pth")
+    assert (loaded.variant.spec.num_classes, loaded.variant.spec.bias) == (7, bias)
+    assert agree(module, loaded.module)
+    assert "no activation after last_conv, a 1x1 convolution" in loaded.notes[-1]
+    assert load(module).variant.spec == loaded.variant.spec

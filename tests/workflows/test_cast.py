@@ -142,15 +142,35 @@ def test_a_gate_that_nothing_reaches(tiny_onnx, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantized_and_half_files_are_refused(tiny_onnx, tmp_path, cache):
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_quantized_file_is_refused(precision, tiny_onnx, tmp_path, cache):
     options = QuantizeOptions(recipe="openvino", samples=32, never_slower=False, correct=False)
     int8 = quantize(tiny_onnx, SAMPLES, options, out=tmp_path, cache=cache)
-    half = cast(tiny_onnx)
-    for source in (int8, half):
-        for precision in ("fp16", "bf16"):
-            with pytest.raises(ModelFileError) as caught:
-                cast(source, CastOptions(precision))
-            assert caught.value.subject == str(source.path or source.name)
+    with pytest.raises(ModelFileError) as caught:
+        cast(int8, CastOptions(precision))
+    assert caught.value.subject == str(int8.path)
+    assert "quantized" in caught.value.why
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_file_in_that_precision_is_refused_with_what_else_can_be_done(precision, tiny_onnx, tmp_path):
+    narrow = cast(tiny_onnx, CastOptions(precision), out=tmp_path / "a.onnx")
+    with pytest.raises(ModelFileError) as caught:
+        cast(tmp_path / "a.onnx", CastOptions(precision), out=tmp_path / "b.onnx")
+    assert (caught.value.subject, caught.value.why) == (str(narrow.path), f"is already in {precision}")
+    assert "use it as it is" in caught.value.fix
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize(("given", "asked"), [("fp16", "bf16"), ("bf16", "fp16")])
+def test_the_other_16_bit_precision_is_cast_from_the_widened_weights(given, asked, digits_onnx, tmp_path):
+    narrow = cast(digits_onnx, CastOptions(given), out=tmp_path / f"digits.{given}.onnx")
+    made = cast(narrow.path, CastOptions(asked), out=tmp_path)
+    assert made.path == tmp_path / f"digits.{asked}.onnx"
+    assert Artifact.open(made.path).precision == made.manifest.precision == asked
+    assert made.manifest.labels == narrow.manifest.labels
+    assert any(f"its {given} weights were widened to float32 first" in note for note in made.report.notes)
+    assert made.report.parity_rounded.cosine >= 0.999
 
 
 def test_words_and_places_are_checked(tiny_onnx, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import onnx
 import pytest
 
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
@@ -214,6 +215,26 @@ def test_two_models_of_labels_are_compared_by_their_figures(tiny_onnx, images):
     assert (report.against.auroc, report.against.shared, report.against.backend) == (0.5, 10, "openvino")
     assert report.against.difference == {"auroc": 0.0, "average_precision": 0.0, "f1": 0.0}
     assert len(report.against.by_label) == 10
+
+
+def test_stated_facts_apply_to_both_models(tiny_onnx, images):
+    labels = [f"{n}" for n in range(10)][::-1]
+    options = EvaluateOptions(against=tiny_onnx, against_backend="openvino")
+    report = evaluate(tiny_onnx, images, options, task="multilabel", labels=labels, thresholds=0.3)
+    assert report.against.difference == {"auroc": 0.0, "average_precision": 0.0, "f1": 0.0}
+    assert [one.label for one in report.against.by_label] == labels
+    given = evaluate(tiny_onnx, images, EvaluateOptions(against=load(tiny_onnx, mean=0.9, std=0.1)), mean=0.5, std=0.5)
+    assert (given.against.top1_agreement, given.against.shared) == (1.0, 10)
+
+
+def test_a_fact_that_the_second_model_contradicts_is_refused_with_its_name(tiny_onnx, digits_onnx, images, tmp_path):
+    dynamic = onnx.load(tiny_onnx)
+    for axis in (2, 3):
+        dynamic.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    onnx.save(dynamic, tmp_path / "any.onnx")
+    with pytest.raises(UsageError) as caught:
+        evaluate(tmp_path / "any.onnx", images, EvaluateOptions(against=digits_onnx), image_size=48)
+    assert (caught.value.subject, caught.value.why) == ("image-size=48", "digits takes 32 pixels")
 
 
 def test_two_tasks_are_not_compared(tiny_onnx, images):

@@ -241,7 +241,7 @@ def test_a_size_or_channels_other_than_the_graphs_are_refused(shape, stated, sub
     for source in (graph(*shape), load(graph(*shape), interpolation="nearest")):
         with pytest.raises(UsageError) as caught:
             load(source, **stated)
-        assert (caught.value.subject, caught.value.why) == (subject, f"the graph takes {taken}")
+        assert (caught.value.subject, caught.value.why) == (subject, f"{load(source).name} takes {taken}")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
-"""Latency against accuracy: the Pareto front in blue, other models grey, each with a number that a list explains."""
+"""Latency against accuracy or error: the Pareto front in blue, others grey, each with a number that a list explains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.analysis.choice import ParetoPoint, pareto_front
+from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint, pareto_front
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import (
     BLUE,
@@ -36,7 +36,7 @@ _LINE_INCHES: Final = 0.22
 _LONGEST_NAME: Final = 80
 _MOST_STEPS: Final = 10
 _HIGH: Final = 0.6  # of the axes' height: above that, numbers are written under their points
-_LEAST_SPAN: Final = 2.0  # points of accuracy: a shorter axis would exaggerate negligible differences
+_LEAST_SPAN: Final = 2.0  # points of a fraction, or % of an error: a shorter axis would exaggerate small differences
 _TOUCHING: Final = 0.016, 0.03  # of the axes' width and height: dots nearer than that overlap
 _LINE: Final = 0.055  # of the axes' height: numbers nearer than that would touch
 _CHARACTER: Final = 0.013  # of the axes' width
@@ -45,11 +45,11 @@ _POINTS_A_STEP: Final = 12
 
 @dataclass(frozen=True)
 class ParetoData:
-    """At least one point, and what their accuracies are, in words."""
+    """At least one point, and the metric of their merits."""
 
     title: str
     points: Sequence[ParetoPoint]
-    accuracy: str = "top-1 accuracy"
+    metric: Metric = METRICS["top1"]
 
 
 @plots.register("pareto")
@@ -58,21 +58,29 @@ def draw_pareto(data: ParetoData) -> Figure:
 
     The numbers count from the fastest; the list below names the models. Points that overlap share one label.
     """
-    points = sorted(data.points, key=lambda point: (point.latency_ms, -point.accuracy))
+    metric, unit = data.metric, 1 if data.metric.is_error else 100
+    drawn = [replace(point, merit=unit * point.merit) for point in data.points]
+    points = sorted(drawn, key=lambda point: (point.latency_ms, point.merit if metric.is_error else -point.merit))
     list_inches = _LINE_INCHES * (len(points) + 1)
-    figure = new_figure(f"Latency and accuracy: {data.title}", _SUBTITLE, _FIGURE_INCHES + list_inches)
+    figure = new_figure(
+        f"Latency and {'error' if metric.is_error else 'accuracy'}: {data.title}",
+        _SUBTITLE,
+        _FIGURE_INCHES + list_inches,
+    )
     ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
     panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
-    _scale(panel, points)
-    _draw(panel, points, pareto_front(points))
-    panel.set_ylabel(f"{data.accuracy} (%)")
-    _list(below, points)
+    _scale(panel, points, metric)
+    _draw(panel, points, pareto_front(points, metric))
+    panel.set_ylabel(metric.words if metric.is_error else f"{metric.words} (%)")
+    _list(
+        below, [f"{milliseconds(point.latency_ms)} ms, {metric.shown(point.merit / unit)}" for point in points], points
+    )
     return figure
 
 
 def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoint]) -> None:
     if len(front) > 1:
-        along, up = [point.latency_ms for point in front], [100 * point.accuracy for point in front]
+        along, up = [point.latency_ms for point in front], [point.merit for point in front]
         panel.plot(along, up, color=BLUE, linewidth=1.2, drawstyle="steps-post")
     for point in points:
         _draw_point(panel, point, BLUE if point in front else GREY)
@@ -92,7 +100,7 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoin
 
 
 def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
-    x, y = point.latency_ms, 100 * point.accuracy
+    x, y = point.latency_ms, point.merit
     if point.interval_ms is not None:
         panel.hlines(y, *point.interval_ms, color=colour, linewidth=3, alpha=0.35)
     face = "white" if point.published else colour
@@ -136,7 +144,7 @@ def _clusters(panel: Axes, points: Sequence[ParetoPoint]) -> list[_Cluster]:
 
 
 def _spot(point: ParetoPoint) -> tuple[float, float]:
-    return point.latency_ms, 100 * point.accuracy
+    return point.latency_ms, point.merit
 
 
 def _touch(spot: Sequence[float], other: Sequence[float]) -> bool:
@@ -181,16 +189,15 @@ def _is_free(x: float, y: float, half: float, taken: Sequence[tuple[float, float
     return not any(abs(x - other) < half + width and abs(y - height) < _LINE - 1e-9 for other, height, width in taken)
 
 
-def _list(below: Axes, points: Sequence[ParetoPoint]) -> None:
-    """Write which model each number stands for, and its values."""
+def _list(below: Axes, values: Sequence[str], points: Sequence[ParetoPoint]) -> None:
+    """Write which model each number stands for, and its `values`."""
     below.set_axis_off()
-    for place, point in enumerate(points):
+    for place, (point, value) in enumerate(zip(points, values, strict=True)):
         y = 1 - (place + 0.5) / len(points)
         name = f"{_shortened(point.label)}{' (chosen)' if point.chosen else ''}"
-        line = f"{name}: {milliseconds(point.latency_ms)} ms, {100 * point.accuracy:.2f} %"
         style: dict[str, Any] = {"va": "center", "transform": below.transAxes, "fontsize": 8.5, "in_layout": False}
         below.text(0.025, y, str(place + 1), ha="right", fontweight="bold", **style)
-        below.text(0.04, y, plain(line), **style)
+        below.text(0.04, y, plain(f"{name}: {value}"), **style)
 
 
 def _shortened(name: str) -> str:
@@ -199,16 +206,20 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 
 
-def _scale(panel: Axes, points: Sequence[ParetoPoint]) -> None:
-    """Leave room around the points, and use a log scale where latencies differ tenfold."""
+def _scale(panel: Axes, points: Sequence[ParetoPoint], metric: Metric) -> None:
+    """Leave room around the points, and use a log scale where latencies differ tenfold. Small errors are above."""
     latencies = [time for point in points for time in (point.latency_ms, *(point.interval_ms or ()))]
     if max(latencies) > 10 * min(latencies):
         panel.set_xscale("log")
         panel.set_xlim(min(latencies) / 1.4, max(latencies) * 1.4)
     else:
         panel.set_xlim(0, max(latencies) * 1.1)
-    accuracies = [100 * point.accuracy for point in points]
-    low, high = min(accuracies), max(accuracies)
-    room = max(0.18 * (high - low), (_LEAST_SPAN - (high - low)) / 2)
-    above = 0.06 * (high - low + 2 * room)  # where a point at 100 % is still visible as a whole
-    panel.set_ylim(max(low - room, -above), min(high + room, 100 + above))
+    merits = [point.merit for point in points]
+    low, high = min(merits), max(merits)
+    least = _LEAST_SPAN / 100 * high if metric.is_error else _LEAST_SPAN
+    room = max(0.18 * (high - low), (least - (high - low)) / 2)
+    beyond = 0.06 * (high - low + 2 * room)  # where a point at 0 or 100 % is still visible as a whole
+    if metric.is_error:
+        panel.set_ylim(high + room or 1, max(low - room, -beyond))  # errors of 0 alone have no span
+    else:
+        panel.set_ylim(max(low - room, -beyond), min(high + room, 100 + beyond))

@@ -6,11 +6,17 @@ constants, see `norm-to-clip`) work on quantized values, which OpenVINO keeps in
 a Dequantize and a Quantize in float. Each convolution reads clipped values, or the output of its ReLU in unsigned 8
 bits, and int8 weights through a DequantizeLinear. That makes L quantizers per block, where a tool that treats Concats
 as unrelated needs O(L²).
+
+**Averages.** Of four quantized values, a fourth of all averages lie halfway between two. With the same scale before and
+behind the pool, rounding errors of float32 decide where these go, and the same way for all: OpenVINO rounded each up,
+ONNX Runtime most to even, an eighth of a step apart on average in every channel. So a pool gives values at a scale that
+is larger by 2⁻¹², which rounds all of them down in either: calibration sees that, and corrects it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +30,9 @@ from densenet_deploy.quantization.recipes.recipe import (
     source_of,
 )
 from densenet_deploy.quantization.scales import QuantizedType, hold_bound, quantize_rows
+
+_TIE_BREAK: Final = 1 + 2.0**-12
+"""Far more than float32 rounds, 2⁻²³, and too little to move another value: 255 moves by a sixteenth of a step."""
 
 
 @recipes.register("openvino")
@@ -44,7 +53,7 @@ class _Writer:
     """Keeps the quantized form of every value that has one."""
 
     def __init__(self, graph: ir.Graph, types: Mapping[str, QuantizedType], options: RecipeOptions) -> None:
-        self._graph, self._types, self._options = graph, types, options
+        self._graph, self._types, self._options = graph, _without_ties(graph, types), options
         self._quantized: dict[ir.Value, ir.Value] = {}  # by the value that the nodes of the graph read
         self._numbers: dict[ir.Value, ir.Value] = {}  # of Concats of quantized values
 
@@ -171,3 +180,16 @@ class _Writer:
         rows = weights.astype(np.float64)
         integers, scales = quantize_rows(rows, bits=options.weight_bits, per_channel=options.per_channel)
         read_dequantized_weights(self._graph, conv, integers, scales, [ir.AttrInt64("axis", 0)])
+
+
+def _without_ties(graph: ir.Graph, types: Mapping[str, QuantizedType]) -> dict[str, QuantizedType]:
+    """Return `types` with a scale of their own for averages of quantized values that only convolutions read."""
+    changed = dict(types)
+    for node in graph:
+        result = node.outputs[0]
+        given, readers = types.get(str(result.name)), [reader for reader, _ in result.uses()]
+        if given is None or not is_operator(node, "AveragePool") or types.get(str(source_of(node).name)) != given:
+            continue
+        if readers and all(is_operator(reader, "Conv") for reader in readers):
+            changed[str(result.name)] = QuantizedType(given.scale * _TIE_BREAK, given.zero_point)
+    return changed

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
-from densenet_deploy.analysis.choice import ParetoPoint
+from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, rendered
@@ -26,7 +26,7 @@ _TUNED_CAPTION: Final = (
     " The table of tune's results also counts throughput, memory and file size, so a model that is grey in the figure "
     "can be on that front for being smaller."
 )
-_ACCURACIES: Final = {"top-1": "top-1 accuracy", "AUROC": "mean AUROC of the labels"}
+_ACCURACIES: Final = {"top-1": METRICS["top1"], "AUROC": METRICS["auroc"]}
 _CAPTIONS: Final = {
     "growth": "Channels and memory after every layer: a layer appends channels, a transition halves size and channels.",
     "connections": "Which layers read which: in its block, every layer reads all layers before it.",
@@ -43,16 +43,16 @@ class Figures:
 
     def pareto(self) -> list[Block]:
         """Latency against each kind of accuracy, or nothing where no model has both."""
-        return [block for name, words in _ACCURACIES.items() for block in self._pareto_by(name, words)]
+        return [block for name, metric in _ACCURACIES.items() for block in self._pareto_by(name, metric)]
 
-    def _pareto_by(self, name: str, words: str) -> list[Block]:
+    def _pareto_by(self, name: str, metric: Metric) -> list[Block]:
         tuned, measured = [*_tuned_points(self._material, name)], [*_measured_points(self._material, name)]
         if not tuned and not measured:
             return []
         if tuned and measured:
             tuned = [dataclasses.replace(point, label=f"{point.label}, by tune") for point in tuned]
         caption = _PARETO_CAPTION + (_TUNED_CAPTION if tuned else "")
-        return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured], words), caption)]
+        return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured], metric), caption)]
 
     def sensitivity(self, data: SensitivityData) -> Figure:
         """What each layer or block costs in INT8."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
-from densenet_deploy.manifest import Manifest
+from densenet_deploy.manifest import Manifest, sides
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.html_report.decide import file_of
@@ -208,7 +208,7 @@ def network_section(material: Material, figures: Figures) -> Section:
     known = next((model.architecture for model in material.models if model.architecture is not None), None)
     blocks: list[Block] = []
     if known is not None:
-        size = f"{known.image_size} × {known.image_size} pixels"
+        size = f"{' × '.join(map(str, sides(known.image_size)))} pixels"
         pairs = [("parameters", f"{known.parameters:,}"), ("MACs per image", f"{known.macs:,}"), ("image", size)]
         blocks.append(Facts(pairs))
     return Section("network", "The network", lead, [*blocks, *figures.of_network()])

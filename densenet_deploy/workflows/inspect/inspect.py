@@ -190,9 +190,12 @@ def inspect(
 
 
 def inspect_variant(
-    name: str | None, architecture: Architecture | None = None, options: InspectOptions | None = None
+    name: str | None,
+    architecture: Architecture | None = None,
+    options: InspectOptions | None = None,
+    channels: int | None = None,
 ) -> InspectReport:
-    """Inspect a variant by name, or the custom network that `architecture` makes of it.
+    """Inspect a variant by name, or the custom network that `architecture` and the `channels` of images make of it.
 
     The network is built only for a profile, with random weights.
 
@@ -201,7 +204,7 @@ def inspect_variant(
         MissingPackageError: if a training step or a profile is requested and PyTorch is not installed.
     """
     options, changes = options or InspectOptions(), architecture or Architecture()
-    variant = variant_with(name, changes.changes())
+    variant = variant_with(name, changes.changes(), channels)
     size = options.image_size or variant.preprocessing.image_size
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
     if options.profile is None:
@@ -209,6 +212,8 @@ def inspect_variant(
     stated: LoadOptions = {"architecture": changes, "image_size": size}
     if name is not None:
         stated["variant"] = name
+    if channels is not None:
+        stated["channels"] = channels
     model = load(None, **stated)
     return dataclasses.replace(report, profile=profile_model(model, options.batch, options.profile))
 

@@ -7,6 +7,7 @@ turns (`bench.rounds`). Speed does not depend on the weights.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from densenet_deploy.analysis.cost import BlockCost, ModelCost, model_cost
 from densenet_deploy.analysis.memory import activation_memory
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.manifest import Size, sides
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, table
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from densenet_deploy.runtime.runner import Runner, RunnerOptions
 
 RESNETS: Final = ("resnet50", "resnet101")
+_RESNET_CHANNELS: Final = 3
 _MOST_POINTS: Final = 12
-_PUBLISHED_SIZE: Final = 224
+_PUBLISHED_SHAPE: Final = (3, 224, 224)
 
 
 def _depth(base: DenseNetSpec, value: str) -> dict[str, Any]:
@@ -50,6 +53,7 @@ _CHANGES: Final[Mapping[str, Callable[[DenseNetSpec, str], dict[str, Any]]]] = {
         **find_variant(value).spec.to_facts(),
         "num_classes": base.num_classes,
         "head": base.head,
+        "in_channels": base.in_channels,
     },
 }
 
@@ -130,7 +134,7 @@ class SweepReport(Report):
     derived: ClassVar[tuple[str, ...]] = ("parameters", "macs")
 
     sweep: str
-    image_size: int
+    image_size: Size
     batch: int
     blocks: tuple[BlockCost, ...]
     points: tuple[SweepPoint, ...]
@@ -147,7 +151,7 @@ class SweepReport(Report):
         """Return a table for people."""
         header = (self.sweep, "parameters", "GMACs", "act. MiB", "bus MiB", "train MiB", "ms", "95 % interval",
                   "published top-1/top-5")  # fmt: skip
-        lines = [f"batch {self.batch}, {self.image_size}x{self.image_size}, fp32", ""]
+        lines = [f"batch {self.batch}, {'x'.join(map(str, sides(self.image_size)))}, fp32", ""]
         lines += table(header, map(_row, self.points), right=range(len(header)))
         if places := sorted({point.placement for point in self.points if point.placement is not None}):
             lines += ["", f"ms: median call, {', '.join(places)}, each network in a process of its own"]
@@ -173,9 +177,12 @@ def _row(point: SweepPoint) -> list[str]:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How to measure; `image_size` None means the variant's, `measure` False leaves latency out."""
+    """How to measure; `image_size` None means the variant's, `measure` False leaves latency out.
 
-    image_size: int | None = None
+    Images have the channels of the network that is changed; the first convolution of a ResNet is given as many.
+    """
+
+    image_size: Size | None = None
     batch: int = 1
     measure: bool = True
     rounds: int = 5
@@ -196,38 +203,40 @@ def run_sweep(sweep: Sweep, base: DenseNetSpec, options: SweepOptions | None = N
     options = options or SweepOptions()
     require_packages("export", "torch", "torchvision")
     specs = sweep.specs(base)
-    size = options.image_size or variant_for(base).preprocessing.shape[1]
-    for spec in (base, *specs.values()):
-        require_range("image-size", size, spec.smallest_image_size, 8192)
+    size = options.image_size or variant_for(base).preprocessing.image_size
+    for spec, side in itertools.product((base, *specs.values()), sides(size)):
+        require_range("image-size", side, spec.smallest_image_size, 8192)
     others = {name: name for name in RESNETS} if base.stem == "imagenet" else {}
     networks: dict[str, DenseNetSpec | str] = {**specs, **others}
-    points = {name: _point(name, network, size, options.batch) for name, network in networks.items()}
+    shape = (base.in_channels, *sides(size))
+    points = {name: _point(name, network, shape, options.batch) for name, network in networks.items()}
     if options.measure:
-        points = _measured(points, networks, size, options)
+        points = _measured(points, networks, shape, options)
     blocks = model_cost(base, size).blocks
     return SweepReport(
         sweep=sweep.name, image_size=size, batch=options.batch, blocks=blocks, points=tuple(points.values())
     )
 
 
-def _point(value: str, network: DenseNetSpec | str, image_size: int, batch: int) -> SweepPoint:
+def _point(value: str, network: DenseNetSpec | str, shape: tuple[int, int, int], batch: int) -> SweepPoint:
     import torch
 
     from densenet_deploy.models.build import empty_model
     from densenet_deploy.models.live_memory import inference_memory, training_memory_of
     from densenet_deploy.models.taps import counted_cost
 
+    channels, image_size = shape[0], shape[1:]
     with torch.device("meta"):
-        module = _resnet(network) if isinstance(network, str) else empty_model(network)
-    parameters, macs = counted_cost(module, image_size)
-    activation_bytes = inference_memory(module, image_size, batch).peak_bytes
+        module = _resnet(network, channels) if isinstance(network, str) else empty_model(network)
+    parameters, macs = counted_cost(module, image_size, channels)
+    activation_bytes = inference_memory(module, image_size, batch, channels).peak_bytes
     try:
-        training_bytes = training_memory_of(module, image_size, batch).peak_bytes
+        training_bytes = training_memory_of(module, image_size, batch, channels).peak_bytes
     except UsageError:
         training_bytes = None
     spec = network if isinstance(network, DenseNetSpec) else None
     name = variant_for(spec).artifact_name if spec else value
-    is_published = (image_size, spec.num_classes if spec else 1000) == (_PUBLISHED_SIZE, 1000)
+    is_published = (shape, spec.num_classes if spec else 1000) == (_PUBLISHED_SHAPE, 1000)
     return SweepPoint(
         name=name,
         value=value if spec else None,
@@ -240,15 +249,21 @@ def _point(value: str, network: DenseNetSpec | str, image_size: int, batch: int)
     )
 
 
-def _resnet(name: str) -> torch.nn.Module:
+def _resnet(name: str, channels: int) -> torch.nn.Module:
     import torchvision
+    from torch import nn
 
     module: torch.nn.Module = torchvision.models.get_model(name, weights=None)
+    if channels != _RESNET_CHANNELS:
+        module.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
     return module.eval()
 
 
 def _measured(
-    points: Mapping[str, SweepPoint], networks: Mapping[str, DenseNetSpec | str], image_size: int, options: SweepOptions
+    points: Mapping[str, SweepPoint],
+    networks: Mapping[str, DenseNetSpec | str],
+    shape: tuple[int, int, int],
+    options: SweepOptions,
 ) -> dict[str, SweepPoint]:
     """Time the networks; each is handed to its process as a small file that says which it is."""
     from densenet_deploy.bench.candidate import Candidate
@@ -259,7 +274,7 @@ def _measured(
         for number, (name, network) in enumerate(networks.items()):
             path = Path(folder) / f"{number}.json"
             spec = network.to_facts() if isinstance(network, DenseNetSpec) else network
-            write_file(path, json.dumps({"network": spec, "image_size": image_size}).encode())
+            write_file(path, json.dumps({"network": spec, "shape": shape}).encode())
             candidates[name] = Candidate(path, "torch", options.batch, threads=options.threads, program=__name__)
         result = compare_speed(candidates, rounds=options.rounds)
     measured = {}
@@ -288,11 +303,11 @@ def _open(path: Path, backend: str | None, device: str | None, options: RunnerOp
     from densenet_deploy.runtime.runner import ModuleSource, open_runner
 
     facts = json.loads(path.read_text())
-    network, size = facts["network"], facts["image_size"]
+    network, shape = facts["network"], facts["shape"]
     if isinstance(network, str):
-        module = _resnet(network)
+        module = _resnet(network, shape[0])
     else:
         module = build_model(DenseNetSpec.from_facts(network | {"blocks": tuple(network["blocks"])}))
     runner = open_runner(ModuleSource(module, output_names=("logits",)), backend, device, options)
-    runner.inputs = (dataclasses.replace(runner.inputs[0], shape=(None, 3, size, size)),)
+    runner.inputs = (dataclasses.replace(runner.inputs[0], shape=(None, *shape)),)
     return runner

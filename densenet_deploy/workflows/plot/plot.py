@@ -201,8 +201,8 @@ def _pareto(request: PlotRequest) -> FigureData:
         fix = "give the JSON of benchmark and evaluate, of inspect --sweep, or of tune"
         others = "".join(f", not from {option}" for option in request.variant_options[:1])
         raise UsageError("plot pareto", f"is drawn from reports{others}", fix)
-    points = pareto_points([Path(path) for path in request.models])
-    return FigureData(ParetoData(request.title, points))
+    metric, points = pareto_points([Path(path) for path in request.models])
+    return FigureData(ParetoData(request.title, points, metric))
 
 
 def _sqnr(request: PlotRequest) -> FigureData:

@@ -2,7 +2,7 @@
 
 Three kinds of entries give points of latency and accuracy: one with both (`tune`), one with a published accuracy
 (`inspect --sweep`), and one with latency only (`benchmark`), whose accuracy is that of the report of `evaluate` on the
-same model.
+same model. The accuracy is the main figure of the task: top-1, the mean AUROC, or the mean absolute error.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from densenet_deploy.analysis.choice import ParetoPoint
+from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint
 from densenet_deploy.errors import DataError, printable
 from densenet_deploy.reports import Report
 
 Interval = tuple[float, float]
+Merit = tuple[str, float]
+"""The key of a metric and its value."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Entry:
     interval_ms: Interval | None = None
     latency_interval_ms: Interval | None = None
     top1: float | None = None
+    auroc: float | None = None
+    mae: float | None = None
     published: PublishedTop1 | None = None
 
     @property
@@ -64,14 +68,14 @@ class Entry:
             return self.latency_ms.mean if self.latency_ms.p50 is None else self.latency_ms.p50
         return self.latency_ms
 
-    def points(self, accuracies: Mapping[str, float]) -> Iterator[ParetoPoint]:
-        """Yield the point of the entry, if both latency and accuracy are known."""
-        measured = accuracies.get(self.title) if self.top1 is None else self.top1
-        top1 = self.published.top1 if measured is None and self.published is not None else measured
-        if top1 is not None and self.median_ms:
+    def points(self, merits: Mapping[str, Merit]) -> Iterator[tuple[str, ParetoPoint]]:
+        """Yield the key of the metric and the point of the entry, if both latency and merit are known."""
+        measured = merit_of(self) or merits.get(self.title)
+        merit = ("top1", self.published.top1) if measured is None and self.published is not None else measured
+        if merit is not None and self.median_ms:
             label = point_label(self.title, self.backend, self.threads, self.batch)
             interval = self.latency_interval_ms or self.interval_ms
-            yield ParetoPoint(label, self.median_ms, top1, interval, published=measured is None)
+            yield merit[0], ParetoPoint(label, self.median_ms, merit[1], interval, published=measured is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +86,37 @@ class PointsReport(Report):
 
     model: str | None = None
     top1: float | None = None
+    auroc: float | None = None
+    mae: float | None = None
     results: tuple[Entry, ...] = ()
     points: tuple[Entry, ...] = ()
     pareto: tuple[Entry, ...] = ()
 
 
-def pareto_points(paths: Sequence[Path]) -> tuple[ParetoPoint, ...]:
-    """Return a point for every entry of the reports that has both latency and accuracy.
+def pareto_points(paths: Sequence[Path]) -> tuple[Metric, tuple[ParetoPoint, ...]]:
+    """Return a point for every entry of the reports that has both latency and accuracy, and what that is.
 
     Raises:
-        DataError: if a file does not hold such a report, or no entry has both.
+        DataError: if a file does not hold such a report, no entry has both, or models of several tasks are among them.
     """
-    reports = [PointsReport.read(path) for path in paths]
-    accuracies = {one.model: one.top1 for one in reports if one.model is not None and one.top1 is not None}
+    reports, names = [PointsReport.read(path) for path in paths], ", ".join(map(str, paths))
+    merits = {one.model: merit for one in reports if one.model is not None and (merit := merit_of(one)) is not None}
     entries = (entry for one in reports for entry in (*one.results, *one.points, *one.pareto))
-    points = tuple(point for entry in entries for point in entry.points(accuracies))
-    if not points:
-        why = "hold no model with both latency_ms and top1"
+    found = [pair for entry in entries for pair in entry.points(merits)]
+    if not found:
+        why = "hold no model with both latency_ms and an accuracy (top1, auroc or mae)"
         fix = "give the JSON of benchmark with that of evaluate for the same models, of inspect --sweep, or of tune"
-        raise DataError(", ".join(map(str, paths)), why, fix)
-    return points
+        raise DataError(names, why, fix)
+    keys = list(dict.fromkeys(key for key, _ in found))
+    if len(keys) > 1:
+        raise DataError(names, f"hold models that are compared by {' and by '.join(keys)}", "draw one task at a time")
+    return METRICS[keys[0]], tuple(point for _, point in found)
+
+
+def merit_of(report: Entry | PointsReport) -> Merit | None:
+    """Return the main figure of a model's task, if it was measured."""
+    values = {"top1": report.top1, "auroc": report.auroc, "mae": report.mae}
+    return next(((key, value) for key, value in values.items() if value is not None), None)
 
 
 def point_label(model: str, backend: str | None, threads: int | None, batch: int | None) -> str:

@@ -21,7 +21,7 @@ from densenet_deploy.records import to_plain
 from densenet_deploy.variants import find_variant, is_variant
 from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.export import export
-from densenet_deploy.workflows.float_model import require_float32
+from densenet_deploy.workflows.float_model import NARROW, float32_form, require_float32
 from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, is_file_name, load, preprocessing_of
 from densenet_deploy.workflows.quantize.preparation import weight_bits
 from densenet_deploy.workflows.quantize.quantize import quantize
@@ -58,11 +58,11 @@ class Source:
         """
         if not stated and is_file_name(source):
             found = Artifact.open(Path(source))
-            if found.kind != "onnx" or found.manifest is not None:
+            if found.kind != "onnx" or (found.manifest is not None and found.precision not in NARROW):
                 return cls(Path(source).stem, Path(source))
         if not stated and isinstance(source, str) and is_variant(source):
             return cls(find_variant(source).artifact_name, variant=source)
-        model = load(source, **stated)
+        model = float32_form(load(source, **stated))
         if model.path is not None and Artifact.open(model.path).manifest == model.manifest:
             return cls(model.name, model.path)
         return cls(model.name, model=model)
@@ -71,6 +71,11 @@ class Source:
     def is_float_file(self) -> bool:
         """Whether it is an FP32 file itself, which does not have to be exported."""
         return self.path is not None and not is_checkpoint(self.path)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks of what read it."""
+        return () if self.model is None else self.model.notes
 
     @property
     def weights(self) -> str | None:

@@ -56,7 +56,8 @@ def tune(
     PosixPath('artifacts/tune/densenet121.int8.openvino.onnx')
 
     Args:
-        sources: FP32 ONNX files, checkpoints, or whatever else `load` takes, with different names.
+        sources: ONNX files, checkpoints, or whatever else `load` takes, with different names. Of weights in FP16
+            or BF16 the float32 form is tuned, which a note says.
         options: the space, the data and the limits.
         out: the folder for files and results; None means `artifacts/tune/`.
         force: replace other files there.
@@ -99,7 +100,7 @@ def tune(
         machine=machine,
         seconds=time.perf_counter() - start,
         results=results,
-        notes=(*_notes(models, options), *space.notes, *map(str, failures), *machine.notes),
+        notes=(*_notes(given, models, options), *space.notes, *map(str, failures), *machine.notes),
         compare_models=len(models) == 1 or options.data is not None,
     )
 
@@ -128,7 +129,8 @@ def dry_run(
         threads=space.threads,
         batches=space.batches,
     )
-    return DryRunReport(plan=plan, state=results.path, notes=space.notes)
+    notes = dict.fromkeys(note for source in given for note in source.notes)
+    return DryRunReport(plan=plan, state=results.path, notes=(*notes, *space.notes))
 
 
 def _require_accuracy(models: Sequence[FloatModel], options: TuneOptions, backend: str) -> None:
@@ -204,7 +206,8 @@ def _reference(trials: Sequence[Trial]) -> Trial:
     return max(own, key=lambda one: (one.threads, -one.batch))
 
 
-def _notes(models: Sequence[FloatModel], options: TuneOptions) -> Iterator[str]:
+def _notes(sources: Sequence[Source], models: Sequence[FloatModel], options: TuneOptions) -> Iterator[str]:
+    yield from dict.fromkeys(note for source in sources for note in source.notes)
     yield from dict.fromkeys(note for model in models for note in untrained_note(model.manifest))
     if len(models) > 1 and options.data is None:
         yield _NOT_ACROSS

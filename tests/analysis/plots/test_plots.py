@@ -18,7 +18,7 @@ from matplotlib.patches import Arc
 from PIL import Image
 
 import densenet_deploy.analysis.plots as package
-from densenet_deploy.analysis.choice import ParetoPoint
+from densenet_deploy.analysis.choice import METRICS, ParetoPoint
 from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.analysis.memory import activation_memory
 from densenet_deploy.analysis.plots.connections import ConnectionsData, arcs
@@ -121,6 +121,19 @@ def test_points_are_numbered_and_the_list_says_whose_the_numbers_are() -> None:
     assert [text.xy for text in panel.texts] == [(1.0, 70.0), (2.0, 80.0), (3.0, 75.0)]
     listed = [text.get_text() for text in below.texts]
     assert listed == ["1", "fast: 1.00 ms, 70.00 %", "2", "good: 2.00 ms, 80.00 %", "3", "worse: 3.00 ms, 75.00 %"]
+
+
+def test_small_errors_are_above_and_on_the_front() -> None:
+    errors = [ParetoPoint("fast", 1.0, 4.0), ParetoPoint("good", 2.0, 3.0), ParetoPoint("worse", 3.0, 3.5)]
+    panel, below = draw("pareto", ParetoData("net", errors, METRICS["mae"])).axes
+    assert panel.lines[0].get_xydata().tolist() == [[1.0, 4.0], [2.0, 3.0]]
+    bottom, top = panel.get_ylim()
+    assert bottom > 4.0 > 3.0 > top > 2.7
+    assert panel.get_ylabel() == "mean absolute error"
+    assert [text.get_text() for text in below.texts][1::2] == [
+        *("fast: 1.00 ms, 4", "good: 2.00 ms, 3", "worse: 3.00 ms, 3.5")
+    ]
+    assert draw("pareto", ParetoData("net", [ParetoPoint("exact", 1.0, 0.0)], METRICS["mae"])).axes[0].get_ylim()[0] > 0
 
 
 def equal_points(count: int) -> list[ParetoPoint]:

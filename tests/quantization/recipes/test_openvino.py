@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from densenet_deploy.quantization.recipes.recipe import RecipeOptions, recipes
 from densenet_deploy.quantization.scales import QuantizedType
+from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from tests.quantization.recipes.written import (
     FINE,
     HALF,
@@ -344,6 +347,41 @@ def test_numbers_are_stored_as_their_types_say():
     assert constant_of(model, "c.bound") == [[[6]], [[2]]]
     assert constant_of(model, "w.codes") == [[[[63]], [[63]]], [[[-63]], [[63]]]]
     assert not low.uses()
+
+
+POOL = "AveragePool<kernel_shape=[2,2],strides=[2,2]>"
+
+
+@pytest.mark.parametrize(
+    ("body", "types", "scale"),
+    [
+        (f"p = {POOL}(x)  y = Conv(p, w)", {"x": HALF, "p": HALF}, 0.5 * (1 + 2**-12)),
+        (f"p = {POOL}(x)  [c] y = Conv(p, w)", {"x": SIGNED, "p": SIGNED}, 0.5 * (1 + 2**-12)),
+        (f"p = {POOL}(x)  y = Conv(p, w)", {"x": FINE, "p": HALF}, 0.5),
+        (f"p = {POOL}(x)  y = Conv(p, w)", {"p": HALF}, 0.5),
+        (f"p = {POOL}(x)  c = Conv(p, w)  y = Concat<axis=1>(p, c)", {"x": HALF, "p": HALF, "c": HALF}, 0.5),
+        ("p = MaxPool<kernel_shape=[2,2],strides=[2,2]>(x)  y = Conv(p, w)", {"x": HALF, "p": HALF}, 0.5),
+    ],
+)
+def test_averages_of_quantized_values_that_convolutions_read_have_a_scale_without_ties(body, types, scale):
+    model = graph_of(body)
+    write("openvino", model, types)
+    assert constant_of(model, "p.scale") == scale
+
+
+def test_both_backends_round_averages_alike():
+    """At one scale, float32 rounding would decide a fourth of all averages; at 1/255 OpenVINO decides otherwise."""
+    unit = QuantizedType(1 / 255, 0)
+    model = graph_of(f"p = {POOL}(x)  y = Conv(p, w)", "float[1,2,64,64] x", "float[1,2,32,32] y")
+    write("openvino", model, {"x": unit, "p": unit}, weight_bits=7)  # 8 may saturate in 16 bits
+    data = ir.to_proto(model)
+    del data.graph.value_info[:]
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64)).astype(np.float32) / np.float32(255)
+    answers = []
+    for backend in ("onnxruntime", "openvino"):
+        with open_runner(data.SerializeToString(), backend, "cpu", RunnerOptions(check_values=False)) as run:
+            answers.append(run(pixels)["y"])
+    np.testing.assert_allclose(*answers, rtol=0, atol=1e-4)  # a step is 4e-3
 
 
 def test_a_bound_beyond_all_quantized_values_is_held_by_the_convolution_after_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -152,6 +153,28 @@ def test_a_sweep_counts_what_inspect_counts() -> None:
     assert plain(report)["points"][0]["latency_ms"] is None
 
 
+def test_a_sweep_compares_images_of_any_shape() -> None:
+    base = dataclasses.replace(SPEC, in_channels=5)
+    report = run_sweep(Sweep.parse("growth-rate=4"), base, SweepOptions((32, 48), measure=False))
+    spec = dataclasses.replace(base, growth_rate=4)
+    (point,) = report.points
+    assert (point.parameters, point.macs) == (model_cost(spec).parameters, model_cost(spec, (32, 48)).macs)
+    assert point.bus_bytes == activation_memory(spec, (32, 48)).bus_bytes
+    assert report.to_text().startswith("batch 1, 32x48, fp32")
+    assert SweepReport.from_json(plain(report)).image_size == (32, 48)
+    with pytest.raises(UsageError) as caught:
+        run_sweep(Sweep.parse("growth-rate=4"), base, SweepOptions((32, 1), measure=False))
+    assert caught.value.subject == "image-size=1"
+
+
+def test_a_sweep_over_variants_keeps_the_channels_and_gives_resnets_as_many() -> None:
+    base = dataclasses.replace(find_variant("121").spec, in_channels=1, growth_rate=8, blocks=(1, 1))
+    report = run_sweep(Sweep.parse("growth-rate=4"), base, SweepOptions((64, 32), measure=False))
+    assert {point.name: point.parameters for point in report.points}["resnet50"] == 25_557_032 - 2 * 64 * 49
+    assert Sweep.parse("variant=169").specs(base)["169"].in_channels == 1
+    assert {point.published for point in report.points} == {None}
+
+
 @pytest.mark.slow
 def test_published_accuracies_stand_beside_the_networks_they_are_of() -> None:
     report = run_sweep(Sweep.parse("variant=121"), find_variant("121").spec, SweepOptions(measure=False))
@@ -168,8 +191,9 @@ def test_published_accuracies_stand_beside_the_networks_they_are_of() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_measures_each_network_in_a_process_of_its_own() -> None:
-    base = DenseNetSpec(growth_rate=4, blocks=(1,), init_features=8, bn_size=2, stem="cifar", num_classes=10)
-    report = run_sweep(Sweep.parse("growth-rate=4,6"), base, SweepOptions(image_size=8, rounds=2, threads=1))
+    small = {"growth_rate": 4, "blocks": (1,), "init_features": 8, "bn_size": 2, "stem": "cifar", "num_classes": 10}
+    base = DenseNetSpec(**small, in_channels=2)
+    report = run_sweep(Sweep.parse("growth-rate=4,6"), base, SweepOptions(image_size=(8, 12), rounds=2, threads=1))
     for point in report.points:
         assert point.latency_interval_ms[0] <= point.latency_ms <= point.latency_interval_ms[1]
         assert point.peak_memory_bytes > 1e8  # a process that holds PyTorch

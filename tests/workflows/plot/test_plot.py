@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from densenet_deploy.analysis.choice import METRICS
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
@@ -161,24 +162,44 @@ def test_benchmark_and_evaluate_meet_by_the_model(tmp_path: Path) -> None:
     latency = {"model": "a/x.onnx", "backend": "openvino", "batch": 8, "latency_ms": {"mean": 3.0, "p50": 2.0}}
     benchmark = write(tmp_path / "b.json", {"results": [latency, {"model": "y.onnx", "latency_ms": {"p50": 1.0}}]})
     evaluate = write(tmp_path / "e.json", {"model": "a/x.onnx", "top1": 0.5})
-    (point,) = pareto_points([benchmark, evaluate])
-    assert (point.label, point.latency_ms, point.accuracy, point.published) == ("x, openvino, batch 8", 2.0, 0.5, False)
+    _, (point,) = pareto_points([benchmark, evaluate])
+    assert (point.label, point.latency_ms, point.merit, point.published) == ("x, openvino, batch 8", 2.0, 0.5, False)
     with pytest.raises(DataError) as caught:
         pareto_points([benchmark])
     assert caught.value.subject == str(benchmark)
 
 
+@pytest.mark.parametrize(("key", "value"), [("top1", 0.5), ("auroc", 0.91), ("mae", 3.25)])
+def test_the_main_figure_of_the_task_is_the_accuracy(key: str, value: float, tmp_path: Path) -> None:
+    benchmark = write(tmp_path / "b.json", {"results": [{"model": "x.onnx", "latency_ms": {"p50": 2.0}}]})
+    evaluate = write(tmp_path / "e.json", {"model": "x.onnx", "top1": None, key: value, "rmse": 9.0, "f1": 0.1})
+    metric, (point,) = pareto_points([benchmark, evaluate])
+    assert (metric, point.merit) == (METRICS[key], value)
+    tuned = write(tmp_path / "t.json", {"pareto": [{"model": "x.onnx", "latency_ms": 2.0, key: value}]})
+    assert pareto_points([tuned]) == (metric, (point,))
+    report = plot("pareto", of(benchmark, evaluate), tmp_path / "figure.svg")
+    assert report.bytes > 0
+
+
+def test_models_of_two_tasks_are_not_drawn_in_one_figure(tmp_path: Path) -> None:
+    entries = [{"model": name, "latency_ms": 2.0, key: 0.9} for name, key in (("x", "top1"), ("y", "auroc"))]
+    path = write(tmp_path / "t.json", {"pareto": entries})
+    with pytest.raises(DataError) as caught:
+        pareto_points([path])
+    assert (caught.value.subject, caught.value.why) == (str(path), "hold models that are compared by top1 and by auroc")
+
+
 def test_the_latency_is_the_median_of_the_rounds(tmp_path: Path) -> None:
     """As in the table of `benchmark`: the interval belongs to it, not to the median of all calls."""
     entry = {"model": "a", "top1": 0.5, "latency_ms": {"p50": 9.0}, "rounds_ms": [1, 3, 2], "interval_ms": [1, 3]}
-    (point,) = pareto_points([write(tmp_path / "b.json", {"results": [entry]})])
+    _, (point,) = pareto_points([write(tmp_path / "b.json", {"results": [entry]})])
     assert (point.latency_ms, point.interval_ms) == (2.0, (1.0, 3.0))
 
 
 def test_a_sweep_s_accuracies_are_marked_as_published(tmp_path: Path) -> None:
     entry = {"name": "resnet50", "latency_ms": 4.0, "latency_interval_ms": [3.0, 5.0], "published": {"top1": 0.7}}
     without = {"name": "custom", "latency_ms": 4.0, "published": None}
-    (point,) = pareto_points([write(tmp_path / "s.json", {"points": [entry, without]})])
+    _, (point,) = pareto_points([write(tmp_path / "s.json", {"points": [entry, without]})])
     assert (point.label, point.interval_ms, point.published) == ("resnet50", (3.0, 5.0), True)
 
 

@@ -19,6 +19,7 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.model import Model
 from densenet_deploy.quantization.cache import CalibrationCache
+from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.plot.points import pareto_points
 from densenet_deploy.workflows.tune.cache import FILE_NAME
@@ -94,9 +95,9 @@ def test_the_choice_keeps_the_limit_and_is_on_the_front(tuned):
 def test_its_json_makes_the_pareto_plot(tuned, tmp_path):
     report, _, _ = tuned
     (tmp_path / "tune.json").write_text(json.dumps(report.to_json()))
-    points = pareto_points([tmp_path / "tune.json"])
+    _, points = pareto_points([tmp_path / "tune.json"])
     assert len(points) == len(report.pareto)
-    assert {point.accuracy for point in points} == {one.top1 for one in report.pareto}
+    assert {point.merit for point in points} == {one.top1 for one in report.pareto}
 
 
 @pytest.mark.slow
@@ -217,6 +218,21 @@ def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint
     report = tune([held, module], options, out=tmp_path)
     assert {one.model for one in report.candidates} == {tmp_path / "held.onnx", tmp_path / f"{module.name}.onnx"}
     assert tune([held, module], options, out=tmp_path).steps.done == 0
+
+
+@pytest.mark.parametrize("is_stated", [False, True])
+def test_a_16_bit_file_is_tuned_from_its_widened_weights(tiny_onnx, tmp_path, is_stated):
+    cast(tiny_onnx, CastOptions("fp16"), out=tmp_path / "tiny.fp16.onnx")
+    facts = {"labels": [f"class {n}" for n in range(10)]} if is_stated else {}
+    report = tune([tmp_path / "tiny.fp16.onnx"], TuneOptions(**QUICK), out=tmp_path / "tune", **facts)
+    assert {one.model.name: Artifact.open(one.model).precision for one in report.candidates} == {
+        "tiny.onnx": "fp32",
+        "tiny.fp16.onnx": "fp16",
+    }
+    assert any("its fp16 weights were widened to float32 first" in note for note in report.notes)
+    again = dry_run([tmp_path / "tiny.fp16.onnx"], TuneOptions(**QUICK), out=tmp_path / "tune", **facts)
+    assert all(file.up_to_date for file in again.plan.files)
+    assert any("widened" in note for note in again.notes)
 
 
 @pytest.mark.slow
