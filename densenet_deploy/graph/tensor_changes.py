@@ -122,7 +122,7 @@ class TensorChanges:
         self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)
 
     def pool(self, value: str, origin: str, conv: str) -> None:
-        """Record that the tensor called `value` is the one called `origin` pooled, which `conv` read before its pool."""
+        """Record that the tensor called `value` is `origin` pooled, which `conv` read before its pool."""
         self.move(value, origin, f"pooled before {conv}, which was pooled after")
 
     def quantize(self, value: str, of: str, scale: float, zero_point: int) -> None:

@@ -95,8 +95,9 @@ def lowered(spec: DenseNetSpec, weights: Mapping[str, Array], options: OnnxOptio
 
 
 def _node(operation: Operation, arrays: Mapping[str, Array]) -> onnx.NodeProto:
-    inputs = [*operation.inputs, *arrays]
-    return helper.make_node(operation.op_type, inputs, [operation.output], name=operation.name, **operation.attributes)
+    node = helper.make_node(operation.op_type, [*operation.inputs, *arrays], [operation.output], operation.name)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in operation.attributes.items())
+    return node
 
 
 def _arrays(operation: Operation, weights: Mapping[str, Array]) -> dict[str, Array]:

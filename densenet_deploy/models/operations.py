@@ -183,10 +183,13 @@ class _Network:
         parameters: Mapping[str, Shape] | None = None,
         *,
         width: int | None = None,
-        **more: Mapping[str, Any],
+        constants: Mapping[str, Array] | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
     ) -> _Value:
         """Append a node whose output is called like itself, and keeps the channels unless there is a `width`."""
-        self.operations.append(Operation(op_type, name, (entering.name,), name, parameters or {}, **more))
+        self.operations.append(
+            Operation(op_type, name, (entering.name,), name, parameters or {}, constants or {}, attributes or {})
+        )
         return _Value(name, width or entering.channels)
 
 

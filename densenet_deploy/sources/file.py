@@ -20,7 +20,8 @@ from densenet_deploy.artifacts import (
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
-from densenet_deploy.packages import require_packages
+from densenet_deploy.packages import is_installed, require_packages
+from densenet_deploy.sources.arrays import array_of
 from densenet_deploy.sources.checkpoint_file import float32_bytes, read_checkpoint
 from densenet_deploy.sources.config_file import WeightsConfig, config_beside, fitting
 from densenet_deploy.sources.source import UNVERIFIED, LoadedNetwork, Match, Source, WeightsConstraint, sources
@@ -29,6 +30,7 @@ from densenet_deploy.sources.weights import (
     Weights,
     fitted_model,
     require_finite,
+    require_fit,
     weights_from,
     weights_sha256,
 )
@@ -55,13 +57,18 @@ class FileSource(Source):
         return Match.POSSIBLE if path.suffix.lower() not in FILE_SUFFIXES and path.exists() else Match.NO
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
-        require_packages("export", "torch", "safetensors")
         assert isinstance(source, (str, os.PathLike))
         return load_file(Path(source), constraint)
 
 
 def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True) -> LoadedNetwork:
-    """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show."""
+    """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show.
+
+    Where PyTorch is not installed, the network has weights, and no module.
+    """
+    has_torch = is_installed("torch")
+    if has_torch:
+        require_packages("export", "safetensors")
     file = read_checkpoint(path)
     manifest = Manifest.from_strings(file.strings)
     weights = weights_from(file, is_ours=manifest is not None, key=constraint.key)
@@ -71,15 +78,19 @@ def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True
         constraint = _with_stem_of(config, weights, constraint)
     variant = _variant_of(path, weights, manifest, constraint)
     weights = _without_unused_classifier(weights, variant.spec)
-    module = fitted_model(path, variant, weights.tensors)
+    module = fitted_model(path, variant, weights.tensors) if has_torch else None
+    if module is None:
+        require_fit(path, variant, weights.tensors)
+    arrays = {name: array_of(tensor) for name, tensor in weights.tensors.items()}
     if not constraint.allow_nonfinite:
-        require_finite(path, weights.tensors)
+        require_finite(path, arrays)
     facts, misfits = fitting(weights.facts, variant.spec) if manifest is None else (ModelFacts(), ())
     assumed = (_assumption(weights, variant.spec),) if assumes and manifest is None else ()
     return LoadedNetwork(
         name=checkpoint_stem(path),
-        origin=_origin(path, manifest, weights_sha256(module.state_dict())),
+        origin=_origin(path, manifest, weights_sha256(arrays)),
         module=module,
+        weights=arrays,
         variant=variant,
         manifest=manifest,
         labels=manifest.labels if manifest is not None else facts.labels or (),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.heads import WAY_OUT, Head, HeadConventions, head_from, is_unused
 from densenet_deploy.sources.networks import FEATURES, FoundNetwork, networks_in
 from densenet_deploy.sources.source import CheckpointFormat, formats
@@ -73,7 +74,7 @@ class Layout:
         return ends if head.num_classes is None else {**ends, "num_classes": head.num_classes}
 
 
-def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+def layout_of(tensors: Mapping[str, Tensor | Array]) -> Layout:
     """Return the layout of the DenseNet among `tensors`; where there is none, names without their common prefix.
 
     Raises:
@@ -142,7 +143,7 @@ class _Translation:
     finish: Callable[[Tensor], Tensor] | None = None
 
 
-def _translated(tensors: Mapping[str, Tensor]) -> _Translation:
+def _translated(tensors: Mapping[str, Tensor | Array]) -> _Translation:
     translation = _Translation({name: name for name in tensors}, ModelFacts(), HeadConventions(), ())
     for kind in formats.items().values():
         if (known := kind()).recognises(translation.names.values()):
@@ -150,7 +151,7 @@ def _translated(tensors: Mapping[str, Tensor]) -> _Translation:
     return translation
 
 
-def _by_format(before: _Translation, known: CheckpointFormat, tensors: Mapping[str, Tensor]) -> _Translation:
+def _by_format(before: _Translation, known: CheckpointFormat, tensors: Mapping[str, Tensor | Array]) -> _Translation:
     renamed = known.renames(before.names.values())
     names = {old: renamed.get(new, new) for old, new in before.names.items()}
     content = {new: tensors[old] for old, new in before.names.items()}

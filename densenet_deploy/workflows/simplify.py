@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from densenet_deploy.graph.graph_pass import PassReport
 
 PRODUCER: Final = "densenet-deploy"
+PARITY_SAMPLES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def simplified(original: Model, name: str) -> tuple[Model, SimplifyReport]:
 
     graph = simplify_graph(original.ir(), original.onnx.graph.name or original.name)
     result = Model.from_onnx(name, graph.proto, original.manifest)
-    outputs = seeded_parity(original, result, preprocessing_of(original), samples=4)
+    outputs = seeded_parity(original, result, preprocessing_of(original), PARITY_SAMPLES)
     require_parity(outputs, "fp32", name, "the simplified model computes something else", "keep the original")
     report = SimplifyReport(
         onnx=None,
