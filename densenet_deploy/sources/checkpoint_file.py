@@ -73,7 +73,7 @@ _WIDTHS: Final = {name: width for width, names in _TYPES_BY_WIDTH.items() for na
 class CheckpointFile:
     """What a checkpoint holds: `content` (tensors, numbers, containers) and the `strings` of a safetensors header.
 
-    Tensors are those of PyTorch; where that is not installed, NumPy arrays.
+    Tensors are NumPy arrays in a safetensors file, and PyTorch's in a file of PyTorch, unless that is not installed.
     """
 
     path: Path
@@ -170,24 +170,11 @@ def _bytes_of(path: Path, largest_bytes: int) -> bytes:
 def _read_safetensors(path: Path, data: bytes) -> CheckpointFile:
     try:
         strings = checked_metadata(data)
-        content = _safetensors_content(data)
-    except (ValueError, KeyError) as exc:
+    except ValueError as exc:
         raise CheckpointError(path, f"is not a valid safetensors file: {exc}", FETCH_AGAIN_HINT) from exc
-    return CheckpointFile(path, len(data), content, strings)
-
-
-def _safetensors_content(data: bytes) -> Mapping[str, object]:
-    """The tensors of a file that was checked."""
-    if not is_installed("torch"):
-        header, start = _header(data)
-        return safetensors_arrays(data, {name: entry for name, entry in header.items() if name != _METADATA}, start)
-    import safetensors.torch
-
-    try:
-        tensors: Mapping[str, Tensor] = safetensors.torch.load(data)
-    except safetensors.SafetensorError as exc:
-        raise ValueError(str(exc)) from exc
-    return tensors
+    header, start = _header(data)
+    header.pop(_METADATA, None)
+    return CheckpointFile(path, len(data), safetensors_arrays(data, header, start), strings)
 
 
 def _load_arrays(path: Path, data: bytes) -> object:

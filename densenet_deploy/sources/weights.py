@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 
@@ -49,7 +49,7 @@ _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Weights:
-    """float32 tensors by our names, without batch counters; NumPy arrays where PyTorch is not installed.
+    """float32 tensors by our names, without batch counters: PyTorch's or NumPy arrays, as the file gave them.
 
     `layout` says what was read from the names; `facts` are those that names and file state about images and outputs;
     `notes` say what was done, one sentence each.
@@ -174,7 +174,7 @@ def require_fit(subject: object, variant: Variant, tensors: Mapping[str, Tensor 
 
 
 def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor | Array]) -> DenseNet:
-    """Return the network of `variant` in eval mode, holding exactly `tensors`; batch counters start at 0.
+    """Return the network of `variant` in eval mode, holding exactly `tensors`, arrays as copies; counters start at 0.
 
     Raises:
         CheckpointError: as `require_fit`.
@@ -186,7 +186,8 @@ def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor
     require_fit(subject, variant, tensors)
     norms = (name.removesuffix(_VARIANCE) for name in tensors if name.endswith(_VARIANCE))
     counters = {f"{norm}{COUNTER}": torch.tensor(0) for norm in norms}
-    return loaded_model(variant.spec, {**cast("Mapping[str, Tensor]", tensors), **counters})
+    own = {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in tensors.items()}
+    return loaded_model(variant.spec, {**own, **counters})
 
 
 def weights_of(module: DenseNet) -> dict[str, Array]:

@@ -45,8 +45,8 @@ NUMPY_SAMPLES: Final = 2
 """For NumPy, which takes several times as long as PyTorch: one of noise, and one like a natural image."""
 
 _NONFINITE_NOTE: Final = "NaN and Inf weights were accepted: outputs that they reach were not compared"
-_TOOLS: Final = ("densenet-deploy", "torch", "onnx")
-_TOOLS_OF_TORCH: Final = ("onnxscript", "onnxsim")
+_TOOLS: Final = ("densenet-deploy", "onnx")
+_TOOLS_OF_TORCH: Final = ("torch", "onnxscript", "onnxsim")
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def export(
     options = options or ExportOptions()
     check_names(source, stated)  # before anything that takes seconds
     recording = Recording.read(options.check) if options.check is not None else None
-    require_packages("export", "onnx", *(("torch", *_TOOLS_OF_TORCH) if options.exporter == "torch" else ()))
+    require_packages("export", "onnx", *(_TOOLS_OF_TORCH if options.exporter == "torch" else ()))
     first_installed(backends_reading(".onnx"))  # to verify the file with
     stages = Stages(progress)
     with stages("import"):
@@ -235,7 +235,7 @@ def _is_direct(model: Model, options: ExportOptions) -> bool:
         raise UsageError("exporter=direct", why, "use torch, or auto")
     if is_possible and options.exporter != "torch":
         return True
-    require_packages("export", "torch", *_TOOLS_OF_TORCH)
+    require_packages("export", *_TOOLS_OF_TORCH)
     return False
 
 

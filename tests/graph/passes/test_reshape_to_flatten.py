@@ -11,7 +11,8 @@ from tests.graph.onnx_text import model_of, operators, outputs_of
 STORED = (
     "int64 zero = {0}, int64[1] first = {0}, int64[1] second = {1}, int64[1] minus = {-1}, int64[1] rest = {12}, "
     "int64[2] kept = {0,-1}, int64[2] counted = {-1,12}, int64[2] fixed = {2,12}, int64[2] halves = {-1,6}, "
-    "int64[2] all = {2,-1}, int64[3] three = {0,-1,1}, int64[1] flat = {-1}, int64[2] other = {1,-1}"
+    "int64[2] all = {2,-1}, int64[3] three = {0,-1,1}, int64[1] flat = {-1}, int64[2] other = {1,-1}, "
+    "int64[2] none = {0,12}"
 )
 VIEW = "s = Shape({0})  g = Gather(s, zero)  u = Unsqueeze(g, first)  t = Concat<axis=0>(u, {1})"
 TWO, ANY = "float[2,3,2,2] x", "float[N,3,2,2] x"
@@ -33,6 +34,8 @@ def _rewritten(body, inputs, outputs="float[M,12] y"):
         ("y = Reshape(x, counted)", ANY),
         ("y = Reshape(x, all)", TWO),
         ("y = Reshape(x, fixed)", TWO),
+        ("y = Reshape<allowzero=1>(x, fixed)", TWO),
+        ("y = Reshape<allowzero=1>(x, counted)", ANY),
         (VIEW.format("x", "minus") + " y = Reshape(x, t)", ANY),
         (VIEW.format("x", "rest") + " y = Reshape(x, t)", ANY),
         ("s = Shape(x)  u = Slice(s, first, second)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)", ANY),
@@ -58,7 +61,8 @@ def test_the_batch_may_be_that_of_an_earlier_tensor():
         ("y = Reshape(x, three)", ANY, "float[N,12,1] y"),
         ("y = Reshape(x, flat)", ANY, "float[M] y"),
         ("y = Reshape(x, q)", f"{TWO}, int64[2] q", "float[2,12] y"),
-        ("y = Reshape<allowzero=1>(x, fixed)", TWO, "float[2,12] y"),
+        ("y = Reshape<allowzero=1>(x, none)", "float[0,3,2,2] x", "float[0,12] y"),
+        (VIEW.format("x", "minus") + " y = Reshape<allowzero=1>(x, t)", ANY, "float[N,12] y"),
         (VIEW.format("k", "minus") + " y = Reshape(x, t)", f"{TWO}, float[2,1] k", "float[2,12] y"),
         ("s = Shape(x)  u = Gather(s, second)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)", ANY, "float[3,M] y"),
         ("s = Shape(x)  u = Slice(s, second, rest)  y = Reshape(x, u)", ANY, "float[3,2,M] y"),
