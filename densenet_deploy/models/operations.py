@@ -171,6 +171,8 @@ class _Network:
 
     def concat(self, name: str, parts: Iterable[_Value]) -> _Value:
         given = tuple(parts)
+        if len(given) == 1:
+            return given[0]
         names = tuple(part.name for part in given)
         self.operations.append(Operation("Concat", name, names, name, attributes={"axis": 1}))
         return _Value(name, sum(part.channels for part in given))

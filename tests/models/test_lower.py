@@ -42,7 +42,10 @@ CASES = {
         {"stem": "imagenet-nopool", "pooling": "avg", "head": "features", "hidden": "linear:4"},
         OnnxOptions(16, opset=16),
     ),
-    "one block of three layers, opset 17": ({"stem": "deep", "blocks": (3,), "hidden": "relu"}, OnnxOptions(8, opset=17)),
+    "one block of three layers, opset 17": (
+        {"stem": "deep", "blocks": (3,), "hidden": "relu"},
+        OnnxOptions(8, opset=17),
+    ),
     "three blocks, all channels kept, opset 22": (
         {"stem": "3x3-nopool", "blocks": (1, 2, 1), "compression": 1.0, "in_channels": 2},
         OnnxOptions((4, 7), channels=2, batch=2, opset=22),

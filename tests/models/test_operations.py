@@ -76,6 +76,13 @@ def test_the_last_node_makes_the_output_whatever_it_is():
     ]
 
 
+def test_the_scale_of_one_block_is_not_concatenated():
+    assert lines(head="multiscale", blocks=(2,))[-2:] == [
+        "head.reduce1.flatten = Flatten(head.reduce1.pool)",
+        "logits = Gemm(head.reduce1.flatten)",
+    ]
+
+
 def test_a_node_says_what_was_folded_into_it_and_what_was_pooled_before_it():
     nodes = {node.name: node for node in operations(DenseNetSpec(**SMALL))}
     assert nodes["features.conv0"] == Operation(

@@ -48,7 +48,9 @@ def test_the_conv_takes_the_pools_name_and_the_pooled_input_is_recorded():
 
 
 def test_the_pooled_input_has_its_channels_and_the_pixels_of_the_result():
-    model = model_of("r = Relu(x)  c = Conv(r, w)  " + POOL, weights(w=(2, 4, 1, 1)), "float[N,4,7,6] x", "float[N,2,3,3] y")
+    model = model_of(
+        "r = Relu(x)  c = Conv(r, w)  " + POOL, weights(w=(2, 4, 1, 1)), "float[N,4,7,6] x", "float[N,2,3,3] y"
+    )
     value_named(model, "r").shape = ir.Shape(["N", 4, 7, 6])
     PoolBeforeConv()(model)
     assert value_named(model, "r:pooled").shape == ir.Shape(["N", 4, 3, 3])
