@@ -8,6 +8,7 @@ it, and a Concat of one tensor does not exist. Nodes and tensors are named after
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.variants.hidden import named_hidden_layers
+from densenet_deploy.variants.hidden import HiddenLayer, named_hidden_layers
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 Shape = tuple[int, ...]
@@ -58,6 +59,9 @@ class Operation:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     norm: str | None = None
     pooled: str | None = None
+
+
+_NO_LAYER: Final = ("", HiddenLayer(""), 0)
 
 
 class _Value(NamedTuple):
@@ -262,7 +266,10 @@ def _head(network: _Network, spec: DenseNetSpec, leaving: list[_Value]) -> _Valu
     else:
         row = network.global_pool("head.pool", maps)
     row = network.flatten("head.flatten", row)
-    for name, layer, _ in named_hidden_layers(spec.hidden, spec.pooled_width):
+    hidden = named_hidden_layers(spec.hidden, spec.pooled_width)
+    for (name, layer, _), (_, following, _) in itertools.zip_longest(hidden, hidden[1:], fillvalue=_NO_LAYER):
+        if layer.kind == following.kind == "relu":
+            continue  # the next one alone computes the same
         if layer.kind == "linear":
             row = network.linear(f"head.{name}", row, layer.width, bias=layer.bias)
         else:

@@ -161,17 +161,18 @@ def _global_average_pool(x: Any, output_size: Sequence[int]) -> Any:
     return op.GlobalAveragePool(x)
 
 
-def _global_max_pool(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
-    """aten::amax over the pixels of maps (N, C, H, W), which is what a maximum pool to one pixel becomes."""
-    if len(x.shape) != 4 or sorted(axis % 4 for axis in dim) != [2, 3] or not keepdim:
-        raise _NotCoveredError(torch.ops.aten.amax.default)
-    return op.GlobalMaxPool(x)
+def _maximum(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    """aten::amax; over the pixels of maps (N, C, H, W), which is what a pool to one pixel becomes, a GlobalMaxPool."""
+    if keepdim and len(x.shape) == 4 and sorted(axis % 4 for axis in dim) == [2, 3]:
+        return op.GlobalMaxPool(x)
+    axes = (op.Constant(value_ints=[*dim]),) if dim else ()
+    return op.ReduceMax(x, *axes, keepdims=keepdim)
 
 
 _TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool,
-    torch.ops.aten.amax.default: _global_max_pool,
+    torch.ops.aten.amax.default: _maximum,
 }
 
 

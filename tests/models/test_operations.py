@@ -32,8 +32,10 @@ def test_the_nodes_of_bottlenecks_in_the_order_of_execution():
         "features.denseblock1.denselayer2.norm2 = Conv(features.denseblock1.denselayer2.relu1)",
         "features.denseblock1.denselayer2.relu2 = Relu(features.denseblock1.denselayer2.norm2)",
         "features.denseblock1.denselayer2.conv2 = Conv(features.denseblock1.denselayer2.relu2)",
-        "features.denseblock1.concat = Concat(features.denseblock1.denselayer2.concat,"
-        " features.denseblock1.denselayer2.conv2)",
+        (
+            "features.denseblock1.concat = Concat("
+            "features.denseblock1.denselayer2.concat, features.denseblock1.denselayer2.conv2)"
+        ),
         "features.transition1.norm = BatchNormalization(features.denseblock1.concat)",
         "features.transition1.relu = Relu(features.transition1.norm)",
         "features.transition1.relu:pooled = AveragePool(features.transition1.relu)",
@@ -74,6 +76,16 @@ def test_the_last_node_makes_the_output_whatever_it_is():
         "head.concat = Concat(head.reduce1.flatten, head.reduce2.flatten)",
         "logits = Gemm(head.concat)",
     ]
+
+
+def test_of_relus_in_a_row_the_last_remains():
+    assert lines(hidden="linear:2 relu relu relu linear:3 relu")[-4:] == [
+        "head.relu3 = Relu(head.linear1)",
+        "head.linear2 = Gemm(head.relu3)",
+        "head.relu4 = Relu(head.linear2)",
+        "logits = Gemm(head.relu4)",
+    ]
+    assert lines(head="features", hidden="relu relu")[-1] == "features = Relu(head.flatten)"
 
 
 def test_the_scale_of_one_block_is_not_concatenated():
