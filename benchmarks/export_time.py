@@ -1,8 +1,8 @@
 """The time that `densenet-deploy export` takes, by exporter and stage: `uv run python benchmarks/export_time.py`.
 
 Process against process, in elapsed time: a program that only calls PyTorch's `torch.onnx.export` on the module and
-saves the result (`bare_export.py`), and the product's command, which verifies and writes, with `--exporter direct`, with
-`--exporter torch`, and, from a `.safetensors` file of the same weights, in a process that cannot import PyTorch. The
+saves the result (`bare_export.py`), and the product's command, which verifies and writes, with `--exporter direct`,
+with `--exporter torch`, and, from a `.safetensors` file of the weights, in a process that cannot import PyTorch. The
 limit: `direct` takes at most 0.4 times the bare program's time. All include their imports, from bytecode cached in an
 uncounted round.
 """

@@ -59,7 +59,7 @@ class ExportOptions:
         check: an `.npz` file with inputs `x` and the original's outputs `y` (or `y0`, `y1`, ...), which the result must
             reproduce.
         exporter: `direct` writes a known DenseNet from its weights, `torch` traces the module; `auto` takes `direct`
-            where it can. Both write the same file.
+            where it can. Of our own modules both write the same graph; of another library's, `torch` keeps the names.
     """
 
     batch: int | None = None
