@@ -105,7 +105,7 @@ class LoadedNetwork:
     name: str
     origin: WeightsOrigin | None = None
     module: nn.Module | None = None
-    weights: Mapping[str, Array] | None = None
+    weights: Mapping[str, Array] | None = field(default=None, repr=False, compare=False)
     artifact: Artifact | None = None
     graph: ModelProto | None = None
     variant: Variant | None = None
