@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from densenet_deploy.models.build import empty_model
@@ -76,6 +77,60 @@ def test_the_last_node_makes_the_output_whatever_it_is():
         "head.concat = Concat(head.reduce1.flatten, head.reduce2.flatten)",
         "logits = Gemm(head.concat)",
     ]
+
+
+def window(stride, padding):
+    return {"auto_pad": "NOTSET", "dilations": (1, 1), "pads": (padding,) * 4, "strides": (stride, stride)}
+
+
+MAX_POOL = {"kernel_shape": (3, 3), "ceil_mode": 0, "storage_order": 0}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "name", "attributes"),
+    [
+        ({}, "features.conv0", window(2, 3) | {"group": 1}),
+        ({"stem": "deep"}, "features.conv0", window(2, 1) | {"group": 1}),
+        ({"stem": "deep"}, "features.conv1", window(1, 1) | {"group": 1}),
+        ({}, "features.denseblock1.denselayer1.conv1", window(1, 0) | {"group": 1}),
+        ({}, "features.denseblock1.denselayer1.conv2", window(1, 1) | {"group": 1}),
+        ({}, "features.pool0", window(2, 1) | MAX_POOL),
+        ({"stem": "deep-blur"}, "features.pool0.max", window(1, 1) | MAX_POOL),
+        ({"stem": "deep-blur"}, "features.pool0.blur.pad", {"mode": "reflect"}),
+        ({"stem": "deep-blur"}, "features.pool0.blur", window(2, 0) | {"group": 4}),
+        (
+            {},
+            "features.transition1.pool",
+            {
+                "auto_pad": "NOTSET",
+                "pads": (0,) * 4,
+                "strides": (2, 2),
+                "kernel_shape": (2, 2),
+                "ceil_mode": 0,
+                "count_include_pad": 1,
+            },
+        ),
+        ({}, "features.norm5", {"epsilon": 1e-5, "momentum": 0.9}),
+        ({}, "features.denseblock1.concat", {"axis": 1}),
+        ({}, "head.relu", {}),
+        ({}, "head.pool", {}),
+        ({}, "head.flatten", {"axis": 1}),
+        ({}, "classifier", {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}),
+    ],
+)
+def test_the_attributes_of_each_kind_of_node(numbers, name, attributes):
+    (node,) = (node for node in operations(DenseNetSpec(**{**SMALL, **numbers})) if node.name == name)
+    assert node.attributes == attributes
+
+
+def test_the_blur_is_binomial_in_each_channel_and_its_margin_one_pixel():
+    nodes = {node.name: node for node in operations(DenseNetSpec(**SMALL, stem="deep-blur"))}
+    (kernel,) = nodes["features.pool0.blur"].constants.values()
+    binomial = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    assert (kernel * 16).tolist() == [[binomial]] * 4
+    assert kernel.dtype == np.float32
+    (margin,) = nodes["features.pool0.blur.pad"].constants.values()
+    assert (margin.dtype, margin.tolist()) == (np.int64, [0, 0, 1, 1, 0, 0, 1, 1])
 
 
 def test_of_relus_in_a_row_the_last_remains():
