@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,9 +21,11 @@ from densenet_deploy.artifacts import Artifact, StrPath, prepare_output, write_f
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, Size
 from densenet_deploy.onnx_envelope import append_metadata
+from densenet_deploy.packages import require_packages
 from densenet_deploy.variants.spec import DenseNetSpec
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from onnx import ModelProto
     from onnx_ir import Model as GraphModel
@@ -90,6 +93,8 @@ class Model:
         name: what files made of it are called (`densenet121`, `chest`).
         manifest: the facts; None of a third-party file that states none.
         module: the network in PyTorch, in eval mode, where there is one.
+        weights: of a known DenseNet, float32 arrays by name, which an export writes without tracing the module. Of a
+            checkpoint, where PyTorch is not installed, they are all there is.
         artifact: the file or the bytes that hold it, where there are some.
         report: what the workflow that made it did and measured.
         notes: remarks made while it was loaded or made.
@@ -99,6 +104,7 @@ class Model:
     name: str
     manifest: Manifest | None = None
     module: torch.nn.Module | None = None
+    weights: Mapping[str, npt.NDArray[Any]] | None = None
     artifact: Artifact | None = None
     report: Report | None = None
     notes: tuple[str, ...] = ()
@@ -194,6 +200,7 @@ class Model:
         if self.artifact is not None and self.artifact.kind != "checkpoint":
             return self.artifact
         if self.module is None:
+            self._require_torch()
             raise ModelFileError(self.name, "holds neither a module nor a file", "load it again")
         from densenet_deploy.runtime.runner import ModuleSource
 
@@ -233,12 +240,18 @@ class Model:
         from densenet_deploy.sources.file import save_weights
 
         if self.module is None or self.manifest is None:
+            self._require_torch()
             raise ModelFileError(self.name, "holds no weights", "load it again")
         if self.manifest.is_third_party:
             why = "is not a known DenseNet, which its weights alone could restore"
             raise ModelFileError(self.name, why, "export it, and save the ONNX graph")
         prepare_output(path, self.manifest, force=force)
         save_weights(path, self.module, self.manifest)
+
+    def _require_torch(self) -> None:
+        """Raise a MissingPackageError if there are weights, which only PyTorch makes a module of."""
+        if self.weights is not None:
+            require_packages("export", "torch")
 
     def written_to(self, path: Path) -> Model:
         """Write the graph to `path`, which was checked before, and return the model as that file."""

@@ -78,6 +78,16 @@ def export_command(
     key: Annotated[
         str | None, option("NAME", "Which network of a checkpoint that holds several (default: the only one).")
     ] = None,
+    exporter: Annotated[
+        str,
+        option(
+            "NAME",
+            "direct writes a known DenseNet from its weights, torch traces the module; auto takes direct if it can.",
+            "auto",
+            "direct",
+            "torch",
+        ),
+    ] = "auto",
     check: Annotated[
         str | None,
         option(
@@ -111,7 +121,7 @@ def export_command(
     if start is not None and Path(start).suffix.lower() == ".onnx" and (given or custom):
         named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
         raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
-    options = ExportOptions(_batch_size(batch), opset, check)
+    options = ExportOptions(_batch_size(batch), opset, check, exporter)
     return lambda listener: made(export(start, options, progress=listener, **output.beside(start), **stated))
 
 

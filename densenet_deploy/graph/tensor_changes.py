@@ -18,15 +18,18 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from densenet_deploy.errors import ManifestError
-from densenet_deploy.graph.nodes import Float, unused_name
 from densenet_deploy.records import Range, fields_to_plain, from_plain, parse_json
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from densenet_deploy.graph.nodes import Float
 
 KEY: Final = "densenet_deploy.tensors"
 _SCALED: Final = ":scaled"
@@ -118,20 +121,29 @@ class TensorChanges:
         """Record that the tensor called `value` has the place of `origin` in the original model."""
         self._changes[value] = dataclasses.replace(self._changes.get(origin, TensorChange(origin)), moved=why)
 
+    def pool(self, value: str, origin: str, conv: str) -> None:
+        """Record that the tensor called `value` is `origin` pooled, which `conv` read before its pool."""
+        self.move(value, origin, f"pooled before {conv}, which was pooled after")
+
     def quantize(self, value: str, of: str, scale: float, zero_point: int) -> None:
         """Record that the tensor called `value` holds the 8-bit quantized values of the tensor called `of`."""
         self._changes[value] = TensorChange(of, scale=scale, zero_point=zero_point)
 
+    def to_strings(self) -> dict[str, str]:
+        """Return the changes as metadata of a model; nothing if there are none."""
+        facts = {name: _facts(change) for name, change in self._changes.items()}
+        return {KEY: json.dumps(facts, separators=(",", ":"), allow_nan=False)} if facts else {}
+
     def write_to(self, model: ir.Model) -> None:
         """Store the changes in the metadata of `model`, if there are any."""
-        if self._changes:
-            facts = {name: _facts(change) for name, change in self._changes.items()}
-            model.metadata_props[KEY] = json.dumps(facts, separators=(",", ":"), allow_nan=False)
+        model.metadata_props.update(self.to_strings())
 
     def _known(self, value: ir.Value) -> TensorChange:
         return self._changes.get(str(value.name), TensorChange(str(value.name)))
 
     def _rename(self, graph: ir.Graph, value: ir.Value, suffix: str, change: TensorChange) -> None:
+        from densenet_deploy.graph.nodes import unused_name  # onnx-ir takes half a second to import
+
         self._changes.pop(str(value.name), None)
         if not str(value.name).endswith(suffix):
             value.name = unused_name(graph, f"{value.name}{suffix}")

@@ -264,8 +264,9 @@ def build_model(spec: DenseNetSpec, *, seed: int = 0, memory_efficient: bool = F
 
     The weights come from a generator of their own, and torch's global random state stays unchanged.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # where PyTorch draws no weights that would be overwritten
         model = DenseNet(spec, memory_efficient=memory_efficient)
+    model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         _initialize(module, generator)
@@ -283,19 +284,27 @@ def loaded_model(spec: DenseNetSpec, state: Mapping[str, Tensor]) -> DenseNet:
     model = empty_model(spec)
     model.load_state_dict(state, assign=True)
     for module in model.modules():
-        if isinstance(module, BlurPool):
-            module.filter = module.made_filter()
+        _fill_filter(module)
     return model
 
 
 def _initialize(module: nn.Module, generator: torch.Generator) -> None:
-    """Kaiming-normal convolutions and zero biases, as the paper and torchvision; norms are made as they should be."""
+    """Kaiming-normal convolutions and zero biases, as the paper and torchvision; norms that change nothing."""
+    _fill_filter(module)
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        module.reset_parameters()
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, generator=generator)
     if isinstance(module, nn.Linear):
         nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
     if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _fill_filter(module: nn.Module) -> None:
+    """Give a blur its filter, which a state dict does not hold."""
+    if isinstance(module, BlurPool):
+        module.filter = module.made_filter()
 
 
 @contextlib.contextmanager

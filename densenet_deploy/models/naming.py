@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -19,7 +20,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def name_by_module(model: ir.Model) -> None:
     """Rename the nodes and inner values of `model` in place and drop the exporter's notes on them.
 
-    The notes hold stack traces, that is paths of the exporting machine.
+    The notes hold stack traces, that is paths of the exporting machine. Constants become initializers, which keep their
+    names where other tools fold them.
     """
     graph = model.graph
     paths = {node: _module_path(node) for node in graph}
@@ -29,6 +31,7 @@ def name_by_module(model: ir.Model) -> None:
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
                 value.name = name if index == 0 else f"{name}:{index}"
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _drop_notes(model)
 
 

@@ -1,10 +1,11 @@
 """Write a module as ONNX through `torch.export`.
 
-Two ATen operators get translations of our own, through the exporter's public table, so that the graph is clean from the
-start. The stock path gives every Conv without bias a bias of zeros made by Shape, Expand and CastLike nodes (removing
-them again takes the exporter's optimizer longer than the translation), and writes the pooling of the head as
-ReduceMean, where ONNX Runtime has a GlobalAveragePool for its blocked layout. What they do not cover, such as pooling
-to another size, is left to the exporter.
+For modules of any class; a DenseNet of ours is written without it (`models.lower`). Three ATen operators get
+translations of our own, through the exporter's public table, so that the graph is clean from the start. The stock path
+gives every Conv without bias a bias of zeros made by Shape, Expand and CastLike nodes (removing them again takes the
+exporter's optimizer longer than the translation), and writes global pools as ReduceMean and ReduceMax, where ONNX
+Runtime has GlobalAveragePool and GlobalMaxPool for its blocked layout. What they do not cover, such as pooling to
+another size, is left to the exporter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import onnx
@@ -26,51 +26,15 @@ from torch.onnx.errors import OnnxExporterError
 from torch.utils import _pytree as pytree
 
 from densenet_deploy.errors import ModelFileError
-from densenet_deploy.manifest import Size, sides
+from densenet_deploy.models.lower import OnnxOptions
 from densenet_deploy.models.naming import name_by_module
-from densenet_deploy.options import require_range
+from densenet_deploy.models.operations import INPUT_NAME
 from densenet_deploy.runtime.backends.torch import named_tensors
 
-INPUT_NAME: Final = "input"
-LOWEST_OPSET: Final = 16
-HIGHEST_OPSET: Final = 23
 _LOWEST_WRITTEN: Final = 18  # by PyTorch; lower ones are made from it by the version converter of the onnx package
 _TRACED_BATCH: Final = 2  # a traced size of 1 could be taken for a constant
 _LOGGERS: Final = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript")
 _WAY_OUT: Final = "check image-size and channels, or write it with torch.onnx.export and give the .onnx file"
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """How the ONNX graph is written.
-
-    Attributes:
-        image_size: of the input in pixels: one number, or (height, width).
-        channels: of the input.
-        batch: None keeps the batch dimension dynamic.
-        opset: ONNX operator set, 16 to 23. TensorRT 10.3 and later and ONNX Runtime read the default.
-
-    Raises:
-        UsageError: if a number is out of range.
-    """
-
-    image_size: Size = 224
-    channels: int = 3
-    batch: int | None = None
-    opset: int = 20
-
-    def __post_init__(self) -> None:
-        for side in self.image_shape[1:]:
-            require_range("image-size", side, 1, 8192)
-        require_range("channels", self.channels, 1, 4096)
-        require_range("opset", self.opset, LOWEST_OPSET, HIGHEST_OPSET)
-        if self.batch is not None:
-            require_range("batch", self.batch, 1, 4096)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self.channels, *sides(self.image_size)
 
 
 def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str], options: OnnxOptions) -> ir.Model:
@@ -205,9 +169,18 @@ def _global_average_pool(x: Any, output_size: Sequence[int]) -> Any:
     return op.GlobalAveragePool(x)
 
 
+def _maximum(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    """aten::amax; over the pixels of maps (N, C, H, W), which is what a pool to one pixel becomes, a GlobalMaxPool."""
+    if keepdim and len(x.shape) == 4 and sorted(axis % 4 for axis in dim) == [2, 3]:
+        return op.GlobalMaxPool(x)
+    axes = (op.Constant(value_ints=[*dim]),) if dim else ()
+    return op.ReduceMax(x, *axes, keepdims=keepdim)
+
+
 _TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool,
+    torch.ops.aten.amax.default: _maximum,
 }
 
 

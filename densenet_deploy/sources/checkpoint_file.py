@@ -1,10 +1,10 @@
 """Checkpoint files as bytes: untrusted ones are checked before they are parsed, and ours are written reproducibly.
 
 A `.pth` file is a zip (before PyTorch 1.6, a bare pickle). `torch.load(weights_only=True)` builds tensors and refuses
-every other object. A few more kinds are allowed, because training code leaves them beside the weights and building them
-does nothing: numbers and arrays of NumPy, paths, dates, a `defaultdict`, and the namespace of a command line. A file
-is read once, so that what was checked is what is loaded, and a zip is judged by its directory, before anything is
-inflated.
+every other object; where PyTorch is not installed, `sources.arrays` makes NumPy arrays of a zip's tensors. A few more
+kinds are allowed, because training code leaves them beside the weights and building them does nothing: numbers and
+arrays of NumPy, paths, dates, a `defaultdict`, and the namespace of a command line. A file is read once, so that what
+was checked is what is loaded, and a zip is judged by its directory, before anything is inflated.
 
 A safetensors file is 8 bytes of header length (little-endian), the header in JSON, and the bytes of the tensors, which
 the offsets must cover once, without holes (https://huggingface.co/docs/safetensors). A duplicate key would let two
@@ -15,7 +15,6 @@ differ; ours are equal.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import io
 import json
 import math
@@ -31,7 +30,25 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, is_checkpoint_name, os_errors_about, require_file
-from densenet_deploy.errors import CheckpointError
+from densenet_deploy.errors import CheckpointError, MissingPackageError
+from densenet_deploy.packages import is_installed
+from densenet_deploy.sources.arrays import (
+    ARRAYS,
+    DATES,
+    DEFAULT_DICTIONARY,
+    NUMBERS,
+    PATHS,
+    SCALARS,
+    TEXT,
+    ForbiddenNameError,
+    NeedsTorchError,
+    emptied_dictionary,
+    number_of,
+    path_text,
+    safetensors_arrays,
+    unfilled_array,
+    zip_content,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,9 +73,6 @@ _FOREIGN: Final = {
     ".caffemodel": "convert it to ONNX and give the .onnx file",
 }
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
-_SYSTEMS: Final = ("Posix", "Windows", "PurePosix", "PureWindows")
-_TEXT: Final = "U"
-_NUMBERS: Final = "?bhilqBHILQefd"  # NumPy's type codes of booleans, integers and floats
 
 _LARGEST_HEADER_BYTES: Final = 100 * 10**6
 _METADATA: Final = "__metadata__"
@@ -73,7 +87,10 @@ _WIDTHS: Final = {name: width for width, names in _TYPES_BY_WIDTH.items() for na
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a checkpoint holds: `content` (tensors, numbers, containers) and the `strings` of a safetensors header."""
+    """What a checkpoint holds: `content` (tensors, numbers, containers) and the `strings` of a safetensors header.
+
+    Tensors are NumPy arrays in a safetensors file, and PyTorch's in a file of PyTorch, unless that is not installed.
+    """
 
     path: Path
     size_bytes: int
@@ -100,7 +117,8 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         return _read_safetensors(path, data)
     if data.startswith(b"PK"):
         require_weights_zip(path, io.BytesIO(data))
-    return CheckpointFile(path, len(data), _load_tensors(path, data))
+    load = _load_tensors if is_installed("torch") else _load_arrays
+    return CheckpointFile(path, len(data), load(path, data))
 
 
 def require_weights_zip(path: Path, file: BinaryIO) -> None:
@@ -167,14 +185,32 @@ def _bytes_of(path: Path, largest_bytes: int) -> bytes:
 
 
 def _read_safetensors(path: Path, data: bytes) -> CheckpointFile:
-    import safetensors.torch
-
     try:
         strings = checked_metadata(data)
-        tensors = safetensors.torch.load(data)
-    except (ValueError, KeyError, safetensors.SafetensorError) as exc:
+    except ValueError as exc:
         raise CheckpointError(path, f"is not a valid safetensors file: {exc}", FETCH_AGAIN_HINT) from exc
-    return CheckpointFile(path, len(data), tensors, strings)
+    header, start = _header(data)
+    header.pop(_METADATA, None)
+    return CheckpointFile(path, len(data), safetensors_arrays(data, header, start), strings)
+
+
+def _load_arrays(path: Path, data: bytes) -> object:
+    """Read a zip without PyTorch; any other exception comes from damaged or hostile bytes."""
+    if not data.startswith(b"PK"):
+        raise MissingPackageError.of("torch", "export")
+    try:
+        return zip_content(data)
+    except NeedsTorchError as exc:
+        fix = "install PyTorch to read it: pip install 'densenet-deploy[export]'"
+        raise CheckpointError(path, f"holds {exc.what}, which only PyTorch reads", fix) from exc
+    except ForbiddenNameError as exc:
+        raise _pickle_error(path, exc.name) from exc
+    except Exception as exc:
+        raise CheckpointError(path, f"is not a PyTorch checkpoint ({type(exc).__name__})", FETCH_AGAIN_HINT) from exc
+
+
+def _pickle_error(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(path, f"is a pickle that needs {name}, and pickled code is never run", UNPICKLE_HINT)
 
 
 def _load_tensors(path: Path, data: bytes) -> object:
@@ -188,43 +224,19 @@ def _load_tensors(path: Path, data: bytes) -> object:
                 return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as exc:
         if match := _GLOBAL.search(str(exc)):
-            why = f"is a pickle that needs {match[1]}, and pickled code is never run"
-            raise CheckpointError(path, why, UNPICKLE_HINT) from exc
+            raise _pickle_error(path, match[1]) from exc
         raise CheckpointError(path, f"is not a PyTorch checkpoint ({type(exc).__name__})", FETCH_AGAIN_HINT) from exc
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What a pickle may build besides tensors."""
-    kinds = [type(np.dtype(letter)) for letter in _NUMBERS + _TEXT]
-    numbers = [(_number, f"numpy.{module}.multiarray.scalar") for module in ("_core", "core")]  # new files, old files
-    arrays = [(_array, f"numpy.{module}.multiarray._reconstruct") for module in ("_core", "core")]
-    paths = [(_path, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in _SYSTEMS]
-    plain = [argparse.Namespace, dt.date, dt.datetime, dt.timedelta, np.dtype, np.ndarray]
-    history = (_history, "collections.defaultdict")
+    kinds = [type(np.dtype(letter)) for letter in NUMBERS + TEXT]
+    numbers = [(number_of, name) for name in SCALARS]
+    arrays = [(unfilled_array, name) for name in ARRAYS]
+    paths = [(path_text, name) for name in PATHS]
+    plain = [argparse.Namespace, *DATES, np.dtype, np.ndarray]
+    history = (emptied_dictionary, DEFAULT_DICTIONARY)
     return [*plain, history, list, dict, int, float, *kinds, *numbers, *arrays, *paths]
-
-
-def _history(*_: object) -> dict[object, object]:
-    """Replace `defaultdict`, whose entries follow; torch fills plain dictionaries only."""
-    return {}
-
-
-def _path(*parts: str) -> str:
-    """Replace the paths of any system, which training code leaves among its settings."""
-    return "/".join(map(str, parts))
-
-
-def _array(*_: object) -> np.ndarray[Any, Any]:
-    """Replace NumPy's `_reconstruct`, whose result takes its shape, type and bytes from the state that follows."""
-    return np.empty(0)
-
-
-def _number(kind: np.dtype[Any], data: bytes) -> np.generic:
-    """Replace NumPy's `scalar`, which would build objects and records too."""
-    if kind.char not in _NUMBERS or len(data) != kind.itemsize:
-        raise ValueError(f"{len(data)} bytes are not one {kind}")
-    number: np.generic = np.frombuffer(data, kind)[0]
-    return number
 
 
 def _header(data: bytes) -> tuple[dict[str, object], int]:

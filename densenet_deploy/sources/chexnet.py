@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.facts import ModelFacts
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.source import CheckpointFormat, formats
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ class ChexnetFormat(CheckpointFormat):
     def renames(self, names: Collection[str]) -> Mapping[str, str | None]:  # noqa: ARG002 - every linear layer is read
         return {}
 
-    def facts(self, tensors: Mapping[str, Tensor]) -> ModelFacts:
+    def facts(self, tensors: Mapping[str, Tensor | Array]) -> ModelFacts:
         return ModelFacts(task="multilabel") if _is_of_findings(tensors) else ModelFacts()
 
-    def notes(self, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:
         if not _is_of_findings(tensors):
             return ()
         return ("a Sequential classifier of 14 outputs, as CheXNet's: multilabel, a sigmoid is applied to each logit",)
 
 
-def _is_of_findings(tensors: Mapping[str, Tensor]) -> bool:
+def _is_of_findings(tensors: Mapping[str, Tensor | Array]) -> bool:
     return tensors[_WEIGHT].shape[0] == _FINDINGS

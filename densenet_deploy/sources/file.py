@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from densenet_deploy.artifacts import (
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
-from densenet_deploy.packages import require_packages
+from densenet_deploy.packages import is_installed
+from densenet_deploy.sources.arrays import Array, array_of
 from densenet_deploy.sources.checkpoint_file import float32_bytes, read_checkpoint
 from densenet_deploy.sources.config_file import WeightsConfig, config_beside, fitting
 from densenet_deploy.sources.source import UNVERIFIED, LoadedNetwork, Match, Source, WeightsConstraint, sources
@@ -29,7 +31,9 @@ from densenet_deploy.sources.weights import (
     Weights,
     fitted_model,
     require_finite,
+    require_fit,
     weights_from,
+    weights_of,
     weights_sha256,
 )
 from densenet_deploy.variants import Variant, find_variant, is_variant, variant_for
@@ -37,7 +41,9 @@ from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.variants.stems import stems_like
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from densenet_deploy.models.build import DenseNet
 
 
 @sources.register("file")
@@ -55,13 +61,15 @@ class FileSource(Source):
         return Match.POSSIBLE if path.suffix.lower() not in FILE_SUFFIXES and path.exists() else Match.NO
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
-        require_packages("export", "torch", "safetensors")
         assert isinstance(source, (str, os.PathLike))
         return load_file(Path(source), constraint)
 
 
 def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True) -> LoadedNetwork:
-    """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show."""
+    """Load the checkpoint `path`; see `Source.load`. With `assumes`, a note says what its weights do not show.
+
+    Where PyTorch is not installed, the network has weights, and no module.
+    """
     file = read_checkpoint(path)
     manifest = Manifest.from_strings(file.strings)
     weights = weights_from(file, is_ours=manifest is not None, key=constraint.key)
@@ -71,15 +79,16 @@ def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True
         constraint = _with_stem_of(config, weights, constraint)
     variant = _variant_of(path, weights, manifest, constraint)
     weights = _without_unused_classifier(weights, variant.spec)
-    module = fitted_model(path, variant, weights.tensors)
+    module, arrays = _network(path, variant, weights.tensors)
     if not constraint.allow_nonfinite:
-        require_finite(path, weights.tensors)
+        require_finite(path, arrays)
     facts, misfits = fitting(weights.facts, variant.spec) if manifest is None else (ModelFacts(), ())
     assumed = (_assumption(weights, variant.spec),) if assumes and manifest is None else ()
     return LoadedNetwork(
         name=checkpoint_stem(path),
-        origin=_origin(path, manifest, weights_sha256(module.state_dict())),
+        origin=_origin(path, manifest, weights_sha256(arrays)),
         module=module,
+        weights=arrays,
         variant=variant,
         manifest=manifest,
         labels=manifest.labels if manifest is not None else facts.labels or (),
@@ -87,6 +96,17 @@ def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True
         output_names=(variant.spec.output_name,),
         notes=(*weights.notes, *misfits, *assumed),
     )
+
+
+def _network(
+    path: Path, variant: Variant, tensors: Mapping[str, Tensor | Array]
+) -> tuple[DenseNet | None, Mapping[str, Array]]:
+    """(the module, its weights by name); where PyTorch is not installed, no module, and the weights for one."""
+    if is_installed("torch"):
+        module = fitted_model(path, variant, tensors)
+        return module, weights_of(module)
+    require_fit(path, variant, tensors)
+    return None, {name: array_of(tensor) for name, tensor in tensors.items()}
 
 
 def _with_stem_of(config: WeightsConfig, weights: Weights, constraint: WeightsConstraint) -> WeightsConstraint:

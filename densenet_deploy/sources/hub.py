@@ -53,7 +53,6 @@ class HubSource(Source):
             _parts(source)
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
-        require_packages("export", "torch", "safetensors")
         assert isinstance(source, (str, os.PathLike))
         if isinstance(source, os.PathLike) or Path(source).is_dir():
             folder = Path(source)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.heads import WAY_OUT, Head, HeadConventions, head_from, is_unused
 from densenet_deploy.sources.networks import FEATURES, FoundNetwork, networks_in, unwrapped
 from densenet_deploy.sources.source import CheckpointFormat, formats
@@ -66,11 +67,11 @@ class Layout:
         spec = spec_from_shapes(shapes)
         return dataclasses.replace(spec, **self.ends)
 
-    def arranged(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def arranged(self, tensors: Mapping[str, Tensor | Array]) -> dict[str, Tensor | Array]:
         """Return the network's `tensors` by our names; the kernel (C, F, 1, 1) of a classifier as a matrix (C, F)."""
         found = {new: tensors[old] for old, new in self.names.items()}
         weight = found.get(_CLASSIFIER)
-        return found if weight is None or weight.ndim != 4 else {**found, _CLASSIFIER: weight.flatten(1)}
+        return found if weight is None or weight.ndim != 4 else {**found, _CLASSIFIER: weight.reshape(weight.shape[:2])}
 
     @property
     def ends(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Layout:
         return ends if head.num_classes is None else {**ends, "num_classes": head.num_classes}
 
 
-def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+def layout_of(tensors: Mapping[str, Tensor | Array]) -> Layout:
     """Return the layout of the DenseNet among `tensors`; where there is none, names without their common prefix.
 
     Raises:
@@ -150,7 +151,7 @@ class _Translation:
     finish: Callable[[Tensor], Tensor] | None = None
 
 
-def _translated(tensors: Mapping[str, Tensor]) -> _Translation:
+def _translated(tensors: Mapping[str, Tensor | Array]) -> _Translation:
     translation = _Translation({name: name for name in tensors}, ModelFacts(), HeadConventions(), ())
     for kind in formats.items().values():
         if (known := kind()).recognises(translation.names.values()):
@@ -158,7 +159,7 @@ def _translated(tensors: Mapping[str, Tensor]) -> _Translation:
     return translation
 
 
-def _by_format(before: _Translation, known: CheckpointFormat, tensors: Mapping[str, Tensor]) -> _Translation:
+def _by_format(before: _Translation, known: CheckpointFormat, tensors: Mapping[str, Tensor | Array]) -> _Translation:
     renamed = known.renames(before.names.values())
     names = {old: renamed.get(new, new) for old, new in before.names.items()}
     content = {new: tensors[old] for old, new in before.names.items()}

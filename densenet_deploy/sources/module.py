@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final
 from densenet_deploy.errors import CheckpointError, InputError, UsageError, printable
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
+from densenet_deploy.models.operations import NORM_EPSILON
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.config_file import facts_of_config, fitting
 from densenet_deploy.sources.layout import Layout, layout_of
 from densenet_deploy.sources.reparametrized import with_computed_weights
@@ -30,6 +32,7 @@ from densenet_deploy.sources.weights import (
     fitted_model,
     require_finite,
     shapes_of,
+    weights_of,
     weights_sha256,
 )
 from densenet_deploy.variants import Variant, variant_for
@@ -71,6 +74,7 @@ class ModuleSource(Source):
             name=variant.artifact_name if variant else kind.lower(),
             origin=WeightsOrigin(f"{kind} in memory", weights_sha256(found.module.state_dict())),
             module=found.module,
+            weights=found.weights,
             variant=variant,
             labels=facts.labels or (),
             facts=facts,
@@ -83,11 +87,15 @@ class ModuleSource(Source):
 
 @dataclass(frozen=True)
 class _Recognised:
-    """A module with what is known of it; `variant` is None if it is not a known DenseNet."""
+    """A module with what is known of it; `variant` is None if it is not a known DenseNet.
+
+    `weights` are those of `variant` with which our network computes exactly the same.
+    """
 
     module: nn.Module
     variant: Variant | None
     facts: ModelFacts
+    weights: Mapping[str, Array] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -142,14 +150,21 @@ def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised
     ):
         notes = (*notes, *(() if layout.finish else layout.notes))
         if _is_script(module):  # which PyTorch does not export
-            return _Recognised(reference, variant, facts, (*notes, _SCRIPT_NOTE))
-        return _Recognised(module, variant, facts, notes)
+            return _Recognised(reference, variant, facts, weights_of(reference), (*notes, _SCRIPT_NOTE))
+        weights = weights_of(reference) if _has_our_epsilon(module) else None
+        return _Recognised(module, variant, facts, weights, notes)
     side = facts.image_size if isinstance(facts.image_size, int) else size
     if layout.finish and _computes_the_same(module, reference, (spec.in_channels, side, side), layout.finish):
-        return _Recognised(reference, variant, facts, (*layout.notes, *notes))
+        return _Recognised(reference, variant, facts, weights_of(reference), (*layout.notes, *notes))
     note = f"has the parameters of {variant.artifact_name}, but computes something else: taken as it is"
     only = ModelFacts(channels=facts.channels)
-    return _Recognised(module, None, only, (f"{printable(type(module).__name__)} {note}",))
+    return _Recognised(module, None, only, notes=(f"{printable(type(module).__name__)} {note}",))
+
+
+def _has_our_epsilon(module: nn.Module) -> bool:
+    """Whether all norms have the epsilon of ours; the comparison may not tell another one from rounding."""
+    epsilons = {getattr(inner, "eps", NORM_EPSILON) for inner in module.modules()}
+    return epsilons == {NORM_EPSILON}
 
 
 def _with_opposite_classifier(module: nn.Module, names: Mapping[str, str] | None = None) -> nn.Module:

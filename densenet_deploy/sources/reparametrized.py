@@ -1,4 +1,4 @@
-"""Weights that PyTorch computes from other tensors of a state dict before every call.
+"""Weights that PyTorch computes from other tensors of a state dict, here PyTorch's or NumPy's, before every call.
 
 * Pruning: `weight_orig` and `weight_mask`, W = W_orig · mask (`torch.nn.utils.prune`).
 * Weight normalization: `weight_g` and `weight_v`, or `parametrizations.weight.original0` and `original1`,
@@ -8,22 +8,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any, Final
 
 
-def _masked(weight: Tensor, mask: Tensor) -> Tensor:
+def _masked(weight: Any, mask: Any) -> Any:
     return weight * mask
 
 
-def _normalized(length: Tensor, direction: Tensor) -> Tensor:
-    axes = [axis for axis, size in enumerate(length.shape) if size == 1] if length.ndim else None
-    return direction * (length / direction.pow(2).sum(axes, keepdim=True).sqrt())
+def _normalized(length: Any, direction: Any) -> Any:
+    axes = tuple(axis for axis, size in enumerate(length.shape) if size == 1) if length.ndim else None
+    return direction * (length / (direction * direction).sum(axis=axes, keepdims=True) ** 0.5)
 
 
-_RULES: Final[tuple[tuple[str, str, str, Callable[[Tensor, Tensor], Tensor]], ...]] = (
+_RULES: Final[tuple[tuple[str, str, str, Callable[[Any, Any], Any]], ...]] = (
     ("{}_orig", "{}_mask", "{}", _masked),
     ("{}_g", "{}_v", "{}", _normalized),
     ("parametrizations.{}.original0", "parametrizations.{}.original1", "{}", _normalized),
@@ -46,7 +43,7 @@ def with_computed_weights(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], t
     return plain, tuple(computed)
 
 
-def _rules_for(name: str) -> Iterator[tuple[str, str, str, Callable[[Tensor, Tensor], Tensor]]]:
+def _rules_for(name: str) -> Iterator[tuple[str, str, str, Callable[[Any, Any], Any]]]:
     """Yield the rules whose first tensor is `name`, with full names."""
     for kind in _COMPUTED:
         for first, second, weight, compute in _RULES:

@@ -34,6 +34,7 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.registry import Registry
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.heads import HeadConventions
 from densenet_deploy.variants import Variant
 from densenet_deploy.variants.spec import HEADS, MOST_CHANNELS, MOST_CLASSES
@@ -85,8 +86,12 @@ class WeightsConstraint:
 class LoadedNetwork:
     """A network with what its source knows about it: a `module` in eval mode, or the `artifact` of a graph.
 
+    Of a checkpoint, where PyTorch is not installed, the `weights` alone.
+
     Attributes:
         name: what files made from it are called, without a suffix: `densenet121`, `chest`.
+        weights: of a known DenseNet, float32 by the names of `models.build`; arrays of a module on the CPU share its
+            memory. None where the network may compute something else than `variant` with these weights.
         origin: where the weights of a module came from.
         graph: what `artifact` holds, checked, where it has been read.
         variant: the architecture; None if the network is not a known DenseNet.
@@ -100,6 +105,7 @@ class LoadedNetwork:
     name: str
     origin: WeightsOrigin | None = None
     module: nn.Module | None = None
+    weights: Mapping[str, Array] | None = field(default=None, repr=False, compare=False)
     artifact: Artifact | None = None
     graph: ModelProto | None = None
     variant: Variant | None = None
@@ -163,15 +169,15 @@ class CheckpointFormat(ABC):
     def renames(self, names: Collection[str]) -> Mapping[str, str | None]:
         """Return the torchvision name of every name that differs from it; None if it is not part of the network."""
 
-    def facts(self, tensors: Mapping[str, Tensor]) -> ModelFacts:  # noqa: ARG002 - most formats know it by themselves
+    def facts(self, tensors: Mapping[str, Tensor | Array]) -> ModelFacts:  # noqa: ARG002 - most formats know it by themselves
         """Return what is known about the images and outputs of a network with these `tensors`."""
         return ModelFacts()
 
-    def notes(self, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:  # noqa: ARG002
         """Return remarks on how the library's own code uses a network with these `tensors`."""
         return ()
 
-    def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+    def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor | Array]) -> Tensor:  # noqa: ARG002
         """Return what the library's own module makes of the network's `outputs`, where it goes on with them."""
         return outputs
 

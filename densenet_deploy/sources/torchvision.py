@@ -55,7 +55,7 @@ class TorchvisionSource(Source):
         public_variant(str(source), variant)
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
-        require_packages("export", "torch", "safetensors", "torchvision")
+        require_packages("export", "torch", "torchvision")
         public = find_public_weights(str(source), constraint.variant.name if constraint.variant else None)
         variant = constraint.variant or find_variant(public.variant)
         constraint = dataclasses.replace(constraint, variant=variant, allow_nonfinite=False)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.facts import ModelFacts
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.source import CheckpointFormat, formats
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class TorchXRayVisionFormat(CheckpointFormat):
     def renames(self, names: Collection[str]) -> Mapping[str, str | None]:  # noqa: ARG002 - the rest is torchvision's
         return {THRESHOLDS: None}
 
-    def facts(self, tensors: Mapping[str, Tensor]) -> ModelFacts:
+    def facts(self, tensors: Mapping[str, Tensor | Array]) -> ModelFacts:
         thresholds = thresholds_of(tensors)
         return ModelFacts(
             image_size=_SIZE,
@@ -51,7 +52,7 @@ class TorchXRayVisionFormat(CheckpointFormat):
             thresholds=tuple(_NEVER if math.isnan(value) else value for value in thresholds),
         )
 
-    def notes(self, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:
         thresholds = thresholds_of(tensors)
         untrained = sum(map(math.isnan, thresholds))
         note = "TorchXRayVision: the outputs are logits; its thresholds apply to their sigmoids, which it would rescale"
@@ -59,14 +60,14 @@ class TorchXRayVisionFormat(CheckpointFormat):
             return (note,)
         return note, f"{untrained} of {len(thresholds)} outputs have no threshold, which marks them as untrained"
 
-    def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor | Array]) -> Tensor:
         import torch
 
-        thresholds, scores = tensors[THRESHOLDS].to(outputs), torch.sigmoid(outputs)
+        thresholds, scores = torch.as_tensor(tensors[THRESHOLDS]).to(outputs), torch.sigmoid(outputs)
         below, above = scores / (2 * thresholds), 1 - (1 - scores) / (2 * (1 - thresholds))
         return torch.where(scores < thresholds, below, above).where(~thresholds.isnan(), 0.5)
 
 
-def thresholds_of(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
+def thresholds_of(tensors: Mapping[str, Tensor | Array]) -> tuple[float, ...]:
     """Return the thresholds of the buffer; NaN where there is none."""
     return tuple(float(value) for value in tensors[THRESHOLDS].flatten().tolist())

@@ -28,13 +28,18 @@ class UntrainedSource(Source):
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
         require_packages("export", "torch")
         from densenet_deploy.models.build import build_model
-        from densenet_deploy.sources.weights import weights_sha256
+        from densenet_deploy.sources.weights import weights_of, weights_sha256
 
         variant = constraint.applied_to(_requested(str(source), constraint))
         module = build_model(variant.spec, seed=constraint.seed)
-        origin = WeightsOrigin(UNTRAINED, weights_sha256(module.state_dict()), constraint.seed)
+        weights = weights_of(module)
         return LoadedNetwork(
-            variant.artifact_name, origin, module, variant=variant, output_names=(variant.spec.output_name,)
+            variant.artifact_name,
+            WeightsOrigin(UNTRAINED, weights_sha256(weights), constraint.seed),
+            module,
+            weights,
+            variant=variant,
+            output_names=(variant.spec.output_name,),
         )
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
+from densenet_deploy.models.operations import parameter_shapes
+from densenet_deploy.sources.arrays import Array, array_of
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
 from densenet_deploy.sources.config_file import WeightsConfig
 from densenet_deploy.sources.heads import WAY_OUT, is_unused
@@ -37,6 +40,7 @@ COUNTER: Final = ".num_batches_tracked"
 
 _LABELS: Final = ("class_to_idx", "classes", "class_names")
 _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
+_VARIANCE: Final = ".running_var"
 _WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
 _STATISTICS: Final = (".running_mean", ".running_var")
 _LISTED: Final = 5
@@ -46,13 +50,13 @@ _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Weights:
-    """float32 tensors by our names, without batch counters.
+    """float32 tensors by our names, without batch counters: PyTorch's or NumPy arrays, as the file gave them.
 
     `layout` says what was read from the names; `facts` are those that names and file state about images and outputs;
     `notes` say what was done, one sentence each.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor | Array]
     layout: Layout
     facts: ModelFacts
     notes: tuple[str, ...]
@@ -88,9 +92,9 @@ def weights_from(file: CheckpointFile, *, is_ours: bool = False, key: str | None
 def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> Weights:
     network, others = chosen_network(file.content, key)
     keys, mapping = (network.keys, network.tensors) if network is not None else _any_dictionary(file)
-    named = {str(name): _tensor_of(value) for name, value in mapping.items() if not _is_counter(str(name))}
+    named = {str(name): value for name, value in mapping.items() if not _is_counter(str(name))}
     tensors = dict(_dense_tensors(file.path, named, network.short_name if network is not None else str))
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    total = sum(tensor.nbytes for tensor in tensors.values())
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
         raise CheckpointError(file.path, why, "do not use it; get the checkpoint from its author")
@@ -120,7 +124,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
 def _any_dictionary(file: CheckpointFile) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
     """The dictionary with the most tensors of a file without a DenseNet, which is refused when its shapes are read."""
     found = list(dictionaries_in(file.content))
-    if not any(isinstance(_tensor_of(value), _tensor()) for _, mapping in found for value in mapping.values()):
+    if not any(_is_tensor(value) for _, mapping in found for value in mapping.values()):
         raise CheckpointError(file.path, "does not hold a dictionary of tensors", "give a state_dict")
     return max(found, key=lambda item: len(item[1]))
 
@@ -129,22 +133,14 @@ def _is_counter(name: str) -> bool:
     return name.endswith(COUNTER) or name.rpartition(".")[2] == _AVERAGES
 
 
-def _tensor_of(value: Any) -> Any:
-    """Return `value`, or the tensor that an array of numbers is."""
-    import torch
-
-    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
-    return torch.from_numpy(np.ascontiguousarray(value)) if is_array else value
-
-
 def _dense_tensors(
     path: Path, named: Mapping[str, Any], short_name: Callable[[str], str]
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[tuple[str, Tensor | Array]]:
     """Yield the tensors that may be weights: not those of losses and metrics, nor whole numbers under other names."""
     for name, value in named.items():
-        if not isinstance(value, _tensor()) or is_unused(short_name(name)):
+        if not _is_tensor(value) or is_unused(short_name(name)):
             continue
-        if value.is_floating_point() or value.is_quantized or _WEIGHT.fullmatch(name):
+        if "float" in _type_name(value) or _is_quantized(value) or _WEIGHT.fullmatch(name):
             yield name, _dense(path, name, value)
 
 
@@ -170,53 +166,70 @@ def _labels(content: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor]) -> DenseNet:
-    """Return the network of `variant` in eval mode, holding exactly `tensors`; batch counters start at 0.
+def require_fit(subject: object, variant: Variant, tensors: Mapping[str, Tensor | Array]) -> None:
+    """Check that `tensors` are those of `variant`, neither more nor less.
 
     Raises:
         CheckpointError: naming at most five parameters that do not fit, and the variant that the weights look like.
     """
+    found = shapes_of(tensors)
+    if misfits := _misfits(parameter_shapes(variant.spec), found):
+        raise _misfit_error(subject, variant, misfits, found)
+
+
+def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor | Array]) -> DenseNet:
+    """Return the network of `variant` in eval mode, holding exactly `tensors`, arrays as copies; counters start at 0.
+
+    Raises:
+        CheckpointError: as `require_fit`.
+    """
     import torch
 
-    from densenet_deploy.models.build import empty_model, loaded_model
+    from densenet_deploy.models.build import loaded_model
 
-    model = empty_model(variant.spec)
-    required = {name: shape for name, shape in shapes_of(model.state_dict()).items() if not name.endswith(COUNTER)}
-    found = shapes_of(tensors)
-    if misfits := _misfits(required, found):
-        raise _misfit_error(subject, variant, misfits, found)
-    counters = {name: torch.tensor(0) for name in model.state_dict() if name.endswith(COUNTER)}
-    return loaded_model(variant.spec, {**tensors, **counters})
+    require_fit(subject, variant, tensors)
+    norms = (name.removesuffix(_VARIANCE) for name in tensors if name.endswith(_VARIANCE))
+    counters = {f"{norm}{COUNTER}": torch.tensor(0) for norm in norms}
+    own = {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in tensors.items()}
+    return loaded_model(variant.spec, {**own, **counters})
 
 
-def require_finite(subject: object, tensors: Mapping[str, Tensor]) -> None:
+def weights_of(module: DenseNet) -> dict[str, Array]:
+    """Return the weights of a network of ours by name, without batch counters; those on the CPU share its memory."""
+    return {name: array_of(tensor) for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
+
+
+def require_finite(subject: object, tensors: Mapping[str, Tensor | Array]) -> None:
     """Raise a CheckpointError that names the first tensor with NaN or Inf, and counts such values."""
-    counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
+    counts = {name: int((~np.isfinite(array_of(tensor))).sum()) for name, tensor in tensors.items()}
     bad = [name for name, count in counts.items() if count]
     if bad:
         why = f"holds {sum(counts.values())} NaN or Inf values in {len(bad)} of its tensors, the first {bad[0]}"
         raise CheckpointError(subject, why, "train again, or accept them with --allow-nonfinite")
 
 
-def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+def weights_sha256(tensors: Mapping[str, Tensor | Array]) -> str:
     """Return the SHA-256 (hex) of names, shapes and values in the order of names, whatever file they came from."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         if not name.endswith(COUNTER):
             digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
-            digest.update(tensors[name].detach().cpu().contiguous().numpy().data)
+            digest.update(array_of(tensors[name]).data)
     return digest.hexdigest()
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Mapping[str, Tensor | Array]) -> dict[str, tuple[int, ...]]:
     """Return name → shape."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _tensor() -> type[Tensor]:
-    import torch
+def _is_tensor(value: object) -> TypeGuard[Tensor | Array]:
+    torch = sys.modules.get("torch")  # a tensor of PyTorch can only be there if that is
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
 
-    return torch.Tensor
+
+def _is_quantized(value: Tensor | Array) -> bool:
+    return not isinstance(value, np.ndarray) and value.is_quantized
 
 
 def _ignoring_note(why: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -229,12 +242,9 @@ def _listed(items: list[str]) -> str:
     return f"{', '.join(items[:_LISTED])}{more}"
 
 
-def _dense(path: Path, name: str, value: Tensor) -> Tensor:
+def _dense(path: Path, name: str, value: Tensor | Array) -> Tensor | Array:
     """Return `value` if it is an ordinary tensor of floating point."""
-    import torch
-
-    kinds = {"quantized": value.is_quantized, "sparse": value.layout is not torch.strided, "meta": value.is_meta}
-    kind = next((kind for kind, found in kinds.items() if found), None)
+    kind = None if isinstance(value, np.ndarray) else _special_kind(value)
     if kind is not None:
         raise CheckpointError(path, f"{name} is a {kind} tensor", "save dense float weights")
     if _type_name(value) not in _FLOATS:
@@ -242,12 +252,26 @@ def _dense(path: Path, name: str, value: Tensor) -> Tensor:
     return value
 
 
-def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous float32 tensors, each the only one in its storage; a copy is made only where it has to be."""
+def _special_kind(value: Tensor) -> str | None:
     import torch
 
-    plain, storages = {}, set()
+    kinds = {"quantized": value.is_quantized, "sparse": value.layout is not torch.strided, "meta": value.is_meta}
+    return next((kind for kind, found in kinds.items() if found), None)
+
+
+def _float32(tensors: Mapping[str, Tensor | Array]) -> dict[str, Tensor | Array]:
+    """Return contiguous float32 tensors, each the only one in its storage; a copy is made only where it has to be.
+
+    An array, which nobody writes to, may share its storage.
+    """
+    plain: dict[str, Tensor | Array] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
+        if isinstance(tensor, np.ndarray):
+            plain[name] = np.asarray(tensor, np.float32, order="C")
+            continue
+        import torch
+
         storage = tensor.untyped_storage()
         owns = storage.nbytes() == tensor.nbytes and tensor.is_contiguous() and storage.data_ptr() not in storages
         if tensor.dtype is torch.float32 and owns:
@@ -268,13 +292,13 @@ def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{len(changed)} parameters renamed, such as {changed[0][0]} to {changed[0][1]}",) if changed else ()
 
 
-def casting_note(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+def casting_note(tensors: Iterable[Tensor | Array]) -> tuple[str, ...]:
     """Return the note about float `tensors` of other types that become float32, if there are any."""
     types = sorted({_type_name(tensor) for tensor in tensors} - {"float32"})
     return (f"{' and '.join(types)} weights cast to float32",) if types else ()
 
 
-def _type_name(tensor: Tensor) -> str:
+def _type_name(tensor: Tensor | Array) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 

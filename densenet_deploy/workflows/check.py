@@ -186,9 +186,7 @@ def _way_out(model: Model, recording: Recording, activation: str | None) -> str:
 
 def _agreeing_stem(model: Model, recording: Recording) -> str | None:
     """The other stem with the same parameters that computes what was recorded."""
-    from torch import nn
-
-    if model.spec is None or not isinstance(model.module, nn.Module):
+    if model.spec is None or model.module is None:
         return None
     for stem in stems_like(model.spec.stem):
         spec = dataclasses.replace(model.spec, stem=stem)

@@ -267,6 +267,29 @@ def seeded_parity(
     ):
         inputs = list(seeded_samples(samples, preprocessing))
         expected, found = list(outputs_of(ours, inputs)), list(outputs_of(theirs, inputs))
+    return _compared(expected, found, finite_only=finite_only)
+
+
+def numpy_parity(
+    reference: Model, candidate: Model, preprocessing: Preprocessing, samples: int, *, finite_only: bool = False
+) -> dict[str, Parity]:
+    """Return the parity of the output with that of the spec and weights of `reference` in NumPy; see `seeded_parity`.
+
+    The reference computes in float64, so that what differs is the rounding of the candidate.
+    """
+    from densenet_deploy.parity.reference import numpy_outputs
+
+    spec, weights = reference.spec, reference.weights
+    assert spec is not None
+    assert weights is not None
+    inputs = list(seeded_samples(samples, preprocessing))
+    with open_runner(candidate, None, "cpu", SINGLE_THREAD) as theirs:
+        found = list(outputs_of(theirs, inputs))
+    expected = [{spec.output_name: numpy_outputs(spec, weights, images)} for images in inputs]
+    return _compared(expected, found, finite_only=finite_only)
+
+
+def _compared(expected: Sequence[Feeds], found: Sequence[Feeds], *, finite_only: bool) -> dict[str, Parity]:
     if finite_only:
         found = [_where_finite(*pair) for pair in zip(expected, found, strict=True)]
         expected = [_where_finite(feeds, feeds) for feeds in expected]

@@ -14,7 +14,7 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.runner import Runner, backends
 
-_EXPORT_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors")
+_EXPORT_PACKAGES: Final = ("torch", "torchvision", "onnx", "onnxscript", "onnxsim")
 
 
 @dataclass(frozen=True)

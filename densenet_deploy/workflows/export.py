@@ -1,11 +1,14 @@
-"""Export: build or load → ONNX → onnxsim → exact passes → verification → artifact.
+"""Export: build or load → ONNX → verification → artifact.
 
-Nothing is left under the final name unless the file was run and agrees with the PyTorch module it came from.
+A known DenseNet is written straight from its numbers and weights (`models.lower`); any other module goes through
+`torch.export`, onnxsim and the exact passes. Nothing is left under the final name unless the file was run and agrees
+with the PyTorch module it came from or, where PyTorch is not installed, with the same network computed by NumPy.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +18,35 @@ import numpy as np
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError, UsageError
-from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
+from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, untrained_note
-from densenet_deploy.options import require_range
-from densenet_deploy.packages import installed_versions, require_packages
+from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.packages import installed_versions, is_installed, require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.runner import backends_reading, first_installed
 from densenet_deploy.sources.source import UNVERIFIED
 from densenet_deploy.workflows.check import Recording, require_recorded, sized_for
-from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, numpy_parity, require_parity, seeded_parity
 from densenet_deploy.workflows.load import LoadOptions, check_names, check_outputs, input_of, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
-from densenet_deploy.workflows.simplify import simplified, simplify_graph
+from densenet_deploy.workflows.simplify import PARITY_SAMPLES as ADOPTED_SAMPLES
+from densenet_deploy.workflows.simplify import finished, simplified, simplify_graph
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
     import onnx
 
+    from densenet_deploy.models.lower import OnnxOptions
+
+EXPORTERS: Final = ("auto", "direct", "torch")
 PARITY_SAMPLES: Final = 8
+NUMPY_SAMPLES: Final = 2
+"""For NumPy, which takes several times as long as PyTorch: one of noise, and one like a natural image."""
+
 _NONFINITE_NOTE: Final = "NaN and Inf weights were accepted: outputs that they reach were not compared"
-_TOOLS: Final = ("densenet-deploy", "torch", "onnx", "onnxscript", "onnxsim")
+_TOOLS: Final = ("densenet-deploy", "onnx")
+_TOOLS_OF_TORCH: Final = ("torch", "onnxscript", "onnxsim")
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,18 @@ class ExportOptions:
         opset: the ONNX operator set.
         check: an `.npz` file with inputs `x` and the original's outputs `y` (or `y0`, `y1`, ...), which the result must
             reproduce.
+        exporter: `direct` writes a known DenseNet from its weights, `torch` traces the module; `auto` takes `direct`
+            where it can. Of our own modules both write the same graph; of another library's, `torch` keeps the names.
     """
 
     batch: int | None = None
     opset: int = 20
     check: StrPath | None = None
+    exporter: str = "auto"
 
     def __post_init__(self) -> None:
         require_range("opset", self.opset, 16, 23)
+        require_choice("exporter", self.exporter, EXPORTERS)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
 
@@ -67,7 +82,10 @@ class ExportReport(TimedReport, ParityOfOutputs):
         onnx: the file; None while the graph is only in memory.
         variant, parameters: the network.
         weights, weights_sha256: their source, and the SHA-256 of their bytes.
-        outputs: the parity of each output with the module's, or with the original file's where a file was adopted.
+        outputs: the parity of each output with that of `reference`.
+        reference: what computed the outputs that those of the file were compared with, and on which inputs: the module
+            with PyTorch, the same network with NumPy where PyTorch is not installed, the original file of one that was
+            adopted.
         input: what the network takes, and which facts were assumed.
         check: the parity of each output with those recorded in the file `check`; None without one.
     """
@@ -81,6 +99,7 @@ class ExportReport(TimedReport, ParityOfOutputs):
     weights_sha256: str
     parameters: int
     outputs: Mapping[str, Parity]
+    reference: str
     input: InputDescription
     check: Mapping[str, Parity] | None = None
 
@@ -93,6 +112,7 @@ class ExportReport(TimedReport, ParityOfOutputs):
                 line("model", f"{network}, {self.parameters:,} parameters"),
                 line("weights", self.weights),
                 line("input", self.input),
+                line("reference", self.reference),
                 line("parity", self.parity),
                 *((line("check", worst(self.check)[1]),) if self.check else ()),
                 *self.stage_lines(),
@@ -134,12 +154,14 @@ def export(
     options = options or ExportOptions()
     check_names(source, stated)  # before anything that takes seconds
     recording = Recording.read(options.check) if options.check is not None else None
-    require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
+    require_packages("export", "onnx", *(_TOOLS_OF_TORCH if options.exporter == "torch" else ()))
     first_installed(backends_reading(".onnx"))  # to verify the file with
     stages = Stages(progress)
     with stages("import"):
-        import onnx_ir  # noqa: F401 - timed here, so that the later stages show their own work
-        import torch  # noqa: F401
+        import onnx  # noqa: F401 - timed here, so that the later stages show their own work
+
+        if is_installed("torch"):
+            import torch  # noqa: F401
     with stages("build"):
         model = load(source, **stated)
     if recording is not None:
@@ -147,7 +169,7 @@ def export(
     if model.is_onnx:
         _require_no_translation(options)
         return _adopted(model, out, stages, recording, force=force)
-    if model.module is None or model.manifest is None:
+    if model.manifest is None or (model.module is None and model.weights is None):
         raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
     accepts = stated.get("allow_nonfinite", False)
     return _exported(model, options, out, stages, recording, force=force, allow_nonfinite=accepts)
@@ -155,7 +177,7 @@ def export(
 
 def _require_no_translation(options: ExportOptions) -> None:
     default = ExportOptions()
-    for name in ("batch", "opset"):
+    for name in ("batch", "opset", "exporter"):
         if getattr(options, name) != getattr(default, name):
             raise UsageError(f"{name}={getattr(options, name)}", "an ONNX file keeps its own", "omit it")
 
@@ -169,7 +191,7 @@ def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model
     """
     with stages("load"):
         model = load(source, **stated)
-    if model.is_onnx or model.module is None:
+    if model.is_onnx or (model.module is None and model.weights is None):
         return model
     return _exported(model, ExportOptions(), None, stages, None, force=False, allow_nonfinite=False)
 
@@ -185,24 +207,47 @@ def _exported(
     allow_nonfinite: bool,
 ) -> Model:
     assert model.manifest is not None
-    assert model.module is not None
-    tools = installed_versions(_TOOLS)
+    is_direct = _is_direct(model, options)
+    tools = installed_versions((*_TOOLS, *(() if is_direct else _TOOLS_OF_TORCH)))
     manifest = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
-    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    parameters = _parameters_of(model)
     destination = Destination.of(out, f"{model.name}.onnx", manifest, force=force, size_bytes=4 * parameters)
-    proto = _translated(model, options, stages)
+    proto = _lowered(model, options, stages) if is_direct else _traced(model, options, stages)
     with stages("serialize"):
         result = Model.from_onnx(model.name, proto, manifest, model.module)
     check_outputs(result, manifest)
     with stages("parity"):
-        outputs = _verified(model, result, allow_nonfinite=allow_nonfinite)
+        outputs, reference = _verified(model, result, allow_nonfinite=allow_nonfinite)
         check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
     known = (note.replace(UNVERIFIED, "confirmed by --check") if check else note for note in model.notes)
     notes = (*known, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
-    report = dataclasses.replace(_report(result, parameters, outputs, stages, notes), check=check)
+    report = dataclasses.replace(_report(result, parameters, outputs, reference, stages, notes), check=check)
     return result.replaced(report=report, notes=notes)
+
+
+def _is_direct(model: Model, options: ExportOptions) -> bool:
+    """Whether the file is written from the weights; if PyTorch's exporter writes it, that is installed."""
+    is_possible = model.weights is not None and model.spec is not None
+    if options.exporter == "direct" and not is_possible:
+        why = f"{model.name} is not known to compute what a DenseNet of ours with its weights does"
+        raise UsageError("exporter=direct", why, "use torch, or auto")
+    if is_possible and options.exporter != "torch":
+        return True
+    require_packages("export", *_TOOLS_OF_TORCH)
+    return False
+
+
+def _parameters_of(model: Model) -> int:
+    """How many numbers training changes: running statistics are not among them."""
+    if model.module is not None:
+        return sum(parameter.numel() for parameter in model.module.parameters())
+    from densenet_deploy.models.operations import parameter_shapes
+
+    assert model.spec is not None
+    shapes = parameter_shapes(model.spec).items()
+    return sum(math.prod(shape) for name, shape in shapes if name.endswith((".weight", ".bias")))
 
 
 def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recording | None, *, force: bool) -> Model:
@@ -226,12 +271,18 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recor
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
     notes = (*report.notes, *remarks, *untrained_note(manifest))
-    described = dataclasses.replace(_report(result, parameters, report.outputs, stages, notes), check=check)
+    reference = f"the original file on {_inputs(ADOPTED_SAMPLES, preprocessing_of(model))}"
+    described = dataclasses.replace(_report(result, parameters, report.outputs, reference, stages, notes), check=check)
     return result.replaced(report=described, notes=notes)
 
 
 def _report(
-    model: Model, parameters: int, outputs: Mapping[str, Parity], stages: Stages, notes: tuple[str, ...]
+    model: Model,
+    parameters: int,
+    outputs: Mapping[str, Parity],
+    reference: str,
+    stages: Stages,
+    notes: tuple[str, ...],
 ) -> ExportReport:
     assert model.manifest is not None
     return ExportReport(
@@ -241,29 +292,55 @@ def _report(
         weights_sha256=model.manifest.weights.sha256,
         parameters=parameters,
         outputs=outputs,
+        reference=reference,
         input=input_of(model),
         stages=stages.seconds,
         notes=notes,
     )
 
 
-def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.ModelProto:
+def _lowered(model: Model, options: ExportOptions, stages: Stages) -> onnx.ModelProto:
+    """Numbers and weights → ONNX → checked."""
+    assert model.spec is not None
+    assert model.weights is not None
+    with stages("lower"):
+        from densenet_deploy.models.lower import lowered
+
+        return finished(lowered(model.spec, model.weights, _onnx_options(model, options)), model.name)
+
+
+def _traced(model: Model, options: ExportOptions, stages: Stages) -> onnx.ModelProto:
     """Module → ONNX → onnxsim → exact passes → checked."""
-    assert model.manifest is not None
     assert model.module is not None
     with stages("torch export"):
-        from densenet_deploy.models.to_onnx import OnnxOptions, onnx_from_module
+        from densenet_deploy.models.to_onnx import onnx_from_module
 
-        channels, height, width = model.manifest.preprocessing.shape
-        how = OnnxOptions((height, width), channels, options.batch, options.opset)
-        raw = onnx_from_module(model.module, model.output_names, how)
+        raw = onnx_from_module(model.module, model.output_names, _onnx_options(model, options))
     with stages("simplify"):
         return simplify_graph(raw, model.name).proto
 
 
-def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> dict[str, Parity]:
-    """Run both and compare every output."""
+def _onnx_options(model: Model, options: ExportOptions) -> OnnxOptions:
+    from densenet_deploy.models.lower import OnnxOptions
+
     assert model.manifest is not None
-    outputs = seeded_parity(model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
+    channels, height, width = model.manifest.preprocessing.shape
+    return OnnxOptions((height, width), channels, options.batch, options.opset)
+
+
+def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> tuple[dict[str, Parity], str]:
+    """Run both, compare every output, and say what the reference was."""
+    assert model.manifest is not None
+    preprocessing = model.manifest.preprocessing
+    if model.module is not None:
+        outputs = seeded_parity(model, result, preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
+        reference = f"PyTorch on {_inputs(PARITY_SAMPLES, preprocessing)}"
+    else:
+        outputs = numpy_parity(model, result, preprocessing, NUMPY_SAMPLES, finite_only=allow_nonfinite)
+        reference = f"NumPy on {_inputs(NUMPY_SAMPLES, preprocessing)}"
     require_parity(outputs, "fp32", result.name, "the file does not match the module", "nothing was written")
-    return outputs
+    return outputs, reference
+
+
+def _inputs(samples: int, preprocessing: Preprocessing) -> str:
+    return "x".join(map(str, (samples, *preprocessing.shape)))

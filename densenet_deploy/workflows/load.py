@@ -89,7 +89,14 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
         model = model.holding(network.graph) if network.graph is not None else model
         return _announced(_with_facts(_with_shown_facts(model), facts))
     manifest = _described(network, facts)
-    model = Model(network.name, manifest, network.module, notes=network.notes, output_names=network.output_names)
+    model = Model(
+        network.name,
+        manifest,
+        network.module,
+        network.weights,
+        notes=network.notes,
+        output_names=network.output_names,
+    )
     return _announced(model)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.model import Model
-from densenet_deploy.packages import require_packages
+from densenet_deploy.packages import installed_version, require_packages
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Report, line, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from densenet_deploy.graph.graph_pass import PassReport
 
 PRODUCER: Final = "densenet-deploy"
+PARITY_SAMPLES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def simplified(original: Model, name: str) -> tuple[Model, SimplifyReport]:
 
     graph = simplify_graph(original.ir(), original.onnx.graph.name or original.name)
     result = Model.from_onnx(name, graph.proto, original.manifest)
-    outputs = seeded_parity(original, result, preprocessing_of(original), samples=4)
+    outputs = seeded_parity(original, result, preprocessing_of(original), PARITY_SAMPLES)
     require_parity(outputs, "fp32", name, "the simplified model computes something else", "keep the original")
     report = SimplifyReport(
         onnx=None,
@@ -138,10 +139,27 @@ def simplify_graph(graph: ir.Model, name: str) -> SimplifiedGraph:
     first = simplify_onnx(onnx_ir.to_proto(graph))
     rewritten = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(first.model))
     passes = apply_passes(rewritten, EXACT)
-    rewritten.producer_name, rewritten.graph.name = PRODUCER, name
-    proto = onnx_ir.to_proto(rewritten)
+    return SimplifiedGraph(finished(onnx_ir.to_proto(rewritten), name), passes, first.notes)
+
+
+def finished(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return `proto` after it was called `name`, its weights put in the order in which they are read, and checked.
+
+    Raises:
+        ModelFileError: if the checker refuses it.
+    """
+    import onnx
+
+    graph = proto.graph
+    places: dict[str, int] = {}
+    for value in (value for node in graph.node for value in node.input):
+        places.setdefault(value, len(places))
+    weights = sorted(graph.initializer, key=lambda weight: places.get(weight.name, len(places)))
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+    proto.producer_name, proto.producer_version, graph.name = PRODUCER, installed_version(PRODUCER) or "", name
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ModelFileError(name, f"the ONNX checker refuses it: {exc}", "report this model") from exc
-    return SimplifiedGraph(proto, passes, first.notes)
+    return proto

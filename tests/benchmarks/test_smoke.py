@@ -91,9 +91,14 @@ def test_tune_choice_measures_all_candidates_against_the_choice(tiny_onnx: Path,
 def test_export_time_accounts_for_every_second(tmp_path: Path) -> None:
     rounds = ("--rounds", "1", "--warm-up", "0")
     result = _run("export_time.py", "--variant", "cifar-7-4", *rounds, "--output", tmp_path / "r.json")
-    assert {"import", "build", "torch export", "simplify", "parity", "write"} <= result["stages"].keys()
-    assert sum(result["stages"].values()) + result["outside_stages"] == pytest.approx(result["product_seconds"])
-    assert result["ratio"] == pytest.approx(result["product_seconds"] / result["bare_seconds"])
+    lowered, traced = {"lower"}, {"torch export", "simplify"}
+    for name, found in {"direct": lowered, "torch": traced, "without PyTorch": lowered}.items():
+        exporter = result["exporters"][name]
+        assert {"import", "build", "parity", "write"} <= exporter["stages"].keys()
+        assert exporter["stages"].keys() & (lowered | traced) == found
+        assert sum(exporter["stages"].values()) + exporter["outside_stages"] == pytest.approx(exporter["seconds"])
+        assert exporter["ratio"] == pytest.approx(exporter["seconds"] / result["bare_seconds"])
+    assert result["holds"] == (result["exporters"]["direct"]["ratio"] <= result["limit"])
 
 
 @pytest.mark.slow

@@ -126,6 +126,27 @@ def test_what_our_translations_do_not_cover_is_left_to_the_exporter():
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 18)]
 
 
+class Maxima(nn.Module):
+    """Maxima over pixels, in both of PyTorch's forms, and over other axes."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {
+            "pooled": functional.adaptive_max_pool2d(images, 1),
+            "pixels": images.amax((3, -2), keepdim=True),
+            "flat": images.amax((2, 3)),
+            "channels": images.amax((1, 2), keepdim=True),
+            "rows": images.flatten(2).amax((1, 2), keepdim=True),
+            "all": images.amax(),
+        }
+
+
+def test_a_maximum_over_the_pixels_is_a_global_pool_and_any_other_is_reduced():
+    proto = export(Maxima(), OnnxOptions((6, 4)))
+    kinds = {node.output[0]: node.op_type for node in proto.graph.node}
+    assert [kinds[name] for name in ("pooled", "pixels")] == ["GlobalMaxPool"] * 2
+    assert [kinds[name] for name in ("flat", "channels", "rows", "all")] == ["ReduceMax"] * 4
+
+
 class Pair(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images * 2, images.mean((2, 3))

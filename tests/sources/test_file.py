@@ -1,8 +1,10 @@
 """Checkpoints in every wrapping, and which of those that do not fit is refused how."""
 
 import dataclasses
+import math
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -70,13 +72,56 @@ def test_other_types_are_no_files():
     assert FileSource().matches(b"a.pth") is Match.NO
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors"])
-def test_the_packages_that_read_checkpoints_are_named_when_missing(monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
+def test_pytorch_is_named_where_it_alone_could_read_the_file(monkeypatch, tmp_path, model):
+    torch.save(model.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingPackageError) as caught:
-        FileSource().load("gone.pth", WeightsConstraint())
-    assert caught.value.subject == package
+        FileSource().load(tmp_path / "old.pth", WeightsConstraint())
+    assert caught.value.subject == "torch"
     assert install_command("export") in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_without_pytorch_a_network_is_its_weights(monkeypatch, tmp_path, model, name):
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        safetensors.torch.save_file(model.state_dict(), path)
+    expected = load(str(path))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    loaded = load(str(path))
+    assert (loaded.module, expected.module is None) == (None, False)
+    assert dataclasses.replace(loaded, weights=None) == dataclasses.replace(expected, module=None, weights=None)
+    assert loaded.weights.keys() == expected.weights.keys()
+    for weight, array in loaded.weights.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, model.state_dict()[weight])
+
+
+def test_weights_without_pytorch_are_refused_as_with_it(monkeypatch, tmp_path, model):
+    state = model.state_dict()
+    state["features.norm5.bias"][0] = math.nan
+    torch.save(state, tmp_path / "nan.pth")
+    del state["features.norm5.bias"]
+    torch.save(state, tmp_path / "incomplete.pth")
+    refusals = []
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setitem(sys.modules, "torch", None)
+        for name in ("nan.pth", "incomplete.pth"):
+            with pytest.raises(CheckpointError) as caught:
+                load(str(tmp_path / name))
+            refusals.append((caught.value.why, caught.value.fix))
+    assert refusals[:2] == refusals[2:]
+
+
+def test_the_weights_are_those_of_the_module(save, model):
+    loaded = load(save(model.state_dict()))
+    assert {name for name in model.state_dict() if "num_batches" not in name} == set(loaded.weights)
+    with torch.no_grad():
+        loaded.module.classifier.bias.fill_(7.0)
+    assert loaded.weights["classifier.bias"].tolist() == [7.0] * 5
 
 
 def test_variant_classes_and_head_are_read_from_the_file(save, model):

@@ -238,7 +238,7 @@ def test_public_names_are_suggested():
     assert TorchvisionSource.names == ("imagenet", "imagenet:121", "imagenet:161", "imagenet:169", "imagenet:201")
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors", "torchvision"])
+@pytest.mark.parametrize("package", ["torch", "torchvision"])
 def test_the_packages_that_public_weights_need_are_named_when_missing(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import GateError, ModelFileError, OutputExistsError
 from densenet_deploy.graph.graph_pass import EXACT
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.simplify import SimplifyReport, simplify
+from densenet_deploy.workflows.simplify import SimplifyReport, finished, simplify
 
 HEADER = '<ir_version: 9, opset_import: ["" : 17]>'
 
@@ -47,6 +48,22 @@ def test_it_carries_what_the_graph_shows_and_its_own_name(third_party, torchvisi
     assert (manifest.variant, manifest.preprocessing.shape) == ("third-party", (3, 32, 32))
     assert manifest.assumed == ("resize", "interpolation", "mean", "std")
     assert onnx.load(third_party.onnx).graph.name == onnx.load(torchvision_onnx).graph.name
+
+
+def test_a_finished_file_says_what_made_it_and_holds_its_weights_in_the_order_of_their_use():
+    stored = "float[1] b = {2}, float[1] a = {1}, float[1] unused = {3}"
+    graph = f"g (float[1] x) => (float[1] y) <{stored}> {{ t = Add(x, a)  u = Add(t, b)  y = Add(u, a) }}"
+    proto = finished(onnx.parser.parse_model(f"{HEADER} {graph}"), "mine")
+    assert [tensor.name for tensor in proto.graph.initializer] == ["a", "b", "unused"]
+    assert (proto.graph.name, proto.producer_name) == ("mine", "densenet-deploy")
+    assert proto.producer_version == version("densenet-deploy")
+
+
+def test_what_the_checker_refuses_is_not_finished():
+    proto = onnx.parser.parse_model(f"{HEADER} g (float[1] x) => (float[2] y) {{ y = Relu(x) }}")
+    with pytest.raises(ModelFileError) as caught:
+        finished(proto, "mine")
+    assert caught.value.subject == "mine"
 
 
 def test_the_report_is_plain_json_and_readable(third_party):

@@ -42,14 +42,22 @@ class PoolBeforeConv(NodePass[_Pair]):
         conv, pool = found
         origin = conv.inputs[0]
         assert origin is not None
-        pooled = ir.Value(name=unused_name(edit.graph, f"{origin.name}:pooled"), type=origin.type)
+        name, shape = unused_name(edit.graph, f"{origin.name}:pooled"), _shape_of_pooled(origin, pool.outputs[0])
+        pooled = ir.Value(name=name, type=origin.type, shape=shape)
         first = ir.Node("", "AveragePool", [origin], pool.attributes.values(), outputs=[pooled], name=pool.name)
         edit.graph.insert_before(conv, first)
         conv.replace_input_with(0, pooled)
-        why = f"pooled before {conv.name or 'the Conv'}, which was pooled after"
-        edit.changes.move(str(pooled.name), str(origin.name), why)
+        edit.changes.pool(str(pooled.name), str(origin.name), conv.name or "the Conv")
         conv.outputs[0].shape = None  # that of unpooled pixels
         take_over_output(conv, pool.outputs[0])
+
+
+def _shape_of_pooled(origin: ir.Value, result: ir.Value) -> ir.Shape | None:
+    """The channels of what is pooled, and the batch and pixels of what the pool made, as far as they are known."""
+    if origin.shape is None or result.shape is None:
+        return None
+    batch, _, *pixels = result.shape
+    return ir.Shape([batch, origin.shape[1], *pixels])
 
 
 def _why_no_mixing(conv: ir.Node) -> str | None:

@@ -29,7 +29,7 @@ class ReshapeToFlatten(NodePass[ir.Node]):
     op_type = "Reshape"
 
     def match(self, node: ir.Node) -> ir.Node | str:
-        if node.attributes.get_int("allowzero", 0) != 0:
+        if node.attributes.get_int("allowzero", 0) != 0 and 0 in (integers(node.inputs[1]) or (0,)):
             return "a zero in its shape means zero"
         return node if _keeps_batch_only(node) else "it is not known to keep the batch and flatten the rest"
 

@@ -47,6 +47,15 @@ def test_the_conv_takes_the_pools_name_and_the_pooled_input_is_recorded():
     assert change == ("r:pooled", TensorChange("r", None, "pooled before the Conv, which was pooled after"))
 
 
+def test_the_pooled_input_has_its_channels_and_the_pixels_of_the_result():
+    model = model_of(
+        "r = Relu(x)  c = Conv(r, w)  " + POOL, weights(w=(2, 4, 1, 1)), "float[N,4,7,6] x", "float[N,2,3,3] y"
+    )
+    value_named(model, "r").shape = ir.Shape(["N", 4, 7, 6])
+    PoolBeforeConv()(model)
+    assert value_named(model, "r:pooled").shape == ir.Shape(["N", 4, 3, 3])
+
+
 def test_the_pool_keeps_its_name_and_the_pooled_input_its_type():
     model = _model("r = Relu(x)  c = Conv(r, w)  [halve] " + POOL)
     value_named(model, "r").type = ir.TensorType(ir.DataType.FLOAT)

@@ -12,7 +12,8 @@ STORED = (
     "int64 zero = {0}, int64[1] first = {0}, int64[1] second = {1}, int64[1] minus = {-1}, int64[1] rest = {12}, "
     "int64[1] eight = {8}, int64[1] pair = {2}, int64[1] flat = {-1}, int64[2] tail = {12,1}, "
     "int64[2] kept = {0,-1}, int64[2] counted = {-1,12}, int64[2] fixed = {2,12}, int64[2] halves = {-1,6}, "
-    "int64[2] split = {-1,3}, int64[2] all = {2,-1}, int64[2] other = {1,-1}, int64[3] three = {0,-1,1}"
+    "int64[2] split = {-1,3}, int64[2] all = {2,-1}, int64[2] other = {1,-1}, int64[2] none = {0,12}, "
+    "int64[3] three = {0,-1,1}"
 )
 SLICED = "s = Shape(x)  u = Slice(s, {0})  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)"
 SIZED = "s = Size(x)  u = Unsqueeze(s, first)  t = Concat<axis=0>(u, second)  y = Reshape(x, t)"
@@ -36,6 +37,8 @@ def _rewritten(body, inputs, outputs="float[M,K] y"):
         ("y = Reshape(x, counted)", ANY),
         ("y = Reshape(x, all)", TWO),
         ("y = Reshape(x, fixed)", TWO),
+        ("y = Reshape<allowzero=1>(x, fixed)", TWO),
+        ("y = Reshape<allowzero=1>(x, counted)", ANY),
         (VIEW.format("x", "minus") + " y = Reshape(x, t)", ANY),
         (VIEW.format("x", "rest") + " y = Reshape(x, t)", ANY),
         (VIEW.format("x", "eight") + " y = Reshape(x, t)", "float[N,C,H,W] x"),
@@ -63,27 +66,24 @@ def test_the_batch_may_be_that_of_an_earlier_tensor():
         ("y = Reshape(x, three)", ANY, "float[N,12,1] y"),
         ("y = Reshape(x, flat)", ANY, "float[M] y"),
         ("y = Reshape(x, q)", f"{TWO}, int64[2] q", "float[2,12] y"),
-        ("y = Reshape<allowzero=1>(x, fixed)", TWO, "float[2,12] y"),
         ("y = Reshape(x, counted)", "float[N,3,H,W] x", "float[M,12] y"),
         ("y = Reshape(x, split)", "float[2,6] x", "float[4,3] y"),
         (VIEW.format("x", "minus, second") + " y = Reshape(x, t)", ANY, "float[N,12,1] y"),
         (VIEW.format("x", "tail") + " y = Reshape(x, t)", ANY, "float[N,12,1] y"),
         (VIEW.format("x", "q") + " y = Reshape(x, t)", f"{ANY}, int64[k] q", "float[N,M] y"),
+        (SLICED.format("first, pair"), ANY, "float[N,3,M] y"),
         (
-            "s = Shape(x)  u = Slice(s, first, pair)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)",
-            ANY,
-            "float[N,3,M] y",
-        ),
-        (
-            "s = Shape(x)  u = Slice(s, second, pair)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)",
+            SLICED.format("second, pair"),
             ANY,
             "float[3,M] y",
         ),
         (
-            "s = Size(x)  u = Unsqueeze(s, first)  t = Concat<axis=0>(u, second)  y = Reshape(x, t)",
+            SIZED,
             TWO,
             "float[24,1] y",
         ),
+        ("y = Reshape<allowzero=1>(x, none)", "float[0,3,2,2] x", "float[0,12] y"),
+        (VIEW.format("x", "minus") + " y = Reshape<allowzero=1>(x, t)", ANY, "float[N,12] y"),
         (VIEW.format("k", "minus") + " y = Reshape(x, t)", f"{TWO}, float[2,1] k", "float[2,12] y"),
         ("s = Shape(x)  u = Gather(s, second)  t = Concat<axis=0>(u, minus)  y = Reshape(x, t)", ANY, "float[3,M] y"),
         ("s = Shape(x)  u = Slice(s, second, rest)  y = Reshape(x, u)", ANY, "float[3,2,M] y"),
