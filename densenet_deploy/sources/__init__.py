@@ -40,8 +40,8 @@ def load(source: object, constraint: WeightsConstraint | None = None) -> LoadedN
 
     Args:
         source: the name of a variant (`121`), `none` (untrained), public weights (`imagenet`, `imagenet:169`), the path
-            of a checkpoint or of a graph (`.onnx`, `.xml`, `.engine`), an `nn.Module`, the bytes of an ONNX file, or an
-            `onnx.ModelProto`.
+            of a checkpoint or of a graph (`.onnx`, `.xml`, `.engine`), a state dict, an `nn.Module`, the bytes of an
+            ONNX file, or an `onnx.ModelProto`.
         constraint: what the network must be.
 
     Raises:
@@ -67,5 +67,5 @@ def source_for(source: object) -> Source:
         return best
     if isinstance(source, (str, os.PathLike)):
         raise UnknownNameError.among("weights", os.fspath(source), {name for kind in known for name in kind.names})
-    types = "a name, a path, an nn.Module, an onnx.ModelProto, or the bytes of an ONNX file"
+    types = "a name, a path, a state dict, an nn.Module, an onnx.ModelProto, or the bytes of an ONNX file"
     raise UsageError(type(source).__name__, "is not a source of a network", f"give {types}")

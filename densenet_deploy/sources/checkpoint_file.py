@@ -76,6 +76,7 @@ _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 
 _LARGEST_HEADER_BYTES: Final = 100 * 10**6
 _METADATA: Final = "__metadata__"
+_LEGACY_START: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of a number of PyTorch's own
 _TYPES_BY_WIDTH: Final = {
     1: ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"),
     2: ("I16", "U16", "F16", "BF16"),
@@ -99,7 +100,7 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> CheckpointFile:
-    """Read a `.safetensors` file, or one of PyTorch's: `.pth`, `.pt`, `.ckpt` or `.bin`.
+    """Read a `.safetensors` file, or one of PyTorch's: `.pth`, `.pt`, `.ckpt`, `.bin`, or any other name.
 
     Args:
         path: where it is.
@@ -109,7 +110,7 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         InputError: if the file does not exist, or it is empty.
         CheckpointError: if it is damaged, too large, or holds objects other than tensors, numbers and containers.
     """
-    if not is_checkpoint_name(path):
+    if not is_checkpoint_name(path) and not (path.is_file() and _is_saved_by_torch(path)):
         fix = _FOREIGN.get(path.suffix.lower(), f"give one of {', '.join(CHECKPOINT_SUFFIXES)}")
         raise CheckpointError(path, f"has the suffix {path.suffix!r}", fix)
     data = _bytes_of(path, largest_bytes)
@@ -119,6 +120,17 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         require_weights_zip(path, io.BytesIO(data))
     load = _load_tensors if is_installed("torch") else _load_arrays
     return CheckpointFile(path, len(data), load(path, data))
+
+
+def _is_saved_by_torch(path: Path) -> bool:
+    """Whether the bytes are those of `torch.save`, old or new, whatever the file is called."""
+    with os_errors_about(path), path.open("rb") as file:
+        if file.read(len(_LEGACY_START)) == _LEGACY_START:
+            return True
+        try:
+            return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(file).namelist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            return False
 
 
 def require_weights_zip(path: Path, file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint files: variant, class count and head come from the checkpoint unless they are given.
+"""Checkpoints, in files or in memory: variant, class count and head come from the checkpoint unless they are given.
 
 What the file says and what was asked for must agree; a disagreement is an error.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from densenet_deploy.artifacts import (
     CHECKPOINT_SUFFIXES,
@@ -23,12 +24,13 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.packages import is_installed
 from densenet_deploy.sources.arrays import Array, array_of
-from densenet_deploy.sources.checkpoint_file import float32_bytes, read_checkpoint
+from densenet_deploy.sources.checkpoint_file import CheckpointFile, float32_bytes, read_checkpoint
 from densenet_deploy.sources.config_file import WeightsConfig, config_beside, fitting
 from densenet_deploy.sources.source import UNVERIFIED, LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     COUNTER,
     Weights,
+    copied,
     fitted_model,
     require_finite,
     require_fit,
@@ -45,22 +47,27 @@ if TYPE_CHECKING:
 
     from densenet_deploy.models.build import DenseNet
 
+_IN_MEMORY: Final = Path("state_dict")
+"""Stands for the path of a state dict in memory, in errors and in the name of the network."""
+
 
 @sources.register("file")
 class FileSource(Source):
-    """Read a checkpoint: `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors`."""
+    """Read a checkpoint: a file `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors`, or a state dict in memory."""
 
     names = CHECKPOINT_SUFFIXES
 
     def matches(self, source: object) -> Match:
         if not isinstance(source, (str, os.PathLike)):
-            return Match.NO
+            return Match.CERTAIN if isinstance(source, Mapping) else Match.NO
         path = Path(source)
         if is_checkpoint_name(path):
             return Match.CERTAIN
         return Match.POSSIBLE if path.suffix.lower() not in FILE_SUFFIXES and path.exists() else Match.NO
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
+        if isinstance(source, Mapping):
+            return _loaded(CheckpointFile(_IN_MEMORY, sys.maxsize, source), constraint, assumes=True)
         assert isinstance(source, (str, os.PathLike))
         return load_file(Path(source), constraint)
 
@@ -70,10 +77,15 @@ def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True
 
     Where PyTorch is not installed, the network has weights, and no module.
     """
-    file = read_checkpoint(path)
-    manifest = Manifest.from_strings(file.strings)
+    return _loaded(read_checkpoint(path), constraint, assumes=assumes)
+
+
+def _loaded(file: CheckpointFile, constraint: WeightsConstraint, *, assumes: bool) -> LoadedNetwork:
+    path, manifest = file.path, Manifest.from_strings(file.strings)
     weights = weights_from(file, is_ours=manifest is not None, key=constraint.key)
-    config = config_beside(path) if manifest is None else None
+    if path is _IN_MEMORY:  # its owner may go on training
+        weights = dataclasses.replace(weights, tensors=copied(weights.tensors))
+    config = config_beside(path) if manifest is None and path is not _IN_MEMORY else None
     if config is not None:
         weights = weights.described_by(config)
         constraint = _with_stem_of(config, weights, constraint)

@@ -194,6 +194,14 @@ def fitted_model(subject: object, variant: Variant, tensors: Mapping[str, Tensor
     return loaded_model(variant.spec, {**own, **counters})
 
 
+def copied(tensors: Mapping[str, Tensor | Array]) -> dict[str, Tensor | Array]:
+    """Return `tensors` in memory of their own, on the CPU."""
+    return {
+        name: value.copy() if isinstance(value, np.ndarray) else value.detach().to("cpu", copy=True)
+        for name, value in tensors.items()
+    }
+
+
 def weights_of(module: DenseNet) -> dict[str, Array]:
     """Return the weights of a network of ours by name, without batch counters; those on the CPU share its memory."""
     return {name: array_of(tensor) for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}

@@ -65,8 +65,8 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
 
     Args:
         source: the name of a variant (`121`, untrained), public weights (`imagenet:169`), a checkpoint, an `.onnx`,
-            `.xml` or `.engine` file, the bytes of an ONNX file, an `nn.Module`, an `onnx.ModelProto`, or a `Model`.
-            None is the untrained `variant`, or DenseNet-121.
+            `.xml` or `.engine` file, the bytes of an ONNX file, a state dict, an `nn.Module`, an `onnx.ModelProto`, or
+            a `Model`. None is the untrained `variant`, or DenseNet-121.
         **stated: facts about the images and outputs (see `ModelFacts`), which win over what the source says; and of the
             network `variant`, `num_classes`, `head`, `architecture` (numbers of a custom one), the `seed` of untrained
             weights, `allow_nonfinite` for weights with NaN or Inf, and `key`, which names one of several networks in a

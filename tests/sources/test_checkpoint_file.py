@@ -179,6 +179,25 @@ def test_a_suffix_of_something_else_is_refused(tmp_path):
     assert "'.h5'" in refusal(tmp_path / "weights.h5", b"x")
 
 
+@pytest.mark.parametrize("name", ["weights", "weights.th", "weights.pkl", "weights.model", "epoch.3"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_pytorch_saved_is_read_whatever_it_is_called(tmp_path, name, zipped):
+    path = tmp_path / name
+    path.write_bytes(saved({"a": torch.arange(3.0)}, zipped=zipped))
+    assert read_checkpoint(path).content["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"\x80\x02}q\x00.", pickle.dumps({"a": 1}), b"\x89HDF\r\n"])
+def test_other_bytes_under_such_a_name_are_not(tmp_path, data):
+    assert "has the suffix '.th'" in refusal(tmp_path / "weights.th", data)
+
+
+def test_a_zip_of_something_else_is_not(tmp_path):
+    buffer = io.BytesIO()
+    np.savez(buffer, data=np.ones(2))
+    assert "has the suffix '.npz'" in refusal(tmp_path / "weights.npz", buffer.getvalue())
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin"])
 def test_other_suffixes_of_pytorch_are_read_and_as_wary(tmp_path, model, suffix):
     path = tmp_path / f"weights{suffix}"

@@ -68,6 +68,34 @@ def test_a_suffix_makes_a_checkpoint_and_so_may_any_other_file(tmp_path, name, m
     assert FileSource().matches(str(tmp_path / name)) is match
 
 
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"epoch": 3, "state_dict": dict(state)}], ids=["bare", "wrapped"])
+def test_a_state_dict_in_memory_is_a_checkpoint_that_its_owner_keeps(model, wrap, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("[]")  # of something else that lies here
+    state = model.state_dict()
+    loaded = load(wrap(state))
+    assert (loaded.name, loaded.variant.spec, loaded.origin.source) == ("state_dict", model.spec, "state_dict")
+    assert same_weights(loaded.module, model)
+    before = weights_sha256(loaded.module.state_dict())
+    with torch.no_grad():
+        state["classifier.bias"] += 1
+    assert weights_sha256(loaded.module.state_dict()) == before
+    assert loaded.weights["classifier.bias"].tolist() == loaded.module.classifier.bias.tolist()
+
+
+def test_arrays_of_a_state_dict_are_weights(model):
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    loaded = load(arrays)
+    assert same_weights(loaded.module, model)
+    assert not np.shares_memory(loaded.weights["classifier.bias"], arrays["classifier.bias"])
+
+
+def test_a_dictionary_without_weights_is_refused_by_name():
+    with pytest.raises(CheckpointError) as caught:
+        load({"epoch": 3})
+    assert str(caught.value.subject) == "state_dict"
+
+
 def test_other_types_are_no_files():
     assert FileSource().matches(b"a.pth") is Match.NO
 
