@@ -25,7 +25,7 @@ from densenet_deploy.options import require_range
 from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey
 from densenet_deploy.quantization.calibration_data import CalibrationData
 from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges, Observer, observers
-from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 
@@ -129,8 +129,10 @@ def _collected(
     checkpoint: Checkpoint | None,
     progress: Progress,
 ) -> dict[str, ChannelRanges]:
-    with open_runner(exposed, options=RunnerOptions(check_values=False, arena=False)) as runner:
-        return collect_ranges(runner, data, config, checkpoint, progress, data.origin)
+    calls, threads = shared_cpus()
+    options = RunnerOptions(threads=threads, check_values=False, arena=False)
+    with open_runner(exposed, options=options) as runner:
+        return collect_ranges(runner, data, config, checkpoint, progress, data.origin, calls)
 
 
 def collect_ranges(
@@ -140,6 +142,7 @@ def collect_ranges(
     checkpoint: Checkpoint | None = None,
     progress: Progress = ignore,
     origin: object = "calibration",
+    calls: int = 1,
 ) -> dict[str, ChannelRanges]:
     """Run every sample and return the ranges of each observed tensor by name, in the order of the outputs.
 
@@ -151,6 +154,7 @@ def collect_ranges(
         checkpoint: where to save the run and to look for an earlier one.
         progress: see `Progress`.
         origin: where the samples come from, as errors name it.
+        calls: how many samples run at the same time; the result does not depend on it.
 
     Raises:
         DataError: if the samples are too few or all alike, or are not those that the checkpoint saw.
@@ -161,17 +165,18 @@ def collect_ranges(
     names = _tensors_to_observe(runner, config)
     run = _Run.resumed(checkpoint, config) or _Run(config)
     seen, total = hashlib.sha256(), len(samples) if isinstance(samples, Sized) else None
-    for done, sample in enumerate(_varied(samples, origin), start=1):
+    rest, done = _varied(samples, origin), 0
+    for done, sample in enumerate(itertools.islice(rest, run.done), start=1):
         seen.update(sample.tobytes())
-        if done > run.done:
-            results = run_batched(runner, sample)
-            run.update({name: results[name] for name in names}, seen.hexdigest())
-            if checkpoint is not None and done % checkpoint.every == 0:
-                run.save(checkpoint)
-        elif done == run.done:
-            _require_same(seen.hexdigest() == run.seen, checkpoint)
+        _require_same(done < run.done or seen.hexdigest() == run.seen, checkpoint)
         progress(done, total)
     _require_same(done == run.done, checkpoint)
+    for sample, results in run_each(runner, rest, calls):
+        seen.update(sample.tobytes())
+        run.update({name: results[name] for name in names}, seen.hexdigest())
+        if checkpoint is not None and run.done % checkpoint.every == 0:
+            run.save(checkpoint)
+        progress(run.done, total)
     if checkpoint is not None:
         with os_errors_about(checkpoint.path):
             checkpoint.path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,6 +92,7 @@ class Int8Writer:
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
+        ranges = _with_concats(graph.graph, ranges)
         self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._graph, self._types = graph, choose_types(graph.graph, ranges)
@@ -168,8 +169,8 @@ class Int8Writer:
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
-    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, and
-    the inputs of norms, if they are float feature maps (N, C, H, W). Averages over whole images, and what a gate
+    These are the inputs and outputs of convolutions, the outputs of ReLUs, the inputs of Concats, and the inputs of
+    norms, if they are float feature maps (N, C, H, W). What Concats of these give has the same ranges. Averages over whole images, and what a gate
     (squeeze-and-excitation) or a head of convolutions computes from them, are not: one pixel costs no time in float,
     and its errors would reach every pixel that the gate multiplies. The range of the graph's input is known without
     calibration.
@@ -189,8 +190,32 @@ def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
             found.append(node.inputs[0])
         values |= dict.fromkeys(value for value in found if value is not None)
     averages = _averages(model.graph)
-    maps = (value for value in values if _is_feature_map(value) and value not in averages)
-    return tuple(str(value.name) for value in maps if not value.is_graph_input())
+    maps = [v for v in values if _is_feature_map(v) and v not in averages and not v.is_graph_input()]
+    joined = {str(concat.outputs[0].name) for concat in _concats_of(model.graph, {str(value.name) for value in maps})}
+    return tuple(str(value.name) for value in maps if value.name not in joined)
+
+
+def _concats_of(graph: ir.Graph, known: Collection[str]) -> Iterator[ir.Node]:
+    """Yield the Concats along channels of nothing but values `known`, and of such Concats, in execution order."""
+    names = set(known)
+    for node in graph:
+        if not is_operator(node, "Concat"):
+            continue
+        axis = node.attributes.get_int("axis", 0)
+        is_along_channels = axis == 1 or (axis == -3 and rank_of(node.outputs[0]) == 4)
+        if is_along_channels and names.issuperset(str(value.name) for value in node.inputs if value):
+            names.add(str(node.outputs[0].name))
+            yield node
+
+
+def _with_concats(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges` together with those of the Concats of tensors in it, which are those of their inputs."""
+    found = dict(ranges)
+    for concat in _concats_of(graph, ranges):
+        parts = [found[str(value.name)] for value in concat.inputs if value is not None]
+        low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
+        found.setdefault(str(concat.outputs[0].name), ChannelRanges(low, high))
+    return found
 
 
 def _averages(graph: ir.Graph) -> set[ir.Value]:

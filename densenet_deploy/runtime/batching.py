@@ -149,6 +149,9 @@ def run_each(runner: Runner, samples: Iterable[Array], calls: int) -> Iterator[t
     """
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    if calls == 1:
+        yield from ((sample, run_batched(runner, sample)) for sample in samples)
+        return
     running: collections.deque[tuple[Array, Future[dict[str, Array]]]] = collections.deque()
     pool = ThreadPoolExecutor(calls)
     try:
