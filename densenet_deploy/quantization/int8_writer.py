@@ -41,11 +41,13 @@ from densenet_deploy.quantization.output_correction import (
 )
 from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantization.scales import QuantizedType, choose_types
-from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.batching import run_each, shared_cpus
+from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner
 
 CORRECTION_SAMPLES: Final = 128
+_FEWEST_CONV_SAMPLES: Final = 32
+_CONV_PIXELS: Final = CORRECTION_SAMPLES * 64 * 64
 _WHOLE_IMAGE: Final = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
@@ -104,23 +106,35 @@ class Int8Writer:
         self._samples: list[Array] = []
         self._corrections: Mapping[str, Correction] = {}
         self._expected: list[Array] = []
+        self._last: tuple[frozenset[str], Int8File] | None = None
 
-    def correct(self, samples: Iterable[Array]) -> None:
-        """Measure on `samples`, (1, C, H, W) each, of which the first 128 are used, what INT8 changes in the outputs.
+    def correct(self, samples: Iterable[Array], outputs: Iterable[Feeds] = ()) -> None:
+        """Measure on `samples`, (1, C, H, W) each, what INT8 changes in the outputs; files written later correct it.
 
-        Files that are written afterwards correct it.
+        The first 128 are used, and for convolutions fewer of large images: one pixel in so many tells as much.
+
+        Args:
+            samples: the more varied, the better.
+            outputs: what the float graph gives for each of them, by name; what is missing is computed.
         """
-        self._samples = list(itertools.islice(samples, CORRECTION_SAMPLES))
+        self._samples, self._last = list(itertools.islice(samples, CORRECTION_SAMPLES)), None
         if not self._samples:
             return
         quantized = self._simulated(self._graph, self._types, self.options)
-        self._corrections = conv_corrections(self._graph, quantized, self._samples)
+        few = self._samples[: conv_samples(self._samples[0].shape)]
+        self._corrections = conv_corrections(self._graph, quantized, few)
         gemm = classifier_of(self._graph.graph)
         if gemm is not None:
-            self._expected = self._scores(self._plain, str(gemm.outputs[0].name), REFERENCE_BACKEND)
+            self._expected = self._float_scores(str(gemm.outputs[0].name), outputs)
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
-        """Return the INT8 form in which `float_layers` stay float."""
+        """Return the INT8 form in which `float_layers` stay float; the last form is kept."""
+        names = frozenset(float_layers)
+        if self._last is None or self._last[0] != names:
+            self._last = names, self._written(names)
+        return self._last[1]
+
+    def _written(self, float_layers: frozenset[str]) -> Int8File:
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
             return Int8File(_serialized(ir.from_proto(self._plain), plain), (), (*self.layers, *self.others))
@@ -159,11 +173,30 @@ class Int8Writer:
             found = self._scores(quantized, str(gemm.outputs[0].name), self.backend or REFERENCE_BACKEND)
             correct_classifier(model.graph, gemm, self._expected, found)
 
+    def _float_scores(self, name: str, outputs: Iterable[Feeds]) -> list[Array]:
+        """Return the value `name` of the float graph for each sample: from `outputs`, if it is one of all of them."""
+        known = [found[name] for found in itertools.islice(outputs, len(self._samples)) if name in found]
+        is_known = len(known) == len(self._samples) and self._is_output(name)
+        return known if is_known else self._scores(self._plain, name, REFERENCE_BACKEND)
+
+    def _is_output(self, name: str) -> bool:
+        return any(output.name == name for output in self._plain.graph.output)
+
     def _scores(self, proto: onnx.ModelProto, name: str, backend: str) -> list[Array]:
         """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
         data = expose_values(proto, [name]).SerializeToString()
-        with open_runner(data, backend, "cpu", RunnerOptions(check_values=False)) as runner:
-            return [run_batched(runner, sample)[name] for sample in self._samples]
+        calls, threads = shared_cpus(backend)
+        with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
+            return [found[name] for _, found in run_each(runner, self._samples, calls)]
+
+
+def conv_samples(shape: tuple[int, ...]) -> int:
+    """Return how many samples of `shape` (1, C, H, W) the corrections of convolutions are measured on.
+
+    >>> conv_samples((1, 3, 64, 64)), conv_samples((1, 3, 96, 96)), conv_samples((1, 3, 224, 224))
+    (128, 56, 32)
+    """
+    return min(CORRECTION_SAMPLES, max(_FEWEST_CONV_SAMPLES, _CONV_PIXELS // (shape[2] * shape[3])))
 
 
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:

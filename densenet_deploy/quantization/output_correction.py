@@ -108,7 +108,7 @@ def conv_corrections(model: ir.Model, quantized: onnx.ModelProto, samples: Itera
     measured_values = {name for pair in outputs.values() for name in pair}
     exposed = expose_values(both, measured_values)
     _keep_what_makes(exposed.graph, measured_values)
-    calls, threads = shared_cpus()
+    calls, threads = shared_cpus(REFERENCE_BACKEND)
     options = RunnerOptions(check_values=False, threads=threads)
     with open_runner(exposed.SerializeToString(), REFERENCE_BACKEND, "cpu", options) as runner:
         for _, found in run_each(runner, samples, calls):

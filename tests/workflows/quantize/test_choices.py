@@ -173,10 +173,10 @@ class NoisyTrials:
         self.culprits, self.behind, self.peer = {f"l{place}" for place in culprits}, behind, peer
         self.tried: set[frozenset[str]] = set()
 
-    def baseline_db(self) -> float:
+    def baseline_db(self, count: int = 32) -> float:
         return self.peer
 
-    def sqnr_db(self, float_layers: frozenset[str]) -> float:
+    def sqnr_db(self, float_layers: frozenset[str], count: int = 32) -> float:
         self.tried.add(frozenset(float_layers))
         return self.behind if self.culprits - float_layers else 30.0
 
