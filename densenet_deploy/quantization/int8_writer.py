@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.layer_precision import layer_precisions
-from densenet_deploy.graph.nodes import is_operator, only_reader, rank_of, why_not_affine
+from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, why_not_affine
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
@@ -145,7 +145,8 @@ class Int8Writer:
             correct_conv(graph.graph, conv, self._corrections[str(conv.name)])
         if self.backend is None:
             self._correct_classifier(graph, self._simulated(graph, types, options))
-        written = set(self._recipe.write(graph, types, options))
+        with names_known(graph.graph):
+            written = set(self._recipe.write(graph, types, options))
         if self.backend is not None:
             self._correct_classifier(graph, ir.to_proto(graph))
         integer = tuple(name for name in self.layers if name in written)
@@ -155,7 +156,8 @@ class Int8Writer:
     def baseline(self) -> bytes:
         """Return the graph in the INT8 form of general tools; see `baseline.py`."""
         graph = ir.from_proto(self._plain)
-        write_baseline(graph, self._ranges, self.options.weight_bits)
+        with names_known(graph.graph):
+            write_baseline(graph, self._ranges, self.options.weight_bits)
         return _serialized(graph, self.manifest)
 
     def _simulated(
@@ -163,7 +165,8 @@ class Int8Writer:
     ) -> onnx.ModelProto:
         """Return the Q/DQ form of `model` that runs anywhere."""
         copy = _copy(model)
-        self._recipe.simulate(copy, types, options)
+        with names_known(copy.graph):
+            self._recipe.simulate(copy, types, options)
         return ir.to_proto(copy)
 
     def _correct_classifier(self, model: ir.Model, quantized: onnx.ModelProto) -> None:
