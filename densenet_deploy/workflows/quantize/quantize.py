@@ -207,8 +207,8 @@ def _chosen_layers(
     if not trials.runs_here:
         notes.append(f"speed was not measured: no backend here runs what the recipe {recipe} is for")
         return _LayerChoice(float_layers, tuple(notes))
-    with stages("speed"):
-        float_layers, speed = layers_for_speed(trials, float_layers)
+    with stages("speed", f"up to {options.speed_seconds:g} s, --no-never-slower skips it"):
+        float_layers, speed = layers_for_speed(trials, float_layers, options.speed_seconds)
     return _LayerChoice(float_layers, tuple(notes), speed)
 
 
