@@ -6,13 +6,12 @@ every other round, and the result is the median over the rounds. Ours runs once 
 `--no-race`, with the comparison of speeds that it makes by default. `cpu_seconds` are of the process and its children:
 on a machine that others use they tell more than the clock. Peak memory is the largest resident set of one process.
 
-`--python` names another interpreter for the peers, where they are installed in an environment of their own.
+`--nncf-python` names the interpreter of another environment, if NNCF is installed there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -85,7 +84,8 @@ def _tools(options: argparse.Namespace, model: Path, images: Path, folder: Path)
     tools: dict[str, Callable[[], Facts]] = {}
     for tool in PEERS:
         out = folder / ("peer.xml" if tool == "nncf" else "peer.onnx")
-        words = [str(options.python), "-c", PEER, str(ROOT / "benchmarks"), tool, str(model), str(images), str(out)]
+        python = options.nncf_python if tool == "nncf" else sys.executable
+        words = [str(python), "-c", PEER, str(ROOT / "benchmarks"), tool, str(model), str(images), str(out)]
         tools[tool] = partial(_run, words, folder)
     for recipe in RECIPES:
         words = [sys.executable, "-m", "densenet_deploy", "quantize", str(model), "--calibration", str(images)]
@@ -112,9 +112,9 @@ def _run(words: Sequence[str], folder: Path, *, may_fail: bool = False) -> Facts
         seconds = time.perf_counter() - start
     code = os.waitstatus_to_exitcode(status)
     if code not in ((0, 4) if may_fail else (0,)):
-        raise SystemExit(f"{' '.join(words)}: exit code {code}")
+        raise SystemExit(f"{words}: exit code {code}")
     cpu = usage.ru_utime + usage.ru_stime
-    print(f"{seconds:6.1f} s  {' '.join(words[-8:])}", file=sys.stderr)
+    print(f"{seconds:6.1f} s, {cpu:6.1f} s of CPU time", file=sys.stderr)
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_memory_mib": usage.ru_maxrss / 1024}
 
 
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-race", dest="race", action="store_false", help="only without the comparison of speeds")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter of the peers")
+    parser.add_argument("--nncf-python", type=Path, default=Path(sys.executable), help="an interpreter that has NNCF")
     parser.add_argument("--output", type=Path, default=RESULTS / "quantize_time.json")
     return parser
 

@@ -245,7 +245,7 @@ def _are_finite_floats(data: Collection[object]) -> bool:
 
 
 def _are_floats_within(hint: Any, data: Sequence[Any]) -> bool:
-    """Whether `data` can be read at once as tuple[`hint`, ...]; where it cannot, reading one by one finds the reason."""
+    """Whether `data` can be read at once as tuple[`hint`, ...]; if not, reading one by one finds the reason."""
     kind, *bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     if kind is not float or not all(isinstance(bound, Range) for bound in bounds) or not _are_finite_floats(data):
         return False

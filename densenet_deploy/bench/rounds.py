@@ -7,6 +7,7 @@ not compared. A ratio is the median over rounds of the two candidates' median ca
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, Self
@@ -108,7 +109,7 @@ def compare_speed(
     *,
     rounds: int = 5,
     seconds_per_round: float = 0.25,
-    is_enough: Enough | None = None,
+    is_enough: Enough = lambda _: False,
 ) -> RoundResults:
     """Time `candidates`, each in its own process, in at most `rounds` rounds after one of warm-up.
 
@@ -122,7 +123,12 @@ def compare_speed(
     require_range("rounds", rounds, 1, 10_000)
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(CandidateWorker(one)) for name, one in candidates.items()}
-        results = measure_rounds(workers, rounds=rounds, seconds_per_round=seconds_per_round, is_enough=is_enough)
+        results = measure_rounds(
+            workers,
+            rounds=rounds,
+            seconds_per_round=seconds_per_round,
+            is_enough=lambda found: bool(found.failures) or is_enough(found),
+        )
         for failure in results.failures.values():
             raise failure
         return results
@@ -134,7 +140,7 @@ def measure_rounds(
     rounds: int,
     seconds_per_round: float,
     max_warm_up_rounds: int = 1,
-    is_enough: Enough | None = None,
+    is_enough: Enough = lambda _: False,
 ) -> RoundResults:
     """Time workers that the caller owns and closes; the order is reversed from round to round.
 
@@ -161,22 +167,29 @@ def measure_rounds(
     while warm_up_rounds < max_warm_up_rounds and not all(_is_steady(warm_up[n]) for n in workers if n not in failures):
         run_round(workers, warm_up)
         warm_up_rounds += 1
-
-    def results() -> RoundResults:
-        measured = [name for name in workers if name not in failures]
-        return RoundResults(
-            timings={name: tuple(timings[name]) for name in measured},
-            openings={name: openings[name] for name in measured},
-            warm_up_rounds=warm_up_rounds,
-            unsteady=tuple(name for name in measured if not _is_steady(warm_up[name])),
-            failures=failures,
-        )
-
+    results = functools.partial(_results, timings, openings, warm_up, failures)
     for number in range(rounds):
         run_round(workers if number % 2 == 0 else reversed(list(workers)), timings)
-        if is_enough is not None and is_enough(results()):
+        if is_enough(results()):
             break
     return results()
+
+
+def _results(
+    timings: Mapping[str, Sequence[RoundTiming]],
+    openings: Mapping[str, Opening],
+    warm_up: Mapping[str, Sequence[RoundTiming]],
+    failures: Mapping[str, DensenetDeployError],
+) -> RoundResults:
+    """The results so far of the workers that have not failed."""
+    measured = [name for name in timings if name not in failures]
+    return RoundResults(
+        timings={name: tuple(timings[name]) for name in measured},
+        openings={name: openings[name] for name in measured},
+        warm_up_rounds=max(map(len, warm_up.values()), default=0),
+        unsteady=tuple(name for name in measured if not _is_steady(warm_up[name])),
+        failures=dict(failures),
+    )
 
 
 @contextlib.contextmanager

@@ -206,10 +206,10 @@ def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
     These are the inputs and outputs of convolutions, the outputs of ReLUs, the inputs of Concats, and the inputs of
-    norms, if they are float feature maps (N, C, H, W). What Concats of these give has the same ranges. Averages over whole images, and what a gate
-    (squeeze-and-excitation) or a head of convolutions computes from them, are not: one pixel costs no time in float,
-    and its errors would reach every pixel that the gate multiplies. The range of the graph's input is known without
-    calibration.
+    norms, if they are float feature maps (N, C, H, W). Concats of these have the ranges of their inputs. Averages over
+    whole images, and what a gate (squeeze-and-excitation) or a head of convolutions computes from them, are not: one
+    pixel costs no time in float, and its errors would reach every pixel that the gate multiplies. The range of the
+    graph's input is known without calibration.
     """
     values: dict[ir.Value, None] = {}
     for node in model.graph:

@@ -47,6 +47,8 @@ class Stages:
         """
         heard = name if cost is None else f"{name} ({cost})"
         self._listener(heard)
+        if cost is not None:
+            log.info("%s", heard)
         start = time.perf_counter()
         yield functools.partial(self._listener, heard)
         self.seconds[name] = time.perf_counter() - start

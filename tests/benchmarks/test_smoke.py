@@ -165,3 +165,14 @@ def test_int8_races_ours_against_both_peers(tmp_path: Path) -> None:
         assert peers == row["ours_over"].keys()
         assert {"FP32, plain", "FP32, export"} < peers
         assert all(low <= median <= high for median, low, high in row["ours_over"].values())
+
+
+@pytest.mark.slow
+def test_quantize_time_compares_with_the_tools_that_are_installed(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    quick = ("--variant", "cifar-bc-40-12", "--images", "32", "--rounds", "1", "--no-race")
+    results = _run("quantize_time.py", *quick, "--output", tmp_path / "r.json")
+    assert list(results) == ["nncf", "quantize_static", "ours, onnxruntime", "ours, openvino"]
+    for facts in results.values():
+        assert facts["of_nncf"] == pytest.approx(facts["seconds"] / results["nncf"]["seconds"], abs=0.1)
+        assert facts["peak_memory_mib"] > 50

@@ -91,7 +91,7 @@ def prepare_int8(
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
         floats = FloatOutputs(model, data, found.outputs)
         if options.correct:
-            writer.correct(data, floats.first(CORRECTION_SAMPLES))
+            writer.correct(data, floats.first(min(CORRECTION_SAMPLES, data.count)))
     return Int8Preparation(writer, data, "; ".join(filter(None, (found.note, beyond))), floats)
 
 
