@@ -503,7 +503,7 @@ def test_errors_name_where_the_data_come_from(tmp_path):
 def test_outputs_of_the_first_samples_are_kept_beside_the_ranges(tmp_path):
     model, images = small_model(), samples(40)
     names = [value.name for value in model.graph.output]
-    data, config = open_calibration_data(images, SMALL), CalibrationConfig(tensors=("c",))
+    data, config = open_calibration_data(np.concatenate(images), SMALL), CalibrationConfig(tensors=("c",))
     cache = CalibrationCache(tmp_path)
     found = calibrate(model, data, config, cache, keep=33)
     assert len(found.outputs) == 33
