@@ -29,7 +29,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union
@@ -78,7 +78,7 @@ def to_plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list, frozenset)):
-        return [to_plain(item) for item in value]
+        return list(value) if _are_finite_floats(value) else [to_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
@@ -227,11 +227,30 @@ def _read_tuple(hints: tuple[Any, ...], data: object, where: str, strict: bool) 
     if not isinstance(data, (list, tuple)):
         raise _wrong(where, data, "a list")
     if hints[-1] is Ellipsis:
+        if _are_floats_within(hints[0], data):
+            return tuple(data)
         hints = (hints[0],) * len(data)
     if len(hints) != len(data):
         raise _wrong(where, data, f"a list of {len(hints)}")
     pairs = enumerate(zip(hints, data, strict=True))
     return tuple(_read(hint, item, f"{where}[{place}]", strict) for place, (hint, item) in pairs)
+
+
+def _are_finite_floats(data: Collection[object]) -> bool:
+    """Whether `data` is known to hold floats alone, none NaN or infinite: a graph has hundreds of thousands of them.
+
+    Their sum is neither if none of them is; False where it overflows.
+    """
+    return set(map(type, data)) == {float} and math.isfinite(sum(data))  # type: ignore[arg-type]
+
+
+def _are_floats_within(hint: Any, data: Sequence[Any]) -> bool:
+    """Whether `data` can be read at once as tuple[`hint`, ...]; if not, reading one by one finds the reason."""
+    kind, *bounds = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    if kind is not float or not all(isinstance(bound, Range) for bound in bounds) or not _are_finite_floats(data):
+        return False
+    low, high = min(data), max(data)
+    return all(bound.low <= low and high <= bound.high for bound in bounds)
 
 
 def _object(data: object, where: str) -> Iterator[tuple[str, object]]:

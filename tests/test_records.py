@@ -320,3 +320,30 @@ def test_text_is_written_as_it_is_but_for_what_utf_8_cannot_carry():
 )
 def test_every_record_survives_the_round_trip(record):
     assert from_plain(Outer, parse_json(write_json(to_plain(record)))) == record
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Many numbers, with and without bounds."""
+
+    any: tuple[float, ...] = ()
+    positive: tuple[Annotated[float, Range(0.5, 2.0)], ...] = ()
+
+
+def test_many_floats_are_read_at_once_and_each_is_checked_as_one_alone():
+    assert from_plain(Numbers, {"any": [1.0, -1e308, 1e308, 1e308], "positive": [0.5, 2.0]}) == Numbers(
+        (1.0, -1e308, 1e308, 1e308), (0.5, 2.0)
+    )
+    assert from_plain(Numbers, {"any": [1, 2.0]}).any == (1.0, 2.0)
+    for key, numbers, where in (
+        ("any", [0.0] * 9 + [math.nan], "any[9]"),
+        ("any", [math.inf, -math.inf], "any[0]"),
+        ("any", [1.0, True], "any[1]"),
+        ("positive", [1.0, 0.49], "positive[1]"),
+        ("positive", [1.0, 2.01], "positive[1]"),
+    ):
+        with pytest.raises(DataError) as caught:
+            from_plain(Numbers, {key: numbers})
+        assert caught.value.subject == where, numbers
+    assert to_plain((1e308, 1e308)) == [1e308, 1e308]
+    assert to_plain((1.0, 2)) == [1.0, 2]

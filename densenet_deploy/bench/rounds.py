@@ -7,7 +7,8 @@ not compared. A ratio is the median over rounds of the two candidates' median ca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, Self
 
@@ -99,10 +100,18 @@ class RoundResults:
         return Interval.of([slow.median / fast.median for slow, fast in pairs])
 
 
+Enough = Callable[[RoundResults], bool]
+"""Is asked after each round whether the results so far are enough."""
+
+
 def compare_speed(
-    candidates: Mapping[str, Candidate], *, rounds: int = 5, seconds_per_round: float = 0.25
+    candidates: Mapping[str, Candidate],
+    *,
+    rounds: int = 5,
+    seconds_per_round: float = 0.25,
+    is_enough: Enough = lambda _: False,
 ) -> RoundResults:
-    """Time `candidates`, each in its own process, in `rounds` rounds after one of warm-up.
+    """Time `candidates`, each in its own process, in at most `rounds` rounds after one of warm-up.
 
     >>> candidates = {"fp32": Candidate(Path("a.onnx")), "int8": Candidate(Path("a.int8.onnx"))}     # doctest: +SKIP
     >>> compare_speed(candidates).speedup("int8", over="fp32")                                         # doctest: +SKIP
@@ -114,16 +123,28 @@ def compare_speed(
     require_range("rounds", rounds, 1, 10_000)
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(CandidateWorker(one)) for name, one in candidates.items()}
-        results = measure_rounds(workers, rounds=rounds, seconds_per_round=seconds_per_round)
+        results = measure_rounds(
+            workers,
+            rounds=rounds,
+            seconds_per_round=seconds_per_round,
+            is_enough=lambda found: bool(found.failures) or is_enough(found),
+        )
         for failure in results.failures.values():
             raise failure
         return results
 
 
 def measure_rounds(
-    workers: Mapping[str, Worker], *, rounds: int, seconds_per_round: float, max_warm_up_rounds: int = 1
+    workers: Mapping[str, Worker],
+    *,
+    rounds: int,
+    seconds_per_round: float,
+    max_warm_up_rounds: int = 1,
+    is_enough: Enough = lambda _: False,
 ) -> RoundResults:
     """Time workers that the caller owns and closes; the order is reversed from round to round.
+
+    There are `rounds` rounds, or fewer if `is_enough` says so after one.
 
     Warm-up ends once the medians of the last three rounds of every worker lie within 5 %, or after
     `max_warm_up_rounds`. A worker that fails is left out of the remaining rounds and is not among the results.
@@ -146,15 +167,28 @@ def measure_rounds(
     while warm_up_rounds < max_warm_up_rounds and not all(_is_steady(warm_up[n]) for n in workers if n not in failures):
         run_round(workers, warm_up)
         warm_up_rounds += 1
+    results = functools.partial(_results, timings, openings, warm_up, failures)
     for number in range(rounds):
         run_round(workers if number % 2 == 0 else reversed(list(workers)), timings)
-    measured = [name for name in workers if name not in failures]
+        if is_enough(results()):
+            break
+    return results()
+
+
+def _results(
+    timings: Mapping[str, Sequence[RoundTiming]],
+    openings: Mapping[str, Opening],
+    warm_up: Mapping[str, Sequence[RoundTiming]],
+    failures: Mapping[str, DensenetDeployError],
+) -> RoundResults:
+    """The results so far of the workers that have not failed."""
+    measured = [name for name in timings if name not in failures]
     return RoundResults(
         timings={name: tuple(timings[name]) for name in measured},
         openings={name: openings[name] for name in measured},
-        warm_up_rounds=warm_up_rounds,
+        warm_up_rounds=max(map(len, warm_up.values()), default=0),
         unsteady=tuple(name for name in measured if not _is_steady(warm_up[name])),
-        failures=failures,
+        failures=dict(failures),
     )
 
 

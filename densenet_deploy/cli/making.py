@@ -217,6 +217,10 @@ def quantize_command(
             help="Keep INT8 only in layers that it makes faster here (default: yes).",
         ),
     ] = None,
+    speed_seconds: Annotated[
+        float | None,
+        option("SECONDS", "Longest time to measure that; what is undecided then stays INT8 (default: 20)."),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each layer's precision.")] = False,
     *,
     facts: ModelFacts,
@@ -235,6 +239,7 @@ def quantize_command(
         "max_drop": max_drop,
         "min_sqnr": min_sqnr,
         "never_slower": never_slower,
+        "speed_seconds": speed_seconds,
     }
     given = {name: value for name, value in named.items() if value is not None}
     options = options_of(recipe, given, observer_option or ())

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,18 +22,20 @@ import numpy.typing as npt
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import DataError, ModelFileError, UnknownNameError
 from densenet_deploy.options import require_range
+from densenet_deploy.packages import is_installed
 from densenet_deploy.quantization.cache import CalibrationCache, CalibrationKey
 from densenet_deploy.quantization.calibration_data import CalibrationData
 from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges, Observer, observers
-from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
-from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions, open_runner
 
 if TYPE_CHECKING:
     import onnx
 
 FEWEST_SAMPLES: Final = 32
 _CHECKPOINT_FORMAT: Final = 1
+_KEPT_BYTES: Final = 64 * 2**20
 _SEAL_BYTES: Final = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
@@ -44,10 +46,30 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """The ranges of the observed tensors and of the input, by name, and a sentence about their origin."""
+    """The ranges of the observed tensors and of the input, by name, and a sentence about their origin.
+
+    `outputs` are the outputs of the graph, by name, of the first samples, as far as they were asked for and are not
+    from the cache.
+    """
 
     ranges: dict[str, ChannelRanges]
     note: str
+    outputs: tuple[Feeds, ...] = ()
+
+
+class KeptOutputs:
+    """The outputs `names` of the first `most` samples, as far as they fit into 64 MiB."""
+
+    def __init__(self, names: Collection[str], most: int) -> None:
+        self.found: list[Feeds] = []
+        self.names, self._most = names, most
+
+    def add(self, number: int, results: Feeds) -> None:
+        """Keep the outputs of sample `number`, from 1 on, if all before it were kept."""
+        outputs = {name: results[name] for name in self.names}
+        size = sum(array.nbytes for array in outputs.values())
+        if number == len(self.found) + 1 and number <= self._most and number * size <= _KEPT_BYTES:
+            self.found.append(outputs)
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,7 @@ def calibrate(
     config: CalibrationConfig,
     cache: CalibrationCache | None = None,
     progress: Progress = ignore,
+    keep: int = 0,
 ) -> Calibration:
     """Return the ranges of the input and of inner tensors of `model` on `data`.
 
@@ -85,6 +108,7 @@ def calibrate(
         cache: where ranges of the same model, data and configuration are looked up and kept. Data without an identity
             (an iterable that is not an iterator) are not cached.
         progress: see `Progress`.
+        keep: of how many samples to keep the outputs of the graph, for which `config` has to name its tensors.
 
     Raises:
         DataError: if the data are too few, all alike, or not normalized.
@@ -96,23 +120,31 @@ def calibrate(
     if data.samples < FEWEST_SAMPLES:
         why = f"{data.samples} samples were asked for, at least {FEWEST_SAMPLES} are needed"
         raise DataError(data.origin, why, "ask for more samples")
-    exposed = expose_values(model, config.tensors).SerializeToString()
+    kept = KeptOutputs([value.name for value in model.graph.output] if keep else (), keep)
+    names = None if config.tensors is None else {*config.tensors, *kept.names}
+    exposed = expose_values(model, names).SerializeToString()
     if cache is not None and (digests := data.digests()) is not None:
         key = CalibrationKey(hashlib.sha256(exposed).hexdigest(), digests, data.preprocessing, config)
-        ranges, note = _found_or_collected(exposed, data, key, cache, progress)
+        ranges, note = _found_or_collected(exposed, data, key, cache, progress, kept)
     else:
-        ranges, note = _collected(exposed, data, config, None, progress), "not cached"
-    return Calibration(ranges | {_input_of(model): data.input_range()}, f"calibration: {note}")
+        ranges, note = _collected(exposed, data, config, None, progress, kept), "not cached"
+    found = ranges | {_input_of(model): data.input_range()}
+    return Calibration(found, f"calibration: {note}", tuple(kept.found))
 
 
 def _found_or_collected(
-    exposed: bytes, data: CalibrationData, key: CalibrationKey, cache: CalibrationCache, progress: Progress
+    exposed: bytes,
+    data: CalibrationData,
+    key: CalibrationKey,
+    cache: CalibrationCache,
+    progress: Progress,
+    kept: KeptOutputs,
 ) -> tuple[dict[str, ChannelRanges], str]:
     found = cache.lookup(key)
     if not isinstance(found, str):
         return found, "from the cache"
     checkpoint = Checkpoint(cache.folder / f"{key.digest}.partial.npz", key.digest)
-    ranges = _collected(exposed, data, key.config, checkpoint, progress)
+    ranges = _collected(exposed, data, key.config, checkpoint, progress, kept)
     cache.store(key, ranges)
     return ranges, found
 
@@ -128,9 +160,14 @@ def _collected(
     config: CalibrationConfig,
     checkpoint: Checkpoint | None,
     progress: Progress,
+    kept: KeptOutputs,
 ) -> dict[str, ChannelRanges]:
-    with open_runner(exposed, options=RunnerOptions(check_values=False, arena=False)) as runner:
-        return collect_ranges(runner, data, config, checkpoint, progress, data.origin)
+    backend = REFERENCE_BACKEND if is_installed(REFERENCE_BACKEND) else None
+    calls, threads = shared_cpus(backend)
+    options = RunnerOptions(threads=threads, check_values=False, arena=False)
+    with open_runner(exposed, backend, options=options) as runner:
+        calls = calls if runner.placement.device == "cpu" else 1
+        return collect_ranges(runner, data, config, checkpoint, progress, data.origin, calls, kept)
 
 
 def collect_ranges(
@@ -140,6 +177,8 @@ def collect_ranges(
     checkpoint: Checkpoint | None = None,
     progress: Progress = ignore,
     origin: object = "calibration",
+    calls: int = 1,
+    kept: KeptOutputs | None = None,
 ) -> dict[str, ChannelRanges]:
     """Run every sample and return the ranges of each observed tensor by name, in the order of the outputs.
 
@@ -151,6 +190,8 @@ def collect_ranges(
         checkpoint: where to save the run and to look for an earlier one.
         progress: see `Progress`.
         origin: where the samples come from, as errors name it.
+        calls: how many samples run at the same time; the result does not depend on it.
+        kept: is given the results of every sample that is run.
 
     Raises:
         DataError: if the samples are too few or all alike, or are not those that the checkpoint saw.
@@ -161,17 +202,20 @@ def collect_ranges(
     names = _tensors_to_observe(runner, config)
     run = _Run.resumed(checkpoint, config) or _Run(config)
     seen, total = hashlib.sha256(), len(samples) if isinstance(samples, Sized) else None
-    for done, sample in enumerate(_varied(samples, origin), start=1):
+    rest, done = _varied(samples, origin), 0
+    for done, sample in enumerate(itertools.islice(rest, run.done), start=1):
         seen.update(sample.tobytes())
-        if done > run.done:
-            results = run_batched(runner, sample)
-            run.update({name: results[name] for name in names}, seen.hexdigest())
-            if checkpoint is not None and done % checkpoint.every == 0:
-                run.save(checkpoint)
-        elif done == run.done:
-            _require_same(seen.hexdigest() == run.seen, checkpoint)
+        _require_same(done < run.done or seen.hexdigest() == run.seen, checkpoint)
         progress(done, total)
     _require_same(done == run.done, checkpoint)
+    for sample, results in run_each(runner, rest, calls):
+        seen.update(sample.tobytes())
+        run.update({name: results[name] for name in names}, seen.hexdigest())
+        if kept is not None:
+            kept.add(run.done, results)
+        if checkpoint is not None and run.done % checkpoint.every == 0:
+            run.save(checkpoint)
+        progress(run.done, total)
     if checkpoint is not None:
         with os_errors_about(checkpoint.path):
             checkpoint.path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.layer_precision import layer_precisions
-from densenet_deploy.graph.nodes import is_operator, only_reader, rank_of, why_not_affine
+from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, why_not_affine
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
@@ -41,11 +41,13 @@ from densenet_deploy.quantization.output_correction import (
 )
 from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantization.scales import QuantizedType, choose_types
-from densenet_deploy.runtime.batching import run_batched
-from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.batching import run_each, shared_cpus
+from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner
 
 CORRECTION_SAMPLES: Final = 128
+_FEWEST_CONV_SAMPLES: Final = 32
+_CONV_PIXELS: Final = CORRECTION_SAMPLES * 64 * 64
 _WHOLE_IMAGE: Final = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
@@ -92,6 +94,7 @@ class Int8Writer:
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
+        ranges = _with_concats(graph.graph, ranges)
         self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._graph, self._types = graph, choose_types(graph.graph, ranges)
@@ -103,23 +106,35 @@ class Int8Writer:
         self._samples: list[Array] = []
         self._corrections: Mapping[str, Correction] = {}
         self._expected: list[Array] = []
+        self._last: tuple[frozenset[str], Int8File] | None = None
 
-    def correct(self, samples: Iterable[Array]) -> None:
-        """Measure on `samples`, (1, C, H, W) each, of which the first 128 are used, what INT8 changes in the outputs.
+    def correct(self, samples: Iterable[Array], outputs: Iterable[Feeds] = ()) -> None:
+        """Measure on `samples`, (1, C, H, W) each, what INT8 changes in the outputs; files written later correct it.
 
-        Files that are written afterwards correct it.
+        The first 128 are used, and for convolutions fewer of large images: one pixel in so many tells as much.
+
+        Args:
+            samples: the more varied, the better.
+            outputs: what the float graph gives for each of them, by name; what is missing is computed.
         """
-        self._samples = list(itertools.islice(samples, CORRECTION_SAMPLES))
+        self._samples, self._last = list(itertools.islice(samples, CORRECTION_SAMPLES)), None
         if not self._samples:
             return
         quantized = self._simulated(self._graph, self._types, self.options)
-        self._corrections = conv_corrections(self._graph, quantized, self._samples)
+        few = self._samples[: conv_samples(self._samples[0].shape)]
+        self._corrections = conv_corrections(self._graph, quantized, few)
         gemm = classifier_of(self._graph.graph)
         if gemm is not None:
-            self._expected = self._scores(self._plain, str(gemm.outputs[0].name), REFERENCE_BACKEND)
+            self._expected = self._float_scores(str(gemm.outputs[0].name), outputs)
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
-        """Return the INT8 form in which `float_layers` stay float."""
+        """Return the INT8 form in which `float_layers` stay float; the last form is kept."""
+        names = frozenset(float_layers)
+        if self._last is None or self._last[0] != names:
+            self._last = names, self._written(names)
+        return self._last[1]
+
+    def _written(self, float_layers: frozenset[str]) -> Int8File:
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
             return Int8File(_serialized(ir.from_proto(self._plain), plain), (), (*self.layers, *self.others))
@@ -130,7 +145,8 @@ class Int8Writer:
             correct_conv(graph.graph, conv, self._corrections[str(conv.name)])
         if self.backend is None:
             self._correct_classifier(graph, self._simulated(graph, types, options))
-        written = set(self._recipe.write(graph, types, options))
+        with names_known(graph.graph):
+            written = set(self._recipe.write(graph, types, options))
         if self.backend is not None:
             self._correct_classifier(graph, ir.to_proto(graph))
         integer = tuple(name for name in self.layers if name in written)
@@ -140,7 +156,8 @@ class Int8Writer:
     def baseline(self) -> bytes:
         """Return the graph in the INT8 form of general tools; see `baseline.py`."""
         graph = ir.from_proto(self._plain)
-        write_baseline(graph, self._ranges, self.options.weight_bits)
+        with names_known(graph.graph):
+            write_baseline(graph, self._ranges, self.options.weight_bits)
         return _serialized(graph, self.manifest)
 
     def _simulated(
@@ -148,7 +165,8 @@ class Int8Writer:
     ) -> onnx.ModelProto:
         """Return the Q/DQ form of `model` that runs anywhere."""
         copy = _copy(model)
-        self._recipe.simulate(copy, types, options)
+        with names_known(copy.graph):
+            self._recipe.simulate(copy, types, options)
         return ir.to_proto(copy)
 
     def _correct_classifier(self, model: ir.Model, quantized: onnx.ModelProto) -> None:
@@ -158,21 +176,40 @@ class Int8Writer:
             found = self._scores(quantized, str(gemm.outputs[0].name), self.backend or REFERENCE_BACKEND)
             correct_classifier(model.graph, gemm, self._expected, found)
 
+    def _float_scores(self, name: str, outputs: Iterable[Feeds]) -> list[Array]:
+        """Return the value `name` of the float graph for each sample: from `outputs`, if it is one of all of them."""
+        known = [found[name] for found in itertools.islice(outputs, len(self._samples)) if name in found]
+        is_known = len(known) == len(self._samples) and self._is_output(name)
+        return known if is_known else self._scores(self._plain, name, REFERENCE_BACKEND)
+
+    def _is_output(self, name: str) -> bool:
+        return any(output.name == name for output in self._plain.graph.output)
+
     def _scores(self, proto: onnx.ModelProto, name: str, backend: str) -> list[Array]:
         """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
         data = expose_values(proto, [name]).SerializeToString()
-        with open_runner(data, backend, "cpu", RunnerOptions(check_values=False)) as runner:
-            return [run_batched(runner, sample)[name] for sample in self._samples]
+        calls, threads = shared_cpus(backend)
+        with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
+            return [found[name] for _, found in run_each(runner, self._samples, calls)]
+
+
+def conv_samples(shape: tuple[int, ...]) -> int:
+    """Return how many samples of `shape` (1, C, H, W) the corrections of convolutions are measured on.
+
+    >>> conv_samples((1, 3, 64, 64)), conv_samples((1, 3, 96, 96)), conv_samples((1, 3, 224, 224))
+    (128, 56, 32)
+    """
+    return min(CORRECTION_SAMPLES, max(_FEWEST_CONV_SAMPLES, _CONV_PIXELS // (shape[2] * shape[3])))
 
 
 def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
     """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
-    These are the inputs and outputs of convolutions, the outputs of ReLUs, and the inputs and outputs of Concats, and
-    the inputs of norms, if they are float feature maps (N, C, H, W). Averages over whole images, and what a gate
-    (squeeze-and-excitation) or a head of convolutions computes from them, are not: one pixel costs no time in float,
-    and its errors would reach every pixel that the gate multiplies. The range of the graph's input is known without
-    calibration.
+    These are the inputs and outputs of convolutions, the outputs of ReLUs, the inputs of Concats, and the inputs of
+    norms, if they are float feature maps (N, C, H, W). Concats of these have the ranges of their inputs. Averages over
+    whole images, and what a gate (squeeze-and-excitation) or a head of convolutions computes from them, are not: one
+    pixel costs no time in float, and its errors would reach every pixel that the gate multiplies. The range of the
+    graph's input is known without calibration.
     """
     values: dict[ir.Value, None] = {}
     for node in model.graph:
@@ -189,8 +226,32 @@ def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
             found.append(node.inputs[0])
         values |= dict.fromkeys(value for value in found if value is not None)
     averages = _averages(model.graph)
-    maps = (value for value in values if _is_feature_map(value) and value not in averages)
-    return tuple(str(value.name) for value in maps if not value.is_graph_input())
+    maps = [v for v in values if _is_feature_map(v) and v not in averages and not v.is_graph_input()]
+    joined = {str(concat.outputs[0].name) for concat in _concats_of(model.graph, {str(value.name) for value in maps})}
+    return tuple(str(value.name) for value in maps if value.name not in joined)
+
+
+def _concats_of(graph: ir.Graph, known: Collection[str]) -> Iterator[ir.Node]:
+    """Yield the Concats along channels of nothing but values `known`, and of such Concats, in execution order."""
+    names = set(known)
+    for node in graph:
+        if not is_operator(node, "Concat"):
+            continue
+        axis = node.attributes.get_int("axis", 0)
+        is_along_channels = axis == 1 or (axis == -3 and rank_of(node.outputs[0]) == 4)
+        if is_along_channels and names.issuperset(str(value.name) for value in node.inputs if value):
+            names.add(str(node.outputs[0].name))
+            yield node
+
+
+def _with_concats(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
+    """Return `ranges` together with those of the Concats of tensors in it, which are those of their inputs."""
+    found = dict(ranges)
+    for concat in _concats_of(graph, ranges):
+        parts = [found[str(value.name)] for value in concat.inputs if value is not None]
+        low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
+        found.setdefault(str(concat.outputs[0].name), ChannelRanges(low, high))
+    return found
 
 
 def _averages(graph: ir.Graph) -> set[ir.Value]:

@@ -18,13 +18,17 @@ layers on its output: that vanishes when those correct theirs, and in a dense bl
 earlier ones, correcting it as well cost 16 dB on the digits model. So one graph holds both: the float network, and
 beside every Conv its quantized twin, which quantizes the activations of the float network. The classifier comes last
 and nothing reads it: it is measured in the quantized network and corrects the remaining error.
+
+The output of a twin is needed for these means alone, and neighbouring pixels tell much the same. So both are compared
+at every k-th row and column, k the largest that leaves at least seven of each: a twin of 56 x 56 pixels computes a
+64th of them. Rows and columns at the edges, where padding is read, are met about as often as elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +45,15 @@ from densenet_deploy.graph.nodes import (
     weight_and_bias,
 )
 from densenet_deploy.graph.onnx_file import expose_values
-from densenet_deploy.runtime.batching import run_batched
+from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, open_runner
 
 _AFTER_CLASSIFIER: Final = frozenset({"Flatten", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Unsqueeze"})
 _TWIN: Final = "twin:"
+_THIN: Final = "thin:"
+_FEWEST_ROWS: Final = 7
+_TO_THE_END: Final = 2**63 - 1
 _MOST_GAIN: Final = 1.25  # beyond it, either way, a channel is noise and its slope is meaningless
 
 Doubles = npt.NDArray[np.float64]
@@ -94,17 +101,83 @@ def conv_corrections(model: ir.Model, quantized: onnx.ModelProto, samples: Itera
         quantized: its Q/DQ form, in which the outputs of Convs have the same names.
         samples: inputs (1, C, H, W) float32.
     """
-    convs = {str(node.name): str(node.outputs[0].name) for node in model.graph if is_operator(node, "Conv")}
-    moments = {name: Moments() for name in convs}
-    outputs = {*convs.values(), *(_TWIN + output for output in convs.values())}
-    exposed = expose_values(_side_by_side(ir.to_proto(model), quantized), outputs)
-    options = RunnerOptions(check_values=False)
+    convs = [node for node in model.graph if is_operator(node, "Conv")]
+    both = _side_by_side(ir.to_proto(model), quantized)
+    makers = {name: node for node in both.graph.node for name in node.output}
+    outputs = {str(conv.name): _thinned_out(both.graph, conv, makers) for conv in convs}
+    moments = {name: Moments() for name in outputs}
+    measured_values = {name for pair in outputs.values() for name in pair}
+    exposed = expose_values(both, measured_values)
+    _keep_what_makes(exposed.graph, measured_values)
+    calls, threads = shared_cpus(REFERENCE_BACKEND)
+    options = RunnerOptions(check_values=False, threads=threads)
     with open_runner(exposed.SerializeToString(), REFERENCE_BACKEND, "cpu", options) as runner:
-        for sample in samples:
-            found = run_batched(runner, sample)
-            for name, output in convs.items():
-                moments[name].update(found[output], found[_TWIN + output])
+        for _, found in run_each(runner, samples, calls):
+            for name, (output, twin) in outputs.items():
+                moments[name].update(found[output], found[twin])
     return {name: measured.correction() for name, measured in moments.items()}
+
+
+class _Grid(NamedTuple):
+    """Every `step`-th row and column of a Conv's output, from the `start`-th on."""
+
+    step: tuple[int, int]
+    start: tuple[int, int]
+
+    @classmethod
+    def of(cls, conv: ir.Node) -> _Grid | None:
+        """Return the grid on which the output of `conv` is measured; None: all of it, or its size is unknown."""
+        shape, weight = conv.outputs[0].shape, constant(conv.inputs[1])
+        is_padded = conv.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+        if shape is None or shape.rank() != 4 or weight is None or is_padded:
+            return None
+        sizes = [size for size in shape[2:] if isinstance(size, int)]
+        step = max(1, min(sizes) // _FEWEST_ROWS) if len(sizes) == 2 else 1
+        if step == 1:
+            return None
+        strides, pads = _strides(conv), conv.attributes.get_ints("pads", [0] * 4)
+        # the first window begins inside the image: a Conv cannot leave out the beginning of its padding
+        start = [max(step // 2, -(-pad // stride)) for pad, stride in zip(pads[:2], strides, strict=True)]
+        return cls((step, step), (start[0], start[1])) if max(start) < min(sizes) else None
+
+
+def _strides(conv: ir.Node) -> tuple[int, int]:
+    rows, columns = conv.attributes.get_ints("strides", [1, 1])
+    return rows, columns
+
+
+def _thinned_out(graph: onnx.GraphProto, conv: ir.Node, makers: Mapping[str, onnx.NodeProto]) -> tuple[str, str]:
+    """Let `graph` compute the output of `conv` and that of its twin on a grid; return their names.
+
+    The whole twin stays for those that read it.
+    """
+    output = str(conv.outputs[0].name)
+    twin, grid = makers[_TWIN + output], _Grid.of(conv)
+    if grid is None or twin.op_type != "Conv":
+        return output, _TWIN + output
+    (rows, columns), pads = _strides(conv), conv.attributes.get_ints("pads", [0] * 4)
+    first = [grid.start[0] * rows - pads[0], grid.start[1] * columns - pads[1]]  # that the first window reads
+    seen = f"{_THIN}read by {output}"
+    _slice(graph, twin.input[0], seen, first, (1, 1))
+    _slice(graph, output, _THIN + output, grid.start, grid.step)
+    thin = graph.node.add()
+    thin.CopyFrom(twin)
+    thin.input[0], thin.output[0] = seen, _THIN + _TWIN + output
+    kept = [attribute for attribute in twin.attribute if attribute.name not in ("pads", "strides")]
+    del thin.attribute[:]
+    thin.attribute.extend(kept)
+    thin.attribute.append(onnx.helper.make_attribute("pads", [0, 0, pads[2], pads[3]]))
+    thin.attribute.append(onnx.helper.make_attribute("strides", [rows * grid.step[0], columns * grid.step[1]]))
+    return _THIN + output, thin.output[0]
+
+
+def _slice(graph: onnx.GraphProto, value: str, name: str, starts: Sequence[int], steps: Sequence[int]) -> None:
+    """Let `graph` compute `name`: every so many rows and columns of `value`."""
+    numbers = {"starts": starts, "ends": (_TO_THE_END, _TO_THE_END), "axes": (2, 3), "steps": steps}
+    inputs = [f"{name}.{word}" for word in numbers]
+    arrays = zip(inputs, numbers.values(), strict=True)
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(given, np.int64), of) for of, given in arrays)
+    graph.node.append(onnx.helper.make_node("Slice", [value, *inputs], [name]))
 
 
 def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None:
@@ -166,6 +239,29 @@ def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.Mo
     stored = {tensor.name for tensor in model.graph.initializer}
     model.graph.initializer.extend(tensor for tensor in quantized.graph.initializer if tensor.name not in stored)
     return model
+
+
+def _keep_what_makes(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Drop the nodes of `graph` that the values `names` do not depend on: ONNX Runtime computes those too."""
+    needed, kept = set(names), []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            needed.update(_read_by(node))
+            kept.append(node)
+    kept.reverse()
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that `node` and the nodes inside its branches read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for branch in (attribute.g, *attribute.graphs):
+            for inner in branch.node:
+                yield from _read_by(inner)
+            yield from (value.name for value in branch.output)  # a branch may hand on a value from outside
 
 
 def _read_twins(node: onnx.NodeProto, made: Collection[str]) -> None:

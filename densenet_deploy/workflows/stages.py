@@ -38,10 +38,18 @@ class Stages:
         self._listener = listener
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[Step]:
-        """Time the block as the stage `name`; it is given what to call after each of its steps."""
-        self._listener(name)
+    def __call__(self, name: str, cost: str | None = None) -> Iterator[Step]:
+        """Time the block as the stage `name`; it is given what to call after each of its steps.
+
+        Args:
+            name: as reports call it.
+            cost: what a long stage takes, and how to do without; listeners are told beforehand.
+        """
+        heard = name if cost is None else f"{name} ({cost})"
+        self._listener(heard)
+        if cost is not None:
+            log.info("%s", heard)
         start = time.perf_counter()
-        yield functools.partial(self._listener, name)
+        yield functools.partial(self._listener, heard)
         self.seconds[name] = time.perf_counter() - start
         log.info("%s: %.2f s", name, self.seconds[name])

@@ -77,7 +77,11 @@ def test_a_candidate_that_cannot_start_ends_the_others(tiny_onnx, tmp_path):
         assert _children()  # otherwise the last line could not fail
     missing = tmp_path / "none.onnx"
     with pytest.raises(InputError) as caught:
-        compare_speed({"one": Candidate(tiny_onnx, "onnxruntime"), "none": Candidate(missing)})
+        compare_speed(
+            {"one": Candidate(tiny_onnx, "onnxruntime"), "none": Candidate(missing)},
+            seconds_per_round=0.01,
+            is_enough=lambda found: found.speedup("none", over="one").median > 0,  # which is never asked
+        )
     assert caught.value.subject == str(missing)
     assert _children() == ""
 
@@ -114,3 +118,17 @@ def test_no_rounds_at_all_are_refused():
     with pytest.raises(UsageError) as caught:
         compare_speed({}, rounds=0)
     assert caught.value.subject == "rounds=0"
+
+
+def test_rounds_end_when_the_results_are_enough():
+    asked: list[int] = []
+
+    def is_enough(found: RoundResults) -> bool:
+        asked.append(len(found.timings["one"]))
+        return found.speedup("one", over="two").median == 3
+
+    workers = {"one": ScriptedWorker(*[1] * 9), "two": ScriptedWorker(1, 2, 3, 4, 5, 6, 7, 8, 9)}
+    result = measure_rounds(workers, rounds=8, seconds_per_round=0, is_enough=is_enough)
+    assert asked == [1, 2, 3], "after each round, and 3 is the median of 2, 3 and 4"
+    assert len(result.timings["two"]) == 3
+    assert len(measure_rounds({"one": ScriptedWorker(*[1] * 4)}, rounds=3, seconds_per_round=0).timings["one"]) == 3

@@ -210,3 +210,14 @@ def test_the_gpu_script_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no NVIDIA GPU answers" in done.stderr
     assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.slow
+def test_quantize_time_compares_with_the_tools_that_are_installed(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    quick = ("--variant", "cifar-bc-40-12", "--images", "32", "--rounds", "1", "--no-race")
+    results = _run("quantize_time.py", *quick, "--output", tmp_path / "r.json")
+    assert list(results) == ["nncf", "quantize_static", "ours, onnxruntime", "ours, openvino"]
+    for facts in results.values():
+        assert facts["of_nncf"] == pytest.approx(facts["seconds"] / results["nncf"]["seconds"], abs=0.1)
+        assert facts["peak_memory_mib"] > 50

@@ -15,6 +15,7 @@ from densenet_deploy.graph.nodes import (
     conv_before,
     integers,
     is_operator,
+    names_known,
     new_initializer,
     new_node,
     only_reader,
@@ -390,3 +391,20 @@ def test_a_node_without_an_input_follows_no_conv():
     relu = maker_of(model, "y")
     relu.replace_input_with(0, None)
     assert isinstance(conv_before(relu), str)
+
+
+def test_names_that_a_block_looks_up_in_a_set_are_those_that_it_would_find_in_the_graph():
+    model = model_of("y = Relu(x)", weights(w=(1,)))
+    graph = model.graph
+    with names_known(graph):
+        assert [unused_name(graph, name) for name in ("x", "y", "w", "z")] == ["x_", "y_", "w_", "z"]
+        node = new_node("Neg", "made", [graph[0].outputs[0]])
+        graph.append(node)
+        assert unused_name(graph, "made") == "made_"
+        names = [new_initializer(graph, name, np.float32(0)).name for name in ("w", "number", "number", "w_")]
+        assert names == ["w_", "number", "number_", "w__"]
+        graph.remove(node)
+        assert unused_name(graph, "made") == "made", "what the graph no longer has is free again"
+        other = model_of("made = Relu(x)", weights(w=(1,)), outputs="float[N,3,5,5] made").graph
+        assert (unused_name(other, "z"), unused_name(other, "made")) == ("z", "made_")
+    assert unused_name(graph, "y") == "y_"

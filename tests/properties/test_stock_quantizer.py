@@ -25,6 +25,7 @@ from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_obse
 from densenet_deploy.quantization.observers.minmax import MinMaxObserver
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.recipes.recipe import RecipeOptions
+from densenet_deploy.workflows.quantize.float_outputs import FloatOutputs
 from densenet_deploy.workflows.quantize.layer_choice import Trials, layers_behind_baseline
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation, weight_bits
 from tests.properties.holds import holds_for
@@ -68,15 +69,16 @@ def exact(proto: onnx.ModelProto) -> ir.Model:
     return graph
 
 
-def prepared(graph: ir.Model, samples: np.ndarray, recipe: str) -> Int8Preparation:
-    """The graph, calibrated on the samples: their own range is that of the input."""
+def prepared(graph: ir.Model, model: Model, samples: np.ndarray, recipe: str) -> Int8Preparation:
+    """The graph of `model`, calibrated on the samples: their own range is that of the input."""
     session = opened(expose_values(ir.to_proto(graph), tensors_to_observe(graph)))
     names = [output.name for output in session.get_outputs()]
     values = dict(zip(names, session.run(None, {"input": samples}), strict=True)) | {"input": samples}
     ranges = {name: _range_of(array) for name, array in values.items()}
     writer = Int8Writer(graph, ranges, recipe, RecipeOptions(weight_bits=weight_bits()))
     writer.correct(samples[:, None])
-    return Int8Preparation(writer, samples[:, None], "")  # type: ignore[arg-type]
+    floats = FloatOutputs(model, samples[:, None])  # type: ignore[arg-type]
+    return Int8Preparation(writer, samples[:, None], "", floats)  # type: ignore[arg-type]
 
 
 def _range_of(array: np.ndarray) -> ChannelRanges:
@@ -103,8 +105,8 @@ def test_int8_is_as_close_to_float_as_that_of_onnx_runtime(choices: Choices, rec
     wanted = ran(plain, images, names)
     least = decibels(wanted, ran(stock(plain, samples), images, names))
     assume(least >= LEAST_DB)
-    ready = prepared(graph, samples, recipe)
     model = Model.from_bytes("drawn", plain.SerializeToString())
+    ready = prepared(graph, model, samples, recipe)
     float_layers, note = layers_behind_baseline(Trials(ready, model), frozenset())
     assert (note is None) == (not float_layers)
     written = Model.from_bytes("written", ready.writer.write(float_layers).data)

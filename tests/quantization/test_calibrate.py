@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from densenet_deploy.errors import DataError, FeedError, InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.quantization.cache import CalibrationCache
-from densenet_deploy.quantization.calibrate import Checkpoint, calibrate, collect_ranges
+from densenet_deploy.quantization.calibrate import Checkpoint, KeptOutputs, calibrate, collect_ranges
 from densenet_deploy.quantization.calibration_data import open_calibration_data
 from densenet_deploy.quantization.observers.histogram import HistogramOptions
 from densenet_deploy.quantization.observers.minmax import MinMaxOptions
@@ -494,3 +495,35 @@ def test_errors_name_where_the_data_come_from(tmp_path):
     with pytest.raises(DataError) as caught:
         calibrate(small_model(), open_calibration_data(path, SMALL), MINMAX)
     assert caught.value.subject == str(path)
+
+
+# --- the outputs of the graph
+
+
+def test_outputs_of_the_first_samples_are_kept_beside_the_ranges(tmp_path):
+    model, images = small_model(), samples(40)
+    names = [value.name for value in model.graph.output]
+    data, config = open_calibration_data(np.concatenate(images), SMALL), CalibrationConfig(tensors=("c",))
+    cache = CalibrationCache(tmp_path)
+    found = calibrate(model, data, config, cache, keep=33)
+    assert len(found.outputs) == 33
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    ours = list(data)
+    for sample, kept in zip(ours, found.outputs, strict=False):
+        assert list(kept) == names
+        np.testing.assert_allclose(kept[names[0]], session.run([names[0]], {"input": sample})[0], atol=1e-5)
+    assert set(found.ranges) == {"c", "input"}, "an output is not observed because it is kept"
+    again = calibrate(model, data, config, cache, keep=33)
+    assert_same(again.ranges, found.ranges)
+    assert again.outputs == (), "the cache holds ranges alone"
+    assert calibrate(model, data, config).outputs == ()
+
+
+def test_what_would_take_more_than_64_mib_is_not_kept():
+    kept = KeptOutputs(["y"], 10)
+    for number in range(1, 4):
+        kept.add(number, {"y": np.zeros((1, 2**23), np.float32), "other": np.zeros(1)})
+    assert [list(outputs) for outputs in kept.found] == [["y"], ["y"]], "of 32 MiB each"
+    late = KeptOutputs(["y"], 10)
+    late.add(2, {"y": np.zeros(1)})  # a run that was resumed
+    assert late.found == []

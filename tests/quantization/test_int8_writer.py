@@ -12,7 +12,13 @@ from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.packages import is_installed
-from densenet_deploy.quantization.int8_writer import Int8File, Int8Writer, backend_of, tensors_to_observe
+from densenet_deploy.quantization.int8_writer import (
+    Int8File,
+    Int8Writer,
+    _with_concats,
+    backend_of,
+    tensors_to_observe,
+)
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 from densenet_deploy.runtime.runner import backends
@@ -45,7 +51,7 @@ def test_a_convolution_is_observed_itself_where_something_else_reads_it_too():
 
 
 def test_what_may_be_a_feature_map_for_all_that_is_known_is_observed():
-    assert _observed("float[N,1,5,5] y", inferred=False) == ("r", "b", "c", "p", "z", "d", "k", "i")
+    assert _observed("float[N,1,5,5] y", inferred=False) == ("r", "b", "c", "p", "z", "d", "i")
 
 
 NORMED = """
@@ -71,7 +77,7 @@ def test_norms_are_observed_where_they_read_and_what_is_computed_from_averages_i
 @pytest.mark.parametrize("pool", ["AveragePool<kernel_shape=[3,3]>(e)", "other.GlobalAveragePool(e)", "Identity(e)"])
 def test_other_pools_make_feature_maps(pool):
     outputs = "float[N,3,H,W] y, float[N,3,H,W] z"
-    assert _observed_with(pool, outputs) == ("a", "t", "p", "r", "k", "j", "f", "z")
+    assert _observed_with(pool, outputs) == ("a", "t", "p", "r", "k", "f", "z"), "j is a Concat of observed tensors"
 
 
 def test_an_average_over_channels_is_a_feature_map():
@@ -88,6 +94,25 @@ def test_an_average_of_unknown_size_may_be_a_feature_map():
         outputs="float[N,3,1,1] y",
     )
     assert tensors_to_observe(model) == ("p", "h")
+
+
+JOINED = """
+a = Relu(x)  b = Conv(a, w)  c = Concat<axis=1>(b, a)  d = Concat<axis=-3>(c, b)
+e = Concat<axis=2>(b, b)  f = Concat<axis=1>(b, x)  g = Flatten(f)  h = Concat<axis=1>(g, g)
+y = Add(d, d)
+"""
+
+
+def test_a_concat_along_channels_has_the_ranges_of_what_it_joins():
+    """Not one along rows, or one of the input, whose range is known and whose values are not."""
+    proto = ir.to_proto(model_of(JOINED, weights(w=(3, 3, 1, 1)), outputs="float[N,9,5,5] y"))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    assert tensors_to_observe(model) == ("a", "b", "e", "f")
+    known = _ranges(a=([0, 0, 0], [1, 2, 3]), b=([-1, -2, -3], [4, 5, 6]))
+    found = _with_concats(model.graph, known)
+    assert list(found) == ["a", "b", "c", "d"]
+    assert found["d"].low.tolist() == [-1, -2, -3, 0, 0, 0, -1, -2, -3]
+    assert found["d"].high.tolist() == [4, 5, 6, 1, 2, 3, 4, 5, 6]
 
 
 # --- where files run

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from densenet_deploy.graph.nodes import constant, new_initializer, new_node
+from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.quantization.output_correction import (
     Correction,
     Moments,
@@ -130,6 +132,39 @@ def test_what_is_quantized_is_the_float_network_so_that_errors_do_not_add_up():
     _assert_is(found["first"], GAIN, SHIFT)
     # a step of 1/4 where values spread over 5: noise of 1 % that is nearly independent
     np.testing.assert_allclose(found["second"].gain, 1, atol=0.02)
+
+
+GRID = "a = Conv<pads=[{p},{p},{p},{p}], strides=[{s},{s}]>(x, w)  y = Relu(a)"
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "rows"),
+    [
+        (13, 1, 1, range(13)),  # twice seven rows are needed to leave out every other one
+        (14, 1, 1, range(1, 14, 2)),  # the last reads padding, as one of seven would
+        (14, 1, 0, range(12)),
+        (30, 2, 1, range(1, 15, 2)),
+        (56, 1, 1, range(4, 56, 8)),
+    ],
+)
+def test_a_convolution_is_compared_with_its_twin_on_a_grid(size, stride, padding, rows, monkeypatch):
+    body, side = GRID.format(p=padding, s=stride), (size + 2 * padding - 3) // stride + 1
+    model = model_of(
+        body, weights(w=(4, 3, 3, 3)), inputs=f"float[N,3,{size},{size}] x", outputs=f"float[N,4,{side},{side}] y"
+    )
+    model.graph[0].name = "c"
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
+    seen = []
+    monkeypatch.setattr(Moments, "update", lambda _, expected, found: seen.append((expected, found)))
+    monkeypatch.setattr(Moments, "correction", lambda _: None)
+    sample = np.random.default_rng(1).standard_normal((1, 3, size, size)).astype(np.float32)
+    conv_corrections(ir.from_proto(proto), proto, [sample])
+    ((expected, found),) = seen
+    session = onnxruntime.InferenceSession(expose_values(proto, ["a"]).SerializeToString())
+    (whole,) = session.run(None, {"x": sample})
+    for measured in (expected, found):
+        # sums of 27 products in another order
+        np.testing.assert_allclose(measured, whole[:, :, list(rows)][..., list(rows)], atol=1e-5)
 
 
 BRANCHES = """

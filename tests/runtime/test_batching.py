@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from densenet_deploy.errors import FeedError, ModelFileError
+from densenet_deploy.runtime import batching
 from densenet_deploy.runtime.batching import (
     BatchProfile,
     Portion,
@@ -14,6 +18,8 @@ from densenet_deploy.runtime.batching import (
     is_nhwc,
     portions,
     run_batched,
+    run_each,
+    shared_cpus,
 )
 from densenet_deploy.runtime.feeds import TensorSpec
 from tests.function_runner import FunctionRunner, Shape
@@ -190,3 +196,65 @@ def test_no_samples_are_refused(batch: int | None) -> None:
     with pytest.raises(FeedError) as caught:
         run_batched(mean_runner((batch, 3, 2, 2)), samples(0))
     assert caught.value.subject == "input"
+
+
+# --- many single images
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_each_sample_comes_with_its_outputs_in_order(calls: int) -> None:
+    samples = [np.full((1, 3, 8, 8), number, np.float32) for number in range(7)]
+    runner = FunctionRunner(lambda batch: {"mean": batch.mean(axis=(1, 2, 3))})
+    found = list(run_each(runner, samples, calls))
+    assert [sample[0, 0, 0, 0] for sample, _ in found] == list(range(7))
+    assert [outputs["mean"].tolist() for _, outputs in found] == [[number] for number in range(7)]
+
+
+def test_as_many_run_at_the_same_time_as_were_asked_for_and_few_are_held() -> None:
+    meeting, read = threading.Barrier(2, timeout=60), list[int]()
+
+    def together(batch: np.ndarray) -> dict[str, np.ndarray]:
+        if batch.any():  # not the example that tells the shapes
+            meeting.wait()  # which one call alone would not pass
+        return {"y": batch}
+
+    def counted() -> Iterator[np.ndarray]:
+        for number in range(1, 9):
+            read.append(number)
+            yield np.full((1, 3, 8, 8), number, np.float32)
+
+    results = run_each(FunctionRunner(together), counted(), 2)
+    next(results)
+    assert read == [1, 2, 3]
+    assert len(list(results)) == 7
+
+
+def test_an_error_of_one_call_is_raised_and_ends_the_others() -> None:
+    def failing(batch: np.ndarray) -> dict[str, np.ndarray]:
+        if batch.max() == 3:
+            raise ValueError("3")
+        return {"y": batch}
+
+    runner = FunctionRunner(failing)
+    samples = (np.full((1, 3, 8, 8), number, np.float32) for number in range(9))
+    with pytest.raises(ValueError, match="3"):
+        list(run_each(runner, samples, 2))
+    assert runner.runs <= 6
+
+
+@pytest.mark.parametrize(
+    ("cpus", "backend", "shared"),
+    [
+        (1, "onnxruntime", (1, 1)),
+        (2, "onnxruntime", (2, 1)),
+        (4, "onnxruntime", (4, 1)),
+        (16, "onnxruntime", (4, 4)),
+        (16, "openvino", (1, 16)),
+        (2, None, (1, 2)),
+    ],
+)
+def test_onnx_runtime_runs_whole_images_side_by_side(
+    cpus: int, backend: str | None, shared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "usable_cpus", lambda: cpus)
+    assert shared_cpus(backend) == shared

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.bench.candidate import Candidate
-from densenet_deploy.bench.rounds import RoundResults, compare_speed
+from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
 from densenet_deploy.errors import DataError, GateError, UsageError
 from densenet_deploy.model import Model
-from densenet_deploy.parity.compare import compare_outputs, outputs_of, worst
+from densenet_deploy.parity.compare import compare_outputs, worst
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
-from densenet_deploy.runtime.batching import fixed_batch
-from densenet_deploy.runtime.runner import REFERENCE_BACKEND
+from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
+from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.evaluation.tasks import judged_by
@@ -28,11 +31,14 @@ from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
 
 TRIAL_SAMPLES: Final = 32
+FIRST_SAMPLES: Final = 8
+_CLEARLY_AHEAD_DB: Final = 3.0
 _BEHIND_DB: Final = 0.5
 _GROUPS: Final = 8
 _SECONDS_PER_ROUND: Final = 0.05
-_ROUNDS: Final = 5
-_CERTAIN_ROUNDS: Final = 11
+_FEWEST_ROUNDS: Final = 6  # the interval of fewer reaches from the smallest ratio to the largest
+_MOST_ROUNDS: Final = 40
+_TIE: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class Speed:
     Attributes:
         speedup, speedup_interval: the median of the rounds' ratios and its 95 % interval.
         put_back: the blocks that were faster in float.
+        verdict: what the interval shows: INT8 is `faster` or `slower`, it is a `tie`, or the time was too short and the
+            race is `undecided`.
+        untimed: the blocks that were not timed alone, since the time was too short.
     """
 
     float_ms: float
@@ -49,49 +58,92 @@ class Speed:
     speedup: float
     speedup_interval: tuple[float, float]
     put_back: tuple[str, ...] = ()
+    verdict: str = "faster"
+    untimed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        back = f"; put back to float: {', '.join(self.put_back)}" if self.put_back else ""
         low, high = self.speedup_interval
         interval = f"{self.speedup:.2f} x [{low:.2f}, {high:.2f}]"
-        return f"{self.int8_ms:.2f} ms, {interval} as fast as float's {self.float_ms:.2f} ms{back}"
+        parts = [f"{self.int8_ms:.2f} ms, {interval} as fast as float's {self.float_ms:.2f} ms"]
+        parts += [f"put back to float: {', '.join(self.put_back)}"] if self.put_back else []
+        parts += {"tie": ["a tie"], "undecided": ["undecided: give --speed-seconds more"]}.get(self.verdict, [])
+        parts += [f"not timed alone: {', '.join(self.untimed)}"] if self.untimed else []
+        return "; ".join(parts)
 
 
 class Trials:
     """Writes INT8 forms that leave other layers float, and measures them against the float model."""
 
     def __init__(self, ready: Int8Preparation, model: Model) -> None:
-        """Run the float model on the first 32 calibration samples."""
-        self._writer, self._model = ready.writer, model
-        self._samples = list(itertools.islice(ready.data, TRIAL_SAMPLES))
+        """Nothing is run before it is asked for."""
+        self._writer, self._model, self._ready = ready.writer, model, ready
         self.layers = tuple(Layer(name, stage_of(name), ready.writer.macs[name]) for name in ready.writer.layers)
-        with model.runner(ready.writer.backend, "cpu") as runner:
-            self._expected = list(outputs_of(runner, self._samples))
-            self._batch = fixed_batch(runner) or 1
+        self._last: _Form | None = None
+
+    @functools.cached_property
+    def _expected(self) -> list[Feeds]:
+        return list(self._ready.floats.first(TRIAL_SAMPLES))
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the backend that the recipe writes for is installed and runs its files."""
+        return self._writer.backend is not None
 
     @property
     def count(self) -> int:
-        """How many samples SQNR is measured on."""
-        return len(self._samples)
+        """How many samples SQNR is measured on, at most."""
+        return len(self._expected)
 
     def noise(self, float_layers: Collection[str]) -> float:
         """Return the noise power of the outputs when `float_layers` stay float, relative to that of the signal."""
         return float(10 ** (-self.sqnr_db(float_layers) / 10))
 
-    def sqnr_db(self, float_layers: Collection[str]) -> float:
-        """Return the SQNR of the worst output in dB; minus infinity if a value is NaN or infinite."""
-        with self._written(float_layers).runner(self._writer.backend, "cpu") as runner:
-            parity = worst(compare_outputs(self._expected, outputs_of(runner, self._samples)))[1]
+    def sqnr_db(self, float_layers: Collection[str], count: int = TRIAL_SAMPLES) -> float:
+        """Return the SQNR of the worst output in dB on the first `count` samples; minus infinity for NaN or Inf."""
+        expected = self._expected[:count]
+        parity = worst(compare_outputs(expected, self.outputs(float_layers, len(expected))))[1]
         return -float("inf") if parity.nonfinite else parity.sqnr_db
+
+    def outputs(self, float_layers: Collection[str], count: int) -> Iterator[Feeds]:
+        """Yield what the form that leaves these layers float gives for the first `count` samples.
+
+        The last form stays open and its outputs are kept, so that asking for more of them runs the rest.
+        """
+        names = Names(float_layers)
+        if self._last is None or self._last.float_layers != names:
+            self.close()
+            calls, threads = shared_cpus(self._writer.backend or REFERENCE_BACKEND)
+            runner = self._written(names).runner(self._writer.backend, "cpu", RunnerOptions(threads=threads))
+            self._last = _Form(names, runner, self._ready.data, calls)
+        return self._last.first(count)
+
+    def close(self) -> None:
+        """Close the form that was run last."""
+        if self._last is not None:
+            self._last.close()
+            self._last = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def evaluated(self, float_layers: Collection[str], data: Any) -> EvaluateReport:
         """Evaluate the form that leaves these layers float."""
         return evaluate(self._written(float_layers), data)
 
-    def baseline_db(self) -> float:
+    def baseline_db(self, count: int = TRIAL_SAMPLES) -> float:
         """Return the SQNR of the worst output in dB of the INT8 form of general tools; see `Int8Writer.baseline`."""
-        with Model.from_bytes("baseline", self._writer.baseline()).runner(REFERENCE_BACKEND, "cpu") as runner:
-            return float(worst(compare_outputs(self._expected, outputs_of(runner, self._samples)))[1].sqnr_db)
+        expected, (calls, threads) = self._expected[:count], shared_cpus(REFERENCE_BACKEND)
+        samples = itertools.islice(self._ready.data, count)
+        with self._baseline.runner(REFERENCE_BACKEND, "cpu", RunnerOptions(threads=threads)) as runner:
+            found = (outputs for _, outputs in run_each(runner, samples, calls))
+            return float(worst(compare_outputs(expected, found))[1].sqnr_db)
+
+    @functools.cached_property
+    def _baseline(self) -> Model:
+        return Model.from_bytes("baseline", self._writer.baseline())
 
     def float_evaluated(self, data: Any) -> EvaluateReport:
         """Evaluate the float model."""
@@ -102,17 +154,41 @@ class Trials:
         with self._model.runner(self._writer.backend, "cpu") as runner:
             judged_by(runner, self._model.name, option)
 
-    def compare_speed(self, choices: Mapping[str, Collection[str]], rounds: int) -> RoundResults:
+    def compare_speed(
+        self, choices: Mapping[str, Collection[str]], is_enough: Callable[[RoundResults], bool]
+    ) -> RoundResults:
         """Time the float model, under the name `float`, against files that leave the layers of `choices` float."""
         models = {"float": self._model} | {name: self._written(layers) for name, layers in choices.items()}
         with _files(models) as paths:
-            candidates = {
-                name: Candidate(path, self._writer.backend, self._batch, "cpu") for name, path in paths.items()
-            }
-            return compare_speed(candidates, rounds=rounds, seconds_per_round=_SECONDS_PER_ROUND)
+            with self._model.runner(self._writer.backend, "cpu") as runner:
+                batch = fixed_batch(runner) or 1
+            candidates = {name: Candidate(path, self._writer.backend, batch, "cpu") for name, path in paths.items()}
+            return compare_speed(
+                candidates, rounds=_MOST_ROUNDS, seconds_per_round=_SECONDS_PER_ROUND, is_enough=is_enough
+            )
 
     def _written(self, float_layers: Collection[str]) -> Model:
         return Model.from_bytes("trial", self._writer.write(float_layers).data)
+
+
+class _Form:
+    """An INT8 form that is open, and its outputs for the first samples."""
+
+    def __init__(self, float_layers: Names, runner: Runner, data: Iterable[Array], calls: int) -> None:
+        self.float_layers = float_layers
+        self._runner, self._data, self._calls, self._found = runner, data, calls, list[Feeds]()
+
+    def first(self, count: int) -> Iterator[Feeds]:
+        yield from self._found[:count]
+        known = len(self._found)
+        rest = itertools.islice(self._data, known, max(known, count))
+        for _, outputs in run_each(self._runner, rest, self._calls):
+            if len(self._found) < TRIAL_SAMPLES:
+                self._found.append(outputs)
+            yield outputs
+
+    def close(self) -> None:
+        self._runner.close()
 
 
 @contextlib.contextmanager
@@ -174,12 +250,16 @@ def _judgement(report: EvaluateReport) -> tuple[str, ...]:
 def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, str | None]:
     """Return `float_layers` and what has to stay float too, so that INT8 is not behind that of general tools.
 
+    Where it is clearly ahead on the first eight samples, more are not run.
+
     Layers are tried in groups that follow each other, for a bounded number of trials: where INT8 is behind, it is so
     for a kind of layer that no recipe knows, and for a network that is no DenseNet from end to end.
 
     Returns:
         The layers, and a sentence with the reason; None where INT8 is good enough as it is.
     """
+    if trials.sqnr_db(float_layers, FIRST_SAMPLES) >= trials.baseline_db(FIRST_SAMPLES) + _CLEARLY_AHEAD_DB:
+        return float_layers, None
     least = trials.baseline_db() - _BEHIND_DB
     whole = trials.sqnr_db(float_layers)
     if whole >= least:
@@ -203,19 +283,80 @@ def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, 
     return chosen, f"accuracy: with all layers in INT8 {whole:.1f} dB are left, {plain}: these stay float: {kept}"
 
 
-def layers_for_speed(trials: Trials, float_layers: Names) -> tuple[Names, Speed]:
-    """Put back every block that runs faster in float, or all if INT8 gains nothing; return what was measured."""
+def verdict(gain: Interval) -> str:
+    """Say what a ratio of speeds shows: `faster`, `slower`, a `tie` (within 2 %), or `undecided`.
+
+    >>> verdict(Interval(1.2, 1.1, 1.3)), verdict(Interval(1.0, 0.99, 1.01)), verdict(Interval(1.2, 0.9, 1.4))
+    ('faster', 'tie', 'undecided')
+    """
+    if gain.low >= 1 - _TIE and gain.high <= 1 + _TIE:
+        return "tie"
+    return "faster" if gain.low > 1 else "slower" if gain.high < 1 else "undecided"
+
+
+def layers_for_speed(
+    trials: Trials, float_layers: Names, seconds: float, now: Callable[[], float] = time.monotonic
+) -> tuple[Names, Speed]:
+    """Put back every block that is certainly faster in float, or all if INT8 gains nothing; return what was measured.
+
+    INT8 is timed against float until the ratio is decided. What is left of `seconds` goes to forms that leave one block
+    float, as many as the time of the first suggests, in execution order. Where a block went back, the result is timed
+    once more.
+    """
+    began, end = now(), now() + seconds
+
+    def is_enough(*names: str, over: str) -> Callable[[RoundResults], bool]:
+        return lambda found: now() >= end or _are_decided(found, names, over)
+
+    first = trials.compare_speed({"int8": float_layers}, is_enough("int8", over="float"))
+    chosen, slow, untimed = float_layers, tuple[str, ...](), tuple[str, ...]()
     groups = blocks_of([layer for layer in trials.layers if layer.name not in float_layers])
-    sets = {name: float_layers | {layer.name for layer in layers} for name, layers in groups.items()}
-    first = trials.compare_speed({"int8": float_layers, **sets}, _ROUNDS)
-    slow = tuple(name for name in sets if first.speedup(name, over="int8").low > 1)
-    chosen = float_layers.union(*(sets[name] for name in slow))
-    last = trials.compare_speed({"int8": chosen}, _CERTAIN_ROUNDS)
-    gain = last.speedup("int8", over="float")
-    if gain.median <= 1:
-        slow, chosen = tuple(groups), Names(layer.name for layer in trials.layers)
-    interval = (gain.low, gain.high)
-    return chosen, Speed(last.latency_ms("float"), last.latency_ms("int8"), gain.median, interval, slow)
+    if _gains_nothing(first):
+        slow = tuple(groups)
+    else:
+        per_form = (now() - began) / 2
+        affordable = int((end - now()) / per_form) - 2 if per_form else len(groups)  # INT8, and the last comparison
+        timed = {name: groups[name] for name in list(groups)[: max(0, affordable)]}
+        untimed = tuple(name for name in groups if name not in timed)
+        slow = _faster_in_float(trials, float_layers, timed, is_enough)
+        chosen = float_layers.union(layer.name for name in slow for layer in groups[name])
+    if slow and chosen != float_layers:
+        first = trials.compare_speed({"int8": chosen}, is_enough("int8", over="float"))
+        slow = tuple(groups) if _gains_nothing(first) else slow
+    if len(slow) == len(groups):
+        chosen = Names(layer.name for layer in trials.layers)
+    gain = first.speedup("int8", over="float")
+    times = first.latency_ms("float"), first.latency_ms("int8")
+    return chosen, Speed(*times, gain.median, (gain.low, gain.high), slow, _shown(first, "int8", "float"), untimed)
+
+
+def _faster_in_float(
+    trials: Trials,
+    float_layers: Names,
+    blocks: Mapping[str, Sequence[Layer]],
+    is_enough: Callable[..., Callable[[RoundResults], bool]],
+) -> tuple[str, ...]:
+    """Return the names of the `blocks` that are certainly faster in float than in INT8."""
+    if not blocks:
+        return ()
+    forms = {name: float_layers.union(layer.name for layer in layers) for name, layers in blocks.items()}
+    found = trials.compare_speed({"int8": float_layers, **forms}, is_enough(*forms, over="int8"))
+    return tuple(name for name in forms if _shown(found, name, "int8") == "faster")
+
+
+def _gains_nothing(found: RoundResults) -> bool:
+    """Whether INT8 is certainly no faster than float."""
+    shown = _shown(found, "int8", "float")
+    return shown == "slower" or (shown == "tie" and found.speedup("int8", over="float").median <= 1)
+
+
+def _are_decided(found: RoundResults, names: Sequence[str], over: str) -> bool:
+    return all(_shown(found, name, over) != "undecided" for name in names)
+
+
+def _shown(found: RoundResults, name: str, over: str) -> str:
+    """The verdict on `name` over another; fewer than six rounds decide nothing."""
+    return "undecided" if len(found.timings[name]) < _FEWEST_ROUNDS else verdict(found.speedup(name, over=over))
 
 
 def stage_of(name: str) -> str:

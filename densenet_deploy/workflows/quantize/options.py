@@ -48,6 +48,7 @@ class QuantizeOptions:
             images, which are then in class folders; the cheapest layers stay float until that holds.
         min_sqnr: SQNR of the logits in dB, on calibration images, that must be reached in the same way.
         never_slower: whether layers whose INT8 gains no time on this machine go back to float.
+        speed_seconds: how long that is measured, at most; what is undecided then stays INT8, and the report says so.
         float_layers: names of convolutions that stay float in any case.
     """
 
@@ -63,6 +64,7 @@ class QuantizeOptions:
     max_drop: float | None = None
     min_sqnr: float | None = None
     never_slower: bool = True
+    speed_seconds: float = 20.0
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class QuantizeOptions:
         require_range("samples", self.samples, 1, 1_000_000)
         require_range("alpha", self.alpha, 0.0, 1.0)
         require_choice("weights", self.weights, ("per-channel", "per-tensor"))
+        require_range("speed-seconds", self.speed_seconds, 1.0, 86_400.0)
         if self.max_drop is not None:
             require_range("max-drop", self.max_drop, 0.0, 100.0)
         if self.min_sqnr is not None:

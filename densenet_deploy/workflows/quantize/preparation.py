@@ -17,6 +17,7 @@ from densenet_deploy.workflows.float_model import (
     knows_normalization,
     require_float32,
 )
+from densenet_deploy.workflows.quantize.float_outputs import FloatOutputs
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.stages import Stages
 
@@ -38,11 +39,13 @@ class Int8Preparation:
         writer: writes it.
         data: the calibration data.
         note: where the ranges came from.
+        floats: what the float model gives for the first of the data.
     """
 
     writer: Int8Writer
     data: CalibrationData
     note: str
+    floats: FloatOutputs
 
     @property
     def count(self) -> int:
@@ -65,7 +68,7 @@ def prepare_int8(
 
     from densenet_deploy.graph.nodes import is_operator
     from densenet_deploy.quantization.calibrate import calibrate
-    from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
+    from densenet_deploy.quantization.int8_writer import CORRECTION_SAMPLES, Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
     from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 
@@ -78,7 +81,7 @@ def prepare_int8(
             raise GateError(model.name, "holds no convolution that can be INT8", "keep the float file")
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
-        found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
+        found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step, CORRECTION_SAMPLES)
         beyond = about_range(data, is_stated=knows_normalization(model.manifest))
     with stages("prepare"):
         per_channel = options.weights == "per-channel"
@@ -86,9 +89,10 @@ def prepare_int8(
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
+        floats = FloatOutputs(model, data, found.outputs)
         if options.correct:
-            writer.correct(data)
-    return Int8Preparation(writer, data, "; ".join(filter(None, (found.note, beyond))))
+            writer.correct(data, floats.first(min(CORRECTION_SAMPLES, data.count)))
+    return Int8Preparation(writer, data, "; ".join(filter(None, (found.note, beyond))), floats)
 
 
 def about_range(data: CalibrationData, *, is_stated: bool) -> str | None:

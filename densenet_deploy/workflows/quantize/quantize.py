@@ -6,7 +6,6 @@ read and of the segments of every dense block; equalization uses them to make on
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import GateError, UnknownNameError
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.parity.compare import Parity, compare_outputs, worst
 from densenet_deploy.reports import TimedReport, line, wrote
-from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import float32_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of
@@ -142,17 +141,18 @@ def quantize(
     size = len(model.to_bytes()) // 4
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     ready = prepare_int8(model, calibration, options, stages, cache)
-    choice = _chosen_layers(ready, model, options, calibration, recipe, stages)
-    with stages("write INT8"):
-        written = ready.writer.write(choice.float_layers)
-        result = Model.from_bytes(name, written.data)
-    subject = destination.path or name
-    with stages("check"):
-        _require_sound(result, recipe, written.layers_float)
-    _require_int8(written.layers_int8, choice, subject)
-    with stages("parity"):
-        samples = itertools.islice(ready.data, PARITY_SAMPLES)
-        outputs = measured_parity(model, result, samples, ready.writer.backend)
+    with Trials(ready, model) as trials:
+        choice = _chosen_layers(trials, options, calibration, recipe, stages)
+        with stages("write INT8"):
+            written = ready.writer.write(choice.float_layers)
+            result = Model.from_bytes(name, written.data)
+        subject = destination.path or name
+        with stages("check"):
+            _require_sound(result, recipe, written.layers_float)
+        _require_int8(written.layers_int8, choice, subject)
+        with stages("parity"):
+            found = trials.outputs(choice.float_layers, PARITY_SAMPLES)
+            outputs = compare_outputs(ready.floats.first(PARITY_SAMPLES), found)
     _require_demands(outputs, options, subject)
     result = destination.write(result)
     notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes)))
@@ -188,29 +188,27 @@ class _LayerChoice:
 
 
 def _chosen_layers(
-    ready: Int8Preparation, model: Model, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
+    trials: Trials, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
 ) -> _LayerChoice:
     """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
-    float_layers = frozenset(_known_layers(options.float_layers, ready.writer.layers))
+    float_layers = frozenset(_known_layers(options.float_layers, [layer.name for layer in trials.layers]))
     notes: list[str] = []
-    demands, runs_here = options.max_drop is not None or options.min_sqnr is not None, ready.writer.backend is not None
     with stages("accuracy"):
-        trials = Trials(ready, model) if demands or runs_here else None
-        if trials is not None and demands:
+        if options.max_drop is not None or options.min_sqnr is not None:
             found, judgement = layers_for_accuracy(trials, options, calibration)
             float_layers |= set(found.float_layers)
             notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
             notes += judgement
-        elif trials is not None:
+        elif trials.runs_here:
             float_layers, behind = layers_behind_baseline(trials, float_layers)
             notes += [behind] if behind is not None else []
     if not options.never_slower:
         return _LayerChoice(float_layers, tuple(notes))
-    if trials is None or not runs_here:
+    if not trials.runs_here:
         notes.append(f"speed was not measured: no backend here runs what the recipe {recipe} is for")
         return _LayerChoice(float_layers, tuple(notes))
-    with stages("speed"):
-        float_layers, speed = layers_for_speed(trials, float_layers)
+    with stages("speed", f"up to {options.speed_seconds:g} s, --no-never-slower skips it"):
+        float_layers, speed = layers_for_speed(trials, float_layers, options.speed_seconds)
     return _LayerChoice(float_layers, tuple(notes), speed)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import pytest
 
-from densenet_deploy.bench.rounds import RoundResults
+from densenet_deploy.bench.rounds import Interval, RoundResults
 from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.errors import DataError, GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
@@ -23,6 +24,7 @@ from densenet_deploy.workflows.quantize.layer_choice import (
     layers_for_accuracy,
     layers_for_speed,
     stage_of,
+    verdict,
 )
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, load_recipe
 from densenet_deploy.workflows.quantize.preparation import prepare_int8
@@ -91,13 +93,24 @@ class TimedTrials:
 
     layers = (Layer("a.1", "a", 1), Layer("a.2", "a", 1), Layer("b.1", "b", 1))
 
-    def __init__(self, **times: float) -> None:
-        self.times = times
+    def __init__(self, round_seconds: float = 0.1, **times: float) -> None:
+        self.times, self.round_seconds, self.clock = times, round_seconds, 100.0
+        self.compared: list[tuple[tuple[str, ...], int]] = []
 
-    def compare_speed(self, choices: dict[str, frozenset[str]], rounds: int) -> RoundResults:
+    def compare_speed(self, choices: dict[str, frozenset[str]], is_enough: Callable[..., bool]) -> RoundResults:
         seconds = {name: self.times.get(name, self.times["int8"]) / 1000 for name in ("float", *choices)}
-        timings = {name: (RoundTiming((value,)),) * rounds for name, value in seconds.items()}
-        return RoundResults(timings, openings={})
+        self.compared.append((tuple(choices), 0))
+        for rounds in range(1, 41):
+            self.clock += self.round_seconds
+            timings = {name: (RoundTiming((value,)),) * rounds for name, value in seconds.items()}
+            found = RoundResults(timings, openings={})
+            self.compared[-1] = tuple(choices), rounds
+            if is_enough(found):
+                break
+        return found
+
+    def now(self) -> float:
+        return self.clock
 
 
 class JudgedTrials(TimedTrials):
@@ -147,22 +160,86 @@ def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
     assert list(tmp_path.iterdir()) == []
 
 
+def _raced(trials: TimedTrials, float_layers: frozenset[str] = frozenset(), seconds: float = 20.0):
+    return layers_for_speed(trials, float_layers, seconds, trials.now)
+
+
 def test_a_block_that_is_faster_in_float_is_put_back():
-    layers, speed = layers_for_speed(TimedTrials(float=3.0, int8=2.0, a=1.5), frozenset({"b.1"}))
+    trials = TimedTrials(float=3.0, int8=2.0, a=1.5)
+    layers, speed = _raced(trials, frozenset({"b.1"}))
     assert layers == {"a.1", "a.2", "b.1"}
-    assert speed == Speed(float_ms=3.0, int8_ms=2.0, speedup=1.5, speedup_interval=(1.5, 1.5), put_back=("a",))
+    assert speed == Speed(3.0, 2.0, 1.5, (1.5, 1.5), put_back=("a",), verdict="faster")
+    assert trials.compared == [(("int8",), 6), (("int8", "a"), 6), (("int8",), 6)], "decided after six rounds"
 
 
 def test_blocks_that_are_as_fast_stay_int8():
-    layers, speed = layers_for_speed(TimedTrials(float=3.0, int8=2.0), frozenset())
-    assert (layers, speed.put_back) == (frozenset(), ())
+    trials = TimedTrials(float=3.0, int8=2.0)
+    layers, speed = _raced(trials)
+    assert (layers, speed.put_back, speed.untimed) == (frozenset(), (), ())
+    assert trials.compared == [(("int8",), 6), (("int8", "a", "b"), 6)], "nothing changed, so nothing is timed again"
 
 
 @pytest.mark.parametrize(("int8", "put_back"), [(0.999, ()), (1.0, ("a", "b")), (2.0, ("a", "b"))])
 def test_int8_that_gains_nothing_is_put_back_as_a_whole(int8, put_back):
-    layers, speed = layers_for_speed(TimedTrials(float=1.0, int8=int8), frozenset())
+    layers, speed = _raced(TimedTrials(float=1.0, int8=int8))
     assert speed.put_back == put_back
+    assert speed.verdict == ("slower" if int8 == 2.0 else "tie")
     assert layers == (frozenset({"a.1", "a.2", "b.1"}) if put_back else frozenset())
+
+
+def test_where_time_is_short_blocks_are_not_timed_and_that_is_said():
+    """Two forms in 6 rounds of 1 s: 3 s a form, of which 14 s leave four, less INT8 itself and the last comparison."""
+    for seconds, timed, untimed in ((18.9, 2, ()), (17.9, 1, ("b",)), (12.0, 0, ("a", "b"))):
+        trials = TimedTrials(round_seconds=1.0, float=3.0, int8=2.0, a=1.0)
+        _, speed = _raced(trials, seconds=seconds)
+        assert speed.untimed == untimed, seconds
+        assert speed.put_back == (("a",) if timed else ())
+        assert str(speed).endswith("not timed alone: " + ", ".join(untimed)) == bool(untimed)
+
+
+class NoisyTimes(TimedTrials):
+    """INT8 that is faster in one round and slower in the next."""
+
+    def compare_speed(self, choices: dict[str, frozenset[str]], is_enough: Callable[..., bool]) -> RoundResults:
+        for rounds in range(1, 41):
+            self.clock += self.round_seconds
+            ratios = [1.5 if number % 2 == 0 else 0.7 for number in range(rounds)]
+            timings = {"float": tuple(RoundTiming((ratio,)) for ratio in ratios)}
+            timings |= dict.fromkeys(choices, (RoundTiming((1.0,)),) * rounds)
+            if is_enough(found := RoundResults(timings, openings={})):
+                break
+        self.compared.append((tuple(choices), rounds))
+        return found
+
+
+def test_a_race_that_nothing_decides_ends_with_its_time_and_is_called_undecided():
+    trials = NoisyTimes(round_seconds=2.0)
+    layers, speed = _raced(trials, seconds=20.0)
+    assert (layers, speed.verdict, speed.put_back) == (frozenset(), "undecided", ())
+    assert trials.compared == [(("int8",), 10)]
+    assert "undecided: give --speed-seconds more" in str(speed)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(5.0, "undecided"), (6.0, "slower")])
+def test_fewer_than_six_rounds_decide_nothing(seconds, shown):
+    _, speed = _raced(TimedTrials(round_seconds=1.0, float=1.0, int8=2.0), seconds=seconds)
+    assert (speed.verdict, bool(speed.put_back)) == (shown, shown == "slower")
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((1.0, 0.98, 1.02), "tie"),
+        ((1.01, 1.001, 1.02), "tie"),
+        ((1.0, 0.979, 1.02), "undecided"),
+        ((1.02, 1.001, 1.03), "faster"),
+        ((1.02, 1.0, 1.03), "undecided"),
+        ((0.97, 0.96, 0.999), "slower"),
+        ((0.97, 0.96, 1.0), "undecided"),
+    ],
+)
+def test_what_an_interval_shows(interval, said):
+    assert verdict(Interval(*interval)) == said
 
 
 class NoisyTrials:
@@ -173,10 +250,10 @@ class NoisyTrials:
         self.culprits, self.behind, self.peer = {f"l{place}" for place in culprits}, behind, peer
         self.tried: set[frozenset[str]] = set()
 
-    def baseline_db(self) -> float:
+    def baseline_db(self, count: int = 32) -> float:
         return self.peer
 
-    def sqnr_db(self, float_layers: frozenset[str]) -> float:
+    def sqnr_db(self, float_layers: frozenset[str], count: int = 32) -> float:
         self.tried.add(frozenset(float_layers))
         return self.behind if self.culprits - float_layers else 30.0
 
