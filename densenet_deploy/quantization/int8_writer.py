@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.layer_precision import layer_precisions
-from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, why_not_affine
+from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, scale_and_shift, why_not_affine
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
@@ -31,6 +31,7 @@ from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
 from densenet_deploy.quantization.baseline import write_baseline
+from densenet_deploy.quantization.observers.minmax import MinMaxOptions
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.output_correction import (
     Correction,
@@ -81,6 +82,7 @@ class Int8Writer:
         *,
         alpha: float | None = 0.5,
         manifest: Manifest | None = None,
+        minmax: MinMaxOptions | None = None,
     ) -> None:
         """Equalize `graph`, in place, and choose types.
 
@@ -91,10 +93,11 @@ class Int8Writer:
             options: its options.
             alpha: of `equalize-layer`; None equalizes nothing.
             manifest: see the attribute.
+            minmax: options of the observer that found the ranges, if it was min-max.
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
-        ranges = _with_concats(graph.graph, ranges)
+        ranges = _with_following(graph.graph, ranges, minmax)
         self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._graph, self._types = graph, choose_types(graph.graph, ranges)
@@ -202,11 +205,12 @@ def conv_samples(shape: tuple[int, ...]) -> int:
     return min(CORRECTION_SAMPLES, max(_FEWEST_CONV_SAMPLES, _CONV_PIXELS // (shape[2] * shape[3])))
 
 
-def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
+def tensors_to_observe(model: ir.Model, *, through_norms: bool = False) -> tuple[str, ...]:
     """Return the names of the tensors of which `Int8Writer` needs the ranges.
 
     These are the inputs and outputs of convolutions, the outputs of ReLUs, the inputs of Concats, and the inputs of
-    norms, if they are float feature maps (N, C, H, W). Concats of these have the ranges of their inputs. Averages over
+    norms, if they are float feature maps (N, C, H, W). Concats of these have the ranges of their inputs, and
+    the observer min-max, for which `through_norms` is meant, does without the ReLUs of norms as well. Averages over
     whole images, and what a gate (squeeze-and-excitation) or a head of convolutions computes from them, are not: one
     pixel costs no time in float, and its errors would reach every pixel that the gate multiplies. The range of the
     graph's input is known without calibration.
@@ -227,31 +231,67 @@ def tensors_to_observe(model: ir.Model) -> tuple[str, ...]:
         values |= dict.fromkeys(value for value in found if value is not None)
     averages = _averages(model.graph)
     maps = [v for v in values if _is_feature_map(v) and v not in averages and not v.is_graph_input()]
-    joined = {str(concat.outputs[0].name) for concat in _concats_of(model.graph, {str(value.name) for value in maps})}
-    return tuple(str(value.name) for value in maps if value.name not in joined)
+    names = {str(value.name) for value in maps}
+    follow = {str(node.outputs[0].name) for node in _following(model.graph, names, through_norms=through_norms)}
+    return tuple(str(value.name) for value in maps if value.name not in follow)
 
 
-def _concats_of(graph: ir.Graph, known: Collection[str]) -> Iterator[ir.Node]:
-    """Yield the Concats along channels of nothing but values `known`, and of such Concats, in execution order."""
+def _following(graph: ir.Graph, known: Collection[str], *, through_norms: bool) -> Iterator[ir.Node]:
+    """Yield the nodes with outputs of which the ranges follow from those of tensors `known`, in execution order.
+
+    These are Concats along channels and, if `through_norms`, ReLUs of norms.
+    """
     names = set(known)
     for node in graph:
-        if not is_operator(node, "Concat"):
-            continue
-        axis = node.attributes.get_int("axis", 0)
-        is_along_channels = axis == 1 or (axis == -3 and rank_of(node.outputs[0]) == 4)
-        if is_along_channels and names.issuperset(str(value.name) for value in node.inputs if value):
+        sources = _joined_by(node) or (_normed_by(node) if through_norms else ())
+        if sources and names.issuperset(str(value.name) for value in sources):
             names.add(str(node.outputs[0].name))
             yield node
 
 
-def _with_concats(graph: ir.Graph, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
-    """Return `ranges` together with those of the Concats of tensors in it, which are those of their inputs."""
+def _joined_by(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Return what `node` joins along channels; nothing unless it is a Concat that does."""
+    if not is_operator(node, "Concat"):
+        return ()
+    axis = node.attributes.get_int("axis", 0)
+    is_along_channels = axis == 1 or (axis == -3 and rank_of(node.outputs[0]) == 4)
+    return tuple(value for value in node.inputs if value is not None) if is_along_channels else ()
+
+
+def _normed_by(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Return what the norm before `node` reads; nothing unless it is the ReLU of a fixed scale and shift."""
+    norm = node.inputs[0].producer() if is_operator(node, "Relu") and node.inputs[0] is not None else None
+    source = norm.inputs[0] if is_operator(norm, "BatchNormalization") and why_not_affine(norm) is None else None
+    return () if source is None else (source,)
+
+
+def _with_following(
+    graph: ir.Graph, ranges: Mapping[str, ChannelRanges], minmax: MinMaxOptions | None
+) -> dict[str, ChannelRanges]:
+    """Return `ranges` together with those that follow from them; `minmax` are the options with which they were found.
+
+    The channels of a Concat have the ranges of its inputs. relu(s·x + t) rises or falls with x, so its extremes are those
+    of x, scaled and shifted. `minmax` is None for another observer, whose ranges do not follow through a ReLU.
+    """
     found = dict(ranges)
-    for concat in _concats_of(graph, ranges):
-        parts = [found[str(value.name)] for value in concat.inputs if value is not None]
-        low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
-        found.setdefault(str(concat.outputs[0].name), ChannelRanges(low, high))
+    for node in _following(graph, ranges, through_norms=minmax is not None):
+        if minmax is None or is_operator(node, "Concat"):
+            parts = [found[str(value.name)] for value in _joined_by(node)]
+            low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
+            given = ChannelRanges(low, high)
+        else:
+            given = _rectified(node, found[str(_normed_by(node)[0].name)], minmax)
+        found.setdefault(str(node.outputs[0].name), given)
     return found
+
+
+def _rectified(relu: ir.Node, source: ChannelRanges, minmax: MinMaxOptions) -> ChannelRanges:
+    norm = relu.inputs[0].producer()  # type: ignore[union-attr]
+    assert norm is not None
+    scale, shift = scale_and_shift(norm)
+    extremes = minmax.narrowed(source)
+    ends = [np.maximum(scale * end + shift, 0).astype(np.float32) for end in (extremes.low, extremes.high)]
+    return minmax.widened(ChannelRanges(np.minimum(*ends), np.maximum(*ends)))
 
 
 def _averages(graph: ir.Graph) -> set[ir.Value]:

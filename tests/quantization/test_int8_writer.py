@@ -15,14 +15,15 @@ from densenet_deploy.packages import is_installed
 from densenet_deploy.quantization.int8_writer import (
     Int8File,
     Int8Writer,
-    _with_concats,
+    _with_following,
     backend_of,
     tensors_to_observe,
 )
+from densenet_deploy.quantization.observers.minmax import MinMaxOptions
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 from densenet_deploy.runtime.runner import backends
-from tests.graph.onnx_text import model_of, weights
+from tests.graph.onnx_text import constants, model_of, weights
 from tests.quantization.recipes.written import graph_of, lines
 
 # --- which tensors are observed
@@ -109,10 +110,35 @@ def test_a_concat_along_channels_has_the_ranges_of_what_it_joins():
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     assert tensors_to_observe(model) == ("a", "b", "e", "f")
     known = _ranges(a=([0, 0, 0], [1, 2, 3]), b=([-1, -2, -3], [4, 5, 6]))
-    found = _with_concats(model.graph, known)
+    found = _with_following(model.graph, known, None)
     assert list(found) == ["a", "b", "c", "d"]
     assert found["d"].low.tolist() == [-1, -2, -3, 0, 0, 0, -1, -2, -3]
     assert found["d"].high.tolist() == [4, 5, 6, 1, 2, 3, 4, 5, 6]
+
+
+RECTIFIED = """
+a = Conv(x, w)  n = BatchNormalization<epsilon=0.0>(a, g, b, m, v)  r = Relu(n)
+k = BatchNormalization<epsilon=0.0>(x, g, b, m, v)  s = Relu(k)  y = Add(r, s)
+"""
+
+
+def test_the_relu_of_a_norm_has_the_ranges_that_the_norm_makes_of_its_input():
+    """2·x + 1, -x and 0·x + 3 of x in [-1, 4]; headroom is of what the ReLU reaches, not of what the norm reads."""
+    numbers = constants(g=[2, -1, 0], b=[1, 0, 3], m=[0, 0, 0], v=[1, 1, 1])
+    proto = ir.to_proto(model_of(RECTIFIED, f"{weights(w=(3, 3, 1, 1))}, {numbers}"))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    assert tensors_to_observe(model) == ("a", "r", "s")
+    assert tensors_to_observe(model, through_norms=True) == ("a", "s"), (
+        "the range of the input is known, not its values"
+    )
+    options = MinMaxOptions(0.1)
+    known = {"a": options.widened(ChannelRanges(np.full(3, -1, np.float32), np.full(3, 4, np.float32)))}
+    found = _with_following(model.graph, known, options)
+    assert list(found) == ["a", "r"]
+    # float32 on the way there and back
+    np.testing.assert_allclose(found["r"].low, [0, 0, 3], rtol=1e-6)
+    np.testing.assert_allclose(found["r"].high, [9.9, 1.1, 3], rtol=1e-6)
+    assert list(_with_following(model.graph, known, None)) == ["a"]
 
 
 # --- where files run

@@ -13,7 +13,13 @@ from typing import ClassVar
 import numpy as np
 
 from densenet_deploy.options import require_range
-from densenet_deploy.quantization.observers.observer import ChannelRanges, Observer, ObserverOptions, observers
+from densenet_deploy.quantization.observers.observer import (
+    ChannelRanges,
+    Floats,
+    Observer,
+    ObserverOptions,
+    observers,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,22 @@ class MinMaxOptions(ObserverOptions):
     def __post_init__(self) -> None:
         require_range("headroom", self.headroom, 0.0, 1.0)
 
+    def widened(self, extremes: ChannelRanges) -> ChannelRanges:
+        """Return the ranges for channels that reached `extremes`."""
+        more = np.float32(self.headroom) * (extremes.high - extremes.low)
+        return self._moved(extremes, more)
+
+    def narrowed(self, ranges: ChannelRanges) -> ChannelRanges:
+        """Return the extremes for which `widened` gives `ranges`, up to the rounding of float32."""
+        sides = (ranges.low < 0).astype(np.float32) + (ranges.high > 0)
+        headroom = np.float32(self.headroom)
+        return self._moved(ranges, -headroom * (ranges.high - ranges.low) / (1 + headroom * sides))
+
+    def _moved(self, ends: ChannelRanges, more: Floats) -> ChannelRanges:
+        low = np.where(ends.low < 0, ends.low - more, ends.low)
+        high = np.where(ends.high > 0, ends.high + more, ends.high)
+        return ChannelRanges(low.astype(np.float32), high.astype(np.float32))
+
 
 @observers.register("minmax")
 class MinMaxObserver(Observer):
@@ -34,11 +56,7 @@ class MinMaxObserver(Observer):
 
     def __init__(self, channels: int, options: MinMaxOptions | None = None) -> None:
         super().__init__(channels, options)
-        self._headroom = np.float32((options or MinMaxOptions()).headroom)
+        self._options = options or MinMaxOptions()
 
     def ranges(self) -> ChannelRanges:
-        found = self.extremes()
-        more = self._headroom * (found.high - found.low)
-        low = np.where(found.low < 0, found.low - more, found.low)
-        high = np.where(found.high > 0, found.high + more, found.high)
-        return ChannelRanges(low, high)
+        return self._options.widened(self.extremes())

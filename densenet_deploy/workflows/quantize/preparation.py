@@ -69,6 +69,7 @@ def prepare_int8(
     from densenet_deploy.graph.nodes import is_operator
     from densenet_deploy.quantization.calibrate import calibrate
     from densenet_deploy.quantization.int8_writer import CORRECTION_SAMPLES, Int8Writer, tensors_to_observe
+    from densenet_deploy.quantization.observers.minmax import MinMaxOptions
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
     from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 
@@ -80,7 +81,9 @@ def prepare_int8(
         if not any(is_operator(node, "Conv") for node in graph.graph):
             raise GateError(model.name, "holds no convolution that can be INT8", "keep the float file")
     with stages("calibrate") as step:
-        config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
+        minmax = (options.observer_options or MinMaxOptions()) if options.observer == "minmax" else None
+        tensors = tensors_to_observe(graph, through_norms=minmax is not None)
+        config = CalibrationConfig(options.observer, options.observer_options, tensors)
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step, CORRECTION_SAMPLES)
         beyond = about_range(data, is_stated=knows_normalization(model.manifest))
     with stages("prepare"):
@@ -88,7 +91,8 @@ def prepare_int8(
         how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
-        writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
+        assert minmax is None or isinstance(minmax, MinMaxOptions)  # as the configuration checked
+        writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest, minmax=minmax)
         floats = FloatOutputs(model, data, found.outputs)
         if options.correct:
             writer.correct(data, floats.first(min(CORRECTION_SAMPLES, data.count)))

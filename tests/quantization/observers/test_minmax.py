@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.quantization.observers.minmax import MinMaxObserver, MinMaxOptions
+from densenet_deploy.quantization.observers.observer import ChannelRanges
 from tests.quantization.observers.channels import columns, observed
 
 
@@ -35,3 +37,14 @@ def test_headroom_is_between_0_and_1(headroom):
     with pytest.raises(UsageError) as caught:
         MinMaxOptions(headroom=headroom)
     assert caught.value.subject == f"headroom={headroom}"
+
+
+@pytest.mark.parametrize("headroom", [0.0, 0.1, 1.0])
+def test_extremes_are_found_again_in_the_ranges_that_were_made_of_them(headroom):
+    options = MinMaxOptions(headroom=headroom)
+    low, high = np.float32([-2, 0, -4, 0.5, -4, 0]), np.float32([6, 8, 0, 2.5, -2, 0])
+    found = options.narrowed(options.widened(ChannelRanges(low, high)))
+    # a few roundings of float32
+    np.testing.assert_allclose(found.low, low, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.high, high, rtol=1e-6, atol=1e-6)
+    assert (found.low.dtype, found.high.dtype) == ("float32", "float32")
