@@ -54,6 +54,7 @@ class InputDescription:
         resize: before the center crop: the shorter side in pixels, or (height, width), or "none".
         mean, std: per channel, of values in 0..1.
         assumed: names of the facts that are defaults.
+        fast_decode: whether images were decoded at a reduced scale, which is faster and not exact.
     """
 
     shape: tuple[int, int, int]
@@ -62,15 +63,19 @@ class InputDescription:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     assumed: tuple[str, ...] = ()
+    fast_decode: bool = False
 
     @classmethod
-    def of(cls, preprocessing: Preprocessing, assumed: tuple[str, ...]) -> InputDescription:
+    def of(
+        cls, preprocessing: Preprocessing, assumed: tuple[str, ...], *, fast_decode: bool = False
+    ) -> InputDescription:
         """Describe `preprocessing`."""
         kept = preprocessing
-        return cls(kept.shape, kept.resize, kept.interpolation, kept.mean, kept.std, assumed)
+        return cls(kept.shape, kept.resize, kept.interpolation, kept.mean, kept.std, assumed, fast_decode)
 
     def __str__(self) -> str:
         text = str(Preprocessing(self.shape[1:], self.resize, self.mean, self.std, self.interpolation))
+        text += ", decoded fast" if self.fast_decode else ""
         if not self.assumed:
             return text
         return (

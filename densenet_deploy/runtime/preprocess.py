@@ -39,13 +39,15 @@ _FILTERS: Final = {
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An input of a model, `preprocessing.shape`, and what was lost in reading its image."""
+    """An input of a model, an array of `preprocessing.shape`, and what was lost in reading its image."""
 
     pixels: Pixels
     notes: tuple[str, ...] = ()
 
 
-def read_input(source: ImageSource, preprocessing: Preprocessing, *, fast: bool = False) -> PreparedImage:
+def read_input(
+    source: ImageSource, preprocessing: Preprocessing, out: Pixels | None = None, *, fast: bool = False
+) -> PreparedImage:
     """Return an image file, or another source of an image, as the model takes it.
 
     >>> read_input("cat.jpg", Preprocessing(), fast=True).pixels.shape      # doctest: +SKIP
@@ -54,6 +56,7 @@ def read_input(source: ImageSource, preprocessing: Preprocessing, *, fast: bool 
     Args:
         source: see `load_image`.
         preprocessing: how to resize, crop and normalize.
+        out: an array to write into; a new one by default.
         fast: decode JPEGs at a reduced scale and resize from averages of blocks; not exact.
 
     Raises:
@@ -62,7 +65,7 @@ def read_input(source: ImageSource, preprocessing: Preprocessing, *, fast: bool 
     may_reduce = fast and preprocessing.interpolation != "nearest"  # which shows single pixels
     needed = functools.partial(_needed_size, preprocessing) if may_reduce else None
     image = load_image(source, preprocessing.shape[0], needed=needed)
-    return PreparedImage(prepare(image, preprocessing, fast=may_reduce), image.notes)
+    return PreparedImage(prepare(image, preprocessing, out, fast=may_reduce), image.notes)
 
 
 def prepare(

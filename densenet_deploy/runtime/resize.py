@@ -2,10 +2,10 @@
 
 Pillow resizes in two passes, first along rows. For output pixel k of a side that is scaled by s, its center in the
 image is (k + ½)·s, and the pixels around it are added with weights of 22 bits. `Image.resize(box=…)` computes only a
-part, with the same weights if the corners of the box are exact: Pillow keeps them as float32. With s = p/q in lowest terms,
-corner k·p/q has a finite binary fraction where the odd part of q divides k, so the part is widened to the next such
-corners: for 1920 pixels resized to 455, where q is 91, columns 91 to 364 hold those of the crop, 115 to 339. Where no
-such corner exists, the whole side is computed.
+part, with the same weights if the corners of the box are exact: Pillow keeps them as float32. With s = p/q in lowest
+terms, corner k·p/q has a finite binary fraction where the odd part of q divides k, so the part is widened to the next
+such corners: for 1920 pixels resized to 455, where q is 91, columns 91 to 364 hold those of the crop, 115 to 339. Where
+no such corner exists, the whole side is computed.
 
 What then may differ is the last bit of a center in float64, 10⁻¹³ of a pixel. A weight changes only if it lies that
 close to where it is rounded; a part in which one does is computed as a whole, too. `nearest` adds up positions from the
@@ -30,6 +30,9 @@ from densenet_deploy.runtime.images import LoadedImage, SideLengths
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
+
+Area = tuple[float, float, float, float]
+"""The same with fractions of pixels."""
 
 LARGEST_RESIZED: Final = 2**26
 REDUCING_GAP: Final = 2.0
@@ -84,7 +87,7 @@ def _exact(image: LoadedImage, size: SideLengths, part: Box, resample: Image.Res
     if not isinstance(image.stored, Image.Image) or 3 * (inner[3] - inner[1]) < 2 * image.size[1]:
         outer = inner
     window = image.pixels if outer == (0, 0, *image.size) else _window(image, outer)
-    left, top, right, bottom = (corner - outer[i % 2] for i, corner in enumerate(box))
+    left, top, right, bottom = _from_corner(box, outer)
     width, height = part[2] - part[0], part[3] - part[1]
     narrow = window.resize((width, window.height), resample, (left, 0, right, window.height))
     return narrow.resize((width, height), resample, (0, top, width, bottom))
@@ -96,16 +99,23 @@ def _inexact(
     """Resize `part`, whose corners Pillow rounds to float32: too coarse far from the origin, so it is cut out first."""
     box = _source_box(image, size, part)
     outer = _with_margins(image, size, box)
-    inner = tuple(corner - outer[i % 2] for i, corner in enumerate(box))
-    return _window(image, outer).resize((part[2] - part[0], part[3] - part[1]), resample, inner, gap)
+    size_of_part = (part[2] - part[0], part[3] - part[1])
+    return _window(image, outer).resize(size_of_part, resample, _from_corner(box, outer), gap)
 
 
-def _source_box(image: LoadedImage, size: SideLengths, part: Box) -> tuple[float, ...]:
-    """Return the pixels of `image` that become `part`: left, top, right and bottom, with fractions."""
-    return tuple(corner * image.size[i % 2] / size[i % 2] for i, corner in enumerate(part))
+def _source_box(image: LoadedImage, size: SideLengths, part: Box) -> Area:
+    """Return the pixels of `image` that become `part`."""
+    (width, height), (new_width, new_height), (left, top, right, bottom) = image.size, size, part
+    return left * width / new_width, top * height / new_height, right * width / new_width, bottom * height / new_height
 
 
-def _with_margins(image: LoadedImage, size: SideLengths, box: tuple[float, ...]) -> Box:
+def _from_corner(box: Area, outer: Box) -> Area:
+    """Return `box` as it lies in `outer`."""
+    left, top = outer[:2]
+    return box[0] - left, box[1] - top, box[2] - left, box[3] - top
+
+
+def _with_margins(image: LoadedImage, size: SideLengths, box: Area) -> Box:
     """Return `box` with all pixels around it that have a weight in it."""
     margins = [math.ceil(_WIDEST * max(old / new, 1)) + 1 for old, new in zip(image.size, size, strict=True)]
     left, top = (max(0, math.floor(box[i]) - margins[i]) for i in range(2))
@@ -118,7 +128,11 @@ def _window(image: LoadedImage, box: Box) -> Image.Image:
     if isinstance(image.stored, Image.Image):
         return image.stored.crop(box)
     left, top, right, bottom = box
-    return Image.fromarray(image.stored[top:bottom, left:right])
+    frame, row = image.stored, 3 * image.size[0]
+    if not frame.flags.c_contiguous:
+        return Image.fromarray(frame[top:bottom, left:right])
+    pixels = frame.reshape(-1)[top * row + 3 * left : (bottom - 1) * row + 3 * right]  # converted without a copy first
+    return Image.frombuffer("RGB", (right - left, bottom - top), pixels, "raw", "RGB", row, 1)
 
 
 @functools.lru_cache(maxsize=256)  # an application resizes images of few sizes

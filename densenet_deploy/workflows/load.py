@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from densenet_deploy.sources import LoadedNetwork
 
 
-_INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
+INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
+"""The facts about images that may be assumed."""
 
 Source = "StrPath | bytes | torch.nn.Module | ModelProto | Model"
 """A variant or public weights by name, a path, the bytes of an ONNX file, a module, an `onnx.ModelProto`, a `Model`."""
@@ -131,16 +132,16 @@ def is_file_name(source: object) -> TypeGuard[StrPath]:
     return is_checkpoint_name(path) or path.suffix.lower() in (".onnx", ".xml", ".engine") or path.exists()
 
 
-def input_of(model: Model) -> InputDescription:
-    """Return what `model` takes, and which of these facts nobody stated.
+def input_of(model: Model, *, fast_decode: bool = False) -> InputDescription:
+    """Return what `model` takes, which of these facts nobody stated, and whether images are decoded fast.
 
     Raises:
         ModelFileError: if it is a graph that does not take one float32 (N, C, H, W) input.
     """
     if model.manifest is not None:
-        return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed)
+        return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed, fast_decode=fast_decode)
     shape = _shape_of(model)
-    return InputDescription.of(Preprocessing.for_shape(shape), _assumed_of(shape))
+    return InputDescription.of(Preprocessing.for_shape(shape), _assumed_of(shape), fast_decode=fast_decode)
 
 
 def preprocessing_of(model: Model) -> Preprocessing:
@@ -156,7 +157,7 @@ def _shape_of(model: Model) -> ImageShape:
 
 def _assumed_of(shape: ImageShape) -> tuple[str, ...]:
     """Return the facts that a graph of such an input leaves open."""
-    return _INPUT_FACTS if None in shape[1:] else _INPUT_FACTS[1:]
+    return INPUT_FACTS if None in shape[1:] else INPUT_FACTS[1:]
 
 
 def _require_same_network(stated: LoadOptions) -> None:
@@ -221,7 +222,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     assert network.origin is not None  # which every module has
     known, variant = network.manifest, network.variant
     base = known.preprocessing if known is not None else variant.preprocessing if variant else Preprocessing()
-    known_names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else set()
+    known_names = set(INPUT_FACTS) - set(known.assumed) if known is not None else set()
     learnt = {**network.facts.given(), **facts.given()}
     preprocessing, assumed = _prepared(base, learnt, known_names)
     if variant is not None:
@@ -269,7 +270,7 @@ def _with_shown_facts(model: Model) -> Model:
         precision=model.precision,
         task=shown.facts.task if "task" in shown.certain else None,
         activations=model.artifact.activations(),
-        assumed=tuple(name for name in _INPUT_FACTS if name not in shown.certain),
+        assumed=tuple(name for name in INPUT_FACTS if name not in shown.certain),
     )
     artifact = dataclasses.replace(model.artifact, manifest=manifest)
     return model.replaced(manifest=manifest, artifact=artifact, notes=(*model.notes, *shown.notes))
@@ -281,7 +282,7 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if not given:
         return model
     base, known = preprocessing_of(model), model.manifest
-    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
+    names = set(INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
     if model.artifact is not None and (facts.image_size or facts.channels):
         is_readable = model.is_onnx and is_installed("onnx")
         _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
@@ -354,7 +355,7 @@ def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tu
         mean=_per_channel("mean", facts.get("mean"), channels) or base.mean,
         std=_per_channel("std", facts.get("std"), channels) or base.std,
     )
-    return preprocessing, tuple(name for name in _INPUT_FACTS if name not in known and name not in facts)
+    return preprocessing, tuple(name for name in INPUT_FACTS if name not in known and name not in facts)
 
 
 def _per_channel(option: str, values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
