@@ -1,8 +1,7 @@
 """Classify the frames of a camera. Only the newest frame waits, so answers never lag behind.
 
 uv run python examples/camera.py artifacts/digits.onnx examples/digits/held_out/7 [--fast-decode]
-Here a folder stands in for the camera, at 30 images/s: give `watch` any iterable of uint8 RGB frames (H, W, 3), or of
-the JPEG bytes that many cameras send.
+Here a folder stands in for the camera, at 30 images/s: give `watch` any iterable of uint8 RGB (H, W, 3), or JPEG bytes.
 """
 
 import contextlib
@@ -35,12 +34,11 @@ def watch(classify: Classifier, frames: Iterable[np.ndarray | bytes]) -> int:
 
 
 def grab(classify: Classifier, frames: Iterable[np.ndarray | bytes], newest: queue.Queue) -> None:
-    """Decode and prepare every frame as it arrives, while the model runs on an earlier one."""
     ending = None
     try:
         for frame in frames:
             arrival = time.perf_counter()
-            prepared = classify.prepare(frame)
+            prepared = classify.prepare(frame)  # while the model runs on an earlier one
             with contextlib.suppress(queue.Empty):
                 newest.get_nowait()  # an older frame that was not classified
             newest.put((prepared, arrival))

@@ -91,7 +91,7 @@ def test_one_row_fewer_lost_and_the_part_is_enough(monkeypatch):
     sizes = computed(monkeypatch)
     frame = LoadedImage(pixels(64, 128))
     resized_part(frame, (60, 120), (0, 0, 15, 15), BILINEAR)  # 8 rows lost for 4 columns: 16/15 both ways
-    assert sizes == [(15, 19), (15, 15)]  # the first 19 rows hold all that the pixels of 15 see
+    assert sizes == [(15, 20), (15, 15)]  # the first 20 rows hold all that the pixels of 15 see
 
 
 def test_an_image_of_its_size_is_cut_without_resizing(monkeypatch):
