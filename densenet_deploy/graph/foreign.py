@@ -44,6 +44,7 @@ _TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization
 _LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 _OTHER_FLOATS: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TO_NHWC: Final = (0, 2, 3, 1)
+_TO_NCHW: Final = (0, 3, 1, 2)
 _EVAL: Final = "call model.eval() and export it again"
 
 
@@ -83,6 +84,7 @@ def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
         notes.append("the shapes of outputs, which the file leaves out, were inferred")
     check_onnx(sound, subject)
     _refuse_unusable(graph, subject)
+    _refuse_unclear_pixels(graph.graph, subject)
     further = list(_rewritten(graph))
     if not further:
         return AdoptedGraph(sound, tuple(notes))
@@ -156,6 +158,19 @@ def _refuse_unusable(model: ir.Model, subject: object) -> None:
         if is_operator(node, "Conv") and _is_3d(node):
             why = f"its convolution {name} is 3-D (N, C, D, H, W), and only 2-D images (N, C, H, W) are supported"
             raise ModelFileError(subject, why, "give a 2-D network")
+
+
+def _refuse_unclear_pixels(graph: ir.Graph, subject: object) -> None:
+    """Refuse a uint8 input whose channels are not clear."""
+    images = [value for value in graph.inputs if not value.is_initializer()]
+    if len(images) != 1 or images[0].dtype != ir.DataType.UINT8 or images[0].shape is None:
+        return
+    shape = images[0].shape
+    is_image = shape.rank() == 4 and (shape[1] in _IMAGE_CHANNELS) != (shape[3] in _IMAGE_CHANNELS)
+    if not is_image:
+        sizes = ", ".join("?" if size is None else str(size) for size in shape)
+        why = f"takes uint8 ({sizes}), which shows no axis of 1, 3 or 4 channels, or two"
+        raise ModelFileError(subject, why, "export it with uint8 (N, H, W, C), or float32 (N, C, H, W)")
 
 
 def _normalizes_by_batch(norm: ir.Node, version: int) -> bool:
@@ -242,10 +257,24 @@ def _lifted(model: ir.Model) -> Iterator[str]:
 
 
 def _with_image_input(graph: ir.Graph) -> Iterator[str]:
-    """Let images enter as (N, C, H, W)."""
-    if len(graph.inputs) == 1 and _takes_nhwc(graph):
+    """Let images enter as (N, C, H, W), and pixels, uint8, as (N, H, W, C)."""
+    is_pixels = len(graph.inputs) == 1 and graph.inputs[0].dtype == ir.DataType.UINT8
+    if is_pixels and _takes_nchw(graph.inputs[0]):
+        yield "pixels enter as (N, H, W, C): a Transpose to the (N, C, H, W) of the file was put in front"
+        shape = graph.inputs[0].shape
+        assert shape is not None
+        batch, channels, height, width = shape
+        perm = ir.AttrInt64s("perm", list(_TO_NCHW))
+        _put_in_front(graph, graph.inputs[0].type, ir.Shape([batch, height, width, channels]), "Transpose", perm)
+    elif not is_pixels and len(graph.inputs) == 1 and _takes_nhwc(graph):
         yield "images enter as (N, C, H, W): a Transpose to the (N, H, W, C) of the file was put in front"
         _put_transpose_in_front(graph)
+
+
+def _takes_nchw(pixels: ir.Value) -> bool:
+    """Whether axis 1 of uint8 images holds the channels, and the last one does not."""
+    shape = pixels.shape
+    return shape is not None and shape.rank() == 4 and shape[1] in _IMAGE_CHANNELS and shape[3] not in _IMAGE_CHANNELS
 
 
 def _takes_nhwc(graph: ir.Graph) -> bool:

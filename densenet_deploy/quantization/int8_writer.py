@@ -79,6 +79,7 @@ class Int8Writer:
         *,
         alpha: float | None = 0.5,
         manifest: Manifest | None = None,
+        exact: Mapping[str, QuantizedType] | None = None,
     ) -> None:
         """Equalize `graph`, in place, and choose types.
 
@@ -89,12 +90,13 @@ class Int8Writer:
             options: its options.
             alpha: of `equalize-layer`; None equalizes nothing.
             manifest: see the attribute.
+            exact: types of values that are 8-bit already, by tensor name.
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
         self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
-        self._graph, self._types = graph, choose_types(graph.graph, ranges)
+        self._graph, self._types = graph, choose_types(graph.graph, ranges) | dict(exact or {})
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
         found = (layer.name for layer in layer_precisions(self._plain) if layer.is_convolution)

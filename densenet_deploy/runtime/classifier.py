@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 from collections.abc import Sequence
@@ -173,7 +174,8 @@ class Classifier:
         self.labels = (manifest.labels if manifest else ()) if labels is None else _labels_from(labels)
         self.meaning = OutputMeaning.of(runner, self.labels, task)
         known = preprocessing or (manifest.preprocessing if manifest else None)
-        self.preprocessing = known or Preprocessing.for_shape(shape)
+        taken = str(runner.inputs[0].dtype)
+        self.preprocessing: Preprocessing = dataclasses.replace(known or Preprocessing.for_shape(shape), dtype=taken)
         assumed = manifest.assumed if manifest else ("how to prepare images",)
         sentence = f"the model does not state {', '.join(assumed)}: assumed is {self.preprocessing}"
         self.assumptions = (*((sentence,) if assumed and preprocessing is None else ()), *self.meaning.assumptions)

@@ -142,6 +142,11 @@ class LoadedImage:
         """1, 3 or 4."""
         return _CHANNELS[self.stored.mode] if isinstance(self.stored, Image.Image) else self.stored.shape[2]
 
+    @property
+    def is_float(self) -> bool:
+        """Whether its values have fractions (mode F)."""
+        return isinstance(self.stored, Image.Image) and self.stored.mode == "F"
+
     @classmethod
     def from_array(cls, pixels: Feed) -> Self:
         """Wrap a frame of a camera: an array or a tensor, which is not copied.

@@ -28,7 +28,8 @@ from densenet_deploy.options import require_choice
 from densenet_deploy.runtime.images import ImageSource, LoadedImage, SideLengths, load_image
 from densenet_deploy.runtime.resize import LARGEST_RESIZED, REDUCING_GAP, resized_part
 
-Pixels = npt.NDArray[np.float32]
+Inputs = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+"""Normalized values (C, H, W), or pixels (H, W, C)."""
 
 _FILTERS: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -39,14 +40,14 @@ _FILTERS: Final = {
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An input of a model, an array of `preprocessing.shape`, and what was lost in reading its image."""
+    """An input of a model, an array of `preprocessing.input_shape`, and what was lost in reading its image."""
 
-    pixels: Pixels
+    pixels: Inputs
     notes: tuple[str, ...] = ()
 
 
 def read_input(
-    source: ImageSource, preprocessing: Preprocessing, out: Pixels | None = None, *, fast: bool = False
+    source: ImageSource, preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
 ) -> PreparedImage:
     """Return an image file, or another source of an image, as the model takes it.
 
@@ -65,13 +66,15 @@ def read_input(
     may_reduce = fast and preprocessing.interpolation != "nearest"  # which shows single pixels
     needed = functools.partial(_needed_size, preprocessing) if may_reduce else None
     image = load_image(source, preprocessing.shape[0], needed=needed)
-    return PreparedImage(prepare(image, preprocessing, out, fast=may_reduce), image.notes)
+    is_rounded = preprocessing.takes_pixels and image.is_float
+    notes = (*image.notes, *(("values are rounded to 8 bits",) if is_rounded else ()))
+    return PreparedImage(prepare(image, preprocessing, out, fast=may_reduce), notes)
 
 
 def prepare(
-    image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None = None, *, fast: bool = False
-) -> Pixels:
-    """Return the image as the model takes it: float32, (C, H, W), which is `preprocessing.shape`.
+    image: LoadedImage, preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+) -> Inputs:
+    """Return the image as the model takes it: float32 (C, H, W), or uint8 (H, W, C), if its graph normalizes.
 
     >>> prepare(load_image("cat.jpg"), Preprocessing()).shape      # doctest: +SKIP
     (3, 224, 224)
@@ -84,25 +87,24 @@ def prepare(
 
     Raises:
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
-        FeedError: if the image has other channels, or `out` is not float32 of that shape.
+        FeedError: if the image has other channels, or `out` is of another shape or type.
     """
-    result = _buffer(preprocessing.shape, out)
-    if image.channels != len(result):
-        wanted = len(result)
+    result, wanted = _buffer(preprocessing.input_shape, preprocessing, out), len(preprocessing.mean)
+    if image.channels != wanted:
         fix = f"load it with load_image(path, channels={wanted}), or give an array (H, W, {wanted})"
         raise FeedError("image", f"has {image.channels} channels, the model takes {wanted}", fix)
-    pixels = np.atleast_3d(np.asarray(cropped(image, preprocessing, fast=fast))).transpose(2, 0, 1)
-    np.divide(pixels, np.float32(255), out=result)
-    np.subtract(result, _per_channel(preprocessing.mean), out=result)
-    np.divide(result, _per_channel(preprocessing.std), out=result)
-    return result
+    pixels = np.atleast_3d(np.asarray(cropped(image, preprocessing, fast=fast)))
+    if preprocessing.takes_pixels:
+        np.copyto(result, np.rint(pixels), casting="unsafe")
+        return result
+    return _normalize(pixels.transpose(2, 0, 1), preprocessing, result)
 
 
 def prepare_batch(
-    images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Pixels | None = None, *, fast: bool = False
-) -> Pixels:
-    """Return the images as one batch: float32, (N, C, H, W). Arguments and errors as in `prepare`."""
-    batch = _buffer((len(images), *preprocessing.shape), out)
+    images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+) -> Inputs:
+    """Return the images as one batch, (N, …). Arguments and errors as in `prepare`."""
+    batch = _buffer((len(images), *preprocessing.input_shape), preprocessing, out)
     for image, place in zip(images, batch, strict=True):
         prepare(image, preprocessing, place, fast=fast)
     return batch
@@ -141,11 +143,38 @@ def cropped(
     return part.crop((min(left, 0), min(top, 0), min(left, 0) + columns, min(top, 0) + rows))
 
 
-def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
+def normalized(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Return pixels (N, H, W, C) as normalized values (N, C, H, W), to the bits of `prepare`."""
+    batch, height, width, channels = pixels.shape
+    result = np.empty((batch, channels, height, width), np.float32)
+    return _normalize(pixels.transpose(0, 3, 1, 2), preprocessing, result)
+
+
+def nearest_pixels(inputs: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return the pixels (N, H, W, C) nearest to normalized values (N, C, H, W): those they were made from, if any.
+
+    Values that no pixel has, such as noise beyond black and white, become black or white.
+    """
+    values = inputs * _per_channel(preprocessing.std) + _per_channel(preprocessing.mean)
+    levels = np.clip(np.rint(values * np.float32(255)), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+
+
+def _normalize(
+    pixels: npt.NDArray[Any], preprocessing: Preprocessing, out: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    """Write pixels (…, C, H, W) into `out` as torchvision normalizes them: three roundings, each of float32."""
+    np.divide(pixels, np.float32(255), out=out)
+    np.subtract(out, _per_channel(preprocessing.mean), out=out)
+    np.divide(out, _per_channel(preprocessing.std), out=out)
+    return out
+
+
+def _buffer(shape: tuple[int, ...], preprocessing: Preprocessing, out: Inputs | None) -> Inputs:
     if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32:
-        raise FeedError("out", f"is {out.shape} {out.dtype}", f"give a float32 array of {shape}")
+        return np.empty(shape, preprocessing.dtype)
+    if out.shape != shape or out.dtype != preprocessing.dtype:
+        raise FeedError("out", f"is {out.shape} {out.dtype}", f"give a {preprocessing.dtype} array of {shape}")
     return out
 
 

@@ -66,9 +66,8 @@ def resized_part(
         return _window(image, part)
     if fast or image.full_size is not None or size[0] * size[1] > largest_resized:
         return _inexact(image, size, part, resample, REDUCING_GAP if fast else None)
-    is_float = isinstance(image.stored, Image.Image) and image.stored.mode == "F"
     lost = [old - new for old, new in zip(image.size, size, strict=True)]
-    if resample == Image.Resampling.NEAREST or is_float or lost[1] > 2 * lost[0]:
+    if resample == Image.Resampling.NEAREST or image.is_float or lost[1] > 2 * lost[0]:
         return image.pixels.resize(size, resample).crop(part)
     spans = [_exact_span(image.size[i], size[i], part[i], part[i + 2], resample) for i in range(2)]
     (left, right), (top, bottom) = spans

@@ -28,10 +28,18 @@ from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import calibration_data, exact_graph, require_float32, sized_by
+from densenet_deploy.workflows.float_model import (
+    calibration_data,
+    exact_graph,
+    input_manifest,
+    normalized_form,
+    pixel_form,
+    require_float32,
+    sized_by,
+)
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
-from densenet_deploy.workflows.samples import seeded_samples
+from densenet_deploy.workflows.samples import seeded_samples, taken
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:
@@ -156,13 +164,13 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
     options, stages = options or CastOptions(), Stages(progress)
-    model = sized_by(as_onnx(source, stages, **stated), calibration)
-    name = f"{model.name}.{options.precision}"
-    manifest = reduced_manifest(model.manifest, options.precision)
+    given = sized_by(as_onnx(source, stages, **stated), calibration)
+    name = f"{given.name}.{options.precision}"
+    model, preprocessing = normalized_form(given), preprocessing_of(given)
+    manifest = reduced_manifest(given.manifest, options.precision)
     size = len(model.to_bytes()) // 2 if model.is_onnx else 0
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     require_float32(model)
-    preprocessing = preprocessing_of(model)
     data = calibration_data(model, calibration, options.samples) if calibration is not None else None
     with stages("passes"):
         graph = exact_graph(model)
@@ -173,9 +181,11 @@ def cast(
             remark = found if isinstance(calibration, (str, os.PathLike)) else _ON_ARRAYS
     with stages("cast"):
         reduced = _converted(graph, options, ranges or {})
-        result = Model.from_onnx(name, reduced.model, manifest)
+        result = Model.from_onnx(name, reduced.model, input_manifest(manifest, "float32"))
+        result = pixel_form(result) if preprocessing.takes_pixels else result
     with stages("parity"):
-        samples = list(itertools.islice(data or seeded_samples(PARITY_SAMPLES, preprocessing), PARITY_SAMPLES))
+        seeded = seeded_samples(PARITY_SAMPLES, preprocessing)
+        samples = list(itertools.islice(taken(data, preprocessing) if data is not None else seeded, PARITY_SAMPLES))
         parities = _measured(model, result, reduced, options, samples)
     result = destination.write(result)
     notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)))
@@ -188,7 +198,7 @@ def cast(
         parity_measured=how,
         float_nodes=reduced.reasons,
         bytes=len(result.to_bytes()),
-        input=input_of(model),
+        input=input_of(given),
         stages=stages.seconds,
         notes=notes,
     )

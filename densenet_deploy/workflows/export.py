@@ -15,9 +15,9 @@ import numpy as np
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError, UsageError
-from densenet_deploy.manifest import THIRD_PARTY, Manifest, WeightsOrigin
+from densenet_deploy.manifest import INPUT_TYPES, THIRD_PARTY, Manifest, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, untrained_note
-from densenet_deploy.options import require_range
+from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import installed_versions, require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
@@ -25,6 +25,7 @@ from densenet_deploy.runtime.runner import backends_reading, first_installed
 from densenet_deploy.sources.source import UNVERIFIED
 from densenet_deploy.workflows.check import Recording, require_recorded, sized_for
 from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
+from densenet_deploy.workflows.float_model import input_manifest, normalized_form, pixel_form
 from densenet_deploy.workflows.load import LoadOptions, check_names, check_outputs, input_of, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import simplified, simplify_graph
@@ -47,16 +48,21 @@ class ExportOptions:
         opset: the ONNX operator set.
         check: an `.npz` file with inputs `x` and the original's outputs `y` (or `y0`, `y1`, ...), which the result must
             reproduce.
+        input: what the graph takes: `float32`, normalized (N, C, H, W), or `uint8`, pixels (N, H, W, C), which its
+            first nodes normalize. None: float32, or what an ONNX file takes already.
     """
 
     batch: int | None = None
     opset: int = 20
     check: StrPath | None = None
+    input: str | None = None
 
     def __post_init__(self) -> None:
         require_range("opset", self.opset, 16, 23)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
+        if self.input is not None:
+            require_choice("input", self.input, INPUT_TYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +152,7 @@ def export(
         model = sized_for(model, recording)
     if model.is_onnx:
         _require_no_translation(options)
-        return _adopted(model, out, stages, recording, force=force)
+        return _adopted(model, options, out, stages, recording, force=force)
     if model.module is None or model.manifest is None:
         raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
     accepts = stated.get("allow_nonfinite", False)
@@ -187,16 +193,20 @@ def _exported(
     assert model.manifest is not None
     assert model.module is not None
     tools = installed_versions(_TOOLS)
-    manifest = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
+    dtype = options.input or "float32"
+    plain = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
+    manifest = input_manifest(plain, dtype)
+    assert manifest is not None
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     destination = Destination.of(out, f"{model.name}.onnx", manifest, force=force, size_bytes=4 * parameters)
     proto = _translated(model, options, stages)
     with stages("serialize"):
-        result = Model.from_onnx(model.name, proto, manifest, model.module)
+        normalized = Model.from_onnx(model.name, proto, plain, model.module)
+        result = pixel_form(normalized) if manifest.preprocessing.takes_pixels else normalized
     check_outputs(result, manifest)
     with stages("parity"):
         outputs = _verified(model, result, allow_nonfinite=allow_nonfinite)
-        check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
+        check, remarks = require_recorded(normalized, recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
     known = (note.replace(UNVERIFIED, "confirmed by --check") if check else note for note in model.notes)
@@ -205,7 +215,15 @@ def _exported(
     return result.replaced(report=report, notes=notes)
 
 
-def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recording | None, *, force: bool) -> Model:
+def _adopted(
+    model: Model,
+    options: ExportOptions,
+    out: StrPath | None,
+    stages: Stages,
+    recording: Recording | None,
+    *,
+    force: bool,
+) -> Model:
     """Return somebody's ONNX graph simplified, with a manifest that states what is known of it."""
     assert model.artifact is not None
     manifest = model.manifest
@@ -217,11 +235,16 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recor
         )
     is_file = (model.artifact.original or model.artifact).data is None
     name = f"{model.name}.exported" if is_file else model.name
+    if options.input is not None and options.input != manifest.preprocessing.dtype:
+        model = model.replaced(manifest=manifest)
+        model = normalized_form(model) if options.input == "float32" else pixel_form(model)
+        assert model.manifest is not None
+        manifest = model.manifest
     size = len(model.to_bytes())
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     with stages("simplify and compare"):
         result, report = simplified(model.replaced(manifest=manifest), name)
-        check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
+        check, remarks = require_recorded(normalized_form(result), recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
@@ -264,6 +287,7 @@ def _translated(model: Model, options: ExportOptions, stages: Stages) -> onnx.Mo
 def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> dict[str, Parity]:
     """Run both and compare every output."""
     assert model.manifest is not None
-    outputs = seeded_parity(model, result, model.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
+    assert result.manifest is not None
+    outputs = seeded_parity(model, result, result.manifest.preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
     require_parity(outputs, "fp32", result.name, "the file does not match the module", "nothing was written")
     return outputs

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
+import numpy as np
+
 from densenet_deploy.artifacts import Artifact, StrPath, is_checkpoint_name, require_file
 from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
@@ -140,13 +142,18 @@ def input_of(model: Model, *, fast_decode: bool = False) -> InputDescription:
     """
     if model.manifest is not None:
         return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed, fast_decode=fast_decode)
-    shape = _shape_of(model)
-    return InputDescription.of(Preprocessing.for_shape(shape), _assumed_of(shape), fast_decode=fast_decode)
+    assumed = _assumed_of(_shape_of(model))
+    return InputDescription.of(preprocessing_of(model), assumed, fast_decode=fast_decode)
 
 
 def preprocessing_of(model: Model) -> Preprocessing:
     """Return how images are prepared for `model`: as its manifest says, else what is assumed. Errors as `input_of`."""
-    return model.manifest.preprocessing if model.manifest is not None else Preprocessing.for_shape(_shape_of(model))
+    if model.manifest is not None:
+        return model.manifest.preprocessing
+    from densenet_deploy.graph.pixel_input import takes_pixels
+
+    dtype = "uint8" if takes_pixels(model.onnx) else "float32"
+    return dataclasses.replace(Preprocessing.for_shape(_shape_of(model)), dtype=dtype)
 
 
 def _shape_of(model: Model) -> ImageShape:
@@ -258,7 +265,7 @@ def _with_shown_facts(model: Model) -> Model:
 
     assert model.artifact is not None
     try:
-        base = Preprocessing.for_shape(_shape_of(model))
+        base = preprocessing_of(model)
     except ModelFileError:  # it takes no images, which those who need some are told
         return model
     shown = facts_of_graph(model.onnx)
@@ -286,6 +293,7 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if model.artifact is not None and (facts.image_size or facts.channels):
         is_readable = model.is_onnx and is_installed("onnx")
         _check_stated_shape(facts, _shape_of(model) if is_readable else base.shape)
+    _check_normalization(model, facts, base)
     preprocessing, assumed = _prepared(base, given, names)
     if facts.image_size is not None and model.is_onnx and is_installed("onnx"):
         model = _of_fixed_size(model, preprocessing)
@@ -308,6 +316,17 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
         _check_size(model.spec, preprocessing)
     artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
     return model.replaced(manifest=manifest, artifact=artifact)
+
+
+def _check_normalization(model: Model, facts: ModelFacts, base: Preprocessing) -> None:
+    """Refuse a mean or std other than those with which a graph normalizes pixels itself."""
+    if not base.takes_pixels:
+        return
+    for name in ("mean", "std"):
+        given, held = getattr(facts, name), getattr(base, name)
+        if given is not None and not np.allclose(given, held, rtol=1e-4, atol=1e-6):
+            why = f"is not what the graph of {model.name} computes with: {' '.join(f'{value:.4g}' for value in held)}"
+            raise UsageError(name, why, "omit it: the graph takes pixels and normalizes them itself")
 
 
 def _of_fixed_size(model: Model, preprocessing: Preprocessing) -> Model:

@@ -51,9 +51,17 @@ class Int8Preparation:
 
 
 def prepare_int8(
-    model: Model, calibration: Any, options: QuantizeOptions, stages: Stages, cache: CalibrationCache | None = None
+    model: Model,
+    calibration: Any,
+    options: QuantizeOptions,
+    stages: Stages,
+    cache: CalibrationCache | None = None,
+    *,
+    from_pixels: bool = False,
 ) -> Int8Preparation:
     """Run the exact passes, calibrate and equalize.
+
+    With `from_pixels`, the first convolution reads pixels where the recipe writes it in INT8 (see `read_pixels`).
 
     Raises:
         UnknownNameError: if the recipe is unknown.
@@ -64,10 +72,12 @@ def prepare_int8(
     import onnx_ir
 
     from densenet_deploy.graph.nodes import is_operator
+    from densenet_deploy.graph.pixel_input import LEVELS, PixelType, read_pixels
     from densenet_deploy.quantization.calibrate import calibrate
     from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
-    from densenet_deploy.quantization.recipes.recipe import RecipeOptions
+    from densenet_deploy.quantization.recipes.recipe import RecipeOptions, recipes
+    from densenet_deploy.quantization.scales import QuantizedType
 
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
@@ -76,6 +86,8 @@ def prepare_int8(
         graph = exact_graph(model, _OLDEST_OPSET)
         if not any(is_operator(node, "Conv") for node in graph.graph):
             raise GateError(model.name, "holds no convolution that can be INT8", "keep the float file")
+        reads_pixels = from_pixels and recipes.get(recipe).reads_image
+        pixels = read_pixels(graph, data.preprocessing) if reads_pixels else None
     with stages("calibrate") as step:
         config = CalibrationConfig(options.observer, options.observer_options, tensors_to_observe(graph))
         found = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
@@ -85,7 +97,9 @@ def prepare_int8(
         how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
-        writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest)
+        kind = PixelType.of(data.preprocessing)
+        exact = {} if pixels is None else {pixels: QuantizedType(1 / LEVELS, kind.zero_point)}
+        writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest, exact=exact)
         if options.correct:
             writer.correct(data)
     return Int8Preparation(writer, data, "; ".join(filter(None, (found.note, beyond))))
