@@ -51,6 +51,7 @@ PIXELS: Final = "pixels"
 
 _TO_NCHW: Final = (0, 3, 1, 2)
 _LEVELS_AS_FLOATS: Final = f"{PIXELS}.levels"
+_CLOSE: Final = 1e-5  # roundings of float32
 _FIX: Final = "export the network with a float32 input, and then with --input uint8"
 
 
@@ -88,18 +89,23 @@ def with_pixel_input(model: onnx.ModelProto, preprocessing: Preprocessing) -> on
     return proto
 
 
-def without_pixel_input(model: onnx.ModelProto, subject: object) -> onnx.ModelProto:
+def without_pixel_input(model: onnx.ModelProto, preprocessing: Preprocessing, subject: object) -> onnx.ModelProto:
     """Return `model`, which takes pixels, so that it takes normalized float32 (N, C, H, W).
 
     Raises:
-        ModelFileError: about `subject`, if it does something else to its input before it has float32 values.
+        ModelFileError: about `subject`, if it does something else to its input before it has float32 values, or
+            normalizes by other numbers than those of `preprocessing`.
     """
-    graph = ir.from_proto(model)
+    graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     front = pixel_front(graph.graph)
     if front is None or front.dtype != ir.DataType.FLOAT:
         first = next(iter(graph.graph.inputs[0].uses()), None)
         found = "nothing" if first is None else first.node.op_type
         raise ModelFileError(subject, f"takes uint8, and begins with {found} instead of a normalization", _FIX)
+    for name, held, stated in (("mean", front.mean, preprocessing.mean), ("std", front.std, preprocessing.std)):
+        if not np.allclose(held, stated, rtol=_CLOSE, atol=_CLOSE):
+            numbers = " ".join(f"{value:.4g}" for value in held)
+            raise ModelFileError(subject, f"normalizes with {name} {numbers}, and states another", "export it again")
     pixels, value = graph.graph.inputs[0], front.normalized
     batch, height, width, channels = pixels.shape if pixels.shape is not None else (None,) * 4
     image = ir.Value(

@@ -186,7 +186,7 @@ def cast(
     with stages("parity"):
         seeded = seeded_samples(PARITY_SAMPLES, preprocessing)
         samples = list(itertools.islice(taken(data, preprocessing) if data is not None else seeded, PARITY_SAMPLES))
-        parities = _measured(model, result, reduced, options, samples)
+        parities = _measured(given, result, reduced, options, samples)
     result = destination.write(result)
     notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)))
     how = {name: _MEASURED[name].format(options.precision.upper()) for name in parities}

@@ -47,7 +47,7 @@ def normalized_form(model: Model) -> Model:
         return model
     from densenet_deploy.graph.pixel_input import without_pixel_input
 
-    proto = without_pixel_input(model.onnx, model.path or model.name)
+    proto = without_pixel_input(model.onnx, preprocessing_of(model), model.path or model.name)
     return _of_input(model, proto, "float32")
 
 

@@ -155,7 +155,7 @@ def quantize(
     _require_int8(written.layers_int8, choice, subject)
     with stages("parity"):
         samples = taken(itertools.islice(ready.data, PARITY_SAMPLES), preprocessing)
-        outputs = measured_parity(model, result, samples, ready.writer.backend)
+        outputs = measured_parity(given, result, samples, ready.writer.backend)
     _require_demands(outputs, options, subject)
     result = destination.write(result)
     notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes)))
