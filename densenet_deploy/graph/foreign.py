@@ -30,6 +30,7 @@ from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.nodes import is_operator, new_node, unused_name
 from densenet_deploy.graph.onnx_file import check_onnx, invalid_onnx_refused, refuse_optimized
 from densenet_deploy.graph.reduced_precision import lift_opset
+from densenet_deploy.runtime.batching import IMAGE_CHANNELS, is_nhwc
 
 OLDEST_OPSET: Final = 7
 """The oldest operator set that is adopted: since then, norms and broadcasting mean what they mean today."""
@@ -37,7 +38,6 @@ OLDEST_OPSET: Final = 7
 LIFTED_OPSET: Final = 13
 """The operator set to which older ones are lifted: the first in which DequantizeLinear has a scale per channel."""
 
-_IMAGE_CHANNELS: Final = (1, 3, 4)
 _WEIGHTS_ARE_NO_INPUTS: Final = 4  # the first IR version in which they do not have to be listed
 _ANY_CONSTANT: Final = 9  # the first operator set in which a Constant holds other numbers than floats
 _TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization has the attribute training_mode
@@ -165,12 +165,15 @@ def _refuse_unclear_pixels(graph: ir.Graph, subject: object) -> None:
     images = [value for value in graph.inputs if not value.is_initializer()]
     if len(images) != 1 or images[0].dtype != ir.DataType.UINT8 or images[0].shape is None:
         return
-    shape = images[0].shape
-    is_image = shape.rank() == 4 and (shape[1] in _IMAGE_CHANNELS) != (shape[3] in _IMAGE_CHANNELS)
-    if not is_image:
+    shape = _known_sizes(images[0])
+    if len(shape) == 4 and not is_nhwc(shape) and shape[1] not in IMAGE_CHANNELS:
         sizes = ", ".join("?" if size is None else str(size) for size in shape)
-        why = f"takes uint8 ({sizes}), which shows no axis of 1, 3 or 4 channels, or two"
+        why = f"takes uint8 ({sizes}), in which no axis is clearly that of 1, 3 or 4 channels"
         raise ModelFileError(subject, why, "export it with uint8 (N, H, W, C), or float32 (N, C, H, W)")
+
+
+def _known_sizes(value: ir.Value) -> list[int | None]:
+    return [size if isinstance(size, int) else None for size in value.shape or ()]
 
 
 def _normalizes_by_batch(norm: ir.Node, version: int) -> bool:
@@ -272,9 +275,9 @@ def _with_image_input(graph: ir.Graph) -> Iterator[str]:
 
 
 def _takes_nchw(pixels: ir.Value) -> bool:
-    """Whether axis 1 of uint8 images holds the channels, and the last one does not."""
-    shape = pixels.shape
-    return shape is not None and shape.rank() == 4 and shape[1] in _IMAGE_CHANNELS and shape[3] not in _IMAGE_CHANNELS
+    """Whether axis 1 of uint8 images holds the channels."""
+    shape = _known_sizes(pixels)
+    return len(shape) == 4 and not is_nhwc(shape)
 
 
 def _takes_nhwc(graph: ir.Graph) -> bool:
@@ -290,7 +293,7 @@ def _takes_nhwc(graph: ir.Graph) -> bool:
     if not isinstance(channels, int):
         return False
     channels *= conv.attributes.get_int("group", 1)
-    return shape[3] == channels and channels in _IMAGE_CHANNELS and shape[1] != channels
+    return shape[3] == channels and channels in IMAGE_CHANNELS and shape[1] != channels
 
 
 def _put_transpose_in_front(graph: ir.Graph) -> None:

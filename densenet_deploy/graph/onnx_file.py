@@ -13,7 +13,7 @@ import onnx
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import ImageShape
-from densenet_deploy.runtime.batching import is_nhwc, why_not_images
+from densenet_deploy.runtime.batching import IMAGE_CHANNELS, is_nhwc, why_not_images
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
@@ -93,7 +93,7 @@ def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
     if kinds == [onnx.TensorProto.FLOAT] and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
         _, channels, height, width = shapes[0]
         return channels, height, width
-    if kinds == [onnx.TensorProto.UINT8] and len(shapes[0]) == 4:  # of a file that `adopt` and a manifest vouch for
+    if kinds == [onnx.TensorProto.UINT8] and len(shapes[0]) == 4 and shapes[0][1] not in IMAGE_CHANNELS:
         _, height, width, channels = shapes[0]
         return channels, height, width
     found = ", ".join(map(_described, inputs)) or "no input"

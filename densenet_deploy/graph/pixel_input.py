@@ -51,6 +51,7 @@ PIXELS: Final = "pixels"
 
 _TO_NCHW: Final = (0, 3, 1, 2)
 _LEVELS_AS_FLOATS: Final = f"{PIXELS}.levels"
+_SIGNED_ZERO: Final = 128  # the zero point that recipes store as int8 around 0
 _CLOSE: Final = 1e-5  # roundings of float32
 _FIX: Final = "export the network with a float32 input, and then with --input uint8"
 
@@ -239,6 +240,7 @@ class PixelType:
     def of(cls, preprocessing: Preprocessing) -> PixelType:
         """Return the type in which the weights of the further channel are small."""
         zero_point = int(np.clip(np.rint(LEVELS * np.mean(preprocessing.mean)), 0, LEVELS))
+        zero_point -= zero_point == _SIGNED_ZERO
         return cls(zero_point, LEVELS if zero_point <= LEVELS // 2 else 0)
 
     @property

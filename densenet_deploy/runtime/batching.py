@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.records import Range
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from densenet_deploy.manifest import ImageShape
     from densenet_deploy.runtime.feeds import Array
     from densenet_deploy.runtime.runner import Runner
+
+
+IMAGE_CHANNELS: Final = (1, 3, 4)
+"""What an axis holds that is one of channels, where nothing else says it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def image_shape(runner: Runner) -> ImageShape:
 
 def is_nhwc(shape: Sequence[int | None]) -> bool:
     """Whether `shape` has its channels last: 1, 3 or 4 of them, behind two sides of more than 4 pixels or of any."""
-    return len(shape) == 4 and shape[3] in (1, 3, 4) and all(side is None or side > 4 for side in shape[1:3])
+    return len(shape) == 4 and shape[3] in IMAGE_CHANNELS and all(side is None or side > 4 for side in shape[1:3])
 
 
 def why_not_images(shapes: Sequence[Sequence[int | None]]) -> tuple[str, str]:
