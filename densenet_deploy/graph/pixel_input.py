@@ -14,8 +14,8 @@ x = a·p + b per channel and a zero point z, which also pads,
     Σ W·x = Σ (W·a)·(p − z) + Σ W·(a·z + b)        both sums over what lies inside the image
 
 The first sum is a convolution of pixels. The second depends on how much of the window is inside: it is the convolution
-of one further channel that is constant inside the image and z outside. With z near 255·mean its weights are small, as
-the means of the channels are near each other. The result is exact, at the border too, where padding with one value for
+of one further channel that is constant inside the image and z outside. With z near 255·mean its part is small, as the
+means of the channels are near each other. The result is exact, at the border too, where padding with one value for
 all channels would not be: it has to be the value that becomes 0 in each.
 """
 
@@ -79,7 +79,7 @@ def with_pixel_input(model: onnx.ModelProto, preprocessing: Preprocessing) -> on
     graph.graph.inputs[0] = pixels
     levels = next((node for node in graph.graph if node.name == _LEVELS_AS_FLOATS), None)
     if levels is not None:
-        _enter_as_levels(graph.graph, pixels, levels, PixelType.of(preprocessing))
+        _enter_as_levels(graph.graph, pixels, levels, zero_point_of(preprocessing))
     else:
         at = _Place(graph.graph)
         moved = at.moved(at.cast(pixels))
@@ -224,36 +224,17 @@ def _new_input(graph: ir.Graph) -> ir.Value:
 # -- INT8 graphs
 
 
-@dataclass(frozen=True)
-class PixelType:
-    """How a convolution reads pixels: a level stands for (level − `zero_point`)/255.
-
-    Attributes:
-        zero_point: the level that stands for 0, and that pads.
-        filling: the level of the further channel.
-    """
-
-    zero_point: int
-    filling: int
-
-    @classmethod
-    def of(cls, preprocessing: Preprocessing) -> PixelType:
-        """Return the type in which the weights of the further channel are small."""
-        zero_point = int(np.clip(np.rint(LEVELS * np.mean(preprocessing.mean)), 0, LEVELS))
-        zero_point -= zero_point == _SIGNED_ZERO
-        return cls(zero_point, LEVELS if zero_point <= LEVELS // 2 else 0)
-
-    @property
-    def filled(self) -> float:
-        """What the level of the further channel stands for."""
-        return (self.filling - self.zero_point) / LEVELS
+def zero_point_of(preprocessing: Preprocessing) -> int:
+    """Return the level that stands for 0 where a convolution reads pixels, (level − zero point)/255, and that pads."""
+    nearest = int(np.clip(np.rint(LEVELS * np.mean(preprocessing.mean)), 0, LEVELS))
+    return nearest - (nearest == _SIGNED_ZERO)
 
 
 def read_pixels(model: ir.Model, preprocessing: Preprocessing) -> str | None:
     """Let the first convolution of a float graph read pixels, in place, which nodes before it make of its input.
 
     Returns:
-        The name of the value that it reads, which `PixelType` holds exactly; None where something else than one
+        The name of the value that it reads, levels of 1/255 around `zero_point_of`; None where something else than one
         convolution with constant weights reads the input, and nothing was changed.
     """
     graph = model.graph
@@ -264,13 +245,16 @@ def read_pixels(model: ir.Model, preprocessing: Preprocessing) -> str | None:
     numbers = weight_and_bias(conv)
     if numbers is None:
         return None
-    (weight, bias), kind = numbers, PixelType.of(preprocessing)
+    weight, bias = numbers
     mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
-    zero = kind.zero_point / LEVELS
-    last = np.einsum("oihw,i->ohw", weight, (zero - mean) / std) / kind.filled
-    widened = np.concatenate([weight / std[:, None, None], last[:, None]], axis=1)
+    zero_point = zero_point_of(preprocessing)
+    zero = zero_point / LEVELS
+    scaled = weight / std[:, None, None]
+    inside = np.einsum("oihw,i->ohw", weight, (zero - mean) / std)
+    filled = _filling(scaled, inside, zero_point) / LEVELS
+    widened = np.concatenate([scaled, (inside / filled)[:, None]], axis=1)
     at = _Place(graph)
-    levels = at.padded(at.scaled(image, std, mean - zero, "denormalize"), np.float32(kind.filled), "levels")
+    levels = at.padded(at.scaled(image, std, mean - zero, "denormalize"), np.float32(filled), "levels")
     levels.dtype = ir.DataType.FLOAT
     if image.shape is not None:
         levels.shape = ir.Shape([image.shape[0], len(mean) + 1, *image.shape[2:]])
@@ -279,18 +263,32 @@ def read_pixels(model: ir.Model, preprocessing: Preprocessing) -> str | None:
     return str(levels.name)
 
 
-def _enter_as_levels(graph: ir.Graph, pixels: ir.Value, pad: ir.Node, kind: PixelType) -> None:
+def _filling(weights: Double, inside: Double, zero_point: int) -> int:
+    """Return the levels above or below the zero point that the further channel holds.
+
+    With few, its weights, `inside`/filling, are as large as the others', so that their rounding, which adds up over the
+    whole image, is as small as possible.
+    """
+    largest = np.abs(weights).max(axis=(1, 2, 3))
+    needed = np.abs(inside).max(axis=(1, 2)) / np.where(largest > 0, largest, 1)
+    sign, room = (1, LEVELS - zero_point) if zero_point <= LEVELS // 2 else (-1, zero_point)
+    return sign * int(np.clip(np.ceil(LEVELS * needed.max()), 1, room))
+
+
+def _enter_as_levels(graph: ir.Graph, pixels: ir.Value, pad: ir.Node, zero_point: int) -> None:
     """Let `pixels` take the place of what `read_pixels` computes from normalized values, up to the node `pad`."""
     at, quantize = _Place(graph), only_reader(pad.outputs[0])
     add = _maker(pad)
     mul = _maker(add)
     if is_operator(quantize, "QuantizeLinear"):
-        entered = at.padded(at.moved(pixels), np.uint8(kind.filling))
+        filled = constant(pad.inputs[2])
+        assert filled is not None
+        entered = at.padded(at.moved(pixels), np.uint8(np.rint(float(filled) * LEVELS) + zero_point))
         ir.convenience.replace_all_uses_with(quantize.outputs[0], entered)
         unused = [quantize, pad, add, mul]
     else:  # the first convolution stays float
         one = np.ones(1)
-        levels = at.scaled(at.moved(at.cast(pixels)), one / LEVELS, one * -kind.zero_point / LEVELS, "scaled")
+        levels = at.scaled(at.moved(at.cast(pixels)), one / LEVELS, one * -zero_point / LEVELS, "scaled")
         pad.replace_input_with(0, levels)
         unused = [add, mul]
     for node in unused:

@@ -11,12 +11,12 @@ import pytest
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.graph.nodes import new_initializer, new_node
 from densenet_deploy.graph.pixel_input import (
-    PixelType,
     pixel_front,
     read_pixels,
     takes_pixels,
     with_pixel_input,
     without_pixel_input,
+    zero_point_of,
 )
 from densenet_deploy.graph.shown_facts import facts_of_graph
 from densenet_deploy.manifest import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -147,20 +147,33 @@ def test_a_learnt_norm_belongs_to_the_network():
 
 
 @pytest.mark.parametrize(
-    ("mean", "zero_point", "filling"),
+    ("mean", "zero_point"), [(0.0, 0), (0.5, 127), (128 / 255, 127), (129 / 255, 129), (2.0, 255), (-1.0, 0)]
+)
+def test_the_zero_point_is_near_the_mean_and_never_that_of_signed_values(mean, zero_point):
+    assert zero_point_of(Preprocessing(mean=(mean,), std=(1.0,))) == zero_point
+
+
+@pytest.mark.parametrize(
+    ("mean", "filling"),
     [
-        ((0.0,), 0, 255),
-        ((0.5,), 127, 0),
-        ((0.498,), 127, 0),
-        ((127 / 255,), 127, 255),
-        ((2.0,), 255, 0),
-        ((-1.0,), 0, 255),
+        ((0.2,) * 3, 51 + 1),
+        ((0.8,) * 3, 204 - 1),
+        ((0.4, 0.45, 0.5), 115 + 10),
+        ((0.0, 0.4, 0.5), 76 + 46),
+        ((9,) * 3, 0),
     ],
 )
-def test_the_zero_point_is_near_the_mean_and_never_that_of_signed_values(mean, zero_point, filling):
-    found = PixelType.of(Preprocessing(mean=mean, std=(1.0,)))
-    assert found.zero_point == zero_point
-    assert abs(found.filling - found.zero_point) >= 127
+def test_the_further_channel_holds_no_more_than_its_weights_need(mean, filling):
+    """With weights of one, it stands for the sum of (z − mean)/std, and the largest other weight is 4: 0.143/4 is 9.1 levels."""
+    numbers = constants(w=np.ones((1, 3, 1, 1)))
+    text = f"""<ir_version: 9, opset_import: ["" : 17]> g (float[N,3,4,4] x) => (float y) <{numbers}>
+        {{ y = Conv (x, w) }}"""
+    graph = ir.from_proto(onnx.parser.parse_model(text))
+    preprocessing = Preprocessing(4, "none", mean, (1.0, 0.5, 0.25))
+    read_pixels(graph, preprocessing)
+    pad = next(node for node in graph.graph if node.op_type == "Pad")
+    value = float(pad.inputs[2].const_value.numpy()) * 255 + zero_point_of(preprocessing)
+    assert value == pytest.approx(filling, abs=1e-3)
 
 
 @pytest.mark.parametrize("preprocessing", NORMALIZATIONS.values(), ids=NORMALIZATIONS)
@@ -168,7 +181,7 @@ def test_the_zero_point_is_near_the_mean_and_never_that_of_signed_values(mean, z
 def test_a_convolution_of_pixels_is_exact_at_the_border_too(preprocessing, is_integer):
     """Only the weights are left to quantize: the levels of the image and of its padding are exact."""
     plain = network()
-    graph, kind = ir.from_proto(plain), PixelType.of(preprocessing)
+    graph = ir.from_proto(plain)
     name = read_pixels(graph, preprocessing)
     assert name == "pixels.levels"
     feed = normalized(PIXELS, preprocessing)
@@ -179,7 +192,7 @@ def test_a_convolution_of_pixels_is_exact_at_the_border_too(preprocessing, is_in
     if is_integer:
         numbers = [
             new_initializer(graph.graph, "s", np.float32(1 / 255)),
-            new_initializer(graph.graph, "z", np.uint8(kind.zero_point)),
+            new_initializer(graph.graph, "z", np.uint8(zero_point_of(preprocessing))),
         ]
         quantize = new_node("QuantizeLinear", "q", [conv.inputs[0], *numbers])
         dequantize = new_node("DequantizeLinear", "d", [quantize.outputs[0], *numbers])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from densenet_deploy.bench.candidate import _noise
+from densenet_deploy.engines.options import BuildOptions
 from densenet_deploy.errors import FeedError, ModelFileError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.runtime.classifier import Classifier
@@ -180,12 +181,12 @@ def test_random_feeds_are_pixels(pixel_file):
     with open_runner(pixel_file) as runner:
         (feed,) = _noise(runner, 2).values()
     assert (feed.dtype, feed.shape, feed.min() < 5, feed.max() > 250) == (np.uint8, (2, 32, 32, 3), True, True)
-    assert profile_model(pixel_file, backend_options := None or 1).batch == 1
-    assert backend_options == 1
+    assert profile_model(pixel_file, batch=3).batch == 3
 
 
 def test_a_tensorrt_engine_is_asked_for_with_the_layout_of_pixels(pixel_file, tmp_path):
-    command = dry_run(BuildRequest.of(str(pixel_file), out=tmp_path / "tiny.engine")).command
+    request = BuildRequest.of(str(pixel_file), BuildOptions("rtx", "fp32"), None, {}, out=tmp_path / "tiny.engine")
+    command = dry_run(request).command
     assert "input:1x32x32x3" in command
 
 

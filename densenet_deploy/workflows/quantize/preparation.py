@@ -72,7 +72,7 @@ def prepare_int8(
     import onnx_ir
 
     from densenet_deploy.graph.nodes import is_operator
-    from densenet_deploy.graph.pixel_input import LEVELS, PixelType, read_pixels
+    from densenet_deploy.graph.pixel_input import LEVELS, read_pixels, zero_point_of
     from densenet_deploy.quantization.calibrate import calibrate
     from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
@@ -97,8 +97,7 @@ def prepare_int8(
         how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
-        kind = PixelType.of(data.preprocessing)
-        exact = {} if pixels is None else {pixels: QuantizedType(1 / LEVELS, kind.zero_point)}
+        exact = {} if pixels is None else {pixels: QuantizedType(1 / LEVELS, zero_point_of(data.preprocessing))}
         writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest, exact=exact)
         if options.correct:
             writer.correct(data)
