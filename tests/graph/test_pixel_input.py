@@ -164,7 +164,7 @@ def test_the_zero_point_is_near_the_mean_and_never_that_of_signed_values(mean, z
     ],
 )
 def test_the_further_channel_holds_no_more_than_its_weights_need(mean, filling):
-    """With weights of one, it stands for the sum of (z − mean)/std, and the largest other weight is 4: 0.143/4 is 9.1 levels."""
+    """With weights of one it stands for the sum of (z − mean)/std, beside weights up to 4: −0.143/4 is 9.1 levels."""
     numbers = constants(w=np.ones((1, 3, 1, 1)))
     text = f"""<ir_version: 9, opset_import: ["" : 17]> g (float[N,3,4,4] x) => (float y) <{numbers}>
         {{ y = Conv (x, w) }}"""
