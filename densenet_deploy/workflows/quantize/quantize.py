@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
 
 PARITY_SAMPLES: Final = 64
+_FLOAT_INPUT: Final = (
+    "speed was measured on forms of both that take normalized float32 images, from which pixels are made"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,9 @@ def quantize(
         outputs = measured_parity(given, result, samples, ready.writer.backend)
     _require_demands(outputs, options, subject)
     result = destination.write(result)
-    notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes)))
+    measured = (_FLOAT_INPUT,) if preprocessing.takes_pixels and choice.speed is not None else ()
+    notes = (*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes, *measured)
+    notes = tuple(dict.fromkeys(notes))
     unasked = tuple(layer for layer in written.layers_float if layer not in choice.float_layers)
     report = QuantizeReport(
         onnx=result.path,
