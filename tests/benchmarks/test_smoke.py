@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.machine import take_turns
 from densenet_deploy.bench.rounds import Interval
+from densenet_deploy.workflows.export import ExportOptions, export
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -165,3 +166,28 @@ def test_int8_races_ours_against_both_peers(tmp_path: Path) -> None:
         assert peers == row["ours_over"].keys()
         assert {"FP32, plain", "FP32, export"} < peers
         assert all(low <= median <= high for median, low, high in row["ours_over"].values())
+
+
+@pytest.mark.slow
+def test_image_to_label_compares_every_candidate_with_its_reference(tiny_onnx: Path, tmp_path: Path) -> None:
+    pixels = export(tiny_onnx, ExportOptions(input="uint8"), out=tmp_path / "pixels.onnx").path
+    arguments = ("--model", tiny_onnx, "--pixels", pixels, "--backend", "onnxruntime", "--rounds", "1")
+    results = _run("image_to_label.py", *arguments, "--output", tmp_path / "r.json")
+    assert {row["candidate"]: row["over"] for row in results} == {
+        "runner": "runner",
+        "jpeg, before": "jpeg, before",
+        "jpeg": "jpeg, before",
+        "jpeg, fast": "jpeg, before",
+        "array, before": "array, before",
+        "array": "array, before",
+        "array, fast": "array, before",
+        "uint8: runner": "runner",
+        "uint8: jpeg": "jpeg",
+        "uint8: array": "array",
+    }
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["labels_agree"] == {"onnxruntime": True}
+    assert [(row["images"], row["count"]) for row in written["fast_decoding"]] == [
+        ("photographs", 12),
+        ("digits, 1024x1024", 360),
+    ]
