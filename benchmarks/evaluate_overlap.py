@@ -32,9 +32,9 @@ from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.image_folders import PreparedImages
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
-from densenet_deploy.workflows.labelled_images import PreparedImages
 
 LIMIT: Final = 0.10
 DIGITS: Final = Path(__file__).resolve().parent.parent / "examples/digits/densenet_digits.safetensors"
@@ -80,7 +80,7 @@ class Task:
     def measured(self, rounds: int) -> Overlap:
         """Measure the three in alternation; the first round is not counted."""
         with Classifier.open(self.model, "onnxruntime", "cpu", RunnerOptions(threads=self.threads)) as classifier:
-            prepared = [pixels for _, pixels in self._pool(classifier)]
+            prepared = [image.pixels for _, image in self._pool(classifier)]
             batches = [np.stack(prepared[start : start + _BATCH]) for start in range(0, len(prepared), _BATCH)]
             turns = {
                 "decode": lambda: _rate(len(prepared), lambda: deque(self._pool(classifier), maxlen=0)),

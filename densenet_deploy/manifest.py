@@ -30,6 +30,8 @@ THIRD_PARTY: Final = "third-party"
 """The variant of a network that is not one of our DenseNets; its `spec` is empty."""
 TASKS: Final = ("multiclass", "multilabel", "regression", "features")
 ACTIVATIONS: Final = ("softmax", "sigmoid")
+INPUT_TYPES: Final = ("float32", "uint8")
+"""What a network takes: normalized values (N, C, H, W), or the pixels (N, H, W, C) that its graph normalizes."""
 
 Pixels = Annotated[int, Range(1, 65536)]
 Size = Pixels | tuple[Pixels, Pixels]
@@ -51,13 +53,15 @@ _FIX: Final = "export the model again"
 class Preprocessing:
     """How an image becomes an input: resized, center-cropped to `image_size`, normalized.
 
-    The result is `(value / 255 - mean) / std` per channel, float32, (C, H, W).
+    The result is `(value / 255 - mean) / std` per channel, float32, (C, H, W). Of a graph that normalizes by itself, it
+    is the pixels, uint8, (H, W, C); `mean` and `std` are then those in the graph.
 
     Attributes:
         image_size: of the input in pixels: one number, or (height, width).
         resize: before the crop: the shorter side, or (height, width) whatever the image's proportions, or "none".
         mean, std: of values in 0..1, one per channel; as many as there are channels.
         interpolation: nearest, bilinear or bicubic.
+        dtype: float32, or uint8 of a graph that normalizes by itself.
 
     Raises:
         UsageError: if there are not as many standard deviations as means, or none.
@@ -68,6 +72,7 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[Positive, ...] = IMAGENET_STD
     interpolation: Annotated[str, Choice(*INTERPOLATIONS)] = "bilinear"
+    dtype: Annotated[str, Choice(*INPUT_TYPES)] = "float32"
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
@@ -107,6 +112,22 @@ class Preprocessing:
         return len(self.mean), *sides(self.image_size)
 
     @property
+    def takes_pixels(self) -> bool:
+        """Whether the graph normalizes by itself."""
+        return self.dtype == "uint8"
+
+    @property
+    def layout(self) -> str:
+        """`NCHW` of normalized values, `NHWC` of pixels."""
+        return "NHWC" if self.takes_pixels else "NCHW"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one input: (channels, height, width), or (height, width, channels) of pixels."""
+        channels, height, width = self.shape
+        return (height, width, channels) if self.takes_pixels else (channels, height, width)
+
+    @property
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest value that a normalized image can hold."""
         low = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
@@ -114,11 +135,12 @@ class Preprocessing:
         return low, high
 
     def __str__(self) -> str:
-        size = f"{'x'.join(map(str, self.shape))}, {self._resizing()}"
+        size = f"{'x'.join(map(str, self.input_shape))}{' uint8' if self.takes_pixels else ''}, {self._resizing()}"
+        where = " in the graph" if self.takes_pixels else ""
         if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
-            return f"{size}, ImageNet mean/std"
+            return f"{size}, ImageNet mean/std{where}"
         mean, std = (" ".join(f"{value:.4g}" for value in _shortened(values)) for values in (self.mean, self.std))
-        return f"{size}, mean {mean}, std {std}"
+        return f"{size}, mean {mean}, std {std}{where}"
 
     def _resizing(self) -> str:
         if self.resize == NO_RESIZE:

@@ -57,6 +57,9 @@ class InputDescription:
         resize: before the center crop: the shorter side in pixels, or (height, width), or "none".
         mean, std: per channel, of values in 0..1.
         assumed: names of the facts that are defaults.
+        dtype: `float32` of normalized values, or `uint8` of pixels, which the graph normalizes.
+        layout: `NCHW`, or `NHWC` of pixels.
+        fast_decode: whether images were decoded at a reduced scale, which is faster and not exact.
     """
 
     shape: tuple[int, int, int]
@@ -65,15 +68,22 @@ class InputDescription:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     assumed: tuple[str, ...] = ()
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    fast_decode: bool = False
 
     @classmethod
-    def of(cls, preprocessing: Preprocessing, assumed: tuple[str, ...]) -> InputDescription:
+    def of(
+        cls, preprocessing: Preprocessing, assumed: tuple[str, ...], *, fast_decode: bool = False
+    ) -> InputDescription:
         """Describe `preprocessing`."""
         kept = preprocessing
-        return cls(kept.shape, kept.resize, kept.interpolation, kept.mean, kept.std, assumed)
+        facts = (kept.shape, kept.resize, kept.interpolation, kept.mean, kept.std, assumed, kept.dtype, kept.layout)
+        return cls(*facts, fast_decode=fast_decode)
 
     def __str__(self) -> str:
-        text = str(Preprocessing(self.shape[1:], self.resize, self.mean, self.std, self.interpolation))
+        text = str(Preprocessing(self.shape[1:], self.resize, self.mean, self.std, self.interpolation, self.dtype))
+        text += ", decoded fast" if self.fast_decode else ""
         if not self.assumed:
             return text
         return (

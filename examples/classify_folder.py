@@ -7,21 +7,22 @@ import sys
 import time
 from pathlib import Path
 
-from densenet_deploy import Classifier, DensenetDeployError
-from densenet_deploy.runtime.image_folders import find_images
+from densenet_deploy import Classifier
+from densenet_deploy.runtime.image_folders import PreparedImages, find_images
+from densenet_deploy.runtime.runner import RunnerOptions
 
 
 def main(model: str, folder: str) -> None:
-    with Classifier.open(model) as classify:
-        for path in find_images(Path(folder)):
-            start = time.perf_counter()
-            try:
-                best = classify(path, top_k=1).top[0]
-            except DensenetDeployError as exc:
-                print(f"skipped {exc}", file=sys.stderr)
-                continue
-            milliseconds = (time.perf_counter() - start) * 1e3
-            print(f"{path.name}  {best.name}  {best.score:.1%}  {milliseconds:.1f} ms")
+    with Classifier.open(model, options=RunnerOptions(spin=False)) as classify:  # idle threads leave cores to decoding
+        images = PreparedImages(find_images(Path(folder)), classify.preprocessing, max_bad=None)
+        start = time.perf_counter()
+        for path, image in images:
+            best = classify(image, top_k=1).top[0]
+            print(f"{path.name}  {best.name}  {best.score:.1%}")
+        seconds = time.perf_counter() - start
+        for bad in images.bad:
+            print(f"skipped {bad.error}", file=sys.stderr)
+    print(f"{seconds:.1f} s, decoding while the model runs", file=sys.stderr)
 
 
 if __name__ == "__main__":

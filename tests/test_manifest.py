@@ -83,7 +83,7 @@ def test_the_strings_in_a_file_are_these():
         "densenet_deploy.weights": f'{{"source": "none", "sha256": "{"ab" * 32}", "seed": 7}}',
         "densenet_deploy.preprocessing": (
             '{"image_size": 32, "resize": 36, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],'
-            ' "interpolation": "bilinear"}'
+            ' "interpolation": "bilinear", "dtype": "float32"}'
         ),
         "densenet_deploy.labels": '["cat", "dog"]',
         "densenet_deploy.precision": '"fp32"',
@@ -98,11 +98,32 @@ def test_the_strings_in_a_file_are_these():
     }
 
 
+def test_files_from_before_there_were_graphs_of_pixels_take_float32():
+    strings = MANIFEST.to_strings()
+    key = PREFIX + "preprocessing"
+    strings[key] = strings[key].replace(', "dtype": "float32"', "")
+    assert Manifest.from_strings(strings) == MANIFEST
+
+
+def test_pixels_are_stated_with_their_layout():
+    pixels = Preprocessing((256, 128), "none", (0.5,), (0.25,), dtype="uint8")
+    assert (pixels.shape, pixels.input_shape, pixels.layout) == ((1, 256, 128), (256, 128, 1), "NHWC")
+    assert str(pixels) == "256x128x1 uint8, no resize, mean 0.5, std 0.25 in the graph"
+    assert _through_a_file(dataclasses.replace(MANIFEST, preprocessing=pixels)).preprocessing == pixels
+    plain = dataclasses.replace(pixels, dtype="float32")
+    assert (plain.input_shape, plain.layout, plain.takes_pixels) == ((1, 256, 128), "NCHW", False)
+    strings = dataclasses.replace(MANIFEST, preprocessing=pixels).to_strings()
+    wrong = {key: text.replace("uint8", "int8") for key, text in strings.items()}
+    with pytest.raises(ManifestError):
+        Manifest.from_strings(wrong)
+
+
 def test_a_rectangle_of_one_channel_is_written_as_lists():
     preprocessing = Preprocessing((256, 128), "none", (0.5,), (0.25,))
     strings = dataclasses.replace(MANIFEST, preprocessing=preprocessing).to_strings()
     assert json.loads(strings[PREFIX + "preprocessing"]) == {
         "image_size": [256, 128], "resize": "none", "mean": [0.5], "std": [0.25], "interpolation": "bilinear",
+        "dtype": "float32",
     }  # fmt: skip
 
 

@@ -202,9 +202,12 @@ def _noise(runner: Runner, batch: int) -> Feeds:
     """Seeded noise; for a model of any image size, of the size in its manifest."""
     spec = runner.inputs[0]
     known = runner.manifest.preprocessing if runner.manifest else Preprocessing()
-    usual = (batch, *known.shape)
+    usual = (batch, *known.input_shape)
     shape = [batch, *(size or usual[axis] for axis, size in enumerate(spec.shape[1:], start=1))]
-    return {spec.name: np.random.default_rng(0).standard_normal(shape, np.float32).astype(spec.dtype)}
+    rng = np.random.default_rng(0)
+    if spec.dtype == np.uint8:
+        return {spec.name: rng.integers(0, 256, shape, np.uint8)}
+    return {spec.name: rng.standard_normal(shape, np.float32).astype(spec.dtype)}
 
 
 def _timed(calls: list[Call], candidate: Candidate, seconds: float, clock: BackendClock) -> RoundTiming:

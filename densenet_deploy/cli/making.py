@@ -22,6 +22,7 @@ from densenet_deploy.cli.options import (
     Writes,
     model_argument,
     option,
+    words,
 )
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
@@ -96,6 +97,15 @@ def export_command(
         ),
         Reads(),
     ] = None,
+    input_type: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="float32|uint8",
+            help="Normalized (N, C, H, W), or pixels (N, H, W, C), which the graph normalizes (default: float32).",
+            **words("float32", "uint8"),
+        ),
+    ] = None,
     *,
     facts: ModelFacts,
     architecture: Architecture,
@@ -121,7 +131,7 @@ def export_command(
     if start is not None and Path(start).suffix.lower() == ".onnx" and (given or custom):
         named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
         raise UsageError(named[0], "does not apply to an ONNX file, which has its own architecture", "remove it")
-    options = ExportOptions(_batch_size(batch), opset, check, exporter)
+    options = ExportOptions(_batch_size(batch), opset, check, exporter, input_type)
     return lambda listener: made(export(start, options, progress=listener, **output.beside(start), **stated))
 
 

@@ -19,6 +19,7 @@ from densenet_deploy.cli.options import (
     VARIANT_HELP,
     Arguments,
     Calibration,
+    FastDecode,
     Gates,
     Model,
     Output,
@@ -129,6 +130,7 @@ def evaluate_command(
     decode_threads: Annotated[
         int | None, typer.Option(help="Threads that decode images (default: one per CPU).")
     ] = None,
+    fast_decode: FastDecode = False,
     *,
     facts: ModelFacts,
     running: RunnerChoice,
@@ -136,7 +138,7 @@ def evaluate_command(
     """Measure how good a model is at its task on labelled images."""
     from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 
-    options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend)
+    options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend, fast_decode)
     runner_options = running.options()
     return lambda listener: evaluate(
         model,

@@ -245,6 +245,9 @@ Variant = Annotated[str | None, option("NAME", f"{VARIANT_HELP} (default: none).
 Calibration = Annotated[
     Path, option("DIR|FILE", "Images, or a .npy or .npz file of normalized float32 (N, C, H, W)."), Reads()
 ]
+FastDecode = Annotated[
+    bool, typer.Option("--fast-decode", help="Decode JPEGs at a reduced scale: faster, not to the same bits.")
+]
 Samples = Annotated[int, typer.Option(help="Calibration images to use at most.")]
 Gates = Annotated[
     list[str] | None, option("KEY=VALUE", f"{GATE_HELP} (default: those of the precision, none for INT8).", **GATE)

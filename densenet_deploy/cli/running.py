@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from densenet_deploy.cli.app import Work, command
-from densenet_deploy.cli.options import Model, Reads, RunnerChoice
+from densenet_deploy.cli.options import FastDecode, Model, Reads, RunnerChoice
 from densenet_deploy.cli.outcome import FailedGate
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.options import require_range
@@ -28,6 +28,7 @@ def run_command(
     ],
     top_k: Annotated[int, typer.Option(help="Classes to list per image.")] = 5,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to tolerate.")] = 0,
+    fast_decode: FastDecode = False,
     *,
     facts: ModelFacts,
     running: RunnerChoice,
@@ -41,7 +42,14 @@ def run_command(
 
     def work(_listener: Any) -> Any:
         report = predict(
-            model, images, top_k=top_k, backend=running.backend, device=running.device, options=options, **facts.given()
+            model,
+            images,
+            top_k=top_k,
+            fast_decode=fast_decode,
+            backend=running.backend,
+            device=running.device,
+            options=options,
+            **facts.given(),
         )
         if report.failure is None or report.bad <= max_bad:
             return report

@@ -30,7 +30,7 @@ from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.nodes import is_operator, new_node, unused_name
 from densenet_deploy.graph.onnx_file import check_onnx, invalid_onnx_refused, refuse_optimized
 from densenet_deploy.graph.reduced_precision import lift_opset
-from densenet_deploy.runtime.batching import is_nhwc
+from densenet_deploy.runtime.batching import IMAGE_CHANNELS, is_nhwc
 
 OLDEST_OPSET: Final = 7
 """The oldest operator set that is adopted: since then, norms and broadcasting mean what they mean today."""
@@ -38,13 +38,13 @@ OLDEST_OPSET: Final = 7
 LIFTED_OPSET: Final = 13
 """The operator set to which older ones are lifted: the first in which DequantizeLinear has a scale per channel."""
 
-_IMAGE_CHANNELS: Final = (1, 3, 4)
 _WEIGHTS_ARE_NO_INPUTS: Final = 4  # the first IR version in which they do not have to be listed
 _ANY_CONSTANT: Final = 9  # the first operator set in which a Constant holds other numbers than floats
 _TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization has the attribute training_mode
 _LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 _OTHER_FLOATS: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TO_NHWC: Final = (0, 2, 3, 1)
+_TO_NCHW: Final = (0, 3, 1, 2)
 _EVAL: Final = "call model.eval() and export it again"
 
 
@@ -84,6 +84,7 @@ def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
         notes.append("the shapes of outputs, which the file leaves out, were inferred")
     check_onnx(sound, subject)
     _refuse_unusable(graph, subject)
+    _refuse_unclear_pixels(graph.graph, subject)
     further = list(_rewritten(graph))
     if not further:
         return AdoptedGraph(sound, tuple(notes))
@@ -160,6 +161,22 @@ def _refuse_unusable(model: ir.Model, subject: object) -> None:
         if is_operator(node, "Conv") and _is_3d(node):
             why = f"its convolution {name} is 3-D (N, C, D, H, W), and only 2-D images (N, C, H, W) are supported"
             raise ModelFileError(subject, why, "give a 2-D network")
+
+
+def _refuse_unclear_pixels(graph: ir.Graph, subject: object) -> None:
+    """Refuse a uint8 input whose channels are not clear."""
+    images = [value for value in graph.inputs if not value.is_initializer()]
+    if len(images) != 1 or images[0].dtype != ir.DataType.UINT8 or images[0].shape is None:
+        return
+    shape = _known_sizes(images[0])
+    if len(shape) == 4 and not is_nhwc(shape) and shape[1] not in IMAGE_CHANNELS:
+        sizes = ", ".join("?" if size is None else str(size) for size in shape)
+        why = f"takes uint8 ({sizes}), in which no axis is clearly that of 1, 3 or 4 channels"
+        raise ModelFileError(subject, why, "export it with uint8 (N, H, W, C), or float32 (N, C, H, W)")
+
+
+def _known_sizes(value: ir.Value) -> list[int | None]:
+    return [size if isinstance(size, int) else None for size in value.shape or ()]
 
 
 def _normalizes_by_batch(norm: ir.Node, version: int) -> bool:
@@ -255,10 +272,24 @@ def _lifted(model: ir.Model) -> Iterator[str]:
 
 
 def _with_image_input(graph: ir.Graph) -> Iterator[str]:
-    """Let images enter as (N, C, H, W)."""
-    if len(graph.inputs) == 1 and _takes_nhwc(graph):
+    """Let images enter as (N, C, H, W), and pixels, uint8, as (N, H, W, C)."""
+    is_pixels = len(graph.inputs) == 1 and graph.inputs[0].dtype == ir.DataType.UINT8
+    if is_pixels and _takes_nchw(graph.inputs[0]):
+        yield "pixels enter as (N, H, W, C): a Transpose to the (N, C, H, W) of the file was put in front"
+        shape = graph.inputs[0].shape
+        assert shape is not None
+        batch, channels, height, width = shape
+        perm = ir.AttrInt64s("perm", list(_TO_NCHW))
+        _put_in_front(graph, graph.inputs[0].type, ir.Shape([batch, height, width, channels]), "Transpose", perm)
+    elif not is_pixels and len(graph.inputs) == 1 and _takes_nhwc(graph):
         yield "images enter as (N, C, H, W): a Transpose to the (N, H, W, C) of the file was put in front"
         _put_transpose_in_front(graph)
+
+
+def _takes_nchw(pixels: ir.Value) -> bool:
+    """Whether axis 1 of uint8 images holds the channels."""
+    shape = _known_sizes(pixels)
+    return len(shape) == 4 and not is_nhwc(shape)
 
 
 def _takes_nhwc(graph: ir.Graph) -> bool:
@@ -278,7 +309,7 @@ def _takes_nhwc(graph: ir.Graph) -> bool:
         return False
     channels *= conv.attributes.get_int("group", 1)
     sizes = [size if isinstance(size, int) else None for size in shape]
-    return sizes[1] != channels and (is_nhwc(sizes) or (sizes[3] == channels and channels in _IMAGE_CHANNELS))
+    return sizes[1] != channels and (is_nhwc(sizes) or (sizes[3] == channels and channels in IMAGE_CHANNELS))
 
 
 def _put_transpose_in_front(graph: ir.Graph) -> None:

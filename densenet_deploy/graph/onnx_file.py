@@ -13,7 +13,7 @@ import onnx
 from densenet_deploy.artifacts import Artifact, os_errors_about, require_data_within, require_file
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import ImageShape
-from densenet_deploy.runtime.batching import is_nhwc, why_not_images
+from densenet_deploy.runtime.batching import IMAGE_CHANNELS, is_nhwc, why_not_images
 
 _QUANTIZATION_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
@@ -84,14 +84,17 @@ def image_shape_of(model: onnx.ModelProto, subject: object) -> ImageShape:
     """Return (channels, height, width) of the images that `model` takes; None for what may vary.
 
     Raises:
-        ModelFileError: if it does not take one float (N, C, H, W) input.
+        ModelFileError: if it does not take one input, float (N, C, H, W) or uint8 (N, H, W, C).
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     shapes = [[dim.dim_value or None for dim in value.type.tensor_type.shape.dim] for value in inputs]
-    is_float = all(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in inputs)
-    if len(inputs) == 1 and is_float and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
+    kinds = [value.type.tensor_type.elem_type for value in inputs]
+    if kinds == [onnx.TensorProto.FLOAT] and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
         _, channels, height, width = shapes[0]
+        return channels, height, width
+    if kinds == [onnx.TensorProto.UINT8] and len(shapes[0]) == 4 and shapes[0][1] not in IMAGE_CHANNELS:
+        _, height, width, channels = shapes[0]
         return channels, height, width
     found = ", ".join(map(_described, inputs)) or "no input"
     why, fix = why_not_images(shapes)
@@ -105,7 +108,8 @@ def with_image_size(model: onnx.ModelProto, height: int, width: int) -> onnx.Mod
     stored = {tensor.name for tensor in copy.graph.initializer}
     image = next(value for value in copy.graph.input if value.name not in stored)
     dims = image.type.tensor_type.shape.dim
-    dims[2].dim_value, dims[3].dim_value = height, width
+    first = 1 if image.type.tensor_type.elem_type == onnx.TensorProto.UINT8 else 2
+    dims[first].dim_value, dims[first + 1].dim_value = height, width
     del copy.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(copy)
 

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.graph.affine import Affine, affine_of
 from densenet_deploy.graph.nodes import Double, integers, is_operator, maker
+from densenet_deploy.graph.pixel_input import pixel_front
 
 _RANGES: Final = ((0.0, 1.0), (10.0, 255.0))  # of what becomes 0, without the first
 _LONE_SCALES: Final = (1.0, 255.0, 256.0, 65535.0)
@@ -83,6 +84,8 @@ def facts_of_graph(model: onnx.ModelProto) -> ShownFacts:
     images = [value for value in graph.inputs if not value.is_initializer()]
     if len(images) != 1 or images[0].shape is None or images[0].shape.rank() != 4:
         return ShownFacts(ModelFacts(task=task), frozenset(sure), outputs=outputs)
+    if images[0].dtype == ir.DataType.UINT8:
+        return _of_pixels(graph, outputs, task, sure)
     stem = _Stem.of(images[0])
     layout = "NHWC" if stem.is_nhwc else "NCHW"
     channels, height, width = _sizes(images[0].shape, layout)
@@ -92,6 +95,20 @@ def facts_of_graph(model: onnx.ModelProto) -> ShownFacts:
     sure |= {name for name in ("channels", "image_size") if getattr(facts, name) is not None}
     sure |= {"mean", "std"} if mean is not None and not stem.is_learnt else set()
     return ShownFacts(facts, frozenset(sure), layout, height, width, outputs, tuple(_notes(stem, mean)))
+
+
+def _of_pixels(graph: ir.Graph, outputs: Mapping[str, ShownOutput], task: str | None, sure: set[str]) -> ShownFacts:
+    """Return what a graph shows that takes pixels: with uint8, the range of the values is certain."""
+    shape, front = graph.inputs[0].shape, pixel_front(graph)
+    assert shape is not None
+    channels, height, width = _sizes(shape, "NHWC")
+    size = None if height is None or width is None else height if height == width else (height, width)
+    mean, std = (None, None) if front is None else (front.mean, front.std)
+    facts = ModelFacts(image_size=size, channels=channels, mean=mean, std=std, task=task)
+    sure |= {name for name in ("channels", "image_size", "mean", "std") if getattr(facts, name) is not None}
+    notes = ("the graph subtracts the means of blue, green and red in that order: it takes the channels as BGR",)
+    is_bgr = front is not None and _takes_bgr(front.affine)
+    return ShownFacts(facts, frozenset(sure), "NHWC", height, width, outputs, notes if is_bgr else ())
 
 
 def scores_per_image(model: onnx.ModelProto) -> int | None:

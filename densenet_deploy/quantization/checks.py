@@ -243,8 +243,11 @@ def _clipped_biases(graph: _Graph) -> Iterator[Finding]:
 
 
 def _uint8_values(graph: _Graph) -> Iterator[Finding]:
+    """Pixels that enter as uint8 and are cast at once are what TensorRT takes."""
     for node in graph.nodes:
         found = [name for name in (*node.input, *node.output) if graph.type_of(name) == onnx.TensorProto.UINT8]
+        if node.op_type == "Cast" and node.input[0] not in graph.makers and list(node.input) == found:
+            continue
         if found:
             yield Finding(_name(node), f"reads or writes {found[0]} in uint8, which TensorRT reads as int8")
 

@@ -83,6 +83,7 @@ class Int8Writer:
         alpha: float | None = 0.5,
         manifest: Manifest | None = None,
         minmax: MinMaxOptions | None = None,
+        exact: Mapping[str, QuantizedType] | None = None,
     ) -> None:
         """Equalize `graph`, in place, and choose types.
 
@@ -94,13 +95,14 @@ class Int8Writer:
             alpha: of `equalize-layer`; None equalizes nothing.
             manifest: see the attribute.
             minmax: options of the observer that found the ranges, if it was min-max.
+            exact: types of values that are 8-bit already, by tensor name.
         """
         self.options, self.manifest = options, manifest
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
         ranges = _with_following(graph.graph, ranges, minmax)
         self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
-        self._graph, self._types = graph, choose_types(graph.graph, ranges)
+        self._graph, self._types = graph, choose_types(graph.graph, ranges) | dict(exact or {})
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
         found = (layer.name for layer in layer_precisions(self._plain) if layer.is_convolution)
@@ -270,8 +272,8 @@ def _with_following(
 ) -> dict[str, ChannelRanges]:
     """Return `ranges` together with those that follow from them; `minmax` are the options with which they were found.
 
-    The channels of a Concat have the ranges of its inputs. relu(s·x + t) rises or falls with x, so its extremes are those
-    of x, scaled and shifted. `minmax` is None for another observer, whose ranges do not follow through a ReLU.
+    The channels of a Concat have the ranges of its inputs. relu(s·x + t) rises or falls with x, so its extremes are
+    those of x, scaled and shifted. `minmax` is None for another observer, whose ranges do not follow through a ReLU.
     """
     found = dict(ranges)
     for node in _following(graph, ranges, through_norms=minmax is not None):

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _MOST_CALLS: Final = 4  # each holds the activations of an image
 
 
+IMAGE_CHANNELS: Final = (1, 3, 4)
+"""What an axis holds that is one of channels, where nothing else says it."""
+
+
 @dataclass(frozen=True)
 class BatchProfile:
     """The batches that an engine accepts in one profile, from `min` to `max`, and the one it was tuned for."""
@@ -71,37 +75,43 @@ def image_shape(runner: Runner) -> ImageShape:
     """Return (channels, height, width) of the images that the model takes; None for what may vary.
 
     Raises:
-        ModelFileError: if the model does not take one float32 (N, C, H, W) input.
+        ModelFileError: if the model does not take one input, float32 (N, C, H, W) or uint8 (N, H, W, C).
     """
     import numpy as np
 
     inputs = runner.inputs
     shapes = [spec.shape for spec in inputs]
-    if len(inputs) == 1 and inputs[0].dtype == np.float32 and len(shapes[0]) == 4 and not is_nhwc(shapes[0]):
-        _, channels, height, width = shapes[0]
-        return channels, height, width
+    if len(inputs) == 1 and len(shapes[0]) == 4:
+        first, second, third = shapes[0][1:]
+        if inputs[0].dtype == np.float32 and not is_nhwc(shapes[0]):
+            return first, second, third
+        stated = runner.manifest.preprocessing.takes_pixels if runner.manifest is not None else is_nhwc(shapes[0])
+        if inputs[0].dtype == np.uint8 and stated:
+            return third, first, second
     why, fix = why_not_images(shapes)
     raise ModelFileError(", ".join(map(str, inputs)), f"is {why}", fix)
 
 
 def is_nhwc(shape: Sequence[int | None]) -> bool:
     """Whether `shape` has its channels last: 1, 3 or 4 of them, behind two sides of more than 4 pixels or of any."""
-    return len(shape) == 4 and shape[3] in (1, 3, 4) and all(side is None or side > 4 for side in shape[1:3])
+    return len(shape) == 4 and shape[3] in IMAGE_CHANNELS and all(side is None or side > 4 for side in shape[1:3])
 
 
 def why_not_images(shapes: Sequence[Sequence[int | None]]) -> tuple[str, str]:
-    """Return what inputs of these shapes are, other than one float32 (N, C, H, W), and what to do."""
+    """Return what inputs of these shapes are, other than one that is taken, and what to do."""
     if len(shapes) == 1 and is_nhwc(shapes[0]):
         return "in the layout NHWC", "`densenet-deploy export` writes an ONNX file that takes NCHW"
     is_volume = len(shapes) == 1 and len(shapes[0]) == 5
     return (
-        "3-D" if is_volume else "not one float32 (N, C, H, W) input",
-        "give a classifier of 2-D images in NCHW layout",
+        "3-D" if is_volume else "not one input, float32 (N, C, H, W) or uint8 (N, H, W, C)",
+        "give a classifier of 2-D images in one of these layouts",
     )
 
 
 def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:
-    """Run samples (M, C, H, W) and return the outputs of all M, by name.
+    """Run samples (M, …) and return the outputs of all M, by name.
+
+    Pixels, uint8 (M, H, W, C), are normalized for a model that takes float32 (M, C, H, W), as its manifest says.
 
     A model with a fixed batch gets the samples in portions, the last one filled up with copies of its last sample.
 
@@ -111,6 +121,10 @@ def run_batched(runner: Runner, samples: Array) -> dict[str, Array]:
     import numpy as np
 
     name, size = runner.inputs[0].name, fixed_batch(runner)
+    if samples.dtype == np.uint8 and runner.inputs[0].dtype == np.float32 and runner.manifest is not None:
+        from densenet_deploy.runtime.preprocess import normalized
+
+        samples = normalized(samples, runner.manifest.preprocessing)
     if size is None or len(samples) in (0, size):
         return runner.run({name: samples})
     results = []

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 from collections.abc import Sequence
@@ -23,13 +24,16 @@ from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.images import ImageSource, load_image
+from densenet_deploy.runtime.images import ImageSource
 from densenet_deploy.runtime.meaning import OutputMeaning, require_labels
-from densenet_deploy.runtime.preprocess import prepare_batch
+from densenet_deploy.runtime.preprocess import PreparedImage, read_input
 from densenet_deploy.runtime.runner import ModelSource, Runner, RunnerOptions, open_runner
 
 _LARGEST_BATCH: Final = 32
 _VERDICTS: Final = {None: "", True: "yes", False: "no"}
+
+Classifiable = ImageSource | PreparedImage
+"""What a `Classifier` answers: an image, or an input that was prepared before."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,12 @@ class Classifier:
         preprocessing: how images are prepared; None takes the manifest's.
         labels: names of the classes in the order of the outputs, or the path of a text file; None: the manifest's.
         task: multiclass, multilabel, regression or features; None takes what the manifest says, or the graph shows.
+        fast: decode JPEGs at a reduced scale and resize from averages of blocks: faster, and not exact
+            (see docs/runner.md).
 
     Attributes:
         preprocessing: how images are prepared.
+        fast: whether they are decoded fast.
         labels: names of the classes, or empty.
         meaning: which output answers, and what it means.
         assumptions: sentences on what had to be assumed, because the model does not state it.
@@ -163,13 +170,15 @@ class Classifier:
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] | StrPath | None = None,
         task: str | None = None,
+        fast: bool = False,
     ) -> None:
-        self._runner = runner
+        self._runner, self.fast = runner, fast
         shape, manifest = image_shape(runner), runner.manifest
         self.labels = (manifest.labels if manifest else ()) if labels is None else _labels_from(labels)
         self.meaning = OutputMeaning.of(runner, self.labels, task)
         known = preprocessing or (manifest.preprocessing if manifest else None)
-        self.preprocessing = known or Preprocessing.for_shape(shape)
+        taken = str(runner.inputs[0].dtype)
+        self.preprocessing: Preprocessing = dataclasses.replace(known or Preprocessing.for_shape(shape), dtype=taken)
         assumed = manifest.assumed if manifest else ("how to prepare images",)
         sentence = f"the model does not state {', '.join(assumed)}: assumed is {self.preprocessing}"
         self.assumptions = (*((sentence,) if assumed and preprocessing is None else ()), *self.meaning.assumptions)
@@ -187,33 +196,34 @@ class Classifier:
         preprocessing: Preprocessing | None = None,
         labels: Sequence[str] | StrPath | None = None,
         task: str | None = None,
+        fast: bool = False,
     ) -> Self:
         """Open a model and classify with it. Arguments and errors are those of `open_runner` and of the class."""
         runner = open_runner(source, backend, device, options)
         try:
-            return cls(runner, preprocessing=preprocessing, labels=labels, task=task)
+            return cls(runner, preprocessing=preprocessing, labels=labels, task=task, fast=fast)
         except BaseException:
             runner.close()
             raise
 
     @overload
     def classify(
-        self, image: list[ImageSource] | tuple[ImageSource, ...], top_k: int = ...
+        self, image: list[Classifiable] | tuple[Classifiable, ...], top_k: int = ...
     ) -> tuple[Prediction, ...]: ...
 
     @overload
-    def classify(self, image: ImageSource, top_k: int = ...) -> Prediction: ...
+    def classify(self, image: Classifiable, top_k: int = ...) -> Prediction: ...
 
     def classify(
-        self, image: ImageSource | list[ImageSource] | tuple[ImageSource, ...], top_k: int = 5
+        self, image: Classifiable | list[Classifiable] | tuple[Classifiable, ...], top_k: int = 5
     ) -> Prediction | tuple[Prediction, ...]:
         """Return what the model says about an image, or about each in a list or tuple.
 
         >>> classify(["cat.jpg", pil_image, hwc_uint8_array])      # doctest: +SKIP
 
         Args:
-            image: a path, the bytes of a file, an open binary file, a PIL image, or an array or tensor of pixels (see
-                `LoadedImage.from_array`); or a list or tuple of these.
+            image: a path, the bytes of a file, an open binary file, a PIL image, an array or tensor of pixels (see
+                `LoadedImage.from_array`), or what `prepare` made of one; or a list or tuple of these.
             top_k: how many classes or labels to return (all, if the model has fewer).
 
         Raises:
@@ -227,7 +237,16 @@ class Classifier:
 
     __call__ = classify
 
-    def classify_batch(self, images: Sequence[ImageSource], top_k: int = 5) -> tuple[Prediction, ...]:
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """Return an image as the model takes it, for `classify`: another thread can do that while the model runs.
+
+        Raises:
+            ImageError: if the image cannot be read.
+            FeedError: if an array is not one of pixels in the model's channels.
+        """
+        return read_input(image, self.preprocessing, fast=self.fast)
+
+    def classify_batch(self, images: Sequence[Classifiable], top_k: int = 5) -> tuple[Prediction, ...]:
         """Classify several images, in batches. Errors as in `classify`."""
         if top_k < 1:
             raise UsageError(f"top_k={top_k}", "is out of range", "ask for at least 1 class")
@@ -236,7 +255,7 @@ class Classifier:
         return tuple(prediction for batch in batches for prediction in self._classified(batch, top_k))
 
     def logits(self, inputs: Array) -> Array:
-        """Return the outputs (N, C) for inputs (N, channels, H, W) that `prepare_batch` made.
+        """Return the outputs (N, C) for a batch of inputs that `prepare` made.
 
         Raises:
             ModelFileError: if any is NaN or infinite, or there are not as many rows as images.
@@ -264,11 +283,11 @@ class Classifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _classified(self, images: Sequence[ImageSource], top_k: int) -> list[Prediction]:
-        channels = self.preprocessing.shape[0]
-        loaded = [load_image(image, channels) for image in images]
-        rows = self.logits(prepare_batch(loaded, self.preprocessing))
-        return [self.answer(row, top_k, image.notes) for row, image in zip(rows, loaded, strict=True)]
+    def _classified(self, images: Sequence[Classifiable], top_k: int) -> list[Prediction]:
+        prepared = [image if isinstance(image, PreparedImage) else self.prepare(image) for image in images]
+        inputs = prepared[0].pixels[None] if len(prepared) == 1 else np.stack([image.pixels for image in prepared])
+        rows = self.logits(inputs)
+        return [self.answer(row, top_k, image.notes) for row, image in zip(rows, prepared, strict=True)]
 
     def answer(self, row: Array, top_k: int = 5, notes: tuple[str, ...] = ()) -> Prediction:
         """Return what a row (C,) of `logits` says about its image."""

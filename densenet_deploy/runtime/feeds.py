@@ -147,6 +147,8 @@ def _check_values(name: str, array: Array, limit: float) -> None:
 
 
 def _dtype_fix(array: Array, spec: TensorSpec) -> str:
+    if spec.dtype == np.uint8:
+        return "feed pixels, uint8 of (N, H, W, C): the graph normalizes them"
     if array.dtype == np.uint8:
         return "prepare images with densenet_deploy.runtime.preprocess"
     return f"convert it yourself: array.astype({spec.dtype})"

@@ -1,4 +1,4 @@
-"""Folders of images: which files are images, the class of each, and what happens to those that cannot be read.
+"""Folders of images: which files are images, the class of each, and their inputs prepared ahead of the model.
 
 Images are found by suffix; whether a file really is one shows when it is read (`images.py`).
 """
@@ -6,15 +6,19 @@ Images are found by suffix; whether a file really is one shows when it is read (
 from __future__ import annotations
 
 import difflib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DataError, InputError
-from densenet_deploy.runtime.images import LoadedImage, load_image
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.options import require_range
+from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.preprocess import PreparedImage, read_input
 
 IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm"))
 
@@ -77,37 +81,67 @@ def find_labelled_images(folder: StrPath, labels: Sequence[str] | None = None) -
         )
 
 
-class ReadableImages:
-    """Iterate over the images of `paths` that can be read, as (path, image); the others are recorded in `bad`.
+class PreparedImages:
+    """Iterate over the readable images of `paths` in order, as (path, input of the model).
 
-    >>> images = ReadableImages(find_images("photos"), max_bad=None)      # doctest: +SKIP
-    >>> predictions = {path: classify(image) for path, image in images}   # doctest: +SKIP
-    >>> [f"{bad.path}: {bad.error.why}" for bad in images.bad]            # doctest: +SKIP
+    Threads decode and prepare them ahead of the caller: Pillow and NumPy release the interpreter meanwhile. Unreadable
+    images are recorded in `bad`. Each iteration starts from the beginning, and ends its threads when it ends.
+
+    >>> images = PreparedImages(find_images("photos"), classify.preprocessing, max_bad=None)      # doctest: +SKIP
+    >>> predictions = {path: classify(image) for path, image in images}                           # doctest: +SKIP
+    >>> [f"{bad.path}: {bad.error.why}" for bad in images.bad]                                    # doctest: +SKIP
     ['photos/cut.jpg: cannot be decoded (ends too early)']
 
     Args:
-        paths: of the files.
+        paths: image files.
+        preprocessing: how they are prepared.
         max_bad: how many may be unreadable; None allows any number.
-        channels: of the model; see `load_image`.
+        fast: see `read_input`.
+        ahead: how many are prepared before they are asked for.
+        threads: None means one per CPU that this process may use.
 
     Raises:
-        DataError: while iterating, at the bad image that exceeds `max_bad`.
+        DataError: while iterating, at the unreadable image that exceeds `max_bad`.
     """
 
-    def __init__(self, paths: Iterable[StrPath], max_bad: int | None = 0, channels: int = 3) -> None:
+    def __init__(
+        self,
+        paths: Iterable[StrPath],
+        preprocessing: Preprocessing,
+        *,
+        max_bad: int | None = 0,
+        fast: bool = False,
+        ahead: int = 32,
+        threads: int | None = None,
+    ) -> None:
         self._paths = tuple(map(Path, paths))
-        self._max_bad, self._channels = max_bad, channels
+        self._preprocessing, self._fast = preprocessing, fast
+        self._max_bad = max_bad
+        self._ahead = require_range("ahead", ahead, 1, 1_000_000)
+        self._threads = require_range("decode-threads", usable_cpus() if threads is None else threads, 1, 1024)
         self.bad: list[BadImage] = []
 
-    def __iter__(self) -> Iterator[tuple[Path, LoadedImage]]:
+    def __iter__(self) -> Iterator[tuple[Path, PreparedImage]]:
         self.bad.clear()
-        for path in self._paths:
-            try:
-                image = load_image(path, self._channels)
-            except InputError as exc:
-                record_bad(self.bad, BadImage(path, exc), self._max_bad)
-            else:
-                yield path, image
+        pool = ThreadPoolExecutor(self._threads, "decode")
+        waiting: deque[tuple[Path, Future[PreparedImage]]] = deque()
+        try:
+            for path in self._paths:
+                waiting.append((path, pool.submit(read_input, path, self._preprocessing, fast=self._fast)))
+                if len(waiting) > self._ahead:
+                    yield from self._readable(*waiting.popleft())
+            while waiting:
+                yield from self._readable(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _readable(self, path: Path, result: Future[PreparedImage]) -> Iterator[tuple[Path, PreparedImage]]:
+        try:
+            image = result.result()
+        except InputError as exc:
+            record_bad(self.bad, BadImage(path, exc), self._max_bad)
+        else:
+            yield path, image
 
 
 def record_bad(bad: list[BadImage], image: BadImage, max_bad: int | None) -> None:

@@ -27,10 +27,12 @@ stores four, such as RGB and near infrared in a TIFF, or red, green, blue and op
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self, cast
@@ -42,7 +44,6 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -96,28 +97,59 @@ _HEAD_BYTES: Final = 512
 _GRAY_MODES: Final = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _SAMPLES, _BITS, _PLANAR, _ONE_AFTER_THE_OTHER = 277, 258, 284, 2  # of TIFF
 _CHANNELS: Final = {"L": 1, "F": 1, "RGB": 3, "RGBA": 4}
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING: Final = (5, 6, 7, 8)  # orientations that exchange width and height
+
+SideLengths = tuple[int, int]
+"""Width and height in pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedImage:
     """An image of values 0 to 255.
 
     Attributes:
-        pixels: in Pillow's mode RGB, L (gray), F (gray with fractions, from 16 bits) or RGBA (four channels).
+        stored: an image in Pillow's mode RGB, L (gray), F (gray with fractions, from 16 bits) or RGBA (four channels);
+            or a frame, uint8 of (H, W, 3), which is not copied and must not change before it was prepared.
         notes: what was lost in the conversion.
+        full_size: width and height of a JPEG that was decoded at a reduced scale; None at its own.
     """
 
-    pixels: Image.Image
+    stored: Image.Image | Array
     notes: tuple[str, ...] = ()
+    full_size: SideLengths | None = None
+
+    @functools.cached_property
+    def pixels(self) -> Image.Image:
+        """The whole image in one of Pillow's modes RGB, L, F and RGBA."""
+        return self.stored if isinstance(self.stored, Image.Image) else Image.fromarray(self.stored)
+
+    @property
+    def size(self) -> SideLengths:
+        """Width and height, as they are stored here."""
+        return self.stored.size if isinstance(self.stored, Image.Image) else self.stored.shape[1::-1]
 
     @property
     def channels(self) -> int:
         """1, 3 or 4."""
-        return _CHANNELS[self.pixels.mode]
+        return _CHANNELS[self.stored.mode] if isinstance(self.stored, Image.Image) else self.stored.shape[2]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its values have fractions (mode F)."""
+        return isinstance(self.stored, Image.Image) and self.stored.mode == "F"
 
     @classmethod
     def from_array(cls, pixels: Feed) -> Self:
-        """Wrap a frame of a camera: an array or a tensor.
+        """Wrap a frame of a camera: an array or a tensor, which is not copied.
 
         Args:
             pixels: uint8 of (H, W, 3) in RGB order, (H, W, 4), (H, W, 1) or (H, W); or uint16 of one channel.
@@ -130,7 +162,7 @@ class LoadedImage:
             array = array[:, :, 0]
         is_gray, is_colored = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
         if array.size and array.dtype == np.uint8 and (is_gray or is_colored):
-            return cls(Image.fromarray(array))
+            return cls(array if is_colored and array.shape[2] == 3 else Image.fromarray(array))
         if array.size and array.dtype == np.uint16 and is_gray:
             return cls(_fractions_of_255(array))
         raise FeedError("image", f"is {array.shape} {array.dtype}, not uint8 (H, W, 3)", _array_fix(array))
@@ -141,8 +173,16 @@ ImageSource = FileSource | Image.Image | Feed | LoadedImage
 """What `load_image` takes."""
 
 
-def load_image(source: ImageSource, channels: int = 3, *, most_pixels: int = MOST_PIXELS) -> LoadedImage:
+ReducedSize = Callable[[SideLengths], SideLengths]
+"""From the width and height of an upright image to the least that is needed of them."""
+
+
+def load_image(
+    source: ImageSource, channels: int = 3, *, most_pixels: int = MOST_PIXELS, needed: ReducedSize | None = None
+) -> LoadedImage:
     """Return an image in the channels that a model takes, decoding it if necessary.
+
+    A PIL image that is already in them is not copied.
 
     >>> load_image("cat.jpg").pixels.size      # doctest: +SKIP
     (500, 375)
@@ -153,6 +193,8 @@ def load_image(source: ImageSource, channels: int = 3, *, most_pixels: int = MOS
             are taken as they are.
         channels: 3 for RGB, 1 for gray, 4 for an image that stores four.
         most_pixels: refuse files with more, before they cost memory.
+        needed: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that leaves at least as many pixels each way: faster,
+            and not exact. None decodes all.
 
     Raises:
         ImageError: if it is not an image, damaged, incomplete, too large, or of a kind without a stated conversion.
@@ -167,13 +209,13 @@ def load_image(source: ImageSource, channels: int = 3, *, most_pixels: int = MOS
         with _decoding_errors_about("image"):
             return _decoded(source, "image", channels)
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        return _load_file(source, channels, most_pixels)
+        return _load_file(source, channels, most_pixels, needed)
     if hasattr(source, "read"):
-        return _load_file(cast("BinaryIO", source), channels, most_pixels)
+        return _load_file(cast("BinaryIO", source), channels, most_pixels, needed)
     return LoadedImage.from_array(source)
 
 
-def _load_file(source: FileSource, channels: int, most_pixels: int) -> LoadedImage:
+def _load_file(source: FileSource, channels: int, most_pixels: int, needed: ReducedSize | None) -> LoadedImage:
     name = _name_of(source)
     if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
         raise ImageError(name, "is not a regular file", "give an image file")
@@ -191,7 +233,18 @@ def _load_file(source: FileSource, channels: int, most_pixels: int) -> LoadedIma
         damage = why_not_whole(file, image.format)
         if damage is not None:
             raise ImageError(name, f"cannot be decoded ({damage})", "save or download it again")
-        return _decoded(image, name, channels)
+        full_size = _reduced(image, needed) if needed is not None and image.format == "JPEG" else None
+        return dataclasses.replace(_decoded(image, name, channels), full_size=full_size)
+
+
+def _reduced(jpeg: ImageFile.ImageFile, needed: ReducedSize) -> SideLengths | None:
+    """Let `jpeg` be decoded at a reduced scale, and return its full size when upright; None if it needs all pixels."""
+    lies = _orientation(jpeg) in _LYING
+    stored = jpeg.size
+    full = stored[::-1] if lies else stored
+    least = needed(full)
+    jpeg.draft(None, least[::-1] if lies else least)
+    return None if jpeg.size == stored else full
 
 
 def _array_fix(array: Array) -> str:
@@ -273,7 +326,7 @@ def _of_dicom(image: Image.Image, notes: tuple[str, ...], name: object, channels
 def _decoded(image: Image.Image, name: object, channels: int) -> LoadedImage:
     notes = _losses(image, channels)
     image.load()
-    orientation = _orientation(image)
+    orientation = _orientation(image)  # after loading: Pillow rotates a TIFF itself
     if "transparency" in image.info and channels != 4:  # dropped here, or Pillow would warn while dropping it
         image = image.copy()
         del image.info["transparency"]
@@ -302,7 +355,7 @@ def _stored_mode(image: Image.Image) -> str:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """Return the EXIF orientation of a loaded image: Pillow rotates a TIFF itself while loading."""
+    """Return the EXIF orientation of an image; None if it has none, or damaged EXIF data."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (damaged EXIF fails anywhere in Pillow, and the pixels are as good without it)
@@ -310,26 +363,24 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _upright(pixels: Image.Image, orientation: Any) -> Image.Image:
-    """Apply `orientation`. The other EXIF tags are dropped first: Pillow fails to rewrite those that are damaged."""
-    pixels.info = {}
-    if orientation not in range(2, 9):
-        return pixels
-    pixels.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(pixels)
+    """Return `pixels` turned as `orientation`, 2 to 8, says; as they are for anything else that a file may hold."""
+    return pixels.transpose(_UPRIGHT[int(orientation)]) if orientation in range(2, 9) else pixels
 
 
 def _rgb(image: Image.Image, name: object) -> Image.Image:
-    """Return a new image in mode RGB."""
+    """Return an image in mode RGB: the same one if it is in it."""
     if (fractions := _fractions(image, name)) is not None:
         high_bytes = np.asarray(image) >> 8 if image.mode != "F" else np.asarray(fractions).round()
         return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _gray(image: Image.Image, name: object) -> Image.Image:
-    """Return a new image in mode L, or F where it has more than 8 bits."""
+    """Return an image in mode L, or F where it has more than 8 bits: the same one if it is in mode L."""
     if (fractions := _fractions(image, name)) is not None:
         return fractions
+    if image.mode == "L":
+        return image
     return (image if image.mode in _GRAY_MODES else image.convert("RGB")).convert("L")
 
 

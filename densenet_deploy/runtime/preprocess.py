@@ -5,15 +5,17 @@ bit, including its rounding: `Resize` truncates the longer side to an integer, `
 even and pads an image smaller than the crop with black (which is then normalized too). With four channels, each is
 resized by itself: Pillow would weight the colors by the fourth, which is opacity in photographs only.
 
-An image of 1x10000 pixels would be enlarged to 655 million before the crop. Above `LARGEST_RESIZED` pixels only the
-crop is computed; each of the two passes (horizontal, vertical) may then round one of 255 levels differently, and
-`nearest` take the other of two pixels that are equally near.
+In fast mode a JPEG is decoded at a reduced scale that leaves at least twice the pixels of the resized image each way,
+and images far larger than that are averaged over whole blocks before they are resized. Sizes and crop are the same; the
+pixels are not (see docs/runner.md).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,22 +25,56 @@ from PIL import Image
 from densenet_deploy.errors import FeedError
 from densenet_deploy.manifest import Preprocessing, Size
 from densenet_deploy.options import require_choice
-from densenet_deploy.runtime.images import LoadedImage
+from densenet_deploy.runtime.images import ImageSource, LoadedImage, SideLengths, load_image
+from densenet_deploy.runtime.resize import LARGEST_RESIZED, REDUCING_GAP, resized_part
 
-Pixels = npt.NDArray[np.float32]
-Box = tuple[int, int, int, int]
+Inputs = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+"""Normalized values (C, H, W), or pixels (H, W, C)."""
 
 _FILTERS: Final = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_WIDEST_FILTER: Final = 2  # source pixels each way, of bicubic without shrinking
-LARGEST_RESIZED: Final = 2**26
 
 
-def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
-    """Return the image as the model takes it: float32, (C, H, W), which is `preprocessing.shape`.
+@dataclass(frozen=True)
+class PreparedImage:
+    """An input of a model, an array of `preprocessing.input_shape`, and what was lost in reading its image."""
+
+    pixels: Inputs
+    notes: tuple[str, ...] = ()
+
+
+def read_input(
+    source: ImageSource, preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+) -> PreparedImage:
+    """Return an image file, or another source of an image, as the model takes it.
+
+    >>> read_input("cat.jpg", Preprocessing(), fast=True).pixels.shape      # doctest: +SKIP
+    (3, 224, 224)
+
+    Args:
+        source: see `load_image`.
+        preprocessing: how to resize, crop and normalize.
+        out: an array to write into; a new one by default.
+        fast: decode JPEGs at a reduced scale and resize from averages of blocks; not exact.
+
+    Raises:
+        DensenetDeployError: as `load_image` and `prepare`.
+    """
+    may_reduce = fast and preprocessing.interpolation != "nearest"  # which shows single pixels
+    needed = functools.partial(_needed_size, preprocessing) if may_reduce else None
+    image = load_image(source, preprocessing.shape[0], needed=needed)
+    is_rounded = preprocessing.takes_pixels and image.is_float
+    notes = (*image.notes, *(("values are rounded to 8 bits",) if is_rounded else ()))
+    return PreparedImage(prepare(image, preprocessing, out, fast=may_reduce), notes)
+
+
+def prepare(
+    image: LoadedImage, preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+) -> Inputs:
+    """Return the image as the model takes it: float32 (C, H, W), or uint8 (H, W, C), if its graph normalizes.
 
     >>> prepare(load_image("cat.jpg"), Preprocessing()).shape      # doctest: +SKIP
     (3, 224, 224)
@@ -47,61 +83,98 @@ def prepare(image: LoadedImage, preprocessing: Preprocessing, out: Pixels | None
         image: any size of at least 1x1, with as many channels as the model takes.
         preprocessing: how to resize, crop and normalize.
         out: an array to write into and return; a new one by default.
+        fast: resize from averages of blocks; not exact.
 
     Raises:
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
-        FeedError: if the image has other channels, or `out` is not float32 of that shape.
+        FeedError: if the image has other channels, or `out` is of another shape or type.
     """
-    result = _buffer(preprocessing.shape, out)
-    if image.channels != len(result):
-        wanted = len(result)
+    result, wanted = _buffer(preprocessing.input_shape, preprocessing, out), len(preprocessing.mean)
+    if image.channels != wanted:
         fix = f"load it with load_image(path, channels={wanted}), or give an array (H, W, {wanted})"
         raise FeedError("image", f"has {image.channels} channels, the model takes {wanted}", fix)
-    pixels = np.atleast_3d(np.asarray(cropped(image.pixels, preprocessing))).transpose(2, 0, 1)
-    np.divide(pixels, np.float32(255), out=result)
-    np.subtract(result, _per_channel(preprocessing.mean), out=result)
-    np.divide(result, _per_channel(preprocessing.std), out=result)
-    return result
+    pixels = np.atleast_3d(np.asarray(cropped(image, preprocessing, fast=fast)))
+    if preprocessing.takes_pixels:
+        np.copyto(result, np.rint(pixels), casting="unsafe")
+        return result
+    return _normalize(pixels.transpose(2, 0, 1), preprocessing, result)
 
 
-def prepare_batch(images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Pixels | None = None) -> Pixels:
-    """Return the images as one batch: float32, (N, C, H, W). Arguments and errors as in `prepare`."""
-    batch = _buffer((len(images), *preprocessing.shape), out)
+def prepare_batch(
+    images: Sequence[LoadedImage], preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+) -> Inputs:
+    """Return the images as one batch, (N, …). Arguments and errors as in `prepare`."""
+    batch = _buffer((len(images), *preprocessing.input_shape), preprocessing, out)
     for image, place in zip(images, batch, strict=True):
-        prepare(image, preprocessing, place)
+        prepare(image, preprocessing, place, fast=fast)
     return batch
 
 
-def cropped(image: Image.Image, preprocessing: Preprocessing, largest_resized: int = LARGEST_RESIZED) -> Image.Image:
+def cropped(
+    image: LoadedImage,
+    preprocessing: Preprocessing,
+    *,
+    fast: bool = False,
+    largest_resized: int = LARGEST_RESIZED,
+) -> Image.Image:
     """Resize, then cut the center; what lies outside the image is black.
 
     Args:
-        image: in a mode of `LoadedImage.pixels`.
+        image: of any size.
         preprocessing: sizes and interpolation.
-        largest_resized: above this many pixels of the resized image, only those of the crop are computed.
+        fast: see `resized_part`.
+        largest_resized: likewise.
 
     Raises:
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
     """
     require_choice("interpolation", preprocessing.interpolation, _FILTERS)
-    if image.mode == "RGBA":
-        bands = [cropped(band, preprocessing, largest_resized) for band in image.split()]
-        return Image.merge("RGBA", bands)
+    if image.channels == len("RGBA"):
+        bands = (LoadedImage(band, full_size=image.full_size) for band in image.pixels.split())
+        parts = [cropped(band, preprocessing, fast=fast, largest_resized=largest_resized) for band in bands]
+        return Image.merge("RGBA", parts)
     (_, rows, columns), resample = preprocessing.shape, _FILTERS[preprocessing.interpolation]
-    width, height = _resized_size(image.size, preprocessing.resize)
+    width, height = resized_size(image.full_size or image.size, preprocessing.resize)
     left, top = _crop_start(width, columns), _crop_start(height, rows)
-    if width * height <= largest_resized:
-        return image.resize((width, height), resample).crop((left, top, left + columns, top + rows))
     seen = max(left, 0), max(top, 0), min(left + columns, width), min(top + rows, height)
-    part = _resized_part(image, (width, height), seen, resample)
+    part = resized_part(image, (width, height), seen, resample, fast=fast, largest_resized=largest_resized)
+    if part.size == (columns, rows):
+        return part
     return part.crop((min(left, 0), min(top, 0), min(left, 0) + columns, min(top, 0) + rows))
 
 
-def _buffer(shape: tuple[int, ...], out: Pixels | None) -> Pixels:
+def normalized(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Return pixels (N, H, W, C) as normalized values (N, C, H, W), to the bits of `prepare`."""
+    batch, height, width, channels = pixels.shape
+    result = np.empty((batch, channels, height, width), np.float32)
+    return _normalize(pixels.transpose(0, 3, 1, 2), preprocessing, result)
+
+
+def nearest_pixels(inputs: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return the pixels (N, H, W, C) nearest to normalized values (N, C, H, W): those they were made from, if any.
+
+    Values that no pixel has, such as noise beyond black and white, become black or white.
+    """
+    values = inputs * _per_channel(preprocessing.std) + _per_channel(preprocessing.mean)
+    levels = np.clip(np.rint(values * np.float32(255)), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+
+
+def _normalize(
+    pixels: npt.NDArray[Any], preprocessing: Preprocessing, out: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    """Write pixels (…, C, H, W) into `out` as torchvision normalizes them: three roundings, each of float32."""
+    np.divide(pixels, np.float32(255), out=out)
+    np.subtract(out, _per_channel(preprocessing.mean), out=out)
+    np.divide(out, _per_channel(preprocessing.std), out=out)
+    return out
+
+
+def _buffer(shape: tuple[int, ...], preprocessing: Preprocessing, out: Inputs | None) -> Inputs:
     if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32:
-        raise FeedError("out", f"is {out.shape} {out.dtype}", f"give a float32 array of {shape}")
+        return np.empty(shape, preprocessing.dtype)
+    if out.shape != shape or out.dtype != preprocessing.dtype:
+        raise FeedError("out", f"is {out.shape} {out.dtype}", f"give a {preprocessing.dtype} array of {shape}")
     return out
 
 
@@ -109,7 +182,13 @@ def _per_channel(values: tuple[float, ...]) -> npt.NDArray[Any]:
     return np.array(values, np.float32)[:, None, None]
 
 
-def _resized_size(size: tuple[int, int], resize: Size | str) -> tuple[int, int]:
+def _needed_size(preprocessing: Preprocessing, size: SideLengths) -> SideLengths:
+    """Return the least width and height at which an image of `size` may be decoded in fast mode."""
+    width, height = resized_size(size, preprocessing.resize)
+    return math.ceil(REDUCING_GAP * width), math.ceil(REDUCING_GAP * height)
+
+
+def resized_size(size: SideLengths, resize: Size | str) -> SideLengths:
     """Return (width, height) after resizing: one number is for the shorter side, as in torchvision's Resize."""
     if isinstance(resize, str):
         return size
@@ -124,17 +203,3 @@ def _crop_start(length: int, size: int) -> int:
     if length < size:
         return -((size - length) // 2)
     return round((length - size) / 2)
-
-
-def _resized_part(image: Image.Image, size: tuple[int, int], part: Box, resample: Image.Resampling) -> Image.Image:
-    """Return `part` of `image` resized to `size`, computed only from the pixels that it shows.
-
-    The pixels are cut out first: Pillow stores the corners of a `box` as float32, too coarse far from the origin.
-    """
-    scales = [old / new for old, new in zip(image.size, size, strict=True)] * 2
-    box = [corner * scale for corner, scale in zip(part, scales, strict=True)]
-    margins = [math.ceil(_WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales]
-    left, top = (max(0, math.floor(box[i]) - margins[i]) for i in range(2))
-    right, bottom = (min(image.size[i], math.ceil(box[i + 2]) + margins[i]) for i in range(2))
-    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    return image.crop((left, top, right, bottom)).resize((part[2] - part[0], part[3] - part[1]), resample, inner)

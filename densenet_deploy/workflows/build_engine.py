@@ -9,6 +9,7 @@ heavy is imported where a graph has to be made.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -236,15 +237,16 @@ def dry_run(request: BuildRequest) -> DryRunReport:
 
 def _input_of(model: Model | None, request: BuildRequest) -> tuple[str, tuple[int, ...], int | None]:
     """Return name, sizes without the batch, and fixed batch of the input."""
-    from densenet_deploy.workflows.load import input_of, load
+    from densenet_deploy.workflows.load import load, preprocessing_of
 
     if model is None:
         source = request.source
-        return "input", input_of(source if isinstance(source, Model) else load(source, **request.stated)).shape, None
+        described = preprocessing_of(source if isinstance(source, Model) else load(source, **request.stated))
+        return "input", described.input_shape, None
     if model.manifest is not None:
-        return "input", input_of(model).shape, model.manifest.batch
+        return "input", model.manifest.preprocessing.input_shape, model.manifest.batch
     given = model.onnx.graph.input[0]
-    return given.name, input_of(model).shape, given.type.tensor_type.shape.dim[0].dim_value or None
+    return given.name, preprocessing_of(model).input_shape, given.type.tensor_type.shape.dim[0].dim_value or None
 
 
 def _with_precision(model: Model, request: BuildRequest, cache: CalibrationCache | None) -> Model:
@@ -275,7 +277,8 @@ def _cast(model: Model, request: BuildRequest, cache: CalibrationCache | None) -
     from densenet_deploy.workflows.samples import seeded_samples
 
     is_seeded = request.calibration is None and request.precision == "fp16"
-    samples = list(seeded_samples(_SEEDED_SAMPLES, preprocessing_of(model))) if is_seeded else request.calibration
+    plain = dataclasses.replace(preprocessing_of(model), dtype="float32")
+    samples = list(seeded_samples(_SEEDED_SAMPLES, plain)) if is_seeded else request.calibration
     options = CastOptions(request.precision, request.samples)
     cache = None if is_seeded else cache
     made = cast(model, options, calibration=samples, out=request.onnx, force=request.force, cache=cache)

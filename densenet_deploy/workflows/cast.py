@@ -33,12 +33,15 @@ from densenet_deploy.workflows.float_model import (
     calibration_data,
     exact_graph,
     float32_form,
+    input_manifest,
+    normalized_form,
+    pixel_form,
     require_float32,
     sized_by,
 )
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
-from densenet_deploy.workflows.samples import seeded_samples
+from densenet_deploy.workflows.samples import seeded_samples, taken
 from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
 
 if TYPE_CHECKING:
@@ -165,13 +168,13 @@ def cast(
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
     options, stages = options or CastOptions(), Stages(progress)
-    model = sized_by(_float32_of(as_onnx(source, stages, **stated), options.precision), calibration)
-    name = f"{model.name}.{options.precision}"
-    manifest = reduced_manifest(model.manifest, options.precision)
+    given = sized_by(_float32_of(as_onnx(source, stages, **stated), options.precision), calibration)
+    name = f"{given.name}.{options.precision}"
+    model, preprocessing = normalized_form(given), preprocessing_of(given)
+    manifest = reduced_manifest(given.manifest, options.precision)
     size = len(model.to_bytes()) // 2 if model.is_onnx else 0
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     require_float32(model)
-    preprocessing = preprocessing_of(model)
     data = calibration_data(model, calibration, options.samples) if calibration is not None else None
     with stages("passes"):
         graph = exact_graph(model)
@@ -182,10 +185,12 @@ def cast(
             remark = found if isinstance(calibration, (str, os.PathLike)) else _ON_ARRAYS
     with stages("cast"):
         reduced = _converted(graph, options, ranges or {})
-        result = Model.from_onnx(name, reduced.model, manifest)
+        result = Model.from_onnx(name, reduced.model, input_manifest(manifest, "float32"))
+        result = pixel_form(result) if preprocessing.takes_pixels else result
     with stages("parity"):
-        samples = list(itertools.islice(data or seeded_samples(PARITY_SAMPLES, preprocessing), PARITY_SAMPLES))
-        parities = _measured(model, result, reduced, options, samples)
+        seeded = seeded_samples(PARITY_SAMPLES, preprocessing)
+        samples = list(itertools.islice(taken(data, preprocessing) if data is not None else seeded, PARITY_SAMPLES))
+        parities = _measured(given, result, reduced, options, samples)
     result = destination.write(result)
     notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), *reduced.notes, remark, _NO_GPU)))
     how = {name: _MEASURED[name].format(options.precision.upper()) for name in parities}
@@ -197,7 +202,7 @@ def cast(
         parity_measured=how,
         float_nodes=reduced.reasons,
         bytes=len(result.to_bytes()),
-        input=input_of(model),
+        input=input_of(given),
         stages=stages.seconds,
         notes=notes,
     )

@@ -242,6 +242,7 @@ def compare(
             *untrained_note(ours.manifest),
             *((_SEEDED_INT8,) if is_outside else ()),
             *_preprocessing_note(ours, theirs, preprocessing),
+            *_pixel_note(ours, theirs, data),
             *_output_notes(ours, theirs),
         )
     layers = None
@@ -346,11 +347,22 @@ def _preprocessing_note(reference: Runner, candidate: Runner, shared: Preprocess
     ours, theirs = reference.manifest, candidate.manifest
     if ours is None or theirs is None:
         return ()
-    if theirs.preprocessing != shared:
+    if dataclasses.replace(theirs.preprocessing, dtype=shared.dtype) != shared:
         return (f"images were prepared as the reference says; the candidate says {theirs.preprocessing}",)
-    if ours.preprocessing != shared:
+    if dataclasses.replace(ours.preprocessing, dtype=shared.dtype) != shared:
         return (f"images were prepared as the candidate says; the reference says {ours.preprocessing}",)
     return ()
+
+
+def _pixel_note(reference: Runner, candidate: Runner, data: Any) -> tuple[str, ...]:
+    """Say it if one model takes pixels and the other what they are normalized to, or values were rounded to pixels."""
+    kinds = {str(runner.inputs[0].dtype) for runner in (reference, candidate)}
+    if "uint8" not in kinds:
+        return ()
+    is_folder = isinstance(data, (str, os.PathLike)) and not str(data).endswith((".npy", ".npz"))
+    rounded = () if is_folder else ("inputs were rounded to the nearest pixels, 0 to 255",)
+    both = ("pixels were normalized for the model that takes float32, as its manifest says",) if len(kinds) > 1 else ()
+    return (*both, *rounded)
 
 
 def _output_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
@@ -373,9 +385,11 @@ def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing
     known = [runner.manifest for runner in (reference, candidate) if runner.manifest is not None]
     manifest = min(known, key=lambda manifest: len(manifest.assumed), default=None)
     shape = ours[0] or theirs[0], ours[1] or theirs[1], ours[2] or theirs[2]
+    taken = {str(runner.inputs[0].dtype) for runner in (reference, candidate)}
+    dtype = "uint8" if "uint8" in taken else "float32"  # pixels are exact for both
     if manifest is not None and _agree(shape, manifest.preprocessing.shape):
-        return manifest.preprocessing
-    return Preprocessing.for_shape(shape)
+        return dataclasses.replace(manifest.preprocessing, dtype=dtype)
+    return dataclasses.replace(Preprocessing.for_shape(shape), dtype=dtype)
 
 
 def _agree(a: ImageShape, b: ImageShape) -> bool:

@@ -21,22 +21,23 @@ import numpy as np
 
 from densenet_deploy.artifacts import Artifact, StrPath
 from densenet_deploy.errors import DataError, UsageError
-from densenet_deploy.model import untrained_note
+from densenet_deploy.model import InputDescription, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.preprocess import Pixels
+from densenet_deploy.runtime.image_folders import PreparedImages
+from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.evaluation.report import FIGURES, BadFile, EvaluateReport, ModelComparison
 from densenet_deploy.workflows.evaluation.tasks import TaskEvaluation, check_sources, task_of
-from densenet_deploy.workflows.labelled_images import PreparedImages
-from densenet_deploy.workflows.load import LoadOptions, facts_alone, is_file_name, load
+from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, facts_alone, is_file_name, load
+from densenet_deploy.workflows.predict import fast_decode_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:
     from densenet_deploy.model import Model
 
-Prepared = tuple[Path, Pixels]
+Prepared = tuple[Path, PreparedImage]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class EvaluateOptions:
         decode_threads: None means one per usable CPU.
         against, against_backend: a second model of the same task to compare with, and its backend. What is stated about
             images and outputs applies to both models.
+        fast_decode: decode JPEGs at a reduced scale: faster, and not exact (see `Classifier`).
 
     Raises:
         UsageError: if a number is out of range, or `against_backend` is given without `against`.
@@ -61,6 +63,7 @@ class EvaluateOptions:
     decode_threads: int | None = None
     against: StrPath | Model | None = None
     against_backend: str | None = None
+    fast_decode: bool = False
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 4096)
@@ -159,13 +162,14 @@ class _Evaluation:
 
 
 def _evaluated(title: str, runner: Runner, data: Path, options: EvaluateOptions, progress: Listener) -> _Evaluation:
-    classifier = Classifier(runner)
+    classifier = Classifier(runner, fast=options.fast_decode)
     task = task_of(classifier, title, runner.manifest)
     labelled = task.read(data, None if options.ground_truth is None else Path(options.ground_truth))
     prepared = PreparedImages(
         labelled.truth,
         classifier.preprocessing,
         max_bad=options.max_bad,
+        fast=options.fast_decode,
         ahead=2 * options.batch,
         threads=options.decode_threads,
     )
@@ -187,14 +191,21 @@ def _evaluated(title: str, runner: Runner, data: Path, options: EvaluateOptions,
         device=runner.placement.device,
         precision=runner.placement.precision,
         labels=classifier.labels,
+        input=_input_of(classifier, runner),
         notes=(
             *untrained_note(runner.manifest),
             *classifier.assumptions,
+            *fast_decode_note(classifier),
             *labelled.remarks,
             *task.notes(answers),
         ),
     )
     return _Evaluation(task, report, answers, files)
+
+
+def _input_of(classifier: Classifier, runner: Runner) -> InputDescription:
+    assumed = runner.manifest.assumed if runner.manifest is not None else INPUT_FACTS
+    return InputDescription.of(classifier.preprocessing, assumed, fast_decode=classifier.fast)
 
 
 def _kept(
@@ -212,7 +223,7 @@ def _kept(
     while batch := list(itertools.islice(images, size)):
         progress("evaluate", len(files), count)
         files += [path for path, _ in batch]
-        kept.append(task.kept(classifier.logits(np.stack([pixels for _, pixels in batch]))))
+        kept.append(task.kept(classifier.logits(np.stack([image.pixels for _, image in batch]))))
     return tuple(files), [np.concatenate(parts) for parts in zip(*kept, strict=True)]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError, UsageError
-from densenet_deploy.manifest import THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.manifest import INPUT_TYPES, THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import installed_versions, is_installed, require_packages
@@ -28,6 +28,7 @@ from densenet_deploy.runtime.runner import backends_reading, first_installed
 from densenet_deploy.sources.source import UNVERIFIED
 from densenet_deploy.workflows.check import Recording, require_recorded, sized_for
 from densenet_deploy.workflows.compare import ParityOfOutputs, numpy_parity, require_parity, seeded_parity
+from densenet_deploy.workflows.float_model import input_manifest, normalized_form, pixel_form
 from densenet_deploy.workflows.load import LoadOptions, check_names, check_outputs, input_of, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import PARITY_SAMPLES as ADOPTED_SAMPLES
@@ -60,18 +61,23 @@ class ExportOptions:
             reproduce.
         exporter: `direct` writes a known DenseNet from its weights, `torch` traces the module; `auto` takes `direct`
             where it can. Of our own modules both write the same graph; of another library's, `torch` keeps the names.
+        input: what the graph takes: `float32`, normalized (N, C, H, W), or `uint8`, pixels (N, H, W, C), which its
+            first nodes normalize. None: float32, or what an ONNX file takes already.
     """
 
     batch: int | None = None
     opset: int = 20
     check: StrPath | None = None
     exporter: str = "auto"
+    input: str | None = None
 
     def __post_init__(self) -> None:
         require_range("opset", self.opset, 16, 23)
         require_choice("exporter", self.exporter, EXPORTERS)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
+        if self.input is not None:
+            require_choice("input", self.input, INPUT_TYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +174,7 @@ def export(
         model = sized_for(model, recording)
     if model.is_onnx:
         _require_no_translation(options)
-        return _adopted(model, out, stages, recording, force=force)
+        return _adopted(model, options, out, stages, recording, force=force)
     if model.manifest is None or (model.module is None and model.weights is None):
         raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
     accepts = stated.get("allow_nonfinite", False)
@@ -209,16 +215,20 @@ def _exported(
     assert model.manifest is not None
     is_direct = _is_direct(model, options)
     tools = installed_versions((*_TOOLS, *(() if is_direct else _TOOLS_OF_TORCH)))
-    manifest = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
+    dtype = options.input or "float32"
+    plain = dataclasses.replace(model.manifest, batch=options.batch, opset=options.opset, tools=tools)
+    manifest = input_manifest(plain, dtype)
+    assert manifest is not None
     parameters = _parameters_of(model)
     destination = Destination.of(out, f"{model.name}.onnx", manifest, force=force, size_bytes=4 * parameters)
     proto = _lowered(model, options, stages) if is_direct else _traced(model, options, stages)
     with stages("serialize"):
-        result = Model.from_onnx(model.name, proto, manifest, model.module)
+        normalized = Model.from_onnx(model.name, proto, plain, model.module)
+        result = pixel_form(normalized) if manifest.preprocessing.takes_pixels else normalized
     check_outputs(result, manifest)
     with stages("parity"):
         outputs, reference = _verified(model, result, allow_nonfinite=allow_nonfinite)
-        check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
+        check, remarks = require_recorded(normalized, recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
     known = (note.replace(UNVERIFIED, "confirmed by --check") if check else note for note in model.notes)
@@ -250,7 +260,15 @@ def _parameters_of(model: Model) -> int:
     return sum(math.prod(shape) for name, shape in shapes if name.endswith((".weight", ".bias")))
 
 
-def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recording | None, *, force: bool) -> Model:
+def _adopted(
+    model: Model,
+    options: ExportOptions,
+    out: StrPath | None,
+    stages: Stages,
+    recording: Recording | None,
+    *,
+    force: bool,
+) -> Model:
     """Return somebody's ONNX graph simplified, with a manifest that states what is known of it."""
     assert model.artifact is not None
     manifest = model.manifest
@@ -262,11 +280,16 @@ def _adopted(model: Model, out: StrPath | None, stages: Stages, recording: Recor
         )
     is_file = (model.artifact.original or model.artifact).data is None
     name = f"{model.name}.exported" if is_file else model.name
+    if options.input is not None and options.input != manifest.preprocessing.dtype:
+        model = model.replaced(manifest=manifest)
+        model = normalized_form(model) if options.input == "float32" else pixel_form(model)
+        assert model.manifest is not None
+        manifest = model.manifest
     size = len(model.to_bytes())
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     with stages("simplify and compare"):
         result, report = simplified(model.replaced(manifest=manifest), name)
-        check, remarks = require_recorded(result, recording) if recording is not None else (None, ())
+        check, remarks = require_recorded(normalized_form(result), recording) if recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
@@ -330,8 +353,8 @@ def _onnx_options(model: Model, options: ExportOptions) -> OnnxOptions:
 
 def _verified(model: Model, result: Model, *, allow_nonfinite: bool) -> tuple[dict[str, Parity], str]:
     """Run both, compare every output, and say what the reference was."""
-    assert model.manifest is not None
-    preprocessing = model.manifest.preprocessing
+    assert result.manifest is not None
+    preprocessing = result.manifest.preprocessing
     if model.module is not None:
         outputs = seeded_parity(model, result, preprocessing, PARITY_SAMPLES, finite_only=allow_nonfinite)
         reference = f"PyTorch on {_inputs(PARITY_SAMPLES, preprocessing)}"

@@ -11,6 +11,7 @@ from densenet_deploy.model import Model
 from densenet_deploy.workflows.load import load, preprocessing_of
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from densenet_deploy.quantization.calibration_data import CalibrationData
@@ -35,6 +36,41 @@ def float32_form(model: Model) -> Model:
     note = f"its {model.precision} weights were widened to float32 first, and the result is compared with that form"
     name = model.name.removesuffix(f".{model.precision}")
     return Model.from_onnx(name, widened(model.onnx), manifest).replaced(notes=(*model.notes, note))
+
+
+def normalized_form(model: Model) -> Model:
+    """Return `model` without the normalization at its beginning, if it takes pixels: itself otherwise.
+
+    Raises:
+        ModelFileError: if what it does to pixels first is not a normalization.
+    """
+    if not model.is_onnx or not preprocessing_of(model).takes_pixels:
+        return model
+    from densenet_deploy.graph.pixel_input import without_pixel_input
+
+    proto = without_pixel_input(model.onnx, preprocessing_of(model), model.path or model.name)
+    return _of_input(model, proto, "float32")
+
+
+def pixel_form(model: Model) -> Model:
+    """Return `model`, which takes normalized images, so that it takes pixels, which it normalizes as its facts say."""
+    from densenet_deploy.graph.pixel_input import with_pixel_input
+
+    return _of_input(model, with_pixel_input(model.onnx, preprocessing_of(model)), "uint8")
+
+
+def _of_input(model: Model, proto: onnx.ModelProto, dtype: str) -> Model:
+    """Return the graph `proto` with what is known of `model`; the manifest says that it takes `dtype`."""
+    manifest = input_manifest(model.manifest, dtype)
+    made = Model.from_onnx(model.name, proto, manifest, model.module)
+    return made.replaced(report=model.report, notes=model.notes)
+
+
+def input_manifest(manifest: Manifest | None, dtype: str) -> Manifest | None:
+    """Return the facts of the form that takes `dtype`."""
+    if manifest is None:
+        return None
+    return dataclasses.replace(manifest, preprocessing=dataclasses.replace(manifest.preprocessing, dtype=dtype))
 
 
 def require_float32(model: Model) -> None:
@@ -76,7 +112,8 @@ def calibration_data(model: Model, calibration: Any, samples: int) -> Calibratio
     from densenet_deploy.quantization.calibration_data import open_calibration_data
 
     check_values = knows_normalization(model.manifest)
-    return open_calibration_data(calibration, preprocessing_of(model), samples, check_values=check_values)
+    plain = dataclasses.replace(preprocessing_of(model), dtype="float32")
+    return open_calibration_data(calibration, plain, samples, check_values=check_values)
 
 
 def exact_graph(model: Model, oldest_opset: int = 0) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Labelled images: their classes from a file, and their pixels prepared ahead of the model.
+"""Labelled images whose classes stand in a file.
 
 ImageNet's validation images lie in one flat folder, and their classes in a file with one line per image, in one of two
 forms::
@@ -13,80 +13,15 @@ numbers of the ILSVRC development kit count from 1 in a different order than the
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from densenet_deploy.artifacts import os_errors_about
-from densenet_deploy.errors import DataError, InputError
-from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.options import require_range
-from densenet_deploy.runtime.cpus import usable_cpus
-from densenet_deploy.runtime.image_folders import IMAGE_SUFFIXES, BadImage, LabelledImage, find_images, record_bad
-from densenet_deploy.runtime.images import load_image
-from densenet_deploy.runtime.preprocess import Pixels, prepare
+from densenet_deploy.errors import DataError
+from densenet_deploy.runtime.image_folders import IMAGE_SUFFIXES, LabelledImage, find_images
 
 _FORM = "write FILE CLASS on every line, or CLASS alone for every image"
-
-
-class PreparedImages:
-    """Iterate over the readable images of `paths` in order, as (path, float32 input of (C, H, W)).
-
-    Threads decode and prepare them ahead of the caller: Pillow and NumPy release the interpreter meanwhile. Unreadable
-    images are recorded in `bad`. Each iteration starts from the beginning.
-
-    Args:
-        paths: image files.
-        preprocessing: how they are prepared.
-        max_bad: how many may be unreadable.
-        ahead: how many are prepared before they are asked for.
-        threads: None means one per CPU that this process may use.
-
-    Raises:
-        DataError: while iterating, at the unreadable image that exceeds `max_bad`.
-    """
-
-    def __init__(
-        self,
-        paths: Iterable[Path],
-        preprocessing: Preprocessing,
-        *,
-        max_bad: int = 0,
-        ahead: int = 32,
-        threads: int | None = None,
-    ) -> None:
-        self._paths = tuple(paths)
-        self._preprocessing = preprocessing
-        self._max_bad = max_bad
-        self._ahead = require_range("ahead", ahead, 1, 1_000_000)
-        self._threads = require_range("decode-threads", usable_cpus() if threads is None else threads, 1, 1024)
-        self.bad: list[BadImage] = []
-
-    def __iter__(self) -> Iterator[tuple[Path, Pixels]]:
-        self.bad.clear()
-        pool = ThreadPoolExecutor(self._threads, "decode")
-        waiting: deque[tuple[Path, Future[Pixels]]] = deque()
-        try:
-            for path in self._paths:
-                waiting.append((path, pool.submit(self._prepared, path)))
-                if len(waiting) > self._ahead:
-                    yield from self._readable(*waiting.popleft())
-            while waiting:
-                yield from self._readable(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _prepared(self, path: Path) -> Pixels:
-        return prepare(load_image(path, self._preprocessing.shape[0]), self._preprocessing)
-
-    def _readable(self, path: Path, result: Future[Pixels]) -> Iterator[tuple[Path, Pixels]]:
-        try:
-            pixels = result.result()
-        except InputError as exc:
-            record_bad(self.bad, BadImage(path, exc), self._max_bad)
-        else:
-            yield path, pixels
 
 
 def read_ground_truth(

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
+import numpy as np
+
 from densenet_deploy.artifacts import Artifact, StrPath, is_checkpoint_name, require_file
 from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from densenet_deploy.sources import LoadedNetwork
 
 
-_INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
+INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
+"""The facts about images that may be assumed."""
 
 Source = "StrPath | bytes | torch.nn.Module | ModelProto | Model"
 """A variant or public weights by name, a path, the bytes of an ONNX file, a module, an `onnx.ModelProto`, a `Model`."""
@@ -139,21 +142,26 @@ def is_file_name(source: object) -> TypeGuard[StrPath]:
     return is_checkpoint_name(path) or path.suffix.lower() in (".onnx", ".xml", ".engine") or path.exists()
 
 
-def input_of(model: Model) -> InputDescription:
-    """Return what `model` takes, and which of these facts nobody stated.
+def input_of(model: Model, *, fast_decode: bool = False) -> InputDescription:
+    """Return what `model` takes, which of these facts nobody stated, and whether images are decoded fast.
 
     Raises:
         ModelFileError: if it is a graph that does not take one float32 (N, C, H, W) input.
     """
     if model.manifest is not None:
-        return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed)
-    shape = _shape_of(model)
-    return InputDescription.of(Preprocessing.for_shape(shape), _assumed_of(shape))
+        return InputDescription.of(model.manifest.preprocessing, model.manifest.assumed, fast_decode=fast_decode)
+    assumed = _assumed_of(_shape_of(model))
+    return InputDescription.of(preprocessing_of(model), assumed, fast_decode=fast_decode)
 
 
 def preprocessing_of(model: Model) -> Preprocessing:
     """Return how images are prepared for `model`: as its manifest says, else what is assumed. Errors as `input_of`."""
-    return model.manifest.preprocessing if model.manifest is not None else Preprocessing.for_shape(_shape_of(model))
+    if model.manifest is not None:
+        return model.manifest.preprocessing
+    from densenet_deploy.graph.pixel_input import takes_pixels
+
+    dtype = "uint8" if takes_pixels(model.onnx) else "float32"
+    return dataclasses.replace(Preprocessing.for_shape(_shape_of(model)), dtype=dtype)
 
 
 def _shape_of(model: Model) -> ImageShape:
@@ -164,7 +172,7 @@ def _shape_of(model: Model) -> ImageShape:
 
 def _assumed_of(shape: ImageShape) -> tuple[str, ...]:
     """Return the facts that a graph of such an input leaves open."""
-    return _INPUT_FACTS if None in shape[1:] else _INPUT_FACTS[1:]
+    return INPUT_FACTS if None in shape[1:] else INPUT_FACTS[1:]
 
 
 def _require_same_network(stated: LoadOptions) -> None:
@@ -238,7 +246,7 @@ def _described(network: LoadedNetwork, facts: ModelFacts) -> Manifest:
     assert network.origin is not None  # which every module has
     known, variant = network.manifest, network.variant
     base = known.preprocessing if known is not None else variant.preprocessing if variant else Preprocessing()
-    known_names = set(_INPUT_FACTS) - set(known.assumed) if known is not None else set()
+    known_names = set(INPUT_FACTS) - set(known.assumed) if known is not None else set()
     learnt = {**network.facts.given(), **facts.given()}
     preprocessing, assumed = _prepared(base, learnt, known_names)
     if variant is not None:
@@ -274,7 +282,7 @@ def _with_shown_facts(model: Model) -> Model:
 
     assert model.artifact is not None
     try:
-        base = Preprocessing.for_shape(_shape_of(model))
+        base = preprocessing_of(model)
     except ModelFileError:  # it takes no images, which those who need some are told
         return model
     shown = facts_of_graph(model.onnx)
@@ -286,7 +294,7 @@ def _with_shown_facts(model: Model) -> Model:
         precision=model.precision,
         task=shown.facts.task if "task" in shown.certain else None,
         activations=model.artifact.activations(),
-        assumed=tuple(name for name in _INPUT_FACTS if name not in shown.certain),
+        assumed=tuple(name for name in INPUT_FACTS if name not in shown.certain),
     )
     artifact = dataclasses.replace(model.artifact, manifest=manifest)
     return model.replaced(manifest=manifest, artifact=artifact, notes=(*model.notes, *shown.notes))
@@ -298,10 +306,11 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if not given:
         return model
     base, known = preprocessing_of(model), model.manifest
-    names = set(_INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
+    names = set(INPUT_FACTS) - set(known.assumed if known is not None else _assumed_of(_shape_of(model)))
     if model.artifact is not None and (facts.image_size or facts.channels):
         is_readable = model.is_onnx and is_installed("onnx")
         _check_stated_shape(model.name, facts, _shape_of(model) if is_readable else base.shape)
+    _check_normalization(model, facts, base)
     preprocessing, assumed = _prepared(base, given, names)
     if facts.image_size is not None and model.is_onnx and is_installed("onnx"):
         model = _of_fixed_size(model, preprocessing)
@@ -324,6 +333,17 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
         _check_size(model.spec, preprocessing)
     artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
     return model.replaced(manifest=manifest, artifact=artifact)
+
+
+def _check_normalization(model: Model, facts: ModelFacts, base: Preprocessing) -> None:
+    """Refuse a mean or std other than those with which a graph normalizes pixels itself."""
+    if not base.takes_pixels:
+        return
+    for name in ("mean", "std"):
+        given, held = getattr(facts, name), getattr(base, name)
+        if given is not None and not np.allclose(given, held, rtol=1e-4, atol=1e-6):
+            why = f"is not what the graph of {model.name} computes with: {' '.join(f'{value:.4g}' for value in held)}"
+            raise UsageError(name, why, "omit it: the graph takes pixels and normalizes them itself")
 
 
 def _of_fixed_size(model: Model, preprocessing: Preprocessing) -> Model:
@@ -371,7 +391,7 @@ def _prepared(base: Preprocessing, facts: dict[str, Any], known: set[str]) -> tu
         mean=_per_channel("mean", facts.get("mean"), channels) or base.mean,
         std=_per_channel("std", facts.get("std"), channels) or base.std,
     )
-    return preprocessing, tuple(name for name in _INPUT_FACTS if name not in known and name not in facts)
+    return preprocessing, tuple(name for name in INPUT_FACTS if name not in known and name not in facts)
 
 
 def _per_channel(option: str, values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

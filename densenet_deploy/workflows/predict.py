@@ -16,7 +16,7 @@ from densenet_deploy.model import InputDescription, untrained_note
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
-from densenet_deploy.runtime.image_folders import ReadableImages, find_images
+from densenet_deploy.runtime.image_folders import PreparedImages, find_images
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.load import LoadOptions, input_of, load
 
@@ -94,6 +94,7 @@ def predict(
     images: StrPath | Iterable[StrPath],
     *,
     top_k: int = 5,
+    fast_decode: bool = False,
     backend: str | None = None,
     device: str | None = None,
     options: RunnerOptions | None = None,
@@ -108,6 +109,7 @@ def predict(
         source: whatever `load` takes.
         images: image files, folders (searched directly and in their class folders) and glob patterns.
         top_k: number of classes per image.
+        fast_decode: decode JPEGs at a reduced scale: faster, and not exact (see `Classifier`).
         backend: see `open_runner`.
         device: see `open_runner`.
         options: see `RunnerOptions`.
@@ -122,15 +124,31 @@ def predict(
         raise UsageError(f"top-k={top_k}", "is out of range", "ask for at least 1 class")
     paths = list(image_paths([images] if isinstance(images, (str, os.PathLike)) else images))
     model = load(source, **stated)
+    options = options or RunnerOptions()
+    if len(paths) > 1:  # idle threads of the backend must not keep a core from those that decode
+        options = dataclasses.replace(options, spin=False)
     with model.runner(backend, device, options) as runner:
-        classifier = Classifier(runner)
+        classifier = Classifier(runner, fast=fast_decode)
         predictions, remarks = _classified(classifier, paths, top_k)
         placement = dataclasses.asdict(runner.placement) | {
-            "notes": (*model.notes, *untrained_note(runner.manifest), *classifier.assumptions, *remarks)
+            "notes": (
+                *model.notes,
+                *untrained_note(runner.manifest),
+                *classifier.assumptions,
+                *fast_decode_note(classifier),
+                *remarks,
+            )
         }
-        described = input_of(model) if model.manifest is not None else None
+        described = input_of(model, fast_decode=fast_decode) if model.manifest is not None else None
         task = classifier.meaning.task
         return PredictReport(task=task, predictions=tuple(predictions), input=described, **placement)
+
+
+def fast_decode_note(classifier: Classifier) -> tuple[str, ...]:
+    """Return the line that says that images were decoded fast, or nothing."""
+    if not classifier.fast:
+        return ()
+    return ("images were decoded fast: JPEGs at a reduced scale, large images averaged over blocks; not exact",)
 
 
 def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
@@ -155,7 +173,7 @@ def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
 
 
 def _classified(classifier: Classifier, paths: Sequence[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
-    images = ReadableImages(paths, max_bad=None, channels=classifier.preprocessing.shape[0])
+    images = PreparedImages(paths, classifier.preprocessing, max_bad=None, fast=classifier.fast)
     found = {path: classifier.classify(image, top_k) for path, image in images}
     errors = {bad.path: bad.error.why for bad in images.bad}
     predictions = [

@@ -27,8 +27,8 @@ from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import float32_form, sized_by
-from densenet_deploy.workflows.load import LoadOptions
+from densenet_deploy.workflows.float_model import float32_form, normalized_form, sized_by
+from densenet_deploy.workflows.load import LoadOptions, preprocessing_of
 from densenet_deploy.workflows.quantize.layer_choice import Trials, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, prepare_int8
@@ -156,9 +156,10 @@ def sensitivity(
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or SensitivityOptions(), Stages(progress)
     recipe = chosen_recipe(options.quantization.recipe)
-    model = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
+    given = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
+    model, from_pixels = normalized_form(given), preprocessing_of(given).takes_pixels
     path = _output(out, model.name, force=force)
-    ready = prepare_int8(model, calibration, options.quantization, stages, cache)
+    ready = prepare_int8(model, calibration, options.quantization, stages, cache, from_pixels=from_pixels)
     with stages("float"):
         costs = _Costs(Trials(ready, model), options.data)
         float_top1 = None if options.data is None else _top1(evaluate(model, options.data))
@@ -166,7 +167,7 @@ def sensitivity(
     with stages("trials") as step:
         whole, found = costs.measure(groups, step)
     report = SensitivityReport(
-        model=str(model.path or model.name),
+        model=str(given.path or given.name),
         recipe=recipe,
         per=options.per,
         float_top1=float_top1,

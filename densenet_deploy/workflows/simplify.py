@@ -15,6 +15,7 @@ from densenet_deploy.packages import installed_version, require_packages
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Report, line, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs, require_parity, seeded_parity
+from densenet_deploy.workflows.float_model import normalized_form, pixel_form
 from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 
@@ -109,14 +110,16 @@ def simplified(original: Model, name: str) -> tuple[Model, SimplifyReport]:
     """Return the simplified form of an ONNX model in memory, checked and compared. Errors as `simplify`."""
     from densenet_deploy.graph.onnx_file import operators
 
-    graph = simplify_graph(original.ir(), original.onnx.graph.name or original.name)
-    result = Model.from_onnx(name, graph.proto, original.manifest)
+    plain = normalized_form(original)
+    graph = simplify_graph(plain.ir(), original.onnx.graph.name or original.name)
+    result = Model.from_onnx(name, graph.proto, plain.manifest)
+    result = result if plain is original else pixel_form(result)
     outputs = seeded_parity(original, result, preprocessing_of(original), PARITY_SAMPLES)
     require_parity(outputs, "fp32", name, "the simplified model computes something else", "keep the original")
     report = SimplifyReport(
         onnx=None,
         operators_before=operators(original.onnx),
-        operators_after=operators(graph.proto),
+        operators_after=operators(result.onnx),
         passes=tuple(PassSummary(done.name, len(done.changed), done.skipped) for done in graph.passes),
         outputs=outputs,
         notes=(*original.notes, *graph.notes),

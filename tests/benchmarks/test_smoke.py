@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.machine import take_turns
 from densenet_deploy.bench.rounds import Interval
+from densenet_deploy.workflows.export import ExportOptions, export
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -221,3 +222,28 @@ def test_quantize_time_compares_with_the_tools_that_are_installed(tmp_path: Path
     for facts in results.values():
         assert facts["of_nncf"] == pytest.approx(facts["seconds"] / results["nncf"]["seconds"], abs=0.1)
         assert facts["peak_memory_mib"] > 50
+
+
+@pytest.mark.slow
+def test_image_to_label_compares_every_candidate_with_its_reference(tiny_onnx: Path, tmp_path: Path) -> None:
+    pixels = export(tiny_onnx, ExportOptions(input="uint8"), out=tmp_path / "pixels.onnx").path
+    arguments = ("--model", tiny_onnx, "--pixels", pixels, "--backend", "onnxruntime", "--rounds", "1")
+    results = _run("image_to_label.py", *arguments, "--output", tmp_path / "r.json")
+    assert {row["candidate"]: row["over"] for row in results} == {
+        "runner": "runner",
+        "jpeg, before": "jpeg, before",
+        "jpeg": "jpeg, before",
+        "jpeg, fast": "jpeg, before",
+        "array, before": "array, before",
+        "array": "array, before",
+        "array, fast": "array, before",
+        "uint8: runner": "runner",
+        "uint8: jpeg": "jpeg",
+        "uint8: array": "array",
+    }
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["labels_agree"] == {"onnxruntime": True}
+    assert [(row["images"], row["count"]) for row in written["fast_decoding"]] == [
+        ("photographs", 12),
+        ("digits, 1024x1024", 360),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,12 +22,19 @@ FRAME = np.full((40, 60, 3), 128, np.uint8)
 
 
 class SlowClassifier(Classifier):
-    """Takes its time, and remembers how bright each frame was."""
+    """Takes its time, and remembers how bright each frame was, and which thread prepared it."""
 
     seconds = 0.1
 
+    def prepare(self, image):
+        prepared = super().prepare(image)
+        self.kept = [*getattr(self, "kept", []), prepared]  # so that no other gets its id
+        self.brightness = {**getattr(self, "brightness", {}), id(prepared): image[0, 0, 0]}
+        self.preparing = {*getattr(self, "preparing", ()), threading.current_thread()}
+        return prepared
+
     def classify(self, image, top_k=5):
-        self.seen = [*getattr(self, "seen", []), image[0, 0, 0]]
+        self.seen = [*getattr(self, "seen", []), self.brightness[id(image)]]
         time.sleep(self.seconds)
         return super().classify(image, top_k)
 
@@ -56,6 +64,7 @@ def test_a_slow_model_skips_to_the_newest_frame_and_answers_the_last(tiny_onnx):
     assert classify.seen == sorted(set(classify.seen))
     assert 2 <= answered == len(classify.seen) < 30
     assert classify.seen[-1] == 29
+    assert threading.current_thread() not in classify.preparing  # which runs the model
 
 
 def test_a_fast_model_answers_every_frame(tiny_onnx):

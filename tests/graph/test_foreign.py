@@ -182,11 +182,36 @@ def test_images_and_scores_of_another_float_type_are_cast(kind):
         np.testing.assert_array_equal(_run(adopted.model, images), -images)
 
 
-@pytest.mark.parametrize("kind", ["float", "int64", "uint8"])
+@pytest.mark.parametrize("kind", ["float", "int64"])
 def test_images_of_float32_and_of_integers_are_not_cast(kind):
     text = f"""<ir_version: 8, opset_import: ["" : 13]>
         g ({kind}[N,3,4,4] x) => ({kind}[N,3,4,4] y) {{ y = Identity(x) }}"""
     assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "notes"),
+    [("N,8,9,3", 0), ("N,?,?,1", 0), ("N,3,8,9", 1), ("N,1,?,?", 1), ("N,3,4,4", 1), ("N,4,5,5", 1)],
+)
+def test_pixels_enter_with_channels_last(shape, notes):
+    sizes = [None if size in "N?" else int(size) for size in shape.split(",")]
+    text = f"""<ir_version: 8, opset_import: ["" : 13]>
+        g (uint8[{shape}] x) => (float[{shape}] y) {{ y = Cast <to = 1> (x) }}"""
+    adopted = adopt(onnx.parser.parse_model(text), "file.onnx")
+    assert len(adopted.notes) == notes
+    order = (0, 2, 3, 1) if notes else (0, 1, 2, 3)
+    found = adopted.model.graph.input[0].type.tensor_type
+    assert [dim.dim_value or None for dim in found.shape.dim] == [sizes[axis] for axis in order]
+    assert found.elem_type == TensorProto.UINT8
+
+
+@pytest.mark.parametrize("shape", ["N,?,?,?", "N,8,9,2", "N,8,9,12"])
+def test_pixels_of_unclear_channels_are_refused(shape):
+    text = f"""<ir_version: 8, opset_import: ["" : 13]>
+        g (uint8[{shape}] x) => (float[{shape}] y) {{ y = Cast <to = 1> (x) }}"""
+    with pytest.raises(ModelFileError) as caught:
+        adopt(onnx.parser.parse_model(text), "file.onnx")
+    assert "uint8" in caught.value.why
 
 
 def test_names_that_are_taken_are_not_given_again():

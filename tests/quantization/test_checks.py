@@ -313,6 +313,15 @@ def test_uint8_inputs_and_outputs_are_found_too():
     assert "uint8" in findings(model, "tensorrt")["r"]
 
 
+@pytest.mark.parametrize(
+    ("head", "found"), [("c = Cast <to = 1> (x)", []), ("s = Relu (x)  c = Cast <to = 1> (s)", ["s", "c"])]
+)
+def test_pixels_that_are_cast_at_once_are_what_tensorrt_takes(head, found):
+    text = f"""<ir_version: 9, opset_import: ["" : 17]> g (uint8[1, 4, 4, 3] x) => (float[1, 4, 4, 3] y)
+        {{ {head}  y = Relu (c) }}"""
+    assert list(findings(onnx.parser.parse_model(text), "tensorrt")) == found
+
+
 def test_a_quantizer_without_zero_point_makes_uint8():
     model = changed(
         SOUND,

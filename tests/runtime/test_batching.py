@@ -121,6 +121,16 @@ def test_the_shape_of_images_is_that_of_the_input_after_its_batch(shape: Shape) 
         assert image_shape(runner_of(TensorSpec("image", (batch, *shape), FLOAT32))) == shape
 
 
+NOT_ONE = "not one input, float32 (N, C, H, W) or uint8 (N, H, W, C)"
+UINT8 = np.dtype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 3), (None, None, 1), (5, 5, 4)])
+def test_pixels_have_their_channels_last(shape):
+    for batch in (None, 4):
+        assert image_shape(runner_of(TensorSpec("image", (batch, *shape), UINT8))) == (shape[2], *shape[:2])
+
+
 @pytest.mark.parametrize(
     ("specs", "why"),
     [
@@ -131,13 +141,13 @@ def test_the_shape_of_images_is_that_of_the_input_after_its_batch(shape: Shape) 
         ((TensorSpec("image", (None, 8, None, 4), FLOAT32),), "in the layout NHWC"),
         ((TensorSpec("image", (None, 1, 8, 8, 8), FLOAT32),), "3-D"),
         ((TensorSpec("image", (None, 3, 8, 8, 8), np.dtype(np.uint8)),), "3-D"),
-        ((TensorSpec("image", (None, 3, 8), FLOAT32),), "not one float32 (N, C, H, W) input"),
-        ((TensorSpec("image", (None, 3, 8, 8, 1, 1), FLOAT32),), "not one float32 (N, C, H, W) input"),
-        ((TensorSpec("image", (None, 3, 8, 8), np.dtype(np.uint8)),), "not one float32 (N, C, H, W) input"),
-        ((TensorSpec("image", (None, 3, 8, 8), np.dtype(np.float16)),), "not one float32 (N, C, H, W) input"),
-        ((TensorSpec("image", (None, 3, 8, 8), FLOAT32),) * 2, "not one float32 (N, C, H, W) input"),
-        ((TensorSpec("image", (None, 3, 8, 8, 8), FLOAT32),) * 2, "not one float32 (N, C, H, W) input"),
-        ((TensorSpec("image", (None, 8, 8, 3), FLOAT32),) * 2, "not one float32 (N, C, H, W) input"),
+        ((TensorSpec("image", (None, 3, 8), FLOAT32),), NOT_ONE),
+        ((TensorSpec("image", (None, 3, 8, 8, 1, 1), FLOAT32),), NOT_ONE),
+        ((TensorSpec("image", (None, 3, 8, 8), np.dtype(np.uint8)),), NOT_ONE),
+        ((TensorSpec("image", (None, 3, 8, 8), np.dtype(np.float16)),), NOT_ONE),
+        ((TensorSpec("image", (None, 3, 8, 8), FLOAT32),) * 2, NOT_ONE),
+        ((TensorSpec("image", (None, 3, 8, 8, 8), FLOAT32),) * 2, NOT_ONE),
+        ((TensorSpec("image", (None, 8, 8, 3), FLOAT32),) * 2, NOT_ONE),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(map(str, value)),
 )

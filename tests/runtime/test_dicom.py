@@ -29,8 +29,8 @@ from pydicom.uid import (
 from densenet_deploy.errors import ImageError, MissingPackageError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.dicom import is_dicom, read_dicom
-from densenet_deploy.runtime.image_folders import ReadableImages, find_images
-from densenet_deploy.runtime.images import LoadedImage, load_image
+from densenet_deploy.runtime.image_folders import PreparedImages, find_images
+from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare
 from tests.runtime.dicoms import dataset_of, dicom, written
 
@@ -244,8 +244,10 @@ def test_folders_hold_dicom_files(tmp_path):
         (tmp_path / name).write_bytes(dicom(RAMP))
     paths = find_images(tmp_path)
     assert [path.name for path in paths] == ["a.dcm", "b.DCM"]
-    found = list(ReadableImages(paths, channels=1))
-    assert all(isinstance(image, LoadedImage) and image.pixels.mode == "F" for _, image in found)
+    height, width = RAMP.shape
+    plain = Preprocessing((height, width), "none", (0.0,), (1.0,))
+    for _, image in PreparedImages(paths, plain):
+        np.testing.assert_allclose(image.pixels[0] * 255, RAMP, rtol=1e-6)
 
 
 def test_a_model_sees_all_bits():
@@ -408,7 +410,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
     (tmp_path / "a.dcm").write_bytes(dicom(RAMP))
     for load in (
         lambda: load_image(tmp_path / "a.dcm"),
-        lambda: list(ReadableImages([tmp_path / "a.dcm"], max_bad=None)),
+        lambda: list(PreparedImages([tmp_path / "a.dcm"], Preprocessing(), max_bad=None)),
         lambda: read_dicom(io.BytesIO(), "a", 1),
     ):
         with pytest.raises(MissingPackageError) as caught:

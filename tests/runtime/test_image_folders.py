@@ -1,12 +1,17 @@
 """Folders of images: what is found, which class it shows, and what becomes of damaged ones."""
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from densenet_deploy.errors import DataError, InputError
-from densenet_deploy.runtime.image_folders import LabelledImage, ReadableImages, find_images, find_labelled_images
+from densenet_deploy.errors import DataError, InputError, UsageError
+from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.runtime.image_folders import LabelledImage, PreparedImages, find_images, find_labelled_images
+from densenet_deploy.runtime.images import load_image
+from densenet_deploy.runtime.preprocess import prepare, read_input
 from tests.runtime.test_images import encoded
 
 
@@ -101,11 +106,92 @@ def test_an_empty_class_is_refused_by_name(tmp_path):
     assert caught.value.subject == str(tmp_path / "dog")
 
 
+# --- images prepared ahead: the same as one by one, in order, without threads left behind
+
+
+PREPROCESSING = Preprocessing.default(32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{number:02}.png")
+    return sorted(folder.iterdir())
+
+
+def _workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize(("ahead", "threads"), [(1, 1), (3, 4), (100, None)])
+def test_every_image_comes_prepared_and_in_order(files, ahead, threads):
+    prepared = list(PreparedImages(files, PREPROCESSING, ahead=ahead, threads=threads))
+    assert [path for path, _ in prepared] == files
+    for path, image in prepared:
+        np.testing.assert_array_equal(image.pixels, prepare(load_image(path), PREPROCESSING))
+    assert _workers() == []
+
+
+def test_fast_decoding_and_what_was_lost_come_with_each_image(tmp_path):
+    photo, clear = tmp_path / "a.jpg", tmp_path / "b.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)).save(photo)
+    Image.new("RGBA", (40, 40)).save(clear)
+    (_, fast), (_, lossy) = PreparedImages([photo, clear], PREPROCESSING, fast=True)
+    np.testing.assert_array_equal(fast.pixels, read_input(photo, PREPROCESSING, fast=True).pixels)
+    assert not np.array_equal(fast.pixels, read_input(photo, PREPROCESSING).pixels)
+    assert (fast.notes, lossy.notes) == ((), ("transparency is dropped",))
+
+
+def test_unreadable_images_are_recorded_and_the_rest_continues(files, tmp_path):
+    broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
+    broken.write_bytes(files[0].read_bytes()[:200])
+    images = PreparedImages([files[0], broken, files[1], missing], PREPROCESSING, max_bad=2)
+    for _ in range(2):  # and again the same
+        assert [path for path, _ in images] == files[:2]
+        assert [bad.path for bad in images.bad] == [broken, missing]
+
+
+def test_one_too_many_is_an_error_that_names_the_first(files, tmp_path):
+    broken = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in broken:
+        path.write_text("text")
+    images = PreparedImages([*broken, *files], PREPROCESSING, max_bad=1)
+    with pytest.raises(DataError) as caught:
+        list(images)
+    assert caught.value.subject == str(broken[0])
+    assert _workers() == []
+
+
+def test_stopping_early_leaves_no_thread(files):
+    images = iter(PreparedImages(files, PREPROCESSING, ahead=4, threads=2))
+    assert next(images)[0] == files[0]
+    assert _workers()
+    images.close()  # type: ignore[attr-defined]
+    assert _workers() == []
+
+
+def test_another_error_is_not_counted_as_an_unreadable_image(files):
+    wrong = PreparedImages(
+        files, PREPROCESSING.__class__(image_size=32, resize=36, interpolation="lanczos"), max_bad=99
+    )
+    with pytest.raises(UsageError) as caught:
+        list(wrong)
+    assert "lanczos" in caught.value.subject
+
+
+@pytest.mark.parametrize("facts", [{"ahead": 0}, {"threads": 0}])
+def test_numbers_out_of_range_are_refused(facts):
+    with pytest.raises(UsageError):
+        PreparedImages([Path("a.png")], PREPROCESSING, **facts)
+
+
 @pytest.mark.parametrize("limit", [1, None])
 def test_bad_images_are_recorded_up_to_the_limit(tmp_path, limit):
     good = [save(tmp_path / f"{i}.png") for i in range(2)]
     bad = save(tmp_path / "bad.png", b"<html>")
-    images = ReadableImages([good[0], bad, good[1]], max_bad=limit)
+    images = PreparedImages([good[0], bad, good[1]], PREPROCESSING, max_bad=limit)
     for _ in range(2):  # every pass starts counting anew
         assert [path for path, _ in images] == good
         assert [(entry.path, entry.error.why) for entry in images.bad] == [(bad, "is an HTML page")]
@@ -113,7 +199,7 @@ def test_bad_images_are_recorded_up_to_the_limit(tmp_path, limit):
 
 def test_one_bad_image_too_many_ends_the_pass_and_names_the_first(tmp_path):
     first, second = save(tmp_path / "a.png", b""), tmp_path / "missing.png"
-    images = ReadableImages([first, second, save(tmp_path / "c.png")], max_bad=1)
+    images = PreparedImages([first, second, save(tmp_path / "c.png")], PREPROCESSING, max_bad=1)
     with pytest.raises(DataError) as caught:
         list(images)
     assert caught.value.subject == str(first)
@@ -122,5 +208,5 @@ def test_one_bad_image_too_many_ends_the_pass_and_names_the_first(tmp_path):
 
 def test_by_default_no_bad_image_is_allowed(tmp_path):
     with pytest.raises(DataError) as caught:
-        list(ReadableImages([save(tmp_path / "a.png", b"")]))
+        list(PreparedImages([save(tmp_path / "a.png", b"")], PREPROCESSING))
     assert caught.value.subject == str(tmp_path / "a.png")

@@ -166,7 +166,7 @@ def seen(
 ) -> tuple[list[int], list[int]]:
     """The columns and rows of an image that a model sees; 0 is the black around it."""
     preprocessing = Preprocessing(image_size, resize, interpolation="nearest")
-    result = np.asarray(cropped(image.pixels, preprocessing))
+    result = np.asarray(cropped(image, preprocessing))
     assert result.shape[:2] == preprocessing.shape[1:]
     return result[:, :, 0].max(axis=0).tolist(), result[:, :, 1].max(axis=1).tolist()
 
@@ -202,7 +202,7 @@ def test_bilinear_is_the_mean_of_the_pixels_that_become_one():
     """Halved, with antialiasing: weights 1, 3, 3, 1 of the four nearest pixels, cut off at the edge."""
     row = np.array([0, 80, 160, 240], np.uint8)
     image = Image.fromarray(np.repeat(row[None, :, None], 4, axis=0).repeat(3, axis=2))
-    result = np.asarray(cropped(image, Preprocessing(image_size=2, resize=2)))
+    result = np.asarray(cropped(LoadedImage(image), Preprocessing(image_size=2, resize=2)))
     left = (3 * 0 + 3 * 80 + 160) / 7  # 57.1
     assert result[:, :, 0].tolist() == [[round(left), round(240 - left)]] * 2
 
@@ -224,11 +224,11 @@ def test_every_channel_is_normalized_by_its_own_numbers():
 
 
 def in_part(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
-    return np.asarray(cropped(image.pixels, preprocessing, largest_resized=0))
+    return np.asarray(cropped(image, preprocessing, largest_resized=0))
 
 
 def whole(image: LoadedImage, preprocessing: Preprocessing) -> np.ndarray:
-    return np.asarray(cropped(image.pixels, preprocessing))
+    return np.asarray(cropped(image, preprocessing))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
@@ -284,8 +284,8 @@ def test_an_image_of_the_largest_size_is_resized_as_a_whole():
     exact, part = whole(image, preprocessing), in_part(image, preprocessing)
     assert not np.array_equal(exact, part)  # which tells the two ways apart
     pixels = 27 * 72
-    assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels), exact)
-    assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels - 1), part)
+    assert np.array_equal(cropped(image, preprocessing, largest_resized=pixels), exact)
+    assert np.array_equal(cropped(image, preprocessing, largest_resized=pixels - 1), part)
 
 
 @pytest.mark.parametrize("resize", [(48, 27), "none"])
@@ -294,8 +294,8 @@ def test_the_largest_size_counts_the_pixels_of_any_resize(resize):
     exact, part = whole(image, preprocessing), in_part(image, preprocessing)
     assert np.array_equal(exact, part) == (resize == "none")
     pixels = 48 * 27 if resize != "none" else 75 * 200
-    assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels), exact)
-    assert np.array_equal(cropped(image.pixels, preprocessing, largest_resized=pixels - 1), part)
+    assert np.array_equal(cropped(image, preprocessing, largest_resized=pixels), exact)
+    assert np.array_equal(cropped(image, preprocessing, largest_resized=pixels - 1), part)
 
 
 def test_the_limit_is_passed_on_to_each_of_four_channels():

@@ -281,3 +281,14 @@ def test_nothing_can_be_stated_of_an_open_runner(tiny_onnx, images):
     with open_runner(tiny_onnx) as opened, pytest.raises(UsageError) as caught:
         evaluate(opened, images, mean=0.5)
     assert caught.value.subject == "mean"
+
+
+def test_a_figure_measured_with_fast_decoding_says_so(tiny_onnx, images):
+    exact, fast = (evaluate(tiny_onnx, images, EvaluateOptions(fast_decode=is_fast)) for is_fast in (False, True))
+    assert (exact.input.fast_decode, fast.to_json()["input"]["fast_decode"]) == (False, True)
+    assert exact.input.shape == (3, 32, 32)
+    assert [note for note in fast.notes if note not in exact.notes] == [
+        note for note in fast.notes if "decoded fast" in note
+    ]
+    assert len(fast.notes) == len(exact.notes) + 1
+    assert EvaluateReport.from_json(json.loads(json.dumps(fast.to_json()))).input == fast.input

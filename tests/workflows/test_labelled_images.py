@@ -1,87 +1,13 @@
-"""Images prepared ahead: the same as one by one, in order, without threads left behind; and classes from a file."""
+"""Classes of images from a file."""
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
-
-import numpy as np
 import pytest
-from PIL import Image
 
-from densenet_deploy.errors import DataError, InputError, UsageError
-from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.runtime.images import load_image
-from densenet_deploy.runtime.preprocess import prepare
-from densenet_deploy.workflows.labelled_images import PreparedImages, read_ground_truth
+from densenet_deploy.errors import DataError, InputError
+from densenet_deploy.workflows.labelled_images import read_ground_truth
 
 LABELS = ("tench, Tinca tinca", "tiger cat", "7")
-PREPROCESSING = Preprocessing.default(32)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{number:02}.png")
-    return sorted(folder.iterdir())
-
-
-def _workers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-@pytest.mark.parametrize(("ahead", "threads"), [(1, 1), (3, 4), (100, None)])
-def test_every_image_comes_prepared_and_in_order(files, ahead, threads):
-    prepared = list(PreparedImages(files, PREPROCESSING, ahead=ahead, threads=threads))
-    assert [path for path, _ in prepared] == files
-    for path, pixels in prepared:
-        np.testing.assert_array_equal(pixels, prepare(load_image(path), PREPROCESSING))
-    assert _workers() == []
-
-
-def test_unreadable_images_are_recorded_and_the_rest_continues(files, tmp_path):
-    broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
-    broken.write_bytes(files[0].read_bytes()[:200])
-    images = PreparedImages([files[0], broken, files[1], missing], PREPROCESSING, max_bad=2)
-    for _ in range(2):  # and again the same
-        assert [path for path, _ in images] == files[:2]
-        assert [bad.path for bad in images.bad] == [broken, missing]
-
-
-def test_one_too_many_is_an_error_that_names_the_first(files, tmp_path):
-    broken = [tmp_path / f"{number}.png" for number in range(2)]
-    for path in broken:
-        path.write_text("text")
-    images = PreparedImages([*broken, *files], PREPROCESSING, max_bad=1)
-    with pytest.raises(DataError) as caught:
-        list(images)
-    assert caught.value.subject == str(broken[0])
-    assert _workers() == []
-
-
-def test_stopping_early_leaves_no_thread(files):
-    images = iter(PreparedImages(files, PREPROCESSING, ahead=4, threads=2))
-    assert next(images)[0] == files[0]
-    assert _workers()
-    images.close()  # type: ignore[attr-defined]
-    assert _workers() == []
-
-
-def test_another_error_is_not_counted_as_an_unreadable_image(files):
-    wrong = PreparedImages(
-        files, PREPROCESSING.__class__(image_size=32, resize=36, interpolation="lanczos"), max_bad=99
-    )
-    with pytest.raises(UsageError) as caught:
-        list(wrong)
-    assert "lanczos" in caught.value.subject
-
-
-@pytest.mark.parametrize("facts", [{"ahead": 0}, {"threads": 0}])
-def test_numbers_out_of_range_are_refused(facts):
-    with pytest.raises(UsageError):
-        PreparedImages([Path("a.png")], PREPROCESSING, **facts)
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.runtime.images import load_image
@@ -83,3 +85,34 @@ def test_top_k_below_one_is_a_usage_error(tiny_onnx):
     with pytest.raises(UsageError) as caught:
         predict(tiny_onnx, [], top_k=0)
     assert caught.value.subject == "top-k=0"
+
+
+def test_fast_decoding_is_said_and_changes_only_large_jpegs(tiny_onnx, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(tmp_path / "large.jpg")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "small.png")
+    exact, fast = (predict(tiny_onnx, tmp_path, fast_decode=is_fast) for is_fast in (False, True))
+    assert (exact.input.fast_decode, fast.to_json()["input"]["fast_decode"]) == (False, True)
+    assert [note for note in fast.notes if "fast" in note] == [note for note in fast.notes if note not in exact.notes]
+    assert len(fast.notes) == len(exact.notes) + 1
+    assert "decoded fast" in str(fast.input)
+    (large, small), (large_fast, small_fast) = exact.predictions, fast.predictions
+    assert large.top != large_fast.top
+    assert small.top == small_fast.top
+
+
+def test_answers_stay_in_order_while_images_are_decoded_ahead(tiny_onnx, tmp_path):
+    """Large images, which take longest to decode, come first."""
+    paths = []
+    for number, side in enumerate((1500, 900, 40, 700, 33, 34)):
+        paths.append(tmp_path / f"{9 - number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)).save(paths[-1])
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"text")
+    given = [paths[0], bad, *paths[1:], paths[0]]
+    report = predict(tiny_onnx, given)
+    assert [prediction.file for prediction in report.predictions] == list(map(str, given))
+    assert [prediction.error is not None for prediction in report.predictions] == [path == bad for path in given]
+    for path, prediction in zip(given, report.predictions, strict=True):
+        if path != bad:
+            assert prediction == predict(tiny_onnx, path).predictions[0]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

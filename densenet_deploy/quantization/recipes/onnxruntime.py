@@ -49,6 +49,7 @@ class OnnxRuntimeRecipe(Recipe):
 
     passes = ("norm-to-clip",)
     stores_bus = True
+    reads_image = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         writer = _Writer(model.graph, types, options)

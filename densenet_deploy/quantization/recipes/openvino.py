@@ -41,6 +41,7 @@ class OpenVINORecipe(Recipe):
 
     passes = ("norm-to-clip",)
     stores_bus = True
+    reads_image = True
 
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         return _Writer(model.graph, types, options).write()

@@ -12,6 +12,7 @@ from densenet_deploy.analysis.accuracy import Confusion, ReliabilityBin
 from densenet_deploy.analysis.multilabel import LabelMetrics
 from densenet_deploy.analysis.regression import OutputErrors
 from densenet_deploy.errors import printable
+from densenet_deploy.model import InputDescription
 from densenet_deploy.records import Choice
 from densenet_deploy.reports import Report, table
 
@@ -158,6 +159,7 @@ class EvaluateReport(Report, _Figures):
         bad: images that could not be read.
         against: the comparison with a second model.
         labels: names of the classes, labels or numbers in the order of the outputs; may be empty.
+        input: how images were prepared.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -177,6 +179,7 @@ class EvaluateReport(Report, _Figures):
     device: str
     precision: str
     labels: tuple[str, ...] = ()
+    input: InputDescription | None = None
     against: ModelComparison | None = None
 
     def to_json(self) -> dict[str, Any]:

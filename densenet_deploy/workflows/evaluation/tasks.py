@@ -17,7 +17,7 @@ from densenet_deploy.analysis.accuracy import TOP, Answers
 from densenet_deploy.analysis.multilabel import LabelAnswers, LabelMetrics, macro
 from densenet_deploy.analysis.regression import NumberAnswers
 from densenet_deploy.errors import DataError, ModelFileError, UsageError, printable
-from densenet_deploy.manifest import Manifest
+from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import LabelledImage, find_images, find_labelled_images
@@ -84,7 +84,8 @@ class TaskEvaluation(ABC, Generic[A]):
         known = self._classifier.meaning.classes
         if known is not None:
             return known
-        blank = np.zeros((1, *self._classifier.preprocessing.shape), np.float32)
+        preprocessing: Preprocessing = self._classifier.preprocessing
+        blank = np.zeros((1, *preprocessing.input_shape), preprocessing.dtype)
         return int(self._classifier.logits(blank).shape[1])
 
     @abstractmethod

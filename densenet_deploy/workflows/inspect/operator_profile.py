@@ -16,6 +16,8 @@ from densenet_deploy.options import require_range
 from densenet_deploy.records import fields_to_plain, to_plain
 from densenet_deploy.reports import table
 from densenet_deploy.runtime.batching import fixed_batch, image_shape
+from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.preprocess import nearest_pixels
 from densenet_deploy.runtime.runner import (
     Device,
     ModelSource,
@@ -136,7 +138,9 @@ def profile_model(
         known = runner.manifest.preprocessing if runner.manifest else Preprocessing.default(image_size)
         shape = (size or usual for size, usual in zip(image_shape(runner), known.shape, strict=True))
         batch = fixed_batch(runner) or batch
-        noise = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
+        noise: Array = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
+        if runner.inputs[0].dtype == np.uint8:
+            noise = nearest_pixels(noise, known)
         feeds, placement = {runner.inputs[0].name: noise}, runner.placement
         seconds = time_runs(lambda: runner.run(feeds), warmup=2, repeats=options.calls)
     kind = backends.get(placement.backend)

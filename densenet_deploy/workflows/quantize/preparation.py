@@ -54,9 +54,17 @@ class Int8Preparation:
 
 
 def prepare_int8(
-    model: Model, calibration: Any, options: QuantizeOptions, stages: Stages, cache: CalibrationCache | None = None
+    model: Model,
+    calibration: Any,
+    options: QuantizeOptions,
+    stages: Stages,
+    cache: CalibrationCache | None = None,
+    *,
+    from_pixels: bool = False,
 ) -> Int8Preparation:
     """Run the exact passes, calibrate and equalize.
+
+    With `from_pixels`, the first convolution reads pixels where the recipe writes it in INT8 (see `read_pixels`).
 
     Raises:
         UnknownNameError: if the recipe is unknown.
@@ -67,11 +75,13 @@ def prepare_int8(
     import onnx_ir
 
     from densenet_deploy.graph.nodes import is_operator
+    from densenet_deploy.graph.pixel_input import LEVELS, read_pixels, zero_point_of
     from densenet_deploy.quantization.calibrate import calibrate
     from densenet_deploy.quantization.int8_writer import CORRECTION_SAMPLES, Int8Writer, tensors_to_observe
     from densenet_deploy.quantization.observers.minmax import MinMaxOptions
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
-    from densenet_deploy.quantization.recipes.recipe import RecipeOptions
+    from densenet_deploy.quantization.recipes.recipe import RecipeOptions, recipes
+    from densenet_deploy.quantization.scales import QuantizedType
 
     recipe = chosen_recipe(options.recipe)
     require_float32(model)
@@ -80,6 +90,8 @@ def prepare_int8(
         graph = exact_graph(model, _OLDEST_OPSET)
         if not any(is_operator(node, "Conv") for node in graph.graph):
             raise GateError(model.name, "holds no convolution that can be INT8", "keep the float file")
+        reads_pixels = from_pixels and recipes.get(recipe).reads_image
+        pixels = read_pixels(graph, data.preprocessing) if reads_pixels else None
     with stages("calibrate") as step:
         minmax = (options.observer_options or MinMaxOptions()) if options.observer == "minmax" else None
         tensors = tensors_to_observe(graph, through_norms=minmax is not None)
@@ -92,7 +104,10 @@ def prepare_int8(
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
         assert minmax is None or isinstance(minmax, MinMaxOptions)  # as the configuration checked
-        writer = Int8Writer(graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest, minmax=minmax)
+        exact = {} if pixels is None else {pixels: QuantizedType(1 / LEVELS, zero_point_of(data.preprocessing))}
+        writer = Int8Writer(
+            graph, found.ranges, recipe, how, alpha=alpha, manifest=manifest, minmax=minmax, exact=exact
+        )
         floats = FloatOutputs(model, data, found.outputs)
         if options.correct:
             writer.correct(data, floats.first(min(CORRECTION_SAMPLES, data.count)))

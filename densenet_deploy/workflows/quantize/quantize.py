@@ -6,6 +6,7 @@ read and of the segments of every dense block; equalization uses them to make on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, compare_outputs, worst
 from densenet_deploy.reports import TimedReport, line, wrote
-from densenet_deploy.workflows.compare import ParityOfOutputs
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import float32_form, sized_by
-from densenet_deploy.workflows.load import LoadOptions, input_of
+from densenet_deploy.workflows.float_model import float32_form, normalized_form, pixel_form, sized_by
+from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
@@ -32,12 +33,16 @@ from densenet_deploy.workflows.quantize.layer_choice import (
 )
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, int8_manifest, prepare_int8
+from densenet_deploy.workflows.samples import taken
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
 
 PARITY_SAMPLES: Final = 64
+_FLOAT_INPUT: Final = (
+    "speed was measured on forms of both that take normalized float32 images, from which pixels are made"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,26 +141,34 @@ def quantize(
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or QuantizeOptions(), Stages(progress)
     recipe = chosen_recipe(options.recipe)
-    model = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
-    name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(model.manifest, recipe)
+    given = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
+    model, preprocessing = normalized_form(given), preprocessing_of(given)
+    name, manifest = f"{model.name}.int8.{recipe}", int8_manifest(given.manifest, recipe)
     size = len(model.to_bytes()) // 4
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
-    ready = prepare_int8(model, calibration, options, stages, cache)
+    ready = prepare_int8(model, calibration, options, stages, cache, from_pixels=preprocessing.takes_pixels)
     with Trials(ready, model) as trials:
         choice = _chosen_layers(trials, options, calibration, recipe, stages)
         with stages("write INT8"):
             written = ready.writer.write(choice.float_layers)
             result = Model.from_bytes(name, written.data)
+            result = pixel_form(result) if preprocessing.takes_pixels else result
         subject = destination.path or name
         with stages("check"):
             _require_sound(result, recipe, written.layers_float)
         _require_int8(written.layers_int8, choice, subject)
         with stages("parity"):
-            found = trials.outputs(choice.float_layers, PARITY_SAMPLES)
-            outputs = compare_outputs(ready.floats.first(PARITY_SAMPLES), found)
+            if preprocessing.takes_pixels:
+                samples = taken(itertools.islice(ready.data, PARITY_SAMPLES), preprocessing)
+                outputs = measured_parity(given, result, samples, ready.writer.backend)
+            else:
+                found = trials.outputs(choice.float_layers, PARITY_SAMPLES)
+                outputs = compare_outputs(ready.floats.first(PARITY_SAMPLES), found)
     _require_demands(outputs, options, subject)
     result = destination.write(result)
-    notes = tuple(dict.fromkeys((*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes)))
+    measured = (_FLOAT_INPUT,) if preprocessing.takes_pixels and choice.speed is not None else ()
+    notes = (*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes, *measured)
+    notes = tuple(dict.fromkeys(notes))
     unasked = tuple(layer for layer in written.layers_float if layer not in choice.float_layers)
     report = QuantizeReport(
         onnx=result.path,
@@ -167,7 +180,7 @@ def quantize(
         float_unasked=unasked,
         weight_bits=ready.writer.options.weight_bits,
         calibrated_on=ready.count,
-        input=input_of(model),
+        input=input_of(given),
         speed=choice.speed,
         explanation=_explanation(written.layers_int8, written.layers_float, unasked, choice, ready, recipe)
         if explain
