@@ -54,7 +54,6 @@ def played(folder: Path) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    if sys.argv[3:] not in ([], ["--fast-decode"]) or len(sys.argv) < 3:
-        sys.exit("usage: camera.py MODEL FOLDER [--fast-decode]")
-    with Classifier.open(sys.argv[1], fast=len(sys.argv) > 3) as classifier:
-        print(f"{watch(classifier, played(Path(sys.argv[2])))} frames answered", file=sys.stderr)
+    model, folder, *options = sys.argv[1:]
+    with Classifier.open(model, fast=options == ["--fast-decode"]) as classifier:
+        print(f"{watch(classifier, played(Path(folder)))} frames answered", file=sys.stderr)

@@ -272,8 +272,8 @@ def _with_following(
 ) -> dict[str, ChannelRanges]:
     """Return `ranges` together with those that follow from them; `minmax` are the options with which they were found.
 
-    The channels of a Concat have the ranges of its inputs. relu(s·x + t) rises or falls with x, so its extremes are
-    those of x, scaled and shifted. `minmax` is None for another observer, whose ranges do not follow through a ReLU.
+    The channels of a Concat have the ranges of its inputs. relu(s·x + t) rises or falls with x, so its extremes follow
+    from those of x. `minmax` is None for another observer, whose ranges do not follow through a ReLU.
     """
     found = dict(ranges)
     for node in _following(graph, ranges, through_norms=minmax is not None):
