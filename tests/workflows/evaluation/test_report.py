@@ -98,7 +98,18 @@ REGRESSION = EvaluateReport(
 )
 
 REPORTS = {one.task: one for one in (MULTICLASS, MULTILABEL, REGRESSION)}
-SHARED_KEYS = ["images_per_second", "seconds", "bad", "backend", "device", "precision", "labels", "against", "notes"]
+SHARED_KEYS = [
+    "images_per_second",
+    "seconds",
+    "bad",
+    "backend",
+    "device",
+    "precision",
+    "labels",
+    "input",
+    "against",
+    "notes",
+]
 OTHER_KEYS = {"model", "count", "images_per_second", "backend", "precision", "shared"}
 
 
