@@ -103,7 +103,7 @@ def why_not_images(shapes: Sequence[Sequence[int | None]]) -> tuple[str, str]:
         return "in the layout NHWC", "`densenet-deploy export` writes an ONNX file that takes NCHW"
     is_volume = len(shapes) == 1 and len(shapes[0]) == 5
     return (
-        "3-D" if is_volume else "not one input, float32 (N, C, H, W) or uint8 (N, H, W, C)",
+        "3-D" if is_volume else "not one input, float32 NCHW or uint8 NHWC",
         "give a classifier of 2-D images in one of these layouts",
     )
 

@@ -136,7 +136,7 @@ def test_50_no_network(tmp_path: Path) -> None:
 
 
 MISSING = {
-    "onnxsim": ("export", ("export", "--variant", "cifar-40-12", "-o", "new/")),
+    "onnxsim": ("export", ("export", "--variant", "cifar-40-12", "--exporter", "torch", "-o", "new/")),
     "torch": ("export", ("inspect", "weights.pth")),
     "onnxscript": ("export", ("simplify", "tiny.onnx", "-o", "new/")),
     "openvino": ("openvino", ("run", "tiny.onnx", "image.png", "--backend", "openvino")),

@@ -121,7 +121,7 @@ def test_the_shape_of_images_is_that_of_the_input_after_its_batch(shape: Shape) 
         assert image_shape(runner_of(TensorSpec("image", (batch, *shape), FLOAT32))) == shape
 
 
-NOT_ONE = "not one input, float32 (N, C, H, W) or uint8 (N, H, W, C)"
+NOT_ONE = "not one input, float32 NCHW or uint8 NHWC"
 UINT8 = np.dtype(np.uint8)
 
 
@@ -157,7 +157,7 @@ def test_a_model_that_takes_anything_but_one_image_is_refused_for_what_it_takes(
     with pytest.raises(ModelFileError) as caught:
         image_shape(runner_of(*specs))
     assert (caught.value.subject, caught.value.why) == (", ".join(map(str, specs)), f"is {why}")
-    assert ("densenet-deploy export" in caught.value.fix) == ("NHWC" in why)
+    assert ("densenet-deploy export" in caught.value.fix) == (why == "in the layout NHWC")
 
 
 def test_channels_are_last_behind_two_sides_of_more_than_four_pixels_or_of_any() -> None:
