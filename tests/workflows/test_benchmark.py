@@ -74,7 +74,7 @@ def test_table_json_and_plot_show_the_same_latency(tiny_report, tiny_onnx, image
     paths = [tmp_path / f"{name}.json" for name in reports]
     for path, report in zip(paths, reports.values(), strict=True):
         path.write_text(json.dumps(report.to_json()))
-    (point,) = pareto_points(paths)
+    _, (point,) = pareto_points(paths)
     assert point.accuracy == reports["evaluate"].top1
     assert point.latency_ms == result.median_ms
 
