@@ -75,7 +75,7 @@ def test_table_json_and_plot_show_the_same_latency(tiny_report, tiny_onnx, image
     for path, report in zip(paths, reports.values(), strict=True):
         path.write_text(json.dumps(report.to_json()))
     _, (point,) = pareto_points(paths)
-    assert point.accuracy == reports["evaluate"].top1
+    assert point.merit == reports["evaluate"].top1
     assert point.latency_ms == result.median_ms
 
 
