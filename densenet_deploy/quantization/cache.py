@@ -52,7 +52,8 @@ class CalibrationKey:
     def parts(self) -> dict[str, Any]:
         """Return the parts of the digest, with the types of JSON."""
         facts = {"format": FORMAT, "model": self.model, "data": dict(self.data)}
-        facts |= {"preprocessing": asdict(self.preprocessing)} | self.config.facts()
+        prepared = {name: value for name, value in asdict(self.preprocessing).items() if name != "dtype"}
+        facts |= {"preprocessing": prepared} | self.config.facts()  # calibration data are float32 in any case
         parts: dict[str, Any] = json.loads(_canonical(facts))
         return parts
 
