@@ -131,7 +131,7 @@ class OutputMeaning:
 
 
 def require_labels(labels: Sequence[str], classes: int | None) -> None:
-    """Check that there are no labels, or one per class; `classes` None is a number that is not known.
+    """Check that `labels` are empty, or one per class; `classes` None is a number that is not known.
 
     Raises:
         UsageError: if there are others, whether a caller stated them or a file did.
@@ -141,7 +141,7 @@ def require_labels(labels: Sequence[str], classes: int | None) -> None:
 
 
 def require_thresholds(thresholds: Sequence[float], classes: int | None) -> None:
-    """Check that there is no threshold, or one for all labels, or one per label. Errors as `require_labels`."""
+    """Check that `thresholds` are empty, one for all labels, or one per label. Errors as `require_labels`."""
     if classes is not None and len(thresholds) not in (0, 1, classes):
         why = f"{len(thresholds)} thresholds for {classes} labels"
         raise UsageError("thresholds", why, "give one, or one per label")

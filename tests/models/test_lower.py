@@ -97,7 +97,16 @@ def assert_same(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> None:
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(other), tensor.name)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+ORDINARY = 3  # of the cases; the exporter takes seconds for each
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if place >= ORDINARY else [])
+        for place, (name, case) in enumerate(CASES.items())
+    ],
+)
 def test_the_file_is_the_one_that_the_exporter_writes(case):
     numbers, options = case
     module = network(DenseNetSpec(**{**SMALL, **({"in_channels": options.channels} | numbers)}))
