@@ -23,12 +23,12 @@ TINY = Architecture(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, st
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--times", type=int, default=1, help="how many times longer the slow tests of random inputs take")
+    parser.addoption("--times", type=int, default=1, help="how many times as many inputs, drawn anew, slow tests take")
 
 
 @pytest.fixture(scope="session")
 def times(request: pytest.FixtureRequest) -> int:
-    """How many times as many random inputs, or as long, as in an ordinary run of the slow tests."""
+    """How many times as many inputs, or as long, as in an ordinary run of the slow tests; above 1 they are drawn anew."""
     return int(request.config.getoption("--times"))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -328,12 +329,21 @@ def read_labels(path: Path) -> tuple[str, ...]:
         raise DataError(path, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
     if not text.strip():
         raise DataError(path, "is empty", "write one class name per line")
-    if text.lstrip()[0] in "[{":
+    if _is_json(text):
         raise DataError(path, "looks like JSON", "write one class name per line, in the order of the outputs")
     labels = tuple(line.strip() for line in text.removesuffix("\n").split("\n"))
     if "" in labels:
         raise DataError(path, f"line {labels.index('') + 1} is blank", "write one class name on every line")
     return labels
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON list or object with something in it: a class may well be called "[", as characters are."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(parsed, (list, dict)) and bool(parsed)
 
 
 def _labels_from(labels: Sequence[str] | StrPath) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""How a property becomes two tests: a few inputs, always the same, in every run; many random ones as a slow test.
+"""How a property becomes two tests: a few inputs in every run; many as a slow test. Both draw the same ones every time.
 
     @holds_for(few=20, many=100, text=st.text())
     def test_text_is_kept(text: str) -> None: ...
 
-`pytest -m slow --times 20` draws twenty times as many. Parameters that are not strategies are fixtures, set up once for
-all inputs. There are no deadlines: other work on the
-machine says nothing about ours. A failure prints how to repeat it.
+`pytest -m slow --times 20` draws twenty times as many, other ones each time: that is where new faults are looked for, so
+that a change is judged by inputs that do not change. Parameters that are not strategies are fixtures, set up once for
+all inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how to repeat it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUIET = tuple(check for check in HealthCheck if check not in (HealthCheck.filter
 def holds_for(
     *, few: int, many: int, shrink: bool = True, **strategies: SearchStrategy[Any]
 ) -> Callable[[Callable[..., None]], Any]:
-    """Make tests of a property: `few` inputs in every run, `many` times `--times` with `-m slow`.
+    """Make tests of a property: `few` inputs in every run, `many` with `-m slow`, random ones if `--times` is above 1.
 
     Without `shrink` a failure shows the input that was found, not the smallest: where one input takes seconds.
     """
@@ -33,11 +33,11 @@ def holds_for(
     slow = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(_LONGEST_SECONDS)], id="many")
 
     def decorate(check: Callable[..., None]) -> Any:
-        def test(is_random: bool, times: int, **fixtures: Any) -> None:
+        def test(is_long: bool, times: int, **fixtures: Any) -> None:
             @settings(
-                max_examples=many * times if is_random else few,
+                max_examples=many * times if is_long else few,
                 phases=phases,
-                derandomize=not is_random,
+                derandomize=not is_long or times == 1,
                 deadline=None,
                 database=None,
                 print_blob=True,
@@ -52,11 +52,11 @@ def holds_for(
         parameters = inspect.signature(check, eval_str=True).parameters.values()
         kept = [parameter for parameter in parameters if parameter.name not in strategies]
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        drawn = [inspect.Parameter(name, kind) for name in ("is_random", "times")]
+        drawn = [inspect.Parameter(name, kind) for name in ("is_long", "times")]
         test.__signature__ = inspect.Signature([*kept, *drawn])  # type: ignore[attr-defined]
         test.__name__, test.__doc__, test.__module__ = check.__name__, check.__doc__, check.__module__
         test.check = check  # type: ignore[attr-defined]
         test.pytestmark = [*getattr(check, "pytestmark", [])]  # type: ignore[attr-defined]
-        return pytest.mark.parametrize("is_random", [pytest.param(False, id="few"), slow])(test)
+        return pytest.mark.parametrize("is_long", [pytest.param(False, id="few"), slow])(test)
 
     return decorate

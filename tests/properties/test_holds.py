@@ -1,4 +1,4 @@
-"""The tests of properties themselves: a property that does not hold fails, and says for which input."""
+"""The tests of properties themselves: one that does not hold fails, and says for which input; inputs repeat or do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,28 @@ def _no_number_is_large(number: int) -> None:
 
 def test_a_property_that_does_not_hold_fails_with_the_smallest_input() -> None:
     with pytest.raises(AssertionError, match="1000 < 1000"):
-        _no_number_is_large(is_random=False, times=1)
+        _no_number_is_large(is_long=False, times=1)
+
+
+_drawn: list[int] = []
+
+
+@holds_for(few=3, many=20, number=st.integers())
+def _numbers_are_noted(number: int) -> None:
+    _drawn.append(number)
+
+
+@pytest.mark.parametrize(
+    ("is_long", "times", "count", "repeats"), [(False, 9, 3, True), (True, 1, 20, True), (True, 2, 40, False)]
+)
+def test_only_longer_runs_draw_other_inputs(is_long: bool, times: int, count: int, repeats: bool) -> None:
+    runs = []
+    for _ in range(2):
+        _drawn.clear()
+        _numbers_are_noted(is_long=is_long, times=times)
+        runs.append(tuple(_drawn))
+    assert len(runs[0]) == count
+    assert (runs[0] == runs[1]) == repeats
 
 
 @holds_for(few=10, many=20, number=st.integers(0, 9))

@@ -31,7 +31,8 @@ from densenet_deploy.workflows.quantize.preparation import Int8Preparation, weig
 from tests.properties.holds import holds_for
 from tests.properties.peer_networks import CHOICES, Choices, network_of, opened
 
-BEHIND_DB = 0.5
+BEHIND_DB = 1.0
+"""What 64 other images than those that layers were chosen by may shift it; as a rule ours is 6 to 10 dB ahead."""
 LEAST_DB = 6.0
 """Below it a quarter of the signal is noise, in any form: what is left says nothing about who wrote it."""
 CALIBRATED, HELD_OUT = 96, 64

@@ -626,5 +626,11 @@ def test_labels_in_json_are_refused(tmp_path, text):
         read_labels(tmp_path / "labels.json")
     assert caught.value.subject == str(tmp_path / "labels.json")
     assert "JSON" in caught.value.why
-    (tmp_path / "labels.json").write_text("cat [tabby]\ndog {all}")
-    assert read_labels(tmp_path / "labels.json") == ("cat [tabby]", "dog {all}")
+
+
+@pytest.mark.parametrize(
+    "names", [("cat [tabby]", "dog {all}"), ("{",), ("[", "]"), ("[PAD]", "[UNK]", "a"), ("1", "2")]
+)
+def test_labels_with_brackets_are_labels(tmp_path, names):
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    assert read_labels(tmp_path / "labels.txt") == names
