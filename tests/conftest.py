@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def times(request: pytest.FixtureRequest) -> int:
-    """How many times as many inputs, or as long, as in an ordinary run of the slow tests; above 1 they are drawn anew."""
+    """How many times as many inputs, or as long, as in an ordinary run of the slow tests; above 1 they are new ones."""
     return int(request.config.getoption("--times"))
 
 

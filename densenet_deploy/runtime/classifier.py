@@ -338,7 +338,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is a JSON list or object with something in it: a class may well be called "[", as characters are."""
+    """Whether a text is a JSON list or object with something in it: a class may be called "[", as characters are."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):

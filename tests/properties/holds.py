@@ -3,9 +3,9 @@
     @holds_for(few=20, many=100, text=st.text())
     def test_text_is_kept(text: str) -> None: ...
 
-`pytest -m slow --times 20` draws twenty times as many, other ones each time: that is where new faults are looked for, so
-that a change is judged by inputs that do not change. Parameters that are not strategies are fixtures, set up once for
-all inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how to repeat it.
+`pytest -m slow --times 20` draws twenty times as many, other ones each time: new faults are looked for there, so that a
+change is judged by inputs that do not change. Parameters that are not strategies are fixtures, set up once for all
+inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how to repeat it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tests of properties themselves: one that does not hold fails, and says for which input; inputs repeat or do not."""
+"""The tests of properties themselves: one that does not hold fails and names the input; inputs repeat or do not."""
 
 from __future__ import annotations
 
