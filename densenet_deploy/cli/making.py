@@ -162,10 +162,9 @@ def simplify_command(
 
 
 def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
-    from densenet_deploy.workflows.quantize.options import options_of
-    from densenet_deploy.workflows.quantize.preparation import chosen_recipe
+    from densenet_deploy.workflows.quantize.options import options_of, recipe_here
 
-    return None, chosen_recipe(options_of(arguments.recipe, {}).recipe)
+    return None, recipe_here(options_of(arguments.recipe, {}).recipe)
 
 
 FLOAT_HELP: Final = "An FP32 ONNX file, or whatever export takes, which is exported first."

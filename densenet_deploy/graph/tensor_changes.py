@@ -15,6 +15,7 @@ tensor that was changed itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ class TensorChange:
     offset: tuple[float, ...] | None = None
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The change as JSON."""
+        absent = {"scale", "zero_point"} if self.scale is None else set()
+        absent |= {name for name in ("offset", "low", "high") if getattr(self, name) is None}
+        facts = {name: value for name, value in fields_to_plain(self).items() if name not in absent}
+        return json.dumps(facts, separators=(",", ":"), allow_nan=False)
 
     def undone(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the values of `of`, (N, C, …), from those of this tensor."""
@@ -131,8 +140,8 @@ class TensorChanges:
 
     def to_strings(self) -> dict[str, str]:
         """Return the changes as metadata of a model; nothing if there are none."""
-        facts = {name: _facts(change) for name, change in self._changes.items()}
-        return {KEY: json.dumps(facts, separators=(",", ":"), allow_nan=False)} if facts else {}
+        texts = (f"{json.dumps(name)}:{change.text}" for name, change in self._changes.items())
+        return {KEY: f"{{{','.join(texts)}}}"} if self._changes else {}
 
     def write_to(self, model: ir.Model) -> None:
         """Store the changes in the metadata of `model`, if there are any."""
@@ -156,8 +165,13 @@ def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:
     Raises:
         ManifestError: if they are not JSON, or not in the form that `TensorChanges` writes.
     """
+    return dict(_parsed(strings.get(KEY, "{}")))
+
+
+@functools.lru_cache(maxsize=2)  # every pass reads what the one before it wrote
+def _parsed(text: str) -> Mapping[str, TensorChange]:
     try:
-        facts = parse_json(strings.get(KEY, "{}"))
+        facts = parse_json(text)
     except ValueError as exc:
         raise _malformed("is not JSON") from exc
     if not isinstance(facts, dict):
@@ -171,12 +185,6 @@ def _change(name: str, fact: object) -> TensorChange:
     if ("scale" in given) != ("zero_point" in given):
         raise _malformed(f"{name} has one of scale and zero_point, not both")
     return change
-
-
-def _facts(change: TensorChange) -> dict[str, Any]:
-    absent = {"scale", "zero_point"} if change.scale is None else set()
-    absent |= {name for name in ("offset", "low", "high") if getattr(change, name) is None}
-    return {name: value for name, value in fields_to_plain(change).items() if name not in absent}
 
 
 def _per_channel(numbers: Sequence[float], array: npt.NDArray[Any]) -> npt.NDArray[Any]:

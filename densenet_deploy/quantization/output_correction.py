@@ -76,11 +76,12 @@ class Moments:
 
     def update(self, expected: Array, found: Array) -> None:
         """Add y and ŷ of N images, (N, C, …) each."""
-        y, y_hat = expected.astype(np.float64), found.astype(np.float64)
-        pixels = tuple(range(2, y.ndim))
-        products = (y, y_hat, y * y, y * y_hat)
-        self._sums = self._sums + np.stack([product.mean(axis=pixels).sum(axis=0) for product in products])
-        self._count += len(y)
+        images, channels = expected.shape[:2]
+        values = np.empty((4, images, channels, expected[0, 0].size))  # one array: most outputs are small
+        values[0], values[1] = expected.reshape(values.shape[1:]), found.reshape(values.shape[1:])
+        np.multiply(values[0], values[:2], out=values[2:])
+        self._sums = self._sums + values.sum(axis=(1, 3)) / values.shape[3]
+        self._count += images
 
     def correction(self) -> Correction:
         """Return the affine map of each channel; gain 1 where the two hardly correlate."""

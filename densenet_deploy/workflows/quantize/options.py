@@ -22,6 +22,7 @@ from typing import Any
 from densenet_deploy.artifacts import StrPath, os_errors_about, require_file
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.packages import is_installed
 from densenet_deploy.quantization.observers.observer import (
     CalibrationConfig,
     ObserverOptions,
@@ -84,6 +85,13 @@ class QuantizeOptions:
 def is_recipe_file(word: str) -> bool:
     """Whether `--recipe` names a file, not a built-in recipe."""
     return word.lower().endswith(".toml")
+
+
+def recipe_here(name: str) -> str:
+    """Return `name`, or what `auto` is on this machine: openvino where it is installed, else onnxruntime."""
+    if name != "auto":
+        return name
+    return "openvino" if is_installed("openvino") else "onnxruntime"
 
 
 def options_of(recipe: str, given: Mapping[str, Any], observer_texts: Sequence[str] = ()) -> QuantizeOptions:

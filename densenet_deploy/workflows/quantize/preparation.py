@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from densenet_deploy.errors import DataError, GateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
-from densenet_deploy.packages import is_installed, require_packages
+from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.cpus import cpu_flags
 from densenet_deploy.workflows.float_model import (
     calibration_data,
@@ -18,7 +18,7 @@ from densenet_deploy.workflows.float_model import (
     require_float32,
 )
 from densenet_deploy.workflows.quantize.float_outputs import FloatOutputs
-from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.options import QuantizeOptions, recipe_here
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def int8_manifest(manifest: Manifest | None, recipe: str) -> Manifest | None:
 
 
 def chosen_recipe(name: str) -> str:
-    """Return the recipe called `name`; `auto` is openvino where it is installed, else onnxruntime.
+    """Return the recipe called `name`; see `recipe_here`.
 
     Raises:
         UnknownNameError: if the recipe is unknown.
@@ -165,10 +165,9 @@ def chosen_recipe(name: str) -> str:
     require_packages("export", "onnx", "onnxscript")
     from densenet_deploy.quantization.recipes.recipe import recipes
 
-    if name != "auto":
-        recipes.get(name)
-        return name
-    return "openvino" if is_installed("openvino") else "onnxruntime"
+    chosen = recipe_here(name)
+    recipes.get(chosen)
+    return chosen
 
 
 def weight_bits(flags: frozenset[str] | None = None) -> int:

@@ -245,6 +245,8 @@ def test_what_an_interval_shows(interval, said):
 class NoisyTrials:
     """Trials that are not run: 30 dB, but `behind` while one of the layers `culprits` is INT8; others' form: `peer`."""
 
+    count = 32
+
     def __init__(self, count: int, culprits: set[int], behind: float, peer: float) -> None:
         self.layers = tuple(Layer(f"l{place}", "block") for place in range(count))
         self.culprits, self.behind, self.peer = {f"l{place}" for place in culprits}, behind, peer
