@@ -1,4 +1,4 @@
-"""Checkpoints without PyTorch: the tensors of `.safetensors` files and of zipped `.pth` files as NumPy arrays.
+"""Checkpoints read without PyTorch: the tensors of `.safetensors` files and of zipped `.pth` files as NumPy arrays.
 
 A `.pth` file is a zip with a pickle, `data.pkl`, and the bytes of each storage, `data/KEY`. The pickle is read with the
 few names below; any other is refused before it is imported, so that no code of the file runs. What PyTorch alone

@@ -1,10 +1,11 @@
 """Checkpoint files as bytes: untrusted ones are checked before they are parsed, and ours are written reproducibly.
 
-A `.pth` file is a zip (before PyTorch 1.6, a bare pickle). `torch.load(weights_only=True)` builds tensors and refuses
-every other object; where PyTorch is not installed, `sources.arrays` makes NumPy arrays of a zip's tensors. A few more
-kinds are allowed, because training code leaves them beside the weights and building them does nothing: numbers and
-arrays of NumPy, paths, dates, a `defaultdict`, and the namespace of a command line. A file is read once, so that what
-was checked is what is loaded, and a zip is judged by its directory, before anything is inflated.
+A `.pth` file is a zip (before PyTorch 1.6, a bare pickle). `sources.arrays` makes NumPy arrays of a zip's tensors, and
+refuses every object that is not a tensor, a number, text or a container. What it does not know (a bare pickle, sparse
+and quantized tensors) is left to `torch.load(weights_only=True)`, which takes seconds to import. A few more kinds are
+allowed, because training code leaves them beside the weights and building them does nothing: numbers and arrays of
+NumPy, paths, dates, a `defaultdict`, and the namespace of a command line. A file is read once, so that what was checked
+is what is loaded, and a zip is judged by its directory, before anything is inflated.
 
 A safetensors file is 8 bytes of header length (little-endian), the header in JSON, and the bytes of the tensors, which
 the offsets must cover once, without holes (https://huggingface.co/docs/safetensors). A duplicate key would let two
@@ -90,7 +91,7 @@ _WIDTHS: Final = {name: width for width, names in _TYPES_BY_WIDTH.items() for na
 class CheckpointFile:
     """What a checkpoint holds: `content` (tensors, numbers, containers) and the `strings` of a safetensors header.
 
-    Tensors are NumPy arrays in a safetensors file, and PyTorch's in a file of PyTorch, unless that is not installed.
+    Tensors are NumPy arrays, or PyTorch's in a file that only PyTorch reads.
     """
 
     path: Path
@@ -118,8 +119,14 @@ def read_checkpoint(path: Path, largest_bytes: int = LARGEST_FILE_BYTES) -> Chec
         return _read_safetensors(path, data)
     if data.startswith(b"PK"):
         require_weights_zip(path, io.BytesIO(data))
-    load = _load_tensors if is_installed("torch") else _load_arrays
-    return CheckpointFile(path, len(data), load(path, data))
+    return CheckpointFile(path, len(data), _content(path, data, _load_tensors))
+
+
+def is_left_to_torch(path: Path) -> bool:
+    """Whether `read_checkpoint` leaves this file to PyTorch, which is not imported; errors as of that."""
+    left = []
+    _content(path, _bytes_of(path, LARGEST_FILE_BYTES), lambda *given: left.append(given))
+    return bool(left)
 
 
 def _is_saved_by_torch(path: Path) -> bool:
@@ -206,13 +213,18 @@ def _read_safetensors(path: Path, data: bytes) -> CheckpointFile:
     return CheckpointFile(path, len(data), safetensors_arrays(data, header, start), strings)
 
 
-def _load_arrays(path: Path, data: bytes) -> object:
-    """Read a zip without PyTorch; any other exception comes from damaged or hostile bytes."""
+def _content(path: Path, data: bytes, load_tensors: Callable[[Path, bytes], object]) -> object:
+    """Read a zip, or leave to PyTorch what only that reads; another exception comes from damaged or hostile bytes."""
+    has_torch = is_installed("torch")
     if not data.startswith(b"PK"):
-        raise MissingPackageError.of("torch", "export")
+        if not has_torch:
+            raise MissingPackageError.of("torch", "export")
+        return load_tensors(path, data)
     try:
         return zip_content(data)
     except NeedsTorchError as exc:
+        if has_torch:
+            return load_tensors(path, data)
         fix = "install PyTorch to read it: pip install 'densenet-deploy[export]'"
         raise CheckpointError(path, f"holds {exc.what}, which only PyTorch reads", fix) from exc
     except ForbiddenNameError as exc:

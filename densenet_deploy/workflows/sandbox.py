@@ -55,6 +55,7 @@ _FIX: Final = "do not use it; get the file from its author"
 class Loader(enum.StrEnum):
     """The library that loads a file."""
 
+    ARRAYS = "NumPy"
     WEIGHTS = "PyTorch"
     GRAPH = "the onnx package"
     SIMPLIFIER = "onnxsim"
@@ -67,7 +68,8 @@ class UntrustedFile:
 
     Attributes:
         path: of the file; names that are not files of a known kind are skipped.
-        loaders: the libraries that will load it; a checkpoint is loaded by PyTorch alone, whatever this says.
+        loaders: the libraries that will load it. A checkpoint is loaded by NumPy, or by PyTorch where only that reads
+            it, whatever this says.
         backend: of the session; None is the default for the file.
     """
 
@@ -84,7 +86,7 @@ class Sandbox:
         self._passed: set[object] = set()
 
     def preflight(self, *files: UntrustedFile) -> None:
-        """Load every file in one child, in the order given.
+        """Load every file in one child, in the order given; what is left to PyTorch in a second one.
 
         Raises:
             CheckpointError, ModelFileError: if a library crashes or does not end on a file, or takes more memory than a
@@ -96,7 +98,9 @@ class Sandbox:
         found = [(file, _identity(file)) for file in map(_with_its_loaders, files) if file.loaders and _is_whole(file)]
         new = {identity: file for file, identity in found if identity not in self._passed}
         if new:
-            _load_in_child(tuple(new.values()))
+            left = _load_in_child(tuple(new.values()))
+            if left:
+                _load_in_child(left)
             self._passed.update(new)
 
 
@@ -113,7 +117,7 @@ def _with_its_loaders(file: UntrustedFile) -> UntrustedFile:
     """Keep the loaders that read this kind of file: none for a name of public weights, or for an engine."""
     suffix = file.path.suffix.lower()
     if is_checkpoint_name(file.path) and suffix != ".safetensors":
-        return UntrustedFile(file.path, (Loader.WEIGHTS,))
+        return UntrustedFile(file.path, (Loader.ARRAYS,))
     if suffix == ".onnx":
         return file
     return UntrustedFile(file.path, (Loader.SESSION,) if suffix == ".xml" else (), file.backend)
@@ -122,7 +126,7 @@ def _with_its_loaders(file: UntrustedFile) -> UntrustedFile:
 def _is_whole(file: UntrustedFile) -> bool:
     """Whether the file passes the checks that need no library; if not, the command gives the reason."""
     try:
-        if file.loaders == (Loader.WEIGHTS,):
+        if file.loaders == (Loader.ARRAYS,):
             return _holds_weights(file.path)
         Artifact.open(file.path)
     except (DensenetDeployError, OSError):
@@ -149,20 +153,25 @@ def _identity(file: UntrustedFile) -> object:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, file.loaders, file.backend
 
 
-def _load_in_child(files: Sequence[UntrustedFile]) -> None:
-    """Let a child load the files; an error is about the file that it was loading."""
+def _load_in_child(files: Sequence[UntrustedFile]) -> tuple[UntrustedFile, ...]:
+    """Let a child load the files, and return those left to PyTorch; an error is about the file that it was loading."""
     facts = [[str(file.path.absolute()), [loader.name for loader in file.loaders], file.backend] for file in files]
     limits, at = limits_for(files), (files[0].path, files[0].loaders[0])
+    left = []
     try:
         steps = call_in_worker(load, [facts], limits, prepare)
         with os_errors_about("child process"), contextlib.closing(steps):
             for index, name in steps:
                 at = files[index].path, Loader[name]
+                if at[1] not in files[index].loaders:
+                    left.append(UntrustedFile(at[0], (at[1],)))
+                    continue
                 log.info("%s is loaded by %s in a child process", *at)
     except WorkerDiedError as exc:
         raise death_error(*at, exc.signal, limits) from exc
     except WorkerMemoryError as exc:
         raise memory_error(*at, limits, is_own_limit=exc.is_own_limit) from exc
+    return tuple(left)
 
 
 def prepare(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> None:
@@ -182,8 +191,8 @@ def prepare(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> None:
 
 
 def _modules(loader: Loader, path: Path, backend: str | None) -> tuple[str, ...]:
-    if loader is Loader.WEIGHTS:
-        return ("torch", "densenet_deploy.sources.checkpoint_file")
+    if loader in (Loader.ARRAYS, Loader.WEIGHTS):
+        return (*(["torch"] if loader is Loader.WEIGHTS else []), "densenet_deploy.sources.checkpoint_file")
     if loader is Loader.GRAPH:
         return ("densenet_deploy.graph.foreign",)
     if loader is Loader.SIMPLIFIER:
@@ -198,6 +207,8 @@ def _modules(loader: Loader, path: Path, backend: str | None) -> tuple[str, ...]
 def load(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> Iterator[tuple[int, str]]:
     """Load the files, and yield before each step the index of the file and the loader; a refusal does not matter here.
 
+    A loader that was not asked for is one that the file is left to.
+
     Raises:
         Exception: if memory ran out.
     """
@@ -205,14 +216,20 @@ def load(facts: Iterable[tuple[str, Sequence[str], str | None]]) -> Iterator[tup
         for loader in loaders:
             yield index, loader
             try:
-                _load(Loader[loader], Path(path), backend)
+                if _load(Loader[loader], Path(path), backend) is Loader.WEIGHTS:
+                    yield index, Loader.WEIGHTS.name
             except Exception as exc:
                 if from_memory_error(exc) is not None:
                     raise
                 log.info("refused: %s", exc)
 
 
-def _load(loader: Loader, path: Path, backend: str | None) -> None:
+def _load(loader: Loader, path: Path, backend: str | None) -> Loader | None:
+    """Load a file; return the loader that it is left to."""
+    if loader is Loader.ARRAYS:
+        from densenet_deploy.sources.checkpoint_file import is_left_to_torch
+
+        return Loader.WEIGHTS if is_left_to_torch(path) else None
     if loader is Loader.WEIGHTS:
         from densenet_deploy.sources.checkpoint_file import read_checkpoint
 
@@ -230,6 +247,7 @@ def _load(loader: Loader, path: Path, backend: str | None) -> None:
             from densenet_deploy.graph.simplify import simplify_onnx
 
             simplify_onnx(model)
+    return None
 
 
 def limits_for(files: Iterable[UntrustedFile]) -> Limits:
@@ -273,4 +291,4 @@ def memory_error(path: Path, loader: Loader, limits: Limits, *, is_own_limit: bo
 
 
 def _error_of(loader: Loader) -> type[InputError]:
-    return CheckpointError if loader is Loader.WEIGHTS else ModelFileError
+    return CheckpointError if loader in (Loader.ARRAYS, Loader.WEIGHTS) else ModelFileError

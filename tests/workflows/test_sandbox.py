@@ -87,6 +87,25 @@ def test_a_file_that_a_library_refuses_is_left_to_the_command(tiny_onnx: Path, t
     preflight(UntrustedFile(tmp_path / "model.pth", ()))
 
 
+@pytest.mark.parametrize(
+    ("value", "is_zip", "loaders"),
+    [
+        (torch.ones(1), True, ["NumPy"]),
+        (torch.ones(1), False, ["NumPy", "PyTorch"]),
+        (torch.eye(2).to_sparse(), True, ["NumPy", "PyTorch"]),
+    ],
+    ids=["zip", "bare pickle", "sparse"],
+)
+def test_what_only_pytorch_reads_is_loaded_by_pytorch(
+    value: torch.Tensor, is_zip: bool, loaders: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"weight": value}, path, _use_new_zipfile_serialization=is_zip)
+    with caplog.at_level("INFO", "densenet_deploy"):
+        Sandbox().preflight(UntrustedFile(path))
+    assert caplog.messages == [f"{path} is loaded by {loader} in a child process" for loader in loaders]
+
+
 def test_a_sandbox_that_is_off_starts_no_child(tiny_onnx: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(tiny_onnx.read_bytes())
