@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, through
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.layer_precision import layer_precisions
-from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, scale_and_shift, why_not_affine
+from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, why_not_affine
 from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
@@ -31,6 +31,7 @@ from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
 from densenet_deploy.quantization.baseline import write_baseline
+from densenet_deploy.quantization.derived_ranges import OPERATORS, derivable, derived
 from densenet_deploy.quantization.observers.minmax import MinMaxOptions
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.output_correction import (
@@ -49,6 +50,7 @@ from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, bac
 CORRECTION_SAMPLES: Final = 128
 _FEWEST_SAMPLES: Final = 32
 _PIXELS: Final = CORRECTION_SAMPLES * 64 * 64
+_JOINED: Final = ("Concat",)
 _WHOLE_IMAGE: Final = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
@@ -245,66 +247,24 @@ def tensors_to_observe(model: ir.Model, *, through_norms: bool = False) -> tuple
     averages = _averages(model.graph)
     maps = [v for v in values if _is_feature_map(v) and v not in averages and not v.is_graph_input()]
     names = {str(value.name) for value in maps}
-    follow = {str(node.outputs[0].name) for node in _following(model.graph, names, through_norms=through_norms)}
+    nodes = derivable(model.graph, names, OPERATORS if through_norms else _JOINED)
+    follow = {str(node.outputs[0].name) for node in nodes}
     return tuple(str(value.name) for value in maps if value.name not in follow)
-
-
-def _following(graph: ir.Graph, known: Collection[str], *, through_norms: bool) -> Iterator[ir.Node]:
-    """Yield the nodes with outputs of which the ranges follow from those of tensors `known`, in execution order.
-
-    These are Concats along channels and, if `through_norms`, ReLUs of norms.
-    """
-    names = set(known)
-    for node in graph:
-        sources = _joined_by(node) or (_normed_by(node) if through_norms else ())
-        if sources and names.issuperset(str(value.name) for value in sources):
-            names.add(str(node.outputs[0].name))
-            yield node
-
-
-def _joined_by(node: ir.Node) -> tuple[ir.Value, ...]:
-    """Return what `node` joins along channels; nothing unless it is a Concat that does."""
-    if not is_operator(node, "Concat"):
-        return ()
-    axis = node.attributes.get_int("axis", 0)
-    is_along_channels = axis == 1 or (axis == -3 and rank_of(node.outputs[0]) == 4)
-    return tuple(value for value in node.inputs if value is not None) if is_along_channels else ()
-
-
-def _normed_by(node: ir.Node) -> tuple[ir.Value, ...]:
-    """Return what the norm before `node` reads; nothing unless it is the ReLU of a fixed scale and shift."""
-    norm = node.inputs[0].producer() if is_operator(node, "Relu") and node.inputs[0] is not None else None
-    source = norm.inputs[0] if is_operator(norm, "BatchNormalization") and why_not_affine(norm) is None else None
-    return () if source is None else (source,)
 
 
 def _with_following(
     graph: ir.Graph, ranges: Mapping[str, ChannelRanges], minmax: MinMaxOptions | None
 ) -> dict[str, ChannelRanges]:
-    """Return `ranges` together with those that follow from them; `minmax` are the options with which they were found.
+    """Return `ranges` together with those of Concats and ReLUs that follow; `minmax` are the options that found them.
 
-    The channels of a Concat have the ranges of its inputs. relu(s·x + t) rises or falls with x, so its extremes follow
-    from those of x. `minmax` is None for another observer, whose ranges do not follow through a ReLU.
+    `minmax` is None for another observer, whose ranges do not follow through a norm.
     """
-    found = dict(ranges)
-    for node in _following(graph, ranges, through_norms=minmax is not None):
-        if minmax is None or is_operator(node, "Concat"):
-            parts = [found[str(value.name)] for value in _joined_by(node)]
-            low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
-            given = ChannelRanges(low, high)
-        else:
-            given = _rectified(node, found[str(_normed_by(node)[0].name)], minmax)
-        found.setdefault(str(node.outputs[0].name), given)
-    return found
-
-
-def _rectified(relu: ir.Node, source: ChannelRanges, minmax: MinMaxOptions) -> ChannelRanges:
-    norm = relu.inputs[0].producer()  # type: ignore[union-attr]
-    assert norm is not None
-    scale, shift = scale_and_shift(norm)
-    extremes = minmax.narrowed(source)
-    ends = [np.maximum(scale * end + shift, 0).astype(np.float32) for end in (extremes.low, extremes.high)]
-    return minmax.widened(ChannelRanges(np.minimum(*ends), np.maximum(*ends)))
+    if minmax is None:
+        return derived(graph, ranges, _JOINED)
+    found = derived(graph, {name: minmax.narrowed(given) for name, given in ranges.items()})
+    norms = {str(node.outputs[0].name) for node in graph if is_operator(node, "BatchNormalization")}
+    new = {name: minmax.widened(given) for name, given in found.items() if name not in norms}
+    return new | dict(ranges)
 
 
 def _averages(graph: ir.Graph) -> set[ir.Value]:

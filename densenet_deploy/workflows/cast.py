@@ -27,7 +27,7 @@ from densenet_deploy.parity.gates import Gate
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
-from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parities, require_parity
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import (
     calibration_data,
@@ -236,13 +236,19 @@ def _ranges(
     import onnx_ir
 
     from densenet_deploy.quantization.calibrate import calibrate
+    from densenet_deploy.quantization.derived_ranges import derivable, derived
+    from densenet_deploy.quantization.observers.minmax import MinMaxOptions
     from densenet_deploy.quantization.observers.observer import CalibrationConfig
 
     made = [value for node in graph.graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
-    names = tuple(str(value.name) for value in made if value.shape is None or len(value.shape) >= 2)
-    calibration = calibrate(onnx_ir.to_proto(graph), data, CalibrationConfig(tensors=names), cache, step)
-    largest = {name: float(np.abs([found.low, found.high]).max()) for name, found in calibration.ranges.items()}
-    return largest, calibration.note
+    names = [str(value.name) for value in made if value.shape is None or len(value.shape) >= 2]
+    follow = {str(node.outputs[0].name) for node in derivable(graph.graph, names)}
+    observed = tuple(name for name in names if name not in follow)
+    config = CalibrationConfig(options=MinMaxOptions(headroom=0.0), tensors=observed)
+    calibration = calibrate(onnx_ir.to_proto(graph), data, config, cache, step)
+    extremes = derived(graph.graph, calibration.ranges)
+    ranges = {name: MinMaxOptions().widened(found) for name, found in extremes.items()}
+    return {name: float(np.abs([found.low, found.high]).max()) for name, found in ranges.items()}, calibration.note
 
 
 def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:
@@ -261,7 +267,7 @@ def _measured(
 
     candidates = {"file": result} if options.precision == "fp16" else {}
     candidates["rounded"] = Model.from_onnx(result.name, rounded(reduced.model), model.manifest)
-    parities = {how: measured_parity(model, candidate, samples) for how, candidate in candidates.items()}
+    parities = measured_parities(model, candidates, samples)
     for how, outputs in parities.items():
         precision = options.precision.upper()
         why = f"{precision} misses its gates ({_MEASURED[how].format(precision)})"

@@ -18,6 +18,7 @@ from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import (
+    ComparisonMeter,
     LayerComparison,
     LayerMeter,
     Parity,
@@ -30,7 +31,7 @@ from densenet_deploy.parity.compare import (
 )
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates, first_divergence
 from densenet_deploy.reports import Report, line, table
-from densenet_deploy.runtime.batching import image_shape, run_batched
+from densenet_deploy.runtime.batching import image_shape, run_batched, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.load import LoadOptions, load
@@ -306,8 +307,28 @@ def measured_parity(
     reference: Model, candidate: Model, samples: Iterable[Array], backend: str | None = REFERENCE_BACKEND
 ) -> dict[str, Parity]:
     """Return the parity of each output on `samples`, both models on `backend` on the CPU."""
-    with open_runner(reference, backend, "cpu") as ours, open_runner(candidate, backend, "cpu") as theirs:
-        return parity_of(ours, theirs, samples)
+    return measured_parities(reference, {"": candidate}, samples, backend)[""]
+
+
+def measured_parities(
+    reference: Model, candidates: Mapping[str, Model], samples: Iterable[Array], backend: str | None = REFERENCE_BACKEND
+) -> dict[str, dict[str, Parity]]:
+    """Return what `measured_parity` does for each of the candidates, by their names; the reference is run once."""
+    calls, threads = shared_cpus(backend)
+    options, meters = RunnerOptions(threads=threads), {name: ComparisonMeter() for name in candidates}
+    with contextlib.ExitStack() as opened:
+        runners = [
+            opened.enter_context(open_runner(model, backend, "cpu", options))
+            for model in (reference, *candidates.values())
+        ]
+        runs = [
+            run_each(runner, own, calls)
+            for runner, own in zip(runners, itertools.tee(samples, len(runners)), strict=True)
+        ]
+        for (_, expected), *found in zip(*runs, strict=True):
+            for meter, (_, outputs) in zip(meters.values(), found, strict=True):
+                meter.update(expected, outputs)
+    return {name: meter.result() for name, meter in meters.items()}
 
 
 def require_parity(
