@@ -24,7 +24,7 @@ OPERATORS: Final = ("BatchNormalization", "Concat", "Relu")
 
 
 def derivable(graph: ir.Graph, known: Collection[str], operators: Collection[str] = OPERATORS) -> Iterator[ir.Node]:
-    """Yield the nodes of `operators`, in order, with outputs whose extremes follow from those of the tensors `known`."""
+    """Yield the nodes of `operators`, in order, with outputs whose extremes follow from those of tensors `known`."""
     names = set(known)
     for node in graph:
         sources = _sources(node) if any(is_operator(node, operator) for operator in operators) else ()
