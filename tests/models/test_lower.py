@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from densenet_deploy.errors import UsageError
 from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.models.lower import OnnxOptions, lowered
 from densenet_deploy.models.to_onnx import onnx_from_module
@@ -188,3 +189,29 @@ def test_the_weights_are_not_changed():
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     written(module, OnnxOptions(32))
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest", "subject"),
+    [
+        ("image_size", 1, 8192, "image-size"),
+        ("channels", 1, 4096, "channels"),
+        ("opset", 16, 23, "opset"),
+        ("batch", 1, 4096, "batch"),
+    ],
+)
+def test_numbers_of_a_file_have_limits(name, lowest, highest, subject):
+    for value in (lowest, highest):
+        assert getattr(OnnxOptions(**{name: value}), name) == value
+    for value in (lowest - 1, highest + 1):
+        with pytest.raises(UsageError) as caught:
+            OnnxOptions(**{name: value})
+        assert caught.value.subject == f"{subject}={value}"
+
+
+@pytest.mark.parametrize("size", [(8193, 32), (32, 8193)])
+def test_either_side_has_the_limit(size):
+    with pytest.raises(UsageError) as caught:
+        OnnxOptions(size)
+    assert caught.value.subject == "image-size=8193"
+    assert OnnxOptions((8192, 32), channels=2).image_shape == (2, 8192, 32)
