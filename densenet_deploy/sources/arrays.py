@@ -228,7 +228,7 @@ def _bytes(text: str, encoding: str) -> bytes:
     """Bytes as protocol 2 of pickle writes them."""
     if encoding != "latin1":
         raise ForbiddenNameError(f"_codecs.encode to {encoding}")
-    return text.encode("latin1")
+    return text.encode(encoding)
 
 
 def path_text(*parts: str) -> str:

@@ -25,6 +25,7 @@ from densenet_deploy.sources.arrays import (
     array_of,
     number_of,
     safetensors_arrays,
+    unfilled_array,
     zip_content,
 )
 from densenet_deploy.sources.checkpoint_file import read_checkpoint
@@ -166,6 +167,31 @@ def test_any_other_name_is_refused(value, name):
         zip_content(saved({"a": torch.ones(1), "b": value}))
     if name != "numpy.dtype":
         assert caught.value.name == name
+
+
+@pytest.mark.parametrize(
+    ("value", "written", "other"),
+    [
+        (np.float64(0.25), b"numpy._core.multiarray\nscalar\n", b"numpy.core.multiarray\nscalar\n"),
+        (np.arange(3), b"numpy._core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\n_reconstruct\n"),
+        (collections.defaultdict(list, a=[1]), b"__builtin__\nlist\n", b"builtins\nlist\n"),
+        (collections.defaultdict(float, a=2.5), b"__builtin__\nfloat\n", b"builtins\nfloat\n"),
+    ],
+    ids=["number", "array", "list", "float"],
+)
+def test_names_of_other_versions_mean_the_same(value, written, other):
+    for data in (saved({"a": value}), rewritten({"a": value}, written, other)):
+        np.testing.assert_array_equal(zip_content(data)["a"], value)
+
+
+def test_bytes_are_those_of_one_encoding():
+    with pytest.raises(ForbiddenNameError) as caught:
+        zip_content(rewritten({"a": np.float64(0.25)}, b"latin1", b"utf-16"))
+    assert caught.value.name == "_codecs.encode to utf-16"
+
+
+def test_an_array_is_empty_until_its_state_fills_it():
+    assert unfilled_array(np.ndarray, (3,), b"b").shape == (0,)
 
 
 def test_a_storage_is_pytorchs():
