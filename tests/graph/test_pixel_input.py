@@ -206,6 +206,7 @@ def test_the_further_channel_holds_what_the_neediest_output_needs_beside_the_lar
 
     assert filling((1, 1, -1)) == 255 - 85  # 4/3 of 255 levels, of which there are so many above the zero point
     assert filling((1, 1, 3)) == 114  # |1/3 + 1/3 − 6/3| beside a weight of 3 is 113.3 levels
+    assert filling((0.1, 0.1, 0.3)) == 114
     assert filling((1, 1, 1)) == 1  # whose sum is 0
     assert filling((1, 1, 3), (8, 8, 8)) == 114
     assert filling((1, 1, 3), (0.1, 0.1, 0.1)) == 114
@@ -225,6 +226,7 @@ def test_a_convolution_of_pixels_is_exact_at_the_border_too(preprocessing, is_in
     close = {"rtol": ROUNDING, "atol": 10 * ROUNDING * np.abs(expected).max()}
     np.testing.assert_allclose(run(ir.to_proto(graph), feed), expected, **close)
     conv = next(node for node in graph.graph if node.op_type == "Conv")
+    assert [str(size) for size in conv.inputs[0].shape] == ["N", "4", "9", "11"]
     if is_integer:
         numbers = [
             new_initializer(graph.graph, "s", np.float32(1 / 255)),
