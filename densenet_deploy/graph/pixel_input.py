@@ -35,6 +35,7 @@ from densenet_deploy.graph.nodes import (
     Double,
     constant,
     is_operator,
+    maker,
     new_initializer,
     new_node,
     only_reader,
@@ -296,6 +297,6 @@ def _enter_as_levels(graph: ir.Graph, pixels: ir.Value, pad: ir.Node, zero_point
 
 
 def _maker(node: ir.Node) -> ir.Node:
-    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    assert maker is not None
-    return maker
+    found = maker(node.inputs[0])
+    assert found is not None
+    return found

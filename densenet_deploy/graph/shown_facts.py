@@ -24,6 +24,7 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.graph.affine import Affine, affine_of
 from densenet_deploy.graph.nodes import Double, integers, is_operator, maker
 from densenet_deploy.graph.pixel_input import pixel_front
+from densenet_deploy.manifest import Size
 
 _RANGES: Final = ((0.0, 1.0), (10.0, 255.0))  # of what becomes 0, without the first
 _LONE_SCALES: Final = (1.0, 255.0, 256.0, 65535.0)
@@ -62,7 +63,7 @@ class ShownFacts:
         notes: sentences about what was seen and cannot be stated as a fact.
     """
 
-    facts: ModelFacts = field(default_factory=ModelFacts)
+    facts: ModelFacts
     certain: frozenset[str] = frozenset()
     layout: str | None = None
     height: int | None = None
@@ -90,8 +91,7 @@ def facts_of_graph(model: onnx.ModelProto) -> ShownFacts:
     layout = "NHWC" if stem.is_nhwc else "NCHW"
     channels, height, width = _sizes(images[0].shape, layout)
     mean, std = _normalization(stem)
-    size = None if height is None or width is None else height if height == width else (height, width)
-    facts = ModelFacts(image_size=size, channels=channels, mean=mean, std=std, task=task)
+    facts = ModelFacts(image_size=_size(height, width), channels=channels, mean=mean, std=std, task=task)
     sure |= {name for name in ("channels", "image_size") if getattr(facts, name) is not None}
     sure |= {"mean", "std"} if mean is not None and not stem.is_learnt else set()
     return ShownFacts(facts, frozenset(sure), layout, height, width, outputs, tuple(_notes(stem, mean)))
@@ -102,9 +102,8 @@ def _of_pixels(graph: ir.Graph, outputs: Mapping[str, ShownOutput], task: str | 
     shape, front = graph.inputs[0].shape, pixel_front(graph)
     assert shape is not None
     channels, height, width = _sizes(shape, "NHWC")
-    size = None if height is None or width is None else height if height == width else (height, width)
     mean, std = (None, None) if front is None else (front.mean, front.std)
-    facts = ModelFacts(image_size=size, channels=channels, mean=mean, std=std, task=task)
+    facts = ModelFacts(image_size=_size(height, width), channels=channels, mean=mean, std=std, task=task)
     sure |= {name for name in ("channels", "image_size", "mean", "std") if getattr(facts, name) is not None}
     notes = ("the graph subtracts the means of blue, green and red in that order: it takes the channels as BGR",)
     is_bgr = front is not None and _takes_bgr(front.affine)
@@ -145,7 +144,7 @@ class _Stem:
         while node is not None and not is_operator(node, "Conv"):
             if (axis_after := _axis_after(node, axis)) is not None:
                 axis = axis_after
-            elif (found := affine_of(node, axis)) is not None and found.source is value:
+            elif (found := affine_of(node, axis)) is not None:
                 affine = found if affine is None else found.after(affine)
                 is_learnt |= is_operator(node, "BatchNormalization")
             else:
@@ -201,6 +200,12 @@ def _sizes(shape: ir.Shape, layout: str) -> tuple[int | None, int | None, int | 
     return (sizes[3], sizes[1], sizes[2]) if layout == "NHWC" else (sizes[1], sizes[2], sizes[3])
 
 
+def _size(height: int | None, width: int | None) -> Size | None:
+    if height is None or width is None:
+        return None
+    return height if height == width else (height, width)
+
+
 def _normalization(stem: _Stem) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return the mean and std with which the caller must prepare values in 0..1; None if the graph does not show it."""
     largest = None if stem.affine is None else _largest_value(stem.affine.scale, stem.affine.shift)
@@ -245,8 +250,7 @@ def _output(value: ir.Value) -> ShownOutput:
     node = _maker(value, _RESHAPING)
     activation = _activation(node)
     pooled = _maker(value, (*_RESHAPING, *_POOLING))
-    is_features = is_row and pooled is not node and activation is None
-    return ShownOutput(classes, activation, is_features)
+    return ShownOutput(classes, activation, is_features=is_row and pooled is not node)
 
 
 def _maker(value: ir.Value, passed: tuple[str, ...]) -> ir.Node | None:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from densenet_deploy.graph.tensor_changes import TensorChanges
 from densenet_deploy.manifest import Size, sides
-from densenet_deploy.models.operations import INPUT_NAME, NORM_EPSILON, Array, Operation, norm_shapes, operations
+from densenet_deploy.models.operations import INPUT_NAME, NORM_EPSILON, Array, Operation, norm_parameters, operations
 from densenet_deploy.options import require_range
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -114,6 +114,6 @@ def _arrays(operation: Operation, weights: Mapping[str, Array]) -> dict[str, Arr
 
 def _affine(norm: str, weights: Mapping[str, Array]) -> tuple[Array, Array]:
     """The norm as y = scale · x + shift, per channel, in float64."""
-    gamma, beta, mean, variance = (weights[name].astype(np.float64) for name in norm_shapes(norm, 0))
+    gamma, beta, mean, variance = (weights[name].astype(np.float64) for name in norm_parameters(norm))
     scale = gamma / np.sqrt(variance + np.float32(NORM_EPSILON))  # the file holds a float32 epsilon elsewhere
     return scale, beta - mean * scale

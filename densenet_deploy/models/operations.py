@@ -8,7 +8,6 @@ it, and a Concat of one tensor does not exist. Nodes and tensors are named after
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.variants.hidden import HiddenLayer, named_hidden_layers
+from densenet_deploy.variants.hidden import named_hidden_layers
 from densenet_deploy.variants.spec import SCALE_CHANNELS, DenseNetSpec
 
 Shape = tuple[int, ...]
@@ -61,9 +60,6 @@ class Operation:
     pooled: str | None = None
 
 
-_NO_LAYER: Final = ("", HiddenLayer(""), 0)
-
-
 class _Value(NamedTuple):
     """A tensor (N, channels, …)."""
 
@@ -96,13 +92,17 @@ def parameter_shapes(spec: DenseNetSpec) -> dict[str, Shape]:
         shapes.update(operation.parameters)
         if operation.norm is not None:
             width = next(iter(operation.parameters.values()))[0]
-            shapes.update(norm_shapes(operation.norm, width))
+            shapes.update(_norm_shapes(operation.norm, width))
     return shapes
 
 
-def norm_shapes(name: str, channels: int) -> dict[str, Shape]:
-    """Return the shapes of a norm's parameters by name, in the order of ONNX: scale, shift, mean, variance."""
-    return {f"{name}.{parameter}": (channels,) for parameter in _NORM_PARAMETERS}
+def norm_parameters(name: str) -> tuple[str, ...]:
+    """Return the names of a norm's parameters in the order of ONNX: scale, shift, mean, variance."""
+    return tuple(f"{name}.{parameter}" for parameter in _NORM_PARAMETERS)
+
+
+def _norm_shapes(name: str, channels: int) -> dict[str, Shape]:
+    return dict.fromkeys(norm_parameters(name), (channels,))
 
 
 class _Network:
@@ -135,7 +135,7 @@ class _Network:
         return _Value(made, width)
 
     def norm(self, name: str, entering: _Value) -> _Value:
-        return self._add("BatchNormalization", name, entering, norm_shapes(name, entering.channels), attributes=_NORM)
+        return self._add("BatchNormalization", name, entering, _norm_shapes(name, entering.channels), attributes=_NORM)
 
     def linear(self, name: str, entering: _Value, width: int, *, bias: bool) -> _Value:
         parameters: dict[str, Shape] = {f"{name}.weight": (width, entering.channels)}
@@ -267,8 +267,9 @@ def _head(network: _Network, spec: DenseNetSpec, leaving: list[_Value]) -> _Valu
         row = network.global_pool("head.pool", maps)
     row = network.flatten("head.flatten", row)
     hidden = named_hidden_layers(spec.hidden, spec.pooled_width)
-    for (name, layer, _), (_, following, _) in itertools.zip_longest(hidden, hidden[1:], fillvalue=_NO_LAYER):
-        if layer.kind == following.kind == "relu":
+    kinds = [layer.kind for _, layer, _ in hidden]
+    for (name, layer, _), following in zip(hidden, (*kinds, "")[1:], strict=True):
+        if layer.kind == following == "relu":
             continue  # the next one alone computes the same
         if layer.kind == "linear":
             row = network.linear(f"head.{name}", row, layer.width, bias=layer.bias)

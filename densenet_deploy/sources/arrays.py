@@ -174,7 +174,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _dtype(name: str) -> np.dtype[Any]:
     """The NumPy type called `name`; those that NumPy lacks come with the onnx package."""
-    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    if not hasattr(np, name):
         import ml_dtypes
 
         kind: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
@@ -228,7 +228,7 @@ def _bytes(text: str, encoding: str) -> bytes:
     """Bytes as protocol 2 of pickle writes them."""
     if encoding != "latin1":
         raise ForbiddenNameError(f"_codecs.encode to {encoding}")
-    return text.encode("latin1")
+    return text.encode(encoding)
 
 
 def path_text(*parts: str) -> str:

@@ -48,7 +48,7 @@ def _rules_for(name: str) -> Iterator[tuple[str, str, str, Callable[[Any, Any], 
     for kind in _COMPUTED:
         for first, second, weight, compute in _RULES:
             root = name.removesuffix(first.format(kind))
-            if root != name and (not root or root.endswith(".")):
+            if not root or root.endswith("."):
                 yield name, root + second.format(kind), root + weight.format(kind), compute
 
 

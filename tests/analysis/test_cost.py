@@ -114,6 +114,33 @@ def test_a_plain_layer_is_one_convolution_and_the_cifar_stem_another():
     assert [layer.output_shape for layer in narrow] == [(4, 2, 2), (3, 2, 2), (3, 2, 2), (3, 2, 2)]
 
 
+def test_a_deep_stem_convolves_three_times_and_its_blur_costs_macs_alone():
+    blocks = blocks_of(dataclasses.replace(TINY, stem="deep-blur"))
+    assert blocks["stem"] == (
+        LayerCost("features.conv0", 81, 81 * 64, (3, 8, 8)),
+        LayerCost("features.norm0", 6, 0, (3, 8, 8)),
+        LayerCost("features.conv1", 81, 81 * 64, (3, 8, 8)),
+        LayerCost("features.norm1", 6, 0, (3, 8, 8)),
+        LayerCost("features.conv2", 54, 54 * 64, (2, 8, 8)),
+        LayerCost("features.norm2", 4, 0, (2, 8, 8)),
+        LayerCost("features.pool0.blur", 0, 9 * 2 * 16, (2, 4, 4)),
+    )
+    assert blocks["denseblock1"] == BLOCK_1
+
+
+def test_hidden_layers_are_counted_one_by_one():
+    hidden = dataclasses.replace(TINY, hidden="norm linear:9 relu linear:8:nobias norm", bias=False)
+    layers = (
+        HEAD[0],
+        LayerCost("head.norm1", 14, 0, (7,)),
+        LayerCost("head.linear1", 7 * 9 + 9, 7 * 9, (9,)),
+        LayerCost("head.linear2", 9 * 8, 9 * 8, (8,)),
+        LayerCost("head.norm2", 16, 0, (8,)),
+    )
+    assert blocks_of(hidden)["head"] == (*layers, LayerCost("classifier", 8 * 5, 8 * 5, (5,)))
+    assert blocks_of(dataclasses.replace(hidden, head="features"))["head"] == layers
+
+
 @pytest.mark.parametrize(
     ("stem", "image_size", "first", "sizes"),
     [

@@ -150,6 +150,40 @@ def test_training_of_other_stems_and_heads_is_counted_by_hand():
     assert kept(dataclasses.replace(THREE, stem="imagenet"), 31)["stem"] == (stem, stem)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "rows"),
+    [
+        ("linear:6 relu", 7 + 6),  # what the linear layer reads, and what the ReLU makes, which the classifier reads
+        ("linear:6 relu linear:9 norm", 7 + 6 + 9 + 9),  # the norm reads 9 too, and the classifier what that makes
+        ("norm linear:6", 7 + 7 + 6),
+    ],
+)
+def test_training_keeps_the_rows_that_hidden_layers_read(hidden, rows):
+    maps = 2 * 7 * 4
+    assert kept(dataclasses.replace(THREE, hidden=hidden), 8)["head"] == (maps + rows, maps + rows)
+    features = maps + rows - {"relu": 0, "norm": 9, "linear:6": 6}[hidden.split()[-1]]
+    assert kept(dataclasses.replace(THREE, hidden=hidden, head="features"), 8)["head"] == (features, features)
+
+
+def test_a_wide_hidden_layer_peaks_in_the_head():
+    hidden = dataclasses.replace(TINY, hidden="norm linear:1000 relu linear:2000 norm linear:1")
+    assert peaks(hidden)["head"] == (2000 + 2000, 2000 + 2000)  # what enters and leaves the norm
+    assert peaks(dataclasses.replace(hidden, hidden="linear:1000 relu"))["head"] == (1000 + 1000, 1000 + 1000)
+
+
+def test_a_stem_with_a_blur_makes_its_maxima_and_keeps_them_without_and_with_a_margin():
+    blur = dataclasses.replace(TINY, stem="deep-blur", in_channels=1, init_features=40, growth_rate=1)
+    assert peaks(blur, 8)["stem"] == ((40 + 40) * 16, (40 + 40) * 16)  # the last convolution's maps and their maxima
+    # the image; what enters and leaves each of three norms at 4x4; the maxima, and those with a margin of one pixel
+    stem = 64 + 2 * (1 + 1 + 40) * 16 + 40 * (16 + 36)
+    assert kept(blur, 8)["stem"] == (stem, stem)
+
+
+def test_without_a_pool_the_stem_s_last_maps_are_a_part_of_the_first_block():
+    plain = 3 * 64 + 2 * 2 * 64  # the image; what enters and leaves the norm
+    assert kept(dataclasses.replace(THREE, stem="3x3-nopool"), 8)["stem"] == (plain, plain - 2 * 64)
+
+
 def test_bytes_follow_batch_and_value_size():
     for count in (activation_memory, training_memory):
         one, many = count(THREE, 8, bytes_per_value=1), count(THREE, 8, batch=8, bytes_per_value=2)

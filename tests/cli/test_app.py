@@ -13,8 +13,17 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from densenet_deploy.cli.app import COMMANDS, Declaration, declaration, progress
-from densenet_deploy.cli.options import Only, Output, Reads, RunnerChoice, Writes, arguments_of, parameters_of
+from densenet_deploy.cli.app import COMMANDS, Declaration, declaration, progress, with_facts
+from densenet_deploy.cli.options import (
+    Only,
+    Output,
+    Reads,
+    RunnerChoice,
+    Writes,
+    arguments_of,
+    complete_source,
+    parameters_of,
+)
 from densenet_deploy.cli.outcome import Printing
 from densenet_deploy.errors import InputError, is_valid_argument
 from densenet_deploy.facts import ModelFacts
@@ -126,6 +135,20 @@ def test_a_group_becomes_its_options_and_comes_back_as_one_value() -> None:
         "running": RunnerChoice("torch", None, None, None),  # type: ignore[arg-type]
         "output": Output(None, True),
     }
+
+
+def test_stated_facts_make_a_model_of_a_name_or_a_path(tiny_onnx: Path) -> None:
+    source = str(tiny_onnx)
+    assert with_facts(source, ModelFacts()) is source
+    model = with_facts(source, ModelFacts(task="multilabel", resize=40))
+    assert not isinstance(model, str)
+    assert model.manifest is not None
+    assert (model.path, model.manifest.task, model.manifest.preprocessing.resize) == (tiny_onnx, "multilabel", 40)
+
+
+@pytest.mark.parametrize(("incomplete", "found"), [("16", ["161", "169"]), ("ima", ["imagenet"]), ("x", [])])
+def test_names_of_networks_are_completed(incomplete: str, found: list[str]) -> None:
+    assert complete_source(incomplete) == found
 
 
 def test_work_begins_after_the_files_were_checked(tmp_path: Path) -> None:

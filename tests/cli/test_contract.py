@@ -295,3 +295,17 @@ def test_a_closed_stdout_is_not_a_failure() -> None:
         script = f"{' '.join(_command(*words))} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_of_several_images_the_readable_ones_are_printed_and_a_broken_one_is_exit_3(
+    capsys: pytest.CaptureFixture[str], tiny_onnx: Path, image: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(image.read_bytes()[:-20])
+    words = ["run", str(tiny_onnx), str(broken), str(image), "--json"]
+    assert main(words) == 3
+    captured = capsys.readouterr()
+    assert [len(one["top"]) for one in json.loads(captured.out)["predictions"]] == [0, 5]
+    assert json.loads(captured.err)["error"]["subject"] == str(broken)
+    assert main([*words, "--max-bad", "1"]) == 0
+    assert [len(one["top"]) for one in json.loads(capsys.readouterr().out)["predictions"]] == [0, 5]

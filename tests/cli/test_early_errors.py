@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "export", "121 --weights imagenet"),
         (2, "imagenet:121", "imagenet:121 --variant 169"),
         (2, "--variant", f"{MODEL} --variant 121"),
+        (2, "--num-classes", f"{MODEL} --num-classes 5 --blocks 2,2"),
+        (2, "--blocks", f"{MODEL} --blocks 2,2"),
         (2, "clasifier", "--head clasifier"),
         (2, "image-size=0", "--image-size 0"),
         (2, "--image-size=224x", "--image-size 224x"),
@@ -71,6 +74,7 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
     ],
     "build-trt": [
         (2, "build-trt", MODEL),
+        (2, "build-trt", f"{MODEL} --fp16 --variant 121"),
         (2, "122", "--fp16 --variant 122"),
         (2, "trt", f"{MODEL} --fp16 --flavour trt"),
         (3, "missing.onnx", "missing.onnx --fp16 --flavour rtx"),
@@ -110,6 +114,10 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "122", "--variant 122"),
         (2, "int4", "--variant 121 --precision int4"),
         (2, "growth", "--variant 121 --sweep growth=12"),
+        (2, "inspect", f"{MODEL} --variant 121"),
+        (2, "inspect", f"{MODEL} --blocks 2,2"),
+        (2, "--std", "--variant 121 --std 0.5"),
+        (2, "--mean", "x.engine --mean 0.5"),
     ],
     "tune": [
         (3, "missing.onnx", "missing.onnx"),
@@ -164,7 +172,7 @@ def outcomes(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         text=True,
         check=True,
         cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "images", MODEL]

@@ -125,3 +125,11 @@ def test_61_means_that_do_not_match_the_channels_are_exit_2(capsys, tiny_onnx, c
     data = _written(chest / "val.csv", "file,label", "a.png,0")
     code, line = run_failing(capsys, "evaluate", tiny_onnx, "--data", data, option, "0.5,0.5")
     assert (code, option.removeprefix("--") in line) == (2, True)
+
+
+def test_a_threshold_that_is_not_a_number_is_exit_3(capsys, tiny_onnx, chest):
+    data = _written(chest / "val.csv", "file,label", "a.png,0")
+    thresholds = _written(chest / "thresholds.txt", "0.5", "half")
+    words = ["--data", data, "--task", "multilabel", "--thresholds", thresholds]
+    code, line = run_failing(capsys, "evaluate", tiny_onnx, *words)
+    assert (code, str(thresholds) in line, "half" in line) == (3, True, True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import struct
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -19,29 +21,52 @@ VERSION = (10, 3, 0, 26)
 
 
 def simulated_tensorrt(
-    *, strong_builds: bool = True, has_strong: bool = True, dla_cores: int = 0, says: str = "Error Code 1: Myelin (no)"
+    *,
+    strong_builds: bool = True,
+    has_strong: bool = True,
+    parses: bool = True,
+    loads: bool = True,
+    has_memory: bool = True,
+    dla_cores: int = 0,
+    says: str = "Error Code 1: Myelin (no)",
 ) -> Any:
-    """Return a module that stands for TensorRT 10.3; `strong_builds` is whether its strongly typed builder works."""
+    """Return a module that stands for TensorRT 10.3.
+
+    Args:
+        strong_builds: whether its strongly typed builder works.
+        has_strong: whether it has one.
+        parses: whether the parser accepts files; it gives no reason.
+        loads: whether the runtime loads what was built.
+        has_memory: whether memory is enough to build.
+        dla_cores: how many there are.
+        says: the line in the log when a build or a load fails.
+    """
     flags = ["FP16", "INT8", "BF16", "TF32", "REFIT", "STRIP_PLAN", "VERSION_COMPATIBLE", "GPU_FALLBACK"]
     creation = {"EXPLICIT_BATCH": 0, **({"STRONGLY_TYPED": 1} if has_strong else {})}
-    module = SimpleNamespace(
-        __version__=".".join(map(str, VERSION)),
-        ILogger=_ILogger,
-        BuilderFlag=enum.IntEnum("BuilderFlag", {name: index for index, name in enumerate(flags)}),
-        NetworkDefinitionCreationFlag=enum.IntEnum("NetworkDefinitionCreationFlag", creation),
-        HardwareCompatibilityLevel=enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"]),
-        ProfilingVerbosity=enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"]),
-        MemoryPoolType=enum.Enum("MemoryPoolType", ["WORKSPACE"]),
-        DeviceType=enum.Enum("DeviceType", ["GPU", "DLA"]),
-        LayerType=enum.Enum("LayerType", ["CONVOLUTION", "DECONVOLUTION", "DEQUANTIZE", "OTHER"]),
-        IBuilderConfig=_Config,
-        ICudaEngine=type("ICudaEngine", (), {"device_memory_size_v2": 0}),
-        IExecutionContext=type("IExecutionContext", (), {}),
-        Runtime=type("Runtime", (), {}),
-        OnnxParser=_Parser,
-        built=[],
-    )
-    module.Builder = lambda logger: _Builder(module, logger, strong_builds=strong_builds, cores=dla_cores, says=says)
+    module: Any = ModuleType("tensorrt")
+    names = {
+        "__spec__": ModuleSpec("tensorrt", None),
+        "__version__": ".".join(map(str, VERSION)),
+        "ILogger": _ILogger,
+        "BuilderFlag": enum.IntEnum("BuilderFlag", {name: index for index, name in enumerate(flags)}),
+        "NetworkDefinitionCreationFlag": enum.IntEnum("NetworkDefinitionCreationFlag", creation),
+        "HardwareCompatibilityLevel": enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"]),
+        "ProfilingVerbosity": enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"]),
+        "MemoryPoolType": enum.Enum("MemoryPoolType", ["WORKSPACE"]),
+        "DeviceType": enum.Enum("DeviceType", ["GPU", "DLA"]),
+        "LayerType": enum.Enum("LayerType", ["CONVOLUTION", "DECONVOLUTION", "DEQUANTIZE", "OTHER"]),
+        "IBuilderConfig": _Config,
+        "ICudaEngine": type("ICudaEngine", (), {"device_memory_size_v2": 0}),
+        "IExecutionContext": type("IExecutionContext", (), {}),
+        "LayerInformationFormat": enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"]),
+        "Runtime": type("Runtime", (_Runtime,), {"module": module, "loads": loads, "says": says}),
+        "OnnxParser": type("OnnxParser", (_Parser,), {"parses": parses}),
+        "built": [],
+        "runtimes": [],
+    }
+    vars(module).update(names)
+    build = {"strong_builds": strong_builds, "has_memory": has_memory, "cores": dla_cores, "says": says}
+    module.Builder = lambda logger: _Builder(module, logger, **build)
     return module
 
 
@@ -108,17 +133,22 @@ class _Network:
         strong = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.strong = strong is not None and bool(flags >> int(strong) & 1)
         self.model: onnx.ModelProto | None = None
+        self.path: str | None = None
         self.module = module
 
     @property
     def num_layers(self) -> int:
         return 0 if self.model is None else len(self.model.graph.node)
 
-    num_inputs = num_outputs = 1
+    @property
+    def num_inputs(self) -> int:
+        return 0 if self.model is None else len(self.model.graph.input)
 
-    def get_input(self, _index: int) -> Any:
+    num_outputs = 1
+
+    def get_input(self, index: int) -> Any:
         assert self.model is not None
-        return _tensor(self.model.graph.input[0])
+        return _tensor(self.model.graph.input[index])
 
     def get_output(self, _index: int) -> Any:
         assert self.model is not None
@@ -140,18 +170,22 @@ class _Network:
 
 class _Parser:
     num_errors = 0
+    parses = True
 
     def __init__(self, network: _Network, logger: Any) -> None:
         self._network = network
 
-    def parse(self, data: bytes, path: str) -> bool:
-        self._network.model = onnx.load_from_string(data)
-        return Path(path).is_file()
+    def parse(self, data: bytes, path: str | None = None) -> bool:
+        self._network.model, self._network.path = onnx.load_from_string(data), path
+        return self.parses and (path is None or Path(path.encode().decode()).is_file())
 
 
 class _Builder:
-    def __init__(self, module: Any, logger: Any, *, strong_builds: bool, cores: int, says: str) -> None:
+    def __init__(
+        self, module: Any, logger: Any, *, strong_builds: bool, has_memory: bool, cores: int, says: str
+    ) -> None:
         self._module, self._logger, self._strong_builds, self._says = module, logger, strong_builds, says
+        self._has_memory = has_memory
         self.num_DLA_cores = cores
 
     def create_network(self, flags: int) -> _Network:
@@ -164,15 +198,58 @@ class _Builder:
         return _Profile()
 
     def build_serialized_network(self, network: _Network, config: _Config) -> Any:
+        if not self._has_memory:
+            raise MemoryError
         precisions = config.flags & {"FP16", "INT8", "BF16"}
         if (network.strong and precisions) or (network.strong and not self._strong_builds):
             self._logger.log(_ILogger.Severity.VERBOSE, "trying")
             self._logger.log(_ILogger.Severity.ERROR, self._says)
             return None
         self._module.built.append((network, config))
-        assert network.model is not None
-        body = hashlib.sha256(network.model.SerializeToString()).digest()
+        body = _body(network.model)
         return memoryview(struct.pack("<4sIQQ4B4sI", b"ftrt", 0, 2, 36 + len(body), *VERSION, b"ftrt", 0) + body)
+
+
+class _Runtime:
+    engine_host_code_allowed = False
+    module: Any
+    loads = True
+    says = ""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self.module.runtimes.append(self)
+
+    def deserialize_cuda_engine(self, plan: Any) -> Any:
+        ((network, config),) = self.module.built
+        if not self.loads or ("VERSION_COMPATIBLE" in config.flags and not self.engine_host_code_allowed):
+            self._logger.log(_ILogger.Severity.ERROR, self.says)
+            return None
+        assert bytes(plan)[36:] == _body(network.model)
+
+        def information(form: Any) -> str:
+            assert form.name == "JSON"
+            return _inspected(self.module, network)
+
+        inspector = SimpleNamespace(get_engine_information=information)
+        return SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+
+def _inspected(module: Any, network: _Network) -> str:
+    """What the inspector says of a network: its convolutions, in the form of `LayerInformationFormat.JSON`."""
+    found = [network.get_layer(index) for index in range(network.num_layers)]
+    half = [{"Format/Datatype": "Half NHWC8"}]
+    layers = [
+        {"LayerType": "CaskConvolution", "Metadata": f"[ONNX Layer: {layer.name}]", "Inputs": half, "Outputs": half}
+        for layer in found
+        if layer.type == module.LayerType.CONVOLUTION
+    ]
+    return json.dumps({"Layers": layers})
+
+
+def _body(model: onnx.ModelProto | None) -> bytes:
+    assert model is not None
+    return hashlib.sha256(model.SerializeToString()).digest()
 
 
 def _tensor(info: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,13 @@ from densenet_deploy.engines.precision import (
     from_inspector,
     from_rtx_plan,
     one_of_each,
+    precision_of,
     require_precision,
 )
 from densenet_deploy.errors import GateError
 from densenet_deploy.records import from_plain, to_plain
+from densenet_deploy.runtime.engine_files import Plan, checked_header
+from tests.runtime.plans import plan_bytes, sidecar_of
 
 # The shape of a program in a plan of TensorRT-RTX 1.7: made up, but for its keys.
 PROGRAM = b"""\
@@ -172,3 +176,27 @@ def test_the_memory_of_the_largest_program_counts() -> None:
     small, large = (PROGRAM.replace(b"main {", region % size + b"main {") for size in (1024, 2048))
     assert activation_bytes(small + b"\0" + large) == 2048
     assert activation_bytes(PROGRAM) is None
+
+
+def test_a_matrix_product_of_unknown_sizes_counts_no_macs() -> None:
+    found = from_rtx_plan(PROGRAM.replace(b'name="z"', b'name="elsewhere"'))
+    assert found.convolutions[1] == EngineConvolution("b.conv", "fp16", "unknown", 0)
+
+
+def plan_of(data: bytes, **facts: object) -> Plan:
+    path = Path("a.engine")
+    return Plan(path, data, checked_header(data, path), sidecar_of(data, **facts) if facts else None)
+
+
+def test_the_precision_of_an_engine_of_full_tensorrt_is_what_its_sidecar_recorded() -> None:
+    data = plan_bytes(b"ftrt", mask=0, body=PROGRAM)
+    recorded = precision_of(plan_of(data, convolutions={"a.conv": "int8", "b.conv": "fp16"}))
+    assert recorded.convolutions == (EngineConvolution("a.conv", "int8"), EngineConvolution("b.conv", "fp16"))
+    assert "built" in recorded.source
+    for unknown in (plan_of(data), plan_of(data, convolutions={})):
+        assert precision_of(unknown) == EnginePrecision()
+
+
+def test_the_precision_of_an_rtx_engine_is_in_its_bytes_whatever_its_sidecar_recorded() -> None:
+    data = plan_bytes(body=PROGRAM)
+    assert precision_of(plan_of(data, convolutions={"a.conv": "fp32"})).counts == {"int8": 1, "fp16": 1}

@@ -212,3 +212,93 @@ def test_a_flag_that_a_release_lacks_is_named() -> None:
         require_supported(trt, BuildOptions("tensorrt", "fp16", strip_weights=True), (ORIN,))
     assert caught.value.subject == "BuilderFlag.STRIP_PLAN"
     require_supported(trt, BuildOptions("tensorrt", "fp16", refit=True), (ORIN,))
+
+
+@pytest.mark.parametrize(("name", "hint"), [("tiny.onnx", True), ("tiny\udcff.onnx", False)])
+def test_the_parser_is_told_the_folder_unless_its_name_is_not_text(
+    tiny_fp16: Path, tmp_path: Path, name: str, hint: bool
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(tiny_fp16.read_bytes())
+    trt = full()
+    engine_from_onnx(trt, path, BuildOptions("tensorrt", "fp16"))
+    ((network, _),) = trt.module.built
+    assert network.path == (str(path) if hint else None)
+
+
+def test_a_parser_that_refuses_without_a_reason_is_an_error_about_the_file(tiny_fp16: Path) -> None:
+    with pytest.raises(ModelFileError) as caught:
+        engine_from_onnx(full(parses=False), tiny_fp16, BuildOptions("tensorrt", "fp16"))
+    assert caught.value.subject == str(tiny_fp16)
+
+
+def test_a_target_that_the_config_refuses_is_named(tiny_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, trt = [], full()
+
+    def refuse_second(_config, capability, index) -> bool:
+        given.append((capability, index))
+        return index == 0
+
+    monkeypatch.setattr(trt.module.IBuilderConfig, "set_compute_capability", refuse_second, raising=False)
+    trt.module.ComputeCapability = enum.IntEnum("ComputeCapability", ["SM86", "SM120"])
+    with pytest.raises(BackendError) as caught:
+        engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", "fp16", targets=("8.6", "12.0")))
+    assert caught.value.subject == "--target=12.0"
+    assert given[:2] == [(trt.module.ComputeCapability.SM86, 0), (trt.module.ComputeCapability.SM120, 1)]
+
+
+def test_a_profile_that_the_config_refuses_is_named(tiny_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full()
+    monkeypatch.setattr(trt.module.IBuilderConfig, "add_optimization_profile", lambda *_: -1)
+    with pytest.raises(BackendError) as caught:
+        engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", "fp16", batch_profiles([1], [2], [4])))
+    assert caught.value.subject == str(BatchProfile(1, 2, 4))
+
+
+@pytest.mark.parametrize("change", ["second input", "a row", "any height"])
+def test_a_graph_that_does_not_take_images_of_one_size_is_refused(tiny_fp16: Path, tmp_path: Path, change: str) -> None:
+    model = onnx.load(tiny_fp16)
+    (given,) = model.graph.input
+    if change == "second input":
+        model.graph.input.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [1]))
+    if change == "a row":
+        del given.type.tensor_type.shape.dim[2:]
+    if change == "any height":
+        given.type.tensor_type.shape.dim[2].Clear()
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(ModelFileError) as caught:
+        engine_from_onnx(full(), tmp_path / "changed.onnx", BuildOptions("tensorrt", "fp16"))
+    assert caught.value.subject == "graph"
+
+
+def test_a_convolution_is_asked_for_in_int8_if_its_data_and_its_weights_are_quantized(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 17]>
+        graph (float[N,1,2,2] x, float[1,1,1,1] w) => (float[N,1,2,2] c) <float s = {0.5}, int8 z = {0}> {
+            xq = QuantizeLinear(x, s, z)
+            xd = DequantizeLinear(xq, s, z)
+            wq = QuantizeLinear(w, s, z)
+            wd = DequantizeLinear(wq, s, z)
+            a = Conv(xd, wd)
+            b = Conv(a, wd)
+            c = Conv(xd, w)
+        }""")
+    for node in model.graph.node:
+        node.name = node.output[0]
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1, 1, 1, 1], [2.0])
+    model.graph.initializer.append(weight)
+    del model.graph.input[1]
+    onnx.save(model, tmp_path / "int8.onnx")
+    built = engine_from_onnx(full(), tmp_path / "int8.onnx", BuildOptions("tensorrt", "int8"))
+    assert built.asked == {"a": "int8", "b": "fp16", "c": "fp16"}
+
+
+def test_a_timing_cache_that_is_refused_even_when_empty_is_an_error(
+    tiny_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, trt = tmp_path / "timing.cache", full()
+    monkeypatch.setattr(trt.module.IBuilderConfig, "create_timing_cache", lambda *_: None)
+    with pytest.raises(BackendError) as caught:
+        engine_from_onnx(trt, tiny_fp16, BuildOptions("tensorrt", "fp16", timing_cache=str(path)))
+    assert caught.value.subject == str(path)
+    assert not path.exists()

@@ -66,6 +66,12 @@ def test_pixels_give_what_normalized_images_give(preprocessing):
     given = model.graph.input[0]
     assert (given.name, given.type.tensor_type.elem_type) == ("x", onnx.TensorProto.UINT8)
     assert [dim.dim_value or dim.dim_param for dim in given.type.tensor_type.shape.dim] == ["N", 9, 11, 3]
+    assert [(node.op_type, node.name) for node in model.graph.node[:-1]] == [
+        ("Cast", "pixels.cast"),
+        ("Transpose", "pixels.transpose"),
+        ("Mul", "pixels.normalize.scale"),
+        ("Add", "pixels.normalize.shift"),
+    ]
     assert (takes_pixels(plain), takes_pixels(model)) == (False, True)
 
 
@@ -131,7 +137,16 @@ def test_other_numbers_than_the_stated_ones_are_refused(name):
     other = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | {name: (*values[:2], values[2] + 1e-3)}
     with pytest.raises(ModelFileError) as caught:
         without_pixel_input(model, Preprocessing((9, 11), "none", **other), "net")
-    assert name in caught.value.why
+    assert f" {name} " in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("inputs", "is_found"),
+    [("uint8[N,9,11,3] x", True), ("float[N,9,11,3] x", False), ("uint8[N,9,11,3] x, float z", False)],
+)
+def test_the_front_is_that_of_the_only_input_if_that_holds_pixels(inputs, is_found):
+    graph = ir.from_proto(network(FOREIGN["cast only"], inputs)).graph
+    assert (pixel_front(graph) is not None) == is_found
 
 
 def test_a_learnt_norm_belongs_to_the_network():
@@ -176,6 +191,28 @@ def test_the_further_channel_holds_no_more_than_its_weights_need(mean, filling):
     assert value == pytest.approx(filling, abs=1e-3)
 
 
+def test_the_further_channel_holds_what_the_neediest_output_needs_beside_the_largest_weight_of_each():
+    """Of mean 0, 0 and 1 the zero point is 85, and (z − mean)·W sums to 1/3 + 1/3 + 2/3 where the last weight is −1."""
+    preprocessing = Preprocessing(4, "none", (0.0, 0.0, 1.0), (1.0, 1.0, 1.0))
+
+    def filling(*rows):
+        numbers = constants(w=np.reshape(rows, (-1, 3, 1, 1)))
+        text = f"""<ir_version: 9, opset_import: ["" : 17]> g (float[N,3,4,4] x) => (float y) <{numbers}>
+            {{ y = Conv (x, w) }}"""
+        graph = ir.from_proto(onnx.parser.parse_model(text))
+        read_pixels(graph, preprocessing)
+        pad = next(node for node in graph.graph if node.op_type == "Pad")
+        return round(float(pad.inputs[2].const_value.numpy()) * 255)
+
+    assert filling((1, 1, -1)) == 255 - 85  # 4/3 of 255 levels, of which there are so many above the zero point
+    assert filling((1, 1, 3)) == 114  # |1/3 + 1/3 − 6/3| beside a weight of 3 is 113.3 levels
+    assert filling((0.1, 0.1, 0.3)) == 114
+    assert filling((1, 1, 1)) == 1  # whose sum is 0
+    assert filling((1, 1, 3), (8, 8, 8)) == 114
+    assert filling((1, 1, 3), (0.1, 0.1, 0.1)) == 114
+    assert filling((0, 0, 0), (1, 1, 1)) == 1
+
+
 @pytest.mark.parametrize("preprocessing", NORMALIZATIONS.values(), ids=NORMALIZATIONS)
 @pytest.mark.parametrize("is_integer", [True, False])
 def test_a_convolution_of_pixels_is_exact_at_the_border_too(preprocessing, is_integer):
@@ -189,6 +226,7 @@ def test_a_convolution_of_pixels_is_exact_at_the_border_too(preprocessing, is_in
     close = {"rtol": ROUNDING, "atol": 10 * ROUNDING * np.abs(expected).max()}
     np.testing.assert_allclose(run(ir.to_proto(graph), feed), expected, **close)
     conv = next(node for node in graph.graph if node.op_type == "Conv")
+    assert [str(size) for size in conv.inputs[0].shape] == ["N", "4", "9", "11"]
     if is_integer:
         numbers = [
             new_initializer(graph.graph, "s", np.float32(1 / 255)),
@@ -201,6 +239,9 @@ def test_a_convolution_of_pixels_is_exact_at_the_border_too(preprocessing, is_in
     model = with_pixel_input(ir.to_proto(graph), preprocessing)
     first = ["Transpose", "Pad", "DequantizeLinear"] if is_integer else ["Cast", "Transpose", "Mul", "Add", "Pad"]
     assert [node.op_type for node in model.graph.node] == [*first, "Conv"]
+    if not is_integer:
+        names = ["pixels.cast", "pixels.transpose", "pixels.scaled.scale", "pixels.scaled.shift", "pixels.levels"]
+        assert [node.name for node in model.graph.node[:-1]] == names
     np.testing.assert_allclose(run(model, PIXELS), expected, **close)
 
 

@@ -56,6 +56,8 @@ def _normalization(*leading, **more):
         ((("Sub", [5.0, 5.0, 5.0], False),), UNKNOWN),
         ((("Sub", [300.0, 120.0, 120.0], False),), UNKNOWN),
         ((("Mul", [0.0, 1.0, 1.0], False), ("Sub", 0.5, False)), UNKNOWN),
+        ((("Sub", [0.0, 0.5, 0.5], False),), UNKNOWN),
+        ((("Mul", -1 / 255, False),), PIXELS),
     ],
     ids=str,
 )
@@ -115,6 +117,53 @@ def test_what_cannot_be_stated_as_a_fact_is_said(leading, parts):
     assert all(part in note for part, note in zip(parts, notes, strict=True))
 
 
+# -- pixels
+
+
+def _pixels(nodes: str, shape: str = "N,8,4,3") -> onnx.ModelProto:
+    stored = "float m = {51}, float s = {255}, float[3] bgr = {103.939, 116.779, 123.68}, float[1,3,1,1] w = {1, 2, 3}"
+    header = '<ir_version: 8, opset_import: ["" : 13]>'
+    return onnx.parser.parse_model(f"{header} g (uint8[{shape}] x) => (float[a,b,c,d] y) <{stored}> {{ {nodes} }}")
+
+
+FRONT = "c = Cast<to=1>(x)  t = Transpose<perm=[0,3,1,2]>(c)  d = Sub(t, m)  n = Div(d, s)  y = Conv(n, w)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "height", "width"),
+    [
+        ("N,8,4,3", (8, 4), 8, 4),
+        ("1,8,8,3", 8, 8, 8),
+        ("N,8,w,3", None, 8, None),
+        ("N,h,4,3", None, None, 4),
+    ],
+)
+def test_a_graph_of_pixels_shows_its_normalization_for_certain(shape, size, height, width):
+    shown = facts_of_graph(_pixels(FRONT, shape))
+    assert shown.facts == ModelFacts(image_size=size, channels=3, mean=(0.2,), std=(1.0,))
+    assert shown.certain == {"channels", "mean", "std"} | ({"image_size"} if size is not None else set())
+    assert (shown.layout, shown.height, shown.width, shown.notes) == ("NHWC", height, width, ())
+    assert list(shown.outputs) == ["y"]
+
+
+def test_a_graph_of_pixels_shows_its_task_as_any_other():
+    shown = facts_of_graph(_pixels(FRONT.replace("y = Conv", "k = Conv") + "  y = Sigmoid(k)"))
+    assert (shown.facts.task, "task" in shown.certain) == ("multilabel", True)
+
+
+def test_pixels_without_a_normalization_show_no_numbers():
+    shown = facts_of_graph(_pixels("c = Cast<to=1>(x)  p = Max(c, m)  y = Transpose<perm=[0,3,1,2]>(p)"))
+    assert shown.facts == ModelFacts(image_size=(8, 4), channels=3)
+    assert (shown.certain, shown.layout, shown.notes) == ({"channels", "image_size"}, "NHWC", ())
+
+
+def test_pixels_in_the_order_of_caffe_are_said():
+    (note,) = facts_of_graph(
+        _pixels("c = Cast<to=1>(x)  d = Sub(c, bgr)  t = Transpose<perm=[0,3,1,2]>(d)  y = Conv(t, w)")
+    ).notes
+    assert "BGR" in note
+
+
 # -- sizes
 
 
@@ -131,6 +180,7 @@ def _graph(nodes: str, stored: str = "float[2,1,1,1] w = {1, 2}", shape: str = "
         ("N,1,8,w", None, 8, None, {"channels"}),
         ("N,1,h,4", None, None, 4, {"channels"}),
         ("N,1,h,w", None, None, None, {"channels"}),
+        ("N,1,0,8", None, None, 8, {"channels"}),
     ],
 )
 def test_sizes_are_those_of_the_input(shape, size, height, width, certain):
@@ -201,6 +251,28 @@ def test_a_change_of_layout_back_ends_what_is_understood():
     assert (shown.layout, shown.facts.std) == ("NCHW", None)
     assert len(shown.notes) == 1
     assert "Transpose" in shown.notes[0]
+
+
+def test_what_moves_behind_the_first_convolution_does_not_matter():
+    shown = facts_of_graph(_graph("c = Conv(x, w)  y = Transpose<perm=[0,3,1,2]>(c)"))
+    assert (shown.layout, shown.facts.channels) == ("NCHW", 1)
+
+
+def test_a_reshape_that_adds_no_channel_axis_ends_what_is_understood():
+    nodes = "r = Reshape(x, k)  t = Transpose<perm=[0,3,1,2]>(r)  d = Div(t, s)  y = Conv(d, w)"
+    stored = "int64[4] k = {-1, 4, 8, 1}, float s = {255}, float[2,1,1,1] w = {1, 2}"
+    shown = facts_of_graph(_graph(nodes, stored, "N,8,4,1"))
+    assert (shown.layout, shown.facts.std) == ("NHWC", None)
+    (note,) = shown.notes
+    assert "begins with Reshape" in note
+
+
+@pytest.mark.parametrize("node", ["Identity(x)", "Cast<to=1>(x)"])
+def test_what_only_hands_values_on_does_not_matter(node):
+    shown = facts_of_graph(
+        _graph(f"i = {node}  d = Div(i, s)  y = Conv(d, w)", "float s = {255}, float[2,1,1,1] w = {1, 2}")
+    )
+    assert (shown.facts.mean, shown.facts.std, shown.notes) == (*PIXELS, ())
 
 
 def test_one_channel_that_becomes_three_is_one_channel():
@@ -277,6 +349,11 @@ def _head(nodes: str, outputs: str) -> onnx.ModelProto:
         ("y = Identity(f)", "float[N,2] y", "features", True),
         ("y = Identity(p)", "float[N,2,1,1] y", "features", True),
         ("y = Identity(c)", "float[N,2,8,8] y", None, False),
+        ("y = Softmax<axis=1>(c)", "float[N,2,8,8] y", "multiclass", True),
+        ("y = Softmax<axis=-1>(c)", "float[N,2,8,8] y", None, False),
+        ("y = Flatten(x)", "float[N,64] y", None, False),
+        ("k = Gemm<transB=1>(f, m)  y = ArgMax<axis=1, keepdims=0>(k)", "int64[N] y", None, False),
+        ("y = Sigmoid(f)", "float[N,2] y", "multilabel", True),
     ],
 )
 def test_the_outputs_say_what_they_mean_or_nothing(nodes, outputs, task, is_certain):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from densenet_deploy.errors import UsageError
 from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.models.lower import OnnxOptions, lowered
 from densenet_deploy.models.to_onnx import onnx_from_module
@@ -63,9 +64,12 @@ def network(spec: DenseNetSpec, seed: int = 2) -> DenseNet:
     return module
 
 
+def state_of(module: DenseNet) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
 def written(module: DenseNet, options: OnnxOptions) -> onnx.ModelProto:
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    return finished(lowered(module.spec, state, options), "it")
+    return finished(lowered(module.spec, state_of(module), options), "it")
 
 
 def traced(module: DenseNet, options: OnnxOptions) -> onnx.ModelProto:
@@ -162,15 +166,14 @@ def test_a_blur_is_written_in_operator_sets_to_which_pytorchs_is_not_converted(o
     model = written(module, OnnxOptions((12, 9), opset=opset))
     images = np.random.default_rng(0).standard_normal((2, 3, 12, 9), np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    expected = numpy_outputs(module.spec, state, images)
+    expected = numpy_outputs(module.spec, state_of(module), images)
     # float32 sums of up to a hundred products, of numbers near 1
     np.testing.assert_allclose(session.run(None, {"input": images})[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_norm_is_folded_in_float64_and_rounded_once():
     spec = DenseNetSpec(1, (1,), 1, bn_size=0, stem="3x3-nopool", num_classes=1, in_channels=1)
-    state = {name: tensor.numpy() for name, tensor in network(spec).state_dict().items()}
+    state = state_of(network(spec))
     state["features.conv0.weight"][:] = np.float32(1 / 3)
     norm = {"weight": 3.0, "bias": 0.25, "running_mean": 1e-3, "running_var": 0.1}
     for name, value in norm.items():
@@ -183,8 +186,42 @@ def test_a_norm_is_folded_in_float64_and_rounded_once():
     assert not {"features.conv0.weight", "features.norm0.weight"} & weights.keys()
 
 
+def test_the_graph_and_its_ends_have_names():
+    model = lowered(DenseNetSpec(**SMALL, head="features"), state_of(network(DenseNetSpec(**SMALL))), OnnxOptions(32))
+    graph = model.graph
+    assert (graph.name, graph.input[0].name, graph.output[0].name) == ("densenet", "input", "features")
+    (batch, *_), (also, width) = (value.type.tensor_type.shape.dim for value in (*graph.input, *graph.output))
+    assert (batch.dim_param, also.dim_param, width.dim_value) == ("batch", "batch", 8)
+
+
 def test_the_weights_are_not_changed():
     module = network(DenseNetSpec(**SMALL))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     written(module, OnnxOptions(32))
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest", "subject"),
+    [
+        ("image_size", 1, 8192, "image-size"),
+        ("channels", 1, 4096, "channels"),
+        ("opset", 16, 23, "opset"),
+        ("batch", 1, 4096, "batch"),
+    ],
+)
+def test_numbers_of_a_file_have_limits(name, lowest, highest, subject):
+    for value in (lowest, highest):
+        assert getattr(OnnxOptions(**{name: value}), name) == value
+    for value in (lowest - 1, highest + 1):
+        with pytest.raises(UsageError) as caught:
+            OnnxOptions(**{name: value})
+        assert caught.value.subject == f"{subject}={value}"
+
+
+@pytest.mark.parametrize("size", [(8193, 32), (32, 8193)])
+def test_either_side_has_the_limit(size):
+    with pytest.raises(UsageError) as caught:
+        OnnxOptions(size)
+    assert caught.value.subject == "image-size=8193"
+    assert OnnxOptions((8192, 32), channels=2).image_shape == (2, 8192, 32)

@@ -79,6 +79,34 @@ def test_the_last_node_makes_the_output_whatever_it_is():
     ]
 
 
+@pytest.mark.parametrize(
+    ("pooling", "nodes"),
+    [
+        (
+            "max-avg",
+            [
+                "head.pool.max = GlobalMaxPool(features.norm5)",
+                "head.pool.mean = GlobalAveragePool(features.norm5)",
+                "head.pool.concat = Concat(head.pool.max, head.pool.mean)",
+                "head.flatten = Flatten(head.pool.concat)",
+                "logits = Gemm(head.flatten)",
+            ],
+        ),
+        (
+            "avg",
+            [
+                "features.norm5 = BatchNormalization(features.denseblock2.concat)",
+                "head.pool = GlobalAveragePool(features.norm5)",
+                "head.flatten = Flatten(head.pool)",
+                "logits = Gemm(head.flatten)",
+            ],
+        ),
+    ],
+)
+def test_maxima_and_means_are_pooled_from_the_last_norm(pooling, nodes):
+    assert lines(pooling=pooling)[-len(nodes) :] == nodes
+
+
 def window(stride, padding):
     return {"auto_pad": "NOTSET", "dilations": (1, 1), "pads": (padding,) * 4, "strides": (stride, stride)}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from densenet_deploy.errors import FeedError, ModelFileError
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime import batching
 from densenet_deploy.runtime.batching import (
     BatchProfile,
@@ -199,6 +200,24 @@ def test_a_fixed_batch_gets_portions_filled_up_with_the_last_sample_and_the_fill
 def test_a_batch_of_the_fixed_size_is_fed_without_a_copy() -> None:
     given = samples(4)
     assert np.shares_memory(run_batched(mean_runner((4, 3, 2, 2)), given)["copy"], given)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_pixels_are_normalized_for_a_model_that_takes_floats_and_says_how(batch: int | None) -> None:
+    preprocessing = Preprocessing(2, "none", (0.5,) * 3, (0.25,) * 3)
+    manifest = Manifest("121", {}, WeightsOrigin("none", "0" * 64), preprocessing)
+    shape = (batch, 3, 2, 2)
+    runner = FunctionRunner(lambda given: {"y": given}, input_shape=shape, outputs={"y": shape}, manifest=manifest)
+    pixels = np.arange(36, dtype=np.uint8).reshape(3, 2, 2, 3)
+    expected = (pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(run_batched(runner, pixels)["y"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(run_batched(runner, samples(3))["y"], samples(3))  # floats are normalized already
+
+
+def test_pixels_are_refused_where_nothing_says_how_they_become_floats() -> None:
+    with pytest.raises(FeedError) as caught:
+        run_batched(mean_runner((None, 3, 2, 2)), np.zeros((1, 2, 2, 3), np.uint8))
+    assert caught.value.subject == "input"
 
 
 @pytest.mark.parametrize("batch", [None, 4])

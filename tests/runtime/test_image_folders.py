@@ -1,6 +1,8 @@
 """Folders of images: what is found, which class it shows, and what becomes of damaged ones."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 
 from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.manifest import Preprocessing
+from densenet_deploy.runtime import image_folders
 from densenet_deploy.runtime.image_folders import LabelledImage, PreparedImages, find_images, find_labelled_images
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare, read_input
@@ -167,9 +170,53 @@ def test_one_too_many_is_an_error_that_names_the_first(files, tmp_path):
 def test_stopping_early_leaves_no_thread(files):
     images = iter(PreparedImages(files, PREPROCESSING, ahead=4, threads=2))
     assert next(images)[0] == files[0]
-    assert _workers()
+    assert sorted(_workers()) == ["decode_0", "decode_1"]
     images.close()  # type: ignore[attr-defined]
     assert _workers() == []
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The files that are read, in order; all but the first wait until `read.release` is set."""
+
+    class Read(list):
+        release = threading.Event()
+
+        def __call__(self, path, *args, **options):
+            self.append(path)
+            if len(self) > 1:
+                assert self.release.wait(60)
+            return read_input(path, *args, **options)
+
+    found = Read()
+    monkeypatch.setattr(image_folders, "read_input", found)
+    return found
+
+
+def test_as_many_are_prepared_ahead_as_were_asked_for(files, read):
+    read.release.set()
+    images = iter(PreparedImages(files, PREPROCESSING, ahead=3, threads=1))
+    assert next(images)[0] == files[0]
+    deadline = time.monotonic() + 20
+    while len(read) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert read == files[:4]
+    assert [path for path, _ in images] == files[1:]
+
+
+def test_stopping_early_leaves_the_others_unread(files, read, monkeypatch):
+    ended = ThreadPoolExecutor.shutdown
+
+    def shutdown(pool, wait=True, *, cancel_futures=False):
+        ended(pool, wait=False, cancel_futures=cancel_futures)
+        read.release.set()  # what is being read may now end
+        ended(pool, wait=wait)
+
+    images = iter(PreparedImages(files, PREPROCESSING, ahead=len(files), threads=1))
+    assert next(images)[0] == files[0]
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    images.close()
+    assert read in (files[:1], files[:2])
 
 
 def test_another_error_is_not_counted_as_an_unreadable_image(files):
@@ -181,10 +228,16 @@ def test_another_error_is_not_counted_as_an_unreadable_image(files):
     assert "lanczos" in caught.value.subject
 
 
-@pytest.mark.parametrize("facts", [{"ahead": 0}, {"threads": 0}])
-def test_numbers_out_of_range_are_refused(facts):
-    with pytest.raises(UsageError):
-        PreparedImages([Path("a.png")], PREPROCESSING, **facts)
+@pytest.mark.parametrize(
+    ("name", "highest", "subject"), [("ahead", 1_000_000, "ahead"), ("threads", 1024, "decode-threads")]
+)
+def test_numbers_out_of_range_are_refused(name, highest, subject):
+    for value in (1, highest):
+        PreparedImages([Path("a.png")], PREPROCESSING, **{name: value})
+    for value in (0, highest + 1):
+        with pytest.raises(UsageError) as caught:
+            PreparedImages([Path("a.png")], PREPROCESSING, **{name: value})
+        assert caught.value.subject == f"{subject}={value}"
 
 
 @pytest.mark.parametrize("limit", [1, None])

@@ -94,6 +94,16 @@ def test_one_row_fewer_lost_and_the_part_is_enough(monkeypatch):
     assert sizes == [(15, 20), (15, 15)]  # the first 20 rows hold all that the pixels of 15 see
 
 
+@pytest.mark.parametrize(("largest", "steps"), [(240 * 160, 2), (240 * 160 - 1, 1)])
+def test_where_the_whole_would_be_too_large_the_part_alone_is_computed_in_one_step(monkeypatch, largest, steps):
+    frame, part = LoadedImage(Image.fromarray(pixels(480, 320))), (20, 30, 120, 60)
+    exact = np.asarray(resized_part(frame, (240, 160), part, BILINEAR)).astype(int)
+    sizes = computed(monkeypatch)
+    found = np.asarray(resized_part(frame, (240, 160), part, BILINEAR, largest_resized=largest))
+    assert (len(sizes), sizes[-1]) == (steps, (100, 30))
+    assert np.abs(found - exact).max() <= 1
+
+
 def test_an_image_of_its_size_is_cut_without_resizing(monkeypatch):
     sizes, frame = computed(monkeypatch), pixels(40, 30)
     for image in (LoadedImage(frame), LoadedImage(Image.fromarray(frame))):
@@ -118,7 +128,17 @@ def test_a_weight_on_the_edge_of_rounding_is_not_trusted(monkeypatch):
     resize._exact_span.cache_clear()
     monkeypatch.setattr(resize, "_WEIGHT_BITS", 2)  # 1/8 and 3/8, in quarters, lie halfway between two numbers
     assert resize._exact_span(512, 256, 0, 100, BILINEAR) == (0, 256)
+    for bits, end in ((7, 256), (8, 100)):  # 111, 29, -9 and -3 of 256: with 7 bits all are halfway
+        resize._exact_span.cache_clear()
+        monkeypatch.setattr(resize, "_WEIGHT_BITS", bits)
+        assert resize._exact_span(512, 256, 0, 100, BICUBIC) == (0, end)
     resize._exact_span.cache_clear()
+
+
+def test_the_weights_are_those_of_the_filters():
+    distances = np.array([0, 0.5, 1, 1.5, 2, 3])
+    assert resize._filter(distances, BILINEAR).tolist() == [1, 0.5, 0, 0, 0, 0]
+    assert resize._filter(distances, BICUBIC).tolist() == [1, 0.5625, 0, -0.0625, 0, 0]
 
 
 def test_fast_averages_blocks_from_twice_the_gap_on(monkeypatch):

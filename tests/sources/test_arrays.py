@@ -8,6 +8,8 @@ import os
 import pathlib
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import ml_dtypes
@@ -21,7 +23,9 @@ from densenet_deploy.sources.arrays import (
     ForbiddenNameError,
     NeedsTorchError,
     array_of,
+    number_of,
     safetensors_arrays,
+    unfilled_array,
     zip_content,
 )
 from densenet_deploy.sources.checkpoint_file import read_checkpoint
@@ -33,13 +37,14 @@ def saved(value):
     return buffer.getvalue()
 
 
-def changed(data, **entries):
-    """The zip with other entries, by the end of their names (dots for slashes)."""
+def changed(data, *left_out, **entries):
+    """The zip with other entries, by the end of their names, and without some."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():
             known = next((content for end, content in entries.items() if name.endswith(end)), None)
-            new.writestr(name, old.read(name) if known is None else known)
+            if not name.endswith(left_out or "/"):
+                new.writestr(name, old.read(name) if known is None else known)
     return buffer.getvalue()
 
 
@@ -103,6 +108,14 @@ def test_numbers_paths_and_a_command_line_may_lie_beside_the_weights():
     assert read["float"].dtype == np.float64
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+@pytest.mark.parametrize("kind", ["PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"])
+def test_paths_of_every_system_and_python_are_text(module, kind):
+    path = pathlib.PurePosixPath("data/a")
+    written, other = b"pathlib\nPurePosixPath\n", f"{module}\n{kind}\n".encode()
+    assert zip_content(rewritten({"a": path}, written, other)) == {"a": "data/a"}
+
+
 def test_histories_arrays_and_dates_may_lie_beside_the_weights():
     history = collections.defaultdict(list, loss=[0.5, 0.25])
     now = dt.datetime(2024, 5, 6, 7, 8, 9)  # noqa: DTZ001 - as training code writes it
@@ -156,6 +169,37 @@ def test_any_other_name_is_refused(value, name):
         assert caught.value.name == name
 
 
+@pytest.mark.parametrize(
+    ("value", "written", "other"),
+    [
+        (np.float64(0.25), b"numpy._core.multiarray\nscalar\n", b"numpy.core.multiarray\nscalar\n"),
+        (np.arange(3), b"numpy._core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\n_reconstruct\n"),
+        (collections.defaultdict(list, a=[1]), b"__builtin__\nlist\n", b"builtins\nlist\n"),
+        (collections.defaultdict(float, a=2.5), b"__builtin__\nfloat\n", b"builtins\nfloat\n"),
+    ],
+    ids=["number", "array", "list", "float"],
+)
+def test_names_of_other_versions_mean_the_same(value, written, other):
+    for data in (saved({"a": value}), rewritten({"a": value}, written, other)):
+        np.testing.assert_array_equal(zip_content(data)["a"], value)
+
+
+def test_bytes_are_those_of_one_encoding():
+    with pytest.raises(ForbiddenNameError) as caught:
+        zip_content(rewritten({"a": np.float64(0.25)}, b"latin1", b"utf-16"))
+    assert caught.value.name == "_codecs.encode to utf-16"
+
+
+def test_an_array_is_empty_until_its_state_fills_it():
+    assert unfilled_array(np.ndarray, (3,), b"b").shape == (0,)
+
+
+def test_a_storage_is_pytorchs():
+    with pytest.raises(ForbiddenNameError) as caught:
+        zip_content(rewritten({"a": torch.ones(1)}, b"torch\nFloatStorage\n", b"mine\nFloatStorage\n"))
+    assert (caught.value.name, str(caught.value)) == ("mine.FloatStorage", "it needs mine.FloatStorage")
+
+
 def test_code_is_not_run(tmp_path):
     with pytest.raises(ForbiddenNameError) as caught:
         zip_content(saved({"a": torch.ones(1), "b": Bomb(tmp_path / "marker")}))
@@ -176,11 +220,18 @@ def test_code_is_not_run(tmp_path):
 def test_what_pytorch_alone_understands_is_named(value, what):
     with pytest.raises(NeedsTorchError) as caught:
         zip_content(saved({"a": value}))
-    assert caught.value.what == what
+    assert (caught.value.what, str(caught.value)) == (what, f"it holds {what}")
+
+
+def test_numbers_of_the_other_byte_order_beside_the_weights_are_refused():
+    assert zip_content(saved({"a": np.zeros(1, "<f4")}))["a"].dtype == np.float32
+    with pytest.raises(NeedsTorchError):
+        zip_content(saved({"a": np.zeros(1, ">f4")}))
 
 
 def test_big_endian_numbers_are_refused():
     data = saved({"a": torch.ones(1)})
+    assert zip_content(changed(data, "byteorder"))["a"].tolist() == [1.0], "as before PyTorch 2.1"
     assert zip_content(changed(data, byteorder=b"little"))["a"].tolist() == [1.0]
     with pytest.raises(NeedsTorchError):
         zip_content(changed(data, byteorder=b"big"))
@@ -227,7 +278,16 @@ def test_views_of_four_numbers(offset, size, stride, fits):
             arrays._tensor(storage, offset, size, stride)
         return
     expected = torch.as_strided(torch.arange(4.0, dtype=torch.float64), size, stride, offset)
-    np.testing.assert_array_equal(arrays._tensor(storage, offset, size, stride), expected.numpy())
+    view = arrays._tensor(storage, offset, size, stride)
+    np.testing.assert_array_equal(view, expected.numpy())
+    assert not view.flags.writeable
+
+
+def test_a_number_is_as_many_bytes_as_its_type():
+    assert number_of(np.dtype("<i2"), b"\x01\x02") == 0x201
+    for kind, data in (("<i2", b"\x01"), ("<i2", b"\x01\x02\x03"), ("O", bytes(8)), ("S2", b"ab")):
+        with pytest.raises(ValueError, match="bytes are not one"):
+            number_of(np.dtype(kind), data)
 
 
 def test_a_storage_holds_as_many_numbers_as_it_says():
@@ -257,6 +317,33 @@ def test_the_tensors_of_a_safetensors_file_lie_where_its_header_says():
         assert read[name].dtype == array.dtype
         np.testing.assert_array_equal(read[name], array)
     assert not read["a"].flags.writeable
+
+
+KINDS = {
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "BOOL": "bool",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS.items())
+def test_every_type_of_a_safetensors_file_has_its_numbers(kind, name):
+    expected = np.array([1, 0, 1]).astype(np.dtype(getattr(ml_dtypes, name, name)))
+    data = expected.tobytes()
+    header = {"a": {"dtype": kind, "shape": [3], "data_offsets": [0, len(data)]}}
+    (array,) = safetensors_arrays(data, header, 0).values()
+    assert (array.dtype.name, array.dtype.byteorder in "<=|") == (name, True)
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_types_that_numpy_lacks_are_those_of_another_package():
+    script = "from densenet_deploy.sources.arrays import _dtype; import sys; print(_dtype(sys.argv[1]).name)"
+    done = subprocess.run([sys.executable, "-c", script, "bfloat16"], capture_output=True, text=True, check=True)
+    assert done.stdout == "bfloat16\n"
 
 
 def test_the_array_of_a_tensor_is_its_memory():

@@ -45,13 +45,23 @@ WAYS = (pruned, channels_pruned, normalized, normalized_as_before_2_0, normalize
 def test_the_weight_is_the_one_that_the_layer_computes_in_its_place(way, layer):
     made = nn.Sequential(nn.ReLU(), way(layer.__class__(*([6, 4] if isinstance(layer, nn.Linear) else [3, 4, 2]))))
     with torch.no_grad():
-        for name, tensor in made.state_dict().items():
+        for name, tensor in made.state_dict().items():  # otherwise g is the norm of v, and W is v
             if not name.endswith("mask"):
-                tensor.mul_(1.5)
+                tensor.mul_(3.0 if name.endswith(("_g", "original0")) else 1.5)
     made(torch.zeros(1, 6) if isinstance(layer, nn.Linear) else torch.zeros(1, 3, 4, 4))
     tensors, computed = with_computed_weights(made.state_dict())
     assert (sorted(tensors), computed) == (["1.bias", "1.weight"], ("1.weight",))
     torch.testing.assert_close(tensors["1.weight"], made[1].weight.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("prefix", ["", "a.b."])
+def test_weights_and_biases_are_computed_at_any_depth(name, prefix):
+    layer = nn.Linear(4, 3)
+    prune.random_unstructured(layer, name, 0.5)
+    tensors, computed = with_computed_weights({prefix + key: value for key, value in layer.state_dict().items()})
+    assert (set(tensors), computed) == ({f"{prefix}weight", f"{prefix}bias"}, (prefix + name,))
+    assert torch.equal(tensors[prefix + name], getattr(layer, name))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -9,7 +10,8 @@ import json
 import pytest
 import torch
 
-from densenet_deploy.bench.candidate import BatchRefusedError
+from densenet_deploy.artifacts import sha256_of
+from densenet_deploy.bench.candidate import BatchRefusedError, Candidate
 from densenet_deploy.errors import (
     BackendError,
     DataError,
@@ -19,7 +21,8 @@ from densenet_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
-from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkReport, benchmark
+from densenet_deploy.runtime.runner import backends
+from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkReport, _models, _notes_about, benchmark
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportOptions, export
 from densenet_deploy.workflows.load import load
@@ -132,6 +135,65 @@ def test_models_in_memory_are_timed_if_another_process_can_open_them(digits_onnx
     unknown = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     with pytest.raises(UsageError):
         benchmark([unknown], QUICK)
+
+
+def described(models):
+    """Name, kind of file and notes of each model, and what a worker is told to open in which program."""
+    with contextlib.ExitStack() as stack:
+        found = list(_models(models, stack))
+        assert all(model.file is None or model.file.is_file() for model in found)
+        return [(model.title, model.file and model.file.suffix, len(model.notes), model.candidate("torch").program)
+                for model in found]  # fmt: skip
+
+
+def test_a_worker_opens_files_and_rebuilds_networks(tiny_onnx, checkpoint):
+    opens, rebuilds = Candidate.program, "densenet_deploy.workflows.benchmark"
+    known, module = load(tiny_onnx), load(checkpoint)
+    assert described([tiny_onnx, str(checkpoint), "cifar-bc-10-4"]) == [
+        (str(tiny_onnx), ".onnx", 1, opens),
+        (str(checkpoint), ".pth", 0, rebuilds),
+        ("densenet-cifar-bc-10-4", None, 1, rebuilds),
+    ]
+    assert described([known, tiny_onnx.read_bytes(), module, module.module]) == [
+        ("tiny", ".onnx", 1, opens),
+        ("model", ".onnx", 1, opens),
+        ("tiny", ".safetensors", 0, rebuilds),
+        (load(module.module).name, ".safetensors", 0, rebuilds),
+    ]
+
+
+def test_a_network_is_exported_only_for_backends_that_read_files():
+    with contextlib.ExitStack() as stack:
+        (model,) = _models(["cifar-bc-10-4"], stack)
+        torch_one = model.candidate("torch")
+        assert (str(torch_one.model), model.sha256_of(torch_one)) == ("cifar-bc-10-4", "")
+        assert list(model.folder.iterdir()) == []
+        exported = model.candidate("onnxruntime")
+        assert (exported.model, exported.program) == (
+            model.folder / "densenet-cifar-bc-10-4.onnx",
+            Candidate.program,
+        )
+        assert model.sha256_of(exported) == sha256_of(exported.model)
+        kinds = {name: model.is_read_by(backends.get(name)) for name in ("torch", "onnxruntime", "tensorrt")}
+        assert kinds == {"torch": True, "onnxruntime": True, "tensorrt": False}
+    assert not model.folder.exists()
+
+
+def test_a_module_of_unknown_architecture_cannot_be_timed():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    with pytest.raises(UsageError) as caught:
+        described([module])
+    assert caught.value.subject == load(module).name
+
+
+def test_what_another_run_has_in_common_is_said(tiny_report):
+    others = dataclasses.replace(tiny_report.results[0], batch=2)
+    machine = dataclasses.replace(tiny_report.machine, cpu="an abacus")
+    same = list(_notes_about(tiny_report, tiny_report.results, tiny_report.machine))
+    assert len(same) == 1
+    earlier = dataclasses.replace(tiny_report, machine=machine, results=(*tiny_report.results, others))
+    first, second, third = _notes_about(earlier, tiny_report.results, tiny_report.machine)
+    assert (first, "an abacus" in second, third[:10]) == (same[0], True, "1 results ")
 
 
 def test_the_report_is_plain_json_with_the_promised_keys_and_reads_itself(tiny_report, tiny_onnx):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import metadata
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
 
 from densenet_deploy.errors import install_command
+from densenet_deploy.runtime.trt import load_tensorrt
 from densenet_deploy.workflows.doctor import BackendHealth, DoctorReport, diagnose
 
 
@@ -27,3 +33,36 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it():
     assert export.startswith("export ")
     assert "torch" in export
     assert export.endswith(install_command("export"))
+
+
+class Broken(ModuleType):
+    """A package of which some library is missing: nothing in it can be used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> object:
+        raise OSError(f"lib{self.__name__}.so: cannot open {name}")
+
+
+def test_a_broken_installation_is_reported_and_the_others_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", Broken("openvino"))
+    backends = diagnose().backends
+    health = backends["openvino"]
+    assert (health.available, health.version, health.devices) == (False, None, ())
+    assert "libopenvino.so" in health.reason
+    assert "densenet-deploy[openvino]" in health.fix
+    assert backends["onnxruntime"].available
+
+
+def test_a_package_that_cannot_be_imported_is_reported_as_its_backend_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: not found')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    load_tensorrt.cache_clear()
+    health = diagnose().backends["tensorrt"]
+    assert (health.available, health.version, health.fix) == (False, None, "reinstall the package tensorrt")
+    assert "libnvinfer.so.10" in health.reason

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -17,10 +19,15 @@ from densenet_deploy.workflows.sandbox import (
     Loader,
     Sandbox,
     UntrustedFile,
+    _identity,
+    _is_whole,
+    _modules,
     death_error,
     limits_for,
+    load,
     memory_error,
     preflight,
+    prepare,
 )
 from tests.faults.hostile import without_end, without_measure
 
@@ -172,3 +179,102 @@ def test_limits_grow_with_the_weights_beside_the_file(tiny_onnx: Path, tmp_path:
     large = limits_for([UntrustedFile(tmp_path / "model.onnx", ())])
     assert large.memory_bytes > small.memory_bytes + 16 * 4 * 2**20 - 2**20
     assert large.cpu_seconds > small.cpu_seconds
+
+
+# -- the child's side, in this process
+
+
+def refusals(caplog: pytest.LogCaptureFixture, *facts: tuple[Path, list[str], str | None]) -> tuple[list, int]:
+    """The steps that the child announces, and how many of them end in a refusal."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "densenet_deploy.workflows.sandbox"):
+        steps = list(load([(str(path), loaders, backend) for path, loaders, backend in facts]))
+    return steps, sum(record.msg.startswith("refused") for record in caplog.records)
+
+
+GRAPHS = ["GRAPH", "SIMPLIFIER", "SESSION"]
+
+
+def test_every_loader_reads_the_file_and_what_it_refuses_is_left_to_the_command(
+    tiny_onnx: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = [(0, "WEIGHTS"), *((1, name) for name in GRAPHS)]
+    assert refusals(caplog, (checkpoint, ["WEIGHTS"], None), (tiny_onnx, GRAPHS, "onnxruntime")) == (steps, 0)
+    weights, graph = tmp_path / "weights.pth", tmp_path / "graph.onnx"
+    weights.write_bytes(checkpoint.read_bytes()[:-200])
+    graph.write_bytes(tiny_onnx.read_bytes()[:-200])
+    assert refusals(caplog, (weights, ["WEIGHTS"], None), (graph, GRAPHS, "onnxruntime")) == (steps, 4)
+
+
+@pytest.mark.parametrize("loader", ["GRAPH", "SIMPLIFIER", "SESSION"])
+def test_a_loader_is_the_library_that_it_names(
+    tiny_onnx: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    import onnxsim
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(onnxsim, "simplify", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    assert refusals(caplog, (tiny_onnx, [loader], "onnxruntime"))[1] == (loader != "GRAPH")
+
+
+def test_memory_that_runs_out_is_not_a_refusal(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_args: object, **_options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", run_out)
+    with pytest.raises((MemoryError, ResourceError)):
+        list(load([(str(tiny_onnx), ["SESSION"], "onnxruntime")]))
+
+
+def test_what_a_loader_needs_is_imported_before(tiny_onnx: Path, checkpoint: Path, tmp_path: Path) -> None:
+    modules = [_modules(loader, tiny_onnx, None) for loader in (Loader.GRAPH, Loader.SIMPLIFIER, Loader.SESSION)]
+    assert modules == [
+        ("densenet_deploy.graph.foreign",),
+        ("onnxsim", "densenet_deploy.graph.simplify"),
+        ("onnxruntime",),
+    ]
+    assert _modules(Loader.SESSION, tiny_onnx, "openvino") == ("openvino",)
+    assert _modules(Loader.SESSION, tmp_path / "missing.onnx", None) == ()
+    assert _modules(Loader.WEIGHTS, checkpoint, None) == ("torch", "densenet_deploy.sources.checkpoint_file")
+
+
+@pytest.mark.parametrize(("error", "is_raised"), [("ImportError", False), ("OSError", False), ("MemoryError", True)])
+def test_what_is_not_installed_is_not_imported_but_memory_has_to_suffice(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, is_raised: bool
+) -> None:
+    (tmp_path / "onnxsim.py").write_text(f"import sys; sys.imported_by_a_test.append(1); raise {error}")
+    tried: list[int] = []
+    monkeypatch.setattr(sys, "imported_by_a_test", tried, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "onnxsim", raising=False)
+    facts = [(str(tiny_onnx), ["SIMPLIFIER"], None)]
+    if is_raised:
+        with pytest.raises(MemoryError):
+            prepare(facts)
+    else:
+        prepare(facts)
+    assert tried == [1]
+
+
+def test_a_checkpoint_of_old_is_whole_although_it_is_not_a_zip(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"a": torch.ones(2)}, tmp_path / "new.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "new.pth").read_bytes()[:-30])
+    names = ("old.pth", "new.pth", "cut.pth", "missing.pth")
+    assert [_is_whole(UntrustedFile(tmp_path / name, (Loader.WEIGHTS,))) for name in names] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_what_is_remembered_of_a_file_is_how_it_was_loaded(tiny_onnx: Path, tmp_path: Path) -> None:
+    one, same = (_identity(UntrustedFile(tiny_onnx, (Loader.GRAPH,))) for _ in range(2))
+    assert one == same
+    assert one != _identity(UntrustedFile(tiny_onnx, (Loader.SESSION,)))
+    assert one != _identity(UntrustedFile(tiny_onnx, (Loader.GRAPH,), "openvino"))
+    assert _identity(UntrustedFile(tmp_path / "gone.onnx", (Loader.GRAPH,))) is None

@@ -26,6 +26,17 @@ def test_stages_are_timed_in_order_and_announced_when_they_begin():
     assert all(seconds >= 0 for seconds in stages.seconds.values())
 
 
+def test_what_a_long_stage_takes_is_said_beforehand(caplog):
+    heard: list[tuple[object, ...]] = []
+    with caplog.at_level("INFO", "densenet_deploy"):
+        stages = Stages(lambda *words: heard.append(words))
+        with stages("speed", "up to 20 s") as step:
+            assert [record.getMessage() for record in caplog.records] == ["speed (up to 20 s)"]
+            step(1, 2)
+    assert heard == [("speed (up to 20 s)",), ("speed (up to 20 s)", 1, 2)]
+    assert list(stages.seconds) == ["speed"]
+
+
 def test_a_stage_that_fails_lets_the_error_through():
     stages = Stages()
     with pytest.raises(ZeroDivisionError), stages("build"):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from densenet_deploy.errors import DataError, UsageError
+from densenet_deploy.graph.layer_precision import LayerPrecision
+from densenet_deploy.model import Model
 from densenet_deploy.reports import Report
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
-from densenet_deploy.workflows.html_report.load import ReportSources, load_material
+from densenet_deploy.workflows.html_report.load import FileFacts, ModelSummary, ReportSources, load_material
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.tune.report import TuneReport
+from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
 from tests.workflows.html_report.conftest import ReportFolder, machine, result
 
 RESULT = result("a.onnx", 1.5, "0" * 64)
@@ -74,3 +79,58 @@ def test_two_models_with_the_same_file_name_are_refused(reports: ReportFolder) -
         ReportSources(())
     with pytest.raises(UsageError):
         reports.sources(max_drop=-1.0)
+
+
+def summary(model: Path | Model) -> ModelSummary:
+    (found,) = load_material(ReportSources((model,))).models
+    return found
+
+
+def files(found: ModelSummary) -> list[Path]:
+    assert found.files == tuple(FileFacts.of(one.path) for one in found.files)
+    return [one.path for one in found.files]
+
+
+def test_an_engine_is_shown_with_its_sidecar_and_what_was_read_back(tiny_onnx: Path, tmp_path: Path) -> None:
+    path, plan = tmp_path / "tiny.engine", plan_bytes(b"ftrt", mask=0)
+    manifest = load(tiny_onnx).manifest
+    write_engine(path, plan, sidecar_of(plan, precision="int8", manifest=manifest, convolutions={"a": "int8"}))
+    found = summary(path)
+    assert (found.kind, found.precision, found.manifest) == ("engine", "int8", manifest)
+    assert files(found) == [path, tmp_path / "tiny.engine.json"]
+    assert found.layers == (LayerPrecision("a", "convolution", "int8"),)
+    assert found.architecture.parameters == summary(tiny_onnx).architecture.parameters
+    assert "the inspector when it was built" in found.evidence
+    (tmp_path / "tiny.engine.json").unlink()
+    assert (files(summary(path)), summary(path).precision) == ([path], "unknown")
+
+
+def test_a_file_of_openvino_is_shown_with_its_weights_and_is_not_analysed(tmp_path: Path) -> None:
+    path = tmp_path / "model.xml"
+    path.write_text('<?xml version="1.0"?><net name="n" version="11"></net>')
+    path.with_suffix(".bin").write_bytes(b"weights")
+    found = summary(path)
+    assert (found.kind, found.precision, found.layers, found.architecture) == ("openvino", "unknown", (), None)
+    assert files(found) == [path, tmp_path / "model.bin"]
+    assert "not analysed" in found.evidence
+
+
+def test_a_checkpoint_is_one_file(checkpoint: Path) -> None:
+    found = summary(checkpoint)
+    assert (found.kind, found.precision, found.layers, files(found)) == ("checkpoint", "fp32", (), [checkpoint])
+
+
+def test_a_model_is_shown_by_its_name_whether_it_has_a_file_or_not(tiny_onnx: Path) -> None:
+    on_disk = summary(load(tiny_onnx).replaced(name="mine"))
+    assert (on_disk.alias, on_disk.temporary, files(on_disk)) == ("mine", None, [tiny_onnx])
+    in_memory = summary(Model.from_bytes("mine", tiny_onnx.read_bytes()))
+    assert (in_memory.alias, [one.path for one in in_memory.files]) == ("mine", [Path("mine.onnx")])
+    assert in_memory.files[0].sha256 == on_disk.files[0].sha256
+
+
+def test_what_a_missing_package_would_read_is_said(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    found = summary(tiny_onnx)
+    assert (found.kind, found.precision, found.layers, found.architecture) == ("onnx", "fp32", (), None)
+    assert found.notes == (found.evidence,)
+    assert "onnx" in found.evidence

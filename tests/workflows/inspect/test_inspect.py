@@ -6,27 +6,34 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from densenet_deploy.analysis.accuracy import Published
 from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.analysis.memory import activation_memory
-from densenet_deploy.errors import BackendError, UnknownNameError, UsageError
+from densenet_deploy.errors import BackendError, ManifestError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture
+from densenet_deploy.model import Model
 from densenet_deploy.models.build import build_model
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import (
     InspectOptions,
     InspectReport,
     inspect,
     inspect_file,
+    inspect_spec,
     inspect_variant,
 )
 from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, profile_model
-from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, SweepReport, run_sweep
+from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, SweepReport, _open, run_sweep
+from densenet_deploy.workflows.load import load
 from tests.conftest import DIGITS, TINY
+from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar", num_classes=10)
 
@@ -175,6 +182,51 @@ def test_a_sweep_over_variants_keeps_the_channels_and_gives_resnets_as_many() ->
     assert {point.published for point in report.points} == {None}
 
 
+def test_a_table_says_where_it_was_measured_and_what_others_published() -> None:
+    report = run_sweep(Sweep.parse("growth-rate=4"), SPEC, SweepOptions(measure=False))
+    (point,) = report.points
+    assert "ms:" not in report.to_text()
+    assert "not measured here" not in report.to_text()
+    published = Published(0.75, None, "a paper")
+    timed = dataclasses.replace(
+        point, latency_ms=1.234, latency_interval_ms=(1.2, 1.3), placement="torch, cpu", published=published
+    )
+    lines = dataclasses.replace(report, points=(timed, timed)).to_text().splitlines()
+    assert lines[-3:] == [
+        "",
+        "ms: median call, torch, cpu, each network in a process of its own",
+        "published, not measured here: a paper",
+    ]
+    assert lines[-4].split()[-5:] == ["1.23", "1.20-1.30", "75.00%", "/", "-"]
+
+
+def test_without_values_to_normalize_over_a_training_step_is_unknown() -> None:
+    """At batch 1 the last maps are one pixel, of which a BatchNormalization has no variance."""
+    spec = dataclasses.replace(SPEC, blocks=(1, 1))
+    alone, pair = (
+        run_sweep(Sweep.parse("growth-rate=4"), spec, SweepOptions(2, batch, measure=False)).points[0]
+        for batch in (1, 2)
+    )
+    assert alone.training_bytes is None
+    assert pair.training_bytes > 0
+
+
+def served(path: Path, spec: object, shape: tuple[int, ...]) -> list[object]:
+    """The shapes that a candidate takes and makes of two images, opened from the file that its process is given."""
+    path.write_text(json.dumps({"network": spec, "shape": shape}))
+    runner = _open(path, "torch", "cpu", RunnerOptions(threads=1))
+    (given,) = runner.inputs
+    (row,) = runner.run({given.name: np.zeros((2, *shape), np.float32)}).values()
+    runner.close()
+    return [given.shape, row.shape]
+
+
+def test_the_process_of_a_candidate_builds_the_network_of_its_file(tmp_path: Path) -> None:
+    facts = json.loads(json.dumps(dataclasses.replace(SPEC, in_channels=2).to_facts()))
+    assert served(tmp_path / "0.json", facts, (2, 8, 12)) == [(None, 2, 8, 12), (2, 10)]
+    assert served(tmp_path / "1.json", "resnet50", (1, 32, 64)) == [(None, 1, 32, 64), (2, 1000)]
+
+
 @pytest.mark.slow
 def test_published_accuracies_stand_beside_the_networks_they_are_of() -> None:
     report = run_sweep(Sweep.parse("variant=121"), find_variant("121").spec, SweepOptions(measure=False))
@@ -217,6 +269,72 @@ def test_any_source_of_a_network_can_be_inspected(tiny_onnx: Path) -> None:
     assert inspect("121").parameters == 7_978_856
     other = inspect(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), InspectOptions(image_size=10))
     assert (other.parameters, other.macs) == (4 * 27 + 4, 4 * 27 * 64)
+
+
+def test_a_module_is_profiled_with_the_channels_that_were_stated() -> None:
+    options = InspectOptions(image_size=(32, 48), profile=ProfileOptions(calls=1, threads=1))
+    report = inspect_variant("cifar-bc-10-4", None, options, channels=2)
+    assert (
+        report.parameters
+        == model_cost(dataclasses.replace(find_variant("cifar-bc-10-4").spec, in_channels=2)).parameters
+    )
+    assert report.profile.placement.backend == "torch"
+
+
+def test_a_file_has_one_size_and_one_kind(tiny_onnx: Path, tmp_path: Path) -> None:
+    assert inspect_file(tiny_onnx, InspectOptions(image_size=32)).image_size == 32
+    with pytest.raises(UsageError) as caught:
+        inspect_file(tiny_onnx, InspectOptions(image_size=64))
+    assert caught.value.subject == "image-size=64"
+    path = tmp_path / "model.xml"
+    path.write_text('<?xml version="1.0"?><net name="n" version="11"></net>')
+    path.with_suffix(".bin").touch()
+    with pytest.raises(ModelFileError) as refused:
+        inspect(path)
+    assert refused.value.subject == str(path)
+    with pytest.raises(ModelFileError) as unknown:
+        inspect(Model("nothing"))
+    assert unknown.value.subject == "nothing"
+
+
+def test_facts_that_make_no_network_are_those_of_the_manifest(tiny_onnx: Path) -> None:
+    manifest = load(tiny_onnx).manifest
+    wrong = dataclasses.replace(manifest, spec={**manifest.spec, "blocks": (1,) * 8})
+    with pytest.raises(ManifestError) as caught:
+        inspect_spec("tiny.onnx", "fp32", wrong, InspectOptions(), (127, 200))
+    assert caught.value.subject == "spec of tiny.onnx"
+    assert inspect_spec("tiny.onnx", "fp32", wrong, InspectOptions(), (128, 200)).image_size == (128, 200)
+
+
+def test_a_model_that_states_nothing_keeps_its_notes() -> None:
+    report = inspect_variant(None, TINY)
+    assert report.described(None, ("a note",)) == dataclasses.replace(report, notes=("a note",))
+
+
+def test_an_engine_is_read_without_a_gpu(tiny_onnx: Path, tmp_path: Path) -> None:
+    path, plan = tmp_path / "tiny.engine", plan_bytes(b"ftrt", (10, 3, 0, 26), mask=0)
+    manifest = load(tiny_onnx).manifest
+    facts = {"manifest": manifest, "convolutions": {"a": "int8", "b": "int8", "c": "fp16"}}
+    write_engine(path, plan, sidecar_of(plan, precision="int8", **facts))
+    report = inspect(str(path), InspectOptions(batch=2))
+    assert report == inspect_engine(path, 2)
+    assert (report.architecture.parameters, report.architecture.batch) == (model_cost(SPEC).parameters, 2)
+    assert report.to_text().splitlines()[:6] == [
+        f"{path}: 0.0 MiB, tensorrt 10.3.0.26",
+        "built for   8.7",
+        "batches     1/2/4 (min/opt/max)",
+        "asked       int8",
+        "runs        convolutions: 2 in int8, 1 in fp16, read from the inspector when it was built",
+        "",
+    ]
+    assert report.to_text().endswith(report.architecture.to_text())
+    path.with_name("tiny.engine.json").unlink()
+    bare = inspect_engine(path)
+    assert (bare.architecture, bare.precision) == (None, "unknown")
+    assert bare.to_text().splitlines()[1:] == [
+        "built for   unknown GPUs",
+        "runs        convolutions: unknown: the engine does not say",
+    ]
 
 
 def test_a_report_reads_its_own_json(tiny_onnx: Path) -> None:

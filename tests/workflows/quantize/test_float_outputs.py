@@ -13,13 +13,15 @@ SAMPLES = [np.random.default_rng(seed).standard_normal((1, 3, 32, 32)).astype(np
 
 
 class Counted(list):
-    """Samples that count how often they are read from the first on."""
+    """Samples that count how often they are read from the first on, and how many in all."""
 
-    passes = 0
+    passes = read = 0
 
     def __iter__(self):
         self.passes += 1
-        return super().__iter__()
+        for sample in super().__iter__():
+            self.read += 1
+            yield sample
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +56,29 @@ def test_outputs_seen_by_calibration_are_taken_if_the_model_gives_the_same(model
     data = Counted(SAMPLES)
     floats = FloatOutputs(model, data, seen)
     assert all(found is given["logits"] for found, given in zip(_logits(floats, 5), seen, strict=False))
-    assert data.passes == 1, "four were run"
+    assert (data.passes, data.read) == (1, 4), "four were run"
     _logits(floats, 7)
     assert data.passes == 1
 
 
 @pytest.mark.parametrize("factor", [1.002, np.nan])
-def test_outputs_that_the_model_does_not_give_are_not_taken(model, own, factor):
+def test_outputs_that_the_model_does_not_give_are_not_taken(model, own, factor, caplog):
     floats = FloatOutputs(model, SAMPLES, [{"logits": logits * np.float32(factor)} for logits in own])
+    with caplog.at_level("INFO", float_outputs.__name__):
+        np.testing.assert_allclose(np.concatenate(_logits(floats, 7)), np.concatenate(own), atol=1e-5)
+    (message,) = (record.getMessage() for record in caplog.records if record.name == float_outputs.__name__)
+    assert message.startswith("logits differs")
+
+
+def test_two_who_ask_at_the_same_time_get_the_same(model, own):
+    floats = FloatOutputs(model, SAMPLES)
+    for one, other in zip(floats.first(4), floats.first(4), strict=True):
+        np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
     np.testing.assert_allclose(np.concatenate(_logits(floats, 7)), np.concatenate(own), atol=1e-5)
 
 
 def test_what_does_not_fit_is_run_again(model, own, monkeypatch):
+    assert float_outputs.MOST_BYTES == 67_108_864
     monkeypatch.setattr(float_outputs, "MOST_BYTES", 2 * own[0].nbytes)
     floats = FloatOutputs(model, SAMPLES)
     first, second = _logits(floats, 4), _logits(floats, 4)
