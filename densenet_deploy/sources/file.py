@@ -32,8 +32,8 @@ from densenet_deploy.sources.weights import (
     Weights,
     copied,
     fitted_model,
-    require_finite,
     require_fit,
+    require_numbers,
     weights_from,
     weights_of,
     weights_sha256,
@@ -93,7 +93,7 @@ def _loaded(file: CheckpointFile, constraint: WeightsConstraint, *, assumes: boo
     weights = _without_unused_classifier(weights, variant.spec)
     module, arrays = _network(path, variant, weights.tensors)
     if not constraint.allow_nonfinite:
-        require_finite(path, arrays)
+        require_numbers(path, arrays)
     facts, misfits = fitting(weights.facts, variant.spec) if manifest is None else (ModelFacts(), ())
     assumed = (_assumption(weights, variant.spec),) if assumes and manifest is None else ()
     return LoadedNetwork(

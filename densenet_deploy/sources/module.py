@@ -10,7 +10,6 @@ its opposite, too, which a final ReLU does not.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import io
 import sys
@@ -25,12 +24,18 @@ from densenet_deploy.models.operations import NORM_EPSILON
 from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.config_file import facts_of_config, fitting
 from densenet_deploy.sources.layout import Layout, layout_of
-from densenet_deploy.sources.reparametrized import with_computed_weights
+from densenet_deploy.sources.reparametrized import (
+    copied,
+    with_affine_norms,
+    with_computed_weights,
+    without_parametrizations,
+)
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 from densenet_deploy.sources.weights import (
     casting_note,
+    computing_note,
     fitted_model,
-    require_finite,
+    require_numbers,
     shapes_of,
     weights_of,
     weights_sha256,
@@ -61,13 +66,13 @@ class ModuleSource(Source):
         assert isinstance(source, nn.Module)
         source = _unwrapped(source)
         kind = type(source).__name__
-        module, casting = _ready(source)
+        module, done = _ready(source)
         floats = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-        tensors, _ = with_computed_weights(floats)
+        tensors, _ = with_affine_norms(with_computed_weights(floats)[0])
         found = _recognised(module, tensors)
         if not constraint.allow_nonfinite:
             kept = found.module.state_dict().items()
-            require_finite(kind, {name: tensor for name, tensor in kept if tensor.is_floating_point()})
+            require_numbers(kind, {name: tensor for name, tensor in kept if tensor.is_floating_point()})
         variant, facts = found.variant, found.facts
         _require(constraint, kind, variant)
         return LoadedNetwork(
@@ -81,7 +86,7 @@ class ModuleSource(Source):
             output_names=(variant.spec.output_name,)
             if variant
             else _output_names(module, constraint.channels or facts.channels),
-            notes=(*casting, *found.notes),
+            notes=(*done, *found.notes),
         )
 
 
@@ -113,7 +118,7 @@ def _unwrapped(source: nn.Module) -> nn.Module:
 
 
 def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """(the module in eval mode and float32, a note if it had to be cast)."""
+    """(the module in eval mode and float32 with weights of its own, notes on what had to change)."""
     import torch
 
     kind, tensors = type(source).__name__, source.state_dict().values()
@@ -123,8 +128,9 @@ def _ready(source: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         raise InputError(kind, "has parameters on the meta device, without values", "load its weights")
     note = casting_note(tensor for tensor in source.parameters() if tensor.is_floating_point())
     if note or any(inner.training for inner in source.modules()):
-        return copy.deepcopy(source).eval().to(torch.float32), note
-    return source, ()
+        source = copied(source).eval().to(torch.float32)
+    module, count = without_parametrizations(source)
+    return module, (*note, *filter(None, [computing_note(count)]))
 
 
 def _recognised(module: nn.Module, tensors: Mapping[str, Tensor]) -> _Recognised:
@@ -169,11 +175,11 @@ def _has_our_epsilon(module: nn.Module) -> bool:
 
 def _with_opposite_classifier(module: nn.Module, names: Mapping[str, str] | None = None) -> nn.Module:
     """Return a copy whose last linear layer, the `classifier` among our `names` of its parameters, is negated."""
-    copied = copy.deepcopy(module)
-    for name, tensor in copied.state_dict().items():
+    other = copied(module)
+    for name, tensor in other.state_dict().items():
         if (name if names is None else names.get(name)) in ("classifier.weight", "classifier.bias"):
             tensor.neg_()
-    return copied
+    return other
 
 
 def _is_script(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from densenet_deploy.sources.checkpoint_file import CheckpointFile
 from densenet_deploy.sources.weights import (
     casting_note,
     fitted_model,
-    require_finite,
+    require_numbers,
     shapes_of,
     weights_from,
     weights_sha256,
@@ -348,11 +348,22 @@ def test_norms_without_statistics_are_named(model):
 
 def test_nan_and_inf_are_counted_and_the_first_tensor_named():
     bad = torch.tensor([1.0, math.nan, math.inf, -math.inf])
-    require_finite("it", {"a": torch.tensor([1e38, -1e38])})
+    require_numbers("it", {"a": torch.tensor([1e38, -1e38])})
     with pytest.raises(CheckpointError) as caught:
-        require_finite("it", {"a": torch.ones(2), "c": bad, "b": bad[:2]})
+        require_numbers("it", {"a": torch.ones(2), "c": bad, "b": bad[:2]})
     assert caught.value.subject == "it"
     assert caught.value.why == "holds 4 NaN or Inf values in 2 of its tensors, the first c"
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_negative_variances_are_named_and_counted(kind):
+    negative = kind([-1e-9, 1.0, -2.0])
+    require_numbers("it", {"a.running_var": kind([0.0, 1e-40]), "a.running_mean": negative, "running_var": negative})
+    with pytest.raises(CheckpointError) as caught:
+        require_numbers("it", {"a.running_var": kind([1.0]), "b.running_var": negative, "c.running_var": negative})
+    assert caught.value.why == "holds 4 negative variances in 2 of its norms, the first b.running_var"
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        require_numbers("it", {"a.running_var": kind([-1.0, math.nan])})
 
 
 def test_the_hash_is_that_of_names_shapes_and_bytes_in_the_order_of_names():
