@@ -23,6 +23,7 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.models.operations import parameter_shapes
 from densenet_deploy.sources.arrays import Array, array_of
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
+from densenet_deploy.sources.class_names import class_names_in
 from densenet_deploy.sources.config_file import WeightsConfig
 from densenet_deploy.sources.heads import WAY_OUT, is_unused
 from densenet_deploy.sources.layout import Layout, chosen_network, layout_of, network_layout
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 COUNTER: Final = ".num_batches_tracked"
 """How many batches a norm saw in training: not a weight, and missing from old checkpoints."""
 
-_LABELS: Final = ("class_to_idx", "classes", "class_names")
 _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
 _VARIANCE: Final = ".running_var"
 _WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
@@ -107,9 +107,9 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         layout = layout_of(tensors)
     else:
         layout = network_layout(FoundNetwork(keys, tensors, network.prefix, network.is_bare), others)
-    labels = _labels(file.content)
-    beside = (name for name in _beside(file.content, keys) if not (labels and name in _LABELS))
-    unused = [name for name in named if name not in layout.names]
+    classes = class_names_in(file.content, keys)
+    beside = (name for name in _beside(file.content, keys) if name != classes.key)
+    unused = [name for name in named if name not in layout.names and name != classes.key]
     notes = (
         *((f"weights found under {' → '.join(keys)}",) if keys else ()),
         *_ignoring_note("beside the weights", beside),
@@ -118,9 +118,10 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         *_renaming_note(layout.names),
         *casting_note(tensors[name] for name in layout.names),
         *layout.notes,
+        *classes.notes,
     )
     plain = _float32(layout.arranged(tensors))
-    facts = dataclasses.replace(layout.facts, labels=labels) if labels else layout.facts
+    facts = dataclasses.replace(layout.facts, labels=classes.names) if classes.names else layout.facts
     return Weights(plain, layout, facts, notes)
 
 
@@ -166,20 +167,6 @@ def _beside(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
         entries = entries_of(content)
         yield from (other for other in entries if other != key)
         content = entries[key]
-
-
-def _labels(content: object) -> tuple[str, ...]:
-    """Class names that the file states in torchvision's form, `class_to_idx`, or as a list; else none."""
-    if not isinstance(content, Mapping):
-        return ()
-    numbers = content.get(_LABELS[0])
-    if isinstance(numbers, Mapping) and sorted(numbers.values(), key=str) == sorted(range(len(numbers)), key=str):
-        return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))
-    names = next((content[name] for name in _LABELS[1:] if name in content), None)
-    names = names.tolist() if isinstance(names, np.ndarray) else names
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        return ()
-    return tuple(names)
 
 
 def require_fit(subject: object, variant: Variant, tensors: Mapping[str, Tensor | Array]) -> None:

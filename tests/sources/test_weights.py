@@ -186,25 +186,6 @@ def test_what_is_not_part_of_the_network_is_ignored_and_named(extra, state):
     assert weights.notes == (f"ignored as not part of the network: {', '.join(extra)}",)
 
 
-@pytest.mark.parametrize("key", ["class_to_idx", "classes", "class_names"])
-@pytest.mark.parametrize("kind", [list, np.array])
-def test_class_names_beside_the_weights_are_labels(key, kind, state):
-    names = ("e", "d", "c", "b", "a")
-    stated = {name: index for index, name in enumerate(names)} if key == "class_to_idx" else kind(names)
-    weights = read({"state_dict": state, key: stated})
-    assert weights.facts.labels == names
-    assert not any(key in note for note in weights.notes)
-
-
-@pytest.mark.parametrize(
-    "stated",
-    [{"class_to_idx": {"a": 0, "b": 2}}, {"class_to_idx": {"a": "x"}}, {"classes": 5}, {"classes": [1, 2]}],
-    ids=str,
-)
-def test_what_does_not_name_classes_in_order_is_not_labels(stated, state):
-    assert read({"state_dict": state, **stated}).facts.labels is None
-
-
 @pytest.fixture
 def state(model):
     """The weights of a network, without counters."""
