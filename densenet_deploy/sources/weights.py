@@ -43,7 +43,7 @@ _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
 _VARIANCE: Final = ".running_var"
 _WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
 _PARAMETRIZED: Final = re.compile(r"(^|\.)parametrizations\.")
-_FAKE_QUANTIZED: Final = re.compile(r"fake_quant|(^|\.)activation_post_process(_\d+)?\.")
+_QUANTIZED: Final = re.compile(r"fake_quant|(^|\.)activation_post_process(_\d+)?\.|(^|\.)_packed_params(\.|$)")
 _STATISTICS: Final = (".running_mean", ".running_var")
 _LISTED: Final = 5
 _UNEXPECTED: Final = "is unexpected"
@@ -100,7 +100,7 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
         raise CheckpointError(file.path, why, "do not use it; get the checkpoint from its author")
-    _refuse_unknown_forward(file.path, tensors)
+    _refuse_unknown_forward(file.path, named)
     if is_ours:
         layout = Layout.ours(tensors)
     elif network is None:
@@ -132,8 +132,9 @@ def _refuse_unknown_forward(path: Path, names: Iterable[str]) -> None:
             why = f"{name} is one of a parametrization that is neither a weight norm nor a spectral norm"
             fix = "load the module itself, densenet_deploy.load(module), or remove it first: remove_parametrizations"
             raise CheckpointError(path, why, fix)
-        if _FAKE_QUANTIZED.search(name):
-            why = f"is of quantization-aware training: {name} belongs to a fake quantization"
+        if _QUANTIZED.search(name):
+            how = "quantized" if "_packed_params" in name else "prepared for quantization"
+            why = f"is {how} by PyTorch: {name} is not part of a float network"
             fix = "give the .onnx file that torch.onnx.export writes of it, or float weights, and quantize those"
             raise CheckpointError(path, why, fix)
 

@@ -214,9 +214,9 @@ def test_what_is_filled_has_the_type_of_the_variance(kind):
     [
         ("classifier.parametrizations.weight.original", "a parametrization"),
         ("parametrizations.bias.original1", "a parametrization"),
-        ("features.conv0.weight_fake_quant.scale", "quantization-aware training"),
-        ("features.norm0.activation_post_process.min_val", "quantization-aware training"),
-        ("activation_post_process_3.scale", "quantization-aware training"),
+        ("features.conv0.weight_fake_quant.scale", "prepared for quantization"),
+        ("features.norm0.activation_post_process.min_val", "prepared for quantization"),
+        ("activation_post_process_3.scale", "prepared for quantization"),
     ],
 )
 def test_weights_that_only_their_own_code_computes_are_refused_by_name(name, says):
