@@ -142,7 +142,7 @@ def _means(name: str, value: object) -> tuple[float, ...]:
     means = _numbers(name, value, -_LARGEST_PIXEL, _LARGEST_PIXEL)
     outside = next((mean for mean in means if abs(mean) > _LARGEST_MEAN), None)
     if outside is not None:
-        fix = f"it is of values in 0..1; if this one is of pixels in 0..255, divide mean and std by 255: {outside / 255:.4g}"
+        fix = f"give one of values in 0..1; of pixels in 0..255, divide mean and std by 255: {outside / 255:.4g}"
         raise UsageError(f"{name}={outside}", f"is not from {-_LARGEST_MEAN} to {_LARGEST_MEAN}", fix)
     return means
 

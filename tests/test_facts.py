@@ -133,3 +133,4 @@ def test_a_mean_of_pixels_is_refused_with_what_to_give_instead(mean, hint):
     with pytest.raises(UsageError) as caught:
         ModelFacts(mean=255.1)
     assert "255: " not in caught.value.fix
+    assert ModelFacts(mean=2.0).mean == (2.0,)

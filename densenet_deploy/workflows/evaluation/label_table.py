@@ -186,8 +186,8 @@ class LabelTable:
             return math.nan
         value = _TRUTH.get(text.lower(), _parsed(text))
         if value is None or value not in (-1, 0, 1):
-            why = f"{_at(row, self.columns[place])}: is {text!r}, not 1 or 0, true or false, or empty, nan or -1"
-            raise DataError(self.file, why, "correct the cell; empty is unknown")
+            why = f"{_at(row, self.columns[place])}: is {text!r}, not 1, 0, true, false, or empty, nan or -1 for unknown"
+            raise DataError(self.file, why, "correct the cell")
         return math.nan if value == -1 else value
 
     def _number(self, row: Row, place: int) -> float:
@@ -211,9 +211,8 @@ def _lines(file: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as exc:
         raise DataError(file, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
     except csv.Error as exc:
-        raise DataError(
-            file, f"line {reader.line_num}: {exc}", "write a CSV with commas, semicolons or tabs, and double quotes"
-        ) from exc
+        fix = "write a CSV with commas, semicolons or tabs, and double quotes"
+        raise DataError(file, f"line {reader.line_num}: {exc}", fix) from exc
 
 
 def _rows(file: Path, columns: int, lines: Sequence[tuple[int, list[str]]]) -> list[Row]:
