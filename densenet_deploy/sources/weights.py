@@ -109,7 +109,8 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         layout = network_layout(FoundNetwork(keys, tensors, network.prefix, network.is_bare), others)
     classes = class_names_in(file.content, keys)
     beside = (name for name in _beside(file.content, keys) if name != classes.key)
-    unused = [name for name in named if name not in layout.names and name != classes.key]
+    known = {*layout.names, *layout.read, classes.key}
+    unused = [name for name in named if name not in known]
     notes = (
         *((f"weights found under {' → '.join(keys)}",) if keys else ()),
         *_ignoring_note("beside the weights", beside),

@@ -186,7 +186,7 @@ class LabelTable:
             return math.nan
         value = _TRUTH.get(text.lower(), _parsed(text))
         if value is None or value not in (-1, 0, 1):
-            why = f"{_at(row, self.columns[place])}: is {text!r}, not 1, 0, true, false, or empty, nan or -1 for unknown"
+            why = f"{_at(row, self.columns[place])}: is {text!r}, not 1, 0, true, false, or (unknown) empty, nan, -1"
             raise DataError(self.file, why, "correct the cell")
         return math.nan if value == -1 else value
 
