@@ -22,6 +22,7 @@ AUTO: Final = "auto"
 """The task that says: find out from the model."""
 
 _LARGEST_MEAN: Final = 2.0  # of values in 0..1: 123.7 is a mean of values in 0..255
+_LARGEST_PIXEL: Final = 255.0
 _LARGEST_SIDE: Final = 8192
 _MOST_CHANNELS: Final = 4096
 
@@ -62,7 +63,7 @@ class ModelFacts:
         self._check("channels", lambda name, value: require_range(name, _whole(name, value), 1, _MOST_CHANNELS))
         self._check("resize", lambda name, value: value if value == NO_RESIZE else _size(name, value))
         self._check("interpolation", lambda name, value: require_choice(name, value, INTERPOLATIONS))
-        self._check("mean", lambda name, value: _numbers(name, value, -_LARGEST_MEAN, _LARGEST_MEAN))
+        self._check("mean", _means)
         self._check("std", lambda name, value: _numbers(name, value, 1e-6, 1e6))
         self._check("labels", _names)
         self._check("task", lambda name, value: require_choice(name, value, (AUTO, *TASKS)))
@@ -135,6 +136,15 @@ def _numbers(name: str, value: object, low: float, high: float) -> tuple[float, 
     if not values:
         raise UsageError(name, "holds no numbers", "give one, or one for each channel or label")
     return tuple(require_range(name, _number(name, item), low, high) for item in values)
+
+
+def _means(name: str, value: object) -> tuple[float, ...]:
+    means = _numbers(name, value, -_LARGEST_PIXEL, _LARGEST_PIXEL)
+    outside = next((mean for mean in means if abs(mean) > _LARGEST_MEAN), None)
+    if outside is not None:
+        fix = f"give one of values in 0..1; of pixels in 0..255, divide mean and std by 255: {outside / 255:.4g}"
+        raise UsageError(f"{name}={outside}", f"is not from {-_LARGEST_MEAN} to {_LARGEST_MEAN}", fix)
+    return means
 
 
 def _number(name: str, value: Any) -> float:

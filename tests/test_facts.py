@@ -123,3 +123,14 @@ def test_the_numbers_of_an_architecture_name_their_options():
     architecture = Architecture(growth_rate=4, blocks=(2, 2))
     assert architecture.changes() == {"growth_rate": 4, "blocks": (2, 2)}
     assert architecture.options() == ("--growth-rate", "--blocks")
+
+
+@pytest.mark.parametrize(("mean", "hint"), [(123.675, "0.485"), ((0.5, 255, 0.5), "1"), (-2.55, "-0.01")])
+def test_a_mean_of_pixels_is_refused_with_what_to_give_instead(mean, hint):
+    with pytest.raises(UsageError) as caught:
+        ModelFacts(mean=mean)
+    assert caught.value.fix.endswith(f"divide mean and std by 255: {hint}")
+    with pytest.raises(UsageError) as caught:
+        ModelFacts(mean=255.1)
+    assert "255: " not in caught.value.fix
+    assert ModelFacts(mean=2.0).mean == (2.0,)

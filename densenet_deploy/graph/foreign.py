@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -41,6 +42,7 @@ LIFTED_OPSET: Final = 13
 _WEIGHTS_ARE_NO_INPUTS: Final = 4  # the first IR version in which they do not have to be listed
 _ANY_CONSTANT: Final = 9  # the first operator set in which a Constant holds other numbers than floats
 _TRAINING_FLAG: Final = 14  # the first operator set in which BatchNormalization has the attribute training_mode
+_VARIANCE: Final = 4  # which input of a BatchNormalization
 _LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 _OTHER_FLOATS: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TO_NHWC: Final = (0, 2, 3, 1)
@@ -56,15 +58,17 @@ class AdoptedGraph:
     notes: tuple[str, ...]
 
 
-def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
+def adopt(model: onnx.ModelProto, subject: object, *, allow_nonfinite: bool = False) -> AdoptedGraph:
     """Return a form of `model`, which `subject` names in errors, that computes the same; `model` is unchanged.
+
+    Weights may be NaN or Inf, and variances negative, with `allow_nonfinite`.
 
     >>> adopt(onnx.load("densenet-9.onnx"), "densenet-9.onnx").notes                      # doctest: +SKIP
     ('846 weights that were listed as inputs are constants', 'operator set 9 was lifted to 13')
 
     Raises:
         ModelFileError: if it is not a valid ONNX model, is in training mode, ends in a softmax over the batch, was
-            optimized by ONNX Runtime, has 3-D convolutions, or is of an operator set before 7.
+            optimized by ONNX Runtime, has 3-D convolutions or damaged weights, or is of an operator set before 7.
     """
     refuse_optimized(model, subject)
     _refuse_old(model, subject)
@@ -86,6 +90,8 @@ def adopt(model: onnx.ModelProto, subject: object) -> AdoptedGraph:
     _refuse_unusable(graph, subject)
     _refuse_unclear_pixels(graph.graph, subject)
     further = list(_rewritten(graph))
+    if not allow_nonfinite:
+        _refuse_damaged_weights(graph.graph, subject)
     if not further:
         return AdoptedGraph(sound, tuple(notes))
     adopted = ir.to_proto(graph)
@@ -161,6 +167,23 @@ def _refuse_unusable(model: ir.Model, subject: object) -> None:
         if is_operator(node, "Conv") and _is_3d(node):
             why = f"its convolution {name} is 3-D (N, C, D, H, W), and only 2-D images (N, C, H, W) are supported"
             raise ModelFileError(subject, why, "give a 2-D network")
+
+
+def _refuse_damaged_weights(graph: ir.Graph, subject: object) -> None:
+    """Refuse weights of layers that are NaN or Inf, and variances below 0."""
+    for node in graph.all_nodes():
+        for place, value in enumerate(node.inputs[1:], start=1) if node.op_type in _LAYERS else ():
+            tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+            if value is None or tensor is None or not tensor.dtype.is_floating_point():
+                continue
+            numbers, layer = tensor.numpy(), f"{node.op_type} {node.name}".rstrip()
+            if count := int(np.count_nonzero(~np.isfinite(numbers))):
+                why = f"holds {count} NaN or Inf values in {value.name}, a weight of {layer}"
+                raise ModelFileError(subject, why, "export it again, from weights that are finite")
+            is_variance = is_operator(node, "BatchNormalization") and place == _VARIANCE
+            if is_variance and (count := int(np.count_nonzero(numbers < 0))):
+                why = f"holds {count} negative values in {value.name}, the variance of {layer}"
+                raise ModelFileError(subject, why, "export it again: the file or its weights are damaged")
 
 
 def _refuse_unclear_pixels(graph: ir.Graph, subject: object) -> None:

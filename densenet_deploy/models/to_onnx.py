@@ -29,7 +29,7 @@ from densenet_deploy.errors import ModelFileError
 from densenet_deploy.models.lower import OnnxOptions
 from densenet_deploy.models.naming import name_by_module
 from densenet_deploy.models.operations import INPUT_NAME
-from densenet_deploy.runtime.backends.torch import named_tensors
+from densenet_deploy.runtime.backends.torch import exported_shape, named_tensors
 
 _LOWEST_WRITTEN: Final = 18  # by PyTorch; lower ones are made from it by the version converter of the onnx package
 _TRACED_BATCH: Final = 2  # a traced size of 1 could be taken for a constant
@@ -52,6 +52,7 @@ def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str],
             none, or if the operator set cannot express it.
     """
     names = (output_names,) if isinstance(output_names, str) else tuple(output_names)
+    _refuse_programs(module, options)
     with _in_eval_mode(module), _quiet():
         program = _exported(module, options)
     model = program.model
@@ -61,6 +62,32 @@ def onnx_from_module(module: torch.nn.Module, output_names: str | Sequence[str],
     _name_outputs(model, program.exported_program, names)
     name_by_module(model)
     return model if options.opset >= _LOWEST_WRITTEN else _lowered(module, model, options.opset)
+
+
+def _refuse_programs(module: torch.nn.Module, options: OnnxOptions) -> None:
+    """Refuse what PyTorch cannot trace again: TorchScript, and a program for other images or batches than these."""
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        fix = "give the module itself, or the file that torch.onnx.export(program, images, path, dynamo=False) writes"
+        raise ModelFileError(kind, "is a TorchScript program, which PyTorch does not export", fix)
+    shape = exported_shape(module)
+    if shape is None:
+        return
+    if any(_normalizes_by_batch(node) for node in module.graph.nodes):  # type: ignore[union-attr]
+        fix = "call model.eval() and torch.export it again"
+        raise ModelFileError(kind, "is a program in training mode: a result depends on the whole batch", fix)
+    batch, *image = shape
+    if any(size not in (None, given) for size, given in zip(image, options.image_shape, strict=True)):
+        taken = "x".join("?" if size is None else str(size) for size in image)
+        given = "x".join(map(str, options.image_shape))
+        raise ModelFileError(kind, f"is a program for images of {taken}, not {given}", "state its image size")
+    if batch not in (None, options.batch):
+        fix = f"export it with the batch {batch}, or give a program that torch.export made with a dynamic batch"
+        raise ModelFileError(kind, f"is a program for batches of {batch} only", fix)
+
+
+def _normalizes_by_batch(node: torch.fx.Node) -> bool:
+    return node.target == torch.ops.aten.batch_norm.default and bool(node.args[5])
 
 
 def _exported(module: torch.nn.Module, options: OnnxOptions) -> torch.onnx.ONNXProgram:
@@ -186,7 +213,10 @@ _TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
 
 @contextlib.contextmanager
 def _in_eval_mode(module: torch.nn.Module) -> Iterator[None]:
-    """Export in eval mode, and leave every inner module in the mode it was in."""
+    """Export in eval mode, and leave every inner module in the mode it was in; programs have no modes."""
+    if exported_shape(module) is not None:
+        yield
+        return
     training = [inner for inner in module.modules() if inner.training]
     module.eval()
     try:

@@ -26,7 +26,7 @@ from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.images import ImageSource
-from densenet_deploy.runtime.meaning import OutputMeaning, require_labels
+from densenet_deploy.runtime.meaning import OutputMeaning, name_of_output, require_labels, shared_labels
 from densenet_deploy.runtime.preprocess import PreparedImage, read_input
 from densenet_deploy.runtime.runner import ModelSource, Runner, RunnerOptions, open_runner
 
@@ -45,12 +45,14 @@ class Score:
         label: its name, if the model has labels.
         score: softmax of a class, sigmoid of a label.
         positive: of a label, whether its score reaches its threshold; None of a class.
+        is_shared: whether another output has the same label, so that `name` shows the index too.
     """
 
     index: int
     label: str | None
     score: float
     positive: bool | None = None
+    is_shared: bool = field(default=False, metadata={"json": False})
 
     def to_json(self) -> dict[str, Any]:
         """Return the score with plain types; a class has no `positive`."""
@@ -63,8 +65,10 @@ class Score:
 
     @property
     def name(self) -> str:
-        """The label in printable characters, or `class 7`."""
-        return f"class {self.index}" if self.label is None else printable(self.label)
+        """The label in printable characters, `crane (134)` if other classes are called so, or `class 7`."""
+        if self.label is None:
+            return f"class {self.index}"
+        return name_of_output(self.label, self.index, is_shared=self.is_shared)
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,17 @@ class Number:
     index: int
     label: str | None
     value: float
+    is_shared: bool = field(default=False, metadata={"json": False})
 
     def __str__(self) -> str:
         return f"{self.value:.6g}  {self.name}"
 
     @property
     def name(self) -> str:
-        """The label in printable characters, or `output 7`."""
-        return f"output {self.index}" if self.label is None else printable(self.label)
+        """The label in printable characters, `age (1)` if other outputs are called so, or `output 7`."""
+        if self.label is None:
+            return f"output {self.index}"
+        return name_of_output(self.label, self.index, is_shared=self.is_shared)
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ class Classifier:
         self._runner, self.fast = runner, fast
         shape, manifest = image_shape(runner), runner.manifest
         self.labels = (manifest.labels if manifest else ()) if labels is None else _labels_from(labels)
+        self._shared = shared_labels(self.labels)
         self.meaning = OutputMeaning.of(runner, self.labels, task)
         known = preprocessing or (manifest.preprocessing if manifest else None)
         taken = str(runner.inputs[0].dtype)
@@ -295,7 +303,9 @@ class Classifier:
         if self.meaning.task == "features":
             return Prediction(features=Vector(len(row), float(np.linalg.norm(row)), row), notes=notes)
         if self.meaning.task == "regression":
-            values = (Number(index, self._label(index), float(value)) for index, value in enumerate(row))
+            values = (
+                Number(i, self._label(i), float(value), self._label(i) in self._shared) for i, value in enumerate(row)
+            )
             return Prediction(values=tuple(values), notes=notes)
         return Prediction(self._top(row, top_k), notes=notes)
 
@@ -303,7 +313,10 @@ class Classifier:
         """Rank by logits, since scores far below the best underflow to equal zeros."""
         scores, best = self.scores(logits), np.argsort(-logits, kind="stable")[:top_k]
         verdicts = self.meaning.positive(scores).tolist() if self.meaning.task == "multilabel" else [None] * len(scores)
-        return tuple(Score(int(i), self._label(i), float(scores[i]), verdicts[i]) for i in best)
+        return tuple(
+            Score(i, self._label(i), float(scores[i]), verdicts[i], self._label(i) in self._shared)
+            for i in best.tolist()
+        )
 
     def _label(self, index: int) -> str | None:
         return self.labels[index] if self.labels else None

@@ -14,14 +14,14 @@ Sigmoid, or one number, which is never a softmax. What is left is assumed to be 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from densenet_deploy.errors import ModelFileError, UsageError
+from densenet_deploy.errors import ModelFileError, UsageError, printable
 from densenet_deploy.manifest import TASKS
 from densenet_deploy.options import require_choice
 from densenet_deploy.runtime.feeds import Array, TensorSpec
@@ -138,6 +138,25 @@ def require_labels(labels: Sequence[str], classes: int | None) -> None:
     """
     if labels and classes is not None and len(labels) != classes:
         raise UsageError("labels", f"{len(labels)} labels for {classes} classes", "give one label per class")
+
+
+def shared_labels(labels: Sequence[str]) -> Mapping[str, Sequence[int]]:
+    """Return each label that several outputs have, with their indices.
+
+    ImageNet's usual names have two cranes and two maillots.
+
+    >>> shared_labels(("crane", "dog", "crane"))
+    {'crane': [0, 2]}
+    """
+    places: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        places.setdefault(label, []).append(index)
+    return {label: found for label, found in places.items() if len(found) > 1}
+
+
+def name_of_output(label: str, index: int, *, is_shared: bool) -> str:
+    """Return the printable name of an output: its label, with the index if another output has the same one."""
+    return f"{printable(label)} ({index})" if is_shared else printable(label)
 
 
 def require_thresholds(thresholds: Sequence[float], classes: int | None) -> None:

@@ -67,9 +67,11 @@ UNPICKLE_HINT: Final = (
 )
 FETCH_AGAIN_HINT: Final = "download or save it again"
 
+_PROGRAM_HINT: Final = "load it in Python: densenet_deploy.load(torch.export.load(path))"
 _KERAS_HINT: Final = "convert it with tf2onnx and give the .onnx file"
 _FOREIGN: Final = {
     **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _KERAS_HINT),
+    ".pt2": _PROGRAM_HINT,
     **dict.fromkeys((".plan", ".trt"), "if it is a TensorRT engine, rename it to .engine"),
     ".caffemodel": "convert it to ONNX and give the .onnx file",
 }
@@ -158,6 +160,8 @@ def require_weights_zip(path: Path, file: BinaryIO) -> None:
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         fix = "load it in Python: densenet_deploy.load(torch.jit.load(path)), or save its state_dict()"
         raise CheckpointError(path, "is a TorchScript program, not weights", fix)
+    if any(entry.filename.endswith("/archive_format") for entry in entries):
+        raise CheckpointError(path, "is a program of torch.export, not weights", _PROGRAM_HINT)
 
 
 def checked_metadata(data: bytes) -> dict[str, str]:

@@ -7,10 +7,14 @@ head pools maxima and means side by side, then repeats BatchNorm, Dropout, Linea
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.heads import HeadConventions
 from densenet_deploy.sources.source import CheckpointFormat, formats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FIRST_NORM: Final = "1.2.running_mean"  # behind the pool, 1.0, and Flatten, 1.1
 
@@ -26,3 +30,6 @@ class FastaiFormat(CheckpointFormat):
 
     def renames(self, names: Collection[str]) -> Mapping[str, str | None]:  # noqa: ARG002 - the head is read by its widths
         return {}
+
+    def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:  # noqa: ARG002 - it holds for all
+        return ("fastai crops the middle square before it resizes, not after it as here: outputs differ (16.7 dB)",)

@@ -32,8 +32,8 @@ from densenet_deploy.sources.weights import (
     Weights,
     copied,
     fitted_model,
-    require_finite,
     require_fit,
+    require_numbers,
     weights_from,
     weights_of,
     weights_sha256,
@@ -83,6 +83,7 @@ def load_file(path: Path, constraint: WeightsConstraint, *, assumes: bool = True
 def _loaded(file: CheckpointFile, constraint: WeightsConstraint, *, assumes: bool) -> LoadedNetwork:
     path, manifest = file.path, Manifest.from_strings(file.strings)
     weights = weights_from(file, is_ours=manifest is not None, key=constraint.key)
+    _refuse_cosine_head(path, weights, constraint)
     if path is _IN_MEMORY:  # its owner may go on training
         weights = dataclasses.replace(weights, tensors=copied(weights.tensors))
     config = config_beside(path) if manifest is None and path is not _IN_MEMORY else None
@@ -93,7 +94,7 @@ def _loaded(file: CheckpointFile, constraint: WeightsConstraint, *, assumes: boo
     weights = _without_unused_classifier(weights, variant.spec)
     module, arrays = _network(path, variant, weights.tensors)
     if not constraint.allow_nonfinite:
-        require_finite(path, arrays)
+        require_numbers(path, arrays)
     facts, misfits = fitting(weights.facts, variant.spec) if manifest is None else (ModelFacts(), ())
     assumed = (_assumption(weights, variant.spec),) if assumes and manifest is None else ()
     return LoadedNetwork(
@@ -168,6 +169,15 @@ def _found(path: Path, weights: Weights, constraint: WeightsConstraint) -> Dense
         return None
 
 
+def _refuse_cosine_head(path: Path, weights: Weights, constraint: WeightsConstraint) -> None:
+    """Refuse a last layer that compares directions, unless it is left out."""
+    name = weights.layout.head.cosine
+    if name is not None and constraint.head != "features":
+        why = f"{name} is a margin head (ArcFace, CosFace), which compares directions and is not linear"
+        fix = "take the features that it compares, export --head features, or load the module in Python"
+        raise CheckpointError(path, why, fix)
+
+
 def _require_ends(path: Path, found: DenseNetSpec, constraint: WeightsConstraint) -> None:
     """Refuse weights with other classes, channels or another head than were asked for."""
     classes = None if found.head == "features" else found.num_classes
@@ -205,8 +215,9 @@ def _assumption(weights: Weights, spec: DenseNetSpec) -> str:
     """What the forward pass does that weights do not show."""
     pools = {"relu-avg": "ReLU, global average pool", "avg": "global average pool without ReLU"}
     pooling = "its own pools" if spec.head == "multiscale" else pools.get(spec.pooling, "maximum and average pool")
-    hidden = weights.layout.head.assumed
-    return f"assumed: {', '.join((str(spec.stem_layers), pooling, *hidden))}; {UNVERIFIED}"
+    head = weights.layout.head
+    behind = (*head.assumed, *(head.classifier_assumed if spec.head != "features" else ()))
+    return f"assumed: {', '.join((str(spec.stem_layers), pooling, *behind))}; {UNVERIFIED}"
 
 
 def _without_unused_classifier(weights: Weights, spec: DenseNetSpec) -> Weights:

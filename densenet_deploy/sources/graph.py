@@ -42,7 +42,7 @@ class GraphSource(Source):
         artifact = Artifact.open(_path_or_bytes(source))
         name = _UNNAMED if artifact.data is not None else artifact.path.stem
         if artifact.kind == "onnx" and artifact.manifest is None and is_installed("onnx") and is_installed("onnx_ir"):
-            return _adopted(name, artifact)
+            return _adopted(name, artifact, allow_nonfinite=constraint.allow_nonfinite)
         return LoadedNetwork(
             name=name,
             artifact=artifact,
@@ -51,12 +51,12 @@ class GraphSource(Source):
         )
 
 
-def _adopted(name: str, artifact: Artifact) -> LoadedNetwork:
+def _adopted(name: str, artifact: Artifact, *, allow_nonfinite: bool) -> LoadedNetwork:
     """Return the graph of a file without a manifest, in the form that everything here expects."""
     from densenet_deploy.graph.foreign import adopt
     from densenet_deploy.graph.onnx_file import read_onnx
 
-    found = adopt(read_onnx(artifact), artifact.path)
+    found = adopt(read_onnx(artifact), artifact.path, allow_nonfinite=allow_nonfinite)
     if found.notes:
         data = found.model.SerializeToString()
         held = Artifact.open(data)

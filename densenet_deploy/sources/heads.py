@@ -33,6 +33,11 @@ _UNUSED: Final = re.compile(
     r"|\w*auroc|\w*auc|\w*f1(_score)?|confmat|(pixel|image|input|rgb)?_?(mean|std)|(pos|class)_weights?|centers?"
     r"|optimizers?|\w*schedulers?|global_step|n_averaged|best"
 )
+_MARGIN: Final = re.compile(
+    r"\w*(arc_?(face|margin|head|product)|cos_?(face|ine)|margin|sphere_?face|ada_?(face|cos)|curricular|am_?softmax"
+    r"|norm(ed|alized)?_?linear)\w*|arc|metric_?fc"
+)
+_MARGIN_WEIGHTS: Final = {"weight": (0, 1), "W": (0, 1), "kernel": (1, 0)}  # which axes are (classes, features)
 _OURS: Final = re.compile(r"head\.(linear|norm)\d+")
 
 
@@ -53,8 +58,10 @@ class Head:
         num_classes: None without a classifier.
         hidden, bias, pooling: see `DenseNetSpec`.
         names: our name of each parameter.
-        assumed: what its weights do not show, as phrases.
+        assumed: what the weights of its hidden layers do not show, as phrases.
+        classifier_assumed: what those of its last linear layer do not show.
         unused: names of what is not part of a network.
+        cosine: the name of a last layer that compares directions (ArcFace, CosFace), which is not linear; None without.
     """
 
     head: str = "features"
@@ -64,7 +71,9 @@ class Head:
     pooling: str = "relu-avg"
     names: Mapping[str, str] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    classifier_assumed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    cosine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,11 @@ class _Layer:
     entering: int
     leaving: int
     bias: bool
+
+    @property
+    def is_margin(self) -> bool:
+        """Whether its name is one of a head that is trained with a margin between angles; a lone `weight` is one."""
+        return not self.bias and (not self.owner or _is_margin(self.owner))
 
     @property
     def container(self) -> str:
@@ -131,7 +145,9 @@ def head_from(shapes: Shapes, width: int, conventions: HeadConventions) -> Head:
         pooling=conventions.pooling,
         names=dict(_names(used, hidden, classifier)),
         assumed=assumed,
+        classifier_assumed=tuple(_assumed_of(classifier)) if classifier is not None else (),
         unused=unused,
+        cosine=_name_of(classifier) if classifier is not None and classifier.is_margin else None,
     )
 
 
@@ -152,6 +168,11 @@ def _layers(shapes: Shapes) -> list[_Layer]:
 
 def _layer(owner: str, parameters: Mapping[str, tuple[int, ...]]) -> _Layer:
     weight = parameters.get("weight", ())
+    if len(parameters) == 1 and _is_margin(owner):
+        ((name, shape),) = parameters.items()
+        if name in _MARGIN_WEIGHTS and len(shape) == 2:
+            classes, features = (shape[axis] for axis in _MARGIN_WEIGHTS[name])
+            return _Layer(owner, "linear", features, classes, bias=False)
     if set(parameters) <= _LINEAR and len(weight) == 2:
         return _Layer(owner, "linear", weight[1], weight[0], bias="bias" in parameters)
     if set(parameters) <= _LINEAR and weight[2:] == (1, 1):
@@ -163,6 +184,14 @@ def _layer(owner: str, parameters: Mapping[str, tuple[int, ...]]) -> _Layer:
         raise _refused(f"{name} is the exponent of GeM pooling, which is not supported")
     what = "a convolution" if len(weight) == 4 else "not a linear layer or a BatchNormalization"
     raise _refused(f"{name} of shape {shape} behind the last dense block is {what}")
+
+
+def _is_margin(owner: str) -> bool:
+    return any(_MARGIN.fullmatch(part) for part in owner.lower().split("."))
+
+
+def _name_of(layer: _Layer) -> str:
+    return layer.owner or "weight"
 
 
 def _natural_order(layer: _Layer) -> list[tuple[int, str]]:
@@ -216,11 +245,17 @@ def _hidden(
             hidden.append((HiddenLayer("relu"), None))
             assumed.append(f"ReLU after {layer.owner}")
             needs_relu = False
-    if is_classifier and chain[-1].kind == "1x1 convolution":
-        assumed.append(f"no activation after {chain[-1].owner}, a 1x1 convolution")
-    elif is_classifier and chain[-1].index == 0:
-        assumed.append(f"what follows {chain[-1].owner} left out")
     return hidden, tuple(assumed)
+
+
+def _assumed_of(classifier: _Layer) -> Iterator[str]:
+    """Yield what is assumed of the last linear layer."""
+    if classifier.kind == "1x1 convolution":
+        yield f"no activation after {classifier.owner}, a 1x1 convolution"
+    elif classifier.index == 0:
+        yield f"what follows {classifier.owner} left out"
+    if classifier.kind == "linear" and not classifier.bias:
+        yield f"features and {_name_of(classifier)}, which has no bias, not normalized"
 
 
 def _has_room(layer: _Layer, following: _Layer) -> bool:

@@ -42,6 +42,7 @@ class Layout:
         facts: what the names say about images and outputs.
         assumed: what of the head the weights do not show, as phrases.
         unused: names of tensors that are not part of the network.
+        read: those among them that `facts` come from.
         notes: remarks of the library's format.
         finish: what the library's module makes of the network's outputs; None if it returns them.
     """
@@ -50,6 +51,7 @@ class Layout:
     head: Head
     facts: ModelFacts = field(default_factory=ModelFacts)
     unused: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     finish: Callable[[Tensor], Tensor] | None = None
 
@@ -137,7 +139,8 @@ def network_layout(network: FoundNetwork, others: Iterable[FoundNetwork] = ()) -
     ours = {name: _renamed(translated.names[old], last) for name, old in short.items() if old in translated.names}
     ours = {name: head.names.get(new, new) for name, new in ours.items() if new not in head.unused}
     unused = tuple(name for name in network.tensors if name not in ours)
-    return Layout(ours, head, translated.facts, unused, translated.notes, translated.finish)
+    read = tuple(name for name, old in short.items() if old in translated.read)
+    return Layout(ours, head, translated.facts, unused, read, translated.notes, translated.finish)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class _Translation:
     conventions: HeadConventions
     notes: tuple[str, ...]
     finish: Callable[[Tensor], Tensor] | None = None
+    read: tuple[str, ...] = ()
 
 
 def _translated(tensors: Mapping[str, Tensor | Array]) -> _Translation:
@@ -168,7 +172,8 @@ def _by_format(before: _Translation, known: CheckpointFormat, tensors: Mapping[s
     kept = {old: new for old, new in names.items() if new is not None}
     finishes = type(known).library_output is not CheckpointFormat.library_output
     finish = functools.partial(known.library_output, tensors=content) if finishes else before.finish
-    return _Translation(kept, facts, conventions, (*before.notes, *known.notes(content)), finish)
+    read = (*before.read, *(old for old, new in before.names.items() if new in known.reads))
+    return _Translation(kept, facts, conventions, (*before.notes, *known.notes(content)), finish, read)
 
 
 def _common_prefix(names: Iterable[str]) -> str:

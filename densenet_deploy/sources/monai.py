@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.source import CheckpointFormat, formats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LAYER: Final = re.compile(r"(denselayer\d+\.)layers\.")
 _HEAD: Final = "class_layers.out."
@@ -22,3 +26,9 @@ class MonaiFormat(CheckpointFormat):
     def renames(self, names: Collection[str]) -> Mapping[str, str | None]:
         plain = {name: _LAYER.sub(r"\1", name) for name in names}
         return plain | {name: f"classifier.{name.removeprefix(_HEAD)}" for name in names if name.startswith(_HEAD)}
+
+    def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:  # noqa: ARG002 - they hold for all
+        return (
+            "MONAI resizes by averages of whole pixels, here by a filter: outputs differ (33.1 dB)",
+            "MONAI's reader of images swaps height and width unless told otherwise, which is not done here",
+        )

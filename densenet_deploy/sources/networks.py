@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from densenet_deploy.sources.reparametrized import with_computed_weights
+from densenet_deploy.sources.reparametrized import with_affine_norms, with_computed_weights
 
 FEATURES: Final = "features."
 
@@ -40,7 +40,8 @@ class FoundNetwork:
         tensors: the dictionary that holds it, perhaps with other things.
         prefix: of its names.
         is_bare: whether `features.` is missing between the prefix and `conv0`.
-        computed: names of those of its tensors that pruning or a weight norm computes from others.
+        computed: names of those of its tensors that pruning or a norm of weights computes from others.
+        filled: names of its norms that have no scale and shift, so that they are 1 and 0.
     """
 
     keys: tuple[str, ...]
@@ -48,6 +49,7 @@ class FoundNetwork:
     prefix: str = ""
     is_bare: bool = False
     computed: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
 
     @property
     def root(self) -> str:
@@ -94,7 +96,7 @@ def networks_in(content: object) -> tuple[FoundNetwork, ...]:
     return tuple(
         network
         for keys, mapping in dictionaries_in(content)
-        for network in _networks_of(keys, *with_computed_weights({str(name): mapping[name] for name in mapping}))
+        for network in _networks_of(keys, {str(name): mapping[name] for name in mapping})
     )
 
 
@@ -121,9 +123,9 @@ def entries_of(value: Any) -> dict[str, Any]:
     return {str(key): item for key, item in pairs}
 
 
-def _networks_of(
-    keys: tuple[str, ...], tensors: Mapping[str, Any], computed: tuple[str, ...]
-) -> Iterator[FoundNetwork]:
+def _networks_of(keys: tuple[str, ...], given: Mapping[str, Any]) -> Iterator[FoundNetwork]:
+    tensors, computed = with_computed_weights(given)
+    tensors, filled = with_affine_norms(tensors)
     names = [unwrapped(name) for name in tensors]
     roots = dict.fromkeys(match[1] for name in names if (match := _STEM.fullmatch(name)))
     for root in roots:
@@ -131,7 +133,7 @@ def _networks_of(
             continue
         is_bare = not f".{root}".endswith(f".{FEATURES}")
         prefix = root if is_bare else root.removesuffix(FEATURES)
-        yield FoundNetwork(keys, tensors, prefix, is_bare, computed)
+        yield FoundNetwork(keys, tensors, prefix, is_bare, computed, filled)
 
 
 def _of_backbone(name: str) -> bool:

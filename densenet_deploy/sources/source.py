@@ -160,6 +160,8 @@ class CheckpointFormat(ABC):
     """
 
     head: ClassVar[HeadConventions] = HeadConventions()
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Names of tensors that are not weights of the network, and that `facts` uses."""
 
     @abstractmethod
     def recognises(self, names: Collection[str]) -> bool:
@@ -174,7 +176,7 @@ class CheckpointFormat(ABC):
         return ModelFacts()
 
     def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:  # noqa: ARG002
-        """Return remarks on how the library's own code uses a network with these `tensors`."""
+        """Return remarks on how the library's own code prepares images and uses a network with these `tensors`."""
         return ()
 
     def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor | Array]) -> Tensor:  # noqa: ARG002

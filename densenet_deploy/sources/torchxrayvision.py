@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources.arrays import Array
@@ -34,6 +34,8 @@ _NEVER: Final = 1.0  # no sigmoid is above it
 class TorchXRayVisionFormat(CheckpointFormat):
     """A state dict of the library's DenseNet with the buffer `op_threshs`."""
 
+    reads: ClassVar[tuple[str, ...]] = (THRESHOLDS,)
+
     def recognises(self, names: Collection[str]) -> bool:
         return THRESHOLDS in names
 
@@ -55,10 +57,13 @@ class TorchXRayVisionFormat(CheckpointFormat):
     def notes(self, tensors: Mapping[str, Tensor | Array]) -> tuple[str, ...]:
         thresholds = thresholds_of(tensors)
         untrained = sum(map(math.isnan, thresholds))
-        note = "TorchXRayVision: the outputs are logits; its thresholds apply to their sigmoids, which it would rescale"
+        notes = (
+            "TorchXRayVision: the outputs are logits; its thresholds apply to their sigmoids, which it would rescale",
+            "TorchXRayVision crops the middle square before it resizes, not after it as here: outputs differ (19.8 dB)",
+        )
         if not untrained:
-            return (note,)
-        return note, f"{untrained} of {len(thresholds)} outputs have no threshold, which marks them as untrained"
+            return notes
+        return *notes, f"{untrained} of {len(thresholds)} outputs have no threshold, which marks them as untrained"
 
     def library_output(self, outputs: Tensor, tensors: Mapping[str, Tensor | Array]) -> Tensor:
         import torch

@@ -23,6 +23,7 @@ from densenet_deploy.facts import ModelFacts
 from densenet_deploy.models.operations import parameter_shapes
 from densenet_deploy.sources.arrays import Array, array_of
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
+from densenet_deploy.sources.class_names import class_names_in
 from densenet_deploy.sources.config_file import WeightsConfig
 from densenet_deploy.sources.heads import WAY_OUT, is_unused
 from densenet_deploy.sources.layout import Layout, chosen_network, layout_of, network_layout
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
 COUNTER: Final = ".num_batches_tracked"
 """How many batches a norm saw in training: not a weight, and missing from old checkpoints."""
 
-_LABELS: Final = ("class_to_idx", "classes", "class_names")
 _AVERAGES: Final = "n_averaged"  # how many models an AveragedModel averages
 _VARIANCE: Final = ".running_var"
 _WEIGHT: Final = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)", re.DOTALL)
+_PARAMETRIZED: Final = re.compile(r"(^|\.)parametrizations\.")
+_QUANTIZED: Final = re.compile(r"fake_quant|(^|\.)activation_post_process(_\d+)?\.|(^|\.)_packed_params(\.|$)")
 _STATISTICS: Final = (".running_mean", ".running_var")
 _LISTED: Final = 5
 _UNEXPECTED: Final = "is unexpected"
@@ -98,15 +100,17 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
     if total > INFLATION_LIMIT * file.size_bytes:
         why = f"its tensors need {total} bytes, over {INFLATION_LIMIT} times the file's {file.size_bytes}"
         raise CheckpointError(file.path, why, "do not use it; get the checkpoint from its author")
+    _refuse_unknown_forward(file.path, named)
     if is_ours:
         layout = Layout.ours(tensors)
     elif network is None:
         layout = layout_of(tensors)
     else:
         layout = network_layout(FoundNetwork(keys, tensors, network.prefix, network.is_bare), others)
-    labels = _labels(file.content)
-    beside = (name for name in _beside(file.content, keys) if not (labels and name in _LABELS))
-    unused = [name for name in named if name not in layout.names]
+    classes = class_names_in(file.content, keys)
+    beside = (name for name in _beside(file.content, keys) if name != classes.key)
+    known = {*layout.names, *layout.read, classes.key}
+    unused = [name for name in named if name not in known]
     notes = (
         *((f"weights found under {' → '.join(keys)}",) if keys else ()),
         *_ignoring_note("beside the weights", beside),
@@ -115,10 +119,25 @@ def _weights_from(file: CheckpointFile, *, is_ours: bool, key: str | None) -> We
         *_renaming_note(layout.names),
         *casting_note(tensors[name] for name in layout.names),
         *layout.notes,
+        *classes.notes,
     )
     plain = _float32(layout.arranged(tensors))
-    facts = dataclasses.replace(layout.facts, labels=labels) if labels else layout.facts
+    facts = dataclasses.replace(layout.facts, labels=classes.names) if classes.names else layout.facts
     return Weights(plain, layout, facts, notes)
+
+
+def _refuse_unknown_forward(path: Path, names: Iterable[str]) -> None:
+    """Refuse weights that code computes before or after every call, where only that code knows how."""
+    for name in names:
+        if _PARAMETRIZED.search(name):
+            why = f"{name} is one of a parametrization that is neither a weight norm nor a spectral norm"
+            fix = "load the module itself, densenet_deploy.load(module), or remove it first: remove_parametrizations"
+            raise CheckpointError(path, why, fix)
+        if _QUANTIZED.search(name):
+            how = "quantized" if "_packed_params" in name else "prepared for quantization"
+            why = f"is {how} by PyTorch: {name} is not part of a float network"
+            fix = "give the .onnx file that torch.onnx.export writes of it, or float weights, and quantize those"
+            raise CheckpointError(path, why, fix)
 
 
 def _any_dictionary(file: CheckpointFile) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
@@ -150,20 +169,6 @@ def _beside(content: Any, keys: tuple[str, ...]) -> Iterator[str]:
         entries = entries_of(content)
         yield from (other for other in entries if other != key)
         content = entries[key]
-
-
-def _labels(content: object) -> tuple[str, ...]:
-    """Class names that the file states in torchvision's form, `class_to_idx`, or as a list; else none."""
-    if not isinstance(content, Mapping):
-        return ()
-    numbers = content.get(_LABELS[0])
-    if isinstance(numbers, Mapping) and sorted(numbers.values(), key=str) == sorted(range(len(numbers)), key=str):
-        return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))
-    names = next((content[name] for name in _LABELS[1:] if name in content), None)
-    names = names.tolist() if isinstance(names, np.ndarray) else names
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        return ()
-    return tuple(names)
 
 
 def require_fit(subject: object, variant: Variant, tensors: Mapping[str, Tensor | Array]) -> None:
@@ -207,13 +212,28 @@ def weights_of(module: DenseNet) -> dict[str, Array]:
     return {name: array_of(tensor) for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
 
 
-def require_finite(subject: object, tensors: Mapping[str, Tensor | Array]) -> None:
-    """Raise a CheckpointError that names the first tensor with NaN or Inf, and counts such values."""
-    counts = {name: int((~np.isfinite(array_of(tensor))).sum()) for name, tensor in tensors.items()}
-    bad = [name for name, count in counts.items() if count]
-    if bad:
-        why = f"holds {sum(counts.values())} NaN or Inf values in {len(bad)} of its tensors, the first {bad[0]}"
-        raise CheckpointError(subject, why, "train again, or accept them with --allow-nonfinite")
+def require_numbers(subject: object, tensors: Mapping[str, Tensor | Array]) -> None:
+    """Require weights that are finite, and variances that are not negative.
+
+    Raises:
+        CheckpointError: naming the first tensor with others, and counting them.
+    """
+    fix = "train again, or accept them with --allow-nonfinite"
+    arrays = {name: array_of(tensor) for name, tensor in tensors.items()}
+    total, names = _counted({name: ~np.isfinite(array) for name, array in arrays.items()})
+    if names:
+        why = f"holds {total} NaN or Inf values in {len(names)} of its tensors, the first {names[0]}"
+        raise CheckpointError(subject, why, fix)
+    total, names = _counted({name: array < 0 for name, array in arrays.items() if name.endswith(_VARIANCE)})
+    if names:
+        why = f"holds {total} negative variances in {len(names)} of its norms, the first {names[0]}"
+        raise CheckpointError(subject, why, "save the weights again, they are damaged")
+
+
+def _counted(marks: Mapping[str, Array]) -> tuple[int, list[str]]:
+    """(how many marks there are, the names of those with some)."""
+    counts = {name: int(np.count_nonzero(marked)) for name, marked in marks.items()}
+    return sum(counts.values()), [name for name, count in counts.items() if count]
 
 
 def weights_sha256(tensors: Mapping[str, Tensor | Array]) -> str:
@@ -291,8 +311,14 @@ def _float32(tensors: Mapping[str, Tensor | Array]) -> dict[str, Tensor | Array]
 
 
 def _computing_note(network: FoundNetwork | None) -> tuple[str, ...]:
-    count = len(network.computed) if network is not None else 0
-    return (f"{count} weights computed from pruning masks or weight norms",) if count else ()
+    computed, filled = (len(network.computed), len(network.filled)) if network is not None else (0, 0)
+    notes = (computing_note(computed), f"{filled} norms without scale and shift: 1 and 0" if filled else "")
+    return tuple(filter(None, notes))
+
+
+def computing_note(count: int) -> str:
+    """Return the note about `count` weights that others stand for; nothing of none."""
+    return f"{count} weights computed from pruning masks, weight norms or other parametrizations" if count else ""
 
 
 def _renaming_note(names: Mapping[str, str]) -> tuple[str, ...]:

@@ -11,19 +11,20 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
 
 import numpy as np
 
 from densenet_deploy.artifacts import Artifact, StrPath, is_checkpoint_name, require_file
-from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
+from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError, printable
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.manifest import THIRD_PARTY, ImageShape, Manifest, Preprocessing, Size, WeightsOrigin, sides
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.packages import is_installed
 from densenet_deploy.runtime.classifier import read_labels
-from densenet_deploy.runtime.meaning import require_labels, require_thresholds
+from densenet_deploy.runtime.meaning import require_labels, require_thresholds, shared_labels
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.variants import Variant, find_variant, is_variant, variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from densenet_deploy.sources import LoadedNetwork
 
 
+_LISTED: Final = 3
 INPUT_FACTS: Final = ("image_size", "resize", "interpolation", "mean", "std")
 """The facts about images that may be assumed."""
 
@@ -92,12 +94,13 @@ def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
         model = model.holding(network.graph) if network.graph is not None else model
         return _announced(_with_facts(_with_shown_facts(model), facts))
     manifest = _described(network, facts)
+    labels = facts.labels or (network.labels if network.manifest is None else ())
     model = Model(
         network.name,
         manifest,
         network.module,
         network.weights,
-        notes=network.notes,
+        notes=(*network.notes, *_shared_labels_note(labels)),
         output_names=network.output_names,
     )
     return _announced(model)
@@ -332,7 +335,8 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if model.spec is not None:
         _check_size(model.spec, preprocessing)
     artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
-    return model.replaced(manifest=manifest, artifact=artifact)
+    notes = (*model.notes, *_shared_labels_note(facts.labels or ()))
+    return model.replaced(manifest=manifest, artifact=artifact, notes=notes)
 
 
 def _check_normalization(model: Model, facts: ModelFacts, base: Preprocessing) -> None:
@@ -424,6 +428,16 @@ def check_outputs(model: Model, manifest: Manifest) -> None:
     classes = _classes_of(model)
     require_labels(manifest.labels, classes)
     require_thresholds(manifest.thresholds, classes)
+
+
+def _shared_labels_note(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the line about labels that several outputs have, or nothing."""
+    shared = shared_labels(labels)
+    if not shared:
+        return ()
+    listed = ", ".join(f"{label!r} ({', '.join(map(str, found))})" for label, found in islice(shared.items(), _LISTED))
+    more = f" and {len(shared) - _LISTED} more" if len(shared) > _LISTED else ""
+    return (f"labels of several outputs: {printable(listed)}{more}; results show their index, too",)
 
 
 def _classes_of(model: Model) -> int | None:

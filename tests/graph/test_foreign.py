@@ -387,3 +387,58 @@ def test_an_inner_softmax_over_the_first_axis_is_not_one_of_scores():
     text = """<ir_version: 8, opset_import: ["" : 13]> g (float[N,5] x) => (float[N,5] y) {
         s = Softmax<axis=0>(x)  y = Neg(s) }"""
     assert adopt(onnx.parser.parse_model(text), "file.onnx").notes == ()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("weights", ["initializers", "constants"])
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (4, -1e-7, "holds 1 negative values in {name}, the variance of BatchNormalization {node}"),
+        (4, np.nan, "holds 1 NaN or Inf values in {name}, a weight of BatchNormalization {node}"),
+        (4, np.inf, "holds 1 NaN or Inf values in {name}, a weight of BatchNormalization {node}"),
+        (1, np.nan, "holds 1 NaN or Inf values in {name}, a weight of BatchNormalization {node}"),
+        (3, -1e-7, None),
+        (4, 0.0, None),
+    ],
+)
+def test_damaged_weights_are_named_and_refused_unless_accepted(dtype, weights, place, value, says):
+    numbers = np.array([0.5, value, 0.25], dtype)
+    bare = {name: np.array([1, 1, 1], dtype) for name in ("a", "b", "c", "d")}
+    bare[list(bare)[place - 1]] = numbers
+    image, result = (
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["N", 3, 4, 4])
+        for name in ("x", "y")
+    )
+    node = helper.make_node("BatchNormalization", ["x", *bare], ["y"], "norm")
+    tensors = [numpy_helper.from_array(array, name) for name, array in bare.items()]
+    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+    nodes, stored = ([node], tensors) if weights == "initializers" else ([*constants, node], [])
+    graph = helper.make_graph(nodes, "norm", [image], [result], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if says is None:
+        adopt(model, "file.onnx")
+        return
+    with pytest.raises(ModelFileError) as caught:
+        adopt(model, "file.onnx")
+    assert caught.value.why == says.format(name=list(bare)[place - 1], node="norm")
+    assert adopt(model, "file.onnx", allow_nonfinite=True).model.graph.node
+
+
+@pytest.mark.parametrize("operator", ["Conv", "Gemm", "MatMul"])
+def test_nan_in_a_weight_of_any_layer_is_refused(operator):
+    sizes = {"Conv": ("N,3,8,8", "2,3,1,1", "N,2,8,8"), "Gemm": ("4,3", "3,2", "4,2"), "MatMul": ("4,3", "3,2", "4,2")}
+    entering, weight, leaving = sizes[operator]
+    text = (
+        f'<ir_version: 8, opset_import: ["": 17]> g (float[{entering}] x) => (float[{leaving}] y) {{'
+        f" w = Constant <value = float[{weight}] {{1, 2, 3, 4, 5, 6}}> () y = {operator}(x, w) }}"
+    )
+    model = onnx.parser.parse_model(text)
+    adopt(model, "file.onnx")
+    tensor = model.graph.node[0].attribute[0].t
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[2] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    with pytest.raises(ModelFileError) as caught:
+        adopt(model, "file.onnx")
+    assert "1 NaN or Inf values" in caught.value.why

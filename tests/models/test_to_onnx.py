@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -278,3 +279,39 @@ def test_numbers_have_limits(field, option, good, bad):
 def test_both_sides_of_an_image_have_limits(size):
     with pytest.raises(UsageError):
         OnnxOptions(size)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("program", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(1, 3, 8, 8))])
+def test_torchscript_is_refused_with_the_way_to_write_it(program):
+    with pytest.raises(ModelFileError) as caught:
+        onnx_from_module(program(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid()).eval()), "y", OnnxOptions(8))
+    assert "TorchScript" in caught.value.why
+    assert "dynamo=False" in caught.value.fix
+
+
+def test_a_program_keeps_its_batch_and_its_image_size():
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid()).eval()
+    program = torch.export.export(net, (torch.ones(2, 3, 8, 8),)).module()
+    fixed = ir.to_proto(onnx_from_module(program, "y", OnnxOptions(8, batch=2)))
+    assert dims(fixed.graph.input[0]) == [2, 3, 8, 8]
+    for options, says in (
+        (OnnxOptions(8), "batches of 2 only"),
+        (OnnxOptions(8, batch=3), "batches of 2 only"),
+        (OnnxOptions(9, batch=2), "images of 3x8x8, not 3x9x9"),
+        (OnnxOptions(8, channels=4, batch=2), "images of 3x8x8, not 4x8x8"),
+    ):
+        with pytest.raises(ModelFileError) as caught:
+            onnx_from_module(program, "y", options)
+        assert says in caught.value.why
+    free = torch.export.export(net, (torch.ones(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    assert dims(ir.to_proto(onnx_from_module(free, "y", OnnxOptions(8))).graph.input[0])[1:] == [3, 8, 8]
+
+
+def test_a_program_in_training_mode_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    for training in (True, False):
+        program = torch.export.export(net.train(training), (torch.ones(2, 3, 8, 8),)).module()
+        with pytest.raises(ModelFileError) if training else contextlib.nullcontext() as caught:
+            onnx_from_module(program, "y", OnnxOptions(8, batch=2))
+        assert not training or "training mode" in caught.value.why

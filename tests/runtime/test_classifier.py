@@ -23,7 +23,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
-from densenet_deploy.runtime.classifier import Classifier, Prediction, Score, read_labels
+from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, read_labels
 from densenet_deploy.runtime.images import LoadedImage
 from tests.function_runner import FunctionRunner, Shape
 
@@ -225,6 +225,20 @@ def test_scores_of_half_precision_are_summed_in_double():
 def test_a_prediction_prints_as_a_small_table_in_plain_characters():
     prediction = Prediction((Score(1, "tabby", 0.9712), Score(0, "two\nlines\x1b[31m", 0.02)))
     assert str(prediction) == " 97.1 %  tabby\n  2.0 %  two\\nlines\\x1b[31m"
+
+
+def test_labels_of_several_classes_are_told_apart_by_their_index():
+    classify = Classifier(running(mean_colour, manifest=manifest(("crane", "dog", "crane"))))
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    prediction = classify(red, top_k=3)
+    assert [score.label for score in prediction.top] == ["crane", "crane", "dog"]
+    assert [score.name for score in prediction.top] == ["crane (0)", "crane (2)", "dog"]
+    assert [set(score) for score in prediction.to_json()["top"]] == [{"index", "label", "score"}] * 3
+    assert "crane (2)" in prediction._repr_html_()
+    assert str(Number(1, "age", 3.0, is_shared=True)) == "3  age (1)"
+    both = Classifier(running(mean_colour, manifest=manifest(("a", "a", "b"))), task="regression")
+    assert [number.name for number in both(red).values] == ["a (0)", "a (1)", "b"]
 
 
 def test_a_prediction_has_a_json_and_an_html_form():

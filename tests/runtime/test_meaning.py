@@ -12,7 +12,7 @@ import pytest
 from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime.feeds import TensorSpec
-from densenet_deploy.runtime.meaning import OutputMeaning, require_labels
+from densenet_deploy.runtime.meaning import OutputMeaning, name_of_output, require_labels, shared_labels
 from tests.function_runner import FunctionRunner, Shape
 
 OURS = Manifest("121", {}, WeightsOrigin("a.pth", "0" * 64), Preprocessing())
@@ -275,6 +275,13 @@ def test_a_label_is_positive_from_its_threshold(dtype):
     below = np.nextafter(at, dtype(0))
     assert positive(at, 0.3, 0.7, 0.5) == [True] * 3
     assert positive(below, 0.3, 0.7, 0.5) == [False] * 3
+
+
+def test_labels_of_several_outputs_are_found_with_their_indices():
+    assert shared_labels(("crane", "dog", "crane", "cat", "dog", "crane")) == {"crane": [0, 2, 5], "dog": [1, 4]}
+    assert shared_labels(("crane", "Crane")) == shared_labels(()) == {}
+    assert name_of_output("a\nb", 7, is_shared=True) == "a\\nb (7)"
+    assert name_of_output("a\nb", 7, is_shared=False) == "a\\nb"
 
 
 def test_one_threshold_is_for_all_labels_and_one_half_where_there_is_none():

@@ -127,6 +127,16 @@ def zip_of(entries, comment=b""):
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("name", ["program.pt2", "program.pt"])
+def test_06_a_program_of_torch_export_is_refused_with_how_to_load_it(tmp_path, name):
+    path = tmp_path / name
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "saved.pt2")
+    (tmp_path / "saved.pt2").rename(path)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert "torch.export.load(path)" in caught.value.fix
+
+
 def test_06_torchscript_is_refused_with_how_to_save(tmp_path):
     data = zip_of({"archive/data.pkl": b"1", "archive/constants.pkl": b"2", "archive/version": b"3"})
     message = refusal(tmp_path / "script.pt", data)

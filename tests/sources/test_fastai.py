@@ -43,6 +43,7 @@ def test_its_checkpoints_compute_what_its_module_does(tmp_path, pool, width, poo
     assert (spec.pooling, spec.hidden, spec.bias) == (pooling, "norm linear:40:nobias relu norm", False)
     assert agree(net, loaded.module, channels)
     assert "without ReLU" in loaded.notes[-1] or "maximum and average pool" in loaded.notes[-1]
+    assert any("fastai crops the middle square" in note for note in loaded.notes)
     assert load(net).variant.spec == spec
 
 

@@ -349,3 +349,20 @@ def test_a_format_renames_drops_and_states_facts(save, model):
         assert same_weights(loaded.module, model)
         assert loaded.facts == ModelFacts(channels=3, task="multilabel", thresholds=(0.25,) * 5)
         assert "ignored as not part of the network: module.thresholds" in loaded.notes
+
+
+def test_a_margin_head_is_refused_and_its_features_are_not(save, model):
+    """ArcFace compares directions: as a linear layer it would give other scores, and no error."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")}
+    plain, width = save(state, "plain.pth"), model.classifier.in_features
+    path = save(state | {"arcface.weight": torch.ones(7, width)})
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert "arcface is a margin head" in caught.value.why
+    assert "--head features" in caught.value.fix
+    loaded = load(path, WeightsConstraint(head="features"))
+    assert loaded.variant.spec.head == "features"
+    assert "classifier dropped: the output is the features" in loaded.notes
+    assert loaded.notes[-1] == ASSUMED
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded.module(images), load(plain).module(images))

@@ -98,8 +98,54 @@ def test_a_norm_at_the_end_makes_features():
 
 
 def test_a_lone_first_layer_of_a_sequential_is_followed_by_something():
-    assert read(linear("classifier.0", 32, 4)).assumed == ("what follows classifier.0 left out",)
-    assert read(linear("classifier.1", 32, 4)).assumed == ()
+    assert read(linear("classifier.0", 32, 4)).classifier_assumed == ("what follows classifier.0 left out",)
+    assert read(linear("classifier.1", 32, 4)).classifier_assumed == ()
+
+
+def test_a_linear_layer_without_bias_may_be_a_comparison_of_directions():
+    assert read(linear("fc", 32, 4, bias=False)).classifier_assumed == (
+        "features and fc, which has no bias, not normalized",
+    )
+    assert read(linear("fc", 32, 4)).classifier_assumed == ()
+
+
+MARGINS = (
+    "arcface",
+    "arc_margin.product",
+    "head.arc",
+    "margin",
+    "metric_fc",
+    "cosface.fc",
+    "CosineHead",
+    "arcmarginproduct",
+)
+
+
+@pytest.mark.parametrize("owner", MARGINS)
+@pytest.mark.parametrize(("name", "shape"), [("weight", (7, 32)), ("W", (7, 32)), ("kernel", (32, 7))])
+def test_margin_heads_are_known_by_their_names(owner, name, shape):
+    head = read({f"{owner}.{name}": shape})
+    assert (head.head, head.num_classes, head.cosine) == ("classifier", 7, owner)
+
+
+def test_a_lone_weight_is_one_too():
+    assert read({"weight": (7, 32)}).cosine == "weight"
+    assert read(linear("fc", 32, 8), {"weight": (7, 8)}).cosine == "weight"
+
+
+@pytest.mark.parametrize("owner", ["fc", "search", "cost", "archive", "classifier", "last_linear", "features_head"])
+def test_other_layers_without_bias_are_not(owner):
+    assert read(linear(owner, 32, 7, bias=False)).cosine is None
+
+
+@pytest.mark.parametrize("owner", MARGINS)
+def test_a_layer_with_bias_is_linear_whatever_its_name(owner):
+    assert read(linear(owner, 32, 7)).cosine is None
+
+
+def test_a_margin_head_behind_an_embedding():
+    head = read(linear("fc", 32, 9), norm("bn", 9), linear("margin", 9, 7, bias=False))
+    assert (head.hidden, head.cosine) == ("linear:9 norm relu", "margin")
 
 
 def test_a_library_that_has_no_relus():
@@ -120,7 +166,7 @@ def test_a_single_1x1_convolution_is_the_classifier(bias):
     head = read(shapes)
     assert (head.head, head.num_classes, head.hidden, head.bias) == ("classifier", 7, "", bias)
     assert head.names == {name: name.replace("last_conv", "classifier") for name in shapes}
-    assert head.assumed == ("no activation after last_conv, a 1x1 convolution",)
+    assert head.classifier_assumed == ("no activation after last_conv, a 1x1 convolution",)
 
 
 def test_a_multiscale_head_keeps_its_names():

@@ -390,3 +390,69 @@ def test_what_runs_a_network_is_not_part_of_it(torchvision_net, wrap):
     assert type(loaded.module) is type(torchvision_net)
     assert loaded.variant == load(torchvision_net).variant
     assert loaded.origin == load(torchvision_net).origin
+
+
+def exported(net, batch, size=64, *, dynamic=()):
+    dims = {axis: torch.export.Dim(f"d{axis}") for axis in dynamic}
+    return torch.export.export(net, (torch.randn(batch, 3, size, size),), dynamic_shapes=(dims,))
+
+
+@pytest.mark.parametrize(("batch", "dynamic"), [(1, ()), (2, ()), (2, (0,))])
+@pytest.mark.parametrize("as_module", [False, True])
+def test_a_program_of_torch_export_becomes_the_network_that_it_computes(torchvision_net, batch, dynamic, as_module):
+    program = exported(torchvision_net, batch, dynamic=dynamic)
+    loaded = load(program.module() if as_module else program)
+    assert loaded.variant.spec == load(torchvision_net).variant.spec
+    assert loaded.notes == ("a torch.export program: the network that it computes was built with its weights",)
+    assert loaded.facts == ModelFacts(channels=3, image_size=64)
+    images = torch.randn(3, 3, 96, 96)
+    torch.testing.assert_close(loaded.module(images), torchvision_net(images))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compile_", [exported, lambda net, batch: torch.jit.trace(net, torch.randn(batch, 3, 64, 64))])
+def test_a_program_that_computes_something_else_is_taken_as_it_is(torchvision_net, compile_):
+    loaded = load(compile_(nn.Sequential(torchvision_net, nn.Sigmoid()).eval(), 2))
+    assert loaded.variant is None
+    assert "computes something else: taken as it is" in loaded.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_frozen_program_has_no_parameters_and_is_taken_as_it_is(torchvision_net):
+    loaded = load(torch.jit.freeze(torch.jit.trace(torchvision_net, torch.randn(2, 3, 64, 64))))
+    assert (loaded.variant, loaded.notes, loaded.output_names) == (None, (), ("logits",))
+
+
+def test_a_module_that_fails_on_the_images_of_the_comparison_is_not_said_to_compute_something_else(model):
+    note = load(recording(model, unlike)).notes[0]
+    assert note.endswith("but fails on images of 3x64x64: taken as it is")
+
+
+def quantized_dynamically(net):
+    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+
+
+def observed(net):
+    net.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    return torch.ao.quantization.prepare(net.train(False))
+
+
+def fake_quantized(net):
+    net.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    return torch.ao.quantization.prepare_qat(net.train()).eval()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        (quantized_dynamically, "is quantized by PyTorch: classifier is a Linear"),
+        (observed, "is prepared for PyTorch's quantization: "),
+        (fake_quantized, "is prepared for PyTorch's quantization: "),
+    ],
+)
+def test_layers_of_pytorchs_quantization_are_named(torchvision_net, way, says):
+    with pytest.raises(InputError) as caught:
+        load(way(copy.deepcopy(torchvision_net)))
+    assert caught.value.why.startswith(says)
+    assert "float" in caught.value.fix

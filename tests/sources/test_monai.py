@@ -45,3 +45,10 @@ def test_names_become_torchvisions():
         names[1]: "classifier.bias",
         names[2]: names[2],
     }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_how_it_prepares_images_otherwise_is_said():
+    net = monai_net(1, 8)
+    for source in (net, net.state_dict()):
+        assert any("MONAI resizes by averages" in note for note in load(source).notes)

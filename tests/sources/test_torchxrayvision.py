@@ -43,6 +43,8 @@ def test_its_facts_are_the_librarys(loaded, thresholds):
     assert (facts.thresholds[3], facts.thresholds[17]) == (1.0, 1.0)
     assert loaded.labels == FINDINGS == tuple(xrv.datasets.default_pathologies)
     assert any("2 of 18 outputs have no threshold" in note for note in loaded.notes)
+    assert any("crops the middle square" in note for note in loaded.notes)
+    assert not any("ignored" in note for note in loaded.notes)
 
 
 def test_an_image_of_the_library_has_the_values_of_these_facts(loaded):
@@ -90,7 +92,7 @@ def test_whole_pickles_are_not_run_and_the_way_out_works(net, tmp_path, monkeypa
 def test_other_outputs_have_no_labels_of_the_library():
     tensors = {"op_threshs": torch.full((3,), 0.25)}
     assert TorchXRayVisionFormat().facts(tensors).labels is None
-    assert len(TorchXRayVisionFormat().notes(tensors)) == 1
+    assert len(TorchXRayVisionFormat().notes(tensors)) == 2
     assert TorchXRayVisionFormat().renames(tensors) == {"op_threshs": None}
     assert TorchXRayVisionFormat().recognises(tensors)
     assert not TorchXRayVisionFormat().recognises(["classifier.weight"])

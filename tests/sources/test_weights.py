@@ -15,7 +15,7 @@ from densenet_deploy.sources.checkpoint_file import CheckpointFile
 from densenet_deploy.sources.weights import (
     casting_note,
     fitted_model,
-    require_finite,
+    require_numbers,
     shapes_of,
     weights_from,
     weights_sha256,
@@ -186,25 +186,6 @@ def test_what_is_not_part_of_the_network_is_ignored_and_named(extra, state):
     assert weights.notes == (f"ignored as not part of the network: {', '.join(extra)}",)
 
 
-@pytest.mark.parametrize("key", ["class_to_idx", "classes", "class_names"])
-@pytest.mark.parametrize("kind", [list, np.array])
-def test_class_names_beside_the_weights_are_labels(key, kind, state):
-    names = ("e", "d", "c", "b", "a")
-    stated = {name: index for index, name in enumerate(names)} if key == "class_to_idx" else kind(names)
-    weights = read({"state_dict": state, key: stated})
-    assert weights.facts.labels == names
-    assert not any(key in note for note in weights.notes)
-
-
-@pytest.mark.parametrize(
-    "stated",
-    [{"class_to_idx": {"a": 0, "b": 2}}, {"class_to_idx": {"a": "x"}}, {"classes": 5}, {"classes": [1, 2]}],
-    ids=str,
-)
-def test_what_does_not_name_classes_in_order_is_not_labels(stated, state):
-    assert read({"state_dict": state, **stated}).facts.labels is None
-
-
 @pytest.fixture
 def state(model):
     """The weights of a network, without counters."""
@@ -348,11 +329,22 @@ def test_norms_without_statistics_are_named(model):
 
 def test_nan_and_inf_are_counted_and_the_first_tensor_named():
     bad = torch.tensor([1.0, math.nan, math.inf, -math.inf])
-    require_finite("it", {"a": torch.tensor([1e38, -1e38])})
+    require_numbers("it", {"a": torch.tensor([1e38, -1e38])})
     with pytest.raises(CheckpointError) as caught:
-        require_finite("it", {"a": torch.ones(2), "c": bad, "b": bad[:2]})
+        require_numbers("it", {"a": torch.ones(2), "c": bad, "b": bad[:2]})
     assert caught.value.subject == "it"
     assert caught.value.why == "holds 4 NaN or Inf values in 2 of its tensors, the first c"
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_negative_variances_are_named_and_counted(kind):
+    negative = kind([-1e-9, 1.0, -2.0])
+    require_numbers("it", {"a.running_var": kind([0.0, 1e-40]), "a.running_mean": negative, "running_var": negative})
+    with pytest.raises(CheckpointError) as caught:
+        require_numbers("it", {"a.running_var": kind([1.0]), "b.running_var": negative, "c.running_var": negative})
+    assert caught.value.why == "holds 4 negative variances in 2 of its norms, the first b.running_var"
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        require_numbers("it", {"a.running_var": kind([-1.0, math.nan])})
 
 
 def test_the_hash_is_that_of_names_shapes_and_bytes_in_the_order_of_names():

@@ -399,3 +399,16 @@ def test_stated_channels_are_those_of_a_module_that_repeats_them():
     with open_runner(model) as runner:
         assert runner.inputs[0].shape[1] == 1
         assert runner(np.zeros((2, 1, 8, 8), np.float32))["logits"].shape == (2, 2)
+
+
+def test_labels_of_several_outputs_are_noted_where_they_are_stated(checkpoint, torchvision_onnx):
+    shared = ("crane", *"abcdefg", "crane", "g")
+    note = "labels of several outputs: 'crane' (0, 8), 'g' (7, 9); results show their index, too"
+    for source in (checkpoint, torchvision_onnx):
+        model = load(source, labels=shared)
+        assert model.notes[-1] == note
+        assert model.manifest.labels == shared
+        assert note not in load(source, labels=TEN).notes
+    assert load(model).notes == model.notes
+    many = load(checkpoint, labels=(*"aabbccddee",)).notes[-1]
+    assert many.startswith("labels of several outputs: 'a' (0, 1), 'b' (2, 3), 'c' (4, 5) and 2 more; ")

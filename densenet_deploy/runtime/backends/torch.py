@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -104,15 +104,15 @@ class TorchRunner(Runner):
             precision="fp32",
             threads=threads,
         )
-        module = copy.deepcopy(source.module).eval().to(str(device))
+        module = _in_eval_mode(copy.deepcopy(source.module)).to(str(device))
         _require_float32(module)
         self._device = torch.device(str(device))
         self._names = source.output_names or _names_in(source)
-        shape = (None, _channels(source), None, None)
+        shape = exported_shape(source.module) or (None, _channels(source), None, None)
         super().__init__(
             module,
             (TensorSpec(_INPUT, shape, np.dtype(np.float32)),),
-            self._output_specs(module, source, shape[1]),
+            self._output_specs(module, source, shape),
             placement,
             source.manifest,
             check_values=options.check_values,
@@ -128,7 +128,7 @@ class TorchRunner(Runner):
         try:
             with torch.inference_mode():
                 result = module(batch.to(self._device))
-        except (RuntimeError, ValueError) as exc:
+        except (RuntimeError, ValueError, AssertionError) as exc:
             raise _run_error(exc, array) from exc
         named = dict(named_tensors(result, self._names))
         if not named:
@@ -136,22 +136,42 @@ class TorchRunner(Runner):
         return named
 
     def _output_specs(
-        self, module: torch.nn.Module, source: ModuleSource, channels: int | None
+        self, module: torch.nn.Module, source: ModuleSource, shape: Sequence[int | None]
     ) -> tuple[TensorSpec, ...]:
         """Names and widths of the outputs; where they are not stated, the module runs once on zeros to find out."""
         if source.output_names or hasattr(module, "output_name"):
             width = getattr(module, "output_width", None)
             return tuple(_output_spec(name, (None, width)) for name in self._names)
         known = source.manifest.preprocessing if source.manifest else Preprocessing.default(_TRIAL_SIZE)
-        usual, *sides = known.shape
+        trial = [size or usual for size, usual in zip(shape, (1, *known.shape), strict=True)]
         try:
-            outputs = self._outputs_of(module, np.zeros((1, channels or usual, *sides), np.float32))
+            outputs = self._outputs_of(module, np.zeros(trial, np.float32))
         except FeedError:  # it takes images of another size, which only its callers know
             return tuple(_output_spec(name, (None, None)) for name in self._names)
         return tuple(
             _output_spec(name, (None, *tensor.shape[1:2], *(None for _ in tensor.shape[2:])))
             for name, tensor in outputs.items()
         )
+
+
+def exported_shape(module: torch.nn.Module) -> tuple[int | None, ...] | None:
+    """Return the shape (N, C, H, W) of the images that a program of `torch.export` takes, None for what may vary.
+
+    Any other module gives None.
+    """
+    import torch
+
+    if not isinstance(module, torch.fx.GraphModule):
+        return None
+    value = next((node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"), None)
+    if not isinstance(value, torch.Tensor) or value.ndim != 4:
+        return None
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def _in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
+    """Return `module` in eval mode; a program of TorchScript or `torch.export` may have no modes."""
+    return module.eval() if any(getattr(inner, "training", False) for inner in module.modules()) else module
 
 
 def _names_in(source: ModuleSource) -> tuple[str, ...]:

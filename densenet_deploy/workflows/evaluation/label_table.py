@@ -12,7 +12,8 @@
     file,age                        regression: numbers
     a.png,61.5
 
-Files are relative to the folder of the CSV. Columns are matched to the labels of the model by name, in any order; a
+Semicolons and tabs may stand for the commas, and True and False for 1 and 0. Files are relative to the folder of the
+CSV. Columns are matched to the labels of the model by name, in any order; a
 model without labels takes them in the order of its outputs. All that does not fit is refused, with its line and column.
 """
 
@@ -23,6 +24,7 @@ import difflib
 import io
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ from densenet_deploy.errors import DataError
 _FILE: Final = "file"
 _CLASS_COLUMNS: Final = ("label",)
 _UNKNOWN: Final = ("", "nan")
+_TRUTH: Final = {"true": 1.0, "false": 0.0}
+_SEPARATOR: Final = re.compile(r'\s*("?)file\1[ ]*([,;\t])')
 _SHOWN: Final = 5
 
 
@@ -62,7 +66,7 @@ class LabelTable:
 
     @classmethod
     def read(cls, file: StrPath) -> Self:
-        """Read a UTF-8 file with commas between its cells; lines without anything are skipped.
+        """Read a UTF-8 file with commas, semicolons or tabs between its cells; lines without anything are skipped.
 
         Raises:
             InputError: if the file does not exist.
@@ -180,9 +184,9 @@ class LabelTable:
         text = row.cells[place]
         if text.lower() in _UNKNOWN:
             return math.nan
-        value = _parsed(text)
+        value = _TRUTH.get(text.lower(), _parsed(text))
         if value is None or value not in (-1, 0, 1):
-            why = f"{_at(row, self.columns[place])}: is {text!r}, not 1, 0, or empty, nan or -1 for unknown"
+            why = f"{_at(row, self.columns[place])}: is {text!r}, not 1, 0, true, false, or (unknown) empty, nan, -1"
             raise DataError(self.file, why, "correct the cell")
         return math.nan if value == -1 else value
 
@@ -200,12 +204,15 @@ def _lines(file: Path) -> list[tuple[int, list[str]]]:
     with os_errors_about(file):
         data = file.read_bytes()
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        text = data.decode("utf-8-sig")
+        header = _SEPARATOR.match(text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=header[2] if header else ",", strict=True)
         return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except UnicodeDecodeError as exc:
         raise DataError(file, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
     except csv.Error as exc:
-        raise DataError(file, f"line {reader.line_num}: {exc}", "write a CSV with commas and double quotes") from exc
+        fix = "write a CSV with commas, semicolons or tabs, and double quotes"
+        raise DataError(file, f"line {reader.line_num}: {exc}", fix) from exc
 
 
 def _rows(file: Path, columns: int, lines: Sequence[tuple[int, list[str]]]) -> list[Row]:

@@ -15,6 +15,7 @@ from densenet_deploy.errors import printable
 from densenet_deploy.model import InputDescription
 from densenet_deploy.records import Choice
 from densenet_deploy.reports import Report, table
+from densenet_deploy.runtime.meaning import name_of_output
 
 FIGURES: Final[Mapping[str, Mapping[str, str]]] = {
     "multiclass": {"top1": "top-1", "top5": "top-5", "calibration_error": "calibration error"},
@@ -221,9 +222,15 @@ class EvaluateReport(Report, _Figures):
         )
 
     def name_of(self, index: int) -> str:
-        """Return the label of an output in printable characters, or `class 7`, `label 7` or `output 7`."""
-        kind = {"multiclass": "class", "multilabel": "label"}.get(self.task, "output")
-        return printable(self.labels[index] if self.labels else f"{kind} {index}", 40)
+        """Return the label of an output in printable characters, or `class 7`, `label 7` or `output 7`.
+
+        Where several outputs have the same label, the index follows: `crane (134)`.
+        """
+        if not self.labels:
+            kind = {"multiclass": "class", "multilabel": "label"}.get(self.task, "output")
+            return f"{kind} {index}"
+        label = self.labels[index]
+        return name_of_output(printable(label, 40), index, is_shared=self.labels.count(label) > 1)
 
     def _comparison(self, other: ModelComparison) -> list[str]:
         return [*self._disagreements(other)] if self.task == "multiclass" else [*self._differences(other)]

@@ -51,7 +51,7 @@ class LabelledData:
 
 def is_table(data: Path) -> bool:
     """Whether `data` is a CSV of labels, not a folder."""
-    return data.suffix.lower() == ".csv" and not data.is_dir()
+    return data.suffix.lower() in (".csv", ".tsv") and not data.is_dir()
 
 
 def images_of(data: Path) -> tuple[Path, ...]:

@@ -127,7 +127,7 @@ def _tuned_accuracy(tuning: Loaded[TuneReport], trials: Sequence[TrialResult]) -
 def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
     """The weakest classes and the most frequent confusions of every model, folded."""
     weak = [
-        (one.model, part)
+        (one, part)
         for one in found
         for part in sorted((p for p in one.classes if p.right < p.count), key=lambda p: p.top1)[:_WORST]
     ]
@@ -135,8 +135,8 @@ def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
     caption, blocks = f"At most {_WORST} per model", list[Block]()
     if weak:
         columns: dict[str, Callable[..., Cell]] = {
-            "model": lambda row: file_cell(row[0]),
-            "class": lambda row: text_cell(row[1].label or f"class {row[1].index}"),
+            "model": lambda row: file_cell(row[0].model),
+            "class": lambda row: text_cell(_class_of(row[0], row[1].index)),
             "top-1": lambda row: number_cell(row[1].top1, percent),
             "images": lambda row: number_cell(row[1].count),
         }
@@ -187,10 +187,11 @@ def _outputs(found: Sequence[EvaluateReport]) -> list[Block]:
 
 def _confusions(report: EvaluateReport) -> list[tuple[str, str, int]]:
     """Class, predicted class and how often, the most frequent first."""
-    labels = {one.index: one.label for one in report.classes} | dict(enumerate(report.labels))
     wrong = sorted((one for one in report.confusion if one.truth != one.predicted), key=lambda one: -one.count)
+    return [(_class_of(report, one.truth), _class_of(report, one.predicted), one.count) for one in wrong[:_WORST]]
 
-    def name(index: int) -> str:
-        return labels.get(index) or f"class {index}"
 
-    return [(name(one.truth), name(one.predicted), one.count) for one in wrong[:_WORST]]
+def _class_of(report: EvaluateReport, index: int) -> str:
+    """Return the name of a class; of a report without the labels of all outputs, that of a class with images."""
+    known = next((one.label for one in report.classes if one.index == index), None)
+    return known if known is not None and not report.labels else report.name_of(index)

@@ -213,6 +213,8 @@ def _about_measurements(material: Material) -> list[str]:
 def _undecided(material: Material) -> Decision:
     if material.results:
         reason = "No measurement given here is of these files as they are now, or all of them missed a gate."
+    elif material.reports:
+        reason = "The speed was not measured yet, by which a model is chosen. What was measured stands below."
     else:
         reason = "Nothing was measured yet. The facts below are read from the files."
     return Decision("", (reason,), (*_sentences(material.models[0].notes), *_about_measurements(material)))

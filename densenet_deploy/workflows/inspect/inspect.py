@@ -260,11 +260,18 @@ def _of_module(model: Model, options: InspectOptions) -> InspectReport:
 def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
     require_packages("export", "onnx")
     from densenet_deploy.analysis.onnx_cost import onnx_cost
+    from densenet_deploy.graph.onnx_file import image_shape_of, with_image_size
     from densenet_deploy.workflows.load import preprocessing_of
 
     if options.precision not in (None, model.precision):
         raise UsageError(f"precision={options.precision}", f"the model holds {model.precision}", "leave it out")
     proto, size = model.onnx, preprocessing_of(model).image_size
+    if None in image_shape_of(proto, model.name)[1:]:
+        if options.image_size is None:
+            why = "takes images of any size, on which its cost depends"
+            raise ModelFileError(model.name, why, f"state one, such as --image-size {size}")
+        size = options.image_size
+        proto = with_image_size(proto, *sides(size))
     cost, layers = onnx_cost(proto), layer_precisions(proto)
     if options.image_size not in (None, size):
         raise UsageError(f"image-size={options.image_size}", f"the model takes {size} pixels", "leave it out")

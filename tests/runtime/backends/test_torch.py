@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity
 
 from densenet_deploy.errors import BackendError, DeviceError, FeedError, ResourceError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
-from densenet_deploy.runtime.backends.torch import TorchRunner, named_tensors
+from densenet_deploy.runtime.backends.torch import TorchRunner, exported_shape, named_tensors
+from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, ModuleSource, Placement, ProfileRequest, RunnerOptions, open_runner
 from densenet_deploy.runtime.timing import OperatorTime
@@ -456,3 +457,38 @@ def test_a_real_profile_names_the_modules():
     assert found["sin"] == "aten::sin", "outside of the inner modules"
     assert {"block.0", "block.1"} <= set(found.values())
     assert found.get("clamp_min", found.get("relu")) == "block.1"
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "shape"), [({}, (2, 3, 16, 16)), ({0: "n"}, (None, 3, 16, 16)), ({0: "n", 2: "h"}, (None, 3, None, 16))]
+)
+def test_a_program_of_torch_export_takes_its_own_shape(dynamic: dict[int, str], shape: tuple[int | None, ...]) -> None:
+    dims = {axis: torch.export.Dim(name, min=4 if axis else None) for axis, name in dynamic.items()}
+    program = torch.export.export(Head().eval(), (torch.ones(2, 3, 16, 16),), dynamic_shapes=(dims,)).module()
+    assert exported_shape(program) == shape
+    with open_runner(ModuleSource(program, None, ())) as runner:
+        assert runner.inputs[0].shape == shape
+        assert runner.run({"input": _images()})["logits"].shape == (2, 4)
+        assert run_batched(runner, np.concatenate([_images()] * 2)[:3])["logits"].shape == (3, 4)
+
+
+def test_other_modules_have_no_shape_of_their_own() -> None:
+    assert exported_shape(Head()) is None
+    assert exported_shape(torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()))) is None
+
+
+def test_an_assertion_in_a_module_is_a_refused_input() -> None:
+    class Strict(Head):
+        def forward(self, images: Tensor) -> object:
+            assert images.shape[2] == 8, "eight pixels"
+            return super().forward(images)
+
+    with open_runner(ModuleSource(Strict(), MANIFEST, ("logits",))) as runner, pytest.raises(FeedError, match="eight"):
+        runner.run({"input": _images()})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_frozen_program_runs() -> None:
+    program = torch.jit.freeze(torch.jit.trace(Head().eval(), torch.ones(1, 3, 16, 16)))
+    with open_runner(ModuleSource(program, MANIFEST, ("logits",))) as runner:
+        assert runner.run({"input": _images()})["logits"].shape == (2, 4)

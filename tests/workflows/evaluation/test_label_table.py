@@ -156,3 +156,28 @@ def test_a_missing_csv_is_an_input_error(tmp_path):
     with pytest.raises(InputError) as caught:
         LabelTable.read(str(tmp_path / "none.csv"))
     assert caught.value.subject == str(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_cells_may_be_separated_by_semicolons_and_tabs(folder, mark, quote):
+    rows = [(f"{quote}file{quote}", "Edema", '"Effusion, left"', "No; Finding"), ("a.png", "1", "0", "-1")]
+    if mark == ";":
+        rows[0] = (*rows[0][:3], '"No; Finding"')
+    text = "".join(mark.join(row) + "\n" for row in rows)
+    found = _table(folder, text).label_rows(("No; Finding", "Effusion, left", "Edema"), 3)
+    assert [str(value) for value in found[folder / "a.png"]] == ["nan", "0.0", "1.0"]
+
+
+def test_the_header_decides_what_separates_cells(folder):
+    assert _refused(folder, "file,label\na.png;0\n").why == "line 2: has 1 cells, the header 2"
+    found = _table(folder, "file;label\na.png;tench, Tinca\n").classes(("cat", "tench, Tinca"), 2)
+    assert found == {folder / "a.png": 1}
+
+
+@pytest.mark.parametrize(("yes", "no"), [("True", "False"), ("TRUE", "FALSE"), ("true", "false")])
+def test_true_and_false_are_1_and_0(folder, yes, no):
+    found = _table(folder, f"file,Edema,Effusion\na.png,{yes},{no}\n").label_rows(("Edema", "Effusion"), 2)
+    assert found[folder / "a.png"] == (1, 0)
+    assert "is 'yes'" in _refused(folder, "file,x\na.png,yes\n", "label_rows", count=1).why
+    assert "not a finite number" in _refused(folder, f"file,x\na.png,{yes}\n", "numbers", count=1).why

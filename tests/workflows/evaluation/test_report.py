@@ -250,3 +250,11 @@ def test_what_judges_a_model():
 def test_undefined_numbers_are_dashes():
     assert (percent(0.5), percent(0.0), percent(None)) == ("50.00%", "0.00%", "–")
     assert (number(0.81234), number(0.0), number(61.527), number(None)) == ("0.8123", "0", "61.53", "–")
+
+
+def test_classes_of_the_same_label_are_told_apart_by_their_index():
+    report = dataclasses.replace(MULTICLASS, labels=("crane", "crane"))
+    assert [report.name_of(index) for index in (0, 1)] == ["crane (0)", "crane (1)"]
+    assert "crane (0) as crane (1) (1)" in report.to_text()
+    assert dataclasses.replace(MULTICLASS, labels=("x" * 60, "dog")).name_of(0) == "x" * 39 + "…"
+    assert dataclasses.replace(MULTICLASS, labels=()).name_of(1) == "class 1"

@@ -213,6 +213,11 @@ def test_images_of_a_folder_and_of_a_csv(folder):
     assert [path.name for path in images_of(_csv(folder, "file,x", "d.png,1", "a.png,0"))] == ["d.png", "a.png"]
 
 
+def test_a_table_with_tabs_is_a_table_too(folder):
+    _csv(folder, "file\tlabel", "a.png\t0").rename(folder / "truth.tsv")
+    assert images_of(folder / "truth.tsv") == (folder / "a.png",)
+
+
 def test_a_folder_may_be_called_csv(tmp_path):
     assert images_of(painted(tmp_path / "all.csv", {"a.png": (0, 0, 0)})) == (tmp_path / "all.csv" / "a.png",)
 

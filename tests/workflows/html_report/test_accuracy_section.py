@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport
@@ -19,6 +20,10 @@ def section(*found: EvaluateReport) -> Section:
 def tables(shown: Section) -> dict[str, list[list[str]]]:
     found = (block for block in shown.blocks if isinstance(block, Table))
     return {one.caption: [list(one.headings), *([cell.text for cell in row] for row in one.rows)] for one in found}
+
+
+def rows_of(shown: Section) -> list[list[str]]:
+    return [[cell.text for cell in row] for block in shown.blocks if isinstance(block, Table) for row in block.rows]
 
 
 RAN = ["model", "ran on"]
@@ -70,3 +75,13 @@ def test_every_task_has_its_table() -> None:
 
 def test_an_accuracy_is_written_as_the_field_does() -> None:
     assert (accuracy_text(Accuracy("top-1", 0.91)), accuracy_text(Accuracy("AUROC", 0.91))) == ("91.00 %", "0.9100")
+
+
+def test_classes_of_the_same_label_are_told_apart_by_their_index() -> None:
+    classes = tuple(dataclasses.replace(one, label="crane") for one in MULTICLASS.classes)
+    shown = section(dataclasses.replace(MULTICLASS, labels=("crane", "crane"), classes=classes))
+    rows = rows_of(shown)
+    assert ["a.onnx", "crane (0)", "66.67 %", "3"] in rows
+    assert ["a.onnx", "crane (0)", "crane (1)", "1"] in rows
+    without = section(dataclasses.replace(MULTICLASS, labels=()))  # as in the JSON of older versions
+    assert ["a.onnx", "cat", "dog", "1"] in rows_of(without)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -33,6 +34,7 @@ from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, p
 from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, SweepReport, _open, run_sweep
 from densenet_deploy.workflows.load import load
 from tests.conftest import DIGITS, TINY
+from tests.foreign_networks import Encoding, written
 from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, bn_size=2, stem="cifar", num_classes=10)
@@ -344,3 +346,18 @@ def test_a_report_reads_its_own_json(tiny_onnx: Path) -> None:
     assert read.to_text() == report.to_text()
     swept = run_sweep(Sweep.parse("growth-rate=4"), SPEC, SweepOptions(measure=False))
     assert SweepReport.from_json(plain(swept)).to_text() == swept.to_text()
+
+
+def test_a_graph_of_images_of_any_size_is_inspected_at_the_size_that_is_stated(tmp_path: Path) -> None:
+    model = written(Encoding(opset=17))
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = "side"
+    onnx.save(model, tmp_path / "any.onnx")
+    with pytest.raises(ModelFileError) as caught:
+        inspect(tmp_path / "any.onnx")
+    assert "--image-size" in caught.value.fix
+    fixed, larger = (inspect(tmp_path / "any.onnx", InspectOptions(image_size=side)) for side in (16, (32, 16)))
+    assert (fixed.image_size, larger.image_size) == (16, (32, 16))
+    onnx.save(written(Encoding(opset=17)), tmp_path / "fixed.onnx")
+    assert fixed.macs == inspect(tmp_path / "fixed.onnx").macs
+    assert 1.5 * fixed.macs < larger.macs < 2.0 * fixed.macs  # twice the pixels, and the same classifier
