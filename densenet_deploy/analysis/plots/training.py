@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import BLUE, GREY, ORANGE, lighten_grid, new_axes, new_figure
@@ -12,6 +12,10 @@ from densenet_deploy.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_NEEDED: Final = ("epoch", "loss", "top1")
+_FIX: Final = "give the metrics.jsonl of a training"
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,19 @@ class TrainingCurves:
             DataError: if there is none, or one lacks a number.
         """
         if not records:
-            raise DataError(title, "holds no epoch", "give the metrics.jsonl of a training")
-        columns: dict[str, list[Any]] = {}
-        for name in ("epoch", "loss", "top1", "train_top1"):
-            columns[name] = [record.get(name) for record in records]
-            bad = next((value for value in columns[name] if isinstance(value, bool) or not _is_number(value)), 0)
-            if bad != 0 and name != "train_top1":
-                raise DataError(title, f"has {bad!r} as {name} of an epoch", "give the metrics.jsonl of a training")
-        shown = columns["train_top1"] if all(map(_is_number, columns["train_top1"])) else None
-        return cls(title, columns["epoch"], columns["loss"], columns["top1"], shown)
+            raise DataError(title, "holds no epoch", _FIX)
+        for number, record in enumerate(records, start=1):
+            missing = next((name for name in _NEEDED if not _is_number(record, name)), None)
+            if missing is not None:
+                raise DataError(title, f"line {number} has no number {missing!r}", _FIX)
+        epochs, loss, top1 = ([record[name] for record in records] for name in _NEEDED)
+        is_shown = all(_is_number(record, "train_top1") for record in records)
+        return cls(title, epochs, loss, top1, [record["train_top1"] for record in records] if is_shown else None)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+def _is_number(record: object, name: str) -> bool:
+    value = record.get(name) if isinstance(record, Mapping) else None
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @plots.register("training")
