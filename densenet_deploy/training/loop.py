@@ -118,7 +118,7 @@ class Trainer:
         bad = first_non_finite(self.network)
         if bad is not None:
             raise GateError(bad, f"holds NaN or infinite values after epoch {epoch + 1}", _FIX)
-        loss, right, labelled = sums
+        loss, right, labelled = map(float, sums)
         counts_right = self._options.mixup == 0 and labelled > 0
         lr, head_lr = (float(group["lr"]) for group in self._optimizer.param_groups)
         images = steps * self._batches.batch_size
