@@ -132,7 +132,7 @@ def read_data(
         DataError: if a class has no image, or the folders do not match the labels.
     """
     archive = find_cifar(data)
-    found = _of_archive(archive) if archive is not None else _of_folders(data, val, labels, seed)
+    found = _of_archive(archive, labels) if archive is not None else _of_folders(data, val, labels, seed)
     if archive is not None and val is not None:
         found = replace(found, validation=_labelled(val, labels), notes=())
     if unlabelled is None:
@@ -142,13 +142,19 @@ def read_data(
     return replace(found, training=(*found.training, *more), notes=(*found.notes, note))
 
 
-def _of_archive(archive: Path) -> TrainingData:
+def _of_archive(archive: Path, labels: Sequence[str]) -> TrainingData:
+    """Read CIFAR; `labels` order its classes if they are their names, and otherwise rename them."""
     cifar = read_cifar(archive)
+    if len(labels) != len(cifar.labels):
+        why = f"has {len(cifar.labels)} classes, and {len(labels)} labels were stated"
+        raise DataError(archive, why, "state a label for each class, or none")
+    is_ordered = sorted(labels) == sorted(cifar.labels)
+    places = [labels.index(name) for name in cifar.labels] if is_ordered else list(range(len(labels)))
     training, test = (
-        tuple(Example(image, int(index)) for image, index in zip(*part, strict=True))
+        tuple(Example(image, places[int(index)]) for image, index in zip(*part, strict=True))
         for part in (cifar.training, cifar.test)
     )
-    return TrainingData(cifar.name, cifar.labels, training, test, notes=(_ON_TEST,))
+    return TrainingData(cifar.name, tuple(labels), training, test, notes=(_ON_TEST,))
 
 
 def _of_folders(data: Path, val: Path | None, labels: Sequence[str], seed: int) -> TrainingData:
@@ -165,13 +171,13 @@ def _of_folders(data: Path, val: Path | None, labels: Sequence[str], seed: int) 
         validation = _labelled(val, labels)
         missing = len(labels) - len({example.index for example in validation})
         notes = (f"{missing} of {len(labels)} classes have no validation image",) if missing else ()
-        return TrainingData(data.name, tuple(labels), examples, validation, notes=notes)
+        return TrainingData(data.resolve().name, tuple(labels), examples, validation, notes=notes)
     training, held_out = _held_out(examples, seed)
     if not held_out:
         why = "has too few images to hold some out for validation"
         raise DataError(folder, why, "give two images of a class or more, or --val DIR")
     note = f"no validation data: {len(held_out)} of {len(examples)} images, a tenth of each class, were held out"
-    return TrainingData(data.name, tuple(labels), training, held_out, notes=(f"{note} (seed {seed})",))
+    return TrainingData(data.resolve().name, tuple(labels), training, held_out, notes=(f"{note} (seed {seed})",))
 
 
 def _training_folder(data: Path) -> Path:

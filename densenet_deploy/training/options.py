@@ -154,8 +154,8 @@ class TrainOptions:
         return factor * min(1.0, (step + 1) / warmup) if warmup else factor
 
     def numbers(self) -> dict[str, Any]:
-        """Return all that decides the resulting weights, by name, but not what names a file or a place."""
-        left_out = ("teacher", "device", "max_bad", "check")
+        """Return all that decides the bits of the weights, by name, but not what names a file or a place."""
+        left_out = ("teacher", "device", "max_bad", "check", "memory_efficient")
         fields = (field.name for field in dataclasses.fields(self) if field.name not in left_out)
         return {name: getattr(self, name) for name in fields}
 

@@ -98,6 +98,18 @@ def test_the_name_is_looked_for_in_the_usual_places(tmp_path: Path, monkeypatch:
     assert data.notes == ("validated on the published test images: the best epoch is chosen on them",)
 
 
+def test_labels_order_the_classes_or_rename_them(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "cifar-10-binary.tar.gz", *_binary())
+    names = cifar_labels(path)
+    plain = [example.index for example in read_data(path, None, names, seed=0).training]
+    backwards = read_data(path, None, names[::-1], seed=0)
+    assert [example.index for example in backwards.training] == [9 - index for index in plain]
+    renamed = read_data(path, None, tuple("abcdefghij"), seed=0)
+    assert ([example.index for example in renamed.training], renamed.labels) == (plain, tuple("abcdefghij"))
+    with pytest.raises(DataError, match="has 10 classes, and 3 labels were stated"):
+        read_data(path, None, ("a", "b", "c"), seed=0)
+
+
 def _binary() -> tuple[str, dict[str, bytes]]:
     return "cifar-10-batches-bin", files_of(10, binary=True)
 

@@ -83,10 +83,9 @@ def student_of(
     given = facts.pop("labels", None)
     model = _quietly_loaded(weights, facts)
     network, manifest = _densenet(model)
-    labels = tuple(names) if given is None else _read_labels(given)
-    known = manifest.labels
-    is_trained = manifest.weights.is_trained
-    if given is None and network.spec.head != "features" and sorted(known) == sorted(names):
+    labels, known = tuple(names) if given is None else _read_labels(given), manifest.labels
+    is_trained, is_kept = manifest.weights.is_trained, labels == known if given else sorted(labels) == sorted(known)
+    if is_kept and network.spec.head != "features":
         note = f"the classifier of {model.name} was kept: its labels are the classes of the data"
         return Student(network, _facts_of(manifest, network, known), is_trained, (*model.notes, note))
     from densenet_deploy.training.network import with_new_classifier

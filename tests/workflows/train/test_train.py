@@ -187,6 +187,9 @@ def test_the_same_classes_keep_their_classifier_and_its_order(trained: dd.Model,
     assert any("the classifier of best was kept" in note for note in model.report.notes)
     before = dd.load(trained.report.checkpoint).module.state_dict()
     assert torch.equal(before["classifier.weight"], model.module.state_dict()["classifier.weight"])
+    other = train(data, options, weights=trained.report.checkpoint, labels=["light", "dark"])
+    assert other.manifest.labels == ("light", "dark")
+    assert any("a new classifier of 2 classes" in note for note in other.report.notes)
 
 
 def test_stated_labels_order_the_outputs(data: Path) -> None:
