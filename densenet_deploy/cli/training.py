@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -196,5 +197,5 @@ def _trained(data: str, options: Any, **arguments: Any) -> Any:
     from densenet_deploy.workflows.train.train import train
 
     if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun started, the first one reports
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+        sys.stdout = io.StringIO()
     return made(train(data, options, **arguments))

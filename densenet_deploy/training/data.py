@@ -35,7 +35,6 @@ _HELD_OUT: Final = 10
 
 _NAMED: Final = 3
 _ON_TEST: Final = "validated on the published test images: the best epoch is chosen on them"
-_ADD: Final = "add images, or remove the folder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,10 +240,10 @@ def without_bad(data: TrainingData, bad: Sequence[BadImage], max_bad: int) -> Tr
         tuple(example for example in part if not (isinstance(example.image, Path) and example.image in paths))
         for part in (data.training, data.validation)
     )
-    present = {example.index for example in training}
-    lost = next((label for index, label in enumerate(data.labels) if index not in present), None)
-    if lost is not None:
-        raise DataError(data.name, f"no readable image is left of the class {lost!r}", _ADD)
+    lost = {example.index for example in data.training} - {example.index for example in training}
+    if lost:
+        why = f"no readable image is left of the class {data.labels[min(lost)]!r}"
+        raise DataError(data.name, why, "add images, or remove the folder")
     if not validation:
         raise DataError(data.name, "no readable image is left to validate on", "repair them, or give --val DIR")
     return replace(data, training=training, validation=validation, bad=tuple(bad))
