@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from densenet_deploy.parity.gates import Gate
     from densenet_deploy.runtime.classifier import Classifier, Prediction
     from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+    from densenet_deploy.training.options import TrainOptions
     from densenet_deploy.variants.spec import DenseNetSpec
     from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
     from densenet_deploy.workflows.build_engine import build_engine
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.report import report
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
     from densenet_deploy.workflows.simplify import simplify
+    from densenet_deploy.workflows.train.train import train
     from densenet_deploy.workflows.tune.candidates import TuneOptions
     from densenet_deploy.workflows.tune.tune import tune
 
@@ -71,6 +73,7 @@ _HOMES: Final = {
     "Runner": "runtime.runner",
     "RunnerOptions": "runtime.runner",
     "SensitivityOptions": "workflows.sensitivity",
+    "TrainOptions": "training.options",
     "TuneOptions": "workflows.tune.candidates",
     "UntrainedWeightsWarning": "model",
     "benchmark": "workflows.benchmark",
@@ -87,6 +90,7 @@ _HOMES: Final = {
     "report": "workflows.report",
     "sensitivity": "workflows.sensitivity",
     "simplify": "workflows.simplify",
+    "train": "workflows.train.train",
     "tune": "workflows.tune.tune",
 }
 
@@ -113,6 +117,7 @@ __all__ = [
     "Runner",
     "RunnerOptions",
     "SensitivityOptions",
+    "TrainOptions",
     "TuneOptions",
     "UntrainedWeightsWarning",
     "__version__",
@@ -130,6 +135,7 @@ __all__ = [
     "report",
     "sensitivity",
     "simplify",
+    "train",
     "tune",
 ]
 

@@ -14,8 +14,8 @@ a *bus*, a block owns one tensor as wide as its output, into which all of its pa
 **Training.** Autograd keeps what the gradients need: the input of every normalization, convolution and average pool,
 and the result of every ReLU. A dense layer keeps its concatenation and the normalized copy, two tensors as wide as all
 that came before it, so memory grows with the square of a block's depth. *Checkpointing* (Pleiss et al. 2017,
-"Memory-Efficient Implementation of DenseNets") keeps the parts and makes both again in the backward pass, so that the
-growth is linear.
+"Memory-Efficient Implementation of DenseNets") keeps the parts alone and makes the rest of a layer, its bottleneck too,
+again in the backward pass, so that the growth is linear.
 
 Not counted: weights and their gradients, batch statistics, dropout masks, pooling indices, scratch space of a backend.
 """
@@ -119,9 +119,7 @@ def training_memory(
     kept = [("stem", stem, stem - (spec.init_features * areas[0] if is_block_input else 0))]
     for block, area in enumerate(areas):
         inputs, bottlenecks = layer_inputs(spec, block), 2 * spec.blocks[block] * spec.bn_size * spec.growth_rate
-        kept.append(
-            (f"denseblock{block + 1}", area * (2 * sum(inputs) + bottlenecks), area * (inputs[-1] + bottlenecks))
-        )
+        kept.append((f"denseblock{block + 1}", area * (2 * sum(inputs) + bottlenecks), area * inputs[-1]))
         if block + 1 < len(areas):  # the block's output, its normalized copy, the convolved maps that the pool reads
             transition = area * (2 * spec.channels_out[block] + spec.channels_in[block + 1])
             kept.append((f"transition{block + 1}", transition, transition))

@@ -78,6 +78,7 @@ COMMANDS: Final = {
     "sensitivity": "measuring",
     "cast": "making",
     "build-trt": "making",
+    "train": "training",
     "run": "running",
     "evaluate": "measuring",
     "benchmark": "measuring",

@@ -145,11 +145,13 @@ def _sweep(text: str, base: DenseNetSpec, options: InspectOptions, threads: int 
 def plot_command(
     name: Annotated[
         str,
-        typer.Argument(metavar="PLOT", help="reuse, connections, growth, cost, sqnr or pareto.", **PLOT),
+        typer.Argument(metavar="PLOT", help="reuse, connections, growth, cost, sqnr, pareto or training.", **PLOT),
     ],
     models: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[MODEL...]", help="A model, or JSON reports for pareto and sqnr."),
+        typer.Argument(
+            metavar="[MODEL...]", help="A model, JSON reports for pareto and sqnr, metrics.jsonl for training."
+        ),
         Reads("graph", "session"),
     ] = None,
     variant: Variant = None,

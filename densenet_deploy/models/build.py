@@ -39,23 +39,24 @@ class PlainLayer(nn.Module):
     def forward(self, *earlier: Tensor) -> Tensor:
         """Map all earlier maps of the block to this layer's new ones."""
         recomputes = self.memory_efficient and self.training
-        return self._append(self._recomputed(*earlier) if recomputes else self._read(*earlier))
+        new: Tensor = self.drop(self._recomputed(*earlier) if recomputes else self._made(*earlier))
+        return new
 
-    def _read(self, *earlier: Tensor) -> Tensor:
+    def _made(self, *earlier: Tensor) -> Tensor:
         new: Tensor = self.conv1(self.relu1(self.norm1(torch.cat(earlier, 1))))
         return new
 
-    def _append(self, new: Tensor) -> Tensor:
-        dropped: Tensor = self.drop(new)
-        return dropped
-
     def _recomputed(self, *earlier: Tensor) -> Tensor:
-        """Read, keeping neither concatenation nor norm for the backward pass (https://arxiv.org/abs/1707.06990)."""
+        """Make the new maps, keeping nothing but `earlier` for the backward pass.
+
+        As https://arxiv.org/abs/1707.06990, and the bottleneck is made again too. PyTorch stops the second pass where
+        it has what the gradients need, so the last convolution runs once.
+        """
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return contextlib.nullcontext(), _untracked(self.norm1)
+            return contextlib.nullcontext(), _untracked(self)
 
-        new: Tensor = checkpoint(self._read, *earlier, use_reentrant=False, context_fn=contexts)
+        new: Tensor = checkpoint(self._made, *earlier, use_reentrant=False, context_fn=contexts)
         return new
 
 
@@ -70,8 +71,9 @@ class BottleneckLayer(PlainLayer):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(narrow, spec.growth_rate, kernel_size=3, padding=1, bias=False)
 
-    def _append(self, new: Tensor) -> Tensor:
-        return super()._append(self.conv2(self.relu2(self.norm2(new))))
+    def _made(self, *earlier: Tensor) -> Tensor:
+        new: Tensor = self.conv2(self.relu2(self.norm2(super()._made(*earlier))))
+        return new
 
 
 class DenseBlock(nn.Sequential):
@@ -308,13 +310,15 @@ def _fill_filter(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _untracked(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Give `norm` copies of its running statistics: a recomputation must not update them again."""
-    kept = dict(norm.named_buffers())
-    for name, buffer in kept.items():
-        setattr(norm, name, buffer.clone())
+def _untracked(layer: nn.Module) -> Iterator[None]:
+    """Give the norms of `layer` copies of their running statistics: a recomputation must not update them again."""
+    kept = [(norm, dict(norm.named_buffers())) for norm in layer.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm, buffers in kept:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for name, buffer in kept.items():
-            setattr(norm, name, buffer)
+        for norm, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

@@ -174,7 +174,7 @@ def _evaluated(title: str, runner: Runner, data: Path, options: EvaluateOptions,
         threads=options.decode_threads,
     )
     start = time.perf_counter()
-    files, kept = _kept(classifier, task, prepared, len(labelled.truth), options.batch, progress)
+    files, kept = kept_outputs(classifier, task, prepared, len(labelled.truth), options.batch, progress)
     seconds = time.perf_counter() - start
     if not files:
         raise DataError(data, "holds no readable image", "check the files")
@@ -208,7 +208,7 @@ def _input_of(classifier: Classifier, runner: Runner) -> InputDescription:
     return InputDescription.of(classifier.preprocessing, assumed, fast_decode=classifier.fast)
 
 
-def _kept(
+def kept_outputs(
     classifier: Classifier,
     task: TaskEvaluation[Any],
     prepared: Iterable[Prepared],
@@ -216,7 +216,7 @@ def _kept(
     size: int,
     progress: Listener,
 ) -> tuple[tuple[Path, ...], list[Array]]:
-    """The files of every readable image, in order, and what the task keeps of the model's outputs for them."""
+    """Return the files of every readable image, in order, and what the task keeps of the model's outputs for them."""
     files: list[Path] = []
     kept: list[tuple[Array, ...]] = []
     images = iter(prepared)

@@ -247,3 +247,14 @@ def test_image_to_label_compares_every_candidate_with_its_reference(tiny_onnx: P
         ("photographs", 12),
         ("digits, 1024x1024", 360),
     ]
+
+
+@pytest.mark.slow
+def test_training_memory_compares_both_kinds_of_steps(tmp_path: Path) -> None:
+    small = ("--variant", "cifar-bc-22-12", "--image-size", "32", "--batch", "8", "--rounds", "1")
+    results = _run("training_memory.py", *small, "--output", tmp_path / "r.json")
+    written = json.loads((tmp_path / "r.json").read_text())
+    plain, lean = results["plain"], results["memory-efficient"]
+    assert lean["live_mib"] < plain["live_mib"]
+    assert written["saved"]["live_mib"] == pytest.approx(1 - lean["live_mib"] / plain["live_mib"])
+    assert written["holds"]["time"] == (written["cpu_time"]["median"] <= 1.35)

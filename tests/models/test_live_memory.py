@@ -11,6 +11,7 @@ from densenet_deploy.analysis.memory import training_memory
 from densenet_deploy.errors import UsageError
 from densenet_deploy.models.build import DenseNet, empty_model
 from densenet_deploy.models.live_memory import LiveMemory, StageMemory, inference_memory, training_memory_of
+from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
 
 SPEC = DenseNetSpec(growth_rate=4, blocks=(3, 2), init_features=8, num_classes=5, bn_size=2)
@@ -105,6 +106,16 @@ def test_checkpointing_saves_memory_and_inference_needs_least() -> None:
         plain, lean = DenseNet(SPEC), DenseNet(SPEC, memory_efficient=True)
     inference = inference_memory(plain, 32, batch=8).peak_bytes
     assert inference < training_memory_of(lean, 32, batch=8).peak_bytes < training_memory_of(plain, 32, 8).peak_bytes
+
+
+@pytest.mark.slow
+def test_checkpointing_takes_more_than_70_percent_off_a_step_of_densenet_121() -> None:
+    peaks = []
+    for memory_efficient in (True, False):
+        with torch.device("meta"):
+            module = DenseNet(find_variant("121").spec, memory_efficient=memory_efficient)
+        peaks.append(training_memory_of(module, 224, batch=16).peak_bytes)
+    assert peaks[0] < 0.3 * peaks[1]
 
 
 def test_stages_merge_into_parts_and_keep_their_peaks() -> None:

@@ -19,12 +19,14 @@ from densenet_deploy.analysis.plots.growth import GrowthData, growth_steps
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered
 from densenet_deploy.analysis.plots.reuse import ReuseData, reuse_maps
-from densenet_deploy.artifacts import Artifact, StrPath, output_path, require_room, write_file
+from densenet_deploy.analysis.plots.training import TrainingCurves
+from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, output_path, require_room, write_file
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Size
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
+from densenet_deploy.records import parse_json
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import variant_with
@@ -211,6 +213,20 @@ def _sqnr(request: PlotRequest) -> FigureData:
     return FigureData(SensitivityReport.read(path).plot_data)
 
 
+def _training(request: PlotRequest) -> FigureData:
+    if (path := _single(request)) is None:
+        raise UsageError(
+            "plot training", "is drawn from metrics, not from a variant", "give the metrics.jsonl of train"
+        )
+    with os_errors_about(path):
+        lines = path.read_bytes().splitlines()
+    try:
+        records: list[Any] = [parse_json(line) for line in lines]
+    except ValueError as exc:
+        raise DataError(path, "holds a line that is not JSON", "give the metrics.jsonl of train") from exc
+    return FigureData(TrainingCurves.of(request.title, records))
+
+
 _SOURCES: Final[Mapping[str, Callable[[PlotRequest], FigureData]]] = {
     "reuse": _reuse,
     "connections": _connections,
@@ -218,6 +234,7 @@ _SOURCES: Final[Mapping[str, Callable[[PlotRequest], FigureData]]] = {
     "cost": _cost,
     "pareto": _pareto,
     "sqnr": _sqnr,
+    "training": _training,
 }
 
 

@@ -28,6 +28,7 @@ from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, plots, rendered
 from densenet_deploy.analysis.plots.reuse import ReuseData, ReuseMap
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
+from densenet_deploy.analysis.plots.training import TrainingCurves
 from densenet_deploy.analysis.sensitivity import Cost, Sensitivity
 from densenet_deploy.errors import UnknownNameError
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -46,6 +47,7 @@ DATA = {
     "growth": GrowthData("net", STEPS),
     "cost": CostData("net", model_cost(SPEC, 32), activation_memory(SPEC, 32)),
     "pareto": ParetoData("net", POINTS),
+    "training": TrainingCurves("net", [1, 2, 3], [2.0, 1.0, 0.5], [0.5, 0.75, 0.75], [0.25, 0.5, 0.6]),
     "sqnr": SensitivityData("net", (Sensitivity("conv0", ("conv0",), Cost(40.0), Cost(33.0)),), Cost(30.0)),
 }
 

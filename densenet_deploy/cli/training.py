@@ -1,0 +1,201 @@
+"""The command that trains: `train`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from densenet_deploy.artifacts import os_errors_about
+from densenet_deploy.cli.app import Work, command, made
+from densenet_deploy.cli.options import (
+    DEVICE,
+    VARIANT,
+    VARIANT_HELP,
+    Only,
+    Output,
+    Reads,
+    Writes,
+    option,
+)
+from densenet_deploy.errors import UsageError
+from densenet_deploy.facts import Architecture, ModelFacts
+
+DEFAULT_FOLDER = "artifacts/train"
+
+
+@command(
+    "train",
+    examples=(
+        "densenet-deploy train --data flowers/ --weights imagenet --freeze until=denseblock3 --lr 1e-4 --head-lr 1e-2",
+        "densenet-deploy train --data cifar10 --variant cifar-bc-100-12 --epochs 300 -o artifacts/cifar10",
+        "densenet-deploy train --data flowers/ --variant 121 --teacher imagenet-flowers.pth --amp bf16 --resume",
+    ),
+)
+def train_command(
+    data: Annotated[
+        str,
+        option(
+            "DIR|cifar10|cifar100|FILE",
+            "Class folders, or train/ and val/ with class folders; or CIFAR by name, as its archive or folder.",
+        ),
+    ],
+    val: Annotated[
+        Path | None,
+        option("DIR", "Class folders to validate on (default: val/ of --data, otherwise a tenth of each class)."),
+        Reads(),
+    ] = None,
+    variant: Annotated[
+        str | None, option("NAME", f"{VARIANT_HELP} (default: 121; cifar-bc-100-12 for CIFAR).", **VARIANT)
+    ] = None,
+    weights: Annotated[
+        str | None,
+        option("SOURCE", "What to begin with: imagenet, imagenet:169, or whatever export takes (default: untrained)."),
+        Reads("session"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 90,
+    batch_size: Annotated[int, typer.Option(help="Images per step, in all processes together.")] = 64,
+    optimizer: Annotated[str, option("NAME", "sgd (Nesterov momentum 0.9) or adamw.", "sgd", "adamw")] = "sgd",
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate (default: 0.1 for sgd, 0.001 for adamw; a tenth of it with --weights)."),
+    ] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Learning rate of the classifier (default: --lr).")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay, 0 to 1.")] = 1e-4,
+    schedule: Annotated[
+        str,
+        option(
+            "NAME",
+            "step (divided by 10 at 50 % and 75 % of the epochs), cosine or constant.",
+            "step",
+            "cosine",
+            "constant",
+        ),
+    ] = "step",
+    warmup_epochs: Annotated[float, option("X", "Epochs over which the learning rate rises from 0.")] = 0.0,
+    freeze: Annotated[
+        str | None,
+        option(
+            "features|until=NAME",
+            "Parts to keep as they are, statistics of norms included: all features, or those up to and including NAME, "
+            "such as until=denseblock3 (default: none).",
+            "features",
+            "until=denseblock1",
+            "until=denseblock2",
+            "until=denseblock3",
+        ),
+    ] = None,
+    augment: Annotated[
+        str,
+        option(
+            "NAME",
+            "crop (shifted by up to an eighth), resized-crop (a random part), none, or auto: crop up to 64 pixels, "
+            "resized-crop above.",
+            "auto",
+            "none",
+            "crop",
+            "resized-crop",
+        ),
+    ] = "auto",
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = True,
+    mixup: Annotated[float, typer.Option(help="Mix images: parameter of the Beta distribution, 0 for none.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="Probability spread over all classes, 0 to 1.")] = 0.0,
+    amp: Annotated[
+        str | None, option("NAME", "Compute in bf16 or fp16 where that is safe (default: float32).", "bf16", "fp16")
+    ] = None,
+    memory_efficient: Annotated[
+        bool,
+        typer.Option("--memory-efficient", help="Recompute dense layers in the backward pass: less memory, same bits."),
+    ] = False,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of a moving average of the weights, which is kept (default: none).")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        option("SOURCE", "A trained model to learn from: whatever export takes (default: none)."),
+        Reads("session"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="--teacher: temperature of the softened outputs.")] = 4.0,
+    alpha: Annotated[float, typer.Option(help="--teacher: weight of its outputs against the labels, 0 to 1.")] = 0.7,
+    unlabelled: Annotated[
+        Path | None, option("DIR", "--teacher: images that it alone judges (default: none)."), Reads()
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(help="Parts of a batch that are normalized by themselves (default: one per process)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation and dropout.")] = 0,
+    device: Annotated[str, option("NAME", "cpu, cuda, cuda:1 or auto.", **DEVICE)] = "auto",
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to leave out.")] = 0,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Decode every image before the first step.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in -o, to the bits of an undisturbed one.")
+    ] = False,
+    *,
+    facts: Annotated[ModelFacts, Only("image_size", "channels", "resize", "interpolation", "mean", "std", "labels")],
+    architecture: Architecture,
+    output: Annotated[Output, Writes("DIR", DEFAULT_FOLDER, ())],
+) -> Work:
+    """Train a DenseNet on images, from scratch or from weights."""
+    from densenet_deploy.training.options import CIFAR_NAMES, TrainOptions
+    from densenet_deploy.workflows.load import check_names
+
+    options = TrainOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        head_lr=head_lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup_epochs=warmup_epochs,
+        freeze=freeze,
+        augment=augment,
+        flip=flip,
+        mixup=mixup,
+        label_smoothing=label_smoothing,
+        amp=amp,
+        memory_efficient=memory_efficient,
+        ema=ema,
+        teacher=teacher,
+        temperature=temperature,
+        alpha=alpha,
+        shards=shards,
+        seed=seed,
+        device=None if device == "auto" else device,
+        max_bad=max_bad,
+        check=check,
+    )
+    if data not in CIFAR_NAMES:
+        with os_errors_about(data):
+            Path(data).stat()
+    if unlabelled is not None and teacher is None:
+        raise UsageError(f"unlabelled={unlabelled}", "has no teacher to judge its images", "give --teacher")
+    custom: dict[str, Any] = {"architecture": architecture} if architecture.changes() else {}
+    named: dict[str, Any] = {} if variant is None else {"variant": variant}
+    stated = cast("Any", {**facts.given(), **named, **custom})
+    check_names(weights, stated)
+    return lambda listener: _trained(
+        data,
+        options,
+        weights=weights,
+        val=val,
+        unlabelled=unlabelled,
+        out=output.out or DEFAULT_FOLDER,
+        force=output.force,
+        resume=resume,
+        progress=listener,
+        **stated,
+    )
+
+
+def _trained(data: str, options: Any, **arguments: Any) -> Any:
+    from densenet_deploy.workflows.train.train import train
+
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun started, the first one reports
+        sys.stdout = io.StringIO()
+    return made(train(data, options, **arguments))

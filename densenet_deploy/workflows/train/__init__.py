@@ -1,0 +1,1 @@
+"""Train: labelled images → a checkpoint with all the facts that `export` needs."""

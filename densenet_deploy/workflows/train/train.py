@@ -1,0 +1,361 @@
+"""Train: class folders or CIFAR's archives → a checkpoint with labels and preprocessing, from which `export` goes on.
+
+After every epoch one file, the state, is replaced whole; everything else in the folder is made from it. A run that is
+killed goes on from there, to the bits of an undisturbed one (`training/loop.py` says what they depend on).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+from densenet_deploy.artifacts import StrPath
+from densenet_deploy.errors import GateError, UsageError
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.packages import require_packages
+from densenet_deploy.records import to_plain, write_json
+from densenet_deploy.training.options import TrainOptions, check_shards
+from densenet_deploy.workflows.evaluation.report import BadFile
+from densenet_deploy.workflows.load import LoadOptions
+from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.train.folder import TrainingFolder
+from densenet_deploy.workflows.train.network import (
+    Student,
+    check_stated,
+    require_agreement,
+    student_of,
+    teacher_of,
+    trained_manifest,
+)
+from densenet_deploy.workflows.train.report import EpochRecord, TrainReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from densenet_deploy.training.data import TrainingData
+    from densenet_deploy.training.loop import Trainer
+    from densenet_deploy.training.processes import Processes
+    from densenet_deploy.training.state import TrainingState
+
+_FLOAT_BYTES: Final = 4
+_COPIES: Final = 6
+"""Weights, momentum, average and best ones in the state, and the two files."""
+
+_FIGURES: Final = ("top1", "top5", "calibration_error")
+
+
+def train(
+    data: StrPath,
+    options: TrainOptions | None = None,
+    *,
+    weights: Any = None,
+    val: StrPath | None = None,
+    unlabelled: StrPath | None = None,
+    out: StrPath | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> Model:
+    """Train a DenseNet to tell classes of images apart, and return that of the best epoch.
+
+    >>> train("flowers/", TrainOptions(epochs=20), weights="imagenet:121").report.top1        # doctest: +SKIP
+    0.9412
+
+    Args:
+        data: a folder with a folder of images per class, or with those in `train/` and `val/`; or `cifar10`,
+            `cifar100`, or one of their archives. Without validation data a tenth of each class is held out.
+        options: see `TrainOptions`.
+        weights: what the training begins with: whatever `load` takes that is a DenseNet of ours; None: `variant`,
+            untrained. Unless its labels are the classes of the data, it gets a new classifier.
+        val: class folders to validate on.
+        unlabelled: a folder of images that the teacher alone judges.
+        out: the folder of the results; None keeps the best network in memory.
+        force: replace another training in `out`.
+        resume: go on with the training in `out`, if there is one.
+        progress: is called when a stage begins, and after each step.
+        **stated: facts about the images and the network; see `load`. `labels` order the classes.
+
+    Raises:
+        UsageError: if an option or fact is invalid, the teacher does not fit, or a resumed training had others.
+        DataError: if a class has no image, there is a single class, images cannot be read, or there are fewer than in
+            a batch.
+        InputError: if a folder or the weights cannot be read.
+        OutputExistsError: if another training is in `out`.
+        GateError: if the loss or a weight becomes NaN or infinite; the checkpoints of the epochs before stay.
+        DeviceError: if the device is missing.
+        MissingPackageError: if PyTorch is not installed.
+    """
+    options, data = options or TrainOptions(), Path(data)
+    check_stated(stated)
+    if unlabelled is not None and options.teacher is None:
+        raise UsageError(f"unlabelled={unlabelled}", "has no teacher to judge its images", "give --teacher")
+    if resume and out is None:
+        raise UsageError("resume", "has no folder to go on from", "name it with -o")
+    require_packages("export", "torch")
+    from densenet_deploy.training.data import class_names
+    from densenet_deploy.training.processes import joined
+
+    names = class_names(data)
+    with joined(options.device) as processes:
+        folder = TrainingFolder(Path(out)) if out is not None else None
+        run = _Run(options, processes, folder, Stages(progress if processes.is_first else ignore))
+        with run.stages("read data"):
+            student, found = run.read(data, val, unlabelled, names, weights, stated)
+        return run.trained(student, found, force=force, resume=resume)
+
+
+@dataclass
+class _Run:
+    """One call of `train` in one process."""
+
+    options: TrainOptions
+    processes: Processes
+    folder: TrainingFolder | None
+    stages: Stages
+    teacher: torch.nn.Module | None = None
+
+    def read(
+        self,
+        data: Path,
+        val: StrPath | None,
+        unlabelled: StrPath | None,
+        names: tuple[str, ...],
+        weights: Any,
+        stated: LoadOptions,
+    ) -> tuple[Student, TrainingData]:
+        """Return the network and what to train it on; nothing is trained yet."""
+        from densenet_deploy.training.data import image_side, read_data
+
+        options = self.options
+        teacher = None if options.teacher is None else teacher_of(options.teacher)
+        student = student_of(weights, names, image_side(data), options.seed, teacher, stated)
+        self.teacher = None if teacher is None else require_agreement(teacher, student.manifest)
+        found = read_data(
+            data,
+            None if val is None else Path(val),
+            student.manifest.labels,
+            seed=options.seed,
+            unlabelled=None if unlabelled is None else Path(unlabelled),
+        )
+        return student, found
+
+    def trained(self, student: Student, data: TrainingData, *, force: bool, resume: bool) -> Model:
+        """Train `student` and return the best network, with the report."""
+        from densenet_deploy.training.data import require_a_batch
+        from densenet_deploy.training.state import TrainingState
+
+        folder = self.folder
+        parameters = sum(tensor.numel() for tensor in student.network.parameters())
+        if folder is not None and self.processes.is_first:
+            folder.check(_COPIES * _FLOAT_BYTES * parameters, force=force, resume=resume)
+            folder.clean()
+        self.processes.gathered(None)  # none reads the folder before it was checked
+        require_a_batch(data, self.options.batch_size)
+        data = self._readable(data, student.manifest.preprocessing.shape[0])
+        require_a_batch(data, self.options.batch_size)
+        old = TrainingState.read(folder.state) if folder is not None and resume and folder.state.exists() else None
+        shards = self._shards(old)
+        facts = self._facts(student, data, shards)
+        if old is not None and folder is not None:
+            old.require_same(facts, folder.state)
+        trainer = self._trainer(student, data, shards)
+        state = old or TrainingState(facts, machine=self._machine())
+        notes = [*student.notes, *data.notes, *self._notes_on(old, shards, resume=resume)]
+        if old is not None:
+            trainer.restore(old.trainer)
+        state.trainer = trainer.state()
+        manifests = self._write(state, student.manifest, data.name, is_read=old is not None)
+        resumed_from = old.epochs if old is not None else None
+        with self.stages("train", f"{self.options.epochs} epochs; fewer with --epochs") as step:
+            while state.epochs < self.options.epochs:
+                self._epoch(trainer, state, student.manifest, data, step)
+                manifests = self._write(state, student.manifest, data.name)
+        report = self._report(state, student, data, manifests, resumed_from, shards, notes)
+        return self._best(state, student, manifests["best"], report)
+
+    def _readable(self, data: TrainingData, channels: int) -> TrainingData:
+        """Return `data` without the images that cannot be read; each process looks at a part of them."""
+        from densenet_deploy.training.data import unreadable, without_bad
+
+        if not self.options.check:
+            return data
+        examples = [*data.training, *data.validation]
+        with self.stages("check images", f"{len(examples)} are decoded once; --no-check skips it"):
+            own = unreadable(self.processes.share(examples), channels)
+            count = self.processes.count
+            found = [
+                (place * count + rank, bad)
+                for rank, part in enumerate(self.processes.gathered(own))
+                for place, bad in part
+            ]
+        return without_bad(data, [bad for _, bad in sorted(found, key=lambda one: one[0])], self.options.max_bad)
+
+    def _shards(self, old: TrainingState | None) -> int:
+        """The shards that were asked for, else those of the training that goes on, else one per process."""
+        count = self.processes.count
+        kept = count if old is None else int(old.facts["shards"])
+        shards = kept if self.options.shards is None else self.options.shards
+        if shards % count:
+            why = f"cannot be divided among {count} processes"
+            raise UsageError(f"shards={shards}", why, f"give a multiple of {count}, or start other processes")
+        return check_shards(self.options.batch_size, shards)
+
+    def _facts(self, student: Student, data: TrainingData, shards: int) -> dict[str, str]:
+        """Return all that decides the result, as text by name."""
+        from densenet_deploy.sources.weights import weights_of, weights_sha256
+
+        taught_by = "nobody"
+        if self.teacher is not None:
+            taught_by = weights_sha256(dict(self.teacher.state_dict()))
+        return {
+            **{name: str(value) for name, value in self.options.numbers().items()},
+            "shards": str(shards),
+            "data": data.digest(),
+            "labels": write_json(list(data.labels)),
+            "network": write_json(to_plain(student.manifest.spec)),
+            "preprocessing": write_json(to_plain(student.manifest.preprocessing)),
+            "weights": weights_sha256(weights_of(student.network)),
+            "teacher": taught_by,
+        }
+
+    def _machine(self) -> str:
+        import torch
+
+        return f"{self.processes.device.type} with {torch.get_num_threads()} threads"
+
+    def _notes_on(self, old: TrainingState | None, shards: int, *, resume: bool) -> list[str]:
+        notes = []
+        if resume and old is None:
+            notes.append("there was nothing to resume: the training began")
+        if old is not None and old.machine != self._machine():
+            notes.append(
+                f"went on with {self._machine()} after {old.machine}: the weights may differ in their last bits"
+            )
+        if shards > 1:
+            each = self.options.batch_size // shards
+            notes.append(f"each batch was normalized in {shards} shards of {each} images (--shards)")
+        return notes
+
+    def _trainer(self, student: Student, data: TrainingData, shards: int) -> Trainer:
+        from densenet_deploy.training.batches import Augmentation, Batches
+        from densenet_deploy.training.loop import Trainer
+        from densenet_deploy.training.loss import Objective
+        from densenet_deploy.training.network import save_memory
+
+        options, preprocessing = self.options, student.manifest.preprocessing
+        network = student.network.to(self.processes.device)
+        if options.memory_efficient:
+            save_memory(network)
+        kind = options.augmentation(min(preprocessing.shape[1:]))
+        batches = Batches(
+            data.training,
+            preprocessing,
+            Augmentation(kind, options.flip),
+            batch_size=options.batch_size,
+            shards=shards,
+            seed=options.seed,
+        )
+        teacher = None if self.teacher is None else self.teacher.to(self.processes.device)
+        objective = Objective(options.label_smoothing, teacher, options.temperature, options.alpha)
+        return Trainer(network, batches, options, self.processes, objective, is_pretrained=student.is_pretrained)
+
+    def _epoch(self, trainer: Trainer, state: TrainingState, manifest: Manifest, data: TrainingData, step: Any) -> None:
+        """Train and validate for one epoch, and take it into `state`."""
+        from densenet_deploy.training.network import copied, weights_in
+        from densenet_deploy.workflows.train.validation import validated
+
+        start = time.perf_counter()
+        try:
+            result = trainer.epoch(state.epochs, step)
+        except GateError as exc:
+            where = "in memory" if self.folder is None else f"in {self.folder.path}"
+            kept = f"the checkpoints of epoch {state.epochs} stay {where}" if state.epochs else "no epoch was finished"
+            raise GateError(exc.subject, f"{exc.why}; {kept}", exc.fix) from exc
+        figures = validated(trainer.result, manifest, data.validation, self.processes)
+        state.epochs += 1
+        record = EpochRecord(
+            epoch=state.epochs,
+            loss=result.loss,
+            train_top1=result.top1,
+            **{name: figures[name] for name in _FIGURES},
+            lr=result.lr,
+            head_lr=result.head_lr,
+            images=result.images,
+            seconds=time.perf_counter() - start,
+        )
+        if not state.records or record.top1 > max(one["top1"] for one in state.records):
+            state.best, state.best_epoch = copied(weights_in(trainer.result)), state.epochs
+        state.records.append(to_plain(record))
+        state.trainer = trainer.state()
+
+    def _write(
+        self, state: TrainingState, manifest: Manifest, name: str, *, is_read: bool = False
+    ) -> Mapping[str, Manifest]:
+        """Write the files, and return the facts that `best` and `last` carry."""
+        from densenet_deploy.sources.weights import weights_sha256
+
+        last = state.trainer["average"] or state.trainer["network"]
+        parts = {"best": state.best or last, "last": last}
+        manifests = {part: trained_manifest(manifest, name, weights_sha256(tensors)) for part, tensors in parts.items()}
+        if self.folder is not None and self.processes.is_first:
+            (self.folder.rewrite if is_read else self.folder.write)(state, manifests)
+        return manifests
+
+    def _report(
+        self,
+        state: TrainingState,
+        student: Student,
+        data: TrainingData,
+        manifests: Mapping[str, Manifest],
+        resumed_from: int | None,
+        shards: int,
+        notes: list[str],
+    ) -> TrainReport:
+        folder, history = self.folder, tuple(EpochRecord(**record) for record in state.records)
+        best = history[state.best_epoch - 1]
+        curves = None
+        if folder is not None and self.processes.is_first:
+            curves = folder.draw(state.records, f"{student.manifest.variant} on {data.name}")
+            if curves is None:
+                notes.append("no curves were drawn: matplotlib is not installed")
+        return TrainReport(
+            checkpoint=None if folder is None else folder.best,
+            last=None if folder is None else folder.last,
+            curves=curves,
+            variant=student.manifest.variant,
+            parameters=sum(tensor.numel() for tensor in student.network.parameters()),
+            classes=len(data.labels),
+            top1=best.top1,
+            top5=best.top5,
+            calibration_error=best.calibration_error,
+            epochs=state.epochs,
+            best_epoch=state.best_epoch,
+            loss=history[-1].loss,
+            training_images=len(data.training),
+            validation_images=len(data.validation),
+            bad=tuple(BadFile(bad.path, bad.error.why) for bad in data.bad),
+            processes=self.processes.count,
+            shards=shards,
+            resumed_from=resumed_from,
+            weights_sha256=manifests["last"].weights.sha256,
+            input=InputDescription.of(student.manifest.preprocessing, ()),
+            history=history,
+            stages=self.stages.seconds,
+            notes=tuple(notes) if self.processes.is_first else (),
+        )
+
+    def _best(self, state: TrainingState, student: Student, manifest: Manifest, report: TrainReport) -> Model:
+        from densenet_deploy.models.build import build_model
+        from densenet_deploy.sources.weights import weights_of
+
+        network = build_model(student.network.spec)
+        network.load_state_dict(state.best, strict=False)  # batch counters are not kept
+        name = "best" if self.folder is None else self.folder.best.stem
+        return Model(
+            name, manifest, network, weights_of(network), report=report, output_names=(network.spec.output_name,)
+        )
