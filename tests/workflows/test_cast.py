@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, GateError, ModelFileError, OutputExistsError, UnknownNameError
+from densenet_deploy.graph.reduced_precision import BF16_OPSET
 from densenet_deploy.parity.gates import Gate
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.cast import CastOptions, cast
+from densenet_deploy.workflows.cast import CastOptions, cast, reduced_manifest
 from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
 from tests.conftest import DIGITS
@@ -187,3 +190,14 @@ def test_words_and_places_are_checked(tiny_onnx, tmp_path):
     with pytest.raises(OutputExistsError):
         cast(tiny_onnx, out=foreign)
     assert foreign.read_bytes() == b"mine"
+
+
+def test_the_facts_of_a_16_bit_file_are_those_of_its_graph(tiny_onnx):
+    known = dataclasses.replace(load(tiny_onnx).manifest, opset=16)
+    half = reduced_manifest(known, "fp16")
+    assert half == dataclasses.replace(known, precision="fp16")
+    assert reduced_manifest(known, "bf16") == dataclasses.replace(known, precision="bf16", opset=BF16_OPSET)
+    later = dataclasses.replace(known, opset=BF16_OPSET + 1)
+    assert reduced_manifest(later, "bf16").opset == BF16_OPSET + 1
+    assert reduced_manifest(dataclasses.replace(known, opset=None), "bf16").opset is None
+    assert reduced_manifest(None, "fp16") is None

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.workflows.compare import CompareOptions, compare
+from densenet_deploy.workflows.compare import CompareOptions, LayerParity, compare
 from densenet_deploy.workflows.load import load
 
 QUICK = CompareOptions(samples=2)
@@ -222,3 +222,9 @@ def test_layers_are_compared_on_the_same_samples_of_an_iterator(tiny_onnx):
     options = CompareOptions(per_layer=True)
     report = compare(tiny_onnx, tiny_onnx, iter(samples), options)
     assert report.layers.keys() == compare(tiny_onnx, tiny_onnx, samples, options).layers.keys() != set()
+
+
+@pytest.mark.parametrize("facts", [[], {}, {"name": 3}])
+def test_a_layer_of_a_report_has_a_name(facts):
+    with pytest.raises(ValueError, match="has no name"):
+        LayerParity.from_json(facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -358,3 +359,12 @@ def test_the_undominated():
     assert undominated([(1.0, 2.0), (2.0, 1.0), (2.0, 2.0)]) == (0, 1)
     assert undominated([(1.0, 1.0), (1.0, 1.0)]) == (0,)
     assert undominated([]) == ()
+
+
+def test_a_candidate_says_what_it_is_and_how_fast():
+    report, _ = _search(KnownMachine(_true, noise=0.0), _trials())
+    chosen = report.chosen
+    assert str(chosen) == f"{chosen.title}: {chosen.reason}"
+    (front, *_) = report.pareto
+    assert str(front) == f"{front.title}: {front.latency_ms:.2f} ms per call"
+    assert str(dataclasses.replace(front, latency_ms=None)) == f"{front.title}: not timed"
