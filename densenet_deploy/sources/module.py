@@ -27,6 +27,7 @@ from densenet_deploy.sources.config_file import facts_of_config, fitting
 from densenet_deploy.sources.layout import Layout, layout_of
 from densenet_deploy.sources.reparametrized import (
     copied,
+    name_of_sign,
     with_affine_norms,
     with_computed_weights,
     without_parametrizations,
@@ -231,9 +232,10 @@ def _has_our_epsilon(module: nn.Module) -> bool:
 def _with_opposite_classifier(module: nn.Module, names: Mapping[str, str] | None = None) -> nn.Module:
     """Return a copy whose last linear layer, the `classifier` among our `names` of its parameters, is negated."""
     other = copied(module)
-    for name, tensor in other.state_dict().items():
-        if (name if names is None else names.get(name)) in ("classifier.weight", "classifier.bias"):
-            tensor.neg_()
+    tensors = other.state_dict()
+    for name in tensors if names is None else names:
+        if (name if names is None else names[name]) in ("classifier.weight", "classifier.bias"):
+            tensors[name_of_sign(name, tensors)].neg_()
     return other
 
 
