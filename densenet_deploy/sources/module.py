@@ -52,7 +52,7 @@ _COMPARED_SIZE: Final = 64
 _PROBED_SIZES: Final = (224, 64, 32, 256, 384, 512)
 _PROGRAM_NOTE: Final = "a {} program: the network that it computes was built with its weights"
 _QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
-_OBSERVERS: Final = ("torch.ao.quantization", "torchao.quantization")
+_OBSERVERS: Final = ("torch.ao.quantization.observer", "torch.ao.quantization.fake_quantize", "torchao.quantization")
 # The same operations in another order or memory format differ by float32 rounding, some 1e-6 of the largest output.
 _TOLERANCE: Final = 1e-4
 
