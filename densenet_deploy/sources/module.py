@@ -27,6 +27,7 @@ from densenet_deploy.sources.config_file import facts_of_config, fitting
 from densenet_deploy.sources.layout import Layout, layout_of
 from densenet_deploy.sources.reparametrized import (
     copied,
+    name_of_sign,
     with_affine_norms,
     with_computed_weights,
     without_parametrizations,
@@ -51,7 +52,7 @@ _COMPARED_SIZE: Final = 64
 _PROBED_SIZES: Final = (224, 64, 32, 256, 384, 512)
 _PROGRAM_NOTE: Final = "a {} program: the network that it computes was built with its weights"
 _QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
-_OBSERVERS: Final = ("torch.ao.quantization", "torchao.quantization")
+_OBSERVERS: Final = ("torch.ao.quantization.observer", "torch.ao.quantization.fake_quantize", "torchao.quantization")
 # The same operations in another order or memory format differ by float32 rounding, some 1e-6 of the largest output.
 _TOLERANCE: Final = 1e-4
 
@@ -231,9 +232,10 @@ def _has_our_epsilon(module: nn.Module) -> bool:
 def _with_opposite_classifier(module: nn.Module, names: Mapping[str, str] | None = None) -> nn.Module:
     """Return a copy whose last linear layer, the `classifier` among our `names` of its parameters, is negated."""
     other = copied(module)
-    for name, tensor in other.state_dict().items():
-        if (name if names is None else names.get(name)) in ("classifier.weight", "classifier.bias"):
-            tensor.neg_()
+    tensors = other.state_dict()
+    for name in tensors if names is None else names:
+        if (name if names is None else names[name]) in ("classifier.weight", "classifier.bias"):
+            tensors[name_of_sign(name, tensors)].neg_()
     return other
 
 

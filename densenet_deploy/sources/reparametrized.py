@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -44,6 +44,9 @@ _RULES: Final[tuple[tuple[tuple[str, ...], Callable[..., Any]], ...]] = (
 )
 """Names of the tensors that one is computed of, and how."""
 
+_SIGNS: Final = ("{}_u", "parametrizations.{}.0._u", "{}_g", "parametrizations.{}.original0", "{}_orig")
+"""Of those, which make the opposite if they are negated: W / (uᵀ W v) stays the same with -W."""
+
 _COMPUTED: Final = ("weight", "bias")
 _VARIANCE: Final = ".running_var"
 _OF_BACKBONE: Final = re.compile(r"(.*\.)?(norm\d|denseblock\d+|transition\d+)(\..*)?", re.DOTALL)
@@ -60,6 +63,13 @@ def with_computed_weights(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], t
                 plain = _replaced(plain, changes)
                 computed.append(weight)
     return plain, tuple(computed)
+
+
+def name_of_sign(weight: str, names: Collection[str]) -> str:
+    """Return which of `names` to negate for the opposite of `weight`: of tensors that it is computed of, one."""
+    root, _, kind = weight.rpartition(".")
+    signs = (f"{root}.{sign.format(kind)}".removeprefix(".") for sign in _SIGNS)
+    return weight if weight in names else next((name for name in signs if name in names), weight)
 
 
 def with_affine_norms(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -456,3 +456,13 @@ def test_layers_of_pytorchs_quantization_are_named(torchvision_net, way, says):
         load(way(copy.deepcopy(torchvision_net)))
     assert caught.value.why.startswith(says)
     assert "float" in caught.value.fix
+
+
+def test_stubs_for_quantization_compute_nothing(torchvision_net):
+    net = nn.Sequential(torch.ao.quantization.QuantStub(), torchvision_net, torch.ao.quantization.DeQuantStub()).eval()
+    assert load(net).variant.spec == load(torchvision_net).variant.spec
+
+
+@pytest.mark.parametrize("change", [lambda logits: {"logits": logits}, lambda logits: logits[0], torch.zeros_like])
+def test_a_module_with_other_outputs_is_said_to_compute_something_else(model, change):
+    assert load(recording(model, change)).notes[0].endswith("but computes something else: taken as it is")

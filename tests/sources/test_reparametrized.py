@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, prune
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.sources.checkpoint_file import CheckpointFile
 from densenet_deploy.sources.reparametrized import (
+    name_of_sign,
     with_affine_norms,
     with_computed_weights,
     without_parametrizations,
@@ -241,3 +242,25 @@ def test_names_that_are_only_alike_are_not_called_that(name):
     with pytest.raises(CheckpointError) as caught:
         load({**network().state_dict(), name: torch.ones(1)})
     assert "behind the last dense block" in caught.value.why
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_one_tensor_makes_the_opposite_of_a_computed_weight(way):
+    layer = way(nn.Linear(6, 4)).eval()
+    layer(torch.ones(1, 6))
+    expected, tensors = -layer.weight.detach().clone(), layer.state_dict()
+    tensors[name_of_sign("weight", tensors)].neg_()
+    layer(torch.ones(1, 6))
+    torch.testing.assert_close(layer.weight.detach(), expected)
+    assert name_of_sign("a.weight", ["a.weight", "a.weight_g"]) == "a.weight"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("way", [pruned, normalized, of_unit_gain])
+def test_a_torchscript_program_with_a_computed_classifier_is_known(way):
+    net = network()
+    way(net.classifier)
+    loaded = load(torch.jit.trace(net, images(), check_trace=False))
+    assert loaded.spec is not None
+    assert agree(net, loaded.module)
