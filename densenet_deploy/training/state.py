@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class TrainingState:
             CheckpointError: if it is damaged, or holds something else than tensors, numbers and containers.
             DataError: if it is not such a file.
         """
-        content = read_checkpoint(path).content
+        content = _tensors(read_checkpoint(path).content)
         if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
             raise DataError(path, "is not the state of a training of this version", _FIX)
         return cls(**content)
@@ -80,3 +81,14 @@ class TrainingState:
                 subject = name.replace("_", "-")
                 why = f"is {now}, but the training in {path.parent} began with {then}"
                 raise UsageError(subject, why, f"resume with the same options and data; or {_FIX}")
+
+
+def _tensors(content: object) -> Any:
+    """Return `content` with tensors, which may be changed, in place of arrays."""
+    if isinstance(content, np.ndarray):
+        return torch.from_numpy(content.copy())
+    if isinstance(content, dict):
+        return {key: _tensors(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(map(_tensors, content))
+    return content

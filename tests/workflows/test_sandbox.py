@@ -264,7 +264,7 @@ def test_a_checkpoint_of_old_is_whole_although_it_is_not_a_zip(tmp_path: Path) -
     torch.save({"a": torch.ones(2)}, tmp_path / "new.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "new.pth").read_bytes()[:-30])
     names = ("old.pth", "new.pth", "cut.pth", "missing.pth")
-    assert [_is_whole(UntrustedFile(tmp_path / name, (Loader.WEIGHTS,))) for name in names] == [
+    assert [_is_whole(UntrustedFile(tmp_path / name, (Loader.ARRAYS,))) for name in names] == [
         True,
         True,
         False,
