@@ -38,9 +38,7 @@ import onnx_ir as ir
 from densenet_deploy.graph.nodes import (
     constant,
     is_operator,
-    maker,
     new_initializer,
-    only_reader,
     set_weight_and_bias,
     weight_and_bias,
 )
@@ -49,7 +47,9 @@ from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, open_runner
 
-_AFTER_CLASSIFIER: Final = frozenset({"Flatten", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Unsqueeze"})
+_ACTIVATIONS: Final = ("Flatten", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Unsqueeze")
+_SCALES: Final = ("Add", "Cast", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Sub", "Where")
+_AFTER_CLASSIFIER: Final = frozenset((*_ACTIVATIONS, *_SCALES))
 _TWIN: Final = "twin:"
 _THIN: Final = "thin:"
 _FEWEST_ROWS: Final = 7
@@ -195,18 +195,32 @@ def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None
 def classifier_of(graph: ir.Graph) -> ir.Node | None:
     """Return the Gemm of float32 constants that makes the one output of `graph`, or None.
 
-    An activation and changes of shape may follow it.
+    An activation, changes of shape and a scale of the outputs may follow it, computed from the Gemm and constants
+    alone. TorchXRayVision has such a scale, on which every threshold is a half.
     """
-    value = graph.outputs[0] if len(graph.outputs) == 1 else None
-    gemm = maker(value)
-    while gemm is not None and gemm.domain == "" and gemm.op_type in _AFTER_CLASSIFIER:
-        value = gemm.inputs[0]
-        gemm = value.producer() if value is not None and only_reader(value) is gemm else None
-    if not is_operator(gemm, "Gemm") or len(gemm.inputs) < 3:
+    gemms: set[ir.Node] = set()
+    is_tail = len(graph.outputs) == 1 and _leads_to(graph.outputs[0], gemms, set())
+    gemm = next(iter(gemms)) if is_tail and len(gemms) == 1 else None
+    if gemm is None or len(gemm.inputs) < 3:
         return None
     plain = all(gemm.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     known = constant(gemm.inputs[1]) is not None and constant(gemm.inputs[2]) is not None
     return gemm if plain and known else None
+
+
+def _leads_to(value: ir.Value | None, gemms: set[ir.Node], seen: set[ir.Value]) -> bool:
+    """Whether `value` is computed from nothing but Gemms, which are added to `gemms`, and constants."""
+    if value is None or value in seen:
+        return True
+    seen.add(value)
+    node = value.producer()
+    if node is None:
+        return value.is_initializer() and not value.is_graph_input()
+    if is_operator(node, "Gemm"):
+        gemms.add(node)
+        return True
+    is_passed = is_operator(node, "Constant") or (node.domain == "" and node.op_type in _AFTER_CLASSIFIER)
+    return is_passed and all(_leads_to(source, gemms, seen) for source in node.inputs)
 
 
 def correct_classifier(graph: ir.Graph, gemm: ir.Node, expected: Sequence[Array], found: Sequence[Array]) -> None:

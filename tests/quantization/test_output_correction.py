@@ -258,6 +258,9 @@ def _classifier(body: str, outputs: str = "float[N,4] y") -> ir.Node | None:
         HEAD.replace("(f, w, b)", "(f, w, c)"),
         HEAD.replace("y = Gemm", "g = Gemm") + "  y = Relu(g)",
         HEAD.replace("y = Gemm<transB=1>", "y = other.Gemm"),
+        HEAD.replace("y = Gemm", "g = Gemm") + "  y = Mul(g, f)",
+        HEAD.replace("y = Gemm", "g = Gemm") + "  y = Mul(g, c)",
+        HEAD.replace("y = Gemm", "g = Gemm") + "  h = Gemm<transB=1>(f, w, b)  y = Mul(g, h)",
     ],
     ids=[
         "features",
@@ -268,10 +271,23 @@ def _classifier(body: str, outputs: str = "float[N,4] y") -> ir.Node | None:
         "a bias from outside",
         "a Gemm before something else",
         "an operator of another domain",
+        "features beside it",
+        "an input beside it",
+        "two of them",
     ],
 )
 def test_another_head_is_not_a_classifier_to_correct(body):
     assert _classifier(body, "float[N,3] y" if "Gemm" not in body else "float[N,4] y") is None
+
+
+def test_a_scale_of_the_outputs_may_follow():
+    """Below its threshold, b, a probability is halved; above, it is moved towards 1."""
+    scaled = """
+    g = Gemm<transB=1>(f, w, b)  s = Sigmoid(g)  l = Less(s, b)  m = Mul(s, b)  n = Sub(b, s)  y = Where(l, m, n)
+    """
+    gemm = _classifier(HEAD.replace("y = Gemm<transB=1>(f, w, b)", scaled))
+    assert gemm is not None
+    assert gemm.outputs[0].name == "g"
 
 
 def test_a_gemm_of_constants_that_makes_the_only_output_is():
