@@ -81,6 +81,7 @@ def whole_and_killed(data: Path, folder: Path) -> tuple[Path, int]:
     return killed, seen
 
 
+@pytest.mark.slow
 def test_68_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(
     commands: Commands, data: Path, tmp_path: Path
 ) -> None:
