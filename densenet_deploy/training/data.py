@@ -90,7 +90,7 @@ def class_names(data: Path) -> tuple[str, ...]:
     """Return the names of the classes in `data`, in the order of CIFAR, or sorted as folders are.
 
     Raises:
-        InputError: if there is no such folder or archive.
+        InputError: if the folder or archive does not exist.
         DataError: if it holds fewer than two classes.
     """
     archive = find_cifar(data)
@@ -127,7 +127,7 @@ def read_data(
         unlabelled: a folder of images for distillation, which need no classes.
 
     Raises:
-        InputError: if there is no such folder.
+        InputError: if the folder does not exist.
         DataError: if a class has no image, or the folders do not match the labels.
     """
     archive = find_cifar(data)

@@ -81,8 +81,8 @@ def test_two_models_with_the_same_file_name_are_refused(reports: ReportFolder) -
         reports.sources(max_drop=-1.0)
 
 
-def summary(model: Path | Model) -> ModelSummary:
-    (found,) = load_material(ReportSources((model,))).models
+def summary(model: Path | Model, folder: Path = Path("of nothing")) -> ModelSummary:
+    (found,) = load_material(ReportSources((model,)), folder).models
     return found
 
 
@@ -120,10 +120,11 @@ def test_a_checkpoint_is_one_file(checkpoint: Path) -> None:
     assert (found.kind, found.precision, found.layers, files(found)) == ("checkpoint", "fp32", (), [checkpoint])
 
 
-def test_a_model_is_shown_by_its_name_whether_it_has_a_file_or_not(tiny_onnx: Path) -> None:
+def test_a_model_is_shown_by_its_name_whether_it_has_a_file_or_not(tiny_onnx: Path, tmp_path: Path) -> None:
     on_disk = summary(load(tiny_onnx).replaced(name="mine"))
     assert (on_disk.alias, on_disk.temporary, files(on_disk)) == ("mine", None, [tiny_onnx])
-    in_memory = summary(Model.from_bytes("mine", tiny_onnx.read_bytes()))
+    in_memory = summary(Model.from_bytes("mine", tiny_onnx.read_bytes()), tmp_path)
+    assert in_memory.temporary == tmp_path / "mine.onnx"
     assert (in_memory.alias, [one.path for one in in_memory.files]) == ("mine", [Path("mine.onnx")])
     assert in_memory.files[0].sha256 == on_disk.files[0].sha256
 
