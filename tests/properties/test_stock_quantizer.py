@@ -2,8 +2,8 @@
 
 Both get the same float graph and the same calibration data, and are measured on images that neither saw. Ours is what
 `quantize` writes: with the layers left float that it says it leaves for accuracy. It clips values beyond the calibrated
-ranges channel by channel, the other quantizer tensor by tensor: of 64 images of random networks one in some networks
-leaves them so far that it holds most of the noise of all. So the middle image is judged.
+ranges channel by channel, the other quantizer tensor by tensor. In some random networks one of the 64 images leaves
+them so far that it holds most of the noise of all, so the middle image is judged.
 """
 
 from __future__ import annotations
