@@ -8,7 +8,7 @@ neither images nor scans of handwriting.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,8 @@ _HANDWRITTEN_SHARE: Final = 0.3
 _PRINTED: Final = tuple(hand for hand in HANDS if hand != "handwriting")
 
 Colour = tuple[int, int, int]
+Draw = Callable[[np.random.Generator], Image.Image]
+"""Returns a mask (mode L, `CANVAS` square) of what an image shows, or of a fragment beside it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,19 @@ def images_of(split: str, numbers: Sequence[int], nuisance: Nuisance | None = No
     return Digits(images, np.array(numbers, np.int64) % len(LABELS))
 
 
+def camera_image(subject: Draw, fragment: Draw, nuisance: Nuisance, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return an image of `subject`, (64, 64, 3) uint8 RGB, with fragments about it and all of `nuisance`."""
+    base = rng.integers(20, 236, 3)
+    canvas = _background(base, rng)
+    _clutter(canvas, base, fragment, nuisance, rng)
+    height, shift = rng.uniform(*nuisance.heights), rng.uniform(-nuisance.most_shift, nuisance.most_shift, 2)
+    mask = _placed(subject(rng), height, shift, nuisance, rng)
+    canvas.paste(_ink(base, rng.uniform(*nuisance.contrast), rng), mask=mask)
+    if rng.random() < nuisance.crossed_share:
+        _draw_line(canvas, base, rng)
+    return _exposed(canvas, nuisance, rng)
+
+
 def _between(start: float, end: float, share: float) -> float:
     return start + share * (end - start)
 
@@ -101,15 +116,11 @@ def _image(split: str, number: int, nuisance: Nuisance, seed: int) -> NDArray[np
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     digit = number % len(LABELS)
     hand = "handwriting" if rng.random() < _HANDWRITTEN_SHARE else _PRINTED[rng.integers(len(_PRINTED))]
-    base = rng.integers(20, 236, 3)
-    canvas = _background(base, rng)
-    _clutter(canvas, base, split, nuisance, rng)
-    height, shift = rng.uniform(*nuisance.heights), rng.uniform(-nuisance.most_shift, nuisance.most_shift, 2)
-    mask = _placed(glyph(hand, digit, split, rng), height, shift, nuisance, rng)
-    canvas.paste(_ink(base, rng.uniform(*nuisance.contrast), rng), mask=mask)
-    if rng.random() < nuisance.crossed_share:
-        _draw_line(canvas, base, rng)
-    return _exposed(canvas, nuisance, rng)
+    return camera_image(lambda rng: glyph(hand, digit, split, rng), lambda rng: _fragment(split, rng), nuisance, rng)
+
+
+def _fragment(split: str, rng: np.random.Generator) -> Image.Image:
+    return glyph(HANDS[rng.integers(len(HANDS))], int(rng.integers(len(LABELS))), split, rng)
 
 
 def _background(base: NDArray[np.int64], rng: np.random.Generator) -> Image.Image:
@@ -126,16 +137,15 @@ def _ink(base: NDArray[np.int64], contrast: float, rng: np.random.Generator) -> 
 
 
 def _clutter(
-    canvas: Image.Image, base: NDArray[np.int64], split: str, nuisance: Nuisance, rng: np.random.Generator
+    canvas: Image.Image, base: NDArray[np.int64], fragment: Draw, nuisance: Nuisance, rng: np.random.Generator
 ) -> None:
-    """Draw lines anywhere, and parts of other digits towards the border."""
+    """Draw lines anywhere, and fragments towards the border."""
     for _ in range(rng.integers(nuisance.most_lines + 1)):
         _draw_line(canvas, base, rng)
     for _ in range(rng.integers(nuisance.most_fragments + 1)):
         angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(28, 38)
         shift = distance * np.array([math.cos(angle), math.sin(angle)])
-        other = glyph(HANDS[rng.integers(len(HANDS))], int(rng.integers(len(LABELS))), split, rng)
-        mask = _placed(other, rng.uniform(14, 28), shift, nuisance, rng)
+        mask = _placed(fragment(rng), rng.uniform(14, 28), shift, nuisance, rng)
         canvas.paste(_ink(base, rng.uniform(*nuisance.contrast), rng), mask=mask)
 
 

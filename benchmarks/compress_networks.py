@@ -1,0 +1,138 @@
+"""The trained networks that compression is measured on: `uv run python benchmarks/compress_networks.py FOLDER`.
+
+Two DenseNet-121 for 64x64 images, trained by `densenet-deploy train`: on rendered digits (10 classes) and on rendered
+characters (100 classes). With `--distill`, also a DenseNet-201 on the characters, and for three seeds a DenseNet-121
+that is trained alone and one that this DenseNet-201 teaches, on the same images for as many epochs. The best epoch is
+chosen on a tenth of the training images; the accuracy that is written is that of images that chose nothing.
+
+What is independent runs side by side: some minutes on a GPU with a dozen cores; hours on two cores, where
+`--epochs` and `--images` try it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from time import perf_counter
+from typing import Any, Final
+
+from machine import RESULTS, Machine, print_table, write_results
+
+from densenet_deploy.bench.machine import gpus
+from densenet_deploy.runtime.cpus import usable_cpus
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from examples import rendered_characters, rendered_digits  # noqa: E402
+
+SEEDS: Final = (0, 1, 2)
+CALIBRATION, HELD_OUT = 512, 2000
+TRAINING: Final = (
+    *("--optimizer", "adamw", "--lr", "2e-3", "--weight-decay", "0.02"),
+    *("--schedule", "cosine", "--warmup-epochs", "1", "--batch-size", "128"),
+    *("--no-flip", "--image-size", "64", "--resize", "64", "--no-check"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: `name` is that of its folder, `data` that of its images; `teacher` is the name of another run."""
+
+    name: str
+    data: str
+    variant: str = "121"
+    seed: int = 0
+    teacher: str | None = None
+
+    def command(self, folder: Path, epochs: int, amp: str | None) -> list[str]:
+        taught = [] if self.teacher is None else ["--teacher", str(folder / self.teacher / "best.safetensors")]
+        precision = [] if amp is None else ["--amp", amp]
+        plain = ["--data", str(folder / self.data / "training"), "--variant", self.variant, "--epochs", str(epochs)]
+        out = ["--seed", str(self.seed), "-o", str(folder / self.name), "--resume", "--quiet", "--json"]
+        return [sys.executable, "-m", "densenet_deploy", "train", *plain, *TRAINING, *precision, *taught, *out]
+
+
+NETWORKS: Final = (Run("digits_121", "rendered_digits"), Run("characters_121_seed0", "characters"))
+TEACHER: Final = Run("characters_201", "characters", "201")
+ALONE: Final = tuple(Run(f"characters_121_seed{seed}", "characters", seed=seed) for seed in SEEDS)
+TAUGHT: Final = tuple(
+    Run(f"characters_121_taught_seed{seed}", "characters", seed=seed, teacher=TEACHER.name) for seed in SEEDS
+)
+
+
+def write_images(folder: Path, training: int) -> None:
+    """Write both sets of images: `training` of each, and those for calibration and for the last measurement."""
+    splits = (("training", training), ("calibration", CALIBRATION), ("held_out", HELD_OUT))
+    with ProcessPoolExecutor(len(splits)) as pool:
+        digits = folder / "rendered_digits"
+        missing = [(split, count) for split, count in splits if not (digits / split).exists()]
+        writing = [pool.submit(rendered_digits.write_split, digits / split, split, count) for split, count in missing]
+        for split, count in splits:
+            characters = folder / "characters" / split
+            if not characters.exists():
+                rendered_characters.write_split(characters, split, count, processes=usable_cpus())
+        for one in writing:
+            one.result()
+
+
+def trained(run: Run, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train in a process of its own; return how right the network is on images that chose nothing."""
+    start = perf_counter()
+    done = subprocess.run(run.command(folder, options.epochs, options.amp), text=True, capture_output=True, check=False)
+    if done.returncode:
+        return {"run": run.name, "error": done.stderr.strip().splitlines()[-1]}
+    seconds = perf_counter() - start
+    from densenet_deploy.workflows.evaluate import evaluate
+
+    report = evaluate(folder / run.name / "best.safetensors", folder / run.data / "held_out")
+    figures = {"top1": report.top1, "top5": report.top5, "seconds": seconds}
+    print(f"{run.name}: top-1 {report.top1:.4f} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return {"run": run.name, "variant": run.variant, "seed": run.seed, "teacher": run.teacher, **figures}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    machine = Machine.this("densenet-deploy", "torch", "torchvision")
+    folder: Path = options.folder
+    start = perf_counter()
+    write_images(folder, options.images)
+    print(f"images written in {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    together = list(dict.fromkeys([*NETWORKS, TEACHER, *ALONE])) if options.distill else list(NETWORKS)
+    with ThreadPoolExecutor(options.side_by_side) as pool:
+        longest_first = sorted(together, key=lambda run: run != TEACHER)
+        results = list(pool.map(lambda run: trained(run, folder, options), longest_first))
+        if options.distill:
+            results += pool.map(lambda run: trained(run, folder, options), TAUGHT)
+    written: dict[str, Any] = {"results": results, "training": " ".join(TRAINING), "seconds": perf_counter() - start}
+    written |= {"epochs": options.epochs, "images": options.images, "held_out": HELD_OUT, "amp": options.amp}
+    by_name = {row["run"]: row.get("top1") for row in results}
+    for name, runs in (("alone", ALONE), ("taught", TAUGHT)):
+        scores = [by_name[run.name] for run in runs if by_name.get(run.name) is not None]
+        if len(scores) > 1:
+            written[name] = {"mean": mean(scores), "standard_deviation": stdev(scores), "seeds": len(scores)}
+    write_results(options.output, machine, written)
+    columns = ("run", "variant", "seed", "teacher", "top1", "error")
+    print_table(columns, [[row.get(name, "") for name in columns] for row in results])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of images and networks; what is there already is kept")
+    parser.add_argument("--distill", action="store_true", help="also the DenseNet-201 and the students of three seeds")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--images", type=int, default=12_000, help="training images of each set")
+    parser.add_argument("--amp", choices=("bf16", "fp16"))
+    parser.add_argument("--side-by-side", type=int, default=6 if gpus() else 1, help="trainings at once")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "distillation.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
