@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.report import report
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
     from densenet_deploy.workflows.simplify import simplify
+    from densenet_deploy.workflows.train.search import SearchOptions
     from densenet_deploy.workflows.train.train import train
     from densenet_deploy.workflows.tune.candidates import TuneOptions
     from densenet_deploy.workflows.tune.tune import tune
@@ -72,6 +73,7 @@ _HOMES: Final = {
     "QuantizeOptions": "workflows.quantize.options",
     "Runner": "runtime.runner",
     "RunnerOptions": "runtime.runner",
+    "SearchOptions": "workflows.train.search",
     "SensitivityOptions": "workflows.sensitivity",
     "TrainOptions": "training.options",
     "TuneOptions": "workflows.tune.candidates",
@@ -116,6 +118,7 @@ __all__ = [
     "QuantizeOptions",
     "Runner",
     "RunnerOptions",
+    "SearchOptions",
     "SensitivityOptions",
     "TrainOptions",
     "TuneOptions",

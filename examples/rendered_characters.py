@@ -34,7 +34,20 @@ FACES: Final = (
     *(f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")),
 )
 
-NUISANCE: Final = Nuisance(heights=(32, 50), most_degrees=12, contrast=(44, 160), most_lines=1, most_fragments=1)
+NUISANCE: Final = Nuisance(
+    heights=(36, 52),
+    most_degrees=10,
+    most_shear=0.1,
+    most_stretch=0.12,
+    most_shift=4,
+    contrast=(60, 170),
+    most_lines=1,
+    most_fragments=1,
+    crossed_share=0.1,
+    blurred_share=0.4,
+    noise=(2, 14),
+)
+"""Milder than that of the digits: with ten times as many classes, a network learns nothing from harder ones at first."""
 
 _SEED_OF_CHARACTERS: Final = 100
 """Keeps these draws apart from those of the digits."""

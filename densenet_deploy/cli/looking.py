@@ -124,7 +124,8 @@ def _engine(model: str, options: InspectOptions, facts: ModelFacts) -> Work:
 
 
 def _sweep(text: str, base: DenseNetSpec, options: InspectOptions, threads: int | None, *, measure: bool) -> Work:
-    from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, run_sweep
+    from densenet_deploy.variants.sweep import Sweep
+    from densenet_deploy.workflows.inspect.sweep import SweepOptions, run_sweep
 
     if options.training or options.profile is not None:
         fix = "use them on one network"

@@ -34,6 +34,7 @@ DEFAULT_FOLDER = "artifacts/train"
         "densenet-deploy train --data flowers/ --weights imagenet --freeze until=denseblock3 --lr 1e-4 --head-lr 1e-2",
         "densenet-deploy train --data cifar10 --variant cifar-bc-100-12 --epochs 300 -o artifacts/cifar10",
         "densenet-deploy train --data flowers/ --variant 121 --teacher imagenet-flowers.pth --amp bf16 --resume",
+        "densenet-deploy train --data flowers/ --search growth-rate=12,24,32 --search bn-size=2,4 --budget 120",
     ),
 )
 def train_command(
@@ -128,6 +129,17 @@ def train_command(
         int | None,
         typer.Option(help="Parts of a batch that are normalized by themselves (default: one per process)."),
     ] = None,
+    search: Annotated[
+        list[str] | None,
+        option(
+            "NAME=V,V,...",
+            "Numbers of the architecture to try, the better ones for longer: growth-rate, bn-size, compression, "
+            "init-features, depth or variant; may be repeated (default: none).",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="--search: epochs of all trainings together (default: as --epochs leads to).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation and dropout.")] = 0,
     device: Annotated[str, option("NAME", "cpu, cuda, cuda:1 or auto.", **DEVICE)] = "auto",
     max_bad: Annotated[int, typer.Option(help="Unreadable images to leave out.")] = 0,
@@ -175,6 +187,13 @@ def train_command(
             Path(data).stat()
     if unlabelled is not None and teacher is None:
         raise UsageError(f"unlabelled={unlabelled}", "has no teacher to judge its images", "give --teacher")
+    if budget is not None and not search:
+        raise UsageError(f"budget={budget}", "limits a search, and there is none", "give --search")
+    searching: dict[str, Any] = {}
+    if search:
+        from densenet_deploy.workflows.train.search import SearchOptions
+
+        searching = {"search": SearchOptions(tuple(search), budget)}
     custom: dict[str, Any] = {"architecture": architecture} if architecture.changes() else {}
     named: dict[str, Any] = {} if variant is None else {"variant": variant}
     stated = cast("Any", {**facts.given(), **named, **custom})
@@ -189,6 +208,7 @@ def train_command(
         force=output.force,
         resume=resume,
         progress=listener,
+        **searching,
         **stated,
     )
 

@@ -29,7 +29,6 @@ _SUBTITLE: Final = "Further left is faster, further up is more accurate; bars ar
 _ON_FRONT: Final = "the front"
 _OFF_FRONT: Final = "another is as good or better in both"
 _PUBLISHED: Final = "accuracy published, not measured"
-_CHOSEN: Final = "chosen by tune"
 
 _FIGURE_INCHES: Final = 4.2
 _LINE_INCHES: Final = 0.22
@@ -45,16 +44,17 @@ _POINTS_A_STEP: Final = 12
 
 @dataclass(frozen=True)
 class ParetoData:
-    """At least one point, and the metric of their merits."""
+    """At least one point, the metric of their merits, and the command that chose one of them."""
 
     title: str
     points: Sequence[ParetoPoint]
     metric: Metric = METRICS["top1"]
+    chosen_by: str = "tune"
 
 
 @plots.register("pareto")
 def draw_pareto(data: ParetoData) -> Figure:
-    """Draw the points: hollow where the accuracy was published by others, with a ring around the choice of `tune`.
+    """Draw the points: hollow where the accuracy was published by others, with a ring around the chosen one.
 
     The numbers count from the fastest; the list below names the models. Points that overlap share one label.
     """
@@ -70,7 +70,7 @@ def draw_pareto(data: ParetoData) -> Figure:
     ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
     panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
     _scale(panel, points, metric)
-    _draw(panel, points, pareto_front(points, metric))
+    _draw(panel, points, pareto_front(points, metric), data.chosen_by)
     panel.set_ylabel(metric.words if metric.is_error else f"{metric.words} (%)")
     _list(
         below, [f"{milliseconds(point.latency_ms)} ms, {metric.shown(point.merit / unit)}" for point in points], points
@@ -78,7 +78,7 @@ def draw_pareto(data: ParetoData) -> Figure:
     return figure
 
 
-def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoint]) -> None:
+def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoint], chosen_by: str) -> None:
     if len(front) > 1:
         along, up = [point.latency_ms for point in front], [point.merit for point in front]
         panel.plot(along, up, color=BLUE, linewidth=1.2, drawstyle="steps-post")
@@ -90,7 +90,7 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoin
     explained = [(BLUE, BLUE, _ON_FRONT)]
     explained += [(GREY, GREY, _OFF_FRONT)] if len(front) < len(points) else []
     explained += [("white", INK, _PUBLISHED)] if any(point.published for point in points) else []
-    explained += [("none", VERMILLION, _CHOSEN)] if any(point.chosen for point in points) else []
+    explained += [("none", VERMILLION, f"chosen by {chosen_by}")] if any(point.chosen for point in points) else []
     for face, edge, label in explained:
         panel.scatter([], [], s=46, facecolor=face, edgecolor=edge, linewidth=1.5, label=label)
     panel.set_xlabel("latency of one call (ms)")

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -19,13 +19,14 @@ from densenet_deploy.analysis.accuracy import PUBLISHED, Published
 from densenet_deploy.analysis.cost import BlockCost, ModelCost, model_cost
 from densenet_deploy.analysis.memory import activation_memory
 from densenet_deploy.artifacts import write_file
-from densenet_deploy.errors import UnknownNameError, UsageError
+from densenet_deploy.errors import UsageError
 from densenet_deploy.manifest import Size, sides
 from densenet_deploy.options import require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, table
-from densenet_deploy.variants import find_variant, variant_for
+from densenet_deploy.variants import variant_for
 from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.variants.sweep import Sweep
 
 if TYPE_CHECKING:
     import torch
@@ -34,68 +35,7 @@ if TYPE_CHECKING:
 
 RESNETS: Final = ("resnet50", "resnet101")
 _RESNET_CHANNELS: Final = 3
-_MOST_POINTS: Final = 12
 _PUBLISHED_SHAPE: Final = (3, 224, 224)
-
-
-def _depth(base: DenseNetSpec, value: str) -> dict[str, Any]:
-    factor = require_range("depth", float(value), 0.01, 16.0)
-    return {"blocks": tuple(max(1, round(layers * factor)) for layers in base.blocks)}
-
-
-_CHANGES: Final[Mapping[str, Callable[[DenseNetSpec, str], dict[str, Any]]]] = {
-    "growth-rate": lambda _, value: {"growth_rate": int(value)},
-    "compression": lambda _, value: {"compression": float(value)},
-    "bn-size": lambda _, value: {"bn_size": int(value)},
-    "init-features": lambda _, value: {"init_features": int(value)},
-    "depth": _depth,
-    "variant": lambda base, value: {
-        **find_variant(value).spec.to_facts(),
-        "num_classes": base.num_classes,
-        "head": base.head,
-        "in_channels": base.in_channels,
-    },
-}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Which number takes which values, as written."""
-
-    name: str
-    values: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Sweep:
-        """Read `growth-rate=12,24,32,48`.
-
-        Raises:
-            UnknownNameError: if a sweep cannot change the number of that name.
-            UsageError: if there are no values, or too many.
-        """
-        name, _, words = text.partition("=")
-        if name not in _CHANGES:
-            raise UnknownNameError.among("sweep", name, _CHANGES)
-        values = tuple(word.strip() for word in words.split(",") if word.strip())
-        if not 1 <= len(values) <= _MOST_POINTS:
-            fix = f"write 1 to {_MOST_POINTS}, such as --sweep growth-rate=12,24,32,48"
-            raise UsageError(f"--sweep {text}", f"has {len(values)} values", fix)
-        return cls(name, values)
-
-    def specs(self, base: DenseNetSpec) -> dict[str, DenseNetSpec]:
-        """Return value → `base` with that value.
-
-        Raises:
-            UsageError: if a value is not a number, or out of range.
-        """
-        return {value: self._changed(base, value) for value in self.values}
-
-    def _changed(self, base: DenseNetSpec, value: str) -> DenseNetSpec:
-        try:
-            return dataclasses.replace(base, **_CHANGES[self.name](base, value))
-        except ValueError as exc:
-            fix = "write numbers, separated by commas"
-            raise UsageError(f"--sweep {self.name}={value}", "is not a number", fix) from exc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, WeightsOrigin
 from densenet_deploy.model import Model, UntrainedWeightsWarning
 from densenet_deploy.runtime.classifier import read_labels
+from densenet_deploy.variants import DEFAULT_VARIANT
 from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, load
 
 if TYPE_CHECKING:
@@ -99,11 +100,15 @@ def _read_labels(given: Sequence[str] | StrPath) -> tuple[str, ...]:
     return read_labels(Path(given)) if isinstance(given, (str, os.PathLike)) else tuple(given)
 
 
+def default_variant(pixels: int | None, stated: LoadOptions) -> str:
+    """Return the variant that is trained on images of `pixels` a side, or of several sizes (None)."""
+    return DEFAULT_VARIANT if pixels is None or "architecture" in stated else _CIFAR_VARIANT
+
+
 def _untrained(
     names: Sequence[str], pixels: int | None, seed: int, teacher: Model | None, facts: LoadOptions
 ) -> Student:
-    if pixels is not None and "variant" not in facts and "architecture" not in facts:
-        facts["variant"] = _CIFAR_VARIANT
+    facts.setdefault("variant", default_variant(pixels, facts))
     labels = facts.pop("labels", None)
     facts["labels"] = tuple(names) if labels is None else labels
     if teacher is not None and teacher.manifest is not None:

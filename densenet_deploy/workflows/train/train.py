@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
@@ -26,6 +27,7 @@ from densenet_deploy.workflows.train.folder import TrainingFolder
 from densenet_deploy.workflows.train.network import (
     Student,
     check_stated,
+    default_variant,
     require_agreement,
     student_of,
     teacher_of,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from densenet_deploy.training.loop import Trainer
     from densenet_deploy.training.processes import Processes
     from densenet_deploy.training.state import TrainingState
+    from densenet_deploy.workflows.train.search import SearchOptions
 
 _FLOAT_BYTES: Final = 4
 _COPIES: Final = 6
@@ -58,6 +61,7 @@ def train(
     out: StrPath | None = None,
     force: bool = False,
     resume: bool = False,
+    search: SearchOptions | None = None,
     progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
 ) -> Model:
@@ -77,6 +81,8 @@ def train(
         out: the folder of the results; None keeps the best network in memory.
         force: replace another training in `out`.
         resume: go on with the training in `out`, if there is one.
+        search: numbers of the architecture to try; of the last candidates, which train for the options' epochs, the
+            most accurate is returned, and its report compares all.
         progress: is called when a stage begins, and after each step.
         **stated: facts about the images and the network; see `load`. `labels` order the classes.
 
@@ -97,6 +103,11 @@ def train(
     if resume and out is None:
         raise UsageError("resume", "has no folder to go on from", "name it with -o")
     require_packages("export", "torch")
+    if search is not None:
+        sources = {"val": val, "unlabelled": unlabelled}
+        return _searched(
+            data, options, search, weights, out, Stages(progress), stated, force=force, resume=resume, **sources
+        )
     from densenet_deploy.training.data import class_names
     from densenet_deploy.training.processes import joined
 
@@ -107,6 +118,32 @@ def train(
         with run.stages("read data"):
             student, found = run.read(data, val, unlabelled, names, weights, stated)
         return run.trained(student, found, force=force, resume=resume)
+
+
+def _searched(
+    data: Path,
+    options: TrainOptions,
+    search: SearchOptions,
+    weights: Any,
+    out: StrPath | None,
+    stages: Stages,
+    stated: LoadOptions,
+    *,
+    force: bool,
+    resume: bool,
+    **sources: Any,
+) -> Model:
+    from densenet_deploy.training.data import image_side
+    from densenet_deploy.workflows.train.search import Search
+
+    if weights is not None:
+        why = f"has the architecture of {weights}"
+        raise UsageError("search", why, "leave out --weights; a --teacher may be given")
+    facts: LoadOptions = {**stated}
+    facts.setdefault("variant", default_variant(image_side(data), stated))
+    folder = None if out is None else Path(out)
+    run = Search(partial(train, data, **sources), options, folder, stages, force=force, resume=resume)
+    return run.run(search, facts)
 
 
 @dataclass

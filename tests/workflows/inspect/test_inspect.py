@@ -21,6 +21,7 @@ from densenet_deploy.models.build import build_model
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
+from densenet_deploy.variants.sweep import Sweep
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import (
     InspectOptions,
@@ -31,7 +32,7 @@ from densenet_deploy.workflows.inspect.inspect import (
     inspect_variant,
 )
 from densenet_deploy.workflows.inspect.operator_profile import ProfileOptions, profile_model
-from densenet_deploy.workflows.inspect.sweep import Sweep, SweepOptions, SweepReport, _open, run_sweep
+from densenet_deploy.workflows.inspect.sweep import SweepOptions, SweepReport, _open, run_sweep
 from densenet_deploy.workflows.load import load
 from tests.conftest import DIGITS, TINY
 from tests.foreign_networks import Encoding, written
