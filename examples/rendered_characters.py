@@ -47,7 +47,7 @@ NUISANCE: Final = Nuisance(
     blurred_share=0.4,
     noise=(2, 14),
 )
-"""Milder than that of the digits: with ten times as many classes, a network learns nothing from harder ones at first."""
+"""Milder than that of the digits: with ten times as many classes, a network learns little from harder images."""
 
 _SEED_OF_CHARACTERS: Final = 100
 """Keeps these draws apart from those of the digits."""
