@@ -15,7 +15,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -82,19 +82,23 @@ def write_images(folder: Path, training: int) -> None:
             one.result()
 
 
-def trained(run: Run, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def trained(run: Run, folder: Path, options: argparse.Namespace, deadline: float) -> dict[str, Any]:
     """Train in a process of its own; return how right the network is on images that chose nothing."""
-    start = perf_counter()
-    done = subprocess.run(run.command(folder, options.epochs, options.amp), text=True, capture_output=True, check=False)
+    row: dict[str, Any] = {"run": run.name, "variant": run.variant, "seed": run.seed, "teacher": run.teacher}
+    start, command = perf_counter(), run.command(folder, options.epochs, options.amp)
+    try:
+        left = max(1.0, deadline - start)
+        done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=left)
+    except subprocess.TimeoutExpired:
+        return {**row, "error": "the seconds were used up"}
     if done.returncode:
-        return {"run": run.name, "error": done.stderr.strip().splitlines()[-1]}
-    seconds = perf_counter() - start
+        return {**row, "error": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
     from densenet_deploy.workflows.evaluate import evaluate
 
     report = evaluate(folder / run.name / "best.safetensors", folder / run.data / "held_out")
-    figures = {"top1": report.top1, "top5": report.top5, "seconds": seconds}
-    print(f"{run.name}: top-1 {report.top1:.4f} in {seconds:.0f} s", file=sys.stderr, flush=True)
-    return {"run": run.name, "variant": run.variant, "seed": run.seed, "teacher": run.teacher, **figures}
+    row |= {"top1": report.top1, "top5": report.top5, "seconds": perf_counter() - start}
+    print(f"{run.name}: top-1 {report.top1:.4f} in {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,24 +106,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = Machine.this("densenet-deploy", "torch", "torchvision")
     folder: Path = options.folder
     start = perf_counter()
+    deadline = start + options.seconds
     write_images(folder, options.images)
     print(f"images written in {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    together = list(dict.fromkeys([*NETWORKS, TEACHER, *ALONE])) if options.distill else list(NETWORKS)
+    first = [*NETWORKS, TEACHER, *(run for run in ALONE if run not in NETWORKS)] if options.distill else [*NETWORKS]
+    results: list[dict[str, Any]] = []
     with ThreadPoolExecutor(options.side_by_side) as pool:
-        longest_first = sorted(together, key=lambda run: run != TEACHER)
-        results = list(pool.map(lambda run: trained(run, folder, options), longest_first))
-        if options.distill:
-            results += pool.map(lambda run: trained(run, folder, options), TAUGHT)
-    written: dict[str, Any] = {"results": results, "training": " ".join(TRAINING), "seconds": perf_counter() - start}
-    written |= {"epochs": options.epochs, "images": options.images, "held_out": HELD_OUT, "amp": options.amp}
-    by_name = {row["run"]: row.get("top1") for row in results}
-    for name, runs in (("alone", ALONE), ("taught", TAUGHT)):
-        scores = [by_name[run.name] for run in runs if by_name.get(run.name) is not None]
-        if len(scores) > 1:
-            written[name] = {"mean": mean(scores), "standard_deviation": stdev(scores), "seeds": len(scores)}
-    write_results(options.output, machine, written)
+        waiting = {pool.submit(trained, run, folder, options, deadline): run for run in first}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for one in done:
+                results.append(one.result())
+                if waiting.pop(one) == TEACHER and "error" not in results[-1]:
+                    waiting |= {pool.submit(trained, run, folder, options, deadline): run for run in TAUGHT}
+            write_results(options.output, machine, _written(results, options, perf_counter() - start))
     columns = ("run", "variant", "seed", "teacher", "top1", "error")
     print_table(columns, [[row.get(name, "") for name in columns] for row in results])
+
+
+def _written(results: Sequence[dict[str, Any]], options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    written: dict[str, Any] = {"results": results, "training": " ".join(TRAINING), "seconds": seconds}
+    written |= {"epochs": options.epochs, "images": options.images, "held_out": HELD_OUT, "amp": options.amp}
+    for name, runs in (("alone", ALONE), ("taught", TAUGHT)):
+        names = [run.name for run in runs]
+        scores = [row["top1"] for row in results if row["run"] in names and "top1" in row]
+        if len(scores) > 1:
+            written[name] = {"mean": mean(scores), "standard_deviation": stdev(scores), "seeds": len(scores)}
+    return written
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,7 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--images", type=int, default=12_000, help="training images of each set")
     parser.add_argument("--amp", choices=("bf16", "fp16"))
-    parser.add_argument("--side-by-side", type=int, default=6 if gpus() else 1, help="trainings at once")
+    parser.add_argument("--seconds", type=float, default=86_400, help="after which nothing more is trained")
+    parser.add_argument("--side-by-side", type=int, default=8 if gpus() else 1, help="trainings at once")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "distillation.json")
     return parser
 
