@@ -37,16 +37,21 @@ GPU_TOLERANCE = 1e-3
 # Those that run on a CPU run here as they are; those that want a GPU on a simulated one, and on a real one if there is.
 ON_CPU = [name for name, kind in backends.items().items() if "cpu" in kind.devices and is_installed(kind.requires)]
 SIMULATED = {"rtx, simulated": RTX, "tensorrt, simulated": FULL}
+ON_GPU = {f"{name}, real GPU": name for name in ("onnxruntime", "torch")}
+ENGINE = "engine, real GPU"
+REAL = [pytest.param(name, marks=pytest.mark.gpu) for name in (*ON_GPU, ENGINE)]
 
 
-def _open(backend: str, tiny_onnx: Path) -> Runner:
+def _open(backend: str, tiny_onnx: Path, device: str = "cpu") -> Runner:
     if backend == "torch":
-        return open_runner(load(architecture=TINY, num_classes=10), backend, "cpu")
-    return open_runner(tiny_onnx, backend, "cpu")
+        return open_runner(load(architecture=TINY, num_classes=10), backend, device)
+    return open_runner(tiny_onnx, backend, device)
 
 
-@pytest.fixture(params=[*ON_CPU, *SIMULATED, pytest.param("a real GPU", marks=pytest.mark.gpu)])
-def opener(request: pytest.FixtureRequest, tiny_onnx: Path, tmp_path: Path) -> Iterator[Callable[[], Runner]]:
+@pytest.fixture(params=[*ON_CPU, *SIMULATED, *REAL])
+def opener(
+    request: pytest.FixtureRequest, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], Runner]]:
     if request.param in ON_CPU:
         yield lambda: _open(request.param, tiny_onnx)
     elif request.param in SIMULATED:
@@ -54,9 +59,13 @@ def opener(request: pytest.FixtureRequest, tiny_onnx: Path, tmp_path: Path) -> I
         with simulated_gpu(behaviour):
             engine = write_simulated_engine(tmp_path, tiny_onnx, behaviour)
             yield lambda: open_runner(engine, device="cuda")
-    else:
+    elif request.param == ENGINE:
         engine = request.getfixturevalue("real_engine")
         yield lambda: open_runner(engine, device="cuda")
+    else:
+        request.getfixturevalue("real_gpu")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        yield lambda: _open(ON_GPU[request.param], tiny_onnx, "cuda")
 
 
 @pytest.fixture
@@ -85,7 +94,7 @@ def test_logits_have_the_batch_and_the_classes(runner: Runner) -> None:
 def test_backends_agree(runner: Runner, tiny_onnx: Path) -> None:
     with open_runner(tiny_onnx, "onnxruntime", "cpu") as reference:
         expected = reference.run({"input": _batch()})["logits"]
-    atol = TOLERANCE if "cpu" in runner.devices else GPU_TOLERANCE
+    atol = TOLERANCE if runner.placement.device == "cpu" else GPU_TOLERANCE
     np.testing.assert_allclose(runner.run({"input": _batch()})["logits"], expected, atol=atol)
 
 
@@ -208,11 +217,12 @@ def test_closing_while_others_run_gives_results_or_a_typed_error(opener: Callabl
     assert "closed" in outcomes
 
 
-def test_the_placement_says_what_runs(runner: Runner) -> None:
+def test_the_placement_says_what_runs(runner: Runner, request: pytest.FixtureRequest) -> None:
+    device = "cpu" if request.node.callspec.params["opener"] in ON_CPU else "cuda:0"
     placement = runner.placement
     assert placement.backend == runner.name
     assert placement.precision == "fp32"
-    assert placement.device == ("cpu" if "cpu" in runner.devices else "cuda:0")
+    assert placement.device == device
     assert placement.threads >= 1
     assert placement.version
 

@@ -88,7 +88,7 @@ class TorchRunner(Runner):
         labelled = dataclasses.replace(request.source, module=_labelled(request.source.module))
         with cls.open(labelled, request.device, request.options) as runner:
             for _ in range(WARM_UP_CALLS + request.calls):
-                with torch.profiler.profile(activities=activities) as profiler:
+                with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
                     runner.run(request.feeds)
                 timed.append(list(_operators_timed(profiler.events() or (), on_cuda, runner.placement)))
         return median_times(timed[WARM_UP_CALLS:])
@@ -103,6 +103,7 @@ class TorchRunner(Runner):
             provider="ATen" if device.word == "cpu" else torch.cuda.get_device_name(device.index),
             precision="fp32",
             threads=threads,
+            notes=_notes(device),
         )
         module = _in_eval_mode(copy.deepcopy(source.module)).to(str(device))
         _require_float32(module)
@@ -167,6 +168,15 @@ def exported_shape(module: torch.nn.Module) -> tuple[int | None, ...] | None:
     if not isinstance(value, torch.Tensor) or value.ndim != 4:
         return None
     return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def _notes(device: Device) -> tuple[str, ...]:
+    """PyTorch's default on a GPU is not what the other backends compute FP32 in."""
+    import torch
+
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    in_tf32 = device.word == "cuda" and convolutions.fp32_precision == "tf32"
+    return ("convolutions in TF32 where the GPU has it",) if in_tf32 else ()
 
 
 def _in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:

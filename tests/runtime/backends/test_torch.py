@@ -339,6 +339,18 @@ class TestOnGpu:
         placement = opened(Head(), device).placement
         assert (placement.device, placement.provider) == (placed, provider)
 
+    @pytest.mark.parametrize(
+        ("device", "precision", "notes"),
+        [
+            (Device("cuda"), "tf32", ("convolutions in TF32 where the GPU has it",)),
+            (Device("cuda"), "ieee", ()),
+            (Device("cpu"), "tf32", ()),
+        ],
+    )
+    def test_tf32_is_stated(self, device: Device, precision: str, notes: tuple[str, ...], monkeypatch):
+        monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision=precision))
+        assert opened(Head(), device).placement.notes == notes
+
     def test_a_gpu_that_is_not_there_is_refused(self):
         with pytest.raises(DeviceError) as caught:
             opened(Head(), Device("cuda", 2))
@@ -368,7 +380,8 @@ class FakeProfiler:
         self.activities: list[Any] = []
 
     @contextlib.contextmanager
-    def __call__(self, activities: list[Any]) -> Iterator[Any]:
+    def __call__(self, activities: list[Any], acc_events: bool) -> Iterator[Any]:
+        assert acc_events, "without it PyTorch 2.11 warns of events that are dropped"
         self.activities = activities
         yield SimpleNamespace(events=lambda: self.events_of_calls.pop(0))
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from densenet_deploy.errors import FeedError
-from densenet_deploy.runtime.cudart import Cuda, DeviceMemory, PinnedMemory
+from densenet_deploy.runtime.cudart import Cuda, DeviceMemory, PinnedMemory, load_cuda
 from densenet_deploy.runtime.feeds import TensorSpec
+from densenet_deploy.runtime.nvidia import Gpu
 from densenet_deploy.runtime.tensorrt.device_arrays import (
     GpuArray,
     GpuView,
@@ -308,3 +310,68 @@ def test_the_memory_holds_every_element(cuda: Cuda, shape: tuple[int, ...], dtyp
     address = array.__cuda_array_interface__["data"][0]
     assert cuda.device_of(address + size - 1) == 0
     assert cuda.device_of(address + size) is None
+
+
+# On a real GPU, with PyTorch
+
+
+class OnlyDlpack:
+    """Offers a tensor through DLPack alone, as libraries do that do not know CUDA's array interface."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> object:
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> object:
+        return self.tensor.__dlpack_device__()
+
+
+@pytest.fixture
+def real_cuda(real_gpu: Gpu) -> Cuda:
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no GPU")
+    return load_cuda()
+
+
+@pytest.fixture
+def tensor(real_cuda: Cuda) -> torch.Tensor:
+    """As large as `SPEC` says, on the GPU."""
+    return torch.arange(24, dtype=torch.float32, device="cuda").reshape(2, 3, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wrapped", [lambda tensor: tensor, OnlyDlpack], ids=["CUDA array interface", "DLPack"])
+def test_a_tensor_on_a_real_gpu_is_viewed_where_it_is(real_cuda: Cuda, tensor: torch.Tensor, wrapped: Any) -> None:
+    assert view_of(wrapped(tensor), SPEC, real_cuda, 0).address == tensor.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "change",
+    [lambda tensor: tensor.cpu(), lambda tensor: tensor.half(), lambda tensor: tensor.reshape(2, 4, 3).mT],
+    ids=["on the host", "float16", "transposed"],
+)
+@pytest.mark.parametrize("wrapped", [lambda tensor: tensor, OnlyDlpack], ids=["CUDA array interface", "DLPack"])
+def test_a_tensor_that_would_need_a_copy_is_refused(
+    real_cuda: Cuda, tensor: torch.Tensor, change: Any, wrapped: Any
+) -> None:
+    with pytest.raises(FeedError) as caught:
+        view_of(wrapped(change(tensor)), SPEC, real_cuda, 0)
+    assert caught.value.subject == "input"
+
+
+@pytest.mark.gpu
+def test_pytorch_shares_our_memory_on_a_real_gpu_and_keeps_it(real_cuda: Cuda, tensor: torch.Tensor) -> None:
+    ours = GpuArray(real_cuda, 0, (2, 3, 4), FLOAT)
+    through_dlpack, through_interface = torch.from_dlpack(ours), torch.as_tensor(ours, device="cuda")
+    assert through_interface.data_ptr() == through_dlpack.data_ptr()
+    through_dlpack.copy_(tensor)
+    torch.cuda.synchronize()
+    np.testing.assert_array_equal(ours.to_host(), np.arange(24, dtype=np.float32).reshape(2, 3, 4))
+    del ours, through_interface
+    others = [GpuArray(real_cuda, 0, (2, 3, 4), FLOAT) for _ in range(4)]
+    for other in others:
+        torch.from_dlpack(other).fill_(-1)
+    assert torch.equal(through_dlpack, tensor), "the tensor keeps the memory of the array that is gone"
