@@ -47,7 +47,8 @@ NUISANCE: Final = Nuisance(
     blurred_share=0.4,
     noise=(2, 14),
 )
-"""Milder than that of the digits: with ten times as many classes, a network learns little from harder images."""
+"""Milder than that of the digits. Training images have none of it to all of it, as a network learns nothing at first
+from hard images alone."""
 
 _SEED_OF_CHARACTERS: Final = 100
 """Keeps these draws apart from those of the digits."""
@@ -90,8 +91,9 @@ def mask_of(character: str, face: str) -> Image.Image:
 
 def _image(split: str, number: int, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng((_SEED_OF_CHARACTERS, seed, SPLITS.index(split), number))
-    shown = CHARACTERS[number % len(CHARACTERS)]
-    return camera_image(lambda rng: mask_of(shown, _face(rng)), _fragment, NUISANCE, rng)
+    turn, place = divmod(number, len(CHARACTERS))
+    nuisance = NUISANCE.eased(turn % 4 / 3) if split == "training" else NUISANCE
+    return camera_image(lambda rng: mask_of(CHARACTERS[place], _face(rng)), _fragment, nuisance, rng)
 
 
 def _fragment(rng: np.random.Generator) -> Image.Image:
