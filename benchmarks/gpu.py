@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ _SECONDS_OF_A_PROCESS: Final = 120.0  # one that hangs may not take the time of 
 _ROOT: Final = Path(__file__).parents[1]
 _SCRIPT: Final = Path(__file__).with_name("gpu_contenders.py")
 _USED_UP: Final = "the seconds are used up"
+_RAISED: Final = re.compile(r"[\w.]*(Error|Exception): ")  # some say more behind it
 _PACKAGES: Final = (
     *("densenet-deploy", "torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
     *("cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cublas", "numpy"),
@@ -92,7 +94,8 @@ def in_its_process(arguments: Sequence[str], seconds: float) -> tuple[list[dict[
     if done.returncode == 0:
         return _lines_of(done.stdout), None
     print(done.stderr, file=sys.stderr)
-    return _lines_of(done.stdout), (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+    return _lines_of(done.stdout), next((line for line in reversed(lines) if _RAISED.match(line)), lines[-1])
 
 
 def _lines_of(output: str) -> list[dict[str, Any]]:
@@ -140,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure_all(found: Findings, folder: Path) -> None:
     options = found.options
     prepared = _prepared(found, folder)
-    for contender in CONTENDERS if options.device == "cuda" else ON_CPU:
+    for contender in options.contenders or (CONTENDERS if options.device == "cuda" else ON_CPU):
         for variant in options.variants:
             name = f"{contender}, {variant}"
             if (why := _why_not(contender) or prepared[variant]) is not None:
@@ -202,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="these alone, in this order")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything")
     parser.add_argument("--tests", type=float, default=120.0, help="seconds for pytest -m gpu; 0 leaves it out")
