@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.simplify import simplify
     from densenet_deploy.workflows.train.search import SearchOptions
     from densenet_deploy.workflows.train.train import train
+    from densenet_deploy.workflows.triton import TritonOptions, triton
     from densenet_deploy.workflows.tune.candidates import TuneOptions
     from densenet_deploy.workflows.tune.tune import tune
 
@@ -76,6 +77,7 @@ _HOMES: Final = {
     "SearchOptions": "workflows.train.search",
     "SensitivityOptions": "workflows.sensitivity",
     "TrainOptions": "training.options",
+    "TritonOptions": "workflows.triton",
     "TuneOptions": "workflows.tune.candidates",
     "UntrainedWeightsWarning": "model",
     "benchmark": "workflows.benchmark",
@@ -93,6 +95,7 @@ _HOMES: Final = {
     "sensitivity": "workflows.sensitivity",
     "simplify": "workflows.simplify",
     "train": "workflows.train.train",
+    "triton": "workflows.triton",
     "tune": "workflows.tune.tune",
 }
 
@@ -121,6 +124,7 @@ __all__ = [
     "SearchOptions",
     "SensitivityOptions",
     "TrainOptions",
+    "TritonOptions",
     "TuneOptions",
     "UntrainedWeightsWarning",
     "__version__",
@@ -139,6 +143,7 @@ __all__ = [
     "sensitivity",
     "simplify",
     "train",
+    "triton",
     "tune",
 ]
 

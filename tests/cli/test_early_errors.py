@@ -95,7 +95,16 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "fp8", "--data images --amp fp8"),
         (2, "alpha=1.5", "--data images --alpha 1.5"),
         (2, "unlabelled=images", "--data images --unlabelled images"),
+        (2, "budget=9", "--data images --budget 9"),
+        (2, "width", "--data images --search width=4"),
         (2, "x.png", "--data images -o x.png"),
+    ],
+    "triton": [
+        (3, "missing.onnx", "missing.onnx"),
+        (2, "onnx", f"{MODEL} --backend onnx"),
+        (2, "max-batch=0", f"{MODEL} --max-batch 0"),
+        (2, "tpu", f"{MODEL} --device tpu"),
+        (2, "x.onnx", f"{MODEL} -o x.onnx"),
     ],
     "run": [
         (3, "missing.onnx", "missing.onnx a.png"),

@@ -1,0 +1,1 @@
+"""Models in production: what servers of others need to serve them."""
