@@ -25,7 +25,7 @@ from tests.graph.passes.networks import run as run_values
 from tests.training.test_graph_module import expected, quantized
 
 RECIPES = ("onnxruntime", "openvino", "tensorrt")
-BRIEF = FinetuneOptions(steps=16, batch=8, lr=0.03, seconds=1000)
+BRIEF = FinetuneOptions(steps=8, batch=8, lr=0.03, seconds=1000)
 
 
 def samples(count: int, seed: int) -> Samples:
@@ -50,7 +50,7 @@ def numbers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_numbers_change_inside_of_the_range_of_the_recipe_and_nothing_else_does(recipe: str) -> None:
     model = quantized(recipe)[0]
-    found = run(recipe, dataclasses.replace(BRIEF, steps=40, lr=0.2))
+    found = run(recipe, dataclasses.replace(BRIEF, steps=8, lr=0.5))
     before, after = numbers(model), numbers(found.model)
     limit = 127 if recipe == "tensorrt" else 63
     names = set(trained_initializers(model, np.random.default_rng(0)))
@@ -68,7 +68,7 @@ def test_numbers_change_inside_of_the_range_of_the_recipe_and_nothing_else_does(
 @pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
 def test_the_file_comes_closer_to_the_float_network(recipe: str) -> None:
     """Judged by ONNX Runtime on images that were not learnt from."""
-    found = run(recipe, dataclasses.replace(BRIEF, steps=60))
+    found = run(recipe, dataclasses.replace(BRIEF, steps=40))
     (wanted,) = HELD_OUT.outputs.values()
     noise = [
         np.square(expected(model, HELD_OUT.inputs)[0] - wanted).sum() for model in (quantized(recipe)[0], found.model)
@@ -183,4 +183,4 @@ def test_a_fixed_batch_may_be_any() -> None:
     model = quantized("onnxruntime")[0]
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     assert len(GraphModule(model).names) == 1
-    assert finetune(model, FLOAT, LEARNT, HELD_OUT, BRIEF).steps == 16
+    assert finetune(model, FLOAT, LEARNT, HELD_OUT, BRIEF).steps == 8
