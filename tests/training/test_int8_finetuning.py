@@ -16,6 +16,7 @@ from densenet_deploy.training.int8_finetuning import (
     Samples,
     _batches,
     _Schedule,
+    batch_size,
     finetune,
     mixed,
     trained_initializers,
@@ -162,6 +163,11 @@ def test_what_takes_longer_than_planned_ends_at_the_limit() -> None:
         assert not schedule.is_check_after_step(now)
     assert schedule.is_check_after_step(100.1)
     assert schedule.done == schedule.planned == 5
+
+
+def test_a_step_takes_fewer_of_large_images() -> None:
+    sizes = {side: batch_size((5, 3, side, side)) for side in (32, 96, 97, 128, 224, 271, 272, 1024)}
+    assert sizes == {32: 16, 96: 16, 97: 15, 128: 9, 224: 2, 271: 2, 272: 2, 1024: 2}
 
 
 def test_batches_hold_every_image_once_an_epoch() -> None:

@@ -102,13 +102,14 @@ def finetuned(
     """
     import onnx
 
-    from densenet_deploy.training.int8_finetuning import FinetuneOptions, finetune
+    from densenet_deploy.training.int8_finetuning import FinetuneOptions, batch_size, finetune
 
     cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
     with stages("fine-tune", cost) as step:
         began = time.monotonic()
         learnt, held_out = _samples(ready, options.finetune_seed)
-        how = FinetuneOptions(seconds=options.finetune_seconds, seed=options.finetune_seed)
+        batch, seconds = batch_size(learnt.shape), options.finetune_seconds
+        how = FinetuneOptions(batch=batch, seconds=seconds, seed=options.finetune_seed)
         found = finetune(onnx.load_from_string(file.data), ready.writer.float_graph, learnt, held_out, how, step)
         new = dataclasses.replace(file, data=found.model.SerializeToString())
         backend = ready.writer.backend or REFERENCE_BACKEND
