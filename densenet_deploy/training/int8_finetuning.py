@@ -61,7 +61,7 @@ _LARGEST_BIAS: Final = 2**31 - 129  # in int32, as checks demand
 _EVALUATED: Final = 32
 _WEIGHT_AXES: Final = 4
 _SMALLEST_BATCH: Final = 2  # of which one is mixed with the other
-_PIXELS: Final = 16 * 96 * 96
+_PIXELS: Final = 16 * 100 * 100
 
 
 @dataclass(frozen=True)
