@@ -60,8 +60,9 @@ _TRIED_STEPS: Final = 3  # before the rest is planned; the first is slower
 _LARGEST_BIAS: Final = 2**31 - 129  # in int32, as checks demand
 _EVALUATED: Final = 32
 _WEIGHT_AXES: Final = 4
+_BATCH: Final = 16
 _SMALLEST_BATCH: Final = 2  # of which one is mixed with the other
-_PIXELS: Final = 16 * 100 * 100
+_PIXELS: Final = _BATCH * 100 * 100
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class FinetuneOptions:
     """
 
     steps: int = 300
-    batch: int = 16
+    batch: int = _BATCH
     lr: float = 0.02
     seconds: float = 300.0
     seed: int = 0
@@ -91,7 +92,7 @@ def batch_size(shape: Sequence[int]) -> int:
     >>> batch_size((3, 64, 64)), batch_size((3, 128, 128)), batch_size((3, 224, 224)), batch_size((3, 512, 512))
     (16, 9, 3, 2)
     """
-    return max(_SMALLEST_BATCH, min(FinetuneOptions.batch, _PIXELS // (shape[-2] * shape[-1])))
+    return max(_SMALLEST_BATCH, min(_BATCH, _PIXELS // (shape[-2] * shape[-1])))
 
 
 @dataclass(frozen=True)
