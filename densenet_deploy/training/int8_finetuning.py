@@ -45,7 +45,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from densenet_deploy.training.graph_module import GraphModule, with_initializers
-from densenet_deploy.training.onnx_operators import RANGES, rounded
+from densenet_deploy.training.onnx_operators import RANGES
+from densenet_deploy.training.rounding import rounded
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]

@@ -1,11 +1,7 @@
 """ONNX operators as functions of PyTorch, for the graphs that this package writes and adopts.
 
-**Integers.** A quantized value is a float32 tensor of whole numbers, so that gradients pass. A convolution of such is
-exact while its sums stay below 2²⁴, and rounding is ONNX's: to the nearest, ties to even. Its derivative is zero almost
-everywhere; the straight-through estimator (Bengio et al. 2013, https://arxiv.org/abs/1308.3432) passes the gradient on
-as if there had been no rounding, and nothing where the value saturated:
-
-    ŷ = clamp(round(x·f), low, high),   ∂ŷ/∂x ≈ f inside of low..high, 0 beyond
+**Integers.** A quantized value is a float32 tensor of whole numbers, so that gradients pass (`rounding.py`). A
+convolution of such is exact while its sums stay below 2²⁴.
 
 **FP16.** Values of FP16 graphs are computed in float32.
 """
@@ -23,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from densenet_deploy.errors import ModelFileError
+from densenet_deploy.training.rounding import Larger, Rounded
 
 Inputs = Sequence[Tensor | None]
 Operator = Callable[["NodeFacts", Inputs], Tensor | Sequence[Tensor]]
@@ -59,64 +56,6 @@ class NodeFacts:
         return self.attributes.get(name, default)
 
 
-class _Rounded(torch.autograd.Function):
-    """clamp(round(x·f), low, high), or with x/f; the gradient reaches x, and f if it wants one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor | None, low: float, high: float, is_divisor: bool) -> Tensor:
-        scaled = x if factor is None else x / factor if is_divisor else x * factor
-        rounded = torch.round(scaled) if factor is None else scaled.round_()
-        clamped = rounded.clamp(low, high)
-        is_inside = rounded == clamped
-        wants_factor = factor is not None and factor.requires_grad
-        ctx.save_for_backward(is_inside, factor, x if wants_factor else None)
-        ctx.is_divisor = is_divisor
-        return clamped
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        is_inside, factor, x = ctx.saved_tensors
-        passed = gradients[0] * is_inside
-        if factor is None:
-            return passed, None, None, None, None
-        for_factor = None
-        if x is not None:
-            slope = -x / factor**2 if ctx.is_divisor else x
-            for_factor = (passed * slope).sum_to_size(factor.shape)
-        return (passed.div_(factor) if ctx.is_divisor else passed.mul_(factor)), for_factor, None, None, None
-
-
-class _Larger(torch.autograd.Function):
-    """max(x, y), or with a sign of −1 min(x, y); where both are the same, the gradient goes to x alone.
-
-    PyTorch's own maximum gives each a half, which takes four more passes over the gradient of a feature map.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, sign: int) -> Tensor:
-        ctx.save_for_backward(x >= y if sign > 0 else x <= y)
-        ctx.shapes = x.shape, y.shape
-        return torch.maximum(x, y) if sign > 0 else torch.minimum(x, y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (is_first,), (gradient,) = ctx.saved_tensors, gradients
-        for_first, for_second = gradient * is_first, None
-        if ctx.needs_input_grad[1]:
-            for_second = (gradient - for_first).sum_to_size(ctx.shapes[1])
-        return for_first.sum_to_size(ctx.shapes[0]), for_second, None
-
-
-def rounded(values: Tensor, low: float, high: float) -> Tensor:
-    """Return `values` rounded, ties to even, and clamped; the gradient passes straight through between the limits.
-
-    >>> rounded(torch.tensor([0.5, 1.5, 9.0]), 0, 5)
-    tensor([0., 2., 5.])
-    """
-    result: Tensor = _Rounded.apply(values, None, low, high, False)
-    return result
-
-
 # -- quantization
 
 
@@ -135,7 +74,7 @@ def _requantized(
         raise _unsupported(node.name, "quantizes to another type than int8 and uint8")
     at = 0.0 if zero is None else _one(node, zero)
     low, high = RANGES[kind]
-    result: Tensor = _Rounded.apply(values, factor, low - at, high - at, is_divisor)
+    result: Tensor = Rounded.apply(values, factor, low - at, high - at, is_divisor)
     return result + at if at else result
 
 
@@ -438,9 +377,9 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "LessOrEqual": _each(torch.le),
     "LogSoftmax": _softmax(functional.log_softmax),
     "MatMul": _each(torch.matmul),
-    "Max": _folded(lambda x, y: _Larger.apply(x, y, 1)),
+    "Max": _folded(lambda x, y: Larger.apply(x, y, 1)),
     "MaxPool": _max_pool,
-    "Min": _folded(lambda x, y: _Larger.apply(x, y, -1)),
+    "Min": _folded(lambda x, y: Larger.apply(x, y, -1)),
     "Mul": _each(torch.mul),
     "Pad": _pad,
     "Pow": _each(torch.pow),

@@ -10,7 +10,7 @@ import torch
 
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.training.graph_module import GraphModule
-from densenet_deploy.training.onnx_operators import rounded
+from densenet_deploy.training.rounding import rounded
 
 INPUTS = "float[2,4,6,6] x"
 CONSTANTS = {
