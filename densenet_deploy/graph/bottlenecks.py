@@ -68,6 +68,8 @@ def _bottleneck(reading: ir.Node) -> Bottleneck | str | None:
     if weight is not None and weight.shape[2:] == _KERNEL_1X1:
         return None  # of a transition or a stem: it appends nothing of a dense layer
     activation = maker(reading.inputs[0])
+    if activation is None:
+        return None  # the first convolution of all
     if not is_operator(activation, "Relu"):
         return f"it reads {_described(activation)}, not the ReLU of a bottleneck"
     narrowing = maker(activation.inputs[0])
@@ -99,4 +101,4 @@ def _why_not(conv: ir.Node) -> str | None:
 
 
 def _described(node: ir.Node | None) -> str:
-    return "an input of the graph" if node is None else f"the {node.op_type} {node.name}"
+    return "an input of the graph" if node is None else f"the {node.op_type} {node.name}".rstrip()

@@ -16,15 +16,17 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from densenet_deploy.errors import ModelFileError
 from densenet_deploy.graph.bottlenecks import Bottleneck
 from densenet_deploy.graph.nodes import constant
 from densenet_deploy.graph.onnx_file import expose_values
-from densenet_deploy.pruning.elimination import Elimination, LeastSquares, eliminate
+from densenet_deploy.pruning.elimination import LeastSquares, eliminate
 from densenet_deploy.pruning.segments import SegmentedGraph, State, batched, open_part
 from densenet_deploy.runtime.feeds import Array
 
-ROWS_PER_COLUMN: Final = 4
-FEW_ROWS_PER_COLUMN: Final = 2
+ROWS_PER_COLUMN: Final = 8
+STATE_BYTES: Final = 512 * 2**20
+FEWEST_IMAGES: Final = 8
 _PIXELS_PER_BATCH: Final = 2**18
 _MOST_PER_BATCH: Final = 32
 
@@ -57,6 +59,8 @@ class PrunedGraph:
 
     proto: onnx.ModelProto
     layers: Mapping[str, LayerFit]
+    reading: Mapping[str, Array]
+    """By the same names, the weights (outputs, channels, …) of the convolution that reads the bottleneck."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +194,14 @@ class Reconstruction:
     def pruned(self, widths: Mapping[str, int], step: Step = lambda done, total: None) -> PrunedGraph:
         """Return the graph whose bottlenecks have `widths` channels, by name; others are left as they are."""
         weights: dict[str, Array] = {}
-        states, fits = self._first_states(), dict[str, LayerFit]()
+        states, fits, reading = self._first_states(), dict[str, LayerFit](), dict[str, Array]()
         for number, layer in enumerate(self._layers):
             self._graph.advance(number, states, weights)
             problem = self._problem(number, states)
             width = widths.get(layer.name, layer.width)
             kept = eliminate(problem, width).kept if width < layer.width else tuple(range(layer.width))
             weights |= layer.changed(kept, problem.fitted(kept))
+            reading[layer.name] = weights[layer.tensors[2]]
             for state in states:
                 state[layer.hidden] = state[layer.hidden][:, list(kept)]
             error = max(problem.objective(kept), 0.0) / problem.signal if problem.signal else 0.0
@@ -205,7 +210,7 @@ class Reconstruction:
                 layer.name, layer.width, width, kept, error, rows / (width * len(problem.gram) // layer.width)
             )
             step(number + 1, len(self._layers))
-        return PrunedGraph(_with_weights(self._model, weights), fits)
+        return PrunedGraph(_with_weights(self._model, weights), fits, reading)
 
     def _first_states(self) -> list[State]:
         return [{self._graph.input: images} for images in self._batches]
@@ -226,6 +231,7 @@ class Reconstruction:
                 outputs = runner.run({runner.inputs[0].name: images})
                 for number, layer in enumerate(self._layers):
                     maps = outputs[layer.output]
+                    _require_finite(layer, maps)
                     chosen = self._drawn(number, index, maps.shape)
                     pixels[number].append(chosen)
                     image, row, column = chosen
@@ -242,9 +248,15 @@ class Reconstruction:
         return np.repeat(np.arange(images), count), *np.divmod(places.ravel(), width)  # type: ignore[return-value]
 
 
-def curve(problem: LeastSquares, keep: int) -> Elimination:
-    """Return the errors of a layer for every width down to `keep`."""
-    return eliminate(problem, keep)
+def _require_finite(layer: _Layer, maps: Array) -> None:
+    if not np.isfinite(maps).all():
+        raise ModelFileError(layer.reading, "gives NaN or infinite values for a calibration image", "check its weights")
+
+
+def images_that_fit(model: onnx.ModelProto, bottlenecks: Sequence[Bottleneck]) -> int:
+    """Return for how many images 512 MiB hold what is kept between two layers, at least 8; shapes must be known."""
+    graph = SegmentedGraph(model, [str(bottleneck.reading.name) for bottleneck in bottlenecks])
+    return max(FEWEST_IMAGES, STATE_BYTES // graph.state_bytes())
 
 
 def _with_weights(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:
