@@ -93,33 +93,47 @@ class Elimination:
 
 
 class _Downdating:
-    """G⁻¹ and W of the channels that are left; both shrink with every removal."""
+    """W and the blocks [G⁻¹]_JJ of the channels J that are left.
 
-    def __init__(self, problem: LeastSquares) -> None:
-        self.left = list(range(problem.channels))
-        self._group = len(problem.gram) // problem.channels
-        self.inverse: Doubles = np.linalg.inv(problem.gram)
-        self.weights: Doubles = self.inverse @ problem.cross
+    G⁻¹ itself is not updated: with [G⁻¹]_II = L·Lᵀ at each removal, it is the first one less Σ V·Vᵀ, V = G⁻¹_{:,I}·L⁻ᵀ. A
+    removal needs the columns I of that alone, which takes fewer operations and reads less memory than the whole.
+    """
+
+    def __init__(self, problem: LeastSquares, removals: int) -> None:
+        count, size = problem.channels, len(problem.gram)
+        self._group = size // count
+        self._inverse: Doubles = np.linalg.inv(problem.gram)
+        self._weights: Doubles = self._inverse @ problem.cross
+        places = np.arange(count)
+        self._blocks: Doubles = self._inverse.reshape(count, self._group, count, self._group)[places, :, places, :]
+        self._factors: Doubles = np.empty((size, self._group * removals))
+        self._used = 0
+        self.is_left = np.ones(count, bool)
+
+    def objective(self, problem: LeastSquares) -> float:
+        """Return the objective with all channels that are left, before the first removal."""
+        return problem.energy - float((self._weights * problem.cross).sum())
 
     def costs(self) -> Doubles:
-        """Return the rise of the objective, (left,), that removing each channel causes."""
-        count, group = len(self.left), self._group
-        places = np.arange(count)
-        blocks = self.inverse.reshape(count, group, count, group)[places, :, places, :]
-        parts = self.weights.reshape(count, group, -1)
-        costs: Doubles = (parts * np.linalg.solve(blocks, parts)).sum(axis=(1, 2))
+        """Return the rise of the objective, (channels,), that removing each causes; infinite of one that is gone."""
+        parts = self._weights.reshape(len(self.is_left), self._group, -1)[self.is_left]
+        costs = np.full(len(self.is_left), np.inf)
+        costs[self.is_left] = (parts * np.linalg.solve(self._blocks[self.is_left], parts)).sum(axis=(1, 2))
         return costs
 
-    def remove(self, place: int) -> int:
-        """Remove the channel at `place` among those left, and return its number."""
-        start = place * self._group
-        gone = np.arange(start, start + self._group)
-        rest = np.delete(np.arange(len(self.inverse)), gone)
-        column = self.inverse[np.ix_(rest, gone)]
-        block = self.inverse[np.ix_(gone, gone)]
-        self.weights = self.weights[rest] - column @ np.linalg.solve(block, self.weights[gone])
-        self.inverse = self.inverse[np.ix_(rest, rest)] - column @ np.linalg.solve(block, column.T)
-        return self.left.pop(place)
+    def remove(self, channel: int) -> None:
+        """Remove a channel that is left."""
+        gone = slice(channel * self._group, (channel + 1) * self._group)
+        known = self._factors[:, : self._used]
+        columns = self._inverse[:, gone] - known @ known[gone].T
+        lower = np.linalg.cholesky(self._blocks[channel])
+        factor = np.linalg.solve(lower, columns.T).T
+        self._weights -= factor @ np.linalg.solve(lower, self._weights[gone])
+        blocks = factor.reshape(len(self.is_left), self._group, self._group)
+        self._blocks -= blocks @ blocks.transpose(0, 2, 1)
+        self._factors[:, self._used : self._used + self._group] = factor
+        self._used += self._group
+        self.is_left[channel] = False
 
 
 def eliminate(problem: LeastSquares, keep: int) -> Elimination:
@@ -129,11 +143,12 @@ def eliminate(problem: LeastSquares, keep: int) -> Elimination:
     >>> eliminate(LeastSquares.of(u, u @ [[3.0], [1.0], [2.0]], np.array([[3.0], [1.0], [2.0]]), 3), 1).removed
     (1, 2)
     """
-    state = _Downdating(problem)
-    removed, objectives = [], [problem.energy - float((state.weights * problem.cross).sum())]
-    while len(state.left) > keep:
+    state = _Downdating(problem, problem.channels - keep)
+    removed, objectives = list[int](), [state.objective(problem)]
+    for _ in range(problem.channels - keep):
         costs = state.costs()
-        place = len(costs) - 1 - int(np.argmin(costs[::-1]))
-        removed.append(state.remove(place))
-        objectives.append(objectives[-1] + float(costs[place]))
-    return Elimination(tuple(removed), tuple(state.left), tuple(objectives))
+        channel = len(costs) - 1 - int(np.argmin(costs[::-1]))
+        state.remove(channel)
+        removed.append(channel)
+        objectives.append(objectives[-1] + float(costs[channel]))
+    return Elimination(tuple(removed), tuple(np.flatnonzero(state.is_left).tolist()), tuple(objectives))

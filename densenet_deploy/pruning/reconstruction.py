@@ -59,8 +59,10 @@ class PrunedGraph:
 
     proto: onnx.ModelProto
     layers: Mapping[str, LayerFit]
-    reading: Mapping[str, Array]
-    """By the same names, the weights (outputs, channels, …) of the convolution that reads the bottleneck."""
+    weights: Mapping[str, Array]
+    """The initializers that changed, by name."""
+    reading: Mapping[str, str]
+    """By the names of the bottlenecks, the initializer with the weights of the convolution that reads it."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,13 @@ class Reconstruction:
     def pruned(self, widths: Mapping[str, int], step: Step = lambda done, total: None) -> PrunedGraph:
         """Return the graph whose bottlenecks have `widths` channels, by name; others are left as they are."""
         weights: dict[str, Array] = {}
-        states, fits, reading = self._first_states(), dict[str, LayerFit](), dict[str, Array]()
+        states, fits = self._first_states(), dict[str, LayerFit]()
         for number, layer in enumerate(self._layers):
             self._graph.advance(number, states, weights)
             problem = self._problem(number, states)
             width = widths.get(layer.name, layer.width)
             kept = eliminate(problem, width).kept if width < layer.width else tuple(range(layer.width))
             weights |= layer.changed(kept, problem.fitted(kept))
-            reading[layer.name] = weights[layer.tensors[2]]
             for state in states:
                 state[layer.hidden] = state[layer.hidden][:, list(kept)]
             error = max(problem.objective(kept), 0.0) / problem.signal if problem.signal else 0.0
@@ -210,7 +211,8 @@ class Reconstruction:
                 layer.name, layer.width, width, kept, error, rows / (width * len(problem.gram) // layer.width)
             )
             step(number + 1, len(self._layers))
-        return PrunedGraph(_with_weights(self._model, weights), fits, reading)
+        reading = {layer.name: layer.tensors[2] for layer in self._layers}
+        return PrunedGraph(with_weights(self._model, weights), fits, weights, reading)
 
     def _first_states(self) -> list[State]:
         return [{self._graph.input: images} for images in self._batches]
@@ -259,7 +261,7 @@ def images_that_fit(model: onnx.ModelProto, bottlenecks: Sequence[Bottleneck]) -
     return max(FEWEST_IMAGES, STATE_BYTES // graph.state_bytes())
 
 
-def _with_weights(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:
+def with_weights(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:
     """Return a copy of `model` with other values for some initializers, and shapes inferred anew."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
