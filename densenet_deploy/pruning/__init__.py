@@ -1,1 +1,1 @@
-"""Channels removed from the bottlenecks of a float graph, and the weights that remain fitted to what they made before."""
+"""Channels removed from the bottlenecks of a float graph; what remains is fitted to what its layer made before."""

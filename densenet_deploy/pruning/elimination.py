@@ -13,8 +13,8 @@ I of one more channel raises the objective by
 
 and leaves W − G⁻¹_{:,I}·[G⁻¹]_II⁻¹·W_I with the inverse G⁻¹ − G⁻¹_{:,I}·[G⁻¹]_II⁻¹·G⁻¹_{I,:}. The channel with the
 smallest rise goes first. That is the Optimal Brain Surgeon (Hassibi & Stork 1993) for a quadratic objective, by groups
-as in Optimal Brain Compression (Frantar & Alistarh 2022); choosing channels by reconstruction is from He et al. 2017 and
-ThiNet (Luo et al. 2017).
+as in Optimal Brain Compression (Frantar & Alistarh 2022); choosing channels by reconstruction is from He et al. 2017
+and ThiNet (Luo et al. 2017).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LeastSquares:
     def fitted(self, channels: Sequence[int]) -> Doubles:
         """Return the weights (columns, outputs) that are best with these channels alone."""
         kept = self.columns(channels)
-        return np.linalg.solve(self.gram[np.ix_(kept, kept)], self.cross[kept])
+        return np.asarray(np.linalg.solve(self.gram[np.ix_(kept, kept)], self.cross[kept]), np.float64)
 
     def objective(self, channels: Sequence[int]) -> float:
         """Return the smallest objective with these channels alone."""
@@ -95,14 +95,14 @@ class Elimination:
 class _Downdating:
     """W and the blocks [G⁻¹]_JJ of the channels J that are left.
 
-    G⁻¹ itself is not updated: with [G⁻¹]_II = L·Lᵀ at each removal, it is the first one less Σ V·Vᵀ, V = G⁻¹_{:,I}·L⁻ᵀ. A
-    removal needs the columns I of that alone, which takes fewer operations and reads less memory than the whole.
+    G⁻¹ itself is not updated: with [G⁻¹]_II = L·Lᵀ at each removal, it is the first one less Σ V·Vᵀ, V = G⁻¹_{:,I}·L⁻ᵀ.
+    A removal needs the columns I of that alone, which takes fewer operations and reads less memory than the whole.
     """
 
     def __init__(self, problem: LeastSquares, removals: int) -> None:
         count, size = problem.channels, len(problem.gram)
         self._group = size // count
-        self._inverse: Doubles = np.linalg.inv(problem.gram)
+        self._inverse: Doubles = np.asarray(np.linalg.inv(problem.gram), np.float64)
         self._weights: Doubles = self._inverse @ problem.cross
         places = np.arange(count)
         self._blocks: Doubles = self._inverse.reshape(count, self._group, count, self._group)[places, :, places, :]

@@ -1,7 +1,7 @@
 """How much of an error in one layer arrives at the outputs of a network.
 
-Errors of layers are nearly independent, so their powers add up at the outputs: n = Σ gₗ·eₗ, with eₗ the squared error of
-layer l relative to the variance of what it makes, and n likewise at the outputs. Each gain g is measured with white
+Errors of layers are nearly independent, so their powers add up at the outputs: n = Σ gₗ·eₗ, with eₗ the squared error
+of layer l relative to the variance of what it makes, and n likewise at the outputs. Each gain g is measured with white
 noise of 20 dB below the signal on the layer's output, on a few images; all layers share one session.
 """
 
@@ -67,7 +67,9 @@ def _with_noise(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelPro
             if name in named:
                 node.output[index] = f"{name}{_CLEAN}"
         noisy.graph.node.append(node)
-        noisy.graph.node.extend(helper.make_node("Add", [f"{name}{_CLEAN}", f"{name}{_ADDED}"], [name]) for name in named)
+        noisy.graph.node.extend(
+            helper.make_node("Add", [f"{name}{_CLEAN}", f"{name}{_ADDED}"], [name]) for name in named
+        )
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
     noisy.graph.input.extend(
         helper.make_tensor_value_info(f"{name}{_ADDED}", TensorProto.FLOAT, [None] * ranks.get(name, 4))

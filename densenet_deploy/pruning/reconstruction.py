@@ -193,7 +193,7 @@ class Reconstruction:
             self._graph.advance(number, states, {})
             yield layer.name, self._problem(number, states)
 
-    def pruned(self, widths: Mapping[str, int], step: Step = lambda done, total: None) -> PrunedGraph:
+    def pruned(self, widths: Mapping[str, int], step: Step | None = None) -> PrunedGraph:
         """Return the graph whose bottlenecks have `widths` channels, by name; others are left as they are."""
         weights: dict[str, Array] = {}
         states, fits = self._first_states(), dict[str, LayerFit]()
@@ -210,7 +210,8 @@ class Reconstruction:
             fits[layer.name] = LayerFit(
                 layer.name, layer.width, width, kept, error, rows / (width * len(problem.gram) // layer.width)
             )
-            step(number + 1, len(self._layers))
+            if step is not None:
+                step(number + 1, len(self._layers))
         reading = {layer.name: layer.tensors[2] for layer in self._layers}
         return PrunedGraph(with_weights(self._model, weights), fits, weights, reading)
 
@@ -247,7 +248,7 @@ class Reconstruction:
         count = min(height * width, -(-wanted // self.count))
         rng = np.random.default_rng((self._seed, number, batch))
         places = np.stack([rng.choice(height * width, count, replace=False) for _ in range(images)])
-        return np.repeat(np.arange(images), count), *np.divmod(places.ravel(), width)  # type: ignore[return-value]
+        return np.repeat(np.arange(images), count), *np.divmod(places.ravel(), width)
 
 
 def _require_finite(layer: _Layer, maps: Array) -> None:

@@ -1,7 +1,8 @@
-"""How wide each bottleneck stays: all by one ratio, or step by step where a multiply-accumulate costs least accuracy."""
+"""How wide each bottleneck stays: all by one ratio, or step by step where an operation costs least accuracy."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def schedule(curves: Sequence[Curve]) -> Schedule:
 
 
 def _segments(curve: Curve) -> list[tuple[float, str, int, float]]:
-    """(noise per MAC saved, layer, width after, noise added) of each step, ascending: the lower convex hull of a curve."""
+    """(noise per MAC saved, layer, width after, noise added) of each step: the lower convex hull of a curve."""
     step, least = step_of(curve.width), least_width(curve.width)
     places = [curve.width, *range((curve.width - 1) // step * step, least - 1, -step)]
     hull: list[int] = []
@@ -113,7 +114,7 @@ def _segments(curve: Curve) -> list[tuple[float, str, int, float]]:
         hull.append(width)
     return [
         (_slope(curve, wide, narrow), curve.name, narrow, _noise(curve, narrow) - _noise(curve, wide))
-        for wide, narrow in zip(hull, hull[1:], strict=False)
+        for wide, narrow in itertools.pairwise(hull)
     ]
 
 

@@ -44,9 +44,9 @@ SCALE_CHANNELS: Final = 128
 class DenseNetSpec:
     """The numbers of one DenseNet; the defaults are DenseNet-121.
 
-    `bn_size` 0 means plain layers (BN, ReLU, conv3x3), otherwise a bottleneck of `bn_size * growth_rate` channels. After
-    pruning, layers may differ: then `bottlenecks` holds the channels of each, block after block, and `bn_size` is the
-    smallest that is wide enough for all of them (see `with_bottlenecks`).
+    `bn_size` 0 means plain layers (BN, ReLU, conv3x3), otherwise a bottleneck of `bn_size * growth_rate` channels.
+    After pruning, layers may differ: then `bottlenecks` holds the channels of each, block after block, and `bn_size` is
+    the smallest that is wide enough for all of them (see `with_bottlenecks`).
     `stem` names an entry of `STEM_TABLE`, `pooling` one of `POOLINGS`. `hidden` are the layers between the pooled
     features and the last linear layer, as `variants.hidden` writes them; `bias` is that of the last linear layer.
 

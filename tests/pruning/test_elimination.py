@@ -21,9 +21,7 @@ def layer(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return u, u @ w + 0.1 * rng.standard_normal((ROWS, OUTPUTS)), w + 0.05 * rng.standard_normal(w.shape)
 
 
-def by_brute_force(
-    u: np.ndarray, y: np.ndarray, w: np.ndarray, kept: tuple[int, ...]
-) -> tuple[np.ndarray, float]:
+def by_brute_force(u: np.ndarray, y: np.ndarray, w: np.ndarray, kept: tuple[int, ...]) -> tuple[np.ndarray, float]:
     """(weights, objective) of the ridge regression as one ordinary regression with extra rows, by NumPy's SVD."""
     columns = [channel * GROUP + place for channel in kept for place in range(GROUP)]
     ridge = np.sqrt(DAMPING * (u**2).sum() / u.shape[1])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from densenet_deploy.errors import DataError
 from densenet_deploy.quantization.calibrate import varied
 from densenet_deploy.quantization.calibration_data import CalibrationData, ImageFolder
 from densenet_deploy.runtime.image_folders import find_images
@@ -62,7 +63,10 @@ def _judges(place: int) -> bool:
 def judging_folder(folder: Path, data: CalibrationData, choosing: int) -> Iterator[Path]:
     """Give a folder for the block with class folders of links: to all images of `folder` that did not choose.
 
-    `choosing` is how many of `data` did. A class without such images is missing.
+    `choosing` is how many of `data` did.
+
+    Raises:
+        DataError: if a class would have no image, which would make other classes of a model without labels.
     """
     assert isinstance(data, ImageFolder)  # as is every folder
     chose = {path for place, path in enumerate(data.paths) if not _judges(place)}
@@ -73,4 +77,8 @@ def judging_folder(folder: Path, data: CalibrationData, choosing: int) -> Iterat
                 link = Path(made) / path.relative_to(folder)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.absolute())
+        missing = sorted({path.parent.name for path in chose} - {path.name for path in Path(made).iterdir()})
+        if missing:
+            why = "has no image left to judge by, all of them choose channels"
+            raise DataError(folder / missing[0], why, "give more images of it, or use --min-sqnr")
         yield Path(made)

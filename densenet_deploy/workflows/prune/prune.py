@@ -1,34 +1,29 @@
 """Prune: fewer channels in the bottlenecks of a float graph, the weights that remain refitted, without a label.
 
-Three quarters of the calibration images choose channels and fit weights (`pruning`); the others judge: the parity in the
-report, and every trial of `min_sqnr` and `max_drop`, is measured on them.
+Three quarters of the calibration images choose channels and fit weights (`pruning`); the others judge: the parity in
+the report, and every trial of `min_sqnr` and `max_drop`, is measured on them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import GateError, ModelFileError, UsageError
+from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
-from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement, require_labelled_folder
+from densenet_deploy.workflows.accuracy_limit import require_labelled_folder
 from densenet_deploy.workflows.compare import measured_parity
-from densenet_deploy.workflows.evaluate import evaluate
-from densenet_deploy.workflows.evaluation.tasks import judged_by
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import (
-    calibration_data,
     exact_graph,
     knows_normalization,
-    normalized_form,
     pixel_form,
     require_float32,
     sized_by,
@@ -36,56 +31,22 @@ from densenet_deploy.workflows.float_model import (
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.prune.checkpoint import network_of, pruned_manifest, pruned_spec, pruned_weights
-from densenet_deploy.workflows.prune.images import SplitImages, judging_folder
-from densenet_deploy.workflows.prune.limit import MOST_TRIALS, most_steps
+from densenet_deploy.workflows.prune.choice import Choice, choose
 from densenet_deploy.workflows.prune.options import PER_LAYER, UNIFORM, PruneOptions
-from densenet_deploy.workflows.prune.report import JudgedAccuracy, LayerWidth, PruneReport
+from densenet_deploy.workflows.prune.preparation import Preparation, of_one_size, prepare
+from densenet_deploy.workflows.prune.report import LayerWidth, PruneReport
 from densenet_deploy.workflows.quantize.preparation import about_range
 from densenet_deploy.workflows.samples import taken
 from densenet_deploy.workflows.simplify import finished
 from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
-    import onnx
-
-    from densenet_deploy.graph.bottlenecks import Bottlenecks
-    from densenet_deploy.pruning.reconstruction import PrunedGraph, Reconstruction
-    from densenet_deploy.pruning.widths import Schedule
-    from densenet_deploy.quantization.calibration_data import CalibrationData
+    from densenet_deploy.pruning.reconstruction import PrunedGraph
 
 _CHECKPOINT: Final = ".safetensors"
 _FEW_ROWS: Final = 2.0
 _GAIN_IMAGES: Final = 8
 _LISTED: Final = 3
-
-
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """What pruning starts from.
-
-    Attributes:
-        model: the float graph that takes normalized images.
-        proto: after the exact passes, for images of one size.
-        found: its bottlenecks.
-        data: the calibration data, and `images` what was read of them.
-    """
-
-    model: Model
-    proto: onnx.ModelProto
-    found: Bottlenecks
-    data: CalibrationData
-    images: SplitImages
-    reconstruction: Reconstruction
-
-
-@dataclass(frozen=True, eq=False)
-class _Choice:
-    """The pruned graph, and how it was found."""
-
-    pruned: PrunedGraph
-    trials: int = 1
-    accuracy: JudgedAccuracy | None = None
-    notes: tuple[str, ...] = ()
 
 
 def prune(
@@ -132,17 +93,17 @@ def prune(
     require_float32(given)
     name = f"{given.name}.pruned"
     destination = _destination(given, name, out, force=force)
-    work = _prepared(given, calibration, options, stages)
-    choice = _chosen(work, options, stages)
-    result = _result(given, name, work, choice.pruned, stages)
+    ready = prepare(given, calibration, options, stages)
+    choice = choose(ready, options, stages)
+    result = _result(given, name, ready, choice.pruned, stages)
     with stages("parity"):
-        judging = taken(work.images.judging, preprocessing_of(given))
+        judging = taken(ready.images.judging, preprocessing_of(given))
         outputs = measured_parity(given, result, judging)
     _require_demands(outputs, options, destination.path or name)
     result = _written(result, destination)
-    notes = (*given.notes, *untrained_note(given.manifest), *choice.notes, *_notes(work, choice, result, given))
+    notes = (*given.notes, *untrained_note(given.manifest), *choice.notes, *_notes(ready, choice, result, given))
     notes = tuple(dict.fromkeys(notes))
-    report = _report(work, choice, options, result, destination.path, outputs, stages, notes)
+    report = _report(ready, choice, options, result, destination.path, outputs, stages, notes)
     return result.replaced(report=report, notes=notes)
 
 
@@ -156,166 +117,7 @@ def _destination(given: Model, name: str, out: StrPath | None, *, force: bool) -
     return Destination.of(out, f"{name}{suffix}", None, force=force, size_bytes=len(given.to_bytes()))
 
 
-def _prepared(given: Model, calibration: Any, options: PruneOptions, stages: Stages) -> _Work:
-    from densenet_deploy.graph.bottlenecks import find_bottlenecks
-    from densenet_deploy.pruning.reconstruction import Reconstruction, images_that_fit
-
-    model = normalized_form(given)
-    with stages("passes"):
-        import onnx_ir
-
-        graph = exact_graph(_of_one_size(model))
-        found = find_bottlenecks(graph.graph)
-        if not found.found:
-            why = f"has no bottleneck that can be pruned: {found.refused[0] if found.refused else 'no dense layers'}"
-            raise ModelFileError(given.path or given.name, why, "prune a DenseNet with 1x1 and 3x3 convolutions")
-        proto = onnx_ir.to_proto(graph)
-    if options.ratio is not None:
-        _uniform(found, options.ratio)  # which refuses a ratio before any image is read
-    with stages("read images"):
-        data = calibration_data(model, calibration, options.samples)
-        images = SplitImages.of(data, images_that_fit(proto, found.found))
-    with stages("original"):
-        reconstruction = Reconstruction(proto, found.found, images.choosing, batch=_fixed_batch(model))
-    return _Work(model, proto, found, data, images, reconstruction)
-
-
-def _of_one_size(model: Model) -> Model:
-    """Return `model` for images of the size that its facts say, if its graph takes any."""
-    from densenet_deploy.graph.onnx_file import image_shape_of, with_image_size
-
-    if None not in image_shape_of(model.onnx, model.name):
-        return model
-    _, height, width = preprocessing_of(model).shape
-    return Model.from_onnx(model.name, with_image_size(model.onnx, height, width), model.manifest)
-
-
-def _fixed_batch(model: Model) -> int | None:
-    stored = {tensor.name for tensor in model.onnx.graph.initializer}
-    image = next(value for value in model.onnx.graph.input if value.name not in stored)
-    return image.type.tensor_type.shape.dim[0].dim_value or None
-
-
-def _uniform(found: Bottlenecks, ratio: float) -> dict[str, int]:
-    from densenet_deploy.pruning.widths import uniform_widths
-
-    return uniform_widths({bottleneck.name: bottleneck.width for bottleneck in found.found}, ratio)
-
-
-# -- how wide the layers stay
-
-
-def _chosen(work: _Work, options: PruneOptions, stages: Stages) -> _Choice:
-    layers, images = len(work.found.found), work.reconstruction.count
-    if not options.is_per_layer:
-        assert options.ratio is not None
-        with stages("prune", f"{layers} layers on {images} images") as step:
-            return _Choice(work.reconstruction.pruned(_uniform(work.found, options.ratio), step))
-    with stages("choose widths", f"{layers} layers on {images} images") as step:
-        plan = _plan(work, step)
-    if options.ratio is not None:
-        with stages("prune", f"{layers} layers on {images} images") as step:
-            return _Choice(work.reconstruction.pruned(_of_same_cost(work, plan, options.ratio), step))
-    with stages("prune", f"up to {MOST_TRIALS} networks of {layers} layers on {images} images") as step:
-        return _within_limit(work, plan, options, step)
-
-
-def _plan(work: _Work, step: Callable[[int, int | None], None]) -> Schedule:
-    """Order the steps by what each costs at the outputs and saves in multiply-accumulates."""
-    import numpy as np
-
-    from densenet_deploy.pruning.elimination import eliminate
-    from densenet_deploy.pruning.noise import noise_gains
-    from densenet_deploy.pruning.widths import Curve, least_width, schedule
-
-    made = {bottleneck.name: str(bottleneck.reading.outputs[0].name) for bottleneck in work.found.found}
-    few = _fixed_batch(work.model) or _GAIN_IMAGES
-    gains = noise_gains(work.proto, list(made.values()), np.concatenate(work.images.choosing[:few]))
-    curves, per_channel = [], _macs_per_channel(work)
-    widths = {bottleneck.name: bottleneck.width for bottleneck in work.found.found}
-    for number, (name, problem) in enumerate(work.reconstruction.problems(), start=1):
-        found = eliminate(problem, least_width(widths[name]))
-        unit = gains[made[name]] / problem.signal if problem.signal else 0.0
-        noise = tuple(max(objective, 0.0) * unit for objective in found.objectives)
-        curves.append(Curve(name, widths[name], per_channel[name], noise))
-        step(number, len(widths))
-    return schedule(curves)
-
-
-def _macs_per_channel(work: _Work) -> dict[str, int]:
-    from densenet_deploy.analysis.onnx_cost import onnx_cost
-
-    macs = {layer.name: layer.macs for layer in onnx_cost(work.proto).layers}
-    return {
-        bottleneck.name: (macs[bottleneck.name] + macs[str(bottleneck.reading.name)]) // bottleneck.width
-        for bottleneck in work.found.found
-    }
-
-
-def _of_same_cost(work: _Work, plan: Schedule, ratio: float) -> dict[str, int]:
-    """Return the widths after the fewest steps that save as much as a uniform ratio does."""
-    per_channel = _macs_per_channel(work)
-
-    def saved(widths: Mapping[str, int]) -> int:
-        return sum((plan.widths[name] - width) * per_channel[name] for name, width in widths.items())
-
-    wanted = saved(_uniform(work.found, ratio))
-    counts = range(len(plan.steps) + 1)
-    return next((widths for count in counts if saved(widths := plan.at(count)) >= wanted), plan.at(len(plan.steps)))
-
-
-def _within_limit(
-    work: _Work, plan: Schedule, options: PruneOptions, step: Callable[[int, int | None], None]
-) -> _Choice:
-    """Return the smallest network found within `max_drop` or `min_sqnr`."""
-    found: dict[int, PrunedGraph] = {}
-    values: dict[int, float] = {}
-
-    def measured(count: int, value_of: Callable[[Model], float]) -> float:
-        found[count] = work.reconstruction.pruned(plan.at(count))
-        values[count] = value_of(Model.from_onnx("trial", found[count].proto, work.model.manifest))
-        step(len(values), None)
-        return values[count]
-
-    if options.min_sqnr is not None:
-        least, notes, images = options.min_sqnr, (), len(work.images.judging)
-        count = most_steps(plan, lambda n: measured(n, lambda trial: _sqnr_db(work, trial)), least, predicts=True)
-        _require_step(count, f"SQNR {values.get(1, 0.0):.1f} dB", f"--min-sqnr {least:g}", work)
-        return _Choice(found[count], len(values), notes=notes)
-    assert options.max_drop is not None
-    _require_accuracy(work)
-    folder = Path(str(work.data.origin))
-    with judging_folder(folder, work.data, work.reconstruction.count) as judging:
-        original = evaluate(work.model, judging)
-        least, images = accuracy_of(original) - options.max_drop / 100, original.count
-        count = most_steps(
-            plan, lambda n: measured(n, lambda trial: accuracy_of(evaluate(trial, judging))), least, predicts=False
-        )
-    _require_step(count, f"accuracy {values.get(1, 0.0):.2%}", f"--max-drop {options.max_drop:g}", work)
-    accuracy = JudgedAccuracy(accuracy_of(original), values[count], images)
-    return _Choice(found[count], len(values), accuracy, judgement(original))
-
-
-def _sqnr_db(work: _Work, trial: Model) -> float:
-    parity = worst(measured_parity(work.model, trial, work.images.judging))[1]
-    return -float("inf") if parity.nonfinite else parity.sqnr_db
-
-
-def _require_accuracy(work: _Work) -> None:
-    with work.model.runner(REFERENCE_BACKEND, "cpu") as runner:
-        judged_by(runner, work.model.name, "--max-drop")
-
-
-def _require_step(count: int, value: str, limit: str, work: _Work) -> None:
-    if count == 0:
-        why = f"keeps no limit of {limit} when the cheapest channels are removed ({value})"
-        raise GateError(work.model.name, why, "keep the model as it is, or ask for less")
-
-
-# -- the result
-
-
-def _result(given: Model, name: str, work: _Work, pruned: PrunedGraph, stages: Stages) -> Model:
+def _result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, stages: Stages) -> Model:
     """Return the graph with its facts, and the module and weights where the source had some."""
     spec = pruned_spec(given.spec, pruned)
     if spec is not None and given.weights is not None:
@@ -325,17 +127,17 @@ def _result(given: Model, name: str, work: _Work, pruned: PrunedGraph, stages: S
         assert manifest is not None
         return as_onnx(network_of(name, manifest, spec, weights), stages)
     manifest = pruned_manifest(given.manifest, spec, pruned.weights)
-    return _graph_result(given, name, work, pruned, manifest)
+    return _graph_result(given, name, ready, pruned, manifest)
 
 
-def _graph_result(given: Model, name: str, work: _Work, pruned: PrunedGraph, manifest: Manifest | None) -> Model:
+def _graph_result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, manifest: Manifest | None) -> Model:
     import onnx_ir
 
     from densenet_deploy.pruning.reconstruction import with_weights
 
     proto = pruned.proto
-    if _of_one_size(work.model) is not work.model:  # the graph takes images of any size, and so does the result
-        proto = with_weights(onnx_ir.to_proto(exact_graph(work.model)), pruned.weights)
+    if of_one_size(ready.model) is not ready.model:  # the graph takes images of any size, and so does the result
+        proto = with_weights(onnx_ir.to_proto(exact_graph(ready.model)), pruned.weights)
     takes_pixels = preprocessing_of(given).takes_pixels
     if takes_pixels and manifest is not None:
         manifest = dataclasses.replace(
@@ -363,34 +165,34 @@ def _require_demands(outputs: Mapping[str, Parity], options: PruneOptions, subje
         raise GateError(subject, why, "ask for a little less")
 
 
-def _notes(work: _Work, choice: _Choice, result: Model, given: Model) -> list[str]:
+def _notes(ready: Preparation, choice: Choice, result: Model, given: Model) -> list[str]:
     """Say what the figures do not."""
     notes = []
-    judging = len(work.images.judging)
+    judging = len(ready.images.judging)
     notes.append(f"parity: on {judging} calibration images held out; it says little about images unlike these")
-    if work.images.left_out:
-        used = work.reconstruction.count
-        notes.append(f"{used} images chose the channels, {work.images.left_out} more do not fit into memory")
+    if ready.images.left_out:
+        used = ready.reconstruction.count
+        notes.append(f"{used} images chose the channels, {ready.images.left_out} more do not fit into memory")
     few = [fit for fit in choice.pruned.layers.values() if fit.rows_per_column < _FEW_ROWS]
     if few:
         worst_fit = min(fit.rows_per_column for fit in few)
         notes.append(
-            f"{len(few)} layers were fitted on fewer than {_FEW_ROWS:g} pixels per weight ({worst_fit:.1f} the fewest): "
+            f"{len(few)} layers were fitted on fewer than {_FEW_ROWS:g} pixels per weight (at least {worst_fit:.1f}): "
             "give more images"
         )
-    if work.found.refused:
-        listed = "; ".join(work.found.refused[:_LISTED])
-        more = f"; and {len(work.found.refused) - _LISTED} more" if len(work.found.refused) > _LISTED else ""
+    if ready.found.refused:
+        listed = "; ".join(ready.found.refused[:_LISTED])
+        more = f"; and {len(ready.found.refused) - _LISTED} more" if len(ready.found.refused) > _LISTED else ""
         notes.append(f"not pruned: {listed}{more}")
     if given.spec is not None and result.spec is None:
         notes.append(f"the layers of the graph are not those of {given.name}'s architecture, which is no longer stated")
-    beyond = about_range(work.data, is_stated=knows_normalization(work.model.manifest))
+    beyond = about_range(ready.data, is_stated=knows_normalization(ready.model.manifest))
     return [*notes, beyond] if beyond is not None else notes
 
 
 def _report(
-    work: _Work,
-    choice: _Choice,
+    ready: Preparation,
+    choice: Choice,
     options: PruneOptions,
     result: Model,
     path: Path | None,
@@ -400,7 +202,7 @@ def _report(
 ) -> PruneReport:
     from densenet_deploy.analysis.onnx_cost import onnx_cost
 
-    before, after = onnx_cost(work.proto), onnx_cost(choice.pruned.proto)
+    before, after = onnx_cost(ready.proto), onnx_cost(choice.pruned.proto)
     fits = choice.pruned.layers.values()
     return PruneReport(
         onnx=result.path,
@@ -414,8 +216,8 @@ def _report(
         widths=PER_LAYER if options.is_per_layer else UNIFORM,
         layers={fit.name: LayerWidth.of(fit.before, fit.after, fit.relative_error) for fit in fits},
         outputs=outputs,
-        chosen_on=work.reconstruction.count,
-        held_out=len(work.images.judging),
+        chosen_on=ready.reconstruction.count,
+        held_out=len(ready.images.judging),
         trials=choice.trials,
         input=input_of(result),
         accuracy=choice.accuracy,
