@@ -52,6 +52,10 @@ def prune_command(
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     samples: Samples = 256,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Train the result for the original's outputs on the same images.")
+    ] = False,
+    finetune_seconds: Annotated[float, option("SECONDS", "Longest time for that.")] = 300.0,
     *,
     facts: ModelFacts,
     output: Annotated[
@@ -62,7 +66,7 @@ def prune_command(
     from densenet_deploy.workflows.prune.options import PruneOptions
     from densenet_deploy.workflows.prune.prune import prune
 
-    options = PruneOptions(ratio, max_drop, min_sqnr, widths, samples)
+    options = PruneOptions(ratio, max_drop, min_sqnr, widths, samples, finetune, finetune_seconds)
     return lambda listener: made(
         prune(model, calibration, options, progress=listener, **output.beside(model), **facts.given())
     )

@@ -73,11 +73,9 @@ def _bottleneck(reading: ir.Node) -> Bottleneck | str | None:
     if not is_operator(activation, "Relu"):
         return f"it reads {_described(activation)}, not the ReLU of a bottleneck"
     narrowing = maker(activation.inputs[0])
-    if not is_operator(narrowing, "Conv"):
+    narrow = constant(narrowing.inputs[1]) if is_operator(narrowing, "Conv") else None
+    if not is_operator(narrowing, "Conv") or (narrow is not None and narrow.shape[2:] != _KERNEL_1X1):
         return f"a layer without bottleneck: its ReLU follows {_described(narrowing)}, not a 1x1 convolution"
-    narrow = constant(narrowing.inputs[1])
-    if narrow is not None and narrow.shape[2:] != _KERNEL_1X1:
-        return None  # two ordinary convolutions in a row, such as those of a stem
     for value, readers in ((narrowing.outputs[0], activation), (activation.outputs[0], reading)):
         if only_reader(value) is not readers:
             return f"its bottleneck {value.name} has other readers"

@@ -63,6 +63,8 @@ class PrunedGraph:
     """The initializers that changed, by name."""
     reading: Mapping[str, str]
     """By the names of the bottlenecks, the initializer with the weights of the convolution that reads it."""
+    is_finetuned: bool = False
+    """Whether all weights were trained afterwards."""
 
 
 @dataclass(frozen=True)

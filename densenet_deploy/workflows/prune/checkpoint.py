@@ -48,7 +48,10 @@ def pruned_manifest(manifest: Manifest | None, spec: DenseNetSpec | None, weight
 
 
 def pruned_weights(weights: Weights, spec: DenseNetSpec, pruned: PrunedGraph) -> dict[str, npt.NDArray[Any]]:
-    """Return `weights`, by the names of a state dict, without the channels that are gone, and refitted."""
+    """Return `weights`, by the names of a state dict, without the channels that are gone, and refitted.
+
+    `spec` is that of `weights`. If all weights of the graph were trained after that, they are taken from there.
+    """
     names = [
         f"features.denseblock{block}.denselayer{layer}"
         for block, layers in enumerate(spec.blocks, start=1)
@@ -60,7 +63,16 @@ def pruned_weights(weights: Weights, spec: DenseNetSpec, pruned: PrunedGraph) ->
         for parameter in (f"{name}.conv1.weight", *norm_parameters(f"{name}.norm2")):
             result[parameter] = np.ascontiguousarray(weights[parameter][kept])
         result[f"{name}.conv2.weight"] = pruned.weights[pruned.reading[key]]
-    return result
+    if not pruned.is_finetuned:
+        return result
+    from onnx import numpy_helper
+
+    from densenet_deploy.models.lower import raised
+
+    smaller = pruned_spec(spec, pruned)
+    assert smaller is not None
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in pruned.proto.graph.initializer}
+    return raised(smaller, stored, result)
 
 
 def network_of(name: str, manifest: Manifest, spec: DenseNetSpec, weights: dict[str, npt.NDArray[Any]]) -> Model:

@@ -19,7 +19,7 @@ from densenet_deploy.workflows.prune.images import judging_folder
 from densenet_deploy.workflows.prune.limit import MOST_TRIALS, most_steps
 from densenet_deploy.workflows.prune.options import PruneOptions
 from densenet_deploy.workflows.prune.preparation import Preparation, fixed_batch_of, uniform
-from densenet_deploy.workflows.prune.report import JudgedAccuracy
+from densenet_deploy.workflows.prune.report import Finetuning, JudgedAccuracy
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Choice:
     trials: int = 1
     accuracy: JudgedAccuracy | None = None
     notes: tuple[str, ...] = ()
+    finetuning: Finetuning | None = None
 
 
 def choose(ready: Preparation, options: PruneOptions, stages: Stages) -> Choice:

@@ -25,6 +25,8 @@ class PruneOptions:
         widths: of a ratio: `uniform`, or `per-layer`: as many multiply-accumulates are removed, where they cost least
             accuracy. None: uniform with a ratio; a limit always chooses per layer.
         samples: calibration images to use at most, a seeded subset; a quarter of them is held out.
+        finetune: whether to train the pruned network afterwards, for the outputs of the original on the same images.
+        finetune_seconds: how long, at most; it ends as soon as it helps no more.
     """
 
     ratio: float | None = None
@@ -32,6 +34,8 @@ class PruneOptions:
     min_sqnr: float | None = None
     widths: str | None = None
     samples: int = 256
+    finetune: bool = False
+    finetune_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         given = [name for name in ("ratio", "max_drop", "min_sqnr") if getattr(self, name) is not None]
@@ -51,6 +55,7 @@ class PruneOptions:
         if self.widths == UNIFORM and self.ratio is None:
             raise UsageError("widths=uniform", "applies to --ratio: a limit chooses per layer", "leave it out")
         require_range("samples", self.samples, 1, 1_000_000)
+        require_range("finetune-seconds", self.finetune_seconds, 1.0, 604_800.0)
 
     @property
     def is_per_layer(self) -> bool:

@@ -32,6 +32,7 @@ from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.prune.checkpoint import network_of, pruned_manifest, pruned_spec, pruned_weights
 from densenet_deploy.workflows.prune.choice import Choice, choose
+from densenet_deploy.workflows.prune.finetune import finetuned, unused_images
 from densenet_deploy.workflows.prune.options import PER_LAYER, UNIFORM, PruneOptions
 from densenet_deploy.workflows.prune.preparation import Preparation, of_one_size, prepare
 from densenet_deploy.workflows.prune.report import LayerWidth, PruneReport
@@ -86,6 +87,8 @@ def prune(
     """
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
+    if options.finetune:
+        require_packages("export", "torch")
     stages = Stages(progress)
     if options.max_drop is not None:
         require_labelled_folder(calibration)
@@ -95,11 +98,16 @@ def prune(
     destination = _destination(given, name, out, force=force)
     ready = prepare(given, calibration, options, stages)
     choice = choose(ready, options, stages)
+    if options.finetune:
+        choice = finetuned(ready, choice, options, stages)
     result = _result(given, name, ready, choice.pruned, stages)
     with stages("parity"):
-        judging = taken(ready.images.judging, preprocessing_of(given))
-        outputs = measured_parity(given, result, judging)
-    _require_demands(outputs, options, destination.path or name)
+        every, unused = ready.images.judging, unused_images(ready, choice)
+        outputs = measured_parity(given, result, taken(unused, preprocessing_of(given)))
+        judged = outputs
+        if len(unused) < len(every):
+            judged = measured_parity(given, result, taken(every, preprocessing_of(given)))
+    _require_demands(judged, options, destination.path or name)
     result = _written(result, destination)
     notes = (*given.notes, *untrained_note(given.manifest), *choice.notes, *_notes(ready, choice, result, given))
     notes = tuple(dict.fromkeys(notes))
@@ -168,7 +176,7 @@ def _require_demands(outputs: Mapping[str, Parity], options: PruneOptions, subje
 def _notes(ready: Preparation, choice: Choice, result: Model, given: Model) -> list[str]:
     """Say what the figures do not."""
     notes = []
-    judging = len(ready.images.judging)
+    judging = len(unused_images(ready, choice))
     notes.append(f"parity: on {judging} calibration images held out; it says little about images unlike these")
     if ready.images.left_out:
         used = ready.reconstruction.count
@@ -217,10 +225,11 @@ def _report(
         layers={fit.name: LayerWidth.of(fit.before, fit.after, fit.relative_error) for fit in fits},
         outputs=outputs,
         chosen_on=ready.reconstruction.count,
-        held_out=len(ready.images.judging),
+        held_out=len(unused_images(ready, choice)),
         trials=choice.trials,
         input=input_of(result),
         accuracy=choice.accuracy,
+        finetuning=choice.finetuning,
         stages=stages.seconds,
         notes=notes,
     )

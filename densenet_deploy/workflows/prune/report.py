@@ -37,6 +37,27 @@ class JudgedAccuracy:
     images: int
 
 
+@dataclass(frozen=True)
+class Finetuning:
+    """Training after the refit, judged on images that were neither trained on nor decided when to stop.
+
+    Attributes:
+        passes, best_pass: over the images; the weights are those after the best one, 0 being the refit.
+        sqnr_db_before, sqnr_db_after: of the worst output, on the images of the parity.
+        is_kept: False where the result was not better on those, and the refit was kept.
+    """
+
+    passes: int
+    best_pass: int
+    sqnr_db_before: float
+    sqnr_db_after: float
+    is_kept: bool
+
+    def __str__(self) -> str:
+        gained = f"{self.sqnr_db_before:.1f} -> {self.sqnr_db_after:.1f} dB in {self.passes} passes"
+        return gained if self.is_kept else f"{gained}: not better, the refit was kept"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneReport(TimedReport, ParityOfOutputs):
     """A smaller float graph, and how far its outputs are from the original's on images that did not choose it.
@@ -51,7 +72,8 @@ class PruneReport(TimedReport, ParityOfOutputs):
         outputs: the parity of each output with that of the float original on the images held out.
         chosen_on, held_out: numbers of calibration images.
         trials: networks that were pruned and measured.
-        accuracy: with `max_drop`.
+        accuracy: with `max_drop`, of the refit.
+        finetuning: with `finetune`.
     """
 
     kind: ClassVar[str] = "prune"
@@ -73,6 +95,7 @@ class PruneReport(TimedReport, ParityOfOutputs):
     trials: int
     input: InputDescription
     accuracy: JudgedAccuracy | None = None
+    finetuning: Finetuning | None = None
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -88,6 +111,7 @@ class PruneReport(TimedReport, ParityOfOutputs):
                 line("input", self.input),
                 *self.parity_lines(),
                 *self._accuracy_lines(),
+                *([line("fine-tuned", self.finetuning)] if self.finetuning is not None else []),
                 *self.stage_lines(),
                 *(f"  {row}" for row in table(("bottleneck", "channels", "its layer"), rows)),
             ]
