@@ -225,6 +225,19 @@ def quantize_command(
         float | None,
         option("SECONDS", "Longest time to measure that; what is undecided then stays INT8 (default: 20)."),
     ] = None,
+    finetune: Annotated[
+        bool | None,
+        typer.Option(
+            "--finetune/--no-finetune",
+            help="Fine-tune the quantized values on the calibration images, without labels (default: no).",
+        ),
+    ] = None,
+    finetune_seconds: Annotated[
+        float | None, option("SECONDS", "Longest time to fine-tune; it takes fewer steps then (default: 300).")
+    ] = None,
+    finetune_seed: Annotated[
+        int | None, typer.Option(help="Of what fine-tuning draws; the same seed gives the same file (default: 0).")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each layer's precision.")] = False,
     *,
     facts: ModelFacts,
@@ -244,6 +257,9 @@ def quantize_command(
         "min_sqnr": min_sqnr,
         "never_slower": never_slower,
         "speed_seconds": speed_seconds,
+        "finetune": finetune,
+        "finetune_seconds": finetune_seconds,
+        "finetune_seed": finetune_seed,
     }
     given = {name: value for name, value in named.items() if value is not None}
     options = options_of(recipe, given, observer_option or ())

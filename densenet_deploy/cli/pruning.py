@@ -53,9 +53,16 @@ def prune_command(
     min_sqnr: MinSqnr = None,
     samples: Samples = 256,
     finetune: Annotated[
-        bool, typer.Option("--finetune", help="Train the result for the original's outputs on the same images.")
+        bool,
+        typer.Option(
+            "--finetune/--no-finetune",
+            help="Train the result for the original's outputs on the same images, without labels.",
+        ),
     ] = False,
-    finetune_seconds: Annotated[float, option("SECONDS", "Longest time for that.")] = 300.0,
+    finetune_seconds: Annotated[
+        float, option("SECONDS", "Longest time to fine-tune; it takes fewer steps then.")
+    ] = 300.0,
+    finetune_seed: Annotated[int, typer.Option(help="Of what fine-tuning draws.")] = 0,
     *,
     facts: ModelFacts,
     output: Annotated[
@@ -66,7 +73,7 @@ def prune_command(
     from densenet_deploy.workflows.prune.options import PruneOptions
     from densenet_deploy.workflows.prune.prune import prune
 
-    options = PruneOptions(ratio, max_drop, min_sqnr, widths, samples, finetune, finetune_seconds)
+    options = PruneOptions(ratio, max_drop, min_sqnr, widths, samples, finetune, finetune_seconds, finetune_seed)
     return lambda listener: made(
         prune(model, calibration, options, progress=listener, **output.beside(model), **facts.given())
     )

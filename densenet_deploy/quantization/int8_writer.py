@@ -140,6 +140,10 @@ class Int8Writer:
             self._last = names, self._written(names)
         return self._last[1]
 
+    def keep(self, float_layers: Collection[str], file: Int8File) -> None:
+        """Let `write` return `file`, a changed form, for `float_layers`, until it is asked for others."""
+        self._last = frozenset(float_layers), file
+
     def _written(self, float_layers: frozenset[str]) -> Int8File:
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")

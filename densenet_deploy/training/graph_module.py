@@ -158,6 +158,8 @@ def _steps(model: onnx.ModelProto, outputs: Collection[str]) -> list[_Step]:
     nodes = [node for node in model.graph.node if node.op_type != "Constant" or node.domain != ""]
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     types |= {name: tensor.data_type for name, tensor in _constants(model).items()}
+    (image,) = (value for value in model.graph.input if value.name not in types)
+    batch = image.type.tensor_type.shape.dim[0].dim_value or None
     left = Counter(name for node in nodes for name in set(node.input))
     made: set[str] = set()
     steps = []
@@ -167,7 +169,7 @@ def _steps(model: onnx.ModelProto, outputs: Collection[str]) -> list[_Step]:
             raise unknown(name, f"{node.domain}.{node.op_type}".lstrip("."))
         attributes = {given.name: onnx.helper.get_attribute_value(given) for given in node.attribute}
         inputs = tuple(node.input)
-        facts = NodeFacts(name, len(node.output), attributes, opset, [types.get(of) for of in inputs])
+        facts = NodeFacts(name, len(node.output), attributes, opset, batch, [types.get(of) for of in inputs])
         made |= set(node.output)
         left.subtract(set(inputs))
         released = tuple(of for of in dict.fromkeys(inputs) if left[of] == 0 and of in made and of not in outputs)

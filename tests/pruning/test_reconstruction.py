@@ -156,9 +156,7 @@ def test_a_network_that_gives_nan_is_refused() -> None:
 def test_a_gain_says_what_noise_on_a_tensor_does_at_the_outputs() -> None:
     kind = "float[N, 1, 8, 8]"
     body = "a = Neg(x) b = Sin(x) c = Add(b, b) y = Add(a, c)"
-    proto = onnx.parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 20]> n ({kind} x) => ({kind} y) {{ {body} }}'
-    )
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> n ({kind} x) => ({kind} y) {{{body}}}')
     images = np.random.default_rng(0).standard_normal((64, 1, 8, 8)).astype(np.float32)
     gains = noise_gains(onnx.shape_inference.infer_shapes(proto), ["a", "b"], images)
     made, whole = np.sin(images), 2 * np.sin(images) - images

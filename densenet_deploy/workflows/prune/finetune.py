@@ -16,14 +16,14 @@ from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
 from densenet_deploy.workflows.compare import measured_parities
 from densenet_deploy.workflows.prune.choice import Choice
 from densenet_deploy.workflows.prune.options import PruneOptions
-from densenet_deploy.workflows.prune.preparation import Preparation, fixed_batch_of
+from densenet_deploy.workflows.prune.preparation import Preparation
 from densenet_deploy.workflows.prune.report import Finetuning
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
     from densenet_deploy.pruning.reconstruction import PrunedGraph
     from densenet_deploy.runtime.feeds import Array
-    from densenet_deploy.training.graph_distillation import Examples
+    from densenet_deploy.training.int8_finetuning import Samples
 
 
 def unused_images(ready: Preparation, choice: Choice) -> tuple[Array, ...]:
@@ -37,37 +37,34 @@ def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages:
     Raises:
         ModelFileError: if the graph holds an operator that PyTorch does not run here.
     """
-    cost = f"up to {options.finetune_seconds:g} s, --finetune-seconds bounds it"
-    with stages("finetune", cost) as step:
-        from densenet_deploy.training.graph_distillation import distil, trained_initializers
+    cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
+    with stages("fine-tune", cost) as step:
+        from densenet_deploy.training.float_finetuning import finetune_float, float_weights
 
-        train, stop = (_examples(ready.model, images) for images in (ready.images.choosing, ready.images.judging[::2]))
-        pruned, batch = choice.pruned, fixed_batch_of(ready.model)
-        found = distil(pruned.proto, train, stop, options.finetune_seconds, batch=batch, step=step)
-        names = set(trained_initializers(pruned.proto))
-        trained = {
-            tensor.name: numpy_helper.to_array(tensor)
-            for tensor in found.proto.graph.initializer
-            if tensor.name in names
-        }
-        after = dataclasses.replace(pruned, proto=found.proto, weights={**pruned.weights, **trained}, is_finetuned=True)
+        learnt, held_out = (_samples(ready.model, part) for part in (ready.images.choosing, ready.images.judging[::2]))
+        pruned, seconds, seed = choice.pruned, options.finetune_seconds, options.finetune_seed
+        found = finetune_float(pruned.proto, learnt, held_out, seconds, seed=seed, step=step)
+        names = set(float_weights(pruned.proto))
+        stored = {tensor.name: tensor for tensor in found.model.graph.initializer if tensor.name in names}
+        trained = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
+        after = dataclasses.replace(pruned, proto=found.model, weights={**pruned.weights, **trained}, is_finetuned=True)
         unused, every = ready.images.judging[1::2], ready.images.judging
         before_db, after_db = _sqnr_db(ready, (pruned, after), unused)
         refit_db, trained_db = _sqnr_db(ready, (pruned, after), every)
-    is_kept = found.best_pass > 0 and after_db > before_db and trained_db >= refit_db
-    told = Finetuning(found.passes, found.best_pass, before_db, after_db, is_kept)
+    is_kept = found.best > 0 and after_db > before_db and trained_db >= refit_db
+    told = Finetuning(found.steps, len(learnt), before_db, after_db, seed, is_kept, found.stopped)
     return dataclasses.replace(choice, pruned=after if is_kept else pruned, finetuning=told)
 
 
-def _examples(model: Model, images: Sequence[Array]) -> Examples:
+def _samples(model: Model, images: Sequence[Array]) -> Samples:
     """The images as one array, and what the original gives for them."""
-    from densenet_deploy.training.graph_distillation import Examples
+    from densenet_deploy.training.int8_finetuning import Samples
 
     calls, threads = shared_cpus(REFERENCE_BACKEND)
     with model.runner(REFERENCE_BACKEND, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
         found = [outputs for _, outputs in run_each(runner, images, calls)]
     targets = {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
-    return Examples(np.concatenate(images), targets)
+    return Samples(np.concatenate(images), targets)
 
 
 def _sqnr_db(ready: Preparation, graphs: Sequence[PrunedGraph], images: Sequence[Array]) -> list[float]:

@@ -26,7 +26,8 @@ class PruneOptions:
             accuracy. None: uniform with a ratio; a limit always chooses per layer.
         samples: calibration images to use at most, a seeded subset; a quarter of them is held out.
         finetune: whether to train the pruned network afterwards, for the outputs of the original on the same images.
-        finetune_seconds: how long, at most; it ends as soon as it helps no more.
+        finetune_seconds: how long that learns, at most; it makes fewer steps where they do not fit in.
+        finetune_seed: of the order of images.
     """
 
     ratio: float | None = None
@@ -36,6 +37,7 @@ class PruneOptions:
     samples: int = 256
     finetune: bool = False
     finetune_seconds: float = 300.0
+    finetune_seed: int = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("ratio", "max_drop", "min_sqnr") if getattr(self, name) is not None]
@@ -55,7 +57,8 @@ class PruneOptions:
         if self.widths == UNIFORM and self.ratio is None:
             raise UsageError("widths=uniform", "applies to --ratio: a limit chooses per layer", "leave it out")
         require_range("samples", self.samples, 1, 1_000_000)
-        require_range("finetune-seconds", self.finetune_seconds, 1.0, 604_800.0)
+        require_range("finetune-seconds", self.finetune_seconds, 1.0, 86_400.0)
+        require_range("finetune-seed", self.finetune_seed, 0, 2**32 - 1)
 
     @property
     def is_per_layer(self) -> bool:

@@ -42,20 +42,26 @@ class Finetuning:
     """Training after the refit, judged on images that were neither trained on nor decided when to stop.
 
     Attributes:
-        passes, best_pass: over the images; the weights are those after the best one, 0 being the refit.
-        sqnr_db_before, sqnr_db_after: of the worst output, on the images of the parity.
-        is_kept: False where the result was not better on those, and the refit was kept.
+        steps: batches learnt from.
+        images: learnt from.
+        sqnr_before_db, sqnr_after_db: of the worst output, on the images of the parity, of the refit and after training.
+        seed: of the order of images.
+        kept: False where the result was not better on held-out images, and the report is about the refit.
+        stopped: why it ended.
     """
 
-    passes: int
-    best_pass: int
-    sqnr_db_before: float
-    sqnr_db_after: float
-    is_kept: bool
+    steps: int
+    images: int
+    sqnr_before_db: float
+    sqnr_after_db: float
+    seed: int
+    kept: bool
+    stopped: str
 
     def __str__(self) -> str:
-        gained = f"{self.sqnr_db_before:.1f} -> {self.sqnr_db_after:.1f} dB in {self.passes} passes"
-        return gained if self.is_kept else f"{gained}: not better, the refit was kept"
+        gained = f"{self.sqnr_before_db:.1f} -> {self.sqnr_after_db:.1f} dB"
+        what = "" if self.kept else ", not better: the refit was kept"
+        return f"{gained}{what}; {self.steps} steps on {self.images} images: {self.stopped}"
 
 
 @dataclass(frozen=True, kw_only=True)

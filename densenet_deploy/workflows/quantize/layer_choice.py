@@ -20,6 +20,7 @@ from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
 from densenet_deploy.errors import GateError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, worst
+from densenet_deploy.quantization.int8_writer import Int8File
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
@@ -117,6 +118,11 @@ class Trials:
             runner = self._written(names).runner(self._writer.backend, "cpu", RunnerOptions(threads=threads))
             self._last = _Form(names, runner, self._ready.data, calls)
         return self._last.first(count)
+
+    def replace(self, float_layers: Collection[str], file: Int8File) -> None:
+        """Let `file` take the place of the form that leaves these layers float."""
+        self._writer.keep(float_layers, file)
+        self.close()
 
     def close(self) -> None:
         """Close the form that was run last."""
@@ -232,6 +238,16 @@ def layers_for_accuracy(
     if not found.satisfied:
         raise GateError("INT8", "misses --max-drop or --min-sqnr even with every layer float", "ask for less")
     return found, notes
+
+
+def demanded(trials: Trials, float_layers: Names, options: QuantizeOptions, calibration: Any, count: int) -> float:
+    """Return what `max_drop` or `min_sqnr` is about, of the form that leaves these layers float; 0 without them.
+
+    More than `min_sqnr`, on the first `count` samples, counts as just that.
+    """
+    if options.max_drop is not None:
+        return accuracy_of(trials.evaluated(float_layers, calibration))
+    return 0.0 if options.min_sqnr is None else min(options.min_sqnr, trials.sqnr_db(float_layers, count))
 
 
 def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, str | None]:

@@ -51,6 +51,9 @@ class QuantizeOptions:
         never_slower: whether layers whose INT8 gains no time on this machine go back to float.
         speed_seconds: how long that is measured, at most; what is undecided then stays INT8, and the report says so.
         float_layers: names of convolutions that stay float in any case.
+        finetune: whether quantized values are fine-tuned, with the float model as the target; see `finetuning.py`.
+        finetune_seconds: how long that learns, at most; it makes fewer steps where they do not fit in.
+        finetune_seed: of what it draws: where weights start, the order of images, and which are held out.
     """
 
     recipe: str = "auto"
@@ -67,6 +70,9 @@ class QuantizeOptions:
     never_slower: bool = True
     speed_seconds: float = 20.0
     float_layers: tuple[str, ...] = ()
+    finetune: bool = False
+    finetune_seconds: float = 300.0
+    finetune_seed: int = 0
 
     def __post_init__(self) -> None:
         CalibrationConfig(self.observer, self.observer_options)  # which checks them
@@ -74,6 +80,8 @@ class QuantizeOptions:
         require_range("alpha", self.alpha, 0.0, 1.0)
         require_choice("weights", self.weights, ("per-channel", "per-tensor"))
         require_range("speed-seconds", self.speed_seconds, 1.0, 86_400.0)
+        require_range("finetune-seconds", self.finetune_seconds, 1.0, 86_400.0)
+        require_range("finetune-seed", self.finetune_seed, 0, 2**32 - 1)
         if self.max_drop is not None:
             require_range("max-drop", self.max_drop, 0.0, 100.0)
         if self.min_sqnr is not None:

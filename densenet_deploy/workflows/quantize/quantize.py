@@ -23,9 +23,11 @@ from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import float32_form, normalized_form, pixel_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
+from densenet_deploy.workflows.quantize.finetuning import Finetuning, finetuned, require_trainable
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
     Trials,
+    demanded,
     layers_behind_baseline,
     layers_for_accuracy,
     layers_for_speed,
@@ -38,6 +40,7 @@ from densenet_deploy.workflows.stages import Listener, Stages, ignore
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
+    from densenet_deploy.quantization.int8_writer import Int8File
 
 PARITY_SAMPLES: Final = 64
 _FLOAT_INPUT: Final = (
@@ -56,6 +59,7 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
         float_unasked: those of them that were asked for in INT8: what the recipe keeps.
         weight_bits: of the quantized weights.
         calibrated_on: number of images.
+        finetune: what fine-tuning did; None where it was not asked for.
         speed: against the float graph on this machine; None where it was not measured.
         explanation: one sentence per layer, where asked for.
     """
@@ -73,6 +77,7 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
     weight_bits: int
     calibrated_on: int
     input: InputDescription | None = None
+    finetune: Finetuning | None = None
     speed: Speed | None = None
     explanation: tuple[str, ...] = ()
 
@@ -87,6 +92,7 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
                 line("checked", self._unasked()),
                 *([line("input", self.input)] if self.input is not None else []),
                 *self.parity_lines(),
+                *([line("fine-tuned", self.finetune)] if self.finetune is not None else []),
                 line("speed", self.speed or "not measured"),
                 *self.stage_lines(),
                 *(line("layer", sentence) for sentence in self.explanation),
@@ -140,6 +146,8 @@ def quantize(
     """
     require_packages("export", "onnx", "onnxscript")
     options, stages = options or QuantizeOptions(), Stages(progress)
+    if options.finetune:
+        require_packages("export", "torch")
     recipe = chosen_recipe(options.recipe)
     given = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
     model, preprocessing = normalized_form(given), preprocessing_of(given)
@@ -147,16 +155,21 @@ def quantize(
     size = len(model.to_bytes()) // 4
     destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
     ready = prepare_int8(model, calibration, options, stages, cache, from_pixels=preprocessing.takes_pixels)
+    if options.finetune:
+        require_trainable(ready, options)
     with Trials(ready, model) as trials:
         choice = _chosen_layers(trials, options, calibration, recipe, stages)
         with stages("write INT8"):
             written = ready.writer.write(choice.float_layers)
+        subject = destination.path or name
+        _require_int8(written.layers_int8, choice, subject)
+        finetuning = None
+        if options.finetune:
+            written, finetuning = _finetuned(trials, ready, choice.float_layers, options, calibration, stages)
+        with stages("check"):
             result = Model.from_bytes(name, written.data)
             result = pixel_form(result) if preprocessing.takes_pixels else result
-        subject = destination.path or name
-        with stages("check"):
             _require_sound(result, recipe, written.layers_float)
-        _require_int8(written.layers_int8, choice, subject)
         with stages("parity"):
             if preprocessing.takes_pixels:
                 samples = taken(itertools.islice(ready.data, PARITY_SAMPLES), preprocessing)
@@ -181,6 +194,7 @@ def quantize(
         weight_bits=ready.writer.options.weight_bits,
         calibrated_on=ready.count,
         input=input_of(given),
+        finetune=finetuning,
         speed=choice.speed,
         explanation=_explanation(written.layers_int8, written.layers_float, unasked, choice, ready, recipe)
         if explain
@@ -223,6 +237,30 @@ def _chosen_layers(
     with stages("speed", f"up to {options.speed_seconds:g} s, --no-never-slower skips it"):
         float_layers, speed = layers_for_speed(trials, float_layers, options.speed_seconds)
     return _LayerChoice(float_layers, tuple(notes), speed)
+
+
+def _finetuned(
+    trials: Trials,
+    ready: Int8Preparation,
+    float_layers: frozenset[str],
+    options: QuantizeOptions,
+    calibration: Any,
+    stages: Stages,
+) -> tuple[Int8File, Finetuning]:
+    """Fine-tune the form that leaves `float_layers` float; `trials` then measure what comes of it."""
+    file = ready.writer.write(float_layers)
+
+    def measured() -> float:
+        return demanded(trials, float_layers, options, calibration, PARITY_SAMPLES)
+
+    def is_acceptable(new: Int8File) -> str | None:
+        before = measured()
+        trials.replace(float_layers, new)
+        return None if measured() >= before else "the file would be further from --max-drop or --min-sqnr"
+
+    found, report = finetuned(file, ready, options, stages, is_acceptable)
+    trials.replace(float_layers, found)
+    return found, report
 
 
 def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[str]:
