@@ -6,7 +6,6 @@ the report, and every trial of `min_sqnr` and `max_drop`, is measured on them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
@@ -23,6 +22,7 @@ from densenet_deploy.workflows.compare import measured_parity
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import (
     exact_graph,
+    input_manifest,
     knows_normalization,
     pixel_form,
     require_float32,
@@ -117,7 +117,7 @@ def prune(
 
 def _destination(given: Model, name: str, out: StrPath | None, *, force: bool) -> Destination:
     suffix = _CHECKPOINT if out is not None and Path(out).suffix.lower() == _CHECKPOINT else ".onnx"
-    if suffix == _CHECKPOINT and given.weights is None:
+    if suffix == _CHECKPOINT and (given.weights is None or preprocessing_of(given).takes_pixels):
         why = f"is a checkpoint, which the graph of {given.name} cannot become"
         raise UsageError(out, why, "give the checkpoint that it was exported from, or name an .onnx file")
     if suffix == _CHECKPOINT:
@@ -131,10 +131,11 @@ def _result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, st
     if spec is not None and given.weights is not None:
         assert given.spec is not None
         weights = pruned_weights(given.weights, given.spec, pruned)
-        manifest = pruned_manifest(given.manifest, spec, weights)
+        manifest = input_manifest(pruned_manifest(given.manifest, spec, weights), "float32")
         assert manifest is not None
-        return as_onnx(network_of(name, manifest, spec, weights), stages)
-    manifest = pruned_manifest(given.manifest, spec, pruned.weights)
+        result = as_onnx(network_of(name, manifest, spec, weights), stages)
+        return pixel_form(result) if preprocessing_of(given).takes_pixels else result
+    manifest = input_manifest(pruned_manifest(given.manifest, spec, pruned.weights), "float32")
     return _graph_result(given, name, ready, pruned, manifest)
 
 
@@ -146,13 +147,8 @@ def _graph_result(given: Model, name: str, ready: Preparation, pruned: PrunedGra
     proto = pruned.proto
     if of_one_size(ready.model) is not ready.model:  # the graph takes images of any size, and so does the result
         proto = with_weights(onnx_ir.to_proto(exact_graph(ready.model)), pruned.weights)
-    takes_pixels = preprocessing_of(given).takes_pixels
-    if takes_pixels and manifest is not None:
-        manifest = dataclasses.replace(
-            manifest, preprocessing=dataclasses.replace(manifest.preprocessing, dtype="float32")
-        )
     result = Model.from_onnx(name, finished(proto, name), manifest)
-    return pixel_form(result) if takes_pixels else result
+    return pixel_form(result) if preprocessing_of(given).takes_pixels else result
 
 
 def _written(result: Model, destination: Destination) -> Model:

@@ -44,7 +44,7 @@ class Finetuning:
     Attributes:
         steps: batches learnt from.
         images: learnt from.
-        sqnr_before_db, sqnr_after_db: of the worst output, on the images of the parity, of the refit and after training.
+        sqnr_before_db, sqnr_after_db: of the worst output on the images of the parity, before and after.
         seed: of the order of images.
         kept: False where the result was not better on held-out images, and the report is about the refit.
         stopped: why it ended.
