@@ -58,6 +58,16 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "per-chanel", f"{' '.join(CALIBRATED)} --weights per-chanel"),
         (2, "x.png", f"{' '.join(CALIBRATED)} -o x.png"),
     ],
+    "prune": [
+        (3, "missing.onnx", "missing.onnx --calibration images --ratio 0.5"),
+        (3, "missing", f"{MODEL} --calibration missing --ratio 0.5"),
+        (2, "prune", " ".join(CALIBRATED)),
+        (2, "ratio=0", f"{' '.join(CALIBRATED)} --ratio 0"),
+        (2, "ratio=1", f"{' '.join(CALIBRATED)} --ratio 1"),
+        (2, "--ratio and --max-drop", f"{' '.join(CALIBRATED)} --ratio 0.5 --max-drop 1"),
+        (2, "per-layr", f"{' '.join(CALIBRATED)} --ratio 0.5 --widths per-layr"),
+        (2, "x.png", f"{' '.join(CALIBRATED)} --ratio 0.5 -o x.png"),
+    ],
     "sensitivity": [
         (3, "missing", f"{MODEL} --calibration missing"),
         (2, "blok", f"{' '.join(CALIBRATED)} --per blok"),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import numpy_helper
 
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import worst
@@ -39,6 +38,8 @@ def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages:
     """
     cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
     with stages("fine-tune", cost) as step:
+        from onnx import numpy_helper
+
         from densenet_deploy.training.float_finetuning import finetune_float, float_weights
 
         learnt, held_out = (_samples(ready.model, part) for part in (ready.images.choosing, ready.images.judging[::2]))

@@ -158,6 +158,7 @@ def test_files_of_other_exporters_are_pruned(flat: bool, batch: int | str) -> No
     assert np.isfinite(small.report.parity.sqnr_db)
 
 
+@pytest.mark.slow
 def test_a_graph_for_images_of_any_size_still_takes_any() -> None:
     proto = export(checkpoint()).onnx
     free = onnx.ModelProto()
@@ -343,7 +344,7 @@ def test_dead_channels_go_first_and_nothing_changes(
 
 
 def test_fine_tuning_is_kept_only_where_it_is_better_and_the_checkpoint_has_it(network: Model, tmp_path: Path) -> None:
-    options = dataclasses.replace(HALF, finetune=True, finetune_seconds=3.0)
+    options = dataclasses.replace(HALF, finetune=True, finetune_seconds=1.0)
     tuned = prune(network, images(64), options)
     found = tuned.report.finetuning
     assert tuned.report.held_out == 8
