@@ -48,16 +48,6 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (3, "missing", f"{MODEL} {MODEL} --data missing"),
         (2, "samples=0", f"{MODEL} {MODEL} --samples 0"),
     ],
-    "quantize": [
-        (3, "missing.onnx", "missing.onnx --calibration images"),
-        (3, "missing", f"{MODEL} --calibration missing"),
-        (2, "openvin", f"{' '.join(CALIBRATED)} --recipe openvin"),
-        (3, "missing.toml", f"{' '.join(CALIBRATED)} --recipe missing.toml"),
-        (2, "minmx", f"{' '.join(CALIBRATED)} --observer minmx"),
-        (2, "alpha=2.0", f"{' '.join(CALIBRATED)} --alpha 2"),
-        (2, "per-chanel", f"{' '.join(CALIBRATED)} --weights per-chanel"),
-        (2, "x.png", f"{' '.join(CALIBRATED)} -o x.png"),
-    ],
     "prune": [
         (3, "missing.onnx", "missing.onnx --calibration images --ratio 0.5"),
         (3, "missing", f"{MODEL} --calibration missing --ratio 0.5"),
@@ -67,6 +57,16 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "--ratio and --max-drop", f"{' '.join(CALIBRATED)} --ratio 0.5 --max-drop 1"),
         (2, "per-layr", f"{' '.join(CALIBRATED)} --ratio 0.5 --widths per-layr"),
         (2, "x.png", f"{' '.join(CALIBRATED)} --ratio 0.5 -o x.png"),
+    ],
+    "quantize": [
+        (3, "missing.onnx", "missing.onnx --calibration images"),
+        (3, "missing", f"{MODEL} --calibration missing"),
+        (2, "openvin", f"{' '.join(CALIBRATED)} --recipe openvin"),
+        (3, "missing.toml", f"{' '.join(CALIBRATED)} --recipe missing.toml"),
+        (2, "minmx", f"{' '.join(CALIBRATED)} --observer minmx"),
+        (2, "alpha=2.0", f"{' '.join(CALIBRATED)} --alpha 2"),
+        (2, "per-chanel", f"{' '.join(CALIBRATED)} --weights per-chanel"),
+        (2, "x.png", f"{' '.join(CALIBRATED)} -o x.png"),
     ],
     "sensitivity": [
         (3, "missing", f"{MODEL} --calibration missing"),
