@@ -140,6 +140,11 @@ class Int8Writer:
             self._last = names, self._written(names)
         return self._last[1]
 
+    @property
+    def float_graph(self) -> onnx.ModelProto:
+        """The graph that is quantized, before anything was moved or shifted in it."""
+        return self._plain
+
     def keep(self, float_layers: Collection[str], file: Int8File) -> None:
         """Let `write` return `file`, a changed form, for `float_layers`, until it is asked for others."""
         self._last = frozenset(float_layers), file

@@ -21,6 +21,10 @@ next half at the same time, which ruins the network first (from 40 to 22 dB on t
 anywhere in the cell that rounds to its stored value, drawn from a seed: the file is the same, and weights flip one
 after the other.
 
+**Few images.** The float network says what is right for any image, so each one is mixed with another of its batch
+(Zhang et al. 2018, mixup, https://arxiv.org/abs/1710.09412), anew each time: a hundred images alone are learnt by heart
+(47.7 dB on them, 44.3 on others).
+
 **Never worse.** A part of the images is held out. The values with the best SQNR on those are the result, and they are
 the stored ones where nothing was better.
 """
@@ -72,14 +76,14 @@ class FinetuneOptions:
 
     steps: int = 300
     batch: int = 16
-    lr: float = 0.01
+    lr: float = 0.02
     seconds: float = 300.0
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs (N, …), and what the float network gives for them, (N, …) by name."""
+    """Inputs (N, C, H, W), and what the float network gives for them, (N, …) by name."""
 
     inputs: Array
     outputs: Outputs
@@ -113,7 +117,8 @@ class Trained:
 
 def finetune(
     model: onnx.ModelProto,
-    learnt: Samples,
+    target: onnx.ModelProto,
+    learnt: Array,
     held_out: Samples,
     options: FinetuneOptions,
     step: Callable[[int, int | None], None] | None = None,
@@ -125,7 +130,8 @@ def finetune(
 
     Args:
         model: as a recipe wrote it.
-        learnt: images to learn from.
+        target: the float network, with the same input and outputs.
+        learnt: images to learn from, (N, C, H, W).
         held_out: images to choose the best values on.
         options: see there.
         step: called after each step.
@@ -134,19 +140,19 @@ def finetune(
     Raises:
         ModelFileError: if it holds an operator that PyTorch does not run here.
     """
-    module, generator = GraphModule(model), np.random.default_rng(options.seed)
+    module, teacher, generator = GraphModule(model), GraphModule(target), np.random.default_rng(options.seed)
     trained = trained_initializers(model, generator) if trained is None else trained
     batches = _batches(len(learnt), options.batch, generator)
-    targets = {name: torch.from_numpy(learnt.outputs[name]) for name in module.names}
     optimizer = torch.optim.Adam([one.parameter for one in trained.values()], lr=options.lr, betas=(0.9, 0.99))
     schedule = _Schedule(options, time.monotonic())
     best, found, stopped = _kept(trained), [_sqnr_db(module, trained, held_out)], None
     place = 0
     while schedule.done < schedule.planned:
-        chosen = next(batches)
-        values = {name: one.value() for name, one in trained.items()}
-        outputs = module(_laid_out(learnt.inputs[chosen]), values)
-        loss = torch.stack([_noise(outputs[name], target[chosen]) for name, target in targets.items()]).sum()
+        inputs = _laid_out(mixed(learnt[next(batches)], generator))
+        with torch.no_grad():
+            wanted = teacher(inputs)
+        outputs = module(inputs, {name: one.value() for name, one in trained.items()})
+        loss = torch.stack([_noise(outputs[name], wanted[name]) for name in module.names]).sum()
         if not math.isfinite(loss.item()):
             stopped = "the loss is not finite"
             break
@@ -322,6 +328,12 @@ def _batches(count: int, size: int, generator: np.random.Generator) -> Iterator[
             order = np.concatenate([order, generator.permutation(count)])
         yield order[:size]
         order = order[size:]
+
+
+def mixed(images: Array, generator: np.random.Generator) -> Array:
+    """Return each of `images` (N, C, H, W) mixed with another one of them: a share of 0.5 to 1 is its own."""
+    share = generator.uniform(0.5, 1, (len(images), 1, 1, 1)).astype(images.dtype)
+    return np.asarray(share * images + (1 - share) * images[generator.permutation(len(images))])
 
 
 def _laid_out(inputs: Array) -> Tensor:

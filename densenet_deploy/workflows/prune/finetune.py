@@ -42,9 +42,9 @@ def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages:
 
         from densenet_deploy.training.float_finetuning import finetune_float, float_weights
 
-        learnt, held_out = (_samples(ready.model, part) for part in (ready.images.choosing, ready.images.judging[::2]))
+        learnt, held_out = np.concatenate(ready.images.choosing), _samples(ready.model, ready.images.judging[::2])
         pruned, seconds, seed = choice.pruned, options.finetune_seconds, options.finetune_seed
-        found = finetune_float(pruned.proto, learnt, held_out, seconds, seed=seed, step=step)
+        found = finetune_float(pruned.proto, ready.proto, learnt, held_out, seconds, seed=seed, step=step)
         names = set(float_weights(pruned.proto))
         stored = {tensor.name: tensor for tensor in found.model.graph.initializer if tensor.name in names}
         trained = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}

@@ -7,9 +7,8 @@ PyTorch: only a file that comes closer to the float model there takes the place 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -81,6 +80,7 @@ def require_trainable(ready: Int8Preparation, options: QuantizeOptions) -> None:
     if ready.count < FEWEST_IMAGES:
         why = f"holds {ready.count} images, and fine-tuning learns from some and is judged on others"
         raise DataError(ready.data.origin, why, f"give {FEWEST_IMAGES} images at least, or go without --finetune")
+    GraphModule(ready.writer.float_graph)
     GraphModule(onnx.load_from_string(ready.writer.write(options.float_layers).data))
 
 
@@ -109,7 +109,7 @@ def finetuned(
         began = time.monotonic()
         learnt, held_out = _samples(ready, options.finetune_seed)
         how = FinetuneOptions(seconds=options.finetune_seconds, seed=options.finetune_seed)
-        found = finetune(onnx.load_from_string(file.data), learnt, held_out, how, step)
+        found = finetune(onnx.load_from_string(file.data), ready.writer.float_graph, learnt, held_out, how, step)
         new = dataclasses.replace(file, data=found.model.SerializeToString())
         backend = ready.writer.backend or REFERENCE_BACKEND
         before = _sqnr_db(file, held_out, backend)
@@ -135,8 +135,8 @@ def _why_not(found: Finetuned, before: float, after: float) -> str | None:
     return None if after > before else "the file is not better on held-out images where it is run"
 
 
-def _samples(ready: Int8Preparation, seed: int) -> tuple[Samples, Samples]:
-    """Return images to learn from and those that are held out, with the outputs of the float model."""
+def _samples(ready: Int8Preparation, seed: int) -> tuple[Array, Samples]:
+    """Return images to learn from, and those that are held out with the outputs of the float model."""
     from densenet_deploy.training.int8_finetuning import Samples
 
     inputs: list[Array] = []
@@ -144,17 +144,13 @@ def _samples(ready: Int8Preparation, seed: int) -> tuple[Samples, Samples]:
         inputs.append(sample)
         if (len(inputs) + 1) * sample.nbytes > _MOST_BYTES:
             break
-    floats = list(itertools.islice(ready.floats.first(len(inputs)), len(inputs)))
-    order = np.random.default_rng(seed).permutation(len(inputs))
     count = min(_MOST_HELD_OUT, len(inputs) // _HELD_OUT)
-
-    def chosen(places: Sequence[int]) -> Samples:
-        places = sorted(places)
-        names = floats[0]
-        outputs = {name: np.concatenate([floats[place][name] for place in places]) for name in names}
-        return Samples(np.concatenate([inputs[place] for place in places]), outputs)
-
-    return chosen(order[count:].tolist()), chosen(order[:count].tolist())
+    order = np.random.default_rng(seed).permutation(len(inputs)).tolist()
+    places, others = sorted(order[:count]), sorted(order[count:])
+    floats = [found for place, found in enumerate(ready.floats.first(places[-1] + 1)) if place in places]
+    outputs = {name: np.concatenate([found[name] for found in floats]) for name in floats[0]}
+    held_out = Samples(np.concatenate([inputs[place] for place in places]), outputs)
+    return np.concatenate([inputs[place] for place in others]), held_out
 
 
 def _sqnr_db(file: Int8File, samples: Samples, backend: str) -> float:

@@ -180,7 +180,8 @@ def quantize(
     _require_demands(outputs, options, subject)
     result = destination.write(result)
     measured = (_FLOAT_INPUT,) if preprocessing.takes_pixels and choice.speed is not None else ()
-    notes = (*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes, *measured)
+    learnt = _learnt_from(finetuning, ready.count)
+    notes = (*model.notes, *untrained_note(model.manifest), ready.note, *choice.notes, *measured, *learnt)
     notes = tuple(dict.fromkeys(notes))
     unasked = tuple(layer for layer in written.layers_float if layer not in choice.float_layers)
     report = QuantizeReport(
@@ -261,6 +262,14 @@ def _finetuned(
     found, report = finetuned(file, ready, options, stages, is_acceptable)
     trials.replace(float_layers, found)
     return found, report
+
+
+def _learnt_from(finetuning: Finetuning | None, count: int) -> tuple[str, ...]:
+    """Say that the parity is measured on images that were learnt from."""
+    if finetuning is None or not finetuning.kept:
+        return ()
+    images = f"parity is measured on calibration images: {finetuning.images} of all {count} were learnt from"
+    return (f"{images}; on the {finetuning.held_out} held-out ones the SQNR is {finetuning.sqnr_after_db:.1f} dB",)
 
 
 def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[str]:

@@ -1,0 +1,140 @@
+"""`quantize` with fine-tuning: the report, the file, demands that outrank it, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from densenet_deploy import packages
+from densenet_deploy.errors import DataError, MissingPackageError, UsageError
+from densenet_deploy.model import Model
+from densenet_deploy.quantization.checks import check_quantized
+from densenet_deploy.training import int8_finetuning
+from densenet_deploy.workflows.compare import CompareOptions, compare
+from densenet_deploy.workflows.load import load
+from densenet_deploy.workflows.quantize import finetuning
+from densenet_deploy.workflows.quantize.options import QuantizeOptions
+from densenet_deploy.workflows.quantize.quantize import QuantizeReport, quantize
+from tests.graph.passes.networks import make_network
+
+OPTIONS = QuantizeOptions(recipe="onnxruntime", never_slower=False, correct=False, finetune=True)
+IMAGES = np.random.default_rng(0).standard_normal((64, 3, 32, 32), np.float32) / 2
+
+
+@pytest.fixture(scope="module")
+def network() -> Model:
+    return load(make_network("classifier").proto, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def plain(network: Model) -> Model:
+    """What comes of it without fine-tuning."""
+    return quantize(network, IMAGES, dataclasses.replace(OPTIONS, finetune=False))
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a fine-tuning that lasts two seconds."""
+    plain = int8_finetuning.FinetuneOptions
+
+    def brief(**given: Any) -> int8_finetuning.FinetuneOptions:
+        return plain(**{**given, "steps": 12, "batch": 8, "lr": 0.02})
+
+    monkeypatch.setattr(int8_finetuning, "FinetuneOptions", brief)
+
+
+def test_the_report_says_what_was_learnt_and_the_parity_is_that_of_the_file(network: Model, plain: Model) -> None:
+    tuned = quantize(network, IMAGES, OPTIONS)
+    assert plain.report.finetune is None
+    found = tuned.report.finetune
+    assert (found.images, found.held_out, found.steps, found.seed, found.kept) == (48, 16, 12, 0, True)
+    assert found.sqnr_after_db > found.sqnr_before_db
+    assert found.stopped == "all steps were made"
+    assert tuned.to_bytes() != plain.to_bytes()
+    assert check_quantized(tuned.onnx, "onnxruntime") == ()
+    measured = compare(network, tuned, IMAGES, CompareOptions(samples=64)).parity.sqnr_db
+    assert tuned.report.parity.sqnr_db == pytest.approx(measured, abs=0.01)
+    assert tuned.report.parity.sqnr_db > plain.report.parity.sqnr_db
+    assert QuantizeReport.from_json(tuned.report.to_json()) == tuned.report
+    assert "fine-tuned  SQNR" in str(tuned.report)
+    assert any("48 of all 64 were learnt from" in note for note in tuned.report.notes)
+
+
+def test_what_is_not_better_is_not_kept(network: Model, plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = int8_finetuning.FinetuneOptions
+    monkeypatch.setattr(int8_finetuning, "FinetuneOptions", lambda **given: dataclasses.replace(few(**given), lr=30.0))
+    ruined = quantize(network, IMAGES, OPTIONS)
+    assert ruined.to_bytes() == plain.to_bytes()
+    assert ruined.report.outputs == plain.report.outputs
+    assert ruined.report.finetune.kept is False
+    assert ruined.report.finetune.sqnr_after_db == ruined.report.finetune.sqnr_before_db
+    assert "not kept" in str(ruined.report)
+
+
+def test_a_file_that_is_not_better_where_it_runs_is_not_kept(
+    network: Model, plain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([50.0, 50.0])
+    monkeypatch.setattr(finetuning, "_sqnr_db", lambda *_: next(measured))
+    found = quantize(network, IMAGES, OPTIONS)
+    assert found.to_bytes() == plain.to_bytes()
+    assert found.report.finetune.kept is False
+
+
+@pytest.mark.parametrize(("after", "kept"), [(30.0, True), (29.9, False)])
+def test_a_demand_outranks_it(
+    network: Model, plain: Model, monkeypatch: pytest.MonkeyPatch, after: float, kept: bool
+) -> None:
+    measured = iter([30.0, after])
+    workflow = sys.modules["densenet_deploy.workflows.quantize.quantize"]
+    monkeypatch.setattr(workflow, "demanded", lambda *_: next(measured))
+    found = quantize(network, IMAGES, dataclasses.replace(OPTIONS, min_sqnr=20.0))
+    assert found.report.finetune.kept is kept
+    assert (found.to_bytes() == plain.to_bytes()) is not kept
+
+
+def test_the_same_seed_gives_the_same_file(network: Model) -> None:
+    first, again = (quantize(network, IMAGES, dataclasses.replace(OPTIONS, finetune_seed=1)) for _ in range(2))
+    assert first.to_bytes() == again.to_bytes()
+    assert first.report.finetune.seed == 1
+
+
+def test_layers_may_stay_float(network: Model) -> None:
+    found = quantize(network, IMAGES, dataclasses.replace(OPTIONS, float_layers=("features.conv0",)))
+    assert found.report.finetune.steps == 12
+    assert found.report.layers_float == 1
+
+
+def test_too_few_images_are_refused(network: Model) -> None:
+    with pytest.raises(DataError) as caught:
+        quantize(network, IMAGES[:47], OPTIONS)
+    assert "47" in caught.value.why
+    assert quantize(network, IMAGES[:48], OPTIONS).report.finetune.held_out == 12
+
+
+def test_without_pytorch_the_package_is_named(network: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    with pytest.raises(MissingPackageError) as caught:
+        quantize(network, IMAGES, OPTIONS)
+    assert (caught.value.exit_code, "torch" in str(caught.value)) == (5, True)
+
+
+@pytest.mark.parametrize("given", [{"finetune_seconds": 0.9}, {"finetune_seed": -1}])
+def test_numbers_are_checked(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        QuantizeOptions(**given)
+    QuantizeOptions(finetune_seconds=1.0, finetune_seed=0)
+
+
+def test_a_recipe_file_may_ask_for_it(tmp_path: Path) -> None:
+    from densenet_deploy.workflows.quantize.options import load_recipe
+
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "openvino"\nfinetune = true\nfinetune-seconds = 60.0\n')
+    assert (load_recipe(file).finetune, load_recipe(file).finetune_seconds) == (True, 60.0)
