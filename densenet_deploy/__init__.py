@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect
     from densenet_deploy.workflows.load import load
     from densenet_deploy.workflows.predict import predict
+    from densenet_deploy.workflows.prune.options import PruneOptions
+    from densenet_deploy.workflows.prune.prune import prune
     from densenet_deploy.workflows.quantize.options import QuantizeOptions
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.report import report
@@ -71,6 +73,7 @@ _HOMES: Final = {
     "Parity": "parity.compare",
     "Prediction": "runtime.classifier",
     "Preprocessing": "manifest",
+    "PruneOptions": "workflows.prune.options",
     "QuantizeOptions": "workflows.quantize.options",
     "Runner": "runtime.runner",
     "RunnerOptions": "runtime.runner",
@@ -90,6 +93,7 @@ _HOMES: Final = {
     "load": "workflows.load",
     "open_runner": "runtime.runner",
     "predict": "workflows.predict",
+    "prune": "workflows.prune.prune",
     "quantize": "workflows.quantize.quantize",
     "report": "workflows.report",
     "sensitivity": "workflows.sensitivity",
@@ -118,6 +122,7 @@ __all__ = [
     "Parity",
     "Prediction",
     "Preprocessing",
+    "PruneOptions",
     "QuantizeOptions",
     "Runner",
     "RunnerOptions",
@@ -138,6 +143,7 @@ __all__ = [
     "load",
     "open_runner",
     "predict",
+    "prune",
     "quantize",
     "report",
     "sensitivity",

@@ -209,13 +209,13 @@ def output_path(out: str | None, default_name: str) -> Path:
     suffix, expected = path.suffix.lower(), Path(default_name).suffix
     if out.endswith("/") or path.is_dir() or not _is_file_suffix(suffix):
         return path / default_name
+    if suffix == expected:
+        return path
     if suffix not in FILE_SUFFIXES:
         raise UsageError(
             out, f"has the unknown suffix {suffix}", f"name a {expected} file, or a folder with / at its end"
         )
-    if suffix != expected:
-        raise UsageError(out, f"is not a {expected} file", f"name a {expected} file or a folder with -o")
-    return path
+    raise UsageError(out, f"is not a {expected} file", f"name a {expected} file or a folder with -o")
 
 
 def _is_file_suffix(suffix: str) -> bool:

@@ -39,6 +39,7 @@ class UntrainedWeightsWarning(UserWarning):
 
 
 _MOST_NAMED: Final = 3
+_CHECKPOINT: Final = ".safetensors"
 
 
 def untrained_note(manifest: Manifest | None) -> tuple[str, ...]:
@@ -228,7 +229,8 @@ class Model:
     def save(self, path: StrPath, *, force: bool = False) -> Path:
         """Write the file, whole or not at all, and return its path.
 
-        An ONNX graph goes to `.onnx`; a module without a graph to `.safetensors`, its weights and facts.
+        An ONNX graph goes to `.onnx`; a module to `.safetensors`, its weights and facts. A model that has both, such as
+        `export` returns of a checkpoint, goes to either.
 
         Raises:
             UsageError: if the suffix is another one.
@@ -236,15 +238,22 @@ class Model:
             ResourceError: if it cannot be written.
         """
         target = Path(path)
-        wanted = ".safetensors" if self.artifact is None else ".onnx" if self.is_onnx else self.artifact.path.suffix
+        wanted = _CHECKPOINT if self.artifact is None else ".onnx" if self.is_onnx else self.artifact.path.suffix
+        has_both = self.artifact is not None and self.module is not None and not self._takes_pixels
+        if has_both and target.suffix.lower() == _CHECKPOINT:
+            wanted = _CHECKPOINT
         if target.suffix.lower() != wanted:
             raise UsageError(path, f"is not a {wanted} file", f"name a {wanted} file")
-        if self.artifact is None:
+        if wanted == _CHECKPOINT:
             self._save_weights(target, force=force)
             return target
         prepare_output(target, self.manifest, force=force, size_bytes=len(self.to_bytes()))
         write_file(target, self.to_bytes())
         return target
+
+    @property
+    def _takes_pixels(self) -> bool:
+        return self.manifest is not None and self.manifest.preprocessing.takes_pixels
 
     def _save_weights(self, path: Path, *, force: bool) -> None:
         from densenet_deploy.sources.file import save_weights

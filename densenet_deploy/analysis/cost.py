@@ -166,19 +166,19 @@ def _stem(spec: DenseNetSpec, image_size: Size) -> Iterator[LayerCost]:
 def _blocks(spec: DenseNetSpec, sizes: tuple[Sides, ...]) -> Iterator[LayerCost]:
     for block, size in enumerate(sizes):
         for index, channels in enumerate(layer_inputs(spec, block)):
-            yield from _dense_layer(spec, f"features.denseblock{block + 1}.denselayer{index + 1}", channels, size)
+            name, narrow = f"features.denseblock{block + 1}.denselayer{index + 1}", spec.bottleneck_widths[block][index]
+            yield from _dense_layer(spec, name, channels, narrow, size)
         if block + 1 < len(sizes):
             name, channels = f"features.transition{block + 1}", spec.channels_out[block]
             yield _norm(f"{name}.norm", channels, size)
             yield _conv(f"{name}.conv", channels, spec.channels_in[block + 1], 1, size)
 
 
-def _dense_layer(spec: DenseNetSpec, name: str, channels: int, size: Sides) -> Iterator[LayerCost]:
+def _dense_layer(spec: DenseNetSpec, name: str, channels: int, narrow: int, size: Sides) -> Iterator[LayerCost]:
     yield _norm(f"{name}.norm1", channels, size)
     if spec.bn_size == 0:
         yield _conv(f"{name}.conv1", channels, spec.growth_rate, 3, size)
         return
-    narrow = spec.bn_size * spec.growth_rate
     yield _conv(f"{name}.conv1", channels, narrow, 1, size)
     yield _norm(f"{name}.norm2", narrow, size)
     yield _conv(f"{name}.conv2", narrow, spec.growth_rate, 3, size)

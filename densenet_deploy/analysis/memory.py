@@ -118,7 +118,7 @@ def training_memory(
     is_block_input = spec.stem_layers.norm and spec.stem_layers.pool == "none"  # one of the parts that block 1 keeps
     kept = [("stem", stem, stem - (spec.init_features * areas[0] if is_block_input else 0))]
     for block, area in enumerate(areas):
-        inputs, bottlenecks = layer_inputs(spec, block), 2 * spec.blocks[block] * spec.bn_size * spec.growth_rate
+        inputs, bottlenecks = layer_inputs(spec, block), 2 * sum(spec.bottleneck_widths[block])
         kept.append((f"denseblock{block + 1}", area * (2 * sum(inputs) + bottlenecks), area * inputs[-1]))
         if block + 1 < len(areas):  # the block's output, its normalized copy, the convolved maps that the pool reads
             transition = area * (2 * spec.channels_out[block] + spec.channels_in[block + 1])
@@ -218,23 +218,23 @@ def _stem(tape: _Tape, spec: DenseNetSpec, image_size: Size) -> int:
 
 
 def _on_bus(tape: _Tape, spec: DenseNetSpec, block: int, area: int, bus: int) -> int:
-    for channels in layer_inputs(spec, block):
-        _before_last_conv(tape, spec, tape.write(channels * area, bus), area)  # that one writes into the bus
+    for channels, narrow in zip(layer_inputs(spec, block), spec.bottleneck_widths[block], strict=True):
+        _before_last_conv(tape, narrow, tape.write(channels * area, bus), area)  # that one writes into the bus
     return bus
 
 
 def _with_copies(tape: _Tape, spec: DenseNetSpec, block: int, area: int, entered: int) -> int:
     features = [entered]
-    for channels in layer_inputs(spec, block):
+    for channels, narrow in zip(layer_inputs(spec, block), spec.bottleneck_widths[block], strict=True):
         whole = tape.write(channels * area, *features) if len(features) > 1 else entered
-        new = _before_last_conv(tape, spec, tape.write(channels * area, whole), area)
+        new = _before_last_conv(tape, narrow, tape.write(channels * area, whole), area)
         features.append(tape.write(spec.growth_rate * area, new))
     return tape.write(spec.channels_out[block] * area, *features)
 
 
-def _before_last_conv(tape: _Tape, spec: DenseNetSpec, normalized: int, area: int) -> int:
+def _before_last_conv(tape: _Tape, narrow: int, normalized: int, area: int) -> int:
     """Return what a layer's 3x3 convolution reads: the bottleneck, or the normalized features where there is none."""
-    return tape.write(spec.bn_size * spec.growth_rate * area, normalized) if spec.bn_size else normalized
+    return tape.write(narrow * area, normalized) if narrow else normalized
 
 
 def _head(tape: _Tape, spec: DenseNetSpec, areas: list[int], outputs: list[int]) -> None:

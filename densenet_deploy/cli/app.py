@@ -74,6 +74,7 @@ COMMANDS: Final = {
     "export": "making",
     "simplify": "making",
     "validate": "measuring",
+    "prune": "pruning",
     "quantize": "making",
     "sensitivity": "measuring",
     "cast": "making",

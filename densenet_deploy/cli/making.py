@@ -16,6 +16,8 @@ from densenet_deploy.cli.options import (
     Arguments,
     Calibration,
     Gates,
+    MaxDrop,
+    MinSqnr,
     Output,
     Reads,
     Samples,
@@ -210,15 +212,8 @@ def quantize_command(
             "per-tensor",
         ),
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        option(
-            "POINTS",
-            "Largest loss of top-1, or of a multilabel model's mean AUROC, on the class folders of the calibration "
-            "images, in percentage points (default: no limit).",
-        ),
-    ] = None,
-    min_sqnr: Annotated[float | None, option("DB", "Least SQNR of the outputs in dB (default: no limit).")] = None,
+    max_drop: MaxDrop = None,
+    min_sqnr: MinSqnr = None,
     never_slower: Annotated[
         bool | None,
         typer.Option(

@@ -248,6 +248,15 @@ Calibration = Annotated[
 FastDecode = Annotated[
     bool, typer.Option("--fast-decode", help="Decode JPEGs at a reduced scale: faster, not to the same bits.")
 ]
+MaxDrop = Annotated[
+    float | None,
+    option(
+        "POINTS",
+        "Largest loss of top-1, or of a multilabel model's mean AUROC, on the class folders of the calibration "
+        "images, in percentage points (default: no limit).",
+    ),
+]
+MinSqnr = Annotated[float | None, option("DB", "Least SQNR of the outputs in dB (default: no limit).")]
 Samples = Annotated[int, typer.Option(help="Calibration images to use at most.")]
 Gates = Annotated[
     list[str] | None, option("KEY=VALUE", f"{GATE_HELP} (default: those of the precision, none for INT8).", **GATE)

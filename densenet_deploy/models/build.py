@@ -61,11 +61,10 @@ class PlainLayer(nn.Module):
 
 
 class BottleneckLayer(PlainLayer):
-    """A layer that narrows to `bn_size * growth_rate` channels before its 3x3 convolution."""
+    """A layer that narrows to `narrow` channels before its 3x3 convolution."""
 
-    def __init__(self, channels: int, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
+    def __init__(self, channels: int, spec: DenseNetSpec, narrow: int, *, memory_efficient: bool) -> None:
         super().__init__(channels, spec, memory_efficient=memory_efficient)
-        narrow = spec.bn_size * spec.growth_rate
         self.conv1 = nn.Conv2d(channels, narrow, kernel_size=1, bias=False)
         self.norm2 = nn.BatchNorm2d(narrow)
         self.relu2 = nn.ReLU(inplace=True)
@@ -79,11 +78,17 @@ class BottleneckLayer(PlainLayer):
 class DenseBlock(nn.Sequential):
     """Layers that each append to what all earlier ones made: (N, channels, H, W) → (N, channels + layers·k, H, W)."""
 
-    def __init__(self, channels: int, layers: int, spec: DenseNetSpec, *, memory_efficient: bool) -> None:
+    def __init__(
+        self, channels: int, bottlenecks: Sequence[int], spec: DenseNetSpec, *, memory_efficient: bool
+    ) -> None:
         super().__init__()
-        layer_type = BottleneckLayer if spec.bn_size else PlainLayer
-        for index in range(layers):
-            layer = layer_type(channels + index * spec.growth_rate, spec, memory_efficient=memory_efficient)
+        for index, narrow in enumerate(bottlenecks):
+            entering = channels + index * spec.growth_rate
+            layer = (
+                BottleneckLayer(entering, spec, narrow, memory_efficient=memory_efficient)
+                if narrow
+                else PlainLayer(entering, spec, memory_efficient=memory_efficient)
+            )
             self.add_module(f"denselayer{index + 1}", layer)
 
     def forward(self, entering: Tensor) -> Tensor:
@@ -135,8 +140,8 @@ class Features(nn.Sequential):
         super().__init__()
         self._add_stem(spec)
         kept = spec.channels_in[1:]
-        for index, layers in enumerate(spec.blocks):
-            block = DenseBlock(spec.channels_in[index], layers, spec, memory_efficient=memory_efficient)
+        for index, bottlenecks in enumerate(spec.bottleneck_widths):
+            block = DenseBlock(spec.channels_in[index], bottlenecks, spec, memory_efficient=memory_efficient)
             self.add_module(f"denseblock{index + 1}", block)
             if index < len(kept):
                 self.add_module(f"transition{index + 1}", Transition(spec.channels_out[index], kept[index]))

@@ -27,6 +27,7 @@ from densenet_deploy.variants.spec import DenseNetSpec
 
 LOWEST_OPSET: Final = 16
 HIGHEST_OPSET: Final = 23
+_LEAST_SCALE: Final = 1e-6
 IR_VERSION: Final = 10
 """Of the file: the one that PyTorch writes, which ONNX Runtime 1.18 and TensorRT 10.3 and later read."""
 
@@ -94,6 +95,36 @@ def lowered(spec: DenseNetSpec, weights: Mapping[str, Array], options: OnnxOptio
     return onnx.shape_inference.infer_shapes(model)
 
 
+def raised(spec: DenseNetSpec, tensors: Mapping[str, Array], weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Return weights of which `lowered` writes `tensors`: what was changed in the graph, as a state dict holds it.
+
+    A norm that was folded keeps the statistics and the scale of `weights`, and the convolution and the shift take the
+    change: W = W'·σ/γ, β = b' + μ·γ/σ. Where γ is zero, it becomes σ.
+
+    Args:
+        spec: the architecture.
+        tensors: initializers of the graph by name.
+        weights: as for `lowered`, of the same shapes.
+    """
+    result = dict(weights)
+    for operation in operations(spec):
+        if operation.norm is None:
+            result.update({name: tensors[name] for name in operation.parameters})
+            continue
+        (name,) = operation.parameters
+        gamma, beta, mean, _ = norm_parameters(operation.norm)
+        scale, _ = _affine(operation.norm, weights)
+        sigma = _sigma(operation.norm, weights)
+        is_dead = np.abs(scale) < _LEAST_SCALE
+        scale = np.where(is_dead, 1.0, scale)
+        folded = tensors[f"{operation.name}.folded.weight"].astype(np.float64)
+        result[name] = (folded / scale.reshape(-1, 1, 1, 1)).astype(np.float32)
+        result[gamma] = np.where(is_dead, sigma, weights[gamma]).astype(np.float32)
+        shift = tensors[f"{operation.name}.folded.bias"].astype(np.float64)
+        result[beta] = (shift + weights[mean].astype(np.float64) * scale).astype(np.float32)
+    return result
+
+
 def _node(operation: Operation, arrays: Mapping[str, Array]) -> onnx.NodeProto:
     node = helper.make_node(operation.op_type, [*operation.inputs, *arrays], [operation.output], operation.name)
     node.attribute.extend(helper.make_attribute(name, value) for name, value in operation.attributes.items())
@@ -114,6 +145,13 @@ def _arrays(operation: Operation, weights: Mapping[str, Array]) -> dict[str, Arr
 
 def _affine(norm: str, weights: Mapping[str, Array]) -> tuple[Array, Array]:
     """The norm as y = scale · x + shift, per channel, in float64."""
-    gamma, beta, mean, variance = (weights[name].astype(np.float64) for name in norm_parameters(norm))
-    scale = gamma / np.sqrt(variance + np.float32(NORM_EPSILON))  # the file holds a float32 epsilon elsewhere
+    gamma, beta, mean, _ = (weights[name].astype(np.float64) for name in norm_parameters(norm))
+    scale = gamma / _sigma(norm, weights)
     return scale, beta - mean * scale
+
+
+def _sigma(norm: str, weights: Mapping[str, Array]) -> Array:
+    """The standard deviation that the norm divides by, per channel, in float64."""
+    variance = weights[norm_parameters(norm)[3]].astype(np.float64)
+    deviation: Array = np.sqrt(variance + np.float32(NORM_EPSILON))  # the file holds a float32 epsilon elsewhere
+    return deviation

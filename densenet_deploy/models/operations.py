@@ -8,7 +8,7 @@ it, and a Concat of one tensor does not exist. Nodes and tensors are named after
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -207,10 +207,10 @@ def _window(stride: int, padding: int) -> dict[str, Attribute]:
 def _features(network: _Network, spec: DenseNetSpec) -> list[_Value]:
     """Stem, blocks and transitions; return what leaves each block."""
     maps, leaving = _stem(network, spec), []
-    for index, layers in enumerate(spec.blocks):
+    for index, bottlenecks in enumerate(spec.bottleneck_widths):
         if index:
             maps = _transition(network, f"features.transition{index}", maps, spec.channels_in[index])
-        maps = _block(network, f"features.denseblock{index + 1}", maps, layers, spec)
+        maps = _block(network, f"features.denseblock{index + 1}", maps, bottlenecks, spec)
         leaving.append(maps)
     return leaving
 
@@ -230,19 +230,19 @@ def _stem(network: _Network, spec: DenseNetSpec) -> _Value:
     return maps
 
 
-def _block(network: _Network, name: str, maps: _Value, layers: int, spec: DenseNetSpec) -> _Value:
-    for number in range(1, layers + 1):
-        new = _layer(network, f"{name}.denselayer{number}", maps, spec)
-        reader = f"{name}.denselayer{number + 1}" if number < layers else name
+def _block(network: _Network, name: str, maps: _Value, bottlenecks: Sequence[int], spec: DenseNetSpec) -> _Value:
+    for number, narrow in enumerate(bottlenecks, start=1):
+        new = _layer(network, f"{name}.denselayer{number}", maps, narrow, spec)
+        reader = f"{name}.denselayer{number + 1}" if number < len(bottlenecks) else name
         maps = network.concat(f"{reader}.concat", (maps, new))
     return maps
 
 
-def _layer(network: _Network, name: str, maps: _Value, spec: DenseNetSpec) -> _Value:
+def _layer(network: _Network, name: str, maps: _Value, width: int, spec: DenseNetSpec) -> _Value:
     maps = network.relu(f"{name}.relu1", network.norm(f"{name}.norm1", maps))
     if spec.bn_size == 0:
         return network.conv(f"{name}.conv1", maps, spec.growth_rate, 3)
-    narrow = network.conv(f"{name}.conv1", maps, spec.bn_size * spec.growth_rate, 1, norm=f"{name}.norm2")
+    narrow = network.conv(f"{name}.conv1", maps, width, 1, norm=f"{name}.norm2")
     return network.conv(f"{name}.conv2", network.relu(f"{name}.relu2", narrow), spec.growth_rate, 3)
 
 

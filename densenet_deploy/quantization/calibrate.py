@@ -202,7 +202,7 @@ def collect_ranges(
     names = _tensors_to_observe(runner, config)
     run = _Run.resumed(checkpoint, config) or _Run(config)
     seen, total = hashlib.sha256(), len(samples) if isinstance(samples, Sized) else None
-    rest, done = _varied(samples, origin), 0
+    rest, done = varied(samples, origin), 0
     for done, sample in enumerate(itertools.islice(rest, run.done), start=1):
         seen.update(sample.tobytes())
         _require_same(done < run.done or seen.hexdigest() == run.seen, checkpoint)
@@ -325,8 +325,12 @@ def _tensors_to_observe(runner: Runner, config: CalibrationConfig) -> Sequence[s
     return [name for name in known if name in config.tensors]
 
 
-def _varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
-    """Yield the samples, after checking that there are at least 32 and that the first 32 differ."""
+def varied(samples: Iterable[Array], origin: object) -> Iterator[Array]:
+    """Yield the samples, after checking that there are at least 32 and that the first 32 differ.
+
+    Raises:
+        DataError: about `origin`, if there are fewer, or those are all alike or of one colour.
+    """
     iterator = iter(samples)
     first = list(itertools.islice(iterator, FEWEST_SAMPLES))
     if len(first) < FEWEST_SAMPLES:

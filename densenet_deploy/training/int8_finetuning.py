@@ -137,6 +137,7 @@ def finetune(
     held_out: Samples,
     options: FinetuneOptions,
     step: Callable[[int, int | None], None] | None = None,
+    trained: Mapping[str, Trained] | None = None,
 ) -> Finetuned:
     """Return `model`, an INT8 file, with the quantized values that are best on `held_out` after learning from `learnt`.
 
@@ -149,12 +150,13 @@ def finetune(
         held_out: images to choose the best values on.
         options: see there.
         step: called after each step.
+        trained: what is trained; None: the quantized values, as `trained_initializers` finds them.
 
     Raises:
         ModelFileError: if it holds an operator that PyTorch does not run here.
     """
     module, teacher, generator = GraphModule(model), GraphModule(target), np.random.default_rng(options.seed)
-    trained = trained_initializers(model, generator)
+    trained = trained_initializers(model, generator) if trained is None else trained
     batches = _batches(len(learnt), options.batch, generator)
     optimizer = torch.optim.Adam([one.parameter for one in trained.values()], lr=options.lr, betas=(0.9, 0.99))
     schedule = _Schedule(options, time.monotonic())

@@ -92,11 +92,14 @@ def variant_for(spec: DenseNetSpec) -> Variant:
 def custom_variant(spec: DenseNetSpec) -> Variant:
     """Return `spec` as a variant whose name says its architecture and is safe in file names.
 
+    Of layers with different bottlenecks it says how many channels they have together.
+
     >>> custom_variant(DenseNetSpec(growth_rate=12, blocks=(3, 3))).name
     'custom-k12-b3.3-i64-c0.5-n4-imagenet'
     """
     blocks = ".".join(map(str, spec.blocks))
-    name = f"custom-k{spec.growth_rate}-b{blocks}-i{spec.init_features}-c{spec.compression}-n{spec.bn_size}-{spec.stem}"
+    narrow = f"n{spec.bn_size}-w{sum(spec.bottlenecks)}" if spec.bottlenecks else f"n{spec.bn_size}"
+    name = f"custom-k{spec.growth_rate}-b{blocks}-i{spec.init_features}-c{spec.compression}-{narrow}-{spec.stem}"
     is_small = spec.stem_layers.kernel == 3 and spec.stem_layers.convolutions == 1  # made for images of 32 or 64 pixels
     return Variant(name, spec, CIFAR_PREPROCESSING if is_small else Preprocessing())
 

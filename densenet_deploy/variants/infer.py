@@ -32,22 +32,23 @@ def spec_from_shapes(shapes: Shapes) -> DenseNetSpec:
     """
     in_channels = _convolution(shapes, "features.conv0.weight")[1]
     stem, init_features = _stem(shapes)
-    growth_rate, bn_size = _layer_numbers(shapes)
     blocks = _blocks(shapes)
+    growth_rate, widths = _layer_numbers(shapes, blocks)
     head, num_classes = _head(shapes)
     try:
-        return DenseNetSpec(
+        spec = DenseNetSpec(
             growth_rate=growth_rate,
             blocks=blocks,
             init_features=init_features,
             compression=_compression(shapes, len(blocks)),
-            bn_size=bn_size,
+            bn_size=1 if widths else 0,
             stem=_blurred(stem, growth_rate, blocks),
             num_classes=DenseNetSpec.num_classes if num_classes is None else num_classes,
             head=head,
             in_channels=in_channels,
             bias=num_classes is None or "classifier.bias" in shapes,
         )
+        return spec.with_bottlenecks(widths) if widths else spec
     except UsageError as exc:
         raise _unsupported(f"{exc.subject} {exc.why}") from exc
 
@@ -89,15 +90,20 @@ def _head(shapes: Shapes) -> tuple[str, int | None]:
     return "multiscale" if multiscale else "classifier", shape[0]
 
 
-def _layer_numbers(shapes: Shapes) -> tuple[int, int]:
-    """(growth rate, bn_size) of the first layer."""
+def _layer_numbers(shapes: Shapes, blocks: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """(growth rate, channels of the bottleneck of every layer); plain layers have none.
+
+    A layer that is missing is taken to be as wide as the first.
+    """
     first = _convolution(shapes, f"{_FIRST_LAYER}.conv1.weight")[0]
     if f"{_FIRST_LAYER}.conv2.weight" not in shapes:
-        return first, 0
+        return first, ()
     growth_rate = _convolution(shapes, f"{_FIRST_LAYER}.conv2.weight")[0]
-    if growth_rate == 0 or first % growth_rate:
-        raise _unsupported(f"its bottleneck of {first} channels is not a multiple of the growth rate {growth_rate}")
-    return growth_rate, first // growth_rate
+    if growth_rate == 0:
+        raise _unsupported("its layers add no channels")
+    layers = (f"features.denseblock{b}.denselayer{n}" for b, count in enumerate(blocks, 1) for n in range(1, count + 1))
+    names = (f"{layer}.conv1.weight" for layer in layers)
+    return growth_rate, tuple(_convolution(shapes, name)[0] if name in shapes else first for name in names)
 
 
 def _blocks(shapes: Shapes) -> tuple[int, ...]:

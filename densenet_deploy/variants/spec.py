@@ -8,6 +8,7 @@ image.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ POOLINGS: Final = ("relu-avg", "avg", "max-avg")
 """How the last maps become a row: ReLU and mean; the mean alone; maxima and means side by side, without ReLU."""
 MOST_CLASSES: Final = 1_000_000
 MOST_CHANNELS: Final = 4096
+MOST_BN_SIZE: Final = 64
 SCALE_CHANNELS: Final = 128
 """Channels to which the multiscale head reduces each block."""
 
@@ -43,6 +45,8 @@ class DenseNetSpec:
     """The numbers of one DenseNet; the defaults are DenseNet-121.
 
     `bn_size` 0 means plain layers (BN, ReLU, conv3x3), otherwise a bottleneck of `bn_size * growth_rate` channels.
+    After pruning, layers may differ: then `bottlenecks` holds the channels of each, block after block, and `bn_size` is
+    the smallest that is wide enough for all of them (see `with_bottlenecks`).
     `stem` names an entry of `STEM_TABLE`, `pooling` one of `POOLINGS`. `hidden` are the layers between the pooled
     features and the last linear layer, as `variants.hidden` writes them; `bias` is that of the last linear layer.
 
@@ -66,6 +70,7 @@ class DenseNetSpec:
     pooling: str = "relu-avg"
     hidden: str = ""
     bias: bool = True
+    bottlenecks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_range("growth-rate", self.growth_rate, 1, 1024)
@@ -74,7 +79,8 @@ class DenseNetSpec:
             require_range("blocks", layers, 1, 512)
         require_range("init-features", self.init_features, 1, 8192)
         require_range("compression", self.compression, 0.01, 1.0)
-        require_range("bn-size", self.bn_size, 0, 64)
+        require_range("bn-size", self.bn_size, 0, MOST_BN_SIZE)
+        self._check_bottlenecks()
         require_range("drop-rate", self.drop_rate, 0.0, 0.99)
         require_range("num-classes", self.num_classes, 1, MOST_CLASSES)
         require_choice("stem", self.stem, STEMS)
@@ -90,6 +96,35 @@ class DenseNetSpec:
                 f"leaves a transition without channels (blocks end with {self.channels_out})",
                 "raise the compression or the growth rate",
             )
+
+    def _check_bottlenecks(self) -> None:
+        if not self.bottlenecks:
+            return
+        require_range("number of bottlenecks", len(self.bottlenecks), sum(self.blocks), sum(self.blocks))
+        for width in self.bottlenecks:
+            require_range("bottlenecks", width, 1, MOST_BN_SIZE * self.growth_rate)
+        if (self.bn_size, self.bottlenecks) != _canonical(self.bottlenecks, self.growth_rate):
+            why = f"does not go with bottlenecks of {min(self.bottlenecks)} to {max(self.bottlenecks)} channels"
+            raise UsageError(f"bn-size={self.bn_size}", why, "leave out one of them")
+
+    @property
+    def bottleneck_widths(self) -> tuple[tuple[int, ...], ...]:
+        """Channels of the bottleneck of each layer, by block; 0 of a plain layer."""
+        widths = self.bottlenecks or (self.bn_size * self.growth_rate,) * sum(self.blocks)
+        starts = [sum(self.blocks[:index]) for index in range(len(self.blocks))]
+        return tuple(widths[start : start + layers] for start, layers in zip(starts, self.blocks, strict=True))
+
+    def with_bottlenecks(self, widths: Sequence[int]) -> DenseNetSpec:
+        """Return the spec whose layers, block after block, have bottlenecks of `widths` channels.
+
+        >>> DenseNetSpec(blocks=(1, 1)).with_bottlenecks([96, 96]).bn_size
+        3
+
+        Raises:
+            UsageError: if there are not as many as layers, or one is out of range.
+        """
+        bn_size, bottlenecks = _canonical(tuple(widths), self.growth_rate)
+        return dataclasses.replace(self, bn_size=bn_size, bottlenecks=bottlenecks)
 
     @property
     def channels_in(self) -> tuple[int, ...]:
@@ -161,7 +196,10 @@ class DenseNetSpec:
 
     def to_facts(self) -> SpecFacts:
         """Return the numbers by name, as a manifest carries them."""
-        return dataclasses.asdict(self)
+        facts = dataclasses.asdict(self)
+        if not self.bottlenecks:
+            del facts["bottlenecks"]
+        return facts
 
     @classmethod
     def from_facts(cls, facts: SpecFacts) -> DenseNetSpec:
@@ -192,6 +230,12 @@ _ENDS: Final = ("in_channels", "num_classes", "head", "pooling", "hidden", "bias
 _ALWAYS_WRITTEN: Final = (
     *("growth_rate", "blocks", "init_features", "compression", "bn_size", "drop_rate", "stem", "num_classes", "head"),
 )
+
+
+def _canonical(widths: tuple[int, ...], growth_rate: int) -> tuple[int, tuple[int, ...]]:
+    """(bn_size, bottlenecks) of layers with these widths: one spec for one network."""
+    bn_size = -(-max(widths) // growth_rate)
+    return bn_size, () if set(widths) == {bn_size * growth_rate} else widths
 
 
 def compressed(channels: int, compression: float) -> int:

@@ -230,7 +230,7 @@ def _exported(
         outputs, reference = _verified(model, result, allow_nonfinite=allow_nonfinite)
         check, remarks = require_recorded(normalized, recording) if recording is not None else (None, ())
     with stages("write"):
-        result = destination.write(result)
+        result = destination.write(result).replaced(weights=model.weights)
     known = (note.replace(UNVERIFIED, "confirmed by --check") if check else note for note in model.notes)
     notes = (*known, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
     report = dataclasses.replace(_report(result, parameters, outputs, reference, stages, notes), check=check)

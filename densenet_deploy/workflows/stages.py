@@ -26,7 +26,7 @@ def ignore(stage: str, done: int = 0, total: int | None = None) -> None:
 
 
 class Stages:
-    """Seconds spent in each named stage, in order.
+    """Seconds spent in each named stage, in order; of one that is entered again, all of them.
 
     >>> stages = Stages()
     >>> with stages("calibrate") as step:
@@ -51,5 +51,6 @@ class Stages:
             log.info("%s", heard)
         start = time.perf_counter()
         yield functools.partial(self._listener, heard)
-        self.seconds[name] = time.perf_counter() - start
-        log.info("%s: %.2f s", name, self.seconds[name])
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        log.info("%s: %.2f s", name, seconds)

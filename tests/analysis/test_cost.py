@@ -37,6 +37,7 @@ SPECS = {
         for stem in ("imagenet-nopool", "3x3-pool", "3x3-nopool", "deep", "deep-blur")
     },
     "four channels": dataclasses.replace(SMALL, in_channels=4),
+    "pruned": SMALL.with_bottlenecks([3, 8, 5, 1, 2, 9, 8]),
     "maxima": dataclasses.replace(SMALL, pooling="max-avg"),
     "hidden": dataclasses.replace(SMALL, hidden="norm linear:9 relu linear:8:nobias norm", bias=False),
     "hidden features": dataclasses.replace(SMALL, hidden="linear:9 relu", head="features"),

@@ -29,6 +29,7 @@ SPECS = {
         for stem in ("imagenet-nopool", "3x3-pool", "3x3-nopool", "deep", "deep-blur")
     },
     "one channel": dataclasses.replace(BOTTLENECK, in_channels=1),
+    "pruned": BOTTLENECK.with_bottlenecks([3, 8, 5, 1, 9]),
     "mean": dataclasses.replace(BOTTLENECK, pooling="avg"),
     "maxima": dataclasses.replace(BOTTLENECK, pooling="max-avg"),
     "hidden": dataclasses.replace(BOTTLENECK, hidden="norm linear:6 relu norm linear:7 norm relu", bias=False),

@@ -48,6 +48,16 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (3, "missing", f"{MODEL} {MODEL} --data missing"),
         (2, "samples=0", f"{MODEL} {MODEL} --samples 0"),
     ],
+    "prune": [
+        (3, "missing.onnx", "missing.onnx --calibration images --ratio 0.5"),
+        (3, "missing", f"{MODEL} --calibration missing --ratio 0.5"),
+        (2, "prune", " ".join(CALIBRATED)),
+        (2, "ratio=0", f"{' '.join(CALIBRATED)} --ratio 0"),
+        (2, "ratio=1", f"{' '.join(CALIBRATED)} --ratio 1"),
+        (2, "--ratio and --max-drop", f"{' '.join(CALIBRATED)} --ratio 0.5 --max-drop 1"),
+        (2, "per-layr", f"{' '.join(CALIBRATED)} --ratio 0.5 --widths per-layr"),
+        (2, "x.png", f"{' '.join(CALIBRATED)} --ratio 0.5 -o x.png"),
+    ],
     "quantize": [
         (3, "missing.onnx", "missing.onnx --calibration images"),
         (3, "missing", f"{MODEL} --calibration missing"),

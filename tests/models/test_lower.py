@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from densenet_deploy.errors import UsageError
 from densenet_deploy.models.build import DenseNet, build_model
-from densenet_deploy.models.lower import OnnxOptions, lowered
+from densenet_deploy.models.lower import OnnxOptions, lowered, raised
 from densenet_deploy.models.to_onnx import onnx_from_module
 from densenet_deploy.parity.reference import numpy_outputs
 from densenet_deploy.variants.spec import HEADS, POOLINGS, STEMS, DenseNetSpec
@@ -38,6 +38,7 @@ CASES = {
         {"stem": "cifar", "bn_size": 0, "drop_rate": 0.2, "head": "features"},
         OnnxOptions(9, batch=3, opset=19),
     ),
+    "pruned bottlenecks": ({"stem": "cifar", "bottlenecks": (1, 5, 4)}, OnnxOptions(9)),
     "multiscale, batch 1, opset 23": ({"stem": "3x3-pool", "head": "multiscale"}, OnnxOptions(32, batch=1, opset=23)),
     "means alone, linear output, opset 16": (
         {"stem": "imagenet-nopool", "pooling": "avg", "head": "features", "hidden": "linear:4"},
@@ -225,3 +226,40 @@ def test_either_side_has_the_limit(size):
         OnnxOptions(size)
     assert caught.value.subject == "image-size=8193"
     assert OnnxOptions((8192, 32), channels=2).image_shape == (2, 8192, 32)
+
+
+def test_what_was_changed_in_a_graph_is_raised_to_weights_that_are_lowered_to_it() -> None:
+    """All numbers of the graph but running statistics; a norm whose scale is zero gets one."""
+    module = network(DenseNetSpec(**SMALL, stem="deep"))
+    weights = state_of(module)
+    weights["features.denseblock1.denselayer1.norm2.weight"][0] = 0
+    rng = np.random.default_rng(0)
+    model = lowered(module.spec, weights, OnnxOptions(16))
+    changed = {
+        tensor.name: numpy_helper.to_array(tensor) * rng.uniform(0.9, 1.1, tuple(tensor.dims)).astype(np.float32)
+        + np.float32(0.01)
+        for tensor in model.graph.initializer
+        if "running" not in tensor.name
+    }
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found = raised(module.spec, {**stored, **changed}, weights)
+    again = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in lowered(module.spec, found, OnnxOptions(16)).graph.initializer
+    }
+    assert again.keys() == stored.keys()
+    for name, array in changed.items():
+        np.testing.assert_allclose(again[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+    statistics = [name for name in weights if "running" in name]
+    assert all(np.array_equal(found[name], weights[name]) for name in statistics)
+
+
+def test_weights_that_did_not_change_are_raised_to_themselves() -> None:
+    module = network(DenseNetSpec(**SMALL))
+    weights = state_of(module)
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in lowered(module.spec, weights, OnnxOptions(32)).graph.initializer
+    }
+    for name, array in raised(module.spec, stored, weights).items():
+        np.testing.assert_allclose(array, weights[name], rtol=1e-5, atol=1e-6, err_msg=name)

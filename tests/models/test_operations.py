@@ -205,6 +205,7 @@ def test_a_node_says_what_was_folded_into_it_and_what_was_pooled_before_it():
         DenseNetSpec(**SMALL, head="features", pooling="max-avg", hidden="norm"),
         DenseNetSpec(**SMALL, head="multiscale", bias=False, in_channels=1),
         DenseNetSpec(**{**SMALL, "bn_size": 0}, drop_rate=0.3, compression=0.3),
+        DenseNetSpec(**SMALL, bottlenecks=(1, 5, 4)),
         *(find_variant(name).spec for name in variant_names()),
     ],
     ids=str,

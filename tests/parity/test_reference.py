@@ -29,6 +29,7 @@ def state_of(spec: DenseNetSpec) -> tuple[torch.nn.Module, dict[str, np.ndarray]
         *({"pooling": pooling, "hidden": "linear:7 norm relu linear:6:nobias"} for pooling in POOLINGS),
         *({"head": head, "bias": False} for head in HEADS),
         {"bn_size": 0, "blocks": (1, 2, 1), "compression": 0.75, "in_channels": 1, "drop_rate": 0.3},
+        {"bottlenecks": (1, 5, 4)},
     ],
     ids=str,
 )

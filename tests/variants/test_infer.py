@@ -27,6 +27,8 @@ ODD = [
     DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, stem="deep"),
     find_variant("264d").spec,
     find_variant("blur121d").spec,
+    DenseNetSpec(growth_rate=4, blocks=(2, 1), init_features=8).with_bottlenecks([7, 16, 3]),
+    DenseNetSpec(growth_rate=4, blocks=(2, 1), init_features=8).with_bottlenecks([9, 9, 9]),
 ]
 
 
@@ -137,8 +139,8 @@ def test_a_missing_layer_does_not_hide_the_variant():
         ({"features.conv0.weight": (8,)}, "square convolution"),
         ({"features.conv0.weight": (8, 3, 3, 7)}, "square convolution"),
         ({"features.conv0.weight": (0, 3, 3, 3)}, "init-features=0"),
-        ({"features.denseblock1.denselayer1.conv1.weight": (15, 8, 1, 1)}, "not a multiple"),
-        ({"features.denseblock1.denselayer1.conv2.weight": (0, 16, 3, 3)}, "not a multiple"),
+        ({"features.denseblock1.denselayer1.conv2.weight": (0, 16, 3, 3)}, "add no channels"),
+        ({"features.denseblock2.denselayer3.conv1.weight": (0, 16, 1, 1)}, "bottlenecks=0"),
         ({"features.denseblock4.denselayer1.norm1.weight": (8,)}, "block 3 of 4 is missing"),
         ({"features.transition1.conv.weight": (99, 16, 1, 1)}, "no single compression"),
         ({"classifier.weight": (5, 8, 1, 1)}, "classifier"),

@@ -215,7 +215,7 @@ def test_files_of_before_these_numbers_have_the_defaults(name):
     assert DenseNetSpec.from_facts(facts) == DenseNetSpec()
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(DenseNetSpec) if field.name not in NEWER])
+@pytest.mark.parametrize("name", [name for name in DenseNetSpec().to_facts() if name not in NEWER])
 def test_a_missing_fact_is_named(name):
     facts = {key: value for key, value in DenseNetSpec().to_facts().items() if key != name}
     with pytest.raises(ManifestError) as caught:
@@ -225,3 +225,52 @@ def test_a_missing_fact_is_named(name):
 
 def test_whole_numbers_are_good_compressions():
     assert DenseNetSpec.from_facts({**DenseNetSpec().to_facts(), "compression": 1}).compression == 1.0
+
+
+def test_pruned_layers_have_widths_of_their_own() -> None:
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 1)).with_bottlenecks([12, 16, 5])
+    assert (spec.bn_size, spec.bottlenecks) == (4, (12, 16, 5))
+    assert spec.bottleneck_widths == ((12, 16), (5,))
+    assert DenseNetSpec.from_facts(spec.to_facts()) == spec
+    assert not spec.same_architecture(DenseNetSpec(growth_rate=4, blocks=(2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("widths", "bn_size", "bottlenecks"),
+    [
+        ([12, 12, 12], 3, ()),
+        ([10, 10, 10], 3, (10, 10, 10)),
+        ([13, 12, 12], 4, (13, 12, 12)),
+        ([1, 1, 1], 1, (1, 1, 1)),
+        ([256, 1, 1], 64, (256, 1, 1)),
+    ],
+)
+def test_one_network_has_one_spec(widths: list[int], bn_size: int, bottlenecks: tuple[int, ...]) -> None:
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 1)).with_bottlenecks(widths)
+    assert (spec.bn_size, spec.bottlenecks) == (bn_size, bottlenecks)
+    assert [width for block in spec.bottleneck_widths for width in block] == widths
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"bottlenecks": (12, 16)}, "number of bottlenecks=2"),
+        ({"bottlenecks": (12, 16, 5, 5)}, "number of bottlenecks=4"),
+        ({"bottlenecks": (12, 16, 0)}, "bottlenecks=0"),
+        ({"bottlenecks": (12, 16, 257), "bn_size": 65}, "bn-size=65"),
+        ({"bottlenecks": (12, 16, 257), "bn_size": 64}, "bottlenecks=257"),
+        ({"bottlenecks": (12, 16, 5), "bn_size": 3}, "bn-size=3"),
+        ({"bottlenecks": (12, 16, 5), "bn_size": 0}, "bn-size=0"),
+        ({"bottlenecks": (16, 16, 16)}, "bn-size=4"),
+    ],
+)
+def test_widths_that_contradict_the_rest_are_refused(changes: dict, subject: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        DenseNetSpec(**{"growth_rate": 4, "blocks": (2, 1)} | changes)
+    assert caught.value.subject == subject
+
+
+def test_a_plain_layer_has_no_bottleneck_and_a_file_states_only_unequal_ones() -> None:
+    assert DenseNetSpec(blocks=(1, 2), bn_size=0).bottleneck_widths == ((0,), (0, 0))
+    assert DenseNetSpec(blocks=(1, 2)).bottleneck_widths == ((128,), (128, 128))
+    assert "bottlenecks" not in DenseNetSpec().to_facts()

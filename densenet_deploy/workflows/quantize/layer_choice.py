@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 import re
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any, Final, Self
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.bench.candidate import Candidate
 from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
-from densenet_deploy.errors import DataError, GateError, UsageError
+from densenet_deploy.errors import GateError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, worst
 from densenet_deploy.quantization.int8_writer import Int8File
@@ -26,6 +25,7 @@ from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, 
 from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions
+from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement, require_labelled_folder
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.evaluation.tasks import judged_by
@@ -223,15 +223,13 @@ def layers_for_accuracy(
     """
     notes: tuple[str, ...] = ()
     if options.max_drop is not None:
-        if not isinstance(calibration, (str, os.PathLike)) or not Path(calibration).is_dir():
-            why = "holds no labels, which --max-drop needs"
-            raise UsageError(calibration, why, "calibrate on a folder with one subfolder per class, or use --min-sqnr")
+        require_labelled_folder(calibration)
         trials.require_accuracy("--max-drop")
         report = trials.float_evaluated(calibration)
-        least, notes = _accuracy(report) - options.max_drop / 100, _judgement(report)
+        least, notes = accuracy_of(report) - options.max_drop / 100, judgement(report)
 
         def is_enough(names: Names) -> bool:
-            return _accuracy(trials.evaluated(names, calibration)) >= least
+            return accuracy_of(trials.evaluated(names, calibration)) >= least
 
         found = find_float_layers(trials.layers, trials.noise, is_enough)
     else:
@@ -248,20 +246,8 @@ def demanded(trials: Trials, float_layers: Names, options: QuantizeOptions, cali
     More than `min_sqnr`, on the first `count` samples, counts as just that.
     """
     if options.max_drop is not None:
-        return _accuracy(trials.evaluated(float_layers, calibration))
+        return accuracy_of(trials.evaluated(float_layers, calibration))
     return 0.0 if options.min_sqnr is None else min(options.min_sqnr, trials.sqnr_db(float_layers, count))
-
-
-def _accuracy(report: EvaluateReport) -> float:
-    if report.accuracy is None:
-        why = "no label has both positive and negative calibration images, which an AUROC needs"
-        raise DataError("--max-drop", why, "calibrate on folders of at least two labels, or use --min-sqnr")
-    return report.accuracy.value
-
-
-def _judgement(report: EvaluateReport) -> tuple[str, ...]:
-    """What `--max-drop` was taken to mean, where that is not top-1."""
-    return () if report.task == "multiclass" else ("--max-drop: points of the mean AUROC", *report.notes)
 
 
 def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, str | None]:

@@ -1,0 +1,174 @@
+"""How wide the layers stay: by a ratio, or as narrow as a limit allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from densenet_deploy.errors import GateError
+from densenet_deploy.model import Model
+from densenet_deploy.parity.compare import worst
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND
+from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement
+from densenet_deploy.workflows.compare import measured_parity
+from densenet_deploy.workflows.evaluate import evaluate
+from densenet_deploy.workflows.evaluation.tasks import judged_by
+from densenet_deploy.workflows.prune.images import judging_folder
+from densenet_deploy.workflows.prune.limit import MOST_TRIALS, most_steps
+from densenet_deploy.workflows.prune.options import PruneOptions
+from densenet_deploy.workflows.prune.preparation import Preparation, fixed_batch_of, uniform
+from densenet_deploy.workflows.prune.report import Finetuning, JudgedAccuracy
+from densenet_deploy.workflows.stages import Stages
+
+if TYPE_CHECKING:
+    from densenet_deploy.pruning.reconstruction import PrunedGraph
+    from densenet_deploy.pruning.widths import Schedule
+
+_GAIN_IMAGES: Final = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The pruned graph, and how it was found."""
+
+    pruned: PrunedGraph
+    trials: int = 1
+    accuracy: JudgedAccuracy | None = None
+    notes: tuple[str, ...] = ()
+    finetuning: Finetuning | None = None
+
+
+def choose(ready: Preparation, options: PruneOptions, stages: Stages) -> Choice:
+    """Return the pruned graph that `options` ask for.
+
+    Raises:
+        GateError: if no channel can be removed within a limit.
+        UsageError: if `max_drop` is asked of a model whose task has no accuracy.
+    """
+    layers, images = len(ready.found.found), ready.reconstruction.count
+    if not options.is_per_layer:
+        assert options.ratio is not None
+        with stages("prune", f"{layers} layers on {images} images") as step:
+            return Choice(ready.reconstruction.pruned(uniform(ready.found, options.ratio), step))
+    with stages("choose widths", f"{layers} layers on {images} images") as step:
+        plan = _plan(ready, step)
+    if options.ratio is not None:
+        with stages("prune", f"{layers} layers on {images} images") as step:
+            return Choice(ready.reconstruction.pruned(_of_same_cost(ready, plan, options.ratio), step))
+    with stages("prune", f"up to {MOST_TRIALS} networks of {layers} layers on {images} images") as step:
+        if options.min_sqnr is not None:
+            return _within_sqnr(ready, plan, options.min_sqnr, step)
+        assert options.max_drop is not None
+        return _within_drop(ready, plan, options.max_drop, step)
+
+
+def _plan(ready: Preparation, step: Callable[[int, int | None], None]) -> Schedule:
+    """Order the steps by what each costs at the outputs and saves in multiply-accumulates."""
+    import numpy as np
+
+    from densenet_deploy.pruning.elimination import eliminate
+    from densenet_deploy.pruning.noise import noise_gains
+    from densenet_deploy.pruning.widths import Curve, least_width, schedule
+
+    made = {bottleneck.name: str(bottleneck.reading.outputs[0].name) for bottleneck in ready.found.found}
+    few = fixed_batch_of(ready.model) or _GAIN_IMAGES
+    gains = noise_gains(ready.proto, list(made.values()), np.concatenate(ready.images.choosing[:few]))
+    curves, per_channel = [], _macs_per_channel(ready)
+    widths = {bottleneck.name: bottleneck.width for bottleneck in ready.found.found}
+    for number, (name, problem) in enumerate(ready.reconstruction.problems(), start=1):
+        found = eliminate(problem, least_width(widths[name]))
+        unit = gains[made[name]] / problem.signal if problem.signal else 0.0
+        noise = tuple(max(objective, 0.0) * unit for objective in found.objectives)
+        curves.append(Curve(name, widths[name], per_channel[name], noise))
+        step(number, len(widths))
+    return schedule(curves)
+
+
+def _macs_per_channel(ready: Preparation) -> dict[str, int]:
+    from densenet_deploy.analysis.onnx_cost import onnx_cost
+
+    macs = {layer.name: layer.macs for layer in onnx_cost(ready.proto).layers}
+    return {
+        bottleneck.name: (macs[bottleneck.name] + macs[str(bottleneck.reading.name)]) // bottleneck.width
+        for bottleneck in ready.found.found
+    }
+
+
+def _of_same_cost(ready: Preparation, plan: Schedule, ratio: float) -> dict[str, int]:
+    """Return the widths after the fewest steps that save as much as a uniform ratio does."""
+    per_channel = _macs_per_channel(ready)
+
+    def saved(widths: Mapping[str, int]) -> int:
+        return sum((plan.widths[name] - width) * per_channel[name] for name, width in widths.items())
+
+    wanted = saved(uniform(ready.found, ratio))
+    counts = range(len(plan.steps) + 1)
+    return next((widths for count in counts if saved(widths := plan.at(count)) >= wanted), plan.at(len(plan.steps)))
+
+
+class _Trials:
+    """Prunes and measures networks of a plan; `best` is the last one that kept the limit `least`."""
+
+    def __init__(
+        self,
+        ready: Preparation,
+        plan: Schedule,
+        least: float,
+        value_of: Callable[[Model], float],
+        step: Callable[[int, int | None], None],
+    ) -> None:
+        self._ready, self._plan, self._least, self._value_of, self._step = ready, plan, least, value_of, step
+        self.best: PrunedGraph | None = None
+        self.values: dict[int, float] = {}
+
+    def measured(self, count: int) -> float:
+        pruned = self._ready.reconstruction.pruned(self._plan.at(count))
+        value = self._value_of(Model.from_onnx("trial", pruned.proto, self._ready.model.manifest))
+        self.values[count] = value
+        if value >= self._least:
+            self.best = pruned
+        self._step(len(self.values), None)
+        return value
+
+    def smallest(self, limit: str, figure: Callable[[float], str], *, predicts: bool) -> tuple[PrunedGraph, float]:
+        """Return the smallest network found within the limit, and its value.
+
+        Raises:
+            GateError: if there is none.
+        """
+        count = most_steps(self._plan, self.measured, self._least, predicts=predicts)
+        if self.best is None:
+            name, width = self._plan.steps[0]
+            why = f"misses {limit} when the cheapest step is taken: {figure(self.values[1])} with {name} at {width}"
+            raise GateError(self._ready.model.name, why, "keep the model as it is, or ask for less")
+        return self.best, self.values[count]
+
+
+def _within_sqnr(ready: Preparation, plan: Schedule, least: float, step: Callable[[int, int | None], None]) -> Choice:
+    trials = _Trials(ready, plan, least, lambda trial: _sqnr_db(ready, trial), step)
+    best, _ = trials.smallest(f"--min-sqnr {least:g}", lambda value: f"{value:.1f} dB", predicts=True)
+    return Choice(best, len(trials.values))
+
+
+def _within_drop(ready: Preparation, plan: Schedule, drop: float, step: Callable[[int, int | None], None]) -> Choice:
+    with ready.model.runner(REFERENCE_BACKEND, "cpu") as runner:
+        judged_by(runner, ready.model.name, "--max-drop")
+    with judging_folder(Path(str(ready.data.origin)), ready.data, ready.reconstruction.count) as judging:
+        original = evaluate(ready.model, judging)
+        before = accuracy_of(original)
+        trials = _Trials(ready, plan, before - drop / 100, lambda trial: accuracy_of(evaluate(trial, judging)), step)
+        best, after = trials.smallest(f"--max-drop {drop:g}", lambda value: f"{value:.2%}", predicts=False)
+    coarse = (
+        (f"one of the {original.count} images held out is {100 / original.count:.1f} points: give more of them",)
+        if 100 / original.count > drop
+        else ()
+    )
+    accuracy = JudgedAccuracy(before, after, original.count)
+    return Choice(best, len(trials.values), accuracy, (*judgement(original), *coarse))
+
+
+def _sqnr_db(ready: Preparation, trial: Model) -> float:
+    parity = worst(measured_parity(ready.model, trial, ready.images.judging))[1]
+    return -float("inf") if parity.nonfinite else parity.sqnr_db

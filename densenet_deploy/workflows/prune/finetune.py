@@ -1,0 +1,77 @@
+"""Train a pruned graph for the outputs of the original, and keep the result only where it is better."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from densenet_deploy.model import Model
+from densenet_deploy.parity.compare import worst
+from densenet_deploy.runtime.batching import run_each, shared_cpus
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
+from densenet_deploy.workflows.compare import measured_parities
+from densenet_deploy.workflows.prune.choice import Choice
+from densenet_deploy.workflows.prune.options import PruneOptions
+from densenet_deploy.workflows.prune.preparation import Preparation
+from densenet_deploy.workflows.prune.report import Finetuning
+from densenet_deploy.workflows.stages import Stages
+
+if TYPE_CHECKING:
+    from densenet_deploy.pruning.reconstruction import PrunedGraph
+    from densenet_deploy.runtime.feeds import Array
+    from densenet_deploy.training.int8_finetuning import Samples
+
+
+def unused_images(ready: Preparation, choice: Choice) -> tuple[Array, ...]:
+    """Return the images that had no part in the result: of those held out, fine-tuning uses every other to stop by."""
+    return ready.images.judging if choice.finetuning is None else ready.images.judging[1::2]
+
+
+def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages: Stages) -> Choice:
+    """Return `choice` after training, or what it was where that is not better on images that had no part in it.
+
+    Raises:
+        ModelFileError: if the graph holds an operator that PyTorch does not run here.
+    """
+    cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
+    with stages("fine-tune", cost) as step:
+        from onnx import numpy_helper
+
+        from densenet_deploy.training.float_finetuning import finetune_float, float_weights
+
+        learnt, held_out = np.concatenate(ready.images.choosing), _samples(ready.model, ready.images.judging[::2])
+        pruned, seconds, seed = choice.pruned, options.finetune_seconds, options.finetune_seed
+        found = finetune_float(pruned.proto, ready.proto, learnt, held_out, seconds, seed=seed, step=step)
+        names = set(float_weights(pruned.proto))
+        stored = {tensor.name: tensor for tensor in found.model.graph.initializer if tensor.name in names}
+        trained = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
+        after = dataclasses.replace(pruned, proto=found.model, weights={**pruned.weights, **trained}, is_finetuned=True)
+        unused, every = ready.images.judging[1::2], ready.images.judging
+        before_db, after_db = _sqnr_db(ready, (pruned, after), unused)
+        refit_db, trained_db = _sqnr_db(ready, (pruned, after), every)
+    is_kept = found.best > 0 and after_db > before_db and trained_db >= refit_db
+    told = Finetuning(found.steps, len(learnt), before_db, after_db, seed, is_kept, found.stopped)
+    return dataclasses.replace(choice, pruned=after if is_kept else pruned, finetuning=told)
+
+
+def _samples(model: Model, images: Sequence[Array]) -> Samples:
+    """The images as one array, and what the original gives for them."""
+    from densenet_deploy.training.int8_finetuning import Samples
+
+    calls, threads = shared_cpus(REFERENCE_BACKEND)
+    with model.runner(REFERENCE_BACKEND, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
+        found = [outputs for _, outputs in run_each(runner, images, calls)]
+    targets = {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
+    return Samples(np.concatenate(images), targets)
+
+
+def _sqnr_db(ready: Preparation, graphs: Sequence[PrunedGraph], images: Sequence[Array]) -> list[float]:
+    """The SQNR of the worst output of each graph; minus infinity with NaN or Inf."""
+    candidates = {
+        str(place): Model.from_onnx("trial", graph.proto, ready.model.manifest) for place, graph in enumerate(graphs)
+    }
+    found = [worst(outputs)[1] for outputs in measured_parities(ready.model, candidates, images).values()]
+    return [-float("inf") if parity.nonfinite else parity.sqnr_db for parity in found]

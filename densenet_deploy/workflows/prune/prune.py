@@ -1,0 +1,231 @@
+"""Prune: fewer channels in the bottlenecks of a float graph, the weights that remain refitted, without a label.
+
+Three quarters of the calibration images choose channels and fit weights (`pruning`); the others judge: the parity in
+the report, and every trial of `min_sqnr` and `max_drop`, is measured on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+from densenet_deploy.artifacts import StrPath
+from densenet_deploy.errors import GateError, UsageError
+from densenet_deploy.manifest import Manifest
+from densenet_deploy.model import Model, untrained_note
+from densenet_deploy.packages import require_packages
+from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND
+from densenet_deploy.workflows.accuracy_limit import require_labelled_folder
+from densenet_deploy.workflows.compare import measured_parity
+from densenet_deploy.workflows.export import as_onnx
+from densenet_deploy.workflows.float_model import (
+    exact_graph,
+    input_manifest,
+    knows_normalization,
+    pixel_form,
+    require_float32,
+    sized_by,
+)
+from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
+from densenet_deploy.workflows.outputs import Destination
+from densenet_deploy.workflows.prune.checkpoint import network_of, pruned_manifest, pruned_spec, pruned_weights
+from densenet_deploy.workflows.prune.choice import Choice, choose
+from densenet_deploy.workflows.prune.finetune import finetuned, unused_images
+from densenet_deploy.workflows.prune.options import PER_LAYER, UNIFORM, PruneOptions
+from densenet_deploy.workflows.prune.preparation import Preparation, of_one_size, prepare
+from densenet_deploy.workflows.prune.report import LayerWidth, PruneReport
+from densenet_deploy.workflows.quantize.preparation import about_range
+from densenet_deploy.workflows.samples import taken
+from densenet_deploy.workflows.simplify import finished
+from densenet_deploy.workflows.stages import Listener, Stages, ignore
+
+if TYPE_CHECKING:
+    from densenet_deploy.pruning.reconstruction import PrunedGraph
+
+_CHECKPOINT: Final = ".safetensors"
+_FEW_ROWS: Final = 2.0
+_GAIN_IMAGES: Final = 8
+_LISTED: Final = 3
+
+
+def prune(
+    source: Any,
+    calibration: Any,
+    options: PruneOptions,
+    *,
+    out: StrPath | None = None,
+    force: bool = False,
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> Model:
+    """Return a float32 model with fewer bottleneck channels, refitted on images, which need no labels.
+
+    >>> prune("chest.pth", "calibration/", PruneOptions(ratio=0.25)).report.macs_after          # doctest: +SKIP
+    2255470592
+
+    Of a checkpoint or module the result holds a module too, and can be saved as either: `save("small.onnx")` or
+    `save("small.safetensors")`, from which `train` can go on.
+
+    Args:
+        source: whatever `load` takes that holds or exports to a float32 ONNX graph with bottleneck layers.
+        calibration: a folder of images, an `.npy` or `.npz` file, an array, or any iterable of images or batches.
+        options: see `PruneOptions`.
+        out: a file `.onnx`, or of a checkpoint `.safetensors`, or a folder for `NAME.pruned.onnx`; None writes nothing.
+        force: replace whatever stands at `out`.
+        progress: is called when a stage begins, and after each of its steps.
+        **stated: facts about the source; see `load`.
+
+    Raises:
+        UsageError: if an option is invalid, or a layer would be left without channels.
+        ModelFileError: if the source is not a float32 image model, or has no bottleneck that can be pruned.
+        DataError: if the calibration data are too few, all alike, or not normalized.
+        OutputExistsError: if another artifact stands where the result should go.
+        GateError: if no channel can be removed within the limit, or the result gives NaN or Inf; nothing is written.
+        MissingPackageError: if a package is missing.
+    """
+    require_packages("export", "onnx", "onnxscript")
+    require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
+    if options.finetune:
+        require_packages("export", "torch")
+    stages = Stages(progress)
+    if options.max_drop is not None:
+        require_labelled_folder(calibration)
+    given = sized_by(as_onnx(source, stages, **stated), calibration)
+    require_float32(given)
+    name = f"{given.name}.pruned"
+    destination = _destination(given, name, out, force=force)
+    ready = prepare(given, calibration, options, stages)
+    choice = choose(ready, options, stages)
+    if options.finetune:
+        choice = finetuned(ready, choice, options, stages)
+    result = _result(given, name, ready, choice.pruned, stages)
+    with stages("parity"):
+        every, unused = ready.images.judging, unused_images(ready, choice)
+        outputs = measured_parity(given, result, taken(unused, preprocessing_of(given)))
+        judged = outputs
+        if len(unused) < len(every):
+            judged = measured_parity(given, result, taken(every, preprocessing_of(given)))
+    _require_demands(judged, options, destination.path or name)
+    result = _written(result, destination)
+    notes = (*given.notes, *untrained_note(given.manifest), *choice.notes, *_notes(ready, choice, result, given))
+    notes = tuple(dict.fromkeys(notes))
+    report = _report(ready, choice, options, result, destination.path, outputs, stages, notes)
+    return result.replaced(report=report, notes=notes)
+
+
+def _destination(given: Model, name: str, out: StrPath | None, *, force: bool) -> Destination:
+    suffix = _CHECKPOINT if out is not None and Path(out).suffix.lower() == _CHECKPOINT else ".onnx"
+    if suffix == _CHECKPOINT and (given.weights is None or preprocessing_of(given).takes_pixels):
+        why = f"is a checkpoint, which the graph of {given.name} cannot become"
+        raise UsageError(out, why, "give the checkpoint that it was exported from, or name an .onnx file")
+    if suffix == _CHECKPOINT:
+        require_packages("export", "torch")
+    return Destination.of(out, f"{name}{suffix}", None, force=force, size_bytes=len(given.to_bytes()))
+
+
+def _result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, stages: Stages) -> Model:
+    """Return the graph with its facts, and the module and weights where the source had some."""
+    spec = pruned_spec(given.spec, pruned)
+    if spec is not None and given.weights is not None:
+        assert given.spec is not None
+        weights = pruned_weights(given.weights, given.spec, pruned)
+        manifest = input_manifest(pruned_manifest(given.manifest, spec, weights), "float32")
+        assert manifest is not None
+        result = as_onnx(network_of(name, manifest, spec, weights), stages)
+        return pixel_form(result) if preprocessing_of(given).takes_pixels else result
+    manifest = input_manifest(pruned_manifest(given.manifest, spec, pruned.weights), "float32")
+    return _graph_result(given, name, ready, pruned, manifest)
+
+
+def _graph_result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, manifest: Manifest | None) -> Model:
+    import onnx_ir
+
+    from densenet_deploy.pruning.reconstruction import with_weights
+
+    proto = pruned.proto
+    if of_one_size(ready.model) is not ready.model:  # the graph takes images of any size, and so does the result
+        proto = with_weights(onnx_ir.to_proto(exact_graph(ready.model)), pruned.weights)
+    result = Model.from_onnx(name, finished(proto, name), manifest)
+    return pixel_form(result) if preprocessing_of(given).takes_pixels else result
+
+
+def _written(result: Model, destination: Destination) -> Model:
+    if destination.path is not None and destination.path.suffix.lower() == _CHECKPOINT:
+        result.save(destination.path, force=destination.force)
+        return result
+    return destination.write(result)
+
+
+def _require_demands(outputs: Mapping[str, Parity], options: PruneOptions, subject: object) -> None:
+    for name, parity in outputs.items():
+        if parity.nonfinite:
+            why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"
+            raise GateError(subject, why, "report this model")
+    lowest = worst(outputs)[1].sqnr_db
+    if options.min_sqnr is not None and lowest < options.min_sqnr:
+        why = f"reaches {lowest:.2f} dB in the end, below the {options.min_sqnr:g} dB asked for"
+        raise GateError(subject, why, "ask for a little less")
+
+
+def _notes(ready: Preparation, choice: Choice, result: Model, given: Model) -> list[str]:
+    """Say what the figures do not."""
+    notes = []
+    judging = len(unused_images(ready, choice))
+    notes.append(f"parity: on {judging} calibration images held out; it says little about images unlike these")
+    if ready.images.left_out:
+        used = ready.reconstruction.count
+        notes.append(f"{used} images chose the channels, {ready.images.left_out} more do not fit into memory")
+    few = [fit for fit in choice.pruned.layers.values() if fit.rows_per_column < _FEW_ROWS]
+    if few:
+        worst_fit = min(fit.rows_per_column for fit in few)
+        notes.append(
+            f"{len(few)} layers were fitted on fewer than {_FEW_ROWS:g} pixels per weight (at least {worst_fit:.1f}): "
+            "give more images"
+        )
+    if ready.found.refused:
+        listed = "; ".join(ready.found.refused[:_LISTED])
+        more = f"; and {len(ready.found.refused) - _LISTED} more" if len(ready.found.refused) > _LISTED else ""
+        notes.append(f"not pruned: {listed}{more}")
+    if given.spec is not None and result.spec is None:
+        notes.append(f"the layers of the graph are not those of {given.name}'s architecture, which is no longer stated")
+    beyond = about_range(ready.data, is_stated=knows_normalization(ready.model.manifest))
+    return [*notes, beyond] if beyond is not None else notes
+
+
+def _report(
+    ready: Preparation,
+    choice: Choice,
+    options: PruneOptions,
+    result: Model,
+    path: Path | None,
+    outputs: Mapping[str, Parity],
+    stages: Stages,
+    notes: tuple[str, ...],
+) -> PruneReport:
+    from densenet_deploy.analysis.onnx_cost import onnx_cost
+
+    before, after = onnx_cost(ready.proto), onnx_cost(choice.pruned.proto)
+    fits = choice.pruned.layers.values()
+    return PruneReport(
+        onnx=result.path,
+        checkpoint=path if result.path is None else None,
+        variant=result.manifest.variant if result.manifest is not None else "third-party",
+        macs_before=before.macs,
+        macs_after=after.macs,
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        removed=1 - sum(fit.after for fit in fits) / sum(fit.before for fit in fits),
+        widths=PER_LAYER if options.is_per_layer else UNIFORM,
+        layers={fit.name: LayerWidth.of(fit.before, fit.after, fit.relative_error) for fit in fits},
+        outputs=outputs,
+        chosen_on=ready.reconstruction.count,
+        held_out=len(unused_images(ready, choice)),
+        trials=choice.trials,
+        input=input_of(result),
+        accuracy=choice.accuracy,
+        finetuning=choice.finetuning,
+        stages=stages.seconds,
+        notes=notes,
+    )
