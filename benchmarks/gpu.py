@@ -110,7 +110,17 @@ def gpu_tests(seconds: float) -> dict[str, str]:
     """The outcome of each `pytest -m gpu` test: `passed`, or `failed` or `skipped` with the reason."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "tests.xml")
-        options = ["-m", "gpu", "-q", "-n4", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        options = [
+            "-m",
+            "gpu",
+            "-q",
+            "-n4",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:benchmark",
+            "--continue-on-collection-errors",
+        ]
         command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", "tests/runtime"]
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=max(1.0, seconds))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
+from types import ModuleType
 
 from densenet_deploy.errors import MissingPackageError
 
@@ -11,6 +14,17 @@ from densenet_deploy.errors import MissingPackageError
 def is_installed(package: str) -> bool:
     """Whether `package` can be found; it is not imported."""
     return find_spec(package) is not None
+
+
+def imported(name: str) -> ModuleType | None:
+    """Return the module `name` if something has imported it, else None.
+
+    While another thread is importing it, this waits: `sys.modules` would give a module that is not complete.
+
+    >>> imported("no_such_module") is None
+    True
+    """
+    return importlib.import_module(name) if name in sys.modules else None
 
 
 def require_packages(extra: str, *packages: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
-from densenet_deploy.packages import is_installed, require_packages
+from densenet_deploy.packages import imported, is_installed, require_packages
 from densenet_deploy.registry import Registry
 from densenet_deploy.runtime.feeds import Array, Feed, Feeds, TensorSpec, checked_feeds, delivered, value_limit
 from densenet_deploy.runtime.nvidia import NvidiaOptions
@@ -399,7 +398,7 @@ def runner_source(source: ModelSource) -> RunnerSource:
         return Artifact.open(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return Artifact.open(bytes(source))
-    torch = sys.modules.get("torch")  # no module exists before torch is imported
+    torch = imported("torch")  # no module exists before torch is imported
     if torch is not None and isinstance(source, torch.nn.Module):
         return ModuleSource(source)
     if (inner := getattr(source, "runner_source", None)) is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeGuard
@@ -21,6 +20,7 @@ from densenet_deploy.errors import CheckpointError, InputError, UsageError, prin
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.manifest import WeightsOrigin
 from densenet_deploy.models.operations import NORM_EPSILON
+from densenet_deploy.packages import imported
 from densenet_deploy.runtime.backends.torch import exported_shape
 from densenet_deploy.sources.arrays import Array
 from densenet_deploy.sources.config_file import facts_of_config, fitting
@@ -65,7 +65,7 @@ class ModuleSource(Source):
     """
 
     def matches(self, source: object) -> Match:
-        torch = sys.modules.get("torch")  # a module can only be there if torch is
+        torch = imported("torch")  # a module can only be there if torch is
         if torch is None:
             return Match.NO
         return Match.CERTAIN if isinstance(source, torch.nn.Module) or _is_exported(source) else Match.NO
@@ -117,7 +117,7 @@ class _Recognised:
 
 def _is_exported(source: object) -> TypeGuard[ExportedProgram]:
     """Whether it is what `torch.export.export` returns."""
-    export = sys.modules.get("torch.export")
+    export = imported("torch.export")
     return export is not None and isinstance(source, export.ExportedProgram)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.models.operations import parameter_shapes
+from densenet_deploy.packages import imported
 from densenet_deploy.sources.arrays import Array, array_of
 from densenet_deploy.sources.checkpoint_file import INFLATION_LIMIT, CheckpointFile
 from densenet_deploy.sources.class_names import class_names_in
@@ -252,7 +252,7 @@ def shapes_of(tensors: Mapping[str, Tensor | Array]) -> dict[str, tuple[int, ...
 
 
 def _is_tensor(value: object) -> TypeGuard[Tensor | Array]:
-    torch = sys.modules.get("torch")  # a tensor of PyTorch can only be there if that is
+    torch = imported("torch")  # a tensor of PyTorch can only be there if that is
     return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
 
 

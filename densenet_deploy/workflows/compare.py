@@ -16,7 +16,7 @@ from densenet_deploy.errors import BackendError, GateError, ModelFileError
 from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_range
-from densenet_deploy.packages import require_packages
+from densenet_deploy.packages import imported, require_packages
 from densenet_deploy.parity.compare import (
     ComparisonMeter,
     LayerComparison,
@@ -424,9 +424,7 @@ def _sizes(shape: ImageShape) -> str:
 @contextlib.contextmanager
 def _torch_threads_restored() -> Iterator[None]:
     """PyTorch has one thread count per process, and its runner sets it: restore the caller's."""
-    import sys
-
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     threads = torch.get_num_threads() if torch is not None else None
     try:
         yield
