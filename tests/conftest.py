@@ -35,8 +35,10 @@ def times(request: pytest.FixtureRequest) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the folder of `made_once`, unless the process that started this one did; give each worker one CPU.
 
-    Libraries start a thread for every CPU they may use, and the threads of several workers disturb one another.
+    Libraries start a thread for every CPU they may use, and the threads of several workers disturb one another. Graphs
+    are many small objects: with its usual thresholds, the garbage collector takes a twentieth of the time.
     """
+    gc.set_threshold(50_000, 20, 20)
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
