@@ -1,7 +1,11 @@
-"""What tests share: small real models, each made once a test run."""
+"""What tests share: small real models, each made once a test run.
+
+The process that only hands out tests to others reads this file, too: it imports nothing large.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -10,12 +14,8 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.facts import Architecture
-from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.sandbox import DEFAULT
-from tests.exported_networks import exported
 from tests.made_once import FOLDER, made_once
-
-__all__ = ["exported"]
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
@@ -35,14 +35,26 @@ def times(request: pytest.FixtureRequest) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the folder of `made_once`, unless the process that started this one did; give each worker one CPU.
 
-    Libraries start a thread for every CPU they may use, and the threads of several workers disturb one another.
+    Libraries start a thread for every CPU they may use, and the threads of several workers disturb one another. Graphs
+    are many small objects: with its usual thresholds, the garbage collector takes a twentieth of the time.
     """
+    gc.set_threshold(50_000, 20, 20)
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
     if FOLDER not in os.environ:
         os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="made-once-")
         config.add_cleanup(lambda: (os.environ.pop(FOLDER), shutil.rmtree(folder)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from visiting modules and tests, which stay until the end, again and again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries report what is never released as leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -55,6 +67,8 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_onnx() -> Path:
     """An untrained DenseNet for 32x32 images and 10 classes, exported by the product."""
+    from densenet_deploy.workflows.export import export
+
     return (
         made_once("tiny", lambda folder: export(architecture=TINY, num_classes=10, out=folder / "tiny.onnx"))
         / "tiny.onnx"
@@ -64,5 +78,7 @@ def tiny_onnx() -> Path:
 @pytest.fixture(scope="session")
 def digits_onnx() -> Path:
     """The trained digits model, exported by the product."""
+    from densenet_deploy.workflows.export import export
+
     weights = DIGITS / "densenet_digits.safetensors"
     return made_once("digits", lambda folder: export(weights, out=folder / "digits.onnx")) / "digits.onnx"

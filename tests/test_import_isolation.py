@@ -46,7 +46,7 @@ sys.meta_path.insert(0, OnlyAllowed())
 
 def _python(code: str, *arguments: str, cwd: Path | None = None) -> str:
     """Run `code` in a fresh interpreter with warnings as errors and return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from densenet_deploy.analysis.multilabel import LabelAnswers, LabelMetrics, auroc, average_precision, macro
 
@@ -39,6 +38,8 @@ def test_one_class_alone_has_no_area(truth):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_they_are_those_of_scikit_learn_with_ties(seed):
+    from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+
     rng = np.random.default_rng(seed)
     truth = rng.random(200) < rng.uniform(0.02, 0.98)
     truth[:2] = True, False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from densenet_deploy.analysis.regression import NumberAnswers, OutputErrors
 
@@ -26,6 +25,8 @@ def test_the_errors_of_some_images_are_those_of_these_images():
 
 
 def test_they_are_those_of_scikit_learn():
+    from sklearn.metrics import mean_absolute_error, mean_squared_error
+
     rng = np.random.default_rng(0)
     truth, values = rng.standard_normal((2, 50, 3))
     answers = NumberAnswers(truth, values)

@@ -70,7 +70,7 @@ def _names(model: onnx.ModelProto) -> list[str]:
 def test_a_network_computes_nearly_the_same(network, tmp_path, precision):
     reduced = reduce_precision(network.proto, precision)
     assert (reduced.float_nodes, reduced.reasons) == ((), {})
-    expected = run(network.proto, network.images)
+    expected = network.values
     for results in results_of(reduced, _feeds(network)):
         for name, array in results.items():
             assert array.dtype == np.float32
@@ -97,7 +97,7 @@ def test_a_network_computes_nearly_the_same_with_some_nodes_in_fp32(network, eve
     for node in reduced.model.graph.node:
         kinds = {types[name] for name in (*node.input, *node.output)} & {FLOAT, kind}
         assert node.op_type == "Cast" or kinds <= {FLOAT if node.name in names else kind}
-    expected = run(network.proto, network.images)
+    expected = network.values
     for results in results_of(reduced, _feeds(network)):
         assert all(cosine(expected[name], array) >= COSINES[precision] for name, array in results.items())
 
@@ -107,7 +107,7 @@ def test_with_every_node_in_fp32_nothing_changes(network, precision):
     """Except for rounding in BF16: lifting may choose another kernel of ONNX Runtime, as it does for AveragePool."""
     reduced = reduce_precision(network.proto, precision, float_nodes=_names(network.proto))
     assert casts(reduced.model) == []
-    expected, found = run(network.proto, network.images), run(reduced.model, network.images)
+    expected, found = network.values, run(reduced.model, network.images)
     assert list(expected) == list(found)
     for name, array in found.items():
         allowed = ROUNDING * np.abs(expected[name]).max() if precision == "bf16" else 0
@@ -143,7 +143,7 @@ def test_networks_go_there_and_back_bit_for_bit(network):
     # one Concat per layer from the second on, and the block's own; the shortest has nothing before it
     assert len(there.changed) == sum(layers - 1 for layers in network.blocks)
     assert max(len(inputs) for name, inputs in _inputs(model).items() if name != "head.concat") == 2
-    expected, steps = run(network.proto, network.images), run(model, network.images)
+    expected, steps = network.values, run(model, network.images)
     assert expected.keys() == steps.keys()
     for name, array in steps.items():
         np.testing.assert_array_equal(array, expected[name])

@@ -5,6 +5,9 @@ import torch
 
 from densenet_deploy.models.build import DenseNet, build_model
 from densenet_deploy.variants.spec import DenseNetSpec
+from tests.exported_networks import exported
+
+__all__ = ["exported"]
 
 
 @pytest.fixture

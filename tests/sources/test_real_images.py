@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn import datasets
 from torch import Tensor, nn
 from torchvision import models, transforms
 
@@ -32,7 +32,7 @@ from tests.sources.test_fastai import ConcatPool, learner
 from tests.sources.test_person_reid import TorchReid
 from tests.sources.torch_networks import CHANNELS, decibels, network, scrambled
 
-CHINA = Path(datasets.__file__).parent / "images/china.jpg"
+CHINA = Path(find_spec("sklearn").origin).parent / "datasets/images/china.jpg"
 """640x427 pixels, full of detail."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -28,6 +28,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.model import Model
+from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.engine_files import read_plan
 from densenet_deploy.runtime.sidecar import Sidecar
@@ -103,12 +104,13 @@ def fp16(fp16_build: EngineReport, tmp_path: Path) -> EngineReport:
 
 
 @pytest.fixture(scope="module")
-def int8_builds(digits_onnx: Path) -> dict[str, EngineReport]:
-    """INT8 engines of the digits model, by the kind of weight scales."""
+def int8_builds(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineReport]:
+    """INT8 engines of the digits model, by the kind of weight scales; both from one calibration."""
+    cache = CalibrationCache(tmp_path_factory.mktemp("ranges"))
 
     def build_int8(folder: Path) -> EngineReport:
         quantization = QuantizeOptions(weights=folder.name.removeprefix("int8-"), samples=64)
-        return build(digits_onnx, "int8", calibration=SAMPLES, quantization=quantization, out=folder)
+        return build(digits_onnx, "int8", calibration=SAMPLES, quantization=quantization, cache=cache, out=folder)
 
     return {weights: built_once(f"int8-{weights}", build_int8) for weights in ("per-channel", "per-tensor")}
 

@@ -21,7 +21,15 @@ from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.report import report, write_page
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from tests.reading_html import Reading
-from tests.workflows.html_report.conftest import ReportFolder, machine, parity, reports, result, validation
+from tests.workflows.html_report.conftest import (
+    ReportFolder,
+    machine,
+    parity,
+    reports,
+    result,
+    two_models,
+    validation,
+)
 from tests.workflows.html_report.test_decide import trial, tuned
 
 __all__ = ["reports"]
@@ -53,16 +61,22 @@ def quantization_of(model: Path) -> dict[str, object]:
     ).to_json()
 
 
-@pytest.fixture
-def page(reports: ReportFolder) -> Reading:
-    sources = reports.sources(
-        benchmarks=(reports.compared(4.0, 2.0),),
-        evaluations=reports.evaluated(0.9012, 0.8999),
-        validations=(reports.write("validate.json", validation(reports.slow, reports.fast)),),
-        sensitivities=(reports.write("sensitivity.json", sensitivity_of(reports.slow)),),
-        quantizations=(reports.write("quantize.json", quantization_of(reports.fast)),),
+@pytest.fixture(scope="module")
+def read(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportFolder:
+    """What `page` is made of; not to be changed."""
+    return two_models(tiny_onnx, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def page(read: ReportFolder) -> Reading:
+    sources = read.sources(
+        benchmarks=(read.compared(4.0, 2.0),),
+        evaluations=read.evaluated(0.9012, 0.8999),
+        validations=(read.write("validate.json", validation(read.slow, read.fast)),),
+        sensitivities=(read.write("sensitivity.json", sensitivity_of(read.slow)),),
+        quantizations=(read.write("quantize.json", quantization_of(read.fast)),),
     )
-    return Reading(write_page(sources, str(reports.folder / "page.html")).file.read_bytes())
+    return Reading(write_page(sources, str(read.folder / "page.html")).file.read_bytes())
 
 
 def test_the_decision_comes_first_and_every_section_follows(page: Reading) -> None:
@@ -102,14 +116,14 @@ def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> No
     assert row == ["fast.onnx", "77", "openvino", "7", "8", "1", "43.2", "not measured"]
 
 
-def test_precision_and_hashes_are_the_files_own(page: Reading, reports: ReportFolder) -> None:
+def test_precision_and_hashes_are_the_files_own(page: Reading, read: ReportFolder) -> None:
     slow = page.table("Precision")[1]  # stem, 2 x 2 layers of two convolutions, transition, classifier
     assert slow == ["slow.onnx", "fp32", "11 fp32", "fp32 (openvino)", "read from the graph"]
     assert page.table("Models")[1] == [
-        str(reports.slow), f"{reports.slow.stat().st_size:,}", reports.hash(reports.slow)
+        str(read.slow), f"{read.slow.stat().st_size:,}", read.hash(read.slow)
     ]  # fmt: skip
     inputs = page.table("Reports behind this page")
-    assert reports.hash(reports.folder / "sensitivity.json") in [row[2] for row in inputs]
+    assert read.hash(read.folder / "sensitivity.json") in [row[2] for row in inputs]
 
 
 def test_figures_are_in_the_page(page: Reading) -> None:

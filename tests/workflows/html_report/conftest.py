@@ -132,7 +132,12 @@ class ReportFolder:
 
 @pytest.fixture
 def reports(tiny_onnx: Path, tmp_path: Path) -> ReportFolder:
-    slow, fast = tmp_path / "slow.onnx", tmp_path / "fast.onnx"
+    return two_models(tiny_onnx, tmp_path)
+
+
+def two_models(tiny_onnx: Path, folder: Path) -> ReportFolder:
+    """The same model twice in `folder`, under two names."""
+    slow, fast = folder / "slow.onnx", folder / "fast.onnx"
     for path in (slow, fast):
         shutil.copy(tiny_onnx, path)
-    return ReportFolder(tmp_path, slow, fast)
+    return ReportFolder(folder, slow, fast)
