@@ -24,7 +24,7 @@ def imported(name: str) -> ModuleType | None:
     >>> imported("no_such_module") is None
     True
     """
-    return importlib.import_module(name) if name in sys.modules else None
+    return None if sys.modules.get(name) is None else importlib.import_module(name)
 
 
 def require_packages(extra: str, *packages: str) -> None:
