@@ -29,6 +29,7 @@ from densenet_deploy.cli.options import (
     Writes,
     listed,
     model_argument,
+    numbers,
     option,
     whole_numbers,
 )
@@ -220,6 +221,7 @@ def benchmark_command(
     "tune",
     examples=(
         "densenet-deploy tune model.onnx --calibration images/ --data val/ --max-drop 1",
+        "densenet-deploy tune chest.pth --calibration images/ --data val/ --ratios 0.25,0.5 --finetune --max-drop 0.5",
         "densenet-deploy tune --variant 121 --max-latency 50 --dry-run",
     ),
 )
@@ -275,6 +277,16 @@ def tune_command(
         str | None, option("N,N,...", "CPU threads per inference (default: 1, 2, 4, ... up to all).")
     ] = None,
     batch: Annotated[str | None, option("N,N,...", "Images per inference (default: 1; 1,8,32 for throughput).")] = None,
+    ratios: Annotated[
+        str | None,
+        option(
+            "F,F,...", "Also pruned: shares of bottleneck channels to remove; needs --max-drop (default: none)."
+        ),
+    ] = None,
+    finetune: Annotated[
+        bool,
+        typer.Option("--finetune/--no-finetune", help="Fine-tune INT8 and pruned files: up to 5 minutes for each."),
+    ] = False,
     samples: Samples = 512,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and the work to do.")] = False,
     measure_again: Annotated[
@@ -300,6 +312,8 @@ def tune_command(
         calibration=calibration,
         samples=samples,
         data=data,
+        ratios=numbers("--ratios", ratios) or (),
+        finetune=finetune,
         max_drop=max_drop,
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,

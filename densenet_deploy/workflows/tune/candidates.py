@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import UnknownNameError
+from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.packages import is_installed, require_packages
 from densenet_deploy.runtime.cpus import cpu_flags, usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, backends, backends_reading
 from densenet_deploy.variants import find_variant
+from densenet_deploy.workflows.prune.options import PER_LAYER, PruneOptions
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, is_recipe_file, options_of
 from densenet_deploy.workflows.quantize.preparation import chosen_recipe
 
@@ -40,6 +41,9 @@ class TuneOptions:
         goal: `latency`, the shortest call of the smallest batch, or `throughput`, the most images/s.
         calibration: a folder or array file, of which `samples` images are used.
         data: class folders or a CSV of labels (see `evaluate`), to measure top-1 or the mean AUROC of labels on.
+        ratios: shares of the bottleneck channels to remove; the pruned networks, with widths per layer, are tried in
+            FP32 and INT8. They need `calibration` and `max_drop`.
+        finetune: whether INT8 and pruned files are fine-tuned with the FP32 model as the target.
         max_drop: percentage points of that accuracy that may be lost relative to the best FP32 model; without `data`,
             of images with another best class.
         max_latency_ms: of the median call.
@@ -60,6 +64,8 @@ class TuneOptions:
     calibration: StrPath | None = None
     samples: int = 512
     data: StrPath | None = None
+    ratios: tuple[float, ...] = ()
+    finetune: bool = False
     max_drop: float | None = None
     max_latency_ms: float | None = None
     max_memory_mib: float | None = None
@@ -77,6 +83,7 @@ class TuneOptions:
         if self.device is not None:
             Device.parse(self.device)
         self._check_limits()
+        self._check_smaller()
 
     def _check_limits(self) -> None:
         limits = (
@@ -88,15 +95,36 @@ class TuneOptions:
             if value is not None:
                 require_range(name, value, low, high)
 
+    def _check_smaller(self) -> None:
+        """Check what makes networks smaller or closer: both learn from images, and what pruning loses needs a limit."""
+        for ratio in self.ratios:
+            PruneOptions(ratio=ratio, samples=self.samples)
+        if len(set(self.ratios)) < len(self.ratios):
+            raise UsageError("ratios", "names one twice", "give each share once")
+        if self.calibration is None and (self.ratios or self.finetune):
+            subject = "ratios" if self.ratios else "finetune"
+            raise UsageError(subject, "has no images to learn from", "give --calibration")
+        if self.ratios and self.max_drop is None:
+            why = "would let the fastest network win, however little is left of its answers"
+            raise UsageError("ratios", why, "give --max-drop, the loss that you accept")
+
+
+GIVEN: Final = "fp32"
+"""The name of the form that a model is given in, which others are made from and compared with."""
+
 
 @dataclass(frozen=True)
 class PrecisionOption:
-    """A precision, and for INT8 how it is written; `backends` run it, `name` is part of the file's name."""
+    """A precision, and how it is written: INT8 by a recipe, and pruned before.
+
+    `backends` run it, `name` is part of the file's name.
+    """
 
     name: str
     precision: str
     backends: tuple[str, ...]
     quantize: QuantizeOptions | None = None
+    prune: PruneOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +177,7 @@ class SearchSpace:
         found = [PrecisionOption(word, word, names) for word in words if word != "int8"]
         if "int8" in words:
             recipes, skipped = _int8_options(options, names)
-            found, notes = [*found, *recipes], [*notes, *skipped]
+            found, notes = [*found, *recipes, *_pruned(options, names, recipes)], [*notes, *skipped]
         threads = options.threads or tuple(_powers_of_two(usable_cpus()))
         batches = options.batches or _BATCHES[options.goal]
         return cls(tuple(found), tuple(sorted(set(threads))), tuple(sorted(set(batches))), tuple(notes))
@@ -201,15 +229,28 @@ def _int8_options(options: TuneOptions, names: Sequence[str]) -> tuple[list[Prec
     words = options.recipes or tuple(name for name in recipes.items() if name in names)
     found, notes = [], []
     for word in words:
-        given = {"samples": options.samples} | ({} if is_recipe_file(word) else {"never_slower": False})
+        given: dict[str, Any] = {"samples": options.samples} | ({} if is_recipe_file(word) else {"never_slower": False})
+        given |= {"finetune": True} if options.finetune else {}
         quantize = options_of(word, given)
         backend = chosen_recipe(quantize.recipe)
         if backend not in names:
             notes.append(f"the recipe {word} is not tried: {backend} is not among the backends ({', '.join(names)})")
             continue
-        name = f"int8.{Path(word).stem if is_recipe_file(word) else word}"
+        name = f"int8.{Path(word).stem if is_recipe_file(word) else word}{'.finetuned' if options.finetune else ''}"
         found.append(PrecisionOption(name, "int8", (backend,), replace(quantize, recipe=backend)))
     return found, notes
+
+
+def _pruned(
+    options: TuneOptions, names: tuple[str, ...], recipes: Sequence[PrecisionOption]
+) -> Iterator[PrecisionOption]:
+    """Yield the forms of pruned networks: FP32, and INT8 by each of `recipes`."""
+    for ratio in options.ratios:
+        how = PruneOptions(ratio=ratio, widths=PER_LAYER, samples=options.samples, finetune=options.finetune)
+        name = f"pruned-{ratio:g}"
+        yield PrecisionOption(name, "fp32", names, prune=how)
+        for recipe in recipes:
+            yield replace(recipe, name=f"{name}.{recipe.name}", prune=how)
 
 
 def _powers_of_two(most: int) -> Iterator[int]:

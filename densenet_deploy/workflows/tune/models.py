@@ -23,11 +23,13 @@ from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.float_model import NARROW, float32_form, require_float32
 from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, is_file_name, load, preprocessing_of
+from densenet_deploy.workflows.prune.options import PruneOptions
+from densenet_deploy.workflows.prune.prune import prune
 from densenet_deploy.workflows.quantize.preparation import weight_bits
 from densenet_deploy.workflows.quantize.quantize import quantize
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.cache import Facts, ResultCache
-from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption
+from densenet_deploy.workflows.tune.candidates import GIVEN, ModelFile, PrecisionOption
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
@@ -141,7 +143,7 @@ class ModelBuilder:
         require_float32(model)
         dimension = model.onnx.graph.input[0].type.tensor_type.shape.dim[0]
         fixed = dimension.dim_value if dimension.HasField("dim_value") else None
-        file = _model_file(path, source.stem, PrecisionOption("fp32", "fp32", ()), fixed)
+        file = _model_file(path, source.stem, PrecisionOption(GIVEN, "fp32", ()), fixed)
         return FloatModel(file, preprocessing_of(model), model.manifest)
 
     def known_float_model(self, source: Source) -> FloatModel | None:
@@ -159,25 +161,27 @@ class ModelBuilder:
             DensenetDeployError: whatever `cast` and `quantize` raise, except that a missed gate or an operator without
                 such a form is returned as a BuildFailure.
         """
-        if option.precision == "fp32":
+        if option.name == GIVEN:
             return model.file
         path = self.path_of(model.file.path.stem, option)
         try:
-            self._written(self.key(model, option), path, lambda: self._write(model, option, path))
+            source = model.file.path if option.prune is None else self._pruned(model, option.prune)
+            if path != source:
+                self._written(self.key(model, option), path, lambda: self._write(source, option, path))
         except (GateError, ModelFileError) as exc:
             return BuildFailure(model.file.base, option, exc.why)
         return _model_file(path, model.file.base, option, model.file.fixed_batch)
 
     def is_built(self, model: FloatModel, option: PrecisionOption) -> bool:
         """Whether the file exists and is up to date."""
-        if option.precision == "fp32":
+        if option.name == GIVEN:
             return True
         known = self.results.recall(_FileHash, self.key(model, option))
         return known is not None and _is_unchanged(self.path_of(model.file.path.stem, option), known)
 
     def path_of(self, stem: str, option: PrecisionOption) -> Path:
         """Where the file of a model called `stem` goes."""
-        return self.folder / (f"{stem}.onnx" if option.precision == "fp32" else f"{stem}.{option.name}.onnx")
+        return self.folder / (f"{stem}.onnx" if option.name == GIVEN else f"{stem}.{option.name}.onnx")
 
     def key(self, model: FloatModel, option: PrecisionOption) -> Facts:
         """All that the file depends on."""
@@ -186,18 +190,33 @@ class ModelBuilder:
             "model": model.file.sha256,
             "precision": option.precision,
             "quantize": to_plain(option.quantize),
+            "prune": to_plain(option.prune),
             "weight_bits": weight_bits() if option.quantize is not None else None,
             "calibration": data_digests(self.calibration, model.preprocessing, self.samples),
             "versions": versions(),
         }
 
-    def _write(self, model: FloatModel, option: PrecisionOption, path: Path) -> None:
+    def _pruned(self, model: FloatModel, how: PruneOptions) -> Path:
+        """Return the FP32 file of the pruned network, which its other forms are made from."""
+        option = PrecisionOption(f"pruned-{how.ratio:g}", "fp32", (), prune=how)
+        path = self.path_of(model.file.path.stem, option)
+        more: dict[str, Any] = {"out": path, "progress": self._progress_of(path)}
+        # The cache knows whether what is there is ours.
+        is_ours = self.results.recall(_FileHash, self.key(model, option)) is not None
+        self._written(
+            self.key(model, option),
+            path,
+            lambda: prune(model.file.path, self.calibration, how, force=self.force or is_ours, **more),
+        )
+        return path
+
+    def _write(self, source: Path, option: PrecisionOption, path: Path) -> None:
         more: dict[str, Any] = {"force": self.force, "cache": self.cache, "progress": self._progress_of(path)}
         if option.quantize is not None and self.calibration is not None:
-            quantize(model.file.path, self.calibration, option.quantize, out=path, **more)
+            quantize(source, self.calibration, option.quantize, out=path, **more)
         else:
             options = CastOptions(option.precision, samples=self.samples)
-            cast(model.file.path, options, calibration=self.calibration, out=path, **more)
+            cast(source, options, calibration=self.calibration, out=path, **more)
 
     def _exported(self, source: Source) -> Path:
         path, network = self._export_path(source), source.model or source.path or source.variant

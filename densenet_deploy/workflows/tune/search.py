@@ -28,7 +28,7 @@ import numpy as np
 from densenet_deploy.analysis.choice import ModelMerits, choose
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.workflows.stages import Listener, ignore
-from densenet_deploy.workflows.tune.candidates import Trial
+from densenet_deploy.workflows.tune.candidates import GIVEN, Trial
 from densenet_deploy.workflows.tune.measure import Budget, Failure, Measurer, Quality, TrialSpeed
 
 GROUP_SIZE: Final = 5
@@ -118,7 +118,7 @@ class Search:
     @property
     def best_accuracy(self) -> float | None:
         """The best top-1 or AUROC of an FP32 file."""
-        found = [self.quality_of(one) for one in self.speeds if one.file.precision == "fp32"]
+        found = [self.quality_of(one) for one in self.speeds if one.file.form == GIVEN]
         known = [one.accuracy for one in found if one is not None]
         return max((one.value for one in known if one is not None), default=None)
 

@@ -23,7 +23,7 @@ from densenet_deploy.workflows.evaluation.tasks import images_of, judged_by
 from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
-from densenet_deploy.workflows.tune.candidates import ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
+from densenet_deploy.workflows.tune.candidates import GIVEN, ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
 from densenet_deploy.workflows.tune.measure import LocalMeasurer
 from densenet_deploy.workflows.tune.models import BuildFailure, FloatModel, ModelBuilder, Source
 from densenet_deploy.workflows.tune.report import DryRunReport, PlannedFile, PlannedWork, TuneReport, report_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER: Final = "artifacts/tune/"
 _MIB: Final = 2**20
 _NOT_ACROSS: Final = "without --data the answers of different models cannot be ranked: the fastest of any is chosen"
+_LEARNT_FROM: Final = "pruned and fine-tuned files learnt from those images, so their answers look better than they are"
 _ON_CALIBRATION: Final = "answers were compared on the calibration images; give --data to use others"
 
 
@@ -154,7 +155,7 @@ def _planned_file(
 ) -> PlannedFile:
     if model is None:
         return PlannedFile(builder.path_of(source.stem, option), option.name, up_to_date=False)
-    path = model.file.path if option.precision == "fp32" else builder.path_of(model.file.path.stem, option)
+    path = model.file.path if option.name == GIVEN else builder.path_of(model.file.path.stem, option)
     return PlannedFile(path, option.name, builder.is_built(model, option))
 
 
@@ -213,6 +214,8 @@ def _notes(sources: Sequence[Source], models: Sequence[FloatModel], options: Tun
         yield _NOT_ACROSS
     if options.data is None and options.calibration is not None:
         yield _ON_CALIBRATION
+        if options.ratios or options.finetune:
+            yield _LEARNT_FROM
     for model in models:
         if model.file.fixed_batch is not None:
             yield f"{model.file.path.name} accepts only batches of {model.file.fixed_batch}"

@@ -268,6 +268,60 @@ def test_a_recipe_file_is_a_form_of_its_own(tmp_path):
     assert any("tensorrt" in note for note in space.notes)
 
 
+def test_smaller_networks_are_forms_of_their_own():
+    options = TuneOptions(
+        calibration=SAMPLES, recipes=("openvino",), ratios=(0.25, 0.5), finetune=True, max_drop=1.0, samples=64
+    )
+    forms = {form.name: form for form in SearchSpace.of(options).precisions}
+    assert list(forms) == [
+        "fp32",
+        "fp16",
+        "int8.openvino.finetuned",
+        "pruned-0.25",
+        "pruned-0.25.int8.openvino.finetuned",
+        "pruned-0.5",
+        "pruned-0.5.int8.openvino.finetuned",
+    ]
+    half = forms["pruned-0.5.int8.openvino.finetuned"]
+    assert (half.precision, half.prune.ratio, half.prune.widths, half.prune.finetune) == (
+        "int8",
+        0.5,
+        "per-layer",
+        True,
+    )
+    assert (half.quantize.finetune, half.quantize.samples, half.prune.samples) == (True, 64, 64)
+    plain = forms["pruned-0.25"]
+    assert (plain.precision, plain.quantize, plain.prune.ratio) == ("fp32", None, 0.25)
+    assert set(plain.backends) == set(forms["fp32"].backends)
+    assert all(forms[name].prune is None for name in ("fp32", "fp16", "int8.openvino.finetuned"))
+
+
+@pytest.mark.slow
+def test_pruned_forms_are_made_once_measured_and_judged(digits_onnx, tmp_path):
+    options = TuneOptions(
+        precisions=("int8",), recipes=("onnxruntime",), backends=("onnxruntime",), ratios=(0.5,), max_drop=3.0, **ALL
+    )
+    report = tune([digits_onnx], options, out=tmp_path)
+    found = {one.form: one for one in report.candidates}
+    assert set(found) == {"fp32", "int8.onnxruntime", "pruned-0.5", "pruned-0.5.int8.onnxruntime"}
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {
+        "digits.int8.onnxruntime.onnx",
+        "digits.pruned-0.5.onnx",
+        "digits.pruned-0.5.int8.onnxruntime.onnx",
+    }
+    small = load(tmp_path / "digits.pruned-0.5.int8.onnxruntime.onnx")
+    assert (small.precision, small.manifest.recipe) == ("int8", "onnxruntime")
+    assert found["pruned-0.5"].parity.sqnr_db < 60  # its answers are its own
+    before = _files(tmp_path)
+    assert tune([digits_onnx], options, out=tmp_path).chosen.model == report.chosen.model
+    assert {name: time for name, time in _files(tmp_path).items() if name != FILE_NAME} == {
+        name: time for name, time in before.items() if name != FILE_NAME
+    }
+    (tmp_path / "digits.pruned-0.5.onnx").write_bytes(b"touched")
+    tune([digits_onnx], options, out=tmp_path)  # is made again
+    assert load(tmp_path / "digits.pruned-0.5.onnx").precision == "fp32"
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -279,6 +333,11 @@ def test_a_recipe_file_is_a_form_of_its_own(tmp_path):
         {"batches": (0,)},
         {"threads": (0,)},
         {"device": "tpu"},
+        {"ratios": (1.0,), "calibration": SAMPLES, "max_drop": 1.0},
+        {"ratios": (0.5, 0.5), "calibration": SAMPLES, "max_drop": 1.0},
+        {"ratios": (0.5,), "calibration": SAMPLES},
+        {"ratios": (0.5,), "max_drop": 1.0},
+        {"finetune": True},
     ],
 )
 def test_invalid_options_are_refused(options):
