@@ -282,7 +282,8 @@ def _model_file(source: Any, stated: LoadOptions) -> Iterator[_ModelFile]:
     if source is None or isinstance(source, (str, os.PathLike)):
         text = None if source is None else os.fspath(source)
         sha256 = _sha256(Path(source)) if is_file_name(source) else None
-        yield _ModelFile(text or "untrained", text, sha256, {name: _plain(value) for name, value in stated.items()})
+        name = Path(text or "untrained").name if sha256 is not None else str(text)
+        yield _ModelFile(name, text, sha256, {name: _plain(value) for name, value in stated.items()})
         return
     model = load(source, **stated)
     with tempfile.TemporaryDirectory(prefix="densenet-deploy-") as folder:
