@@ -22,6 +22,7 @@ from densenet_deploy.artifacts import StrPath, require_room, sha256_of
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.model import InputDescription, untrained_note
+from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.reports import Report, line
@@ -41,6 +42,9 @@ from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, is_file_nam
 from densenet_deploy.workflows.stages import Listener, ignore
 
 log = logging.getLogger(__name__)
+
+PROGRAM: Final = __name__
+"""The module whose `main` is the process of a worker."""
 
 ENGINES: Final = ("local", "ray")
 
@@ -197,7 +201,7 @@ def run_batch(
             output.format,
             facts.layout,
             facts.batch,
-            {"name": model.name, "sha256": model.sha256, **_what_ran(facts.placement)},
+            model.identity | _what_ran(facts.placement),
             facts.input,
         )
         rows = format_named(output.format)(facts.layout)
@@ -275,6 +279,23 @@ class _ModelFile:
     sha256: str | None
     stated: Mapping[str, object]
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What tells it from other models; facts that are stated show in the rows and the input."""
+        if self.sha256 is not None:
+            return {"sha256": self.sha256}
+        return {"name": self.name, "stated": self.stated}
+
+    def whole_file(self) -> Path | None:
+        """Return the file if it is all that a worker needs; None of a name, and of a file with others beside it."""
+        path = None if self.source is None or self.sha256 is None else Path(self.source)
+        if path is None or path.suffix.lower() in (".xml", ".engine"):
+            return None
+        if path.suffix.lower() == ".onnx":
+            with path.open("rb") as file:
+                return None if external_files(file) else path
+        return path
+
 
 @contextlib.contextmanager
 def _model_file(source: Any, stated: LoadOptions) -> Iterator[_ModelFile]:
@@ -282,7 +303,7 @@ def _model_file(source: Any, stated: LoadOptions) -> Iterator[_ModelFile]:
     if source is None or isinstance(source, (str, os.PathLike)):
         text = None if source is None else os.fspath(source)
         sha256 = _sha256(Path(source)) if is_file_name(source) else None
-        name = Path(text or "untrained").name if sha256 is not None else str(text)
+        name = (text or "untrained") if sha256 is None else Path(str(text)).name
         yield _ModelFile(name, text, sha256, {name: _plain(value) for name, value in stated.items()})
         return
     model = load(source, **stated)
@@ -313,14 +334,18 @@ def _what_ran(placement: Placement) -> dict[str, object]:
 
 def _engine(job: BatchJobOptions, model: _ModelFile, settings: _Settings) -> Engine:
     """Start the workers, each with its share of the CPUs."""
-    if job.engine == "ray":
-        raise NotImplementedError
-    workers, cpus = job.workers or 1, usable_cpus()
-    share = max(1, cpus // workers)
-    threads = settings.options.threads or share
+    workers, threads = job.workers or 1, settings.options.threads
+    share = max(1, usable_cpus() // workers) if job.engine == "local" else threads or 1
     settings = dataclasses.replace(
         settings,
-        options=dataclasses.replace(settings.options, threads=threads),
+        options=dataclasses.replace(settings.options, threads=threads or share),
         job=dataclasses.replace(settings.job, decode_threads=share),
     )
-    return LocalEngine(Job(__name__, to_plain(settings), model.name), workers)
+    started = Job(PROGRAM, to_plain(settings), model.name)
+    if job.engine == "local":
+        return LocalEngine(started, workers)
+    from densenet_deploy.serving.batch.ray import ClusterShare, RayEngine
+
+    gpus = int((settings.device or "").startswith(("cuda", "gpu")))
+    sent = model.whole_file() if job.address is not None else None
+    return RayEngine(started, ClusterShare(job.address, job.workers, share, gpus, sent))

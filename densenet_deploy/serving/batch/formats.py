@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Final
 
 from densenet_deploy.artifacts import os_errors_about, put_in_place, written_beside
 from densenet_deploy.errors import DataError, UnknownNameError
-from densenet_deploy.packages import require_packages
 from densenet_deploy.records import to_plain, write_json
 from densenet_deploy.serving.batch.rows import Row, RowLayout
 
 
 class RowFormat(ABC):
-    """A kind of file that holds rows."""
+    """A kind of file that holds rows, with the `packages` that it takes to write one."""
 
     suffix: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
@@ -119,17 +119,10 @@ class JsonRows(RowFormat):
 
 
 class ParquetRows(RowFormat):
-    """A Parquet file with a fixed schema, whose metadata name the task and the outputs (extra `scale`).
-
-    Raises:
-        MissingPackageError: if pyarrow is not installed.
-    """
+    """A Parquet file with a fixed schema, whose metadata name the task and the outputs (extra `scale`)."""
 
     suffix = ".parquet"
-
-    def __init__(self, layout: RowLayout) -> None:
-        super().__init__(layout)
-        require_packages("scale", "pyarrow")
+    packages = ("pyarrow",)
 
     def encoded(self, rows: Iterable[Row]) -> bytes:
         import pyarrow as pa

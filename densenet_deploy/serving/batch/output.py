@@ -14,6 +14,7 @@ from typing import Final
 
 from densenet_deploy.artifacts import StrPath, os_errors_about, write_file
 from densenet_deploy.errors import DataError, OutputExistsError, UsageError
+from densenet_deploy.packages import require_packages
 from densenet_deploy.serving.batch.engine import Engine, Progress
 from densenet_deploy.serving.batch.formats import FORMATS, RowFormat
 from densenet_deploy.serving.batch.plan import PLAN, Plan, Shard
@@ -65,7 +66,9 @@ class JobOutput:
 
         Raises:
             OutputExistsError: naming it.
+            MissingPackageError: if a package that the format needs is not installed.
         """
+        require_packages("scale", *FORMATS[self.format].packages)
         with os_errors_about(self.path):
             has_plan = (self.folder / PLAN).exists()
             if self.is_file and self.path.exists() and not self.force and not (self.resume and has_plan):
