@@ -1,8 +1,8 @@
 """Classify shards with the actors of a Ray cluster (extra `scale`).
 
-Each actor has a worker process of its own (`shards.ShardProcess`), so an image that kills a process costs the same row as
-on one machine, and the actor lives on. Actors return rows; the driver alone writes. Where an actor or its node is lost,
-its shard goes to another one: nothing was written of it.
+Each actor has a worker process of its own (`shards.ShardProcess`): an image that kills it costs its row, as on one
+machine, and the actor lives on. Actors return rows; the driver alone writes. Where an actor or its node is lost, its
+shard, of which nothing was written, goes to another one.
 
 Images must be where every node finds them: URLs, or a file system that all of them mount.
 """
@@ -24,6 +24,7 @@ from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.serving.batch.engine import Done, Step
 from densenet_deploy.serving.batch.plan import Shard
 from densenet_deploy.serving.batch.rows import Row
+from densenet_deploy.serving.batch.shard_worker import JobFacts
 from densenet_deploy.serving.batch.shards import RETRIES, Job, ShardProcess
 
 _SECONDS_TO_START: Final = 300.0
@@ -56,14 +57,17 @@ class ShardActor:
             path = Path(self._folder.name) / name
             path.write_bytes(model)
             job = dataclasses.replace(job, settings={**job.settings, "source": str(path)})
-        self._process = ShardProcess(job)
+        self._job = job
+        self._process: ShardProcess | None = None
 
-    def facts(self) -> Any:
-        """Return the process's `JobFacts`."""
+    def facts(self) -> JobFacts:
+        """Open the model; return what its process says. An error of a constructor would be one of Ray."""
+        self._process = self._process or ShardProcess(self._job)
         return self._process.facts
 
     def classified(self, files: Sequence[str]) -> list[Row]:
         """Return a row for each file; see `ShardProcess`."""
+        assert self._process is not None
         return self._process.classified(files)
 
 
@@ -108,8 +112,8 @@ class RayEngine:
                 continue
             if shard is not None:
                 losses = 0
-                done(shard, rows)
                 step(shard.count)
+                done(shard, rows)
             if left:
                 shard = left.popleft()
                 part = list(files[shard.start : shard.start + shard.count])
@@ -132,13 +136,13 @@ class RayEngine:
         actor = ray.remote(ShardActor).options(**options).remote(self._job, self._model, name)
         self._pending[actor.facts.remote()] = actor, None
 
-    def _first_facts(self) -> Any:
-        while True:
-            actor, _, facts = self._next()
-            if facts is not None:
-                self._pending[actor.facts.remote()] = actor, None  # it is free for a shard
-                return facts
+    def _first_facts(self) -> JobFacts:
+        actor, _, facts = self._next()
+        if facts is None:
             raise BackendError("ray", "lost an actor while it opened the model", "look at the cluster's log")
+        self._pending[actor.facts.remote()] = actor, None  # it is free for a shard
+        assert isinstance(facts, JobFacts)
+        return facts
 
     def _next(self) -> tuple[Any, Shard | None, Any]:
         """Wait for an actor; return it, its shard if it had one, and what it answers, None if it was lost."""
@@ -159,10 +163,6 @@ class RayEngine:
             return actor, shard, ray.get(ready[0])
         except ray.exceptions.RayTaskError as exc:
             raise exc.cause from exc
-        except ray.exceptions.ActorDiedError as exc:
-            if isinstance(exc.__cause__, ray.exceptions.RayTaskError):
-                raise exc.__cause__.cause from exc
-            return actor, shard, None
         except ray.exceptions.RayError:
             return actor, shard, None
 
