@@ -120,16 +120,23 @@ class ShardProcess:
         return self._worker.pid
 
     def _started(self) -> JobFacts:
-        with self._lock:
-            if self._is_stopped:
-                raise WorkerDiedError(self._job.subject, "its process was stopped", "run it again")
-            worker = self._worker = Worker(self._job.program, subject=self._job.subject)
-        worker.send(self._job.settings)
-        try:
-            return from_plain(JobFacts, worker.receive())
-        except BaseException:
-            self._end()
-            raise
+        """Start a process that opens the model: again, if that one is killed meanwhile."""
+        for attempt in range(RETRIES + 1):
+            with self._lock:
+                if self._is_stopped:
+                    break
+                worker = self._worker = Worker(self._job.program, subject=self._job.subject)
+            worker.send(self._job.settings)
+            try:
+                return from_plain(JobFacts, worker.receive())
+            except WorkerDiedError:
+                self._end()
+                if attempt == RETRIES:
+                    raise
+            except BaseException:
+                self._end()
+                raise
+        raise WorkerDiedError(self._job.subject, "its process was stopped", "run it again")
 
     def _end(self) -> None:
         worker, self._worker = self._worker, None
