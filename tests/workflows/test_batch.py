@@ -111,10 +111,8 @@ def test_a_job_that_is_neither_resumed_nor_replaced_is_refused(done, digits_onnx
 def test_another_job_is_not_gone_on_with(done, digits_onnx, tiny_onnx, ten, tmp_path):
     before = contents(done[0])
     changed = [
-        (digits_onnx, ten, {"shard_size": 5}, {}, "shard-size"),
-        (digits_onnx, [ten / "0.png"], {}, {}, "images"),
         (digits_onnx, ten, {}, {"top_k": 2}, "top_k 5 then, 2 now"),
-        (tiny_onnx, ten, {}, {}, ""),
+        (tiny_onnx, [ten / "0.png"], {"shard_size": 5}, {}, "other images: 10 then, 1 now"),
     ]
     for model, images, cut, more, word in changed:
         job = BatchJobOptions(**{"shard_size": 4, "batch": 3, "format": "jsonl", "resume": True} | cut)
