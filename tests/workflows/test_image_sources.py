@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
+from densenet_deploy.cli import main
 from densenet_deploy.errors import DataError, InputError, MissingPackageError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.image_urls import read_named_image
@@ -119,3 +121,14 @@ def test_urls_without_fsspec_name_the_extra(monkeypatch):
     with pytest.raises(MissingPackageError) as caught:
         image_names("s3://cats/*.png")
     assert "scale" in caught.value.fix
+
+
+def test_the_command_takes_urls(tiny_onnx, images, capsys):
+    pytest.importorskip("fsspec")
+    url = f"file://{images}/0/same.png"
+    assert main(["run", str(tiny_onnx), url, "--json"]) == 0
+    (there,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert there["file"] == url
+    assert main(["run", str(tiny_onnx), str(images / "0" / "same.png"), "--json"]) == 0
+    (here,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert there["top"] == here["top"]

@@ -142,3 +142,32 @@ def _pid_of_an_actor() -> int:
             if words.startswith(b"ray::ShardActor") and state != "Z":
                 return int(entry.name)
     raise AssertionError("no actor runs")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_node_that_is_lost_costs_nothing(digits_onnx, eleven, tmp_path):
+    """Two nodes of a CPU each, simulated on this machine; the model goes to them through the object store."""
+    ray = pytest.importorskip("ray")
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    ray.shutdown()
+    files = [file for file in eleven for _ in range(60)]
+    cut = CUT | {"shard_size": 40}
+    predict(digits_onnx, files, out=tmp_path / "calm", job=BatchJobOptions(**cut))
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost: list[int] = []
+    try:
+        node = cluster.add_node(num_cpus=1)
+
+        def lose_it(_stage: str, done: int = 0, _total: int | None = None) -> None:
+            if done >= 120 and not lost:
+                lost.append(done)
+                cluster.remove_node(node, allow_graceful=False)
+
+        job = BatchJobOptions(**cut, engine="ray", address=cluster.address)
+        report = predict(digits_onnx, files, out=tmp_path / "lost", job=job, progress=lose_it)
+    finally:
+        cluster.shutdown()
+    assert lost
+    assert (report.workers, report.rows) == (2, len(files))
+    assert contents(tmp_path / "lost") == contents(tmp_path / "calm")
