@@ -21,13 +21,9 @@ class LocalEngine:
 
     def __init__(self, job: Job, workers: int) -> None:
         self.workers = workers
-        self._job = job
-        self._lock = threading.Lock()
-        self._is_closed = False
-        first = ShardProcess(job)
-        self.facts = first.facts
-        self._processes = [first]
+        self._processes = [ShardProcess(job) for _ in range(workers)]
         self._threads: list[threading.Thread] = []
+        self.facts = self._processes[0].open()
 
     def run(self, files: Sequence[str], shards: Sequence[Shard], done: Done, step: Step) -> None:
         """Classify `shards` of `files`; see `Engine`."""
@@ -35,9 +31,9 @@ class LocalEngine:
         for shard in shards:
             left.put(shard)
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        processes = [*self._processes, *[None] * self.workers][: min(self.workers, len(shards))]
         self._threads = [
-            threading.Thread(target=self._work, args=(process, files, left, done, step, ended)) for process in processes
+            threading.Thread(target=_work, args=(process, files, left, done, step, ended))
+            for process in self._processes[: len(shards)]
         ]
         for thread in self._threads:
             thread.start()
@@ -47,39 +43,29 @@ class LocalEngine:
 
     def close(self) -> None:
         """End the processes, and wait until a shard that is being written is whole."""
-        with self._lock:
-            self._is_closed = True
-            for process in self._processes:
-                process.kill()
+        for process in self._processes:
+            process.kill()
         for thread in self._threads:
             thread.join()
         for process in self._processes:
             process.close()
 
-    def _work(
-        self,
-        process: ShardProcess | None,
-        files: Sequence[str],
-        left: queue.SimpleQueue[Shard],
-        done: Done,
-        step: Step,
-        ended: queue.SimpleQueue[BaseException | None],
-    ) -> None:
-        """Be a thread: classify what is `left`, in `process` or another one, and say how that ended."""
-        try:
-            process = process or self._another()
-            with contextlib.suppress(queue.Empty):
-                while shard := left.get_nowait():
-                    done(shard, process.classified(files[shard.start : shard.start + shard.count], step))
-        except BaseException as exc:  # noqa: BLE001 - the main thread raises it
-            ended.put(exc)
-        else:
-            ended.put(None)
 
-    def _another(self) -> ShardProcess:
-        process = ShardProcess(self._job)
-        with self._lock:
-            self._processes.append(process)
-            if self._is_closed:
-                process.kill()
-        return process
+def _work(
+    process: ShardProcess,
+    files: Sequence[str],
+    left: queue.SimpleQueue[Shard],
+    done: Done,
+    step: Step,
+    ended: queue.SimpleQueue[BaseException | None],
+) -> None:
+    """Be a thread: classify what is `left` in `process`, and say how that ended."""
+    try:
+        process.open()
+        with contextlib.suppress(queue.Empty):
+            while shard := left.get_nowait():
+                done(shard, process.classified(files[shard.start : shard.start + shard.count], step))
+    except BaseException as exc:  # noqa: BLE001 - the main thread raises it
+        ended.put(exc)
+    else:
+        ended.put(None)

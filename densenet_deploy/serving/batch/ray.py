@@ -57,17 +57,14 @@ class ShardActor:
             path = Path(self._folder.name) / name
             path.write_bytes(model)
             job = dataclasses.replace(job, settings={**job.settings, "source": str(path)})
-        self._job = job
-        self._process: ShardProcess | None = None
+        self._process = ShardProcess(job)
 
     def facts(self) -> JobFacts:
         """Open the model; return what its process says. An error of a constructor would be one of Ray."""
-        self._process = self._process or ShardProcess(self._job)
-        return self._process.facts
+        return self._process.open()
 
     def classified(self, files: Sequence[str]) -> list[Row]:
         """Return a row for each file; see `ShardProcess`."""
-        assert self._process is not None
         return self._process.classified(files)
 
 

@@ -66,21 +66,28 @@ class _Progress:
 
 
 class ShardProcess:
-    """A process that classifies one shard after another, and is replaced when it dies.
-
-    Raises:
-        DensenetDeployError: if the model cannot be opened.
-    """
+    """A process that classifies one shard after another, and is replaced when it dies."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._lock = threading.Lock()
         self._is_stopped = False
         self._worker: Worker | None = None
-        self.facts = self._started()
+        self._facts: JobFacts | None = None
+
+    def open(self) -> JobFacts:
+        """Start the process, unless it runs, and return what it says about the model.
+
+        Raises:
+            DensenetDeployError: if the model cannot be opened.
+        """
+        self._facts = self._facts or self._started()
+        return self._facts
 
     def classified(self, files: Sequence[str], step: Callable[[int], None] = lambda _: None) -> list[Row]:
         """Return a row for each of `files`; `step` is called with the number of rows that each batch adds.
+
+        The process must be open.
 
         Raises:
             DensenetDeployError: if the model fails, or the process dies again and again without an image to blame.

@@ -24,6 +24,12 @@ PROGRAM = "tests.serving.batch.crashing_program"
 ROOT = Path(__file__).parents[3]
 
 
+def opened(model: Path, program: str = PROGRAM) -> ShardProcess:
+    process = ShardProcess(job_of(model, program))
+    process.open()
+    return process
+
+
 def job_of(model: Path, program: str = PROGRAM, batch: int = 4) -> Job:
     settings = {
         "source": str(model),
@@ -56,7 +62,7 @@ def with_named(files: list[str], place: int, name: str, folder: Path) -> list[st
 
 @pytest.fixture(scope="module")
 def plain_rows(tiny_onnx, eleven):
-    process = ShardProcess(job_of(tiny_onnx, "densenet_deploy.workflows.batch"))
+    process = opened(tiny_onnx, "densenet_deploy.workflows.batch")
     try:
         return process.classified(eleven)
     finally:
@@ -78,7 +84,7 @@ def test_an_image_that_ends_its_process_is_a_row_and_the_others_are_unchanged(
     """It stands at the end: before it, the batches are those of the run without it."""
     files = [*eleven, str(shutil.copy(eleven[0], tmp_path / name))]
     steps: list[int] = []
-    process = ShardProcess(job_of(tiny_onnx))
+    process = opened(tiny_onnx)
     try:
         rows = process.classified(files, steps.append)
         again = process.classified(eleven)
@@ -93,7 +99,7 @@ def test_an_image_that_ends_its_process_is_a_row_and_the_others_are_unchanged(
 
 def test_a_process_that_was_killed_once_costs_nothing(tiny_onnx, eleven, plain_rows, tmp_path):
     files = [*eleven[:10], str(shutil.copy(eleven[10], tmp_path / "once.png"))]
-    process = ShardProcess(job_of(tiny_onnx))
+    process = opened(tiny_onnx)
     first = process.pid
     try:
         rows = process.classified(files)
@@ -106,7 +112,7 @@ def test_a_process_that_was_killed_once_costs_nothing(tiny_onnx, eleven, plain_r
 
 def test_two_images_that_crash_in_one_batch_are_two_rows(tiny_onnx, eleven, tmp_path):
     files = with_named(with_named(eleven[:3], 1, "crash-1.png", tmp_path), 2, "crash-2.png", tmp_path)
-    process = ShardProcess(job_of(tiny_onnx))
+    process = opened(tiny_onnx)
     try:
         rows = process.classified(files)
     finally:
@@ -117,12 +123,12 @@ def test_two_images_that_crash_in_one_batch_are_two_rows(tiny_onnx, eleven, tmp_
 def test_a_model_that_cannot_be_opened_is_the_error_of_its_process(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"text")
     with pytest.raises(ModelFileError):
-        ShardProcess(job_of(tmp_path / "bad.onnx"))
+        opened(tmp_path / "bad.onnx")
 
 
 def test_a_process_that_dies_without_an_image_to_blame_ends_the_job_the_third_time(tiny_onnx, eleven):
     """Killed whenever it has answered the first batch, which no image can be blamed for."""
-    process = ShardProcess(job_of(tiny_onnx, "tests.serving.batch.dying_program"))
+    process = opened(tiny_onnx, "tests.serving.batch.dying_program")
     try:
         with pytest.raises(BackendError) as caught:
             process.classified(eleven)
@@ -133,7 +139,7 @@ def test_a_process_that_dies_without_an_image_to_blame_ends_the_job_the_third_ti
 
 
 def test_a_process_that_is_stopped_is_not_replaced(tiny_onnx, eleven):
-    process = ShardProcess(job_of(tiny_onnx))
+    process = opened(tiny_onnx)
     started = threading.Event()
     failures: list[BaseException] = []
 
