@@ -225,8 +225,15 @@ def run_batch(
         workers=engine.workers,
         batch=plan.batch,
         input=from_plain(InputDescription, facts.input),
-        **placement | {"notes": (*facts.placement.notes, *facts.notes)},
+        **placement | {"notes": (*facts.placement.notes, *facts.notes, *_idle_note(engine.workers, len(work.left)))},
     )
+
+
+def _idle_note(workers: int, shards: int) -> tuple[str, ...]:
+    """Return the line that says that there was not a shard for every worker, or nothing."""
+    if not 0 < shards < workers:
+        return ()
+    return (f"{shards} of {workers} workers had a shard to do: a smaller shard size gives work to all",)
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:

@@ -75,6 +75,7 @@ def test_two_workers_write_the_bytes_of_one(done, digits_onnx, ten, tmp_path):
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, "jsonl", 3, workers=2))
     assert contents(out) == contents(done[0])
     assert (report.workers, report.rows, report.bad) == (2, 10, 1)
+    assert not [note for note in report.notes if "workers" in note]
 
 
 def test_a_job_goes_on_with_what_is_missing_to_the_same_bytes(done, digits_onnx, ten, tmp_path):
@@ -132,7 +133,8 @@ def test_a_shard_of_something_else_is_refused(done, digits_onnx, ten, tmp_path):
 
 def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_path):
     out = tmp_path / "rows.jsonl"
-    report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, batch=3))
+    report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, batch=3, workers=4))
+    assert [note for note in report.notes if "3 of 4 workers" in note]
     assert out.read_bytes() == b"".join(path.read_bytes() for path in sorted(done[0].glob("part-*")))
     assert list(tmp_path.iterdir()) == [out]
     assert (report.out, report.format, report.shards) == (out, "jsonl", 3)
