@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
     from densenet_deploy.training.options import TrainOptions
     from densenet_deploy.variants.spec import DenseNetSpec
+    from densenet_deploy.workflows.batch import BatchJobOptions
     from densenet_deploy.workflows.benchmark import BenchmarkOptions, benchmark
     from densenet_deploy.workflows.build_engine import build_engine
     from densenet_deploy.workflows.cast import CastOptions, cast
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "Architecture": "facts",
+    "BatchJobOptions": "workflows.batch",
     "BenchmarkOptions": "workflows.benchmark",
     "BuildOptions": "engines.options",
     "CastOptions": "workflows.cast",
@@ -105,6 +107,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Architecture",
+    "BatchJobOptions",
     "BenchmarkOptions",
     "BuildOptions",
     "CastOptions",

@@ -40,6 +40,7 @@ IN_MEMORY: Final = Path("<model in memory>")
 """The `path` of an artifact that was given as bytes."""
 
 _LIKE_A_SUFFIX: Final = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # `x.jpg`, but not `v1.2`
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _NET: Final = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<net\s", re.DOTALL)
 _PROBED_BYTES: Final = 64 * 2**10
 # TensorProto.DataType
@@ -129,6 +130,15 @@ class Artifact:
         if self.original is not None:
             return self.original.sha256()
         return sha256_of(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
+
+
+def is_url(name: str) -> bool:
+    r"""Whether `name` is a URL; `C:\1.png` is not.
+
+    >>> is_url("s3://cats/1.png"), is_url("C:/1.png")
+    (True, False)
+    """
+    return _URL.match(name) is not None
 
 
 def is_checkpoint_name(path: Path) -> bool:

@@ -316,7 +316,7 @@ def _sources(value: Any) -> Iterable[str]:
 
 
 def _require_existing(reads: Reads, source: str) -> None:
-    from densenet_deploy.artifacts import FILE_SUFFIXES, is_checkpoint_name, os_errors_about
+    from densenet_deploy.artifacts import FILE_SUFFIXES, is_checkpoint_name, is_url, os_errors_about
 
     path = Path(source)
     is_named_as_file = is_checkpoint_name(path) or path.suffix.lower() in FILE_SUFFIXES
@@ -325,7 +325,7 @@ def _require_existing(reads: Reads, source: str) -> None:
             from densenet_deploy.workflows.load import check_names
 
             check_names(source, {})
-    elif reads.loaders or not glob.has_magic(source):  # what a pattern of images matches is the workflow's to find
+    elif reads.loaders or not (glob.has_magic(source) or is_url(source)):  # images that the workflow finds
         with os_errors_about(path):
             path.stat()
 

@@ -279,9 +279,7 @@ def tune_command(
     batch: Annotated[str | None, option("N,N,...", "Images per inference (default: 1; 1,8,32 for throughput).")] = None,
     ratios: Annotated[
         str | None,
-        option(
-            "F,F,...", "Also pruned: shares of bottleneck channels to remove; needs --max-drop (default: none)."
-        ),
+        option("F,F,...", "Also pruned: shares of bottleneck channels to remove; needs --max-drop (default: none)."),
     ] = None,
     finetune: Annotated[
         bool,

@@ -8,6 +8,7 @@ a part of it. A parameter that names files or folders says with `Reads` what rea
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -26,6 +27,7 @@ from densenet_deploy.facts import Architecture, ModelFacts
 
 if TYPE_CHECKING:
     from densenet_deploy.runtime.runner import RunnerOptions
+    from densenet_deploy.workflows.batch import BatchJobOptions
 
 Arguments = SimpleNamespace
 """The values of a command's parameters, as attributes."""
@@ -120,6 +122,36 @@ class Output:
         from densenet_deploy.workflows.outputs import default_folder
 
         return {"out": self.out or default_folder(source), "force": self.force}
+
+
+@dataclass(frozen=True)
+class JobChoice:
+    """How a batch job is cut and run."""
+
+    shard_size: int = 1000
+    format: str | None = None
+    batch: int | None = None
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    resume: bool = False
+
+    def options(self, *, force: bool) -> BatchJobOptions:
+        """Return the options of the job, checked."""
+        from densenet_deploy.workflows.batch import BatchJobOptions
+
+        return BatchJobOptions(**dataclasses.asdict(self), force=force)
+
+    def require_none(self) -> None:
+        """Check that nothing is chosen, where there is no job.
+
+        Raises:
+            UsageError: naming what is chosen.
+        """
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) != field.default:
+                text = f"--{field.name.replace('_', '-')}" + ("" if value is True else f"={value}")
+                raise UsageError(text, "applies only to a batch job", "name where its rows go with -o")
 
 
 @dataclass(frozen=True)
@@ -366,6 +398,30 @@ def runner_choice(
     return RunnerChoice(backend, device, threads, trust_engine)
 
 
+def job_choice(
+    shard_size: Annotated[int, typer.Option(help="Images per shard.")] = 1000,
+    format: Annotated[  # noqa: A002 - the name of the option
+        str | None,
+        option("NAME", "parquet, csv or jsonl (default: the file's; in a folder parquet).", "parquet", "csv", "jsonl"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per call (default: the model's fixed batch, or 16).")
+    ] = None,
+    engine: Annotated[
+        str, option("NAME", "local: processes of this machine; ray: a Ray cluster.", "local", "ray")
+    ] = "local",
+    address: Annotated[
+        str | None, option("ADDRESS", "--engine ray: the cluster (default: one on this machine alone).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that run the model (default: 1; with ray as many as fit).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Classify only the shards that are missing in -o.")] = False,
+) -> JobChoice:
+    """Batch job, with -o."""
+    return JobChoice(shard_size, format, batch, engine, address, workers, resume)
+
+
 def output(
     out: Annotated[str | None, typer.Option("-o", "--out")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -378,6 +434,7 @@ GROUPS: Final[Mapping[type, Callable[..., Any]]] = {
     ModelFacts: model_facts,
     Architecture: architecture,
     RunnerChoice: runner_choice,
+    JobChoice: job_choice,
     Output: output,
 }
 """Dataclass → the function that makes it: its parameters are the options, its docstring their heading in the help."""

@@ -5,13 +5,15 @@ Images are found by suffix; whether a file really is one shows when it is read (
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
 from densenet_deploy.errors import DataError, InputError
@@ -22,7 +24,10 @@ from densenet_deploy.runtime.preprocess import PreparedImage, read_input
 
 IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm"))
 
-_ADD_FILES: Final = f"add {', '.join(sorted(IMAGE_SUFFIXES))} files"
+T = TypeVar("T")
+R = TypeVar("R")
+
+ADD_FILES: Final = f"add {', '.join(sorted(IMAGE_SUFFIXES))} files"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def find_images(folder: StrPath) -> tuple[Path, ...]:
     with os_errors_about(folder):
         found = [path for place in (folder, *_class_folders(folder)) for path in _images_in(place)]
     if not found:
-        raise DataError(folder, "holds no image, directly or in class folders", _ADD_FILES)
+        raise DataError(folder, "holds no image, directly or in class folders", ADD_FILES)
     return tuple(sorted(found))
 
 
@@ -123,17 +128,10 @@ class PreparedImages:
 
     def __iter__(self) -> Iterator[tuple[Path, PreparedImage]]:
         self.bad.clear()
-        pool = ThreadPoolExecutor(self._threads, "decode")
-        waiting: deque[tuple[Path, Future[PreparedImage]]] = deque()
-        try:
-            for path in self._paths:
-                waiting.append((path, pool.submit(read_input, path, self._preprocessing, fast=self._fast)))
-                if len(waiting) > self._ahead:
-                    yield from self._readable(*waiting.popleft())
-            while waiting:
-                yield from self._readable(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        read = functools.partial(read_input, preprocessing=self._preprocessing, fast=self._fast)
+        with contextlib.closing(computed_ahead(read, self._paths, ahead=self._ahead, threads=self._threads)) as images:
+            for path, result in images:
+                yield from self._readable(path, result)
 
     def _readable(self, path: Path, result: Future[PreparedImage]) -> Iterator[tuple[Path, PreparedImage]]:
         try:
@@ -142,6 +140,26 @@ class PreparedImages:
             record_bad(self.bad, BadImage(path, exc), self._max_bad)
         else:
             yield path, image
+
+
+def computed_ahead(
+    function: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int
+) -> Generator[tuple[T, Future[R]]]:
+    """Yield every item, in order, with what `function` returns or raises for it; threads compute `ahead` of the caller.
+
+    They end when the generator does.
+    """
+    pool = ThreadPoolExecutor(threads, "decode")
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def record_bad(bad: list[BadImage], image: BadImage, max_bad: int | None) -> None:
@@ -172,7 +190,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _images_of_class(folder: Path) -> list[Path]:
     images = _images_in(folder)
     if not images:
-        raise DataError(folder, "is a class folder without images", f"{_ADD_FILES}, or remove it")
+        raise DataError(folder, "is a class folder without images", f"{ADD_FILES}, or remove it")
     return images
 
 

@@ -1,1 +1,1 @@
-"""Models in production: what servers of others need to serve them."""
+"""Models in production: batch jobs, and what servers need to serve them."""

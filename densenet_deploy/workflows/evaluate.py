@@ -30,8 +30,8 @@ from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.evaluation.report import FIGURES, BadFile, EvaluateReport, ModelComparison
 from densenet_deploy.workflows.evaluation.tasks import TaskEvaluation, check_sources, task_of
+from densenet_deploy.workflows.image_sources import fast_decode_note
 from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, facts_alone, is_file_name, load
-from densenet_deploy.workflows.predict import fast_decode_note
 from densenet_deploy.workflows.stages import Listener, ignore
 
 if TYPE_CHECKING:

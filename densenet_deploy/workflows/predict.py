@@ -1,14 +1,14 @@
-"""Predict: classify images, folders of images and glob patterns with any model."""
+"""Predict: classify images, folders of images, glob patterns and tables of paths with any model."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import glob
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Final, Unpack, overload
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
@@ -16,9 +16,17 @@ from densenet_deploy.model import InputDescription, untrained_note
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
-from densenet_deploy.runtime.image_folders import PreparedImages, find_images
+from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.image_folders import computed_ahead
+from densenet_deploy.runtime.image_urls import read_named_image
+from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import RunnerOptions
+from densenet_deploy.workflows.batch import BatchJobOptions, BatchReport, run_batch
+from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
 from densenet_deploy.workflows.load import LoadOptions, input_of, load
+from densenet_deploy.workflows.stages import Listener, ignore
+
+_AHEAD: Final = 32
 
 
 @dataclass(frozen=True)
@@ -89,47 +97,102 @@ class PredictReport(Report):
         return "\n".join([*map(str, self.predictions), f"({ran})"])
 
 
+@overload
 def predict(
     source: Any,
     images: StrPath | Iterable[StrPath],
     *,
+    out: None = None,
+    job: None = None,
     top_k: int = 5,
     fast_decode: bool = False,
     backend: str | None = None,
     device: str | None = None,
     options: RunnerOptions | None = None,
+    progress: Listener = ignore,
     **stated: Unpack[LoadOptions],
-) -> PredictReport:
+) -> PredictReport: ...
+
+
+@overload
+def predict(
+    source: Any,
+    images: StrPath | Iterable[StrPath],
+    *,
+    out: StrPath,
+    job: BatchJobOptions | None = None,
+    top_k: int = 5,
+    fast_decode: bool = False,
+    backend: str | None = None,
+    device: str | None = None,
+    options: RunnerOptions | None = None,
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> BatchReport: ...
+
+
+def predict(
+    source: Any,
+    images: StrPath | Iterable[StrPath],
+    *,
+    out: StrPath | None = None,
+    job: BatchJobOptions | None = None,
+    top_k: int = 5,
+    fast_decode: bool = False,
+    backend: str | None = None,
+    device: str | None = None,
+    options: RunnerOptions | None = None,
+    progress: Listener = ignore,
+    **stated: Unpack[LoadOptions],
+) -> PredictReport | BatchReport:
     """Return the `top_k` best classes of every image; one that cannot be read costs only its own prediction.
+
+    With `out` it is a batch job: workers write a row for every image to the disk, and a `BatchReport` comes back (see
+    docs/batch.md). That takes any number of images; without `out` all predictions are in memory.
 
     >>> predict("digits.onnx", "held_out/7").predictions[0].top[0].label           # doctest: +SKIP
     '7'
+    >>> predict("digits.onnx", "held_out/", out="rows.csv").rows                   # doctest: +SKIP
+    360
 
     Args:
-        source: whatever `load` takes.
-        images: image files, folders (searched directly and in their class folders) and glob patterns.
+        source: whatever `load` takes. A batch job opens it once in each worker; of a module in memory it takes a known
+            DenseNet, or what `export` made of it.
+        images: image files, folders (searched directly and in their class folders), glob patterns, CSV or Parquet files
+            with a column `file`, and URLs that fsspec reads.
+        out: a folder for shards of rows, or a `.parquet`, `.csv` or `.jsonl` file.
+        job: how the batch job is cut and run; see `BatchJobOptions`.
         top_k: number of classes per image.
         fast_decode: decode JPEGs at a reduced scale: faster, and not exact (see `Classifier`).
         backend: see `open_runner`.
         device: see `open_runner`.
         options: see `RunnerOptions`.
+        progress: of a batch job: called with the number of images done.
         **stated: facts about the model; see `load`.
 
     Raises:
-        UsageError: if `top_k` is below 1, or a pattern matches nothing.
-        InputError: if the model cannot be used, or a pattern matches nothing.
-        BackendError: if the backend or device is not available.
+        UsageError: if `top_k` is below 1, or `job` is given without `out`.
+        InputError: if the model cannot be used, a pattern matches nothing, or a table names no images.
+        OutputExistsError: if `out` holds a job that is neither resumed nor replaced, or something else.
+        DataError: if the job in `out` was begun with something else.
+        BackendError: if the backend or device is not available, or there are too few CPUs for the workers.
+        ResourceError: if a shard cannot be written.
     """
     if top_k < 1:
         raise UsageError(f"top-k={top_k}", "is out of range", "ask for at least 1 class")
-    paths = list(image_paths([images] if isinstance(images, (str, os.PathLike)) else images))
+    if out is not None:
+        choice: dict[str, Any] = {"backend": backend, "device": device, "options": options, "progress": progress}
+        return run_batch(source, images, out, job, top_k=top_k, fast_decode=fast_decode, **choice, **stated)
+    if job is not None:
+        raise UsageError("job", "has no place for its rows", "name one with out")
+    names = image_names(images)
     model = load(source, **stated)
     options = options or RunnerOptions()
-    if len(paths) > 1:  # idle threads of the backend must not keep a core from those that decode
+    if len(names) > 1:  # idle threads of the backend must not keep a core from those that decode
         options = dataclasses.replace(options, spin=False)
     with model.runner(backend, device, options) as runner:
         classifier = Classifier(runner, fast=fast_decode)
-        predictions, remarks = _classified(classifier, paths, top_k)
+        predictions, remarks = _classified(classifier, names, top_k)
         placement = dataclasses.asdict(runner.placement) | {
             "notes": (
                 *model.notes,
@@ -144,44 +207,24 @@ def predict(
         return PredictReport(task=task, predictions=tuple(predictions), input=described, **placement)
 
 
-def fast_decode_note(classifier: Classifier) -> tuple[str, ...]:
-    """Return the line that says that images were decoded fast, or nothing."""
-    if not classifier.fast:
-        return ()
-    return ("images were decoded fast: JPEGs at a reduced scale, large images averaged over blocks; not exact",)
+def _classified(classifier: Classifier, names: Sequence[str], top_k: int) -> tuple[list[FilePrediction], list[str]]:
+    read = functools.partial(read_named_image, preprocessing=classifier.preprocessing, fast=classifier.fast)
+    predictions: list[FilePrediction] = []
+    remarks: list[str] = []
+    with contextlib.closing(computed_ahead(read, names, ahead=_AHEAD, threads=usable_cpus())) as images:
+        for name, result in images:
+            image = _image_or_error(result)
+            if isinstance(image, str):
+                predictions.append(FilePrediction(name, error=image))
+                continue
+            found = classifier.classify(image, top_k)
+            predictions.append(FilePrediction(name, found.top, found.values, found.features))
+            remarks += [f"{name}: {note}" for note in found.notes]
+    return predictions, remarks
 
 
-def image_paths(sources: Iterable[StrPath]) -> Iterator[Path]:
-    """Yield the images that files, folders and glob patterns name, in that order.
-
-    Raises:
-        DataError: if a folder holds no images.
-        InputError: if a pattern matches nothing.
-    """
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            yield from find_images(path)
-        elif path.exists() or not glob.has_magic(os.fspath(source)):
-            yield path
-        else:
-            found = sorted(glob.glob(os.fspath(source), recursive=True))  # noqa: PTH207 - takes absolute patterns too
-            if not found:
-                raise InputError(source, "matches no file", "check the pattern")
-            for match in map(Path, found):
-                yield from find_images(match) if match.is_dir() else (match,)
-
-
-def _classified(classifier: Classifier, paths: Sequence[Path], top_k: int) -> tuple[list[FilePrediction], list[str]]:
-    images = PreparedImages(paths, classifier.preprocessing, max_bad=None, fast=classifier.fast)
-    found = {path: classifier.classify(image, top_k) for path, image in images}
-    errors = {bad.path: bad.error.why for bad in images.bad}
-    predictions = [
-        _of_file(path, found[path]) if path in found else FilePrediction(str(path), error=errors[path])
-        for path in paths
-    ]
-    return predictions, [f"{path}: {note}" for path in paths if path in found for note in found[path].notes]
-
-
-def _of_file(path: Path, found: Prediction) -> FilePrediction:
-    return FilePrediction(str(path), found.top, found.values, found.features)
+def _image_or_error(result: Future[PreparedImage]) -> PreparedImage | str:
+    try:
+        return result.result()
+    except InputError as exc:
+        return exc.why

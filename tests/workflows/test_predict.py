@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densenet_deploy.errors import DataError, InputError, UsageError
+from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare_batch
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.predict import PredictReport, image_paths, predict
+from densenet_deploy.workflows.batch import BatchJobOptions
+from densenet_deploy.workflows.predict import PredictReport, predict
 
 
 def test_predictions_are_those_of_the_runner(tiny_onnx, images):
@@ -70,11 +71,22 @@ def test_without_a_bad_image_there_is_no_failure(tiny_onnx, one_bad):
     assert predict(tiny_onnx, one_bad[:1]).failure is None
 
 
-def test_a_missing_image_is_a_bad_one_and_an_empty_pattern_an_error(tiny_onnx, tmp_path):
+def test_a_missing_image_is_a_bad_one(tiny_onnx, tmp_path):
     assert predict(tiny_onnx, tmp_path / "gone.png").bad == 1
-    with pytest.raises(InputError) as caught:
-        list(image_paths([tmp_path / "*.png"]))
-    assert caught.value.subject == str(tmp_path / "*.png")
+
+
+def test_images_of_a_table_are_predicted(tiny_onnx, images, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(f"file,patient\n{images / '0' / 'same.png'},7\ngone.png,8\n")
+    good, gone = predict(tiny_onnx, table).predictions
+    assert good == predict(tiny_onnx, images / "0" / "same.png").predictions[0]
+    assert (gone.file, gone.top) == (str(tmp_path / "gone.png"), ())
+
+
+def test_a_job_without_a_place_for_its_rows_is_a_usage_error(tiny_onnx, images):
+    with pytest.raises(UsageError) as caught:
+        predict(tiny_onnx, images, job=BatchJobOptions())
+    assert caught.value.subject == "job"
 
 
 def test_a_third_party_model_says_what_was_assumed(torchvision_onnx, images):

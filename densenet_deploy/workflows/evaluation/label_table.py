@@ -19,26 +19,22 @@ model without labels takes them in the order of its outputs. All that does not f
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from densenet_deploy.artifacts import StrPath, os_errors_about
+from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError
+from densenet_deploy.workflows.image_sources import FILE_COLUMN, csv_lines
 
-_FILE: Final = "file"
 _CLASS_COLUMNS: Final = ("label",)
 _UNKNOWN: Final = ("", "nan")
 _TRUTH: Final = {"true": 1.0, "false": 0.0}
-_SEPARATOR: Final = re.compile(r'\s*("?)file\1[ ]*([,;\t])')
 _SHOWN: Final = 5
 
 
@@ -73,11 +69,11 @@ class LabelTable:
             DataError: if it is not such a CSV, holds no image, or names one that does not exist, or names one twice.
         """
         file = Path(file)
-        lines = [(line, cells) for line, cells in _lines(file) if any(cells)]
+        lines = [(line, cells) for line, cells in csv_lines(file) if any(cells)]
         if not lines:
             raise DataError(file, "is empty", "write a header, such as file,label, and one line per image")
         (first, (name, *columns)), *rest = lines
-        if name != _FILE:
+        if name != FILE_COLUMN:
             raise DataError(file, f"line {first}: the first column is {name!r}, not 'file'", "write a header: file,…")
         if not columns:
             raise DataError(file, f"line {first}: has no column after 'file'", "add one, such as label")
@@ -197,22 +193,6 @@ class LabelTable:
             why = f"{_at(row, self.columns[place])}: is {text!r}, not a finite number"
             raise DataError(self.file, why, "correct the cell, or remove the line")
         return value
-
-
-def _lines(file: Path) -> list[tuple[int, list[str]]]:
-    """Return the stripped cells of every line, with the number of the line."""
-    with os_errors_about(file):
-        data = file.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-        header = _SEPARATOR.match(text)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=header[2] if header else ",", strict=True)
-        return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except UnicodeDecodeError as exc:
-        raise DataError(file, f"is not UTF-8 at byte {exc.start}", "save it as UTF-8 text") from exc
-    except csv.Error as exc:
-        fix = "write a CSV with commas, semicolons or tabs, and double quotes"
-        raise DataError(file, f"line {reader.line_num}: {exc}", fix) from exc
 
 
 def _rows(file: Path, columns: int, lines: Sequence[tuple[int, list[str]]]) -> list[Row]:
