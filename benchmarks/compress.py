@@ -28,6 +28,7 @@ from densenet_deploy.bench.candidate import Candidate
 from densenet_deploy.bench.rounds import compare_speed
 from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.quantization.calibration_data import open_calibration_data
+from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.images import load_image
 from densenet_deploy.runtime.preprocess import prepare_batch
@@ -63,12 +64,14 @@ def files_of(network: Network, options: argparse.Namespace) -> Iterator[tuple[st
     start, peer = perf_counter(), network.file("nncf", ".xml")
     quantize_with_nncf(plain, images, "performance", peer)
     yield "NNCF, openvino", peer, "openvino", {"macs": 1.0, "seconds": perf_counter() - start}
-    for ratio, tuned in itertools.product((0.0, *options.ratios), (False, True)):
+    seconds = options.finetune_seconds
+    for ratio, tuned in itertools.product((0.0, *options.ratios), (False, True) if seconds else (False,)):
         floating = network.file(f"float.{ratio}.{tuned}")
+        limit: Facts = {"finetune_seconds": seconds} if tuned else {}
         made: Facts = {"macs": 1.0}
         if ratio:
             start = perf_counter()
-            how = dd.PruneOptions(ratio=ratio, widths="per-layer", samples=CALIBRATION, finetune=tuned)
+            how = dd.PruneOptions(ratio=ratio, widths="per-layer", samples=CALIBRATION, finetune=tuned, **limit)
             report = dd.prune(plain, network.calibration, how, out=floating, force=True).report
             made = {"macs": report.macs_after / report.macs_before, "seconds": perf_counter() - start}
             name = f"pruned {ratio:g}{', distilled' if tuned else ''}"
@@ -77,9 +80,9 @@ def files_of(network: Network, options: argparse.Namespace) -> Iterator[tuple[st
             name, floating = "whole", plain
         for engine in ENGINES:
             start, path = perf_counter(), network.file(f"int8.{ratio}.{tuned}.{engine}")
-            chosen = dd.QuantizeOptions(recipe=engine, samples=CALIBRATION, never_slower=False, finetune=tuned)
-            dd.quantize(floating, network.calibration, chosen, out=path, force=True)
-            facts = {"macs": made["macs"], "seconds": perf_counter() - start}
+            chosen = dd.QuantizeOptions(recipe=engine, samples=CALIBRATION, never_slower=False, finetune=tuned, **limit)
+            report = dd.quantize(floating, network.calibration, chosen, out=path, force=True).report
+            facts = {"macs": made["macs"], "seconds": perf_counter() - start, "finetune": to_plain(report.finetune)}
             yield f"{name}, INT8{', fine-tuned' if tuned else ''}, {engine}", path, engine, facts
 
 
@@ -157,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--finetune-seconds", type=float, default=540.0, help="of each fine-tuning; 0 for none")
     parser.add_argument("--rounds", type=int, default=9, help="of timing; 0 times nothing")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "compress.json")
     return parser
