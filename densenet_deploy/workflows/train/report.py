@@ -168,7 +168,10 @@ class TrainReport(TimedReport):
                 line("network", f"densenet {self.variant}, {self.parameters:,} parameters, {self.classes} classes"),
                 line("images", f"{self.training_images} to train on, {self.validation_images} to validate{skipped}"),
                 line("input", self.input),
-                line("best epoch", f"{self.best_epoch} of {self.epochs}{resumed}: top-1 {self.top1:.2%}{top5}"),
+                line(
+                    "best epoch",
+                    f"{self.best_epoch} of {self.epochs}{resumed}: top-1 {self.top1:.2%}{top5}, chosen by it",
+                ),
                 line("last epoch", f"loss {self.loss:.4f}, top-1 {self.history[-1].top1:.2%}"),
                 *(self.search.lines() if self.search else ()),
                 *self.stage_lines(),
