@@ -181,7 +181,7 @@ def serve(
     options = options or ServeOptions()
     require_packages("serve", *PACKAGES, *(GRPC_PACKAGES if options.grpc_port is not None else ()))
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(contextlib.closing(_listen(options.host, options.port)))
+        listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         progress("loading")
         model = load(source, **stated)
         runner = stack.enter_context(model.runner(backend, device, _shared(running, options.instances)))
@@ -190,7 +190,7 @@ def serve(
         progress("warming up")
         service.warm_up()
         progress("serving")
-        asyncio.run(_run(service, listening, options, on_ready, stop or StopRequest(), notes))
+        asyncio.run(run_server(service, listening, options, on_ready, stop or StopRequest(), notes))
     total = service.metrics.total
     return ServeReport(
         model=service.name,
@@ -202,14 +202,15 @@ def serve(
     )
 
 
-async def _run(
+async def run_server(
     service: Service,
     listening: socket.socket,
     options: ServeOptions,
     on_ready: Callable[[Address], object],
     stop: StopRequest,
-    notes: tuple[str, ...],
+    notes: tuple[str, ...] = (),
 ) -> None:
+    """Answer requests for `service` on a socket that listens, until it is asked to stop; see `serve`."""
     from densenet_deploy.serving.http_server import HttpOptions, http_app, http_server
 
     stop.attach()
@@ -231,7 +232,7 @@ async def _run(
         await asyncio.gather(serving, *([] if grpc is None else [grpc.stop(options.grace_s)]))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens, so that nobody else takes the port while the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
