@@ -132,7 +132,7 @@ class _Calls:
         service = self._service
         service.require_model(request.model_name, request.model_version)
         outputs = _requested(request, service.outputs)
-        answer = await service.infer(_feeds(request, service.inputs))
+        answer = await service.infer(read_feeds(request, service.inputs))
         tensors = [
             {"name": spec.name, "datatype": datatype_of(spec), "shape": answer[spec.name].shape} for spec in outputs
         ]
@@ -145,7 +145,12 @@ class _Calls:
         )
 
 
-def _feeds(request: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+def read_feeds(request: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Return the arrays of a ModelInferRequest, by input name.
+
+    Raises:
+        RequestError: if it is not a request for the model.
+    """
     raw, count = request.raw_input_contents, len(request.inputs)
     require_supported("request", _parameters(request))
     if raw and len(raw) != count:

@@ -83,6 +83,7 @@ def http_server(app: Starlette, options: HttpOptions, grace_s: float) -> uvicorn
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=grace_s,  # type: ignore[arg-type]  # any number of seconds

@@ -127,6 +127,9 @@ class Service:
         start = time.monotonic()
         try:
             yield
+        except asyncio.CancelledError:  # its time was up when the server ended
+            self.metrics.failed("abandoned")
+            raise
         except Exception as exc:
             error = _answered_as(exc)
             self.metrics.failed(error.kind)

@@ -121,10 +121,11 @@ class StopRequest:
 
     def __call__(self, *_: object) -> None:
         """Ask."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._set)
-        else:
+        if self._loop is None:
             self._set()
+            return
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            self._loop.call_soon_threadsafe(self._set)
 
     def attach(self) -> None:
         """Bind it to the running event loop."""
