@@ -6,6 +6,7 @@ uvicorn limits only how long a connection may be idle between two requests.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,15 +16,23 @@ _TIMEOUT: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnect
 _TOO_MANY: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def limited_to(seconds: float) -> type[HttpToolsProtocol]:
-    """Return the protocol for clients that may take `seconds` to send a request, and as long to take its answer."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"seconds": seconds})
+def limited_to(seconds: float, on_slow: Callable[[], object]) -> type[HttpToolsProtocol]:
+    """Return the protocol for clients that may take `seconds` to send a request, and as long to take its answer.
+
+    `on_slow` is called for each that is disconnected before the application saw its request.
+    """
+    return type("LimitedProtocol", (LimitedProtocol,), {"seconds": seconds, "on_slow": staticmethod(on_slow)})
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection; `seconds` is a subclass's (see `limited_to`)."""
+    """One connection; a subclass has `seconds` and `on_slow` (see `limited_to`)."""
 
-    seconds: ClassVar[float] = 30.0
+    seconds: ClassVar[float]
+
+    @staticmethod
+    def on_slow() -> object:
+        """Count one."""
+        raise NotImplementedError
 
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
@@ -73,6 +82,8 @@ class LimitedProtocol(HttpToolsProtocol):
         is_in_header, cycle = self._header_bytes is not None, self.cycle
         is_idle = cycle is None or cycle.response_complete
         if not self.transport.is_closing():
+            if is_in_header and self._header_bytes:
+                self.on_slow()
             if (is_idle and self._header_bytes) if is_in_header else not cycle.response_started:
                 self.transport.write(answer)
             self.transport.close()

@@ -50,8 +50,7 @@ class HttpOptions:
         require_range("receive-s", self.receive_s, 0.01, 3600)
 
 
-def http_app(service: Service, options: HttpOptions) -> Starlette:
-    """Return the application."""
+def _app(service: Service, options: HttpOptions) -> Starlette:
     answers = _Answers(service, options)
     model = "/v2/models/{name}"
     infer, ready, metadata = answers.infer, answers.model_ready, answers.model_metadata
@@ -74,11 +73,11 @@ def http_app(service: Service, options: HttpOptions) -> Starlette:
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 
 
-def http_server(app: Starlette, options: HttpOptions, grace_s: float) -> uvicorn.Server:
-    """Return the server of the application, which leaves signals to its caller."""
+def http_server(service: Service, options: HttpOptions, grace_s: float) -> uvicorn.Server:
+    """Return the server of `service`, which leaves signals to its caller."""
     config = uvicorn.Config(
-        app,
-        http=limited_to(options.receive_s),
+        _app(service, options),
+        http=limited_to(options.receive_s, lambda: service.metrics.failed("disconnected")),
         ws="none",
         lifespan="off",
         log_config=None,

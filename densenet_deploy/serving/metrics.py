@@ -13,7 +13,7 @@ from densenet_deploy.serving.dynamic_batching import BatchRun
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_KINDS: Final = ("bad_request", "not_found", "too_large", "timeout", "queue_full", "model", "disconnected", "abandoned")
+_KINDS: Final = ("bad_request", "not_found", "too_large", "queue_full", "model", "disconnected", "abandoned")
 
 
 class Metrics:

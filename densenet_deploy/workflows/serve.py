@@ -212,11 +212,11 @@ async def run_server(
     notes: tuple[str, ...] = (),
 ) -> None:
     """Answer requests for `service` on a socket that listens, until it is asked to stop; see `serve`."""
-    from densenet_deploy.serving.http_server import HttpOptions, http_app, http_server
+    from densenet_deploy.serving.http_server import HttpOptions, http_server
 
     stop.attach()
     limits = HttpOptions(options.max_body_mib * _MIB, options.receive_s)
-    http = http_server(http_app(service, limits), limits, options.grace_s)
+    http = http_server(service, limits, options.grace_s)
     grpc = None
     if options.grpc_port is not None:
         from densenet_deploy.serving.grpc_server import GrpcServer

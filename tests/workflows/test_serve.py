@@ -83,7 +83,9 @@ def test_facts_that_are_stated_are_those_of_the_answers(digits_onnx) -> None:
 
 
 def test_a_model_with_a_fixed_batch_takes_any_number_of_images(tmp_path) -> None:
-    model = dd.export(DIGITS / "densenet_digits.safetensors", out=tmp_path / "four.onnx", batch=4)
+    model = dd.export(
+        DIGITS / "densenet_digits.safetensors", options=dd.ExportOptions(batch=4), out=tmp_path / "four.onnx"
+    )
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
     with started(model, ServeOptions(port=0)) as server:
         status, found = infer(server, images, "four")
