@@ -237,11 +237,13 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens, so that nobody else takes the port while the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as exc:
         why = f"cannot be listened on: {(exc.strerror or str(exc)).lower()}"
         fix = "stop the program that uses it, or choose another --host or --port"
         raise ResourceError(_joined(host, port), why, fix) from exc
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: no 40 ms for an answer
+    return listening
 
 
 def _joined(host: str, port: int) -> str:

@@ -21,7 +21,7 @@ from densenet_deploy.cli import main
 from densenet_deploy.errors import MissingPackageError, ModelFileError, ResourceError, UsageError
 from densenet_deploy.serving.dynamic_batching import QueueOptions
 from densenet_deploy.serving.service import Service
-from densenet_deploy.workflows.serve import ServeOptions, StopRequest, serve
+from densenet_deploy.workflows.serve import ServeOptions, StopRequest, listen, serve
 from tests.conftest import DIGITS
 from tests.serving.servers import WAIT_S, call, infer, rows_runner, serving
 
@@ -122,6 +122,13 @@ def test_a_port_that_is_taken_is_exit_6_in_one_line(digits_onnx, capsys) -> None
         assert f"resource: 127.0.0.1:{port}: cannot be listened on" in captured.err
         with pytest.raises(ResourceError, match="--grpc-port"):
             serve(digits_onnx, ServeOptions(port=0, grpc_port=port))
+
+
+def test_answers_are_sent_at_once() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_address_of_another_machine_is_an_error(digits_onnx) -> None:
