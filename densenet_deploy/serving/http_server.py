@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -225,8 +226,8 @@ async def _image_in(request: Request, body: bytes) -> bytes:
     parser.spool_max_size = len(body) + 1  # stays in memory
     try:
         form = await parser.parse()
-    except MultiPartException as exc:
-        raise refused("form", exc.message) from exc
+    except (MultiPartException, FormParserError) as exc:
+        raise refused("form", f"cannot be read: {exc}") from exc
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(form.close)
         files = [value for _, value in form.multi_items() if not isinstance(value, str)]
