@@ -19,8 +19,10 @@ import densenet_deploy as dd
 from densenet_deploy import packages
 from densenet_deploy.cli import main
 from densenet_deploy.errors import MissingPackageError, ModelFileError, ResourceError, UsageError
+from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.serving.dynamic_batching import QueueOptions
 from densenet_deploy.serving.service import Service
+from densenet_deploy.workflows import serve as serve_module
 from densenet_deploy.workflows.serve import ServeOptions, StopRequest, listen, serve
 from tests.conftest import DIGITS
 from tests.serving.servers import WAIT_S, call, infer, rows_runner, serving
@@ -105,6 +107,18 @@ def test_a_model_is_not_ready_before_it_has_run() -> None:
     assert service.is_ready
     assert runner.sizes == [1, 4]
     service.close()
+
+
+def test_instances_share_the_cpus_and_threads_sleep_between_runs(monkeypatch) -> None:
+    monkeypatch.setattr(serve_module, "usable_cpus", lambda: 8)
+    for running, instances, threads in (
+        (None, 1, None),
+        (None, 2, 4),
+        (None, 16, 1),
+        (RunnerOptions(threads=3), 2, 3),
+    ):
+        shared = serve_module._shared(running, instances)
+        assert (shared.threads, shared.spin) == (threads, False)
 
 
 def taken_port():
