@@ -133,7 +133,7 @@ class Service:
         except Exception as exc:
             error = _answered_as(exc)
             self.metrics.failed(error.kind)
-            if error.status >= 500 and error.kind == "model":
+            if error.kind == "model":
                 log.exception("%s failed", endpoint)
             raise error from exc
         self.metrics.answered(endpoint, time.monotonic() - start)

@@ -18,6 +18,7 @@ from densenet_deploy.errors import ModelFileError
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.serving.dynamic_batching import QueueOptions
+from densenet_deploy.serving.http_limits import LimitedProtocol
 from densenet_deploy.serving.service import Service
 from tests.conftest import DIGITS
 from tests.serving.servers import WAIT_S, call, infer, rows_runner, serving
@@ -386,6 +387,19 @@ def test_a_client_that_does_not_take_its_answer_is_disconnected() -> None:
                 total += len(data)
         assert total < 8 * MIB
         assert call(server, "GET", "/v2/health/live")[0] == 200
+
+
+def test_the_least_that_a_client_does_not_take_starts_its_time(monkeypatch) -> None:
+    made, found = LimitedProtocol.connection_made, []
+
+    def observed(self, transport):
+        made(self, transport)
+        found.append(transport.get_write_buffer_limits())
+
+    monkeypatch.setattr(LimitedProtocol, "connection_made", observed)
+    with small() as server:
+        assert infer(server, ROWS)[0] == 200
+    assert set(found) == {(0, 0)}
 
 
 def test_an_endless_header_is_refused() -> None:
