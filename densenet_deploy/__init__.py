@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.report import report
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
+    from densenet_deploy.workflows.serve import ServeOptions, serve
     from densenet_deploy.workflows.simplify import simplify
     from densenet_deploy.workflows.train.search import SearchOptions
     from densenet_deploy.workflows.train.train import train
@@ -81,6 +82,7 @@ _HOMES: Final = {
     "RunnerOptions": "runtime.runner",
     "SearchOptions": "workflows.train.search",
     "SensitivityOptions": "workflows.sensitivity",
+    "ServeOptions": "workflows.serve",
     "TrainOptions": "training.options",
     "TritonOptions": "workflows.triton",
     "TuneOptions": "workflows.tune.candidates",
@@ -99,6 +101,7 @@ _HOMES: Final = {
     "quantize": "workflows.quantize.quantize",
     "report": "workflows.report",
     "sensitivity": "workflows.sensitivity",
+    "serve": "workflows.serve",
     "simplify": "workflows.simplify",
     "train": "workflows.train.train",
     "triton": "workflows.triton",
@@ -131,6 +134,7 @@ __all__ = [
     "RunnerOptions",
     "SearchOptions",
     "SensitivityOptions",
+    "ServeOptions",
     "TrainOptions",
     "TritonOptions",
     "TuneOptions",
@@ -150,6 +154,7 @@ __all__ = [
     "quantize",
     "report",
     "sensitivity",
+    "serve",
     "simplify",
     "train",
     "triton",

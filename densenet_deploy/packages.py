@@ -13,7 +13,10 @@ from densenet_deploy.errors import MissingPackageError
 
 def is_installed(package: str) -> bool:
     """Whether `package` can be found; it is not imported."""
-    return find_spec(package) is not None
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package around it: `google` of `google.protobuf`
+        return False
 
 
 def imported(name: str) -> ModuleType | None:

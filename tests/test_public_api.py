@@ -15,7 +15,7 @@ import densenet_deploy
 
 FUNCTIONS = (
     *("load", "export", "simplify", "cast", "quantize", "build_engine", "compare", "evaluate", "benchmark", "tune"),
-    *("inspect", "sensitivity", "train", "prune", "predict", "report", "open_runner"),
+    *("inspect", "sensitivity", "train", "prune", "predict", "report", "serve", "triton", "open_runner"),
 )
 NAMES = [name for name in densenet_deploy.__all__ if name != "__version__"]
 

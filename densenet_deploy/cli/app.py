@@ -80,6 +80,7 @@ COMMANDS: Final = {
     "cast": "making",
     "build-trt": "making",
     "train": "training",
+    "serve": "serving",
     "triton": "serving",
     "run": "running",
     "evaluate": "measuring",

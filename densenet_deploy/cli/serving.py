@@ -1,16 +1,85 @@
-"""The command that prepares models for a server: `triton`."""
+"""The commands that serve models, and prepare them for a server: `serve` and `triton`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from densenet_deploy.cli.app import Work, command
-from densenet_deploy.cli.options import Output, Reads, Writes, listed, model_argument, option, words
+from densenet_deploy.cli.options import (
+    Model,
+    Output,
+    Reads,
+    RunnerChoice,
+    Writes,
+    listed,
+    model_argument,
+    option,
+    words,
+)
+from densenet_deploy.errors import printable
 from densenet_deploy.facts import ModelFacts
 
+if TYPE_CHECKING:
+    from densenet_deploy.workflows.serve import Address
+
 DEFAULT_REPOSITORY = "artifacts/triton"
+
+
+@command(
+    "serve",
+    examples=(
+        "densenet-deploy serve chest.onnx",
+        "densenet-deploy serve chest.int8.onnx --host 0.0.0.0 --grpc-port 8081 --max-batch 32 --max-delay-ms 5",
+        "densenet-deploy serve chest.fp16.engine --device cuda:0 --instances 2",
+    ),
+)
+def serve_command(
+    model: Model,
+    host: Annotated[str, option("ADDRESS", "Where to listen; 0.0.0.0 is every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of HTTP; 0 takes a free one.")] = 8080,
+    grpc_port: Annotated[int | None, typer.Option(help="Of gRPC; 0 takes a free one (default: no gRPC).")] = None,
+    max_batch: Annotated[int, typer.Option(help="The most images that run together.")] = 16,
+    max_delay_ms: Annotated[float, option("X", "How long a request waits for others, in milliseconds.")] = 2.0,
+    max_queue: Annotated[int, typer.Option(help="The most images that wait; further requests get 503.")] = 256,
+    instances: Annotated[int, typer.Option(help="Batches that run at the same time.")] = 1,
+    max_body_mib: Annotated[int, typer.Option(help="The largest request, in MiB.")] = 64,
+    receive_s: Annotated[float, option("X", "Seconds for a client to send a request, or to take its answer.")] = 30.0,
+    grace_s: Annotated[float, option("X", "Seconds that requests have to end after SIGTERM.")] = 30.0,
+    *,
+    facts: ModelFacts,
+    running: RunnerChoice,
+) -> Work:
+    """Serve a model over HTTP and gRPC."""
+    from densenet_deploy.workflows.serve import ServeOptions, serve
+
+    options = ServeOptions(
+        host, port, grpc_port, max_batch, max_delay_ms, max_queue, instances, max_body_mib, receive_s, grace_s
+    )
+    runner_options = running.options()
+
+    def work(listener: Any) -> Any:
+        return serve(
+            model,
+            options,
+            backend=running.backend,
+            device=running.device,
+            running=runner_options,
+            on_ready=_announce,
+            progress=listener,
+            **facts.given(),
+        )
+
+    return work
+
+
+def _announce(address: Address) -> None:
+    """Say on stderr that requests can come: stdout is for the report at the end."""
+    for note in address.notes:
+        print(f"note: {printable(note, 10_000)}", file=sys.stderr)
+    print(printable(address, 10_000), file=sys.stderr, flush=True)
 
 
 @command(

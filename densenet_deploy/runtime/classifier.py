@@ -12,7 +12,7 @@ import dataclasses
 import html
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, overload
@@ -270,9 +270,13 @@ class Classifier:
             ModelFileError: if any is NaN or infinite, or there are not as many rows as images.
             UsageError: if a model that does not state its number of classes has another than there are labels.
         """
-        output = run_batched(self._runner, inputs)[self.meaning.output.name]
-        if len(output) != len(inputs):
-            why = f"holds {len(output)} rows for {len(inputs)} images"
+        return self.rows(run_batched(self._runner, inputs), len(inputs))
+
+    def rows(self, outputs: Mapping[str, Array], images: int) -> Array:
+        """Return the rows (N, C) that answer N `images` in the outputs of a run, by name. Errors as in `logits`."""
+        output = outputs[self.meaning.output.name]
+        if len(output) != images:
+            why = f"holds {len(output)} rows for {images} images"
             raise ModelFileError(self.meaning.output.name, why, "export the model with a dynamic batch")
         rows = self.meaning.rows(output)
         require_labels(self.labels, rows.shape[1])

@@ -43,6 +43,10 @@ class TensorSpec:
         """Return the spec with `batch` as its first dimension, if that takes any size."""
         return replace(self, shape=(batch, *self.shape[1:])) if self.shape and self.shape[0] is None else self
 
+    def of_any_batch(self) -> TensorSpec:
+        """Return the spec with a first dimension that takes any size."""
+        return replace(self, shape=(None, *self.shape[1:]))
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` can be fed."""
         return _fits(shape, self.shape)

@@ -292,8 +292,20 @@ class Runner(ABC):
             RunnerStateError: after `close`, or in a child that forked after the runner was opened.
         """
         handle = self._open_handle()
-        results = self._run(handle, checked_feeds(self.inputs, feeds, self._value_limit))
+        results = self._run(handle, self.checked(feeds))
         return results if outputs is None else delivered(results, outputs)
+
+    def checked(self, feeds: Feeds | Feed, inputs: tuple[TensorSpec, ...] | None = None) -> dict[str, Array]:
+        """Return feeds as `run` takes them: contiguous NumPy arrays by name, without running the model.
+
+        Args:
+            feeds: see `run`.
+            inputs: what they are checked against; None takes the model's.
+
+        Raises:
+            FeedError: if one has the wrong name, type, shape or values.
+        """
+        return checked_feeds(self.inputs if inputs is None else inputs, feeds, self._value_limit)
 
     def __call__(self, feeds: Feeds | Feed, outputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Run one batch; see `run`."""

@@ -109,6 +109,15 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "width", "--data images --search width=4"),
         (2, "x.png", "--data images -o x.png"),
     ],
+    "serve": [
+        (3, "missing.onnx", "missing.onnx"),
+        (2, "12l", "12l"),
+        (2, "port=65536", f"{MODEL} --port 65536"),
+        (2, "grpc-port=8080", f"{MODEL} --grpc-port 8080"),
+        (2, "max-batch=0", f"{MODEL} --max-batch 0"),
+        (2, "max-queue=8", f"{MODEL} --max-queue 8"),
+        (2, "tpu", f"{MODEL} --device tpu"),
+    ],
     "triton": [
         (3, "missing.onnx", "missing.onnx"),
         (2, "onnx", f"{MODEL} --backend onnx"),

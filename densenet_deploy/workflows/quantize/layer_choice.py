@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.bench.candidate import Candidate
@@ -20,7 +20,6 @@ from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
 from densenet_deploy.errors import GateError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, worst
-from densenet_deploy.quantization.int8_writer import Int8File
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
@@ -31,6 +30,9 @@ from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.evaluation.tasks import judged_by
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
+
+if TYPE_CHECKING:
+    from densenet_deploy.quantization.int8_writer import Int8File
 
 TRIAL_SAMPLES: Final = 32
 FIRST_SAMPLES: Final = 8

@@ -1,0 +1,242 @@
+"""The HTTP side of a server: the open inference protocol, images, metrics; limits on bodies, time and connections.
+
+Bodies are refused by their declared length before they are read, and by their real length while they are. Clients that
+take too long are disconnected (`http_limits.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvicorn
+from python_multipart.exceptions import FormParserError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from densenet_deploy.options import require_range
+from densenet_deploy.records import write_json
+from densenet_deploy.serving.http_limits import limited_to
+from densenet_deploy.serving.metrics import CONTENT_TYPE
+from densenet_deploy.serving.open_inference import HEADER_LENGTH, RequestError, read_request, refused, write_answer
+from densenet_deploy.serving.service import Service
+
+_MIB: Final = 2**20
+_BODIES_HELD: Final = 16
+_KEEP_ALIVE_S: Final = 30
+_LONGEST_DIGITS: Final = 18
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Limits.
+
+    Attributes:
+        max_body_bytes: of a request; all bodies that are held at a time take at most 16 times as much.
+        receive_s: seconds in which a request must have arrived, and in which its answer must be taken.
+    """
+
+    max_body_bytes: int = 64 * _MIB
+    receive_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        require_range("max-body-mib", self.max_body_bytes / _MIB, 1 / _MIB, 1024)
+        require_range("receive-s", self.receive_s, 0.01, 3600)
+
+
+def _app(service: Service, options: HttpOptions) -> Starlette:
+    answers = _Answers(service, options)
+    model = "/v2/models/{name}"
+    infer, ready, metadata = answers.infer, answers.model_ready, answers.model_metadata
+    routes = [
+        Route("/v2", answers.server_metadata),
+        Route("/v2/health/live", answers.live),
+        Route("/v2/health/ready", answers.ready),
+        *(
+            route
+            for path in (model, f"{model}/versions/{{version}}")
+            for route in (
+                Route(path, metadata),
+                Route(f"{path}/ready", ready),
+                Route(f"{path}/infer", infer, methods=["POST"]),
+            )
+        ),
+        Route("/classify", answers.classify, methods=["POST"]),
+        Route("/metrics", answers.metrics),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+
+def http_server(service: Service, options: HttpOptions, grace_s: float) -> uvicorn.Server:
+    """Return the server of `service`, which leaves signals to its caller."""
+    config = uvicorn.Config(
+        _app(service, options),
+        http=limited_to(options.receive_s, lambda: service.metrics.failed("disconnected")),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=grace_s,  # type: ignore[arg-type]  # any number of seconds
+    )
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Answers:
+    """One method per endpoint."""
+
+    def __init__(self, service: Service, options: HttpOptions) -> None:
+        self._service = service
+        self._bodies = _Bodies(options.max_body_bytes)
+
+    async def server_metadata(self, _request: Request) -> Response:
+        return self._json(self._service.server_metadata())
+
+    async def live(self, _request: Request) -> Response:
+        return self._json({"live": True})
+
+    async def ready(self, _request: Request) -> Response:
+        is_ready = self._service.is_ready
+        return self._json({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def model_ready(self, request: Request) -> Response:
+        return await self._guarded(request, "ready", self._model_ready)
+
+    async def _model_ready(self, _request: Request) -> Response:
+        is_ready = self._service.is_ready
+        return self._json({"name": self._service.name, "ready": is_ready}, 200 if is_ready else 503)
+
+    async def model_metadata(self, request: Request) -> Response:
+        return await self._guarded(request, "metadata", self._model_metadata)
+
+    async def _model_metadata(self, _request: Request) -> Response:
+        return self._json(self._service.model_metadata())
+
+    async def infer(self, request: Request) -> Response:
+        return await self._guarded(request, "infer", self._infer)
+
+    async def _infer(self, request: Request) -> Response:
+        service, length = self._service, request.headers.get(HEADER_LENGTH)
+        async with self._bodies.read(request) as body:
+            asked = await asyncio.to_thread(read_request, body, length, service.inputs, service.outputs)
+            answer = await service.infer(asked.feeds)
+        content, header_length = await asyncio.to_thread(write_answer, service.name, asked, answer)
+        if header_length is None:
+            return self._answer(content, "application/json")
+        return self._answer(content, "application/octet-stream", {HEADER_LENGTH: str(header_length)})
+
+    async def classify(self, request: Request) -> Response:
+        return await self._guarded(request, "classify", self._classify)
+
+    async def _classify(self, request: Request) -> Response:
+        top_k = request.query_params.get("top_k", "5")
+        if not (top_k.isascii() and top_k.isdigit() and len(top_k) <= _LONGEST_DIGITS):
+            raise refused("top_k", "is not a whole number")
+        async with self._bodies.read(request) as body:
+            image = await _image_in(request, body)
+            return self._json(await self._service.classify(image, int(top_k)))
+
+    async def metrics(self, _request: Request) -> Response:
+        return self._answer(self._service.metrics.to_text(), CONTENT_TYPE)
+
+    async def _guarded(
+        self, request: Request, endpoint: str, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        """Return the answer of an endpoint, or its error as JSON."""
+        try:
+            with self._service.counted(endpoint):
+                name = request.path_params.get("name", self._service.name)
+                self._service.require_model(name, request.path_params.get("version", ""))
+                return await answer(request)
+        except RequestError as error:
+            headers = {"Retry-After": "1"} if error.status == 503 else {}
+            return self._json({"error": str(error)}, error.status, headers)
+
+    def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+        return self._answer(write_json(value).encode(), "application/json", headers, status)
+
+    def _answer(
+        self, content: bytes, media_type: str, headers: dict[str, str] | None = None, status: int = 200
+    ) -> Response:
+        """Return a response; a server that is stopping closes its connections with their answers."""
+        closing = {} if self._service.is_ready else {"Connection": "close"}
+        return Response(content, status, {**(headers or {}), **closing}, media_type)
+
+
+class _Bodies:
+    """Reads the bodies of requests, and counts the bytes that are held."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield the body, which counts until the block ends.
+
+        Raises:
+            RequestError: status 413 if it is too large, 503 if too many are held, 400 if the client went away.
+        """
+        size = 0
+        declared = request.headers.get("Content-Length", "0")
+        self._require(int(declared) if declared.isdigit() else 0, 0)
+        chunks: list[bytes] = []
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                self._held += len(chunk)
+                self._require(size, size)
+                chunks.append(chunk)
+            yield b"".join(chunks)
+        except ClientDisconnect as exc:
+            raise RequestError(400, "request: body: is not complete", "disconnected") from exc
+        finally:
+            self._held -= size
+
+    def _require(self, size: int, counted: int) -> None:
+        if size > self._limit:
+            raise RequestError(413, f"request: body: is larger than {self._limit} bytes; send less", "too_large")
+        if self._held - counted + size > _BODIES_HELD * self._limit:
+            raise RequestError(503, "server: is receiving too much; try again later", "queue_full")
+
+
+async def _image_in(request: Request, body: bytes) -> bytes:
+    """Return the image file that a body is, or that is the one file of a form."""
+    if not request.headers.get("Content-Type", "").lower().startswith("multipart/form-data"):
+        return body
+
+    async def whole() -> Any:
+        yield body
+
+    parser = MultiPartParser(request.headers, whole(), max_files=1, max_fields=16)
+    parser.spool_max_size = len(body) + 1  # stays in memory
+    try:
+        form = await parser.parse()
+    except (MultiPartException, FormParserError) as exc:
+        raise refused("form", f"cannot be read: {exc}") from exc
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(form.close)
+        files = [value for _, value in form.multi_items() if not isinstance(value, str)]
+        if not files:
+            raise refused("form", "holds no file")
+        return await files[0].read()
+
+
+async def _http_error(_request: Request, exc: Exception) -> Response:
+    """Answer a path or method that does not exist."""
+    assert isinstance(exc, HTTPException)
+    return Response(write_json({"error": f"request: {exc.detail}"}), exc.status_code, exc.headers, "application/json")
