@@ -73,14 +73,14 @@ class FinetuneOptions:
     Attributes:
         steps: how many batches are learnt from, at most.
         batch: images in each.
-        lr: learning rate of Adam in steps of the grid; it falls to zero as half a cosine.
+        lr: learning rate of Adam in steps of the grid; it falls to zero as half a cosine. None: see `learning_rate`.
         seconds: how long that may take; with fewer steps where they do not fit in.
         seed: of where weights start, and of the order of images.
     """
 
     steps: int = 300
     batch: int = _BATCH
-    lr: float = 0.02
+    lr: float | None = None
     seconds: float = 300.0
     seed: int = 0
 
@@ -158,7 +158,9 @@ def finetune(
     module, teacher, generator = GraphModule(model), GraphModule(target), np.random.default_rng(options.seed)
     trained = trained_initializers(model, generator) if trained is None else trained
     batches = _batches(len(learnt), options.batch, generator)
-    optimizer = torch.optim.Adam([one.parameter for one in trained.values()], lr=options.lr, betas=(0.9, 0.99))
+    parameters = [one.parameter for one in trained.values()]
+    lr = learning_rate(sum(one.ndim == _WEIGHT_AXES for one in parameters)) if options.lr is None else options.lr
+    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
     schedule = _Schedule(options, time.monotonic())
     best, found, stopped = _kept(trained), [_sqnr_db(module, trained, held_out)], None
     place = 0
@@ -171,7 +173,7 @@ def finetune(
         if not math.isfinite(loss.item()):
             stopped = "the loss is not finite"
             break
-        _descend(optimizer, loss, options.lr * schedule.share)
+        _descend(optimizer, loss, lr * schedule.share)
         if schedule.is_check_after_step(time.monotonic()):
             found.append(_sqnr_db(module, trained, held_out))
             if found[-1] > found[place]:
@@ -183,6 +185,18 @@ def finetune(
             one.parameter.copy_(kept)
     written = with_initializers(model, {name: one.stored() for name, one in trained.items()}) if place else model
     return Finetuned(written, schedule.done, tuple(found), place, stopped or schedule.end)
+
+
+def learning_rate(convolutions: int) -> float:
+    """Return the learning rate for a network of so many convolutions, which all move the outputs at the same time.
+
+    Measured: 0.02 is best for the 39 of the digits model and too much for the 120 of a DenseNet-121, which learns with
+    0.005.
+
+    >>> learning_rate(39), round(learning_rate(120), 4)
+    (0.02, 0.0067)
+    """
+    return min(_LARGEST_RATE, _LARGEST_RATE * _CONVOLUTIONS / max(1, convolutions))
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
@@ -228,6 +242,8 @@ class _Schedule:
         return self.done % every == 0 or self.done == self.planned
 
 
+_LARGEST_RATE: Final = 0.02
+_CONVOLUTIONS: Final = 40
 _CHECK_COST: Final = 0.1  # of all steps, for a forward pass over the held-out images now and then
 
 
