@@ -65,7 +65,7 @@ def test_an_invalid_path_is_one_of_our_errors(name, tmp_path):
     more["prune"] = [tmp_path, densenet_deploy.PruneOptions(ratio=0.5)]
     more["triton"] = [tmp_path / "repository"]
     for path in (missing, str(missing)):
-        source: object = [path] if name in ("benchmark", "tune", "report") else path
+        source: object = [path] if name in ("benchmark", "tune", "report", "triton") else path
         arguments = [source, *more.get(name, []), *([path] if name == "predict" else [])]
         with pytest.raises(densenet_deploy.DensenetDeployError) as caught:
             getattr(densenet_deploy, name)(*arguments)
