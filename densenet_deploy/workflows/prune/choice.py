@@ -169,6 +169,12 @@ def _within_drop(ready: Preparation, plan: Schedule, drop: float, step: Callable
     return Choice(best, len(trials.values), accuracy, (*judgement(original), *coarse))
 
 
+def held_out_accuracy(ready: Preparation, pruned: PrunedGraph) -> float:
+    """Return what `max_drop` judges, of another graph: on all images of the folder that did not choose."""
+    with judging_folder(Path(str(ready.data.origin)), ready.data, ready.reconstruction.count) as judging:
+        return accuracy_of(evaluate(Model.from_onnx("trial", pruned.proto, ready.model.manifest), judging))
+
+
 def _sqnr_db(ready: Preparation, trial: Model) -> float:
     parity = worst(measured_parity(ready.model, trial, ready.images.judging))[1]
     return -float("inf") if parity.nonfinite else parity.sqnr_db

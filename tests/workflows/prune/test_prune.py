@@ -376,7 +376,40 @@ def test_fine_tuning_that_ends_worse_keeps_the_refit(network: Model, monkeypatch
     tuned = prune(network, images(64), dataclasses.replace(HALF, finetune=True, finetune_seconds=1.0))
     assert not tuned.report.finetuning.kept
     assert "the refit was kept" in str(tuned.report)
+    assert "not closer on the images held out" in str(tuned.report)
     assert tuned.manifest.weights.sha256 == plain.manifest.weights.sha256
+
+
+def one_class(model: onnx.ModelProto, *_: Any) -> Any:
+    """A fine-tuning after which the network answers with the class 3 alone."""
+    from densenet_deploy.training.graph_module import with_initializers
+    from densenet_deploy.training.int8_finetuning import Finetuned
+
+    numbers = {name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if (name := tensor.name)}
+    changed = {"classifier.weight": numbers["classifier.weight"] * 0, "classifier.bias": np.float32(np.arange(10) == 3)}
+    return Finetuned(with_initializers(model, changed), 8, (1.0, 2.0), 1, "all steps were made")
+
+
+@pytest.mark.parametrize("refit", [0.0, 1.0])
+def test_an_accuracy_that_was_limited_is_that_of_the_fine_tuned_network(
+    refit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the outputs are closer says nothing about the limit that was asked for."""
+    from densenet_deploy.training import float_finetuning
+    from densenet_deploy.workflows.prune import choice, finetune
+
+    monkeypatch.setattr(float_finetuning, "finetune", one_class)
+    monkeypatch.setattr(finetune, "_sqnr_db", lambda *_: [10.0, 20.0])
+    judged = choice.JudgedAccuracy
+    monkeypatch.setattr(choice, "JudgedAccuracy", lambda before, _, images: judged(before, refit, images))
+    source = checkpoint(dataclasses.replace(SPEC, num_classes=10))
+    tuned = prune(source, SAMPLES, PruneOptions(max_drop=100, samples=64, finetune=True))
+    data = open_calibration_data(SAMPLES, source.manifest.preprocessing, 64)
+    with judging_folder(SAMPLES, data, 48) as folder:
+        share = len(list((folder / "3").iterdir())) / len(list(folder.rglob("*.png")))
+    assert tuned.report.finetuning.kept == (refit == 0)
+    assert tuned.report.accuracy.after == (pytest.approx(share) if refit == 0 else 1.0)
+    assert ("accuracy on the images held out would fall" in str(tuned.report)) == (refit == 1)
 
 
 # -- the digits
