@@ -218,6 +218,19 @@ def test_a_layer_without_channels_is_refused_before_an_image_is_read(network: Mo
         assert why in caught.value.why
 
 
+@pytest.mark.parametrize(("ratio", "is_reachable"), [(0.875, True), (0.9, False)])
+def test_widths_per_layer_that_cannot_remove_as_much_are_refused(ratio: float, is_reachable: bool) -> None:
+    """A layer keeps an eighth of its channels, 4 of 32; a ratio of 0.9 leaves 3."""
+    network = checkpoint(dataclasses.replace(SPEC, growth_rate=8, bn_size=4))
+    options = PruneOptions(ratio=ratio, widths="per-layer")
+    if is_reachable:
+        assert widths_in(prune(network, images(), options)) == [4] * 4
+        return
+    with pytest.raises(UsageError) as caught:
+        prune(network, images(), options)
+    assert "88% of the multiply-accumulates at most" in str(caught.value)
+
+
 def test_plain_layers_have_nothing_to_prune() -> None:
     model = checkpoint(dataclasses.replace(SPEC, bn_size=0))
     with pytest.raises(ModelFileError) as caught:
