@@ -218,6 +218,12 @@ def test_a_layer_without_channels_is_refused_before_an_image_is_read(network: Mo
         assert why in caught.value.why
 
 
+def test_a_checkpoint_that_is_not_written_names_those_that_are(network: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        prune(network, images(), HALF, out=tmp_path / "small.pth")
+    assert caught.value.fix == "name an .onnx or a .safetensors file"
+
+
 @pytest.mark.parametrize(("ratio", "is_reachable"), [(0.875, True), (0.9, False)])
 def test_widths_per_layer_that_cannot_remove_as_much_are_refused(ratio: float, is_reachable: bool) -> None:
     """A layer keeps an eighth of its channels, 4 of 32; a ratio of 0.9 leaves 3."""
