@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from densenet_deploy.errors import GateError
+from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import worst
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
@@ -45,9 +45,12 @@ def choose(ready: Preparation, options: PruneOptions, stages: Stages) -> Choice:
 
     Raises:
         GateError: if no channel can be removed within a limit.
-        UsageError: if `max_drop` is asked of a model whose task has no accuracy.
+        UsageError: if `max_drop` is asked of a model whose task has no accuracy, or widths per layer cannot remove as
+            much as `ratio` says.
     """
     layers, images = len(ready.found.found), ready.reconstruction.count
+    if options.ratio is not None and options.is_per_layer:
+        _require_reachable(ready, options.ratio)
     if not options.is_per_layer:
         assert options.ratio is not None
         with stages("prune", f"{layers} layers on {images} images") as step:
@@ -96,16 +99,28 @@ def _macs_per_channel(ready: Preparation) -> dict[str, int]:
     }
 
 
+def _macs_of(ready: Preparation, widths: Mapping[str, int]) -> int:
+    """Return the multiply-accumulates of the bottlenecks at these widths."""
+    per_channel = _macs_per_channel(ready)
+    return sum(width * per_channel[name] for name, width in widths.items())
+
+
+def _require_reachable(ready: Preparation, ratio: float) -> None:
+    """Check that the narrowest widths of a schedule remove as much as a uniform ratio does."""
+    from densenet_deploy.pruning.widths import least_width
+
+    widths = {bottleneck.name: bottleneck.width for bottleneck in ready.found.found}
+    whole, least = (_macs_of(ready, each) for each in (widths, {name: least_width(widths[name]) for name in widths}))
+    if least > _macs_of(ready, uniform(ready.found, ratio)):
+        why = f"is more than widths per layer can remove: {1 - least / whole:.0%} of the multiply-accumulates at most"
+        raise UsageError(f"ratio={ratio:g}", why, "give less, or go without --widths per-layer")
+
+
 def _of_same_cost(ready: Preparation, plan: Schedule, ratio: float) -> dict[str, int]:
     """Return the widths after the fewest steps that save as much as a uniform ratio does."""
-    per_channel = _macs_per_channel(ready)
-
-    def saved(widths: Mapping[str, int]) -> int:
-        return sum((plan.widths[name] - width) * per_channel[name] for name, width in widths.items())
-
-    wanted = saved(uniform(ready.found, ratio))
+    most = _macs_of(ready, uniform(ready.found, ratio))
     counts = range(len(plan.steps) + 1)
-    return next((widths for count in counts if saved(widths := plan.at(count)) >= wanted), plan.at(len(plan.steps)))
+    return next(widths for count in counts if _macs_of(ready, widths := plan.at(count)) <= most)
 
 
 class _Trials:
@@ -167,6 +182,12 @@ def _within_drop(ready: Preparation, plan: Schedule, drop: float, step: Callable
     )
     accuracy = JudgedAccuracy(before, after, original.count)
     return Choice(best, len(trials.values), accuracy, (*judgement(original), *coarse))
+
+
+def held_out_accuracy(ready: Preparation, pruned: PrunedGraph) -> float:
+    """Return what `max_drop` judges, of another graph: on all images of the folder that did not choose."""
+    with judging_folder(Path(str(ready.data.origin)), ready.data, ready.reconstruction.count) as judging:
+        return accuracy_of(evaluate(Model.from_onnx("trial", pruned.proto, ready.model.manifest), judging))
 
 
 def _sqnr_db(ready: Preparation, trial: Model) -> float:

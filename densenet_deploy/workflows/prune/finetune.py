@@ -13,7 +13,7 @@ from densenet_deploy.parity.compare import worst
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
 from densenet_deploy.workflows.compare import measured_parities
-from densenet_deploy.workflows.prune.choice import Choice
+from densenet_deploy.workflows.prune.choice import Choice, held_out_accuracy
 from densenet_deploy.workflows.prune.options import PruneOptions
 from densenet_deploy.workflows.prune.preparation import Preparation
 from densenet_deploy.workflows.prune.report import Finetuning
@@ -32,6 +32,8 @@ def unused_images(ready: Preparation, choice: Choice) -> tuple[Array, ...]:
 
 def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages: Stages) -> Choice:
     """Return `choice` after training, or what it was where that is not better on images that had no part in it.
+
+    With `max_drop`, the accuracy is judged again, and a lower one than before is not better.
 
     Raises:
         ModelFileError: if the graph holds an operator that PyTorch does not run here.
@@ -52,9 +54,20 @@ def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages:
         unused, every = ready.images.judging[1::2], ready.images.judging
         before_db, after_db = _sqnr_db(ready, (pruned, after), unused)
         refit_db, trained_db = _sqnr_db(ready, (pruned, after), every)
-    is_kept = found.best > 0 and after_db > before_db and trained_db >= refit_db
-    told = Finetuning(found.steps, len(learnt), before_db, after_db, seed, is_kept, found.stopped)
-    return dataclasses.replace(choice, pruned=after if is_kept else pruned, finetuning=told)
+        accuracy = choice.accuracy
+        if accuracy is not None:
+            accuracy = dataclasses.replace(accuracy, after=held_out_accuracy(ready, after))
+    why_not = None
+    if not found.best or after_db <= before_db or trained_db < refit_db:
+        why_not = "it is not closer on the images held out"
+    elif choice.accuracy is not None and accuracy is not None and accuracy.after < choice.accuracy.after:
+        lost = f"from {choice.accuracy.after:.2%} to {accuracy.after:.2%}"
+        why_not = f"it is closer, but the accuracy on the images held out would fall {lost}"
+    stopped = "; ".join(filter(None, (found.stopped, why_not)))
+    told = Finetuning(found.steps, len(learnt), before_db, after_db, seed, why_not is None, stopped)
+    if why_not is not None:
+        return dataclasses.replace(choice, finetuning=told)
+    return dataclasses.replace(choice, pruned=after, accuracy=accuracy, finetuning=told)
 
 
 def _samples(model: Model, images: Sequence[Array]) -> Samples:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from densenet_deploy.artifacts import StrPath
+from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath
 from densenet_deploy.errors import GateError, UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model, untrained_note
@@ -116,7 +116,10 @@ def prune(
 
 
 def _destination(given: Model, name: str, out: StrPath | None, *, force: bool) -> Destination:
-    suffix = _CHECKPOINT if out is not None and Path(out).suffix.lower() == _CHECKPOINT else ".onnx"
+    suffix = ".onnx" if out is None or Path(out).is_dir() else Path(out).suffix.lower()
+    if suffix in CHECKPOINT_SUFFIXES and suffix != _CHECKPOINT:
+        raise UsageError(out, f"is not a file that is written: {suffix}", f"name an .onnx or a {_CHECKPOINT} file")
+    suffix = _CHECKPOINT if suffix == _CHECKPOINT else ".onnx"
     if suffix == _CHECKPOINT and (given.weights is None or preprocessing_of(given).takes_pixels):
         why = f"is a checkpoint, which the graph of {given.name} cannot become"
         raise UsageError(out, why, "give the checkpoint that it was exported from, or name an .onnx file")

@@ -47,7 +47,7 @@ class Finetuning:
         sqnr_before_db, sqnr_after_db: of the worst output on the images of the parity, before and after.
         seed: of the order of images.
         kept: False where the result was not better on held-out images, and the report is about the refit.
-        stopped: why it ended.
+        stopped: why it ended, and why the result was not kept.
     """
 
     steps: int
@@ -60,7 +60,7 @@ class Finetuning:
 
     def __str__(self) -> str:
         gained = f"{self.sqnr_before_db:.1f} -> {self.sqnr_after_db:.1f} dB"
-        what = "" if self.kept else ", not better: the refit was kept"
+        what = "" if self.kept else ", and the refit was kept"
         return f"{gained}{what}; {self.steps} steps on {self.images} images: {self.stopped}"
 
 
@@ -78,7 +78,7 @@ class PruneReport(TimedReport, ParityOfOutputs):
         outputs: the parity of each output with that of the float original on the images held out.
         chosen_on, held_out: numbers of calibration images.
         trials: networks that were pruned and measured.
-        accuracy: with `max_drop`, of the refit.
+        accuracy: with `max_drop`.
         finetuning: with `finetune`.
     """
 

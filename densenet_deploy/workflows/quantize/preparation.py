@@ -117,7 +117,7 @@ def prepare_int8(
 def about_range(data: CalibrationData, *, is_stated: bool) -> str | None:
     """Compare the values of calibration arrays with those that the preprocessing of images gives.
 
-    The INT8 graph takes what it was calibrated on. Where images are prepared for it in another range, it gives nonsense
+    A graph takes what it was calibrated on. Where images are prepared for it in another range, it gives nonsense
     for them, and no measurement on the arrays shows it.
 
     Args:
@@ -146,7 +146,7 @@ def about_range(data: CalibrationData, *, is_stated: bool) -> str | None:
         raise DataError(data.origin, why, "prepare it as the model takes its inputs, or state their mean and std")
     return (
         f"input: calibrated on values from {values}; the assumed mean and std give images from {images}, "
-        "for which this INT8 graph is not made: state --mean and --std"
+        "for which the result is not made: state --mean and --std"
     )
 
 

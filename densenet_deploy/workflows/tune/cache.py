@@ -71,6 +71,11 @@ class ResultCache:
         except (DensenetDeployError, LookupError):
             return None
 
+    def holds(self, result: object) -> bool:
+        """Whether `result` is that of a step, under whatever key."""
+        plain = to_plain(result)
+        return any(entry.value == plain for entry in self._entries.values())
+
     def get(self, kind: type[T], key: Facts, work: Callable[[], T], is_valid: Callable[[T], bool] | None = None) -> T:
         """Return the result under `key` if there is a valid one, else that of `work`, which is kept.
 

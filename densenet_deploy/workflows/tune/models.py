@@ -201,8 +201,9 @@ class ModelBuilder:
         option = PrecisionOption(f"pruned-{how.ratio:g}", "fp32", (), prune=how)
         path = self.path_of(model.file.path.stem, option)
         more: dict[str, Any] = {"out": path, "progress": self._progress_of(path)}
-        # The cache knows whether what is there is ours.
+        # The cache knows whether what is there is ours: made from the same, or from other images or options.
         is_ours = self.results.recall(_FileHash, self.key(model, option)) is not None
+        is_ours = is_ours or (path.is_file() and self.results.holds(_FileHash(sha256_of(path))))
         self._written(
             self.key(model, option),
             path,

@@ -218,6 +218,25 @@ def test_a_layer_without_channels_is_refused_before_an_image_is_read(network: Mo
         assert why in caught.value.why
 
 
+def test_a_checkpoint_that_is_not_written_names_those_that_are(network: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        prune(network, images(), HALF, out=tmp_path / "small.pth")
+    assert caught.value.fix == "name an .onnx or a .safetensors file"
+
+
+@pytest.mark.parametrize(("ratio", "is_reachable"), [(0.875, True), (0.9, False)])
+def test_widths_per_layer_that_cannot_remove_as_much_are_refused(ratio: float, is_reachable: bool) -> None:
+    """A layer keeps an eighth of its channels, 4 of 32; a ratio of 0.9 leaves 3."""
+    network = checkpoint(dataclasses.replace(SPEC, growth_rate=8, bn_size=4))
+    options = PruneOptions(ratio=ratio, widths="per-layer")
+    if is_reachable:
+        assert widths_in(prune(network, images(), options)) == [4] * 4
+        return
+    with pytest.raises(UsageError) as caught:
+        prune(network, images(), options)
+    assert "88% of the multiply-accumulates at most" in str(caught.value)
+
+
 def test_plain_layers_have_nothing_to_prune() -> None:
     model = checkpoint(dataclasses.replace(SPEC, bn_size=0))
     with pytest.raises(ModelFileError) as caught:
@@ -376,7 +395,40 @@ def test_fine_tuning_that_ends_worse_keeps_the_refit(network: Model, monkeypatch
     tuned = prune(network, images(64), dataclasses.replace(HALF, finetune=True, finetune_seconds=1.0))
     assert not tuned.report.finetuning.kept
     assert "the refit was kept" in str(tuned.report)
+    assert "not closer on the images held out" in str(tuned.report)
     assert tuned.manifest.weights.sha256 == plain.manifest.weights.sha256
+
+
+def one_class(model: onnx.ModelProto, *_: Any) -> Any:
+    """A fine-tuning after which the network answers with the class 3 alone."""
+    from densenet_deploy.training.graph_module import with_initializers
+    from densenet_deploy.training.int8_finetuning import Finetuned
+
+    numbers = {name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if (name := tensor.name)}
+    changed = {"classifier.weight": numbers["classifier.weight"] * 0, "classifier.bias": np.float32(np.arange(10) == 3)}
+    return Finetuned(with_initializers(model, changed), 8, (1.0, 2.0), 1, "all steps were made")
+
+
+@pytest.mark.parametrize("refit", [0.0, 1.0])
+def test_an_accuracy_that_was_limited_is_that_of_the_fine_tuned_network(
+    refit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the outputs are closer says nothing about the limit that was asked for."""
+    from densenet_deploy.training import float_finetuning
+    from densenet_deploy.workflows.prune import choice, finetune
+
+    monkeypatch.setattr(float_finetuning, "finetune", one_class)
+    monkeypatch.setattr(finetune, "_sqnr_db", lambda *_: [10.0, 20.0])
+    judged = choice.JudgedAccuracy
+    monkeypatch.setattr(choice, "JudgedAccuracy", lambda before, _, images: judged(before, refit, images))
+    source = checkpoint(dataclasses.replace(SPEC, num_classes=10))
+    tuned = prune(source, SAMPLES, PruneOptions(max_drop=100, samples=64, finetune=True))
+    data = open_calibration_data(SAMPLES, source.manifest.preprocessing, 64)
+    with judging_folder(SAMPLES, data, 48) as folder:
+        share = len(list((folder / "3").iterdir())) / len(list(folder.rglob("*.png")))
+    assert tuned.report.finetuning.kept == (refit == 0)
+    assert tuned.report.accuracy.after == (pytest.approx(share) if refit == 0 else 1.0)
+    assert ("accuracy on the images held out would fall" in str(tuned.report)) == (refit == 1)
 
 
 # -- the digits
