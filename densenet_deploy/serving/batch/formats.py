@@ -74,11 +74,8 @@ class CsvRows(RowFormat):
     suffix = ".csv"
 
     def encoded(self, rows: Iterable[Row]) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.layout.csv_columns())
-        writer.writerows(self.layout.cells(row) for row in rows)
-        return _utf8(text.getvalue()).encode()
+        lines = [self.layout.csv_columns(), *map(self.layout.cells, rows)]
+        return _utf8("".join(map(_csv_line, lines))).encode()
 
     def errors(self, path: Path) -> Iterator[bool]:
         with path.open(encoding="utf-8", newline="") as file:
@@ -191,6 +188,13 @@ def _synced(path: Path) -> Iterator[Any]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _csv_line(cells: Iterable[object]) -> str:
+    """Return a line of a CSV. Before Python 3.13 csv quotes a CR only where it belongs to the end of a line."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _utf8(text: str) -> str:

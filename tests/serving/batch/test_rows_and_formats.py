@@ -124,6 +124,16 @@ def test_a_name_that_utf8_cannot_hold_is_escaped_in_every_format(tmp_path):
     assert b"a\\udc80.png" in ParquetRows(layout).encoded([row])
 
 
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "a\nb.png", 'a",b.png', "=a.png", " a.png"])
+def test_any_name_is_one_row_of_a_csv(name, tmp_path):
+    layout, rows = rows_of("multiclass")
+    path = tmp_path / "a.csv"
+    path.write_bytes(CsvRows(layout).encoded([{**rows[0], "file": name}]))
+    with path.open(encoding="utf-8", newline="") as file:
+        (read,) = csv.DictReader(file)
+    assert (read["file"], float(read["score"])) == (name, rows[0]["score"])
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("data", [b"", b"file,index\n", b"PAR1 but cut", b'{"file": 1}\n'])
 def test_a_file_of_something_else_is_refused(name, data, tmp_path):
