@@ -337,6 +337,14 @@ def onnx_metadata(path: Path) -> dict[str, str]:
         return read_metadata(file)
 
 
+def data_files(path: Path) -> tuple[str, ...]:
+    """Return the files that hold weights of an ONNX model, relative to its folder, sorted; none of another file."""
+    if path.suffix.lower() != ".onnx":
+        return ()
+    with os_errors_about(path), path.open("rb") as file:
+        return tuple(sorted(external_files(file)))
+
+
 def require_data_within(path: Path) -> None:
     """Check that the data files named by an ONNX model are whole, inside its folder, and not links.
 
