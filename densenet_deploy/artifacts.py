@@ -338,11 +338,17 @@ def onnx_metadata(path: Path) -> dict[str, str]:
 
 
 def data_files(path: Path) -> tuple[str, ...]:
-    """Return the files that hold weights of an ONNX model, relative to its folder, sorted; none of another file."""
+    """Return the files that hold weights of an ONNX model, relative to its folder, sorted; none of another file.
+
+    Raises:
+        ModelFileError: naming the first of them that is not whole, is outside the folder, or is a link.
+    """
     if path.suffix.lower() != ".onnx":
         return ()
-    with os_errors_about(path), path.open("rb") as file:
-        return tuple(sorted(external_files(file)))
+    with _opened_onnx(path) as file:
+        lengths = external_files(file)
+    _require_data_within(path, lengths)
+    return tuple(sorted(lengths))
 
 
 def require_data_within(path: Path) -> None:

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import StrPath, require_room, sha256_of
+from densenet_deploy.artifacts import StrPath, data_files, require_room, sha256_of
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.model import InputDescription, untrained_note
-from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.reports import Report, line
@@ -206,7 +205,7 @@ def run_batch(
         )
         rows = format_named(output.format)(facts.layout)
         work = JobShards(output, plan, rows, progress)
-        work.begin()
+        work.begin(files)
         seconds = work.run(engine, files)
         work.finish()
     placement = dataclasses.asdict(facts.placement)
@@ -298,10 +297,7 @@ class _ModelFile:
         path = None if self.source is None or self.sha256 is None else Path(self.source)
         if path is None or path.suffix.lower() in (".xml", ".engine"):
             return None
-        if path.suffix.lower() == ".onnx":
-            with path.open("rb") as file:
-                return None if external_files(file) else path
-        return path
+        return None if data_files(path) else path
 
 
 @contextlib.contextmanager
@@ -326,11 +322,11 @@ def _plain(value: object) -> object:
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a model's file; of an OpenVINO model, those of both its files."""
-    weights = path.with_suffix(".bin")
-    if path.suffix.lower() == ".xml" and weights.is_file():
-        return f"{sha256_of(path)}+{sha256_of(weights)}"
-    return sha256_of(path)
+    """Return the SHA-256 of a model's file, and of those that hold its weights, joined by `+`."""
+    weights = [path.parent / name for name in data_files(path)]
+    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
+        weights = [path.with_suffix(".bin")]
+    return "+".join(map(sha256_of, (path, *weights)))
 
 
 def _what_ran(placement: Placement) -> dict[str, object]:
