@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
@@ -176,7 +176,11 @@ def run_batch(
     job = job or BatchJobOptions()
     output = JobOutput.of(out, job.format, resume=job.resume, force=job.force)
     output.check()
+    images = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    _require_kept(images, output.path)
     files = image_names(images)
+    if not files:
+        raise UsageError("images", "names none", "give at least one image, folder, pattern or table")
     require_room(output.folder / PLAN)
     with contextlib.ExitStack() as stack:
         progress("open the model")
@@ -226,6 +230,13 @@ def run_batch(
         input=from_plain(InputDescription, facts.input),
         **placement | {"notes": (*facts.placement.notes, *facts.notes, *_idle_note(engine.workers, len(work.left)))},
     )
+
+
+def _require_kept(sources: Sequence[StrPath], out: Path) -> None:
+    """Refuse to replace a table of images by its rows."""
+    for source in sources:
+        if out.is_file() and Path(source).exists() and out.samefile(source):
+            raise UsageError(f"out={out}", "is a source of the images", "choose another -o")
 
 
 def _idle_note(workers: int, shards: int) -> tuple[str, ...]:

@@ -219,6 +219,22 @@ def test_options_out_of_range_or_of_another_kind_are_usage_errors(options, subje
     assert isinstance(caught.value, UnknownNameError) == ("=" not in subject and subject != "resume")
 
 
+def test_a_table_of_images_is_not_replaced_by_its_rows(tiny_onnx, ten, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(f"file\n{ten / '0.png'}\n")
+    with pytest.raises(UsageError) as caught:
+        predict(tiny_onnx, [ten, table], out=tmp_path / "." / "list.csv", job=BatchJobOptions(force=True))
+    assert caught.value.why == "is a source of the images"
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_a_job_without_images_is_a_usage_error(tiny_onnx, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        predict(tiny_onnx, [], out=tmp_path / "rows")
+    assert caught.value.subject == "images"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_format_that_is_not_that_of_the_file_is_a_usage_error(tiny_onnx, ten, tmp_path):
     with pytest.raises(UsageError):
         predict(tiny_onnx, ten, out=tmp_path / "rows.csv", job=BatchJobOptions(format="jsonl"))

@@ -81,7 +81,7 @@ class CsvRows(RowFormat):
     suffix = ".csv"
 
     def encoded(self, rows: Iterable[Row]) -> bytes:
-        lines = [self.layout.csv_columns(), *map(self.layout.cells, rows)]
+        lines: list[Sequence[object]] = [self.layout.csv_columns(), *map(self.layout.cells, rows)]
         return _utf8("".join(map(_csv_line, lines))).encode()
 
     def read(self, path: Path) -> Iterator[tuple[str, bool]]:
@@ -227,7 +227,7 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _csv_line(cells: Iterable[object]) -> str:
+def _csv_line(cells: Sequence[object]) -> str:
     """Return a line of a CSV. Before Python 3.13 csv quotes a CR only where it belongs to the end of a line."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\r\n").writerow(cells)

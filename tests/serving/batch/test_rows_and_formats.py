@@ -89,6 +89,19 @@ def test_csv_columns_of_the_other_tasks(task, columns):
     assert bad[1:-2] == [""] * (len(header) - 3)
 
 
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_csv_columns_have_names_of_their_own(task):
+    layout = RowLayout(task, ("x", "file", "error"))
+    assert [name for name in layout.csv_columns() if name != "positive"] == [
+        "file",
+        "x",
+        "file (1)",
+        "error (2)",
+        "error",
+        "notes",
+    ]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression", "features"])
 def test_files_are_counted_and_joined_to_the_rows_of_one(name, task, tmp_path):
