@@ -337,6 +337,20 @@ def onnx_metadata(path: Path) -> dict[str, str]:
         return read_metadata(file)
 
 
+def data_files(path: Path) -> tuple[str, ...]:
+    """Return the files that hold weights of an ONNX model, relative to its folder, sorted; none of another file.
+
+    Raises:
+        ModelFileError: naming the first of them that is not whole, is outside the folder, or is a link.
+    """
+    if path.suffix.lower() != ".onnx":
+        return ()
+    with _opened_onnx(path) as file:
+        lengths = external_files(file)
+    _require_data_within(path, lengths)
+    return tuple(sorted(lengths))
+
+
 def require_data_within(path: Path) -> None:
     """Check that the data files named by an ONNX model are whole, inside its folder, and not links.
 

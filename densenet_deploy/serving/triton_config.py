@@ -68,7 +68,8 @@ class ServedTensor:
     def entry(self) -> dict[str, Any]:
         """Return its fields in `input` or `output`."""
         labels = {"label_filename": LABELS_FILE} if self.labels else {}
-        return {"name": self.name, "data_type": self._type, "dims": list(self.dims), **labels}
+        dims = {"dims": list(self.dims)} if self.dims else {"dims": [1], "reshape": {"shape": []}}
+        return {"name": self.name, "data_type": self._type, **dims, **labels}
 
     def zeros(self, sizes: Sequence[int]) -> dict[str, Any]:
         """Return its fields in a warm-up request; `sizes` stand for those that may be any."""
@@ -103,6 +104,7 @@ class ModelConfig:
         delay_us: how long a request may wait for others, in microseconds; None batches nothing.
         instances: how many copies answer at the same time, on each device.
         device: `cpu` or `gpu`.
+        profiles: of a TensorRT engine; the server takes the first alone, unless it is told.
         parameters: of the backend, by name.
         steps: of an ensemble.
         warm_up: sizes for a warm-up with zeros, in place of those that may be any; None makes none.
@@ -118,6 +120,7 @@ class ModelConfig:
     delay_us: int | None = None
     instances: int = 1
     device: str = "cpu"
+    profiles: int = 1
     parameters: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     warm_up: tuple[int, ...] | None = None
@@ -147,7 +150,8 @@ class ModelConfig:
             fields["ensemble_scheduling"] = {"step": [_step(step) for step in self.steps]}
             return fields
         kind = Word("KIND_GPU" if self.device == "gpu" else "KIND_CPU")
-        fields["instance_group"] = [{"kind": kind, "count": self.instances}]
+        profiles = {"profile": [str(number) for number in range(self.profiles)]} if self.profiles > 1 else {}
+        fields["instance_group"] = [{"kind": kind, "count": self.instances, **profiles}]
         if self.delay_us is not None and self.max_batch > 1:
             fields["dynamic_batching"] = {"max_queue_delay_microseconds": self.delay_us}
         if self.parameters:
@@ -191,5 +195,5 @@ def _shown(value: object) -> str:
     if isinstance(value, Word):
         return value.text
     if isinstance(value, list):
-        return f"[ {', '.join(map(str, value))} ]"
-    return json.dumps(value)  # true and false, numbers, quoted text with ASCII escapes
+        return f"[ {', '.join(map(_shown, value))} ]"
+    return json.dumps(value, ensure_ascii=False)  # true and false, numbers, quoted text: escapes have no pairs

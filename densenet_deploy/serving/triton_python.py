@@ -154,6 +154,7 @@ class NetworkModel(_Answering):
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         threads = parameters.get("threads")
         is_gpu = args.get("model_instance_kind") == "GPU"
+        self._outputs = [tensor["name"] for tensor in config["output"]]
         self._is_batched = config.get("max_batch_size", 0) > 0
         self._runner = open_runner(
             folder / parameters["file"],
@@ -163,7 +164,8 @@ class NetworkModel(_Answering):
         )
 
     def _run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        return self._runner.run(inputs)
+        answer = self._runner.run(inputs)
+        return {name: answer[name] for name in self._outputs}
 
     def _answered(self, arrays: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array] | Exception]:
         if len(arrays) < 2 or not self._is_batched:

@@ -13,16 +13,15 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import StrPath, require_room, sha256_of
+from densenet_deploy.artifacts import StrPath, data_files, require_room, sha256_of
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.model import InputDescription, untrained_note
-from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.reports import Report, line
@@ -177,7 +176,11 @@ def run_batch(
     job = job or BatchJobOptions()
     output = JobOutput.of(out, job.format, resume=job.resume, force=job.force)
     output.check()
+    images = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    _require_kept(images, output.path)
     files = image_names(images)
+    if not files:
+        raise UsageError("images", "names none", "give at least one image, folder, pattern or table")
     require_room(output.folder / PLAN)
     with contextlib.ExitStack() as stack:
         progress("open the model")
@@ -206,7 +209,7 @@ def run_batch(
         )
         rows = format_named(output.format)(facts.layout)
         work = JobShards(output, plan, rows, progress)
-        work.begin()
+        work.begin(files)
         seconds = work.run(engine, files)
         work.finish()
     placement = dataclasses.asdict(facts.placement)
@@ -227,6 +230,13 @@ def run_batch(
         input=from_plain(InputDescription, facts.input),
         **placement | {"notes": (*facts.placement.notes, *facts.notes, *_idle_note(engine.workers, len(work.left)))},
     )
+
+
+def _require_kept(sources: Sequence[StrPath], out: Path) -> None:
+    """Refuse to replace a table of images by its rows."""
+    for source in sources:
+        if out.is_file() and Path(source).exists() and out.samefile(source):
+            raise UsageError(f"out={out}", "is a source of the images", "choose another -o")
 
 
 def _idle_note(workers: int, shards: int) -> tuple[str, ...]:
@@ -298,10 +308,7 @@ class _ModelFile:
         path = None if self.source is None or self.sha256 is None else Path(self.source)
         if path is None or path.suffix.lower() in (".xml", ".engine"):
             return None
-        if path.suffix.lower() == ".onnx":
-            with path.open("rb") as file:
-                return None if external_files(file) else path
-        return path
+        return None if data_files(path) else path
 
 
 @contextlib.contextmanager
@@ -326,11 +333,11 @@ def _plain(value: object) -> object:
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a model's file; of an OpenVINO model, those of both its files."""
-    weights = path.with_suffix(".bin")
-    if path.suffix.lower() == ".xml" and weights.is_file():
-        return f"{sha256_of(path)}+{sha256_of(weights)}"
-    return sha256_of(path)
+    """Return the SHA-256 of a model's file, and of those that hold its weights, joined by `+`."""
+    weights = [path.parent / name for name in data_files(path)]
+    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
+        weights = [path.with_suffix(".bin")]
+    return "+".join(map(sha256_of, (path, *weights)))
 
 
 def _what_ran(placement: Placement) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Unpack
 
 import numpy as np
 
-from densenet_deploy.artifacts import StrPath, os_errors_about, require_room, write_file
+from densenet_deploy.artifacts import StrPath, data_files, os_errors_about, require_room, write_file
 from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UsageError, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model, untrained_note
@@ -152,6 +152,11 @@ class _Network:
     def is_free(self) -> bool:
         """Whether every input and output has a first dimension of any size."""
         return all(spec.shape and spec.shape[0] is None for spec in (*self.inputs, *self.outputs))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The outputs without any dimension, which the protocol of the server does not have."""
+        return tuple(spec.name for spec in self.outputs if spec.shape == ())
 
     def meaning(self) -> OutputMeaning:
         return OutputMeaning.of(self, self.labels)  # type: ignore[arg-type]  # it has what is read of a runner
@@ -332,7 +337,12 @@ def _folders_of(network: _Network, options: TritonOptions, notes: list[str]) -> 
         if backend == "openvino" and network.kind == "onnx":
             notes.append(_OPENVINO_REMARK)
     if not network.is_free:
-        notes.append(f"{network.name}: its batch size is fixed, so the server puts no requests together")
+        why = "the batch size of an input or output is fixed, so the server puts no requests together"
+        notes.append(f"{network.name}: {why}")
+        notes += [
+            f"{network.name}: {name} is a single number, which Triton does not answer with; it was left out"
+            for name in network.left_out
+        ]
     if options.ensemble:
         yield from _ensembles(network, served, options)
 
@@ -347,18 +357,23 @@ def _served(network: _Network, name: str, backend: str, options: TritonOptions) 
     answering = None
     with contextlib.suppress(ModelFileError, UsageError):
         answering = network.meaning().output.name
-    max_batch = _max_batch(network, options)
+    max_batch = _max_batch(network, backend, options)
     is_batched = max_batch > 0
     outputs = tuple(
         ServedTensor.of(spec, is_batched=is_batched, labels=bool(network.labels) and spec.name == answering)
         for spec in network.outputs
+        if spec.name not in network.left_out
     )
+    if not outputs:
+        raise ModelFileError(network.path, "answers with single numbers alone", "export it with an output per image")
     inputs = tuple(ServedTensor.of(spec, is_batched=is_batched) for spec in network.inputs)
     device = options.device or ("gpu" if backend == "tensorrt" else "cpu")
     file = "model.plan" if backend == "tensorrt" else f"model{network.path.suffix}"
     data: bytes | Path = network.path if network.data is None else network.data
     version: dict[str, bytes | Path] = {file: data}
     parameters: dict[str, str] = {}
+    if network.data is None:
+        version |= {beside: network.path.parent / beside for beside in data_files(network.path)}
     if network.kind == "openvino":
         version[f"{Path(file).stem}.bin"] = network.path.with_suffix(".bin")
     if network.sidecar is not None and backend == "python":
@@ -378,6 +393,7 @@ def _served(network: _Network, name: str, backend: str, options: TritonOptions) 
         delay_us=round(options.max_delay_ms * 1e3),
         instances=options.instances,
         device=device,
+        profiles=len(network.sidecar.profiles) if network.sidecar is not None and backend == "tensorrt" else 1,
         parameters=parameters,
         warm_up=_warm_up_sizes(network, inputs),
         remark=_OPENVINO_REMARK if backend == "openvino" else "",
@@ -385,13 +401,26 @@ def _served(network: _Network, name: str, backend: str, options: TritonOptions) 
     return _Folder(config, network.path, version, _labels_file(network, outputs))
 
 
-def _max_batch(network: _Network, options: TritonOptions) -> int:
-    """The most images that the server may put together; 0 where the graph has a batch size of its own."""
+def _max_batch(network: _Network, backend: str, options: TritonOptions) -> int:
+    """The most images that the server may put together; 0 where the graph has a batch size of its own.
+
+    Our runner fills up a batch that no profile of an engine accepts. TensorRT's backend does not, so there every batch
+    from 1 on must be in a profile.
+    """
     if not network.is_free:
         return 0
-    if network.sidecar is not None:
+    if network.sidecar is None:
+        return options.max_batch
+    if backend != "tensorrt":
         return min(options.max_batch, max(profile.max for profile in network.sidecar.profiles))
-    return options.max_batch
+    largest = 0
+    for profile in sorted(network.sidecar.profiles, key=lambda profile: profile.min):
+        largest = max(largest, profile.max) if profile.min <= largest + 1 else largest
+    if not largest:
+        least = min(profile.min for profile in network.sidecar.profiles)
+        fix = "build it with profiles from batch 1, or serve it with --backend python"
+        raise ModelFileError(network.path, f"accepts no batch below {least}, and a request may hold one image", fix)
+    return min(options.max_batch, largest)
 
 
 def _warm_up_sizes(network: _Network, inputs: Sequence[ServedTensor]) -> tuple[int, ...] | None:
@@ -401,15 +430,17 @@ def _warm_up_sizes(network: _Network, inputs: Sequence[ServedTensor]) -> tuple[i
         return ()
     if network.preprocessing is None or len(inputs) != 1:
         return None
-    shape = network.preprocessing.input_shape
-    dims = inputs[0].dims[-len(shape) :]
-    return tuple(size for size, served in zip(shape, dims, strict=True) if served == ANY_SIZE)[:free]
+    dims, shape = inputs[0].dims, (1, *network.preprocessing.input_shape)
+    if len(dims) not in (len(shape), len(shape) - 1):
+        return None
+    return tuple(size for size, served in zip(shape[-len(dims) :], dims, strict=True) if served == ANY_SIZE)
 
 
 def _labels_file(network: _Network, outputs: Sequence[ServedTensor]) -> dict[str, bytes]:
     if not any(tensor.labels for tensor in outputs):
         return {}
-    return {LABELS_FILE: "".join(f"{label}\n" for label in network.labels).encode()}
+    lines = (" ".join(label.splitlines()) for label in network.labels)
+    return {LABELS_FILE: "".join(f"{text}\n" for text in lines).encode()}
 
 
 def _python_model(cls: str) -> bytes:
@@ -427,7 +458,7 @@ def _ensembles(network: _Network, served: Sequence[_Folder], options: TritonOpti
     if network.preprocessing is None or len(network.inputs) != 1 or not network.is_free:
         why = "does not take one batch of images of any number"
         raise ModelFileError(network.path, why, "leave out the ensemble, or export with --batch dynamic")
-    meaning, max_batch = network.meaning(), _max_batch(network, options)
+    meaning, max_batch = network.meaning(), max(folder.config.max_batch for folder in served)
     facts = ImageFacts(network.preprocessing, meaning.task, meaning.activation, meaning.thresholds).to_bytes()
     classes = ANY_SIZE if meaning.classes is None else meaning.classes
     channels = network.preprocessing.shape[0]
@@ -451,5 +482,5 @@ def _ensembles(network: _Network, served: Sequence[_Folder], options: TritonOpti
             Step(names["scores"], {answer.name: "answered"}, {tensor.name: tensor.name for tensor in scores}),
         )
         name = f"{folder.config.name}_classify"
-        config = ModelConfig(name, "ensemble", None, max_batch, (image,), scores, steps=steps)
+        config = ModelConfig(name, "ensemble", None, folder.config.max_batch, (image,), scores, steps=steps)
         yield _Folder(config, None, {}, labels)

@@ -104,3 +104,22 @@ def test_a_name_that_no_url_takes_is_refused(name) -> None:
     with pytest.raises(UsageError) as caught:
         ModelConfig(name, "python", "m", 1, (), ())
     assert caught.value.subject == f"name={name}"
+
+
+@pytest.mark.parametrize("name", ["a/b", "größe", 'q"uote', "a\\b", "a\nb", "\U0001f600"])
+def test_any_name_of_a_tensor_is_read_back(name) -> None:
+    found = parsed(ModelConfig("a", "onnxruntime", "m", 2, (ServedTensor(name, "float32", (3,)),), ()))
+    assert found.input[0].name == name
+
+
+def test_a_number_per_image_has_a_dimension_for_the_server_alone() -> None:
+    spec = TensorSpec("best", (None,), np.dtype("int64"))
+    served = ServedTensor.of(spec, is_batched=True)
+    (output,) = parsed(ModelConfig("a", "onnxruntime", "m", 2, (), (served,))).output
+    assert (list(output.dims), output.HasField("reshape"), list(output.reshape.shape)) == ([1], True, [])
+
+
+@pytest.mark.parametrize(("profiles", "expected"), [(1, []), (2, ["0", "1"])])
+def test_all_profiles_of_an_engine_are_named(profiles, expected) -> None:
+    found = parsed(ModelConfig("a", "tensorrt", "m", 2, (), (), profiles=profiles))
+    assert list(found.instance_group[0].profile) == expected

@@ -11,7 +11,14 @@ import pytest
 
 from densenet_deploy import BatchJobOptions, DensenetDeployError, predict
 from densenet_deploy.cli import main
-from densenet_deploy.errors import DataError, MissingPackageError, OutputExistsError, UnknownNameError, UsageError
+from densenet_deploy.errors import (
+    DataError,
+    MissingPackageError,
+    ModelFileError,
+    OutputExistsError,
+    UnknownNameError,
+    UsageError,
+)
 from densenet_deploy.serving.batch.plan import Plan
 from densenet_deploy.workflows import batch
 from densenet_deploy.workflows.batch import BatchReport
@@ -47,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_rows_are_the_predictions_in_their_order(done, digits_onnx, ten):
     out, report = done
-    assert sorted(contents(out)) == ["part-00000.jsonl", "part-00001.jsonl", "part-00002.jsonl", "plan.json"]
+    assert sorted(contents(out)) == ["_plan.json", "part-00000.jsonl", "part-00001.jsonl", "part-00002.jsonl"]
     rows = [json.loads(line) for path in sorted(out.glob("part-*")) for line in path.read_text().splitlines()]
     predictions = predict(digits_onnx, ten).predictions
     assert [row["file"] for row in rows] == [prediction.file for prediction in predictions]
@@ -131,6 +138,29 @@ def test_a_shard_of_something_else_is_refused(done, digits_onnx, ten, tmp_path):
     assert caught.value.subject == str(out / "part-00000.jsonl")
 
 
+def test_a_folder_of_shards_is_one_table(tiny_onnx, ten, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    predict(tiny_onnx, ten, out=tmp_path / "rows", job=BatchJobOptions(4, batch=10))
+    table = pq.read_table(tmp_path / "rows")
+    assert table.column("file").to_pylist() == sorted(map(str, ten.iterdir()))
+
+
+def test_a_model_with_other_weights_in_another_file_is_another_model(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [3], b"0" * 12, raw=True)
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=1)
+    with batch._model_file(path, {}) as before:
+        assert before.whole_file() is None
+    (tmp_path / "w.bin").write_bytes(b"1" * 12)
+    with batch._model_file(path, {}) as after:
+        assert after.identity != before.identity
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelFileError), batch._model_file(path, {}):
+        pass
+
+
 def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_path):
     out = tmp_path / "rows.jsonl"
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, batch=3, workers=4))
@@ -147,7 +177,7 @@ def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_pa
 def test_a_job_is_replaced_when_asked(done, digits_onnx, ten, tmp_path):
     out = Path(shutil.copytree(done[0], tmp_path / "rows"))
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(10, "jsonl", force=True))
-    assert sorted(contents(out)) == ["part-00000.jsonl", "plan.json"]
+    assert sorted(contents(out)) == ["_plan.json", "part-00000.jsonl"]
     assert (report.resumed, report.shards) == (0, 1)
 
 
@@ -189,6 +219,22 @@ def test_options_out_of_range_or_of_another_kind_are_usage_errors(options, subje
     assert isinstance(caught.value, UnknownNameError) == ("=" not in subject and subject != "resume")
 
 
+def test_a_table_of_images_is_not_replaced_by_its_rows(tiny_onnx, ten, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(f"file\n{ten / '0.png'}\n")
+    with pytest.raises(UsageError) as caught:
+        predict(tiny_onnx, [ten, table], out=tmp_path / "." / "list.csv", job=BatchJobOptions(force=True))
+    assert caught.value.why == "is a source of the images"
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_a_job_without_images_is_a_usage_error(tiny_onnx, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        predict(tiny_onnx, [], out=tmp_path / "rows")
+    assert caught.value.subject == "images"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_format_that_is_not_that_of_the_file_is_a_usage_error(tiny_onnx, ten, tmp_path):
     with pytest.raises(UsageError):
         predict(tiny_onnx, ten, out=tmp_path / "rows.csv", job=BatchJobOptions(format="jsonl"))
@@ -203,7 +249,7 @@ def test_a_package_that_is_missing_is_named_before_the_work(tiny_onnx, ten, tmp_
 
 def test_a_plan_that_cannot_be_read_is_an_input_error(tmp_path):
     for text in ("", "{}", "[]"):
-        (tmp_path / "plan.json").write_text(text)
+        (tmp_path / "_plan.json").write_text(text)
         with pytest.raises(DensenetDeployError) as caught:
             Plan.read(tmp_path)
         assert caught.value.exit_code == 3

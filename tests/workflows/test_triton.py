@@ -13,6 +13,7 @@ import densenet_deploy as dd
 from densenet_deploy.artifacts import sha256_of
 from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.runtime.batching import BatchProfile
+from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.runtime.sidecar import Sidecar, TensorFacts, write_records
 
 
@@ -192,6 +193,62 @@ def test_an_engine_is_served_by_what_its_sidecar_says(tmp_path) -> None:
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert (tmp_path / "repo" / "m" / "1" / "model.plan").read_bytes() == b"plan"
     assert report.models[0].source == engine
+
+
+@pytest.mark.parametrize(
+    ("profiles", "largest"),
+    [([(8, 8), (1, 4)], 4), ([(1, 4), (5, 8)], 8), ([(1, 4), (6, 8)], 4), ([(1, 4), (2, 8)], 8)],
+)
+def test_the_server_makes_no_batch_that_no_profile_accepts(profiles, largest, tmp_path) -> None:
+    engine = engine_file(tmp_path, "tensorrt", *(BatchProfile(least, most, most) for least, most in profiles))
+    dd.triton([engine], tmp_path / "repo", dd.TritonOptions(("tensorrt", "python")))
+    found = config_of(tmp_path / "repo" / "m_tensorrt")
+    assert (found.max_batch_size, list(found.instance_group[0].profile)) == (largest, ["0", "1"])
+    assert config_of(tmp_path / "repo" / "m_python").max_batch_size == 8
+    assert not config_of(tmp_path / "repo" / "m_python").instance_group[0].profile
+
+
+def test_an_engine_that_takes_no_single_image_is_refused(tmp_path) -> None:
+    engine = engine_file(tmp_path, "tensorrt", BatchProfile(2, 4, 6))
+    with pytest.raises(ModelFileError) as caught:
+        dd.triton([engine], tmp_path / "repo")
+    assert "no batch below 2" in caught.value.why
+    dd.triton([engine], tmp_path / "repo", dd.TritonOptions(("python",)))
+
+
+def test_weights_in_another_file_are_served_with_the_graph(tmp_path) -> None:
+    model = graph_file(tmp_path / "m.onnx", ["n", 3, 8, 8], ["a"])
+    graph = onnx.load(model)
+    data = helper.make_tensor("w", TensorProto.FLOAT, [3], b"0" * 12, raw=True)
+    graph.graph.initializer.append(data)
+    graph.graph.node[-1].CopyFrom(helper.make_node("Add", ["pooled", "w"], ["a"]))
+    onnx.save(graph, model, save_as_external_data=True, location="w.bin", size_threshold=1)
+    dd.triton([model], tmp_path / "repo")
+    version = tmp_path / "repo" / "m" / "1"
+    assert (version / "w.bin").read_bytes() == (tmp_path / "w.bin").read_bytes()
+    assert open_runner(version / "model.onnx").outputs[0].name == "a"
+
+
+@pytest.mark.parametrize("shape", [[], [2]])
+def test_an_output_without_the_batch_takes_batching_away_and_no_more(shape, tmp_path) -> None:
+    model = graph_file(tmp_path / "m.onnx", ["n", 3, 8, 8], ["a"])
+    graph = onnx.load(model)
+    graph.graph.initializer.append(helper.make_tensor("c", TensorProto.FLOAT, shape, [1.0] * (2 if shape else 1)))
+    graph.graph.node.append(helper.make_node("Identity", ["c"], ["w"]))
+    graph.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, shape))
+    onnx.save(graph, model)
+    report = dd.triton([model], tmp_path / "repo", image_size=8)
+    config = config_of(tmp_path / "repo" / "m")
+    assert (config.max_batch_size, dims(config.input)) == (0, {"x": [-1, 3, 8, 8]})
+    assert dims(config.output) == {"a": [-1, 3]} | ({"w": shape} if shape else {})
+    assert list(config.model_warmup[0].inputs["x"].dims) == [1, 3, 8, 8]
+    assert any("w is a single number" in note for note in report.notes) == (not shape)
+
+
+def test_a_label_of_two_lines_takes_one(tmp_path) -> None:
+    model = graph_file(tmp_path / "m.onnx", ["n", 3, 8, 8], ["a"])
+    dd.triton([model], tmp_path / "repo", labels=("x\ny", "b, c", "z"))
+    assert (tmp_path / "repo" / "m" / "labels.txt").read_text() == "x y\nb, c\nz\n"
 
 
 def test_engines_that_triton_does_not_run_are_refused(tmp_path) -> None:

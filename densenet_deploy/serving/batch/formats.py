@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from densenet_deploy.artifacts import os_errors_about, put_in_place, written_beside
-from densenet_deploy.errors import DataError, UnknownNameError
+from densenet_deploy.errors import DataError, UnknownNameError, printable
 from densenet_deploy.records import to_plain, write_json
 from densenet_deploy.serving.batch.rows import Row, RowLayout
 
@@ -36,26 +36,33 @@ class RowFormat(ABC):
         """Return a file that holds `rows`."""
 
     @abstractmethod
-    def errors(self, path: Path) -> Iterator[bool]:
-        """Yield for every row of a file whether its image was bad. Raises ValueError or OSError."""
+    def read(self, path: Path) -> Iterator[tuple[str, bool]]:
+        """Yield for every row of a file its image, and whether that was bad. Raises ValueError or OSError."""
 
     @abstractmethod
     def _join(self, parts: Sequence[Path], out: Path) -> None:
         """Write the rows of all `parts` to the new file `out`."""
 
-    def counts(self, path: Path) -> tuple[int, int]:
-        """Return how many rows a file holds, and how many of them are bad images.
+    def bad_among(self, path: Path, files: Sequence[str]) -> int:
+        """Check that a file holds the rows of `files`, and return how many of them are bad images.
 
         Raises:
-            DataError: if it is not such a file.
+            DataError: if it is not such a file, is cut, or holds rows of other images.
         """
+        fix = "remove it, and go on with --resume"
         with os_errors_about(path):
             try:
-                bad = list(self.errors(path))
-            except (ValueError, KeyError, TypeError, csv.Error) as exc:
-                why = f"does not hold rows as this job writes them ({exc})"
-                raise DataError(path, why, "remove it, and go on with --resume") from exc
-        return len(bad), sum(bad)
+                rows = list(self.read(path))
+            except (ValueError, KeyError, TypeError, csv.Error, OSError) as exc:
+                if isinstance(exc, OSError) and exc.errno is not None:  # pyarrow has none where a checksum differs
+                    raise
+                raise DataError(path, f"does not hold rows as this job writes them ({exc})", fix) from exc
+        if len(rows) != len(files):
+            raise DataError(path, f"holds {len(rows)} rows, its shard has {len(files)} images", fix)
+        for number, ((found, _), file) in enumerate(zip(rows, files, strict=True), start=1):
+            if _utf8(found) != _utf8(file):
+                raise DataError(path, f"row {number} is of {printable(found)}, not of {printable(file)}", fix)
+        return sum(is_bad for _, is_bad in rows)
 
     def join(self, parts: Sequence[Path], out: Path) -> None:
         """Write the rows of all `parts`, in order, to `out`, whole or not at all.
@@ -74,22 +81,19 @@ class CsvRows(RowFormat):
     suffix = ".csv"
 
     def encoded(self, rows: Iterable[Row]) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.layout.csv_columns())
-        writer.writerows(self.layout.cells(row) for row in rows)
-        return _utf8(text.getvalue()).encode()
+        lines: list[Sequence[object]] = [self.layout.csv_columns(), *map(self.layout.cells, rows)]
+        return _utf8("".join(map(_csv_line, lines))).encode()
 
-    def errors(self, path: Path) -> Iterator[bool]:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, strict=True)
+    def read(self, path: Path) -> Iterator[tuple[str, bool]]:
+        with _whole_lines(path) as lines, _cells_of_any_length():
+            reader = csv.reader(lines, strict=True)
             header, width = next(reader, []), len(self.layout.csv_columns())
             if header != [_utf8(name) for name in self.layout.csv_columns()]:
                 raise ValueError("another header")
             for cells in reader:
                 if len(cells) != width:
                     raise ValueError(f"line {reader.line_num}: {len(cells)} cells")
-                yield cells[-2] != ""
+                yield cells[0], cells[-2] != ""
 
     def _join(self, parts: Sequence[Path], out: Path) -> None:
         header = self.encoded([])
@@ -107,10 +111,12 @@ class JsonRows(RowFormat):
     def encoded(self, rows: Iterable[Row]) -> bytes:
         return "".join(f"{write_json(row)}\n" for row in rows).encode()
 
-    def errors(self, path: Path) -> Iterator[bool]:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)["error"] is not None
+    def read(self, path: Path) -> Iterator[tuple[str, bool]]:
+        with _whole_lines(path) as lines:
+            for row in map(json.loads, lines):
+                if tuple(row) != self.layout.columns:
+                    raise ValueError("other keys")
+                yield row["file"], row["error"] is not None
 
     def _join(self, parts: Sequence[Path], out: Path) -> None:
         with _synced(out) as file:
@@ -129,22 +135,26 @@ class ParquetRows(RowFormat):
         import pyarrow.parquet as pq
 
         sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([_storable(row) for row in rows], self._schema()), sink)
+        pq.write_table(
+            pa.Table.from_pylist([_storable(row) for row in rows], self._schema()), sink, write_page_checksum=True
+        )
         return sink.getvalue()
 
-    def errors(self, path: Path) -> Iterator[bool]:
+    def read(self, path: Path) -> Iterator[tuple[str, bool]]:
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(path) as file:  # ArrowInvalid is a ValueError
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # ArrowInvalid is a ValueError
             if file.schema_arrow.names != self._schema().names:
                 raise ValueError("other columns")
-            for batch in file.iter_batches(columns=["error"]):
-                yield from batch.column(0).is_valid().to_pylist()
+            for batch in file.iter_batches():  # all columns, for their checksums
+                yield from zip(
+                    batch.column("file").to_pylist(), batch.column("error").is_valid().to_pylist(), strict=True
+                )
 
     def _join(self, parts: Sequence[Path], out: Path) -> None:
         import pyarrow.parquet as pq
 
-        with _synced(out) as file, pq.ParquetWriter(file, self._schema()) as writer:
+        with _synced(out) as file, pq.ParquetWriter(file, self._schema(), write_page_checksum=True) as writer:
             for part in parts:
                 writer.write_table(pq.read_table(part, schema=self._schema()))
 
@@ -191,6 +201,37 @@ def _synced(path: Path) -> Iterator[Any]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _whole_lines(path: Path) -> Iterator[Iterator[str]]:
+    """Yield the lines of a text file; the last one raises ValueError if it does not end."""
+
+    def checked(lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            if not line.endswith("\n"):
+                raise ValueError("the last line is cut")
+            yield line
+
+    with path.open(encoding="utf-8", newline="\n") as file:
+        yield checked(file)
+
+
+@contextlib.contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Lift the limit of `csv` (131072 characters), which features of several thousand numbers reach."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    """Return a line of a CSV. Before Python 3.13 csv quotes a CR only where it belongs to the end of a line."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _utf8(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from densenet_deploy.artifacts import StrPath, os_errors_about, write_file
-from densenet_deploy.errors import DataError, OutputExistsError, UsageError
+from densenet_deploy.errors import OutputExistsError, UsageError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.serving.batch.engine import Engine, Progress
 from densenet_deploy.serving.batch.formats import FORMATS, RowFormat
@@ -92,15 +92,11 @@ class JobShards:
         self._done, self._start = 0, 0.0
         self.shards = tuple(plan.shards(rows.suffix))
         self.left: tuple[Shard, ...] = self.shards
+        self.images_left = plan.images
         self.bad = 0
 
-    @property
-    def images_left(self) -> int:
-        """How many images the shards that were missing have."""
-        return sum(shard.count for shard in self.left)
-
-    def begin(self) -> None:
-        """Write the plan, or find the shards that are there already.
+    def begin(self, files: Sequence[str]) -> None:
+        """Write the plan, or find the shards of `files` that are there already.
 
         Raises:
             DataError: if the plan that is there is another one, or a shard is not of this one.
@@ -116,12 +112,10 @@ class JobShards:
             leftover.unlink(missing_ok=True)
         present = {shard for shard in self.shards if (self._folder / shard.name).exists()}
         for shard in present:
-            rows, bad = self._format.counts(self._folder / shard.name)
-            if rows != shard.count:
-                why = f"holds {rows} rows, its shard has {shard.count} images"
-                raise DataError(self._folder / shard.name, why, "remove it, and go on with --resume")
-            self.bad += bad
+            images = files[shard.start : shard.start + shard.count]
+            self.bad += self._format.bad_among(self._folder / shard.name, images)
         self.left = tuple(shard for shard in self.shards if shard not in present)
+        self.images_left = sum(shard.count for shard in self.left)
 
     def run(self, engine: Engine, files: Sequence[str]) -> float:
         """Have the missing shards classified and written; return the seconds that took."""

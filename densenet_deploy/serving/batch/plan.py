@@ -1,6 +1,6 @@
 """The plan of a batch job: which images are in which shard, and all that their rows depend on.
 
-It is fixed before the first image is read, and lies beside the shards as `plan.json`. A shard is one file, written
+It is fixed before the first image is read, and lies beside the shards as `_plan.json`. A shard is one file, written
 whole: if it is there, it is done, and what is left to do is a difference of sets. Shards of another plan are refused.
 """
 
@@ -17,7 +17,8 @@ from densenet_deploy.errors import DataError, DensenetDeployError
 from densenet_deploy.records import Range, from_plain, parse_json, to_plain, write_json
 from densenet_deploy.serving.batch.rows import RowLayout
 
-PLAN: Final = "plan.json"
+PLAN: Final = "_plan.json"
+"""What reads a folder as one table leaves out names with an underscore."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,11 @@ class Plan:
 
     def shards(self, suffix: str) -> Iterator[Shard]:
         """Yield the shards in order, with files of this suffix."""
-        for number, start in enumerate(range(0, self.images, self.shard_size)):
+        starts = range(0, self.images, self.shard_size)
+        digits = max(5, len(str(len(starts) - 1)))  # so that the order of the names is that of the shards
+        for number, start in enumerate(starts):
             count = min(self.shard_size, self.images - start)
-            yield Shard(number, start, count, f"part-{number:05d}{suffix}")
+            yield Shard(number, start, count, f"part-{number:0{digits}d}{suffix}")
 
 
 _WORDS: Final = {"images_sha256": "images", "layout": "rows", "shard_size": "shard-size", "input": "preparation"}

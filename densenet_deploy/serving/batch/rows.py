@@ -79,12 +79,17 @@ class RowLayout:
         return classifier.answer(logits, self.top_k or len(self.outputs) or 1, notes)
 
     def csv_columns(self) -> list[str]:
-        """Return the header of a CSV: lists of fixed length have a column for each item."""
+        """Return the header of a CSV: lists of fixed length have a column for each item.
+
+        The index follows an output's name that is already that of another column: `error (3)`.
+        """
         ranks = [f"top{rank}_{fact}" for rank in range(2, self.top_k + 1) for fact in ("index", "label", "score")]
+        taken = {"file", *_ANSWERS[self.task], "error", "notes"}
+        outputs = [f"{name} ({index})" if name in taken else name for index, name in enumerate(self.outputs)]
         answers = {
             "multiclass": ["index", "label", "score", *ranks],
-            "multilabel": ["positive", *self.outputs],
-            "regression": list(self.outputs),
+            "multilabel": ["positive", *outputs],
+            "regression": outputs,
             "features": ["length", "norm", "features"],
         }
         return ["file", *answers[self.task], "error", "notes"]

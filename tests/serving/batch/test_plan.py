@@ -30,6 +30,13 @@ def test_shards_cover_the_images_once_in_order():
     assert len(list(dataclasses.replace(PLAN, images=8).shards(".csv"))) == 2
 
 
+@pytest.mark.parametrize(("count", "digits"), [(100_000, 5), (100_001, 6)])
+def test_the_order_of_the_names_is_that_of_the_shards(count, digits):
+    names = [shard.name for shard in dataclasses.replace(PLAN, images=count, shard_size=1).shards(".csv")]
+    assert names == sorted(names)
+    assert names[0] == f"part-{'0' * digits}.csv"
+
+
 def test_a_plan_reads_itself_back(tmp_path: Path):
     PLAN.write(tmp_path)
     begun = Plan.read(tmp_path)
@@ -53,7 +60,7 @@ def test_a_plan_reads_itself_back(tmp_path: Path):
 def test_what_differs_from_the_plan_that_was_begun_is_named(change, words, tmp_path):
     with pytest.raises(DataError) as caught:
         dataclasses.replace(PLAN, **change).require_same(PLAN, tmp_path)
-    assert caught.value.subject == str(tmp_path / "plan.json")
+    assert caught.value.subject == str(tmp_path / "_plan.json")
     assert words in caught.value.why
 
 

@@ -24,6 +24,9 @@ def layout_of(task, labels=(), top_k=5, name="logits"):
     return classifier, RowLayout.of(classifier, 3, top_k)
 
 
+FILES = ["a.png", "b.png"]
+
+
 def rows_of(task, labels=(), top_k=5):
     classifier, layout = layout_of(task, labels, top_k)
     good = layout.answered("a.png", layout.answer(classifier, LOGITS, ("alpha was dropped",)))
@@ -86,6 +89,19 @@ def test_csv_columns_of_the_other_tasks(task, columns):
     assert bad[1:-2] == [""] * (len(header) - 3)
 
 
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_csv_columns_have_names_of_their_own(task):
+    layout = RowLayout(task, ("x", "file", "error"))
+    assert [name for name in layout.csv_columns() if name != "positive"] == [
+        "file",
+        "x",
+        "file (1)",
+        "error (2)",
+        "error",
+        "notes",
+    ]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression", "features"])
 def test_files_are_counted_and_joined_to_the_rows_of_one(name, task, tmp_path):
@@ -94,10 +110,10 @@ def test_files_are_counted_and_joined_to_the_rows_of_one(name, task, tmp_path):
     parts = [tmp_path / f"{number}{form.suffix}" for number in range(2)]
     for part in parts:
         part.write_bytes(form.encoded(rows))
-        assert form.counts(part) == (2, 1)
+        assert form.bad_among(part, FILES) == 1
     out = tmp_path / f"all{form.suffix}"
     form.join(parts, out)
-    assert form.counts(out) == (4, 2)
+    assert form.bad_among(out, FILES * 2) == 2
     assert form.encoded(rows) == form.encoded(rows)
     if name != "parquet":  # which keeps a group of rows for each part
         assert out.read_bytes() == form.encoded([*rows, *rows])
@@ -124,6 +140,16 @@ def test_a_name_that_utf8_cannot_hold_is_escaped_in_every_format(tmp_path):
     assert b"a\\udc80.png" in ParquetRows(layout).encoded([row])
 
 
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "a\nb.png", 'a",b.png', "=a.png", " a.png"])
+def test_any_name_is_one_row_of_a_csv(name, tmp_path):
+    layout, rows = rows_of("multiclass")
+    path = tmp_path / "a.csv"
+    path.write_bytes(CsvRows(layout).encoded([{**rows[0], "file": name}]))
+    with path.open(encoding="utf-8", newline="") as file:
+        (read,) = csv.DictReader(file)
+    assert (read["file"], float(read["score"])) == (name, rows[0]["score"])
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("data", [b"", b"file,index\n", b"PAR1 but cut", b'{"file": 1}\n'])
 def test_a_file_of_something_else_is_refused(name, data, tmp_path):
@@ -131,11 +157,51 @@ def test_a_file_of_something_else_is_refused(name, data, tmp_path):
     path = tmp_path / "part"
     path.write_bytes(data)
     if (name, data) == ("jsonl", b""):
-        assert form.counts(path) == (0, 0)
+        assert form.bad_among(path, []) == 0
         return
     with pytest.raises(DataError) as caught:
-        form.counts(path)
+        form.bad_among(path, FILES)
     assert caught.value.subject == str(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_other_images_and_cut_files_are_refused(name, tmp_path):
+    layout, rows = rows_of("features")
+    form = format_named(name)(layout)
+    path = tmp_path / "part"
+    path.write_bytes(form.encoded(rows))
+    for files, words in ((FILES[:1], "2 rows"), (FILES[::-1], "row 1 is of a.png, not of b.png")):
+        with pytest.raises(DataError) as caught:
+            form.bad_among(path, files)
+        assert words in caught.value.why
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError):
+        form.bad_among(path, FILES)
+
+
+def test_every_flipped_byte_of_the_pages_of_a_parquet_file_is_noticed(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    layout, rows = rows_of("multiclass")
+    path = tmp_path / "part"
+    whole = ParquetRows(layout).encoded(rows)
+    path.write_bytes(whole)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    for number in range(group.num_columns):
+        column = group.column(number)
+        start = column.dictionary_page_offset or column.data_page_offset
+        last = start + column.total_compressed_size - 1
+        path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
+        with pytest.raises(DataError):
+            ParquetRows(layout).bad_among(path, FILES)
+
+
+def test_features_longer_than_a_cell_of_csv_are_read_back(tmp_path):
+    layout, rows = rows_of("features")
+    path = tmp_path / "part"
+    path.write_bytes(CsvRows(layout).encoded([{**rows[0], "features": [0.1234567] * 20_000}]))
+    assert path.stat().st_size > csv.field_size_limit() == 131072
+    assert CsvRows(layout).bad_among(path, FILES[:1]) == 0
+    assert csv.field_size_limit() == 131072
 
 
 def test_an_unknown_format_names_the_known_ones():
