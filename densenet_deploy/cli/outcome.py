@@ -107,7 +107,11 @@ def fail(exc: BaseException, words: Sequence[str]) -> int:
 def _judge(exc: BaseException) -> tuple[int, str, DensenetDeployError | None]:
     """Return exit code, message, and the typed error if it is one of ours."""
     if isinstance(exc, Stopped):
-        return exc.exit_code, "command: stopped by a signal: nothing unfinished was kept; run it again", None
+        return (
+            exc.exit_code,
+            "command: stopped by a signal: nothing unfinished was kept; run it again, with --resume if it has that",
+            None,
+        )
     error = _typed(exc)
     if error is not None:
         return error.exit_code, str(error), error
