@@ -9,9 +9,6 @@ import pytest
 
 from densenet_deploy.cli import main
 from densenet_deploy.errors import DataError, InputError, MissingPackageError
-from densenet_deploy.manifest import Preprocessing
-from densenet_deploy.runtime.image_urls import read_named_image
-from densenet_deploy.runtime.preprocess import read_input
 from densenet_deploy.workflows.image_sources import image_names
 
 
@@ -98,16 +95,6 @@ def test_urls_name_images_folders_and_patterns(store):
     assert image_names([f"{store}/b.png"]) == ("memory://cats/b.png",)
     with pytest.raises(InputError):
         image_names(f"{store}/*.jpg")
-
-
-def test_the_image_at_a_url_is_that_of_the_file(store, images):
-    preprocessing = Preprocessing(32, 32)
-    there = read_named_image(f"{store}/a.png", preprocessing)
-    here = read_input(images / "0" / "same.png", preprocessing)
-    assert there.pixels.tobytes() == here.pixels.tobytes()
-    with pytest.raises(InputError) as caught:
-        read_named_image(f"{store}/gone.png", preprocessing)
-    assert (caught.value.subject, caught.value.why) == (f"{store}/gone.png", "no such file or folder")
 
 
 def test_a_store_without_its_package_and_an_unknown_one_are_refused():

@@ -162,14 +162,14 @@ def quantize(
         with stages("write INT8"):
             written = ready.writer.write(choice.float_layers)
         subject = destination.path or name
+        with stages("check"):
+            result = _sound(name, written, recipe, takes_pixels=preprocessing.takes_pixels)
         _require_int8(written.layers_int8, choice, subject)
         finetuning = None
         if options.finetune:
             written, finetuning = _finetuned(trials, ready, choice.float_layers, options, calibration, stages)
-        with stages("check"):
-            result = Model.from_bytes(name, written.data)
-            result = pixel_form(result) if preprocessing.takes_pixels else result
-            _require_sound(result, recipe, written.layers_float)
+            with stages("check"):
+                result = _sound(name, written, recipe, takes_pixels=preprocessing.takes_pixels)
         with stages("parity"):
             if preprocessing.takes_pixels:
                 samples = taken(itertools.islice(ready.data, PARITY_SAMPLES), preprocessing)
@@ -291,12 +291,15 @@ def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: obj
     raise GateError(subject, "no convolution can be INT8", "keep the float file, or try another recipe")
 
 
-def _require_sound(result: Model, recipe: str, layers_float: Sequence[str]) -> None:
-    """Check what was written: no fault in the graph, and as many convolutions on integers as reported."""
+def _sound(name: str, written: Int8File, recipe: str, *, takes_pixels: bool) -> Model:
+    """Return what was written, checked: no fault in the graph, and as many convolutions on integers as reported."""
     from densenet_deploy.quantization.checks import require_float, require_sound
 
+    result = Model.from_bytes(name, written.data)
+    result = pixel_form(result) if takes_pixels else result
     require_sound(result.onnx, recipe)
-    require_float(result.onnx, recipe, layers_float)
+    require_float(result.onnx, recipe, written.layers_float)
+    return result
 
 
 def _require_demands(outputs: Mapping[str, Parity], options: QuantizeOptions, subject: object) -> None:

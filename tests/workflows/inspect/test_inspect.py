@@ -111,47 +111,6 @@ def test_a_checkpoint_cannot_be_profiled_by_a_backend_of_files() -> None:
         inspect(DIGITS / "densenet_digits.safetensors", InspectOptions(profile=ProfileOptions("openvino")))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("growth-rate=2,8", [{"growth_rate": 2}, {"growth_rate": 8}]),
-        ("compression=0.3", [{"compression": 0.3}]),
-        ("bn-size=0,4", [{"bn_size": 0}, {"bn_size": 4}]),
-        ("init-features=16", [{"init_features": 16}]),
-        ("depth=0.1,2", [{"blocks": (1, 1)}, {"blocks": (4, 4)}]),
-    ],
-)
-def test_a_sweep_changes_one_number(text: str, expected: list[dict[str, object]]) -> None:
-    specs = Sweep.parse(text).specs(SPEC)
-    for spec, changed in zip(specs.values(), expected, strict=True):
-        assert spec.to_facts() == {**SPEC.to_facts(), **changed}
-
-
-def test_a_sweep_over_variants_keeps_the_classes() -> None:
-    specs = Sweep.parse("variant=121,169").specs(SPEC)
-    assert specs["169"].blocks == find_variant("169").spec.blocks
-    assert specs["169"].num_classes == 10
-
-
-@pytest.mark.parametrize(
-    ("text", "subject"),
-    [
-        ("growth=1", "growth"),
-        ("growth-rate", "--sweep growth-rate"),
-        ("growth-rate=", "--sweep growth-rate="),
-        ("growth-rate=" + ",".join(map(str, range(1, 14))), "--sweep growth-rate=1,2,3,4,5,6,7,8,9,10,11,12,13"),
-        ("growth-rate=two", "--sweep growth-rate=two"),
-        ("growth-rate=0", "growth-rate=0"),
-        ("depth=0", "depth=0.0"),
-        ("variant=122", "122"),
-    ],
-)
-def test_an_invalid_sweep_is_a_usage_error(text: str, subject: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        Sweep.parse(text).specs(SPEC)
-    assert caught.value.subject == subject
-
-
 def test_a_sweep_counts_what_inspect_counts() -> None:
     report = run_sweep(Sweep.parse("growth-rate=4,8"), SPEC, SweepOptions(batch=2, measure=False))
     assert [point.value for point in report.points] == ["4", "8"]  # no ResNets beside a CIFAR stem

@@ -220,6 +220,7 @@ def test_models_in_memory_are_written_beside_the_results(digits_onnx, checkpoint
     assert tune([held, module], options, out=tmp_path).steps.done == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_16_bit_file_is_tuned_from_its_widened_weights(tiny_onnx, tmp_path, is_stated):
     cast(tiny_onnx, CastOptions("fp16"), out=tmp_path / "tiny.fp16.onnx")
