@@ -147,6 +147,6 @@ def test_75_a_disk_that_fills_up_keeps_whole_shards(
     ended = run_process([*command, *arguments(*line)], tmp_path)
     require_contract(ended, 6, "no space left on device")
     left = {path.name: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    assert left.pop("plan.json") == (undisturbed / "plan.json").read_bytes()
+    assert left.pop("_plan.json") == (undisturbed / "_plan.json").read_bytes()
     assert left.items() <= contents(undisturbed).items()
     assert len(left) in parts
