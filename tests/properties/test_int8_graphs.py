@@ -37,7 +37,7 @@ def _named(model: ir.Model) -> ir.Model:
 
 @holds_for(
     few=40,
-    many=1500,
+    many=400,
     proto=dense_graphs(),
     recipe=RECIPES,
     equalize=st.booleans(),
