@@ -143,7 +143,7 @@ class JobChoice:
         return BatchJobOptions(**dataclasses.asdict(self), force=force)
 
     def require_none(self) -> None:
-        """Check that nothing is chosen, where there is no job.
+        """Check that nothing is chosen where no job is asked for.
 
         Raises:
             UsageError: naming what is chosen.

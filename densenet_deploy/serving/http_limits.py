@@ -31,8 +31,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @staticmethod
     def on_slow() -> object:
-        """Count one."""
-        raise NotImplementedError
+        """Do nothing; the subclass of `limited_to` counts."""
+        return None
 
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None

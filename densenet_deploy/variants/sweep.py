@@ -48,8 +48,8 @@ class Sweep:
         """Read `growth-rate=12,24,32,48`, the value of `--option`.
 
         Raises:
-            UnknownNameError: if there is no number of that name that can be changed.
-            UsageError: if there are no values, or too many.
+            UnknownNameError: if no number of that name can be changed.
+            UsageError: if values are missing, or too many.
         """
         name, _, words = text.partition("=")
         if name not in _CHANGES:

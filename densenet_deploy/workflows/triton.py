@@ -424,7 +424,7 @@ def _max_batch(network: _Network, backend: str, options: TritonOptions) -> int:
 
 
 def _warm_up_sizes(network: _Network, inputs: Sequence[ServedTensor]) -> tuple[int, ...] | None:
-    """Sizes for what may be of any, from the image that the network is for; None if there is no telling."""
+    """Sizes for what may be of any, from the image that the network is for; None where they are unknown."""
     free = sum(size == ANY_SIZE for tensor in inputs for size in tensor.dims)
     if not free:
         return ()

@@ -55,7 +55,7 @@ class SearchOptions:
 
     Raises:
         UnknownNameError: if an architecture has no such number.
-        UsageError: if there are no values, too many, or a number twice.
+        UsageError: if values are missing or too many, or a number is given twice.
     """
 
     sweeps: Sequence[str]
