@@ -359,7 +359,7 @@ def _equalized(
     copies: dict[str, str] = {}
     if recipe.stores_bus:
         copies = _separated(model, ranges)
-        ranges = _needed(model, {**ranges, **{name: ranges[of] for name, of in copies.items() if of in ranges}})
+        ranges = _needed(model, ranges, copies)
         apply_passes(model, [ShiftBus({name: found.low for name, found in ranges.items()})])
     sizes = {name: np.maximum(-r.low, r.high) for name, r in _renamed(model, ranges).items()}
     apply_passes(model, [EqualizeBus(sizes), *recipe.passes, EqualizeLayer(sizes, alpha)])
@@ -373,15 +373,22 @@ def _separated(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str
     return {name: change.of for name, change in changes.items() if change == TensorChange(change.of)}
 
 
-def _needed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
-    """Return `ranges`, those of buses cut to what their readers tell apart, and record these limits in `model`."""
+def _needed(
+    model: ir.Model, ranges: Mapping[str, ChannelRanges], copies: Mapping[str, str]
+) -> dict[str, ChannelRanges]:
+    """Return `ranges`, those of buses cut to what their readers tell apart, and record these limits in `model`.
+
+    A tensor of which a bus has one of `copies` gets the range of that copy: rewritten tensors are looked up by it.
+    """
     needed, changes = dict(ranges), TensorChanges.of(model)
+    known = {name: ranges[of] for name, of in copies.items() if of in ranges}
+    known |= {name: found for name, found in ranges.items() if name not in copies.values()}
     for bus in find_buses(model.graph).found:
         read_range = needed_range(bus)
-        for tensor in (tensor for tensor in bus.tensors if tensor.name in ranges):
+        for tensor in (tensor for tensor in bus.tensors if tensor.name in known):
             limits = read_range.of(tensor).finite()
             changes.cut_off(tensor.name, *(limit.astype(np.float32) for limit in limits))
-            found = ChannelRanges(*narrowed(ranges[tensor.name].low, ranges[tensor.name].high, limits))
+            found = ChannelRanges(*narrowed(known[tensor.name].low, known[tensor.name].high, limits))
             needed[tensor.name] = needed[changes.origin(tensor.name)] = found
         norms = (reader for reader in bus.readers if is_operator(reader.node, "BatchNormalization"))
         for reader in (reader for reader in norms if why_not_affine(reader.node) is None):

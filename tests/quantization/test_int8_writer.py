@@ -560,7 +560,9 @@ g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
     [n1] n = BatchNormalization (a, gamma, beta, mean, var)
     [r1] r = Relu (n)
     [c1] h = Conv <kernel_shape: ints = [1, 1]> (r, w1)
-    [c2] b = Conv <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]> (h, w2)
+    [j0] k = Concat <axis: int = 1> (a, a)
+    [c2] d = Conv <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]> (h, w2)
+    [r3] b = Relu (d)
     [j] j = Concat <axis: int = 1> (a, b)
     [n2] m = BatchNormalization (j, gamma2, beta2, mean2, var2)
     [r2] s = Relu (m)
@@ -571,8 +573,12 @@ g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
 
 @pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_channels_whose_relu_never_opens_cost_nothing(recipe, sign):
-    """Half of the channels of both norms are dead, with scales of a thousandth: θ is 500 to 3000 steps away."""
+@pytest.mark.parametrize("also", ["", ", float[N, 4, 8, 8] b, float[N, 8, 8, 8] k"], ids=["inside", "an output too"])
+def test_channels_whose_relu_never_opens_cost_nothing(recipe, sign, also):
+    """Half of the channels of both norms are dead, with scales of a thousandth: θ is 500 to 3000 steps away.
+
+    Where a segment is an output too, the bus has a copy, and what the output needs says nothing about the bus.
+    """
     rng = np.random.default_rng(0)
     numbers = {"w0": (4, 3, 3, 3), "w1": (8, 4, 1, 1), "w2": (4, 8, 3, 3), "w3": (4, 8, 1, 1)}
     values = {name: rng.standard_normal(shape) / np.prod(shape[1:]) ** 0.5 for name, shape in numbers.items()}
@@ -584,7 +590,7 @@ def test_channels_whose_relu_never_opens_cost_nothing(recipe, sign):
             f"mean{ending}": np.zeros(count),
             f"var{ending}": np.ones(count),
         }
-    proto = onnx.parser.parse_model(NET)
+    proto = onnx.parser.parse_model(NET.replace(" y)", f" y{also})"))
     tensors = [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in values.items()]
     proto.graph.initializer.extend(tensors)
     proto = onnx.shape_inference.infer_shapes(proto)
@@ -593,6 +599,6 @@ def test_channels_whose_relu_never_opens_cost_nothing(recipe, sign):
     seen = dict(zip([o.name for o in exposed.graph.output], _run(exposed, pixels), strict=True)) | {"x": pixels}
     ranges = {name: ChannelRanges(a.min((0, 2, 3)), a.max((0, 2, 3))) for name, a in seen.items() if a.ndim == 4}
     writer = Int8Writer(ir.from_proto(proto), ranges, recipe, RecipeOptions(weight_bits=7))  # exact on every CPU
-    (found,) = _run(onnx.load_from_string(writer.write().data), pixels)
+    found = _run(onnx.load_from_string(writer.write().data), pixels)[0]
     noise = ((found - seen["y"]).astype(np.float64) ** 2).sum() / (seen["y"].astype(np.float64) ** 2).sum()
-    assert 10 * np.log10(noise) < -35
+    assert 10 * np.log10(noise) < (-30 if also else -35)
