@@ -359,6 +359,21 @@ def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[
     )
 
 
+def require_sqnr(outputs: Mapping[str, Parity], lowest_db: float | None, subject: object, fix: str) -> None:
+    """Check that all values of all outputs are finite, and that none has an SQNR below `lowest_db`, if it is given.
+
+    Raises:
+        GateError: about `subject`.
+    """
+    for name, parity in outputs.items():
+        if parity.nonfinite:
+            why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"
+            raise GateError(subject, why, "report this model")
+    found = worst(outputs)[1].sqnr_db
+    if lowest_db is not None and found < lowest_db:
+        raise GateError(subject, f"reaches {found:.2f} dB in the end, below the {lowest_db:g} dB asked for", fix)
+
+
 def _described(source: Any, model: Model) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(model.path or model.name)
 

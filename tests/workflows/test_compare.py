@@ -11,9 +11,10 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError
+from densenet_deploy.errors import BackendError, DataError, GateError, ModelFileError, UsageError
+from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.workflows.compare import CompareOptions, LayerParity, compare
+from densenet_deploy.workflows.compare import CompareOptions, LayerParity, compare, require_sqnr
 from densenet_deploy.workflows.load import load
 
 QUICK = CompareOptions(samples=2)
@@ -228,3 +229,32 @@ def test_layers_are_compared_on_the_same_samples_of_an_iterator(tiny_onnx):
 def test_a_layer_of_a_report_has_a_name(facts):
     with pytest.raises(ValueError, match="has no name"):
         LayerParity.from_json(facts)
+
+
+# -- a demand
+
+
+def parity(sqnr_db: float) -> Parity:
+    """Of outputs of power 1 with an error of that power below them."""
+    meter = ParityMeter()
+    meter.update(np.array([[1.0, -1.0]]), np.array([[1.0, -1.0]]) + 10 ** (-sqnr_db / 20))
+    return meter.result()
+
+
+BROKEN = ParityMeter()
+BROKEN.update(np.ones((2, 2)), np.array([[1.0, np.nan], [np.inf, 1.0]]))
+
+
+def test_outputs_have_to_be_finite() -> None:
+    with pytest.raises(GateError) as caught:
+        require_sqnr({"good": parity(40), "bad": BROKEN.result()}, None, "net.onnx", "ask for less")
+    assert (caught.value.subject, "bad holds" in caught.value.why) == ("net.onnx", True)
+
+
+def test_the_worst_output_has_to_reach_the_sqnr_that_was_asked_for() -> None:
+    outputs = {"good": parity(50), "worse": parity(30)}
+    require_sqnr(outputs, None, "net.onnx", "ask for less")
+    require_sqnr(outputs, 29.9, "net.onnx", "ask for less")
+    with pytest.raises(GateError) as caught:
+        require_sqnr(outputs, 30.1, "net.onnx", "ask for less")
+    assert (caught.value.subject, "reaches 30.00 dB" in caught.value.why) == ("net.onnx", True)

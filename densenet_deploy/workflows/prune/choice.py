@@ -15,11 +15,12 @@ from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement
 from densenet_deploy.workflows.compare import measured_parity
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.tasks import judged_by
+from densenet_deploy.workflows.finetuning import Finetuning
 from densenet_deploy.workflows.prune.images import judging_folder
 from densenet_deploy.workflows.prune.limit import MOST_TRIALS, most_steps
 from densenet_deploy.workflows.prune.options import PruneOptions
 from densenet_deploy.workflows.prune.preparation import Preparation, fixed_batch_of, uniform
-from densenet_deploy.workflows.prune.report import Finetuning, JudgedAccuracy
+from densenet_deploy.workflows.prune.report import JudgedAccuracy
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,10 @@ from densenet_deploy.parity.compare import worst
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
 from densenet_deploy.workflows.compare import measured_parities
+from densenet_deploy.workflows.finetuning import Finetuning
 from densenet_deploy.workflows.prune.choice import Choice, held_out_accuracy
 from densenet_deploy.workflows.prune.options import PruneOptions
 from densenet_deploy.workflows.prune.preparation import Preparation
-from densenet_deploy.workflows.prune.report import Finetuning
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages:
     """
     cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
     with stages("fine-tune", cost) as step:
+        began = time.monotonic()
         from onnx import numpy_helper
 
         from densenet_deploy.training.float_finetuning import finetune_float, float_weights
@@ -64,7 +66,17 @@ def finetuned(ready: Preparation, choice: Choice, options: PruneOptions, stages:
         lost = f"from {choice.accuracy.after:.2%} to {accuracy.after:.2%}"
         why_not = f"it is closer, but the accuracy on the images held out would fall {lost}"
     stopped = "; ".join(filter(None, (found.stopped, why_not)))
-    told = Finetuning(found.steps, len(learnt), before_db, after_db, seed, why_not is None, stopped)
+    told = Finetuning(
+        images=len(learnt),
+        held_out=len(unused),
+        steps=found.steps,
+        seconds=time.monotonic() - began,
+        sqnr_before_db=before_db,
+        sqnr_after_db=after_db,
+        seed=seed,
+        kept=why_not is None,
+        stopped=stopped,
+    )
     if why_not is not None:
         return dataclasses.replace(choice, finetuning=told)
     return dataclasses.replace(choice, pruned=after, accuracy=accuracy, finetuning=told)

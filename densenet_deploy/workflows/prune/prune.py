@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath
-from densenet_deploy.errors import GateError, UsageError
+from densenet_deploy.errors import UsageError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.parity.compare import Parity
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.accuracy_limit import require_labelled_folder
-from densenet_deploy.workflows.compare import measured_parity
+from densenet_deploy.workflows.compare import measured_parity, require_sqnr
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.float_model import (
     exact_graph,
@@ -107,7 +107,7 @@ def prune(
         judged = outputs
         if len(unused) < len(every):
             judged = measured_parity(given, result, taken(every, preprocessing_of(given)))
-    _require_demands(judged, options, destination.path or name)
+    require_sqnr(judged, options.min_sqnr, destination.path or name, "ask for a little less")
     result = _written(result, destination)
     notes = (*given.notes, *untrained_note(given.manifest), *choice.notes, *_notes(ready, choice, result, given))
     notes = tuple(dict.fromkeys(notes))
@@ -159,17 +159,6 @@ def _written(result: Model, destination: Destination) -> Model:
         result.save(destination.path, force=destination.force)
         return result
     return destination.write(result)
-
-
-def _require_demands(outputs: Mapping[str, Parity], options: PruneOptions, subject: object) -> None:
-    for name, parity in outputs.items():
-        if parity.nonfinite:
-            why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"
-            raise GateError(subject, why, "report this model")
-    lowest = worst(outputs)[1].sqnr_db
-    if options.min_sqnr is not None and lowest < options.min_sqnr:
-        why = f"reaches {lowest:.2f} dB in the end, below the {options.min_sqnr:g} dB asked for"
-        raise GateError(subject, why, "ask for a little less")
 
 
 def _notes(ready: Preparation, choice: Choice, result: Model, given: Model) -> list[str]:
@@ -228,7 +217,7 @@ def _report(
         trials=choice.trials,
         input=input_of(result),
         accuracy=choice.accuracy,
-        finetuning=choice.finetuning,
+        finetune=choice.finetuning,
         stages=stages.seconds,
         notes=notes,
     )

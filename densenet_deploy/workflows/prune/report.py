@@ -12,6 +12,7 @@ from densenet_deploy.model import InputDescription
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs
+from densenet_deploy.workflows.finetuning import Finetuning
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,6 @@ class JudgedAccuracy:
     images: int
 
 
-@dataclass(frozen=True)
-class Finetuning:
-    """Training after the refit, judged on images that were neither trained on nor decided when to stop.
-
-    Attributes:
-        steps: batches learnt from.
-        images: learnt from.
-        sqnr_before_db, sqnr_after_db: of the worst output on the images of the parity, before and after.
-        seed: of the order of images.
-        kept: False where the result was not better on held-out images, and the report is about the refit.
-        stopped: why it ended, and why the result was not kept.
-    """
-
-    steps: int
-    images: int
-    sqnr_before_db: float
-    sqnr_after_db: float
-    seed: int
-    kept: bool
-    stopped: str
-
-    def __str__(self) -> str:
-        gained = f"{self.sqnr_before_db:.1f} -> {self.sqnr_after_db:.1f} dB"
-        what = "" if self.kept else ", and the refit was kept"
-        return f"{gained}{what}; {self.steps} steps on {self.images} images: {self.stopped}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class PruneReport(TimedReport, ParityOfOutputs):
     """A smaller float graph, and how far its outputs are from the original's on images that did not choose it.
@@ -79,7 +53,7 @@ class PruneReport(TimedReport, ParityOfOutputs):
         chosen_on, held_out: numbers of calibration images.
         trials: networks that were pruned and measured.
         accuracy: with `max_drop`.
-        finetuning: with `finetune`.
+        finetune: what fine-tuning did; None without it.
     """
 
     kind: ClassVar[str] = "prune"
@@ -101,7 +75,7 @@ class PruneReport(TimedReport, ParityOfOutputs):
     trials: int
     input: InputDescription
     accuracy: JudgedAccuracy | None = None
-    finetuning: Finetuning | None = None
+    finetune: Finetuning | None = None
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -117,7 +91,7 @@ class PruneReport(TimedReport, ParityOfOutputs):
                 line("input", self.input),
                 *self.parity_lines(),
                 *self._accuracy_lines(),
-                *([line("fine-tuned", self.finetuning)] if self.finetuning is not None else []),
+                *([line("fine-tuned", self.finetune)] if self.finetune is not None else []),
                 *self.stage_lines(),
                 *(f"  {row}" for row in table(("bottleneck", "channels", "its layer"), rows)),
             ]

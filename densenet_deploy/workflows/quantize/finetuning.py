@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,6 +19,7 @@ from densenet_deploy.parity.compare import compare_outputs, worst
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
+from densenet_deploy.workflows.finetuning import Finetuning
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
 from densenet_deploy.workflows.stages import Stages
@@ -32,38 +32,6 @@ FEWEST_IMAGES: Final = 48
 _HELD_OUT: Final = 4  # one image of so many
 _MOST_HELD_OUT: Final = 64
 _MOST_BYTES: Final = 256 * 2**20  # of inputs in memory: 446 images of 224x224
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """What fine-tuning did.
-
-    Attributes:
-        images: learnt from.
-        held_out: images that were not, on which the SQNR was measured.
-        steps: batches learnt from.
-        seconds: of all of it.
-        sqnr_before_db, sqnr_after_db: of the worst output on the held-out images, of the recipe's file and of the
-            fine-tuned one, run by the backend that it is for.
-        kept: whether the report is about the fine-tuned file. If not, it is about the recipe's.
-        stopped: why it ended, and why the result was not kept.
-    """
-
-    images: int
-    held_out: int
-    steps: int
-    seconds: float
-    sqnr_before_db: float
-    sqnr_after_db: float
-    seed: int
-    kept: bool
-    stopped: str
-
-    def __str__(self) -> str:
-        found = f"SQNR {self.sqnr_before_db:.1f} -> {self.sqnr_after_db:.1f} dB on {self.held_out} held-out images"
-        what = "" if self.kept else ", not kept"
-        learnt = f"{self.steps} steps on {self.images} others in {self.seconds:.0f} s"
-        return f"{found}{what}; {learnt}: {self.stopped}"
 
 
 def require_trainable(ready: Int8Preparation, options: QuantizeOptions) -> None:

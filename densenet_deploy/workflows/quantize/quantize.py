@@ -16,14 +16,15 @@ from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import GateError, UnknownNameError
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
-from densenet_deploy.parity.compare import Parity, compare_outputs, worst
+from densenet_deploy.parity.compare import Parity, compare_outputs
 from densenet_deploy.reports import TimedReport, line, wrote
-from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_sqnr
 from densenet_deploy.workflows.export import as_onnx
+from densenet_deploy.workflows.finetuning import Finetuning
 from densenet_deploy.workflows.float_model import float32_form, normalized_form, pixel_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
-from densenet_deploy.workflows.quantize.finetuning import Finetuning, finetuned, require_trainable
+from densenet_deploy.workflows.quantize.finetuning import finetuned, require_trainable
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
     Trials,
@@ -177,7 +178,7 @@ def quantize(
             else:
                 found = trials.outputs(choice.float_layers, PARITY_SAMPLES)
                 outputs = compare_outputs(ready.floats.first(PARITY_SAMPLES), found)
-    _require_demands(outputs, options, subject)
+    require_sqnr(outputs, options.min_sqnr, subject, "ask for less, or leave layers float in a recipe file")
     result = destination.write(result)
     measured = (_FLOAT_INPUT,) if preprocessing.takes_pixels and choice.speed is not None else ()
     learnt = _learnt_from(finetuning, ready.count)
@@ -300,18 +301,6 @@ def _sound(name: str, written: Int8File, recipe: str, *, takes_pixels: bool) -> 
     require_sound(result.onnx, recipe)
     require_float(result.onnx, recipe, written.layers_float)
     return result
-
-
-def _require_demands(outputs: Mapping[str, Parity], options: QuantizeOptions, subject: object) -> None:
-    """Check that all values are finite, and the SQNR that was asked for."""
-    for name, parity in outputs.items():
-        if parity.nonfinite:
-            why = f"the output {name} holds {parity.nonfinite} NaN or infinite values"
-            raise GateError(subject, why, "report this model")
-    lowest = worst(outputs)[1].sqnr_db
-    if options.min_sqnr is not None and lowest < options.min_sqnr:
-        why = f"reaches {lowest:.1f} dB on {PARITY_SAMPLES} images, below the {options.min_sqnr:g} dB asked for"
-        raise GateError(subject, why, "ask for less, or leave layers float in a recipe file")
 
 
 def _explanation(
