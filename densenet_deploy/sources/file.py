@@ -150,7 +150,7 @@ def _variant_of(path: Path, weights: Weights, manifest: Manifest | None, constra
     """What the weights must fit: what was asked for, else what the file says, else what the shapes say."""
     described = _described(manifest)
     found = _found(path, weights, constraint) if described is None else None
-    base = _architecture(found, described, constraint)
+    base = _architecture(path, found, described, constraint)
     ends = described.spec if described is not None else found
     if ends is None:
         return constraint.applied_to(base)
@@ -192,14 +192,25 @@ def _require_ends(path: Path, found: DenseNetSpec, constraint: WeightsConstraint
         raise CheckpointError(path, why, "leave out --channels")
 
 
-def _architecture(found: DenseNetSpec | None, described: Variant | None, constraint: WeightsConstraint) -> Variant:
-    """The requested variant with the file's preprocessing if both are the same; without a request, the file's own."""
-    requested = constraint.variant
+def _architecture(
+    path: Path, found: DenseNetSpec | None, described: Variant | None, constraint: WeightsConstraint
+) -> Variant:
+    """The requested variant with the file's preprocessing if both are the same; without a request, the file's own.
+
+    Shapes leave numbers open, which may be asked for; whether the rest of them fit is seen when the weights are loaded.
+    """
+    requested, asked = constraint.variant, constraint.architecture
     if requested is None:
-        if described is not None:
-            return described
-        assert found is not None
-        return variant_for(dataclasses.replace(found, **constraint.architecture))
+        spec = described.spec if described is not None else found
+        assert spec is not None
+        changed = dataclasses.replace(spec, **asked)
+        if described is None:
+            return variant_for(changed)
+        if not changed.same_architecture(spec):
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
+            why = f"is {described.name}, but {options} asks for another network"
+            raise CheckpointError(path, why, f"leave out {options}")
+        return dataclasses.replace(described, spec=changed)
     if described is not None and described.spec.same_architecture(requested.spec):
         return dataclasses.replace(requested, preprocessing=described.preprocessing)
     return requested

@@ -34,11 +34,13 @@ class GraphSource(Source):
         return Match.CERTAIN if in_memory else Match.NO
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
-        stated = {"num-classes": constraint.num_classes, "head": constraint.head}
+        stated = {"num-classes": constraint.num_classes, "head": constraint.head, **constraint.architecture}
         stated["variant"] = None if constraint.variant is None else constraint.variant.name
         for name, value in stated.items():
             if value is not None:
-                raise UsageError(f"{name}={value}", "a graph cannot be given another architecture", "omit it")
+                raise UsageError(
+                    f"{name.replace('_', '-')}={value}", "a graph cannot be given another architecture", "omit it"
+                )
         artifact = Artifact.open(_path_or_bytes(source))
         name = _UNNAMED if artifact.data is not None else artifact.path.stem
         if artifact.kind == "onnx" and artifact.manifest is None and is_installed("onnx") and is_installed("onnx_ir"):

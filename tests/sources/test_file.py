@@ -220,6 +220,24 @@ def test_a_requested_variant_is_not_that_of_the_file(tmp_path, model):
     assert "densenet-cifar-7-2" in refusal(str(path), variant=find_variant("cifar-7-2")).why
 
 
+@pytest.mark.parametrize("name", ["growth_rate", "bn_size", "compression", "stem"])
+def test_numbers_that_a_file_states_otherwise_are_refused(tmp_path, model, name):
+    path = tmp_path / "mine.safetensors"
+    save_weights(path, model, manifest_of(model))
+    own = getattr(model.spec, name)
+    assert load(path, WeightsConstraint(architecture={name: own})).module.spec == model.spec
+    other = {"growth_rate": 5, "bn_size": 3, "compression": 0.501, "stem": "imagenet"}[name]
+    option = f"--{name.replace('_', '-')}"
+    assert refusal(str(path), architecture={name: other}).why == f"is mine, but {option} asks for another network"
+
+
+def test_dropout_may_be_added_to_what_a_file_states(tmp_path, model):
+    path = tmp_path / "mine.safetensors"
+    save_weights(path, model, manifest_of(model))
+    loaded = load(path, WeightsConstraint(architecture={"drop_rate": 0.2}))
+    assert (loaded.module.spec.drop_rate, loaded.variant.name) == (0.2, "mine")
+
+
 def test_a_manifest_that_lies_about_the_architecture_is_refused(tmp_path, model):
     path = tmp_path / "mine.safetensors"
     save_weights(path, model, manifest_of(model, spec=DenseNetSpec(num_classes=5).to_facts()))

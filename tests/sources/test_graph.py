@@ -90,6 +90,7 @@ def test_a_missing_file_and_other_bytes_are_refused(tmp_path):
         ({"num_classes": 3}, "num-classes=3"),
         ({"head": "features"}, "head=features"),
         ({"variant": find_variant("169")}, "variant=169"),
+        ({"architecture": {"growth_rate": 16}}, "growth-rate=16"),
     ],
 )
 def test_a_graph_cannot_be_given_another_architecture(proto, stated, subject):
