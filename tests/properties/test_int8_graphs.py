@@ -34,7 +34,7 @@ def _named(model: ir.Model) -> ir.Model:
 
 @holds_for(
     few=40,
-    many=3000,
+    many=1000,
     proto=dense_graphs(),
     recipe=RECIPES,
     equalize=st.booleans(),
