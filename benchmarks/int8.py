@@ -10,6 +10,8 @@ PyTorch's plain export and the file that `export` writes, and every INT8 file is
 digits model in `examples/digits` and the DenseNet-121 of `examples/train_rendered_digits.py`, trained on demand. All
 tools calibrate on the same images; each peer is tried in all its settings.
 
+**Sizes.** MiB of the files whose speed is measured.
+
 **Calibration.** Peak memory and time with the entropy observer, each run in its own process.
 """
 
@@ -103,10 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: Facts = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        needed = options.variants if {"speed", "sizes"} & set(options.parts) else ()
+        networks = [_random_network(variant, folder) for variant in needed]
         if "speed" in options.parts:
-            results["speed"] = [
-                row for variant in options.variants for row in speed_of(_random_network(variant, folder), options)
-            ]
+            results["speed"] = [row for network in networks for row in speed_of(network, options)]
+        if "sizes" in options.parts:
+            results["sizes"] = [sizes_of(network) for network in networks]
         if "accuracy" in options.parts:
             results["accuracy"] = [accuracy_of(network) for network in _trained_networks(folder, options.rendered)]
         if "calibration" in options.parts:
@@ -131,6 +135,18 @@ def speed_of(network: Network, options: argparse.Namespace) -> list[Facts]:
         result = compare_speed(candidates, rounds=options.rounds, seconds_per_round=options.turn_seconds)
         rows.append({"network": network.name, "engine": engine, "batch": batch, **_facts_of(result)})
     return rows
+
+
+def sizes_of(network: Network) -> Facts:
+    """MiB of the files of both engines; an OpenVINO model has its weights in a second one."""
+    files = {"onnxruntime": _onnxruntime_files(network), "openvino": _openvino_files(network)}
+    sizes = {engine: {name: _mib(path) for name, path in paths.items()} for engine, paths in files.items()}
+    return {"network": network.name, **sizes}
+
+
+def _mib(path: Path) -> float:
+    weights = path.with_suffix(".bin")
+    return round((path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)) / 2**20, 1)
 
 
 def _onnxruntime_files(network: Network) -> dict[str, Path]:
@@ -284,6 +300,10 @@ def _print(results: Mapping[str, Any]) -> None:
         print(f"\n{row['network']} on {row['engine']}, batch {row['batch']}\n")
         lines = [(name, ms, *_gain(row, name)) for name, ms in row["latency_ms"].items()]
         print_table(("file", "ms", "speedup of ours", "95 %"), lines)
+    for sizes in results.get("sizes", ()):
+        for engine in ENGINES:
+            print(f"\n{sizes['network']}, files for {engine}\n")
+            print_table(("file", "MiB"), list(sizes[engine].items()))
     for network in results.get("accuracy", ()):
         print(f"\n{network['network']}, FP32 top-1 {network['float_top1']:.2%}\n")
         rows = {name: facts for name, facts in network.items() if isinstance(facts, dict)}
@@ -306,7 +326,7 @@ def _gain(row: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["speed", "accuracy", "calibration"])
+    parser.add_argument("--parts", nargs="+", default=["speed", "sizes", "accuracy", "calibration"])
     parser.add_argument("--variants", nargs="+", default=["121", "201"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=9)
