@@ -22,6 +22,8 @@ AUTO: Final = "auto"
 """The task that says: find out from the model."""
 
 _LARGEST_MEAN: Final = 2.0  # of values in 0..1: 123.7 is a mean of values in 0..255
+_SMALLEST_STD: Final = 1e-6
+_LARGEST_STD: Final = 4.0  # which leaves a quarter of the range of pixels
 _LARGEST_PIXEL: Final = 255.0
 _LARGEST_SIDE: Final = 8192
 _MOST_CHANNELS: Final = 4096
@@ -64,7 +66,7 @@ class ModelFacts:
         self._check("resize", lambda name, value: value if value == NO_RESIZE else _size(name, value))
         self._check("interpolation", lambda name, value: require_choice(name, value, INTERPOLATIONS))
         self._check("mean", _means)
-        self._check("std", lambda name, value: _numbers(name, value, 1e-6, 1e6))
+        self._check("std", _stds)
         self._check("labels", _names)
         self._check("task", lambda name, value: require_choice(name, value, (AUTO, *TASKS)))
         self._check("thresholds", lambda name, value: _numbers(name, value, 0.0, 1.0))
@@ -139,12 +141,23 @@ def _numbers(name: str, value: object, low: float, high: float) -> tuple[float, 
 
 
 def _means(name: str, value: object) -> tuple[float, ...]:
-    means = _numbers(name, value, -_LARGEST_PIXEL, _LARGEST_PIXEL)
-    outside = next((mean for mean in means if abs(mean) > _LARGEST_MEAN), None)
+    return _of_values_to_one(
+        name, _numbers(name, value, -_LARGEST_PIXEL, _LARGEST_PIXEL), -_LARGEST_MEAN, _LARGEST_MEAN
+    )
+
+
+def _stds(name: str, value: object) -> tuple[float, ...]:
+    stds = _numbers(name, value, _SMALLEST_STD, _LARGEST_PIXEL)
+    return _of_values_to_one(name, stds, _SMALLEST_STD, _LARGEST_STD)
+
+
+def _of_values_to_one(name: str, numbers: tuple[float, ...], low: float, high: float) -> tuple[float, ...]:
+    """Refuse numbers that can only be those of pixels in 0..255."""
+    outside = next((number for number in numbers if not low <= number <= high), None)
     if outside is not None:
         fix = f"give one of values in 0..1; of pixels in 0..255, divide mean and std by 255: {outside / 255:.4g}"
-        raise UsageError(f"{name}={outside}", f"is not from {-_LARGEST_MEAN} to {_LARGEST_MEAN}", fix)
-    return means
+        raise UsageError(f"{name}={outside}", f"is not from {low} to {high}", fix)
+    return numbers
 
 
 def _number(name: str, value: Any) -> float:
