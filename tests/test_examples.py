@@ -68,12 +68,12 @@ def test_the_example_of_a_public_name_runs(name, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_examples_of_the_api_reference_run_in_order():
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL))
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reference" / "api.md").read_text(), re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_every_public_function_has_a_section_in_the_api_reference():
-    page = (ROOT / "docs" / "api.md").read_text()
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
     functions = [name for name in NAMES if not isinstance(getattr(densenet_deploy, name), type)]
     assert [name for name in functions if f"### {name}\n" not in page] == []

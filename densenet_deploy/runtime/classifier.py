@@ -156,7 +156,7 @@ class Classifier:
         labels: names of the classes in the order of the outputs, or the path of a text file; None: the manifest's.
         task: multiclass, multilabel, regression or features; None takes what the manifest says, or the graph shows.
         fast: decode JPEGs at a reduced scale and resize from averages of blocks: faster, and not exact
-            (see docs/runner.md).
+            (see docs/how-to/runner.md).
 
     Attributes:
         preprocessing: how images are prepared.
