@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
 
 class UntrainedWeightsWarning(UserWarning):
-    """The weights are random: predictions are meaningless, timings are not."""
+    """The weights are random: predictions are meaningless, timings are not.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     model = load("cifar-bc-40-12")
+    >>> caught[0].category.__name__
+    'UntrainedWeightsWarning'
+    """
 
 
 _MOST_NAMED: Final = 3
@@ -96,9 +104,9 @@ class InputDescription:
 class Model:
     """A network, the facts that travel with it, and the report of the workflow that made it.
 
-    >>> model = densenet_deploy.load("densenet121.onnx")                          # doctest: +SKIP
-    >>> model.runner().run(batch)["logits"].shape                                  # doctest: +SKIP
-    (8, 1000)
+    >>> model = densenet_deploy.load("digits.onnx")
+    >>> model.runner().run(np.zeros((8, 3, 32, 32), np.float32))["logits"].shape
+    (8, 10)
 
     Attributes:
         name: what files made of it are called (`densenet121`, `chest`).

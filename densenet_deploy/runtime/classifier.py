@@ -1,9 +1,9 @@
 """Images in, named classes out.
 
->>> classify = Classifier.open("artifacts/densenet121.onnx")      # doctest: +SKIP
->>> print(classify("cat.jpg", top_k=2))      # doctest: +SKIP
- 62.1 %  tabby
- 20.3 %  tiger cat
+>>> classify = Classifier.open("digits.onnx")
+>>> print(classify("held_out/7/0031.png", top_k=2))
+ 99.6 %  7
+  0.4 %  4
 """
 
 from __future__ import annotations
@@ -107,6 +107,10 @@ class Vector:
 class Prediction:
     """What a model says about one image. It prints as a table, also in a notebook.
 
+    >>> with Classifier.open("digits.onnx") as classify:
+    ...     print([answer.label for answer in classify("held_out/7/0031.png", top_k=2).top])
+    ['7', '4']
+
     Attributes:
         top: the best classes or labels, best first (of equal scores the lower index first).
         values: of a regression, the numbers.
@@ -143,9 +147,9 @@ class Prediction:
 class Classifier:
     """Answer images with a runner, which it owns and closes. Safe to use from many threads.
 
-    >>> with Classifier.open("artifacts/densenet121.onnx") as classify:      # doctest: +SKIP
-    ...     classify("cat.jpg").top[0].label
-    'tabby'
+    >>> with Classifier.open("digits.onnx") as classify:
+    ...     classify("held_out/7/0031.png").top[0].label
+    '7'
 
     The answer is that of the model's task (see `runtime.meaning`): classes, labels with a sigmoid and a threshold each,
     numbers, or a feature vector.
@@ -228,7 +232,9 @@ class Classifier:
     ) -> Prediction | tuple[Prediction, ...]:
         """Return what the model says about an image, or about each in a list or tuple.
 
-        >>> classify(["cat.jpg", pil_image, hwc_uint8_array])      # doctest: +SKIP
+        >>> classify = Classifier.open("digits.onnx")
+        >>> [answer.top[0].label for answer in classify(["held_out/7/0031.png", np.zeros((32, 32, 3), np.uint8)])]
+        ['7', '1']
 
         Args:
             image: a path, the bytes of a file, an open binary file, a PIL image, an array or tensor of pixels (see

@@ -39,6 +39,9 @@ _MIB: Final = 2**20
 class ServeOptions:
     """How to serve.
 
+    >>> ServeOptions(port=0, grpc_port=8081, max_batch=32).max_delay_ms
+    2.0
+
     Attributes:
         host: the address to listen on; `0.0.0.0` is every interface.
         port: of HTTP; 0 takes a free one.
@@ -159,8 +162,10 @@ def serve(
     After the signal the server is not ready, closes its connections with their answers, and still takes requests for a
     second; then it ends when those under way are answered, or after `grace_s`.
 
-    >>> serve("chest.onnx", ServeOptions(port=8000, max_batch=32), on_ready=print)     # doctest: +SKIP
-    ready: chest on http://127.0.0.1:8000
+    >>> from densenet_deploy.workflows.serve import StopRequest
+    >>> stop = StopRequest()
+    >>> serve("digits.onnx", ServeOptions(port=0), stop=stop, on_ready=lambda address: (stop(), stop())).requests
+    0
 
     Args:
         source: whatever `load` takes.
