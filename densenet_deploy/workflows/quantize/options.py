@@ -168,4 +168,4 @@ def _key_of(name: str) -> str:
 
 def _invalid(path: Path, where: str, why: str) -> UsageError:
     name = re.split(r"[.\[]", where)[0]
-    return UsageError(f"{path.name}: {_key_of(name)}{where.removeprefix(name)}", why, "see calibration/README.md")
+    return UsageError(f"{path.name}: {_key_of(name)}{where.removeprefix(name)}", why, "see docs/how-to/calibration.md")
