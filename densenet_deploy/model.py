@@ -133,7 +133,14 @@ class Model:
     def from_onnx(
         cls, name: str, proto: ModelProto, manifest: Manifest | None, module: torch.nn.Module | None = None
     ) -> Model:
-        """Return the model of a graph, which is serialized with `manifest` inside; `proto` must not change any more."""
+        """Return the model of a graph, which is serialized with its facts inside.
+
+        Args:
+            name: what files made of it are called.
+            proto: the graph, which must not change any more.
+            manifest: the facts; None leaves those in the graph.
+            module: the same network in PyTorch.
+        """
         facts = manifest.to_strings() if manifest is not None else {}
         kept = [entry for entry in proto.metadata_props if entry.key not in facts]
         del proto.metadata_props[:]
@@ -229,7 +236,11 @@ class Model:
     def runner(
         self, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
     ) -> Runner:
-        """Open it for inference; arguments and errors as for `open_runner`."""
+        """Open it for inference; errors as for `open_runner`.
+
+        Args:
+            backend, device, options: as for `open_runner`.
+        """
         from densenet_deploy.runtime.runner import open_runner
 
         return open_runner(self, backend, device, options)

@@ -211,7 +211,12 @@ class Classifier:
         task: str | None = None,
         fast: bool = False,
     ) -> Self:
-        """Open a model and classify with it. Arguments and errors are those of `open_runner` and of the class."""
+        """Open a model and classify with it. Errors are those of `open_runner` and of the class.
+
+        Args:
+            source, backend, device, options: as for `open_runner`.
+            preprocessing, labels, task, fast: as for the class.
+        """
         runner = open_runner(source, backend, device, options)
         try:
             return cls(runner, preprocessing=preprocessing, labels=labels, task=task, fast=fast)

@@ -255,7 +255,12 @@ class Runner(ABC):
     @classmethod
     @abstractmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Load `source`; `device` None takes the best one that works.
+        """Load a model.
+
+        Args:
+            source: what `suits` accepted.
+            device: None takes the best one that works.
+            options: how to run.
 
         Raises:
             ModelFileError: if the file is not a model this backend can run.

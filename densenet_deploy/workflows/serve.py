@@ -182,7 +182,9 @@ def serve(
     Raises:
         MissingPackageError: if the extra `serve` is not installed.
         ResourceError: if a port is taken.
-        UsageError, InputError, BackendError: as `load` and `open_runner`.
+        UsageError: if an option or a name is invalid.
+        InputError: if the model cannot be read or served.
+        BackendError: if the backend or the device cannot run it.
     """
     options = options or ServeOptions()
     require_packages("serve", *PACKAGES, *(GRPC_PACKAGES if options.grpc_port is not None else ()))
