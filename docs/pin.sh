@@ -15,5 +15,5 @@ done
 {
     echo "# Exact versions with which the tests passed; docs/install.md says how to use them, docs/pin.sh writes them."
     uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --constraint "$here" \
-        "${options[@]}" --group dev --group bench --group docs pyproject.toml
+        "${options[@]}" --group dev --group bench --group docs pyproject.toml | grep -v "^-e "
 } >docs/constraints.txt

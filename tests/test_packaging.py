@@ -92,7 +92,7 @@ SMOKE = {
     "onnx": ("onnx,onnxruntime", ["densenet-deploy", "export", "digits.safetensors", "-o", "new.onnx"]),
     "export": ("export,onnxruntime", ["densenet-deploy", "simplify", "digits.onnx", "-o", "simple.onnx"]),
     "dicom": ("dicom,onnxruntime", ["densenet-deploy", "run", "digits.onnx", "7.dcm"]),
-    "hub": ("hub,onnx", ["python", "-c", HUB]),
+    "hub": ("hub,onnx,onnxruntime", ["python", "-c", HUB]),
     "plot": ("plot", ["densenet-deploy", "plot", "connections", "--variant", "121", "-o", "figure.png"]),
     "report": ("report,onnx,onnxruntime", ["densenet-deploy", "report", "digits.onnx", "-o", "report.html"]),
     "scale": ("scale,onnxruntime", ["densenet-deploy", "run", "digits.onnx", "7.png", "-o", "rows.parquet"]),
