@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ def scripts() -> str:
     for path in sorted((BENCHMARKS / "results").glob("*.json")):
         question = str(ast.get_docstring(ast.parse((BENCHMARKS / f"{path.stem}.py").read_text())))
         first = " ".join(question.split("\n\n")[0].split())
-        rows.append((f"`{path.stem}.py`", first.partition(": `uv run")[0].rstrip(".")))
+        rows.append((f"`{path.stem}.py`", re.sub(r":? `uv run.*?`", "", first).rstrip(".")))
     return _table(("script", "measures"), rows)
 
 
