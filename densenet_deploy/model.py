@@ -239,7 +239,9 @@ class Model:
         """Open it for inference; errors as for `open_runner`.
 
         Args:
-            backend, device, options: as for `open_runner`.
+            backend: as for `open_runner`.
+            device: as for `open_runner`.
+            options: as for `open_runner`.
         """
         from densenet_deploy.runtime.runner import open_runner
 

@@ -22,10 +22,9 @@ SHARED: Final = ("Facts of the model", "Custom architecture", "Backend", "Common
 _DEFAULT: Final = re.compile(r" *[(\[](?:default: (?P<value>.+?)|(?P<required>required))[)\]]\.?$")
 COMMON: Final[Mapping[str, str]] = {
     "onnx": "the ONNX file that was written; null where the result stayed in memory",
-    "outputs": "for each output by name, how far it is from that of the reference: an object of [`Parity`](api.md#parity)",
+    "outputs": "for each output by name, how far it is from that of the reference: a [`Parity`](api.md#parity)",
     "parity": "the worst of `outputs`",
-    "input": "how images are prepared: `shape`, `dtype`, `layout`, `resize`, `interpolation`, `mean`, `std`, `fast_decode`; "
-    "`assumed` lists the facts that nobody stated",
+    "input": "how images are prepared; `assumed` lists the facts that nobody stated",
     "model": "the model, as it was named",
     "backend": "of `onnxruntime`, `openvino`, `tensorrt`, `rtx` and `torch`",
     "version": "of the backend",

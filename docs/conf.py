@@ -1,7 +1,7 @@
 """Settings of the documentation site: `uv run --isolated --only-group docs sphinx-build -W docs artifacts/site`.
 
-The pages are plain Markdown, readable without the site. Links between pages, and to headings in them, are checked by the
-build: `-W` makes each that does not resolve an error. A link to a file outside of this folder becomes a download.
+The pages are plain Markdown, readable without the site. Links between pages, and to headings in them, are checked by
+the build: `-W` makes each that does not resolve an error. A link to a file outside of this folder becomes a download.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Docstring:
     def of(cls, value: Any) -> Self:
         """Read the docstring of `value`."""
         whole = (inspect.getdoc(value) or "") + "\n"
-        return cls(_SECTION.sub("", whole).strip(), {name: body for name, body in _SECTION.findall(whole)})
+        return cls(_SECTION.sub("", whole).strip(), dict(_SECTION.findall(whole)))
 
     @property
     def summary(self) -> str:
@@ -33,9 +33,9 @@ class Docstring:
         return " ".join(self.text.split("\n\n")[0].split())
 
     def items(self, section: str) -> list[tuple[str, str]]:
-        """Return the names in a section and what is said of them, in one line; none where there is no such section.
+        r"""Return the names in a section and what is said of them, in one line; none where there is no such section.
 
-        >>> Docstring("", {"Args": "    side: pixels,\\n        at least 32.\\n"}).items("Args")
+        >>> Docstring("", {"Args": "    side: pixels,\n        at least 32.\n"}).items("Args")
         [('side', 'pixels, at least 32')]
         """
         found = _ITEM.findall(self.sections.get(section, ""))

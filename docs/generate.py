@@ -6,7 +6,8 @@ A part stands between two comments of a page, which is otherwise written by hand
     ...
     <!-- end of commands -->
 
-Its content comes from the code (`docs/commands.py`, `docs/python_api.py`) or from recorded measurements (`docs/measurements.py`).
+Its content comes from the code (`docs/commands.py`, `docs/python_api.py`), or from recorded measurements
+(`docs/measurements.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tables of measurements, from `benchmarks/results/*.json`, and the list of the scripts that write those files.
 
-No number of a table is written by hand. A run of a benchmark script replaces its file, and `python -m docs.generate` the
-tables that are made of it.
+No number of a table is written by hand. A run of a benchmark script replaces its file, and `python -m docs.generate`
+the tables that are made of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def _conditions(name: str, whole: Mapping[str, Any]) -> str:
     versions = "".join(f", {package} {known[package]}" for package in _VERSIONS if package in known)
     busy = f", other programs kept {machine['busy_cpus']:.2g} CPUs busy" if machine["busy_cpus"] > 0.1 else ""
     remark = f". {whole['remark']}" if "remark" in whole else ""
-    return f"`{name}.json`, {machine['date']}: {machine['usable_cpus']} CPUs ({machine['cpu']}){gpus}{versions}{busy}{remark}."
+    cpus = f"{machine['usable_cpus']} CPUs ({machine['cpu']})"
+    return f"`{name}.json`, {machine['date']}: {cpus}{gpus}{versions}{busy}{remark}."
 
 
 def _costs(whole: Any) -> str:
@@ -75,8 +76,10 @@ def _speed(whole: Any) -> str:
         for form in by_column[0]["latency_ms"]:
             cells = [f"{one['latency_ms'][form]:.1f}" for one in by_column]
             rows.append((f"{title}, {form}", *(f"**{cell}**" if form == "ours" else cell for cell in cells)))
-        for form in by_column[0]["ours_over"]:
-            rows.append((f"{title}, ours over {form}", *(_ratio(*one["ours_over"][form]) for one in by_column)))
+        rows += [
+            (f"{title}, ours over {form}", *(_ratio(*one["ours_over"][form]) for one in by_column))
+            for form in by_column[0]["ours_over"]
+        ]
     return _table(("ms per call", *(f"{variant}, batch {batch}" for variant, batch in columns)), rows)
 
 
@@ -132,7 +135,9 @@ def _gpu(whole: Any) -> str:
         (name, *(f"{found[name, *at]['host_ms']:.1f} ({found[name, *at]['gpu_ms']:.1f})" for at in columns))
         for name in dict.fromkeys(name for name, *_ in found)
     ]
-    return _table(("ms, from host to host (on the GPU)", *(f"{variant}, batch {batch}" for variant, batch in columns)), rows)
+    return _table(
+        ("ms, from host to host (on the GPU)", *(f"{variant}, batch {batch}" for variant, batch in columns)), rows
+    )
 
 
 def _image_to_label(whole: Any) -> str:

@@ -8,7 +8,7 @@ import pkgutil
 import re
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 
 import densenet_deploy
@@ -65,7 +65,7 @@ def test_the_examples_of_a_module_run(name):
     module = importlib.import_module(name)
     public = {f"{name}.{one}" for one in PUBLIC}
     found = [test for test in doctest.DocTestFinder().find(module) if not _is_of(test.name, public)]
-    _run([test for test in found if test.examples], {"np": numpy})
+    _run([test for test in found if test.examples], {"np": np})
 
 
 def _is_of(name: str, public: set[str]) -> bool:
@@ -76,7 +76,7 @@ def _is_of(name: str, public: set[str]) -> bool:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PUBLIC])
 def test_every_public_name_has_an_example_and_all_of_them_run(name):
     value = getattr(densenet_deploy, name)
-    names = {one: getattr(densenet_deploy, one) for one in PUBLIC} | {"densenet_deploy": densenet_deploy, "np": numpy}
+    names = {one: getattr(densenet_deploy, one) for one in PUBLIC} | {"densenet_deploy": densenet_deploy, "np": np}
     tests = doctest.DocTestFinder().find(value, name, module=False, globs={})
     assert not any(doctest.SKIP in example.options for test in tests for example in test.examples)
     assert _run(tests, names) > 0

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -109,9 +109,7 @@ SMOKE = {
 def _do(*words: object, folder: Path | None = None) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, check=False, cwd=folder, env=environment
-    )
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -135,7 +133,7 @@ def folder(tmp_path: Path, digits_onnx: Path) -> Path:
     shutil.copy(DIGITS / "densenet_digits.safetensors", tmp_path / "digits.safetensors")
     shutil.copy(DIGITS / "held_out" / "7" / "0031.png", tmp_path / "7.png")
     with Image.open(tmp_path / "7.png") as image:
-        (tmp_path / "7.dcm").write_bytes(dicom(numpy.asarray(image.convert("RGB"))))
+        (tmp_path / "7.dcm").write_bytes(dicom(np.asarray(image.convert("RGB"))))
     return tmp_path
 
 
@@ -151,7 +149,7 @@ def test_the_wheel_works_with_an_extra_in_a_bare_environment(extra: str, wheel: 
     assert json.loads(_do(python.with_name("densenet-deploy"), "doctor", "--json", folder=folder))["schema"] == 1
 
 
-CONSUMER = '''
+CONSUMER = """
 import densenet_deploy as dd
 import numpy as np
 
@@ -162,14 +160,14 @@ label: str | None = answer.label
 with dd.open_runner("digits.onnx") as run:
     logits = run(np.zeros((1, 3, 32, 32), np.float32))["logits"]
 share: float = float(logits.max()) + answer.score
-'''
-WRONG = '''
+"""
+WRONG = """
 import densenet_deploy as dd
 
 dd.load("digits.onnx", image_sice=32)
 dd.QuantizeOptions(alpha="much")
 count: int = dd.load("digits.onnx").manifest
-'''
+"""
 
 
 @needs_uv
@@ -194,7 +192,12 @@ def test_completion_is_installed_for_the_shell(wheel: Path, tmp_path: Path) -> N
     _do(UV, "venv", "--python", sys.executable, tmp_path / "env")
     _do(UV, "pip", "install", "--python", python, "-c", CONSTRAINTS, wheel)
     program = python.with_name("densenet-deploy")
-    asking = {**os.environ, "_DENSENET_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": "densenet-deploy qua", "COMP_CWORD": "1"}
+    asking = {
+        **os.environ,
+        "_DENSENET_DEPLOY_COMPLETE": "complete_bash",
+        "COMP_WORDS": "densenet-deploy qua",
+        "COMP_CWORD": "1",
+    }
     done = subprocess.run([program], env=asking, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["quantize"]
     home = {**os.environ, "HOME": str(tmp_path)}

@@ -214,8 +214,14 @@ class Classifier:
         """Open a model and classify with it. Errors are those of `open_runner` and of the class.
 
         Args:
-            source, backend, device, options: as for `open_runner`.
-            preprocessing, labels, task, fast: as for the class.
+            source: what `open_runner` takes.
+            backend: as for `open_runner`.
+            device: as for `open_runner`.
+            options: as for `open_runner`.
+            preprocessing: see the class.
+            labels: see the class.
+            task: see the class.
+            fast: see the class.
         """
         runner = open_runner(source, backend, device, options)
         try:
@@ -314,7 +320,13 @@ class Classifier:
         return [self.answer(row, top_k, image.notes) for row, image in zip(rows, prepared, strict=True)]
 
     def answer(self, row: Array, top_k: int = 5, notes: tuple[str, ...] = ()) -> Prediction:
-        """Return what a row (C,) of `logits` says about its image."""
+        """Return what a row of `logits` says about its image.
+
+        Args:
+            row: (C,).
+            top_k: classes to list, the best first.
+            notes: what was lost in reading the image.
+        """
         if self.meaning.task == "features":
             return Prediction(features=Vector(len(row), float(np.linalg.norm(row)), row), notes=notes)
         if self.meaning.task == "regression":

@@ -59,7 +59,7 @@ def test_every_argument_and_field_is_described(name):
 
 def _undescribed(value: object) -> list[str]:
     """Return the parameters that a docstring does not mention; of one line it may speak of them in its sentence."""
-    if isinstance(value, type) and not dataclasses.is_dataclass(value) or not callable(value):
+    if (isinstance(value, type) and not dataclasses.is_dataclass(value)) or not callable(value):
         return []
     doc = Docstring.of(value)
     items = [*doc.items("Args"), *doc.items("Attributes")]

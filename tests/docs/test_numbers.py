@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 PACKAGE = "densenet_deploy"
-NUMBER = re.compile(r"\b\d[\d.,]*\s?(?:dB|ms|µs|s|images/s|[KMG]i?B|minutes?|hours?|seconds?|times|points?|%|×)(?![\w.])")
+NUMBER = re.compile(
+    r"\b\d[\d.,]*\s?(?:dB|ms|µs|s|images/s|[KMG]i?B|minutes?|hours?|seconds?|times|points?|%|×)(?![\w.])"
+)
 
 ROUNDS = f"{PACKAGE}/bench/rounds.py"
 HELD = {

@@ -1,4 +1,4 @@
-"""The tutorials: their blocks run in order in a clone; what needs a device or a server is parsed."""
+"""The blocks of pages: tutorials run in order in a clone; what needs a device or a server is parsed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
+import densenet_deploy as dd
 from densenet_deploy.cli.app import COMMANDS, declaration
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-ELSEWHERE = ("# on the Jetson\n", "# on a cluster\n", "# where Triton is\n")
+OTHERS = sorted(page for page in (ROOT / "docs").glob("[!t]*/*.md") if "```python" in page.read_text())
+ELSEWHERE = (
+    "# on the Jetson\n",
+    "# on a cluster\n",
+    "# on a GPU\n",
+    "# where Triton is\n",
+    "# where the server answers\n",
+)
 """How a block begins that can't run here."""
 
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -43,8 +51,8 @@ def test_every_command_and_option_of_a_tutorial_exists(page: Path) -> None:
         declaration(name).click_command().make_context(name, words)
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_every_block_of_a_tutorial_can_be_read(page: Path) -> None:
+@pytest.mark.parametrize("page", [*TUTORIALS, *OTHERS], ids=lambda page: page.stem)
+def test_every_block_of_a_page_can_be_read(page: Path) -> None:
     for language, code in blocks(page):
         if language == "python":
             ast.parse(code)
@@ -75,3 +83,20 @@ def test_the_blocks_of_a_tutorial_run_in_their_order(page: Path, tmp_path: Path)
                 [*run, code], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, digits_onnx: Path, tmp_path: Path) -> None:
+    """In a folder with the digits model, its images, and a network that takes pixels."""
+    (tmp_path / "digits.onnx").write_bytes(digits_onnx.read_bytes())
+    (tmp_path / "held_out").symlink_to(ROOT / "examples" / "digits" / "held_out")
+    (tmp_path / "photo.jpg").symlink_to(next(ROOT.glob("examples/digits/held_out/*/*.png")))
+    small = dd.load("121", architecture=dd.Architecture(growth_rate=4, blocks=(1, 1), init_features=8))
+    dd.export(small, dd.ExportOptions(input="uint8"), out=tmp_path / "chest.onnx")
+    code = "\n".join(code for language, code in blocks(page) if language == "python" and not code.startswith(ELSEWHERE))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
