@@ -87,9 +87,10 @@ def command(name: str) -> Command:
     for parameter in built.get_params(context):
         is_argument = parameter.param_type_name == "argument"
         record = (parameter.metavar, parameter.help) if is_argument else parameter.get_help_record(context)
+        is_switch = not is_argument and parameter.is_flag and parameter.name != "help"
         group = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
         group = "Common options" if parameter.name == "help" else group
-        groups.setdefault(group, []).append(_row(*record))
+        groups.setdefault(group, []).append(_row(*record, otherwise="off" if is_switch else ""))
     usage = " ".join(["densenet-deploy", name, *built.collect_usage_pieces(context)[1:], "[OPTIONS]"])
     return Command(name, usage, declared.summary, declared.examples, {k: tuple(v) for k, v in groups.items()})
 
@@ -136,11 +137,11 @@ def _reference(group: str, rows: tuple[Row, ...]) -> str:
     return link if not missing else f"of the {link} {', '.join(spelled for spelled, _, _ in rows)}"
 
 
-def _row(spelled: str, text: str) -> Row:
-    """Return how an option is written, its default, and what it does."""
+def _row(spelled: str, text: str, otherwise: str) -> Row:
+    """Return how an option is written, its default (`otherwise` where the text does not say), and what it does."""
     text = " ".join(text.split())
     found = _DEFAULT.search(text)
-    default = "" if found is None else "required" if found["required"] else str(found["value"])
+    default = otherwise if found is None else "required" if found["required"] else str(found["value"])
     meaning = text if found is None else text[: found.start()]
     names = [f"`{name.strip()}`" for name in re.split(r", (?=-)| / ", spelled)]
     return ", ".join(names).replace("|", "\\|"), default.replace("|", "\\|"), meaning.rstrip(".").replace("|", "\\|")

@@ -67,17 +67,20 @@ def _entry(name: str, value: Any) -> Iterator[str]:
         yield from ("```text", _signature(name, value), "```", "")
     yield from _described(value)
     if isinstance(value, type) and not issubclass(value, Exception):
+        described: dict[str, str] = {}
         for method, function in methods(value).items():
-            yield from _method(name, method, function)
+            first = described.setdefault(str(inspect.getdoc(function)), method)
+            yield from _method(name, method, function, "" if first == method else first)
 
 
-def _method(owner: str, name: str, function: Any) -> Iterator[str]:
+def _method(owner: str, name: str, function: Any, same: str) -> Iterator[str]:
+    """Yield what is said of a method; one that does the `same` as another refers to it."""
     if isinstance(function, _PROPERTIES):
         yield from (f"**`.{name}`**: {Docstring.of(function).summary}", "")
         return
     shown = "" if name == "__call__" else f".{name}"
     yield from ("```text", _signature(f"{owner.lower() if not shown else ''}{shown}", function), "```", "")
-    yield from _described(function)
+    yield from (f"The same as `.{same}`.", "") if same else _described(function)
 
 
 def _described(value: Any) -> Iterator[str]:

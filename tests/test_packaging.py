@@ -73,6 +73,17 @@ def test_every_extra_is_described_and_smoke_tested():
     assert set(SMOKE) | {"tensorrt"} == set(EXTRAS)
 
 
+def test_what_pip_is_told_to_install_is_there_to_be_installed():
+    """The package is in no public index: a command names a clone, a wheel, or another package."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]
+    commands = [
+        line for page in pages for line in re.findall(r"pip install (?:-\S+ (?:\S+ )?)*(\S+)", page.read_text())
+    ]
+    assert len(commands) > 8
+    allowed = re.compile(r"uv|'?\.\[[\w,-]+\]'?`?|'(/tmp/)?densenet_deploy-[\d.]+-py3-none-any\.whl\[[\w,-]+\]'")
+    assert [command for command in commands if not allowed.fullmatch(command)] == []
+
+
 def test_the_file_names_on_the_page_are_those_of_this_version():
     page = (ROOT / "docs" / "install.md").read_text()
     assert set(re.findall(r"densenet_deploy-(.+?)-py3", page)) == {PROJECT["project"]["version"]}
