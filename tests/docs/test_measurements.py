@@ -60,9 +60,8 @@ def test_costs_are_in_one_row_for_each_size_and_empty_where_they_do_not_depend_o
 def test_the_line_below_a_table_says_what_else_ran_and_the_remark(made):
     machine = MACHINE | {"busy_cpus": 1.94, "gpus": [{"name": "GPU Y"}]}
     *_, last = made("quantize_time", "quantize time", results={}, machine=machine, remark="one run")
-    assert last == (
-        "*`quantize_time.json`, 2026-01-02: 4 CPUs (CPU X), GPU Y, openvino 2026.1, other programs kept 1.9 CPUs busy. one run.*"
-    )  # fmt: skip
+    conditions = "4 CPUs (CPU X), GPU Y, openvino 2026.1, other programs kept 1.9 CPUs busy"
+    assert last == f"*`quantize_time.json`, 2026-01-02: {conditions}. one run.*"
 
 
 def test_a_limit_that_did_not_hold_is_said(made):
