@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$(mktemp)
 trap 'rm -f "$here"' EXIT
-uv pip freeze | grep '==' >"$here"
+uv pip freeze | grep '==' | sed 's/^onnxruntime-gpu==\(.*\)/&\nonnxruntime==\1/' >"$here" # the development group has one of the two
 extras=$(sed -n '/^\[project.optional-dependencies\]/,/^\[project.scripts\]/s/^\([a-z-]*\) = \[.*/\1/p' pyproject.toml)
 options=()
 for extra in $extras; do

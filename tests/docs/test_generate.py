@@ -93,6 +93,13 @@ def test_a_command_lists_all_of_its_options_and_the_keys_of_its_json(name):
         assert all(f"`{key}`" in section for key in commands.keys_of(report)), report.__name__
 
 
+def test_ci_builds_the_site_and_a_link_that_does_not_resolve_fails_it():
+    (build,) = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "sphinx-build" in line]
+    assert "--only-group docs" in build
+    assert "--fail-on-warning" in build
+    assert "nitpicky = True" in (ROOT / "docs" / "conf.py").read_text()
+
+
 def test_a_docstring_becomes_markdown():
     def function() -> None:
         """Do it.
