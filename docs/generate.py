@@ -31,7 +31,7 @@ _PART: Final = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of \2 -->)
 
 def pages() -> dict[Path, str]:
     """Return the pages that have generated parts, with the content that they should have."""
-    found = {page: page.read_text() for page in sorted(FOLDER.glob("**/*.md"))}
+    found = {page: page.read_text() for page in [FOLDER.parent / "README.md", *sorted(FOLDER.glob("**/*.md"))]}
     return {page: written(text) for page, text in found.items() if _PART.search(text)}
 
 
