@@ -5,7 +5,7 @@ images, one thread. `export` and `quantize` are whole processes, measured in ela
 `run` is the median call of the FP32 file in its own process, as `densenet-deploy benchmark` measures it, with the
 memory of that process. The networks have random weights (`lifelike.py`), which change no cost.
 
-The Markdown table that it prints stands in `docs/benchmarks.md`.
+The Markdown table that it prints stands in `docs/reference/benchmarks.md`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,14 @@ def is_valid_argument(text: str) -> bool:
 
 
 class DensenetDeployError(Exception):
-    """Base of all errors: what failed (`what`), with which value (`subject`), `why`, and what to do (`fix`)."""
+    """Base of all errors: what failed (`what`), with which value (`subject`), `why`, and what to do (`fix`).
+
+    >>> try:
+    ...     densenet_deploy.load("122")
+    ... except DensenetDeployError as error:
+    ...     print(error.exit_code, error.subject, error.why)
+    2 122 unknown weights
+    """
 
     exit_code: ClassVar[int] = 1
     what: ClassVar[str] = "internal error"

@@ -35,6 +35,9 @@ class ModelFacts:
 
     Lists become tuples, a single mean, std or threshold a tuple of one, and a square image size one number.
 
+    >>> ModelFacts(image_size=320, labels=("cat", "dog")).given()
+    {'image_size': 320, 'labels': ('cat', 'dog')}
+
     Attributes:
         image_size: of the input: one number, or (height, width).
         channels: of the input.
@@ -83,7 +86,20 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Numbers that make a variant a custom one; None keeps the variant's."""
+    """Numbers that make a variant a custom one; None keeps the variant's.
+
+    >>> Architecture(growth_rate=24, blocks=(6, 12, 8)).changes()
+    {'growth_rate': 24, 'blocks': (6, 12, 8)}
+
+    Attributes:
+        growth_rate: channels that each layer adds.
+        blocks: layers in each block.
+        init_features: channels after the stem.
+        compression: fraction of the channels that a transition keeps, above 0 and up to 1.
+        bn_size: width of the bottleneck in growth rates; 0 for layers without one.
+        drop_rate: fraction of features dropped in training, 0 to below 1.
+        stem: `imagenet`, `imagenet-nopool`, `cifar`, `3x3-pool`, `3x3-nopool`, `deep` or `deep-blur`.
+    """
 
     growth_rate: int | None = None
     blocks: tuple[int, ...] | None = None

@@ -56,6 +56,9 @@ class Preprocessing:
     The result is `(value / 255 - mean) / std` per channel, float32, (C, H, W). Of a graph that normalizes by itself, it
     is the pixels, uint8, (H, W, C); `mean` and `std` are then those in the graph.
 
+    >>> load("digits.onnx").manifest.preprocessing.mean
+    (0.306, 0.306, 0.306)
+
     Attributes:
         image_size: of the input in pixels: one number, or (height, width).
         resize: before the crop: the shorter side, or (height, width) whatever the image's proportions, or "none".
@@ -187,6 +190,9 @@ class WeightsOrigin:
 @dataclass(frozen=True)
 class Manifest:
     """The facts of one artifact. `labels` may be empty; `recipe` names how INT8 was written, if it was.
+
+    >>> load("digits.onnx").manifest.labels[:3]
+    ('0', '1', '2')
 
     Attributes:
         variant, spec: the architecture by name and as numbers.

@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
 
 class UntrainedWeightsWarning(UserWarning):
-    """The weights are random: predictions are meaningless, timings are not."""
+    """The weights are random: predictions are meaningless, timings are not.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     model = load("cifar-bc-40-12")
+    >>> caught[0].category.__name__
+    'UntrainedWeightsWarning'
+    """
 
 
 _MOST_NAMED: Final = 3
@@ -96,9 +104,9 @@ class InputDescription:
 class Model:
     """A network, the facts that travel with it, and the report of the workflow that made it.
 
-    >>> model = densenet_deploy.load("densenet121.onnx")                          # doctest: +SKIP
-    >>> model.runner().run(batch)["logits"].shape                                  # doctest: +SKIP
-    (8, 1000)
+    >>> model = densenet_deploy.load("digits.onnx")
+    >>> model.runner().run(np.zeros((8, 3, 32, 32), np.float32))["logits"].shape
+    (8, 10)
 
     Attributes:
         name: what files made of it are called (`densenet121`, `chest`).
@@ -125,7 +133,14 @@ class Model:
     def from_onnx(
         cls, name: str, proto: ModelProto, manifest: Manifest | None, module: torch.nn.Module | None = None
     ) -> Model:
-        """Return the model of a graph, which is serialized with `manifest` inside; `proto` must not change any more."""
+        """Return the model of a graph, which is serialized with its facts inside.
+
+        Args:
+            name: what files made of it are called.
+            proto: the graph, which must not change any more.
+            manifest: the facts; None leaves those in the graph.
+            module: the same network in PyTorch.
+        """
         facts = manifest.to_strings() if manifest is not None else {}
         kept = [entry for entry in proto.metadata_props if entry.key not in facts]
         del proto.metadata_props[:]
@@ -221,7 +236,13 @@ class Model:
     def runner(
         self, backend: str | None = None, device: str | None = None, options: RunnerOptions | None = None
     ) -> Runner:
-        """Open it for inference; arguments and errors as for `open_runner`."""
+        """Open it for inference; errors as for `open_runner`.
+
+        Args:
+            backend: as for `open_runner`.
+            device: as for `open_runner`.
+            options: as for `open_runner`.
+        """
         from densenet_deploy.runtime.runner import open_runner
 
         return open_runner(self, backend, device, options)

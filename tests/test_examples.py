@@ -1,4 +1,4 @@
-"""Every example in the documentation runs: those of docstrings, and those of the API reference in its order."""
+"""Every example of a docstring runs; every public name has one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import doctest
 import importlib
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import densenet_deploy
@@ -21,12 +20,12 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(densenet_deploy.__path__, "densenet_deploy.")
     if not module.name.endswith("__main__")
 )
-NAMES = [name for name in densenet_deploy.__all__ if name != "__version__"]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_run(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+PUBLIC = [name for name in densenet_deploy.__all__ if name != "__version__"]
+SLOW = {
+    *("Parity", "benchmark", "build_engine", "cast", "compare", "evaluate", "export", "predict", "prune", "quantize"),
+    *("report", "sensitivity", "train", "tune"),
+}
+"""Public names whose examples take seconds."""
 
 
 class _Checker(doctest.OutputChecker):
@@ -40,40 +39,44 @@ def _without_numbers(text: str) -> str:
     return re.sub(r"-?\d[\d.,]*(e[+-]?\d+)?", "#", text)
 
 
-@pytest.fixture(scope="module")
-def folder(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the examples name."""
-    place = tmp_path_factory.mktemp("examples")
-    (place / "digits.onnx").write_bytes(digits_onnx.read_bytes())
-    (place / "densenet_digits.safetensors").symlink_to(DIGITS / "densenet_digits.safetensors")
-    (place / "held_out").symlink_to(DIGITS / "held_out")
-    (place / "calibration").symlink_to(ROOT / "calibration")
-    return place
+@pytest.fixture
+def folder(digits_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the examples name, which is the current one."""
+    (tmp_path / "digits.onnx").write_bytes(digits_onnx.read_bytes())
+    (tmp_path / "densenet_digits.safetensors").symlink_to(DIGITS / "densenet_digits.safetensors")
+    (tmp_path / "held_out").symlink_to(DIGITS / "held_out")
+    (tmp_path / "calibration").symlink_to(ROOT / "calibration")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_example_of_a_public_name_runs(name, folder, monkeypatch):
-    """Those that are marked to be skipped need a download or a GPU."""
-    monkeypatch.chdir(folder)
-    value = getattr(densenet_deploy, name)
-    (test,) = doctest.DocTestFinder(recurse=False).find(value, name, globs={name: value}) or [None]
-    if test is None or not test.examples:
-        assert name.endswith(("Options", "Error", "Warning", "Report")) or isinstance(value, type), "has no example"
-        return
-    test.globs |= {name: getattr(densenet_deploy, name) for name in NAMES} | {"densenet_deploy": densenet_deploy}
-    test.globs["dd"] = densenet_deploy
+def _run(tests: list[doctest.DocTest], names: dict[str, object]) -> int:
+    """Run examples with `names`, and return how many there are."""
     runner = doctest.DocTestRunner(_Checker(), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    assert runner.run(test).failed == 0
+    for test in tests:
+        test.globs = {**names, **test.globs}
+        assert runner.run(test).failed == 0, test.name
+    return sum(len(test.examples) for test in tests)
 
 
-@pytest.mark.slow
-def test_the_examples_of_the_api_reference_run_in_order():
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name):
+    module = importlib.import_module(name)
+    public = {f"{name}.{one}" for one in PUBLIC}
+    found = [test for test in doctest.DocTestFinder().find(module) if not _is_of(test.name, public)]
+    _run([test for test in found if test.examples], {"np": np})
 
 
-def test_every_public_function_has_a_section_in_the_api_reference():
-    page = (ROOT / "docs" / "api.md").read_text()
-    functions = [name for name in NAMES if not isinstance(getattr(densenet_deploy, name), type)]
-    assert [name for name in functions if f"### {name}\n" not in page] == []
+def _is_of(name: str, public: set[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in public)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PUBLIC])
+def test_every_public_name_has_an_example_and_all_of_them_run(name):
+    value = getattr(densenet_deploy, name)
+    names = {one: getattr(densenet_deploy, one) for one in PUBLIC} | {"densenet_deploy": densenet_deploy, "np": np}
+    tests = doctest.DocTestFinder().find(value, name, module=False, globs={})
+    assert not any(doctest.SKIP in example.options for test in tests for example in test.examples)
+    assert _run(tests, names) > 0

@@ -42,6 +42,13 @@ _METRICS: Final[Mapping[str, _Metric]] = {
 class Gate:
     """A limit on one metric: cosine, SQNR and agreements must reach it, errors must not exceed it.
 
+    >>> print(Gate("sqnr_db", 40.0))
+    at least 40
+
+    Attributes:
+        metric: a number of `Parity`, such as `cosine`, `sqnr_db` or `max_abs`.
+        limit: of that number.
+
     Raises:
         UnknownNameError: if the metric is unknown.
         UsageError: if the limit is out of the metric's range.

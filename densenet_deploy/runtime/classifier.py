@@ -1,9 +1,9 @@
 """Images in, named classes out.
 
->>> classify = Classifier.open("artifacts/densenet121.onnx")      # doctest: +SKIP
->>> print(classify("cat.jpg", top_k=2))      # doctest: +SKIP
- 62.1 %  tabby
- 20.3 %  tiger cat
+>>> classify = Classifier.open("digits.onnx")
+>>> print(classify("held_out/7/0031.png", top_k=2))
+ 99.6 %  7
+  0.4 %  4
 """
 
 from __future__ import annotations
@@ -107,6 +107,10 @@ class Vector:
 class Prediction:
     """What a model says about one image. It prints as a table, also in a notebook.
 
+    >>> with Classifier.open("digits.onnx") as classify:
+    ...     print([answer.label for answer in classify("held_out/7/0031.png", top_k=2).top])
+    ['7', '4']
+
     Attributes:
         top: the best classes or labels, best first (of equal scores the lower index first).
         values: of a regression, the numbers.
@@ -143,9 +147,9 @@ class Prediction:
 class Classifier:
     """Answer images with a runner, which it owns and closes. Safe to use from many threads.
 
-    >>> with Classifier.open("artifacts/densenet121.onnx") as classify:      # doctest: +SKIP
-    ...     classify("cat.jpg").top[0].label
-    'tabby'
+    >>> with Classifier.open("digits.onnx") as classify:
+    ...     classify("held_out/7/0031.png").top[0].label
+    '7'
 
     The answer is that of the model's task (see `runtime.meaning`): classes, labels with a sigmoid and a threshold each,
     numbers, or a feature vector.
@@ -156,7 +160,7 @@ class Classifier:
         labels: names of the classes in the order of the outputs, or the path of a text file; None: the manifest's.
         task: multiclass, multilabel, regression or features; None takes what the manifest says, or the graph shows.
         fast: decode JPEGs at a reduced scale and resize from averages of blocks: faster, and not exact
-            (see docs/runner.md).
+            (see docs/how-to/runner.md).
 
     Attributes:
         preprocessing: how images are prepared.
@@ -207,7 +211,18 @@ class Classifier:
         task: str | None = None,
         fast: bool = False,
     ) -> Self:
-        """Open a model and classify with it. Arguments and errors are those of `open_runner` and of the class."""
+        """Open a model and classify with it. Errors are those of `open_runner` and of the class.
+
+        Args:
+            source: what `open_runner` takes.
+            backend: as for `open_runner`.
+            device: as for `open_runner`.
+            options: as for `open_runner`.
+            preprocessing: see the class.
+            labels: see the class.
+            task: see the class.
+            fast: see the class.
+        """
         runner = open_runner(source, backend, device, options)
         try:
             return cls(runner, preprocessing=preprocessing, labels=labels, task=task, fast=fast)
@@ -228,7 +243,9 @@ class Classifier:
     ) -> Prediction | tuple[Prediction, ...]:
         """Return what the model says about an image, or about each in a list or tuple.
 
-        >>> classify(["cat.jpg", pil_image, hwc_uint8_array])      # doctest: +SKIP
+        >>> classify = Classifier.open("digits.onnx")
+        >>> [answer.top[0].label for answer in classify(["held_out/7/0031.png", np.zeros((32, 32, 3), np.uint8)])]
+        ['7', '1']
 
         Args:
             image: a path, the bytes of a file, an open binary file, a PIL image, an array or tensor of pixels (see
@@ -303,7 +320,13 @@ class Classifier:
         return [self.answer(row, top_k, image.notes) for row, image in zip(rows, prepared, strict=True)]
 
     def answer(self, row: Array, top_k: int = 5, notes: tuple[str, ...] = ()) -> Prediction:
-        """Return what a row (C,) of `logits` says about its image."""
+        """Return what a row of `logits` says about its image.
+
+        Args:
+            row: (C,).
+            top_k: classes to list, the best first.
+            notes: what was lost in reading the image.
+        """
         if self.meaning.task == "features":
             return Prediction(features=Vector(len(row), float(np.linalg.norm(row)), row), notes=notes)
         if self.meaning.task == "regression":

@@ -7,7 +7,7 @@ resized by itself: Pillow would weight the colors by the fourth, which is opacit
 
 In fast mode a JPEG is decoded at a reduced scale that leaves at least twice the pixels of the resized image each way,
 and images far larger than that are averaged over whole blocks before they are resized. Sizes and crop are the same; the
-pixels are not (see docs/runner.md).
+pixels are not (see docs/how-to/runner.md).
 """
 
 from __future__ import annotations

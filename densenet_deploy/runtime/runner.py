@@ -1,7 +1,8 @@
 """One interface to run a model with any backend.
 
->>> with open_runner("artifacts/densenet121.onnx") as run:      # doctest: +SKIP
-...     logits = run(batch)["logits"]                           # (N, 1000) float32
+>>> with open_runner("digits.onnx", device="cpu") as run:
+...     run(np.zeros((4, 3, 32, 32), np.float32))["logits"].shape
+(4, 10)
 
 A backend is one file in `backends/`: a subclass of `Runner` that opens a model and implements `_run`. What all backends
 have in common is here: arrays are checked before they reach native code, a closed or forked runner raises a typed
@@ -84,6 +85,13 @@ class Device:
 @dataclass(frozen=True)
 class RunnerOptions:
     """How to run.
+
+    >>> RunnerOptions(threads=2, check_values=False).threads
+    2
+
+    >>> with open_runner("digits.onnx") as run:
+    ...     print(run.placement.backend, run.inputs[0].name, run.outputs[0].name)
+    onnxruntime input logits
 
     Attributes:
         threads: CPU threads per call; None takes as many as this process may use (affinity and cgroup quota).
@@ -247,7 +255,12 @@ class Runner(ABC):
     @classmethod
     @abstractmethod
     def open(cls, source: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:
-        """Load `source`; `device` None takes the best one that works.
+        """Load a model.
+
+        Args:
+            source: what `suits` accepted.
+            device: None takes the best one that works.
+            options: how to run.
 
         Raises:
             ModelFileError: if the file is not a model this backend can run.
@@ -276,8 +289,9 @@ class Runner(ABC):
     def run(self, feeds: Feeds | Feed, outputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Run one batch.
 
-        >>> runner.run(np.zeros((1, 3, 224, 224), np.float32))["logits"].shape      # doctest: +SKIP
-        (1, 1000)
+        >>> with open_runner("digits.onnx") as runner:
+        ...     runner.run(np.zeros((1, 3, 32, 32), np.float32))["logits"].shape
+        (1, 10)
 
         Args:
             feeds: an array for every input, by name, or the array itself if the model has one input. NumPy arrays,
@@ -344,8 +358,9 @@ def open_runner(
 ) -> Runner:
     """Load a model and return its runner.
 
-    >>> with open_runner("densenet121.onnx", device="cpu") as run:      # doctest: +SKIP
-    ...     run(batch)["logits"]
+    >>> with open_runner("digits.onnx", device="cpu") as run:
+    ...     run(np.zeros((4, 3, 32, 32), np.float32))["logits"].shape
+    (4, 10)
 
     Args:
         source: an `.onnx`, OpenVINO `.xml` or TensorRT `.engine` file; the bytes of an ONNX file, or an

@@ -38,6 +38,9 @@ _LARGEST_CROPPED: Final = 64
 class TrainOptions:
     """How to train. `None` leaves a value to the training.
 
+    >>> TrainOptions(epochs=20, freeze="until=denseblock3", lr=1e-4, head_lr=1e-2).optimizer
+    'sgd'
+
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step, in all processes together. Images beyond the last full batch of an epoch wait for

@@ -44,14 +44,25 @@ SCALE_CHANNELS: Final = 128
 class DenseNetSpec:
     """The numbers of one DenseNet; the defaults are DenseNet-121.
 
-    `bn_size` 0 means plain layers (BN, ReLU, conv3x3), otherwise a bottleneck of `bn_size * growth_rate` channels.
-    After pruning, layers may differ: then `bottlenecks` holds the channels of each, block after block, and `bn_size` is
-    the smallest that is wide enough for all of them (see `with_bottlenecks`).
-    `stem` names an entry of `STEM_TABLE`, `pooling` one of `POOLINGS`. `hidden` are the layers between the pooled
-    features and the last linear layer, as `variants.hidden` writes them; `bias` is that of the last linear layer.
-
     >>> DenseNetSpec(blocks=(6, 12, 32, 32)).feature_channels
     1664
+
+    Attributes:
+        growth_rate: channels that each layer adds.
+        blocks: layers in each block.
+        init_features: channels after the stem.
+        compression: fraction of the channels that a transition keeps.
+        bn_size: 0 means plain layers (BN, ReLU, conv3x3), otherwise a bottleneck of `bn_size * growth_rate` channels.
+        drop_rate: fraction of features dropped in training.
+        stem: an entry of `STEM_TABLE`.
+        num_classes: outputs of the last linear layer.
+        head: `classifier`, `features` or `multiscale`.
+        in_channels: channels of the images.
+        pooling: one of `POOLINGS`.
+        hidden: the layers between the pooled features and the last linear layer, as `variants.hidden` writes them.
+        bias: whether the last linear layer has one.
+        bottlenecks: after pruning, where layers may differ, the channels of each, block after block; `bn_size` is then
+            the smallest that is wide enough for all of them (see `with_bottlenecks`).
 
     Raises:
         UsageError: if a number is out of range, or the compression leaves a transition without channels.

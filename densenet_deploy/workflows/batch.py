@@ -52,6 +52,9 @@ ENGINES: Final = ("local", "ray")
 class BatchJobOptions:
     """How a batch job is cut into shards, and what runs it.
 
+    >>> BatchJobOptions(format="csv", workers=4).shard_size
+    1000
+
     Attributes:
         shard_size: images per shard; what a killed worker has to do again.
         format: parquet, csv or jsonl; None takes the one of the file that is written, parquet in a folder.

@@ -51,6 +51,9 @@ _NOT_PAIRED: Final = "the machine may have changed between the two runs; measure
 class BenchmarkOptions:
     """What to time, and for how long.
 
+    >>> BenchmarkOptions(batches=(1, 8), scenario="offline", streams=2).seconds
+    5.0
+
     Attributes:
         backends, devices: every model runs on each; empty means the default of each model.
         batches: images per call.
@@ -59,7 +62,8 @@ class BenchmarkOptions:
         scenario: `single-stream`, `offline` or `camera`, see `bench.scenarios`.
         fps: frames per second; for `camera` only.
         streams: concurrent callers; for `offline` only. None means one per usable CPU.
-        seconds: how long each candidate is timed in total, divided into `rounds` rounds.
+        seconds: how long each candidate is timed in total.
+        rounds: parts of that time, in which all candidates take turns; at least 3.
         compare: the JSON of an earlier run.
 
     Raises:
@@ -169,8 +173,8 @@ def benchmark(
 ) -> BenchmarkReport:
     """Time models against each other; a candidate that cannot run is reported in `failed`.
 
-    >>> benchmark(["artifacts/densenet121.onnx"]).results[0].median_ms                      # doctest: +SKIP
-    15.8
+    >>> benchmark(["digits.onnx"], BenchmarkOptions(seconds=0.3, rounds=3)).results[0].latency_ms.p50
+    1.13
 
     Args:
         models: files, names of variants, or whatever else `load` takes. A module in memory has to be a known DenseNet.

@@ -54,6 +54,9 @@ _TOOLS_OF_TORCH: Final = ("torch", "onnxscript", "onnxsim")
 class ExportOptions:
     """How the ONNX file is written.
 
+    >>> ExportOptions(batch=1, input="uint8").opset
+    20
+
     Attributes:
         batch: a fixed batch size; None keeps it dynamic.
         opset: the ONNX operator set.
@@ -137,8 +140,8 @@ def export(
 ) -> Model:
     """Return a network as a verified ONNX model, which is written to `out` if that is given.
 
-    >>> export("121", out="artifacts/").path                                       # doctest: +SKIP
-    PosixPath('artifacts/densenet121.onnx')
+    >>> export("densenet_digits.safetensors", out="digits.dynamic.onnx", force=True).path
+    PosixPath('digits.dynamic.onnx')
 
     An ONNX graph is adopted: simplified, given the facts that are stated, and compared with the original.
 

@@ -65,7 +65,7 @@ class LoadOptions(TypedDict, total=False):
 def load(source: Any = None, **stated: Unpack[LoadOptions]) -> Model:
     """Return the model that `source` is or names, with what the caller states about it.
 
-    >>> load("examples/digits/densenet_digits.safetensors").manifest.labels[:3]     # doctest: +SKIP
+    >>> load("densenet_digits.safetensors").manifest.labels[:3]
     ('0', '1', '2')
 
     Args:

@@ -148,11 +148,11 @@ def predict(
     """Return the `top_k` best classes of every image; one that cannot be read costs only its own prediction.
 
     With `out` it is a batch job: workers write a row for every image to the disk, and a `BatchReport` comes back (see
-    docs/batch.md). That takes any number of images; without `out` all predictions are in memory.
+    docs/how-to/batch.md). That takes any number of images; without `out` all predictions are in memory.
 
-    >>> predict("digits.onnx", "held_out/7").predictions[0].top[0].label           # doctest: +SKIP
+    >>> predict("digits.onnx", "held_out/7").predictions[0].top[0].label
     '7'
-    >>> predict("digits.onnx", "held_out/", out="rows.csv").rows                   # doctest: +SKIP
+    >>> predict("digits.onnx", "held_out", out="rows.csv", job=BatchJobOptions(force=True)).rows
     360
 
     Args:

@@ -64,8 +64,8 @@ def report(
 ) -> HtmlReport:
     """Write one HTML page about models: which one to ship, and why.
 
-    >>> report(["a.onnx", "a.int8.onnx"], benchmark=["benchmark.json"]).chosen           # doctest: +SKIP
-    'a.int8.onnx'
+    >>> report(["digits.onnx"], out="report.html", force=True).file
+    PosixPath('report.html')
 
     Args:
         sources: model files, or models in memory that have an ONNX graph.

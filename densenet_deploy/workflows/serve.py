@@ -39,6 +39,9 @@ _MIB: Final = 2**20
 class ServeOptions:
     """How to serve.
 
+    >>> ServeOptions(port=0, grpc_port=8081, max_batch=32).max_delay_ms
+    2.0
+
     Attributes:
         host: the address to listen on; `0.0.0.0` is every interface.
         port: of HTTP; 0 takes a free one.
@@ -159,8 +162,10 @@ def serve(
     After the signal the server is not ready, closes its connections with their answers, and still takes requests for a
     second; then it ends when those under way are answered, or after `grace_s`.
 
-    >>> serve("chest.onnx", ServeOptions(port=8000, max_batch=32), on_ready=print)     # doctest: +SKIP
-    ready: chest on http://127.0.0.1:8000
+    >>> from densenet_deploy.workflows.serve import StopRequest
+    >>> stop = StopRequest()
+    >>> serve("digits.onnx", ServeOptions(port=0), stop=stop, on_ready=lambda address: (stop(), stop())).requests
+    0
 
     Args:
         source: whatever `load` takes.
@@ -177,7 +182,9 @@ def serve(
     Raises:
         MissingPackageError: if the extra `serve` is not installed.
         ResourceError: if a port is taken.
-        UsageError, InputError, BackendError: as `load` and `open_runner`.
+        UsageError: if an option or a name is invalid.
+        InputError: if the model cannot be read or served.
+        BackendError: if the backend or the device cannot run it.
     """
     options = options or ServeOptions()
     require_packages("serve", *PACKAGES, *(GRPC_PACKAGES if options.grpc_port is not None else ()))

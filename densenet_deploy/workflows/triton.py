@@ -50,6 +50,9 @@ _OPENVINO_REMARK: Final = (
 class TritonOptions:
     """How models are served.
 
+    >>> TritonOptions(("onnxruntime", "python"), ensemble=True).max_batch
+    16
+
     Attributes:
         backends: of Triton, each of which gets a folder; empty: the one that each file is for.
         max_batch: the most images that the server puts together.
@@ -174,7 +177,8 @@ def triton(
 ) -> TritonReport:
     """Write a model repository for Triton.
 
-    >>> triton(["chest.int8.onnx"], "repository", TritonOptions(("onnxruntime", "python")))       # doctest: +SKIP
+    >>> triton(["digits.onnx"], "repository", TritonOptions(("onnxruntime",)), force=True).models[0].name
+    'digits'
 
     Args:
         models: ONNX and OpenVINO files, engines with their sidecar, or whatever else `load` takes and `export` can

@@ -37,6 +37,9 @@ _BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 class InspectOptions:
     """What to inspect.
 
+    >>> InspectOptions(image_size=320, batch=8).batch
+    8
+
     Attributes:
         image_size: pixels; None means the model's own.
         batch: images per call, for memory and the profile.

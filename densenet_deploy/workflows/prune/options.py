@@ -17,6 +17,9 @@ WIDTHS: Final = (UNIFORM, PER_LAYER)
 class PruneOptions:
     """How much to remove: exactly one of `ratio`, `max_drop` and `min_sqnr`.
 
+    >>> PruneOptions(max_drop=0.5, finetune=True).samples
+    256
+
     Attributes:
         ratio: share of the channels of every bottleneck, above 0 and below 1.
         max_drop: percentage points of top-1, or of a multilabel model's mean AUROC, that may be lost on the calibration

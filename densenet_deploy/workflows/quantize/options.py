@@ -36,12 +36,16 @@ from densenet_deploy.records import from_plain
 class QuantizeOptions:
     """How to quantize.
 
+    >>> QuantizeOptions("openvino", min_sqnr=40.0).observer
+    'minmax'
+
     Attributes:
         recipe: `onnxruntime`, `openvino`, `tensorrt`, or `auto`: openvino where it is installed, else onnxruntime.
         observer: how ranges are chosen: minmax, percentile, entropy, mse.
         observer_options: its options, such as `PercentileOptions(percentile=99.9)`; None means its defaults.
         samples: images to calibrate on, a seeded subset; all where there are fewer.
-        equalize: whether to spread ranges over channels first; `alpha` of equalize-layer.
+        alpha: share of the spread of activations that moves into the weights, 0 to 1.
+        equalize: whether to spread ranges over channels first.
         correct: whether to take back what quantization does to mean and swing of every layer's outputs.
         weights: `per-channel` or `per-tensor` scales.
         quantize_bus: whether the recipe `tensorrt` writes the buses of dense blocks in INT8 too; others do anyway.
@@ -164,4 +168,4 @@ def _key_of(name: str) -> str:
 
 def _invalid(path: Path, where: str, why: str) -> UsageError:
     name = re.split(r"[.\[]", where)[0]
-    return UsageError(f"{path.name}: {_key_of(name)}{where.removeprefix(name)}", why, "see calibration/README.md")
+    return UsageError(f"{path.name}: {_key_of(name)}{where.removeprefix(name)}", why, "see docs/how-to/calibration.md")

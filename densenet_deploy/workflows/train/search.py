@@ -48,6 +48,9 @@ _TIMING_ROUNDS: Final = 5
 class SearchOptions:
     """What to search, and at what cost.
 
+    >>> SearchOptions(("growth-rate=12,24", "bn-size=2,4"), budget=60).budget
+    60
+
     Attributes:
         sweeps: numbers of the architecture with their values, such as `growth-rate=12,24,32`; with several of them,
             every combination is a candidate.

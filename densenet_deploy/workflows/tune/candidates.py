@@ -29,6 +29,9 @@ _BATCHES: Final = {"latency": (1,), "throughput": (1, 8, 32)}
 class TuneOptions:
     """What is tried, and which limits the choice has to keep.
 
+    >>> TuneOptions(calibration="images/", max_drop=1.0, max_latency_ms=30.0).goal
+    'latency'
+
     Attributes:
         variants: names of untrained networks to tune beside the given models.
         precisions: of `PRECISIONS`; empty means all that make sense here: INT8 with calibration data, BF16 if the CPU
@@ -39,7 +42,8 @@ class TuneOptions:
         batches: empty means 1, and 1, 8 and 32 for the goal `throughput`.
         device: as for `open_runner`.
         goal: `latency`, the shortest call of the smallest batch, or `throughput`, the most images/s.
-        calibration: a folder or array file, of which `samples` images are used.
+        calibration: a folder or array file; without it INT8 is not tried.
+        samples: images of it to use, at most.
         data: class folders or a CSV of labels (see `evaluate`), to measure top-1 or the mean AUROC of labels on.
         ratios: shares of the bottleneck channels to remove; the pruned networks, with widths per layer, are tried in
             FP32 and INT8. They need `calibration` and `max_drop`.

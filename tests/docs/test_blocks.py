@@ -1,0 +1,102 @@
+"""The blocks of pages: tutorials run in order in a clone; what needs a device or a server is parsed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import densenet_deploy as dd
+from densenet_deploy.cli.app import COMMANDS, declaration
+
+ROOT = Path(__file__).parents[2]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+OTHERS = sorted(page for page in (ROOT / "docs").glob("[!t]*/*.md") if "```python" in page.read_text())
+ELSEWHERE = (
+    "# on the Jetson\n",
+    "# on a cluster\n",
+    "# on a GPU\n",
+    "# where Triton is\n",
+    "# where the server answers\n",
+)
+"""How a block begins that can't run here."""
+
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The language and the code of every block of a page."""
+    return BLOCK.findall(page.read_text())
+
+
+def commands(code: str) -> list[list[str]]:
+    """The words of every command of ours in a script."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("densenet-deploy ")]
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_every_command_and_option_of_a_tutorial_exists(page: Path) -> None:
+    found = [words for language, code in blocks(page) if language == "bash" for words in commands(code)]
+    assert found
+    for name, *words in found:
+        assert name in COMMANDS
+        declaration(name).click_command().make_context(name, words)
+
+
+@pytest.mark.parametrize("page", [*TUTORIALS, *OTHERS], ids=lambda page: page.stem)
+def test_every_block_of_a_page_can_be_read(page: Path) -> None:
+    for language, code in blocks(page):
+        if language == "python":
+            ast.parse(code)
+        else:
+            subprocess.run(["bash", "-n"], input=code, text=True, check=True)
+
+
+def test_what_a_test_runs_is_most_of_each_tutorial() -> None:
+    """Each but the last two runs from its first block to its last."""
+    elsewhere = {page.stem: sum(code.startswith(ELSEWHERE) for _, code in blocks(page)) for page in TUTORIALS}
+    assert elsewhere == {"chest-x-ray": 0, "fine-tune-to-edge": 0, "jetson": 4, "million-images": 1, "triton": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_the_blocks_of_a_tutorial_run_in_their_order(page: Path, tmp_path: Path) -> None:
+    for name in ("examples", "calibration"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    program = tmp_path / "bin" / "densenet-deploy"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m densenet_deploy "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    paths = {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for language, code in blocks(page):
+        if not code.startswith(ELSEWHERE):
+            run = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+            done = subprocess.run(
+                [*run, code], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, digits_onnx: Path, tmp_path: Path) -> None:
+    """In a folder with the digits model, its images, and a network that takes pixels."""
+    (tmp_path / "digits.onnx").write_bytes(digits_onnx.read_bytes())
+    (tmp_path / "held_out").symlink_to(ROOT / "examples" / "digits" / "held_out")
+    (tmp_path / "photo.jpg").symlink_to(next(ROOT.glob("examples/digits/held_out/*/*.png")))
+    small = dd.load("121", architecture=dd.Architecture(growth_rate=4, blocks=(1, 1), init_features=8))
+    dd.export(small, dd.ExportOptions(input="uint8"), out=tmp_path / "chest.onnx")
+    code = "\n".join(code for language, code in blocks(page) if language == "python" and not code.startswith(ELSEWHERE))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
