@@ -83,6 +83,40 @@ def _speed(whole: Any) -> str:
     return _table(("ms per call", *(f"{variant}, batch {batch}" for variant, batch in columns)), rows)
 
 
+def _in_short(whole: Any) -> str:
+    """What a reader decides by: of each engine FP32, the fastest stock INT8 of it, both of either export, and ours."""
+    results = whole["results"]
+    sizes, trained = results["sizes"][0], results["accuracy"][-1]
+    rows = []
+    for engine, title, tool in (("onnxruntime", "ONNX Runtime", "quantize_static"), ("openvino", "OpenVINO", "NNCF")):
+        found = [one["latency_ms"] for one in results["speed"] if one["engine"] == engine]
+        for label, start, graph in (
+            ("FP32 of `torch.onnx.export`", "FP32", "plain"),
+            (f"its INT8 by `{tool}`", tool, "plain"),
+            ("FP32 of `densenet-deploy export`", "FP32", "export"),
+            (f"its INT8 by `{tool}`", tool, "export"),
+            ("**its INT8 by `densenet-deploy quantize`**", "ours", ""),
+        ):
+            names = [_fastest(one, start, graph) for one in found]
+            cells = [f"{one[name]:.1f}" for one, name in zip(found, names, strict=True)]
+            cells += [f"{sizes[engine][names[0]]:.1f}", _best_sqnr(trained, start, graph or engine)]
+            cells = [f"**{cell}**" for cell in cells] if start == "ours" else cells
+            rows.append((f"{title}: {label}", *cells))
+    columns = dict.fromkeys((one["network"].removeprefix("DenseNet "), one["batch"]) for one in results["speed"])
+    heads = (f"{variant}, batch {batch}" for variant, batch in columns)
+    return _table(("ms per call", *heads, f"{sizes['network'].removeprefix('DenseNet ')}, MiB", "SQNR, dB"), rows)
+
+
+def _fastest(latencies: Mapping[str, float], start: str, end: str) -> str:
+    names = (name for name in latencies if name.startswith(start) and name.endswith(end))
+    return min(names, key=lambda name: latencies[name])
+
+
+def _best_sqnr(trained: Mapping[str, Any], start: str, end: str) -> str:
+    found = [one["sqnr_db"] for name, one in trained.items() if name.startswith(start) and name.endswith(end)]
+    return f"{max(found):.1f}" if found else ""
+
+
 def _accuracy(whole: Any) -> str:
     networks = whole["results"]["accuracy"]
     names = [name for name, value in networks[0].items() if isinstance(value, dict)]
@@ -237,6 +271,13 @@ def _compress(whole: Any) -> str:
     return _table(("", "MACs", "SQNR", "top-1", "speed, batch 1", "batch 8"), rows)
 
 
+def _pruned_in_short(whole: Any) -> str:
+    """The files that OpenVINO runs, without those of other backends."""
+    lines = _compress(whole).splitlines()
+    kept = [line.replace(", openvino", "") for line in lines[2:] if ", openvino" in line]
+    return "\n".join([*lines[:2], *kept])
+
+
 def _over(one: Mapping[str, Any] | None) -> str:
     return "" if one is None else f"{one['speedup'][0]:.2f} × {one['over'].partition(',')[0]}"
 
@@ -261,6 +302,7 @@ def _table(header: Sequence[str], rows: Rows) -> str:
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "scripts": scripts,
     "costs": measured("costs", _costs),
+    "INT8 in short": measured("int8", _in_short),
     "INT8 speed": measured("int8", _speed),
     "INT8 accuracy": measured("int8", _accuracy),
     "calibration": measured("int8", _calibration),
@@ -278,5 +320,6 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "training": measured("training_memory", _training),
     "tune": measured("tune_choice", _tune),
     "pruning": measured("compress", _compress),
+    "pruning in short": measured("compress", _pruned_in_short),
 }
 """The parts of pages that are made here, by name."""

@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from densenet_deploy.models.build import build_model
+from densenet_deploy.variants.spec import DenseNetSpec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +45,7 @@ def _shape(text: str) -> list[str]:
 
 def test_the_readme_shows_the_workflow_in_order() -> None:
     shown = [command.split()[1] for command, _ in CONSOLE]
-    assert shown == ["export", "run", "evaluate", "validate", "inspect", "quantize", "build-trt"]
+    assert shown == ["export", "quantize", "run", "evaluate", "build-trt"]
 
 
 @pytest.mark.slow
@@ -52,7 +58,28 @@ def test_its_commands_in_their_order_and_then_its_python(clone: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("(4, 10)\n")
+    assert "%  7\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_its_commands_for_a_checkpoint_of_ones_own(tmp_path: Path) -> None:
+    """On a network of three findings, and drawn images."""
+    (block,) = re.findall(r"```bash\n(densenet-deploy export chest.pth.*?)```", README, re.DOTALL)
+    spec = DenseNetSpec(growth_rate=4, blocks=(2, 2), init_features=8, num_classes=3)
+    torch.save({"state_dict": build_model(spec, seed=1).state_dict()}, tmp_path / "chest.pth")
+    (tmp_path / "labels.txt").write_text("Nodule\nEffusion\nMass\n")
+    (tmp_path / "images").mkdir()
+    rng, rows = np.random.default_rng(0), ["file,Nodule,Effusion,Mass"]
+    for place in range(16):
+        name = f"images/{place}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / name)
+        rows.append(f"{name},{place % 2},{place // 2 % 2},{place // 4 % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    Image.open(tmp_path / "images/0.png").save(tmp_path / "patient.png")
+    printed = {command.split()[1]: _run(shlex.split(command)[1:], tmp_path) for command in block.splitlines()}
+    assert list(printed) == ["export", "quantize", "evaluate", "run", "build-trt"]
+    assert "Effusion" in printed["run"]
+    assert "AUROC" in printed["evaluate"]
 
 
 @pytest.mark.slow
