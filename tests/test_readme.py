@@ -70,7 +70,7 @@ def test_its_commands_for_a_checkpoint_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("Nodule\nEffusion\nMass\n")
     (tmp_path / "images").mkdir()
     rng, rows = np.random.default_rng(0), ["file,Nodule,Effusion,Mass"]
-    for place in range(16):
+    for place in range(32):
         name = f"images/{place}.png"
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / name)
         rows.append(f"{name},{place % 2},{place // 2 % 2},{place // 4 % 2}")
