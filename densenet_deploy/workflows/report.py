@@ -58,6 +58,7 @@ def report(
     sensitivity: Sequence[StrPath | SensitivityReport] = (),
     quantize: Sequence[StrPath | QuantizeReport] = (),
     max_drop: float = 1.0,
+    against: StrPath | None = None,
     out: StrPath | None = None,
     force: bool = False,
     progress: Listener = ignore,
@@ -75,7 +76,8 @@ def report(
         validate: of `compare`.
         sensitivity: of `sensitivity`.
         quantize: of `quantize`.
-        max_drop: percentage points of top-1 that the choice may lose, where `tune` did not choose.
+        max_drop: percentage points of top-1 or AUROC that the choice may lose, where `tune` did not choose.
+        against: an earlier page, or the JSON of an earlier `tune`, shown side by side with this one.
         out: an `.html` file or a folder, by default `artifacts/MODEL.report.html`.
         force: replace whatever exists there; a page about the same models is always replaced.
         progress: called with the name of each stage.
@@ -87,7 +89,7 @@ def report(
         ResourceError: if the file cannot be written.
     """
     models = (sources,) if isinstance(sources, (str, os.PathLike, Model)) else tuple(sources)
-    given = ReportSources(models, benchmark, evaluate, validate, sensitivity, quantize, tune, max_drop)
+    given = ReportSources(models, benchmark, evaluate, validate, sensitivity, quantize, tune, max_drop, against)
     return write_page(given, out, force=force, progress=progress)
 
 
@@ -108,9 +110,9 @@ def write_page(
     refuse_other_file(path, mark.encode("utf-8", "backslashreplace"), "a report on these models", force=force)
     with tempfile.TemporaryDirectory() as folder:
         material = load_material(sources, Path(folder), progress)
-        decision = decide(material)
+        advice = decide(material)
         progress("drawing")
         made_by = f"Made by densenet-deploy {metadata.version('densenet-deploy')} from the files under Provenance."
-        data = render(page_of(material, decision, path, description, made_by))
+        data = render(page_of(material, advice, path, description, made_by))
     write_file(path, data)
-    return HtmlReport(file=path, chosen=decision.model or None, bytes=len(data), notes=decision.cautions)
+    return HtmlReport(file=path, chosen=advice.model or None, bytes=len(data), notes=advice.cautions)

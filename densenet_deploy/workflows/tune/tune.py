@@ -138,11 +138,13 @@ def _require_accuracy(models: Sequence[FloatModel], options: TuneOptions, backen
     """Check that the accuracy that was asked for is defined for these models, and the same for all."""
     if options.data is None and options.max_drop is None:
         return
-    option = "--max-drop" if options.data is None else "--data"
+    option = "--data" if options.max_drop is None else "--max-drop"
     figures = {}
     for model in models:
         with open_runner(model.file.path, backend) as runner:
-            figures[model.file.path.name] = judged_by(runner, model.file.path.name, option)
+            figures[model.file.path.name] = judged_by(
+                runner, model.file.path.name, option, takes_errors=options.max_drop is None
+            )
     if len(set(figures.values())) > 1:
         why = f"the models are of different tasks: {', '.join(f'{name} by {key}' for name, key in figures.items())}"
         raise UsageError(option, why, "tune them one by one")
