@@ -1,8 +1,8 @@
 """Which of several models to ship: the Pareto front, and the one rule that `tune` and `report` follow.
 
-Of the models that may be shipped, those whose 95 % interval of the speed overlaps that of the fastest are as fast as it:
-the measurement cannot tell them apart. Among these the better answers win, then the smaller file, then less memory (in
-steps of 16 MiB), then speed.
+Of the models that may be shipped, those whose 95 % interval of the speed overlaps that of the fastest are as fast as
+it: the measurement cannot tell them apart. Among these the better answers win, then the smaller file, then less memory
+(in steps of 16 MiB), then speed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which file to ship: one value that the sentence, the table and the figure of `tune` and `report` are read from.
 
 Candidates are told apart by their 95 % intervals. Those whose interval overlaps that of the choice are *as fast as* it,
-whatever their medians. The choice is compared with the *baseline*: the FP32 file with the best accuracy, run as fast as it
-runs here.
+whatever their medians. The choice is compared with the *baseline*: the FP32 file with the best accuracy, run as fast as
+it runs here.
 
 Accuracies on the same images differ by noise if the images that only one model has right could be a matter of chance.
 Where only the two counts are known, a difference of up to five images is always noise: the exact sign test finds no
@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
-from densenet_deploy.analysis.choice import Accuracy, ModelMerits, ParetoPoint, Span, choose, merit, overlap, score_of
-from densenet_deploy.analysis.plots.style import milliseconds
+from densenet_deploy.analysis.choice import Accuracy, ModelMerits, ParetoPoint, choose, merit, overlap, score_of
 from densenet_deploy.errors import printable
 from densenet_deploy.records import Choice, Range
 from densenet_deploy.reports import Cell, Table, mebibytes, number_cell, table_of, text_cell, time_cell
@@ -105,7 +104,6 @@ class Decision:
     candidates: tuple[MeasuredCandidate, ...]
     choice: int | None
     goal: Annotated[str, Choice("latency", "throughput")] = "latency"
-    has_limits: bool = False
 
     @classmethod
     def of(
@@ -113,16 +111,14 @@ class Decision:
         candidates: Sequence[MeasuredCandidate],
         chosen: MeasuredCandidate | None = None,
         goal: str = "latency",
-        *,
-        has_limits: bool = False,
     ) -> Decision:
         """Return the decision for `chosen`, or else for what the rule chooses of those that may be shipped."""
         ranked = sorted(candidates, key=lambda one: one.latency_ms / (one.batch if goal == "throughput" else 1))
         kept = [place for place, one in enumerate(ranked) if not one.refused]
         if chosen is not None:
-            return cls(tuple(ranked), ranked.index(chosen), goal, has_limits)
+            return cls(tuple(ranked), ranked.index(chosen), goal)
         choice = kept[choose([ranked[place].merits for place in kept])] if kept else None
-        return cls(tuple(ranked), choice, goal, has_limits)
+        return cls(tuple(ranked), choice, goal)
 
     @property
     def chosen(self) -> MeasuredCandidate | None:
@@ -182,21 +178,26 @@ class Decision:
         chosen, ties, count = self.chosen, self.as_fast, len(self.kept)
         if chosen is None:
             return ""
-        limits = " that keep the limits" if self.has_limits else ""
+        considered = " considered" if count < len(self.candidates) else ""
         if count == 1:
-            return f"The only candidate{' that keeps the limits' if limits else ''}."
+            return f"The only candidate{considered}."
         what = "fastest" if self.goal == "latency" else "fastest per image"
         if not ties:
             faster = [one for one in self.kept if one.merits.speed > chosen.merits.speed]
             if faster:  # a choice of an older version, or edited by hand
                 return f"Not the {what}: {faster[0].title} is {speed_in_words(faster[0], chosen)}."
-            return f"The {what} of {count} candidates{limits}."
+            return f"The {what} of {count} candidates{considered}."
         next_best = ties[choose([one.merits for one in ties])]
         reason = merit(chosen.merits, next_best.merits)
-        why = f" Chosen over {next_best.title} for {reason}." if reason else ""
-        names = ", ".join(one.title for one in ties[:_NAMED])
+        over = "it" if len(ties) == 1 else self._named(next_best)
+        why = f" Chosen over {over} for {reason}." if reason else ""
+        names = ", ".join(map(self._named, ties[:_NAMED]))
         more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
-        return f"As fast as {names}{more} (95% intervals overlap), of {count} candidates{limits}.{why}"
+        return f"As fast as {names}{more} (95% intervals overlap), of {count} candidates{considered}.{why}"
+
+    def _named(self, one: MeasuredCandidate) -> str:
+        """The title of another candidate, which may run the file of the choice in another way."""
+        return f"the same file on {one.place}" if self.chosen and one.model == self.chosen.model else one.title
 
     @property
     def sentence(self) -> str:
@@ -214,7 +215,7 @@ class Decision:
 
     @property
     def shown(self) -> list[MeasuredCandidate]:
-        """The choice, those as fast, the baseline, and of every other file the fastest candidate that may be shipped."""
+        """The choice, those as fast, the baseline, and the fastest candidate of every other file."""
         known = [self.chosen, self.baseline, *self.as_fast]
         models = {one.model for one in known if one is not None}
         others: dict[str, MeasuredCandidate] = {}
@@ -287,8 +288,8 @@ def times(ratio: float) -> str:
     >>> times(12.3), times(2.96), times(1.034)
     ('12 ×', '3.0 ×', '3.4%')
     """
-    if ratio >= 1.095:  # noqa: PLR2004 - would be shown as 1.1
-        return f"{ratio:.0f} ×" if ratio >= 9.95 else f"{ratio:.1f} ×"  # noqa: PLR2004
+    if ratio >= 1.095:
+        return f"{ratio:.0f} ×" if ratio >= 9.95 else f"{ratio:.1f} ×"
     return f"{100 * (ratio - 1):.2g}%"
 
 
@@ -353,7 +354,7 @@ def _points(fraction: float) -> str:
 def from_page(path: Path, page: Path) -> str:
     """Return `path` as a shell in the folder of `page` finds it: relative, unless it is absolute and elsewhere.
 
-    >>> from_page(Path("artifacts/a.onnx"), Path("artifacts/a.report.html")), from_page(Path("/m/a.onnx"), Path("a.html"))
+    >>> from_page(Path("artifacts/a.onnx"), Path("artifacts/a.html")), from_page(Path("/m/a.onnx"), Path("a.html"))
     ('a.onnx', '/m/a.onnx')
     """
     import os

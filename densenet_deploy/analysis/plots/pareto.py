@@ -106,7 +106,7 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], metric: Metric, chosen_by:
     panel.set_xlabel("latency of one call (ms)")
     lighten_grid(panel, "both")
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
-    panel.legend(ncols=len(explained), fontsize=8.5, handletextpad=0.2, columnspacing=1.2, **place)
+    panel.legend(ncols=min(len(explained), 3), fontsize=8.5, handletextpad=0.2, columnspacing=1.2, **place)
 
 
 def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
@@ -121,7 +121,7 @@ def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
 
 @dataclass(frozen=True)
 class _Cluster:
-    """Points whose dots overlap: their places in the list and numbers, and the middle of them, in data and as fractions of axes."""
+    """Points whose dots overlap: places in the list, numbers, and their middle, in data and as fractions of axes."""
 
     places: tuple[int, ...]
     numbers: tuple[int, ...]

@@ -71,7 +71,7 @@ def _candidates(pairs: list[Pair]) -> Table:
 
 
 def _accuracy(one: MeasuredCandidate) -> Cell:
-    return number_cell(None) if one.accuracy is None else Cell(str(one.accuracy), one.accuracy.value)
+    return number_cell(None) if one.accuracy is None else Cell(one.accuracy.shown, one.accuracy.value)
 
 
 def _machines(before: Machine | None, now: Machine | None) -> list[str]:

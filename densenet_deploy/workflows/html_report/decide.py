@@ -2,8 +2,9 @@
 
 Without `tune`, the candidates are the measurements of `benchmark` at its smallest batch. One may be shipped if it is of
 the very file that is there now, missed no gate and, where any accuracy is known, was evaluated and loses at most
-`max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best FP32 model (to the best of all,
-where none is FP32). The error of a regression has a unit and is not limited. Figures of different tasks are not compared.
+`max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best FP32 model (to the best of
+all, where none is FP32). The error of a regression has a unit and is not limited. Figures of different tasks are not
+compared.
 """
 
 from __future__ import annotations

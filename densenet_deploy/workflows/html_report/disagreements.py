@@ -1,7 +1,7 @@
 """The images to which two models give the most different answers, small, with the answer of each.
 
-What `evaluate --against` lists is ranked here: first images that one model alone has right, then by the lower of the two
-scores, so that two confident answers that exclude each other come before two guesses.
+What `evaluate --against` lists is ranked here: first images that one model alone has right, then by the lower of the
+two scores, so that two confident answers that exclude each other come before two guesses.
 """
 
 from __future__ import annotations

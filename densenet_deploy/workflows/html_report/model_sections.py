@@ -61,7 +61,7 @@ def _validated(validations: Sequence[ComparisonReport]) -> Table:
         "SQNR dB": lambda one: sqnr_cell(one.parity),
         "centred dB": lambda one: number_cell(one.parity.centred_sqnr_db, "{:.1f}".format),
         "cosine": lambda one: number_cell(one.parity.cosine, "{:.6f}".format),
-        "max |Δ|": lambda one: number_cell(one.parity.max_abs, "{:.3g}".format),
+        "max difference": lambda one: number_cell(one.parity.max_abs, "{:.3g}".format),
         "same top-1": lambda one: number_cell(one.parity.top1_agreement, percent),
         "gates": verdict,
         "ran on": lambda one: text_cell(_described_place(one.candidate)),
@@ -91,7 +91,7 @@ def _layers_apart(validation: ComparisonReport) -> list[Block]:
             "layer": lambda layer: text_cell(layer.name),
             "SQNR dB": lambda layer: sqnr_cell(layer.parity),
             "cosine": lambda layer: number_cell(layer.parity.cosine, "{:.6f}".format),
-            "max |Δ|": lambda layer: number_cell(layer.parity.max_abs, "{:.3g}".format),
+            "max difference": lambda layer: number_cell(layer.parity.max_abs, "{:.3g}".format),
         },
         f"Layer by layer: {name}",
     )

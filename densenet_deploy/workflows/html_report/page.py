@@ -129,7 +129,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page; `description` identifies it in the file, `decision` is read by `report --against`, `made_by` is last."""
+    """A whole page; `description` identifies it, `decision` is JSON for `report --against`, `made_by` is its last line."""
 
     title: str
     description: str
@@ -153,7 +153,7 @@ def remarks(sentences: Iterable[str]) -> list[Block]:
 def made_by(what: str, command: str, *arguments: object) -> tuple[str, str]:
     """Return what is missing with the option that takes it, and the command that makes it."""
     line = shlex.join([PROGRAM, command, *map(str, arguments), "--json"])
-    return f"{what}: --{command} {command}.json", f"{line} > {command}.json"
+    return f"{what[0].upper()}{what[1:]}: --{command} {command}.json", f"{line} > {command}.json"
 
 
 def render(page: Page) -> bytes:

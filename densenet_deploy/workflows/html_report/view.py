@@ -160,7 +160,13 @@ def _missing(material: Material, out: Path) -> Section:
         (material.tunings or material.benchmarks, made_by("latency", "benchmark", *models)),
         (
             material.evaluations,
-            made_by("accuracy, and images on which models differ", "evaluate", *_pair(models), "--data", "FOLDER"),
+            made_by(
+                "accuracy by class, and the images on which models differ",
+                "evaluate",
+                *_pair(models),
+                "--data",
+                "FOLDER",
+            ),
         ),
         (
             material.validations,

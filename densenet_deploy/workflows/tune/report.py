@@ -220,7 +220,7 @@ class TuneReport(Report):
     @functools.cached_property
     def decision(self) -> Decision:
         """The choice as a value: what it is compared with, what is as fast, and the words for it."""
-        return decision_of(self.candidates, self.chosen, self.limits, self.goal)
+        return decision_of(self.candidates, self.chosen, self.goal)
 
     def to_text(self) -> str:
         """Return the choice, the table that it was made from, and why others are not in it."""
@@ -246,18 +246,14 @@ class TuneReport(Report):
         return [self.decision.table("", self.decision.shown)] if self.decision.candidates else []
 
 
-def decision_of(
-    found: Sequence[TrialResult], chosen: TrialResult | None, limits: Limits, goal: str = "latency"
-) -> Decision:
+def decision_of(found: Sequence[TrialResult], chosen: TrialResult | None, goal: str = "latency") -> Decision:
     """Return the decision that chose one of `found`, which all that says so is read from."""
     timed = [one for one in found if one.latency_ms is not None]
     least = min((one.batch for one in timed), default=None) if goal == "latency" else None
     candidates = [one.candidate(least) for one in timed]
     places = (place for place, one in enumerate(timed) if chosen is not None and one.key == chosen.key)
     place = next(places, None)
-    decision = Decision.of(
-        candidates, None if place is None else candidates[place], goal, has_limits=limits != Limits()
-    )
+    decision = Decision.of(candidates, None if place is None else candidates[place], goal)
     return decision if place is not None else replace(decision, choice=None)
 
 
@@ -330,7 +326,7 @@ def report_of(
     reason = "; ".join(_limits_that_fail(found, search.limits))
     choice = None
     if chosen is not None:
-        reason = decision_of(found, chosen, search.limits, search.goal).sentence
+        reason = decision_of(found, chosen, search.goal).sentence
         facts = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
         choice = Choice(**facts, reason=reason, path=chosen.model.absolute(), command=_command(chosen))
     return TuneReport(
