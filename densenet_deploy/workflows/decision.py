@@ -21,7 +21,7 @@ from typing import Annotated, Final
 from densenet_deploy.analysis.choice import Accuracy, ModelMerits, ParetoPoint, choose, merit, overlap, score_of
 from densenet_deploy.errors import printable
 from densenet_deploy.records import Choice, Range
-from densenet_deploy.reports import Cell, Table, mebibytes, number_cell, table_of, text_cell, time_cell
+from densenet_deploy.reports import Cell, Table, mebibytes, mib, number_cell, table_of, text_cell, time_cell
 
 NOISE_IMAGES: Final = 5
 _SAME_SIZE: Final = 0.005
@@ -169,8 +169,14 @@ class Decision:
         if baseline is None:
             return f"{chosen.time} ms per call; no FP32 file was measured to compare it with."
         if chosen is baseline:
-            return f"It is the FP32 file, run as fast as it runs here: {chosen.time} ms per call."
-        return f"Compared with {baseline.title}: {chosen.time} against {baseline.time} ms per call."
+            accuracy = "" if chosen.accuracy is None else f", {chosen.accuracy} of {chosen.labelled} images"
+            return f"The FP32 file itself, run as fast as it runs here: {chosen.time} ms per call{accuracy}."
+        facts = [f"{chosen.time} against {baseline.time} ms per call"]
+        facts.append(f"{mebibytes(chosen.file_bytes)} against {mib(baseline.file_bytes)}")
+        if chosen.accuracy is not None and baseline.accuracy is not None:
+            shown = f"{chosen.accuracy} against {baseline.accuracy.shown}"
+            facts.append(f"{shown} of {chosen.labelled} images")
+        return f"Compared with {baseline.title}: {', '.join(facts)}."
 
     @property
     def place_in_words(self) -> str:
@@ -180,20 +186,35 @@ class Decision:
             return ""
         considered = " considered" if count < len(self.candidates) else ""
         if count == 1:
-            return f"The only candidate{considered}."
+            return f"The only candidate{considered}.{self._faster_but_refused}"
         what = "fastest" if self.goal == "latency" else "fastest per image"
         if not ties:
             faster = [one for one in self.kept if one.merits.speed > chosen.merits.speed]
             if faster:  # a choice of an older version, or edited by hand
                 return f"Not the {what}: {faster[0].title} is {speed_in_words(faster[0], chosen)}."
-            return f"The {what} of {count} candidates{considered}."
+            return f"The {what} of {count} candidates{considered}.{self._faster_but_refused}"
         next_best = ties[choose([one.merits for one in ties])]
         reason = merit(chosen.merits, next_best.merits)
         over = "it" if len(ties) == 1 else self._named(next_best)
         why = f" Chosen over {over} for {reason}." if reason else ""
         names = ", ".join(map(self._named, ties[:_NAMED]))
         more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
-        return f"As fast as {names}{more} (95% intervals overlap), of {count} candidates{considered}.{why}"
+        return f"As fast as {names}{more} (95% intervals overlap), of {count} candidates{considered}.{why}{self._faster_but_refused}"
+
+    @property
+    def _faster_but_refused(self) -> str:
+        """What would be faster than the choice, and why it was not considered: one candidate of each file."""
+        chosen, found = self.chosen, dict[str, MeasuredCandidate]()
+        for one in self.candidates:
+            is_faster = chosen is not None and one.merits.speed > chosen.merits.speed
+            if is_faster and one.refused and self._is_like(one):
+                found.setdefault(one.model, one)
+        named = [f"{one.title} ({self.verdict(one)})" for one in [*found.values()][:_NAMED]]
+        return f" Not considered: {', '.join(named)}." if named else ""
+
+    def _is_like(self, one: MeasuredCandidate) -> bool:
+        """Whether its speed says anything about the goal: calls of another batch size do not about latency."""
+        return self.chosen is None or self.goal == "throughput" or one.batch == self.chosen.batch
 
     def _named(self, one: MeasuredCandidate) -> str:
         """The title of another candidate, which may run the file of the choice in another way."""
@@ -210,7 +231,7 @@ class Decision:
         chosen = self.chosen
         if one is chosen:
             return "chosen"
-        speed = "" if chosen is None else speed_in_words(one, chosen)
+        speed = "" if chosen is None or not self._is_like(one) else speed_in_words(one, chosen)
         return f"{speed}; {one.refused}" if speed and one.refused else speed or one.refused
 
     @property
@@ -343,8 +364,10 @@ def answers_in_words(one: MeasuredCandidate, other: MeasuredCandidate) -> str:
         return f"same {what} within noise{images}" if images else f"same {what}"
     if ours.key == "top1":
         return f"{_points(abs(theirs.value - ours.value))} {'less' if ours.value < theirs.value else 'more'} accurate"
-    change = f"{what} {ours.shown}, was {theirs.shown}"
-    return f"{change} ({'worse' if ours.score < theirs.score else 'better'})"
+    higher = "higher" if ours.value > theirs.value else "lower"
+    if ours.metric.is_error and theirs.value:
+        return f"{what} {abs(ours.value / theirs.value - 1):.1%} {higher}"
+    return f"{what} {ours.metric.shown(abs(ours.value - theirs.value))} {higher}"
 
 
 def _points(fraction: float) -> str:

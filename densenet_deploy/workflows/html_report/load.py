@@ -243,7 +243,8 @@ class Material:
     @property
     def float_models(self) -> list[Path]:
         """The FP32 ONNX files among the models."""
-        return [model.path for model in self.models if model.kind == "onnx" and model.precision == "fp32"]
+        found = [model for model in self.models if model.kind == "onnx" and model.precision == "fp32"]
+        return [model.path for model in found if model.temporary is None]
 
     def model_called(self, name: str) -> ModelSummary | None:
         """Return the model that a report calls `name`, if it is one of these."""

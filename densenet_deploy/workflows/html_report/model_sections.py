@@ -209,7 +209,7 @@ def _files(caption: str, page: Path, files: Sequence[FileFacts]) -> Table:
         caption,
         files,
         {
-            "file": lambda file: text_cell(from_page(file.path, page)),
+            "file": lambda file: text_cell(from_page(file.path, page) if file.path.exists() else file.path),
             "bytes": lambda file: number_cell(file.bytes),
             "SHA-256": lambda file: text_cell(file.sha256, code=True),
         },

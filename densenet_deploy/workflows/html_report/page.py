@@ -129,7 +129,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page; `description` identifies it, `decision` is JSON for `report --against`, `made_by` is its last line."""
+    """A whole page; `description` identifies it, `decision` is JSON for `report --against`, `made_by` ends it."""
 
     title: str
     description: str

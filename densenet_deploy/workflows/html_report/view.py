@@ -127,8 +127,8 @@ def _accuracies(chosen: MeasuredCandidate, baseline: MeasuredCandidate | None) -
 def _candidates(material: Material, advice: Advice, drawn: Sequence[Figure]) -> Section:
     """The table that the sentence and the figure are about, and those of earlier tunings."""
     lead = (
-        "Candidates whose 95% intervals overlap are as fast as each other: the measurement cannot tell them apart. Among "
-        "those as fast as the fastest, better answers decide, then the smaller file, then less memory."
+        "Candidates whose 95% intervals overlap are as fast as each other: the measurement cannot tell them apart. "
+        "Among those as fast as the fastest, better answers decide, then the smaller file, then less memory."
     )
     blocks: list[Block] = [*drawn, *_tables("Candidates", advice.decision)]
     for tuning in material.tunings[:-1]:
@@ -152,8 +152,8 @@ def _tables(caption: str, decision: Decision) -> list[Table]:
 
 def _missing(material: Material, out: Path) -> Section:
     """What was not measured, with the commands that do."""
-    first, *others = (from_page(model.path, out) for model in material.models)
-    plain = from_page([*material.float_models, material.models[0].path][0], out)
+    first, *others = (model.name if model.temporary else from_page(model.path, out) for model in material.models)
+    plain = from_page([*material.float_models, material.models[0].path][0], out) if material.float_models else first
     models = [first, *others]
     wanted = [
         (material.tunings or material.benchmarks, made_by("the best file for this machine", "tune", plain)),
@@ -161,7 +161,7 @@ def _missing(material: Material, out: Path) -> Section:
         (
             material.evaluations,
             made_by(
-                "accuracy by class, and the images on which models differ",
+                "accuracy by class, and where models differ",
                 "evaluate",
                 *_pair(models),
                 "--data",
@@ -269,9 +269,7 @@ def _reproduce(material: Material, out: Path) -> Section:
     lead = "Commands for the folder of this page: those that the reports record, and the one that made it."
     recorded = [line for loaded in material.reports if (line := _recorded(loaded, out))]
     chosen = [loaded.report.chosen for loaded in material.tunings]
-    for trial in chosen:
-        if trial is not None:
-            recorded.append(shlex.join(_moved(shlex.split(trial.command), out)))
+    recorded += [shlex.join(_moved(shlex.split(trial.command), out)) for trial in chosen if trial is not None]
     blocks: list[Block] = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
     blocks.append(Commands([_own_command(material.sources, out)], "This page."))
     return Section("reproduce", "Reproduce", lead, blocks)
@@ -285,16 +283,17 @@ def _recorded(loaded: Loaded[Any], out: Path) -> str:
     return shlex.join(_moved(loaded.report.argv, out)) + to_file
 
 
-def _moved(words: Sequence[str], out: Path) -> list[str]:
-    """Return the words of a command line with the files and folders that are here as the folder of the page sees them."""
+def _moved(words: Sequence[str], out: Path, first: int = 2) -> list[str]:
+    """Return a command line with files and folders that are here, from `first` on, as the folder of the page sees them."""
     here = [
-        word if word.startswith("-") or not Path(word).exists() else from_page(Path(word), out) for word in words[2:]
+        word if word.startswith("-") or not Path(word).exists() else from_page(Path(word), out)
+        for word in words[first:]
     ]
-    return [*words[:2], *here]
+    return [*words[:first], *here]
 
 
 def _own_command(sources: ReportSources, out: Path) -> str:
-    words = [PROGRAM, "report", *(from_page(Path(path), out) for path in sources.paths), "-o", out.name]
+    words = [PROGRAM, "report", *_moved(sources.paths, out, 0), "-o", out.name]
     for option, paths in sources.by_option().items():
         words += [word for path in paths for word in (option, from_page(Path(path), out))]
     if sources.max_drop != ReportSources.max_drop:

@@ -104,7 +104,7 @@ class Quality:
 
     @property
     def score(self) -> float:
-        """Larger is better: the accuracy if it is known, an error negated, else the SQNR in dB up to `EQUAL_SQNR_DB`."""
+        """Larger is better; see `analysis.choice.score_of`."""
         if self.is_broken:
             return -math.inf
         return score_of(self.accuracy, self.parity.sqnr_db)

@@ -41,8 +41,8 @@ class TrialResult:
         images_per_second: derived from it.
         speedup: images/s over those of the reference.
         device, runs_in: where and in which precision it ran, as the backend reports.
-        top1, auroc, mae: the main figure of the model's task on `labelled` images: top-1, the mean AUROC of a multilabel
-            model, or the mean absolute error of a regression; None if there were none, or it was dropped before.
+        top1, auroc, mae: the main figure of the model's task on `labelled` images: top-1, the mean AUROC of a
+            multilabel model, or the mean absolute error of a regression; None without any, or if it was dropped before.
         parity: with the FP32 model, of the worst output, on the images that `compared_on` describes.
         drop_points: percentage points of that accuracy lost; without labels, of images with another class.
     """

@@ -9,9 +9,9 @@ Talwalkar 2016):
 3. Those that are not certainly slower than the fastest, five at most, are timed at length. If a trial that was dropped
    before then has the better figure, or would now be chosen, it is timed at length too.
 
-"Certainly" means that the 95 % intervals of the ratios to the reference do not overlap. At the end, trials whose interval
-overlaps that of the fastest are as fast as it; among these the better answers decide, then the smaller file, then less
-memory, then the median. The choice is that of all sound trials, and was itself timed at length.
+"Certainly" means that the 95 % intervals of the ratios to the reference do not overlap. At the end, trials whose
+interval overlaps that of the fastest are as fast as it; among these the better answers decide, then the smaller file,
+then less memory, then the median. The choice is that of all sound trials, and was itself timed at length.
 
 The speed of a machine drifts, so the latency of a trial is that of the reference, over the whole search, divided by the
 trial's measured ratio: figures of different rounds can then be compared.
