@@ -293,6 +293,21 @@ class Model:
         model.__dict__["onnx"] = proto
         return model
 
+    def _repr_html_(self) -> str:
+        """Return the facts of the model for a notebook, and what the workflow that made it reports."""
+        from densenet_deploy.reports import line, mib, preformatted
+
+        manifest, artifact = self.manifest, self.artifact
+        lines = [line("model", f"{self.name}, {self.precision}")]
+        if manifest is not None:
+            lines += [line("variant", manifest.variant), line("input", manifest.preprocessing)]
+            lines += [line("labels", len(manifest.labels))] if manifest.labels else []
+        size = "" if artifact is None or artifact.data is None else f", {mib(len(artifact.data))}"
+        lines.append(line("file", self.path or f"in memory{size}"))
+        lines += [line("note", note) for note in self.notes]
+        shown = preformatted("\n".join(lines))
+        return shown if self.report is None else f"{shown}{self.report._repr_html_()}"
+
     def __repr__(self) -> str:
         variant = self.manifest.variant if self.manifest is not None else "third-party"
         place = "in memory" if self.path is None else str(self.path)

@@ -28,6 +28,7 @@ COMMAND_LINE: Final[ContextVar[tuple[str, ...]]] = ContextVar("COMMAND_LINE", de
 """The command line that is being run; empty where Python calls the workflows."""
 
 UNKNOWN: Final = "–"
+LONGEST_LINE: Final = 10_000
 _LABEL_WIDTH: Final = 12
 _MIB: Final = 2**20
 
@@ -90,13 +91,21 @@ class Report:
         """Return lines for people."""
         raise NotImplementedError
 
+    def tables(self) -> list[Table]:
+        """Return the tables of the text, which a notebook shows as such."""
+        return []
+
     def __str__(self) -> str:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        """Return the text for a notebook, with the notes below it."""
-        notes = "".join(f"<div><em>note: {html.escape(note)}</em></div>" for note in self.notes)
-        return f"<pre>{html.escape(self.to_text())}</pre>{notes}"
+        """Return the text for a notebook, with tables as tables and the notes below, in the notebook's own colours."""
+        text, tables = self.to_text(), self.tables()
+        for shown in tables:
+            text = text.replace("\n".join(shown.lines()), "").replace("\n\n\n", "\n")
+        parts = [preformatted(text), *(shown.to_html() for shown in tables)]
+        parts += [f"<div><em>note: {html.escape(printable(note, LONGEST_LINE))}</em></div>" for note in self.notes]
+        return "".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +134,13 @@ def line(label: str, value: object) -> str:
     'recipe      openvino'
     """
     return f"{label:{_LABEL_WIDTH}}{value}"
+
+
+def preformatted(text: str) -> str:
+    """Return text as HTML for a notebook, in which no character is obeyed and long lines scroll."""
+    lines = (html.escape(printable(line, LONGEST_LINE)) for line in text.split("\n"))
+    joined = "\n".join(lines)
+    return f'<pre style="white-space:pre;overflow-x:auto">{joined}</pre>'
 
 
 def wrote(path: Path | None) -> list[str]:

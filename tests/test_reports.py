@@ -125,4 +125,4 @@ def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell():
 
 
 def test_sizes_are_given_in_mebibytes():
-    assert [mib(size) for size in (0, 2**20, 1.5 * 2**20, 2**30)] == ["0.0 MiB", "1.0 MiB", "1.5 MiB", "1024.0 MiB"]
+    assert [mib(size) for size in (0, 2**20, 1.5 * 2**20, 2**30)] == ["0.0 MiB", "1.0 MiB", "1.5 MiB", "1,024.0 MiB"]

@@ -26,7 +26,7 @@ from densenet_deploy.workflows.html_report.load import ReportSources, load_mater
 from densenet_deploy.workflows.outputs import refuse_other_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 from densenet_deploy.workflows.tune.report import TuneReport
 
 __all__ = ["HtmlReport", "ReportSources", "report", "write_page"]
@@ -61,7 +61,7 @@ def report(
     against: StrPath | None = None,
     out: StrPath | None = None,
     force: bool = False,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
 ) -> HtmlReport:
     """Write one HTML page about models: which one to ship, and why.
 
@@ -94,7 +94,7 @@ def report(
 
 
 def write_page(
-    sources: ReportSources, out: StrPath | None = None, *, force: bool = False, progress: Listener = ignore
+    sources: ReportSources, out: StrPath | None = None, *, force: bool = False, progress: Listener = in_notebook
 ) -> HtmlReport:
     """Write the page about `sources`; see `report`."""
     require_packages("report", "jinja2", "matplotlib")

@@ -21,7 +21,7 @@ from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.evaluation.tasks import images_of, judged_by
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
 from densenet_deploy.workflows.tune.candidates import GIVEN, ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
 from densenet_deploy.workflows.tune.measure import LocalMeasurer
@@ -73,7 +73,7 @@ def tune(
         BackendError: if a backend is not available, or the reference cannot run.
     """
     start = time.perf_counter()
-    options, progress = options or TuneOptions(), progress or ignore
+    options, progress = options or TuneOptions(), progress or in_notebook
     given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results, cache=cache, force=force, progress=progress)
     models = [builder.float_model(source) for source in given]
