@@ -300,11 +300,14 @@ class Model:
         manifest, artifact = self.manifest, self.artifact
         lines = [line("model", f"{self.name}, {self.precision}")]
         if manifest is not None:
-            lines += [line("variant", manifest.variant), line("input", manifest.preprocessing)]
+            lines.append(line("variant", manifest.variant))
+        if manifest is not None and self.report is None:
+            lines.append(line("input", manifest.preprocessing))
             lines += [line("labels", len(manifest.labels))] if manifest.labels else []
         size = "" if artifact is None or artifact.data is None else f", {mib(len(artifact.data))}"
         lines.append(line("file", self.path or f"in memory{size}"))
-        lines += [line("note", note) for note in self.notes]
+        known = () if self.report is None else self.report.notes
+        lines += [line("note", note) for note in self.notes if note not in known]
         shown = preformatted("\n".join(lines))
         return shown if self.report is None else f"{shown}{self.report._repr_html_()}"
 

@@ -51,6 +51,10 @@ class Report:
     notes: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        setattr(cls, "_repr_pretty_", Report._repr_pretty_)  # noqa: B010 - IPython asks the class before its `__repr__`
+
     def to_json(self) -> dict[str, Any]:
         """Return the report with plain types, ready for `json.dumps`."""
         facts = fields_to_plain(self) | {name: to_plain(getattr(self, name)) for name in self.derived}
@@ -97,6 +101,10 @@ class Report:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 - as IPython calls it
+        """Let IPython show the text."""
+        printer.text(self.to_text())
 
     def _repr_html_(self) -> str:
         """Return the text for a notebook, with tables as tables and the notes below, in the notebook's own colours."""

@@ -199,7 +199,8 @@ class Decision:
         why = f" Chosen over {over} for {reason}." if reason else ""
         names = ", ".join(map(self._named, ties[:_NAMED]))
         more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
-        return f"As fast as {names}{more} (95% intervals overlap), of {count} candidates{considered}.{why}{self._faster_but_refused}"
+        tied = f"As fast as {names}{more} (95% intervals overlap), of {count} candidates{considered}."
+        return f"{tied}{why}{self._faster_but_refused}"
 
     @property
     def _faster_but_refused(self) -> str:

@@ -5,6 +5,7 @@ The page loads nothing from any network, and holds no time but that of the measu
 
 from __future__ import annotations
 
+import html
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 from densenet_deploy.artifacts import StrPath, output_path, write_file
 from densenet_deploy.errors import printable
@@ -46,6 +48,11 @@ class HtmlReport(Report):
         """Return lines for people."""
         chosen = "none" if self.chosen is None else printable(self.chosen)
         return f"wrote {printable(self.file)}\nmodel to ship: {chosen}"
+
+    def _repr_html_(self) -> str:
+        """Return the text for a notebook, with a link to the page."""
+        address = html.escape(quote(os.fsencode(self.file)))
+        return f'{super()._repr_html_()}<div><a href="{address}" target="_blank">open the page</a></div>'
 
 
 def report(

@@ -32,8 +32,8 @@ def ignore(stage: str, done: int = 0, total: int | None = None) -> None:
 class NotebookBar:
     """Shows the current stage below the cell of a notebook that runs, and nothing anywhere else.
 
-    There is one bar, whichever workflow reports: it is updated in place, ten times a second at most, and disappears with
-    the end of the cell. It needs nothing but IPython, which a notebook has.
+    There is one bar, whichever workflow reports: it is updated in place, ten times a second at most, and disappears
+    with the end of the cell. It needs nothing but IPython, which a notebook has.
     """
 
     def __init__(self) -> None:

@@ -284,7 +284,7 @@ def _recorded(loaded: Loaded[Any], out: Path) -> str:
 
 
 def _moved(words: Sequence[str], out: Path, first: int = 2) -> list[str]:
-    """Return a command line with files and folders that are here, from `first` on, as the folder of the page sees them."""
+    """Return a command line whose words from `first` on name files as the folder of the page sees them, if here."""
     here = [
         word if word.startswith("-") or not Path(word).exists() else from_page(Path(word), out)
         for word in words[first:]
