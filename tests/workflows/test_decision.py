@@ -45,7 +45,8 @@ def candidate(model: str = "int8.onnx", ms: float = 2.0, spread: float = 0.1, **
 
 
 def given(ms: float = 6.0, **changes: Any) -> MeasuredCandidate:
-    return candidate("fp32.onnx", ms, **{"precision": "fp32", "file_bytes": 4 * MIB, "is_given": True, **changes})
+    facts = {"model": "fp32.onnx", "precision": "fp32", "file_bytes": 4 * MIB, "is_given": True}
+    return candidate(ms=ms, **{**facts, **changes})
 
 
 def test_the_headline_says_what_is_gained_and_lost() -> None:

@@ -43,7 +43,7 @@ def test_two_reports_stand_side_by_side(reports: ReportFolder, before: Path) -> 
     found = compared_with(before, reports.sources(**given))
     facts = {row[0]: row[1:] for row in texts(found["What to ship, then and now"])}
     assert facts["file"] == ["fast.onnx", "slow.onnx", "–"]
-    assert facts["ms per call [95%]"] == ["2.00 [1.80, 2.20]", "1.00 [0.90, 1.10]", "2.0 × faster"]
+    assert facts["ms per call [95%]"] == ["2.00 [1.80, 2.20]", "1.00 [0.900, 1.10]", "2.0 × faster"]
     fast, slow = sorted(texts(found["Candidates that both measured"]))
     assert fast == ["fast.onnx", "openvino, 2 threads", "2.00 [1.80, 2.20]", "2.10 [1.89, 2.31]", "as fast",
                     "90.00%", "90.50%", "same size"]  # fmt: skip
