@@ -242,10 +242,8 @@ def test_columns_without_values_are_left_out() -> None:
     decision = Decision.of([candidate(accuracy=None, drop_points=None, memory_bytes=None)])
     heads = decision.table("", decision.shown).headings
     assert list(heads) == ["#", "file", "runs on", "ms per call [95%]", "than the choice", "file MiB"]
-    assert (
-        "images/s"
-        in Decision.of([candidate()], goal="throughput").table("", [*decision.shown][:0] or [candidate()]).headings
-    )
+    through = Decision.of([candidate()], goal="throughput")
+    assert "images/s" in through.table("", through.shown).headings
 
 
 def test_a_decision_is_kept_as_json() -> None:
