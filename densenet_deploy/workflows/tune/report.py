@@ -225,11 +225,10 @@ class TuneReport(Report):
     def to_text(self) -> str:
         """Return the choice, the table that it was made from, and why others are not in it."""
         chosen, decision = self.chosen, self.decision
-        head = ", ".join(decision.headline)
-        lines = [
-            line("chosen", "none" if chosen is None else f"{printable(chosen.model)}{f': {head}' if head else ''}")
-        ]
-        lines.append(line("reason", self.reason))
+        lines = [line("chosen", "none" if chosen is None else printable(chosen.model))]
+        sentences = [", ".join(decision.headline), decision.compared_with, decision.place_in_words]
+        reasons = [self.reason] if chosen is None else [one for one in sentences if one]
+        lines += [line("" if place else "reason", reason) for place, reason in enumerate(reasons)]
         if decision.candidates:
             lines += ["", *decision.table("", decision.shown).lines(), ""]
         lines += [line("left out", f"{one.title}: {decision.verdict(one)}") for one in decision.others]

@@ -228,9 +228,9 @@ def test_the_drop_of_a_multilabel_model_is_that_of_its_auroc():
     assert loose.chosen.drop_points == pytest.approx(2.0)
     assert (loose.chosen.top1, loose.chosen.auroc, loose.chosen.labelled) == (None, 0.78, 1000)
     assert "AUROC 0.7800 against 0.8000 of 1000 images" in loose.reason
-    header, *rows = loose.to_text().splitlines()[3:5]
+    header, first, *_ = loose.to_text().partition("#  ")[2].splitlines()
     assert "  AUROC  " in header
-    assert "0.7800" in rows[0] or "0.8000" in rows[0]
+    assert "0.7800" in first
 
 
 def test_without_labels_a_drop_counts_the_answers_that_changed():
