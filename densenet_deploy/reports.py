@@ -12,7 +12,6 @@ A report is a frozen dataclass; its fields are the keys of its JSON, and it read
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,13 +21,13 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.artifacts import os_errors_about, require_file
 from densenet_deploy.errors import DataError, DensenetDeployError, printable
+from densenet_deploy.notebook import html_table, notes_html, preformatted
 from densenet_deploy.records import fields_to_plain, from_plain, parse_json, to_plain, write_json
 
 COMMAND_LINE: Final[ContextVar[tuple[str, ...]]] = ContextVar("COMMAND_LINE", default=())
 """The command line that is being run; empty where Python calls the workflows."""
 
 UNKNOWN: Final = "–"
-LONGEST_LINE: Final = 10_000
 _LABEL_WIDTH: Final = 12
 _MIB: Final = 2**20
 
@@ -112,8 +111,7 @@ class Report:
         for shown in tables:
             text = text.replace("\n".join(shown.lines()), "").replace("\n\n\n", "\n")
         parts = [preformatted(text), *(shown.to_html() for shown in tables)]
-        parts += [f"<div><em>note: {html.escape(printable(note, LONGEST_LINE))}</em></div>" for note in self.notes]
-        return "".join(parts)
+        return "".join([*parts, notes_html(self.notes)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +140,6 @@ def line(label: str, value: object) -> str:
     'recipe      openvino'
     """
     return f"{label:{_LABEL_WIDTH}}{value}"
-
-
-def preformatted(text: str) -> str:
-    """Return text as HTML for a notebook, in which no character is obeyed and long lines scroll."""
-    lines = (html.escape(printable(line, LONGEST_LINE)) for line in text.split("\n"))
-    joined = "\n".join(lines)
-    return f'<pre style="white-space:pre;overflow-x:auto">{joined}</pre>'
 
 
 def wrote(path: Path | None) -> list[str]:
@@ -206,16 +197,8 @@ class Table:
 
     def to_html(self) -> str:
         """Return it as plain HTML for a notebook, in whose colours it is shown."""
-
-        def row(cells: Iterable[str], tag: str) -> str:
-            pairs = zip(cells, self.numeric, strict=True)
-            return "".join(
-                f'<{tag} style="text-align:{"right" if number else "left"}">{html.escape(printable(cell, 200))}</{tag}>'
-                for cell, number in pairs
-            )
-
-        body = "".join(f"<tr>{row((cell.text for cell in cells), 'td')}</tr>" for cells in self.rows)
-        return f"<table><thead><tr>{row(self.headings, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        right = [place for place, is_number in enumerate(self.numeric) if is_number]
+        return html_table(self.headings, ([cell.text for cell in row] for row in self.rows), right)
 
 
 def table_of(caption: str, rows: Sequence[T], columns: Mapping[str, Callable[[T], Cell]], folded: str = "") -> Table:

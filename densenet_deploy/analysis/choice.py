@@ -30,6 +30,16 @@ def overlap(one: Span, other: Span) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
+def place_of(backend: str | None, threads: int | None, batch: int | None = None) -> str:
+    """Return how a model ran: what is not known and a batch of one are left out.
+
+    >>> place_of("openvino", 1, 8), place_of("onnxruntime", 2, 1)
+    ('openvino, 1 thread, batch 8', 'onnxruntime, 2 threads')
+    """
+    words = [backend or "", "" if not threads else f"{threads} thread{'' if threads == 1 else 's'}"]
+    return ", ".join(filter(None, [*words, "" if batch in (None, 1) else f"batch {batch}"]))
+
+
 @dataclass(frozen=True)
 class ModelMerits:
     """What the rule weighs.

@@ -70,7 +70,7 @@ def print_answer(answer: Answer, words: Sequence[str]) -> int:
     Raises:
         GateError: if the command failed in spite of its report.
     """
-    from densenet_deploy.reports import LONGEST_LINE
+    from densenet_deploy.notebook import LONGEST_LINE
 
     report, printing = answer.report, answer.printing
     if not printing.quiet and not (printing.as_json and answer.failure):  # stderr then holds the error object alone

@@ -18,7 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
-from densenet_deploy.analysis.choice import Accuracy, ModelMerits, ParetoPoint, choose, merit, overlap, score_of
+from densenet_deploy.analysis.choice import (
+    Accuracy,
+    ModelMerits,
+    ParetoPoint,
+    choose,
+    merit,
+    overlap,
+    place_of,
+    score_of,
+)
 from densenet_deploy.errors import printable
 from densenet_deploy.records import Choice, Range
 from densenet_deploy.reports import Cell, Table, mebibytes, mib, number_cell, table_of, text_cell, time_cell
@@ -66,8 +75,7 @@ class MeasuredCandidate:
     @property
     def place(self) -> str:
         """How it ran."""
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return f"{self.backend}, {threads}{'' if self.batch == 1 else f', batch {self.batch}'}"
+        return place_of(self.backend, self.threads, self.batch)
 
     @property
     def title(self) -> str:

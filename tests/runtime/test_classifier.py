@@ -592,7 +592,7 @@ def test_features_are_a_vector_of_which_json_has_the_length_and_norm():
     assert prediction.features.values.tolist() == [3, 0, -4]
     assert str(prediction) == "3 features, norm 5"
     assert prediction.to_json() == {"top": [], "features": {"length": 3, "norm": 5.0}, "notes": []}
-    assert "<td>3 features, norm 5</td>" in prediction._repr_html_()
+    assert ">3 features, norm 5</td>" in prediction._repr_html_()
 
 
 def test_top_k_does_not_cut_numbers():

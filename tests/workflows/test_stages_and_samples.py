@@ -1,10 +1,6 @@
-"""Stages are named and timed, and shown in notebooks; samples are seeded, of both kinds, and spread over a folder."""
+"""Stages are named and timed; samples are seeded, of both kinds, and spread over a folder."""
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +10,7 @@ from densenet_deploy.errors import DataError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.samples import natural_images, noise
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
-from densenet_deploy.workflows.stages import NotebookBar, Stages, bar_html, in_notebook
+from densenet_deploy.workflows.stages import Stages
 
 SMALL = Preprocessing(image_size=8, resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -46,86 +42,6 @@ def test_a_stage_that_fails_lets_the_error_through():
     with pytest.raises(ZeroDivisionError), stages("build"):
         _ = 1 / 0
     assert stages.seconds == {}
-
-
-class Shell:
-    """What a bar needs of IPython's shell in a kernel: `run_cell` ends a cell; `shown` is what its output holds."""
-
-    kernel = "a kernel"
-
-    def __init__(self) -> None:
-        self.shown: list[str] = []
-        self.callbacks: list[Callable[[object], None]] = []
-        self.events = self.display = self
-
-    def register(self, event: str, callback: Callable[[object], None]) -> None:
-        assert event == "post_run_cell"
-        self.callbacks.append(callback)
-
-    def unregister(self, event: str, callback: Callable[[object], None]) -> None:
-        assert event == "post_run_cell"
-        self.callbacks.remove(callback)
-
-    def __call__(self, content: dict[str, str], *, raw: bool, display_id: bool) -> Shell:
-        assert (raw, display_id) == (True, True)
-        self.shown.append(content["text/html"])
-        return self
-
-    def update(self, content: dict[str, str], *, raw: bool) -> None:
-        assert raw
-        self.shown[-1] = content["text/html"]
-
-    def end_cell(self) -> None:
-        for callback in [*self.callbacks]:
-            callback(None)
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
-    found = Shell()
-    ipython = SimpleNamespace(get_ipython=lambda: found, display=SimpleNamespace(display=found))
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    return found
-
-
-def test_a_cell_has_one_bar_that_leaves_with_it(shell: Shell):
-    bar = NotebookBar()
-    bar("read <x>")
-    assert shell.shown == ["read &lt;x&gt; <progress></progress>"]
-    bar("calibrate", 1, 4)
-    assert len(shell.shown) == 1
-    assert shell.shown[0].startswith('calibrate <progress value="1" max="4"></progress> 1/4')
-    shell.end_cell()
-    assert (shell.shown, shell.callbacks) == ([""], [])
-    bar("calibrate", 1, 4)
-    assert len(shell.shown) == 2, "the next cell has its own"
-    assert len(shell.callbacks) == 1
-
-
-def test_steps_of_a_stage_are_shown_ten_times_a_second(shell: Shell):
-    bar = NotebookBar()
-    for step in range(1000):
-        bar("calibrate", step, 1000)
-    assert shell.shown[0].startswith('calibrate <progress value="0"')
-
-
-def test_the_time_left_follows_the_pace():
-    assert (
-        bar_html("evaluate", 90, 360, 20.0) == 'evaluate <progress value="90" max="360"></progress> 90/360, 60 s left'
-    )
-    assert bar_html("evaluate", 0, 360, 20.0) == 'evaluate <progress value="0" max="360"></progress> 0/360'
-
-
-def test_outside_a_notebook_nothing_is_shown(shell: Shell, monkeypatch: pytest.MonkeyPatch):
-    del Shell.kernel
-    try:
-        NotebookBar()("read")
-        assert (shell.shown, shell.callbacks) == ([], [])
-    finally:
-        Shell.kernel = "a kernel"
-    monkeypatch.delitem(sys.modules, "IPython")
-    in_notebook("read")
-    assert shell.shown == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

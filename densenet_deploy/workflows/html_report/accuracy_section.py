@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from densenet_deploy.reports import Cell, Table, number, number_cell, percent, table_of, text_cell
-from densenet_deploy.workflows.evaluation.report import EvaluateReport
+from densenet_deploy.workflows.evaluation.report import FIGURES, EvaluateReport
 from densenet_deploy.workflows.html_report.load import Material
 from densenet_deploy.workflows.html_report.page import (
     Block,
@@ -23,28 +23,11 @@ _LEADS: Final = {
     "regression": "The errors have the unit of the numbers: their mean, and the root of their mean square.",
 }
 
-_FIGURES: Final[Mapping[str, Mapping[str, Callable[[EvaluateReport], Cell]]]] = {
-    "multiclass": {
-        "top-1": lambda one: number_cell(one.top1, percent),
-        "top-5": lambda one: number_cell(one.top5, percent),
-        "calibration error": lambda one: number_cell(one.calibration_error, percent),
-    },
-    "multilabel": {
-        "AUROC": lambda one: number_cell(one.auroc, number),
-        "average precision": lambda one: number_cell(one.average_precision, number),
-        "F1": lambda one: number_cell(one.f1, number),
-    },
-    "regression": {
-        "MAE": lambda one: number_cell(one.mae, number),
-        "RMSE": lambda one: number_cell(one.rmse, number),
-    },
-}
-
 
 def accuracy_section(material: Material, disagreements: Sequence[Block] = ()) -> Section:
     """How good the models are, by task, where they err, and where they disagree."""
     evaluations = [loaded.report for loaded in material.evaluations]
-    tasks = [task for task in _FIGURES if any(one.task == task for one in evaluations)]
+    tasks = [task for task in FIGURES if any(one.task == task for one in evaluations)]
     lead = " ".join(["Measured on labelled images.", *(_LEADS[task] for task in tasks or ["multiclass"])])
     blocks: list[Block] = [_evaluated([one for one in evaluations if one.task == task], task) for task in tasks]
     blocks += [*_mistakes(evaluations), *_labels(evaluations), *_outputs(evaluations), *disagreements]
@@ -65,13 +48,17 @@ def _evaluated(found: Sequence[EvaluateReport], task: str) -> Table:
     columns: dict[str, Callable[[EvaluateReport], Cell]] = {
         "model": lambda one: file_cell(one.model),
         "ran on": lambda one: text_cell(f"{one.backend}, {one.precision}"),
-        **_FIGURES[task],
+        **{words: _figure(key, percent if task == "multiclass" else number) for key, words in FIGURES[task].items()},
         "images": lambda one: number_cell(one.count),
         "unreadable": lambda one: number_cell(len(one.bad) if one in found else None),
     }
     if task == "multiclass":
         columns["same answer as"] = agreement
     return table_of("Accuracy" if task == "multiclass" else f"Accuracy, {task}", rows, columns)
+
+
+def _figure(key: str, form: Callable[[float], str]) -> Callable[[EvaluateReport], Cell]:
+    return lambda one: number_cell(getattr(one, key), form)
 
 
 def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from densenet_deploy.analysis.choice import place_of
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
@@ -230,10 +231,9 @@ def _latencies(caption: str, results: Sequence[Measurement], material: Material)
 
 
 def _place(result: Measurement) -> str:
-    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
     streams = "" if result.streams == 1 else f"{result.streams} streams"
     device = "" if result.device == "cpu" else result.device
-    return ", ".join(filter(None, (result.backend, device, streams, threads)))
+    return ", ".join(filter(None, (result.backend, device, streams, place_of(None, result.threads))))
 
 
 def _machine(run: Loaded[Any], material: Material) -> list[Block]:

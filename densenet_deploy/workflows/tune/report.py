@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from densenet_deploy.analysis.choice import Accuracy, score_of, undominated
+from densenet_deploy.analysis.choice import Accuracy, place_of, score_of, undominated
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, printable
@@ -19,7 +19,7 @@ from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Report, Table, line
 from densenet_deploy.workflows.decision import Decision, MeasuredCandidate
 from densenet_deploy.workflows.tune.cache import ResultCache
-from densenet_deploy.workflows.tune.candidates import GIVEN, ModelFile, Trial
+from densenet_deploy.workflows.tune.candidates import GIVEN, Trial
 from densenet_deploy.workflows.tune.measure import Quality
 from densenet_deploy.workflows.tune.search import CHOSEN, GROUP_SIZE, Limits, Search
 
@@ -108,8 +108,7 @@ class TrialResult:
     @property
     def title(self) -> str:
         """The file and how it runs."""
-        file = ModelFile(self.model, self.base, self.form, self.precision, self.sha256, self.bytes)
-        return printable(Trial(file, self.backend, self.threads, self.batch))
+        return printable(f"{self.model.name} on {place_of(self.backend, self.threads, self.batch)}")
 
     @property
     def key(self) -> tuple[object, ...]:
