@@ -135,7 +135,7 @@ class Prediction:
         rows += [("features", str(self.features), "")] if self.features else []
         columns = 3 if with_verdict else 2
         head = ("class", "score", "positive")[:columns] if self.top else ()
-        return html_table(head, [row[:columns] for row in rows]) + notes_html(self.notes)
+        return html_table(head, [row[:columns] for row in rows], (1,)) + notes_html(self.notes)
 
 
 class Classifier:
