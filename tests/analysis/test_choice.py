@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from densenet_deploy.analysis.choice import (
+    METRICS,
     Accuracy,
     ModelMerits,
     ParetoPoint,
@@ -98,6 +99,24 @@ def test_the_score_is_the_accuracy_or_the_sqnr_up_to_where_all_are_alike() -> No
 def test_only_noise_keeps_a_point_from_the_front(merit_of: float, interval, tied: bool) -> None:
     front = [ParetoPoint("first", 1.0, 0.8, (0.9, 1.1))]
     assert is_tied(ParetoPoint("other", 1.2, merit_of, interval), front) is tied
+
+
+def test_every_point_ahead_has_to_tie() -> None:
+    near, far = ParetoPoint("near", 1.1, 0.8, (1.0, 1.2)), ParetoPoint("far", 0.5, 0.8, (0.4, 0.6))
+    better_but_slower = ParetoPoint("better", 3.0, 0.9, (1.0, 4.0))
+    other = ParetoPoint("other", 1.15, 0.8, (1.05, 1.25))
+    assert is_tied(other, [near, better_but_slower])
+    assert not is_tied(other, [near, far])
+
+
+def test_of_errors_less_is_ahead() -> None:
+    first = ParetoPoint("first", 1.0, 2.0, (0.9, 1.1))
+    assert is_tied(ParetoPoint("same", 1.05, 2.0, (1.0, 1.2)), [first], METRICS["mae"])
+    assert not is_tied(ParetoPoint("worse", 1.05, 3.0, (1.0, 1.2)), [first], METRICS["mae"])
+
+
+def test_figures_have_the_names_of_the_field() -> None:
+    assert [Accuracy(key, 0.5).name for key in METRICS] == ["top-1", "AUROC", "MAE"]
 
 
 def points(*pairs: tuple[float, float]) -> list[ParetoPoint]:
