@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from densenet_deploy.artifacts import Artifact, StrPath, prepare_output, write_file
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, Size
+from densenet_deploy.notebook import preformatted
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import require_packages
 from densenet_deploy.variants.spec import DenseNetSpec
@@ -313,6 +314,22 @@ class Model:
         model = dataclasses.replace(self)
         model.__dict__["onnx"] = proto
         return model
+
+    def _repr_html_(self) -> str:
+        """Return the facts of the model for a notebook, and what the workflow that made it reports."""
+        manifest, artifact = self.manifest, self.artifact
+        facts: list[tuple[str, object]] = [("model", f"{self.name}, {self.precision}")]
+        if manifest is not None:
+            facts.append(("variant", manifest.variant))
+        if manifest is not None and self.report is None:
+            facts.append(("input", manifest.preprocessing))
+            facts += [("labels", len(manifest.labels))] if manifest.labels else []
+        size = "" if artifact is None or artifact.data is None else f", {len(artifact.data) / 2**20:.1f} MiB"
+        facts.append(("file", self.path or f"in memory{size}"))
+        known = () if self.report is None else self.report.notes
+        facts += [("note", note) for note in self.notes if note not in known]
+        shown = preformatted("\n".join(f"{label:12}{value}" for label, value in facts))
+        return shown if self.report is None else f"{shown}{self.report._repr_html_()}"
 
     def __repr__(self) -> str:
         variant = self.manifest.variant if self.manifest is not None else "third-party"

@@ -12,22 +12,26 @@ A report is a frozen dataclass; its fields are the keys of its JSON, and it read
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, TypeVar
 
+from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.artifacts import os_errors_about, require_file
 from densenet_deploy.errors import DataError, DensenetDeployError, printable
+from densenet_deploy.notebook import html_table, notes_html, preformatted
 from densenet_deploy.records import fields_to_plain, from_plain, parse_json, to_plain, write_json
 
 COMMAND_LINE: Final[ContextVar[tuple[str, ...]]] = ContextVar("COMMAND_LINE", default=())
 """The command line that is being run; empty where Python calls the workflows."""
 
+UNKNOWN: Final = "–"
 _LABEL_WIDTH: Final = 12
 _MIB: Final = 2**20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,10 @@ class Report:
 
     notes: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        setattr(cls, "_repr_pretty_", Report._repr_pretty_)  # noqa: B010 - IPython asks the class before its `__repr__`
 
     def to_json(self) -> dict[str, Any]:
         """Return the report with plain types, ready for `json.dumps`."""
@@ -86,13 +94,24 @@ class Report:
         """Return lines for people."""
         raise NotImplementedError
 
+    def tables(self) -> list[Table]:
+        """Return the tables of the text, which a notebook shows as such."""
+        return []
+
     def __str__(self) -> str:
         return self.to_text()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 - as IPython calls it
+        """Let IPython show the text."""
+        printer.text(self.to_text())
+
     def _repr_html_(self) -> str:
-        """Return the text for a notebook, with the notes below it."""
-        notes = "".join(f"<div><em>note: {html.escape(note)}</em></div>" for note in self.notes)
-        return f"<pre>{html.escape(self.to_text())}</pre>{notes}"
+        """Return the text for a notebook, with tables as tables and the notes below, in the notebook's own colours."""
+        text, tables = self.to_text(), self.tables()
+        for shown in tables:
+            text = text.replace("\n".join(shown.lines()), "").replace("\n\n\n", "\n")
+        parts = [preformatted(text), *(shown.to_html() for shown in tables)]
+        return "".join([*parts, notes_html(self.notes)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +155,105 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[
     return ["  ".join(form.format(cell) for form, cell in zip(forms, row, strict=True)).rstrip() for row in cells]
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, what it is sorted by (None: last), and how it looks.
+
+    `span` draws a value with its interval on an axis that all rows share: low, middle and high as fractions of it.
+    """
+
+    text: str
+    key: float | str | None = None
+    span: tuple[float, float, float] | None = None
+    tone: str = ""
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings, for terminals, notebooks and pages; `folded` hides them behind that line on a page."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    folded: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers: they are aligned to the right, and sorted as numbers."""
+        return [not any(isinstance(row[place].key, str) for row in self.rows) for place in range(len(self.headings))]
+
+    def without_empty_columns(self) -> Table:
+        """Return it without columns of which no cell has a value."""
+        kept = [place for place in range(len(self.headings)) if any(row[place].text != UNKNOWN for row in self.rows)]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return Table(self.caption, [self.headings[place] for place in kept], rows, self.folded)
+
+    def lines(self) -> list[str]:
+        """Return it as lines of text."""
+        right = [place for place, is_number in enumerate(self.numeric) if is_number]
+        return table(self.headings, ([cell.text for cell in row] for row in self.rows), right)
+
+    def to_html(self) -> str:
+        """Return it as plain HTML for a notebook, in whose colours it is shown."""
+        right = [place for place, is_number in enumerate(self.numeric) if is_number]
+        return html_table(self.headings, ([cell.text for cell in row] for row in self.rows), right)
+
+
+def table_of(caption: str, rows: Sequence[T], columns: Mapping[str, Callable[[T], Cell]], folded: str = "") -> Table:
+    """Return a table with a row for each of `rows`; `columns` maps a heading to what makes its cells."""
+    return Table(caption, list(columns), [[cell(row) for cell in columns.values()] for row in rows], folded)
+
+
+def text_cell(value: object, *, code: bool = False) -> Cell:
+    """Return a cell that is sorted by its text; a dash for nothing."""
+    shown = str(value or UNKNOWN)
+    return Cell(shown, shown.lower(), code=code)
+
+
+def number_cell(value: float | None, form: Callable[[float], str] = "{:,.0f}".format) -> Cell:
+    """Return a cell that shows `form(value)`; a dash for None."""
+    return Cell(UNKNOWN, tone="quiet") if value is None else Cell(form(value), value)
+
+
+def time_cell(median: float, interval: tuple[float, float] | None, longest: float | None = None) -> Cell:
+    """Return a cell with a time in ms and its interval, which is drawn too, on an axis from 0 to `longest`."""
+    low, high = interval or (median, median)
+    shown = milliseconds(median) + (f" [{milliseconds(low)}, {milliseconds(high)}]" if interval else "")
+    return Cell(shown, median, None if longest is None else (low / longest, median / longest, high / longest))
+
+
+def mebibytes(size_bytes: float) -> str:
+    """Return a size in mebibytes, without the unit."""
+    return f"{size_bytes / _MIB:,.1f}"
+
+
 def mib(size_bytes: float) -> str:
     """Return a size in mebibytes.
 
     >>> mib(3.5 * 2**20)
     '3.5 MiB'
     """
-    return f"{size_bytes / _MIB:.1f} MiB"
+    return f"{mebibytes(size_bytes)} MiB"
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent, or `–` where it is undefined.
+
+    >>> percent(0.5), percent(None)
+    ('50.00%', '–')
+    """
+    return UNKNOWN if value is None else f"{value:.2%}"
+
+
+def number(value: float | None) -> str:
+    """Return a metric to four digits, or `–` where it is undefined.
+
+    >>> number(0.81234), number(61.527), number(None)
+    ('0.8123', '61.53', '–')
+    """
+    return UNKNOWN if value is None else f"{value:.4g}"
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

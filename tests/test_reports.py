@@ -9,7 +9,20 @@ from typing import ClassVar
 import pytest
 
 from densenet_deploy.errors import DataError, InputError
-from densenet_deploy.reports import COMMAND_LINE, Report, TimedReport, line, mib, read_json, table, wrote
+from densenet_deploy.reports import (
+    COMMAND_LINE,
+    Report,
+    Table,
+    TimedReport,
+    line,
+    mib,
+    number_cell,
+    read_json,
+    table,
+    table_of,
+    text_cell,
+    wrote,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +108,57 @@ def test_a_file_that_is_missing_empty_or_a_folder_is_refused(tmp_path):
 def test_the_text_is_that_of_the_report_and_a_notebook_shows_it_with_the_notes():
     assert str(WEIGHED) == "weighs <3>"
     assert WEIGHED._repr_html_() == (
-        "<pre>weighs &lt;3&gt;</pre><div><em>note: a &lt; b</em></div><div><em>note: rough</em></div>"
+        '<pre style="white-space:pre;overflow-x:auto">weighs &lt;3&gt;</pre>'
+        "<div><em>note: a &lt; b</em></div><div><em>note: rough</em></div>"
     )
     with pytest.raises(NotImplementedError):
         Report().to_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Report):
+    kind: ClassVar[str] = "list"
+
+    def tables(self) -> list[Table]:
+        return [LIST]
+
+    def to_text(self) -> str:
+        return "\n".join(["before", "", *LIST.lines(), "", "after \x1b[2J"])
+
+
+LIST = table_of(
+    "Fruits",
+    [("<apple>", 10.0), ("fig", None)],
+    {"name": lambda row: text_cell(row[0]), "g": lambda row: number_cell(row[1])},
+)
+
+
+def test_a_notebook_shows_tables_as_tables_and_obeys_no_character():
+    shown = Listed(notes=("<b>\x1b",))._repr_html_()
+    assert shown.startswith('<pre style="white-space:pre;overflow-x:auto">before\n\nafter \\x1b[2J</pre><table>')
+    assert '<td style="text-align:left">&lt;apple&gt;</td><td style="text-align:right">10</td>' in shown
+    assert shown.endswith("<div><em>note: &lt;b&gt;\\x1b</em></div>")
+    assert "<script" not in shown
+
+
+def test_ipython_shows_the_text():
+    class Printer:
+        shown = ""
+
+        def text(self, words: str) -> None:
+            self.shown += words
+
+    printer = Printer()
+    vars(Weighed)["_repr_pretty_"](WEIGHED, printer, cycle=False)
+    assert printer.shown == "weighs <3>"
+
+
+def test_a_table_has_lines_and_leaves_out_columns_without_values():
+    assert LIST.lines() == ["name      g", "<apple>  10", "fig       –"]
+    assert LIST.numeric == [False, True]
+    empty = table_of("", [1.0], {"a": lambda one: number_cell(one), "b": lambda _one: number_cell(None)})
+    assert empty.headings == ["a", "b"]
+    assert empty.without_empty_columns().headings == ["a"]
 
 
 def test_stages_are_one_line_if_there_are_any():
@@ -125,4 +185,4 @@ def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell():
 
 
 def test_sizes_are_given_in_mebibytes():
-    assert [mib(size) for size in (0, 2**20, 1.5 * 2**20, 2**30)] == ["0.0 MiB", "1.0 MiB", "1.5 MiB", "1024.0 MiB"]
+    assert [mib(size) for size in (0, 2**20, 1.5 * 2**20, 2**30)] == ["0.0 MiB", "1.0 MiB", "1.5 MiB", "1,024.0 MiB"]

@@ -185,6 +185,7 @@ def _output_of(name: str) -> typer.models.OptionInfo:
     examples=(
         "densenet-deploy report model.onnx model.int8.onnx --benchmark benchmark.json --evaluate evaluate.json",
         "densenet-deploy report model.onnx --tune tune.json -o report.html",
+        "densenet-deploy report model.onnx --tune today.json --against last-week.html -o today.html",
     ),
 )
 def report_command(
@@ -201,6 +202,13 @@ def report_command(
         float,
         option("POINTS", "Largest loss of top-1 or AUROC of the chosen model, in percentage points, without --tune."),
     ] = 1.0,
+    against: Annotated[
+        Path | None,
+        option(
+            "FILE.html|FILE.json", "An earlier page, or JSON output of tune, to compare side by side (default: none)."
+        ),
+        Reads(),
+    ] = None,
     *,
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],
 ) -> Work:
@@ -216,6 +224,7 @@ def report_command(
         sensitivity=sensitivity or (),
         quantize=quantize or (),
         max_drop=max_drop,
+        against=against,
         out=output.out,
         force=output.force,
         progress=listener,

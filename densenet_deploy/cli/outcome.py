@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PROGRAM: Final = "densenet-deploy"
 SCHEMA: Final = 1
 
-_LONGEST_LINE: Final = 10_000
 _VERBOSE: Final = re.compile(r"--verbose|-q*v[qv]*")
 
 
@@ -71,14 +70,16 @@ def print_answer(answer: Answer, words: Sequence[str]) -> int:
     Raises:
         GateError: if the command failed in spite of its report.
     """
+    from densenet_deploy.notebook import LONGEST_LINE
+
     report, printing = answer.report, answer.printing
     if not printing.quiet and not (printing.as_json and answer.failure):  # stderr then holds the error object alone
         for note in report.notes:
-            print(f"note: {printable(note, _LONGEST_LINE)}", file=sys.stderr)
+            print(f"note: {printable(note, LONGEST_LINE)}", file=sys.stderr)
     if printing.as_json:
         text = json.dumps({"schema": SCHEMA, **report.to_json(), "argv": [PROGRAM, *words]}, allow_nan=False)
     else:  # files carry names and labels, in which a terminal must not obey control characters
-        text = "\n".join(printable(line, _LONGEST_LINE) for line in report.to_text().split("\n"))
+        text = "\n".join(printable(line, LONGEST_LINE) for line in report.to_text().split("\n"))
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,9 @@ from typing import Any, Final, Self, overload
 import numpy as np
 
 from densenet_deploy.artifacts import StrPath, os_errors_about
-from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError, printable
+from densenet_deploy.errors import DataError, FeedError, ModelFileError, UsageError
 from densenet_deploy.manifest import ImageShape, Preprocessing
+from densenet_deploy.notebook import html_table, notes_html
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.batching import fixed_batch, image_shape, run_batched
 from densenet_deploy.runtime.feeds import Array
@@ -138,10 +138,8 @@ class Prediction:
         rows += [(number.name, f"{number.value:.6g}", "") for number in self.values]
         rows += [("features", str(self.features), "")] if self.features else []
         columns = 3 if with_verdict else 2
-        head = _html_row("th", ("class", "score", "positive")[:columns]) if self.top else ""
-        cells = "".join(_html_row("td", row[:columns]) for row in rows)
-        notes = "".join(f"<div><em>note: {html.escape(printable(note))}</em></div>" for note in self.notes)
-        return f"<table>{head}{cells}</table>{notes}"
+        head = ("class", "score", "positive")[:columns] if self.top else ()
+        return html_table(head, [row[:columns] for row in rows], (1,)) + notes_html(self.notes)
 
 
 class Classifier:
@@ -347,11 +345,6 @@ class Classifier:
 
     def _label(self, index: int) -> str | None:
         return self.labels[index] if self.labels else None
-
-
-def _html_row(tag: str, texts: Sequence[str]) -> str:
-    first, *others = (html.escape(text) for text in texts)
-    return f"<tr><{tag} style='text-align:left'>{first}</{tag}>{''.join(f'<{tag}>{x}</{tag}>' for x in others)}</tr>"
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def accuracy_of(report: EvaluateReport) -> float:
     Raises:
         DataError: if the images show none.
     """
-    if report.accuracy is None:
+    if report.accuracy is None or report.accuracy.metric.is_error:
         why = "no label has both positive and negative calibration images, which an AUROC needs"
         raise DataError("--max-drop", why, "calibrate on folders of at least two labels, or use --min-sqnr")
     return report.accuracy.value

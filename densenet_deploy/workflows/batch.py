@@ -38,7 +38,7 @@ from densenet_deploy.serving.batch.shard_worker import JobFacts, JobSettings, se
 from densenet_deploy.serving.batch.shards import Job
 from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
 from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, is_file_name, load
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def run_batch(
     backend: str | None = None,
     device: str | None = None,
     options: RunnerOptions | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> BatchReport:
     """Classify images into rows on the disk; `predict` says what the arguments are, and what is raised."""

@@ -33,7 +33,7 @@ from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant, is_variant
 from densenet_deploy.workflows.load import is_checkpoint, is_file_name, load, open_model
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 
 if TYPE_CHECKING:
     from densenet_deploy.model import Model
@@ -188,7 +188,7 @@ def benchmark(
         InputError: if a file or the earlier run cannot be used, or another file exists at `out` (without `force`).
         DensenetDeployError: the error of the first candidate if none can run.
     """
-    options, progress = options or BenchmarkOptions(), progress or ignore
+    options, progress = options or BenchmarkOptions(), progress or in_notebook
     target = _target_of(out, force=force)
     earlier = None if options.compare is None else BenchmarkReport.read(Path(options.compare))
     with contextlib.ExitStack() as stack:

@@ -32,7 +32,7 @@ from densenet_deploy.reports import Report, TimedReport, line, mib
 from densenet_deploy.runtime.engine_files import Plan, place_engine, read_plan
 from densenet_deploy.runtime.sidecar import Sidecar, platform_word, read_records, sidecar_path
 from densenet_deploy.workflows.build_request import BuildRequest, graph_source
-from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
@@ -131,7 +131,7 @@ def build_engine(
     out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Build an engine, or find that the one that is there was built from the same inputs.
@@ -166,7 +166,7 @@ def build_engine(
     return build(request, cache=cache, progress=progress)
 
 
-def build(request: BuildRequest, *, cache: CalibrationCache | None = None, progress: Listener = ignore) -> Model:
+def build(request: BuildRequest, *, cache: CalibrationCache | None = None, progress: Listener = in_notebook) -> Model:
     """Do what `build_engine` does, for a request that was checked."""
     stages = Stages(progress)
     with Builder(request.options) as builder:

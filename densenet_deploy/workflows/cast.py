@@ -42,7 +42,7 @@ from densenet_deploy.workflows.float_model import (
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.samples import seeded_samples, taken
-from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, Step, in_notebook
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -139,7 +139,7 @@ def cast(
     out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return the FP16 or BF16 form of an ONNX model, measured against its float32 form; inputs and outputs are float32.

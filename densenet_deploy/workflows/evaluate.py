@@ -32,7 +32,7 @@ from densenet_deploy.workflows.evaluation.report import FIGURES, BadFile, Evalua
 from densenet_deploy.workflows.evaluation.tasks import TaskEvaluation, check_sources, task_of
 from densenet_deploy.workflows.image_sources import fast_decode_note
 from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, facts_alone, is_file_name, load
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 
 if TYPE_CHECKING:
     from densenet_deploy.model import Model
@@ -110,7 +110,7 @@ def evaluate(
         UsageError: if a fact is invalid, or `ground_truth` is given beside a CSV.
         BackendError: if a backend or device is not available.
     """
-    options, data, progress = options or EvaluateOptions(), Path(data), progress or ignore
+    options, data, progress = options or EvaluateOptions(), Path(data), progress or in_notebook
     check_sources(data, None if options.ground_truth is None else Path(options.ground_truth))
     # idle threads of the backend must not keep a core from those that decode
     runner_options = dataclasses.replace(runner_options or RunnerOptions(), spin=False)

@@ -33,7 +33,7 @@ from densenet_deploy.workflows.load import LoadOptions, check_names, check_outpu
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.simplify import PARITY_SAMPLES as ADOPTED_SAMPLES
 from densenet_deploy.workflows.simplify import finished, simplified, simplify_graph
-from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 if TYPE_CHECKING:
     import onnx
@@ -135,7 +135,7 @@ def export(
     *,
     out: StrPath | None = None,
     force: bool = False,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return a network as a verified ONNX model, which is written to `out` if that is given.

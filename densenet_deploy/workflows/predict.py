@@ -24,7 +24,7 @@ from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.batch import BatchJobOptions, BatchReport, run_batch
 from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
 from densenet_deploy.workflows.load import LoadOptions, input_of, load
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 
 _AHEAD: Final = 32
 
@@ -109,7 +109,7 @@ def predict(
     backend: str | None = None,
     device: str | None = None,
     options: RunnerOptions | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> PredictReport: ...
 
@@ -126,7 +126,7 @@ def predict(
     backend: str | None = None,
     device: str | None = None,
     options: RunnerOptions | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> BatchReport: ...
 
@@ -142,7 +142,7 @@ def predict(
     backend: str | None = None,
     device: str | None = None,
     options: RunnerOptions | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> PredictReport | BatchReport:
     """Return the `top_k` best classes of every image; one that cannot be read costs only its own prediction.

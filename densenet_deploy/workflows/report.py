@@ -5,6 +5,7 @@ The page loads nothing from any network, and holds no time but that of the measu
 
 from __future__ import annotations
 
+import html
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 from densenet_deploy.artifacts import StrPath, output_path, write_file
 from densenet_deploy.errors import printable
@@ -26,7 +28,7 @@ from densenet_deploy.workflows.html_report.load import ReportSources, load_mater
 from densenet_deploy.workflows.outputs import refuse_other_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 from densenet_deploy.workflows.tune.report import TuneReport
 
 __all__ = ["HtmlReport", "ReportSources", "report", "write_page"]
@@ -47,6 +49,11 @@ class HtmlReport(Report):
         chosen = "none" if self.chosen is None else printable(self.chosen)
         return f"wrote {printable(self.file)}\nmodel to ship: {chosen}"
 
+    def _repr_html_(self) -> str:
+        """Return the text for a notebook, with a link to the page."""
+        address = html.escape(quote(os.fsencode(self.file)))
+        return f'{super()._repr_html_()}<div><a href="{address}" target="_blank">open the page</a></div>'
+
 
 def report(
     sources: StrPath | Model | Sequence[StrPath | Model],
@@ -58,9 +65,10 @@ def report(
     sensitivity: Sequence[StrPath | SensitivityReport] = (),
     quantize: Sequence[StrPath | QuantizeReport] = (),
     max_drop: float = 1.0,
+    against: StrPath | None = None,
     out: StrPath | None = None,
     force: bool = False,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
 ) -> HtmlReport:
     """Write one HTML page about models: which one to ship, and why.
 
@@ -75,7 +83,8 @@ def report(
         validate: of `compare`.
         sensitivity: of `sensitivity`.
         quantize: of `quantize`.
-        max_drop: percentage points of top-1 that the choice may lose, where `tune` did not choose.
+        max_drop: percentage points of top-1 or AUROC that the choice may lose, where `tune` did not choose.
+        against: an earlier page, or the JSON of an earlier `tune`, shown side by side with this one.
         out: an `.html` file or a folder, by default `artifacts/MODEL.report.html`.
         force: replace whatever exists there; a page about the same models is always replaced.
         progress: called with the name of each stage.
@@ -87,12 +96,12 @@ def report(
         ResourceError: if the file cannot be written.
     """
     models = (sources,) if isinstance(sources, (str, os.PathLike, Model)) else tuple(sources)
-    given = ReportSources(models, benchmark, evaluate, validate, sensitivity, quantize, tune, max_drop)
+    given = ReportSources(models, benchmark, evaluate, validate, sensitivity, quantize, tune, max_drop, against)
     return write_page(given, out, force=force, progress=progress)
 
 
 def write_page(
-    sources: ReportSources, out: StrPath | None = None, *, force: bool = False, progress: Listener = ignore
+    sources: ReportSources, out: StrPath | None = None, *, force: bool = False, progress: Listener = in_notebook
 ) -> HtmlReport:
     """Write the page about `sources`; see `report`."""
     require_packages("report", "jinja2", "matplotlib")
@@ -108,9 +117,9 @@ def write_page(
     refuse_other_file(path, mark.encode("utf-8", "backslashreplace"), "a report on these models", force=force)
     with tempfile.TemporaryDirectory() as folder:
         material = load_material(sources, Path(folder), progress)
-        decision = decide(material)
+        advice = decide(material)
         progress("drawing")
         made_by = f"Made by densenet-deploy {metadata.version('densenet-deploy')} from the files under Provenance."
-        data = render(page_of(material, decision, path, description, made_by))
+        data = render(page_of(material, advice, path, description, made_by))
     write_file(path, data)
-    return HtmlReport(file=path, chosen=decision.model or None, bytes=len(data), notes=decision.cautions)
+    return HtmlReport(file=path, chosen=advice.model or None, bytes=len(data), notes=advice.cautions)

@@ -32,7 +32,7 @@ from densenet_deploy.workflows.load import LoadOptions, preprocessing_of
 from densenet_deploy.workflows.quantize.layer_choice import Trials, stage_of
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, prepare_int8
-from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, Step, in_notebook
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
@@ -132,7 +132,7 @@ def sensitivity(
     out: StrPath | None = None,
     force: bool = False,
     cache: CalibrationCache | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> SensitivityReport:
     """Measure what each layer or block of a model costs in INT8, on the first 32 calibration images.

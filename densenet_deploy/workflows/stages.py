@@ -7,7 +7,9 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
+
+from densenet_deploy.notebook import NotebookBar
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,14 @@ class Listener(Protocol):
 
 def ignore(stage: str, done: int = 0, total: int | None = None) -> None:
     """Listen to nothing."""
+
+
+_BAR: Final = NotebookBar()
+
+
+def in_notebook(stage: str, done: int = 0, total: int | None = None) -> None:
+    """Show the progress in a notebook, and nothing elsewhere: what workflows call unless they are told otherwise."""
+    _BAR(stage, done, total)
 
 
 class Stages:

@@ -30,7 +30,7 @@ from densenet_deploy.serving.triton_config import ANY_SIZE, LABELS_FILE, ModelCo
 from densenet_deploy.serving.triton_python import BEST, FACTS_FILE, IMAGE, POSITIVE, SCORES, ImageFacts
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
-from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 BACKENDS: Final = ("onnxruntime", "openvino", "tensorrt", "python")
 DEVICES: Final = ("cpu", "gpu")
@@ -172,7 +172,7 @@ def triton(
     *,
     name: str | None = None,
     force: bool = False,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> TritonReport:
     """Write a model repository for Triton.

@@ -109,6 +109,7 @@ def test_a_plain_command_loads_neither_pydantic_nor_another_workflow() -> None:
 def test_whatever_a_command_calls_a_model_is_loaded_in_the_sandbox_first(name: str) -> None:
     loaded = {parameter for reads, parameter in declaration(name).files() if reads.loaders}
     models = {"model", "models", "reference", "candidate", "against", "weights", "source"}
+    models -= {"against"} if name == "report" else set()  # there an earlier page
     named = {parameter.name for parameter in parameters_of(declaration(name).function)} & models
     assert named - {"weights"} <= loaded, "a parameter that names a model says what Reads it"
 

@@ -34,11 +34,13 @@ def test_tune_json(capsys, tiny_onnx, folder):
     assert point["parity"]["cosine"] == pytest.approx(1)
 
 
-def test_the_table_ends_in_the_choice(capsys, tiny_onnx, folder):
+def test_the_choice_comes_first_and_its_command_last(capsys, tiny_onnx, folder):
     assert main(["tune", str(tiny_onnx), *QUICK, "-o", str(folder)]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("Pareto front\n")
-    assert f"chosen      {tiny_onnx}" in printed.out
+    first, reason, *_, last = printed.out.splitlines()
+    assert first == f"chosen      {tiny_onnx}"
+    assert reason.startswith("reason      The FP32 file itself")
+    assert last.startswith(f"again       densenet-deploy benchmark {tiny_onnx} --backend onnxruntime")
     assert printed.err.count("untrained") == 1
 
 

@@ -561,9 +561,10 @@ def test_a_multilabel_model_says_of_each_label_whether_it_holds():
     assert str(prediction) == " 88.1 %  yes  green\n 50.0 %  no   red\n 11.9 %  yes  blue"
     assert prediction.to_json()["top"][1] == {"index": 0, "label": "red", "score": 0.5, "positive": False}
     page = prediction._repr_html_()
-    assert "<th style='text-align:left'>class</th><th>score</th><th>positive</th>" in page
-    assert "<td style='text-align:left'>green</td><td>88.1%</td><td>yes</td>" in page
-    assert "<td style='text-align:left'>red</td><td>50.0%</td><td>no</td>" in page
+    left, right = 'style="text-align:left"', 'style="text-align:right"'
+    assert f"<th {left}>class</th><th {right}>score</th><th {left}>positive</th>" in page
+    assert f"<td {left}>green</td><td {right}>88.1%</td><td {left}>yes</td>" in page
+    assert f"<td {left}>red</td><td {right}>50.0%</td><td {left}>no</td>" in page
 
 
 @pytest.mark.parametrize(("labels", "names"), [((), ("output 0", "output 1")), (("a\n", "<b>"), ("a\\n", "<b>"))])
@@ -581,7 +582,7 @@ def test_a_regression_gives_its_numbers_in_their_order(labels, names):
         "notes": [],
     }
     page = prediction._repr_html_()
-    assert f"<td style='text-align:left'>{names[0]}</td><td>1.5</td>" in page
+    assert f'<td style="text-align:left">{names[0]}</td><td style="text-align:right">1.5</td>' in page
     assert "<b>" not in page
     assert "<th" not in page
 
@@ -592,7 +593,7 @@ def test_features_are_a_vector_of_which_json_has_the_length_and_norm():
     assert prediction.features.values.tolist() == [3, 0, -4]
     assert str(prediction) == "3 features, norm 5"
     assert prediction.to_json() == {"top": [], "features": {"length": 3, "norm": 5.0}, "notes": []}
-    assert "<td>3 features, norm 5</td>" in prediction._repr_html_()
+    assert ">3 features, norm 5</td>" in prediction._repr_html_()
 
 
 def test_top_k_does_not_cut_numbers():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from densenet_deploy.workflows.evaluation.report import Disagreement, EvaluateReport, ModelComparison
 from densenet_deploy.workflows.report import write_page
 from tests.chromium import Tab, chromium_tab, find_chromium
 from tests.workflows.html_report.conftest import ReportFolder, result, validation
@@ -35,9 +38,18 @@ def address(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [
         result(path, ms, reports.hash(path)) for path, ms in ((reports.slow, 10.0), (reports.fast, 9.0), (third, 100.0))
     ]
+    image = folder / "image.png"
+    Image.new("RGB", (16, 8), (200, 30, 30)).save(image)
+    against = ModelComparison(
+        model="b.onnx", count=200, images_per_second=9.0, backend="openvino", precision="int8", shared=200, top1=0.9,
+        disagreements=(Disagreement(image, 0, 0, 0.9, 1, 0.8),), only_first_right=1, only_second_right=0,
+    )  # fmt: skip
+    slow, fast = reports.evaluated(0.9, 0.92)
+    facts = EvaluateReport.from_json(json.loads(slow.read_text()))
+    slow.write_text(json.dumps(dataclasses.replace(facts, against=against).to_json()))
     sources = reports.sources(
         benchmarks=(reports.benchmark(*rows, notes=("other programs were at work",)),),
-        evaluations=reports.evaluated(0.9, 0.92),
+        evaluations=(slow, fast),
         validations=(reports.write("validate.json", validation(reports.slow, reports.fast)),),
     )
     return write_page(sources, str(folder / "page.html")).file.as_uri()
@@ -90,10 +102,54 @@ def test_nothing_overlaps_and_the_decision_is_seen_first(tab: Tab, address: str)
             "[...document.querySelectorAll('#decision, main > section')].map(e => e.getBoundingClientRect())"
             ".map(box => [box.top, box.bottom, box.left, box.right])"
         )
-        assert len(boxes) == 10
+        assert len(boxes) == 10, "the decision, and the sections that have data"
         assert all(above[1] <= below[0] for above, below in itertools.pairwise(boxes))
         assert all(0 <= left < right <= width for _, _, left, right in boxes)
         assert tab.run("document.querySelector('h1').getBoundingClientRect().bottom < 450")
+
+
+@pytest.mark.parametrize("width", [1024, 1440, 1920])
+def test_a_desktop_is_used_to_its_right_edge(tab: Tab, address: str, width: int) -> None:
+    """The decision on the left, its figure on the right; tables as wide as the page."""
+    tab.open(address, width)
+    words, figure = (
+        tab.run(f"(box => [box.left, box.right, box.top])(document.querySelector('{name}').getBoundingClientRect())")
+        for name in ("header > .words", "header > figure")
+    )
+    assert words[1] <= figure[0]
+    assert abs(words[2] - figure[2]) < 10, "side by side"
+    edge = min(width, 1600) + (max(width, 1600) - 1600) / 2
+    assert figure[1] > edge - 60
+    assert tab.run("document.querySelector('#candidates .scroll').getBoundingClientRect().right") > edge - 60
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_five_questions_are_answered_within_two_screens(tab: Tab, address: str, width: int) -> None:
+    tab.open(address, width)
+    answers = dict(
+        tab.run("[...document.querySelectorAll('.answers > div')].map(e => [...e.children].map(c => c.innerText))")
+    )
+    assert list(answers) == [
+        "Which file", "How fast", "How small", "What is lost", "On which machine",
+        "How to run it, from the folder of this page",
+    ]  # fmt: skip
+    assert answers["On which machine"].startswith("A CPU of 1999, 3 usable CPUs")
+    assert "densenet-deploy run" in answers["How to run it, from the folder of this page"]
+    assert tab.run("document.querySelector('.answers').getBoundingClientRect().bottom") < (
+        1800 if width == 390 else 900
+    )
+    inside = "[...document.querySelectorAll('.answers *')].every(e => e.getBoundingClientRect().right <= innerWidth)"
+    assert tab.run(inside)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_images_keep_their_colours(tab: Tab, address: str, dark: bool) -> None:
+    tab.open(address, 1440, dark=dark)
+    box = "document.querySelector('.images img').getBoundingClientRect()"
+    left, top = tab.run(f"(box => [box.left + 20, box.top + scrollY + 20])({box})")
+    with Image.open(io.BytesIO(tab.screenshot())) as shot:
+        red, green, blue = shot.convert("RGB").getpixel((int(left), int(top)))  # type: ignore[misc]
+    assert (red > 150, green < 80, blue < 80) == (True, True, True)
 
 
 def order(tab: Tab) -> list[str]:
@@ -153,10 +209,12 @@ def lines_of_names(tab: Tab) -> int:
     return int(tab.run(f"Math.max(...[...document.querySelectorAll('#latency td:first-child')].map({lines}))"))
 
 
-@pytest.mark.parametrize("width", [1280, 1920])
+@pytest.mark.parametrize("width", [1280, 1440, 1920])
 def test_tables_of_measurements_are_seen_whole_at_a_desk(tab: Tab, address: str, width: int) -> None:
     tab.open(address, width)
-    regions = "[...document.querySelectorAll('#latency .scroll, #accuracy .scroll, #parity .scroll')]"
+    regions = (
+        "[...document.querySelectorAll('#candidates .scroll, #latency .scroll, #accuracy .scroll, #parity .scroll')]"
+    )
     assert tab.run(f"{regions}.length") > 3
     assert tab.run(f"{regions}.every(e => e.scrollWidth <= e.clientWidth)")
     assert lines_of_names(tab) == 1

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint, pareto_front
+from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint, is_tied, pareto_front
 from densenet_deploy.analysis.plots.plot import plots
 from densenet_deploy.analysis.plots.style import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     VERMILLION,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _SUBTITLE: Final = "Further left is faster, further up is more accurate; bars are 95 % intervals of the latency"
 _ON_FRONT: Final = "the front"
+_TIED: Final = "as fast and as good: intervals overlap"
 _OFF_FRONT: Final = "another is as good or better in both"
 _PUBLISHED: Final = "accuracy published, not measured"
 
@@ -44,7 +46,10 @@ _POINTS_A_STEP: Final = 12
 
 @dataclass(frozen=True)
 class ParetoData:
-    """At least one point, the metric of their merits, and the command that chose one of them."""
+    """At least one point, the metric of their merits, and what chose one of them.
+
+    Where all points have numbers, these are those of a table beside the figure, so no list explains them below.
+    """
 
     title: str
     points: Sequence[ParetoPoint]
@@ -56,39 +61,44 @@ class ParetoData:
 def draw_pareto(data: ParetoData) -> Figure:
     """Draw the points: hollow where the accuracy was published by others, with a ring around the chosen one.
 
-    The numbers count from the fastest; the list below names the models. Points that overlap share one label.
+    The numbers count from the fastest, unless the points have their own; the list below names the models. Points that
+    overlap share one label. Those that only noise keeps from the front are green.
     """
-    metric, unit = data.metric, 1 if data.metric.is_error else 100
+    metric, unit = data.metric, 100 if data.metric.is_percent else 1
     drawn = [replace(point, merit=unit * point.merit) for point in data.points]
     points = sorted(drawn, key=lambda point: (point.latency_ms, point.merit if metric.is_error else -point.merit))
-    list_inches = _LINE_INCHES * (len(points) + 1)
+    is_numbered = all(point.number is not None for point in points)
+    list_inches = 0.0 if is_numbered else _LINE_INCHES * (len(points) + 1)
     figure = new_figure(
         f"Latency and {'error' if metric.is_error else 'accuracy'}: {data.title}",
         _SUBTITLE,
         _FIGURE_INCHES + list_inches,
     )
-    ratios = {"height_ratios": [_FIGURE_INCHES, list_inches]}
-    panel, below = new_axes(figure, 2, 1, gridspec_kw=ratios)
+    ratios = {"height_ratios": [_FIGURE_INCHES, *([] if is_numbered else [list_inches])]}
+    panel, *below = new_axes(figure, len(ratios["height_ratios"]), 1, gridspec_kw=ratios)
     _scale(panel, points, metric)
-    _draw(panel, points, pareto_front(points, metric), data.chosen_by)
-    panel.set_ylabel(metric.words if metric.is_error else f"{metric.words} (%)")
-    _list(
-        below, [f"{milliseconds(point.latency_ms)} ms, {metric.shown(point.merit / unit)}" for point in points], points
-    )
+    _draw(panel, points, metric, data.chosen_by)
+    panel.set_ylabel(f"{metric.words} (%)" if metric.is_percent else metric.words)
+    values = [f"{milliseconds(point.latency_ms)} ms, {metric.shown(point.merit / unit)}" for point in points]
+    for axes in below:
+        _list(axes, values, points)
     return figure
 
 
-def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoint], chosen_by: str) -> None:
+def _draw(panel: Axes, points: Sequence[ParetoPoint], metric: Metric, chosen_by: str) -> None:
+    front = pareto_front(points, metric)
+    tied = [point for point in points if point not in front and is_tied(point, front, metric)]
     if len(front) > 1:
         along, up = [point.latency_ms for point in front], [point.merit for point in front]
         panel.plot(along, up, color=BLUE, linewidth=1.2, drawstyle="steps-post")
     for point in points:
-        _draw_point(panel, point, BLUE if point in front else GREY)
+        _draw_point(panel, point, BLUE if point in front else GREEN if point in tied else GREY)
     clusters = _clusters(panel, points)
     for cluster, step in zip(clusters, _steps(clusters), strict=True):
         _number(panel, cluster, step, on_front=any(points[place] in front for place in cluster.places))
     explained = [(BLUE, BLUE, _ON_FRONT)]
-    explained += [(GREY, GREY, _OFF_FRONT)] if len(front) < len(points) else []
+    explained += [(GREEN, GREEN, _TIED)] if tied else []
+    explained += [(GREY, GREY, _OFF_FRONT)] if len(front) + len(tied) < len(points) else []
     explained += [("white", INK, _PUBLISHED)] if any(point.published for point in points) else []
     explained += [("none", VERMILLION, f"chosen by {chosen_by}")] if any(point.chosen for point in points) else []
     for face, edge, label in explained:
@@ -96,7 +106,7 @@ def _draw(panel: Axes, points: Sequence[ParetoPoint], front: Sequence[ParetoPoin
     panel.set_xlabel("latency of one call (ms)")
     lighten_grid(panel, "both")
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
-    panel.legend(ncols=len(explained), fontsize=8.5, handletextpad=0.2, columnspacing=1.2, **place)
+    panel.legend(ncols=min(len(explained), 3), fontsize=8.5, handletextpad=0.2, columnspacing=1.2, **place)
 
 
 def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
@@ -111,17 +121,18 @@ def _draw_point(panel: Axes, point: ParetoPoint, colour: str) -> None:
 
 @dataclass(frozen=True)
 class _Cluster:
-    """Points whose dots overlap: their places in the list, and the middle of them, in data and as fractions of axes."""
+    """Points whose dots overlap: places in the list, numbers, and their middle, in data and as fractions of axes."""
 
     places: tuple[int, ...]
+    numbers: tuple[int, ...]
     middle: tuple[float, float]
     fractions: tuple[float, float]
 
     @property
     def label(self) -> str:
         """The numbers of the points, runs of them as a range."""
-        runs = [list(run) for _, run in groupby(enumerate(self.places), key=lambda pair: pair[1] - pair[0])]
-        ends = ((run[0][1] + 1, run[-1][1] + 1) for run in runs)
+        runs = [list(run) for _, run in groupby(enumerate(self.numbers), key=lambda pair: pair[1] - pair[0])]
+        ends = ((run[0][1], run[-1][1]) for run in runs)
         return ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in ends)
 
 
@@ -139,7 +150,8 @@ def _clusters(panel: Axes, points: Sequence[ParetoPoint]) -> list[_Cluster]:
     for group in sorted(groups):
         x, y = (sum(spots[place][axis] for place in group) / len(group) for axis in (0, 1))
         middle = to_axes.inverted().transform((x, y)) if len(group) > 1 else _spot(points[group[0]])
-        clusters.append(_Cluster(tuple(group), (float(middle[0]), float(middle[1])), (x, y)))
+        numbers = sorted(points[place].number or place + 1 for place in group)
+        clusters.append(_Cluster(tuple(group), tuple(numbers), (float(middle[0]), float(middle[1])), (x, y)))
     return clusters
 
 
@@ -216,10 +228,11 @@ def _scale(panel: Axes, points: Sequence[ParetoPoint], metric: Metric) -> None:
         panel.set_xlim(0, max(latencies) * 1.1)
     merits = [point.merit for point in points]
     low, high = min(merits), max(merits)
-    least = _LEAST_SPAN / 100 * high if metric.is_error else _LEAST_SPAN
+    full = 100 if metric.is_percent else 1
+    least = _LEAST_SPAN / 100 * (high if metric.is_error else full)
     room = max(0.18 * (high - low), (least - (high - low)) / 2)
     beyond = 0.06 * (high - low + 2 * room)  # where a point at 0 or 100 % is still visible as a whole
     if metric.is_error:
         panel.set_ylim(high + room or 1, max(low - room, -beyond))  # errors of 0 alone have no span
     else:
-        panel.set_ylim(max(low - room, -beyond), min(high + room, 100 + beyond))
+        panel.set_ylim(max(low - room, -beyond), min(high + room, full + beyond))

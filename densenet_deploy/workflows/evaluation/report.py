@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
 from densenet_deploy.analysis.accuracy import Confusion, ReliabilityBin
+from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.analysis.multilabel import LabelMetrics
 from densenet_deploy.analysis.regression import OutputErrors
 from densenet_deploy.errors import printable
 from densenet_deploy.model import InputDescription
 from densenet_deploy.records import Choice
-from densenet_deploy.reports import Report, table
+from densenet_deploy.reports import Report, number, percent, table
 from densenet_deploy.runtime.meaning import name_of_output
 
 FIGURES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -66,29 +67,6 @@ class Disagreement:
     first_score: float
     second: int
     second_score: float
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """What models of a task are compared by, larger is better: `top-1` or mean `AUROC`, and its value, 0 to 1."""
-
-    name: str
-    value: float
-
-    @classmethod
-    def of(cls, top1: float | None, auroc: float | None) -> Accuracy | None:
-        """Return the one that is known, if any."""
-        if top1 is not None:
-            return cls("top-1", top1)
-        return None if auroc is None else cls("AUROC", auroc)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.shown}"
-
-    @property
-    def shown(self) -> str:
-        """The value as the field writes it: top-1 in percent, an AUROC as a fraction."""
-        return f"{self.value:.2%}" if self.name == "top-1" else f"{self.value:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +174,8 @@ class EvaluateReport(Report, _Figures):
 
     @property
     def accuracy(self) -> Accuracy | None:
-        """What judges the model; None of a regression, and of labels without both positive and negative images."""
-        return Accuracy.of(self.top1, self.auroc)
+        """The main figure of the task; None of labels without both positive and negative images."""
+        return Accuracy.of(self)
 
     @property
     def second(self) -> EvaluateReport | None:
@@ -255,24 +233,6 @@ class EvaluateReport(Report, _Figures):
         first = f"{self.name_of(found.first)} ({found.first_score:.0%})"
         second = f"{self.name_of(found.second)} ({found.second_score:.0%})"
         return f"  {printable(found.file)}: {self.name_of(found.truth)}; {first}, the other {second}"
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction in percent, or `–` where it is undefined.
-
-    >>> percent(0.5), percent(None)
-    ('50.00%', '–')
-    """
-    return "–" if value is None else f"{value:.2%}"
-
-
-def number(value: float | None) -> str:
-    """Return a metric to four digits, or `–` where it is undefined.
-
-    >>> number(0.81234), number(61.527), number(None)
-    ('0.8123', '61.53', '–')
-    """
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _signed(value: float | None) -> str:

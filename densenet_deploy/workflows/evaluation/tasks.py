@@ -276,13 +276,14 @@ def task_of(classifier: Classifier, title: str, manifest: Manifest | None = None
     raise ModelFileError(title, why, "compare its vectors with another model's by `validate`, or evaluate a classifier")
 
 
-def judged_by(runner: Runner, title: str, option: str) -> str:
-    """Return the JSON key of the figure in 0..1 that judges a model, larger is better: `top1` or `auroc`.
+def judged_by(runner: Runner, title: str, option: str, *, takes_errors: bool = False) -> str:
+    """Return the JSON key of the figure that judges a model: `top1` or `auroc`, or `mae` if the option takes errors.
 
     Args:
         runner: of the model.
         title: its name, for errors.
         option: what needs the figure, for errors.
+        takes_errors: whether it may be an error, of which less is better, and which has a unit.
 
     Raises:
         UsageError: if its task has no such figure.
@@ -290,6 +291,8 @@ def judged_by(runner: Runner, title: str, option: str) -> str:
     """
     labels = runner.manifest.labels if runner.manifest is not None else ()
     task = OutputMeaning.of(runner, labels).task
+    if task == "regression" and takes_errors:
+        return "mae"
     if task not in JUDGED_BY:
         fix = "omit it; the SQNR compares outputs without labels (quantize --min-sqnr)"
         raise UsageError(option, f"{title} is a {task} model, whose accuracy is not a fraction", fix)

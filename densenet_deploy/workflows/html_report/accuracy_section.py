@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport, number
-from densenet_deploy.workflows.html_report.load import Loaded, Material
+from densenet_deploy.reports import Cell, Table, number, number_cell, percent, table_of, text_cell
+from densenet_deploy.workflows.evaluation.report import FIGURES, EvaluateReport
+from densenet_deploy.workflows.html_report.load import Material
 from densenet_deploy.workflows.html_report.page import (
     Block,
-    Cell,
     Section,
-    Table,
     file_cell,
-    made_by,
-    number_cell,
-    percent,
     remarks,
-    table,
-    text_cell,
 )
-from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
 
 _WORST: Final = 10
 
@@ -30,34 +23,14 @@ _LEADS: Final = {
     "regression": "The errors have the unit of the numbers: their mean, and the root of their mean square.",
 }
 
-_FIGURES: Final[Mapping[str, Mapping[str, Callable[[EvaluateReport], Cell]]]] = {
-    "multiclass": {
-        "top-1": lambda one: number_cell(one.top1, percent),
-        "top-5": lambda one: number_cell(one.top5, percent),
-        "calibration error": lambda one: number_cell(one.calibration_error, percent),
-    },
-    "multilabel": {
-        "AUROC": lambda one: number_cell(one.auroc, number),
-        "average precision": lambda one: number_cell(one.average_precision, number),
-        "F1": lambda one: number_cell(one.f1, number),
-    },
-    "regression": {
-        "MAE": lambda one: number_cell(one.mae, number),
-        "RMSE": lambda one: number_cell(one.rmse, number),
-    },
-}
 
-
-def accuracy_section(material: Material) -> Section:
-    """How good the models are, by task, and where they err."""
+def accuracy_section(material: Material, disagreements: Sequence[Block] = ()) -> Section:
+    """How good the models are, by task, where they err, and where they disagree."""
     evaluations = [loaded.report for loaded in material.evaluations]
-    tasks = [task for task in _FIGURES if any(one.task == task for one in evaluations)]
+    tasks = [task for task in FIGURES if any(one.task == task for one in evaluations)]
     lead = " ".join(["Measured on labelled images.", *(_LEADS[task] for task in tasks or ["multiclass"])])
     blocks: list[Block] = [_evaluated([one for one in evaluations if one.task == task], task) for task in tasks]
-    blocks += [_tuned_accuracy(tuning, trials) for tuning in material.tunings if (trials := _with_accuracy(tuning))]
-    if not blocks:
-        blocks = [made_by("evaluate", material.models[0].path, "--data", "FOLDER")]
-    blocks += [*_mistakes(evaluations), *_labels(evaluations), *_outputs(evaluations)]
+    blocks += [*_mistakes(evaluations), *_labels(evaluations), *_outputs(evaluations), *disagreements]
     notes = dict.fromkeys(note for found in evaluations for note in found.notes)
     return Section("accuracy", "Accuracy", lead, [*blocks, *remarks(notes)])
 
@@ -75,53 +48,17 @@ def _evaluated(found: Sequence[EvaluateReport], task: str) -> Table:
     columns: dict[str, Callable[[EvaluateReport], Cell]] = {
         "model": lambda one: file_cell(one.model),
         "ran on": lambda one: text_cell(f"{one.backend}, {one.precision}"),
-        **_FIGURES[task],
+        **{words: _figure(key, percent if task == "multiclass" else number) for key, words in FIGURES[task].items()},
         "images": lambda one: number_cell(one.count),
         "unreadable": lambda one: number_cell(len(one.bad) if one in found else None),
     }
     if task == "multiclass":
         columns["same answer as"] = agreement
-    return table("Accuracy" if task == "multiclass" else f"Accuracy, {task}", rows, columns)
+    return table_of("Accuracy" if task == "multiclass" else f"Accuracy, {task}", rows, columns)
 
 
-def accuracy_name(trials: Sequence[TrialResult]) -> str:
-    """Return what the trials of one tuning were judged by."""
-    return next((one.accuracy.name for one in trials if one.accuracy is not None), "top-1")
-
-
-def accuracy_cell(trial: TrialResult) -> Cell:
-    """Return the accuracy of a trial, or a dash."""
-    found = trial.accuracy
-    return number_cell(None) if found is None else Cell(accuracy_text(found), found.value)
-
-
-def accuracy_text(found: Accuracy) -> str:
-    """Return an accuracy as the page writes it.
-
-    >>> accuracy_text(Accuracy("top-1", 0.9)), accuracy_text(Accuracy("AUROC", 0.9))
-    ('90.00 %', '0.9000')
-    """
-    return percent(found.value) if found.name == "top-1" else found.shown
-
-
-def _with_accuracy(tuning: Loaded[TuneReport]) -> list[TrialResult]:
-    """One candidate for each file and backend with a measured accuracy."""
-    measured = (trial for trial in tuning.report.candidates if trial.accuracy is not None)
-    return list({(trial.model, trial.backend): trial for trial in measured}.values())
-
-
-def _tuned_accuracy(tuning: Loaded[TuneReport], trials: Sequence[TrialResult]) -> Table:
-    return table(
-        f"Accuracy as tune measured it ({tuning.name})",
-        trials,
-        {
-            "model": lambda one: file_cell(str(one.model)),
-            "ran on": lambda one: text_cell(f"{one.backend}, {one.runs_in or one.precision}"),
-            accuracy_name(trials): accuracy_cell,
-            "images": lambda one: number_cell(one.labelled),
-            "points lost": lambda one: number_cell(one.drop_points, "{:.2f}".format),
-        },
-    )
+def _figure(key: str, form: Callable[[float], str]) -> Callable[[EvaluateReport], Cell]:
+    return lambda one: number_cell(getattr(one, key), form)
 
 
 def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
@@ -140,7 +77,7 @@ def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
             "top-1": lambda row: number_cell(row[1].top1, percent),
             "images": lambda row: number_cell(row[1].count),
         }
-        blocks.append(table(caption, weak, columns, "Weakest classes"))
+        blocks.append(table_of(caption, weak, columns, "Weakest classes"))
     if wrong:
         columns = {
             "model": lambda row: file_cell(row[0]),
@@ -148,7 +85,7 @@ def _mistakes(found: Sequence[EvaluateReport]) -> list[Block]:
             "classified as": lambda row: text_cell(row[2]),
             "times": lambda row: number_cell(row[3]),
         }
-        blocks.append(table(caption, wrong, columns, "Most frequent confusions"))
+        blocks.append(table_of(caption, wrong, columns, "Most frequent confusions"))
     return blocks
 
 
@@ -168,7 +105,7 @@ def _labels(found: Sequence[EvaluateReport]) -> list[Block]:
         "known": lambda row: number_cell(row[1].count),
         "positive": lambda row: number_cell(row[1].positives),
     }
-    return [table("F1, precision and recall are those at the thresholds of the model", rows, columns, "Every label")]
+    return [table_of("F1, precision and recall are those at the thresholds of the model", rows, columns, "Every label")]
 
 
 def _outputs(found: Sequence[EvaluateReport]) -> list[Block]:
@@ -182,7 +119,7 @@ def _outputs(found: Sequence[EvaluateReport]) -> list[Block]:
         "MAE": lambda row: number_cell(row[1].mae, number),
         "RMSE": lambda row: number_cell(row[1].rmse, number),
     }
-    return [table("The errors of each output", rows, columns, "Every output")]
+    return [table_of("The errors of each output", rows, columns, "Every output")]
 
 
 def _confusions(report: EvaluateReport) -> list[tuple[str, str, int]]:

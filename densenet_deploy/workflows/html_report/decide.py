@@ -1,91 +1,64 @@
-"""Which file to ship: what `tune` chose, else what the measurements at hand say by the same rule.
+"""Which file to ship: what `tune` chose, else what the measurements at hand say by the same rule, and what to consider.
 
-A model is considered if it is the very file that was measured, missed no gate and, where any accuracy is known, was
-evaluated and loses at most `max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best
-FP32 model (to the best of all, where none is FP32). Accuracies of different kinds are not compared.
-Of these `analysis.choice` picks one, by the median call at the smallest batch measured.
+Without `tune`, the candidates are the measurements of `benchmark` at its smallest batch. One may be shipped if it is of
+the very file that is there now, missed no gate and, where any accuracy is known, was evaluated and loses at most
+`max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best FP32 model (to the best of
+all, where none is FP32). The error of a regression has a unit and is not limited. Figures of different tasks are not
+compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
-from densenet_deploy.analysis.choice import ModelMerits, choose
+from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.artifacts import sha256_of
+from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.workflows.evaluation.report import Accuracy
-from densenet_deploy.workflows.html_report.load import Interval, Material, ModelSummary
-from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
-
-_UNKNOWN_ACCURACY: Final = "The accuracy is unknown: run evaluate on labelled images."
+from densenet_deploy.workflows.decision import Decision, MeasuredCandidate
+from densenet_deploy.workflows.html_report.load import Material, ModelSummary
+from densenet_deploy.workflows.tune.report import Choice, TuneReport
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The file to ship, why, what it was measured at, and what to consider before.
+class Advice:
+    """The decision, and what to consider before the file is shipped.
 
-    `model` is empty where nothing can be recommended; `path` is None where the file is not on this machine.
+    Attributes:
+        why_none: why nothing is recommended, where nothing is.
+        path: the file; None where it is not on this machine.
+        machine: what it was measured on.
     """
 
-    model: str
-    reasons: tuple[str, ...]
-    cautions: tuple[str, ...]
+    decision: Decision
+    cautions: tuple[str, ...] = ()
+    why_none: str = ""
     path: Path | None = None
-    backend: str = ""
-    precision: str = ""
-    latency_ms: float | None = None
-    interval_ms: Interval | None = None
-    memory_bytes: float | None = None
-    file_bytes: int | None = None
-    accuracy: Accuracy | None = None
+    machine: Machine | None = None
+
+    @property
+    def model(self) -> str:
+        """The name of the file to ship; empty where nothing is recommended."""
+        return "" if self.decision.chosen is None else self.decision.chosen.model
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A model, its measurement and, where known, its accuracy."""
-
-    model: ModelSummary
-    measured: Measurement
-    accuracy: Accuracy | None
-
-
-def decide(material: Material) -> Decision:
+def decide(material: Material) -> Advice:
     """Return the choice of the last run of `tune`, or else that of the rule."""
     if material.tunings:
         return _of_tune(material.tunings[-1].report, material)
-    entries = entries_of(material)
-    if not entries:
-        return _undecided(material)
-    kinds = {entry.accuracy.name for entry in entries if entry.accuracy is not None}
-    if len(kinds) > 1:
-        entries = [replace(entry, accuracy=None) for entry in entries]
-    chosen, reason = _by_rule(entries, material.sources.max_drop)
-    measured, model = chosen.measured, chosen.model
-    return Decision(
-        model=model.name,
-        reasons=(reason,),
-        cautions=(*_about_entries(chosen, entries, material), *_sentences(model.notes), *_about_measurements(material)),
-        path=model.path if model.temporary is None else None,
-        backend=measured.backend,
-        precision=model.precision,
-        latency_ms=measured.median_ms,
-        interval_ms=measured.interval_ms,
-        memory_bytes=measured.peak_memory_bytes,
-        file_bytes=model.bytes,
-        accuracy=chosen.accuracy,
-    )
-
-
-def runs_on(backend: str, threads: int, batch: int) -> str:
-    """Return how a model ran, in words.
-
-    >>> runs_on("openvino", 1, 8)
-    'openvino, 1 thread, batch 8'
-    """
-    return f"{backend}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
+    candidates, cautions = _measured(material)
+    decision = Decision.of(candidates)
+    chosen = decision.chosen
+    about = (*cautions, *_about_measurements(material))
+    if chosen is None:
+        return Advice(decision, (*_sentences(material.models[0].notes), *about), _why_none(material))
+    model = material.model_called(chosen.model)
+    assert model is not None
+    machine = next((loaded.report.machine for loaded in material.benchmarks), None)
+    path = model.path if model.temporary is None else None
+    return Advice(decision, _unique(*_about_accuracy(decision), *_sentences(model.notes), *about), "", path, machine)
 
 
 def file_of(described: str) -> str:
@@ -97,25 +70,76 @@ def file_of(described: str) -> str:
     return described.rpartition(": ")[0] or described
 
 
-def entries_of(material: Material) -> list[Entry]:
-    """The models that were measured, each at its fastest, at the smallest batch of the first scenario."""
-    refused = [file_of(loaded.report.candidate) for loaded in material.validations if loaded.report.passed is False]
-    usable = [
-        (model, result)
-        for result in material.results
-        if (model := material.model_called(result.model)) is not None and not material.is_stale(result)
-    ]
+def _measured(material: Material) -> tuple[list[MeasuredCandidate], list[str]]:
+    """The measurements at the smallest batch of the first scenario, and what has to be said about their accuracies."""
+    pairs = [(model, one) for one in material.results if (model := material.model_called(one.model)) is not None]
+    usable = [one for model, one in pairs if not material.is_stale(one)] or [one for _, one in pairs]
     if not usable:
-        return []
-    _, first = min(usable, key=lambda pair: pair[1].batch)
-    best: dict[str, Entry] = {}
-    for model, result in usable:
-        if (result.batch, result.scenario) != (first.batch, first.scenario) or any(map(model.is_called, refused)):
-            continue
-        known = best.get(model.name)
-        if known is None or result.median_ms < known.measured.median_ms:
-            best[model.name] = Entry(model, result, material.accuracy_of(model))
-    return list(best.values())
+        return [], []
+    first = min(usable, key=lambda one: one.batch)
+    alike = [pair for pair in pairs if (pair[1].batch, pair[1].scenario) == (first.batch, first.scenario)]
+    found = [_candidate(model, one, material) for model, one in alike]
+    kinds = sorted({one.accuracy.name for one in found if one.accuracy is not None})
+    if len(kinds) > 1:
+        found = [replace(one, accuracy=None) for one in found]
+        return found, [
+            f"The models were judged by different figures ({', '.join(kinds)}), so accuracy was not considered."
+        ]
+    counts = {one.labelled for one in found if one.accuracy is not None}
+    notes = ["The accuracies were measured on different numbers of images."] if len(counts) > 1 else []
+    return _limited(found, material.sources.max_drop), notes
+
+
+def _candidate(model: ModelSummary, measured: Measurement, material: Material) -> MeasuredCandidate:
+    accuracy, labelled = material.accuracy_of(model)
+    missed = [one.report for one in material.validations if one.report.passed is False]
+    refused = ""
+    if material.is_stale(measured):
+        refused = "the file has changed since"
+    elif any(model.is_called(file_of(one.candidate)) for one in missed):
+        refused = "missed a gate"
+    return MeasuredCandidate(
+        model=model.name,
+        precision=measured.precision,
+        backend=measured.backend,
+        threads=measured.threads,
+        batch=measured.batch,
+        latency_ms=measured.median_ms,
+        interval_ms=measured.interval_ms,
+        file_bytes=model.bytes,
+        memory_bytes=measured.peak_memory_bytes,
+        accuracy=accuracy,
+        labelled=labelled,
+        is_given=model.precision == "fp32" and not refused,
+        refused=refused,
+    )
+
+
+def _limited(found: Sequence[MeasuredCandidate], max_drop: float) -> list[MeasuredCandidate]:
+    """Refuse candidates of unknown accuracy, and those that lose too much of it."""
+    if all(one.accuracy is None for one in found):
+        return list(found)
+    limited = []
+    for one in with_drops(found):
+        why = one.refused
+        if not why and one.accuracy is None:
+            why = "accuracy unknown"
+        elif not why and one.drop_points is not None and one.drop_points > max_drop + 1e-9:
+            why = f"loses more than {points(max_drop)}"
+        limited.append(replace(one, refused=why))
+    return limited
+
+
+def with_drops(found: Sequence[MeasuredCandidate]) -> list[MeasuredCandidate]:
+    """Return the candidates with the points of accuracy that each loses to the best FP32 file."""
+    known = [one for one in found if one.accuracy is not None and not one.accuracy.metric.is_error]
+    best = max((_value(one) for one in [one for one in known if one.is_given] or known), default=0.0)
+    return [replace(one, drop_points=100 * (best - _value(one))) if one in known else one for one in found]
+
+
+def _value(one: MeasuredCandidate) -> float:
+    assert one.accuracy is not None
+    return one.accuracy.value
 
 
 def points(value: float) -> str:
@@ -127,76 +151,30 @@ def points(value: float) -> str:
     return f"{value:g} point{'' if value == 1 else 's'}"
 
 
-def _by_rule(entries: Sequence[Entry], max_drop: float) -> tuple[Entry, str]:
-    judged = [entry for entry in entries if entry.accuracy is not None] or list(entries)
-    baseline = _baseline(judged)
-    fit = [entry for entry in judged if _drop(entry, baseline) <= max_drop + 1e-9]
-    choice = choose([_merits(entry) for entry in fit])
-    chosen = fit[choice.index]
-    place = runs_on(chosen.measured.backend, chosen.measured.threads, chosen.measured.batch)
-    if len(entries) == 1:
-        return chosen, f"It is the only model here that was measured, on {place}."
+def _about_accuracy(decision: Decision) -> list[str]:
+    chosen = decision.chosen
+    if chosen is None:
+        return []
     if chosen.accuracy is None:
-        return chosen, f"By the median call it is {choice.reason} models measured, on {place}."
-    lost = _drop(chosen, baseline)
-    accuracy = f"it loses {lost:.2f} points" if lost > 0 else "it loses no accuracy"
-    within = f"Of the models that lose at most {points(max_drop)} of {chosen.accuracy.name} it is {choice.reason}"
-    return chosen, f"{within}, on {place}; {accuracy}."
-
-
-def _baseline(entries: Sequence[Entry]) -> float:
-    """The best accuracy of an FP32 model; of any, where none is FP32."""
-    full = [_value(entry) for entry in entries if entry.model.precision == "fp32"]
-    return max(full or map(_value, entries))
-
-
-def _drop(entry: Entry, baseline: float) -> float:
-    return 100 * (baseline - _value(entry))
-
-
-def _value(entry: Entry) -> float:
-    return 0.0 if entry.accuracy is None else entry.accuracy.value
-
-
-def _merits(entry: Entry) -> ModelMerits:
-    measured = entry.measured
-    return ModelMerits(
-        measured.batch / measured.median_ms, _value(entry), entry.model.bytes, measured.peak_memory_bytes
-    )
-
-
-def _about_entries(chosen: Entry, entries: Sequence[Entry], material: Material) -> list[str]:
+        return ["The accuracy is unknown: run evaluate on labelled images."]
     cautions = []
-    own = chosen.measured.interval_ms
-    for other in entries:
-        span = other.measured.interval_ms
-        if other is not chosen and own is not None and span is not None and span[0] <= own[1] and own[0] <= span[1]:
-            cautions.append(f"{other.model.name} may be as fast: the 95 % intervals of the two overlap.")
-    known = {entry.model.name: material.accuracy_of(entry.model) for entry in entries}
-    if chosen.accuracy is None:
-        cautions.append(_without_accuracy(chosen.model, known, material))
-    elif names := ", ".join(entry.model.name for entry in entries if entry.accuracy is None):
-        cautions.append(f"Not considered, since their {chosen.accuracy.name} is unknown: {names}.")
-    counts = {found.count for entry in entries if (found := material.evaluation_of(entry.model)) is not None}
-    if len(counts) > 1:
-        cautions.append("The accuracies were measured on different numbers of images.")
+    if decision.is_worse:
+        cautions.append(f"Its answers are worse than those of the FP32 file: {decision.headline[-1]}.")
+    if chosen.accuracy.metric.is_error:
+        cautions.append("No limit applies to the error of a regression: judge it by the table.")
+    unknown = dict.fromkeys(one.model for one in decision.candidates if one.accuracy is None)
+    if unknown:
+        cautions.append(f"Not considered, since their {chosen.accuracy.name} is unknown: {', '.join(unknown)}.")
     return cautions
-
-
-def _without_accuracy(chosen: ModelSummary, known: Mapping[str, Accuracy | None], material: Material) -> str:
-    """Why models are not judged by their accuracy."""
-    kinds = sorted({found.name for found in known.values() if found is not None})
-    if kinds:
-        return f"The models were judged by different figures ({', '.join(kinds)}), so accuracy was not considered."
-    evaluation = material.evaluation_of(chosen)
-    if evaluation is not None:
-        return f"The accuracy of a {evaluation.task} model was not considered: compare the figures below."
-    return _UNKNOWN_ACCURACY
 
 
 def _sentences(notes: Iterable[str]) -> list[str]:
     """Notes of commands start in lower case and end without a full stop."""
     return [f"{note[:1].upper()}{note[1:].removesuffix('.')}." for note in notes]
+
+
+def _unique(*sentences: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(sentences))
 
 
 def _about_measurements(material: Material) -> list[str]:
@@ -210,47 +188,51 @@ def _about_measurements(material: Material) -> list[str]:
     return list(dict.fromkeys(cautions))
 
 
-def _undecided(material: Material) -> Decision:
+def _why_none(material: Material) -> str:
     if material.results:
-        reason = "No measurement given here is of these files as they are now, or all of them missed a gate."
-    elif material.reports:
-        reason = "The speed was not measured yet, by which a model is chosen. What was measured stands below."
-    else:
-        reason = "Nothing was measured yet. The facts below are read from the files."
-    return Decision("", (reason,), (*_sentences(material.models[0].notes), *_about_measurements(material)))
+        return "No measurement given here is of these files as they are now, or all of them missed a gate or the limit."
+    if material.reports:
+        return "The speed was not measured yet, by which a model is chosen. What was measured stands below."
+    return "Nothing was measured yet. The facts below are read from the files."
 
 
-def _of_tune(report: TuneReport, material: Material) -> Decision:
-    trial = report.chosen
+def _of_tune(report: TuneReport, material: Material) -> Advice:
+    decision, trial = _with_evaluations(report.decision, material), report.chosen
     if trial is None:
-        return Decision("", tuple(_sentences([report.reason])), tuple(_sentences(report.notes)))
+        (why,) = _sentences([report.reason])
+        return Advice(decision, tuple(_sentences(report.notes)), why, machine=report.machine)
     model = material.model_called(str(trial.model))
     path = model.path if model is not None else next(filter(Path.is_file, (trial.model, trial.path)), None)
-    accuracy = trial.accuracy if trial.accuracy is not None or model is None else material.accuracy_of(model)
-    place = runs_on(trial.backend, trial.threads, trial.batch)
-    return Decision(
-        model=trial.model.name,
-        reasons=(*_sentences([report.reason]), f"Chosen by tune; measured on {place}."),
-        cautions=(*_about_chosen(trial, model, path, accuracy), *_sentences(report.notes)),
-        path=path,
-        backend=trial.backend,
-        precision=trial.precision,
-        latency_ms=trial.latency_ms,
-        interval_ms=trial.interval_ms,
-        memory_bytes=trial.peak_memory_bytes,
-        file_bytes=trial.bytes if model is None else model.bytes,
-        accuracy=accuracy,
-    )
+    about = (*_about_file(trial, model, path), *_about_accuracy(decision))
+    unlimited = decision.is_worse and report.limits.max_drop is None
+    missing = ["tune was given no --max-drop, so no loss of accuracy was too large for it."] if unlimited else []
+    cautions = _unique(*about, *missing, *_sentences(report.notes))
+    return Advice(decision, cautions, "", path, report.machine)
 
 
-def _about_chosen(
-    trial: TrialResult, model: ModelSummary | None, path: Path | None, accuracy: Accuracy | None
-) -> list[str]:
+def _with_evaluations(decision: Decision, material: Material) -> Decision:
+    """Return it with the accuracies of `evaluate` where `tune` was given no labels."""
+
+    def known(one: MeasuredCandidate) -> tuple[Accuracy | None, int]:
+        model = material.model_called(one.model)
+        return (None, 0) if model is None else material.accuracy_of(model)
+
+    if any(one.accuracy is not None for one in decision.candidates):
+        return decision
+    found = [
+        replace(one, accuracy=accuracy, labelled=count)
+        for one in decision.candidates
+        for accuracy, count in [known(one)]
+    ]
+    if len({one.accuracy.key for one in found if one.accuracy is not None}) != 1:
+        return decision
+    return replace(decision, candidates=tuple(with_drops(found)))
+
+
+def _about_file(trial: Choice, model: ModelSummary | None, path: Path | None) -> list[str]:
     cautions = [] if model is None else _sentences(model.notes)
     if path is None:
         cautions.append(f"{trial.model} is not on this machine, so it was not compared with the file that was tuned.")
     elif trial.sha256 != (sha256_of(path) if model is None else model.sha256):
         cautions.append("The file has changed since it was tuned: its SHA-256 differs. Tune again.")
-    if accuracy is None:
-        cautions.append(_UNKNOWN_ACCURACY)
     return cautions

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Final
 
-from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint
+from densenet_deploy.analysis.choice import METRICS, ParetoPoint
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.workflows.html_report.decide import entries_of
-from densenet_deploy.workflows.html_report.load import Material, ModelSummary, is_same_trial
+from densenet_deploy.workflows.decision import Decision
+from densenet_deploy.workflows.html_report.load import Material, ModelSummary
 from densenet_deploy.workflows.html_report.page import Block, Figure, Remarks
 from densenet_deploy.workflows.plot.plot import PlotRequest, gather
-from densenet_deploy.workflows.plot.points import point_label
 
-_PARETO_CAPTION: Final = (
-    "Latency per call and accuracy of the models measured here. Blue: no other is at least as good in both and better "
-    "in one. Points of benchmark are those at its smallest batch."
-)
-_TUNED_CAPTION: Final = (
-    " The table of tune's results also counts throughput, memory and file size, so a model that is grey in the figure "
-    "can be on that front for being smaller."
-)
-_ACCURACIES: Final = {"top-1": METRICS["top1"], "AUROC": METRICS["auroc"]}
+_PARETO_CAPTION: Final = "The numbers are those of the table of candidates."
 _CAPTIONS: Final = {
     "growth": "Channels and memory after every layer: a layer appends channels, a transition halves size and channels.",
     "connections": "Which layers read which: in its block, every layer reads all layers before it.",
@@ -41,18 +30,15 @@ class Figures:
         self._material = material
         self._drawn = 0
 
-    def pareto(self) -> list[Block]:
-        """Latency against each kind of accuracy, or nothing where no model has both."""
-        return [block for name, metric in _ACCURACIES.items() for block in self._pareto_by(name, metric)]
-
-    def _pareto_by(self, name: str, metric: Metric) -> list[Block]:
-        tuned, measured = [*_tuned_points(self._material, name)], [*_measured_points(self._material, name)]
-        if not tuned and not measured:
-            return []
-        if tuned and measured:
-            tuned = [dataclasses.replace(point, label=f"{point.label}, by tune") for point in tuned]
-        caption = _PARETO_CAPTION + (_TUNED_CAPTION if tuned else "")
-        return [self._figure("pareto", ParetoData("the models measured", [*tuned, *measured], metric), caption)]
+    def pareto(self, decision: Decision) -> list[Figure]:
+        """Latency against accuracy of the candidates in the table, or nothing where none has an accuracy."""
+        points: dict[str, list[ParetoPoint]] = {}
+        for key, point in decision.points():
+            points.setdefault(key, []).append(point)
+        return [
+            self._figure("pareto", ParetoData("the candidates", found, METRICS[key], "this page"), _PARETO_CAPTION)
+            for key, found in points.items()
+        ]
 
     def sensitivity(self, data: SensitivityData) -> Figure:
         """What each layer or block costs in INT8."""
@@ -89,21 +75,3 @@ class Figures:
             patch.set_visible(False)  # the page's own colour shows, dark or light
         self._drawn += 1
         return Figure(f"figure{self._drawn}", rendered(figure, "svg", name), caption)
-
-
-def _tuned_points(material: Material, name: str) -> Iterator[ParetoPoint]:
-    for tuning in material.tunings:
-        for trial in tuning.report.pareto:
-            found = trial.accuracy
-            if trial.latency_ms and found is not None and found.name == name:
-                label = point_label(str(trial.model), trial.backend, trial.threads, trial.batch)
-                is_chosen = is_same_trial(trial, tuning.report.chosen)
-                yield ParetoPoint(label, trial.latency_ms, found.value, trial.interval_ms, chosen=is_chosen)
-
-
-def _measured_points(material: Material, name: str) -> Iterator[ParetoPoint]:
-    for entry in entries_of(material):
-        measured, found = entry.measured, entry.accuracy
-        if found is not None and found.name == name:
-            label = point_label(measured.model, measured.backend, measured.threads, measured.batch)
-            yield ParetoPoint(label, measured.median_ms, found.value, measured.interval_ms)

@@ -6,30 +6,34 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, sha256_of, write_file
+from densenet_deploy.analysis.choice import Accuracy
+from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, require_file, sha256_of, write_file
+from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.errors import MissingPackageError, UsageError, printable
+from densenet_deploy.errors import DataError, DensenetDeployError, MissingPackageError, UsageError, printable
 from densenet_deploy.graph.layer_precision import LayerPrecision
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.onnx_envelope import external_files
 from densenet_deploy.options import require_range
+from densenet_deploy.records import from_plain, parse_json
 from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
-from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport
+from densenet_deploy.workflows.decision import Decision
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
+from densenet_deploy.workflows.html_report.page import DECISION
 from densenet_deploy.workflows.inspect.engine import inspect_engine
 from densenet_deploy.workflows.inspect.inspect import InspectReport, inspect_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.stages import Listener, ignore
-from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
-
-Interval = tuple[float, float]
+from densenet_deploy.workflows.tune.report import TuneReport
 
 R = TypeVar("R", bound=Report)
 
@@ -46,13 +50,51 @@ class Loaded(Generic[R]):
         return self.path.name
 
 
-def is_same_trial(one: TrialResult, other: TrialResult | None) -> bool:
-    """Whether both ran the same file in the same way."""
-    return other is not None and _trial_key(one) == _trial_key(other)
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier page or tuning decided, and on which machine; `name` is that of its file."""
+
+    name: str
+    decision: Decision
+    machine: Machine | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Earlier:
+        """Read a page of `report`, or the JSON of `tune`.
+
+        Raises:
+            InputError: if the file does not exist.
+            DataError: if it holds neither.
+        """
+        if path.suffix.lower() not in (".html", ".htm"):
+            report = TuneReport.read(path)
+            return cls(path.name, report.decision, report.machine)
+        require_file(path)
+        with os_errors_about(path):
+            text = path.read_text("utf-8", "replace")
+        finder = _DecisionFinder()
+        finder.feed(text)
+
+        def fail(where: str = "", why: str = "it holds no candidates") -> DensenetDeployError:
+            fix = "give a page that report made of measured models, or the JSON of tune"
+            return DataError(path, f"is not a page to compare with: {f'{where} {why}'.strip()}", fix)
+
+        try:
+            facts = parse_json(finder.content)
+        except ValueError as exc:
+            raise fail() from exc
+        return dataclasses.replace(from_plain(cls, facts, fail=fail), name=path.name)
 
 
-def _trial_key(one: TrialResult) -> tuple[object, ...]:
-    return one.model, one.backend, one.threads, one.batch
+class _DecisionFinder(HTMLParser):
+    """Finds the decision that a page holds for programs."""
+
+    content = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        if tag == "meta" and facts.get("name") == DECISION and not self.content:
+            self.content = facts.get("content") or ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +104,7 @@ class ReportSources:
     Attributes:
         models: artifacts and checkpoints, or models in memory that have an ONNX graph.
         max_drop: percentage points of top-1, or of AUROC, that the choice may lose, where `tune` did not choose.
+        against: an earlier page, or the JSON of an earlier `tune`, to compare with.
     """
 
     models: Sequence[StrPath | Model]
@@ -72,6 +115,7 @@ class ReportSources:
     quantizations: Sequence[StrPath | QuantizeReport] = ()
     tunings: Sequence[StrPath | TuneReport] = ()
     max_drop: float = 1.0
+    against: StrPath | None = None
 
     def __post_init__(self) -> None:
         require_range("max-drop", self.max_drop, 0.0, 100.0)
@@ -88,6 +132,7 @@ class ReportSources:
             "--sensitivity": self.sensitivities,
             "--quantize": self.quantizations,
         }
+        given |= {} if self.against is None else {"--against": [self.against]}
         return {option: [one for one in reports if not isinstance(one, Report)] for option, reports in given.items()}
 
     @property
@@ -183,6 +228,7 @@ class Material:
     quantizations: tuple[Loaded[QuantizeReport], ...] = ()
     tunings: tuple[Loaded[TuneReport], ...] = ()
     inputs: tuple[FileFacts, ...] = field(default=())
+    earlier: Earlier | None = None
 
     @property
     def results(self) -> tuple[Measurement, ...]:
@@ -197,7 +243,8 @@ class Material:
     @property
     def float_models(self) -> list[Path]:
         """The FP32 ONNX files among the models."""
-        return [model.path for model in self.models if model.kind == "onnx" and model.precision == "fp32"]
+        found = [model for model in self.models if model.kind == "onnx" and model.precision == "fp32"]
+        return [model.path for model in found if model.temporary is None]
 
     def model_called(self, name: str) -> ModelSummary | None:
         """Return the model that a report calls `name`, if it is one of these."""
@@ -210,12 +257,10 @@ class Material:
         found = (report for report in (*own, *seconds) if report is not None)
         return next((report for report in found if model.is_called(report.model)), None)
 
-    def accuracy_of(self, model: ModelSummary) -> Accuracy | None:
-        """Top-1 or AUROC of `model`: what `evaluate` found, else what `tune` found for the very same file."""
-        if (found := self.evaluation_of(model)) is not None:
-            return found.accuracy
-        trials = (trial for loaded in reversed(self.tunings) for trial in loaded.report.candidates)
-        return next((one.accuracy for one in trials if one.sha256 == model.sha256 and one.accuracy), None)
+    def accuracy_of(self, model: ModelSummary) -> tuple[Accuracy | None, int]:
+        """The main figure of the task of `model` as `evaluate` found it, and on how many images."""
+        found = self.evaluation_of(model)
+        return (None, 0) if found is None else (found.accuracy, found.count)
 
     def is_stale(self, result: Measurement) -> bool:
         """Whether a result was measured on other bytes than the model of that name holds now."""
@@ -242,6 +287,7 @@ def load_material(sources: ReportSources, folder: Path = Path(), listener: Liste
         _read(QuantizeReport, sources.quantizations),
         _read(TuneReport, sources.tunings),
         tuple(FileFacts.of(Path(path)) for paths in sources.by_option().values() for path in paths),
+        None if sources.against is None else Earlier.read(Path(sources.against)),
     )
     listener("reading models")
     return dataclasses.replace(read, models=_summaries(sources, folder))

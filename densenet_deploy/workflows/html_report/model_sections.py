@@ -9,24 +9,18 @@ from pathlib import Path
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
 from densenet_deploy.manifest import Manifest, sides
 from densenet_deploy.parity.compare import Parity
+from densenet_deploy.reports import Cell, Table, number_cell, percent, table_of, text_cell
 from densenet_deploy.workflows.compare import ComparisonReport
+from densenet_deploy.workflows.decision import from_page
 from densenet_deploy.workflows.html_report.decide import file_of
 from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import FileFacts, Material, ModelSummary
 from densenet_deploy.workflows.html_report.page import (
     Block,
-    Cell,
     Facts,
     Section,
-    Table,
-    decibels,
     file_cell,
-    made_by,
-    number_cell,
-    percent,
     remarks,
-    table,
-    text_cell,
 )
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 
@@ -35,7 +29,7 @@ def sqnr_cell(parity: Parity | None) -> Cell:
     """Return a cell with the SQNR in dB; a dash where it is unknown."""
     if parity is None:
         return number_cell(None)
-    return Cell("∞", math.inf) if parity.sqnr_db == math.inf else number_cell(parity.sqnr_db, decibels)
+    return Cell("∞", math.inf) if parity.sqnr_db == math.inf else number_cell(parity.sqnr_db, "{:.1f}".format)
 
 
 def parity_section(material: Material, figures: Figures) -> Section:
@@ -50,18 +44,7 @@ def parity_section(material: Material, figures: Figures) -> Section:
     for found in material.sensitivities:
         data = found.report.plot_data
         blocks += [figures.sensitivity(data), _sensitivity(data)]
-    first, *others = (model.path for model in material.models)
-    if not material.validations:
-        blocks.insert(0, made_by("validate", first, *(others[:1] or [Path("OTHER_MODEL")]), "--per-layer"))
-    if not material.sensitivities:
-        missing = "There are no data yet on what each layer costs in INT8"
-        blocks.append(made_by("sensitivity", _float_model(material), "--calibration", "FOLDER", missing=missing))
     return Section("parity", "Parity and SQNR", lead, blocks)
-
-
-def _float_model(material: Material) -> Path:
-    """The model to quantize: an FP32 file, or else the first."""
-    return [*material.float_models, material.models[0].path][0]
 
 
 def _validated(validations: Sequence[ComparisonReport]) -> Table:
@@ -76,9 +59,9 @@ def _validated(validations: Sequence[ComparisonReport]) -> Table:
         "model": lambda one: file_cell(file_of(one.candidate)),
         "reference": lambda one: file_cell(file_of(one.reference)),
         "SQNR dB": lambda one: sqnr_cell(one.parity),
-        "centred dB": lambda one: number_cell(one.parity.centred_sqnr_db, decibels),
+        "centred dB": lambda one: number_cell(one.parity.centred_sqnr_db, "{:.1f}".format),
         "cosine": lambda one: number_cell(one.parity.cosine, "{:.6f}".format),
-        "max |Δ|": lambda one: number_cell(one.parity.max_abs, "{:.3g}".format),
+        "max difference": lambda one: number_cell(one.parity.max_abs, "{:.3g}".format),
         "same top-1": lambda one: number_cell(one.parity.top1_agreement, percent),
         "gates": verdict,
         "ran on": lambda one: text_cell(_described_place(one.candidate)),
@@ -86,7 +69,7 @@ def _validated(validations: Sequence[ComparisonReport]) -> Table:
     }
     if all(one.parity.centred_sqnr_db is None for one in validations):
         del columns["centred dB"]
-    return table("Parity of outputs", validations, columns)
+    return table_of("Parity of outputs", validations, columns)
 
 
 def _described_place(described: str) -> str:
@@ -101,14 +84,14 @@ def _layers_apart(validation: ComparisonReport) -> list[Block]:
         return remarks(validation.notes)
     name, layers = file_of(validation.candidate).rpartition("/")[2], validation.worst_layers
     diverges = f"; the first to miss a gate is {validation.first_divergence}" if validation.first_divergence else ""
-    found = table(
+    found = table_of(
         f"The {len(layers)} layers of {name} that differ most from the reference{diverges}",
         layers,
         {
             "layer": lambda layer: text_cell(layer.name),
             "SQNR dB": lambda layer: sqnr_cell(layer.parity),
             "cosine": lambda layer: number_cell(layer.parity.cosine, "{:.6f}".format),
-            "max |Δ|": lambda layer: number_cell(layer.parity.max_abs, "{:.3g}".format),
+            "max difference": lambda layer: number_cell(layer.parity.max_abs, "{:.3g}".format),
         },
         f"Layer by layer: {name}",
     )
@@ -117,14 +100,14 @@ def _layers_apart(validation: ComparisonReport) -> list[Block]:
 
 def _sensitivity(data: SensitivityData) -> Table:
     whole = data.whole.sqnr_db
-    return table(
+    return table_of(
         f"{data.title}; everything in INT8: {whole:.1f} dB",
         data.rows,
         {
             "layer or block": lambda row: text_cell(row.name, code=True),
-            "SQNR dB, only this in INT8": lambda row: number_cell(row.only_int8.sqnr_db, decibels),
-            "SQNR dB, only this in FP32": lambda row: number_cell(row.only_float.sqnr_db, decibels),
-            "gain dB": lambda row: number_cell(row.only_float.sqnr_db - whole, decibels),
+            "SQNR dB, only this in INT8": lambda row: number_cell(row.only_int8.sqnr_db, "{:.1f}".format),
+            "SQNR dB, only this in FP32": lambda row: number_cell(row.only_float.sqnr_db, "{:.1f}".format),
+            "gain dB": lambda row: number_cell(row.only_float.sqnr_db - whole, "{:.1f}".format),
             "top-1, only this in INT8": lambda row: number_cell(row.only_int8.top1, percent),
         },
         "The same in numbers",
@@ -139,13 +122,11 @@ def calibration_section(material: Material) -> Section:
     blocks: list[Block] = [Facts(written)] if written else []
     if material.quantizations:
         blocks += _calibrated([loaded.report for loaded in material.quantizations])
-    else:
-        blocks.append(made_by("quantize", _float_model(material), "--calibration", "FOLDER"))
     return Section("calibration", "Calibration", lead, blocks)
 
 
 def _calibrated(quantizations: Sequence[QuantizeReport]) -> list[Block]:
-    found = table(
+    found = table_of(
         "Calibration of each model",
         quantizations,
         {
@@ -172,7 +153,7 @@ def precision_section(material: Material) -> Section:
         results = (one for one in material.results if model.is_called(one.model) and one.sha256 == model.sha256)
         return text_cell(", ".join(dict.fromkeys(f"{one.precision} ({one.backend})" for one in results)))
 
-    found = table(
+    found = table_of(
         "Precision",
         material.models,
         {
@@ -190,7 +171,7 @@ def precision_section(material: Material) -> Section:
 
 
 def _layers(model: ModelSummary) -> Table:
-    return table(
+    return table_of(
         f"Layers of {model.name}",
         model.layers,
         {
@@ -214,21 +195,21 @@ def network_section(material: Material, figures: Figures) -> Section:
     return Section("network", "The network", lead, [*blocks, *figures.of_network()])
 
 
-def provenance_section(material: Material) -> Section:
+def provenance_section(material: Material, page: Path) -> Section:
     """Hashes of all files, and the facts that the models carry."""
     lead = "The SHA-256 of every file that this page is about, and what the models record about themselves."
-    blocks: list[Block] = [_files("Models", [file for model in material.models for file in model.files])]
+    blocks: list[Block] = [_files("Models", page, [file for model in material.models for file in model.files])]
     if material.inputs:
-        blocks.append(_files("Reports behind this page", material.inputs))
+        blocks.append(_files("Reports behind this page", page, material.inputs))
     return Section("provenance", "Provenance", lead, [*blocks, *_origins(material.models)])
 
 
-def _files(caption: str, files: Sequence[FileFacts]) -> Table:
-    return table(
+def _files(caption: str, page: Path, files: Sequence[FileFacts]) -> Table:
+    return table_of(
         caption,
         files,
         {
-            "file": lambda file: text_cell(file.path),
+            "file": lambda file: text_cell(from_page(file.path, page) if file.path.exists() else file.path),
             "bytes": lambda file: number_cell(file.bytes),
             "SHA-256": lambda file: text_cell(file.sha256, code=True),
         },

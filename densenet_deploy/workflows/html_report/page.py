@@ -11,62 +11,32 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from xml.etree import ElementTree as ET  # only what matplotlib wrote here is parsed
 
-from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.errors import printable
 from densenet_deploy.packages import require_packages
+from densenet_deploy.reports import Cell, Table, text_cell
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+DECISION: Final = "densenet-deploy-decision"
+"""The name of the `meta` element in which a page keeps its decision for programs."""
+
 MOST_ROWS: Final = 500
-UNKNOWN: Final = "–"
 PROGRAM: Final = "densenet-deploy"
-_MIB: Final = 2**20
 _LONGEST_TEXT: Final = 400
 _WIDE_TEXT: Final = 52  # characters; the column of a longer cell need not be as wide as the text
 _LONGEST_COMMAND: Final = 4000
 _DROPPED: Final = ("metadata", "style")
+_IMAGE: Final = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 _NAMESPACE: Final = re.compile(r"\{[^}]+\}")
 _REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is shown, what it is sorted by (None: last), and how it looks.
-
-    `span` draws a value with its interval on an axis that all rows share: low, middle and high as fractions of it.
-    """
-
-    text: str
-    key: float | str | None = None
-    span: tuple[float, float, float] | None = None
-    tone: Literal["", "good", "bad", "quiet"] = ""
-    code: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings; `folded` hides them behind that line until it is opened."""
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    folded: str = ""
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Which columns hold numbers: they are aligned to the right, and sorted as numbers."""
-        return [not any(isinstance(row[place].key, str) for row in self.rows) for place in range(len(self.headings))]
 
 
 @dataclass(frozen=True)
@@ -105,7 +75,24 @@ class Remarks:
     sentences: Sequence[str]
 
 
-Block = Table | Facts | Figure | Commands | Remarks
+@dataclass(frozen=True)
+class ImageCard:
+    """A small image as a `data:` address (empty where the file is not here), and lines of text below it."""
+
+    data: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images side by side, under a sentence about them."""
+
+    kind: ClassVar[str] = "images"
+    lead: str
+    cards: Sequence[ImageCard]
+
+
+Block = Table | Facts | Figure | Commands | Remarks | Images
 
 
 @dataclass(frozen=True)
@@ -124,80 +111,37 @@ class Headline:
 
     Attributes:
         model: the file to ship; empty where none is recommended.
-        figures: the few numbers that matter: name, value, small print.
+        lead: what is gained and lost by it.
+        answers: to the questions that a decision raises: question, answer, small print.
+        figures: shown beside the answers.
+        commands: that run it.
     """
 
     title: str
     model: str
+    lead: str
     reasons: Sequence[str]
-    figures: Sequence[tuple[str, str, str]] = ()
+    answers: Sequence[tuple[str, str, str]] = ()
+    figures: Sequence[Figure] = ()
     cautions: Sequence[str] = ()
     commands: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page; `description` identifies it in the file, `made_by` is its last line."""
+    """A whole page; `description` identifies it, `decision` is JSON for `report --against`, `made_by` ends it."""
 
     title: str
     description: str
     headline: Headline
     sections: Sequence[Section]
     made_by: str
-
-
-def text_cell(value: object, *, code: bool = False) -> Cell:
-    """Return a cell that is sorted by its text; a dash for nothing."""
-    shown = str(value or UNKNOWN)
-    return Cell(shown, shown.lower(), code=code)
-
-
-def number_cell(value: float | None, form: Callable[[float], str] = "{:,.0f}".format) -> Cell:
-    """Return a cell that shows `form(value)`; a dash for None."""
-    return Cell(UNKNOWN, tone="quiet") if value is None else Cell(form(value), value)
+    decision: str = ""
 
 
 def file_cell(path: str) -> Cell:
     """Return a cell with the file name without its folder; no two models share it."""
     return text_cell(path.rpartition("/")[2])
-
-
-def percent(value: float) -> str:
-    """Return a fraction in percent.
-
-    >>> percent(0.99166)
-    '99.17 %'
-    """
-    return f"{value:.2%}".replace("%", " %")
-
-
-def mib(value: float) -> str:
-    """Return bytes in mebibytes, without the unit."""
-    return f"{value / _MIB:,.1f}"
-
-
-def decibels(value: float) -> str:
-    """Return decibels with one decimal place."""
-    return f"{value:.1f}"
-
-
-def time_cell(median: float | None, interval: tuple[float, float] | None, longest: float) -> Cell:
-    """Return a cell with a time and its interval, which is drawn too, on an axis from 0 to `longest`."""
-    if median is None:
-        return number_cell(None)
-    low, high = interval or (median, median)
-    shown = milliseconds(median) + (f" [{milliseconds(low)}, {milliseconds(high)}]" if interval else "")
-    return Cell(shown, median, (low / longest, median / longest, high / longest))
-
-
-def axis_end(spans: Iterable[tuple[float | None, tuple[float, float] | None]]) -> float:
-    """Return the end of an axis that holds all of these times."""
-    return max((interval[1] if interval else median or 0.0 for median, interval in spans), default=0.0) or 1.0
-
-
-def table(caption: str, rows: Sequence[T], columns: Mapping[str, Callable[[T], Cell]], folded: str = "") -> Table:
-    """Return a table with a row for each of `rows`; `columns` maps a heading to what makes its cells."""
-    return Table(caption, list(columns), [[cell(row) for cell in columns.values()] for row in rows], folded)
 
 
 def remarks(sentences: Iterable[str]) -> list[Block]:
@@ -206,11 +150,10 @@ def remarks(sentences: Iterable[str]) -> list[Block]:
     return [Remarks(listed)] if listed else []
 
 
-def made_by(command: str, *arguments: object, missing: str = "There are no data for this section yet") -> Commands:
-    """Say what is `missing`, which command makes it, and which option takes its output."""
+def made_by(what: str, command: str, *arguments: object) -> tuple[str, str]:
+    """Return what is missing with the option that takes it, and the command that makes it."""
     line = shlex.join([PROGRAM, command, *map(str, arguments), "--json"])
-    lead = f"{missing}. This command makes them; give its output with --{command} {command}.json."
-    return Commands([f"{line} > {command}.json"], lead)
+    return f"{what[0].upper()}{what[1:]}: --{command} {command}.json", f"{line} > {command}.json"
 
 
 def render(page: Page) -> bytes:
@@ -230,6 +173,7 @@ def render(page: Page) -> bytes:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "most_rows": MOST_ROWS,
         "wide": _WIDE_TEXT,
+        "decision_name": DECISION,
     }
     text = _environment().get_template("page.html.j2").render(facts)
     return text.encode("utf-8", "backslashreplace")
@@ -247,7 +191,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"svg": _svg, "breakable": _breakable, "prose": _prose, "shell": _shell, "percent": _percent}
+    environment.filters |= {
+        "svg": _svg,
+        "breakable": _breakable,
+        "prose": _prose,
+        "shell": _shell,
+        "percent": _percent,
+        "address": _address,
+        "whole_text": _whole_text,
+    }
     return environment
 
 
@@ -257,10 +209,10 @@ def _shown(value: Any) -> Any:
 
 
 def _breakable(text: str) -> Markup:
-    """Let long names of files and layers break after their dots."""
+    """Let long names of files and layers break after their dots and slashes."""
     from markupsafe import Markup, escape
 
-    return escape(_shown(text)).replace(".", Markup(".<wbr>"))
+    return escape(_shown(text)).replace(".", Markup(".<wbr>")).replace("/", Markup("/<wbr>"))
 
 
 def _prose(text: str) -> Markup:
@@ -281,6 +233,22 @@ def _whole(word: str) -> Markup:
     from markupsafe import Markup
 
     return Markup('<span class="whole">{}</span>').format(word) if "-" in word else Markup("{}").format(word)
+
+
+def _address(data: str) -> Markup:
+    """Return the address of an image that we encoded ourselves."""
+    from markupsafe import Markup, escape
+
+    if _IMAGE.fullmatch(data) is None:
+        raise ValueError("an image has to be data")
+    return Markup(escape(data))  # noqa: S704 - escaped
+
+
+def _whole_text(text: str) -> Markup:
+    """Escape JSON, of which no part may be left out."""
+    from markupsafe import Markup, escape
+
+    return Markup(escape(text))  # noqa: S704 - escaped
 
 
 def _percent(fraction: float) -> str:

@@ -1,141 +1,196 @@
-"""What each section of the page shows, from the material and the decision."""
+"""What each section of the page shows, from the material and the advice."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from densenet_deploy.analysis.choice import place_of
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
-from densenet_deploy.workflows.html_report.accuracy_section import (
-    accuracy_cell,
-    accuracy_name,
-    accuracy_section,
-    accuracy_text,
-)
-from densenet_deploy.workflows.html_report.decide import Decision, runs_on
+from densenet_deploy.records import to_plain
+from densenet_deploy.reports import Cell, Table, mebibytes, mib, number_cell, percent, table_of, text_cell, time_cell
+from densenet_deploy.workflows.decision import Decision, MeasuredCandidate, from_page
+from densenet_deploy.workflows.html_report.accuracy_section import accuracy_section
+from densenet_deploy.workflows.html_report.against import against_section
+from densenet_deploy.workflows.html_report.decide import Advice
+from densenet_deploy.workflows.html_report.disagreements import disagreement_blocks
 from densenet_deploy.workflows.html_report.figures import Figures
-from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources, is_same_trial
+from densenet_deploy.workflows.html_report.load import Earlier, Loaded, Material, ReportSources
 from densenet_deploy.workflows.html_report.model_sections import (
     calibration_section,
     network_section,
     parity_section,
     precision_section,
     provenance_section,
-    sqnr_cell,
 )
 from densenet_deploy.workflows.html_report.page import (
     PROGRAM,
     Block,
-    Cell,
     Commands,
     Facts,
+    Figure,
     Headline,
     Page,
     Section,
-    Table,
-    axis_end,
     made_by,
-    mib,
-    number_cell,
-    percent,
     remarks,
-    table,
-    text_cell,
-    time_cell,
 )
-from densenet_deploy.workflows.tune.report import TrialResult, TuneReport
 
 
-def page_of(material: Material, decision: Decision, out: Path, description: str, made_by: str) -> Page:
-    """Return the page; `out` is where it will be, which its own command names."""
+def page_of(material: Material, advice: Advice, out: Path, description: str, made_by: str) -> Page:
+    """Return the page; `out` is where it will be: the paths that it shows are relative to its folder."""
     figures = Figures(material)
+    drawn = figures.pareto(advice.decision)
     sections = (
-        _pareto(material, figures),
+        *against_section(advice, material.earlier),
+        _candidates(material, advice, drawn[1:]),
         _latency(material),
-        accuracy_section(material),
+        accuracy_section(material, disagreement_blocks(material)),
         parity_section(material, figures),
         calibration_section(material),
         precision_section(material),
         network_section(material, figures),
-        provenance_section(material),
+        provenance_section(material, out),
+        _missing(material, out),
         _reproduce(material, out),
     )
     names = ", ".join(model.name for model in material.models)
-    return Page(f"Report on {names}", description, _headline(decision), sections, made_by)
-
-
-def _headline(decision: Decision) -> Headline:
-    if not decision.model:
-        return Headline("No model to recommend yet", "", decision.reasons, (), decision.cautions)
-    commands = []
-    if decision.path is not None:  # otherwise no command could be run with it here
-        backend = ["--backend", decision.backend] if decision.backend else []
-        commands.append(f"{shlex.join([PROGRAM, 'run', str(decision.path), *backend])} IMAGE")
-    return Headline("Ship", decision.model, decision.reasons, _numbers(decision), decision.cautions, commands)
-
-
-def _numbers(decision: Decision) -> list[tuple[str, str, str]]:
-    """The few numbers that matter, as far as they are known."""
-    numbers = []
-    if decision.latency_ms is not None:
-        interval = decision.interval_ms and " to ".join(map(milliseconds, decision.interval_ms))
-        numbers.append(
-            ("median call", f"{milliseconds(decision.latency_ms)} ms", (interval and f"95 %: {interval}") or "")
-        )
-    if decision.accuracy is not None:
-        numbers.append((decision.accuracy.name, accuracy_text(decision.accuracy), ""))
-    if decision.memory_bytes is not None:
-        numbers.append(("peak memory", f"{mib(decision.memory_bytes)} MiB", "of the process"))
-    if decision.file_bytes is not None:
-        numbers.append(("on disk", f"{mib(decision.file_bytes)} MiB", decision.precision))
-    return numbers
-
-
-def _pareto(material: Material, figures: Figures) -> Section:
-    lead = "A model is on the front if no other model here is both faster and more accurate."
-    blocks = figures.pareto()
-    for tuning in material.tunings:
-        blocks += [_front(tuning)] if tuning.report.pareto else []
-        blocks += _machine(tuning, material)
-    if not blocks:
-        missing = (
-            "This section needs latency and accuracy of the same models: from tune, or from benchmark and evaluate"
-        )
-        blocks = [made_by("tune", *(material.float_models or [Path("FP32_MODEL.onnx")]), missing=missing)]
-    return Section("pareto", "Speed and accuracy", lead, blocks)
-
-
-def _front(tuning: Loaded[TuneReport]) -> Table:
-    trials, chosen = tuning.report.pareto, tuning.report.chosen
-    longest = axis_end((trial.latency_ms, trial.interval_ms) for trial in trials)
-
-    def model(trial: TrialResult) -> Cell:
-        name = trial.model.name
-        return Cell(f"{name} (chosen)", name.lower(), tone="good") if is_same_trial(trial, chosen) else text_cell(name)
-
-    goals = "latency, throughput, answers, memory and file size"
-    return table(
-        f"The Pareto front that tune found ({tuning.name}), by {goals}",
-        trials,
-        {
-            "model": model,
-            "runs on": lambda trial: text_cell(runs_on(trial.backend, trial.threads, trial.batch)),
-            "ms per call [95 %]": lambda trial: time_cell(trial.latency_ms, trial.interval_ms, longest),
-            accuracy_name(trials): accuracy_cell,
-            "points lost": lambda trial: number_cell(trial.drop_points, "{:.2f}".format),
-            "SQNR dB": lambda trial: sqnr_cell(trial.parity),
-            "MiB": lambda trial: number_cell(trial.peak_memory_bytes, mib),
-        },
+    earlier = Earlier("", advice.decision, advice.machine)
+    return Page(
+        f"Report on {names}",
+        description,
+        _headline(advice, drawn[:1], out),
+        [section for section in sections if section.blocks],
+        made_by,
+        _for_programs(earlier) if advice.decision.candidates else "",
     )
+
+
+def _for_programs(earlier: Earlier) -> str:
+    """The decision as JSON in printable ASCII, whatever the names of files hold."""
+    return json.dumps(to_plain(earlier), allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _headline(advice: Advice, drawn: Sequence[Figure], out: Path) -> Headline:
+    decision, chosen = advice.decision, advice.decision.chosen
+    if chosen is None:
+        return Headline("No model to recommend yet", "", "", [advice.why_none], (), drawn, advice.cautions)
+    commands = []
+    if advice.path is not None:  # otherwise no command could be run with it here
+        path = from_page(advice.path, out)
+        running = ["--backend", chosen.backend, "--threads", str(chosen.threads)]
+        commands.append(f"{shlex.join([PROGRAM, 'run', path, *running])} IMAGE")
+    reasons = [decision.compared_with, decision.place_in_words]
+    answers = _answers(advice, chosen, out)
+    return Headline(
+        "Ship", chosen.model, ", ".join(decision.headline), reasons, answers, drawn, advice.cautions, commands
+    )
+
+
+def _answers(advice: Advice, chosen: MeasuredCandidate, out: Path) -> list[tuple[str, str, str]]:
+    """What a decision needs to know first, as far as it is known."""
+    decision, baseline = advice.decision, advice.decision.baseline
+    faster, smaller, lost = decision.headline or ("", "", "")
+    known = None if baseline is chosen else baseline
+    was = "" if known is None else f", was {known.time}"
+    size = "" if known is None else f", was {mib(known.file_bytes)}"
+    memory = f"; the process takes {mib(chosen.memory_bytes)}" if chosen.memory_bytes else ""
+    answers = [
+        ("Which file", chosen.model if advice.path is None else from_page(advice.path, out), chosen.precision),
+        ("How fast", faster or f"{milliseconds(chosen.latency_ms)} ms", f"{chosen.time} ms per call{was}"),
+        ("How small", smaller or mib(chosen.file_bytes), f"{mib(chosen.file_bytes)}{size}{memory}"),
+        ("What is lost", lost or _own_accuracy(chosen), _accuracies(chosen, known)),
+    ]
+    machine = advice.machine
+    place = "" if machine is None else f"{machine.cpu}, {machine.usable_cpus} usable CPUs"
+    date = "" if machine is None else f"; {machine.date}"
+    gpus = [] if machine is None or chosen.backend == "openvino" else [gpu.name for gpu in machine.gpus]
+    answers.append(("On which machine", ", ".join([place or "not recorded", *gpus]), f"{chosen.place}{date}"))
+    return answers
+
+
+def _own_accuracy(chosen: MeasuredCandidate) -> str:
+    return "nothing" if chosen.accuracy is not None or chosen.is_given else "not measured"
+
+
+def _accuracies(chosen: MeasuredCandidate, baseline: MeasuredCandidate | None) -> str:
+    if chosen.accuracy is None:
+        return ""
+    was = "" if baseline is None or baseline.accuracy is None else f", was {baseline.accuracy.shown}"
+    return f"{chosen.accuracy}{was}, on {chosen.labelled} images"
+
+
+def _candidates(material: Material, advice: Advice, drawn: Sequence[Figure]) -> Section:
+    """The table that the sentence and the figure are about, and those of earlier tunings."""
+    lead = (
+        "Candidates whose 95% intervals overlap are as fast as each other: the measurement cannot tell them apart. "
+        "Among those as fast as the fastest, better answers decide, then the smaller file, then less memory."
+    )
+    blocks: list[Block] = [*drawn, *_tables("Candidates", advice.decision)]
+    for tuning in material.tunings[:-1]:
+        blocks += _tables(f"Candidates of {tuning.name}", tuning.report.decision)
+    for tuning in material.tunings:
+        failed = [f"{one.title}: {one.outcome}" for one in tuning.report.candidates if one.latency_ms is None]
+        blocks += [*remarks(failed), *_machine(tuning, material)]
+    return Section("candidates", "Candidates", lead, blocks)
+
+
+def _tables(caption: str, decision: Decision) -> list[Table]:
+    if not decision.candidates:
+        return []
+    found = [decision.table(caption, decision.shown)]
+    others = decision.others
+    return [
+        *found,
+        *([decision.table("Slower ways to run the same files", others, f"{len(others)} more")] if others else []),
+    ]
+
+
+def _missing(material: Material, out: Path) -> Section:
+    """What was not measured, with the commands that do."""
+    first, *others = (model.name if model.temporary else from_page(model.path, out) for model in material.models)
+    plain = from_page([*material.float_models, material.models[0].path][0], out) if material.float_models else first
+    models = [first, *others]
+    wanted = [
+        (material.tunings or material.benchmarks, made_by("the best file for this machine", "tune", plain)),
+        (material.tunings or material.benchmarks, made_by("latency", "benchmark", *models)),
+        (
+            material.evaluations,
+            made_by(
+                "accuracy by class, and where models differ",
+                "evaluate",
+                *_pair(models),
+                "--data",
+                "FOLDER",
+            ),
+        ),
+        (
+            material.validations,
+            made_by("parity of outputs and layers", "validate", first, *(others[:1] or ["OTHER_MODEL"]), "--per-layer"),
+        ),
+        (
+            material.sensitivities,
+            made_by("what each layer costs in INT8", "sensitivity", plain, "--calibration", "FOLDER"),
+        ),
+        (material.quantizations, made_by("how INT8 was calibrated", "quantize", plain, "--calibration", "FOLDER")),
+    ]
+    blocks: list[Block] = [Commands([line], f"{what}.") for known, (what, line) in wanted if not known]
+    lead = "What this page has no data on, the option of report that takes them, and the command that makes them."
+    return Section("missing", "Not measured", lead, blocks)
+
+
+def _pair(models: Sequence[str]) -> list[str]:
+    return [models[0], *(["--against", models[1]] if len(models) > 1 else [])]
 
 
 def _latency(material: Material) -> Section:
     lead = (
-        "The median call with its 95 % interval, drawn on an axis from 0 ms. A wide interval means an unreliable "
+        "The median call with its 95% interval, drawn on an axis from 0 ms. A wide interval means an unreliable "
         "measurement."
     )
     blocks: list[Block] = []
@@ -146,12 +201,11 @@ def _latency(material: Material) -> Section:
             blocks.append(_latencies(f"{scenario}, batch {batch} ({benchmark.name})", results, material))
         notes = [*(f"failed: {one}" for one in benchmark.report.failed), *benchmark.report.notes]
         blocks += [*_machine(benchmark, material), *remarks(notes)]
-    blocks = blocks or [made_by("benchmark", *(model.path for model in material.models))]
     return Section("latency", "Latency", lead, blocks)
 
 
 def _latencies(caption: str, results: Sequence[Measurement], material: Material) -> Table:
-    longest = axis_end((result.median_ms, result.interval_ms) for result in results)
+    longest = max(result.interval_ms[1] for result in results)
 
     def model(result: Measurement) -> Cell:
         name = result.model.rpartition("/")[2]
@@ -163,28 +217,23 @@ def _latencies(caption: str, results: Sequence[Measurement], material: Material)
         "model": model,
         "runs on": lambda result: text_cell(_place(result)),
         "precision": lambda result: text_cell(result.precision),
-        "ms per call [95 %]": lambda result: time_cell(result.median_ms, result.interval_ms, longest),
+        "ms per call [95%]": lambda result: time_cell(result.median_ms, result.interval_ms, longest),
         "p90": lambda result: number_cell(result.latency_ms.p90, milliseconds),
         "p99": lambda result: number_cell(result.latency_ms.p99, milliseconds),
         "images/s": lambda result: number_cell(result.images_per_second, "{:,.1f}".format),
-        "MiB": lambda result: number_cell(result.peak_memory_bytes, mib),
-        "GPU MiB": lambda result: number_cell(result.device_memory_bytes, mib),
+        "MiB": lambda result: number_cell(result.peak_memory_bytes, mebibytes),
+        "GPU MiB": lambda result: number_cell(result.device_memory_bytes, mebibytes),
         "frames missed": lambda result: number_cell(None if result.camera is None else result.camera.missed, percent),
         "load ms": lambda result: number_cell(result.load_ms),
         "first ms": lambda result: number_cell(result.first_ms, milliseconds),
     }
-    if all(result.device_memory_bytes is None for result in results):
-        del columns["GPU MiB"]
-    if all(result.camera is None for result in results):
-        del columns["frames missed"]
-    return table(caption, results, columns)
+    return table_of(caption, results, columns).without_empty_columns()
 
 
 def _place(result: Measurement) -> str:
-    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
     streams = "" if result.streams == 1 else f"{result.streams} streams"
     device = "" if result.device == "cpu" else result.device
-    return ", ".join(filter(None, (result.backend, device, streams, threads)))
+    return ", ".join(filter(None, (result.backend, device, streams, place_of(None, result.threads))))
 
 
 def _machine(run: Loaded[Any], material: Material) -> list[Block]:
@@ -217,27 +266,36 @@ def _machine_facts(machine: Machine) -> list[tuple[str, str]]:
 
 
 def _reproduce(material: Material, out: Path) -> Section:
-    lead = "The command lines that the reports record, and the one that made this page."
-    recorded = [line for loaded in material.reports if (line := _recorded(loaded))]
+    lead = "Commands for the folder of this page: those that the reports record, and the one that made it."
+    recorded = [line for loaded in material.reports if (line := _recorded(loaded, out))]
     chosen = [loaded.report.chosen for loaded in material.tunings]
-    recorded += [trial.command for trial in chosen if trial is not None]
+    recorded += [shlex.join(_moved(shlex.split(trial.command), out)) for trial in chosen if trial is not None]
     blocks: list[Block] = [Commands(list(dict.fromkeys(recorded)), "The measurements.")] if recorded else []
     blocks.append(Commands([_own_command(material.sources, out)], "This page."))
     return Section("reproduce", "Reproduce", lead, blocks)
 
 
-def _recorded(loaded: Loaded[Any]) -> str:
+def _recorded(loaded: Loaded[Any], out: Path) -> str:
     """The command line of a report; empty where it records none, as reports made in Python or by older versions."""
     if not loaded.report.argv:
         return ""
-    to_file = f" > {shlex.quote(str(loaded.path))}" if "--json" in loaded.report.argv else ""
-    return shlex.join(loaded.report.argv) + to_file
+    to_file = f" > {shlex.quote(from_page(loaded.path, out))}" if "--json" in loaded.report.argv else ""
+    return shlex.join(_moved(loaded.report.argv, out)) + to_file
+
+
+def _moved(words: Sequence[str], out: Path, first: int = 2) -> list[str]:
+    """Return a command line whose words from `first` on name files as the folder of the page sees them, if here."""
+    here = [
+        word if word.startswith("-") or not Path(word).exists() else from_page(Path(word), out)
+        for word in words[first:]
+    ]
+    return [*words[:first], *here]
 
 
 def _own_command(sources: ReportSources, out: Path) -> str:
-    words = [PROGRAM, "report", *sources.paths, "-o", str(out)]
+    words = [PROGRAM, "report", *_moved(sources.paths, out, 0), "-o", out.name]
     for option, paths in sources.by_option().items():
-        words += [word for path in paths for word in (option, str(path))]
+        words += [word for path in paths for word in (option, from_page(Path(path), out))]
     if sources.max_drop != ReportSources.max_drop:
         words += ["--max-drop", f"{sources.max_drop:g}"]
     return shlex.join(words)

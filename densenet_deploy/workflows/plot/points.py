@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from densenet_deploy.analysis.choice import METRICS, Metric, ParetoPoint
+from densenet_deploy.analysis.choice import METRICS, Accuracy, Metric, ParetoPoint, place_of
 from densenet_deploy.errors import DataError, printable
 from densenet_deploy.reports import Report
 
 Interval = tuple[float, float]
-Merit = tuple[str, float]
-"""The key of a metric and its value."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,14 @@ class Entry:
             return self.latency_ms.mean if self.latency_ms.p50 is None else self.latency_ms.p50
         return self.latency_ms
 
-    def points(self, merits: Mapping[str, Merit]) -> Iterator[tuple[str, ParetoPoint]]:
+    def points(self, merits: Mapping[str, Accuracy]) -> Iterator[tuple[str, ParetoPoint]]:
         """Yield the key of the metric and the point of the entry, if both latency and merit are known."""
-        measured = merit_of(self) or merits.get(self.title)
-        merit = ("top1", self.published.top1) if measured is None and self.published is not None else measured
+        measured = Accuracy.of(self) or merits.get(self.title)
+        merit = Accuracy("top1", self.published.top1) if measured is None and self.published is not None else measured
         if merit is not None and self.median_ms:
             label = point_label(self.title, self.backend, self.threads, self.batch)
             interval = self.latency_interval_ms or self.interval_ms
-            yield merit[0], ParetoPoint(label, self.median_ms, merit[1], interval, published=measured is None)
+            yield merit.key, ParetoPoint(label, self.median_ms, merit.value, interval, published=measured is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ def pareto_points(paths: Sequence[Path]) -> tuple[Metric, tuple[ParetoPoint, ...
         DataError: if a file does not hold such a report, no entry has both, or models of several tasks are among them.
     """
     reports, names = [PointsReport.read(path) for path in paths], ", ".join(map(str, paths))
-    merits = {one.model: merit for one in reports if one.model is not None and (merit := merit_of(one)) is not None}
+    merits = {one.model: merit for one in reports if one.model is not None and (merit := Accuracy.of(one)) is not None}
     entries = (entry for one in reports for entry in (*one.results, *one.points, *one.pareto))
     found = [pair for entry in entries for pair in entry.points(merits)]
     if not found:
@@ -113,19 +111,11 @@ def pareto_points(paths: Sequence[Path]) -> tuple[Metric, tuple[ParetoPoint, ...
     return METRICS[keys[0]], tuple(point for _, point in found)
 
 
-def merit_of(report: Entry | PointsReport) -> Merit | None:
-    """Return the main figure of a model's task, if it was measured."""
-    values = {"top1": report.top1, "auroc": report.auroc, "mae": report.mae}
-    return next(((key, value) for key, value in values.items() if value is not None), None)
-
-
 def point_label(model: str, backend: str | None, threads: int | None, batch: int | None) -> str:
     """Return the model without folder and suffix, its backend and threads, and its batch where that is not 1.
 
     >>> point_label("models/a.onnx", "openvino", 1, 8)
     'a, openvino, 1 thread, batch 8'
     """
-    words = [printable(model.rpartition("/")[2].removesuffix(".onnx"), 80), printable(backend or "", 20)]
-    words += [] if not threads else ["1 thread" if threads == 1 else f"{threads} threads"]
-    words += [f"batch {batch}"] if batch not in (None, 1) else []
-    return ", ".join(filter(None, words))
+    name = printable(model.rpartition("/")[2].removesuffix(".onnx"), 80)
+    return ", ".join(filter(None, [name, place_of(printable(backend or "", 20), threads, batch)]))

@@ -39,7 +39,7 @@ from densenet_deploy.workflows.prune.report import LayerWidth, PruneReport
 from densenet_deploy.workflows.quantize.preparation import about_range
 from densenet_deploy.workflows.samples import taken
 from densenet_deploy.workflows.simplify import finished
-from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 if TYPE_CHECKING:
     from densenet_deploy.pruning.reconstruction import PrunedGraph
@@ -57,7 +57,7 @@ def prune(
     *,
     out: StrPath | None = None,
     force: bool = False,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return a float32 model with fewer bottleneck channels, refitted on images, which need no labels.

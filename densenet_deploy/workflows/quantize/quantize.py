@@ -37,7 +37,7 @@ from densenet_deploy.workflows.quantize.layer_choice import (
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation, chosen_recipe, int8_manifest, prepare_int8
 from densenet_deploy.workflows.samples import taken
-from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.cache import CalibrationCache
@@ -117,7 +117,7 @@ def quantize(
     force: bool = False,
     explain: bool = False,
     cache: CalibrationCache | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Return the INT8 form of a float32 model, calibrated on images.

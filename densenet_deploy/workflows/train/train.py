@@ -22,7 +22,7 @@ from densenet_deploy.records import to_plain, write_json
 from densenet_deploy.training.options import TrainOptions, check_shards
 from densenet_deploy.workflows.evaluation.report import BadFile
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.stages import Listener, Stages, ignore
+from densenet_deploy.workflows.stages import Listener, Stages, ignore, in_notebook
 from densenet_deploy.workflows.train.folder import TrainingFolder
 from densenet_deploy.workflows.train.network import (
     Student,
@@ -62,7 +62,7 @@ def train(
     force: bool = False,
     resume: bool = False,
     search: SearchOptions | None = None,
-    progress: Listener = ignore,
+    progress: Listener = in_notebook,
     **stated: Unpack[LoadOptions],
 ) -> Model:
     """Train a DenseNet to tell classes of images apart, and return that of the best epoch.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from densenet_deploy.analysis.choice import place_of
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import UnknownNameError, UsageError
 from densenet_deploy.options import require_choice, require_range
@@ -154,9 +155,7 @@ class Trial:
     batch: int
 
     def __str__(self) -> str:
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        batch = "" if self.batch == 1 else f", batch {self.batch}"
-        return f"{self.file.path.name} on {self.backend}, {threads}{batch}"
+        return f"{self.file.path.name} on {place_of(self.backend, self.threads, self.batch)}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from densenet_deploy.analysis.choice import Accuracy, score_of
 from densenet_deploy.artifacts import sha256_of
 from densenet_deploy.bench.candidate import Candidate, CandidateWorker
 from densenet_deploy.bench.rounds import Interval, RoundResults, measure_rounds
@@ -25,7 +26,6 @@ from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.evaluate import evaluate
-from densenet_deploy.workflows.evaluation.report import Accuracy
 from densenet_deploy.workflows.evaluation.tasks import images_of, is_table
 from densenet_deploy.workflows.samples import image_samples, seeded_samples
 from densenet_deploy.workflows.tune.cache import Facts, ResultCache
@@ -33,7 +33,6 @@ from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
 from densenet_deploy.workflows.tune.models import FloatModel, data_digests, versions
 
 PARITY_SAMPLES: Final = 64
-EQUAL_SQNR_DB: Final = 60.0  # a thousandth of the signal: a higher SQNR makes no difference to the answers
 _REFERENCE: Final = "reference"
 
 
@@ -82,7 +81,7 @@ class Quality:
 
     Attributes:
         parity: with the FP32 model, of the worst output, on `images` of `kind`.
-        top1, auroc: accuracy on `labelled` images, a fraction, by the task of the model; None without any.
+        top1, auroc, mae: the main figure of the model's task on `labelled` images; None without any.
     """
 
     parity: Parity
@@ -91,6 +90,7 @@ class Quality:
     top1: float | None = None
     labelled: int = 0
     auroc: float | None = None
+    mae: float | None = None
 
     @property
     def is_broken(self) -> bool:
@@ -99,20 +99,20 @@ class Quality:
 
     @property
     def accuracy(self) -> Accuracy | None:
-        """Top-1 or AUROC, if it is known."""
-        return Accuracy.of(self.top1, self.auroc)
+        """Top-1, AUROC or mean absolute error, if it is known."""
+        return Accuracy.of(self)
 
     @property
     def score(self) -> float:
-        """Larger is better: the accuracy if it is known, else the SQNR in dB up to `EQUAL_SQNR_DB`."""
+        """Larger is better; see `analysis.choice.score_of`."""
         if self.is_broken:
             return -math.inf
-        return min(self.parity.sqnr_db, EQUAL_SQNR_DB) if self.accuracy is None else self.accuracy.value
+        return score_of(self.accuracy, self.parity.sqnr_db)
 
     def drop(self, best: float | None) -> float | None:
         """Return the percentage points lost to the best FP32 model; without labels, of images with another class."""
         if self.accuracy is not None and best is not None:
-            return 100 * (best - self.accuracy.value)
+            return None if self.accuracy.metric.is_error else 100 * (best - self.accuracy.value)
         return None if self.parity.top1_agreement is None else 100 * (1 - self.parity.top1_agreement)
 
 
@@ -242,7 +242,7 @@ class LocalMeasurer:
         parity = worst(compare_outputs(self._references[file.base], answers))[1]
         if report is None:
             return Quality(parity, len(samples), kind)
-        return Quality(parity, len(samples), kind, report.top1, report.count, report.auroc)
+        return Quality(parity, len(samples), kind, report.top1, report.count, report.auroc, report.mae)
 
     def _answers(self, path: Path, backend: str, samples: Sequence[Array]) -> list[dict[str, Array]]:
         with open_runner(path, backend, self.device) as runner:

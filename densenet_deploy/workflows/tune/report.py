@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from densenet_deploy.analysis.choice import EQUALLY_FAST, undominated
+from densenet_deploy.analysis.choice import Accuracy, place_of, score_of, undominated
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.errors import GateError, printable
 from densenet_deploy.parity.compare import Parity
-from densenet_deploy.reports import Report, line, table
-from densenet_deploy.workflows.evaluation.report import Accuracy
+from densenet_deploy.reports import Report, Table, line
+from densenet_deploy.workflows.decision import Decision, MeasuredCandidate
 from densenet_deploy.workflows.tune.cache import ResultCache
-from densenet_deploy.workflows.tune.candidates import ModelFile, Trial
+from densenet_deploy.workflows.tune.candidates import GIVEN, Trial
 from densenet_deploy.workflows.tune.measure import Quality
 from densenet_deploy.workflows.tune.search import CHOSEN, GROUP_SIZE, Limits, Search
 
@@ -40,8 +41,8 @@ class TrialResult:
         images_per_second: derived from it.
         speedup: images/s over those of the reference.
         device, runs_in: where and in which precision it ran, as the backend reports.
-        top1, auroc: accuracy on `labelled` images, a fraction, by the task of the model: top-1, or the mean AUROC of a
-            multilabel model; None if there were none, or the search had dropped it before.
+        top1, auroc, mae: the main figure of the model's task on `labelled` images: top-1, the mean AUROC of a
+            multilabel model, or the mean absolute error of a regression; None without any, or if it was dropped before.
         parity: with the FP32 model, of the worst output, on the images that `compared_on` describes.
         drop_points: percentage points of that accuracy lost; without labels, of images with another class.
     """
@@ -66,6 +67,7 @@ class TrialResult:
     runs_in: str | None = None
     top1: float | None = None
     auroc: float | None = None
+    mae: float | None = None
     labelled: int = 0
     parity: Parity | None = None
     compared_on: str | None = None
@@ -106,8 +108,12 @@ class TrialResult:
     @property
     def title(self) -> str:
         """The file and how it runs."""
-        file = ModelFile(self.model, self.base, self.form, self.precision, self.sha256, self.bytes)
-        return printable(Trial(file, self.backend, self.threads, self.batch))
+        return printable(f"{self.model.name} on {place_of(self.backend, self.threads, self.batch)}")
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells a candidate from the others."""
+        return self.model, self.backend, self.threads, self.batch
 
     @property
     def is_sound(self) -> bool:
@@ -115,22 +121,41 @@ class TrialResult:
         return self.latency_ms is not None and self.parity is not None and not self.parity.nonfinite
 
     @property
-    def score(self) -> float:
-        """The quality of its answers; larger is better."""
-        assert self.parity is not None
-        return Quality(self.parity, 0, "", self.top1, auroc=self.auroc).score
-
-    @property
     def accuracy(self) -> Accuracy | None:
-        """Top-1 or AUROC, if it is known."""
-        return Accuracy.of(self.top1, self.auroc)
+        """Top-1, AUROC or mean absolute error, if it is known."""
+        return Accuracy.of(self)
+
+    def candidate(self, least_batch: int | None) -> MeasuredCandidate:
+        """Return what a decision is made on; `least_batch` is the only one that the goal is about, if any."""
+        assert self.latency_ms is not None
+        parity = self.parity
+        is_refused = not self.is_sound or self.limits_missed or (least_batch is not None and self.batch > least_batch)
+        return MeasuredCandidate(
+            model=self.model.name,
+            precision=self.runs_in or self.precision,
+            backend=self.backend,
+            threads=self.threads,
+            batch=self.batch,
+            latency_ms=self.latency_ms,
+            interval_ms=self.interval_ms,
+            file_bytes=self.bytes,
+            memory_bytes=self.peak_memory_bytes,
+            accuracy=self.accuracy,
+            labelled=self.labelled,
+            same_class=None if parity is None else parity.top1_agreement,
+            compared_on=self.compared_on or "",
+            sqnr_db=None if parity is None else parity.sqnr_db,
+            drop_points=self.drop_points,
+            is_given=self.form == GIVEN and (parity is None or not parity.nonfinite),
+            refused=self.outcome if is_refused else "",
+        )
 
 
 def _answers(quality: Quality | None) -> dict[str, Any]:
     if quality is None:
         return {}
     compared_on = f"{quality.images} {quality.kind}"
-    accuracy = {"top1": quality.top1, "auroc": quality.auroc, "labelled": quality.labelled}
+    accuracy = {"top1": quality.top1, "auroc": quality.auroc, "mae": quality.mae, "labelled": quality.labelled}
     return {**accuracy, "parity": quality.parity, "compared_on": compared_on}
 
 
@@ -191,47 +216,43 @@ class TuneReport(Report):
             return None
         return GateError("tune", f"no candidate can be shipped: {self.reason}", "relax the limits, or try more")
 
+    @functools.cached_property
+    def decision(self) -> Decision:
+        """The choice as a value: what it is compared with, what is as fast, and the words for it."""
+        return decision_of(self.candidates, self.chosen, self.goal)
+
     def to_text(self) -> str:
-        """Return the Pareto front as a table, the others with the reason, and the choice."""
-        chosen = self.chosen
-        others = [one for one in self.candidates if one not in self.pareto]
-        lines = ["Pareto front", *table(_header(self.pareto), map(_row, self.pareto)), ""]
-        lines += [line("left out", f"{one.title}: {printable(one.outcome)}") for one in others]
+        """Return the choice, the table that it was made from, and why others are not in it."""
+        chosen, decision = self.chosen, self.decision
+        lines = [line("chosen", "none" if chosen is None else printable(chosen.model))]
+        sentences = [", ".join(decision.headline), decision.compared_with, decision.place_in_words]
+        reasons = [self.reason] if chosen is None else [one for one in sentences if one]
+        lines += [line("" if place else "reason", reason) for place, reason in enumerate(reasons)]
+        if decision.candidates:
+            lines += ["", *decision.table("", decision.shown).lines(), ""]
+        lines += [line("left out", f"{one.title}: {decision.verdict(one)}") for one in decision.others]
+        failed = [one for one in self.candidates if one.latency_ms is None]
+        lines += [line("left out", f"{one.title}: {printable(one.outcome)}") for one in failed]
         lines += [
             line("steps", f"{self.steps.remembered} remembered, {self.steps.done} done in {self.seconds:.0f} s"),
             line("machine", self.machine),
         ]
-        if chosen is None:
-            return "\n".join([*lines, line("chosen", f"none: {self.reason}")])
-        choice = [line("chosen", printable(chosen.model)), line("reason", self.reason), line("again", chosen.command)]
-        return "\n".join([*lines, *choice])
+        return "\n".join([*lines, *([] if chosen is None else [line("again", chosen.command)])])
+
+    def tables(self) -> list[Table]:
+        """Return the table of candidates."""
+        return [self.decision.table("", self.decision.shown)] if self.decision.candidates else []
 
 
-def _header(front: Sequence[TrialResult]) -> tuple[str, ...]:
-    known = next((one.accuracy.name for one in front if one.accuracy is not None), "top-1")
-    speed = ("backend", "threads", "batch", "ms [95 %]", "images/s", "speedup")
-    return ("", "file", *speed, "MiB", "file MiB", known, "SQNR dB", "drop")
-
-
-def _row(one: TrialResult) -> tuple[str, ...]:
-    assert one.latency_ms is not None
-    assert one.interval_ms is not None
-    assert one.parity is not None
-    return (
-        "*" if one.outcome == CHOSEN else "",
-        printable(one.model.name, 60),
-        one.backend,
-        str(one.threads),
-        str(one.batch),
-        f"{one.latency_ms:.2f} [{one.interval_ms[0]:.2f}, {one.interval_ms[1]:.2f}]",
-        f"{one.images_per_second:.1f}",
-        "" if one.speedup is None else f"{one.speedup.median:.2f}",
-        f"{(one.peak_memory_bytes or 0) / _MIB:.0f}",
-        f"{one.bytes / _MIB:.1f}",
-        "" if one.accuracy is None else one.accuracy.shown,
-        f"{one.parity.sqnr_db:.1f}",
-        "" if one.drop_points is None else f"{one.drop_points:.2f}",
-    )
+def decision_of(found: Sequence[TrialResult], chosen: TrialResult | None, goal: str = "latency") -> Decision:
+    """Return the decision that chose one of `found`, which all that says so is read from."""
+    timed = [one for one in found if one.latency_ms is not None]
+    least = min((one.batch for one in timed), default=None) if goal == "latency" else None
+    candidates = [one.candidate(least) for one in timed]
+    places = (place for place, one in enumerate(timed) if chosen is not None and one.key == chosen.key)
+    place = next(places, None)
+    decision = Decision.of(candidates, None if place is None else candidates[place], goal)
+    return decision if place is not None else replace(decision, choice=None)
 
 
 @dataclass(frozen=True)
@@ -303,7 +324,7 @@ def report_of(
     reason = "; ".join(_limits_that_fail(found, search.limits))
     choice = None
     if chosen is not None:
-        reason = _reason(chosen, found, search)
+        reason = decision_of(found, chosen, search.goal).sentence
         facts = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
         choice = Choice(**facts, reason=reason, path=chosen.model.absolute(), command=_command(chosen))
     return TuneReport(
@@ -336,30 +357,12 @@ def _costs(one: TrialResult) -> tuple[float, ...]:
     """Smaller is better in each: latency of a call, time per image, memory, file size, answers."""
     assert one.latency_ms is not None
     assert one.peak_memory_bytes is not None
+    assert one.parity is not None
     figures = (one.latency_ms, one.latency_ms / one.batch, one.peak_memory_bytes, one.bytes)
-    return (*(float(round(math.log(figure, _EQUAL))) for figure in figures), -round(one.score, 4))
-
-
-def _reason(chosen: TrialResult, found: Sequence[TrialResult], search: Search) -> str:
-    kept = [one for one in found if one.is_sound and not one.limits_missed]
-    kept = [one for one in kept if search.goal == "throughput" or one.batch == chosen.batch]
-    what = "most images/s" if search.goal == "throughput" else "shortest call"
-    limits = " that keep the limits" if search.limits != Limits() else ""
-    fastest = max(one.speedup.median for one in kept if one.speedup is not None)
-    assert chosen.speedup is not None
-    if chosen.speedup.median < fastest:
-        what = f"best answers, then smallest file, within {1 - EQUALLY_FAST:.0%} of the {what}"
-    speed = f"{chosen.latency_ms:.2f} ms per call, {chosen.speedup} times as fast as the reference"
-    size = f"{(chosen.peak_memory_bytes or 0) / _MIB:.0f} MiB, file {chosen.bytes / _MIB:.1f} MiB"
-    return ", ".join([f"the {what} of {len(kept)} candidates{limits}: {speed}", *_answers_in_words(chosen), size])
-
-
-def _answers_in_words(one: TrialResult) -> list[str]:
-    if one.drop_points is None:
-        return []
-    if one.accuracy is not None:
-        return [f"{one.accuracy} on {one.labelled} images ({one.drop_points:+.2f} points lost)"]
-    return [f"{one.drop_points:.1f} % of {one.compared_on} get another class"]
+    return (
+        *(float(round(math.log(figure, _EQUAL))) for figure in figures),
+        -round(score_of(one.accuracy, one.parity.sqnr_db), 4),
+    )
 
 
 def _limits_that_fail(found: Sequence[TrialResult], limits: Limits) -> list[str]:

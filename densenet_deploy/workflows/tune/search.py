@@ -7,10 +7,11 @@ Talwalkar 2016):
    miss a limit, or are certainly slower than the same file on the same backend with other threads are dropped.
 2. Answers are compared once per remaining file and backend. Those that keep the limits are timed for longer.
 3. Those that are not certainly slower than the fastest, five at most, are timed at length. If a trial that was dropped
-   before then has the better figure, it is timed at length too, so that the choice is the fastest of the whole table.
+   before then has the better figure, or would now be chosen, it is timed at length too.
 
-"Certainly" means that the 95 % intervals of the ratios to the reference do not overlap. At the end, trials within 2 %
-of the fastest count as equally fast; among these the better answers decide, then the smaller file, then less memory.
+"Certainly" means that the 95 % intervals of the ratios to the reference do not overlap. At the end, trials whose
+interval overlaps that of the fastest are as fast as it; among these the better answers decide, then the smaller file,
+then less memory, then the median. The choice is that of all sound trials, and was itself timed at length.
 
 The speed of a machine drifts, so the latency of a trial is that of the reference, over the whole search, divided by the
 trial's measured ratio: figures of different rounds can then be compared.
@@ -25,7 +26,7 @@ from typing import Final
 
 import numpy as np
 
-from densenet_deploy.analysis.choice import ModelMerits, choose
+from densenet_deploy.analysis.choice import ModelMerits, choose, overlap
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.tune.candidates import GIVEN, Trial
@@ -117,7 +118,7 @@ class Search:
 
     @property
     def best_accuracy(self) -> float | None:
-        """The best top-1 or AUROC of an FP32 file."""
+        """The best accuracy of an FP32 file; of errors there is none to lose points of."""
         found = [self.quality_of(one) for one in self.speeds if one.file.form == GIVEN]
         known = [one.accuracy for one in found if one is not None]
         return max((one.value for one in known if one is not None), default=None)
@@ -208,12 +209,14 @@ class Search:
         return self._drop(ranked, dict.fromkeys(ranked[GROUP_SIZE:], f"{GROUP_SIZE} others were faster"))
 
     def _challenged(self, finalists: list[Trial], candidates: Sequence[Trial]) -> list[Trial]:
-        """Time at length whatever was dropped for its speed but now has the better figure, and add it."""
+        """Time at length whatever was dropped for its speed but is now the fastest, or would be chosen, and add it."""
         for _ in range(_MAX_CHALLENGES):
             finalists = [one for one in finalists if one in self.speeds]
             fastest = max(map(self._median, finalists), default=math.inf)
-            others = [one for one in candidates if one not in finalists and self._is_sound(one)]
-            challengers = sorted((one for one in others if self._median(one) > fastest), key=self._median, reverse=True)
+            sound = [one for one in candidates if self._is_sound(one)]
+            best = self._best(sound) if finalists and sound else None
+            others = (one for one in sound if one not in finalists and (one == best or self._median(one) > fastest))
+            challengers = sorted(others, key=self._median, reverse=True)
             if not challengers:
                 break
             self._time(challengers[:GROUP_SIZE], BUDGETS[2], "last round")
@@ -228,16 +231,22 @@ class Search:
     def _choose(self, eligible: list[Trial]) -> Trial | None:
         if not eligible:
             return None
-        chosen = eligible[choose([self._merits(one) for one in eligible]).index]
+        chosen = self._best(eligible)
         for one in eligible:
-            self.outcomes[one] = f"{self._median(one) / self._median(chosen):.2f} x as fast as {chosen}"
+            speeds = self._merits(one).span, self._merits(chosen).span
+            ratio = f"{self._median(one) / self._median(chosen):.2f} x as fast as {chosen}"
+            self.outcomes[one] = f"as fast as {chosen} (95% intervals overlap)" if overlap(*speeds) else ratio
         self.outcomes[chosen] = CHOSEN
         return chosen
+
+    def _best(self, trials: Sequence[Trial]) -> Trial:
+        return trials[choose([self._merits(one) for one in trials])]
 
     def _merits(self, trial: Trial) -> ModelMerits:
         quality, speed = self.quality_of(trial), self.speeds[trial]
         score = quality.score if quality is not None else -math.inf
-        return ModelMerits(speed.speed.median, score, trial.file.size_bytes, speed.peak_memory_bytes)
+        span = (speed.speed.low, speed.speed.high)
+        return ModelMerits(speed.speed.median, score, trial.file.size_bytes, speed.peak_memory_bytes, span)
 
     def _median(self, trial: Trial) -> float:
         return self.speeds[trial].speed.median

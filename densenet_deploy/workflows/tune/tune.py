@@ -21,7 +21,7 @@ from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.evaluation.tasks import images_of, judged_by
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.stages import Listener, in_notebook
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
 from densenet_deploy.workflows.tune.candidates import GIVEN, ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
 from densenet_deploy.workflows.tune.measure import LocalMeasurer
@@ -73,7 +73,7 @@ def tune(
         BackendError: if a backend is not available, or the reference cannot run.
     """
     start = time.perf_counter()
-    options, progress = options or TuneOptions(), progress or ignore
+    options, progress = options or TuneOptions(), progress or in_notebook
     given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results, cache=cache, force=force, progress=progress)
     models = [builder.float_model(source) for source in given]
@@ -138,11 +138,13 @@ def _require_accuracy(models: Sequence[FloatModel], options: TuneOptions, backen
     """Check that the accuracy that was asked for is defined for these models, and the same for all."""
     if options.data is None and options.max_drop is None:
         return
-    option = "--max-drop" if options.data is None else "--data"
+    option = "--data" if options.max_drop is None else "--max-drop"
     figures = {}
     for model in models:
         with open_runner(model.file.path, backend) as runner:
-            figures[model.file.path.name] = judged_by(runner, model.file.path.name, option)
+            figures[model.file.path.name] = judged_by(
+                runner, model.file.path.name, option, takes_errors=options.max_drop is None
+            )
     if len(set(figures.values())) > 1:
         why = f"the models are of different tasks: {', '.join(f'{name} by {key}' for name, key in figures.items())}"
         raise UsageError(option, why, "tune them one by one")

@@ -123,7 +123,7 @@ def test_points_are_numbered_and_the_list_says_whose_the_numbers_are() -> None:
     assert [text.get_text() for text in panel.texts] == ["1", "2", "3"]
     assert [text.xy for text in panel.texts] == [(1.0, 70.0), (2.0, 80.0), (3.0, 75.0)]
     listed = [text.get_text() for text in below.texts]
-    assert listed == ["1", "fast: 1.00 ms, 70.00 %", "2", "good: 2.00 ms, 80.00 %", "3", "worse: 3.00 ms, 75.00 %"]
+    assert listed == ["1", "fast: 1.00 ms, 70.00%", "2", "good: 2.00 ms, 80.00%", "3", "worse: 3.00 ms, 75.00%"]
 
 
 def test_small_errors_are_above_and_on_the_front() -> None:
@@ -178,7 +178,7 @@ def test_the_choice_of_tune_has_a_ring_and_is_named() -> None:
 def test_a_long_name_keeps_its_end() -> None:
     long = ParetoPoint("x" * 5000 + ", openvino, 1 thread", 1234.5, 0.5)
     figure = draw("pareto", ParetoData("net", [long]))
-    assert figure.axes[1].texts[1].get_text().endswith("…" + "x" * 20 + ", openvino, 1 thread: 1,234 ms, 50.00 %")
+    assert figure.axes[1].texts[1].get_text().endswith("…" + "x" * 20 + ", openvino, 1 thread: 1,234 ms, 50.00%")
     figure.draw_without_rendering()
     assert figure.axes[1].texts[1].get_window_extent().x1 < figure.bbox.x1
 
@@ -188,7 +188,7 @@ def test_equal_accuracies_are_not_drawn_as_if_they_differed() -> None:
     low, high = panel.get_ylim()
     assert low < 99 < high
     assert high - low >= 1.9
-    assert high < 101, "no accuracy is more than 100 %"
+    assert high < 101, "no accuracy is more than 100%"
 
 
 def test_the_legend_explains_what_is_drawn_and_nothing_else() -> None:

@@ -238,12 +238,10 @@ def test_a_notebook_shows_the_text_and_the_notes():
 
 
 def test_what_judges_a_model():
-    assert MULTICLASS.accuracy == Accuracy("top-1", 0.75)
-    assert MULTILABEL.accuracy == Accuracy("AUROC", 0.81234)
-    assert REGRESSION.accuracy is None
+    assert MULTICLASS.accuracy == Accuracy("top1", 0.75)
+    assert MULTILABEL.accuracy == Accuracy("auroc", 0.81234)
+    assert REGRESSION.accuracy == Accuracy("mae", 2.0)
     assert dataclasses.replace(MULTILABEL, auroc=None).accuracy is None
-    assert Accuracy.of(0.0, None) == Accuracy("top-1", 0.0)
-    assert Accuracy.of(None, 0.0) == Accuracy("AUROC", 0.0)
     assert (str(MULTICLASS.accuracy), str(MULTILABEL.accuracy)) == ("top-1 75.00%", "AUROC 0.8123")
 
 

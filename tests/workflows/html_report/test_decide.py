@@ -8,25 +8,37 @@ from typing import Any
 
 import pytest
 
+from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.records import from_plain
-from densenet_deploy.workflows.evaluation.report import Accuracy, EvaluateReport
-from densenet_deploy.workflows.html_report.decide import Decision, decide
+from densenet_deploy.workflows.decision import MeasuredCandidate
+from densenet_deploy.workflows.evaluation.report import EvaluateReport
+from densenet_deploy.workflows.html_report.decide import Advice, decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
 from densenet_deploy.workflows.tune.report import Choice, Steps, TrialResult, TuneReport
 from densenet_deploy.workflows.tune.search import Limits
 from tests.workflows.html_report.conftest import ReportFolder, evaluation, machine, parity, result, validation
 
 
-def decided(sources: ReportSources) -> Decision:
+def decided(sources: ReportSources) -> Advice:
     return decide(load_material(sources))
+
+
+def shipped(advice: Advice) -> MeasuredCandidate:
+    chosen = advice.decision.chosen
+    assert chosen is not None
+    return chosen
 
 
 def test_the_fastest_of_those_accurate_enough_is_chosen(reports: ReportFolder) -> None:
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=reports.evaluated(0.9, 0.895)))
-    assert (choice.model, choice.latency_ms, choice.accuracy) == ("fast.onnx", 2.0, Accuracy("top-1", 0.895))
-    assert "it loses 0.50 points" in choice.reasons[0]
+    assert (choice.model, shipped(choice).latency_ms, shipped(choice).accuracy) == (
+        "fast.onnx",
+        2.0,
+        Accuracy("top1", 0.895),
+    )
+    assert choice.decision.headline == ("2.0 × faster", "same size", "same accuracy within noise (1 of 200 images)")
 
 
 def test_the_fastest_is_not_chosen_where_it_loses_too_much(reports: ReportFolder) -> None:
@@ -38,9 +50,9 @@ def test_the_fastest_is_not_chosen_where_it_loses_too_much(reports: ReportFolder
 def test_among_equally_fast_models_the_more_accurate_is_chosen_as_by_tune(reports: ReportFolder) -> None:
     given = {"benchmarks": (reports.compared(2.02, 2.0),), "evaluations": reports.evaluated(0.9, 0.895)}
     choice = decided(reports.sources(**given))
-    assert (choice.model, choice.latency_ms) == ("slow.onnx", 2.02)
-    assert "the fastest of" in choice.reasons[0]
-    assert "within 2 %" in choice.reasons[0]
+    assert (choice.model, shipped(choice).latency_ms) == ("slow.onnx", 2.02)
+    assert "As fast as fast.onnx" in choice.decision.sentence
+    assert "for better answers" in choice.decision.sentence
 
 
 def test_without_accuracy_the_fastest_is_chosen_and_the_lack_is_reported(reports: ReportFolder) -> None:
@@ -76,7 +88,7 @@ def test_the_second_model_of_an_evaluation_is_judged_too(reports: ReportFolder, 
     assert not any("considered" in caution for caution in choice.cautions)
     own = reports.write("own.json", evaluation(reports.fast, 0.897))
     found = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(own, path)))
-    assert found.accuracy == Accuracy("top-1", 0.897)
+    assert shipped(found).accuracy == Accuracy("top1", 0.897)
 
 
 def test_a_measurement_of_other_bytes_counts_for_nothing(reports: ReportFolder) -> None:
@@ -101,7 +113,8 @@ def test_a_missed_gate_keeps_a_model_out(reports: ReportFolder) -> None:
 def test_overlapping_intervals_are_reported(reports: ReportFolder, slow: float, overlap: bool) -> None:
     choice = decided(reports.sources(benchmarks=(reports.compared(slow, 2.0),)))
     assert choice.model == "fast.onnx"
-    assert any("may be as fast" in caution for caution in choice.cautions) is overlap
+    assert ("As fast as slow.onnx" in choice.decision.sentence) is overlap
+    assert ("The fastest of 2" in choice.decision.sentence) is not overlap
 
 
 def test_the_smallest_batch_decides(reports: ReportFolder) -> None:
@@ -118,7 +131,7 @@ def test_without_measurements_there_is_no_choice(reports: ReportFolder) -> None:
     ):
         choice = decided(sources)
         assert (choice.model, choice.path) == ("", None)
-        assert choice.reasons[0].startswith(says)
+        assert choice.why_none.startswith(says)
 
 
 def labelled(model: Path, auroc: float | None) -> dict[str, Any]:
@@ -131,8 +144,8 @@ def test_labels_are_judged_by_their_auroc(reports: ReportFolder) -> None:
     given = tuple(reports.write(f"{place}.json", one) for place, one in enumerate(rows))
     sources = {"benchmarks": (reports.compared(),), "evaluations": given}
     choice = decided(reports.sources(**sources))
-    assert (choice.model, choice.accuracy) == ("slow.onnx", Accuracy("AUROC", 0.9))
-    assert "at most 1 point of AUROC" in choice.reasons[0]
+    assert (choice.model, shipped(choice).accuracy) == ("slow.onnx", Accuracy("auroc", 0.9))
+    assert "fast.onnx on openvino, 2 threads (2.0 × faster; loses more than 1 point)" in choice.decision.sentence
     assert decided(reports.sources(**sources, max_drop=2.0)).model == "fast.onnx"
 
 
@@ -140,17 +153,18 @@ def test_accuracies_of_two_kinds_are_not_compared(reports: ReportFolder) -> None
     slow = reports.write("slow.json", labelled(reports.slow, 0.9))
     fast = reports.write("fast.json", evaluation(reports.fast, 0.1))
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(slow, fast)))
-    assert (choice.model, choice.accuracy) == ("fast.onnx", None)
+    assert (choice.model, shipped(choice).accuracy) == ("fast.onnx", None)
     assert any("different figures (AUROC, top-1)" in caution for caution in choice.cautions)
 
 
-def test_errors_of_a_regression_are_not_weighed(reports: ReportFolder) -> None:
+def test_errors_of_a_regression_are_shown_and_not_limited(reports: ReportFolder) -> None:
     changes = {"task": "regression", "top1": None, "mae": 1.0}
     rows = [evaluation(model, 0.0) | changes for model in (reports.slow, reports.fast)]
     given = tuple(reports.write(f"{place}.json", one) for place, one in enumerate(rows))
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=given))
-    assert (choice.model, choice.accuracy) == ("fast.onnx", None)
-    assert any("accuracy of a regression model was not considered" in caution for caution in choice.cautions)
+    assert (choice.model, shipped(choice).accuracy) == ("fast.onnx", Accuracy("mae", 1.0))
+    assert any("No limit applies to the error of a regression" in caution for caution in choice.cautions)
+    assert choice.decision.headline == (), "of two equal FP32 files the faster is what others are compared with"
 
 
 def test_different_numbers_of_images_are_reported(reports: ReportFolder) -> None:
@@ -210,9 +224,9 @@ def tuned(reports: ReportFolder, *trials: TrialResult, chosen: TrialResult | Non
 def test_what_tune_chose_goes_before_the_rule(reports: ReportFolder) -> None:
     tune = tuned(reports, chosen=trial(reports), reason="the shortest call of 2 candidates")
     choice = decided(reports.sources(benchmarks=(reports.compared(),), tunings=(tune,)))
-    assert (choice.model, choice.latency_ms, choice.interval_ms) == ("slow.onnx", 5.5, (5.0, 6.0))
-    assert choice.accuracy == Accuracy("top-1", 0.91)
-    assert choice.reasons[0] == "The shortest call of 2 candidates."
+    assert (choice.model, shipped(choice).latency_ms, shipped(choice).interval_ms) == ("slow.onnx", 5.5, (5.0, 6.0))
+    assert shipped(choice).accuracy == Accuracy("top1", 0.91)
+    assert choice.decision.place_in_words == "The only candidate."
     assert not any("has changed" in caution for caution in choice.cautions)
 
 
@@ -237,14 +251,17 @@ def test_a_tuned_file_that_was_not_given_is_compared_where_it_lies(reports: Repo
 
 
 def test_what_tune_measured_is_the_accuracy_where_nothing_was_evaluated(reports: ReportFolder) -> None:
-    material = load_material(reports.sources(tunings=(tuned(reports, trial(reports)),)))
-    assert material.accuracy_of(material.models[0]) == Accuracy("top-1", 0.91), "the same bytes as those tuned"
+    evaluations = reports.evaluated(0.9, 0.8)
+    tune = tuned(reports, chosen=trial(reports))
+    assert shipped(decided(reports.sources(tunings=(tune,), evaluations=evaluations))).accuracy == Accuracy(
+        "top1", 0.91
+    )
     tune = tuned(reports, chosen=trial(reports, top1=None))
-    found = decided(reports.sources(tunings=(tune,), evaluations=reports.evaluated(0.9, 0.8))).accuracy
-    assert found == Accuracy("top-1", 0.9)
+    found = shipped(decided(reports.sources(tunings=(tune,), evaluations=evaluations)))
+    assert (found.accuracy, found.labelled, found.drop_points) == (Accuracy("top1", 0.9), 200, 0.0)
 
 
 def test_tune_may_choose_nothing(reports: ReportFolder) -> None:
     tune = tuned(reports, trial(reports), reason="no candidate within 1 ms")
     choice = decided(reports.sources(benchmarks=(reports.compared(),), tunings=(tune,)))
-    assert (choice.model, choice.reasons) == ("", ("No candidate within 1 ms.",))
+    assert (choice.model, choice.why_none) == ("", "No candidate within 1 ms.")

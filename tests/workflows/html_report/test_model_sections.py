@@ -8,12 +8,12 @@ import math
 import pytest
 
 from densenet_deploy.parity.compare import Parity
+from densenet_deploy.reports import Cell, Table, number_cell, time_cell
 from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import load_material
 from densenet_deploy.workflows.html_report.model_sections import parity_section, sqnr_cell
-from densenet_deploy.workflows.html_report.page import Cell, Remarks, Table, number_cell
-from densenet_deploy.workflows.html_report.view import time_cell
+from densenet_deploy.workflows.html_report.page import Remarks
 from tests.workflows.html_report.conftest import ReportFolder, parity, validation
 
 
@@ -62,4 +62,5 @@ def test_numbers_that_are_unknown_or_infinite_have_cells() -> None:
     assert sqnr_cell(None) == number_cell(None)
     assert sqnr_cell(dataclasses.replace(known, sqnr_db=math.inf)) == Cell("∞", math.inf)
     assert sqnr_cell(known).text == "40.0"
-    assert time_cell(None, None, 1.0) == number_cell(None)
+    assert time_cell(2.0, (1.0, 3.0), 4.0) == Cell("2.00 [1.00, 3.00]", 2.0, (0.25, 0.5, 0.75))
+    assert time_cell(2.0, None) == Cell("2.00", 2.0)

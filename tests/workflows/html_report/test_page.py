@@ -13,10 +13,10 @@ from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.errors import MissingPackageError
+from densenet_deploy.reports import Cell, Table
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.html_report.page import (
     MOST_ROWS,
-    Cell,
     Commands,
     Facts,
     Figure,
@@ -24,7 +24,6 @@ from densenet_deploy.workflows.html_report.page import (
     Page,
     Remarks,
     Section,
-    Table,
     render,
 )
 from tests.reading_html import Reading
@@ -39,7 +38,7 @@ def cost_figure(name: str = "figure1") -> Figure:
 
 def page_with(*blocks: object) -> Page:
     section = Section("one", EVIL, EVIL, blocks)  # type: ignore[arg-type]
-    headline = Headline(EVIL, EVIL, [EVIL], [(EVIL, EVIL, EVIL)], [EVIL], [EVIL])
+    headline = Headline(EVIL, EVIL, EVIL, [EVIL], [(EVIL, EVIL, EVIL)], (), [EVIL], [EVIL])
     return Page(EVIL, EVIL, headline, (section,), EVIL)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from densenet_deploy.analysis.choice import EQUAL_SQNR_DB
 from densenet_deploy.artifacts import sha256_of
 from densenet_deploy.bench.rounds import RoundResults
 from densenet_deploy.errors import BackendError
@@ -16,7 +17,7 @@ from densenet_deploy.parity.compare import ParityMeter
 from densenet_deploy.workflows.load import load
 from densenet_deploy.workflows.tune.cache import ResultCache
 from densenet_deploy.workflows.tune.candidates import ModelFile, Trial, _powers_of_two
-from densenet_deploy.workflows.tune.measure import EQUAL_SQNR_DB, Failure, LocalMeasurer, Quality
+from densenet_deploy.workflows.tune.measure import Failure, LocalMeasurer, Quality
 from densenet_deploy.workflows.tune.models import FloatModel
 
 

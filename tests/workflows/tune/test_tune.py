@@ -409,10 +409,21 @@ def test_labels_of_a_csv_judge_a_multilabel_model(tiny_onnx, labels_csv, tmp_pat
     assert TuneReport.from_json(json.loads(json.dumps(report.to_json()))).candidates == report.candidates
 
 
+def test_numbers_of_a_csv_judge_a_regression_by_its_error(tiny_onnx, labels_csv, tmp_path):
+    options = TuneOptions(precisions=("fp32",), backends=("onnxruntime",), threads=(1,), data=labels_csv)
+    report = tune([tiny_onnx], options, out=tmp_path / "tune", task="regression")
+    (one,) = report.candidates
+    assert (one.top1, one.auroc, one.labelled, one.drop_points) == (None, None, 40, None)
+    assert one.mae > 0
+    assert f"MAE {one.mae:.4g} of 40 images" in report.reason
+    assert "  MAE" in report.to_text()
+    assert TuneReport.from_json(json.loads(json.dumps(report.to_json()))).candidates == report.candidates
+
+
 @pytest.mark.parametrize(
     ("facts", "subject"),
     [
-        ({"task": "regression", "data": "labels.csv"}, "--data"),
+        ({"task": "regression", "data": "labels.csv", "max_drop": 1.0}, "--max-drop"),
         ({"task": "features", "max_drop": 1.0}, "--max-drop"),
         ({"task": "multilabel", "max_drop": 1.0}, "--max-drop"),
     ],
