@@ -7,7 +7,6 @@ start.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Runner, open_runner
-from densenet_deploy.serving.web.runtime_files import BINARY, FILES, VERSION, runtime_files
+from densenet_deploy.serving.web.runtime_files import BINARY, VERSION, runtime_files
 from densenet_deploy.serving.web.site import Site, require_free
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions
@@ -41,6 +40,9 @@ _FACTS: Final = "facts.json"
 _CHANNELS: Final = (1, 3, 4)
 _LARGEST_CHECK: Final = 640  # pixels of a side
 _LONGEST_TITLE: Final = 100
+_FOR_GPUS: Final = "INT8 of the recipe tensorrt is for GPUs; browsers are CPUs, for which the recipe onnxruntime is"
+_TOLERANCE: Final = 1e-2  # of the largest output: kernels for FP16 and INT8 round at different places
+_TOLERANCES: Final = {"fp32": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def web(
     with stages("check"):
         data = _single_file(model)
         with open_runner(Model.from_bytes(model.name, data), "onnxruntime", "cpu") as runner:
-            files = _model_files(model, data, runner)
+            files = _model_files(model, data, runner, runtime_bytes=len(shipped[BINARY]))
             preprocessing = Classifier(runner).preprocessing
     with stages("write"):
         site = Site.of(printable((options.title or model.name).strip()), {**shipped, **files})
@@ -155,7 +157,7 @@ def web(
         runtime=VERSION,
         input=InputDescription.of(preprocessing, assumed),
         stages=stages.seconds,
-        notes=_notes(model, ()),
+        notes=tuple(dict.fromkeys((*model.notes, *_notes(model)))),
     )
 
 
@@ -191,7 +193,7 @@ def _single_file(model: Model) -> bytes:
     return Model.from_onnx(model.name, proto, model.manifest).to_bytes()
 
 
-def _model_files(model: Model, data: bytes, runner: Runner) -> dict[str, bytes]:
+def _model_files(model: Model, data: bytes, runner: Runner, *, runtime_bytes: int) -> dict[str, bytes]:
     """Return the model, the image with a known answer, and the facts that the page needs."""
     classify = Classifier(runner)
     preprocessing, channels = classify.preprocessing, classify.preprocessing.shape[0]
@@ -210,9 +212,9 @@ def _model_files(model: Model, data: bytes, runner: Runner) -> dict[str, bytes]:
             "thresholds": list(classify.meaning.thresholds),
         },
         "names": _names(classify, row),
-        "notes": _notes(model, classify.assumptions),
-        "sizes": {BINARY: FILES[BINARY].size_bytes, _MODEL: len(data), _CHECK: len(image)},
-        "check": _expected(classify, row),
+        "notes": [*_notes(model), *classify.assumptions],
+        "sizes": {BINARY: runtime_bytes, _MODEL: len(data), _CHECK: len(image)},
+        "check": {"outputs": row.tolist(), "tolerance": _TOLERANCES.get(model.precision, _TOLERANCE)},
     }
     return {_MODEL: data, _CHECK: image, _FACTS: write_json(facts).encode()}
 
@@ -235,18 +237,14 @@ def _input_facts(runner: Runner, preprocessing: Preprocessing) -> dict[str, Any]
 def _names(classify: Classifier, row: Array) -> list[str]:
     """Return the names of the outputs in their order, as a prediction shows them."""
     prediction = classify.answer(row, top_k=len(row))
-    return [one.name for one in sorted((*prediction.top, *prediction.values), key=lambda one: one.index)]
+    names = {one.index: one.name for one in prediction.top} | {one.index: one.name for one in prediction.values}
+    return [names[index] for index in sorted(names)]
 
 
-def _expected(classify: Classifier, row: Array) -> dict[str, Any]:
-    """Return the scores of the check image, and the unit in which a difference counts: for numbers, the largest."""
-    scores = classify.scores(row)
-    has_range = classify.meaning.task in ("multiclass", "multilabel")
-    return {"scores": scores.tolist(), "unit": 1.0 if has_range else float(np.abs(scores).max()) or 1.0}
-
-
-def _notes(model: Model, assumptions: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*model.notes, *untrained_note(model.manifest), *assumptions]))
+def _notes(model: Model) -> tuple[str, ...]:
+    """Return what visitors of the page, too, should know of the model."""
+    recipe = model.manifest.recipe if model.manifest is not None else None
+    return (*untrained_note(model.manifest), *((_FOR_GPUS,) if recipe == "tensorrt" else ()))
 
 
 def check_image(preprocessing: Preprocessing) -> bytes:
@@ -254,7 +252,7 @@ def check_image(preprocessing: Preprocessing) -> bytes:
     side = min(max(preprocessing.shape[1:]), _LARGEST_CHECK * 2 // 3)
     y, x = np.mgrid[: side + side // 4, : side * 3 // 2]
     bands = [(x * (3 + band) + y * (5 - band) + 85 * band) % 256 for band in range(preprocessing.shape[0])]
-    pixels = np.stack(bands, axis=2).astype(np.uint8).squeeze()
+    pixels = np.stack(bands, axis=2).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels if len(bands) > 1 else pixels[..., 0]).save(file, "PNG")
     return file.getvalue()

@@ -7,12 +7,14 @@ compared with its SHA-256 here before it is used.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +105,12 @@ def _in_folder(place: Path, name: str) -> bytes | None:
 
 
 def _in_archive(place: Path) -> dict[str, bytes]:
-    try:
-        with os_errors_about(place), tarfile.open(place, "r:gz") as archive:
-            return _checked(place, lambda name: _member(archive, name))
-    except (tarfile.TarError, EOFError, ValueError, ArithmeticError) as exc:
-        raise DataError(place, "is not a whole .tgz archive", f"give the archive of `npm pack {_PACKAGE}`") from exc
+    with os_errors_about(place):
+        try:
+            with tarfile.open(place, "r:gz") as archive:
+                return _checked(place, lambda name: _member(archive, name))
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as exc:
+            raise DataError(place, "is not a whole .tgz archive", f"give that of `npm pack {_PACKAGE}`") from exc
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes | None:

@@ -165,8 +165,7 @@ function colorsOf(indices, palette, opacity) {
   const data = new Uint8Array(indices.length * channels);
   for (let i = 0; i < indices.length; i++) {
     for (let channel = 0; channel < 3; channel++) {
-      // An index beyond the palette is the gray of that index, as in Pillow.
-      data[i * channels + channel] = palette[3 * indices[i] + channel] ?? indices[i];
+      data[i * channels + channel] = palette[3 * indices[i] + channel] ?? 0;
     }
     if (opacity) data[i * channels + 3] = opacity[indices[i]] ?? 255;
   }

@@ -70,7 +70,8 @@ function resizedPart(image, width, height, seen, interpolation) {
   const isFloat = image.data instanceof Float32Array;
   const across = taps(image.width, width, seen.left, seen.right, interpolation, isFloat);
   const down = taps(image.height, height, seen.top, seen.bottom, interpolation, isFloat);
-  const isAlongRowsFirst = image.height - height <= 2 * (image.width - width);  // as Pillow 13 has it
+  const lost = { width: image.width - width, height: image.height - height };
+  const isAlongRowsFirst = lost.height <= 0 || lost.height <= 2 * lost.width;  // as Pillow 13 has it
   const [first, second] = isAlongRowsFirst ? [across, down] : [down, across];
   const start = second[0].start, end = second.at(-1).start + second.at(-1).weights.length;
   const between = pass(image, first, start, end, isAlongRowsFirst);

@@ -4,7 +4,7 @@
 // To the page: {type: "facts"}, {type: "progress", loaded, total}, {type: "ready"}, {type: "answer", id}, and errors as
 // {type: "failed"} or {type: "answer", id, error}. From the page: {id, image}, a file or an ImageBitmap.
 
-import { answerOf, scoresOf } from "./answer.js";
+import { answerOf } from "./answer.js";
 import { loadImage, loadPng } from "./image.js";
 import * as ort from "./ort.wasm.bundle.min.mjs";
 import { cropped, prepared } from "./preprocess.js";
@@ -34,7 +34,8 @@ async function open() {
   const threads = self.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
   Object.assign(ort.env, { logLevel: "error" });
   Object.assign(ort.env.wasm, { wasmBinary: files[RUNTIME], numThreads: threads });
-  const model = new Model(await ort.InferenceSession.create(files[MODEL], { executionProviders: ["wasm"] }), facts);
+  const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
+  const model = new Model(await ort.InferenceSession.create(files[MODEL], options), facts);
   postMessage({ type: "ready", threads, difference: await model.difference(files[CHECK]) });
   return model;
 }
@@ -91,13 +92,12 @@ class Model {
     return values.subarray(0, values.length / batch);
   }
 
-  /** Return how far this browser's answer to the check image is from the one of the computer that made the page. */
+  /** Return how far the outputs for the check image are from those in Python, as a fraction of the largest one. */
   async difference(png) {
     const { row } = await this.answer((channels) => loadPng(png, channels));
-    const scores = scoresOf(row, this.facts.meaning), expected = this.facts.check.scores;
-    const apart = expected.reduce((most, value, i) => Math.max(most, Math.abs(value - scores[i])), 0);
-    const unit = this.facts.check.unit;
-    return apart / unit;
+    const { outputs } = this.facts.check, largest = (values) => values.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    if (row.length !== outputs.length) throw new Error("the model has another number of outputs than it had");
+    return largest(outputs.map((value, i) => value - row[i])) / (largest(outputs) || 1);
   }
 }
 
