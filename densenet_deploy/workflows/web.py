@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Unpack
 import numpy as np
 from PIL import Image
 
-from densenet_deploy.artifacts import StrPath, data_files
+from densenet_deploy.artifacts import StrPath, data_files, require_room
 from densenet_deploy.errors import ModelFileError, UsageError, printable
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import InputDescription, Model, untrained_note
@@ -25,7 +25,7 @@ from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Runner, open_runner
-from densenet_deploy.serving.web.runtime_files import BINARY, VERSION, runtime_files
+from densenet_deploy.serving.web.runtime_files import BINARY, FILES, VERSION, runtime_files
 from densenet_deploy.serving.web.site import Site, require_free
 from densenet_deploy.workflows.export import as_onnx
 from densenet_deploy.workflows.load import LoadOptions
@@ -136,6 +136,7 @@ def web(
     options = options or WebOptions()
     folder, stages = Path(out), Stages(progress)
     require_free(folder, force=force)
+    require_room(folder / "any", sum(pinned.size_bytes for pinned in FILES.values()))
     model = as_onnx(source, stages, **stated)
     _require_runnable(model)
     with stages("runtime"):

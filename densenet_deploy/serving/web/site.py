@@ -8,7 +8,7 @@
       v-3f9a61c2d07b/     everything else; the name is a hash of the content
 
 A version's files never change, so no cache can mix two versions. A new version is written beside the old one; the
-rename of `index.html` switches to it.
+rename of `index.html` switches to it, and only then is the old one removed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import re
 import shutil
 import string
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -51,6 +52,8 @@ _PAGE: Final = "index.html"
 _SERVICE_WORKER: Final = "sw.js"
 _AT_THE_ROOT: Final = (_PAGE, _SERVICE_WORKER)
 _LIST: Final = "files.json"
+_ABANDONED_SECONDS: Final = 3600
+_VERSION: Final = re.compile(rb'data-version="(v-[0-9a-f]{12})"')
 _OURS: Final = re.compile(r"sw\.js|\.?v-[0-9a-f]{12}(\..*)?|\.(sw\.js|index\.html)\..*\.tmp")
 
 
@@ -92,26 +95,31 @@ class Site:
             ResourceError: if it cannot be written; a page that was there is then unchanged.
         """
         require_room(folder / "any", self.size_bytes)
-        target = folder / self.version
         with os_errors_about(folder), folder_made(folder):
-            temporary = Path(tempfile.mkdtemp(prefix=f".{self.version}.", suffix=".tmp", dir=folder))
-            try:
-                temporary.chmod(0o755)
-                for name, data in self._versioned().items():
-                    write_file(temporary / name, data)
-                if target.exists():  # the same content, or what somebody made of it
-                    target.rename(folder / f"{temporary.name}.old")
-                temporary.rename(target)
-                sync(folder)
-                for name in (_SERVICE_WORKER, _PAGE):
-                    write_file(folder / name, self.files[name])
-            finally:
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(temporary)
+            before = _named_version(folder)
+            self._write_version(folder)
+            for name in (_SERVICE_WORKER, _PAGE):
+                write_file(folder / name, self.files[name])
             for place in folder.iterdir():
-                if place.is_dir() and place.name != self.version and _OURS.fullmatch(place.name):
+                if place.name != self.version and (place.name == before or _is_abandoned(place)):
                     shutil.rmtree(place, ignore_errors=True)
         return tuple(folder / name for name in sorted(self.files))
+
+    def _write_version(self, folder: Path) -> None:
+        target, files = folder / self.version, self._versioned()
+        if _holds(target, files):
+            return
+        temporary = Path(tempfile.mkdtemp(prefix=f".{self.version}.", suffix=".tmp", dir=folder))
+        try:
+            for name, data in files.items():
+                write_file(temporary / self.version / name, data)
+            if target.exists():  # somebody changed it
+                target.rename(temporary / "changed")
+            (temporary / self.version).rename(target)
+            sync(folder)
+        finally:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
 
     def _versioned(self) -> dict[str, bytes]:
         return {name.rpartition("/")[2]: data for name, data in self.files.items() if "/" in name}
@@ -135,6 +143,28 @@ def require_free(folder: Path, *, force: bool) -> None:
         is_rest = all(_OURS.fullmatch(name) for name in names)  # of a command that was killed
         if not is_page and not is_rest:
             raise OutputExistsError(folder, "holds other files", "choose another -o")
+
+
+def _named_version(folder: Path) -> str | None:
+    """Return the version of the page in `folder`; None if there is none."""
+    try:
+        found = _VERSION.search((folder / _PAGE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return None if found is None else found[1].decode()
+
+
+def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether `folder` holds exactly these files."""
+    if not folder.is_dir() or {place.name for place in folder.iterdir()} != files.keys():
+        return False
+    return all((folder / name).read_bytes() == data for name, data in files.items())
+
+
+def _is_abandoned(place: Path) -> bool:
+    """Whether `place` is a folder of a command that was killed: of ours and so old that no other one writes it."""
+    is_ours = _OURS.fullmatch(place.name) is not None and place.is_dir()
+    return is_ours and time.time() - place.stat().st_mtime > _ABANDONED_SECONDS
 
 
 def _hash(files: Mapping[str, bytes]) -> str:

@@ -344,12 +344,12 @@ def test_the_camera_answers_until_it_is_stopped(site: Path, tab: Tab) -> None:
         assert not tab.run("document.getElementById('camera').hidden")
         tab.run("document.getElementById('camera').click()")
         tab.wait("Number(document.body.dataset.answered) >= 5")
-        assert tab.run("document.getElementById('camera').textContent") == "Stop the camera"
+        assert tab.run("document.getElementById('camera').textContent") == "Stop camera"
         assert tab.run("document.getElementById('camera').getAttribute('aria-pressed')") == "true"
         assert len(shown(tab)["scores"]) == 5
         assert tab.run("document.getElementById('announcement').textContent") != ""
         tab.press("Escape", 27)
-        assert tab.run("document.getElementById('camera').textContent") == "Use the camera"
+        assert tab.run("document.getElementById('camera').textContent") == "Use camera"
         assert tab.run("document.getElementById('video').srcObject === null")
         asked = tab.run("new Promise(done => setTimeout(() => done(document.body.dataset.answered), 500))")
         assert tab.run("new Promise(done => setTimeout(() => done(document.body.dataset.answered), 500))") == asked

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -111,9 +114,25 @@ def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
 def test_what_somebody_changed_in_a_version_is_put_right(tmp_path: Path) -> None:
     site = Site.of("a", {"model.onnx": b"1"})
     site.write(tmp_path)
-    (tmp_path / site.version / "model.onnx").write_bytes(b"other")
+    version = tmp_path / site.version
+    for change in (
+        lambda: (version / "model.onnx").write_bytes(b"other"),
+        lambda: (version / "more.js").write_bytes(b""),
+        lambda: (version / "app.js").unlink(),
+    ):
+        change()
+        site.write(tmp_path)
+        assert contents(tmp_path) == site.files
+
+
+def test_the_same_version_is_not_touched(tmp_path: Path) -> None:
+    """Visitors may be loading it."""
+    site = Site.of("a", {"model.onnx": b"1"})
     site.write(tmp_path)
-    assert contents(tmp_path) == site.files
+    before = (tmp_path / site.version).stat()
+    site.write(tmp_path)
+    assert (tmp_path / site.version).stat().st_ino == before.st_ino
+    assert (tmp_path / site.version).stat().st_mtime_ns == before.st_mtime_ns
 
 
 @pytest.mark.parametrize("fails_at", range(20))
@@ -157,16 +176,32 @@ def test_a_folder_that_was_made_is_removed_again(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_command_left_is_cleared_away(tmp_path: Path) -> None:
-    """It was killed before its index.html was written: the folder is free, without --force."""
+@pytest.mark.parametrize(("age", "stays"), [(3500, True), (3700, False)])
+def test_what_a_killed_command_left_is_cleared_away(tmp_path: Path, age: float, stays: bool) -> None:
+    """It was killed before its index.html was written, so the folder is free. Young folders may be another writer's."""
     site = Site.of("a", {})
-    for name in (".v-0123456789ab.x1.tmp", ".v-0123456789ab.x1.tmp.old", "v-0123456789ab"):
-        (tmp_path / name).mkdir()
     for name in ("sw.js", ".sw.js.0123.tmp", ".index.html.0123.tmp"):
         (tmp_path / name).write_bytes(b"x")
+    left = {".v-0123456789ab.x1.tmp", "v-0123456789ab"}
+    for name in left:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
     require_free(tmp_path, force=False)
     site.write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {site.version}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {site.version, *(left if stays else ())}
+
+
+def test_of_two_writers_one_wins_whole(tmp_path: Path) -> None:
+    """Each of a few writers, side by side, writes its version again and again."""
+    sites = [Site.of("a", {"model.onnx": bytes([number])}) for number in range(3)]
+    with ThreadPoolExecutor(len(sites)) as pool:
+        for number in range(5):
+            folder = tmp_path / str(number)
+            list(pool.map(lambda site, folder=folder: site.write(folder), sites))  # type: ignore[misc]
+            found = contents(folder)
+            (winner,) = (site for site in sites if found["index.html"] == site.files["index.html"])
+            assert {name: found[name] for name in winner.files} == winner.files
+            assert not [name for name in found if ".tmp" in name]
 
 
 def test_which_folders_are_free(tmp_path: Path) -> None:

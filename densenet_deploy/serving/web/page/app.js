@@ -13,6 +13,7 @@ worker.onerror = (event) => {
   event.preventDefault();
   HANDLERS.failed({ error: "this browser is too old for the page: it has to know module workers and WebAssembly" });
 };
+at.photo.addEventListener("error", () => at.photo.hidden || show(null));
 at.file.addEventListener("change", () => take(at.file.files));
 addEventListener("paste", (event) => take(event.clipboardData.files));
 addEventListener("dragover", (event) => event.preventDefault());
@@ -96,7 +97,7 @@ async function startCamera() {
   showError("");
   at.video.srcObject = stream;
   show(at.video);
-  at.camera.textContent = "Stop the camera";
+  at.camera.textContent = "Stop camera";
   at.camera.setAttribute("aria-pressed", "true");
   await at.video.play();
   answerFrames(stream);
@@ -119,7 +120,7 @@ function stopCamera() {
   stream = at.video.srcObject = null;
   at.video.pause();
   show(null);
-  at.camera.textContent = "Use the camera";
+  at.camera.textContent = "Use camera";
   at.camera.setAttribute("aria-pressed", "false");
 }
 

@@ -83,7 +83,7 @@ function resizedPart(image, width, height, seen, interpolation) {
 function taps(oldSize, newSize, first, end, interpolation, isFloat) {
   const scale = oldSize / newSize, stretch = Math.max(scale, 1), support = SUPPORT[interpolation] * stretch;
   return Array.from({ length: end - first }, (_, place) => {
-    if (oldSize === newSize) return { start: first + place, weights: [isFloat ? 1 : 2 ** WEIGHT_BITS] };
+    if (oldSize === newSize) return { start: first + place, weights: isFloat ? Float64Array.of(1) : Int32Array.of(1 << WEIGHT_BITS) };
     const center = (first + place + 0.5) * scale;
     const start = Math.max(0, Math.trunc(center - support + 0.5));
     const count = Math.min(oldSize, Math.trunc(center + support + 0.5)) - start;
@@ -109,21 +109,41 @@ function pass({ width, channels, data }, sums, first, end, isAlongRows) {
   const step = isAlongRows ? channels : width * channels, across = isAlongRows ? width * channels : channels;
   const newWidth = isAlongRows ? sums.length : end - first, newHeight = isAlongRows ? end - first : sums.length;
   const newStep = isAlongRows ? channels : newWidth * channels, newAcross = isAlongRows ? newWidth * channels : channels;
-  const isFloat = data instanceof Float32Array;
+  const isFloat = data instanceof Float32Array, add = isFloat ? addFractions : addLevels;
   const result = new (isFloat ? Float32Array : Uint8ClampedArray)(newWidth * newHeight * channels);
   for (let line = first; line < end; line++) {
     for (let k = 0; k < sums.length; k++) {
-      const { start, weights } = sums[k];
-      for (let channel = 0; channel < channels; channel++) {
-        let sum = isFloat ? 0 : 2 ** (WEIGHT_BITS - 1);
-        for (let i = 0, at = line * across + start * step + channel; i < weights.length; i++, at += step) {
-          sum += data[at] * weights[i];
-        }
-        result[(line - first) * newAcross + k * newStep + channel] = isFloat ? sum : sum >> WEIGHT_BITS;
-      }
+      const place = (line - first) * newAcross + k * newStep;
+      add(data, line * across + sums[k].start * step, step, sums[k].weights, channels, result, place);
     }
   }
   return { width: newWidth, height: newHeight, channels, data: isFloat ? result : new Uint8Array(result.buffer) };
+}
+
+/** Write the weighted sum of pixels of 1, 3 or 4 channels, `step` apart from `at` on, to `place`. */
+function addLevels(data, at, step, weights, channels, result, place) {
+  const half = 1 << (WEIGHT_BITS - 1);
+  let r = half, g = half, b = half, a = half;
+  for (let i = 0; i < weights.length; i++, at += step) {
+    const weight = weights[i];
+    r = (r + Math.imul(data[at], weight)) | 0;
+    if (channels === 1) continue;
+    g = (g + Math.imul(data[at + 1], weight)) | 0;
+    b = (b + Math.imul(data[at + 2], weight)) | 0;
+    if (channels === 4) a = (a + Math.imul(data[at + 3], weight)) | 0;
+  }
+  result[place] = r >> WEIGHT_BITS;
+  if (channels === 1) return;
+  result[place + 1] = g >> WEIGHT_BITS;
+  result[place + 2] = b >> WEIGHT_BITS;
+  if (channels === 4) result[place + 3] = a >> WEIGHT_BITS;
+}
+
+/** Write the weighted sum of values of one channel. */
+function addFractions(data, at, step, weights, channels, result, place) {
+  let sum = 0;
+  for (let i = 0; i < weights.length; i++, at += step) sum += data[at] * weights[i];
+  result[place] = sum;
 }
 
 function nearestPart(image, width, height, { left, top, right, bottom }) {
