@@ -6,6 +6,7 @@ import { pathToFileURL } from "node:url";
 const [folder, cases] = process.argv.slice(2);
 const load = (name) => import(pathToFileURL(`${folder}/${name}`));
 const { answerOf, scoresOf } = await load("answer.js");
+const { withoutExif } = await load("exif.js");
 const { converted, loadPng } = await load("image.js");
 const { cropped, prepared } = await load("preprocess.js");
 
@@ -21,6 +22,10 @@ const CALLS = {
     const image = { width, height, channels: 4, depth: 8, data: bytesOf(rgba), isFromCanvas: true };
     const { data, notes } = converted(image, channels);
     return { data: textOf(data), notes };
+  },
+  exif({ image }) {
+    const { bytes, orientation } = withoutExif(bytesOf(image));
+    return { image: textOf(bytes), orientation };
   },
   answer({ row, meaning }) {
     const values = new Float32Array(bytesOf(row).buffer);

@@ -148,6 +148,43 @@ def test_images_are_turned_as_exif_says(tmp_path: Path, byte_order: str) -> None
     compare([(damaged, Preprocessing(16, 19))], tmp_path)
 
 
+def exif_cases() -> list[tuple[bytes, int]]:
+    """JPEGs and WebPs with every orientation, with none, and with EXIF data that is damaged; and their orientations."""
+    image = Image.fromarray(pixels(31, 20, 3).astype(np.uint8))
+    found = []
+    for kind, options in (("JPEG", {"comment": b"Exif is said here, too"}), ("WEBP", {"lossless": True})):
+        for orientation in (None, 0, *range(1, 9), 9):
+            exif = Image.Exif()
+            if orientation is not None:
+                exif[0x0110], exif[0x0112] = "a camera", orientation
+            file = io.BytesIO()
+            image.save(file, kind, exif=exif, **options)
+            found.append((file.getvalue(), orientation if orientation in range(2, 9) else 1))
+        file = io.BytesIO()
+        image.save(file, kind, exif=b"Exif\0\0MM\0*\0\0\0", **options)
+        found.append((file.getvalue(), 1))
+    return found
+
+
+def test_the_orientation_of_jpegs_and_webps_is_read_and_hidden_from_the_browser(tmp_path: Path) -> None:
+    cases = exif_cases()
+    answers = in_node([{"call": "exif", "image": text_of(data)} for data, _ in cases], tmp_path)
+    for (data, orientation), answer in zip(cases, answers, strict=True):
+        assert answer["orientation"] == orientation
+        hidden = io.BytesIO(array_of(answer["image"], np.uint8))
+        with (
+            Image.open(io.BytesIO(data)) as before,
+            Image.open(hidden) as after,
+        ):
+            assert dict(after.getexif()) == {}
+            assert np.array_equal(np.asarray(before), np.asarray(after))
+    whole = cases[4][0]
+    others = [b"", b"GIF89a", *(whole[:length] for length in range(0, 60, 7)), whole[:2] + b"\xff" * 9 + whole[2:]]
+    answers = in_node([{"call": "exif", "image": text_of(data)} for data in others], tmp_path)
+    assert all("error" not in answer for answer in answers)
+    assert [answer["orientation"] for answer in answers][-1] == 3, "padding before a marker is skipped"
+
+
 def test_damaged_images_are_refused_in_plain_words(tmp_path: Path) -> None:
     png = png_of(pixels(40, 30, 3), 2, 8)
     flipped = bytearray(png)

@@ -19,7 +19,7 @@ from densenet_deploy.serving.web import site as site_module
 from densenet_deploy.serving.web.site import POLICY, Site, require_free
 
 PAGE = resources.files("densenet_deploy.serving.web") / "page"
-MODULES = ("answer.js", "app.js", "image.js", "png.js", "preprocess.js", "worker.js")
+MODULES = ("answer.js", "app.js", "exif.js", "image.js", "png.js", "preprocess.js", "worker.js")
 
 
 class Tags(HTMLParser):

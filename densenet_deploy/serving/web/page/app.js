@@ -88,12 +88,16 @@ function ask(image, transfer = []) {
 
 async function startCamera() {
   const video = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 720 } };
+  at.camera.disabled = true;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video });
   } catch (error) {
     const reasons = { NotAllowedError: "it was not allowed", NotFoundError: "there is none" };
     return showError(`The camera cannot be used: ${reasons[error.name] ?? "another program may be using it"}.`);
+  } finally {
+    at.camera.disabled = false;
   }
+  for (const track of stream.getTracks()) track.addEventListener("ended", () => stream && stopCamera());
   showError("");
   at.video.srcObject = stream;
   show(at.video);

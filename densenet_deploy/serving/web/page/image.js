@@ -2,10 +2,11 @@
 // has it: upright, transparency dropped, gray as luma of ITU-R 601. PNGs are decoded here, to the stored bits; other
 // formats by the browser, which rounds JPEGs a level differently at times.
 
+import { withoutExif } from "./exif.js";
 import { decodePng, isPng } from "./png.js";
 
 export const MOST_PIXELS = Math.floor(2 ** 30 / 12);
-const AS_STORED = { imageOrientation: "from-image", premultiplyAlpha: "none", colorSpaceConversion: "none" };
+const AS_STORED = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
 
 /**
  * Return {width, height, channels, data, notes} of a file or an ImageBitmap; `notes` say what was lost.
@@ -19,10 +20,11 @@ export async function loadImage(source, channels) {
   const bytes = new Uint8Array(await source.arrayBuffer());
   if (bytes.length === 0) throw new Error("the file is empty");
   if (isPng(bytes)) return loadPng(bytes, channels);
-  const bitmap = await createImageBitmap(source, AS_STORED).catch(() => {
+  const { bytes: plain, orientation } = withoutExif(bytes);
+  const bitmap = await createImageBitmap(new Blob([plain]), AS_STORED).catch(() => {
     throw new Error("the file is not an image that this browser can open, or it is damaged");
   });
-  return converted(bitmapPixels(bitmap), channels);
+  return upright(converted(bitmapPixels(bitmap), channels), orientation);
 }
 
 /** Return a PNG as `loadImage` does. */

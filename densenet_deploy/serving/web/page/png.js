@@ -1,6 +1,8 @@
 // Decode a PNG to the stored values, exactly: a browser's canvas premultiplies transparency, applies color profiles and
 // keeps 8 bits. As in Python, a PNG with a wrong checksum is refused, and what follows the pixels is ignored.
 
+import { exifOrientation } from "./exif.js";
+
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const CHECKED = ["IHDR", "PLTE", "IDAT", "IEND"];
 const GRAY = 0, RGB = 2, PALETTE = 3, GRAY_ALPHA = 4, RGBA = 6;
@@ -33,25 +35,6 @@ export async function decodePng(bytes, mostPixels) {
   const resolved = isPalette ? colorsOf(data, chunks.PLTE[0], chunks.tRNS?.[0]) : { data, channels: CHANNELS[color] };
   const hasTransparency = color === GRAY_ALPHA || color === RGBA || chunks.tRNS !== undefined;
   return { width, height, depth: depth === 16 ? 16 : 8, hasTransparency, orientation, ...resolved };
-}
-
-/** Return the orientation in a block of EXIF data; 1 if it has none, or is damaged. */
-export function exifOrientation(exif) {
-  try {
-    const view = new DataView(exif.buffer, exif.byteOffset, exif.byteLength);
-    const isLittle = view.getUint16(0) === 0x4949;
-    const start = view.getUint32(4, isLittle);
-    for (let entry = 0; entry < view.getUint16(start, isLittle); entry++) {
-      const place = start + 2 + 12 * entry;
-      if (view.getUint16(place, isLittle) !== 0x0112) continue;
-      const value = view.getUint16(place + 2, isLittle) === 4
-        ? view.getUint32(place + 8, isLittle) : view.getUint16(place + 8, isLittle);
-      return value >= 1 && value <= 8 ? value : 1;
-    }
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-  }
-  return 1;
 }
 
 function readChunks(bytes) {
