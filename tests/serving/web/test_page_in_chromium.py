@@ -80,9 +80,9 @@ def tab(tmp_path: Path) -> Iterator[Tab]:
 
 
 @pytest.fixture(scope="module")
-def site(runtime: Path, digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(web_runtime: Path, digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    dd.web(digits_onnx, folder, dd.WebOptions("Handwritten digits", runtime))
+    dd.web(digits_onnx, folder, dd.WebOptions("Handwritten digits", web_runtime))
     return folder
 
 
@@ -168,10 +168,10 @@ def quantized(model: dd.Model, recipe: str) -> dd.Model:
 @pytest.mark.parametrize("precision", MODELS)
 @pytest.mark.parametrize("is_isolated", [False, True], ids=["one thread", "threads"])
 def test_answers_equal_those_of_run(
-    precision: str, is_isolated: bool, digits_onnx: Path, runtime: Path, tmp_path: Path, tab: Tab
+    precision: str, is_isolated: bool, digits_onnx: Path, web_runtime: Path, tmp_path: Path, tab: Tab
 ) -> None:
     model = MODELS[precision](dd.load(digits_onnx))
-    dd.web(model, tmp_path / "site", dd.WebOptions(runtime=runtime))
+    dd.web(model, tmp_path / "site", dd.WebOptions(runtime=web_runtime))
     images = sorted((DIGITS / "held_out").glob("*/*.png"))[::45]
     headers = ISOLATED if is_isolated else {}
     with Host(tmp_path / "site", headers) as host, Classifier.open(model, "onnxruntime") as known:
@@ -209,9 +209,9 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_tasks(task: str, digits_onnx: Path, runtime: Path, tmp_path: Path, tab: Tab) -> None:
+def test_tasks(task: str, digits_onnx: Path, web_runtime: Path, tmp_path: Path, tab: Tab) -> None:
     model = dd.load(digits_onnx, task=task, **TASKS[task])
-    dd.web(model, tmp_path / "site", dd.WebOptions(runtime=runtime))
+    dd.web(model, tmp_path / "site", dd.WebOptions(runtime=web_runtime))
     data = next((DIGITS / "held_out").glob("7/*.png")).read_bytes()
     with Host(tmp_path / "site") as host, Classifier.open(model, "onnxruntime") as classify:
         start(tab, host.url)
@@ -233,9 +233,9 @@ def gray_x_ray(tmp_path: Path) -> dd.Model:
     return dd.export(architecture=architecture, num_classes=4, channels=1, **facts)
 
 
-def test_gray_images_keep_16_bits(runtime: Path, tmp_path: Path, tab: Tab) -> None:
+def test_gray_images_keep_16_bits(web_runtime: Path, tmp_path: Path, tab: Tab) -> None:
     model = gray_x_ray(tmp_path)
-    dd.web(model, tmp_path / "site", dd.WebOptions(runtime=runtime))
+    dd.web(model, tmp_path / "site", dd.WebOptions(runtime=web_runtime))
     values = (np.add.outer(np.arange(90), np.arange(120)) * 300 % 65536).astype(np.uint16)[:, :, None]
     data = png_of(values, 0, 16, before=chunk(b"eXIf", exif(6).tobytes()[6:]), filters=(1, 2, 4))
     with Host(tmp_path / "site") as host, Classifier.open(model, "onnxruntime") as classify:
@@ -352,14 +352,14 @@ def test_it_works_offline_and_gets_threads_from_the_second_visit_on(site: Path, 
 
 
 def test_a_new_version_is_seen_at_once_and_the_old_one_forgotten(
-    digits_onnx: Path, runtime: Path, tmp_path: Path, tab: Tab
+    digits_onnx: Path, web_runtime: Path, tmp_path: Path, tab: Tab
 ) -> None:
     site = tmp_path / "site"
-    dd.web(digits_onnx, site, dd.WebOptions("Old", runtime))
+    dd.web(digits_onnx, site, dd.WebOptions("Old", web_runtime))
     with Host(site) as host:
         start(tab, host.url)
         tab.wait("document.body.dataset.offline === 'kept'")
-        dd.web(digits_onnx, site, dd.WebOptions("New", runtime), force=True)
+        dd.web(digits_onnx, site, dd.WebOptions("New", web_runtime), force=True)
         start(tab, host.url)
         assert tab.run("document.title") == "New"
         (version,) = (path.name for path in site.iterdir() if path.is_dir())
