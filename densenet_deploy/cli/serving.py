@@ -144,7 +144,9 @@ def triton_command(
 )
 def web_command(
     model: Annotated[
-        str, model_argument("MODEL", "An ONNX file, a checkpoint or a name."), Reads("graph", "simplifier", "session")
+        str,
+        model_argument("MODEL", "An ONNX file, a checkpoint or a name."),
+        Reads("graph", "simplifier", "session", backends=lambda _: ("onnxruntime",)),
     ],
     title: Annotated[str | None, option("TEXT", "Of the page (default: the name of the model).")] = None,
     runtime: Annotated[

@@ -53,8 +53,13 @@ def packing(archive_path: Path, log: Path) -> str:
     return f'echo "$@" >> {log}\nfor folder; do :; done\n/bin/cp {archive_path} "$folder/onnxruntime-web-{VERSION}.tgz"'
 
 
-def test_the_pins_are_those_of_two_files() -> None:
-    assert set(FILES) == {SCRIPT, BINARY}
+def test_the_pins_are_those_of_two_files_of_one_version() -> None:
+    """The slow tests compare them with what npm fetches."""
+    assert VERSION == "1.30.0"
+    assert {name: pinned.size_bytes for name, pinned in FILES.items()} == {
+        "ort.wasm.bundle.min.mjs": 73_054,
+        "ort-wasm-simd-threaded.wasm": 14_239_897,
+    }
     assert all(len(bytes.fromhex(pinned.sha256)) == 32 for pinned in FILES.values())
 
 
@@ -173,6 +178,23 @@ def test_what_npm_says_when_it_fails(tmp_path: Path, script: str, why: str) -> N
     assert caught.value.exit_code == 6
     assert "--runtime" in caught.value.fix
     assert os.environ["XDG_CACHE_HOME"] not in str(caught.value)
+
+
+def test_an_archive_that_npm_gave_up_on_is_not_read(tmp_path: Path, pins: Path) -> None:
+    npm(tmp_path / "bin", f"{packing(archive(tmp_path / 'a.tgz'), tmp_path / 'log')}\nexit 1")
+    with pytest.raises(ResourceError, match="exit code 1"):
+        runtime_files()
+    assert not pins.exists()
+
+
+def test_npm_runs_where_no_settings_of_a_project_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file `.npmrc` in the current folder could name another registry."""
+    monkeypatch.chdir(tmp_path)
+    npm(tmp_path / "bin", f"pwd >> {tmp_path / 'where'}\n{packing(archive(tmp_path / 'a.tgz'), tmp_path / 'log')}")
+    runtime_files()
+    where = Path((tmp_path / "where").read_text().strip())
+    assert where != tmp_path
+    assert not where.exists(), "it was made for npm, and removed again"
 
 
 def test_npm_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -99,6 +100,7 @@ def test_a_version_is_a_hash_of_all_that_it_holds() -> None:
     assert len({site.version for site in sites}) == 4
     assert all(re.fullmatch(r"v-[0-9a-f]{12}", site.version) for site in sites)
     assert Site.of("a", {"model.onnx": b"1"}) == sites[0]
+    assert Site.of("a", {"x": b"", "y": b""}).version == Site.of("a", {"y": b"", "x": b""}).version
 
 
 def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
@@ -109,6 +111,52 @@ def test_a_new_version_replaces_the_old_one(tmp_path: Path) -> None:
     new.write(tmp_path)
     assert contents(tmp_path) == new.files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "sw.js", new.version]
+
+
+def test_what_is_unfinished_is_in_the_folder_itself_and_known_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename is one step on one disk alone. Wherever the command is killed, the folder is free for the next one."""
+    folder, hidden = tmp_path / "site", 0
+
+    def looking(path: Path, *parts: bytes) -> None:
+        nonlocal hidden
+        hidden += path.relative_to(folder).parts[0].startswith(".v-")
+        artifacts.write_file(path, *parts)
+        if path.name != "index.html":
+            require_free(folder, force=False)
+
+    monkeypatch.setattr(site_module, "write_file", looking)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    site = Site.of("a", {})
+    site.write(folder)
+    assert hidden == len(site.files) - 2
+
+
+def test_folders_of_others_stay_however_old_they_are(tmp_path: Path) -> None:
+    for name in ("images", "v-1", "v-0123456789abc", "old.v-0123456789ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.png").write_bytes(b"mine")
+        os.utime(tmp_path / name, (0, 0))
+    before = contents(tmp_path)
+    site = Site.of("a", {})
+    site.write(tmp_path)
+    assert contents(tmp_path) == {**before, **site.files}
+
+
+def test_room_is_looked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def no_room(path: Path, size_bytes: int = 0) -> None:
+        asked.append(size_bytes)
+        raise ResourceError(path, "no space left on device", "free some space")
+
+    monkeypatch.setattr(site_module, "require_room", no_room)
+    site = Site.of("a", {"model.onnx": b"1"})
+    with pytest.raises(ResourceError):
+        site.write(tmp_path / "site")
+    assert asked == [site.size_bytes]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_somebody_changed_in_a_version_is_put_right(tmp_path: Path) -> None:
