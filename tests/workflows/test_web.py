@@ -138,6 +138,13 @@ def test_what_is_assumed_is_shown_on_the_page(tmp_path: Path, options: dd.WebOpt
     assert "assumed" in report.to_text()
 
 
+def test_four_channels_are_those_of_an_image_file(tmp_path: Path, options: dd.WebOptions) -> None:
+    dd.web(graph_file(tmp_path / "m.onnx", ["n", 4, 16, 16]), tmp_path / "site", options)
+    assert facts_of(tmp_path / "site")["input"]["shape"] == [1, 4, 16, 16]
+    with Image.open(io.BytesIO(files_of(tmp_path / "site")["check.png"])) as image:
+        assert image.mode == "RGBA"
+
+
 def test_numbers_and_features(tmp_path: Path, options: dd.WebOptions) -> None:
     model = graph_file(tmp_path / "m.onnx", ["n", 3, 16, 16])
     dd.web(model, tmp_path / "numbers", options, task="regression", labels=["age", "weight", "height"])
@@ -192,8 +199,9 @@ def test_models_that_no_browser_runs(digits_onnx: Path, tmp_path: Path, options:
     (tmp_path / "ir.xml").write_text("<net name='x'></net>")
     with pytest.raises(ModelFileError, match="browsers run ONNX files"):
         dd.web(tmp_path / "ir.xml", site, options)
-    with pytest.raises(ModelFileError, match="2 channels"):
-        dd.web(graph_file(tmp_path / "two.onnx", ["n", 2, 16, 16]), site, options)
+    for channels in (2, 5):
+        with pytest.raises(ModelFileError, match=f"{channels} channels"):
+            dd.web(graph_file(tmp_path / f"{channels}.onnx", ["n", channels, 16, 16]), site, options)
     assert not site.exists()
 
 
