@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.triton import TritonOptions, triton
     from densenet_deploy.workflows.tune.candidates import TuneOptions
     from densenet_deploy.workflows.tune.tune import tune
+    from densenet_deploy.workflows.web import WebOptions, web
 
 _HOMES: Final = {
     "Architecture": "facts",
@@ -87,6 +88,7 @@ _HOMES: Final = {
     "TritonOptions": "workflows.triton",
     "TuneOptions": "workflows.tune.candidates",
     "UntrainedWeightsWarning": "model",
+    "WebOptions": "workflows.web",
     "benchmark": "workflows.benchmark",
     "build_engine": "workflows.build_engine",
     "cast": "workflows.cast",
@@ -106,6 +108,7 @@ _HOMES: Final = {
     "train": "workflows.train.train",
     "triton": "workflows.triton",
     "tune": "workflows.tune.tune",
+    "web": "workflows.web",
 }
 
 __all__ = [
@@ -139,6 +142,7 @@ __all__ = [
     "TritonOptions",
     "TuneOptions",
     "UntrainedWeightsWarning",
+    "WebOptions",
     "__version__",
     "benchmark",
     "build_engine",
@@ -159,6 +163,7 @@ __all__ = [
     "train",
     "triton",
     "tune",
+    "web",
 ]
 
 

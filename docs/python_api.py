@@ -22,7 +22,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "Train": ("train", "TrainOptions", "SearchOptions"),
     "Run": ("open_runner", "Runner", "RunnerOptions", "Classifier", "Prediction", "predict", "BatchJobOptions"),
-    "Serve": ("serve", "ServeOptions", "triton", "TritonOptions"),
+    "Serve": ("serve", "ServeOptions", "triton", "TritonOptions", "web", "WebOptions"),
     "Measure": (
         *("compare", "CompareOptions", "Parity", "Gate", "evaluate", "EvaluateOptions", "benchmark"),
         *("BenchmarkOptions", "tune", "TuneOptions", "inspect", "InspectOptions"),

@@ -70,6 +70,14 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def wait(self, script: str) -> Any:
+        """Return the value of a JavaScript expression as soon as it is true."""
+        deadline = time.monotonic() + _SECONDS
+        while not (value := self.run(script)):
+            assert time.monotonic() < deadline, f"{script} is still {value!r}"
+            time.sleep(0.02)
+        return value
+
     def press(self, key: str, code: int, text: str = "") -> None:
         """Press and release a key, as a person does."""
         facts = {"key": key, "code": key, "windowsVirtualKeyCode": code}
@@ -126,12 +134,12 @@ class Tab:
 
 
 @contextmanager
-def chromium_tab(program: str, profile: Path) -> Iterator[Tab]:
-    """Start Chromium with its files under `profile`, and end it with the block."""
+def chromium_tab(program: str, profile: Path, *flags: str) -> Iterator[Tab]:
+    """Start Chromium with its files under `profile` and more `flags`, and end it with the block."""
     (from_us, to_browser), (from_browser, to_us) = os.pipe(), os.pipe()
     # The browser reads from descriptor 3 and writes to descriptor 4.
     start = f'exec "$@" 3<&{from_us} 4>&{to_us}'
-    command = ["bash", "-c", start, "bash", program, *_FLAGS, f"--user-data-dir={profile}"]
+    command = ["bash", "-c", start, "bash", program, *_FLAGS, *flags, f"--user-data-dir={profile}"]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, pass_fds=(from_us, to_us), stdout=quiet, stderr=quiet, start_new_session=True)
     os.close(from_us)

@@ -82,3 +82,17 @@ def digits_onnx() -> Path:
 
     weights = DIGITS / "densenet_digits.safetensors"
     return made_once("digits", lambda folder: export(weights, out=folder / "digits.onnx")) / "digits.onnx"
+
+
+@pytest.fixture(scope="session")
+def web_runtime() -> Path:
+    """The folder that holds the pinned onnxruntime-web; skips, with the reason, where npm cannot fetch it."""
+    from densenet_deploy.artifacts import cache_folder
+    from densenet_deploy.errors import BackendError, ResourceError
+    from densenet_deploy.serving.web.runtime_files import NAME, VERSION, runtime_files
+
+    try:
+        runtime_files()
+    except (BackendError, ResourceError) as error:
+        pytest.skip(str(error))
+    return cache_folder(NAME, VERSION)

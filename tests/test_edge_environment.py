@@ -54,6 +54,18 @@ def test_run_classifies(edge: Path, digits_onnx: Path) -> None:
     assert answer["predictions"][0]["top"][0]["label"] == "7"
 
 
+def test_the_page_for_browsers_is_in_the_wheel(edge: Path, digits_onnx: Path, tmp_path: Path) -> None:
+    """Everything but onnxruntime-web, which a page needs and an empty folder does not hold."""
+    code = "from densenet_deploy.serving.web.site import Site; print(*sorted(Site.of('t', {}).files))"
+    files = {name.rpartition("/")[2] for name in _do(edge / "python", "-c", code).split()}
+    page = ROOT / "densenet_deploy" / "serving" / "web" / "page"
+    assert files == {path.name for path in page.iterdir()} | {"files.json"}
+    words = ["web", digits_onnx, "-o", tmp_path / "site", "--runtime", tmp_path, "--json"]
+    done = subprocess.run([edge / "densenet-deploy", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "onnxruntime-web" in json.loads(done.stderr)["error"]["fix"]
+
+
 @pytest.mark.parametrize(
     ("words", "extra"),
     [

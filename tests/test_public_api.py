@@ -15,7 +15,7 @@ import densenet_deploy
 
 FUNCTIONS = (
     *("load", "export", "simplify", "cast", "quantize", "build_engine", "compare", "evaluate", "benchmark", "tune"),
-    *("inspect", "sensitivity", "train", "prune", "predict", "report", "serve", "triton", "open_runner"),
+    *("inspect", "sensitivity", "train", "prune", "predict", "report", "serve", "triton", "web", "open_runner"),
 )
 NAMES = [name for name in densenet_deploy.__all__ if name != "__version__"]
 
@@ -64,6 +64,7 @@ def test_an_invalid_path_is_one_of_our_errors(name, tmp_path):
     more = {"quantize": [tmp_path], "sensitivity": [tmp_path], "compare": [missing], "evaluate": [tmp_path]}
     more["prune"] = [tmp_path, densenet_deploy.PruneOptions(ratio=0.5)]
     more["triton"] = [tmp_path / "repository"]
+    more["web"] = [tmp_path / "site"]
     for path in (missing, str(missing)):
         source: object = [path] if name in ("benchmark", "tune", "report", "triton") else path
         arguments = [source, *more.get(name, []), *([path] if name == "predict" else [])]

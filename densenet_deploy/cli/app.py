@@ -82,6 +82,7 @@ COMMANDS: Final = {
     "train": "training",
     "serve": "serving",
     "triton": "serving",
+    "web": "serving",
     "run": "running",
     "evaluate": "measuring",
     "benchmark": "measuring",

@@ -1,8 +1,9 @@
-"""The commands that serve models, and prepare them for a server: `serve` and `triton`."""
+"""The commands that serve models, and prepare them for a server or a browser: `serve`, `triton` and `web`."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.serve import Address
 
 DEFAULT_REPOSITORY = "artifacts/triton"
+DEFAULT_SITE = "artifacts/web"
 
 
 @command(
@@ -129,5 +131,43 @@ def triton_command(
     def work(listener: Any) -> Any:
         out = output.out or DEFAULT_REPOSITORY
         return triton(models, out, options, name=name, force=output.force, progress=listener, **facts.given())
+
+    return work
+
+
+@command(
+    "web",
+    examples=(
+        "densenet-deploy web chest.int8.onnx -o site/",
+        'densenet-deploy web chest.onnx -o site/ --title "Chest X-ray" --runtime onnxruntime-web-1.30.0.tgz --force',
+    ),
+)
+def web_command(
+    model: Annotated[
+        str,
+        model_argument("MODEL", "An ONNX file, a checkpoint or a name."),
+        Reads("graph", "simplifier", "session", backends=lambda _: ("onnxruntime",)),
+    ],
+    title: Annotated[str | None, option("TEXT", "Of the page (default: the name of the model).")] = None,
+    runtime: Annotated[
+        Path | None,
+        option(
+            "DIR|TGZ",
+            "A folder or an archive with onnxruntime-web 1.30.0 (default: the one in the cache, or fetched with npm).",
+        ),
+        Reads(),
+    ] = None,
+    *,
+    facts: ModelFacts,
+    output: Annotated[Output, Writes("DIR", DEFAULT_SITE, ())],
+) -> Work:
+    """Write a static page that runs a model in a browser."""
+    from densenet_deploy.workflows.web import WebOptions, web
+
+    options = WebOptions(title, runtime)
+
+    def work(listener: Any) -> Any:
+        out = output.out or DEFAULT_SITE
+        return web(model, out, options, force=output.force, progress=listener, **facts.given())
 
     return work

