@@ -93,6 +93,7 @@ class BatchingQueue:
         runner: of the model.
         options: see `QueueOptions`.
         on_run: called after each run of the model, from the thread that ran it.
+        on_wait: called with the number of images that wait whenever it changes, from any thread, one at a time.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class BatchingQueue:
         runner: Runner,
         options: QueueOptions | None = None,
         on_run: Callable[[BatchRun], object] = lambda _: None,
+        on_wait: Callable[[int], object] = lambda _: None,
     ) -> None:
-        self._runner, self._options, self._on_run = runner, options or QueueOptions(), on_run
+        self._runner, self._options = runner, options or QueueOptions()
+        self._on_run, self._on_wait = on_run, on_wait
         self._fills_up = _fills_up(runner)
         self._is_batched = self._fills_up or _takes_any_batch(runner)
         self._waiting: deque[_Request] = deque()
@@ -112,11 +115,6 @@ class BatchingQueue:
         self._threads = threads
         for thread in threads:
             thread.start()
-
-    @property
-    def waiting_images(self) -> int:
-        """How many images wait."""
-        return self._waiting_images
 
     def shown(self, spec: TensorSpec) -> TensorSpec:
         """Return an input or output as clients see it: with any batch where batches are filled up."""
@@ -139,7 +137,7 @@ class BatchingQueue:
             if self._waiting_images + request.images > self._options.max_queue:
                 raise QueueFullError(f"{self._waiting_images} images", "are waiting already", "try again later")
             self._waiting.append(request)
-            self._waiting_images += request.images
+            self._count(request.images)
             self._change.notify_all()
         return request.future
 
@@ -175,7 +173,7 @@ class BatchingQueue:
             if not self._waiting:
                 return []
             first = self._waiting.popleft()
-            self._waiting_images -= first.images
+            self._count(-first.images)
             batch, room = [first], self._options.max_batch - first.images
             while self._is_batched:
                 room -= self._move(batch, room)
@@ -195,8 +193,14 @@ class BatchingQueue:
                 self._waiting.remove(request)
                 batch.append(request)
                 moved += request.images
-        self._waiting_images -= moved
+        self._count(-moved)
         return moved
+
+    def _count(self, images: int) -> None:
+        """Add to the images that wait; the caller holds the lock."""
+        if images:
+            self._waiting_images += images
+            self._on_wait(self._waiting_images)
 
     def _answer(self, batch: Sequence[_Request]) -> None:
         if len(batch) < 2:

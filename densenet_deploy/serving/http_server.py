@@ -152,7 +152,7 @@ class _Answers:
             return self._json(await self._service.classify(image, int(top_k)))
 
     async def metrics(self, _request: Request) -> Response:
-        return self._answer(self._service.metrics.to_text(), CONTENT_TYPE)
+        return self._answer(await asyncio.to_thread(self._service.metrics.to_text), CONTENT_TYPE)
 
     async def _guarded(
         self, request: Request, endpoint: str, answer: Callable[[Request], Awaitable[Response]]

@@ -12,15 +12,13 @@ import dataclasses
 import functools
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import StrPath, data_files, require_room, sha256_of
+from densenet_deploy.artifacts import StrPath, require_room
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
-from densenet_deploy.facts import Architecture
 from densenet_deploy.model import InputDescription, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.records import from_plain, to_plain
@@ -37,8 +35,9 @@ from densenet_deploy.serving.batch.plan import PLAN, Plan, digest_of
 from densenet_deploy.serving.batch.shard_worker import JobFacts, JobSettings, serve_shards
 from densenet_deploy.serving.batch.shards import Job
 from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
-from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, is_file_name, load
+from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions
 from densenet_deploy.workflows.stages import Listener, ignore
+from densenet_deploy.workflows.worker_model import ModelFile, WorkerModel, model_file
 
 log = logging.getLogger(__name__)
 
@@ -184,16 +183,10 @@ def run_batch(
     require_room(output.folder / PLAN)
     with contextlib.ExitStack() as stack:
         progress("open the model")
-        model = stack.enter_context(_model_file(source, stated))
-        settings = _Settings(
-            model.source,
-            model.stated,
-            backend,
-            device,
-            dataclasses.replace(options or RunnerOptions(), spin=False),
-            JobSettings(job.batch, top_k, 1),
-            fast_decode,
-        )
+        model = stack.enter_context(model_file(source, stated))
+        running = dataclasses.replace(options or RunnerOptions(), spin=False)
+        opened = WorkerModel(model.source, model.stated, backend, device, running)
+        settings = _Settings(opened, JobSettings(job.batch, top_k, 1), fast_decode)
         engine = _engine(job, model, settings)
         stack.callback(engine.close)
         facts = engine.facts
@@ -250,11 +243,7 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
     """Be the process of a worker: open the model that the first message names, and answer shards."""
     for message in requests:
         settings = from_plain(_Settings, message)
-        stated: Any = dict(settings.stated)
-        if "architecture" in stated:
-            stated["architecture"] = from_plain(Architecture, stated["architecture"])
-        model = load(settings.source, **stated)
-        with model.runner(settings.backend, settings.device, settings.options) as runner:
+        with settings.model.opened() as (model, runner):
             classifier = Classifier(runner, fast=settings.fast_decode)
             notes = (
                 *model.notes,
@@ -273,71 +262,9 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
 class _Settings:
     """The first message to a worker process."""
 
-    source: str | None
-    stated: Mapping[str, object]
-    backend: str | None
-    device: str | None
-    options: RunnerOptions
+    model: WorkerModel
     job: JobSettings
     fast_decode: bool
-
-
-@dataclass(frozen=True)
-class _ModelFile:
-    """What a worker process loads, and the facts that are not in it.
-
-    Attributes:
-        source: a path, or a name.
-        sha256: of the file; None of a name.
-    """
-
-    name: str
-    source: str | None
-    sha256: str | None
-    stated: Mapping[str, object]
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What tells it from other models; facts that are stated show in the rows and the input."""
-        if self.sha256 is not None:
-            return {"sha256": self.sha256}
-        return {"name": self.name, "stated": self.stated}
-
-    def whole_file(self) -> Path | None:
-        """Return the file if it is all that a worker needs; None of a name, and of a file with others beside it."""
-        path = None if self.source is None or self.sha256 is None else Path(self.source)
-        if path is None or path.suffix.lower() in (".xml", ".engine"):
-            return None
-        return None if data_files(path) else path
-
-
-@contextlib.contextmanager
-def _model_file(source: Any, stated: LoadOptions) -> Iterator[_ModelFile]:
-    """Yield what every worker can load: `source` itself if it is a path or a name, else a file that holds it."""
-    if source is None or isinstance(source, (str, os.PathLike)):
-        text = None if source is None else os.fspath(source)
-        sha256 = _sha256(Path(source)) if is_file_name(source) else None
-        name = (text or "untrained") if sha256 is None else Path(str(text)).name
-        yield _ModelFile(name, text, sha256, {name: _plain(value) for name, value in stated.items()})
-        return
-    model = load(source, **stated)
-    with tempfile.TemporaryDirectory(prefix="densenet-deploy-") as folder:
-        path = model.path
-        if model.is_onnx or path is None:
-            path = model.save(Path(folder) / f"{model.name}{'.onnx' if model.is_onnx else '.safetensors'}")
-        yield _ModelFile(model.name, str(path), _sha256(path), {})
-
-
-def _plain(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else to_plain(value)
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a model's file, and of those that hold its weights, joined by `+`."""
-    weights = [path.parent / name for name in data_files(path)]
-    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
-        weights = [path.with_suffix(".bin")]
-    return "+".join(map(sha256_of, (path, *weights)))
 
 
 def _what_ran(placement: Placement) -> dict[str, object]:
@@ -346,13 +273,14 @@ def _what_ran(placement: Placement) -> dict[str, object]:
     return {name: getattr(placement, name) for name in names}
 
 
-def _engine(job: BatchJobOptions, model: _ModelFile, settings: _Settings) -> Engine:
+def _engine(job: BatchJobOptions, model: ModelFile, settings: _Settings) -> Engine:
     """Start the workers, each with its share of the CPUs."""
-    workers, threads = job.workers or 1, settings.options.threads
-    share = max(1, usable_cpus() // workers) if job.engine == "local" else threads or 1
+    workers, options = job.workers or 1, settings.model.options
+    share = max(1, usable_cpus() // workers) if job.engine == "local" else options.threads or 1
+    running = dataclasses.replace(options, threads=options.threads or share)
     settings = dataclasses.replace(
         settings,
-        options=dataclasses.replace(settings.options, threads=threads or share),
+        model=dataclasses.replace(settings.model, options=running),
         job=dataclasses.replace(settings.job, decode_threads=share),
     )
     started = Job(PROGRAM, to_plain(settings), model.name)
@@ -360,6 +288,6 @@ def _engine(job: BatchJobOptions, model: _ModelFile, settings: _Settings) -> Eng
         return LocalEngine(started, workers)
     from densenet_deploy.serving.batch.ray import ClusterShare, RayEngine
 
-    gpus = int((settings.device or "").startswith(("cuda", "gpu")))
+    gpus = int((settings.model.device or "").startswith(("cuda", "gpu")))
     sent = model.whole_file() if job.address is not None else None
     return RayEngine(started, ClusterShare(job.address, job.workers, share, gpus, sent))

@@ -14,7 +14,6 @@ from densenet_deploy.cli import main
 from densenet_deploy.errors import (
     DataError,
     MissingPackageError,
-    ModelFileError,
     OutputExistsError,
     UnknownNameError,
     UsageError,
@@ -143,22 +142,6 @@ def test_a_folder_of_shards_is_one_table(tiny_onnx, ten, tmp_path):
     predict(tiny_onnx, ten, out=tmp_path / "rows", job=BatchJobOptions(4, batch=10))
     table = pq.read_table(tmp_path / "rows")
     assert table.column("file").to_pylist() == sorted(map(str, ten.iterdir()))
-
-
-def test_a_model_with_other_weights_in_another_file_is_another_model(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [3], b"0" * 12, raw=True)
-    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
-    path = tmp_path / "m.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=1)
-    with batch._model_file(path, {}) as before:
-        assert before.whole_file() is None
-    (tmp_path / "w.bin").write_bytes(b"1" * 12)
-    with batch._model_file(path, {}) as after:
-        assert after.identity != before.identity
-    (tmp_path / "w.bin").unlink()
-    with pytest.raises(ModelFileError), batch._model_file(path, {}):
-        pass
 
 
 def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_path):
