@@ -80,7 +80,7 @@ class ServerProcesses:
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._workers: list[Worker] = []
+        self._workers: dict[int, Worker] = {}
         self._count = count
         self.losses = 0
 
@@ -90,12 +90,13 @@ class ServerProcesses:
         Raises:
             DensenetDeployError: what ended the first that could not begin.
         """
-        for _ in range(self._count):
-            self._workers.append(self._started())
-        answers = [worker.receive() for worker in self._workers]
-        for worker in self._workers:
+        for place in range(self._count):
+            self._workers[place] = self._started()
+        workers = [*self._workers.values()]
+        answers = [worker.receive() for worker in workers]
+        for worker in workers:
             worker.send(LISTEN)
-        for worker in self._workers:
+        for worker in workers:
             worker.receive()
         for place in range(self._count):
             thread = threading.Thread(target=self._tend, args=(place,), daemon=True)
@@ -107,7 +108,7 @@ class ServerProcesses:
         """Ask all to end; again: without waiting for clients that do not know yet."""
         with self._lock:
             self._is_stopping.set()
-            for worker in self._workers:
+            for worker in self._workers.values():
                 worker.send(STOP)
 
     def join(self) -> None:
@@ -119,10 +120,10 @@ class ServerProcesses:
         """End those that are left, whatever they are doing."""
         with self._lock:
             self._is_stopping.set()
-            for worker in self._workers:
+            for worker in self._workers.values():
                 worker.kill()
         self.join()
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.close(at_once=True)
 
     def _started(self) -> Worker:
@@ -137,6 +138,8 @@ class ServerProcesses:
         while True:
             began, worker = time.monotonic(), self._workers[place]
             why = _awaited_end(worker)
+            with self._lock:
+                del self._workers[place]
             worker.close(at_once=True)
             losses = 1 if time.monotonic() - began >= _STEADY_S else losses + 1
             pause_s = pause_after(losses)
