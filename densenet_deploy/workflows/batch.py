@@ -180,8 +180,9 @@ def run_batch(
     files = image_names(images)
     if not files:
         raise UsageError("images", "names none", "give at least one image, folder, pattern or table")
-    require_room(output.folder / PLAN)
     with contextlib.ExitStack() as stack:
+        lock_notes = stack.enter_context(output.held())
+        require_room(output.folder / PLAN)
         progress("open the model")
         model = stack.enter_context(model_file(source, stated))
         running = dataclasses.replace(options or RunnerOptions(), spin=False)
@@ -206,6 +207,7 @@ def run_batch(
         seconds = work.run(engine, files)
         work.finish()
     placement = dataclasses.asdict(facts.placement)
+    notes = (*facts.placement.notes, *facts.notes, *lock_notes, *_idle_note(engine.workers, len(work.left)))
     return BatchReport(
         rows=plan.images,
         bad=work.bad,
@@ -221,7 +223,7 @@ def run_batch(
         workers=engine.workers,
         batch=plan.batch,
         input=from_plain(InputDescription, facts.input),
-        **placement | {"notes": (*facts.placement.notes, *facts.notes, *_idle_note(engine.workers, len(work.left)))},
+        **placement | {"notes": notes},
     )
 
 
