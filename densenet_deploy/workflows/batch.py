@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,32 +17,24 @@ from typing import Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath, require_room
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
-from densenet_deploy.model import InputDescription, untrained_note
-from densenet_deploy.options import require_choice, require_range
-from densenet_deploy.records import from_plain, to_plain
+from densenet_deploy.model import InputDescription
+from densenet_deploy.options import require_range
+from densenet_deploy.records import from_plain
 from densenet_deploy.reports import Report, line
-from densenet_deploy.runtime.batching import fixed_batch
-from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Placement, RunnerOptions
-from densenet_deploy.serving.batch.engine import Engine
 from densenet_deploy.serving.batch.formats import format_named
-from densenet_deploy.serving.batch.local import LocalEngine
 from densenet_deploy.serving.batch.output import JobOutput, JobShards
 from densenet_deploy.serving.batch.plan import PLAN, Plan, digest_of
-from densenet_deploy.serving.batch.shard_worker import JobFacts, JobSettings, serve_shards
-from densenet_deploy.serving.batch.shards import Job
-from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
-from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions
+from densenet_deploy.serving.batch.rows import PredictionRows
+from densenet_deploy.serving.batch.shard_worker import JobSettings
+from densenet_deploy.workflows.image_sources import image_names
+from densenet_deploy.workflows.job_workers import EngineOptions, serve_job, started_engine
+from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.stages import Listener, ignore
-from densenet_deploy.workflows.worker_model import ModelFile, WorkerModel, model_file
-
-log = logging.getLogger(__name__)
+from densenet_deploy.workflows.worker_model import WorkerModel
 
 PROGRAM: Final = __name__
 """The module whose `main` is the process of a worker."""
-
-ENGINES: Final = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -55,10 +45,7 @@ class BatchJobOptions:
         shard_size: images per shard; what a killed worker has to do again.
         format: parquet, csv or jsonl; None takes the one of the file that is written, parquet in a folder.
         batch: images per call; None takes the model's fixed batch, or 16.
-        engine: `local`, processes of this machine, or `ray`, actors of a Ray cluster.
-        address: of the Ray cluster; None starts one on this machine.
-        workers: processes that run the model; None means 1 with the engine `local`, and with `ray` as many as fit the
-            cluster. Each uses its share of the CPUs, unless `RunnerOptions.threads` says otherwise.
+        engine, address, workers: see `job_workers.EngineOptions`.
         resume: go on with the job in `out`: only shards that are missing are classified.
         force: replace a job in `out`.
 
@@ -77,17 +64,18 @@ class BatchJobOptions:
 
     def __post_init__(self) -> None:
         require_range("shard-size", self.shard_size, 1, 10_000_000)
-        require_choice("engine", self.engine, ENGINES)
         if self.format is not None:
             format_named(self.format)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
-        if self.workers is not None:
-            require_range("workers", self.workers, 1, 4096)
-        if self.address is not None and self.engine != "ray":
-            raise UsageError(f"address={self.address}", "applies only to the engine ray", "add --engine ray")
+        EngineOptions(self.engine, self.address, self.workers)  # checks them
         if self.resume and self.force:
             raise UsageError("resume", "does not go together with force", "go on with a job, or replace it")
+
+    @property
+    def runs_on(self) -> EngineOptions:
+        """What runs the workers."""
+        return EngineOptions(self.engine, self.address, self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +172,10 @@ def run_batch(
         lock_notes = stack.enter_context(output.held())
         require_room(output.folder / PLAN)
         progress("open the model")
-        model = stack.enter_context(model_file(source, stated))
-        running = dataclasses.replace(options or RunnerOptions(), spin=False)
-        opened = WorkerModel(model.source, model.stated, backend, device, running)
-        settings = _Settings(opened, JobSettings(job.batch, top_k, 1), fast_decode)
-        engine = _engine(job, model, settings)
-        stack.callback(engine.close)
+        running = WorkerModel(backend=backend, device=device, options=options or RunnerOptions())
+        settings = JobSettings(job.batch, top_k)
+        started = started_engine(PROGRAM, job.runs_on, source, stated, running, settings, fast_decode=fast_decode)
+        engine, model = stack.enter_context(started)
         facts = engine.facts
         plan = Plan(
             len(files),
@@ -242,54 +228,11 @@ def _idle_note(workers: int, shards: int) -> tuple[str, ...]:
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:
-    """Be the process of a worker: open the model that the first message names, and answer shards."""
-    for message in requests:
-        settings = from_plain(_Settings, message)
-        with settings.model.opened() as (model, runner):
-            classifier = Classifier(runner, fast=settings.fast_decode)
-            notes = (
-                *model.notes,
-                *untrained_note(runner.manifest),
-                *classifier.assumptions,
-                *fast_decode_note(classifier),
-            )
-            assumed = runner.manifest.assumed if runner.manifest is not None else INPUT_FACTS
-            described = InputDescription.of(classifier.preprocessing, assumed, fast_decode=classifier.fast)
-            facts = functools.partial(JobFacts, placement=runner.placement, input=to_plain(described), notes=notes)
-            batch = settings.job.batch or fixed_batch(runner)
-            yield from serve_shards(requests, classifier, dataclasses.replace(settings.job, batch=batch), facts)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The first message to a worker process."""
-
-    model: WorkerModel
-    job: JobSettings
-    fast_decode: bool
+    """Be the process of a worker."""
+    yield from serve_job(requests, PredictionRows)
 
 
 def _what_ran(placement: Placement) -> dict[str, object]:
     """Return what of a placement the bits of a row may depend on."""
     names = ("backend", "version", "device", "provider", "precision")
     return {name: getattr(placement, name) for name in names}
-
-
-def _engine(job: BatchJobOptions, model: ModelFile, settings: _Settings) -> Engine:
-    """Start the workers, each with its share of the CPUs."""
-    workers, options = job.workers or 1, settings.model.options
-    share = max(1, usable_cpus() // workers) if job.engine == "local" else options.threads or 1
-    running = dataclasses.replace(options, threads=options.threads or share)
-    settings = dataclasses.replace(
-        settings,
-        model=dataclasses.replace(settings.model, options=running),
-        job=dataclasses.replace(settings.job, decode_threads=share),
-    )
-    started = Job(PROGRAM, to_plain(settings), model.name)
-    if job.engine == "local":
-        return LocalEngine(started, workers)
-    from densenet_deploy.serving.batch.ray import ClusterShare, RayEngine
-
-    gpus = int((settings.model.device or "").startswith(("cuda", "gpu")))
-    sent = model.whole_file() if job.address is not None else None
-    return RayEngine(started, ClusterShare(job.address, job.workers, share, gpus, sent))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,13 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class WorkerModel:
-    """What a worker process is told about its model; JSON holds it."""
+    """What a worker process is told about its model, in what JSON holds; source and facts are of a `ModelFile`."""
 
-    source: str | None
-    stated: Mapping[str, object]
-    backend: str | None
-    device: str | None
-    options: RunnerOptions
+    source: str | None = None
+    stated: Mapping[str, object] = field(default_factory=dict)
+    backend: str | None = None
+    device: str | None = None
+    options: RunnerOptions = field(default_factory=RunnerOptions)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Model, Runner]]:
