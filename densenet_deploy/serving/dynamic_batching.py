@@ -11,10 +11,11 @@ time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,11 +24,11 @@ import numpy as np
 
 from densenet_deploy.errors import FeedError, ResourceError, RunnerStateError
 from densenet_deploy.options import require_range
-from densenet_deploy.runtime.batching import fixed_batch, run_batched
+from densenet_deploy.runtime.batching import fixed_batch, run_batched, takes_any_batch
 from densenet_deploy.runtime.feeds import Array, Feed, Feeds, TensorSpec
 from densenet_deploy.runtime.runner import Runner
 
-Answer = dict[str, Array]
+Answer = Mapping[str, Array]
 
 _LONGEST_DELAY_S: Final = 10.0
 
@@ -106,7 +107,7 @@ class BatchingQueue:
         self._runner, self._options = runner, options or QueueOptions()
         self._on_run, self._on_wait = on_run, on_wait
         self._fills_up = _fills_up(runner)
-        self._is_batched = self._fills_up or _takes_any_batch(runner)
+        self._is_batched = self._fills_up or takes_any_batch(runner.inputs, runner.outputs)
         self._waiting: deque[_Request] = deque()
         self._waiting_images = 0
         self._is_closed = False
@@ -203,26 +204,12 @@ class BatchingQueue:
             self._on_wait(self._waiting_images)
 
     def _answer(self, batch: Sequence[_Request]) -> None:
-        if len(batch) < 2:
-            for request in batch:
-                self._answer_alone(request)
-            return
-        try:
-            names = batch[0].feeds
-            whole = self._run({name: np.concatenate([request.feeds[name] for request in batch]) for name in names})
-            parts = _split(whole, [request.images for request in batch])
-        except Exception:  # noqa: BLE001 - one of them may be at fault: each gets its own answer
-            for request in batch:
-                self._answer_alone(request)
-            return
-        for request, part in zip(batch, parts, strict=True):
-            request.future.set_result(part)
-
-    def _answer_alone(self, request: _Request) -> None:
-        try:
-            request.future.set_result(self._run(request.feeds))
-        except Exception as exc:  # noqa: BLE001 - whoever waits for the answer gets it
-            request.future.set_exception(exc)
+        answers = answered_together(self._run, [request.feeds for request in batch])
+        for request, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                request.future.set_exception(answer)
+            else:
+                request.future.set_result(answer)
 
     def _run(self, feeds: dict[str, Array]) -> Answer:
         first = next(iter(feeds.values()))
@@ -232,15 +219,30 @@ class BatchingQueue:
         return answer
 
 
-def _takes_any_batch(runner: Runner) -> bool:
-    return all(spec.shape and spec.shape[0] is None for spec in (*runner.inputs, *runner.outputs))
-
-
 def _fills_up(runner: Runner) -> bool:
     """Whether the model has one input of a fixed batch, and as many rows in each output."""
     size = fixed_batch(runner) if runner.inputs[0].shape else None
     alike = all(spec.shape and spec.shape[0] == size for spec in runner.outputs)
     return size is not None and len(runner.inputs) == 1 and alike
+
+
+def answered_together(
+    run: Callable[[dict[str, Array]], Answer], requests: Sequence[Mapping[str, Array]]
+) -> list[Answer | Exception]:
+    """Return the answer to each request, or its error: they `run` as one batch, and one by one if that fails."""
+    if len(requests) > 1:
+        names = tuple(requests[0])
+        with contextlib.suppress(Exception):  # one of them may be at fault: each gets its own answer
+            whole = run({name: np.concatenate([request[name] for request in requests]) for name in names})
+            return [*_split(whole, [len(request[names[0]]) for request in requests])]
+    return [_answered_alone(run, request) for request in requests]
+
+
+def _answered_alone(run: Callable[[dict[str, Array]], Answer], request: Mapping[str, Array]) -> Answer | Exception:
+    try:
+        return run(dict(request))
+    except Exception as exc:  # noqa: BLE001 - whoever waits for the answer gets it
+        return exc
 
 
 def _split(whole: Answer, sizes: Sequence[int]) -> list[Answer]:

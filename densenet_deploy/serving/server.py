@@ -66,6 +66,11 @@ class ServeOptions:
         require_range("grace-s", self.grace_s, 0.0, 3600.0)
         self.queue()
 
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request, in bytes."""
+        return self.max_body_mib * _MIB
+
     def queue(self) -> QueueOptions:
         """Return the options of the queue, checked."""
         return QueueOptions(self.max_batch, self.max_delay_ms / 1000, self.max_queue, self.instances)
@@ -137,16 +142,15 @@ class RunningServer:
         is_shared: bool = False,
     ) -> RunningServer:
         """Begin to answer on a socket that listens; `is_shared`: beside other processes on the same ports."""
-        from densenet_deploy.serving.http_server import HttpOptions, http_server
+        from densenet_deploy.serving.http_server import http_server
 
-        limits = HttpOptions(options.max_body_mib * _MIB, options.receive_s)
-        http = http_server(service, limits, options.grace_s)
+        http = http_server(service, options)
         grpc = None
         if options.grpc_port is not None:
             from densenet_deploy.serving.grpc_server import GrpcServer
 
             address = _joined(options.host, options.grpc_port)
-            grpc = GrpcServer(service, address, limits.max_body_bytes, shares_port=is_shared)
+            grpc = GrpcServer(service, address, options.max_body_bytes, shares_port=is_shared)
             await grpc.start()
         serving = asyncio.create_task(http.serve(sockets=[listening]))
         service.metrics.serves(True)

@@ -20,13 +20,14 @@ from densenet_deploy.errors import DataError, InputError, UsageError, printable
 from densenet_deploy.model import InputDescription
 from densenet_deploy.options import require_range
 from densenet_deploy.records import from_plain
-from densenet_deploy.reports import Report, line
+from densenet_deploy.reports import line
 from densenet_deploy.runtime.runner import Placement, RunnerOptions
 from densenet_deploy.serving.batch.formats import format_named
 from densenet_deploy.serving.batch.output import JobOutput, JobShards
 from densenet_deploy.serving.batch.plan import PLAN, Plan, digest_of
 from densenet_deploy.serving.batch.rows import PredictionRows
 from densenet_deploy.serving.batch.shard_worker import JobSettings
+from densenet_deploy.workflows.image_report import RanReport
 from densenet_deploy.workflows.image_sources import image_names
 from densenet_deploy.workflows.job_workers import EngineOptions, serve_job, started_engine
 from densenet_deploy.workflows.load import LoadOptions
@@ -79,7 +80,7 @@ class BatchJobOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchReport(Report):
+class BatchReport(RanReport):
     """What a batch job wrote.
 
     Attributes:
@@ -91,7 +92,6 @@ class BatchReport(Report):
         seconds: of classifying and writing the others; the model was open before.
         images_per_second: of the others; None if there were none.
         batch: images per call.
-        input: how images were prepared.
     """
 
     kind: ClassVar[str] = "run"
@@ -109,13 +109,6 @@ class BatchReport(Report):
     engine: str
     workers: int
     batch: int
-    backend: str
-    version: str
-    device: str
-    provider: str
-    precision: str
-    threads: int
-    input: InputDescription
 
     def failure(self, max_bad: int) -> InputError | None:
         """The error to end a command with, if more than `max_bad` images could not be read."""
@@ -131,7 +124,6 @@ class BatchReport(Report):
         speed = "nothing was left to do"
         if self.images_per_second is not None:
             speed = f"{self.images_per_second:.1f} images/s, {self.seconds:.1f} s"
-        ran = f"{self.backend} {self.version}, {self.provider}, {self.device}, {self.precision}"
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''} with {self.threads} threads"
         return "\n".join(
             [
@@ -140,7 +132,7 @@ class BatchReport(Report):
                 line("shards", f"{self.shards} of {self.shard_size} images{kept}"),
                 line("input", self.input),
                 line("speed", speed),
-                f"({ran}, {workers}, engine {self.engine})",
+                f"({self.ran}, {workers}, engine {self.engine})",
             ]
         )
 

@@ -12,9 +12,7 @@ from typing import Any, ClassVar, Final, Unpack, overload
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
-from densenet_deploy.model import InputDescription
 from densenet_deploy.records import fields_to_plain
-from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.image_folders import computed_ahead
@@ -22,7 +20,7 @@ from densenet_deploy.runtime.image_urls import read_named_image
 from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.batch import BatchJobOptions, BatchReport, run_batch
-from densenet_deploy.workflows.image_report import described_input, remarks
+from densenet_deploy.workflows.image_report import RanReport, described_input, remarks
 from densenet_deploy.workflows.image_sources import image_names
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.stages import Listener, ignore
@@ -54,14 +52,13 @@ class FilePrediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictReport(Report):
+class PredictReport(RanReport):
     """A prediction for every image, and what ran it.
 
     Attributes:
         task: what the outputs mean.
         predictions: in the order of the images.
         bad: how many images could not be read.
-        input: how images were prepared.
     """
 
     kind: ClassVar[str] = "run"
@@ -69,13 +66,6 @@ class PredictReport(Report):
 
     task: str
     predictions: tuple[FilePrediction, ...]
-    backend: str
-    version: str
-    device: str
-    provider: str
-    precision: str
-    threads: int
-    input: InputDescription
 
     @property
     def bad(self) -> int:
@@ -93,9 +83,7 @@ class PredictReport(Report):
 
     def to_text(self) -> str:
         """Return lines for people."""
-        words = (f"{self.backend} {self.version}", self.provider, self.device, self.precision)
-        ran = ", ".join((*words, f"{self.threads} threads"))
-        return "\n".join([*map(str, self.predictions), f"({ran})"])
+        return "\n".join([*map(str, self.predictions), f"({self.ran}, {self.threads} threads)"])
 
 
 @overload

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-
-import numpy as np
 
 from densenet_deploy.errors import RunnerStateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.runner import Device, Placement, Runner, RunnerOptions, RunnerSource
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """A `TensorSpec` that JSON holds."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> Self:
-        """Return the facts of `spec`."""
-        return cls(spec.name, spec.shape, str(spec.dtype))
-
-    def spec(self) -> TensorSpec:
-        """Return the specification."""
-        return TensorSpec(self.name, self.shape, np.dtype(self.dtype))
+from densenet_deploy.runtime.sidecar import TensorFacts
 
 
 @dataclass(frozen=True)
@@ -49,8 +30,11 @@ class RunnerFacts:
         counted = TensorSpec(answer.name, (*answer.shape[:1], classifier.classes, *answer.shape[2:]), answer.dtype)
         outputs = (counted if spec.name == answer.name else spec for spec in runner.outputs)
         manifest = {} if runner.manifest is None else runner.manifest.to_strings()
-        inputs = tuple(map(TensorFacts.of, runner.inputs))
-        return cls(inputs, tuple(map(TensorFacts.of, outputs)), manifest, runner.activations)
+        return cls(_facts(runner.inputs), _facts(outputs), manifest, runner.activations)
+
+
+def _facts(specs: Iterable[TensorSpec]) -> tuple[TensorFacts, ...]:
+    return tuple(TensorFacts(spec.name, str(spec.dtype), spec.shape) for spec in specs)
 
 
 class DescribedRunner(Runner):
