@@ -94,7 +94,9 @@ class Container:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
+        (root / "bin").mkdir()
+        (root / "bin" / "python").symlink_to(interpreter()[0])
+        self.environment = {"PATH": f"{root}/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
 
     def inside(self, text: str) -> str:
         return re.sub(r"(?<![\w.:/])/(source|wheels|opt|models)\b", rf"{self.root}/\1", text)
@@ -125,17 +127,22 @@ class Container:
             shutil.copy(source, target)
 
     def started(self, command: list[str], **options) -> subprocess.Popen:
-        return subprocess.Popen(command, env=self.environment, cwd="/", **nobody(), **options)
+        user = USER if interpreter()[1] else {}
+        return subprocess.Popen(command, env=self.environment, cwd="/", **user, **options)
+
+
+USER: dict[str, object] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
 
 @functools.cache
-def nobody() -> dict[str, object]:
-    """The user of the image, where this process may become that one and it may read the interpreter; else its own."""
-    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    with contextlib.suppress(PermissionError):
-        if subprocess.run([f"{sys.base_prefix}/bin/python", "-c", ""], cwd="/", **user).returncode == 0:
-            return user
-    return {}
+def interpreter() -> tuple[str, bool]:
+    """A Python 3.11 with pip and venv, and whether this process can become a user without rights that may run it."""
+    own = f"{sys.base_prefix}/bin/python3"
+    for path in (own, "/usr/bin/python3.11"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            if subprocess.run([path, "-c", "import ensurepip, pip, venv"], cwd="/", **USER).returncode == 0:
+                return path, True
+    return own, False
 
 
 @pytest.mark.slow
@@ -164,7 +171,7 @@ def test_the_steps_of_the_server_give_one_that_answers(image, digits_onnx) -> No
     server = container.started(command, stderr=subprocess.PIPE, text=True)
     try:
         assert any(line.startswith("ready: digits on ") for line in iter(server.stderr.readline, ""))
-        if nobody():
+        if interpreter()[1]:
             assert Path(f"/proc/{server.pid}").stat().st_uid == NOBODY
         assert container.started(check).wait(60) == 0
         server.terminate()
