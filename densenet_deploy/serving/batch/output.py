@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import StrPath, os_errors_about, write_file
+from densenet_deploy.artifacts import StrPath, os_errors_about, temporaries_of, write_file
 from densenet_deploy.errors import DataError, OutputExistsError, UsageError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.serving.batch.engine import Engine, Progress
@@ -101,6 +101,12 @@ class JobOutput:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
+    def leftovers(self) -> Iterator[Path]:
+        """Yield the temporary files of a job that was killed while it wrote a shard, or the file."""
+        yield from self.folder.glob(".part-*.tmp")
+        if self.is_file:
+            yield from temporaries_of(self.path)
+
     def shards_of_plan(self) -> frozenset[str]:
         """Return the names of the shards of the plan that is there, which need not be; none without a plan.
 
@@ -142,7 +148,7 @@ class JobShards:
                 self._plan.require_same(Plan.read(self._folder), self._folder)
         if not (self._folder / PLAN).exists():
             self._plan.write(self._folder)
-        for leftover in self._folder.glob(".part-*.tmp"):  # of a process that was killed while it wrote
+        for leftover in self._output.leftovers():
             leftover.unlink(missing_ok=True)
         present = {shard for shard in self.shards if (self._folder / shard.name).exists()}
         for shard in present:
