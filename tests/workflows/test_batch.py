@@ -158,6 +158,17 @@ def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_pa
         predict(digits_onnx, ten, out=out, job=BatchJobOptions(resume=True))
 
 
+def test_what_a_killed_job_left_beside_its_file_is_removed(done, digits_onnx, ten, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    shutil.copytree(done[0], tmp_path / "rows.jsonl.parts")
+    (tmp_path / ".rows.jsonl.0123456789abcdef.tmp").write_text("half")
+    kept = [tmp_path / ".rows.jsonl.my.tmp", tmp_path / ".other.jsonl.0123456789abcdef.tmp"]
+    for path in kept:
+        path.write_text("text")
+    predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, batch=3, resume=True))
+    assert sorted(tmp_path.iterdir()) == sorted([out, *kept])
+
+
 def test_a_job_is_replaced_when_asked(done, digits_onnx, ten, tmp_path):
     out = Path(shutil.copytree(done[0], tmp_path / "rows"))
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(10, "jsonl", force=True))
