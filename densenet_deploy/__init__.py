@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from densenet_deploy.parity.gates import Gate
     from densenet_deploy.runtime.classifier import Classifier, Prediction
     from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+    from densenet_deploy.serving.server import ServeOptions
     from densenet_deploy.training.options import TrainOptions
     from densenet_deploy.variants.spec import DenseNetSpec
     from densenet_deploy.workflows.batch import BatchJobOptions
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from densenet_deploy.workflows.quantize.quantize import quantize
     from densenet_deploy.workflows.report import report
     from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity
-    from densenet_deploy.workflows.serve import ServeOptions, serve
+    from densenet_deploy.workflows.serve import serve
     from densenet_deploy.workflows.simplify import simplify
     from densenet_deploy.workflows.train.search import SearchOptions
     from densenet_deploy.workflows.train.train import train
@@ -83,7 +84,7 @@ _HOMES: Final = {
     "RunnerOptions": "runtime.runner",
     "SearchOptions": "workflows.train.search",
     "SensitivityOptions": "workflows.sensitivity",
-    "ServeOptions": "workflows.serve",
+    "ServeOptions": "serving.server",
     "TrainOptions": "training.options",
     "TritonOptions": "workflows.triton",
     "TuneOptions": "workflows.tune.candidates",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import re
@@ -310,6 +311,11 @@ def written_beside(path: Path) -> Iterator[Path]:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporaries_of(path: Path) -> Iterator[Path]:
+    """Yield what processes that were killed left of a file `path` that was `written_beside` it."""
+    yield from path.parent.glob(f".{glob.escape(path.name[:40])}.{'[0-9a-f]' * 16}.tmp")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -19,6 +19,8 @@ from densenet_deploy.cli.options import (
     VARIANT_HELP,
     Arguments,
     Calibration,
+    ClusterAddress,
+    EngineName,
     FastDecode,
     Gates,
     Model,
@@ -103,6 +105,7 @@ def validate_command(
         "densenet-deploy evaluate model.onnx --data val/",
         "densenet-deploy evaluate model.int8.onnx --data val/ --against model.onnx --backend openvino",
         "densenet-deploy evaluate chest.onnx --data chest/val.csv --task multilabel --labels labels.txt",
+        "densenet-deploy evaluate model.onnx --data val/ --engine ray --address ray://head:10001",
     ),
 )
 def evaluate_command(
@@ -132,6 +135,11 @@ def evaluate_command(
         int | None, typer.Option(help="Threads that decode images (default: one per CPU).")
     ] = None,
     fast_decode: FastDecode = False,
+    engine: EngineName = "local",
+    address: ClusterAddress = None,
+    workers: Annotated[
+        int | None, typer.Option(help="--engine ray: processes that run the model (default: as many as fit).")
+    ] = None,
     *,
     facts: ModelFacts,
     running: RunnerChoice,
@@ -139,7 +147,18 @@ def evaluate_command(
     """Measure how good a model is at its task on labelled images."""
     from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 
-    options = EvaluateOptions(batch, max_bad, ground_truth, decode_threads, against, against_backend, fast_decode)
+    options = EvaluateOptions(
+        batch,
+        max_bad,
+        ground_truth,
+        decode_threads,
+        against,
+        against_backend,
+        fast_decode,
+        engine,
+        address,
+        workers,
+    )
     runner_options = running.options()
     return lambda listener: evaluate(
         model,

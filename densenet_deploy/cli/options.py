@@ -280,6 +280,10 @@ Calibration = Annotated[
 FastDecode = Annotated[
     bool, typer.Option("--fast-decode", help="Decode JPEGs at a reduced scale: faster, not to the same bits.")
 ]
+EngineName = Annotated[str, option("NAME", "local: this machine; ray: a Ray cluster.", "local", "ray")]
+ClusterAddress = Annotated[
+    str | None, option("ADDRESS", "--engine ray: the cluster (default: one on this machine alone).")
+]
 MaxDrop = Annotated[
     float | None,
     option(
@@ -407,12 +411,8 @@ def job_choice(
     batch: Annotated[
         int | None, typer.Option(help="Images per call (default: the model's fixed batch, or 16).")
     ] = None,
-    engine: Annotated[
-        str, option("NAME", "local: processes of this machine; ray: a Ray cluster.", "local", "ray")
-    ] = "local",
-    address: Annotated[
-        str | None, option("ADDRESS", "--engine ray: the cluster (default: one on this machine alone).")
-    ] = None,
+    engine: EngineName = "local",
+    address: ClusterAddress = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that run the model (default: 1; with ray as many as fit).")
     ] = None,

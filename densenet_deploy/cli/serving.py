@@ -24,7 +24,8 @@ from densenet_deploy.errors import printable
 from densenet_deploy.facts import ModelFacts
 
 if TYPE_CHECKING:
-    from densenet_deploy.workflows.serve import Address
+    from densenet_deploy.serving.processes import Loss
+    from densenet_deploy.serving.server import Address
 
 DEFAULT_REPOSITORY = "artifacts/triton"
 DEFAULT_SITE = "artifacts/web"
@@ -35,6 +36,7 @@ DEFAULT_SITE = "artifacts/web"
     examples=(
         "densenet-deploy serve chest.onnx",
         "densenet-deploy serve chest.int8.onnx --host 0.0.0.0 --grpc-port 8081 --max-batch 32 --max-delay-ms 5",
+        "densenet-deploy serve chest.onnx --workers 4 --max-batch 8",
         "densenet-deploy serve chest.fp16.engine --device cuda:0 --instances 2",
     ),
 )
@@ -47,6 +49,7 @@ def serve_command(
     max_delay_ms: Annotated[float, option("X", "How long a request waits for others, in milliseconds.")] = 2.0,
     max_queue: Annotated[int, typer.Option(help="The most images that wait; further requests get 503.")] = 256,
     instances: Annotated[int, typer.Option(help="Batches that run at the same time.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that listen on the same ports, each with its own model.")] = 1,
     max_body_mib: Annotated[int, typer.Option(help="The largest request, in MiB.")] = 64,
     receive_s: Annotated[float, option("X", "Seconds for a client to send a request, or to take its answer.")] = 30.0,
     grace_s: Annotated[float, option("X", "Seconds that requests have to end after SIGTERM.")] = 30.0,
@@ -55,10 +58,11 @@ def serve_command(
     running: RunnerChoice,
 ) -> Work:
     """Serve a model over HTTP and gRPC."""
-    from densenet_deploy.workflows.serve import ServeOptions, serve
+    from densenet_deploy.serving.server import ServeOptions
+    from densenet_deploy.workflows.serve import serve
 
     options = ServeOptions(
-        host, port, grpc_port, max_batch, max_delay_ms, max_queue, instances, max_body_mib, receive_s, grace_s
+        host, port, grpc_port, max_batch, max_delay_ms, max_queue, instances, workers, max_body_mib, receive_s, grace_s
     )
     runner_options = running.options()
 
@@ -70,6 +74,7 @@ def serve_command(
             device=running.device,
             running=runner_options,
             on_ready=_announce,
+            on_loss=_tell_loss,
             progress=listener,
             **facts.given(),
         )
@@ -82,6 +87,10 @@ def _announce(address: Address) -> None:
     for note in address.notes:
         print(f"note: {printable(note, 10_000)}", file=sys.stderr)
     print(printable(address, 10_000), file=sys.stderr, flush=True)
+
+
+def _tell_loss(loss: Loss) -> None:
+    print(f"note: {printable(loss, 10_000)}", file=sys.stderr, flush=True)
 
 
 @command(

@@ -17,7 +17,7 @@ from densenet_deploy.runtime.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from densenet_deploy.manifest import ImageShape
-    from densenet_deploy.runtime.feeds import Array
+    from densenet_deploy.runtime.feeds import Array, TensorSpec
     from densenet_deploy.runtime.runner import Runner
 
 _MOST_CALLS: Final = 4  # each holds the activations of an image
@@ -64,6 +64,11 @@ def _portion(start: int, count: int, profiles: tuple[BatchProfile, ...]) -> Port
     fitting = ((max(p.min, count), abs(p.opt - count), index) for index, p in enumerate(profiles) if p.max >= count)
     batch, _, index = min(fitting)
     return Portion(index, start, count, batch)
+
+
+def takes_any_batch(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> bool:
+    """Whether every input and output has a first dimension of any size."""
+    return all(spec.shape and spec.shape[0] is None for spec in (*inputs, *outputs))
 
 
 def fixed_batch(runner: Runner) -> int | None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -296,6 +297,17 @@ class Classifier:
         rows = self.meaning.rows(output)
         require_labels(self.labels, rows.shape[1])
         return rows
+
+    @functools.cached_property
+    def classes(self) -> int:
+        """How many classes, labels or numbers answer; a model that does not state it is run once, on zeros.
+
+        Errors as in `logits`.
+        """
+        if self.meaning.classes is not None:
+            return self.meaning.classes
+        zeros = np.zeros((1, *self.preprocessing.input_shape), self.preprocessing.dtype)
+        return int(self.logits(zeros).shape[1])
 
     def scores(self, logits: Array) -> Array:
         """Return the scores (C,) from 0 to 1 of one image's outputs (C,); see `OutputMeaning.scores`."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from densenet_deploy.artifacts import os_errors_about, write_file
 from densenet_deploy.errors import DensenetDeployError, ManifestError
@@ -21,6 +21,9 @@ from densenet_deploy.manifest import Manifest, Scalar, check_schema
 from densenet_deploy.records import Choice, Range, fields_to_plain, from_plain, parse_json, write_json
 from densenet_deploy.runtime.batching import BatchProfile
 from densenet_deploy.runtime.trt import FLAVOURS
+
+if TYPE_CHECKING:
+    from densenet_deploy.runtime.feeds import TensorSpec
 
 HARDWARE_LEVELS: Final = ("none", "ampere-plus", "same-compute-capability")
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
@@ -39,6 +42,14 @@ class TensorFacts:
     name: str
     dtype: str
     shape: tuple[Annotated[int, Range(1)] | None, ...]
+
+    def spec(self) -> TensorSpec:
+        """Return them as a runner has them."""
+        import numpy as np
+
+        from densenet_deploy.runtime.feeds import TensorSpec
+
+        return TensorSpec(self.name, self.shape, np.dtype(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,11 +24,11 @@ import numpy as np
 
 from densenet_deploy.errors import FeedError, ResourceError, RunnerStateError
 from densenet_deploy.options import require_range
-from densenet_deploy.runtime.batching import fixed_batch, run_batched
+from densenet_deploy.runtime.batching import fixed_batch, run_batched, takes_any_batch
 from densenet_deploy.runtime.feeds import Array, Feed, Feeds, TensorSpec
 from densenet_deploy.runtime.runner import Runner
 
-Answer = dict[str, Array]
+Answer = Mapping[str, Array]
 
 _LONGEST_DELAY_S: Final = 10.0
 
@@ -93,6 +94,7 @@ class BatchingQueue:
         runner: of the model.
         options: see `QueueOptions`.
         on_run: called after each run of the model, from the thread that ran it.
+        on_wait: called with the number of images that wait whenever it changes, from any thread, one at a time.
     """
 
     def __init__(
@@ -100,10 +102,12 @@ class BatchingQueue:
         runner: Runner,
         options: QueueOptions | None = None,
         on_run: Callable[[BatchRun], object] = lambda _: None,
+        on_wait: Callable[[int], object] = lambda _: None,
     ) -> None:
-        self._runner, self._options, self._on_run = runner, options or QueueOptions(), on_run
+        self._runner, self._options = runner, options or QueueOptions()
+        self._on_run, self._on_wait = on_run, on_wait
         self._fills_up = _fills_up(runner)
-        self._is_batched = self._fills_up or _takes_any_batch(runner)
+        self._is_batched = self._fills_up or takes_any_batch(runner.inputs, runner.outputs)
         self._waiting: deque[_Request] = deque()
         self._waiting_images = 0
         self._is_closed = False
@@ -112,11 +116,6 @@ class BatchingQueue:
         self._threads = threads
         for thread in threads:
             thread.start()
-
-    @property
-    def waiting_images(self) -> int:
-        """How many images wait."""
-        return self._waiting_images
 
     def shown(self, spec: TensorSpec) -> TensorSpec:
         """Return an input or output as clients see it: with any batch where batches are filled up."""
@@ -139,7 +138,7 @@ class BatchingQueue:
             if self._waiting_images + request.images > self._options.max_queue:
                 raise QueueFullError(f"{self._waiting_images} images", "are waiting already", "try again later")
             self._waiting.append(request)
-            self._waiting_images += request.images
+            self._count(request.images)
             self._change.notify_all()
         return request.future
 
@@ -175,7 +174,7 @@ class BatchingQueue:
             if not self._waiting:
                 return []
             first = self._waiting.popleft()
-            self._waiting_images -= first.images
+            self._count(-first.images)
             batch, room = [first], self._options.max_batch - first.images
             while self._is_batched:
                 room -= self._move(batch, room)
@@ -195,30 +194,22 @@ class BatchingQueue:
                 self._waiting.remove(request)
                 batch.append(request)
                 moved += request.images
-        self._waiting_images -= moved
+        self._count(-moved)
         return moved
 
-    def _answer(self, batch: Sequence[_Request]) -> None:
-        if len(batch) < 2:
-            for request in batch:
-                self._answer_alone(request)
-            return
-        try:
-            names = batch[0].feeds
-            whole = self._run({name: np.concatenate([request.feeds[name] for request in batch]) for name in names})
-            parts = _split(whole, [request.images for request in batch])
-        except Exception:  # noqa: BLE001 - one of them may be at fault: each gets its own answer
-            for request in batch:
-                self._answer_alone(request)
-            return
-        for request, part in zip(batch, parts, strict=True):
-            request.future.set_result(part)
+    def _count(self, images: int) -> None:
+        """Add to the images that wait; the caller holds the lock."""
+        if images:
+            self._waiting_images += images
+            self._on_wait(self._waiting_images)
 
-    def _answer_alone(self, request: _Request) -> None:
-        try:
-            request.future.set_result(self._run(request.feeds))
-        except Exception as exc:  # noqa: BLE001 - whoever waits for the answer gets it
-            request.future.set_exception(exc)
+    def _answer(self, batch: Sequence[_Request]) -> None:
+        answers = answered_together(self._run, [request.feeds for request in batch])
+        for request, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                request.future.set_exception(answer)
+            else:
+                request.future.set_result(answer)
 
     def _run(self, feeds: dict[str, Array]) -> Answer:
         first = next(iter(feeds.values()))
@@ -228,15 +219,30 @@ class BatchingQueue:
         return answer
 
 
-def _takes_any_batch(runner: Runner) -> bool:
-    return all(spec.shape and spec.shape[0] is None for spec in (*runner.inputs, *runner.outputs))
-
-
 def _fills_up(runner: Runner) -> bool:
     """Whether the model has one input of a fixed batch, and as many rows in each output."""
     size = fixed_batch(runner) if runner.inputs[0].shape else None
     alike = all(spec.shape and spec.shape[0] == size for spec in runner.outputs)
     return size is not None and len(runner.inputs) == 1 and alike
+
+
+def answered_together(
+    run: Callable[[dict[str, Array]], Answer], requests: Sequence[Mapping[str, Array]]
+) -> list[Answer | Exception]:
+    """Return the answer to each request, or its error: they `run` as one batch, and one by one if that fails."""
+    if len(requests) > 1:
+        names = tuple(requests[0])
+        with contextlib.suppress(Exception):  # one of them may be at fault: each gets its own answer
+            whole = run({name: np.concatenate([request[name] for request in requests]) for name in names})
+            return [*_split(whole, [len(request[names[0]]) for request in requests])]
+    return [_answered_alone(run, request) for request in requests]
+
+
+def _answered_alone(run: Callable[[dict[str, Array]], Answer], request: Mapping[str, Array]) -> Answer | Exception:
+    try:
+        return run(dict(request))
+    except Exception as exc:  # noqa: BLE001 - whoever waits for the answer gets it
+        return exc
 
 
 def _split(whole: Answer, sizes: Sequence[int]) -> list[Answer]:

@@ -51,6 +51,7 @@ class GrpcServer:
         service: the model.
         address: `host:port`; port 0 takes a free one.
         max_message_bytes: of a request.
+        shares_port: whether other processes listen there too.
 
     Attributes:
         port: where it listens.
@@ -59,8 +60,8 @@ class GrpcServer:
         ResourceError: if the port is taken.
     """
 
-    def __init__(self, service: Service, address: str, max_message_bytes: int) -> None:
-        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_message_bytes)]
+    def __init__(self, service: Service, address: str, max_message_bytes: int, *, shares_port: bool = False) -> None:
+        options = [("grpc.so_reuseport", int(shares_port)), ("grpc.max_receive_message_length", max_message_bytes)]
         self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((_Calls(service).handler(),))
         try:

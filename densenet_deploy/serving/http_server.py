@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
@@ -21,37 +20,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from densenet_deploy.options import require_range
 from densenet_deploy.records import write_json
 from densenet_deploy.serving.http_limits import limited_to
 from densenet_deploy.serving.metrics import CONTENT_TYPE
 from densenet_deploy.serving.open_inference import HEADER_LENGTH, RequestError, read_request, refused, write_answer
+from densenet_deploy.serving.server import ServeOptions
 from densenet_deploy.serving.service import Service
 
-_MIB: Final = 2**20
 _BODIES_HELD: Final = 16
 _KEEP_ALIVE_S: Final = 30
 _LONGEST_DIGITS: Final = 18
 
 
-@dataclass(frozen=True)
-class HttpOptions:
-    """Limits.
-
-    Attributes:
-        max_body_bytes: of a request; all bodies that are held at a time take at most 16 times as much.
-        receive_s: seconds in which a request must have arrived, and in which its answer must be taken.
-    """
-
-    max_body_bytes: int = 64 * _MIB
-    receive_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        require_range("max-body-mib", self.max_body_bytes / _MIB, 1 / _MIB, 1024)
-        require_range("receive-s", self.receive_s, 0.01, 3600)
-
-
-def _app(service: Service, options: HttpOptions) -> Starlette:
+def _app(service: Service, options: ServeOptions) -> Starlette:
     answers = _Answers(service, options)
     model = "/v2/models/{name}"
     infer, ready, metadata = answers.infer, answers.model_ready, answers.model_metadata
@@ -74,7 +55,7 @@ def _app(service: Service, options: HttpOptions) -> Starlette:
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 
 
-def http_server(service: Service, options: HttpOptions, grace_s: float) -> uvicorn.Server:
+def http_server(service: Service, options: ServeOptions) -> uvicorn.Server:
     """Return the server of `service`, which leaves signals to its caller."""
     config = uvicorn.Config(
         _app(service, options),
@@ -86,7 +67,7 @@ def http_server(service: Service, options: HttpOptions, grace_s: float) -> uvico
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=grace_s,  # type: ignore[arg-type]  # any number of seconds
+        timeout_graceful_shutdown=options.grace_s,  # type: ignore[arg-type]  # any number of seconds
     )
     return _Server(config)
 
@@ -100,7 +81,7 @@ class _Server(uvicorn.Server):
 class _Answers:
     """One method per endpoint."""
 
-    def __init__(self, service: Service, options: HttpOptions) -> None:
+    def __init__(self, service: Service, options: ServeOptions) -> None:
         self._service = service
         self._bodies = _Bodies(options.max_body_bytes)
 
@@ -152,7 +133,7 @@ class _Answers:
             return self._json(await self._service.classify(image, int(top_k)))
 
     async def metrics(self, _request: Request) -> Response:
-        return self._answer(self._service.metrics.to_text(), CONTENT_TYPE)
+        return self._answer(await asyncio.to_thread(self._service.metrics.to_text), CONTENT_TYPE)
 
     async def _guarded(
         self, request: Request, endpoint: str, answer: Callable[[Request], Awaitable[Response]]

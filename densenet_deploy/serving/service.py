@@ -35,25 +35,30 @@ class Service:
         runner: of the model; `close` closes it.
         classifier: of the same runner, for images; or the sentence why the model does not classify them.
         options: of the queue.
+        metrics: the counters; None are those of this process alone.
 
     Attributes:
         is_ready: whether requests are welcome.
-        metrics: the counters.
 
     Raises:
         ModelFileError: if an input or output has a type that the protocol does not name.
     """
 
     def __init__(
-        self, name: str, runner: Runner, classifier: Classifier | str, options: QueueOptions | None = None
+        self,
+        name: str,
+        runner: Runner,
+        classifier: Classifier | str,
+        options: QueueOptions | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.name, self.inputs, self.outputs = name, runner.inputs, runner.outputs
         for spec in (*self.inputs, *self.outputs):
             datatype_of(spec)
         self._runner, self._classifier = runner, classifier
         options = options or QueueOptions()
-        self.metrics = Metrics(options.max_batch, lambda: self._queue.waiting_images)
-        self._queue = BatchingQueue(runner, options, self.metrics.ran)
+        self.metrics = metrics or Metrics(options.max_batch)
+        self._queue = BatchingQueue(runner, options, self.metrics.ran, self.metrics.waiting)
         self._max_batch = options.max_batch
         self.is_ready = False
 

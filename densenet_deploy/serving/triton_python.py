@@ -25,6 +25,7 @@ from densenet_deploy.runtime.images import LoadedImage
 from densenet_deploy.runtime.meaning import OutputMeaning
 from densenet_deploy.runtime.preprocess import prepare_batch
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
+from densenet_deploy.serving.dynamic_batching import Answer, answered_together
 
 IMAGE: Final = "image"
 SCORES: Final = "scores"
@@ -94,20 +95,14 @@ class _Answering(ABC):
     def _run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Return the outputs of one batch, by name."""
 
-    def _answered(self, arrays: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array] | Exception]:
-        return [self._try(one) for one in arrays]
-
-    def _try(self, inputs: Mapping[str, Array]) -> Mapping[str, Array] | Exception:
-        try:
-            return self._run(inputs)
-        except (DensenetDeployError, ValueError) as exc:
-            return exc
+    def _answered(self, arrays: Sequence[Mapping[str, Array]]) -> list[Answer | Exception]:
+        return [answer for one in arrays for answer in answered_together(self._run, [one])]
 
     def _arrays(self, request: Any) -> dict[str, Array]:
         tensors = {name: self._server.get_input_tensor_by_name(request, name) for name in self._inputs}
         return {name: np.from_dlpack(tensor) for name, tensor in tensors.items()}
 
-    def _response(self, answer: Mapping[str, Array] | Exception) -> Any:
+    def _response(self, answer: Answer | Exception) -> Any:
         if isinstance(answer, Exception):
             return self._server.InferenceResponse(error=self._server.TritonError(str(answer)))
         tensors = [_given(self._server.Tensor, name, array) for name, array in answer.items()]
@@ -167,17 +162,8 @@ class NetworkModel(_Answering):
         answer = self._runner.run(inputs)
         return {name: answer[name] for name in self._outputs}
 
-    def _answered(self, arrays: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array] | Exception]:
-        if len(arrays) < 2 or not self._is_batched:
-            return super()._answered(arrays)
-        try:
-            names = list(arrays[0])
-            whole = self._run({name: np.concatenate([one[name] for one in arrays]) for name in names})
-        except (DensenetDeployError, ValueError):  # one of them is at fault: each gets its own answer
-            return super()._answered(arrays)
-        ends = np.cumsum([len(one[names[0]]) for one in arrays])[:-1]
-        parts = {name: np.split(array, ends) for name, array in whole.items()}
-        return [{name: parts[name][place] for name in parts} for place in range(len(arrays))]
+    def _answered(self, arrays: Sequence[Mapping[str, Array]]) -> list[Answer | Exception]:
+        return answered_together(self._run, arrays) if self._is_batched else super()._answered(arrays)
 
 
 class ImagesModel(_Answering):

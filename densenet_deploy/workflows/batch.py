@@ -9,43 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import logging
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import StrPath, data_files, require_room, sha256_of
+from densenet_deploy.artifacts import StrPath, require_room
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
-from densenet_deploy.facts import Architecture
-from densenet_deploy.model import InputDescription, untrained_note
-from densenet_deploy.options import require_choice, require_range
-from densenet_deploy.records import from_plain, to_plain
-from densenet_deploy.reports import Report, line
-from densenet_deploy.runtime.batching import fixed_batch
-from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.model import InputDescription
+from densenet_deploy.options import require_range
+from densenet_deploy.records import from_plain
+from densenet_deploy.reports import line
 from densenet_deploy.runtime.runner import Placement, RunnerOptions
-from densenet_deploy.serving.batch.engine import Engine
 from densenet_deploy.serving.batch.formats import format_named
-from densenet_deploy.serving.batch.local import LocalEngine
 from densenet_deploy.serving.batch.output import JobOutput, JobShards
 from densenet_deploy.serving.batch.plan import PLAN, Plan, digest_of
-from densenet_deploy.serving.batch.shard_worker import JobFacts, JobSettings, serve_shards
-from densenet_deploy.serving.batch.shards import Job
-from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
-from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, is_file_name, load
+from densenet_deploy.serving.batch.rows import PredictionRows
+from densenet_deploy.serving.batch.shard_worker import JobSettings
+from densenet_deploy.workflows.image_report import RanReport
+from densenet_deploy.workflows.image_sources import image_names
+from densenet_deploy.workflows.job_workers import EngineOptions, serve_job, started_engine
+from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.stages import Listener, in_notebook
-
-log = logging.getLogger(__name__)
+from densenet_deploy.workflows.worker_model import WorkerModel
 
 PROGRAM: Final = __name__
 """The module whose `main` is the process of a worker."""
-
-ENGINES: Final = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -59,10 +49,7 @@ class BatchJobOptions:
         shard_size: images per shard; what a killed worker has to do again.
         format: parquet, csv or jsonl; None takes the one of the file that is written, parquet in a folder.
         batch: images per call; None takes the model's fixed batch, or 16.
-        engine: `local`, processes of this machine, or `ray`, actors of a Ray cluster.
-        address: of the Ray cluster; None starts one on this machine.
-        workers: processes that run the model; None means 1 with the engine `local`, and with `ray` as many as fit the
-            cluster. Each uses its share of the CPUs, unless `RunnerOptions.threads` says otherwise.
+        engine, address, workers: see `job_workers.EngineOptions`.
         resume: go on with the job in `out`: only shards that are missing are classified.
         force: replace a job in `out`.
 
@@ -81,21 +68,22 @@ class BatchJobOptions:
 
     def __post_init__(self) -> None:
         require_range("shard-size", self.shard_size, 1, 10_000_000)
-        require_choice("engine", self.engine, ENGINES)
         if self.format is not None:
             format_named(self.format)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 4096)
-        if self.workers is not None:
-            require_range("workers", self.workers, 1, 4096)
-        if self.address is not None and self.engine != "ray":
-            raise UsageError(f"address={self.address}", "applies only to the engine ray", "add --engine ray")
+        EngineOptions(self.engine, self.address, self.workers)  # checks them
         if self.resume and self.force:
             raise UsageError("resume", "does not go together with force", "go on with a job, or replace it")
 
+    @property
+    def runs_on(self) -> EngineOptions:
+        """What runs the workers."""
+        return EngineOptions(self.engine, self.address, self.workers)
+
 
 @dataclass(frozen=True, kw_only=True)
-class BatchReport(Report):
+class BatchReport(RanReport):
     """What a batch job wrote.
 
     Attributes:
@@ -107,7 +95,6 @@ class BatchReport(Report):
         seconds: of classifying and writing the others; the model was open before.
         images_per_second: of the others; None if there were none.
         batch: images per call.
-        input: how images were prepared.
     """
 
     kind: ClassVar[str] = "run"
@@ -125,13 +112,6 @@ class BatchReport(Report):
     engine: str
     workers: int
     batch: int
-    backend: str
-    version: str
-    device: str
-    provider: str
-    precision: str
-    threads: int
-    input: InputDescription
 
     def failure(self, max_bad: int) -> InputError | None:
         """The error to end a command with, if more than `max_bad` images could not be read."""
@@ -147,7 +127,6 @@ class BatchReport(Report):
         speed = "nothing was left to do"
         if self.images_per_second is not None:
             speed = f"{self.images_per_second:.1f} images/s, {self.seconds:.1f} s"
-        ran = f"{self.backend} {self.version}, {self.provider}, {self.device}, {self.precision}"
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''} with {self.threads} threads"
         return "\n".join(
             [
@@ -156,7 +135,7 @@ class BatchReport(Report):
                 line("shards", f"{self.shards} of {self.shard_size} images{kept}"),
                 line("input", self.input),
                 line("speed", speed),
-                f"({ran}, {workers}, engine {self.engine})",
+                f"({self.ran}, {workers}, engine {self.engine})",
             ]
         )
 
@@ -184,21 +163,14 @@ def run_batch(
     files = image_names(images)
     if not files:
         raise UsageError("images", "names none", "give at least one image, folder, pattern or table")
-    require_room(output.folder / PLAN)
     with contextlib.ExitStack() as stack:
+        lock_notes = stack.enter_context(output.held())
+        require_room(output.folder / PLAN)
         progress("open the model")
-        model = stack.enter_context(_model_file(source, stated))
-        settings = _Settings(
-            model.source,
-            model.stated,
-            backend,
-            device,
-            dataclasses.replace(options or RunnerOptions(), spin=False),
-            JobSettings(job.batch, top_k, 1),
-            fast_decode,
-        )
-        engine = _engine(job, model, settings)
-        stack.callback(engine.close)
+        running = WorkerModel(backend=backend, device=device, options=options or RunnerOptions())
+        settings = JobSettings(job.batch, top_k)
+        started = started_engine(PROGRAM, job.runs_on, source, stated, running, settings, fast_decode=fast_decode)
+        engine, model = stack.enter_context(started)
         facts = engine.facts
         plan = Plan(
             len(files),
@@ -216,6 +188,7 @@ def run_batch(
         seconds = work.run(engine, files)
         work.finish()
     placement = dataclasses.asdict(facts.placement)
+    notes = (*facts.placement.notes, *facts.notes, *lock_notes, *_idle_note(engine.workers, len(work.left)))
     return BatchReport(
         rows=plan.images,
         bad=work.bad,
@@ -231,7 +204,7 @@ def run_batch(
         workers=engine.workers,
         batch=plan.batch,
         input=from_plain(InputDescription, facts.input),
-        **placement | {"notes": (*facts.placement.notes, *facts.notes, *_idle_note(engine.workers, len(work.left)))},
+        **placement | {"notes": notes},
     )
 
 
@@ -250,119 +223,11 @@ def _idle_note(workers: int, shards: int) -> tuple[str, ...]:
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:
-    """Be the process of a worker: open the model that the first message names, and answer shards."""
-    for message in requests:
-        settings = from_plain(_Settings, message)
-        stated: Any = dict(settings.stated)
-        if "architecture" in stated:
-            stated["architecture"] = from_plain(Architecture, stated["architecture"])
-        model = load(settings.source, **stated)
-        with model.runner(settings.backend, settings.device, settings.options) as runner:
-            classifier = Classifier(runner, fast=settings.fast_decode)
-            notes = (
-                *model.notes,
-                *untrained_note(runner.manifest),
-                *classifier.assumptions,
-                *fast_decode_note(classifier),
-            )
-            assumed = runner.manifest.assumed if runner.manifest is not None else INPUT_FACTS
-            described = InputDescription.of(classifier.preprocessing, assumed, fast_decode=classifier.fast)
-            facts = functools.partial(JobFacts, placement=runner.placement, input=to_plain(described), notes=notes)
-            batch = settings.job.batch or fixed_batch(runner)
-            yield from serve_shards(requests, classifier, dataclasses.replace(settings.job, batch=batch), facts)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The first message to a worker process."""
-
-    source: str | None
-    stated: Mapping[str, object]
-    backend: str | None
-    device: str | None
-    options: RunnerOptions
-    job: JobSettings
-    fast_decode: bool
-
-
-@dataclass(frozen=True)
-class _ModelFile:
-    """What a worker process loads, and the facts that are not in it.
-
-    Attributes:
-        source: a path, or a name.
-        sha256: of the file; None of a name.
-    """
-
-    name: str
-    source: str | None
-    sha256: str | None
-    stated: Mapping[str, object]
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What tells it from other models; facts that are stated show in the rows and the input."""
-        if self.sha256 is not None:
-            return {"sha256": self.sha256}
-        return {"name": self.name, "stated": self.stated}
-
-    def whole_file(self) -> Path | None:
-        """Return the file if it is all that a worker needs; None of a name, and of a file with others beside it."""
-        path = None if self.source is None or self.sha256 is None else Path(self.source)
-        if path is None or path.suffix.lower() in (".xml", ".engine"):
-            return None
-        return None if data_files(path) else path
-
-
-@contextlib.contextmanager
-def _model_file(source: Any, stated: LoadOptions) -> Iterator[_ModelFile]:
-    """Yield what every worker can load: `source` itself if it is a path or a name, else a file that holds it."""
-    if source is None or isinstance(source, (str, os.PathLike)):
-        text = None if source is None else os.fspath(source)
-        sha256 = _sha256(Path(source)) if is_file_name(source) else None
-        name = (text or "untrained") if sha256 is None else Path(str(text)).name
-        yield _ModelFile(name, text, sha256, {name: _plain(value) for name, value in stated.items()})
-        return
-    model = load(source, **stated)
-    with tempfile.TemporaryDirectory(prefix="densenet-deploy-") as folder:
-        path = model.path
-        if model.is_onnx or path is None:
-            path = model.save(Path(folder) / f"{model.name}{'.onnx' if model.is_onnx else '.safetensors'}")
-        yield _ModelFile(model.name, str(path), _sha256(path), {})
-
-
-def _plain(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else to_plain(value)
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a model's file, and of those that hold its weights, joined by `+`."""
-    weights = [path.parent / name for name in data_files(path)]
-    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
-        weights = [path.with_suffix(".bin")]
-    return "+".join(map(sha256_of, (path, *weights)))
+    """Be the process of a worker."""
+    yield from serve_job(requests, PredictionRows)
 
 
 def _what_ran(placement: Placement) -> dict[str, object]:
     """Return what of a placement the bits of a row may depend on."""
     names = ("backend", "version", "device", "provider", "precision")
     return {name: getattr(placement, name) for name in names}
-
-
-def _engine(job: BatchJobOptions, model: _ModelFile, settings: _Settings) -> Engine:
-    """Start the workers, each with its share of the CPUs."""
-    workers, threads = job.workers or 1, settings.options.threads
-    share = max(1, usable_cpus() // workers) if job.engine == "local" else threads or 1
-    settings = dataclasses.replace(
-        settings,
-        options=dataclasses.replace(settings.options, threads=threads or share),
-        job=dataclasses.replace(settings.job, decode_threads=share),
-    )
-    started = Job(PROGRAM, to_plain(settings), model.name)
-    if job.engine == "local":
-        return LocalEngine(started, workers)
-    from densenet_deploy.serving.batch.ray import ClusterShare, RayEngine
-
-    gpus = int((settings.device or "").startswith(("cuda", "gpu")))
-    sent = model.whole_file() if job.address is not None else None
-    return RayEngine(started, ClusterShare(job.address, job.workers, share, gpus, sent))

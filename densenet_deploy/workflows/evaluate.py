@@ -12,32 +12,44 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 
 from densenet_deploy.artifacts import Artifact, StrPath
-from densenet_deploy.errors import DataError, UsageError
-from densenet_deploy.model import InputDescription, untrained_note
+from densenet_deploy.errors import DataError, ImageError, UsageError
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
-from densenet_deploy.runtime.image_folders import PreparedImages
+from densenet_deploy.runtime.image_folders import BadImage, PreparedImages, record_bad
 from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import Runner, RunnerOptions, open_runner
+from densenet_deploy.serving.batch.described_runner import DescribedRunner
+from densenet_deploy.serving.batch.engine import Engine
+from densenet_deploy.serving.batch.plan import Shard, shards_of
+from densenet_deploy.serving.batch.rows import Row
+from densenet_deploy.serving.batch.shard_worker import JobSettings
 from densenet_deploy.workflows.evaluation.report import FIGURES, BadFile, EvaluateReport, ModelComparison
 from densenet_deploy.workflows.evaluation.tasks import TaskEvaluation, check_sources, task_of
-from densenet_deploy.workflows.image_sources import fast_decode_note
-from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, facts_alone, is_file_name, load
+from densenet_deploy.workflows.image_report import described_input, remarks
+from densenet_deploy.workflows.job_workers import EngineOptions, serve_job, started_engine
+from densenet_deploy.workflows.load import LoadOptions, facts_alone, is_file_name, load
 from densenet_deploy.workflows.stages import Listener, in_notebook
+from densenet_deploy.workflows.worker_model import WorkerModel
 
 if TYPE_CHECKING:
     from densenet_deploy.model import Model
 
+PROGRAM: Final = __name__
+"""The module whose `main` is the process of a worker."""
+
 Prepared = tuple[Path, PreparedImage]
+
+_SHARD: Final = 256
+"""Images that a worker is given at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +67,12 @@ class EvaluateOptions:
         against, against_backend: a second model of the same task to compare with, and its backend. What is stated about
             images and outputs applies to both models.
         fast_decode: decode JPEGs at a reduced scale: faster, and not exact (see `Classifier`).
+        engine: `local`, this process, or `ray`, actors of a Ray cluster; the figures are the same.
+        address, workers: of a Ray cluster; see `BatchJobOptions`.
 
     Raises:
-        UsageError: if a number is out of range, or `against_backend` is given without `against`.
+        UsageError: if a number is out of range, `against_backend` is given without `against`, or an option of a cluster
+            without the engine `ray`.
     """
 
     batch: int = 16
@@ -67,6 +82,9 @@ class EvaluateOptions:
     against: StrPath | Model | None = None
     against_backend: str | None = None
     fast_decode: bool = False
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         require_range("batch", self.batch, 1, 4096)
@@ -75,6 +93,12 @@ class EvaluateOptions:
             require_range("decode-threads", self.decode_threads, 1, 1024)
         if self.against_backend is not None and self.against is None:
             raise UsageError(f"against-backend={self.against_backend}", "has no model to run", "add --against OTHER")
+        EngineOptions(self.engine, self.address, self.workers)  # checks them
+        if self.engine == "local" and self.workers is not None:
+            raise UsageError(f"workers={self.workers}", "applies only to the engine ray", "add --engine ray")
+        if self.engine == "ray" and self.decode_threads is not None:
+            fix = "set --threads, the CPUs of each worker"
+            raise UsageError(f"decode-threads={self.decode_threads}", "applies only to the engine local", fix)
 
 
 def evaluate(
@@ -116,25 +140,51 @@ def evaluate(
     runner_options = dataclasses.replace(runner_options or RunnerOptions(), spin=False)
     if is_file_name(options.against):
         Artifact.open(Path(options.against))  # reported before the first model runs
-    with _opened(model, backend, device, runner_options, stated) as runner:
-        first = _evaluated(_title(model), runner, data, options, progress)
+    with _opened(model, backend, device, runner_options, stated, options) as opened:
+        first = _evaluated(_title(model), opened, data, options, progress)
     if options.against is None:
         return first.report
-    with _opened(options.against, options.against_backend, device, runner_options, facts_alone(stated)) as runner:
-        _require_comparable(first, runner, _title(options.against))
-        second = _evaluated(_title(options.against), runner, data, options, progress)
+    facts = facts_alone(stated)
+    with _opened(options.against, options.against_backend, device, runner_options, facts, options) as opened:
+        _require_comparable(first, opened.runner, _title(options.against))
+        second = _evaluated(_title(options.against), opened, data, options, progress)
     notes = (*first.report.notes, *(f"{second.report.model}: {note}" for note in second.report.notes))
     return dataclasses.replace(first.report, notes=notes, against=_compared(first, second))
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """An open runner; or the facts of one, and the workers that have it open."""
+
+    runner: Runner
+    engine: Engine | None = None
+
+
+@contextlib.contextmanager
 def _opened(
-    model: Any, backend: str | None, device: str | None, options: RunnerOptions, stated: LoadOptions
-) -> contextlib.AbstractContextManager[Runner]:
+    model: Any,
+    backend: str | None,
+    device: str | None,
+    running: RunnerOptions,
+    stated: LoadOptions,
+    options: EvaluateOptions,
+) -> Iterator[_Opened]:
     if isinstance(model, Runner):
         if stated:
             raise UsageError(", ".join(stated), "cannot be stated of a runner that is open", "give the model itself")
-        return contextlib.nullcontext(model)
-    return open_runner(load(model, **stated), backend, device, options)
+        if options.engine != "local":
+            raise UsageError(f"engine={options.engine}", "cannot take a runner that is open", "give the model itself")
+        yield _Opened(model)
+    elif options.engine == "local":
+        with open_runner(load(model, **stated), backend, device, running) as runner:
+            yield _Opened(runner)
+    else:
+        choice = EngineOptions(options.engine, options.address, options.workers)
+        told = WorkerModel(backend=backend, device=device, options=running)
+        settings = JobSettings(options.batch, 1)
+        fast = options.fast_decode
+        with started_engine(PROGRAM, choice, model, stated, told, settings, fast_decode=fast) as (engine, _):
+            yield _Opened(DescribedRunner(engine.facts.runner, engine.facts.placement), engine)
 
 
 def _require_comparable(first: _Evaluation, runner: Runner, title: str) -> None:
@@ -162,24 +212,22 @@ class _Evaluation:
     files: tuple[Path, ...]
 
 
-def _evaluated(title: str, runner: Runner, data: Path, options: EvaluateOptions, progress: Listener) -> _Evaluation:
+def _evaluated(title: str, opened: _Opened, data: Path, options: EvaluateOptions, progress: Listener) -> _Evaluation:
+    runner = opened.runner
     classifier = Classifier(runner, fast=options.fast_decode)
     task = task_of(classifier, title, runner.manifest)
     labelled = task.read(data, None if options.ground_truth is None else Path(options.ground_truth))
-    prepared = PreparedImages(
-        labelled.truth,
-        classifier.preprocessing,
-        max_bad=options.max_bad,
-        fast=options.fast_decode,
-        ahead=2 * options.batch,
-        threads=options.decode_threads,
-    )
+    paths = tuple(labelled.truth)
     start = time.perf_counter()
-    files, kept = kept_outputs(classifier, task, prepared, len(labelled.truth), options.batch, progress)
+    if opened.engine is not None:
+        found = _by_workers(opened.engine, paths, options, progress)
+    else:
+        found = _here(classifier, task, paths, options, progress)
     seconds = time.perf_counter() - start
+    files = found.files
     if not files:
         raise DataError(data, "holds no readable image", "check the files")
-    answers = task.answers(np.array([labelled.truth[path] for path in files]), kept)
+    answers = task.answers(np.array([labelled.truth[path] for path in files]), found.kept)
     report = EvaluateReport(
         model=title,
         task=task.task,
@@ -187,41 +235,122 @@ def _evaluated(title: str, runner: Runner, data: Path, options: EvaluateOptions,
         images_per_second=len(files) / seconds,
         seconds=seconds,
         **task.figures(answers),
-        bad=tuple(BadFile(bad.path, bad.error.why) for bad in prepared.bad),
+        bad=tuple(BadFile(bad.path, bad.error.why) for bad in found.bad),
         backend=runner.placement.backend,
         device=runner.placement.device,
         precision=runner.placement.precision,
         labels=classifier.labels,
-        input=_input_of(classifier, runner),
-        notes=(
-            *untrained_note(runner.manifest),
-            *classifier.assumptions,
-            *fast_decode_note(classifier),
-            *labelled.remarks,
-            *task.notes(answers),
-        ),
+        input=described_input(classifier, runner.manifest),
+        notes=(*remarks(classifier, runner.manifest), *labelled.remarks, *task.notes(answers)),
     )
     return _Evaluation(task, report, answers, files)
 
 
-def _input_of(classifier: Classifier, runner: Runner) -> InputDescription:
-    assumed = runner.manifest.assumed if runner.manifest is not None else INPUT_FACTS
-    return InputDescription.of(classifier.preprocessing, assumed, fast_decode=classifier.fast)
+@dataclass(frozen=True)
+class _Outputs:
+    """The images that could be read, what a task keeps of the outputs for them, and the images that could not."""
+
+    files: tuple[Path, ...]
+    kept: Sequence[Array]
+    bad: Sequence[BadImage]
+
+
+def _here(
+    classifier: Classifier,
+    task: TaskEvaluation[Any],
+    paths: Sequence[Path],
+    options: EvaluateOptions,
+    progress: Listener,
+) -> _Outputs:
+    """Run the model on all images, in batches by position: a bad image leaves its batch, as in a worker."""
+    prepared = PreparedImages(
+        paths,
+        classifier.preprocessing,
+        max_bad=options.max_bad,
+        fast=options.fast_decode,
+        ahead=2 * options.batch,
+        threads=options.decode_threads,
+    )
+    places = {path: place for place, path in enumerate(paths)}
+    batches = itertools.groupby(prepared, lambda image: places[image[0]] // options.batch)
+    files, kept = kept_outputs(classifier, task, (list(batch) for _, batch in batches), len(paths), progress)
+    return _Outputs(files, kept, prepared.bad)
+
+
+def _by_workers(engine: Engine, paths: Sequence[Path], options: EvaluateOptions, progress: Listener) -> _Outputs:
+    """Have workers run the model on the same batches as `_here`."""
+    shards = tuple(shards_of(len(paths), options.batch * max(1, _SHARD // options.batch)))
+    done: dict[int, list[Row]] = {}
+    judged = _Judged(options.max_bad)
+
+    def take(shard: Shard, rows: list[Row]) -> None:
+        done[shard.number] = rows
+        judged.take(done)
+        progress("evaluate", sum(map(len, done.values())), len(paths))
+
+    engine.run([str(path) for path in paths], shards, take, lambda _: None)
+    return judged.outputs()
+
+
+class _Judged:
+    """The rows of shards in order, as far as they are there without a gap: so the same image exceeds `max_bad`."""
+
+    def __init__(self, max_bad: int) -> None:
+        self._max_bad, self._next = max_bad, 0
+        self._good: list[Row] = []
+        self._bad: list[BadImage] = []
+
+    def take(self, done: Mapping[int, list[Row]]) -> None:
+        """Add what has no gap before it. Raises DataError if more images are bad than may be."""
+        while self._next in done:
+            for row in done[self._next]:
+                if row["error"] is None:
+                    self._good.append(row)
+                else:
+                    error = ImageError(row["file"], row["error"], "repair or remove it")
+                    record_bad(self._bad, BadImage(Path(row["file"]), error), self._max_bad)
+            self._next += 1
+
+    def outputs(self) -> _Outputs:
+        """Return what all rows hold."""
+        parts = zip(*(row["kept"] for row in self._good), strict=True)
+        kept = [np.array([values for _, values in part], part[0][0]) for part in parts]
+        return _Outputs(tuple(Path(row["file"]) for row in self._good), kept, self._bad)
+
+
+@dataclass(frozen=True)
+class _KeptRows:
+    """Makes rows of what a task keeps of the outputs; see `serving.batch.shard_worker.Answers`."""
+
+    task: TaskEvaluation[Any]
+
+    def of_batch(self, files: Sequence[str], _images: Sequence[PreparedImage], outputs: Array) -> list[Row]:
+        kept = self.task.kept(outputs)
+        return [
+            {"file": file, "error": None, "kept": [[str(part.dtype), part[place].tolist()] for part in kept]}
+            for place, file in enumerate(files)
+        ]
+
+    def refused(self, file: str, error: str) -> Row:
+        return {"file": file, "error": error}
+
+
+def main(requests: Iterator[Any]) -> Iterator[Any]:
+    """Be the process of a worker of a Ray cluster."""
+    yield from serve_job(requests, lambda classifier, _: _KeptRows(task_of(classifier, "the model")))
 
 
 def kept_outputs(
     classifier: Classifier,
     task: TaskEvaluation[Any],
-    prepared: Iterable[Prepared],
+    batches: Iterable[Sequence[Prepared]],
     count: int,
-    size: int,
     progress: Listener,
 ) -> tuple[tuple[Path, ...], list[Array]]:
-    """Return the files of every readable image, in order, and what the task keeps of the model's outputs for them."""
+    """Return the files of `count` images, in order, and what the task keeps of the model's outputs for them."""
     files: list[Path] = []
     kept: list[tuple[Array, ...]] = []
-    images = iter(prepared)
-    while batch := list(itertools.islice(images, size)):
+    for batch in batches:
         progress("evaluate", len(files), count)
         files += [path for path, _ in batch]
         kept.append(task.kept(classifier.logits(np.stack([image.pixels for _, image in batch]))))

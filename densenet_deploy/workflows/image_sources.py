@@ -18,7 +18,6 @@ from typing import Final
 from densenet_deploy.artifacts import StrPath, is_url, os_errors_about, require_file
 from densenet_deploy.errors import DataError, InputError
 from densenet_deploy.packages import require_packages
-from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.image_urls import images_at
 
@@ -120,10 +119,3 @@ def csv_lines(file: Path) -> list[tuple[int, list[str]]]:
     except csv.Error as exc:
         fix = "write a CSV with commas, semicolons or tabs, and double quotes"
         raise DataError(file, f"line {reader.line_num}: {exc}", fix) from exc
-
-
-def fast_decode_note(classifier: Classifier) -> tuple[str, ...]:
-    """Return the line that says that images were decoded fast, or nothing."""
-    if not classifier.fast:
-        return ()
-    return ("images were decoded fast: JPEGs at a reduced scale, large images averaged over blocks; not exact",)

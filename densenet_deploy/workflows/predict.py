@@ -12,9 +12,7 @@ from typing import Any, ClassVar, Final, Unpack, overload
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError, InputError, UsageError, printable
-from densenet_deploy.model import InputDescription, untrained_note
 from densenet_deploy.records import fields_to_plain
-from densenet_deploy.reports import Report
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.image_folders import computed_ahead
@@ -22,8 +20,9 @@ from densenet_deploy.runtime.image_urls import read_named_image
 from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.batch import BatchJobOptions, BatchReport, run_batch
-from densenet_deploy.workflows.image_sources import fast_decode_note, image_names
-from densenet_deploy.workflows.load import LoadOptions, input_of, load
+from densenet_deploy.workflows.image_report import RanReport, described_input, remarks
+from densenet_deploy.workflows.image_sources import image_names
+from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.stages import Listener, in_notebook
 
 _AHEAD: Final = 32
@@ -53,14 +52,13 @@ class FilePrediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictReport(Report):
+class PredictReport(RanReport):
     """A prediction for every image, and what ran it.
 
     Attributes:
         task: what the outputs mean.
         predictions: in the order of the images.
         bad: how many images could not be read.
-        input: how images were prepared.
     """
 
     kind: ClassVar[str] = "run"
@@ -68,13 +66,6 @@ class PredictReport(Report):
 
     task: str
     predictions: tuple[FilePrediction, ...]
-    backend: str
-    version: str
-    device: str
-    provider: str
-    precision: str
-    threads: int
-    input: InputDescription | None = None
 
     @property
     def bad(self) -> int:
@@ -92,9 +83,7 @@ class PredictReport(Report):
 
     def to_text(self) -> str:
         """Return lines for people."""
-        words = (f"{self.backend} {self.version}", self.provider, self.device, self.precision)
-        ran = ", ".join((*words, f"{self.threads} threads"))
-        return "\n".join([*map(str, self.predictions), f"({ran})"])
+        return "\n".join([*map(str, self.predictions), f"({self.ran}, {self.threads} threads)"])
 
 
 @overload
@@ -192,25 +181,20 @@ def predict(
         options = dataclasses.replace(options, spin=False)
     with model.runner(backend, device, options) as runner:
         classifier = Classifier(runner, fast=fast_decode)
-        predictions, remarks = _classified(classifier, names, top_k)
-        placement = dataclasses.asdict(runner.placement) | {
-            "notes": (
-                *model.notes,
-                *untrained_note(runner.manifest),
-                *classifier.assumptions,
-                *fast_decode_note(classifier),
-                *remarks,
-            )
-        }
-        described = input_of(model, fast_decode=fast_decode) if model.manifest is not None else None
-        task = classifier.meaning.task
-        return PredictReport(task=task, predictions=tuple(predictions), input=described, **placement)
+        predictions, of_images = _classified(classifier, names, top_k)
+        notes = (*remarks(classifier, runner.manifest, model.notes), *of_images)
+        return PredictReport(
+            task=classifier.meaning.task,
+            predictions=tuple(predictions),
+            input=described_input(classifier, runner.manifest),
+            **dataclasses.asdict(runner.placement) | {"notes": notes},
+        )
 
 
 def _classified(classifier: Classifier, names: Sequence[str], top_k: int) -> tuple[list[FilePrediction], list[str]]:
     read = functools.partial(read_named_image, preprocessing=classifier.preprocessing, fast=classifier.fast)
     predictions: list[FilePrediction] = []
-    remarks: list[str] = []
+    notes: list[str] = []
     with contextlib.closing(computed_ahead(read, names, ahead=_AHEAD, threads=usable_cpus())) as images:
         for name, result in images:
             image = _image_or_error(result)
@@ -219,8 +203,8 @@ def _classified(classifier: Classifier, names: Sequence[str], top_k: int) -> tup
                 continue
             found = classifier.classify(image, top_k)
             predictions.append(FilePrediction(name, found.top, found.values, found.features))
-            remarks += [f"{name}: {note}" for note in found.notes]
-    return predictions, remarks
+            notes += [f"{name}: {note}" for note in found.notes]
+    return predictions, notes
 
 
 def _image_or_error(result: Future[PreparedImage]) -> PreparedImage | str:

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
-import numpy as np
-
 from densenet_deploy.artifacts import StrPath, data_files, os_errors_about, require_room, write_file
 from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UsageError, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
 from densenet_deploy.reports import Report, line, table
+from densenet_deploy.runtime.batching import takes_any_batch
 from densenet_deploy.runtime.feeds import TensorSpec
 from densenet_deploy.runtime.meaning import OutputMeaning
 from densenet_deploy.runtime.sidecar import Sidecar, read_records, sidecar_path
@@ -154,7 +153,7 @@ class _Network:
     @property
     def is_free(self) -> bool:
         """Whether every input and output has a first dimension of any size."""
-        return all(spec.shape and spec.shape[0] is None for spec in (*self.inputs, *self.outputs))
+        return takes_any_batch(self.inputs, self.outputs)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -250,17 +249,13 @@ def _engine(model: Model, path: Path, name: str) -> _Network:
     if record.flavour != FLAVOURS[0]:
         fix = "build it with --flavour tensorrt on the GPU that will serve it"
         raise DeviceError(path, "is an engine of TensorRT-RTX, which Triton does not run", fix)
-    specs = {
-        name: tuple(TensorSpec(one.name, one.shape, np.dtype(one.dtype)) for one in getattr(record, name))
-        for name in ("inputs", "outputs")
-    }
     manifest = model.manifest or record.manifest
     return _Network(
         name,
         path,
         "engine",
-        specs["inputs"],
-        specs["outputs"],
+        tuple(one.spec() for one in record.inputs),
+        tuple(one.spec() for one in record.outputs),
         manifest,
         {} if manifest is not None and not manifest.is_third_party else None,
         None if manifest is None else manifest.preprocessing,

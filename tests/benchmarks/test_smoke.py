@@ -284,3 +284,27 @@ def test_training_memory_compares_both_kinds_of_steps(tmp_path: Path) -> None:
     assert lean["live_mib"] < plain["live_mib"]
     assert written["saved"]["live_mib"] == pytest.approx(1 - lean["live_mib"] / plain["live_mib"])
     assert written["holds"]["time"] == (written["cpu_time"]["median"] <= 1.35)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_batch_jobs_are_compared_with_their_parts_and_their_memory_is_read(digits_onnx: Path, tmp_path: Path) -> None:
+    quick = ("--images", "20", "--rounds", "1", "--counts", "20", "60")
+    found = _run("batch_jobs.py", "--model", digits_onnx, *quick, "--output", tmp_path / "r.json")
+    assert found["speed"]["images"] == 20
+    assert min(found["speed"][name] for name in ("decode", "inference", "job")) > 0
+    assert [one["images"] for one in found["memory"]] == [20, 60]
+    assert min(one[part] for one in found["memory"] for part in ("driver_mib", "worker_mib")) > 10
+    assert found["holds"] == (found["growth_mib"] <= 32)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
+def test_servers_are_compared_by_requests_and_latency(digits_onnx: Path, tmp_path: Path) -> None:
+    quick = ("--clients", "2", "--seconds", "0.2", "--rounds", "1")
+    found = _run("serving.py", "--model", digits_onnx, *quick, "--output", tmp_path / "r.json")
+    assert [one["max_batch"] for one in found] == [1, 16] * (len(found) // 2)
+    assert [one["workers"] for one in found[:2]] == [1, 1]
+    for one in found:
+        assert one["per_second"] > 0
+        assert 0 < one["p50_ms"] <= one["p99_ms"]

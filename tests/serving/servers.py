@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from densenet_deploy.serving.server import ServeOptions, StopRequest, listen, run_server
 from densenet_deploy.serving.service import Service
-from densenet_deploy.workflows.serve import ServeOptions, StopRequest, listen, run_server
 from tests.function_runner import FunctionRunner
 
 WAIT_S = 20

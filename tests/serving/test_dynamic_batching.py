@@ -36,8 +36,8 @@ def gate():
 def make():
     made = []
 
-    def queue(runner, **options):
-        made.append(BatchingQueue(runner, QueueOptions(**options)))
+    def queue(runner, on_wait=lambda _: None, **options):
+        made.append(BatchingQueue(runner, QueueOptions(**options), on_wait=on_wait))
         return made[-1]
 
     yield queue
@@ -162,11 +162,12 @@ def test_feeds_are_refused_before_they_wait(make, feeds, why) -> None:
 
 
 def test_a_full_queue_refuses_and_takes_again_what_there_is_room_for(make, gate) -> None:
-    queue = make(rows_runner(gate), max_batch=2, max_delay_s=0, max_queue=4)
+    seen = []
+    queue = make(rows_runner(gate), seen.append, max_batch=2, max_delay_s=0, max_queue=4)
     running = queue.submit(rows(1))
     assert gate.began.wait(WAIT_S)
     waiting = [queue.submit(rows(2)), queue.submit(rows(1))]
-    assert queue.waiting_images == 3
+    assert seen == [1, 0, 2, 3]
     with pytest.raises(QueueFullError, match="3 images"):
         queue.submit(rows(2))
     waiting.append(queue.submit(rows(1)))
@@ -175,7 +176,7 @@ def test_a_full_queue_refuses_and_takes_again_what_there_is_room_for(make, gate)
     gate.open.set()
     for future in (running, *waiting):
         future.result(WAIT_S)
-    assert queue.waiting_images == 0
+    assert seen == [1, 0, 2, 3, 4, 2, 1, 0]
     queue.submit(rows(1)).result(WAIT_S)
 
 

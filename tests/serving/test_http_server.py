@@ -458,4 +458,6 @@ def test_metrics_are_read_by_prometheus_own_parser(plain) -> None:
         "densenet_batch_images": "histogram",
         "densenet_run_seconds": "histogram",
         "densenet_queue_images": "gauge",
+        "densenet_workers": "gauge",
+        "densenet_worker_starts": "counter",
     }

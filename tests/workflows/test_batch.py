@@ -14,11 +14,11 @@ from densenet_deploy.cli import main
 from densenet_deploy.errors import (
     DataError,
     MissingPackageError,
-    ModelFileError,
     OutputExistsError,
     UnknownNameError,
     UsageError,
 )
+from densenet_deploy.serving.batch.folder_lock import locked
 from densenet_deploy.serving.batch.plan import Plan
 from densenet_deploy.workflows import batch
 from densenet_deploy.workflows.batch import BatchReport
@@ -145,22 +145,6 @@ def test_a_folder_of_shards_is_one_table(tiny_onnx, ten, tmp_path):
     assert table.column("file").to_pylist() == sorted(map(str, ten.iterdir()))
 
 
-def test_a_model_with_other_weights_in_another_file_is_another_model(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [3], b"0" * 12, raw=True)
-    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
-    path = tmp_path / "m.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=1)
-    with batch._model_file(path, {}) as before:
-        assert before.whole_file() is None
-    (tmp_path / "w.bin").write_bytes(b"1" * 12)
-    with batch._model_file(path, {}) as after:
-        assert after.identity != before.identity
-    (tmp_path / "w.bin").unlink()
-    with pytest.raises(ModelFileError), batch._model_file(path, {}):
-        pass
-
-
 def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_path):
     out = tmp_path / "rows.jsonl"
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, batch=3, workers=4))
@@ -174,11 +158,83 @@ def test_a_file_is_the_shards_one_after_the_other(done, digits_onnx, ten, tmp_pa
         predict(digits_onnx, ten, out=out, job=BatchJobOptions(resume=True))
 
 
+def test_what_a_killed_job_left_beside_its_file_is_removed(done, digits_onnx, ten, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    shutil.copytree(done[0], tmp_path / "rows.jsonl.parts")
+    (tmp_path / ".rows.jsonl.0123456789abcdef.tmp").write_text("half")
+    kept = [tmp_path / ".rows.jsonl.my.tmp", tmp_path / ".other.jsonl.0123456789abcdef.tmp"]
+    for path in kept:
+        path.write_text("text")
+    predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, batch=3, resume=True))
+    assert sorted(tmp_path.iterdir()) == sorted([out, *kept])
+
+
 def test_a_job_is_replaced_when_asked(done, digits_onnx, ten, tmp_path):
     out = Path(shutil.copytree(done[0], tmp_path / "rows"))
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(10, "jsonl", force=True))
     assert sorted(contents(out)) == ["_plan.json", "part-00000.jsonl"]
     assert (report.resumed, report.shards) == (0, 1)
+
+
+def test_only_what_the_plan_names_is_replaced(done, digits_onnx, ten, tmp_path):
+    out = Path(shutil.copytree(done[0], tmp_path / "rows"))
+    (out / "notes.txt").write_text("text")
+    (out / "part-00003.jsonl").write_text("text")
+    before = contents(out)
+    for choice in ({"force": True}, {"resume": True}):
+        with pytest.raises(OutputExistsError) as caught:
+            predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, "jsonl", 3, **choice))
+        assert caught.value.subject == str(out / "part-00003.jsonl")
+    assert contents(out) == before
+    (out / "part-00003.jsonl").unlink()
+    predict(digits_onnx, ten, out=out, job=BatchJobOptions(10, "csv", force=True))
+    assert sorted(contents(out)) == ["_plan.json", "notes.txt", "part-00000.csv"]
+
+
+@pytest.mark.parametrize("text", ["{}", None])
+def test_what_lies_beside_a_plan_that_cannot_be_read_is_not_removed(text, done, digits_onnx, ten, tmp_path):
+    out = Path(shutil.copytree(done[0], tmp_path / "rows"))
+    plan = out / "_plan.json"
+    plan.write_text(text or plan.read_text().replace('"format": "jsonl"', '"format": "xml"'))
+    before = contents(out)
+    with pytest.raises(DataError) as caught:
+        predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, "jsonl", 3, force=True))
+    assert caught.value.subject == str(plan)
+    assert contents(out) == before
+
+
+def test_two_jobs_do_not_write_into_one_folder(done, digits_onnx, ten, tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    out = Path(shutil.copytree(done[0], tmp_path / "rows"))
+    before = contents(out)
+    with locked(out):
+        for words in (["--resume"], ["--force"]):
+            assert main(["run", str(digits_onnx), str(ten), "-o", str(out), "--format", "jsonl", *words]) == 3
+            assert "is being written by process" in capsys.readouterr().err
+        with locked(tmp_path / "rows.csv.parts"), pytest.raises(OutputExistsError):
+            predict(digits_onnx, ten, out=tmp_path / "rows.csv")
+    assert contents(out) == before
+
+
+def test_a_job_that_was_done_meanwhile_is_not_done_again(done, digits_onnx, ten, tmp_path, monkeypatch):
+    """Two begin at the same time: the second one holds the folder when the first has ended."""
+    out, real = tmp_path / "rows", batch.image_names
+
+    def names_while_the_other_one_works(images):
+        shutil.copytree(done[0], out)
+        return real(images)
+
+    monkeypatch.setattr(batch, "image_names", names_while_the_other_one_works)
+    with pytest.raises(OutputExistsError):
+        predict(digits_onnx, ten, out=out, job=SMALL)
+    assert contents(out) == contents(done[0])
+
+
+def test_a_disk_without_locks_is_said(digits_onnx, ten, tmp_path, monkeypatch):
+    monkeypatch.setattr("densenet_deploy.serving.batch.folder_lock._refusal", lambda _: "no locks available")
+    report = predict(digits_onnx, ten, out=tmp_path / "rows", job=SMALL)
+    assert [note for note in report.notes if "cannot be locked" in note]
+    assert sorted(contents(tmp_path / "rows"))[0] == "_plan.json"
 
 
 def test_a_model_in_memory_is_that_of_its_file(done, digits_onnx, ten, tmp_path):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
+import densenet_deploy as dd
+from densenet_deploy.cli import main
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.serving.batch.local import LocalEngine
+from densenet_deploy.workflows import job_workers
 from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.load import load
@@ -292,3 +298,127 @@ def test_a_figure_measured_with_fast_decoding_says_so(tiny_onnx, images):
     ]
     assert len(fast.notes) == len(exact.notes) + 1
     assert EvaluateReport.from_json(json.loads(json.dumps(fast.to_json()))).input == fast.input
+
+
+@pytest.fixture
+def in_processes(monkeypatch):
+    """Workers of `--engine ray` as two processes of this machine: the same program and messages, without a cluster."""
+    monkeypatch.setattr(job_workers, "_ray", lambda job, *_: LocalEngine(job, 2))
+
+
+@pytest.fixture(scope="module")
+def digits_with_bad(tmp_path_factory):
+    """Eight images of every digit, and three files that are not images; a CSV of the same files with made-up labels."""
+    folder = tmp_path_factory.mktemp("digits") / "tree"
+    for path in sorted((DIGITS / "held_out").glob("*/*.png")):
+        target = folder / path.parent.name / path.name
+        if not target.parent.exists() or len(list(target.parent.iterdir())) < 8:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    for name in ("0/0000a.png", "3/text.png", "9/zzz.png"):
+        (folder / name).write_text("text")
+    rng = np.random.default_rng(0)
+    files = sorted(folder.glob("*/*.png"))
+    lines = [",".join(map(str, ("file", *range(10))))]
+    lines += [",".join([str(path), *map(str, rng.integers(0, 2, 10))]) for path in files]
+    (folder.parent / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+def judged(report):
+    """The JSON of a report, without what a clock measured."""
+    facts = report.to_json()
+    for part in (facts, facts["against"] or {}):
+        for name in ("seconds", "images_per_second"):
+            part.pop(name, None)
+    return facts
+
+
+def same_on_workers(model, data, **stated):
+    """Evaluate here and by workers; check that all but the time is the same, and return it."""
+    against = stated.pop("against", None)
+    reports = [
+        evaluate(model, data, EvaluateOptions(5, 3, engine=engine, against=against), **stated)
+        for engine in ("local", "ray")
+    ]
+    here, there = map(judged, reports)
+    assert here == there
+    assert there["count"] == 80
+    return there
+
+
+@pytest.mark.parametrize("shard", [5, 17, 256])
+def test_workers_find_the_same_figures_whatever_their_shards(
+    digits_onnx, digits_with_bad, in_processes, shard, monkeypatch
+):
+    monkeypatch.setattr("densenet_deploy.workflows.evaluate._SHARD", shard)
+    found = same_on_workers(digits_onnx, digits_with_bad)
+    assert found["top1"] > 0.9
+    assert [Path(bad["file"]).name for bad in found["bad"]] == ["0000a.png", "text.png", "zzz.png"]
+
+
+def test_workers_find_the_same_figures_of_labels_and_numbers(digits_onnx, digits_with_bad, in_processes):
+    table = digits_with_bad.parent / "labels.csv"
+    assert same_on_workers(digits_onnx, table, task="multilabel")["auroc"] is not None
+    assert same_on_workers(digits_onnx, table, task="regression")["mae"] > 0
+
+
+def test_workers_compare_two_models_and_say_what_was_assumed(digits_onnx, tiny_onnx, digits_with_bad, in_processes):
+    found = same_on_workers(dd.load(tiny_onnx), digits_with_bad, against=digits_onnx)
+    assert found["against"]["shared"] == 80
+    assert found["against"]["disagreements"]
+    assert any("untrained" in note for note in found["notes"])
+
+
+def test_too_many_bad_images_are_the_same_error_by_workers(digits_onnx, digits_with_bad, in_processes, monkeypatch):
+    monkeypatch.setattr("densenet_deploy.workflows.evaluate._SHARD", 5)
+    errors = []
+    for engine in ("local", "ray"):
+        with pytest.raises(DataError) as caught:
+            evaluate(digits_onnx, digits_with_bad, EvaluateOptions(5, 2, engine=engine))
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert "0000a.png" in errors[0]
+    assert "unreadable images: 3, allowed: 2" in errors[0]
+
+
+def test_where_no_image_can_be_read_workers_say_so(digits_onnx, in_processes, tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "a.png").write_text("text")
+    with pytest.raises(DataError, match="no readable image"):
+        evaluate(digits_onnx, tmp_path, EvaluateOptions(max_bad=1, engine="ray"))
+
+
+def test_the_command_takes_the_engine(digits_onnx, digits_with_bad, in_processes, capsys):
+    words = ["evaluate", str(digits_onnx), "--data", str(digits_with_bad), "--max-bad", "3", "--json"]
+    assert main(words) == 0
+    local = json.loads(capsys.readouterr().out)
+    assert main([*words, "--engine", "ray", "--workers", "2", "--address", "auto"]) == 0
+    ray = json.loads(capsys.readouterr().out)
+    for facts in (local, ray):
+        for name in ("seconds", "images_per_second", "argv"):
+            del facts[name]
+    assert local == ray
+
+
+def test_options_of_a_cluster_and_of_this_machine_are_not_mixed(tiny_onnx, images):
+    for options, subject in (
+        ({"engine": "spark"}, "spark"),
+        ({"workers": 2}, "workers=2"),
+        ({"address": "auto"}, "address=auto"),
+        ({"engine": "ray", "decode_threads": 2}, "decode-threads=2"),
+        ({"engine": "ray", "workers": 0}, "workers=0"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            EvaluateOptions(**options)
+        assert caught.value.subject == subject
+    with open_runner(tiny_onnx) as one, pytest.raises(UsageError, match="engine=ray"):
+        evaluate(one, images, EvaluateOptions(engine="ray"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_ray_cluster_finds_the_same_figures(digits_onnx, digits_with_bad, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("densenet_deploy.workflows.evaluate._SHARD", 10)
+    same_on_workers(digits_onnx, digits_with_bad)

@@ -1,6 +1,7 @@
 """Serve: the whole command, from a model to the report; its end after a signal; ports; what cannot be served."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -10,10 +11,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 import densenet_deploy as dd
 from densenet_deploy import packages
@@ -21,13 +25,16 @@ from densenet_deploy.cli import main
 from densenet_deploy.errors import MissingPackageError, ModelFileError, ResourceError, UsageError
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.serving.dynamic_batching import QueueOptions
+from densenet_deploy.serving.metrics import total
+from densenet_deploy.serving.server import ServeOptions, StopRequest
 from densenet_deploy.serving.service import Service
 from densenet_deploy.workflows import serve as serve_module
-from densenet_deploy.workflows.serve import ServeOptions, StopRequest, listen, serve
+from densenet_deploy.workflows.serve import serve, shared_cpus
 from tests.conftest import DIGITS
 from tests.serving.servers import WAIT_S, call, infer, rows_runner, serving
 
 ROWS = np.array([[1, 2]], np.float32)
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="several processes on one port need Linux")
 
 
 @contextlib.contextmanager
@@ -109,16 +116,34 @@ def test_a_model_is_not_ready_before_it_has_run() -> None:
     service.close()
 
 
-def test_instances_share_the_cpus_and_threads_sleep_between_runs(monkeypatch) -> None:
+def test_batches_at_the_same_time_share_the_cpus_and_threads_sleep_between_runs(monkeypatch) -> None:
     monkeypatch.setattr(serve_module, "usable_cpus", lambda: 8)
-    for running, instances, threads in (
-        (None, 1, None),
-        (None, 2, 4),
-        (None, 16, 1),
-        (RunnerOptions(threads=3), 2, 3),
+    for given, instances, workers, threads in (
+        (None, 1, 1, None),
+        (None, 2, 1, 4),
+        (None, 16, 1, 1),
+        (None, 1, 8, 1),
+        (None, 2, 3, 1),
+        (None, 1, 3, 2),
+        (3, 2, 1, 3),
+        (4, 1, 2, 4),
     ):
-        shared = serve_module._shared(running, instances)
-        assert (shared.threads, shared.spin) == (threads, False)
+        options = ServeOptions(instances=instances, workers=workers)
+        shared, notes = shared_cpus(None if given is None else RunnerOptions(threads=given), options)
+        assert (shared.threads, shared.spin, notes) == (threads, False, ())
+
+
+def test_more_workers_than_cpus_are_refused_and_more_threads_are_said(monkeypatch) -> None:
+    monkeypatch.setattr(serve_module, "usable_cpus", lambda: 4)
+    shared_cpus(None, ServeOptions(workers=4))
+    with pytest.raises(UsageError, match="workers=5: are more than the 4 usable CPUs"):
+        shared_cpus(None, ServeOptions(workers=5))
+    _, (note,) = shared_cpus(RunnerOptions(threads=2), ServeOptions(workers=3))
+    assert note == "3 workers x 1 instances x 2 threads are 6 threads on 4 CPUs"
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(UsageError, match="Linux"):
+        shared_cpus(None, ServeOptions(workers=2))
+    shared_cpus(None, ServeOptions())
 
 
 def taken_port():
@@ -138,13 +163,6 @@ def test_a_port_that_is_taken_is_exit_6_in_one_line(digits_onnx, capsys) -> None
             serve(digits_onnx, ServeOptions(port=0, grpc_port=port))
 
 
-def test_answers_are_sent_at_once() -> None:
-    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
-        accepted, _ = listening.accept()
-        with accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
 def test_an_address_of_another_machine_is_an_error(digits_onnx) -> None:
     for host in ("192.0.2.1", "no-such-host.invalid"):
         with pytest.raises(ResourceError, match="cannot be listened on"):
@@ -160,29 +178,6 @@ def test_a_missing_package_names_the_extra(digits_onnx, monkeypatch) -> None:
 
 def test_a_package_inside_a_missing_one_is_missing() -> None:
     assert not packages.is_installed("no_such_package.inner")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"port": -1},
-        {"port": 65536},
-        {"grpc_port": 65536},
-        {"port": 8080, "grpc_port": 8080},
-        {"max_batch": 0},
-        {"max_delay_ms": -1.0},
-        {"max_queue": 15},
-        {"instances": 0},
-        {"max_body_mib": 0},
-        {"receive_s": 0.0},
-        {"grace_s": -1.0},
-        {"grace_s": float("nan")},
-    ],
-)
-def test_options_out_of_range_are_refused(options) -> None:
-    with pytest.raises(UsageError):
-        ServeOptions(**options)
-    ServeOptions(port=0, grpc_port=0, max_delay_ms=0.0, max_queue=16, grace_s=0.0)
 
 
 def test_a_model_of_other_types_than_the_protocol_has_is_refused() -> None:
@@ -257,7 +252,7 @@ def test_a_request_that_takes_longer_than_the_grace_time_is_abandoned() -> None:
         end.set()
         with contextlib.suppress(Exception):
             assert pending.result(WAIT_S)[0] != 200
-        assert service.metrics.total("errors_total") == 1
+        assert total(service.metrics.counts, "errors_total") == 1
 
 
 class Process:
@@ -274,8 +269,23 @@ class Process:
         )
         lines = iter(self.process.stderr.readline, "")
         self.ready = next(line for line in lines if line.startswith("ready: "))
-        self.host, _, port = self.ready.split()[-1].removeprefix("http://").rpartition(":")
+        self.host, _, port = self.ready.split()[3].removeprefix("http://").rpartition(":")
         self.port = int(port)
+
+    def workers(self):
+        """The numbers of its child processes."""
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def gauge(self, name):
+        text = call(self, "GET", "/metrics")[2].decode()
+        return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"densenet_{name} "))
+
+    def wait_until(self, **gauges):
+        deadline = time.monotonic() + WAIT_S
+        while gauges != {name: self.gauge(name) for name in gauges}:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     def end(self, number):
         self.process.send_signal(number)
@@ -283,9 +293,23 @@ class Process:
         return self.process.returncode, out, err
 
 
+@pytest.fixture
+def process():
+    """Starts the command; whatever happens, it does not outlive the test."""
+    with contextlib.ExitStack() as stack:
+
+        def made(*words):
+            found = Process(*words)
+            stack.enter_context(found.process)  # waits for its end, and closes its streams
+            stack.callback(found.process.kill)
+            return found
+
+        yield made
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_command_with_its_report_and_exit_0(digits_onnx, number) -> None:
-    server = Process(digits_onnx, "--json")
+def test_a_signal_ends_the_command_with_its_report_and_exit_0(process, digits_onnx, number) -> None:
+    server = process(digits_onnx, "--json")
     images = np.zeros((2, 3, 32, 32), np.float32)
     assert infer(server, images, "digits")[0] == 200
     code, out, err = server.end(number)
@@ -295,8 +319,9 @@ def test_a_signal_ends_the_command_with_its_report_and_exit_0(digits_onnx, numbe
 
 
 @pytest.mark.slow
-def test_sigterm_under_load_loses_nothing(digits_onnx) -> None:
-    server = Process(digits_onnx, "--json")
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=on_linux)])
+def test_sigterm_under_load_loses_nothing(process, digits_onnx, workers) -> None:
+    server = process(digits_onnx, "--json", "--workers", workers)
     images = np.zeros((1, 3, 32, 32), np.float32)
     body = json.dumps(
         {"inputs": [{"name": "input", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": images.ravel().tolist()}]}
@@ -319,3 +344,103 @@ def test_sigterm_under_load_loses_nothing(digits_onnx) -> None:
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert (report["requests"], report["errors"]) == (total, 0)
+
+
+def sockets(pid):
+    """How many sockets a process has open."""
+    count = 0
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            count += str(one.readlink()).startswith("socket:")
+    return count
+
+
+def outcome(ask):
+    """Whether a request was answered, or lost with its connection; anything else is an error of the test."""
+    try:
+        return ask()
+    except (ConnectionError, http.client.BadStatusLine):
+        return "lost"
+    except InferenceServerException as exc:
+        return "lost" if exc.status() == "StatusCode.UNAVAILABLE" else str(exc)
+
+
+@on_linux
+def test_a_worker_that_is_killed_loses_its_requests_alone_and_is_replaced(process, digits_onnx) -> None:
+    """Every request waits five seconds for others; one process is killed while both hold some."""
+    words = ["--workers", 2, "--grpc-port", 0, "--max-batch", 100, "--max-delay-ms", 5000, "--json"]
+    server = process(digits_onnx, *words)
+    images = np.random.default_rng(0).standard_normal((100, 3, 32, 32), np.float32)
+    with dd.open_runner(digits_onnx) as runner:
+        expected = runner.run(images)["logits"]
+
+    def judged(found):  # in a batch of another size sums have another order
+        return "answered" if np.allclose(found, expected[: len(found)], atol=1e-4) else found
+
+    def over_http(count=1):
+        status, found = infer(server, images[:count], "digits")
+        assert status == 200
+        return judged(found)
+
+    def over_grpc(count=1):
+        own_connection = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.InferenceServerClient(server.ready.split()[5], channel_args=own_connection) as client:
+            tensor = grpc.InferInput("input", images[:count].shape, "FP32")
+            tensor.set_data_from_numpy(images[:count])
+            return judged(client.infer("digits", [tensor]).as_numpy("logits"))
+
+    first, second = server.workers()
+    idle = sockets(first), sockets(second)
+    with ThreadPoolExecutor(40) as pool:
+        pending = [pool.submit(outcome, ask) for ask in (over_http,) * 20 + (over_grpc,) * 20]
+        while sockets(first) + sockets(second) < sum(idle) + 40:
+            assert not any(one.done() for one in pending)
+            time.sleep(0.02)
+        held = sockets(first) - idle[0]
+        os.kill(first, signal.SIGKILL)
+        found = [one.result(WAIT_S) for one in pending]
+    assert (found.count("lost"), found.count("answered")) == (held, 40 - held)
+    for answers in (found[:20], found[20:]):  # that one process has all or none of 20: once in 2 ** 19
+        assert {*answers} == {"answered", "lost"}
+    server.wait_until(workers=2.0, worker_starts_total=3.0)
+    assert second in server.workers()
+    assert first not in server.workers()
+    for ask in (over_http, over_grpc):  # a full batch does not wait
+        assert ask(100) == "answered"
+    code, out, err = server.end(signal.SIGTERM)
+    report = json.loads(out)
+    answered = 40 - held + 2
+    assert (code, report["requests"], report["errors"], report["workers"], report["losses"]) == (0, answered, 0, 2, 1)
+    assert err.startswith(f"note: worker {first}: ")
+    assert err.count("\n") == 1
+
+
+@on_linux
+def test_what_keeps_the_workers_from_starting_is_that_of_one_process(digits_onnx, tmp_path) -> None:
+    options = ServeOptions(port=0, workers=2)
+    (tmp_path / "m.onnx").write_bytes(b"text")
+    with pytest.raises(ModelFileError):  # of this process
+        serve(tmp_path / "m.onnx", options)
+    with pytest.raises(UsageError, match="labels"):  # of the workers
+        serve(digits_onnx, options, labels=("a", "b"))
+    taken, port = taken_port()
+    with taken:
+        for ports in ({"port": port}, {"port": 0, "grpc_port": port}):
+            with pytest.raises(ResourceError, match=f"127.0.0.1:{port}"):
+                serve(digits_onnx, ServeOptions(workers=2, **ports))
+
+
+@pytest.mark.slow
+@on_linux
+def test_several_workers_serve_a_model_in_memory_and_tell_what_was_assumed(digits_onnx) -> None:
+    labels = tuple("abcdefghij")
+    model = dd.load(digits_onnx, labels=labels, mean=0.3, std=0.3)
+    image = (DIGITS / "held_out/7/0031.png").read_bytes()
+    with started(model, ServeOptions(port=0, workers=2), running=RunnerOptions(threads=2)) as server:
+        for _ in range(8):
+            assert json.loads(call(server, "POST", "/classify", image)[2])["top"][0]["label"] == "h"
+        assert any("threads on" in note for note in server.address.notes)
+    report = server.report
+    assert (report.requests, report.images, report.workers, report.losses) == (8, 8, 2, 0)
+    assert report.notes == server.address.notes
+    assert "2, 0 of them replaced" in str(report)

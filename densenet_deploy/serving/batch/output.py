@@ -7,15 +7,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import StrPath, os_errors_about, write_file
-from densenet_deploy.errors import OutputExistsError, UsageError
+from densenet_deploy.artifacts import StrPath, os_errors_about, temporaries_of, write_file
+from densenet_deploy.errors import DataError, OutputExistsError, UsageError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.serving.batch.engine import Engine, Progress
+from densenet_deploy.serving.batch.folder_lock import locked
 from densenet_deploy.serving.batch.formats import FORMATS, RowFormat
 from densenet_deploy.serving.batch.plan import PLAN, Plan, Shard
 from densenet_deploy.serving.batch.rows import Row
@@ -66,6 +67,7 @@ class JobOutput:
 
         Raises:
             OutputExistsError: naming it.
+            DataError: if the plan that is there cannot be read.
             MissingPackageError: if a package that the format needs is not installed.
         """
         require_packages("scale", *FORMATS[self.format].packages)
@@ -77,9 +79,47 @@ class JobOutput:
             if has_plan and not self.force and not self.resume:
                 fix = "go on with it with --resume, replace it with --force, or choose another -o"
                 raise OutputExistsError(self.folder, "holds a batch job", fix)
-            foreign = next(self.folder.glob("part-*"), None) if self.folder.is_dir() and not has_plan else None
-            if foreign is not None:
-                raise OutputExistsError(foreign, "is not of a batch job", "choose another -o")
+            named = self.shards_of_plan()
+            for path in sorted(self.folder.glob("part-*")):
+                if path.name not in named:
+                    why = "is not of the batch job there" if has_plan else "is not of a batch job"
+                    raise OutputExistsError(path, why, "move it away, or choose another -o")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[tuple[str, ...]]:
+        """Keep other jobs out of the folder during the block; yields the remark that this cannot be done, or nothing.
+
+        Of a file, the folder that became it is removed.
+
+        Raises:
+            OutputExistsError: if another job is being run there, or has been done since `check`.
+        """
+        with locked(self.folder) as notes:
+            self.check()
+            yield notes
+        if self.is_file:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def leftovers(self) -> Iterator[Path]:
+        """Yield the temporary files of a job that was killed while it wrote a shard, or the file."""
+        yield from self.folder.glob(".part-*.tmp")
+        if self.is_file:
+            yield from temporaries_of(self.path)
+
+    def shards_of_plan(self) -> frozenset[str]:
+        """Return the names of the shards of the plan that is there, which need not be; none without a plan.
+
+        Raises:
+            DataError: if the plan cannot be read.
+        """
+        if not (self.folder / PLAN).exists():
+            return frozenset()
+        plan = Plan.read(self.folder)
+        if plan.format not in FORMATS:
+            why = f"is not the plan of a batch job: it names the format {plan.format}"
+            raise DataError(self.folder / PLAN, why, "choose another -o")
+        return frozenset(shard.name for shard in plan.shards(FORMATS[plan.format].suffix))
 
 
 class JobShards:
@@ -103,12 +143,12 @@ class JobShards:
         """
         if (self._folder / PLAN).exists():
             if self._output.force:
-                self._clear()
+                self._remove(self._output.shards_of_plan())
             else:
                 self._plan.require_same(Plan.read(self._folder), self._folder)
         if not (self._folder / PLAN).exists():
             self._plan.write(self._folder)
-        for leftover in self._folder.glob(".part-*.tmp"):  # of a process that was killed while it wrote
+        for leftover in self._output.leftovers():
             leftover.unlink(missing_ok=True)
         present = {shard for shard in self.shards if (self._folder / shard.name).exists()}
         for shard in present:
@@ -129,14 +169,13 @@ class JobShards:
         if self._output.is_file:
             self._progress("join the shards")
             self._format.join([self._folder / shard.name for shard in self.shards], self._output.path)
-            self._clear()
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
+            self._remove(shard.name for shard in self.shards)
 
-    def _clear(self) -> None:
+    def _remove(self, shards: Iterable[str]) -> None:
+        """Remove shards, and then the plan: nothing else that lies there."""
         with os_errors_about(self._folder):
-            for path in (*self._folder.glob("part-*"), self._folder / PLAN):
-                path.unlink()
+            for name in (*shards, PLAN):
+                (self._folder / name).unlink(missing_ok=True)
 
     def _write(self, shard: Shard, rows: list[Row]) -> None:
         write_file(self._folder / shard.name, self._format.encoded(rows))

@@ -99,11 +99,15 @@ class Plan:
 
     def shards(self, suffix: str) -> Iterator[Shard]:
         """Yield the shards in order, with files of this suffix."""
-        starts = range(0, self.images, self.shard_size)
-        digits = max(5, len(str(len(starts) - 1)))  # so that the order of the names is that of the shards
-        for number, start in enumerate(starts):
-            count = min(self.shard_size, self.images - start)
-            yield Shard(number, start, count, f"part-{number:0{digits}d}{suffix}")
+        return shards_of(self.images, self.shard_size, suffix)
+
+
+def shards_of(images: int, size: int, suffix: str = "") -> Iterator[Shard]:
+    """Yield the shards of so many images in order, with files of this suffix; the last one may be smaller."""
+    starts = range(0, images, size)
+    digits = max(5, len(str(len(starts) - 1)))  # so that the order of the names is that of the shards
+    for number, start in enumerate(starts):
+        yield Shard(number, start, min(size, images - start), f"part-{number:0{digits}d}{suffix}")
 
 
 _WORDS: Final = {"images_sha256": "images", "layout": "rows", "shard_size": "shard-size", "input": "preparation"}

@@ -56,7 +56,8 @@ class ShardActor:
             self._folder = tempfile.TemporaryDirectory(prefix="densenet-deploy-")
             path = Path(self._folder.name) / name
             path.write_bytes(model)
-            job = dataclasses.replace(job, settings={**job.settings, "source": str(path)})
+            told = {**job.settings["model"], "source": str(path)}
+            job = dataclasses.replace(job, settings={**job.settings, "model": told})
         self._process = ShardProcess(job)
 
     def facts(self) -> JobFacts:

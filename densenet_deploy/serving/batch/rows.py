@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from densenet_deploy.records import write_json
 from densenet_deploy.runtime.classifier import Classifier, Prediction, Score
 from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.preprocess import PreparedImage
 
 Row = Mapping[str, Any]
 
@@ -74,10 +75,6 @@ class RowLayout:
         """Return the row of an image that could not be read."""
         return {"file": file, **dict.fromkeys(_ANSWERS[self.task]), "error": error, "notes": []}
 
-    def answer(self, classifier: Classifier, logits: Array, notes: tuple[str, ...]) -> Prediction:
-        """Return what a row (C,) of a model's outputs says, as `answered` takes it."""
-        return classifier.answer(logits, self.top_k or len(self.outputs) or 1, notes)
-
     def csv_columns(self) -> list[str]:
         """Return the header of a CSV: lists of fixed length have a column for each item.
 
@@ -121,6 +118,27 @@ class RowLayout:
         assert answer.features is not None
         vector = answer.features
         return {"length": vector.length, "norm": vector.norm, "features": vector.values.tolist()}
+
+
+@dataclass(frozen=True)
+class PredictionRows:
+    """Makes rows of what a model says about images; see `shard_worker.Answers`."""
+
+    classifier: Classifier
+    layout: RowLayout
+
+    def of_batch(self, files: Sequence[str], images: Sequence[PreparedImage], outputs: Array) -> list[Row]:
+        """Return a row for each image."""
+        layout = self.layout
+        count = layout.top_k or len(layout.outputs) or 1
+        return [
+            layout.answered(file, self.classifier.answer(row, count, image.notes))
+            for file, image, row in zip(files, images, outputs, strict=True)
+        ]
+
+    def refused(self, file: str, error: str) -> Row:
+        """Return the row of an image that could not be read."""
+        return self.layout.refused(file, error)
 
 
 def _index(score: Score) -> int:

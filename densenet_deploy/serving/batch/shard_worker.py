@@ -20,17 +20,19 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from densenet_deploy.errors import InputError, ResourceError
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.runtime.classifier import Classifier
+from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import computed_ahead
 from densenet_deploy.runtime.image_urls import read_named_image
 from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import Placement
+from densenet_deploy.serving.batch.described_runner import RunnerFacts
 from densenet_deploy.serving.batch.rows import Row, RowLayout
 
 DEFAULT_BATCH: Final = 16
@@ -52,7 +54,7 @@ class JobSettings:
 
     batch: int | None
     top_k: int
-    decode_threads: int
+    decode_threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class JobFacts:
         batch: images per call.
         placement: what runs it.
         input: how images are prepared.
+        runner: what else is known of it.
         notes: what was assumed.
     """
 
@@ -71,7 +74,18 @@ class JobFacts:
     batch: int
     placement: Placement
     input: Mapping[str, object]
+    runner: RunnerFacts
     notes: tuple[str, ...] = ()
+
+
+class Answers(Protocol):
+    """Makes the rows of a job, which JSON holds: each has the keys `file` and `error`."""
+
+    def of_batch(self, files: Sequence[str], images: Sequence[PreparedImage], outputs: Array) -> Sequence[Row]:
+        """Return a row for each of the images that `outputs` (N, C) answer."""
+
+    def refused(self, file: str, error: str) -> Row:
+        """Return the row of an image that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,11 @@ class ShardRequest:
 
 
 def serve_shards(
-    requests: Iterator[Any], classifier: Classifier, settings: JobSettings, facts: Callable[..., JobFacts]
+    requests: Iterator[Any],
+    classifier: Classifier,
+    settings: JobSettings,
+    facts: Callable[..., JobFacts],
+    answers: Callable[[Classifier, RowLayout], Answers],
 ) -> Iterator[Any]:
     """Be the worker, for the `main` of a program that has read the job and opened its model.
 
@@ -93,18 +111,19 @@ def serve_shards(
         classifier: of the model.
         settings: how to classify.
         facts: makes the answer to the job from `layout` and `batch`.
+        answers: makes what makes the rows.
     """
-    layout = RowLayout.of(classifier, classifier.meaning.classes or _counted(classifier), settings.top_k)
+    layout = RowLayout.of(classifier, classifier.classes, settings.top_k)
     batch = settings.batch or DEFAULT_BATCH
     yield to_plain(facts(layout=layout, batch=batch))
-    shards = _Shards(classifier, layout, batch, settings.decode_threads)
+    shards = _Shards(classifier, answers(classifier, layout), batch, settings.decode_threads)
     for request in requests:
         yield from shards.answers(from_plain(ShardRequest, request))
 
 
 class _Shards:
-    def __init__(self, classifier: Classifier, layout: RowLayout, batch: int, threads: int) -> None:
-        self._classifier, self._layout = classifier, layout
+    def __init__(self, classifier: Classifier, answers: Answers, batch: int, threads: int) -> None:
+        self._classifier, self._answers = classifier, answers
         self._batch, self._threads = batch, threads
 
     def answers(self, request: ShardRequest) -> Iterator[list[Any]]:
@@ -138,20 +157,16 @@ class _Shards:
                 yield _outcome(next(results)) if known is None else known
 
     def _rows(self, files: Sequence[str], batch: Sequence[Outcome]) -> list[Row]:
-        images = [image for image in batch if isinstance(image, PreparedImage)]
-        logits = iter(self._classifier.logits(np.stack([image.pixels for image in images])) if images else ())
+        good = [(file, image) for file, image in zip(files, batch, strict=True) if isinstance(image, PreparedImage)]
+        answered: Iterator[Row] = iter(())
+        if good:
+            names, images = zip(*good, strict=True)
+            outputs = self._classifier.logits(np.stack([image.pixels for image in images]))
+            answered = iter(self._answers.of_batch(names, images, outputs))
         return [
-            self._layout.refused(file, image)
-            if isinstance(image, str)
-            else self._layout.answered(file, self._layout.answer(self._classifier, next(logits), image.notes))
+            self._answers.refused(file, image) if isinstance(image, str) else next(answered)
             for file, image in zip(files, batch, strict=True)
         ]
-
-
-def _counted(classifier: Classifier) -> int:
-    """Return how many outputs a model has that does not state it, by running one image of zeros."""
-    zeros = np.zeros((1, *classifier.preprocessing.input_shape), classifier.preprocessing.dtype)
-    return int(classifier.logits(zeros).shape[1])
 
 
 def _outcome(result: Callable[[], PreparedImage]) -> Outcome:

@@ -17,7 +17,7 @@ from densenet_deploy.analysis.accuracy import TOP, Answers
 from densenet_deploy.analysis.multilabel import LabelAnswers, LabelMetrics, macro
 from densenet_deploy.analysis.regression import NumberAnswers
 from densenet_deploy.errors import DataError, ModelFileError, UsageError, printable
-from densenet_deploy.manifest import Manifest, Preprocessing
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import LabelledImage, find_images, find_labelled_images
@@ -80,13 +80,8 @@ class TaskEvaluation(ABC, Generic[A]):
 
     @property
     def classes(self) -> int:
-        """How many classes, labels or numbers the model answers with; if it does not say, it is run once."""
-        known = self._classifier.meaning.classes
-        if known is not None:
-            return known
-        preprocessing: Preprocessing = self._classifier.preprocessing
-        blank = np.zeros((1, *preprocessing.input_shape), preprocessing.dtype)
-        return int(self._classifier.logits(blank).shape[1])
+        """How many classes, labels or numbers the model answers with."""
+        return self._classifier.classes
 
     @abstractmethod
     def read(self, data: Path, ground_truth: Path | None) -> LabelledData:

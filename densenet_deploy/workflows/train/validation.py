@@ -45,7 +45,7 @@ def validated(
         classifier = Classifier(runner)
         task = task_of(classifier, "network", manifest)
         flat = [example for batch in own for example in batch]
-        _, kept = kept_outputs(classifier, task, _prepared(flat, manifest.preprocessing), len(flat), _BATCH, ignore)
+        _, kept = kept_outputs(classifier, task, _prepared(flat, manifest.preprocessing), len(flat), ignore)
         ends = np.cumsum([len(batch) for batch in own])[:-1]
         parts = processes.gathered([np.split(rows, ends) for rows in kept])
         whole = [parts[number % processes.count] for number in range(len(batches))]
@@ -56,11 +56,11 @@ def validated(
         return task.figures(task.answers(np.array([example.index for example in examples]), joined))
 
 
-def _prepared(examples: Sequence[Example], preprocessing: Preprocessing) -> Iterator[tuple[Path, PreparedImage]]:
+def _prepared(examples: Sequence[Example], preprocessing: Preprocessing) -> Iterator[list[tuple[Path, PreparedImage]]]:
     def one(example: Example) -> PreparedImage:
         return PreparedImage(prepare(example.loaded(preprocessing.shape[0]), preprocessing))
 
     with ThreadPoolExecutor(usable_cpus(), "decode") as pool:
         for start in range(0, len(examples), _BATCH):
             part = examples[start : start + _BATCH]
-            yield from zip((Path(str(start)) for _ in part), pool.map(one, part), strict=True)
+            yield [(Path(str(start)), image) for image in pool.map(one, part)]

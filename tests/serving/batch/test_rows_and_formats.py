@@ -11,8 +11,9 @@ import pytest
 
 from densenet_deploy.errors import DataError, UnknownNameError
 from densenet_deploy.runtime.classifier import Classifier
+from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.serving.batch.formats import FORMATS, CsvRows, JsonRows, ParquetRows, format_named
-from densenet_deploy.serving.batch.rows import RowLayout
+from densenet_deploy.serving.batch.rows import PredictionRows, RowLayout
 from tests.function_runner import FunctionRunner
 
 LOGITS = np.array([0.5, -1.25, 3.0], np.float32)
@@ -29,8 +30,9 @@ FILES = ["a.png", "b.png"]
 
 def rows_of(task, labels=(), top_k=5):
     classifier, layout = layout_of(task, labels, top_k)
-    good = layout.answered("a.png", layout.answer(classifier, LOGITS, ("alpha was dropped",)))
-    return layout, [good, layout.refused("b.png", "is text")]
+    rows = PredictionRows(classifier, layout)
+    (good,) = rows.of_batch(["a.png"], [PreparedImage(LOGITS, ("alpha was dropped",))], LOGITS[None])
+    return layout, [good, rows.refused("b.png", "is text")]
 
 
 SOFTMAX = np.exp(np.float64(LOGITS)) / np.exp(np.float64(LOGITS)).sum()

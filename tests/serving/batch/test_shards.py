@@ -17,6 +17,7 @@ from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.serving.batch.shard_worker import JobSettings
 from densenet_deploy.serving.batch.shards import Job, ShardProcess
 from densenet_deploy.worker import WorkerDiedError
+from densenet_deploy.workflows.worker_model import WorkerModel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 
@@ -31,12 +32,9 @@ def opened(model: Path, program: str = PROGRAM) -> ShardProcess:
 
 
 def job_of(model: Path, program: str = PROGRAM, batch: int = 4) -> Job:
+    options = RunnerOptions(threads=1, spin=False)
     settings = {
-        "source": str(model),
-        "stated": {},
-        "backend": "onnxruntime",
-        "device": None,
-        "options": to_plain(RunnerOptions(threads=1, spin=False)),
+        "model": to_plain(WorkerModel(str(model), {}, "onnxruntime", None, options)),
         "job": to_plain(JobSettings(batch, 2, 1)),
         "fast_decode": False,
     }

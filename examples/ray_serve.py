@@ -1,0 +1,34 @@
+"""Serve a model on a Ray cluster with Ray Serve: two replicas, each with a model of its own.
+
+uv run --with 'ray[serve]' python examples/ray_serve.py artifacts/digits.onnx 8000
+curl --data-binary @examples/digits/held_out/7/0031.png localhost:8000
+"""
+
+import asyncio
+import sys
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from densenet_deploy import Classifier, DensenetDeployError, RunnerOptions
+
+
+@serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 1})
+class Classify:
+    """Answers an image file with what the model says about it."""
+
+    def __init__(self, model: str) -> None:
+        self.classify = Classifier.open(model, options=RunnerOptions(threads=1, spin=False))
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        try:
+            answer = await asyncio.to_thread(self.classify, await request.body())
+        except DensenetDeployError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse(answer.to_json())
+
+
+if __name__ == "__main__":
+    serve.start(http_options={"port": int(sys.argv[2])})
+    serve.run(Classify.bind(sys.argv[1]), blocking=True)

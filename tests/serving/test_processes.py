@@ -1,0 +1,148 @@
+"""Processes of one server: those that end are replaced at a bounded rate, and all end when they are asked to."""
+
+import contextlib
+import os
+import queue
+import signal
+import time
+
+import pytest
+
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.serving import processes as module
+from densenet_deploy.serving.processes import Loss, Served, ServerProcesses, pause_after
+from tests.serving.servers import WAIT_S
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes processes of `served_program`; their losses go into the queue that comes with them."""
+    with contextlib.ExitStack() as stack:
+
+        def made(count=1, **settings):
+            losses = queue.SimpleQueue()
+            served = Served(
+                "tests.serving.served_program", {"folder": str(tmp_path), **settings}, "m.onnx", {"GIVEN": "7"}
+            )
+            found = ServerProcesses(served, count, losses.put)
+            stack.callback(found.close)
+            return found, losses
+
+        yield made
+
+
+def started(folder):
+    return [int(pid) for pid in (folder / "starts").read_text().split()]
+
+
+def until(holds):
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def test_the_pause_doubles_with_every_process_that_ends_soon_up_to_half_a_minute() -> None:
+    assert [pause_after(losses) for losses in (1, 2, 3, 9, 10, 2000)] == [0.1, 0.2, 0.4, 25.6, 30.0, 30.0]
+
+
+def test_all_start_and_the_first_one_answers(make, tmp_path) -> None:
+    processes, losses = make(3)
+    answer = processes.open()
+    assert sorted(started(tmp_path)) == sorted({*started(tmp_path), answer["pid"]})
+    assert (len(started(tmp_path)), answer["variable"]) == (3, "7")
+    processes.stop()
+    processes.join()
+    assert (processes.losses, losses.empty()) == (0, True)
+    assert (tmp_path / "told").read_text() == "stop\n" * 3
+    assert not any(map(is_alive, started(tmp_path)))
+
+
+def test_a_process_that_is_killed_is_replaced(make, tmp_path) -> None:
+    processes, losses = make(2)
+    processes.open()
+    first, second = started(tmp_path)
+    os.kill(first, signal.SIGKILL)
+    loss = losses.get(timeout=WAIT_S)
+    assert (loss.pid, loss.pause_s) == (first, 0.1)
+    assert "killed" in loss.why
+    assert str(loss) == f"worker {first}: {loss.why}; another one starts in 0.1 s"
+    until(lambda: len(started(tmp_path)) == 3)
+    assert is_alive(second)
+    assert is_alive(started(tmp_path)[2])
+    assert processes.losses == 1
+    processes.stop()
+    processes.join()
+    assert not any(map(is_alive, started(tmp_path)))
+
+
+def test_a_process_that_ends_again_and_again_is_started_ever_more_rarely(make, tmp_path) -> None:
+    processes, losses = make(steady=1)
+    processes.open()
+    start = time.monotonic()
+    os.kill(started(tmp_path)[0], signal.SIGKILL)
+    found = [losses.get(timeout=WAIT_S) for _ in range(4)]
+    assert [loss.pause_s for loss in found] == [0.1, 0.2, 0.4, 0.8]
+    assert "code 3" in found[1].why
+    assert time.monotonic() - start >= 0.1 + 0.2 + 0.4
+    assert len(started(tmp_path)) == 4
+    processes.stop()
+    start = time.monotonic()
+    processes.join()  # the pause of 0.8 s is not waited for
+    assert time.monotonic() - start < 0.5
+    assert len(started(tmp_path)) == 4
+
+
+def test_a_process_that_lived_for_long_is_replaced_soon(make, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_STEADY_S", 0.0)
+    processes, losses = make(steady=1)
+    processes.open()
+    os.kill(started(tmp_path)[0], signal.SIGKILL)
+    assert [losses.get(timeout=WAIT_S).pause_s for _ in range(3)] == [0.1, 0.1, 0.1]
+
+
+def test_where_no_process_can_be_started_it_is_tried_again(make, tmp_path, monkeypatch) -> None:
+    processes, losses = make()
+    processes.open()
+    starts, real = [], module.Worker
+
+    def refused_once(*args, **options):
+        starts.append(args)
+        if len(starts) == 1:
+            raise BlockingIOError(11, "no process")
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "Worker", refused_once)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.1)
+    os.kill(started(tmp_path)[0], signal.SIGKILL)
+    until(lambda: len(started(tmp_path)) == 2)
+    assert (len(starts), processes.losses) == (2, 1)
+    assert isinstance(losses.get(timeout=WAIT_S), Loss)
+
+
+def test_what_keeps_the_first_from_starting_is_raised_and_none_is_left(make, tmp_path) -> None:
+    processes, losses = make(2, is_broken=True)
+    with pytest.raises(ModelFileError, match="is broken"):
+        processes.open()
+    processes.close()
+    assert losses.empty()
+    assert not any(map(is_alive, started(tmp_path)))
+
+
+def test_one_that_does_not_end_is_asked_again_and_then_ended(make, tmp_path) -> None:
+    processes, losses = make(stops_at_once=False)
+    processes.open()
+    processes.stop()
+    processes.stop()
+    until(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text() == "stop\n" * 2)
+    assert is_alive(started(tmp_path)[0])
+    processes.close()
+    assert not is_alive(started(tmp_path)[0])
+    assert (processes.losses, losses.empty()) == (0, True)
