@@ -192,6 +192,14 @@ def _fast_decoding(whole: Any) -> str:
     return _table(("images", "", "inputs, the worst", "logits", "same answer", "top-1", "top-1, fast"), rows)
 
 
+def _browser(whole: Any) -> str:
+    rows = [
+        (name.removesuffix(".onnx").partition(".")[2], f"{one['ms']:.0f}", _ratio(one["ratio"], *one["interval"]))
+        for name, one in whole["results"].items()
+    ]
+    return _table((f"DenseNet-121, {whole['runtime']}, {whole['threads']} thread", "ms", "of FP32's time"), rows)
+
+
 def _engines(whole: Any) -> str:
     forms = list(dict.fromkeys(one["form"] for one in whole["results"]))
     found = {(one["variant"], one["form"]): one for one in whole["results"]}
@@ -312,6 +320,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "GPU": measured("gpu", _gpu),
     "image to label": measured("image_to_label", _image_to_label),
     "fast decoding": measured("image_to_label", _fast_decoding),
+    "browser": measured("browser", _browser),
     "engines": measured("engines", _engines),
     "build time": measured("build_time", _build_time),
     "runner": measured("runner_overhead", _runner),
