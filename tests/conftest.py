@@ -9,6 +9,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if FOLDER not in os.environ:
         os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="made-once-")
         config.add_cleanup(lambda: (os.environ.pop(FOLDER), shutil.rmtree(folder)))
+
+
+@pytest.fixture
+def all_cpus() -> Iterator[None]:
+    """Let this process, and those that it starts, use every CPU, also where tests run side by side."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    yield
+    os.sched_setaffinity(0, before)
 
 
 def pytest_collection_finish() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import densenet_deploy
 from tests.conftest import DIGITS
+from tests.serving.web.small_runtime import write_small_runtime
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -46,6 +47,7 @@ def folder(digits_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "densenet_digits.safetensors").symlink_to(DIGITS / "densenet_digits.safetensors")
     (tmp_path / "held_out").symlink_to(DIGITS / "held_out")
     (tmp_path / "calibration").symlink_to(ROOT / "calibration")
+    write_small_runtime(tmp_path / "onnxruntime-web", monkeypatch)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Every extra resolves on a Jetson from wheels alone, but for those that docs/serving.md names."""
+"""Every extra resolves on a Jetson from wheels alone, but for those that docs/how-to/serving.md names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.extras import ROOT, compiled, require_index, resolved
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-TABLE = dict(re.findall(r"^\| `([\w-]+)` \| (yes|no)\b", (ROOT / "docs" / "serving.md").read_text(), re.M))
+TABLE = dict(re.findall(r"^\| `([\w-]+)` \| (yes|no)\b", (ROOT / "docs" / "how-to" / "serving.md").read_text(), re.M))
 """Extra → whether the documentation says that it installs on a Jetson."""
 
 pytestmark = pytest.mark.timeout(300)

@@ -49,6 +49,9 @@ _TOLERANCES: Final = {"fp32": 1e-4}
 class WebOptions:
     """What a page shows and runs with.
 
+    >>> WebOptions(title="Chest X-ray").title
+    'Chest X-ray'
+
     Attributes:
         title: of the page; None takes the name of the model.
         runtime: a folder or a `.tgz` archive with onnxruntime-web; None takes the one in the cache, or fetches it with
@@ -114,7 +117,7 @@ def web(
 ) -> WebReport:
     """Write a static page that runs a model in a browser.
 
-    >>> web("chest.int8.onnx", "site").file      # doctest: +SKIP
+    >>> web("digits.onnx", "site", WebOptions(runtime="onnxruntime-web")).file
     PosixPath('site/index.html')
 
     Args:

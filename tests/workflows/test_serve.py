@@ -319,6 +319,7 @@ def test_a_signal_ends_the_command_with_its_report_and_exit_0(process, digits_on
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_cpus")
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=on_linux)])
 def test_sigterm_under_load_loses_nothing(process, digits_onnx, workers) -> None:
     server = process(digits_onnx, "--json", "--workers", workers)
@@ -366,6 +367,7 @@ def outcome(ask):
 
 
 @on_linux
+@pytest.mark.usefixtures("all_cpus")
 def test_a_worker_that_is_killed_loses_its_requests_alone_and_is_replaced(process, digits_onnx) -> None:
     """Every request waits five seconds for others; one process is killed while both hold some."""
     words = ["--workers", 2, "--grpc-port", 0, "--max-batch", 100, "--max-delay-ms", 5000, "--json"]
@@ -416,6 +418,7 @@ def test_a_worker_that_is_killed_loses_its_requests_alone_and_is_replaced(proces
 
 
 @on_linux
+@pytest.mark.usefixtures("all_cpus")
 def test_what_keeps_the_workers_from_starting_is_that_of_one_process(digits_onnx, tmp_path) -> None:
     options = ServeOptions(port=0, workers=2)
     (tmp_path / "m.onnx").write_bytes(b"text")
@@ -432,6 +435,7 @@ def test_what_keeps_the_workers_from_starting_is_that_of_one_process(digits_onnx
 
 @pytest.mark.slow
 @on_linux
+@pytest.mark.usefixtures("all_cpus")
 def test_several_workers_serve_a_model_in_memory_and_tell_what_was_assumed(digits_onnx) -> None:
     labels = tuple("abcdefghij")
     model = dd.load(digits_onnx, labels=labels, mean=0.3, std=0.3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -20,25 +19,17 @@ from densenet_deploy.cli import main
 from densenet_deploy.errors import ModelFileError, OutputExistsError, UsageError
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.serving.web import runtime_files
-from densenet_deploy.serving.web.runtime_files import BINARY, SCRIPT, PinnedFile
+from densenet_deploy.serving.web.runtime_files import BINARY
 from densenet_deploy.workflows import web as module
 from densenet_deploy.workflows.web import check_image
 from tests.conftest import DIGITS
-
-RUNTIME = {SCRIPT: b"export {};", BINARY: b"\0asm"}
+from tests.serving.web.small_runtime import RUNTIME, write_small_runtime
 
 
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dd.WebOptions:
-    """A runtime of a few bytes: no page is opened here."""
-    pinned = {name: PinnedFile(hashlib.sha256(data).hexdigest(), len(data)) for name, data in RUNTIME.items()}
-    monkeypatch.setattr(runtime_files, "FILES", pinned)
-    folder = tmp_path / "runtime"
-    folder.mkdir()
-    for name, data in RUNTIME.items():
-        (folder / name).write_bytes(data)
-    return dd.WebOptions(runtime=folder)
+    write_small_runtime(tmp_path / "runtime", monkeypatch)
+    return dd.WebOptions(runtime=tmp_path / "runtime")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
