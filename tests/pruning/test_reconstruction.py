@@ -16,7 +16,7 @@ from densenet_deploy.models.lower import OnnxOptions, lowered
 from densenet_deploy.models.operations import parameter_shapes
 from densenet_deploy.pruning import reconstruction
 from densenet_deploy.pruning.noise import noise_gains
-from densenet_deploy.pruning.reconstruction import Reconstruction, _Window, images_that_fit
+from densenet_deploy.pruning.reconstruction import Reconstruction, Window, images_that_fit
 from densenet_deploy.pruning.segments import SegmentedGraph, batched, open_part
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -86,7 +86,7 @@ def test_patches_are_what_a_convolution_reads(strides: tuple, dilations: tuple, 
     graph = onnx.helper.make_graph([node], "g", kinds[:2], kinds[2:])
     expected = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(graph)).run(None, {"x": maps, "w": weight})[0]
     image, row, column = (array.ravel() for array in np.indices((2, *expected.shape[2:])))
-    patches = _Window((3, 3), strides, dilations, pads).patches(maps, (image, row, column))
+    patches = Window((3, 3), strides, dilations, pads).patches(maps, (image, row, column))
     np.testing.assert_allclose(patches @ weight.reshape(4, -1).T, expected[image, :, row, column], atol=1e-4)
 
 
