@@ -138,9 +138,10 @@ class Int8Writer:
             self._source = self._corrected(self._source.graph, seen, outputs)
 
     def rounded(self, samples: Iterable[Array], float_layers: Collection[str] = (), seed: int = 0) -> Int8File:
-        """Return the INT8 form in which `float_layers` stay float, with weights rounded for what they read.
+        """Return the INT8 form in which `float_layers` stay float, with weights rounded for what their layer reads.
 
-        What `write` returns stays as it is. Outputs are corrected anew, on `samples` as well, if they are at all.
+        What `write` returns stays as it is. Outputs are corrected anew on the same samples, also where `correct` was
+        not called: weights are rounded for what varies, and the means of outputs are not right without it.
 
         Args:
             samples: (1, C, H, W) each; as many are looked at as `correct` does.
@@ -148,12 +149,10 @@ class Int8Writer:
             seed: of the pixels that are looked at.
         """
         names, seen, graph = frozenset(float_layers), _first_for_correction(samples), _copy(self._source.graph)
-        corrects = bool(self._source.samples)
         quantized = self._simulated(graph, *self._chosen(graph, names))
-        round_weights(graph, quantized, seen, around_mean=corrects, seed=seed)
+        round_weights(graph, quantized, seen, seed=seed)
         gains = self.options.per_channel  # else a gain moves a row off the grid that all rows share
-        source = self._corrected(graph, seen, (), names, gains=gains) if corrects else _Source(graph)
-        return self._written(source, names)
+        return self._written(self._corrected(graph, seen, (), names, gains=gains), names)
 
     def _corrected(
         self,

@@ -26,6 +26,7 @@ at every k-th row and column, k the largest that leaves at least seven of each: 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -127,7 +128,7 @@ def quantized_inputs(
         outputs: names of outputs of Convs that are quantized; what those read has these names.
         samples: inputs (1, C, H, W) float32.
     """
-    both = _side_by_side(model, quantized)
+    both = _side_by_side(copy.deepcopy(model), quantized)
     makers = {name: node for node in both.graph.node for name in node.output}
     read = {output: makers[_TWIN + output].input[0] for output in outputs}
     for found in _measured(both, set(read.values()), samples):

@@ -18,9 +18,9 @@ H, LDLQ (Chee et al. 2023, https://arxiv.org/abs/2307.13304). The error of a wei
 later, so the strongest inputs come first.
 
 **Inputs** are what the layer reads in the quantized file, clips, pools and 8 bits, on the activations of the float
-network, as in `output_correction.py`. That file takes back the mean of every output channel afterwards, so only what
-varies around the mean has to be right, and H is the covariance of the inputs. There are few of them: a hundredth of the
-mean of diag(H) is added to its diagonal, as in GPTQ.
+network, as in `output_correction.py`. As that takes back the mean of every output channel afterwards, only what varies
+around the mean has to be right, and H is the covariance of the inputs. There are few of them: a hundredth of the mean
+of diag(H) is added to its diagonal, as in GPTQ.
 
 **The grid stays.** No weight becomes larger than the largest quantized value of its row, and weights that have it keep
 it. So a recipe that rounds the result to nearest finds the same scales, and these quantized values.
@@ -72,7 +72,7 @@ def rounded_rows(weights: Double, scales: Float, moments: Double, damping: float
     Args:
         weights: float.
         scales: of the quantized values, (M,), or () for all rows.
-        moments: H, (K, K): the mean of x xᵀ, or the covariance where the mean of outputs is corrected.
+        moments: H, (K, K).
         damping: see `DAMPING`.
 
     Raises:
@@ -138,17 +138,17 @@ def on_grid(weights: Double, scales: Float, quantized: Int8) -> Double:
 
 
 class InputMoments:
-    """The mean of x and of x xᵀ over patches x that a convolution reads, (K,) and (K, K)."""
+    """The covariance of what a convolution reads, patches (K,)."""
 
     def __init__(self, columns: int) -> None:
         self._sum, self._products = np.zeros(columns), np.zeros((columns, columns), np.float32)
         self._waiting: list[Float] = []
-        self.count = 0
+        self._count = 0
 
     def update(self, patches: Float) -> None:
         """Add patches (N, K)."""
         self._waiting.append(patches)
-        self.count += len(patches)
+        self._count += len(patches)
         if sum(map(len, self._waiting)) >= _BUFFERED:
             self._add()
 
@@ -159,15 +159,11 @@ class InputMoments:
             self._products += rows.T @ rows
             self._waiting.clear()
 
-    def second(self) -> Double:
-        """Return the mean of x xᵀ."""
-        self._add()
-        return self._products.astype(np.float64) / self.count
-
     def covariance(self) -> Double:
-        """Return the mean of x xᵀ around the mean of x."""
-        second, mean = self.second(), self._sum / self.count
-        return second - np.outer(mean, mean)
+        """Return the mean over all patches of (x − E[x]) (x − E[x])ᵀ, (K, K)."""
+        self._add()
+        mean = self._sum / self._count
+        return self._products.astype(np.float64) / self._count - np.outer(mean, mean)
 
 
 # -- a graph
@@ -200,9 +196,11 @@ class _Layer:
 
 
 def round_weights(
-    model: ir.Model, quantized: onnx.ModelProto, samples: Sequence[Array], *, around_mean: bool, seed: int = 0
+    model: ir.Model, quantized: onnx.ModelProto, samples: Sequence[Array], *, seed: int = 0
 ) -> tuple[str, ...]:
     """Round the weights of Convs of `model`, in place, so that a recipe which rounds to nearest writes the result.
+
+    The means of outputs have to be corrected afterwards, see `conv_corrections`.
 
     A Conv stays as it is where it is float in `quantized`, has groups, pads by itself or is not 2-D. So does a row
     whose scale is raised for its bias: it is a constant.
@@ -211,7 +209,6 @@ def round_weights(
         model: the float graph as it will be quantized.
         quantized: its Q/DQ form, in which the outputs of Convs have the same names.
         samples: inputs (1, C, H, W) float32.
-        around_mean: whether the means of outputs are corrected afterwards.
         seed: of the pixels that are looked at.
 
     Returns:
@@ -228,8 +225,7 @@ def round_weights(
             for name, layer in outputs.items():
                 moments[layer.name].update(_drawn(layer.window, read[name], count, generator))
         for layer in part:
-            found = moments.pop(layer.name)
-            weight = layer.rounded(found.covariance() if around_mean else found.second())
+            weight = layer.rounded(moments.pop(layer.name).covariance())
             set_weight_and_bias(model.graph, layer.conv, weight, layer.bias, "rounded")
     return tuple(layer.name for layer in layers)
 

@@ -84,7 +84,7 @@ def finetuned(
         before = best.sqnr_db
         rounded_db = best.offer(ready.writer.rounded(np.split(learnt, len(learnt)), float_layers, seed))
         said = [f"weights rounded anew were not kept: {best.why_not}"] if best.why_not else []
-    steps, after = 0, rounded_db
+    steps, after = 0, best.sqnr_db
     cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
     with stages("fine-tune", cost) as step:
         seconds = options.finetune_seconds - (time.monotonic() - began)
