@@ -121,19 +121,6 @@ def _noise(errors: Double, moments: Double) -> Double:
     return np.asarray(np.einsum("ij,ij->i", errors @ moments, errors))
 
 
-def on_grid(weights: Double, scales: Float, quantized: Int8) -> Double:
-    """Return float weights (M, K) that a recipe rounds to `quantized`, as `rounded_rows` gave them, at `scales`.
-
-    The largest ones stay as they are, so that rows keep their scales to the bit.
-    """
-    sizes = np.abs(quantized.astype(np.int16))
-    axis = 1 if np.ndim(scales) else None
-    largest = np.abs(weights).max(axis=axis, keepdims=True)
-    is_largest = sizes == sizes.max(axis=axis, keepdims=True)
-    column = np.asarray(scales, np.float64).reshape(-1, 1)
-    return np.where(is_largest, np.sign(quantized) * largest, quantized * column)
-
-
 # -- what a convolution reads
 
 
@@ -191,7 +178,7 @@ class _Layer:
     def rounded(self, moments: Double) -> Double:
         """Return the weights on the grid."""
         rows = self.weight.reshape(len(self.weight), -1)
-        moved = on_grid(rows, self.scales, rounded_rows(rows, self.scales, moments))
+        moved = rounded_rows(rows, self.scales, moments) * self.scales.astype(np.float64).reshape(-1, 1)
         return np.where(self.is_on_grid[:, None], moved, rows).reshape(self.weight.shape)
 
 

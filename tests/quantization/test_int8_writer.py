@@ -645,8 +645,8 @@ def test_after_rounding_outputs_are_corrected_to_those_of_the_original_network(r
     wanted, found = (
         _run(model, images)[0].mean(axis=0) for model in (proto, onnx.load_from_string(writer.rounded(IMAGES).data))
     )
-    # FP16 has 2^-11
-    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+    # a scale in FP16 is rounded up by 2^-10 at most, in two layers
+    np.testing.assert_allclose(found, wanted, rtol=2**-9 if recipe == "tensorrt" else 1e-5)
 
 
 # --- dead channels

@@ -11,7 +11,7 @@ import pytest
 from densenet_deploy.graph.nodes import constant, weight_and_bias
 from densenet_deploy.quantization import weight_rounding
 from densenet_deploy.quantization.scales import QuantizedType, quantize_rows
-from densenet_deploy.quantization.weight_rounding import InputMoments, on_grid, round_weights, rounded_rows
+from densenet_deploy.quantization.weight_rounding import InputMoments, round_weights, rounded_rows
 from tests.quantization.recipes.written import graph_of, write
 
 ONE = np.ones(1, np.float32)
@@ -143,7 +143,7 @@ def test_a_recipe_finds_the_same_values_and_scales(bits, per_channel):
         weights, moments = _layer(seed)
         scales = quantize_rows(weights, bits=bits, per_channel=per_channel)[1]
         found = rounded_rows(weights, scales, moments)
-        stored = on_grid(weights, scales, found).astype(np.float32).astype(np.float64)
+        stored = (found * scales.astype(np.float64).reshape(-1, 1)).astype(np.float32).astype(np.float64)
         codes, again = quantize_rows(stored, bits=bits, per_channel=per_channel)
         assert np.array_equal(codes, found)
         assert np.array_equal(again, scales)
@@ -159,7 +159,7 @@ def test_rows_below_the_smallest_scale_keep_their_values_too():
     codes, scales = quantize_rows(weights, smallest=smallest)
     found = rounded_rows(weights, scales, np.array(ALIKE, float))
     assert (codes.tolist(), found.tolist()) == ([[3, 0, 0]], [[3, 0, 1]])
-    assert quantize_rows(on_grid(weights, scales, found), smallest=smallest)[0].tolist() == [[3, 0, 1]]
+    assert quantize_rows(found * scales.astype(np.float64), smallest=smallest)[0].tolist() == [[3, 0, 1]]
 
 
 def _gptq(exact: np.ndarray, moments: np.ndarray, limits: np.ndarray) -> np.ndarray:
