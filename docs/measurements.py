@@ -279,6 +279,14 @@ def _compress(whole: Any) -> str:
     return _table(("", "MACs", "SQNR", "top-1", "speed, batch 1", "batch 8"), rows)
 
 
+def _finetuning(whole: Any) -> str:
+    rows = [
+        (one["network"], f"`{one['recipe']}`", one["file"], f"{one['sqnr_db']:.1f} dB", _percent(one["top1"]), one["steps"])
+        for one in whole["results"]
+    ]
+    return _table((f"at most {whole['images']} images", "recipe", "file", "SQNR", "top-1", "steps"), rows)
+
+
 def _pruned_in_short(whole: Any) -> str:
     """The files that OpenVINO runs, without those of other backends."""
     lines = _compress(whole).splitlines()
@@ -329,6 +337,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "training": measured("training_memory", _training),
     "tune": measured("tune_choice", _tune),
     "pruning": measured("compress", _compress),
+    "fine-tuning": measured("finetuning", _finetuning),
     "pruning in short": measured("compress", _pruned_in_short),
 }
 """The parts of pages that are made here, by name."""

@@ -20,6 +20,7 @@ from densenet_deploy.errors import ModelFileError
 from densenet_deploy.graph.bottlenecks import Bottleneck
 from densenet_deploy.graph.nodes import constant
 from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.graph.windows import Window
 from densenet_deploy.pruning.elimination import LeastSquares, eliminate
 from densenet_deploy.pruning.segments import SegmentedGraph, State, batched, open_part
 from densenet_deploy.runtime.feeds import Array
@@ -67,26 +68,6 @@ class PrunedGraph:
     """Whether all weights were trained afterwards."""
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Where a convolution reads for each pixel of its output."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    pads: tuple[int, int, int, int]
-
-    def patches(self, maps: Array, pixels: tuple[Array, Array, Array]) -> Array:
-        """Return what is read of `maps` (N, C, H, W) for `pixels` (image, row, column): (pixels, C·kernel)."""
-        top, left, bottom, right = self.pads
-        padded = np.pad(maps, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        image, row, column = (array[:, None, None] for array in pixels)
-        rows = row * self.strides[0] + (np.arange(self.kernel[0]) * self.dilations[0])[None, :, None]
-        columns = column * self.strides[1] + (np.arange(self.kernel[1]) * self.dilations[1])[None, None, :]
-        taken = padded[image, :, rows, columns]  # (pixels, kernel rows, kernel columns, C)
-        return taken.transpose(0, 3, 1, 2).reshape(len(taken), -1)
-
-
 @dataclass(frozen=True, eq=False)
 class _Layer:
     """A bottleneck as arrays: W₀ (n, outputs) and the bias of what reads it; the names of its tensors."""
@@ -98,7 +79,7 @@ class _Layer:
     reading: str
     weights: Array
     bias: Array
-    window: _Window
+    window: Window
     shape: tuple[int, ...]
     tensors: tuple[str, str | None, str]
     narrow: tuple[Array, Array | None]
@@ -109,13 +90,6 @@ class _Layer:
         weight = constant(reading.inputs[1])
         assert weight is not None
         bias = _optional(reading, 2)
-        ints = reading.attributes.get_ints
-        window = _Window(
-            weight.shape[2:],
-            tuple(ints("strides", (1, 1))),  # type: ignore[arg-type]
-            tuple(ints("dilations", (1, 1))),  # type: ignore[arg-type]
-            tuple(ints("pads", (0, 0, 0, 0))),  # type: ignore[arg-type]
-        )
         named = narrowing.inputs[2] if len(narrowing.inputs) > 2 else None
         narrow = constant(narrowing.inputs[1])
         assert narrow is not None
@@ -127,7 +101,7 @@ class _Layer:
             reading=str(reading.name),
             weights=weight.reshape(len(weight), -1).T,
             bias=np.zeros(len(weight), np.float32) if bias is None else bias,
-            window=window,
+            window=Window.of(reading),
             shape=weight.shape,
             tensors=(
                 str(narrowing.inputs[1].name),  # type: ignore[union-attr]

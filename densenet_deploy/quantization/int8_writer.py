@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -43,6 +43,7 @@ from densenet_deploy.quantization.output_correction import (
 )
 from densenet_deploy.quantization.recipes.recipe import Recipe, RecipeOptions, recipes
 from densenet_deploy.quantization.scales import QuantizedType, choose_types
+from densenet_deploy.quantization.weight_rounding import round_weights
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, backends, open_runner
@@ -61,6 +62,17 @@ class Int8File:
     data: bytes
     layers_int8: tuple[str, ...]
     layers_float: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A graph that is written in INT8, and what corrects its outputs: nothing where there are no samples."""
+
+    graph: ir.Model
+    samples: Sequence[Array] = ()
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    expected: Sequence[Array] = ()
+    """The inputs of the classifier's correction: what it gives in the float network, for each sample."""
 
 
 class Int8Writer:
@@ -104,15 +116,12 @@ class Int8Writer:
         ranges = _with_following(graph.graph, ranges, minmax)
         self._plain, self._ranges = ir.to_proto(graph), ranges
         ranges = _equalized(graph, ranges, alpha, self._recipe)
-        self._graph, self._types = graph, choose_types(graph.graph, ranges) | dict(exact or {})
+        self._source, self._types = _Source(graph), choose_types(graph.graph, ranges) | dict(exact or {})
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
         found = (layer.name for layer in layer_precisions(self._plain) if layer.is_convolution)
         self.others = tuple(name for name in found if name not in self.layers)
         self.macs = {str(node.name): _macs(node) for node in convs}
-        self._samples: list[Array] = []
-        self._corrections: Mapping[str, Correction] = {}
-        self._expected: list[Array] = []
         self._last: tuple[frozenset[str], Int8File] | None = None
 
     def correct(self, samples: Iterable[Array], outputs: Iterable[Feeds] = ()) -> None:
@@ -124,20 +133,51 @@ class Int8Writer:
             samples: the more varied, the better.
             outputs: what the float graph gives for each of them, by name; what is missing is computed.
         """
-        self._samples, self._last = _first_for_correction(samples), None
-        if not self._samples:
-            return
-        quantized = self._simulated(self._graph, self._types, self.options)
-        self._corrections = conv_corrections(self._graph, quantized, self._samples)
-        gemm = classifier_of(self._graph.graph)
-        if gemm is not None:
-            self._expected = self._float_scores(str(gemm.outputs[0].name), outputs)
+        seen, self._last = _first_for_correction(samples), None
+        if seen:
+            self._source = self._corrected(self._source.graph, seen, outputs)
+
+    def rounded(self, samples: Iterable[Array], float_layers: Collection[str] = (), seed: int = 0) -> Int8File:
+        """Return the INT8 form in which `float_layers` stay float, with weights rounded for what their layer reads.
+
+        What `write` returns stays as it is. Outputs are corrected anew on the same samples, also where `correct` was
+        not called: weights are rounded for what varies, and the means of outputs are not right without it.
+
+        Args:
+            samples: (1, C, H, W) each; as many are looked at as `correct` does.
+            float_layers: their weights stay as they are.
+            seed: of the pixels that are looked at.
+        """
+        names, seen, graph = frozenset(float_layers), _first_for_correction(samples), _copy(self._source.graph)
+        quantized = self._simulated(graph, *self._chosen(graph, names))
+        round_weights(graph, quantized, seen, seed=seed)
+        gains = self.options.per_channel  # else a gain moves a row off the grid that all rows share
+        return self._written(self._corrected(graph, seen, (), names, gains=gains), names)
+
+    def _corrected(
+        self,
+        graph: ir.Model,
+        samples: Sequence[Array],
+        outputs: Iterable[Feeds],
+        float_layers: frozenset[str] = frozenset(),
+        *,
+        gains: bool = True,
+    ) -> _Source:
+        """Return `graph`, whose weights may be rounded, with what brings its INT8 form back to the float network.
+
+        For `samples` and `outputs` see `correct`, for `gains` `conv_corrections`.
+        """
+        quantized = self._simulated(graph, *self._chosen(graph, float_layers))
+        corrections = conv_corrections(self._source.graph, quantized, samples, gains=gains)
+        gemm = classifier_of(graph.graph)
+        expected = [] if gemm is None else self._float_scores(str(gemm.outputs[0].name), samples, outputs)
+        return _Source(graph, samples, corrections, expected)
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float; the last form is kept."""
         names = frozenset(float_layers)
         if self._last is None or self._last[0] != names:
-            self._last = names, self._written(names)
+            self._last = names, self._written(self._source, names)
         return self._last[1]
 
     @property
@@ -149,24 +189,30 @@ class Int8Writer:
         """Let `write` return `file`, a changed form, for `float_layers`, until it is asked for others."""
         self._last = frozenset(float_layers), file
 
-    def _written(self, float_layers: frozenset[str]) -> Int8File:
+    def _written(self, source: _Source, float_layers: frozenset[str]) -> Int8File:
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
             return Int8File(_serialized(ir.from_proto(self._plain), plain), (), (*self.layers, *self.others))
-        graph = _copy(self._graph)
-        options = dataclasses.replace(self.options, float_nodes=_with_clips(graph, float_layers))
-        types = _useful(self._types, graph, float_layers) if float_layers else self._types
-        for conv in [node for node in graph.graph if node.name in self._corrections and node.name not in float_layers]:
-            correct_conv(graph.graph, conv, self._corrections[str(conv.name)])
+        graph, corrections = _copy(source.graph), source.corrections
+        types, options = self._chosen(graph, float_layers)
+        for conv in [node for node in graph.graph if node.name in corrections and node.name not in float_layers]:
+            correct_conv(graph.graph, conv, corrections[str(conv.name)])
         if self.backend is None:
-            self._correct_classifier(graph, self._simulated(graph, types, options))
+            self._correct_classifier(graph, source, self._simulated(graph, types, options))
         with names_known(graph.graph):
             written = set(self._recipe.write(graph, types, options))
         if self.backend is not None:
-            self._correct_classifier(graph, ir.to_proto(graph))
+            self._correct_classifier(graph, source, ir.to_proto(graph))
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
         return Int8File(_serialized(graph, self.manifest), integer, (*left, *self.others))
+
+    def _chosen(
+        self, graph: ir.Model, float_layers: frozenset[str]
+    ) -> tuple[Mapping[str, QuantizedType], RecipeOptions]:
+        """Return the types that are used, and how to write `graph`, where `float_layers` stay float."""
+        types = _useful(self._types, graph, float_layers) if float_layers else self._types
+        return types, dataclasses.replace(self.options, float_nodes=_with_clips(graph, float_layers))
 
     def baseline(self) -> bytes:
         """Return the graph in the INT8 form of general tools; see `baseline.py`."""
@@ -184,28 +230,29 @@ class Int8Writer:
             self._recipe.simulate(copy, types, options)
         return ir.to_proto(copy)
 
-    def _correct_classifier(self, model: ir.Model, quantized: onnx.ModelProto) -> None:
+    def _correct_classifier(self, model: ir.Model, source: _Source, quantized: onnx.ModelProto) -> None:
         """Let the classifier of `model` correct what `quantized`, its quantized form, changes in the outputs."""
         gemm = classifier_of(model.graph)
-        if gemm is not None and self._samples:
-            found = self._scores(quantized, str(gemm.outputs[0].name), self.backend or REFERENCE_BACKEND)
-            correct_classifier(model.graph, gemm, self._expected, found)
+        if gemm is not None and source.samples:
+            backend = self.backend or REFERENCE_BACKEND
+            found = self._scores(quantized, str(gemm.outputs[0].name), backend, source.samples)
+            correct_classifier(model.graph, gemm, source.expected, found)
 
-    def _float_scores(self, name: str, outputs: Iterable[Feeds]) -> list[Array]:
+    def _float_scores(self, name: str, samples: Sequence[Array], outputs: Iterable[Feeds]) -> list[Array]:
         """Return the value `name` of the float graph for each sample: from `outputs`, if it is one of all of them."""
-        known = [found[name] for found in itertools.islice(outputs, len(self._samples)) if name in found]
-        is_known = len(known) == len(self._samples) and self._is_output(name)
-        return known if is_known else self._scores(self._plain, name, REFERENCE_BACKEND)
+        known = [found[name] for found in itertools.islice(outputs, len(samples)) if name in found]
+        is_known = len(known) == len(samples) and self._is_output(name)
+        return known if is_known else self._scores(self._plain, name, REFERENCE_BACKEND, samples)
 
     def _is_output(self, name: str) -> bool:
         return any(output.name == name for output in self._plain.graph.output)
 
-    def _scores(self, proto: onnx.ModelProto, name: str, backend: str) -> list[Array]:
+    def _scores(self, proto: onnx.ModelProto, name: str, backend: str, samples: Sequence[Array]) -> list[Array]:
         """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
         data = expose_values(proto, [name]).SerializeToString()
         calls, threads = shared_cpus(backend)
         with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
-            return [found[name] for _, found in run_each(runner, self._samples, calls)]
+            return [found[name] for _, found in run_each(runner, samples, calls)]
 
 
 def correction_samples(shape: tuple[int, ...]) -> int:

@@ -26,6 +26,7 @@ at every k-th row and column, k the largest that leaves at least seven of each: 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -83,40 +84,66 @@ class Moments:
         self._sums = self._sums + values.sum(axis=(1, 3)) / values.shape[3]
         self._count += images
 
-    def correction(self) -> Correction:
-        """Return the affine map of each channel; gain 1 where the two hardly correlate."""
+    def correction(self, *, with_gain: bool = True) -> Correction:
+        """Return the affine map of each channel; gain 1 where the two hardly correlate, or without gains."""
         y, y_hat, squares, products = np.asarray(self._sums) / self._count
         variance, covariance = squares - y**2, products - y * y_hat
         with np.errstate(divide="ignore", invalid="ignore"):
             slope = variance / covariance
-        is_sound = (slope > 1 / _MOST_GAIN) & (slope < _MOST_GAIN)
+        is_sound = with_gain & (slope > 1 / _MOST_GAIN) & (slope < _MOST_GAIN)
         gain = np.where(is_sound, slope, 1.0)
         return Correction(gain, y - gain * y_hat)
 
 
-def conv_corrections(model: ir.Model, quantized: onnx.ModelProto, samples: Iterable[Array]) -> dict[str, Correction]:
+def conv_corrections(
+    model: ir.Model, quantized: onnx.ModelProto, samples: Iterable[Array], *, gains: bool = True
+) -> dict[str, Correction]:
     """Return the correction of the output of each Conv of `model`, by the Conv's name.
 
     Args:
         model: the float graph as it will be quantized.
         quantized: its Q/DQ form, in which the outputs of Convs have the same names.
         samples: inputs (1, C, H, W) float32.
+        gains: whether more than the mean is corrected: a gain changes weights, unless their row has its own scale.
     """
     convs = [node for node in model.graph if is_operator(node, "Conv")]
     both = _side_by_side(ir.to_proto(model), quantized)
     makers = {name: node for node in both.graph.node for name in node.output}
     outputs = {str(conv.name): _thinned_out(both.graph, conv, makers) for conv in convs}
     moments = {name: Moments() for name in outputs}
-    measured_values = {name for pair in outputs.values() for name in pair}
-    exposed = expose_values(both, measured_values)
-    _keep_what_makes(exposed.graph, measured_values)
+    for found in _measured(both, {name for pair in outputs.values() for name in pair}, samples):
+        for name, (output, twin) in outputs.items():
+            moments[name].update(found[output], found[twin])
+    return {name: measured.correction(with_gain=gains) for name, measured in moments.items()}
+
+
+def quantized_inputs(
+    model: onnx.ModelProto, quantized: onnx.ModelProto, outputs: Collection[str], samples: Iterable[Array]
+) -> Iterator[dict[str, Array]]:
+    """Yield what Convs read in quantized form on the input that they have in the float network, for each sample.
+
+    Args:
+        model: the float graph as it will be quantized.
+        quantized: its Q/DQ form, in which the outputs of Convs have the same names.
+        outputs: names of outputs of Convs that are quantized; what those read has these names.
+        samples: inputs (1, C, H, W) float32.
+    """
+    both = _side_by_side(copy.deepcopy(model), quantized)
+    makers = {name: node for node in both.graph.node for name in node.output}
+    read = {output: makers[_TWIN + output].input[0] for output in outputs}
+    for found in _measured(both, set(read.values()), samples):
+        yield {output: found[name] for output, name in read.items()}
+
+
+def _measured(both: onnx.ModelProto, names: Collection[str], samples: Iterable[Array]) -> Iterator[dict[str, Array]]:
+    """Yield the values `names` of `both` for each sample."""
+    exposed = expose_values(both, names)
+    _keep_what_makes(exposed.graph, names)
     calls, threads = shared_cpus(REFERENCE_BACKEND)
     options = RunnerOptions(check_values=False, threads=threads)
     with open_runner(exposed.SerializeToString(), REFERENCE_BACKEND, "cpu", options) as runner:
         for _, found in run_each(runner, samples, calls):
-            for name, (output, twin) in outputs.items():
-                moments[name].update(found[output], found[twin])
-    return {name: measured.correction() for name, measured in moments.items()}
+            yield found
 
 
 class _Grid(NamedTuple):

@@ -170,11 +170,16 @@ def quantize_rows(
     return np.rint(weights / column).astype(np.int8), rounded  # within the limit: a scale is rounded by 6e-8
 
 
+def smallest_scales(bias: Double, input_scale: float) -> Double:
+    """Return the smallest scales of rows of weights, (M,), at which `bias` (M,) fits for an input of this scale."""
+    return np.abs(bias) / (input_scale * _BIAS_LIMIT)
+
+
 def quantize_with_bias(
     weights: Double, bias: Double, input_scale: float, *, bits: int = 8, per_channel: bool = True
 ) -> IntegerWeights:
     """Write `weights` (M, …) and `bias` (M,) for an input of scale `input_scale`."""
-    needed = np.abs(bias) / (input_scale * _BIAS_LIMIT)
+    needed = smallest_scales(bias, input_scale)
     values, scales = quantize_rows(weights, bits=bits, per_channel=per_channel, smallest=needed)
     return IntegerWeights(values, scales, np.rint(bias / (input_scale * scales.astype(np.float64))).astype(np.int32))
 

@@ -16,7 +16,7 @@ from densenet_deploy.models.lower import OnnxOptions, lowered
 from densenet_deploy.models.operations import parameter_shapes
 from densenet_deploy.pruning import reconstruction
 from densenet_deploy.pruning.noise import noise_gains
-from densenet_deploy.pruning.reconstruction import Reconstruction, _Window, images_that_fit
+from densenet_deploy.pruning.reconstruction import Reconstruction, images_that_fit
 from densenet_deploy.pruning.segments import SegmentedGraph, batched, open_part
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -73,21 +73,6 @@ def test_the_state_is_what_512_mib_are_divided_by() -> None:
 def test_a_state_too_large_for_eight_images_takes_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction, "STATE_BYTES", 1)
     assert images_that_fit(*network()) == 8
-
-
-@pytest.mark.parametrize(
-    ("strides", "dilations", "pads"), [((1, 1), (1, 1), (1, 1, 1, 1)), ((2, 1), (1, 2), (0, 2, 1, 0))]
-)
-def test_patches_are_what_a_convolution_reads(strides: tuple, dilations: tuple, pads: tuple) -> None:
-    rng = np.random.default_rng(0)
-    maps, weight = rng.standard_normal((2, 3, 9, 10)).astype(np.float32), rng.standard_normal((4, 3, 3, 3)).astype("f4")
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], strides=strides, dilations=dilations, pads=pads)
-    kinds = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x", "w", "y")]
-    graph = onnx.helper.make_graph([node], "g", kinds[:2], kinds[2:])
-    expected = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(graph)).run(None, {"x": maps, "w": weight})[0]
-    image, row, column = (array.ravel() for array in np.indices((2, *expected.shape[2:])))
-    patches = _Window((3, 3), strides, dilations, pads).patches(maps, (image, row, column))
-    np.testing.assert_allclose(patches @ weight.reshape(4, -1).T, expected[image, :, row, column], atol=1e-4)
 
 
 def test_without_a_narrower_layer_nothing_changes() -> None:

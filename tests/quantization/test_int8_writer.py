@@ -12,6 +12,7 @@ from densenet_deploy.graph.onnx_file import expose_values
 from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.packages import is_installed
+from densenet_deploy.quantization import weight_rounding
 from densenet_deploy.quantization.int8_writer import (
     Int8File,
     Int8Writer,
@@ -549,6 +550,103 @@ def test_128_samples_are_measured():
     samples = iter(SAMPLES)
     writer.correct(samples)
     assert next(samples) is SAMPLES[128]
+
+
+# --- weights rounded for what layers read
+
+LAYERS = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+    [c0] a = Conv <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]> (x, w0, b0)  r = Relu(a)
+    [c1] b = Conv <kernel_shape: ints = [3, 3], strides: ints = [2, 2]> (r, w1, b1)  q = Relu(b)
+    p = GlobalAveragePool(q)  f = Flatten(p)  [fc] y = Gemm<transB=1>(f, w2, b2)
+}
+"""
+IMAGES = [np.float32(image) for image in np.random.default_rng(1).uniform(0, 1, (24, 1, 3, 8, 8))]
+
+
+def _layers(recipe: str, *, per_channel: bool = True, correct: bool = False) -> tuple[onnx.ModelProto, Int8Writer]:
+    """A network with random weights, and its writer, calibrated on IMAGES."""
+    proto, rng = onnx.parser.parse_model(LAYERS), np.random.default_rng(0)
+    for number, shape in enumerate([(8, 3, 3, 3), (8, 8, 3, 3), (5, 8)]):
+        for name, array in (("w", rng.standard_normal(shape)), ("b", rng.standard_normal(shape[0]) / 8)):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(array), f"{name}{number}"))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    names = ["x", "r", "q"]
+    shown = expose_values(proto, names[1:])
+    values = [np.concatenate(IMAGES), *_run(shown, np.concatenate(IMAGES))]
+    ranges = _ranges(**{n: (v.min(axis=(0, 2, 3)), v.max(axis=(0, 2, 3))) for n, v in zip(names, values, strict=True)})
+    options = RecipeOptions(per_channel=per_channel, weight_bits=7)
+    writer = Int8Writer(ir.from_proto(proto), ranges, recipe, options, alpha=None)
+    if correct:
+        writer.correct(IMAGES)
+    return proto, writer
+
+
+def _stored(file: Int8File) -> list[np.ndarray]:
+    """The initializers, in the order in which nodes read them."""
+    graph = onnx.load_from_string(file.data).graph
+    known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return [known[name] for node in graph.node for name in node.input if name in known]
+
+
+def _noise(proto: onnx.ModelProto, file: Int8File) -> float:
+    images = np.concatenate(IMAGES)
+    wanted, found = _run(proto, images)[0], _run(onnx.load_from_string(file.data), images)[0]
+    return float(np.square(found.astype(np.float64) - wanted).sum() / np.square(wanted).sum())
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino", "tensorrt"])
+def test_the_file_holds_the_rounded_values(recipe, per_channel, monkeypatch):
+    """Whatever is corrected afterwards: gains change scales, and where all rows share one, only means are corrected."""
+    wanted, original = [], weight_rounding.rounded_rows
+
+    def noted(*given):
+        wanted.append(original(*given))
+        return wanted[-1]
+
+    monkeypatch.setattr(weight_rounding, "rounded_rows", noted)
+    _, writer = _layers(recipe, per_channel=per_channel)
+    plain = writer.write()
+    rounded = writer.rounded(IMAGES)
+    assert writer.write() is plain, "what was written before is still there"
+    assert (rounded.layers_int8, rounded.layers_float) == (plain.layers_int8, plain.layers_float)
+    before, after = ([a for a in _stored(file) if a.ndim == 4 and a.dtype == np.int8] for file in (plain, rounded))
+    assert [array.shape for array in after] == [array.shape for array in before]
+    assert len(after) == len(wanted) == len(plain.layers_int8)
+    for found, given, codes in zip(after, before, wanted, strict=True):
+        assert np.array_equal(found.reshape(codes.shape), codes)
+        assert (found != given).any()
+    scales = [[a for a in _stored(file) if a.ndim == 0 and a.dtype.kind == "f"] for file in (plain, rounded)]
+    assert all(np.array_equal(old, new) for old, new in zip(*scales, strict=True)), "also those that all rows share"
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
+def test_rounded_weights_are_closer_to_the_float_network(recipe, per_channel):
+    proto, writer = _layers(recipe, per_channel=per_channel, correct=True)
+    assert _noise(proto, writer.rounded(IMAGES)) < 0.8 * _noise(proto, writer.write())
+
+
+def test_weights_of_layers_that_stay_float_stay_as_they_are():
+    proto, writer = _layers("openvino", correct=True)
+    file = writer.rounded(IMAGES, ("c1",))
+    assert (file.layers_int8, file.layers_float) == (("c0",), ("c1",))
+    wanted = onnx.numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "w1"))
+    assert any(np.array_equal(stored, wanted) for stored in _stored(file))
+
+
+@pytest.mark.parametrize("correct", [True, False])
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino", "tensorrt"])
+def test_after_rounding_outputs_are_corrected_to_those_of_the_original_network(recipe, correct):
+    proto, writer = _layers(recipe, correct=correct)
+    images = np.concatenate(IMAGES)
+    wanted, found = (
+        _run(model, images)[0].mean(axis=0) for model in (proto, onnx.load_from_string(writer.rounded(IMAGES).data))
+    )
+    # a scale in FP16 is rounded up by 2^-10 at most, in two layers
+    np.testing.assert_allclose(found, wanted, rtol=2**-9 if recipe == "tensorrt" else 1e-5)
 
 
 # --- dead channels

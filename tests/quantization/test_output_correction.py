@@ -156,7 +156,7 @@ def test_a_convolution_is_compared_with_its_twin_on_a_grid(size, stride, padding
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
     seen = []
     monkeypatch.setattr(Moments, "update", lambda _, expected, found: seen.append((expected, found)))
-    monkeypatch.setattr(Moments, "correction", lambda _: None)
+    monkeypatch.setattr(Moments, "correction", lambda _, *, with_gain: None)
     sample = np.random.default_rng(1).standard_normal((1, 3, size, size)).astype(np.float32)
     conv_corrections(ir.from_proto(proto), proto, [sample])
     ((expected, found),) = seen

@@ -1,14 +1,17 @@
 """Fine-tune the INT8 file that a recipe wrote on calibration images, and keep the result where held-out images say so.
 
-A seeded quarter of the images is held out. Both files are run on it by the backend that the recipe writes for, not in
-PyTorch: only a file that comes closer to the float model there takes the place of the recipe's.
+First weights are rounded anew, in closed form, for what each layer reads (`quantization/weight_rounding.py`); then all
+quantized values learn from the float model, step by step, in the time that is left.
+
+A seeded quarter of the images is held out. After each of the two, both files are run on it by the backend that the
+recipe writes for, not in PyTorch: only a file that comes closer to the float model there takes the place of the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -26,7 +29,7 @@ from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
     from densenet_deploy.quantization.int8_writer import Int8File
-    from densenet_deploy.training.int8_finetuning import Finetuned, Samples
+    from densenet_deploy.training.int8_finetuning import Samples
 
 FEWEST_IMAGES: Final = 48
 _HELD_OUT: Final = 4  # one image of so many
@@ -53,55 +56,99 @@ def require_trainable(ready: Int8Preparation, options: QuantizeOptions) -> None:
 
 
 def finetuned(
-    file: Int8File,
+    float_layers: Collection[str],
     ready: Int8Preparation,
     options: QuantizeOptions,
     stages: Stages,
-    is_acceptable: Callable[[Int8File], str | None],
+    why_unacceptable: Callable[[Int8File, Int8File], str | None],
 ) -> tuple[Int8File, Finetuning]:
-    """Return the fine-tuned form of `file`, or `file` itself where that is not better, and what was found out.
+    """Return the fine-tuned INT8 form, or that of the recipe where it is not better, and what was found out.
 
     Args:
-        file: as the recipe wrote it.
-        ready: what it was written from.
+        float_layers: stay float.
+        ready: what is written.
         options: of the quantization.
-        stages: gets a stage `fine-tune`.
-        is_acceptable: says why another demand, which `file` meets, speaks against a form; None if nothing does.
+        stages: gets the stages `round weights` and `fine-tune`.
+        why_unacceptable: says why another demand, which the first form meets, speaks against the second; None if
+            nothing does.
     """
     import onnx
 
     from densenet_deploy.training.int8_finetuning import FinetuneOptions, batch_size, finetune
 
+    began, seed = time.monotonic(), options.finetune_seed
+    file = ready.writer.write(float_layers)
+    with stages("round weights"):
+        learnt, held_out = _samples(ready, seed)
+        best = _Best(file, held_out, ready.writer.backend or REFERENCE_BACKEND, why_unacceptable)
+        before = best.sqnr_db
+        rounded_db = best.offer(ready.writer.rounded(np.split(learnt, len(learnt)), float_layers, seed))
+        said = [f"weights rounded anew were not kept: {best.why_not}"] if best.why_not else []
+    steps, after = 0, best.sqnr_db
     cost = f"up to {options.finetune_seconds:g} s and a tenth, --no-finetune skips it"
     with stages("fine-tune", cost) as step:
-        began = time.monotonic()
-        learnt, held_out = _samples(ready, options.finetune_seed)
-        batch, seconds = batch_size(learnt.shape), options.finetune_seconds
-        how = FinetuneOptions(batch=batch, seconds=seconds, seed=options.finetune_seed)
-        found = finetune(onnx.load_from_string(file.data), ready.writer.float_graph, learnt, held_out, how, step)
-        new = dataclasses.replace(file, data=found.model.SerializeToString())
-        backend = ready.writer.backend or REFERENCE_BACKEND
-        before = _sqnr_db(file, held_out, backend)
-        after = _sqnr_db(new, held_out, backend) if found.best else before
-        why_not = _why_not(found, before, after) or is_acceptable(new)
-        report = Finetuning(
-            images=len(learnt),
-            held_out=len(held_out),
-            steps=found.steps,
-            seconds=time.monotonic() - began,
-            sqnr_before_db=before,
-            sqnr_after_db=after,
-            seed=options.finetune_seed,
-            kept=why_not is None,
-            stopped="; ".join(filter(None, (found.stopped, why_not))),
+        seconds = options.finetune_seconds - (time.monotonic() - began)
+        if seconds > 0:
+            how = FinetuneOptions(batch=batch_size(learnt.shape), seconds=round(seconds, 1), seed=seed)
+            model = onnx.load_from_string(best.file.data)
+            found = finetune(model, ready.writer.float_graph, learnt, held_out, how, step)
+            steps = found.steps
+            said.append(found.stopped)
+            if found.best:
+                after = best.offer(dataclasses.replace(file, data=found.model.SerializeToString()))
+                said += [best.why_not] if best.why_not else []
+            else:
+                said.append("no step was better on held-out images than what it began with")
+        else:
+            said.append(f"rounding took the {options.finetune_seconds:g} s, and no step was made")
+    is_kept = best.file is not file
+    report = Finetuning(
+        images=len(learnt),
+        held_out=len(held_out),
+        steps=steps,
+        seconds=time.monotonic() - began,
+        sqnr_before_db=before,
+        sqnr_after_db=best.sqnr_db if is_kept else after,
+        seed=seed,
+        kept=is_kept,
+        stopped="; ".join(said),
+        sqnr_rounded_db=rounded_db,
+    )
+    return best.file, report
+
+
+class _Best:
+    """The best file so far.
+
+    Attributes:
+        file: that file.
+        sqnr_db: its SQNR on held-out images, where it is run.
+        why_not: why the file that was offered last is not the best; None if it is.
+    """
+
+    def __init__(
+        self,
+        file: Int8File,
+        held_out: Samples,
+        backend: str,
+        why_unacceptable: Callable[[Int8File, Int8File], str | None],
+    ) -> None:
+        self._held_out, self._backend, self._why_unacceptable = held_out, backend, why_unacceptable
+        self.file, self.sqnr_db = file, _sqnr_db(file, held_out, backend)
+        self.why_not: str | None = None
+
+    def offer(self, new: Int8File) -> float:
+        """Take `new` if it is better, and return its SQNR."""
+        found = _sqnr_db(new, self._held_out, self._backend)
+        is_better = found > self.sqnr_db
+        self.why_not = (
+            self._why_unacceptable(self.file, new)
+            if is_better
+            else "the file is not better on held-out images where it is run"
         )
-    return (file if why_not else new), report
-
-
-def _why_not(found: Finetuned, before: float, after: float) -> str | None:
-    if not found.best:
-        return "no values were better on held-out images than those of the recipe"
-    return None if after > before else "the file is not better on held-out images where it is run"
+        if self.why_not is None:
+            self.file, self.sqnr_db = new, found
+        return found
 
 
 def _samples(ready: Int8Preparation, seed: int) -> tuple[Array, Samples]:

@@ -56,7 +56,8 @@ class QuantizeOptions:
         speed_seconds: how long that is measured, at most; what is undecided then stays INT8, and the report says so.
         float_layers: names of convolutions that stay float in any case.
         finetune: whether quantized values are fine-tuned, with the float model as the target; see `finetuning.py`.
-        finetune_seconds: how long that learns, at most; it makes fewer steps where they do not fit in.
+        finetune_seconds: how long that takes, at most: it makes fewer steps where they do not fit in; the rounding of
+            weights before them is not cut short.
         finetune_seed: of what it draws: where weights start, the order of images, and which are held out.
     """
 

@@ -250,17 +250,17 @@ def _finetuned(
     stages: Stages,
 ) -> tuple[Int8File, Finetuning]:
     """Fine-tune the form that leaves `float_layers` float; `trials` then measure what comes of it."""
-    file = ready.writer.write(float_layers)
 
-    def measured() -> float:
+    def demanded_of(file: Int8File) -> float:
+        if ready.writer.write(float_layers) is not file:
+            trials.replace(float_layers, file)
         return demanded(trials, float_layers, options, calibration, PARITY_SAMPLES)
 
-    def is_acceptable(new: Int8File) -> str | None:
-        before = measured()
-        trials.replace(float_layers, new)
-        return None if measured() >= before else "the file would be further from --max-drop or --min-sqnr"
+    def why_unacceptable(old: Int8File, new: Int8File) -> str | None:
+        is_acceptable = demanded_of(old) <= demanded_of(new)
+        return None if is_acceptable else "the file would be further from --max-drop or --min-sqnr"
 
-    found, report = finetuned(file, ready, options, stages, is_acceptable)
+    found, report = finetuned(float_layers, ready, options, stages, why_unacceptable)
     trials.replace(float_layers, found)
     return found, report
 
