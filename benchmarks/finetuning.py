@@ -46,7 +46,7 @@ class Network:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     machine = Machine.this("densenet-deploy", "onnxruntime-gpu", "openvino", "torch", "onnx")
-    results = [row for network in _networks(options.folder) for row in rows_of(network, options)]
+    results = [row for network in _networks(options) for row in rows_of(network, options)]
     write_results(options.output, machine, {"images": options.images, "results": results})
     heads = ("network", "recipe", "file", "SQNR dB", "top-1", "steps", "seconds")
     print_table(heads, [[row[head] for head in row] for row in results])
@@ -100,18 +100,18 @@ def _held_out(model: dd.Model, folder: Path, most: int) -> tuple[list[Any], list
     return [np.asarray(image, np.float32) for image in images], [names.index(path.parent.name) for path in paths]
 
 
-def _networks(folder: Path | None) -> Iterator[Network]:
+def _networks(options: argparse.Namespace) -> Iterator[Network]:
     digits = DIGITS / "densenet_digits.safetensors"
     yield Network("digits", digits, ROOT / "calibration/samples", DIGITS / "held_out", 128)
-    for name, images in NETWORKS.items() if folder is not None else ():
-        assert folder is not None
-        place = folder / images
-        yield Network(name, folder / name / "best.safetensors", place / "calibration", place / "held_out", 256)
+    for name in options.networks if options.folder is not None else ():
+        place = options.folder / NETWORKS[name]
+        yield Network(name, options.folder / name / "best.safetensors", place / "calibration", place / "held_out", 256)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="of `compress_networks.py`")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seconds", type=float, default=0.0, help="of gradient steps after rounding (default: none)")
     parser.add_argument("--images", type=int, default=1000, help="held-out images to judge on, at most")
     parser.add_argument("--output", type=Path, default=RESULTS / "finetuning.json")

@@ -91,11 +91,11 @@ def _in_short(whole: Any) -> str:
     for engine, title, tool in (("onnxruntime", "ONNX Runtime", "quantize_static"), ("openvino", "OpenVINO", "NNCF")):
         found = [one["latency_ms"] for one in results["speed"] if one["engine"] == engine]
         for label, start, graph in (
-            ("FP32 of `torch.onnx.export`", "FP32", "plain"),
-            (f"its INT8 by `{tool}`", tool, "plain"),
-            ("FP32 of `densenet-deploy export`", "FP32", "export"),
-            (f"its INT8 by `{tool}`", tool, "export"),
-            ("**its INT8 by `densenet-deploy quantize`**", "ours", ""),
+            ("`torch.onnx.export`, FP32", "FP32", "plain"),
+            (f"the same, INT8 by `{tool}`", tool, "plain"),
+            ("`densenet-deploy export`, FP32", "FP32", "export"),
+            (f"the same, INT8 by `{tool}`", tool, "export"),
+            ("**the same, INT8 by `densenet-deploy quantize`**", "ours", ""),
         ):
             names = [_fastest(one, start, graph) for one in found]
             cells = [f"{one[name]:.1f}" for one, name in zip(found, names, strict=True)]
@@ -103,8 +103,8 @@ def _in_short(whole: Any) -> str:
             cells = [f"**{cell}**" for cell in cells] if start == "ours" else cells
             rows.append((f"{title}: {label}", *cells))
     columns = dict.fromkeys((one["network"].removeprefix("DenseNet "), one["batch"]) for one in results["speed"])
-    heads = (f"{variant}, batch {batch}" for variant, batch in columns)
-    return _table(("ms per call", *heads, f"{sizes['network'].removeprefix('DenseNet ')}, MiB", "SQNR, dB"), rows)
+    heads = (f"{variant}, batch {batch}: ms" for variant, batch in columns)
+    return _table(("", *heads, f"{sizes['network'].removeprefix('DenseNet ')}: MiB", "SQNR: dB"), rows)
 
 
 def _fastest(latencies: Mapping[str, float], start: str, end: str) -> str:
@@ -276,15 +276,15 @@ def _compress(whole: Any) -> str:
         ratios = [_over(speeds[batch].get(name)) for batch in ("batch 1", "batch 8")]
         sqnr = "" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f} dB"
         rows.append((name, f"{one['macs']:.2f}", sqnr, _percent(one["top1"]), *ratios))
-    return _table(("", "MACs", "SQNR", "top-1", "speed, batch 1", "batch 8"), rows)
+    return _table(("", "MACs", "SQNR", "top-1", "speed, batch 1 (more is faster)", "batch 8"), rows)
 
 
 def _finetuning(whole: Any) -> str:
     rows = [
-        (one["network"], f"`{one['recipe']}`", one["file"], f"{one['sqnr_db']:.1f} dB", _percent(one["top1"]), one["steps"])
+        (f"{one['network']}, `{one['recipe']}`", one["file"], f"{one['sqnr_db']:.1f} dB", _percent(one["top1"]))
         for one in whole["results"]
     ]
-    return _table((f"at most {whole['images']} images", "recipe", "file", "SQNR", "top-1", "steps"), rows)
+    return _table((f"at most {whole['images']} images", "file", "SQNR", "top-1"), rows)
 
 
 def _pruned_in_short(whole: Any) -> str:
