@@ -4,6 +4,7 @@ uv run python examples/camera.py artifacts/digits.onnx examples/digits/held_out/
 Here a folder stands in for the camera, at 30 images/s: give `watch` any iterable of uint8 RGB (H, W, 3), or JPEG bytes.
 """
 
+import argparse
 import contextlib
 import queue
 import sys
@@ -54,6 +55,10 @@ def played(folder: Path) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    model, folder, *options = sys.argv[1:]
-    with Classifier.open(model, fast=options == ["--fast-decode"]) as classifier:
-        print(f"{watch(classifier, played(Path(folder)))} frames answered", file=sys.stderr)
+    parser = argparse.ArgumentParser(description="Classify the frames of a camera, for which a folder stands in.")
+    parser.add_argument("model", metavar="MODEL", type=Path)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="images, which arrive at 30 a second")
+    parser.add_argument("--fast-decode", action="store_true", help="decode a large JPEG at a fraction of its size")
+    given = parser.parse_args()
+    with Classifier.open(given.model, fast=given.fast_decode) as classifier:
+        print(f"{watch(classifier, played(given.folder))} frames answered", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A chest X-ray network from its checkpoint to a classifier: `python -m examples.chest_xray [FOLDER]`, two minutes.
+"""A chest X-ray network from its checkpoint to a classifier: `python -m examples.chest_xray [FOLDER]`, a few minutes.
 
 The checkpoint has the shape of TorchXRayVision's: one channel of values in −1024…1024, one output for each finding, and
 a threshold for each in `op_threshs`. It is exported, written in INT8, evaluated as a multilabel model by the area under
@@ -9,8 +9,8 @@ The radiographs are drawn, and so are their four findings: what is shown is the 
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -133,4 +133,6 @@ def _disc(row: float, column: float, height: float, width: float) -> npt.NDArray
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/chest"))
+    parser = argparse.ArgumentParser(description="A chest X-ray network from its checkpoint to a classifier.")
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path("artifacts/chest"))
+    main(parser.parse_args().folder)

@@ -3,6 +3,7 @@
 uv run python examples/classify_folder.py artifacts/digits.onnx examples/digits/held_out/7
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,9 @@ from densenet_deploy.runtime.image_folders import PreparedImages, find_images
 from densenet_deploy.runtime.runner import RunnerOptions
 
 
-def main(model: str, folder: str) -> None:
+def main(model: Path, folder: Path) -> None:
     with Classifier.open(model, options=RunnerOptions(spin=False)) as classify:  # idle threads leave cores to decoding
-        images = PreparedImages(find_images(Path(folder)), classify.preprocessing, max_bad=None)
+        images = PreparedImages(find_images(folder), classify.preprocessing, max_bad=None)
         start = time.perf_counter()
         for path, image in images:
             best = classify(image, top_k=1).top[0]
@@ -26,6 +27,8 @@ def main(model: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: classify_folder.py MODEL FOLDER")
-    main(sys.argv[1], sys.argv[2])
+    parser = argparse.ArgumentParser(description="Classify every image of a folder.")
+    parser.add_argument("model", metavar="MODEL", type=Path)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    given = parser.parse_args()
+    main(given.model, given.folder)

@@ -4,8 +4,8 @@ uv run --with 'ray[serve]' python examples/ray_serve.py artifacts/digits.onnx 80
 curl --data-binary @examples/digits/held_out/7/0031.png localhost:8000
 """
 
+import argparse
 import asyncio
-import sys
 
 from ray import serve
 from starlette.requests import Request
@@ -30,5 +30,9 @@ class Classify:
 
 
 if __name__ == "__main__":
-    serve.start(http_options={"port": int(sys.argv[2])})
-    serve.run(Classify.bind(sys.argv[1]), blocking=True)
+    parser = argparse.ArgumentParser(description="Serve a model on a Ray cluster with Ray Serve.")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("port", metavar="PORT", type=int)
+    given = parser.parse_args()
+    serve.start(http_options={"port": given.port})
+    serve.run(Classify.bind(given.model), blocking=True)

@@ -9,7 +9,7 @@ The persons are drawn: head, shirt and trousers of some color. What is shown is 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Final
 
@@ -98,4 +98,6 @@ def _vectors(classify: dd.Classifier, images: list[Pixels]) -> npt.NDArray[np.fl
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/reidentification"))
+    parser = argparse.ArgumentParser(description="Find a person again by features.")
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path("artifacts/reidentification"))
+    main(parser.parse_args().folder)

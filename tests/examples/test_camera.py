@@ -48,7 +48,7 @@ def _frames(count, seconds):
 
 
 def test_the_example_is_short_and_reads_a_folder(digits_onnx):
-    assert len(SCRIPT.read_text().splitlines()) < 60
+    assert len(SCRIPT.read_text().splitlines()) < 65
     done = subprocess.run(
         [sys.executable, SCRIPT, digits_onnx, DIGITS / "held_out" / "7"], capture_output=True, text=True, check=True
     )
