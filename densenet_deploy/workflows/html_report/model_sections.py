@@ -155,7 +155,7 @@ def precision_section(material: Material) -> Section:
 
     found = table_of(
         "Precision",
-        material.models,
+        material.shown,
         {
             "model": lambda model: text_cell(model.name),
             "precision": lambda model: text_cell(model.precision),
@@ -166,13 +166,13 @@ def precision_section(material: Material) -> Section:
             "source": lambda model: text_cell(model.evidence),
         },
     )
-    layers = [_layers(model) for model in material.models if model.layers]
-    return Section("precision", "Precision of each layer", lead, [found, *layers])
+    layers = [_layers(model) for model in material.shown if model.layers]
+    return Section("precision", "Precision of each layer", lead, [found, *layers, *_absent(material)])
 
 
 def _layers(model: ModelSummary) -> Table:
     return table_of(
-        f"Layers of {model.name}",
+        "Convolutions and matrix products",
         model.layers,
         {
             "layer": lambda layer: text_cell(layer.name, code=True),
@@ -198,10 +198,21 @@ def network_section(material: Material, figures: Figures) -> Section:
 def provenance_section(material: Material, page: Path) -> Section:
     """Hashes of all files, and the facts that the models carry."""
     lead = "The SHA-256 of every file that this page is about, and what the models record about themselves."
-    blocks: list[Block] = [_files("Models", page, [file for model in material.models for file in model.files])]
+    blocks: list[Block] = [_files("Models", page, [file for model in material.shown for file in model.files])]
+    blocks += _absent(material)
     if material.inputs:
         blocks.append(_files("Reports behind this page", page, material.inputs))
-    return Section("provenance", "Provenance", lead, [*blocks, *_origins(material.models)])
+    return Section("provenance", "Provenance", lead, [*blocks, *_origins(material.shown)])
+
+
+def _absent(material: Material) -> list[Block]:
+    """A remark on the file to ship where it is not here."""
+    chosen = material.tunings[-1].report.chosen if material.tunings else None
+    if chosen is None or any(model.is_called(str(chosen.model)) for model in material.shown):
+        return []
+    return remarks(
+        [f"{chosen.model}, the file to ship, is not on this machine; tune recorded SHA-256 {chosen.sha256}."]
+    )
 
 
 def _files(caption: str, page: Path, files: Sequence[FileFacts]) -> Table:
