@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
+from densenet_deploy.errors import counted
 from densenet_deploy.manifest import Manifest, sides
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Cell, Table, number_cell, percent, table_of, text_cell
@@ -85,7 +86,7 @@ def _layers_apart(validation: ComparisonReport) -> list[Block]:
     name, layers = file_of(validation.candidate).rpartition("/")[2], validation.worst_layers
     diverges = f"; the first to miss a gate is {validation.first_divergence}" if validation.first_divergence else ""
     found = table_of(
-        f"The {len(layers)} layers of {name} that differ most from the reference{diverges}",
+        f"The {counted(len(layers), 'layer')} of {name} that differ most from the reference{diverges}",
         layers,
         {
             "layer": lambda layer: text_cell(layer.name),
@@ -179,7 +180,7 @@ def _layers(model: ModelSummary) -> Table:
             "operator": lambda layer: text_cell(layer.operator),
             "computes in": lambda layer: text_cell(layer.precision),
         },
-        f"All {len(model.layers)} layers of {model.name}",
+        f"All {counted(len(model.layers), 'layer')} of {model.name}",
     )
 
 

@@ -57,7 +57,7 @@ def test_a_column_that_says_nothing_is_left_out(reports: ReportFolder) -> None:
 
 def test_the_layers_that_differ_most_are_listed_or_the_notes_say_why_not(reports: ReportFolder) -> None:
     _, layers, *_ = parity_blocks(reports, first_divergence="features.conv0")
-    assert "1 layers of fast.onnx" in layers.caption
+    assert "1 layer of fast.onnx" in layers.caption
     assert layers.caption.endswith("the first to miss a gate is features.conv0")
     _, notes, *_ = parity_blocks(reports, worst_layers=(), notes=("layers were not compared",))
     assert isinstance(notes, Remarks)
