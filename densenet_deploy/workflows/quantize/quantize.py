@@ -89,9 +89,7 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
         return "\n".join(
             [
                 *wrote(self.onnx),
-                line(
-                    "recipe", f"{self.recipe}, {self.weight_bits}-bit weights, {counted(self.calibrated_on, 'image')}"
-                ),
+                line("recipe", f"{self.recipe}, {self.weight_bits}-bit weights, {images}"),
                 line("layers", f"{self.layers_int8} in INT8, {self.layers_float} float{kept}"),
                 line("checked", self._unasked()),
                 *([line("input", self.input)] if self.input is not None else []),
