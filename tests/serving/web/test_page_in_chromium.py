@@ -40,7 +40,7 @@ ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-
 
 @dataclass
 class Host:
-    """A web server for a folder, as simple as those of static hosts; more headers, or a model held back, are options."""
+    """A web server for a folder, as simple as those of static hosts, with more headers, or holding the model back."""
 
     folder: Path
     headers: dict[str, str] = field(default_factory=dict)
