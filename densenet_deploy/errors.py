@@ -46,6 +46,15 @@ def printable(value: object, limit: int = _LONGEST_VALUE) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something, in words.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def is_valid_argument(text: str) -> bool:
     r"""Whether `text` can be a path or an argument: some characters of a string cannot be encoded as bytes.
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
+from densenet_deploy.errors import counted
 from densenet_deploy.records import Choice
 
 Span = tuple[float, float]
@@ -36,7 +37,7 @@ def place_of(backend: str | None, threads: int | None, batch: int | None = None)
     >>> place_of("openvino", 1, 8), place_of("onnxruntime", 2, 1)
     ('openvino, 1 thread, batch 8', 'onnxruntime, 2 threads')
     """
-    words = [backend or "", "" if not threads else f"{threads} thread{'' if threads == 1 else 's'}"]
+    words = [backend or "", "" if not threads else counted(threads, "thread")]
     return ", ".join(filter(None, [*words, "" if batch in (None, 1) else f"batch {batch}"]))
 
 

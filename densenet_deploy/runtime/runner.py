@@ -27,6 +27,7 @@ from densenet_deploy.errors import (
     RunnerStateError,
     UnknownNameError,
     UsageError,
+    counted,
 )
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.options import require_range
@@ -144,7 +145,7 @@ class Placement:
 
     def __str__(self) -> str:
         words = (f"{self.backend} {self.version}", self.provider, self.device, self.precision)
-        return ", ".join((*words, f"{self.threads} threads", *self.notes))
+        return ", ".join((*words, counted(self.threads, "thread"), *self.notes))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath, require_room
-from densenet_deploy.errors import DataError, InputError, UsageError, printable
+from densenet_deploy.errors import DataError, InputError, UsageError, counted, printable
 from densenet_deploy.model import InputDescription
 from densenet_deploy.options import require_range
 from densenet_deploy.records import from_plain
@@ -127,7 +127,7 @@ class BatchReport(RanReport):
         speed = "nothing was left to do"
         if self.images_per_second is not None:
             speed = f"{self.images_per_second:.1f} images/s, {self.seconds:.1f} s"
-        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''} with {self.threads} threads"
+        workers = f"{counted(self.workers, 'worker')} with {counted(self.threads, 'thread')}"
         return "\n".join(
             [
                 line("wrote", printable(self.out)),

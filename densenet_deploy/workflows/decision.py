@@ -46,6 +46,7 @@ class MeasuredCandidate:
     Attributes:
         model: the file name.
         latency_ms: the median call, with its 95 % interval `interval_ms` where that is known.
+        file_bytes: None where the file is not here.
         accuracy: on `labelled` images.
         same_class: without labels, the share of `compared_on` with the same best class as the FP32 model's.
         sqnr_db: of the outputs to those of the FP32 model; None where unknown or equal.
@@ -61,7 +62,7 @@ class MeasuredCandidate:
     batch: Annotated[int, Range(1)]
     latency_ms: Positive
     interval_ms: tuple[Positive, Positive] | None
-    file_bytes: Annotated[int, Range(1)]
+    file_bytes: Annotated[int, Range(1)] | None
     memory_bytes: float | None
     accuracy: Accuracy | None = None
     labelled: int = 0
@@ -93,12 +94,17 @@ class MeasuredCandidate:
         return time_cell(self.latency_ms, self.interval_ms).text
 
     @property
+    def size(self) -> str:
+        """The size of the file in MiB; empty where it is unknown."""
+        return "" if self.file_bytes is None else mib(self.file_bytes)
+
+    @property
     def merits(self) -> ModelMerits:
         """What the rule weighs."""
         low, high = self.interval_ms or (self.latency_ms, self.latency_ms)
         speeds = (self.batch / high, self.batch / low)
         score = score_of(self.accuracy, self.sqnr_db)
-        return ModelMerits(self.batch / self.latency_ms, score, self.file_bytes, self.memory_bytes or 0.0, speeds)
+        return ModelMerits(self.batch / self.latency_ms, score, self.file_bytes or 0, self.memory_bytes or 0.0, speeds)
 
     def is_as_fast_as(self, other: MeasuredCandidate) -> bool:
         """Whether the intervals overlap."""
@@ -180,7 +186,7 @@ class Decision:
             accuracy = "" if chosen.accuracy is None else f", {chosen.accuracy} of {chosen.labelled} images"
             return f"The FP32 file itself, run as fast as it runs here: {chosen.time} ms per call{accuracy}."
         facts = [f"{chosen.time} against {baseline.time} ms per call"]
-        facts.append(f"{mebibytes(chosen.file_bytes)} against {mib(baseline.file_bytes)}")
+        facts.append(f"{chosen.size.removesuffix(' MiB')} against {baseline.size}")
         if chosen.accuracy is not None and baseline.accuracy is not None:
             shown = f"{chosen.accuracy} against {baseline.accuracy.shown}"
             facts.append(f"{shown} of {chosen.labelled} images")
@@ -274,14 +280,14 @@ class Decision:
             "file": lambda one: replace(text_cell(printable(one.model, 80)), tone=self._tone(one)),
             "runs on": lambda one: text_cell(one.place),
             "ms per call [95%]": lambda one: time_cell(one.latency_ms, one.interval_ms, longest),
-            "than the choice": lambda one: replace(text_cell(self.verdict(one)), tone=self._tone(one)),
+            "relative to the choice": lambda one: replace(text_cell(self.verdict(one)), tone=self._tone(one)),
         }
         if self.goal == "throughput":
             columns["images/s"] = lambda one: number_cell(1e3 * one.merits.speed, "{:,.1f}".format)
         columns |= {name: _accuracy_cell(name) for name in names}
         columns |= {
             "points lost": lambda one: number_cell(one.drop_points, "{:.2f}".format),
-            "SQNR dB": lambda one: number_cell(one.sqnr_db, "{:.1f}".format),
+            "SQNR dB": _sqnr_cell,
             "file MiB": lambda one: number_cell(one.file_bytes, mebibytes),
             "memory MiB": lambda one: number_cell(one.memory_bytes, mebibytes),
         }
@@ -302,6 +308,13 @@ class Decision:
 
 def _accuracy(one: MeasuredCandidate) -> float:
     return -math.inf if one.accuracy is None else one.accuracy.score
+
+
+def _sqnr_cell(one: MeasuredCandidate) -> Cell:
+    """A dash for the FP32 file that the others are compared with, as it is not compared with itself."""
+    if one.sqnr_db == math.inf:
+        return number_cell(None) if one.is_given else Cell("∞", math.inf)
+    return number_cell(one.sqnr_db, "{:.1f}".format)
 
 
 def _accuracy_cell(name: str) -> Callable[[MeasuredCandidate], Cell]:
@@ -332,7 +345,9 @@ def speed_in_words(one: MeasuredCandidate, other: MeasuredCandidate) -> str:
 
 
 def size_in_words(one: MeasuredCandidate, other: MeasuredCandidate) -> str:
-    """Return how much smaller the file of `one` is."""
+    """Return how much smaller the file of `one` is; nothing where one of the sizes is unknown."""
+    if one.file_bytes is None or other.file_bytes is None:
+        return ""
     ratio = other.file_bytes / one.file_bytes
     if abs(ratio - 1) < _SAME_SIZE:
         return "same size"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Unpack, overload
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import DataError, InputError, UsageError, printable
+from densenet_deploy.errors import DataError, InputError, UsageError, counted, printable
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
 from densenet_deploy.runtime.cpus import usable_cpus
@@ -83,7 +83,7 @@ class PredictReport(RanReport):
 
     def to_text(self) -> str:
         """Return lines for people."""
-        return "\n".join([*map(str, self.predictions), f"({self.ran}, {self.threads} threads)"])
+        return "\n".join([*map(str, self.predictions), f"({self.ran}, {counted(self.threads, 'thread')})"])
 
 
 @overload

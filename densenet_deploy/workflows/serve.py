@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.errors import FeedError, ModelFileError, UsageError
+from densenet_deploy.errors import FeedError, ModelFileError, UsageError, counted
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.records import from_plain, to_plain
@@ -69,7 +69,7 @@ class ServeReport(Report):
 
     def to_text(self) -> str:
         """Return lines for people."""
-        images = f"{self.images} in {self.runs} runs"
+        images = f"{self.images} in {counted(self.runs, 'run')}"
         answered = f"{self.requests} answered, {self.errors} refused or failed"
         lines = [line("model", self.model), line("requests", answered), line("images", images)]
         if self.workers > 1:
@@ -276,8 +276,9 @@ def shared_cpus(running: RunnerOptions | None, options: ServeOptions) -> tuple[R
     wanted = chosen.threads * batches
     if batches == 1 or wanted <= cpus:
         return chosen, ()
-    each = f"{options.workers} workers x {options.instances} instances x {chosen.threads} threads"
-    return chosen, (f"{each} are {wanted} threads on {cpus} CPUs",)
+    factors = (options.workers, "worker"), (options.instances, "instance"), (chosen.threads, "thread")
+    each = " x ".join(counted(count, noun) for count, noun in factors)
+    return chosen, (f"{each} are {wanted} threads on {counted(cpus, 'CPU')}",)
 
 
 def _service(

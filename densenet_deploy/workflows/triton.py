@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath, data_files, os_errors_about, require_room, write_file
-from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UsageError, printable
+from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UsageError, counted, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_choice, require_range
@@ -124,7 +124,7 @@ class TritonReport(Report):
         start = f"tritonserver --model-repository={printable(self.repository)}"
         return "\n".join(
             [
-                f"wrote {printable(self.repository)}, {len(self.files)} files",
+                f"wrote {printable(self.repository)}, {counted(len(self.files), 'file')}",
                 *table(("model", "backend", "batch"), rows),
                 line("start", start),
             ]

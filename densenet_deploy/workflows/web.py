@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from densenet_deploy.artifacts import StrPath, data_files, require_room
-from densenet_deploy.errors import ModelFileError, UsageError, printable
+from densenet_deploy.errors import ModelFileError, UsageError, counted, printable
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.records import fields_to_plain, write_json
@@ -96,7 +96,7 @@ class WebReport(TimedReport):
         folder = printable(self.file.parent)
         return "\n".join(
             [
-                line("wrote", f"{printable(self.file)}, {len(self.files)} files, {mib(self.bytes)}"),
+                line("wrote", f"{printable(self.file)}, {counted(len(self.files), 'file')}, {mib(self.bytes)}"),
                 line("model", f"{mib(self.model_bytes)}, run by onnxruntime-web {self.runtime} (WebAssembly)"),
                 line("input", self.input),
                 line("try", f"python -m http.server --bind 127.0.0.1 --directory {folder} 8000"),

@@ -68,7 +68,7 @@ def test_the_memory_of_the_parent_is_not_the_childs(tiny_onnx):
 
 def test_options_reach_the_runner(tiny_onnx):
     with CandidateWorker(Candidate(tiny_onnx, "onnxruntime", device="cpu", precision="fp32", threads=1)) as worker:
-        assert str(worker.opening.placement).endswith("cpu, fp32, 1 threads")
+        assert str(worker.opening.placement).endswith("cpu, fp32, 1 thread")
 
 
 def test_a_fixed_batch_is_accepted_and_another_refused(pair_onnx):

@@ -227,12 +227,12 @@ def test_values_go_unchecked_on_request() -> None:
 def test_a_closed_runner_says_so() -> None:
     runner = doubling()
     assert runner.is_usable
-    assert repr(runner) == "<FunctionRunner function 0, python, cpu, fp32, 1 threads>"
+    assert repr(runner) == "<FunctionRunner function 0, python, cpu, fp32, 1 thread>"
     with runner as entered:
         assert entered is runner
     runner.close()
     assert not runner.is_usable
-    assert repr(runner) == "<FunctionRunner function 0, python, cpu, fp32, 1 threads, closed>"
+    assert repr(runner) == "<FunctionRunner function 0, python, cpu, fp32, 1 thread, closed>"
     with pytest.raises(RunnerStateError) as caught:
         runner.run(ONES)
     assert caught.value.subject == "function"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_table_and_figure_hold_the_same_candidates_under_the_same_numbers() -> N
 def test_columns_without_values_are_left_out() -> None:
     decision = Decision.of([candidate(accuracy=None, drop_points=None, memory_bytes=None)])
     heads = decision.table("", decision.shown).headings
-    assert list(heads) == ["#", "file", "runs on", "ms per call [95%]", "than the choice", "file MiB"]
+    assert list(heads) == ["#", "file", "runs on", "ms per call [95%]", "relative to the choice", "file MiB"]
     through = Decision.of([candidate()], goal="throughput")
     assert "images/s" in through.table("", through.shown).headings
 
@@ -272,3 +273,17 @@ def test_paths_are_those_of_the_folder_of_the_page(path: str, page: str, shown: 
 
 def test_an_absolute_path_beside_the_page_is_relative(tmp_path: Path) -> None:
     assert from_page(tmp_path / "tune" / "a.onnx", tmp_path / "page.html") == "tune/a.onnx"
+
+
+def test_a_file_of_unknown_size_is_shown_without_one() -> None:
+    found = candidate(file_bytes=None)
+    assert (found.size, size_in_words(found, candidate()), size_in_words(candidate(), found)) == ("", "", "")
+    decision = Decision.of([given(), found], given())
+    table = decision.table("", decision.candidates)
+    assert [row[list(table.headings).index("file MiB")].text for row in table.rows] == ["–", "4.0"]
+
+
+def test_the_sqnr_of_the_reference_is_a_dash_and_of_an_equal_file_infinite() -> None:
+    found = [candidate(sqnr_db=math.inf, is_given=True), candidate(sqnr_db=math.inf), candidate(sqnr_db=40.04)]
+    table = Decision.of(found, found[0]).table("", found)
+    assert [row[list(table.headings).index("SQNR dB")].text for row in table.rows] == ["–", "∞", "40.0"]

@@ -191,8 +191,8 @@ def test_headline_table_and_command_show_what_tune_chose(reports: ReportFolder) 
     page = Reading(write_page(reports.sources(tunings=(tune,)), str(reports.folder / "page.html")).file.read_bytes())
     assert page.headings[0] == "Ship slow.onnx"
     heads, first, marked = page.table("Candidates")
-    assert heads == ["#", "file", "runs on", "ms per call [95%]", "than the choice", "top-1", "points lost", "SQNR dB",
-                     "file MiB", "memory MiB"]  # fmt: skip
+    assert heads == ["#", "file", "runs on", "ms per call [95%]", "relative to the choice", "top-1", "points lost",
+                     "SQNR dB", "file MiB", "memory MiB"]  # fmt: skip
     assert first[:5] == ["1", "slow.onnx", "onnxruntime, 1 thread", "5.40 [5.30, 5.45]", "as fast"]
     assert marked == [
         "2", "slow.onnx", "onnxruntime, 2 threads", "5.50 [5.00, 6.00]", "chosen", "91.00%", "0.40", "43.2", "3.0",

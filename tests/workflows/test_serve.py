@@ -74,7 +74,7 @@ def test_a_model_is_served_and_what_was_done_is_reported(digits_onnx) -> None:
     assert (report.model, report.requests, report.errors, report.images, report.runs) == ("digits", 1, 1, 3, 1)
     assert type(report).from_json(report.to_json()) == report
     assert "1 answered, 1 refused or failed" in str(report)
-    assert "3 in 1 runs" in str(report)
+    assert "3 in 1 run" in str(report)
 
 
 def test_an_untrained_model_and_what_was_assumed_are_said_when_the_server_starts(tiny_onnx) -> None:
@@ -139,7 +139,7 @@ def test_more_workers_than_cpus_are_refused_and_more_threads_are_said(monkeypatc
     with pytest.raises(UsageError, match="workers=5: are more than the 4 usable CPUs"):
         shared_cpus(None, ServeOptions(workers=5))
     _, (note,) = shared_cpus(RunnerOptions(threads=2), ServeOptions(workers=3))
-    assert note == "3 workers x 1 instances x 2 threads are 6 threads on 4 CPUs"
+    assert note == "3 workers x 1 instance x 2 threads are 6 threads on 4 CPUs"
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(UsageError, match="Linux"):
         shared_cpus(None, ServeOptions(workers=2))

@@ -92,6 +92,10 @@ class Plan:
         """
         mine, theirs = to_plain(self), to_plain(begun)
         for name in (field.name for field in fields(self)):
+            if mine[name] != theirs[name] and name in _OPTIONS:
+                why = f"was begun with {_OPTIONS[name]} {theirs[name]}, now {mine[name]}"
+                fix = f"repeat it with {_OPTIONS[name]} {theirs[name]}, or choose another -o"
+                raise DataError(folder / PLAN, why, fix)
             if mine[name] != theirs[name]:
                 why = f"was begun with other {_WORDS.get(name, name)}: {_difference(theirs[name], mine[name])}"
                 fix = "run with what it was begun with, or choose another -o"
@@ -110,7 +114,8 @@ def shards_of(images: int, size: int, suffix: str = "") -> Iterator[Shard]:
         yield Shard(number, start, min(size, images - start), f"part-{number:0{digits}d}{suffix}")
 
 
-_WORDS: Final = {"images_sha256": "images", "layout": "rows", "shard_size": "shard-size", "input": "preparation"}
+_OPTIONS: Final = {"shard_size": "--shard-size", "format": "--format", "batch": "--batch"}
+_WORDS: Final = {"images_sha256": "images", "layout": "rows", "input": "preparation"}
 
 
 def digest_of(names: Sequence[str]) -> str:

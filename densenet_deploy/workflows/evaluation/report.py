@@ -232,7 +232,7 @@ class EvaluateReport(Report, _Figures):
     def _disagreement(self, found: Disagreement) -> str:
         first = f"{self.name_of(found.first)} ({found.first_score:.0%})"
         second = f"{self.name_of(found.second)} ({found.second_score:.0%})"
-        return f"  {printable(found.file)}: {self.name_of(found.truth)}; {first}, the other {second}"
+        return f"  {printable(found.file)}: truth {self.name_of(found.truth)}; this model {first}, the other {second}"
 
 
 def _signed(value: float | None) -> str:

@@ -20,7 +20,7 @@ _DECISION: Final[Mapping[str, Callable[[MeasuredCandidate], str]]] = {
     "precision": lambda one: one.precision,
     "ms per call [95%]": lambda one: one.time,
     "accuracy": lambda one: "" if one.accuracy is None else f"{one.accuracy} of {one.labelled} images",
-    "file size": lambda one: mib(one.file_bytes),
+    "file size": lambda one: one.size,
     "memory": lambda one: "" if not one.memory_bytes else mib(one.memory_bytes),
 }
 

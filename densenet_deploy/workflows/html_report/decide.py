@@ -3,23 +3,29 @@
 Without `tune`, the candidates are the measurements of `benchmark` at its smallest batch. One may be shipped if it is of
 the very file that is there now, missed no gate and, where any accuracy is known, was evaluated and loses at most
 `max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best FP32 model (to the best of
-all, where none is FP32). The error of a regression has a unit and is not limited. Figures of different tasks are not
-compared.
+all, where none is FP32). Files that were measured but are not on the page are candidates that may not be shipped. The
+error of a regression has a unit and is not limited. Figures of different tasks are not compared.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from densenet_deploy.analysis.choice import Accuracy
-from densenet_deploy.artifacts import sha256_of
+from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.workflows.decision import Decision, MeasuredCandidate
-from densenet_deploy.workflows.html_report.load import Material, ModelSummary
+from densenet_deploy.workflows.html_report.load import Material, ModelSummary, same_name
+from densenet_deploy.workflows.html_report.page import PROGRAM
 from densenet_deploy.workflows.tune.report import Choice, TuneReport
+
+_NOT_EVALUATED: Final = "not evaluated"
+_NOT_GIVEN: Final = "not among the models of this page"
 
 
 @dataclass(frozen=True)
@@ -77,40 +83,43 @@ def _measured(material: Material) -> tuple[list[MeasuredCandidate], list[str]]:
     if not usable:
         return [], []
     first = min(usable, key=lambda one: one.batch)
-    alike = [pair for pair in pairs if (pair[1].batch, pair[1].scenario) == (first.batch, first.scenario)]
-    found = [_candidate(model, one, material) for model, one in alike]
+    alike = [one for one in material.results if (one.batch, one.scenario) == (first.batch, first.scenario)]
+    found = [_candidate(one, material) for one in alike]
     kinds = sorted({one.accuracy.name for one in found if one.accuracy is not None})
     if len(kinds) > 1:
         found = [replace(one, accuracy=None) for one in found]
-        return found, [
-            f"The models were judged by different figures ({', '.join(kinds)}), so accuracy was not considered."
-        ]
+        judged = f"The models were judged by different figures ({', '.join(kinds)}), so accuracy was not considered."
+        return found, [judged, *_left_out(found, material)]
     counts = {one.labelled for one in found if one.accuracy is not None}
     notes = ["The accuracies were measured on different numbers of images."] if len(counts) > 1 else []
-    return _limited(found, material.sources.max_drop), notes
+    limited = _limited(found, material.sources.max_drop)
+    return limited, [*notes, *_left_out(limited, material)]
 
 
-def _candidate(model: ModelSummary, measured: Measurement, material: Material) -> MeasuredCandidate:
-    accuracy, labelled = material.accuracy_of(model)
+def _candidate(measured: Measurement, material: Material) -> MeasuredCandidate:
+    model = material.model_called(measured.model)
+    accuracy, labelled = material.accuracy_of(measured.model)
     missed = [one.report for one in material.validations if one.report.passed is False]
     refused = ""
-    if material.is_stale(measured):
+    if model is None:
+        refused = _NOT_GIVEN if accuracy is not None or not material.evaluations else _NOT_EVALUATED
+    elif material.is_stale(measured):
         refused = "the file has changed since"
     elif any(model.is_called(file_of(one.candidate)) for one in missed):
         refused = "missed a gate"
     return MeasuredCandidate(
-        model=model.name,
+        model=Path(measured.model).name if model is None else model.name,
         precision=measured.precision,
         backend=measured.backend,
         threads=measured.threads,
         batch=measured.batch,
         latency_ms=measured.median_ms,
         interval_ms=measured.interval_ms,
-        file_bytes=model.bytes,
+        file_bytes=None if model is None else model.bytes,
         memory_bytes=measured.peak_memory_bytes,
         accuracy=accuracy,
         labelled=labelled,
-        is_given=model.precision == "fp32" and not refused,
+        is_given=model is not None and model.precision == "fp32" and not refused,
         refused=refused,
     )
 
@@ -123,11 +132,34 @@ def _limited(found: Sequence[MeasuredCandidate], max_drop: float) -> list[Measur
     for one in with_drops(found):
         why = one.refused
         if not why and one.accuracy is None:
-            why = "accuracy unknown"
+            why = _NOT_EVALUATED
         elif not why and one.drop_points is not None and one.drop_points > max_drop + 1e-9:
             why = f"loses more than {points(max_drop)}"
         limited.append(replace(one, refused=why))
     return limited
+
+
+def _left_out(found: Sequence[MeasuredCandidate], material: Material) -> list[str]:
+    """What was measured but not evaluated or not given, or evaluated but not measured, and what to do about it."""
+    sentences, paths = [], {Path(one.model).name: one.model for one in material.results}
+    slowest_first = sorted(found, key=lambda one: -one.latency_ms)
+    for one in {one.model: one for one in slowest_first}.values():
+        if one.refused == _NOT_EVALUATED:
+            run = _line("evaluate", paths.get(one.model, one.model), "--data", "FOLDER")
+            sentences.append(f"{one.model} was measured ({milliseconds(one.latency_ms)} ms) but not evaluated, {run}.")
+        elif one.refused == _NOT_GIVEN:
+            measured = f"{one.model} was measured ({milliseconds(one.latency_ms)} ms)"
+            sentences.append(f"{measured}, but is not among the models of this page, so it was not considered.")
+    for path, known in {one.model: one.accuracy for one in material.evaluated}.items():
+        if not any(same_name(path, measured.model) for measured in material.results):
+            shown = "" if known is None else f" ({known})"
+            sentences.append(f"{Path(path).name} was evaluated{shown} but not measured, {_line('benchmark', path)}.")
+    return sentences
+
+
+def _line(command: str, *arguments: str) -> str:
+    line = shlex.join([PROGRAM, command, *arguments, "--json"])
+    return f"so it was not considered: run `{line}`, and give its output to report with the file"
 
 
 def with_drops(found: Sequence[MeasuredCandidate]) -> list[MeasuredCandidate]:
@@ -162,9 +194,6 @@ def _about_accuracy(decision: Decision) -> list[str]:
         cautions.append(f"Its answers are worse than those of the FP32 file: {decision.headline[-1]}.")
     if chosen.accuracy.metric.is_error:
         cautions.append("No limit applies to the error of a regression: judge it by the table.")
-    unknown = dict.fromkeys(one.model for one in decision.candidates if one.accuracy is None)
-    if unknown:
-        cautions.append(f"Not considered, since their {chosen.accuracy.name} is unknown: {', '.join(unknown)}.")
     return cautions
 
 
@@ -202,8 +231,9 @@ def _of_tune(report: TuneReport, material: Material) -> Advice:
         (why,) = _sentences([report.reason])
         return Advice(decision, tuple(_sentences(report.notes)), why, machine=report.machine)
     model = material.model_called(str(trial.model))
-    path = model.path if model is not None else next(filter(Path.is_file, (trial.model, trial.path)), None)
-    about = (*_about_file(trial, model, path), *_about_accuracy(decision))
+    shown = model or material.shipped
+    path = None if shown is None else shown.path
+    about = (*_about_file(trial, model, shown), *_about_accuracy(decision), *_about_unknown(decision))
     unlimited = decision.is_worse and report.limits.max_drop is None
     missing = ["tune was given no --max-drop, so no loss of accuracy was too large for it."] if unlimited else []
     cautions = _unique(*about, *missing, *_sentences(report.notes))
@@ -215,7 +245,7 @@ def _with_evaluations(decision: Decision, material: Material) -> Decision:
 
     def known(one: MeasuredCandidate) -> tuple[Accuracy | None, int]:
         model = material.model_called(one.model)
-        return (None, 0) if model is None else material.accuracy_of(model)
+        return (None, 0) if model is None else material.accuracy_of(model.name)
 
     if any(one.accuracy is not None for one in decision.candidates):
         return decision
@@ -229,10 +259,19 @@ def _with_evaluations(decision: Decision, material: Material) -> Decision:
     return replace(decision, candidates=tuple(with_drops(found)))
 
 
-def _about_file(trial: Choice, model: ModelSummary | None, path: Path | None) -> list[str]:
+def _about_unknown(decision: Decision) -> list[str]:
+    chosen = decision.chosen
+    if chosen is None or chosen.accuracy is None:
+        return []
+    unknown = dict.fromkeys(one.model for one in decision.candidates if one.accuracy is None)
+    why = f"Not considered, since their {chosen.accuracy.name} is unknown: {', '.join(unknown)}."
+    return [why] if unknown else []
+
+
+def _about_file(trial: Choice, model: ModelSummary | None, shown: ModelSummary | None) -> list[str]:
     cautions = [] if model is None else _sentences(model.notes)
-    if path is None:
+    if shown is None:
         cautions.append(f"{trial.model} is not on this machine, so it was not compared with the file that was tuned.")
-    elif trial.sha256 != (sha256_of(path) if model is None else model.sha256):
+    elif trial.sha256 != shown.sha256:
         cautions.append("The file has changed since it was tuned: its SHA-256 differs. Tune again.")
     return cautions

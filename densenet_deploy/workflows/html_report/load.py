@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -212,12 +213,17 @@ class ModelSummary:
 
     def is_called(self, name: str) -> bool:
         """Whether a report that names a model `name` is about this one: folders may differ, the file name may not."""
-        return Path(name).name in (self.name, self.alias or self.name)
+        return any(same_name(name, own) for own in (self.name, self.alias) if own)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two reports mean the same file: folders may differ, the file name may not."""
+    return Path(one).name == Path(other).name
 
 
 @dataclass(frozen=True)
 class Material:
-    """The sources, read."""
+    """The sources, read; `shipped` is the file that the last `tune` chose, if it is here and not among the models."""
 
     sources: ReportSources
     models: tuple[ModelSummary, ...]
@@ -229,6 +235,7 @@ class Material:
     tunings: tuple[Loaded[TuneReport], ...] = ()
     inputs: tuple[FileFacts, ...] = field(default=())
     earlier: Earlier | None = None
+    shipped: ModelSummary | None = None
 
     @property
     def results(self) -> tuple[Measurement, ...]:
@@ -250,16 +257,22 @@ class Material:
         """Return the model that a report calls `name`, if it is one of these."""
         return next((model for model in self.models if model.is_called(name)), None)
 
-    def evaluation_of(self, model: ModelSummary) -> EvaluateReport | None:
-        """The last evaluation of `model`, if there is one: as a model of its own, else as that of `--against`."""
-        own = [loaded.report for loaded in reversed(self.evaluations)]
-        seconds = (report.second for report in own)
-        found = (report for report in (*own, *seconds) if report is not None)
-        return next((report for report in found if model.is_called(report.model)), None)
+    @property
+    def shown(self) -> tuple[ModelSummary, ...]:
+        """The models, and the file to ship where it is another one."""
+        return (*self.models, *(() if self.shipped is None else (self.shipped,)))
 
-    def accuracy_of(self, model: ModelSummary) -> tuple[Accuracy | None, int]:
-        """The main figure of the task of `model` as `evaluate` found it, and on how many images."""
-        found = self.evaluation_of(model)
+    @property
+    def evaluated(self) -> list[EvaluateReport]:
+        """The last evaluation first: those of models of their own, then those of `--against`."""
+        own = [loaded.report for loaded in reversed(self.evaluations)]
+        return [*own, *(one.second for one in own if one.second is not None)]
+
+    def accuracy_of(self, name: str) -> tuple[Accuracy | None, int]:
+        """The main figure of the model that reports call `name` as `evaluate` found it, and on how many images."""
+        model = self.model_called(name)
+        is_same = functools.partial(same_name, name) if model is None else model.is_called
+        found = next((one for one in self.evaluated if is_same(one.model)), None)
         return (None, 0) if found is None else (found.accuracy, found.count)
 
     def is_stale(self, result: Measurement) -> bool:
@@ -290,7 +303,8 @@ def load_material(sources: ReportSources, folder: Path = Path(), listener: Liste
         None if sources.against is None else Earlier.read(Path(sources.against)),
     )
     listener("reading models")
-    return dataclasses.replace(read, models=_summaries(sources, folder))
+    read = dataclasses.replace(read, models=_summaries(sources, folder))
+    return dataclasses.replace(read, shipped=_shipped(read))
 
 
 def _read(kind: type[R], reports: Iterable[StrPath | R]) -> tuple[Loaded[R], ...]:
@@ -305,6 +319,19 @@ def _summaries(sources: ReportSources, folder: Path) -> tuple[ModelSummary, ...]
     if repeated:  # reports could not tell them apart
         raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
     return tuple(_summary(model, folder) for model in sources.models)
+
+
+def _shipped(material: Material) -> ModelSummary | None:
+    trial = material.tunings[-1].report.chosen if material.tunings else None
+    if trial is None or material.model_called(str(trial.model)) is not None:
+        return None
+    path = next(filter(Path.is_file, (trial.model, trial.path)), None)
+    if path is None:
+        return None
+    try:
+        return _look(path)
+    except DensenetDeployError as exc:  # another file by now: its hash says so
+        return ModelSummary("unknown", "unknown", (FileFacts.of(path),), evidence=printable(exc))
 
 
 def _file_of(model: StrPath | Model) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from densenet_deploy.analysis.plots.sqnr import SensitivityData
+from densenet_deploy.errors import counted
 from densenet_deploy.manifest import Manifest, sides
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Cell, Table, number_cell, percent, table_of, text_cell
@@ -85,7 +86,7 @@ def _layers_apart(validation: ComparisonReport) -> list[Block]:
     name, layers = file_of(validation.candidate).rpartition("/")[2], validation.worst_layers
     diverges = f"; the first to miss a gate is {validation.first_divergence}" if validation.first_divergence else ""
     found = table_of(
-        f"The {len(layers)} layers of {name} that differ most from the reference{diverges}",
+        f"The {counted(len(layers), 'layer')} of {name} that differ most from the reference{diverges}",
         layers,
         {
             "layer": lambda layer: text_cell(layer.name),
@@ -155,7 +156,7 @@ def precision_section(material: Material) -> Section:
 
     found = table_of(
         "Precision",
-        material.models,
+        material.shown,
         {
             "model": lambda model: text_cell(model.name),
             "precision": lambda model: text_cell(model.precision),
@@ -166,20 +167,20 @@ def precision_section(material: Material) -> Section:
             "source": lambda model: text_cell(model.evidence),
         },
     )
-    layers = [_layers(model) for model in material.models if model.layers]
-    return Section("precision", "Precision of each layer", lead, [found, *layers])
+    layers = [_layers(model) for model in material.shown if model.layers]
+    return Section("precision", "Precision of each layer", lead, [found, *layers, *_absent(material)])
 
 
 def _layers(model: ModelSummary) -> Table:
     return table_of(
-        f"Layers of {model.name}",
+        "Convolutions and matrix products",
         model.layers,
         {
             "layer": lambda layer: text_cell(layer.name, code=True),
             "operator": lambda layer: text_cell(layer.operator),
             "computes in": lambda layer: text_cell(layer.precision),
         },
-        f"All {len(model.layers)} layers of {model.name}",
+        f"All {counted(len(model.layers), 'layer')} of {model.name}",
     )
 
 
@@ -198,10 +199,21 @@ def network_section(material: Material, figures: Figures) -> Section:
 def provenance_section(material: Material, page: Path) -> Section:
     """Hashes of all files, and the facts that the models carry."""
     lead = "The SHA-256 of every file that this page is about, and what the models record about themselves."
-    blocks: list[Block] = [_files("Models", page, [file for model in material.models for file in model.files])]
+    blocks: list[Block] = [_files("Models", page, [file for model in material.shown for file in model.files])]
+    blocks += _absent(material)
     if material.inputs:
         blocks.append(_files("Reports behind this page", page, material.inputs))
-    return Section("provenance", "Provenance", lead, [*blocks, *_origins(material.models)])
+    return Section("provenance", "Provenance", lead, [*blocks, *_origins(material.shown)])
+
+
+def _absent(material: Material) -> list[Block]:
+    """A remark on the file to ship where it is not here."""
+    chosen = material.tunings[-1].report.chosen if material.tunings else None
+    if chosen is None or any(model.is_called(str(chosen.model)) for model in material.shown):
+        return []
+    return remarks(
+        [f"{chosen.model}, the file to ship, is not on this machine; tune recorded SHA-256 {chosen.sha256}."]
+    )
 
 
 def _files(caption: str, page: Path, files: Sequence[FileFacts]) -> Table:

@@ -98,12 +98,12 @@ def _answers(advice: Advice, chosen: MeasuredCandidate, out: Path) -> list[tuple
     faster, smaller, lost = decision.headline or ("", "", "")
     known = None if baseline is chosen else baseline
     was = "" if known is None else f", was {known.time}"
-    size = "" if known is None else f", was {mib(known.file_bytes)}"
+    size = "" if known is None else f", was {known.size}"
     memory = f"; the process takes {mib(chosen.memory_bytes)}" if chosen.memory_bytes else ""
     answers = [
         ("Which file", chosen.model if advice.path is None else from_page(advice.path, out), chosen.precision),
         ("How fast", faster or f"{milliseconds(chosen.latency_ms)} ms", f"{chosen.time} ms per call{was}"),
-        ("How small", smaller or mib(chosen.file_bytes), f"{mib(chosen.file_bytes)}{size}{memory}"),
+        ("How small", smaller or chosen.size, f"{chosen.size}{size}{memory}"),
         ("What is lost", lost or _own_accuracy(chosen), _accuracies(chosen, known)),
     ]
     machine = advice.machine

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import GateError, UnknownNameError
+from densenet_deploy.errors import GateError, UnknownNameError, counted
 from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, compare_outputs
@@ -85,10 +85,11 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
     def to_text(self) -> str:
         """Return lines for people."""
         kept = f": {', '.join(self.float_layers)}" if self.float_layers else ""
+        images = counted(self.calibrated_on, "image")
         return "\n".join(
             [
                 *wrote(self.onnx),
-                line("recipe", f"{self.recipe}, {self.weight_bits}-bit weights, {self.calibrated_on} images"),
+                line("recipe", f"{self.recipe}, {self.weight_bits}-bit weights, {images}"),
                 line("layers", f"{self.layers_int8} in INT8, {self.layers_float} float{kept}"),
                 line("checked", self._unasked()),
                 *([line("input", self.input)] if self.input is not None else []),
@@ -226,7 +227,8 @@ def _chosen_layers(
         if options.max_drop is not None or options.min_sqnr is not None:
             found, judgement = layers_for_accuracy(trials, options, calibration)
             float_layers |= set(found.float_layers)
-            notes.append(f"accuracy: {len(found.float_layers)} layers stay float, found in {found.trials} trials")
+            kept, took = counted(len(found.float_layers), "float layer"), counted(found.trials, "trial")
+            notes.append(f"accuracy: {kept}, found in {took}")
             notes += judgement
         elif trials.runs_here:
             float_layers, behind = layers_behind_baseline(trials, float_layers)

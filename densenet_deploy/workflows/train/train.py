@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from densenet_deploy.artifacts import StrPath
-from densenet_deploy.errors import GateError, UsageError
+from densenet_deploy.errors import GateError, UsageError, counted
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import InputDescription, Model
 from densenet_deploy.packages import require_packages
@@ -264,7 +264,7 @@ class _Run:
     def _machine(self) -> str:
         import torch
 
-        return f"{self.processes.device.type} with {torch.get_num_threads()} threads"
+        return f"{self.processes.device.type} with {counted(torch.get_num_threads(), 'thread')}"
 
     def _notes_on(self, old: TrainingState | None, shards: int, *, resume: bool) -> list[str]:
         notes = []

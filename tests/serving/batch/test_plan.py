@@ -49,9 +49,9 @@ def test_a_plan_reads_itself_back(tmp_path: Path):
     [
         ({"images": 11}, "other images: 10 then, 11 now"),
         ({"images_sha256": digest_of(["0.png"])}, "other images"),
-        ({"shard_size": 5}, "other shard-size: 4 then, 5 now"),
-        ({"batch": 4}, "other batch: 3 then, 4 now"),
-        ({"format": "jsonl"}, "other format: csv then, jsonl now"),
+        ({"shard_size": 5}, "was begun with --shard-size 4, now 5"),
+        ({"batch": 4}, "was begun with --batch 3, now 4"),
+        ({"format": "jsonl"}, "was begun with --format csv, now jsonl"),
         ({"layout": RowLayout("multiclass", ("cat", "dog"), 1)}, "other rows: top_k 2 then, 1 now"),
         ({"model": {**PLAN.model, "version": "1.30.0"}}, "other model: version 1.29.0 then, 1.30.0 now"),
         ({"input": {"shape": [3, 64, 64]}}, "other preparation"),
@@ -62,6 +62,12 @@ def test_what_differs_from_the_plan_that_was_begun_is_named(change, words, tmp_p
         dataclasses.replace(PLAN, **change).require_same(PLAN, tmp_path)
     assert caught.value.subject == str(tmp_path / "_plan.json")
     assert words in caught.value.why
+
+
+def test_the_fix_is_the_option_that_the_job_was_begun_with(tmp_path):
+    with pytest.raises(DataError) as caught:
+        dataclasses.replace(PLAN, batch=4).require_same(PLAN, tmp_path)
+    assert caught.value.fix == "repeat it with --batch 3, or choose another -o"
 
 
 def test_a_digest_depends_on_names_and_their_order():

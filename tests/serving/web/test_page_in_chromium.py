@@ -40,10 +40,11 @@ ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-
 
 @dataclass
 class Host:
-    """A web server for a folder, as simple as those of static hosts, or with more headers."""
+    """A web server for a folder, as simple as those of static hosts, with more headers, or holding the model back."""
 
     folder: Path
     headers: dict[str, str] = field(default_factory=dict)
+    sends_model: threading.Event | None = None
 
     def __enter__(self) -> Host:
         host = self
@@ -53,6 +54,11 @@ class Host:
                 for name, value in host.headers.items():
                     self.send_header(name, value)
                 super().end_headers()
+
+            def do_GET(self) -> None:
+                if host.sends_model is not None and self.path.endswith("model.onnx"):
+                    host.sends_model.wait(60)
+                super().do_GET()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -313,6 +319,22 @@ def test_where_a_browser_may_change_colors_it_says_so(site: Path, tab: Tab) -> N
         assert give(tab, files["PNG"].getvalue())["notes"] == ["transparency is dropped"]
         (note,) = give(tab, files["WEBP"].getvalue())["notes"]
         assert "may have changed colors" in note
+
+
+def test_an_image_that_comes_before_the_model_waits_and_is_answered(site: Path, tab: Tab) -> None:
+    data = next((DIGITS / "held_out").glob("3/*.png")).read_bytes()
+    status = "document.getElementById('status').textContent"
+    sends = threading.Event()
+    with Host(site, sends_model=sends) as host:
+        try:
+            tab.open(host.url, 1280)
+            tab.run(f"document.getElementById('file').files = ({transfer(data, 'x.png')}).files; true")
+            tab.run("document.getElementById('file').dispatchEvent(new Event('change'))")
+            assert tab.run(status).endswith("; the image is waiting for the model")
+        finally:
+            sends.set()
+        tab.wait("document.body.dataset.answered === '1'")
+        assert len(shown(tab)["scores"]) == 5
 
 
 def test_what_is_not_an_image_is_refused_and_the_page_goes_on(site: Path, tab: Tab) -> None:

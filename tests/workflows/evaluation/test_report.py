@@ -156,7 +156,7 @@ def test_multiclass_in_words():
         "most frequent confusions: cat as dog (1)",
         "12.3 images/s, including decoding (onnxruntime, cpu, fp32)",
         "against b.onnx: top-1 50.00%, 66.67% agreement, only one is right: 1 (this model), 0 (the other)",
-        "  x/1.png: cat; cat (90%), the other dog (60%)",
+        "  x/1.png: truth cat; this model cat (90%), the other dog (60%)",
     ]
 
 

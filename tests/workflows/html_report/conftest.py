@@ -85,7 +85,7 @@ def parity(sqnr_db: float = 43.21) -> dict[str, Any]:
 
 def validation(reference: Path, candidate: Path, *, passed: bool = True) -> dict[str, Any]:
     ran = ": openvino 2026.0, CPU, cpu, int8, 2 threads"
-    on = ": onnxruntime 1.31, CPUExecutionProvider, cpu, fp32, 1 threads"
+    on = ": onnxruntime 1.31, CPUExecutionProvider, cpu, fp32, 1 thread"
     return ComparisonReport(
         reference=f"{reference}{on}",
         candidate=f"{candidate}{ran}",

@@ -66,7 +66,43 @@ def test_what_was_not_evaluated_is_not_chosen(reports: ReportFolder) -> None:
     (slow, _) = reports.evaluated(0.9, 0.9)
     choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(slow,)))
     assert choice.model == "slow.onnx"
-    assert any("Not considered" in caution and "fast.onnx" in caution for caution in choice.cautions)
+    (said,) = [caution for caution in choice.cautions if caution.startswith("fast.onnx")]
+    line = f"densenet-deploy evaluate {reports.fast} --data FOLDER --json"
+    why = "fast.onnx was measured (2.00 ms) but not evaluated, so it was not considered"
+    assert said.startswith(f"{why}: run `{line}`")
+    assert "fast.onnx on openvino, 2 threads (2.0 × faster; not evaluated)" in choice.decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("is_evaluated", "why"), [(False, "not evaluated"), (True, "not among the models of this page")]
+)
+def test_a_faster_file_that_is_not_on_the_page_is_named(reports: ReportFolder, is_evaluated: bool, why: str) -> None:
+    benchmark = reports.benchmark(
+        result(reports.slow, 4.0, reports.hash(reports.slow)),
+        result("models/other.onnx", 2.5, "0" * 64, threads=1),
+        result("models/other.onnx", 2.0, "0" * 64),
+    )
+    evaluations = [reports.evaluated(0.9, 0.9)[0]]
+    if is_evaluated:
+        evaluations.append(reports.write("other.json", evaluation("other.onnx", 0.9)))
+    sources = ReportSources((reports.slow,), benchmarks=(benchmark,), evaluations=tuple(evaluations))
+    choice = decided(sources)
+    assert (choice.model, [one.file_bytes for one in choice.decision.candidates][:2]) == ("slow.onnx", [None, None])
+    assert f"Not considered: other.onnx on openvino, 2 threads (2.0 × faster; {why})." in choice.decision.sentence
+    (said,) = [caution for caution in choice.cautions if caution.startswith("other.onnx")]
+    assert said.startswith("other.onnx was measured (2.00 ms)")
+    assert ("evaluate models/other.onnx --data FOLDER" in said) is not is_evaluated
+
+
+def test_a_file_that_was_evaluated_but_not_measured_is_named(reports: ReportFolder) -> None:
+    benchmark = reports.benchmark(result(reports.slow, 4.0, reports.hash(reports.slow)))
+    choice = decided(reports.sources(benchmarks=(benchmark,), evaluations=reports.evaluated(0.9, 0.905)))
+    (said,) = [caution for caution in choice.cautions if "not measured" in caution]
+    line = f"densenet-deploy benchmark {reports.fast} --json"
+    why = "fast.onnx was evaluated (top-1 90.50%) but not measured, so it was not considered"
+    assert said.startswith(f"{why}: run `{line}`")
+    everything = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=reports.evaluated(0.9, 0.905)))
+    assert not any("not considered" in caution for caution in everything.cautions)
 
 
 @pytest.mark.parametrize(("top1", "chosen"), [(0.895, "fast.onnx"), (0.88, "slow.onnx")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +12,16 @@ from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import Cell, Table, number_cell, time_cell
 from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.html_report.figures import Figures
-from densenet_deploy.workflows.html_report.load import load_material
-from densenet_deploy.workflows.html_report.model_sections import parity_section, sqnr_cell
+from densenet_deploy.workflows.html_report.load import Material, ReportSources, load_material
+from densenet_deploy.workflows.html_report.model_sections import (
+    parity_section,
+    precision_section,
+    provenance_section,
+    sqnr_cell,
+)
 from densenet_deploy.workflows.html_report.page import Remarks
 from tests.workflows.html_report.conftest import ReportFolder, parity, validation
+from tests.workflows.html_report.test_decide import trial, tuned
 
 
 def parity_blocks(reports: ReportFolder, **changes: object) -> list[object]:
@@ -50,7 +57,7 @@ def test_a_column_that_says_nothing_is_left_out(reports: ReportFolder) -> None:
 
 def test_the_layers_that_differ_most_are_listed_or_the_notes_say_why_not(reports: ReportFolder) -> None:
     _, layers, *_ = parity_blocks(reports, first_divergence="features.conv0")
-    assert "1 layers of fast.onnx" in layers.caption
+    assert "1 layer of fast.onnx" in layers.caption
     assert layers.caption.endswith("the first to miss a gate is features.conv0")
     _, notes, *_ = parity_blocks(reports, worst_layers=(), notes=("layers were not compared",))
     assert isinstance(notes, Remarks)
@@ -64,3 +71,35 @@ def test_numbers_that_are_unknown_or_infinite_have_cells() -> None:
     assert sqnr_cell(known).text == "40.0"
     assert time_cell(2.0, (1.0, 3.0), 4.0) == Cell("2.00 [1.00, 3.00]", 2.0, (0.25, 0.5, 0.75))
     assert time_cell(2.0, None) == Cell("2.00", 2.0)
+
+
+def tuned_for(reports: ReportFolder, path: Path) -> Material:
+    chosen = trial(reports, model=path, sha256="ab" * 32)
+    return load_material(ReportSources((reports.slow,), tunings=(tuned(reports, chosen=chosen),)))
+
+
+def test_the_file_that_tune_made_is_listed_with_its_hash_and_its_layers(reports: ReportFolder) -> None:
+    made = reports.folder / "made.onnx"
+    made.write_bytes(reports.slow.read_bytes())
+    material = tuned_for(reports, made)
+    precision, files = precision_section(material), provenance_section(material, reports.folder / "page.html").blocks[0]
+    assert [row[0].text for row in precision.blocks[0].rows] == ["slow.onnx", "made.onnx"]
+    assert precision.blocks[2].folded.endswith("of made.onnx")
+    assert [(row[0].text, row[2].text) for row in files.rows][1] == ("made.onnx", reports.hash(made))
+    assert not any(isinstance(one, Remarks) for one in precision.blocks)
+
+
+def test_a_file_that_was_tuned_and_cannot_be_read_is_listed_with_its_hash_alone(reports: ReportFolder) -> None:
+    other = reports.folder / "made.onnx"
+    other.write_bytes(b"another model")
+    material = tuned_for(reports, other)
+    assert [row[1].text for row in precision_section(material).blocks[0].rows][1] == "unknown"
+    assert material.shown[1].sha256 == reports.hash(other)
+
+
+def test_a_file_to_ship_that_is_not_here_is_named_with_the_hash_that_tune_recorded(reports: ReportFolder) -> None:
+    material = tuned_for(reports, Path("elsewhere/made.onnx"))
+    for section in (precision_section(material), provenance_section(material, reports.folder / "page.html")):
+        (said,) = [sentence for one in section.blocks if isinstance(one, Remarks) for sentence in one.sentences]
+        assert said.startswith("elsewhere/made.onnx, the file to ship, is not on this machine")
+        assert "ab" * 32 in said

@@ -13,7 +13,7 @@ from densenet_deploy.analysis.cost import model_cost
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.plot import draw, rendered
 from densenet_deploy.errors import MissingPackageError
-from densenet_deploy.reports import Cell, Table
+from densenet_deploy.reports import Cell, Table, text_cell
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.html_report.page import (
     MOST_ROWS,
@@ -99,6 +99,16 @@ def test_an_inline_figure_is_one_element_with_a_label_for_screen_readers() -> No
     assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "a caption")
     assert root.get("viewBox")
     assert root.get("width") is None, "the page says how wide"
+
+
+def test_a_caption_that_repeats_the_heading_is_for_screen_readers_alone() -> None:
+    def caption(title: str) -> str:
+        page = page_with(Table("Precision", ["a"], [[text_cell("b")]]))
+        section = dataclasses.replace(page.sections[0], title=title)
+        return render(dataclasses.replace(page, sections=[section])).decode()
+
+    assert '<caption class="repeated">Precision</caption>' in caption("Precision of each layer")
+    assert "<caption>Precision</caption>" in caption("Of each layer")
 
 
 def test_equal_pages_are_equal_bytes_and_another_is_not() -> None:

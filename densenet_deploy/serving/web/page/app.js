@@ -6,6 +6,7 @@ const ANNOUNCED_EVERY_MS = 3000;  // of a camera, so that a screen reader can fi
 const at = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (element) => [element.id, element]));
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 let facts = null, isReady = false, newest = 0, photoUrl = "", stream = null, wait = null, announced = { text: "", ms: 0 };
+let loading = "Loading";
 
 at.unstarted.remove();
 worker.onmessage = ({ data }) => HANDLERS[data.type](data);
@@ -35,8 +36,8 @@ const HANDLERS = {
   },
   progress({ loaded, total }) {
     at.progress.value = loaded / total;
-    at.status.textContent = `Loading ${megabytes(loaded)} of ${megabytes(total)}`;
-    if (loaded === total) at.status.textContent = "Preparing the model";
+    loading = loaded === total ? "Preparing the model" : `Loading ${megabytes(loaded)} of ${megabytes(total)}`;
+    showLoading();
   },
   ready({ threads, difference }) {
     isReady = true;
@@ -48,7 +49,7 @@ const HANDLERS = {
     }
     showDetails();
     showNotes([]);
-    document.body.dataset.state = "ready";
+    document.body.dataset.state = newest === 0 ? "ready" : "working";
     if (newest === 0) say("Ready for an image");
     keepForOffline();
   },
@@ -82,8 +83,14 @@ function take(files) {
 function ask(image, transfer = []) {
   newest += 1;
   worker.postMessage({ id: newest, image }, transfer);
+  if (!isReady) showLoading();
   if (isReady && !stream) document.body.dataset.state = "working";
   return newest;
+}
+
+/** Say what is being loaded, and that an image which came before the model will be answered. */
+function showLoading() {
+  at.status.textContent = newest === 0 ? loading : `${loading}; the image is waiting for the model`;
 }
 
 async function startCamera() {
