@@ -21,6 +21,7 @@ NUMBER = re.compile(
 MEASURED = "docs/reference/benchmarks.md"
 ROUNDS = f"{PACKAGE}/bench/rounds.py"
 HELD = {
+    ("README.md", "20 dB"): (f"{PACKAGE}/parity/compare.py", "10 log₁₀(Σr² / Σ(r − c)²)"),
     ("README.md", "0.2 ms"): (MEASURED, "| onnxruntime | densenet121 | 1 | 19.44 ms | 101 [55, 144] µs |"),
     ("concepts/compress.md", "512 MiB"): (f"{PACKAGE}/pruning/reconstruction.py", "STATE_BYTES: Final = 512 * 2**20"),
     ("concepts/int8.md", "95 %"): (ROUNDS, "_TAILS: Final = (2.5, 97.5)"),
