@@ -144,7 +144,7 @@ SPECS = st.builds(
 
 @holds_for(
     few=2,
-    many=40,
+    many=15,
     shrink=False,
     spec=SPECS,
     more=st.tuples(st.integers(0, 20), st.integers(0, 20)),

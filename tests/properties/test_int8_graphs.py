@@ -34,7 +34,7 @@ def _named(model: ir.Model) -> ir.Model:
 
 @holds_for(
     few=40,
-    many=1000,
+    many=400,
     proto=dense_graphs(),
     recipe=RECIPES,
     equalize=st.booleans(),
