@@ -115,7 +115,7 @@ def test_parity_sensitivity_and_calibration_are_those_found(page: Reading) -> No
     (row,) = page.table("Parity of outputs")[1:]
     assert row[:8] == ["fast.onnx", "slow.onnx", "43.2", "31.5", "0.987654", "0.123", "75.00%", "passed"]
     assert row[8:] == ["openvino 2026.0, cpu, int8", "onnxruntime 1.31, cpu, fp32"]
-    assert page.table("The 1 layers of fast.onnx")[1] == ["features.norm0", "12.3", "0.987654", "0.123"]
+    assert page.table("The 1 layer of fast.onnx")[1] == ["features.norm0", "12.3", "0.987654", "0.123"]
     assert page.table("slow.onnx, recipe openvino")[1] == ["features.conv0", "51.2", "33.5", "3.2", "–"]
     (row,) = page.table("Calibration of each model")[1:]
     assert row == ["fast.onnx", "77", "openvino", "7", "8", "1", "43.2", "not measured"]
