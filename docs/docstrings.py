@@ -33,7 +33,7 @@ class Docstring:
         return " ".join(self.text.split("\n\n")[0].split())
 
     def items(self, section: str) -> list[tuple[str, str]]:
-        r"""Return the names in a section and what is said of them, in one line; none where there is no such section.
+        r"""Return the names in a section and what is said of them, in one line; none without that section.
 
         >>> Docstring("", {"Args": "    side: pixels,\n        at least 32.\n"}).items("Args")
         [('side', 'pixels, at least 32')]

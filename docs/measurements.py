@@ -133,7 +133,7 @@ def _db_and_top1(one: Mapping[str, Any] | None) -> tuple[str, str]:
 
 def _calibration(whole: Any) -> str:
     rows = [
-        (one["tool"], one["pictures"], f"{one['seconds']:.0f}", f"{one['peak_memory_bytes'] / _MIB:.0f} MiB")
+        (one["tool"], one["images"], f"{one['seconds']:.0f}", f"{one['peak_memory_bytes'] / _MIB:.0f} MiB")
         for one in whole["results"]["calibration"]
     ]
     return _table(("", "images", "seconds", "peak memory"), rows)

@@ -83,7 +83,7 @@ def test_what_pip_is_told_to_install_is_there_to_be_installed():
     ]
     packages = [word.strip("'") for word in named if not word.startswith("-")]
     assert len(packages) > 8
-    allowed = re.compile(r"uv|\.\[[\w,-]+\]|(/tmp/|dist/)?densenet_deploy-[\d.]+-py3-none-any\.whl\[[\w,-]+\]")
+    allowed = re.compile(r"uv|\.\[[\w,-]+\]|(\./|dist/)?densenet_deploy-[\d.]+-py3-none-any\.whl\[[\w,-]+\]")
     assert [package for package in packages if not allowed.fullmatch(package)] == []
 
 

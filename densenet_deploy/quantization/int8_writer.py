@@ -66,7 +66,7 @@ class Int8File:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """A graph that is written in INT8, and what corrects its outputs: nothing where there are no samples."""
+    """A graph that is written in INT8, and what corrects its outputs: nothing without samples."""
 
     graph: ir.Model
     samples: Sequence[Array] = ()
