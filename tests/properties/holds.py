@@ -4,19 +4,25 @@
     def test_text_is_kept(text: str) -> None: ...
 
 `pytest -m slow --times 20` draws twenty times as many, other ones each time: new faults are looked for there, so that a
-change is judged by inputs that do not change. Parameters that are not strategies are fixtures, set up once for all
-inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how to repeat it.
+change is judged by inputs that do not change: Hypothesis would also draw the numbers that stand in the code of whatever
+modules are imported so far, which differ from process to process. Parameters that are not strategies are fixtures, set
+up once for all inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how to repeat it.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
+
+_NO_CONSTANTS = copy.deepcopy(providers._local_constants)
+providers._get_local_constants = lambda: _NO_CONSTANTS
 
 _LONGEST_SECONDS = 6 * 3600
 QUIET = tuple(check for check in HealthCheck if check not in (HealthCheck.filter_too_much,))

@@ -172,7 +172,7 @@ class _Writer:
         if given is None or target is None:
             return False
         if relu is not None and target.zero_point != 0:  # a segment of a bus: clamp first, requantize later
-            target = unsigned(target.scale * 127)
+            target = unsigned(target.highest)
         quantized = self._form(source, given)
         name = f"{result.name}:codes"
         self._set_form(result, target, self._convolve(name, quantized, given, target, weights, group, bias, attributes))

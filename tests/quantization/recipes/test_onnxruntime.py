@@ -405,6 +405,14 @@ def test_quantized_forms_are_recorded_for_comparisons_layer_by_layer():
     }
 
 
+def test_a_relu_that_is_a_segment_keeps_everything_up_to_the_highest_value_of_the_bus():
+    """Not half of the range: where the bus has little below zero, that is less than its ReLU lets through."""
+    low = QuantizedType(0.5, 55)
+    model = graph_of("a = Conv(x, w)  r = Relu(a)  c = Concat<axis=1>(r, x)  y = Abs(c)")
+    write("onnxruntime", model, {"x": low, "r": low, "c": low})
+    assert constant_of(model, "r:codes.output_scale") == pytest.approx(0.5 * 200 / 255)
+
+
 def test_it_is_simulated_as_for_openvino():
     body, types = "[c] y = Conv(x, w)", {"x": HALF}
     openvino, simulated = graph_of(body), graph_of(body)
