@@ -59,6 +59,7 @@ def test_a_round_times_some_calls_and_reports_the_memory(tiny_onnx):
     assert 10e6 < timing.peak_memory_bytes <= longer.peak_memory_bytes < 2e9
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_parent_is_not_the_childs(tiny_onnx):
     """A child inherits the parent's peak from getrusage(2); 600 MB are more than a tiny model needs."""
     held = np.ones(600_000_000, np.uint8)

@@ -96,6 +96,7 @@ def test_other_failures_have_their_codes(capsys, tiny_onnx, tmp_path):
     assert run_failing(capsys, "benchmark", tiny_onnx, "-o", tmp_path / "taken.json", *QUICK)[0] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc and pgrep for the children")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_benchmark_within_seconds_and_its_children(number, code, tiny_onnx, tmp_path):

@@ -72,6 +72,7 @@ def test_failures_have_their_codes(words, code, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc and pgrep for the children")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_tuning_within_seconds_and_its_children(number, code, tiny_onnx, tmp_path):

@@ -94,6 +94,7 @@ def test_a_seed_repeats_a_training(split):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_training_learns_and_its_results_load(split, tmp_path):
     few = Digits(split[0].images[:64], split[0].digits[:64])
     options = replace(QUICK, epochs=24, most_degrees=0.0, most_shift=0.0)

@@ -123,6 +123,7 @@ def test_40_a_killed_calibration_resumes_to_the_same_bytes(tiny_onnx: Path, tmp_
     assert (tmp_path / "resumed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_41_a_stale_cache_is_never_used(
     commands: Commands, tiny_onnx: Path, digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
 ) -> None:

@@ -76,6 +76,7 @@ def _grown(what: str, backend: str, path: Path) -> tuple[int, int]:
     return grown, descriptors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_57_ten_thousand_runs_keep_nothing(means: Path, backend: str) -> None:
     grown, descriptors = _grown("runs", backend, means)

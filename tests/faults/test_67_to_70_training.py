@@ -161,6 +161,7 @@ def test_70_a_teacher_of_other_classes_or_inputs(
     commands.refused(*line, code=2, says=says)
 
 
+@pytest.mark.slow
 def test_70_a_teacher_with_other_labels_or_normalization(commands: Commands, data: Path, tmp_path: Path) -> None:
     commands.answer("train", "--data", data, *QUICK)
     other = write_classes(tmp_path / "other", 20, ("bright", "dark"))

@@ -40,6 +40,7 @@ def _modules_that_compute(exported: Exported) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_checker_accepts_it_in_full(exported):
     onnx.checker.check_model(exported.raw, full_check=True)
     onnx.checker.check_model(exported.simple, full_check=True)

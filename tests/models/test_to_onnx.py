@@ -120,6 +120,7 @@ class Uncovered(nn.Module):
         return self.pool(self.batch(self.norm(images)))
 
 
+@pytest.mark.slow
 def test_what_our_translations_do_not_cover_is_left_to_the_exporter():
     proto = export(Uncovered(), OnnxOptions((6, 4), batch=2, opset=18))
     assert [dims(value) for value in (*proto.graph.input, *proto.graph.output)] == [[2, 3, 6, 4], [2, 3, 3, 2]]
@@ -290,6 +291,7 @@ def test_torchscript_is_refused_with_the_way_to_write_it(program):
     assert "dynamo=False" in caught.value.fix
 
 
+@pytest.mark.slow
 def test_a_program_keeps_its_batch_and_its_image_size():
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid()).eval()
     program = torch.export.export(net, (torch.ones(2, 3, 8, 8),)).module()

@@ -80,7 +80,7 @@ def test_the_lines_that_others_are_made_from_end_well(place: Path, name: str) ->
     assert ended.code == 0, ended.err
 
 
-@holds_for(few=40, many=100, shrink=False, line=invalid_lines())
+@holds_for(few=15, many=100, shrink=False, line=invalid_lines())
 def test_an_option_that_does_not_fit_is_named(place: Path, line: InvalidLine) -> None:
     ended = _ended(line.words, place)
     message = _message(ended, line.words)
@@ -89,7 +89,7 @@ def test_an_option_that_does_not_fit_is_named(place: Path, line: InvalidLine) ->
     assert line.option.lstrip("-") in message or _names(message, line.value), message
 
 
-@holds_for(few=100, many=150, shrink=False, words=random_lines())
+@holds_for(few=40, many=150, shrink=False, words=random_lines())
 def test_a_random_line_ends_in_a_documented_way(place: Path, words: tuple[str, ...]) -> None:
     message = _message(_ended(words, place), words)
     options = [option for option in spellings_of(words[0]) if option.startswith("--")]  # one that is missing, too

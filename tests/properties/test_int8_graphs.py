@@ -33,7 +33,7 @@ def _named(model: ir.Model) -> ir.Model:
 
 
 @holds_for(
-    few=40,
+    few=20,
     many=400,
     proto=dense_graphs(),
     recipe=RECIPES,

@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("place")
 
 
-@holds_for(few=200, many=1_000, manifest=MANIFESTS)
+@holds_for(few=60, many=1_000, manifest=MANIFESTS)
 def test_a_manifest_comes_back_from_its_strings(manifest: Manifest) -> None:
     strings = manifest.to_strings()
     assert Manifest.from_strings(strings) == manifest
@@ -110,7 +110,7 @@ JSON = st.recursive(
 )
 
 
-@holds_for(few=200, many=1_000, manifest=MANIFESTS, key=st.integers(0, 9), corrupted=JSON | TEXTS)
+@holds_for(few=60, many=1_000, manifest=MANIFESTS, key=st.integers(0, 9), corrupted=JSON | TEXTS)
 def test_a_corrupted_fact_is_refused_by_name_or_is_a_fact(manifest: Manifest, key: int, corrupted: object) -> None:
     import json
 

@@ -49,7 +49,7 @@ def _assert_numbers(integers: IntegerWeights, bits: int) -> None:
     assert np.abs(integers.values.astype(int)).max() <= LIMITS[bits]
 
 
-@holds_for(few=300, many=1_000, weights=rows_of_weights(), bits=BITS, per_channel=st.booleans())
+@holds_for(few=150, many=1_000, weights=rows_of_weights(), bits=BITS, per_channel=st.booleans())
 def test_quantized_weights_are_within_half_a_step(weights: np.ndarray, bits: int, per_channel: bool) -> None:
     codes, scales = quantize_rows(weights, bits=bits, per_channel=per_channel)
     _assert_numbers(IntegerWeights(codes, scales, np.zeros(1, np.int32)), bits)
@@ -59,7 +59,7 @@ def test_quantized_weights_are_within_half_a_step(weights: np.ndarray, bits: int
 
 
 @holds_for(
-    few=400, many=1_000, weights=rows_of_weights(), size=SIZES, scale=SCALES, bits=BITS, per_channel=st.booleans()
+    few=150, many=1_000, weights=rows_of_weights(), size=SIZES, scale=SCALES, bits=BITS, per_channel=st.booleans()
 )
 def test_no_bias_clips(weights: np.ndarray, size: float, scale: float, bits: int, per_channel: bool) -> None:
     bias = np.random.default_rng(0).uniform(-1, 1, len(weights)) * size
@@ -74,7 +74,7 @@ def test_no_bias_clips(weights: np.ndarray, size: float, scale: float, bits: int
 RANGES = st.tuples(FLOAT32, FLOAT32).map(sorted)
 
 
-@holds_for(few=400, many=1_000, ends=RANGES)
+@holds_for(few=150, many=1_000, ends=RANGES)
 def test_a_type_holds_its_range(ends: list[float]) -> None:
     low, high = ends
     types = [affine(low, high)] + ([unsigned(high)] if low >= 0 else [])

@@ -378,6 +378,7 @@ def test_a_cut_file_is_refused(step):
         refusal(data[: 133 + (len(data) - 134) * step // 19])
 
 
+@pytest.mark.slow
 def test_changed_bytes_are_refused_or_read_but_never_another_error():
     dataset = dataset_of(ALL_16[:6, :6], **window(50, 81), RescaleSlope=2, RescaleIntercept=1)
     whole = written(dataset)

@@ -243,6 +243,7 @@ def test_a_model_in_memory_is_that_of_its_file(done, digits_onnx, ten, tmp_path)
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_process_is_a_row_of_the_job(done, digits_onnx, ten, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "PROGRAM", "tests.serving.batch.crashing_program")
     images = Path(shutil.copytree(ten, tmp_path / "images"))

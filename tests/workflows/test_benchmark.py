@@ -91,6 +91,7 @@ def test_backends_and_threads_multiply_and_what_a_backend_does_not_read_is_repor
     assert (failed.model, failed.backend) == (str(tiny_onnx), "torch")
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_measured_only_there_and_the_other_is_reported(pair_onnx, tiny_onnx):
     report = benchmark([pair_onnx, tiny_onnx], _quick(batches=(1, 2)))
     found = [(result.model, result.batch) for result in report.results]
@@ -221,6 +222,7 @@ def test_offline_runs_several_runners_and_a_camera_counts_frames(tiny_onnx):
     assert BenchmarkReport.from_json(report.to_json()) == report
 
 
+@pytest.mark.slow
 def test_a_run_is_written_and_compared_with(tiny_onnx, tmp_path):
     old = benchmark([tiny_onnx], QUICK, out=tmp_path / "old.json")
     assert old.file == tmp_path / "old.json"
@@ -258,6 +260,7 @@ def test_an_earlier_run_without_times_is_refused(tiny_report, tmp_path):
         assert caught.value.subject == str(path)
 
 
+@pytest.mark.slow
 def test_csv_has_a_row_per_result_and_no_nested_column(tiny_onnx, tmp_path):
     path = benchmark([tiny_onnx, tiny_onnx], QUICK, out=str(tmp_path / "results.csv")).file
     assert path is not None

@@ -156,6 +156,7 @@ def test_a_file_that_holds_the_precision_is_built_as_it_is(fp16_build: EngineRep
     assert {path.name for path in (tmp_path / "again").iterdir()} == {"digits.fp16.engine", "digits.fp16.engine.json"}
 
 
+@pytest.mark.slow
 def test_fp32_and_bf16(model: Path) -> None:
     assert build(model, "fp32").runs.convolutions == {"fp32": 39}
     bf16 = build(model, "bf16")
@@ -305,6 +306,7 @@ def test_a_file_of_another_precision(fp16_build: EngineReport, precision: str) -
     assert caught.value.subject == str(fp16_build.onnx)
 
 
+@pytest.mark.slow
 def test_an_int8_file_of_another_recipe(model: Path) -> None:
     options = QuantizeOptions(recipe="onnxruntime", never_slower=False, samples=32)
     quantized = quantize(model, SAMPLES, options, out=model.parent).path
@@ -346,6 +348,7 @@ def test_force_builds_again(fp16: EngineReport) -> None:
     assert again.sha256 == fp16.sha256
 
 
+@pytest.mark.slow
 def test_what_changed_is_built_again(fp16: EngineReport) -> None:
     model = fp16.engine.with_name("digits.onnx")
     wider = build(model, "fp16", profiles=batch_profiles([], [], [8]))
@@ -435,6 +438,7 @@ def _with_scales_for_channels(source: Path, changed: Path) -> str:
     return str(conv.name)
 
 
+@pytest.mark.slow
 def test_several_profiles_and_targets(model: Path) -> None:
     report = build(model, "fp16", profiles=batch_profiles([], [1, 4], [1, 8]), targets=("8.6", "12.0"))
     assert report.targets == ("8.6", "12.0")
@@ -443,12 +447,14 @@ def test_several_profiles_and_targets(model: Path) -> None:
     assert report.runs.convolutions == {"fp16": 39}
 
 
+@pytest.mark.slow
 def test_calibration_images_give_fp16_its_ranges(model: Path) -> None:
     report = build(model, "fp16", calibration=SAMPLES)
     assert report.parity is not None
     assert report.parity.count == 16 * 10
 
 
+@pytest.mark.slow
 def test_a_range_beyond_fp16_stays_in_fp32(model: Path) -> None:
     proto = onnx.load(model)
     stem = next(node for node in proto.graph.node if node.name == "features.conv0")
@@ -555,6 +561,7 @@ def _check_that_little_memory_is_exit_6(engine: Path) -> None:
     assert {path.name: path.read_bytes() for path in engine.parent.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoding", [Encoding(opset=9, weights="inputs", head="view"), Encoding(opset=12, norm="caffe")]
 )

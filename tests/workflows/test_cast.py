@@ -76,6 +76,7 @@ def test_inputs_and_outputs_stay_float32(precision, tiny_onnx, tmp_path):
     assert any("untrained" in note for note in report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "backend"), [("fp16", "onnxruntime"), ("fp16", "openvino"), ("bf16", "openvino")]
 )
@@ -165,6 +166,7 @@ def test_a_file_in_that_precision_is_refused_with_what_else_can_be_done(precisio
     assert not (tmp_path / "b.onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "asked"), [("fp16", "bf16"), ("bf16", "fp16")])
 def test_the_other_16_bit_precision_is_cast_from_the_widened_weights(given, asked, digits_onnx, tmp_path):
     narrow = cast(digits_onnx, CastOptions(given), out=tmp_path / f"digits.{given}.onnx")

@@ -181,6 +181,7 @@ def test_outputs_matched_by_position_and_outputs_left_out_are_named(tiny_onnx, r
     assert [("logits" in note, "scores" in note) for note in report.notes[1:]] == [(renamed, True)]
 
 
+@pytest.mark.slow
 def test_what_shows_no_inner_tensors_is_refused(tiny_onnx, tmp_path):
     import openvino
 

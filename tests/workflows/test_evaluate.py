@@ -357,12 +357,14 @@ def test_workers_find_the_same_figures_whatever_their_shards(
     assert [Path(bad["file"]).name for bad in found["bad"]] == ["0000a.png", "text.png", "zzz.png"]
 
 
+@pytest.mark.slow
 def test_workers_find_the_same_figures_of_labels_and_numbers(digits_onnx, digits_with_bad, in_processes):
     table = digits_with_bad.parent / "labels.csv"
     assert same_on_workers(digits_onnx, table, task="multilabel")["auroc"] is not None
     assert same_on_workers(digits_onnx, table, task="regression")["mae"] > 0
 
 
+@pytest.mark.slow
 def test_workers_compare_two_models_and_say_what_was_assumed(digits_onnx, tiny_onnx, digits_with_bad, in_processes):
     found = same_on_workers(dd.load(tiny_onnx), digits_with_bad, against=digits_onnx)
     assert found["against"]["shared"] == 80
@@ -370,6 +372,7 @@ def test_workers_compare_two_models_and_say_what_was_assumed(digits_onnx, tiny_o
     assert any("untrained" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_too_many_bad_images_are_the_same_error_by_workers(digits_onnx, digits_with_bad, in_processes, monkeypatch):
     monkeypatch.setattr("densenet_deploy.workflows.evaluate._SHARD", 5)
     errors = []

@@ -204,6 +204,7 @@ def test_a_graph_cannot_be_given_another_batch_or_exporter(tiny_onnx, option):
     assert caught.value.subject == f"{name}={value}"
 
 
+@pytest.mark.slow
 def test_pytorchs_exporter_writes_the_same_graph(again):
     """The files differ in the versions of the tools alone, which are those that made them."""
     model = export(None, ExportOptions(exporter="torch"), **NETWORK)

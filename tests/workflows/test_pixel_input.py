@@ -151,6 +151,7 @@ STARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", STARTS)
 def test_int8_reads_the_pixels_without_a_float_step(pixel_file, tiny_onnx, images, recipe):
     options = QuantizeOptions(recipe=recipe, never_slower=False)
@@ -173,6 +174,7 @@ def test_a_float_stem_reads_the_pixels_too(pixel_file, images):
     assert first_nodes(made, 6) == [*FRONT, "Pad", "Conv"]
 
 
+@pytest.mark.slow
 def test_sensitivity_of_a_model_of_pixels(pixel_file, images):
     options = SensitivityOptions(quantization=QuantizeOptions(recipe="onnxruntime"))
     assert sensitivity(pixel_file, images, options).int8.sqnr_db > 20

@@ -203,6 +203,7 @@ def test_headline_table_and_command_show_what_tune_chose(reports: ReportFolder) 
     assert "A CPU of 1999" in page.text
 
 
+@pytest.mark.slow
 def test_a_machine_is_described_once(reports: ReportFolder) -> None:
     tune = tuned(reports)
     page = Reading(
@@ -224,6 +225,7 @@ def test_a_stale_measurement_is_marked(reports: ReportFolder) -> None:
     assert page.headings[0] == "No model to recommend yet"
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(reports: ReportFolder) -> None:
     sources, out = reports.sources(benchmarks=(reports.compared(),)), str(reports.folder / "page.html")
     first = write_page(sources, out).file.read_bytes()
@@ -232,6 +234,7 @@ def test_equal_inputs_give_equal_bytes(reports: ReportFolder) -> None:
     assert write_page(other, out).file.read_bytes() != first
 
 
+@pytest.mark.slow
 def test_unexpected_names_and_untrusted_metadata_are_shown_as_text(reports: ReportFolder) -> None:
     odd = reports.folder / "<b>$x$\x1b[2J.onnx"
     odd.write_bytes(reports.slow.read_bytes())
@@ -248,6 +251,7 @@ def test_unexpected_names_and_untrusted_metadata_are_shown_as_text(reports: Repo
     assert len(data) < 2_000_000
 
 
+@pytest.mark.slow
 def test_only_a_report_on_the_same_models_is_replaced(reports: ReportFolder) -> None:
     out = reports.folder / "page.html"
     write_page(reports.sources(), str(out))

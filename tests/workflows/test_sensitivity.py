@@ -61,6 +61,7 @@ def test_sqnr_is_that_of_the_file_with_these_layers_float(by_block, tiny_onnx, c
     assert one.only_int8.sqnr_db == pytest.approx(trials.sqnr_db(others))
 
 
+@pytest.mark.slow
 def test_layers_count_their_steps(tiny_onnx, cache):
     heard: list[tuple[object, ...]] = []
     report = sensitivity(
@@ -101,6 +102,7 @@ def test_the_text_ranks_and_the_json_keeps_the_order(by_block):
     assert [one["name"] for one in by_block.to_json()["sensitivity"]] == [one.name for one in by_block.sensitivity]
 
 
+@pytest.mark.slow
 def test_what_a_recipe_keeps_float_is_reported_and_not_tried_and_the_figure_is_written(tiny_onnx, cache, tmp_path):
     path = tmp_path / "s.png"
     report = sensitivity(tiny_onnx, SAMPLES, _options("tensorrt"), out=path, cache=cache)

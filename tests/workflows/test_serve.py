@@ -307,6 +307,7 @@ def process():
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_with_its_report_and_exit_0(process, digits_onnx, number) -> None:
     server = process(digits_onnx, "--json")
@@ -366,6 +367,7 @@ def outcome(ask):
         return "lost" if exc.status() == "StatusCode.UNAVAILABLE" else str(exc)
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.usefixtures("all_cpus")
 def test_a_worker_that_is_killed_loses_its_requests_alone_and_is_replaced(process, digits_onnx) -> None:

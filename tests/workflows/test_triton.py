@@ -148,6 +148,7 @@ def test_a_multilabel_ensemble_says_which_labels_hold(tmp_path) -> None:
     assert (kept["thresholds"], kept["activation"]) == ([0.2, 0.5, 0.7], "sigmoid")
 
 
+@pytest.mark.slow
 def test_a_graph_of_pixels_is_served_as_such(tmp_path) -> None:
     pixels = tmp_path / "pixels.onnx"
     dd.export(

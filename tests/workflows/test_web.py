@@ -175,6 +175,7 @@ def test_weights_in_another_file_are_taken_in(digits_onnx: Path, tmp_path: Path,
     assert Artifact.open(data).manifest == Artifact.open(digits_onnx).manifest
 
 
+@pytest.mark.slow
 def test_a_lower_precision_may_differ_more(digits_onnx: Path, tmp_path: Path, options: dd.WebOptions) -> None:
     half = dd.cast(dd.load(digits_onnx), dd.CastOptions("fp16", samples=2))
     dd.web(half, tmp_path / "site", options)

@@ -38,6 +38,7 @@ def before(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(sources, read.folder / "before.html").file
 
 
+@pytest.mark.slow
 def test_two_reports_stand_side_by_side(reports: ReportFolder, before: Path) -> None:
     given = {"benchmarks": (reports.compared(1.0, 2.1),), "evaluations": reports.evaluated(0.9, 0.905)}
     found = compared_with(before, reports.sources(**given))

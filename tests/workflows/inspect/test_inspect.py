@@ -136,6 +136,7 @@ def test_a_sweep_compares_images_of_any_shape() -> None:
     assert caught.value.subject == "image-size=1"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_variants_keeps_the_channels_and_gives_resnets_as_many() -> None:
     base = dataclasses.replace(find_variant("121").spec, in_channels=1, growth_rate=8, blocks=(1, 1))
     report = run_sweep(Sweep.parse("growth-rate=4"), base, SweepOptions((64, 32), measure=False))

@@ -75,6 +75,7 @@ def test_untrained_weights_are_reported() -> None:
     assert gather("connections", PlotRequest(architecture=TINY)).notes == ()
 
 
+@pytest.mark.slow
 def test_a_figure_is_replaced_by_the_same_figure_and_by_nothing_else(tmp_path: Path) -> None:
     path, request = tmp_path / "figure.svg", PlotRequest(architecture=TINY)
     first = plot("cost", request, str(path)).file.read_bytes()
@@ -98,6 +99,7 @@ def test_a_folder_gets_a_name_for_the_figure(tmp_path: Path) -> None:
         assert ".jpg" in caught.value.fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".svg"])
 def test_the_suffix_selects_the_format(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"v1.2{suffix}"

@@ -376,6 +376,7 @@ def test_fine_tuning_is_kept_only_where_it_is_better_and_the_checkpoint_has_it(n
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_ends_worse_keeps_the_refit(network: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from densenet_deploy.training import float_finetuning
 

@@ -154,6 +154,7 @@ def test_an_accuracy_that_is_undefined_is_refused(tmp_path):
     assert caught.value.subject == "--max-drop"
 
 
+@pytest.mark.slow
 def test_what_no_layer_can_give_is_a_gate(tiny_onnx, tmp_path, cache):
     with pytest.raises(GateError):
         _quantized(tiny_onnx, tmp_path, cache, min_sqnr=200.0)

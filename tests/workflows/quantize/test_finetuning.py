@@ -109,6 +109,7 @@ def rounded(network: Model) -> Model:
         return quantize(network, IMAGES, OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_better_where_it_runs_is_not_kept(
     network: Model, plain: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_file_that_is_not_better_where_it_runs_is_not_kept(
     assert "weights rounded anew were not kept" in told.stopped
 
 
+@pytest.mark.slow
 def test_rounded_weights_alone_are_kept_where_steps_bring_nothing(plain: Model, rounded: Model) -> None:
     told = rounded.report.finetune
     assert (told.kept, told.steps) == (True, 12)
@@ -131,6 +133,7 @@ def test_rounded_weights_alone_are_kept_where_steps_bring_nothing(plain: Model, 
     assert rounded.report.layers_int8 == plain.report.layers_int8
 
 
+@pytest.mark.slow
 def test_steps_begin_with_the_better_file(
     network: Model, plain: Model, rounded: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +158,7 @@ def test_without_time_for_a_step_the_rounded_weights_are_the_result(
     assert found.to_bytes() == rounded.to_bytes()
 
 
+@pytest.mark.slow
 def test_steps_have_the_time_that_rounding_left(network: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     class StoppedError(Exception):
         pass
@@ -196,12 +200,14 @@ def test_a_demand_outranks_it(
     assert found.to_bytes() == {"nothing": plain, "rounded": rounded, "learnt": learnt}[kept]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(network: Model) -> None:
     first, again = (quantize(network, IMAGES, dataclasses.replace(OPTIONS, finetune_seed=1)) for _ in range(2))
     assert first.to_bytes() == again.to_bytes()
     assert first.report.finetune.seed == 1
 
 
+@pytest.mark.slow
 def test_layers_may_stay_float(network: Model) -> None:
     found = quantize(network, IMAGES, dataclasses.replace(OPTIONS, float_layers=("features.conv0",)))
     assert found.report.finetune.steps == 12

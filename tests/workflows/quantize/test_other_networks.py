@@ -53,6 +53,7 @@ def test_a_resnet_quantizes(network, recipe):
     assert report.parity.sqnr_db > 20  # 8 bits in three layers cost about 30 dB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [None, (24, 32)])
 def test_arrays_say_the_size_of_images_for_a_graph_that_takes_any(network, image_size):
     size = {"height": torch.export.Dim("height", min=8, max=64), "width": torch.export.Dim("width", min=8, max=64)}

@@ -137,6 +137,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_candidates_in_memory_are_trained_to_the_end_and_timed(data) -> None:
     model = dd.train(data, OPTIONS, search=SearchOptions(["growth-rate=2,4"]), **FACTS)
     report = model.report.search

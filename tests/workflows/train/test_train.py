@@ -157,6 +157,7 @@ def test_the_shards_of_a_training_that_goes_on_are_its_own(data: Path, tmp_path:
     assert (again.shards, again.weights_sha256) == (2, first.weights_sha256)
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_kept(data: Path, tmp_path: Path) -> None:
     plain = train(data, QUICK, out=tmp_path / "plain", **FACTS).report
     options = TrainOptions(epochs=3, batch_size=8, flip=False, ema=0.5)
@@ -198,6 +199,7 @@ def test_stated_labels_order_the_outputs(data: Path) -> None:
     assert model.report.top1 == 1.0
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teacher_without_a_label(trained: dd.Model, data: Path, tmp_path: Path) -> None:
     """With alpha 1 the labels count for nothing: the images are in the folders of the other class."""
     wrong = tmp_path / "wrong"

@@ -409,6 +409,7 @@ def test_labels_of_a_csv_judge_a_multilabel_model(tiny_onnx, labels_csv, tmp_pat
     assert TuneReport.from_json(json.loads(json.dumps(report.to_json()))).candidates == report.candidates
 
 
+@pytest.mark.slow
 def test_numbers_of_a_csv_judge_a_regression_by_its_error(tiny_onnx, labels_csv, tmp_path):
     options = TuneOptions(precisions=("fp32",), backends=("onnxruntime",), threads=(1,), data=labels_csv)
     report = tune([tiny_onnx], options, out=tmp_path / "tune", task="regression")
