@@ -3,11 +3,11 @@
     @holds_for(few=20, many=100, text=st.text())
     def test_text_is_kept(text: str) -> None: ...
 
-`pytest -m slow --times 20` draws twenty times as many, other ones each time: new faults are looked for there, so that a
-change is judged by inputs that do not change: Hypothesis would also draw the numbers that stand in the code of whatever
-modules are imported so far, which differ from process to process. Parameters that are not strategies are fixtures, set
-up once for all inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how
-to repeat it.
+`pytest -m slow --times 20` draws twenty times as many, other ones each time: new faults are looked for there. A change
+is judged by inputs that do not change, so the numbers in the code of modules imported so far, which Hypothesis would
+try too, are left out: they differ from process to process. Parameters that are not strategies are fixtures, set up once
+for all inputs. There are no deadlines: other work on the machine says nothing about ours. A failure prints how to
+repeat it.
 """
 
 from __future__ import annotations
