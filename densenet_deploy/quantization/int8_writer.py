@@ -26,7 +26,7 @@ from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
 from densenet_deploy.graph.passes.separate_bus import SeparateBus
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
-from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, pack, read_tensor_changes
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
@@ -460,6 +460,7 @@ def _serialized(model: ir.Model, manifest: Manifest | None) -> bytes:
     facts = manifest.to_strings() if manifest is not None else {}
     for key in facts:
         model.metadata_props.pop(key, None)  # those of the float file
+    pack(model.metadata_props)
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # shapes and types of the float graph
     onnx.checker.check_model(proto)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from densenet_deploy.errors import ManifestError
-from densenet_deploy.graph.tensor_changes import KEY, TensorChange, TensorChanges, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import KEY, TensorChange, TensorChanges, pack, read_tensor_changes
 from tests.graph.onnx_text import model_of
 
 THIRDS = np.array([1 / 3, 2 / 3, 4], np.float32)
@@ -192,6 +194,54 @@ def test_malformed_notes_are_refused(text):
     with pytest.raises(ManifestError) as caught:
         read_tensor_changes({KEY: text})
     assert caught.value.subject == KEY
+
+
+def _packed(data: bytes) -> str:
+    return "zlib+base85:" + base64.b85encode(data).decode()
+
+
+def test_packed_changes_read_back_and_take_little_space():
+    changes = {f"c{i}": TensorChange("a", factor=tuple(range(1, 1001)), low=(-1e-3,) * 1000) for i in range(20)}
+    plain = TensorChanges(changes).to_strings()
+    strings = plain | {"other": "{}"}
+    pack(strings)
+    assert strings["other"] == "{}"
+    assert strings[KEY].startswith("zlib+base85:")
+    assert len(strings[KEY]) < len(plain[KEY]) / 20
+    assert read_tensor_changes(strings) == changes
+    once = dict(strings)
+    pack(strings)
+    assert strings == once
+
+
+def test_without_changes_nothing_is_packed():
+    strings: dict[str, str] = {}
+    pack(strings)
+    assert strings == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zlib+base85:",
+        "zlib+base85:\"",
+        "zlib+base85:abcde",
+        _packed(b"{}"),
+        _packed(zlib.compress(b"{}")[:-1]),
+        _packed(zlib.compress(b"{")),
+        _packed(zlib.compress(b"\xff")),
+    ],
+)
+def test_what_cannot_be_unpacked_is_refused(text):
+    with pytest.raises(ManifestError, match=r"is not JSON"):
+        read_tensor_changes({KEY: text})
+
+
+def test_what_unpacks_to_more_than_64_mib_is_refused_before_it_is_read():
+    allowed, more = (b"{}" + b" " * (64 * 2**20 - 2 + extra) for extra in (0, 1))
+    assert read_tensor_changes({KEY: _packed(zlib.compress(allowed))}) == {}
+    with pytest.raises(ManifestError, match=r"is not JSON"):
+        read_tensor_changes({KEY: _packed(zlib.compress(more))})
 
 
 @pytest.mark.parametrize(
