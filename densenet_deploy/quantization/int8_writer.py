@@ -32,6 +32,7 @@ from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
 from densenet_deploy.quantization.baseline import write_baseline
 from densenet_deploy.quantization.derived_ranges import OPERATORS, derivable, derived
+from densenet_deploy.quantization.half_classifier import halve
 from densenet_deploy.quantization.observers.minmax import MinMaxOptions
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.output_correction import (
@@ -203,6 +204,8 @@ class Int8Writer:
             written = set(self._recipe.write(graph, types, options))
         if self.backend is not None:
             self._correct_classifier(graph, source, ir.to_proto(graph))
+        if (gemm := classifier_of(graph.graph)) is not None:
+            halve(graph.graph, gemm)
         integer = tuple(name for name in self.layers if name in written)
         left = tuple(name for name in self.layers if name not in written)
         return Int8File(_serialized(graph, self.manifest), integer, (*left, *self.others))

@@ -279,7 +279,8 @@ class _Finder:
         elif node.op_type in ("Max", "Min"):
             self._bound(node)
         elif node.op_type == "Gemm":
-            self._float(node.input[1], _FLOAT_STEP)
+            cast = self._makers.get(node.input[1])  # of weights that are stored as FP16
+            self._float(node.input[1] if cast is None else cast.input[0], _FLOAT_STEP)
             self._float(node.input[2] if len(node.input) > 2 else "", 8 * _FLOAT_STEP)
         elif node.op_type == "BatchNormalization":
             self._float(node.input[1], _FLOAT_STEP)

@@ -224,7 +224,7 @@ def test_without_changes_nothing_is_packed():
     "text",
     [
         "zlib+base85:",
-        "zlib+base85:\"",
+        'zlib+base85:"',
         "zlib+base85:abcde",
         _packed(b"{}"),
         _packed(zlib.compress(b"{}")[:-1]),

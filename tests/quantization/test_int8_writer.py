@@ -25,7 +25,7 @@ from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.recipes.recipe import RecipeOptions
 from densenet_deploy.runtime.runner import backends
 from tests.graph.onnx_text import constants, model_of, weights
-from tests.quantization.recipes.written import graph_of, lines
+from tests.quantization.recipes.written import CONSTANTS, graph_of, lines
 
 # --- which tensors are observed
 
@@ -536,6 +536,24 @@ def test_a_network_without_a_classifier_has_its_convolutions_corrected():
     writer = _writer("openvino", None)
     writer.correct(SAMPLES[:4])
     assert sum("corrected" in line for line in _nodes(writer.write())) == 3
+
+
+@pytest.mark.parametrize(("recipe", "casts"), [("onnxruntime", 1), ("openvino", 1), ("tensorrt", 0)])
+def test_a_large_classifier_is_stored_as_fp16_after_it_was_corrected(recipe, casts, monkeypatch):
+    """The graphs for TensorRT are FP16 in any case."""
+    monkeypatch.setitem(CONSTANTS, "square", np.random.default_rng(0).uniform(0.5, 1, (2**15, 2)))
+    monkeypatch.setitem(CONSTANTS, "bias", np.zeros(2**15))
+    model = graph_of(HEAD, outputs=f"float[1,{2**15}] y")
+    float_graph = ir.to_proto(model)
+    writer = Int8Writer(model, HEAD_RANGES, recipe, RecipeOptions(weight_bits=7), alpha=None)
+    writer.correct(SAMPLES[:20])
+    proto = onnx.load_from_string(writer.write().data)
+    kinds = [one.data_type for one in proto.graph.initializer if tuple(one.dims) == (2**15, 2)]
+    assert kinds == [onnx.TensorProto.FLOAT16]
+    weight = next(node.input[1] for node in proto.graph.node if node.op_type == "Gemm")
+    assert [node.op_type for node in proto.graph.node if weight in node.output] == ["Cast"] * casts
+    wanted, found = (np.mean([_run(one, x)[0] for x in SAMPLES[:20]], axis=(0, 1)) for one in (float_graph, proto))
+    np.testing.assert_allclose(found, wanted, rtol=1e-2)
 
 
 def test_without_samples_nothing_is_corrected():

@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from densenet_deploy.quantization import half_classifier
 from densenet_deploy.training.graph_module import GraphModule
 from densenet_deploy.training.int8_finetuning import (
     Finetuned,
@@ -123,6 +125,24 @@ def test_weights_bounds_biases_and_the_classifier_are_trained_and_factors_are_no
         TensorProto.INT32,
         TensorProto.FLOAT,
     }
+
+
+def test_a_classifier_that_is_stored_as_fp16_is_trained_and_stored_so() -> None:
+    graph = ir.from_proto(quantized("openvino")[0])
+    gemm = next(node for node in graph.graph if node.op_type == "Gemm")
+    plain = str(gemm.inputs[1].name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(half_classifier, "_FEWEST", 1)
+        assert half_classifier.halve(graph.graph, gemm)
+    model = ir.to_proto(graph)
+    trained = trained_initializers(model, np.random.default_rng(0))
+    assert f"{plain}:half" in trained
+    before = numbers(model)
+    found = finetune(model, FLOAT, LEARNT, HELD_OUT, dataclasses.replace(BRIEF, steps=40))
+    after = numbers(found.model)
+    assert found.best > 0
+    assert after[f"{plain}:half"].dtype == np.float16
+    assert (after[f"{plain}:half"] != before[f"{plain}:half"]).any()
 
 
 def test_a_bias_near_the_end_of_int32_stays_off_it() -> None:
