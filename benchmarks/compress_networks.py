@@ -6,8 +6,8 @@ that is trained alone and one that this DenseNet-201 teaches, on the same images
 chosen on a tenth of the training images; the accuracy that is written is that of images that chose nothing.
 
 What is independent runs side by side: some minutes on a GPU with a dozen cores; hours on two cores, where
-`--epochs` and `--images` try it out. `--small` only distils, on images of 32 pixels: a DenseNet-BC of 40 layers teaches
-one of 22, within an hour on two cores.
+`--epochs` and `--images` try it out. `--small` only distils, on rendered digits of 32 pixels: a DenseNet-BC of 40
+layers teaches one of 22, within an hour on two cores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,8 +71,8 @@ class Run:
 NETWORKS: Final = (Run("digits_121", "rendered_digits"), Run("characters_121_seed0", "characters"))
 TEACHER: Final = Run("characters_201", "characters", "201")
 STUDENT: Final = Run("characters_121", "characters")
-SMALL_TEACHER: Final = Run("characters_bc_40", "characters", "cifar-bc-40-12", pixels=32)
-SMALL_STUDENT: Final = Run("characters_bc_22", "characters", "cifar-bc-22-8", pixels=32)
+SMALL_TEACHER: Final = Run("digits_bc_40", "rendered_digits", "cifar-bc-40-12", pixels=32)
+SMALL_STUDENT: Final = Run("digits_bc_22", "rendered_digits", "cifar-bc-22-8", pixels=32)
 
 
 def alone(student: Run) -> list[Run]:
@@ -85,20 +85,24 @@ def taught(student: Run, teacher: Run) -> list[Run]:
     return [replace(run, name=f"{student.name}_taught_seed{run.seed}", teacher=teacher.name) for run in alone(student)]
 
 
-def write_images(folder: Path, training: int) -> None:
-    """Write both sets of images: `training` of each, and those for calibration and for the last measurement."""
+def write_images(folder: Path, training: int, names: Collection[str]) -> None:
+    """Write the sets called `names`: `training` images of each, and those for calibration and the last measurement."""
+    writers = {"rendered_digits": write_digits, "characters": write_characters}
     splits = (("training", training), ("calibration", CALIBRATION), ("held_out", HELD_OUT))
-    with ProcessPoolExecutor(len(splits)) as pool:
-        missing = [(split, count) for split, count in splits if not (folder / "rendered_digits" / split).exists()]
-        writing = [
-            pool.submit(write_digits, folder / "rendered_digits" / split, split, count) for split, count in missing
+    with ProcessPoolExecutor() as pool:
+        waiting = [
+            pool.submit(writers[name], folder / name / split, split, count)
+            for name in names
+            for split, count in splits
+            if not (folder / name / split).exists()
         ]
-        for split, count in splits:
-            characters = folder / "characters" / split
-            if not characters.exists():
-                rendered_characters.write_split(characters, split, count, processes=usable_cpus())
-        for one in writing:
+        for one in waiting:
             one.result()
+
+
+def write_characters(folder: Path, split: str, count: int) -> None:
+    """Write rendered characters."""
+    rendered_characters.write_split(folder, split, count, processes=1)
 
 
 def write_digits(folder: Path, split: str, count: int) -> None:
@@ -138,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path = options.folder
     start = perf_counter()
     deadline = start + options.seconds
-    write_images(folder, options.images)
+    write_images(folder, options.images, ["rendered_digits"] if options.small else ["rendered_digits", "characters"])
     print(f"images written in {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     teacher, student = (SMALL_TEACHER, SMALL_STUDENT) if options.small else (TEACHER, STUDENT)
     distills = options.distill or options.small
