@@ -10,6 +10,7 @@ import typer
 
 from densenet_deploy.cli.app import Work, command
 from densenet_deploy.cli.options import (
+    Arguments,
     Model,
     Output,
     Reads,
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 DEFAULT_REPOSITORY = "artifacts/triton"
 DEFAULT_SITE = "artifacts/web"
+
+
+def _graph_with_facts(arguments: Arguments) -> tuple[str, ...]:
+    """Return what else loads the model: facts that are stated are written into its graph."""
+    return ("graph",) if arguments.facts.given() else ()
 
 
 @command(
@@ -105,7 +111,7 @@ def triton_command(
     models: Annotated[
         list[str],
         model_argument("MODEL...", "ONNX and OpenVINO files, engines with their sidecar, checkpoints and names."),
-        Reads("graph", "simplifier"),
+        Reads("session", more=_graph_with_facts),
     ],
     backend: Annotated[
         list[str] | None,
@@ -155,7 +161,7 @@ def web_command(
     model: Annotated[
         str,
         model_argument("MODEL", "An ONNX file, a checkpoint or a name."),
-        Reads("graph", "simplifier", "session", backends=lambda _: ("onnxruntime",)),
+        Reads("session", more=_graph_with_facts, backends=lambda _: ("onnxruntime",)),
     ],
     title: Annotated[str | None, option("TEXT", "Of the page (default: the name of the model).")] = None,
     runtime: Annotated[
