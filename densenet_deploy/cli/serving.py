@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +23,7 @@ from densenet_deploy.cli.options import (
     option,
     words,
 )
+from densenet_deploy.cli.outcome import FailedGate
 from densenet_deploy.errors import printable
 from densenet_deploy.facts import ModelFacts
 
@@ -59,6 +62,9 @@ def serve_command(
     max_body_mib: Annotated[int, typer.Option(help="The largest request, in MiB.")] = 64,
     receive_s: Annotated[float, option("X", "Seconds for a client to send a request, or to take its answer.")] = 30.0,
     grace_s: Annotated[float, option("X", "Seconds that requests have to end after SIGTERM.")] = 30.0,
+    stuck_s: Annotated[
+        float, option("X", "Seconds without progress after which a worker is replaced, a single process not ready.")
+    ] = 30.0,
     *,
     facts: ModelFacts,
     running: RunnerChoice,
@@ -68,12 +74,23 @@ def serve_command(
     from densenet_deploy.workflows.serve import serve
 
     options = ServeOptions(
-        host, port, grpc_port, max_batch, max_delay_ms, max_queue, instances, workers, max_body_mib, receive_s, grace_s
+        host,
+        port,
+        grpc_port,
+        max_batch,
+        max_delay_ms,
+        max_queue,
+        instances,
+        workers,
+        max_body_mib,
+        receive_s,
+        grace_s,
+        stuck_s,
     )
     runner_options = running.options()
 
     def work(listener: Any) -> Any:
-        return serve(
+        report = serve(
             model,
             options,
             backend=running.backend,
@@ -84,6 +101,11 @@ def serve_command(
             progress=listener,
             **facts.given(),
         )
+        failure = report.failure()
+        if failure is None:
+            return report
+        atexit.register(os._exit, failure.exit_code)  # the interpreter would crash as it ends below the model
+        return FailedGate(report, failure)
 
     return work
 

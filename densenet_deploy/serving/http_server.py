@@ -89,7 +89,8 @@ class _Answers:
         return self._json(self._service.server_metadata())
 
     async def live(self, _request: Request) -> Response:
-        return self._json({"live": True})
+        is_live = not self._service.is_stuck
+        return self._json({"live": is_live}, 200 if is_live else 503)
 
     async def ready(self, _request: Request) -> Response:
         is_ready = self._service.is_ready
@@ -144,12 +145,15 @@ class _Answers:
                 name = request.path_params.get("name", self._service.name)
                 self._service.require_model(name, request.path_params.get("version", ""))
                 return await answer(request)
-        except RequestError as error:
-            headers = {"Retry-After": "1"} if error.status == 503 else {}
-            return self._json({"error": str(error)}, error.status, headers)
+        except RequestError as exc:
+            error = exc
+        except asyncio.CancelledError:  # by uvicorn, which would answer with plain text
+            error = RequestError(503, "server: ended before the answer; ask another one")
+        headers = {"Retry-After": "1"} if error.status == 503 else {}
+        return self._json({"error": str(error)}, error.status, headers)
 
     def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        return self._answer(write_json(value).encode(), "application/json", headers, status)
+        return self._answer(_json_line(value), "application/json", headers, status)
 
     def _answer(
         self, content: bytes, media_type: str, headers: dict[str, str] | None = None, status: int = 200
@@ -220,4 +224,9 @@ async def _image_in(request: Request, body: bytes) -> bytes:
 async def _http_error(_request: Request, exc: Exception) -> Response:
     """Answer a path or method that does not exist."""
     assert isinstance(exc, HTTPException)
-    return Response(write_json({"error": f"request: {exc.detail}"}), exc.status_code, exc.headers, "application/json")
+    content = _json_line({"error": f"request: {exc.detail}"})
+    return Response(content, exc.status_code, exc.headers, "application/json")
+
+
+def _json_line(value: object) -> bytes:
+    return f"{write_json(value)}\n".encode()

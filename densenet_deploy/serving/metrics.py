@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from densenet_deploy.serving.dynamic_batching import BatchRun
+from densenet_deploy.serving.processes import ENDED, HUNG
 
 __all__ = ["CONTENT_TYPE", "Metrics", "environment", "forget", "total"]
 
@@ -100,8 +101,11 @@ class Metrics:
             "densenet_workers", "Processes that take requests.", registry=own, multiprocess_mode="livesum"
         )
         self._starts = Counter("densenet_worker_starts", "Processes that began to take requests.", registry=own)
+        self._losses = Counter("densenet_worker_losses", "Processes that were replaced.", ["reason"], registry=own)
         for kind in _KINDS:
             self._errors.labels(kind)
+        for reason in (ENDED, HUNG):
+            self._losses.labels(reason)
 
     def answered(self, endpoint: str, seconds: float) -> None:
         """Count a request that was answered."""
@@ -125,6 +129,10 @@ class Metrics:
         """Tell whether this process takes requests."""
         self._workers.set(is_ready)
         self._starts.inc(is_ready)
+
+    def replaces(self, reason: str) -> None:
+        """Count the process that this one replaces, which cannot count itself."""
+        self._losses.labels(reason).inc()
 
     def to_text(self) -> bytes:
         """Return the text format."""
