@@ -20,12 +20,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.worker import Worker
+from densenet_deploy.worker import WorkerProgram
 
 log = logging.getLogger(__name__)
 
@@ -58,32 +58,12 @@ class Loss:
         return f"worker {self.pid}: {self.why}; another one starts in {self.pause_s:g} s"
 
 
-@dataclass(frozen=True)
-class Served:
-    """What the processes run.
-
-    Attributes:
-        program: the module whose `main` answers the messages.
-        settings: the first message, without `replaces`: the reason of the loss that it makes up for, or None.
-        subject: the model, as errors name it.
-        environment: variables beside those of this process.
-        silent_s: seconds after which a process without a sign is replaced.
-    """
-
-    program: str
-    settings: Mapping[str, Any]
-    subject: str
-    environment: Mapping[str, str]
-    silent_s: float
-
-
 class _Process:
     """A process, and what tells whether it hangs."""
 
-    def __init__(self, served: Served, replaces: str | None) -> None:
-        self._silent_s = served.silent_s
-        self.worker = Worker(served.program, subject=served.subject, environment=served.environment)
-        self.worker.send({**served.settings, "replaces": replaces})
+    def __init__(self, program: WorkerProgram, silent_s: float) -> None:
+        self._silent_s = silent_s
+        self.worker = program.started()
         self.began = time.monotonic()
         self.hang = ""
         self._silent_waits: int | None = None
@@ -125,16 +105,18 @@ class ServerProcesses:
     """The processes of a server.
 
     Args:
-        served: what they run.
+        program: what they run; to its settings, `replaces` is added: the reason of the loss that a process makes up
+            for, or None.
         count: how many there are.
+        silent_s: seconds after which a process without a sign is replaced.
         on_loss: called from any thread when one has ended without being asked, or hung.
 
     Attributes:
         losses: how many have.
     """
 
-    def __init__(self, served: Served, count: int, on_loss: Callable[[Loss], object]) -> None:
-        self._served, self._on_loss = served, on_loss
+    def __init__(self, program: WorkerProgram, count: int, silent_s: float, on_loss: Callable[[Loss], object]) -> None:
+        self._program, self._silent_s, self._on_loss = program, silent_s, on_loss
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()
         self._has_ended = threading.Event()
@@ -150,7 +132,7 @@ class ServerProcesses:
             DensenetDeployError: what ended the first that could not begin.
         """
         for place in range(self._count):
-            self._processes[place] = _Process(self._served, None)
+            self._processes[place] = self._started(None)
         processes = [*self._processes.values()]
         answers = [process.receive() for process in processes]
         for process in processes:
@@ -185,9 +167,13 @@ class ServerProcesses:
         for process in self._processes.values():
             process.worker.close(at_once=True)
 
+    def _started(self, replaces: str | None) -> _Process:
+        settings = {**self._program.settings, "replaces": replaces}
+        return _Process(self._program._replace(settings=settings), self._silent_s)
+
     def _watch(self) -> None:
         """Be a thread: end processes that hang."""
-        while not self._has_ended.wait(self._served.silent_s / SIGNS):
+        while not self._has_ended.wait(self._silent_s / SIGNS):
             with self._lock:
                 for process in self._processes.values():
                     process.wait()
@@ -220,7 +206,7 @@ class ServerProcesses:
                 if self._is_stopping.is_set():
                     return False
                 try:
-                    process = self._processes[place] = _Process(self._served, loss.reason)
+                    process = self._processes[place] = self._started(loss.reason)
                 except OSError as exc:  # the machine has no room for one more
                     log.info("no process can be started: %s", exc)
                     pause_s = _LONGEST_PAUSE_S

@@ -28,7 +28,6 @@ from densenet_deploy.serving.processes import (
     SIGNS,
     STUCK,
     Loss,
-    Served,
     ServerProcesses,
 )
 from densenet_deploy.serving.server import (
@@ -42,12 +41,15 @@ from densenet_deploy.serving.server import (
     reserve,
     run_server,
 )
+from densenet_deploy.worker import WorkerProgram
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.worker_model import WorkerModel, model_file
 
 if TYPE_CHECKING:
-    from densenet_deploy.serving.metrics import Counts, Metrics
+    from prometheus_client.registry import Collector
+
+    from densenet_deploy.serving.metrics import Metrics
     from densenet_deploy.serving.service import Service
 
 PROGRAM: Final = __name__
@@ -143,8 +145,8 @@ def serve(
     running, shared = shared_cpus(running, options)
     stop = stop or StopRequest()
     if options.workers > 1:
-        processes = _Processes(source, stated, backend, device, running)
-        return processes.serve(options, stop, shared, on_ready, on_loss, progress)
+        told = WorkerModel(backend=backend, device=device, options=running)
+        return _in_processes(source, stated, told, options, stop, shared, on_ready, on_loss, progress)
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         progress("loading")
@@ -160,49 +162,41 @@ def serve(
     return dataclasses.replace(report, stuck=service.is_stuck)
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """A model that several processes serve."""
+def _in_processes(
+    source: Any,
+    stated: LoadOptions,
+    told: WorkerModel,
+    options: ServeOptions,
+    stop: StopRequest,
+    notes: tuple[str, ...],
+    on_ready: Callable[[Address], object],
+    on_loss: Callable[[Loss], object],
+    progress: Listener,
+) -> ServeReport:
+    """Serve a model in several processes; see `serve`."""
+    from densenet_deploy.serving.metrics import SharedCounts, environment, forget
 
-    source: Any
-    stated: LoadOptions
-    backend: str | None
-    device: str | None
-    running: RunnerOptions
+    with contextlib.ExitStack() as stack:
+        options = _with_ports_held(stack, options)
+        model = stack.enter_context(model_file(source, stated))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-deploy-")))
+        told = dataclasses.replace(told, source=model.source, stated=model.stated)
+        settings = to_plain(_ProcessSettings(told, options))
 
-    def serve(
-        self,
-        options: ServeOptions,
-        stop: StopRequest,
-        notes: tuple[str, ...],
-        on_ready: Callable[[Address], object],
-        on_loss: Callable[[Loss], object],
-        progress: Listener,
-    ) -> ServeReport:
-        """Serve it; see `serve`."""
-        from densenet_deploy.serving.metrics import SharedCounts, environment, forget
+        def lost(loss: Loss) -> None:
+            forget(loss.pid, folder)
+            on_loss(loss)
 
-        with contextlib.ExitStack() as stack:
-            options = _with_ports_held(stack, options)
-            model = stack.enter_context(model_file(self.source, self.stated))
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-deploy-")))
-            opened = WorkerModel(model.source, model.stated, self.backend, self.device, self.running)
-            settings = to_plain(_ProcessSettings(opened, options))
-
-            def lost(loss: Loss) -> None:
-                forget(loss.pid, folder)
-                on_loss(loss)
-
-            served = Served(PROGRAM, settings, model.name, environment(folder), options.stuck_s)
-            processes = ServerProcesses(served, options.workers, lost)
-            stack.callback(processes.close)
-            progress(f"loading in {options.workers} processes")
-            address = from_plain(Address, processes.open())
-            address = dataclasses.replace(address, notes=(*address.notes, *notes))
-            progress("serving")
-            asyncio.run(_until_stopped(processes, stop, lambda: on_ready(address)))
-            report = _report(address.model, SharedCounts(folder), address.notes)
-        return dataclasses.replace(report, workers=options.workers, losses=processes.losses)
+        program = WorkerProgram(PROGRAM, settings, model.name, environment(folder))
+        processes = ServerProcesses(program, options.workers, options.stuck_s, lost)
+        stack.callback(processes.close)
+        progress(f"loading in {options.workers} processes")
+        address = from_plain(Address, processes.open())
+        address = dataclasses.replace(address, notes=(*address.notes, *notes))
+        progress("serving")
+        asyncio.run(_until_stopped(processes, stop, lambda: on_ready(address)))
+        report = _report(address.model, SharedCounts(folder), address.notes)
+    return dataclasses.replace(report, workers=options.workers, losses=processes.losses)
 
 
 @dataclass(frozen=True)
@@ -268,7 +262,7 @@ async def _until_stopped(processes: ServerProcesses, stop: StopRequest, on_ready
         await asyncio.to_thread(processes.join)
 
 
-def _report(name: str, counts: Counts, notes: tuple[str, ...]) -> ServeReport:
+def _report(name: str, counts: Collector, notes: tuple[str, ...]) -> ServeReport:
     from densenet_deploy.serving.metrics import total
 
     return ServeReport(

@@ -10,7 +10,8 @@ import pytest
 
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.serving import processes as module
-from densenet_deploy.serving.processes import SIGNS, Loss, Served, ServerProcesses, pause_after
+from densenet_deploy.serving.processes import SIGNS, Loss, ServerProcesses, pause_after
+from densenet_deploy.worker import WorkerProgram
 from tests.serving.servers import WAIT_S
 
 
@@ -21,14 +22,9 @@ def make(tmp_path):
 
         def made(count=1, silent_s=60.0, **settings):
             losses = queue.SimpleQueue()
-            served = Served(
-                "tests.serving.served_program",
-                {"folder": str(tmp_path), **settings},
-                "m.onnx",
-                {"GIVEN": "7"},
-                silent_s,
-            )
-            found = ServerProcesses(served, count, losses.put)
+            settings = {"folder": str(tmp_path), **settings}
+            program = WorkerProgram("tests.serving.served_program", settings, "m.onnx", {"GIVEN": "7"})
+            found = ServerProcesses(program, count, silent_s, losses.put)
             stack.callback(found.close)
             return found, losses
 
@@ -115,15 +111,15 @@ def test_a_process_that_lived_for_long_is_replaced_soon(make, tmp_path, monkeypa
 def test_where_no_process_can_be_started_it_is_tried_again(make, tmp_path, monkeypatch) -> None:
     processes, losses = make()
     processes.open()
-    starts, real = [], module.Worker
+    starts, real = [], WorkerProgram.started
 
-    def refused_once(*args, **options):
-        starts.append(args)
+    def refused_once(program):
+        starts.append(program)
         if len(starts) == 1:
             raise BlockingIOError(11, "no process")
-        return real(*args, **options)
+        return real(program)
 
-    monkeypatch.setattr(module, "Worker", refused_once)
+    monkeypatch.setattr(WorkerProgram, "started", refused_once)
     monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.1)
     os.kill(started(tmp_path)[0], signal.SIGKILL)
     until(lambda: len(started(tmp_path)) == 2)
