@@ -25,7 +25,7 @@ from statistics import median
 from typing import Final
 
 import numpy as np
-from evaluate_overlap import DIGITS, draw_images
+from evaluate_overlap import DIGITS, draw_images, exported
 from machine import RESULTS, Machine, print_table, take_turns, write_results
 
 from densenet_deploy import BatchJobOptions, predict
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         draw_images(place / "images", options.images)
-        model = options.model or _digits(place)
+        model = options.model or exported(place, "--weights", str(DIGITS))
         speed = speed_of(model, place / "images", place, options.rounds)
         memory = [memory_of(model, place / "images", place, count) for count in options.counts]
     growth = max(getattr(memory[-1], part) - getattr(memory[0], part) for part in ("driver_mib", "worker_mib"))
@@ -153,13 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [one.images, f"{one.driver_mib:.1f}", f"{one.worker_mib:.1f}", f"{one.images_per_second:.1f}"] for one in memory
     ]
     print_table(("images", "driver MiB", "worker MiB", "images/s"), rows)
-
-
-def _digits(place: Path) -> Path:
-    out = place / "digits.onnx"
-    command = [sys.executable, "-m", "densenet_deploy", "export", "--weights", str(DIGITS), "-q", "-o", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return out
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_images(folder / "images", options.images)
         truth = folder / "truth.txt"
         truth.write_text("0\n" * options.images)
-        models = options.model or [_export(folder, "--weights", str(DIGITS)), _export(folder, "--variant", "121")]
+        models = options.model or [exported(folder, "--weights", str(DIGITS)), exported(folder, "--variant", "121")]
         for model in models:
             for threads, decode_threads in shares:
                 task = Task(model, folder / "images", truth, threads, decode_threads)
@@ -168,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(header, [*map(_row, results)])
 
 
-def _export(folder: Path, *words: str) -> Path:
+def exported(folder: Path, *words: str) -> Path:
+    """Return the file that `export` makes of `words` in a folder of its own, below `folder`."""
     place = folder / words[-1].rpartition("/")[2].partition(".")[0]
     command = [sys.executable, "-m", "densenet_deploy", "export", *words, "-q", "-o", f"{place}/"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Final
 
 import numpy as np
-from evaluate_overlap import DIGITS
+from evaluate_overlap import DIGITS, exported
 from machine import RESULTS, Machine, print_table, take_turns, write_results
 
 from densenet_deploy.runtime.cpus import usable_cpus
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = [(workers, batch) for workers in dict.fromkeys((1, usable_cpus())) for batch in (1, 16)]
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = options.model or _digits(place)
+        model = options.model or exported(place, "--weights", str(DIGITS))
         pool = stack.enter_context(ProcessPoolExecutor(options.clients))
         ports = {kind: stack.enter_context(started(model, *kind)) for kind in kinds}
 
@@ -130,13 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _summed_up(kind: tuple[int, int], clients: int, rounds: Sequence[Rate]) -> Server:
     parts = ([getattr(one, name) for one in rounds] for name in ("per_second", "p50_ms", "p99_ms"))
     return Server(*kind, clients, *map(median, parts))
-
-
-def _digits(place: Path) -> Path:
-    out = place / "digits.onnx"
-    command = [sys.executable, "-m", "densenet_deploy", "export", "--weights", str(DIGITS), "-q", "-o", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return out
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -179,6 +179,25 @@ class Worker:
         return WorkerDiedError(self._subject, f"its process {how}", "run again with -v to see its log", number)
 
 
+class WorkerProgram(NamedTuple):
+    """What workers of one kind run: a module, the first message to it, and what the errors of `Worker` name."""
+
+    module: str
+    settings: Mapping[str, Any]
+    subject: str
+    environment: Mapping[str, str] | None = None
+
+    def started(self) -> Worker:
+        """Return a process to which the settings were sent.
+
+        Raises:
+            OSError: if no process can be started.
+        """
+        worker = Worker(self.module, subject=self.subject, environment=self.environment)
+        worker.send(self.settings)
+        return worker
+
+
 _ahead: Final[dict[tuple[str, bool], subprocess.Popen[bytes]]] = {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ import typer
 
 from densenet_deploy.cli.app import Work, command
 from densenet_deploy.cli.options import (
+    Arguments,
     Model,
     Output,
     Reads,
@@ -20,6 +23,7 @@ from densenet_deploy.cli.options import (
     option,
     words,
 )
+from densenet_deploy.cli.outcome import FailedGate
 from densenet_deploy.errors import printable
 from densenet_deploy.facts import ModelFacts
 
@@ -29,6 +33,11 @@ if TYPE_CHECKING:
 
 DEFAULT_REPOSITORY = "artifacts/triton"
 DEFAULT_SITE = "artifacts/web"
+
+
+def _graph_with_facts(arguments: Arguments) -> tuple[str, ...]:
+    """Return what else loads the model: facts that are stated are written into its graph."""
+    return ("graph",) if arguments.facts.given() else ()
 
 
 @command(
@@ -53,6 +62,9 @@ def serve_command(
     max_body_mib: Annotated[int, typer.Option(help="The largest request, in MiB.")] = 64,
     receive_s: Annotated[float, option("X", "Seconds for a client to send a request, or to take its answer.")] = 30.0,
     grace_s: Annotated[float, option("X", "Seconds that requests have to end after SIGTERM.")] = 30.0,
+    stuck_s: Annotated[
+        float, option("X", "Seconds without progress after which a worker is replaced, a single process not ready.")
+    ] = 30.0,
     *,
     facts: ModelFacts,
     running: RunnerChoice,
@@ -62,12 +74,23 @@ def serve_command(
     from densenet_deploy.workflows.serve import serve
 
     options = ServeOptions(
-        host, port, grpc_port, max_batch, max_delay_ms, max_queue, instances, workers, max_body_mib, receive_s, grace_s
+        host,
+        port,
+        grpc_port,
+        max_batch,
+        max_delay_ms,
+        max_queue,
+        instances,
+        workers,
+        max_body_mib,
+        receive_s,
+        grace_s,
+        stuck_s,
     )
     runner_options = running.options()
 
     def work(listener: Any) -> Any:
-        return serve(
+        report = serve(
             model,
             options,
             backend=running.backend,
@@ -78,6 +101,11 @@ def serve_command(
             progress=listener,
             **facts.given(),
         )
+        failure = report.failure()
+        if failure is None:
+            return report
+        atexit.register(os._exit, failure.exit_code)  # the interpreter would crash as it ends below the model
+        return FailedGate(report, failure)
 
     return work
 
@@ -105,7 +133,7 @@ def triton_command(
     models: Annotated[
         list[str],
         model_argument("MODEL...", "ONNX and OpenVINO files, engines with their sidecar, checkpoints and names."),
-        Reads("graph", "simplifier"),
+        Reads("session", more=_graph_with_facts),
     ],
     backend: Annotated[
         list[str] | None,
@@ -155,7 +183,7 @@ def web_command(
     model: Annotated[
         str,
         model_argument("MODEL", "An ONNX file, a checkpoint or a name."),
-        Reads("graph", "simplifier", "session", backends=lambda _: ("onnxruntime",)),
+        Reads("session", more=_graph_with_facts, backends=lambda _: ("onnxruntime",)),
     ],
     title: Annotated[str | None, option("TEXT", "Of the page (default: the name of the model).")] = None,
     runtime: Annotated[

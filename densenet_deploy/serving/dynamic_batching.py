@@ -15,7 +15,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
@@ -31,6 +31,9 @@ from densenet_deploy.runtime.runner import Runner
 Answer = Mapping[str, Array]
 
 _LONGEST_DELAY_S: Final = 10.0
+_TIMES_THE_LONGEST: Final = 10
+"""A run that takes as many times longer than all before it may be stuck."""
+_PAUSE_S: Final = 0.5
 
 
 class QueueFullError(ResourceError):
@@ -48,18 +51,21 @@ class QueueOptions:
         max_delay_s: how long the oldest request waits for others, in seconds.
         max_queue: the most images that wait; further requests are refused.
         instances: batches that run at the same time.
+        stuck_s: seconds after which a run of the model may be stuck; see `RunWatch`.
     """
 
     max_batch: int = 16
     max_delay_s: float = 0.002
     max_queue: int = 256
     instances: int = 1
+    stuck_s: float = 30.0
 
     def __post_init__(self) -> None:
         require_range("max-batch", self.max_batch, 1, 65536)
         require_range("max-delay-ms", self.max_delay_s * 1000, 0.0, _LONGEST_DELAY_S * 1000)
         require_range("max-queue", self.max_queue, self.max_batch, 1_000_000)
         require_range("instances", self.instances, 1, 64)
+        require_range("stuck-s", self.stuck_s, 1.0, 86_400.0)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,39 @@ class BatchRun:
 
     images: int
     seconds: float
+
+
+class RunWatch:
+    """Tells a model that is stuck from one that is slow.
+
+    It is stuck when a run takes more than `least_s` seconds, and ten times as long as any run that has ended.
+
+    >>> watch = RunWatch(30.0)
+    >>> with watch.timed():
+    ...     watch.is_stuck
+    False
+    """
+
+    def __init__(self, least_s: float) -> None:
+        self._least_s, self._longest_s = least_s, 0.0
+        self._starts: dict[int, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Watch a run of this thread, which is the block."""
+        thread, start = threading.get_ident(), time.monotonic()
+        self._starts[thread] = start
+        try:
+            yield
+        finally:
+            del self._starts[thread]
+            self._longest_s = max(self._longest_s, time.monotonic() - start)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a run that is in progress takes longer than one may."""
+        allowed_s = max(self._least_s, _TIMES_THE_LONGEST * self._longest_s)
+        return any(time.monotonic() - start > allowed_s for start in [*self._starts.values()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +134,9 @@ class BatchingQueue:
         options: see `QueueOptions`.
         on_run: called after each run of the model, from the thread that ran it.
         on_wait: called with the number of images that wait whenever it changes, from any thread, one at a time.
+
+    Attributes:
+        watch: of its runs; whoever runs the model beside it may use it too.
     """
 
     def __init__(
@@ -106,6 +148,7 @@ class BatchingQueue:
     ) -> None:
         self._runner, self._options = runner, options or QueueOptions()
         self._on_run, self._on_wait = on_run, on_wait
+        self.watch = RunWatch(self._options.stuck_s)
         self._fills_up = _fills_up(runner)
         self._is_batched = self._fills_up or takes_any_batch(runner.inputs, runner.outputs)
         self._waiting: deque[_Request] = deque()
@@ -143,12 +186,13 @@ class BatchingQueue:
         return request.future
 
     def close(self) -> None:
-        """Answer what waits, and end. Closing twice is harmless."""
+        """Answer what waits, and end; a model that is stuck is not waited for. Closing twice is harmless."""
         with self._change:
             self._is_closed = True
             self._change.notify_all()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive() and not self.watch.is_stuck:
+                thread.join(_PAUSE_S)
 
     def _request(self, feeds: Feeds | Feed) -> _Request:
         arrays = self._runner.checked(feeds, tuple(map(self.shown, self._runner.inputs)))
@@ -214,7 +258,8 @@ class BatchingQueue:
     def _run(self, feeds: dict[str, Array]) -> Answer:
         first = next(iter(feeds.values()))
         start = time.monotonic()
-        answer = run_batched(self._runner, first) if self._fills_up else self._runner.run(feeds)
+        with self.watch.timed():
+            answer = run_batched(self._runner, first) if self._fills_up else self._runner.run(feeds)
         self._on_run(BatchRun(first.shape[0] if first.ndim else 1, time.monotonic() - start))
         return answer
 

@@ -112,7 +112,7 @@ class _Calls:
         )
 
     async def _server_live(self, _request: Any) -> Any:
-        return self._messages["ServerLiveResponse"](live=True)
+        return self._messages["ServerLiveResponse"](live=not self._service.is_stuck)
 
     async def _server_ready(self, _request: Any) -> Any:
         return self._messages["ServerReadyResponse"](ready=self._service.is_ready)

@@ -33,9 +33,12 @@ _LONGEST_DIGITS: Final = 18
 
 
 def _app(service: Service, options: ServeOptions) -> Starlette:
-    answers = _Answers(service, options)
-    model = "/v2/models/{name}"
-    infer, ready, metadata = answers.infer, answers.model_ready, answers.model_metadata
+    answers, model = _Answers(service, options), "/v2/models/{name}"
+    infer, ready = answers.guarded("infer", answers.infer), answers.guarded("ready", answers.model_ready)
+    metadata, classify = (
+        answers.guarded("metadata", answers.model_metadata),
+        answers.guarded("classify", answers.classify),
+    )
     routes = [
         Route("/v2", answers.server_metadata),
         Route("/v2/health/live", answers.live),
@@ -49,7 +52,7 @@ def _app(service: Service, options: ServeOptions) -> Starlette:
                 Route(f"{path}/infer", infer, methods=["POST"]),
             )
         ),
-        Route("/classify", answers.classify, methods=["POST"]),
+        Route("/classify", classify, methods=["POST"]),
         Route("/metrics", answers.metrics),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -89,29 +92,21 @@ class _Answers:
         return self._json(self._service.server_metadata())
 
     async def live(self, _request: Request) -> Response:
-        return self._json({"live": True})
+        is_live = not self._service.is_stuck
+        return self._json({"live": is_live}, 200 if is_live else 503)
 
     async def ready(self, _request: Request) -> Response:
         is_ready = self._service.is_ready
         return self._json({"ready": is_ready}, 200 if is_ready else 503)
 
-    async def model_ready(self, request: Request) -> Response:
-        return await self._guarded(request, "ready", self._model_ready)
-
-    async def _model_ready(self, _request: Request) -> Response:
+    async def model_ready(self, _request: Request) -> Response:
         is_ready = self._service.is_ready
         return self._json({"name": self._service.name, "ready": is_ready}, 200 if is_ready else 503)
 
-    async def model_metadata(self, request: Request) -> Response:
-        return await self._guarded(request, "metadata", self._model_metadata)
-
-    async def _model_metadata(self, _request: Request) -> Response:
+    async def model_metadata(self, _request: Request) -> Response:
         return self._json(self._service.model_metadata())
 
     async def infer(self, request: Request) -> Response:
-        return await self._guarded(request, "infer", self._infer)
-
-    async def _infer(self, request: Request) -> Response:
         service, length = self._service, request.headers.get(HEADER_LENGTH)
         async with self._bodies.read(request) as body:
             asked = await asyncio.to_thread(read_request, body, length, service.inputs, service.outputs)
@@ -122,9 +117,6 @@ class _Answers:
         return self._answer(content, "application/octet-stream", {HEADER_LENGTH: str(header_length)})
 
     async def classify(self, request: Request) -> Response:
-        return await self._guarded(request, "classify", self._classify)
-
-    async def _classify(self, request: Request) -> Response:
         top_k = request.query_params.get("top_k", "5")
         if not (top_k.isascii() and top_k.isdigit() and len(top_k) <= _LONGEST_DIGITS):
             raise refused("top_k", "is not a whole number")
@@ -135,21 +127,28 @@ class _Answers:
     async def metrics(self, _request: Request) -> Response:
         return self._answer(await asyncio.to_thread(self._service.metrics.to_text), CONTENT_TYPE)
 
-    async def _guarded(
-        self, request: Request, endpoint: str, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """Return the answer of an endpoint, or its error as JSON."""
-        try:
-            with self._service.counted(endpoint):
-                name = request.path_params.get("name", self._service.name)
-                self._service.require_model(name, request.path_params.get("version", ""))
-                return await answer(request)
-        except RequestError as error:
+    def guarded(
+        self, endpoint: str, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return the function of an endpoint that counts, checks which model is asked, and answers errors as JSON."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                with self._service.counted(endpoint):
+                    name = request.path_params.get("name", self._service.name)
+                    self._service.require_model(name, request.path_params.get("version", ""))
+                    return await answer(request)
+            except RequestError as exc:
+                error = exc
+            except asyncio.CancelledError:  # by uvicorn, which would answer with plain text
+                error = RequestError(503, "server: ended before the answer; ask another one")
             headers = {"Retry-After": "1"} if error.status == 503 else {}
             return self._json({"error": str(error)}, error.status, headers)
 
+        return guarded
+
     def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        return self._answer(write_json(value).encode(), "application/json", headers, status)
+        return self._answer(_json_line(value), "application/json", headers, status)
 
     def _answer(
         self, content: bytes, media_type: str, headers: dict[str, str] | None = None, status: int = 200
@@ -220,4 +219,9 @@ async def _image_in(request: Request, body: bytes) -> bytes:
 async def _http_error(_request: Request, exc: Exception) -> Response:
     """Answer a path or method that does not exist."""
     assert isinstance(exc, HTTPException)
-    return Response(write_json({"error": f"request: {exc.detail}"}), exc.status_code, exc.headers, "application/json")
+    content = _json_line({"error": f"request: {exc.detail}"})
+    return Response(content, exc.status_code, exc.headers, "application/json")
+
+
+def _json_line(value: object) -> bytes:
+    return f"{write_json(value)}\n".encode()

@@ -12,14 +12,16 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from densenet_deploy.serving.dynamic_batching import BatchRun
+from densenet_deploy.serving.processes import ENDED, HUNG
 
 __all__ = ["CONTENT_TYPE", "Metrics", "environment", "forget", "total"]
 
@@ -29,14 +31,7 @@ _KINDS: Final = ("bad_request", "not_found", "too_large", "queue_full", "model",
 _TRIES: Final = 5
 
 
-class Counts(Protocol):
-    """What yields the families of metrics."""
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield them."""
-
-
-class SharedCounts:
+class SharedCounts(Collector):
     """The sums over all processes that counted into a folder, those that have ended included."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +58,7 @@ def forget(pid: int, folder: Path) -> None:
     mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
-def total(counts: Counts, sample: str) -> int:
+def total(counts: Collector, sample: str) -> int:
     """Return the sum over the labels of a sample such as `requests_total` or `batch_images_sum`."""
     found = (one for family in counts.collect() for one in family.samples if one.name == f"densenet_{sample}")
     return int(sum(one.value for one in found))
@@ -83,7 +78,7 @@ class Metrics:
     def __init__(self, max_batch: int, *, is_shared: bool = False) -> None:
         own = CollectorRegistry()
         sizes = [2**power for power in range(17) if 2**power < max_batch]
-        self.counts: Counts = SharedCounts(Path(os.environ[_FOLDER])) if is_shared else own
+        self.counts: Collector = SharedCounts(Path(os.environ[_FOLDER])) if is_shared else own
         self._requests = Counter("densenet_requests", "Requests that were answered.", ["endpoint"], registry=own)
         self._errors = Counter("densenet_errors", "Requests that were refused or failed.", ["kind"], registry=own)
         self._seconds = Histogram(
@@ -100,8 +95,11 @@ class Metrics:
             "densenet_workers", "Processes that take requests.", registry=own, multiprocess_mode="livesum"
         )
         self._starts = Counter("densenet_worker_starts", "Processes that began to take requests.", registry=own)
+        self._losses = Counter("densenet_worker_losses", "Processes that were replaced.", ["reason"], registry=own)
         for kind in _KINDS:
             self._errors.labels(kind)
+        for reason in (ENDED, HUNG):
+            self._losses.labels(reason)
 
     def answered(self, endpoint: str, seconds: float) -> None:
         """Count a request that was answered."""
@@ -125,6 +123,10 @@ class Metrics:
         """Tell whether this process takes requests."""
         self._workers.set(is_ready)
         self._starts.inc(is_ready)
+
+    def replaces(self, reason: str) -> None:
+        """Count the process that this one replaces, which cannot count itself."""
+        self._losses.labels(reason).inc()
 
     def to_text(self) -> bytes:
         """Return the text format."""

@@ -146,7 +146,7 @@ def write_answer(name: str, request: InferRequest, answer: Mapping[str, Array]) 
     facts: dict[str, Any] = {"model_name": name, "model_version": VERSION}
     facts |= {"id": request.id} if request.id else {}
     header = write_json(facts | {"outputs": entries}).encode()
-    return (b"".join([header, *parts]), len(header)) if parts else (header, None)
+    return (b"".join([header, *parts]), len(header)) if parts else (header + b"\n", None)
 
 
 def to_bytes(array: Array) -> bytes:

@@ -1,14 +1,18 @@
-"""Several processes that serve one model on the same ports; one that ends is replaced.
+"""Several processes that serve one model on the same ports; one that ends or hangs is replaced.
 
 The parent binds the ports without listening, so that no other program takes them, and every process listens there
 (SO_REUSEPORT): the kernel gives each connection to one of them. What a process was doing when it ends is lost with its
 connections; the others go on. The messages (`worker.py` carries them)::
 
-    parent   {"model": {...}, ...}                     once: what to serve, as the program reads it
+    parent   {"model": {...}, "replaces": null, ...}   once: what to serve, as the program reads it
     child    {"model": "chest", ...}                   its model is open and has run
     parent   "listen"
     child    "listening"
+    child    "alive" or "stuck"                        ten times in `silent_s`: its model makes progress, or not
     parent   "stop"                                    end; a second one: without waiting for clients
+
+A process that listens and is then silent for `silent_s`, or stuck twice in a row, is ended. Silence is counted in
+waits, so that processes are not replaced because the whole machine stood still.
 """
 
 from __future__ import annotations
@@ -16,17 +20,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from densenet_deploy.errors import DensenetDeployError
-from densenet_deploy.worker import Worker
+from densenet_deploy.worker import WorkerProgram
 
 log = logging.getLogger(__name__)
 
 LISTEN: Final = "listen"
 STOP: Final = "stop"
+LISTENING: Final = "listening"
+ALIVE: Final = "alive"
+STUCK: Final = "stuck"
+SIGNS: Final = 10
+"""How often a process gives a sign in the time after which one without is replaced."""
+ENDED: Final = "ended"
+HUNG: Final = "hung"
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
@@ -36,51 +47,81 @@ _STEADY_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Loss:
-    """A process that ended without being asked, and the seconds until another one is started."""
+    """A process that `ENDED` without being asked, or `HUNG` and was ended, and the seconds until another one starts."""
 
     pid: int
     why: str
     pause_s: float
+    reason: str = ENDED
 
     def __str__(self) -> str:
         return f"worker {self.pid}: {self.why}; another one starts in {self.pause_s:g} s"
 
 
-@dataclass(frozen=True)
-class Served:
-    """What the processes run.
+class _Process:
+    """A process, and what tells whether it hangs."""
 
-    Attributes:
-        program: the module whose `main` answers the messages.
-        settings: the first message.
-        subject: the model, as errors name it.
-        environment: variables beside those of this process.
-    """
+    def __init__(self, program: WorkerProgram, silent_s: float) -> None:
+        self._silent_s = silent_s
+        self.worker = program.started()
+        self.began = time.monotonic()
+        self.hang = ""
+        self._silent_waits: int | None = None
+        self._is_stuck = False
 
-    program: str
-    settings: Mapping[str, Any]
-    subject: str
-    environment: Mapping[str, str]
+    def receive(self) -> Any:
+        """Return the next message, which is a sign of life from the one on that says that the process listens."""
+        message = self.worker.receive()
+        if self._silent_waits is not None or message == LISTENING:
+            self._silent_waits = 0
+        if message == STUCK and self._is_stuck:
+            self._end("a run of its model did not end")
+        self._is_stuck = message == STUCK
+        return message
+
+    def wait(self) -> None:
+        """Count a wait without a sign."""
+        if self._silent_waits is not None:
+            self._silent_waits += 1
+            if self._silent_waits > SIGNS:
+                self._end(f"gave no sign for {self._silent_s:g} s")
+
+    def awaited_end(self) -> str:
+        """Wait until the process ends; return why."""
+        try:
+            while True:
+                self.receive()
+        except DensenetDeployError as exc:
+            return self.hang or exc.why
+        except OSError as exc:
+            return str(exc)
+
+    def _end(self, hang: str) -> None:
+        self.hang = self.hang or hang
+        self.worker.kill()
 
 
 class ServerProcesses:
     """The processes of a server.
 
     Args:
-        served: what they run.
+        program: what they run; to its settings, `replaces` is added: the reason of the loss that a process makes up
+            for, or None.
         count: how many there are.
-        on_loss: called from any thread when one has ended without being asked.
+        silent_s: seconds after which a process without a sign is replaced.
+        on_loss: called from any thread when one has ended without being asked, or hung.
 
     Attributes:
         losses: how many have.
     """
 
-    def __init__(self, served: Served, count: int, on_loss: Callable[[Loss], object]) -> None:
-        self._served, self._on_loss = served, on_loss
+    def __init__(self, program: WorkerProgram, count: int, silent_s: float, on_loss: Callable[[Loss], object]) -> None:
+        self._program, self._silent_s, self._on_loss = program, silent_s, on_loss
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()
+        self._has_ended = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._workers: dict[int, Worker] = {}
+        self._processes: dict[int, _Process] = {}
         self._count = count
         self.losses = 0
 
@@ -91,16 +132,15 @@ class ServerProcesses:
             DensenetDeployError: what ended the first that could not begin.
         """
         for place in range(self._count):
-            self._workers[place] = self._started()
-        workers = [*self._workers.values()]
-        answers = [worker.receive() for worker in workers]
-        for worker in workers:
-            worker.send(LISTEN)
-        for worker in workers:
-            worker.receive()
-        for place in range(self._count):
-            thread = threading.Thread(target=self._tend, args=(place,), daemon=True)
-            self._threads.append(thread)
+            self._processes[place] = self._started(None)
+        processes = [*self._processes.values()]
+        answers = [process.receive() for process in processes]
+        for process in processes:
+            process.worker.send(LISTEN)
+        for process in processes:
+            process.receive()
+        self._threads = [threading.Thread(target=self._tend, args=(place,), daemon=True) for place in self._processes]
+        for thread in (*self._threads, threading.Thread(target=self._watch, daemon=True)):
             thread.start()
         return answers[0]
 
@@ -108,8 +148,8 @@ class ServerProcesses:
         """Ask all to end; again: without waiting for clients that do not know yet."""
         with self._lock:
             self._is_stopping.set()
-            for worker in self._workers.values():
-                worker.send(STOP)
+            for process in self._processes.values():
+                process.worker.send(STOP)
 
     def join(self) -> None:
         """Wait until all have ended, which were asked to."""
@@ -120,50 +160,58 @@ class ServerProcesses:
         """End those that are left, whatever they are doing."""
         with self._lock:
             self._is_stopping.set()
-            for worker in self._workers.values():
-                worker.kill()
+            for process in self._processes.values():
+                process.worker.kill()
         self.join()
-        for worker in self._workers.values():
-            worker.close(at_once=True)
+        self._has_ended.set()
+        for process in self._processes.values():
+            process.worker.close(at_once=True)
 
-    def _started(self) -> Worker:
-        served = self._served
-        worker = Worker(served.program, subject=served.subject, environment=served.environment)
-        worker.send(served.settings)
-        return worker
+    def _started(self, replaces: str | None) -> _Process:
+        settings = {**self._program.settings, "replaces": replaces}
+        return _Process(self._program._replace(settings=settings), self._silent_s)
+
+    def _watch(self) -> None:
+        """Be a thread: end processes that hang."""
+        while not self._has_ended.wait(self._silent_s / SIGNS):
+            with self._lock:
+                for process in self._processes.values():
+                    process.wait()
 
     def _tend(self, place: int) -> None:
         """Be a thread: replace the process at `place` whenever it ends."""
         losses = 0
         while True:
-            began, worker = time.monotonic(), self._workers[place]
-            why = _awaited_end(worker)
+            process = self._processes[place]
+            why = process.awaited_end()
             with self._lock:
-                del self._workers[place]
-            worker.close(at_once=True)
-            losses = 1 if time.monotonic() - began >= _STEADY_S else losses + 1
+                del self._processes[place]
+            process.worker.close(at_once=True)
+            losses = 1 if time.monotonic() - process.began >= _STEADY_S else losses + 1
             pause_s = pause_after(losses)
             with self._lock:
                 if self._is_stopping.is_set():
                     return
                 self.losses += 1
-            self._on_loss(Loss(worker.pid, why, pause_s))
-            if not self._replaced(place, pause_s):
+            loss = Loss(process.worker.pid, why, pause_s, HUNG if process.hang else ENDED)
+            self._on_loss(loss)
+            if not self._replaced(place, loss):
                 return
 
-    def _replaced(self, place: int, pause_s: float) -> bool:
+    def _replaced(self, place: int, loss: Loss) -> bool:
         """Start another process after a pause; return False if the server ends meanwhile."""
+        pause_s = loss.pause_s
         while not self._is_stopping.wait(pause_s):
             with self._lock:
                 if self._is_stopping.is_set():
                     return False
                 try:
-                    worker = self._workers[place] = self._started()
+                    process = self._processes[place] = self._started(loss.reason)
                 except OSError as exc:  # the machine has no room for one more
                     log.info("no process can be started: %s", exc)
                     pause_s = _LONGEST_PAUSE_S
                     continue
-                worker.send(LISTEN)
+                process.worker.send(LISTEN)
                 return True
         return False
 
@@ -175,14 +223,3 @@ def pause_after(losses: int) -> float:
     [0.1, 0.2, 0.4, 25.6, 30.0, 30.0]
     """
     return float(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(losses - 1, 30)))
-
-
-def _awaited_end(worker: Worker) -> str:
-    """Wait until a process ends; return why."""
-    while True:
-        try:
-            worker.receive()
-        except DensenetDeployError as exc:
-            return exc.why
-        except OSError as exc:
-            return str(exc)

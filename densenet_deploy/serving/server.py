@@ -43,6 +43,9 @@ class ServeOptions:
         max_body_mib: of a request.
         receive_s: seconds in which a request must have arrived, and its answer be taken.
         grace_s: seconds that requests under way have after a signal.
+        stuck_s: seconds after which a process that gives no sign, or whose model gives no answer, counts as stuck: one
+            of several is replaced, a single one is neither live nor ready. A model that is slow from the start has ten
+            times as long as its slowest run so far.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +59,7 @@ class ServeOptions:
     max_body_mib: int = 64
     receive_s: float = 30.0
     grace_s: float = 30.0
+    stuck_s: float = 30.0
 
     def __post_init__(self) -> None:
         require_range("port", self.port, 0, 65535)
@@ -76,7 +80,7 @@ class ServeOptions:
 
     def queue(self) -> QueueOptions:
         """Return the options of the queue, checked."""
-        return QueueOptions(self.max_batch, self.max_delay_ms / 1000, self.max_queue, self.instances)
+        return QueueOptions(self.max_batch, self.max_delay_ms / 1000, self.max_queue, self.instances, self.stuck_s)
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class RunningServer:
         await asyncio.gather(self.serving, *([] if self.grpc is None else [self.grpc.stop(self.grace_s)]))
 
     def _unready(self) -> None:
-        self.service.is_ready = False
+        self.service.is_open = False
         self.service.metrics.serves(False)
 
 

@@ -38,7 +38,7 @@ class Service:
         metrics: the counters; None are those of this process alone.
 
     Attributes:
-        is_ready: whether requests are welcome.
+        is_open: whether requests are welcome, as they are between the first run of the model and the end.
 
     Raises:
         ModelFileError: if an input or output has a type that the protocol does not name.
@@ -60,7 +60,17 @@ class Service:
         self.metrics = metrics or Metrics(options.max_batch)
         self._queue = BatchingQueue(runner, options, self.metrics.ran, self.metrics.waiting)
         self._max_batch = options.max_batch
-        self.is_ready = False
+        self.is_open = False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a run of the model does not end; see `RunWatch`."""
+        return self._queue.watch.is_stuck
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are welcome, and would be answered."""
+        return self.is_open and not self.is_stuck
 
     def warm_up(self) -> None:
         """Run a batch of one image and the largest one, so that no client waits for what the first run prepares.
@@ -70,14 +80,14 @@ class Service:
         if all(None not in spec.shape[1:] for spec in self.inputs):
             for batch in sorted({1, self._max_batch}):
                 specs = [spec.of_batch(batch) for spec in self.inputs]
-                self._runner.run(
-                    {spec.name: np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in specs}
-                )
-        self.is_ready = True
+                feeds = {spec.name: np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in specs}
+                with self._queue.watch.timed():
+                    self._runner.run(feeds)
+        self.is_open = True
 
     def close(self) -> None:
         """Answer what waits, and close the runner."""
-        self.is_ready = False
+        self.is_open = False
         self._queue.close()
         self._runner.close()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,11 +19,17 @@ from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.serving.batch.described_runner import RunnerFacts
-from densenet_deploy.serving.batch.engine import Engine
-from densenet_deploy.serving.batch.local import LocalEngine
+from densenet_deploy.serving.batch.engine import Engine, LocalEngine
 from densenet_deploy.serving.batch.rows import RowLayout
-from densenet_deploy.serving.batch.shard_worker import Answers, JobFacts, JobSettings, serve_shards
-from densenet_deploy.serving.batch.shards import Job
+from densenet_deploy.serving.batch.shard_worker import (
+    DEFAULT_BATCH,
+    Answers,
+    JobFacts,
+    JobSettings,
+    ShardRequest,
+    Shards,
+)
+from densenet_deploy.worker import WorkerProgram
 from densenet_deploy.workflows.image_report import described_input, remarks
 from densenet_deploy.workflows.load import LoadOptions
 from densenet_deploy.workflows.worker_model import ModelFile, WorkerModel, model_file
@@ -73,16 +78,19 @@ def serve_job(requests: Iterator[Any], answers: Callable[[Classifier, RowLayout]
         settings = from_plain(JobModel, message)
         with settings.model.opened() as (model, runner):
             classifier = Classifier(runner, fast=settings.fast_decode)
-            facts = functools.partial(
-                JobFacts,
-                placement=runner.placement,
-                input=to_plain(described_input(classifier, runner.manifest)),
-                notes=remarks(classifier, runner.manifest, model.notes),
-                runner=RunnerFacts.of(runner, classifier),
+            facts = JobFacts(
+                RowLayout.of(classifier, classifier.classes, settings.job.top_k),
+                settings.job.batch or fixed_batch(runner) or DEFAULT_BATCH,
+                runner.placement,
+                to_plain(described_input(classifier, runner.manifest)),
+                RunnerFacts.of(runner, classifier),
+                remarks(classifier, runner.manifest, model.notes),
             )
-            batch = settings.job.batch or fixed_batch(runner)
-            job = dataclasses.replace(settings.job, batch=batch)
-            yield from serve_shards(requests, classifier, job, facts, answers)
+            yield to_plain(facts)
+            rows = answers(classifier, facts.layout)
+            shards = Shards(classifier, rows, facts.batch, settings.job.decode_threads)
+            for request in requests:
+                yield from shards.messages(from_plain(ShardRequest, request))
 
 
 @contextlib.contextmanager
@@ -113,19 +121,16 @@ def started_engine(
         options = dataclasses.replace(options, threads=options.threads or share, spin=False)
         opened = dataclasses.replace(running, source=model.source, stated=model.stated, options=options)
         settings = dataclasses.replace(settings, decode_threads=share)
-        job = Job(program, to_plain(JobModel(opened, settings, fast_decode)), model.name)
-        engine = _local(job, workers) if choice.engine == "local" else _ray(job, choice, model, share, running.device)
+        told = WorkerProgram(program, to_plain(JobModel(opened, settings, fast_decode)), model.name)
+        is_local = choice.engine == "local"
+        engine = LocalEngine(told, workers) if is_local else _ray(told, choice, model, share, running.device)
         stack.callback(engine.close)
         yield engine, model
 
 
-def _local(job: Job, workers: int) -> Engine:
-    return LocalEngine(job, workers)
-
-
-def _ray(job: Job, choice: EngineOptions, model: ModelFile, cpus: int, device: str | None) -> Engine:
+def _ray(program: WorkerProgram, choice: EngineOptions, model: ModelFile, cpus: int, device: str | None) -> Engine:
     from densenet_deploy.serving.batch.ray import ClusterShare, RayEngine
 
     gpus = int((device or "").startswith(("cuda", "gpu")))
     sent = model.whole_file() if choice.address is not None else None
-    return RayEngine(job, ClusterShare(choice.address, choice.workers, cpus, gpus, sent))
+    return RayEngine(program, ClusterShare(choice.address, choice.workers, cpus, gpus, sent))

@@ -69,7 +69,7 @@ class UntrustedFile:
     Attributes:
         path: of the file; names that are not files of a known kind are skipped.
         loaders: the libraries that will load it. A checkpoint is loaded by NumPy, or by PyTorch where only that reads
-            it, whatever this says.
+            it, whatever this says, and the onnx package reads an ONNX file without facts first.
         backend: of the session; None is the default for the file.
     """
 
@@ -119,8 +119,16 @@ def _with_its_loaders(file: UntrustedFile) -> UntrustedFile:
     if is_checkpoint_name(file.path) and suffix != ".safetensors":
         return UntrustedFile(file.path, (Loader.ARRAYS,))
     if suffix == ".onnx":
-        return file
+        is_read = not file.loaders or Loader.GRAPH in file.loaders or not _is_adopted(file.path)
+        return file if is_read else UntrustedFile(file.path, (Loader.GRAPH, *file.loaders), file.backend)
     return UntrustedFile(file.path, (Loader.SESSION,) if suffix == ".xml" else (), file.backend)
+
+
+def _is_adopted(path: Path) -> bool:
+    """Whether every command reads the graph of an ONNX file, since it carries no facts (see `sources.graph`)."""
+    with contextlib.suppress(DensenetDeployError, OSError):
+        return Artifact.open(path).manifest is None
+    return False
 
 
 def _is_whole(file: UntrustedFile) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
-from densenet_deploy.errors import FeedError, ModelFileError, UsageError, counted
+from densenet_deploy.errors import BackendError, FeedError, ModelFileError, UsageError, counted
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.records import from_plain, to_plain
@@ -21,7 +21,15 @@ from densenet_deploy.reports import Report, line
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Runner, RunnerOptions
-from densenet_deploy.serving.processes import LISTEN, Loss, Served, ServerProcesses
+from densenet_deploy.serving.processes import (
+    ALIVE,
+    LISTEN,
+    LISTENING,
+    SIGNS,
+    STUCK,
+    Loss,
+    ServerProcesses,
+)
 from densenet_deploy.serving.server import (
     Address,
     RunningServer,
@@ -33,12 +41,15 @@ from densenet_deploy.serving.server import (
     reserve,
     run_server,
 )
+from densenet_deploy.worker import WorkerProgram
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.stages import Listener, ignore
 from densenet_deploy.workflows.worker_model import WorkerModel, model_file
 
 if TYPE_CHECKING:
-    from densenet_deploy.serving.metrics import Counts, Metrics
+    from prometheus_client.registry import Collector
+
+    from densenet_deploy.serving.metrics import Metrics
     from densenet_deploy.serving.service import Service
 
 PROGRAM: Final = __name__
@@ -54,7 +65,9 @@ class ServeReport(Report):
 
     Attributes:
         workers: how many processes served.
-        losses: how many of them ended without being asked, and were replaced; what they were doing is not counted.
+        losses: how many of them ended without being asked, or hung, and were replaced; what they were doing is not
+            counted.
+        stuck: whether the only process ended while a run of its model did not.
     """
 
     kind: ClassVar[str] = "serve"
@@ -66,6 +79,12 @@ class ServeReport(Report):
     runs: int
     workers: int = 1
     losses: int = 0
+    stuck: bool = False
+
+    def failure(self) -> BackendError | None:
+        """The error to end a command with, if the model hung."""
+        fix = "look at what it runs on; --workers 2 replaces a process that hangs"
+        return BackendError(self.model, "a run of the model did not end", fix) if self.stuck else None
 
     def to_text(self) -> str:
         """Return lines for people."""
@@ -108,8 +127,8 @@ def serve(
         running: see `RunnerOptions`. Where it does not say how many threads, workers and their instances share the
             CPUs, and the backend's threads sleep between two runs.
         on_ready: called when the first request can come.
-        on_loss: called, from any thread, when one of several workers has ended without being asked; another one
-            replaces it.
+        on_loss: called, from any thread, when one of several workers has ended without being asked, or hung; another
+            one replaces it.
         stop: to end it from another thread; signals reach the main thread alone.
         progress: is told the stage.
         **stated: facts about the model; see `load`.
@@ -126,8 +145,8 @@ def serve(
     running, shared = shared_cpus(running, options)
     stop = stop or StopRequest()
     if options.workers > 1:
-        processes = _Processes(source, stated, backend, device, running)
-        return processes.serve(options, stop, shared, on_ready, on_loss, progress)
+        told = WorkerModel(backend=backend, device=device, options=running)
+        return _in_processes(source, stated, told, options, stop, shared, on_ready, on_loss, progress)
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         progress("loading")
@@ -139,60 +158,54 @@ def serve(
         service.warm_up()
         progress("serving")
         asyncio.run(run_server(service, listening, options, on_ready, stop, (*notes, *shared)))
-    return _report(service.name, service.metrics.counts, (*notes, *shared))
+    report = _report(service.name, service.metrics.counts, (*notes, *shared))
+    return dataclasses.replace(report, stuck=service.is_stuck)
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """A model that several processes serve."""
+def _in_processes(
+    source: Any,
+    stated: LoadOptions,
+    told: WorkerModel,
+    options: ServeOptions,
+    stop: StopRequest,
+    notes: tuple[str, ...],
+    on_ready: Callable[[Address], object],
+    on_loss: Callable[[Loss], object],
+    progress: Listener,
+) -> ServeReport:
+    """Serve a model in several processes; see `serve`."""
+    from densenet_deploy.serving.metrics import SharedCounts, environment, forget
 
-    source: Any
-    stated: LoadOptions
-    backend: str | None
-    device: str | None
-    running: RunnerOptions
+    with contextlib.ExitStack() as stack:
+        options = _with_ports_held(stack, options)
+        model = stack.enter_context(model_file(source, stated))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-deploy-")))
+        told = dataclasses.replace(told, source=model.source, stated=model.stated)
+        settings = to_plain(_ProcessSettings(told, options))
 
-    def serve(
-        self,
-        options: ServeOptions,
-        stop: StopRequest,
-        notes: tuple[str, ...],
-        on_ready: Callable[[Address], object],
-        on_loss: Callable[[Loss], object],
-        progress: Listener,
-    ) -> ServeReport:
-        """Serve it; see `serve`."""
-        from densenet_deploy.serving.metrics import SharedCounts, environment, forget
+        def lost(loss: Loss) -> None:
+            forget(loss.pid, folder)
+            on_loss(loss)
 
-        with contextlib.ExitStack() as stack:
-            options = _with_ports_held(stack, options)
-            model = stack.enter_context(model_file(self.source, self.stated))
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-deploy-")))
-            opened = WorkerModel(model.source, model.stated, self.backend, self.device, self.running)
-            settings = to_plain(_ProcessSettings(opened, options))
-
-            def lost(loss: Loss) -> None:
-                forget(loss.pid, folder)
-                on_loss(loss)
-
-            served = Served(PROGRAM, settings, model.name, environment(folder))
-            processes = ServerProcesses(served, options.workers, lost)
-            stack.callback(processes.close)
-            progress(f"loading in {options.workers} processes")
-            address = from_plain(Address, processes.open())
-            address = dataclasses.replace(address, notes=(*address.notes, *notes))
-            progress("serving")
-            asyncio.run(_until_stopped(processes, stop, lambda: on_ready(address)))
-            report = _report(address.model, SharedCounts(folder), address.notes)
-        return dataclasses.replace(report, workers=options.workers, losses=processes.losses)
+        program = WorkerProgram(PROGRAM, settings, model.name, environment(folder))
+        processes = ServerProcesses(program, options.workers, options.stuck_s, lost)
+        stack.callback(processes.close)
+        progress(f"loading in {options.workers} processes")
+        address = from_plain(Address, processes.open())
+        address = dataclasses.replace(address, notes=(*address.notes, *notes))
+        progress("serving")
+        asyncio.run(_until_stopped(processes, stop, lambda: on_ready(address)))
+        report = _report(address.model, SharedCounts(folder), address.notes)
+    return dataclasses.replace(report, workers=options.workers, losses=processes.losses)
 
 
 @dataclass(frozen=True)
 class _ProcessSettings:
-    """The first message to a process: its model, and how to serve it on ports that are known."""
+    """The first message to a process: its model, how to serve it on ports that are known, and what it replaces."""
 
     model: WorkerModel
     options: ServeOptions
+    replaces: str | None = None
 
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:
@@ -213,9 +226,15 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
         loop = stack.enter_context(asyncio.Runner())
         listening = stack.enter_context(contextlib.closing(listen(options.host, options.port, is_shared=True)))
         server = loop.run(RunningServer.start(service, listening, options, is_shared=True))
-        yield "listening"
+        if settings.replaces is not None:
+            service.metrics.replaces(settings.replaces)
+        yield LISTENING
         threading.Thread(target=_stop_when_told, args=(requests, stop), daemon=True).start()
-        loop.run(server.until(stop))
+        serving = loop.get_loop().create_task(server.until(stop))
+        while not serving.done():
+            yield STUCK if service.is_stuck else ALIVE
+            loop.run(asyncio.wait((serving,), timeout=options.stuck_s / SIGNS))
+        serving.result()
 
 
 def _stop_when_told(requests: Iterator[Any], stop: StopRequest) -> None:
@@ -243,7 +262,7 @@ async def _until_stopped(processes: ServerProcesses, stop: StopRequest, on_ready
         await asyncio.to_thread(processes.join)
 
 
-def _report(name: str, counts: Counts, notes: tuple[str, ...]) -> ServeReport:
+def _report(name: str, counts: Collector, notes: tuple[str, ...]) -> ServeReport:
     from densenet_deploy.serving.metrics import total
 
     return ServeReport(

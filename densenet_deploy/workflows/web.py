@@ -23,8 +23,8 @@ from densenet_deploy.records import fields_to_plain, write_json
 from densenet_deploy.reports import TimedReport, line, mib
 from densenet_deploy.runtime.batching import fixed_batch
 from densenet_deploy.runtime.classifier import Classifier
-from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import Runner, open_runner
+from densenet_deploy.serving.batch.rows import RowLayout
 from densenet_deploy.serving.web.runtime_files import BINARY, FILES, VERSION, runtime_files
 from densenet_deploy.serving.web.site import Site, require_free
 from densenet_deploy.workflows.export import as_onnx
@@ -147,8 +147,8 @@ def web(
     with stages("check"):
         data = _single_file(model)
         with open_runner(Model.from_bytes(model.name, data), "onnxruntime", "cpu") as runner:
-            files = _model_files(model, data, runner, runtime_bytes=len(shipped[BINARY]))
-            preprocessing = Classifier(runner).preprocessing
+            classify = Classifier(runner)
+            files = _model_files(model, data, runner, classify, runtime_bytes=len(shipped[BINARY]))
     with stages("write"):
         site = Site.of(printable((options.title or model.name).strip()), {**shipped, **files})
         written = site.write(folder)
@@ -159,7 +159,7 @@ def web(
         files=written,
         model_bytes=len(data),
         runtime=VERSION,
-        input=InputDescription.of(preprocessing, assumed),
+        input=InputDescription.of(classify.preprocessing, assumed),
         stages=stages.seconds,
         notes=tuple(dict.fromkeys((*model.notes, *_notes(model)))),
     )
@@ -197,9 +197,10 @@ def _single_file(model: Model) -> bytes:
     return Model.from_onnx(model.name, proto, model.manifest).to_bytes()
 
 
-def _model_files(model: Model, data: bytes, runner: Runner, *, runtime_bytes: int) -> dict[str, bytes]:
+def _model_files(
+    model: Model, data: bytes, runner: Runner, classify: Classifier, *, runtime_bytes: int
+) -> dict[str, bytes]:
     """Return the model, the image with a known answer, and the facts that the page needs."""
-    classify = Classifier(runner)
     preprocessing, channels = classify.preprocessing, classify.preprocessing.shape[0]
     if channels not in _CHANNELS:
         raise ModelFileError(model.name, f"takes {channels} channels, which no image file has", "run it in Python")
@@ -207,7 +208,12 @@ def _model_files(model: Model, data: bytes, runner: Runner, *, runtime_bytes: in
     row = classify.logits(classify.prepare(image).pixels[None])[0]
     facts = {
         "model": _described(model, len(data)),
-        "input": _input_facts(runner, preprocessing),
+        "input": {
+            "name": runner.inputs[0].name,
+            "dtype": preprocessing.dtype,
+            "shape": [fixed_batch(runner) or 1, *preprocessing.input_shape],
+            "description": str(preprocessing),
+        },
         "preprocessing": fields_to_plain(preprocessing),
         "meaning": {
             "output": classify.meaning.output.name,
@@ -215,7 +221,7 @@ def _model_files(model: Model, data: bytes, runner: Runner, *, runtime_bytes: in
             "activation": classify.meaning.activation or "none",
             "thresholds": list(classify.meaning.thresholds),
         },
-        "names": _names(classify, row),
+        "names": list(RowLayout.of(classify, len(row), 1).outputs),
         "notes": [*_notes(model), *classify.assumptions],
         "sizes": {BINARY: runtime_bytes, _MODEL: len(data), _CHECK: len(image)},
         "check": {"outputs": row.tolist(), "tolerance": _TOLERANCES.get(model.precision, _TOLERANCE)},
@@ -227,22 +233,6 @@ def _described(model: Model, size_bytes: int) -> str:
     known = model.manifest is not None and not model.manifest.is_third_party
     variant = [f"DenseNet {model.manifest.variant}"] if known and model.manifest is not None else []
     return ", ".join([*variant, model.precision.upper(), f"{size_bytes / 1e6:.1f} MB"])
-
-
-def _input_facts(runner: Runner, preprocessing: Preprocessing) -> dict[str, Any]:
-    return {
-        "name": runner.inputs[0].name,
-        "dtype": preprocessing.dtype,
-        "shape": [fixed_batch(runner) or 1, *preprocessing.input_shape],
-        "description": str(preprocessing),
-    }
-
-
-def _names(classify: Classifier, row: Array) -> list[str]:
-    """Return the names of the outputs in their order, as a prediction shows them."""
-    prediction = classify.answer(row, top_k=len(row))
-    names = {one.index: one.name for one in prediction.top} | {one.index: one.name for one in prediction.values}
-    return [names[index] for index in sorted(names)]
 
 
 def _notes(model: Model) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ def test_a_file_that_needs_all_memory(commands: Commands, image: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["inspect", "run"])
-def test_a_file_that_never_ends(commands: Commands, image: Path, command: str) -> None:
+@pytest.mark.parametrize("words", [("inspect",), ("run", "--backend", "onnxruntime"), ("run", "--backend", "openvino")])
+def test_a_file_that_never_ends(commands: Commands, image: Path, words: tuple[str, ...]) -> None:
     model = without_end(commands.folder / "hostile.onnx")
-    words = ("run", model, image, "--backend", "onnxruntime") if command == "run" else (command, model)
+    words = (words[0], model, *((image,) if words[0] == "run" else ()), *words[1:])
     commands.refused(*words, says=("hostile.onnx", "do not use it"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,32 @@ from densenet_deploy.errors import ModelFileError
 
 def main(requests: Iterator[Any]) -> Iterator[Any]:
     settings = next(requests)
-    starts = Path(settings["folder"]) / "starts"
-    with starts.open("a") as file:
+    folder = Path(settings["folder"])
+    with (folder / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
+    with (folder / "replaces").open("a") as file:
+        file.write(f"{settings['replaces']}\n")
     if settings.get("is_broken"):
         raise ModelFileError("m.onnx", "is broken", "repair it")
-    if len(starts.read_text().split()) > settings.get("steady", 1000):
+    if len((folder / "starts").read_text().split()) > settings.get("steady", 1000):
         os._exit(3)
+    time.sleep(settings.get("replacement_loads_s", 0) if settings["replaces"] else 0)
     yield {"pid": os.getpid(), "variable": os.environ["GIVEN"]}
     assert next(requests) == "listen"
     yield "listening"
-    with (Path(settings["folder"]) / "told").open("a") as file:
+    thread = threading.Thread(target=_write_messages, args=(requests, folder / "told", settings))
+    thread.start()
+    signs = settings.get("signs", ["alive"])
+    for sign in itertools.cycle(signs or [None]):
+        if sign is not None:
+            yield sign
+        thread.join(0.05)
+        if not thread.is_alive():
+            return
+
+
+def _write_messages(requests: Iterator[Any], told: Path, settings: dict[str, Any]) -> None:
+    with told.open("a") as file:
         for message in requests:
             file.write(f"{message}\n")
             file.flush()

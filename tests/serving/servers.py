@@ -39,7 +39,7 @@ def serving(service: Service, **options):
     thread.start()
     try:
         assert ready.wait(WAIT_S)
-        service.is_ready = True
+        service.is_open = True
         host, _, port = found[0].http.removeprefix("http://").rpartition(":")
         yield SimpleNamespace(host=host, port=int(port), grpc=found[0].grpc, stop=stop, thread=thread, service=service)
     finally:

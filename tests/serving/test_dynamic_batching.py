@@ -2,12 +2,14 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from densenet_deploy.errors import FeedError, ModelFileError, RunnerStateError, UsageError
-from densenet_deploy.serving.dynamic_batching import BatchingQueue, QueueFullError, QueueOptions
+from densenet_deploy.serving import dynamic_batching as module
+from densenet_deploy.serving.dynamic_batching import BatchingQueue, QueueFullError, QueueOptions, RunWatch
 from tests.serving.servers import WAIT_S, rows_runner
 
 
@@ -244,3 +246,51 @@ def test_options_out_of_range_are_refused(options) -> None:
     with pytest.raises(UsageError):
         QueueOptions(**options)
     QueueOptions(max_batch=16, max_queue=16, max_delay_s=0, instances=1)
+
+
+def test_a_run_is_stuck_after_its_time_and_ten_times_the_longest_before(monkeypatch) -> None:
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.s))
+    watch = RunWatch(30.0)
+    assert not watch.is_stuck
+    for takes, allowed in ((2.0, 30.0), (4.0, 30.0), (3.0, 40.0)):  # each time after the runs before
+        with watch.timed():
+            start = now.s
+            now.s = start + allowed
+            assert not watch.is_stuck
+            now.s = start + allowed + 0.1
+            assert watch.is_stuck
+            now.s = start + takes
+        assert not watch.is_stuck
+
+
+def test_a_slow_model_is_not_stuck_and_one_of_two_that_never_ends_is(make, gate) -> None:
+    calls = []
+
+    def model(feeds):
+        calls.append(feeds)
+        return gate(feeds) if len(calls) == 2 else {"output": feeds["input"]}
+
+    queue = make(rows_runner(model), max_delay_s=0, max_batch=1, instances=2, stuck_s=1.0)
+    queue.submit(rows(1)).result(WAIT_S)
+    stuck = queue.submit(rows(1))
+    assert gate.began.wait(WAIT_S)
+    time.sleep(0.5)
+    assert not queue.watch.is_stuck
+    deadline = time.monotonic() + WAIT_S
+    while not queue.watch.is_stuck:
+        queue.submit(rows(1)).result(WAIT_S)
+        assert time.monotonic() < deadline
+    gate.open.set()
+    stuck.result(WAIT_S)
+    assert not queue.watch.is_stuck
+
+
+def test_a_model_that_is_stuck_is_not_waited_for_at_the_end(gate) -> None:
+    queue = BatchingQueue(rows_runner(gate), QueueOptions(max_delay_s=0, stuck_s=1.0))
+    queue.submit(rows(1))
+    assert gate.began.wait(WAIT_S)
+    start = time.monotonic()
+    queue.close()
+    assert 0.5 < time.monotonic() - start < WAIT_S
+    gate.open.set()

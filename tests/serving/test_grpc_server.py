@@ -72,13 +72,13 @@ def test_health_and_metadata(client) -> None:
 
 
 def test_a_server_that_is_not_ready_says_so(server, client) -> None:
-    server.service.is_ready = False
+    server.service.is_open = False
     try:
         assert not client.is_server_ready()
         assert not client.is_model_ready("digits")
         assert client.is_server_live()
     finally:
-        server.service.is_ready = True
+        server.service.is_open = True
 
 
 def test_wrong_requests_are_refused_with_their_reason(client) -> None:

@@ -147,14 +147,14 @@ def test_health_and_metadata(digits) -> None:
 
 
 def test_a_server_that_is_not_ready_says_so(plain) -> None:
-    plain.service.is_ready = False
+    plain.service.is_open = False
     try:
         for path in ("/v2/health/ready", "/v2/models/m/ready"):
             status, headers, _ = call(plain, "GET", path)
             assert (status, headers["Connection"]) == (503, "close")
         assert call(plain, "GET", "/v2/health/live")[0] == 200
     finally:
-        plain.service.is_ready = True
+        plain.service.is_open = True
 
 
 @pytest.mark.parametrize(
@@ -460,4 +460,61 @@ def test_metrics_are_read_by_prometheus_own_parser(plain) -> None:
         "densenet_queue_images": "gauge",
         "densenet_workers": "gauge",
         "densenet_worker_starts": "counter",
+        "densenet_worker_losses": "counter",
     }
+
+
+def test_while_a_run_does_not_end_the_server_is_neither_live_nor_ready() -> None:
+    began, end = threading.Event(), threading.Event()
+
+    def stuck(feeds):
+        began.set()
+        assert end.wait(WAIT_S)
+        return {"output": feeds["input"]}
+
+    paths = "/v2/health/live", "/v2/health/ready", "/v2/models/m/ready"
+    with small(stuck, {"stuck_s": 1.0}) as server, ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(infer, server, ROWS)
+        assert began.wait(WAIT_S)
+        assert [call(server, "GET", path)[0] for path in paths] == [200, 200, 200]
+        deadline = time.monotonic() + WAIT_S
+        while (found := [call(server, "GET", path)[0] for path in paths]) != [503, 503, 503]:
+            assert time.monotonic() < deadline, found
+        assert json.loads(call(server, "GET", paths[0])[2]) == {"live": False}
+        end.set()
+        assert pending.result(WAIT_S)[0] == 200
+        assert [call(server, "GET", path)[0] for path in paths] == [200, 200, 200]
+
+
+def test_the_largest_batch_of_a_slow_model_tells_how_long_a_run_may_take() -> None:
+    def slow(feeds):
+        time.sleep(0.3 if len(feeds["input"]) == 1 else 1.2)
+        return {"output": feeds["input"]}
+
+    service = Service("m", rows_runner(slow), "no images", QueueOptions(max_batch=2, max_delay_s=0, stuck_s=1.0))
+    service.warm_up()
+    with serving(service) as server, ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(infer, server, np.concatenate([ROWS, ROWS]))
+        while not pending.done():
+            assert call(server, "GET", "/v2/health/ready")[0] == 200
+        assert pending.result()[0] == 200
+
+
+def test_every_text_ends_with_a_newline(digits) -> None:
+    image = HELD_OUT[0].read_bytes()
+    inputs = [{"name": "input", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": images().ravel().tolist()}]
+    asked = [
+        ("GET", "/v2", None),
+        ("GET", "/v2/health/live", None),
+        ("GET", "/v2/health/ready", None),
+        ("GET", "/v2/models/digits", None),
+        ("GET", "/v2/models/digits/ready", None),
+        ("GET", "/metrics", None),
+        ("GET", "/nowhere", None),
+        ("POST", "/classify", image),
+        ("POST", "/classify", b"no image"),
+        ("POST", "/v2/models/digits/infer", json.dumps({"inputs": inputs}).encode()),
+    ]
+    for one in asked:
+        body = call(digits, *one)[2]
+        assert (body[-1:], body[-2:-1] == b"\n") == (b"\n", False), one

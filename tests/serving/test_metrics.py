@@ -46,7 +46,9 @@ def test_what_one_process_counts() -> None:
     metrics.failed("model")
     metrics.ran(BatchRun(3, 0.5))
     metrics.waiting(5)
+    metrics.replaces("hung")
     found = samples(metrics.to_text().decode())
+    assert [found["densenet_worker_losses_total", reason] for reason in ("ended", "hung")] == [0, 1]
     assert found["densenet_requests_total", "infer"] == 1
     assert (found["densenet_errors_total", "model"], found["densenet_errors_total", "abandoned"]) == (1, 0)
     assert [found["densenet_batch_images_bucket", size] for size in ("1.0", "2.0", "4.0", "+Inf")] == [0, 0, 1, 1]

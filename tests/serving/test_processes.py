@@ -1,4 +1,4 @@
-"""Processes of one server: those that end are replaced at a bounded rate, and all end when they are asked to."""
+"""Processes of one server: those that end or hang are replaced, and all end when they are asked to."""
 
 import contextlib
 import os
@@ -10,7 +10,8 @@ import pytest
 
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.serving import processes as module
-from densenet_deploy.serving.processes import Loss, Served, ServerProcesses, pause_after
+from densenet_deploy.serving.processes import SIGNS, Loss, ServerProcesses, pause_after
+from densenet_deploy.worker import WorkerProgram
 from tests.serving.servers import WAIT_S
 
 
@@ -19,12 +20,11 @@ def make(tmp_path):
     """Makes processes of `served_program`; their losses go into the queue that comes with them."""
     with contextlib.ExitStack() as stack:
 
-        def made(count=1, **settings):
+        def made(count=1, silent_s=60.0, **settings):
             losses = queue.SimpleQueue()
-            served = Served(
-                "tests.serving.served_program", {"folder": str(tmp_path), **settings}, "m.onnx", {"GIVEN": "7"}
-            )
-            found = ServerProcesses(served, count, losses.put)
+            settings = {"folder": str(tmp_path), **settings}
+            program = WorkerProgram("tests.serving.served_program", settings, "m.onnx", {"GIVEN": "7"})
+            found = ServerProcesses(program, count, silent_s, losses.put)
             stack.callback(found.close)
             return found, losses
 
@@ -71,7 +71,7 @@ def test_a_process_that_is_killed_is_replaced(make, tmp_path) -> None:
     first, second = started(tmp_path)
     os.kill(first, signal.SIGKILL)
     loss = losses.get(timeout=WAIT_S)
-    assert (loss.pid, loss.pause_s) == (first, 0.1)
+    assert (loss.pid, loss.pause_s, loss.reason) == (first, 0.1, "ended")
     assert "killed" in loss.why
     assert str(loss) == f"worker {first}: {loss.why}; another one starts in 0.1 s"
     until(lambda: len(started(tmp_path)) == 3)
@@ -111,15 +111,15 @@ def test_a_process_that_lived_for_long_is_replaced_soon(make, tmp_path, monkeypa
 def test_where_no_process_can_be_started_it_is_tried_again(make, tmp_path, monkeypatch) -> None:
     processes, losses = make()
     processes.open()
-    starts, real = [], module.Worker
+    starts, real = [], WorkerProgram.started
 
-    def refused_once(*args, **options):
-        starts.append(args)
+    def refused_once(program):
+        starts.append(program)
         if len(starts) == 1:
             raise BlockingIOError(11, "no process")
-        return real(*args, **options)
+        return real(program)
 
-    monkeypatch.setattr(module, "Worker", refused_once)
+    monkeypatch.setattr(WorkerProgram, "started", refused_once)
     monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.1)
     os.kill(started(tmp_path)[0], signal.SIGKILL)
     until(lambda: len(started(tmp_path)) == 2)
@@ -146,3 +146,67 @@ def test_one_that_does_not_end_is_asked_again_and_then_ended(make, tmp_path) -> 
     processes.close()
     assert not is_alive(started(tmp_path)[0])
     assert (processes.losses, losses.empty()) == (0, True)
+
+
+def test_a_process_that_gives_no_sign_is_replaced_and_the_other_goes_on(make, tmp_path) -> None:
+    processes, losses = make(2, silent_s=1.0)
+    processes.open()
+    first, second = started(tmp_path)
+    os.kill(first, signal.SIGSTOP)
+    start = time.monotonic()
+    loss = losses.get(timeout=WAIT_S)
+    assert time.monotonic() - start > 0.9
+    assert (loss.pid, loss.why, loss.reason) == (first, "gave no sign for 1 s", "hung")
+    until(lambda: len(started(tmp_path)) == 3)
+    assert not is_alive(first)
+    assert is_alive(second)
+    until(lambda: (tmp_path / "replaces").read_text() == "None\nNone\nhung\n")
+    assert processes.losses == 1
+
+
+def test_only_as_many_waits_without_a_sign_as_signs_are_due_end_a_process(make, tmp_path) -> None:
+    processes, losses = make(silent_s=86_400.0, signs=[])
+    processes.open()
+    (process,) = processes._processes.values()
+    for _ in range(SIGNS):
+        process.wait()
+    assert is_alive(process.worker.pid)
+    assert losses.empty()
+    process.wait()
+    assert losses.get(timeout=WAIT_S).pid == started(tmp_path)[0]
+
+
+@pytest.mark.parametrize("signs", [["alive"], ["stuck", "alive"]])
+def test_a_process_that_gives_signs_is_kept(make, signs) -> None:
+    processes, losses = make(silent_s=1.0, signs=signs)
+    processes.open()
+    with pytest.raises(queue.Empty):
+        losses.get(timeout=1.5)
+
+
+def test_a_process_that_is_stuck_twice_in_a_row_is_replaced_before_it_was_silent(make) -> None:
+    processes, losses = make(silent_s=3600.0, signs=["alive", "stuck", "stuck"])
+    processes.open()
+    loss = losses.get(timeout=WAIT_S)
+    assert (loss.why, loss.reason) == ("a run of its model did not end", "hung")
+
+
+def test_a_process_may_load_its_model_for_as_long_as_it_takes(make, tmp_path) -> None:
+    processes, losses = make(silent_s=1.0, replacement_loads_s=1.5)
+    processes.open()
+    os.kill(started(tmp_path)[0], signal.SIGKILL)
+    assert losses.get(timeout=WAIT_S).reason == "ended"
+    until(lambda: len(started(tmp_path)) == 2)
+    with pytest.raises(queue.Empty):
+        losses.get(timeout=2.0)
+    assert is_alive(started(tmp_path)[1])
+
+
+def test_a_process_that_hangs_at_the_end_is_not_waited_for(make, tmp_path) -> None:
+    processes, losses = make(silent_s=1.0)
+    processes.open()
+    os.kill(started(tmp_path)[0], signal.SIGSTOP)
+    processes.stop()
+    processes.join()
+    assert (processes.losses, losses.empty()) == (0, True)
+    assert not is_alive(started(tmp_path)[0])

@@ -14,7 +14,7 @@ import densenet_deploy as dd
 from densenet_deploy.cli import main
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.serving.batch.local import LocalEngine
+from densenet_deploy.serving.batch.engine import LocalEngine
 from densenet_deploy.workflows import job_workers
 from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport

@@ -51,7 +51,7 @@ class Started:
 )
 def test_workers_share_the_cpus_and_threads_sleep(choice, threads, expected, digits_onnx, monkeypatch) -> None:
     monkeypatch.setattr(job_workers, "usable_cpus", lambda: 8)
-    monkeypatch.setattr(job_workers, "_local", Started)
+    monkeypatch.setattr(job_workers, "LocalEngine", Started)
     monkeypatch.setattr(job_workers, "_ray", Started)
     told = WorkerModel(options=RunnerOptions(threads=threads))
     with started_engine("program", choice, digits_onnx, {}, told, JobSettings(4, 1), fast_decode=True) as (
@@ -62,7 +62,7 @@ def test_workers_share_the_cpus_and_threads_sleep(choice, threads, expected, dig
         assert (settings["model"]["options"]["threads"], settings["job"]["decode_threads"]) == expected
         assert settings["model"]["options"]["spin"] is False
         assert (settings["model"]["source"], settings["fast_decode"]) == (str(digits_onnx), True)
-        assert (engine.job.program, engine.job.subject, file.source) == ("program", "digits.onnx", str(digits_onnx))
+        assert (engine.job.module, engine.job.subject, file.source) == ("program", "digits.onnx", str(digits_onnx))
 
 
 def test_only_a_named_accelerator_takes_gpus_of_a_cluster(digits_onnx, monkeypatch) -> None:
@@ -84,7 +84,7 @@ def test_only_a_named_accelerator_takes_gpus_of_a_cluster(digits_onnx, monkeypat
 
 
 def test_a_model_in_memory_lies_in_a_file_while_the_workers_run(digits_onnx, monkeypatch) -> None:
-    monkeypatch.setattr(job_workers, "_local", Started)
+    monkeypatch.setattr(job_workers, "LocalEngine", Started)
     model = dd.load(digits_onnx)
     told, settings = WorkerModel(), JobSettings(4, 1)
     with started_engine("program", EngineOptions(), model, {}, told, settings, fast_decode=False) as (_, file):

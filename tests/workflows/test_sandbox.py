@@ -113,6 +113,23 @@ def test_what_only_pytorch_reads_is_loaded_by_pytorch(
     assert caplog.messages == [f"{path} is loaded by {loader} in a child process" for loader in loaders]
 
 
+def test_a_graph_without_facts_is_read_by_the_onnx_package_first_as_every_command_does(
+    tiny_onnx: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = tmp_path / "bare.onnx"
+    model = onnx.load(tiny_onnx)
+    del model.metadata_props[:]
+    onnx.save(model, bare)
+    ours = tmp_path / "ours.onnx"
+    ours.write_bytes(tiny_onnx.read_bytes())
+    with caplog.at_level("INFO", "densenet_deploy"):
+        Sandbox().preflight(UntrustedFile(bare, (Loader.SESSION,)), UntrustedFile(ours, (Loader.SESSION,)))
+        Sandbox().preflight(UntrustedFile(bare, (Loader.GRAPH, Loader.SESSION)))
+    both = [(bare, "the onnx package"), (bare, "the backend")]
+    expected = [*both, (ours, "the backend"), *both]
+    assert caplog.messages == [f"{path} is loaded by {loader} in a child process" for path, loader in expected]
+
+
 def test_a_sandbox_that_is_off_starts_no_child(tiny_onnx: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(tiny_onnx.read_bytes())

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -250,8 +253,9 @@ def test_a_request_that_takes_longer_than_the_grace_time_is_abandoned() -> None:
         assert not server.thread.is_alive()
         assert 0.25 <= time.monotonic() - start < 5
         end.set()
-        with contextlib.suppress(Exception):
-            assert pending.result(WAIT_S)[0] != 200
+        status, headers, answer = pending.result(WAIT_S)
+        assert (status, headers["Connection"]) == (503, "close")
+        assert json.loads(answer) == {"error": "server: ended before the answer; ask another one"}
         assert total(service.metrics.counts, "errors_total") == 1
 
 
@@ -417,6 +421,88 @@ def test_a_worker_that_is_killed_loses_its_requests_alone_and_is_replaced(proces
     assert (code, report["requests"], report["errors"], report["workers"], report["losses"]) == (0, answered, 0, 2, 1)
     assert err.startswith(f"note: worker {first}: ")
     assert err.count("\n") == 1
+
+
+def losses_of(server):
+    """How many processes ended and hung, as any process tells."""
+    text = call(server, "GET", "/metrics", timeout=2)[2].decode()
+    found = dict(re.findall(r'^densenet_worker_losses_total\{reason="(\w+)"\} (\S+)$', text, re.MULTILINE))
+    return float(found["ended"]), float(found["hung"])
+
+
+@on_linux
+@pytest.mark.usefixtures("all_cpus")
+def test_a_worker_that_is_stopped_is_replaced_while_the_other_answers(process, digits_onnx) -> None:
+    server = process(digits_onnx, "--workers", 2, "--stuck-s", 2, "--json")
+    first, second = server.workers()
+    os.kill(first, signal.SIGSTOP)
+    answered = 0
+    while {first, second} <= {*server.workers()}:
+        with contextlib.suppress(TimeoutError, ConnectionError, http.client.BadStatusLine):  # of the one that hangs
+            answered += call(server, "GET", "/v2/health/ready", timeout=0.1)[0] == 200
+    assert answered > 0
+    server.wait_until(workers=2.0, worker_starts_total=3.0)
+    assert losses_of(server) == (0, 1)
+    assert second in server.workers()
+    code, out, err = server.end(signal.SIGTERM)
+    assert (code, json.loads(out)["losses"]) == (0, 1)
+    assert err == f"note: worker {first}: gave no sign for 2 s; another one starts in 0.1 s\n"
+
+
+def counting(path):
+    """Write a model that counts to the largest number of a batch of rows, (N, 2), and returns the rows."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["held"], ["kept"])],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("held", TensorProto.FLOAT, ["N", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("kept", TensorProto.FLOAT, ["N", 2]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["input"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["count", "", "input"], ["output"], body=body),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in ("input", "output")]
+    graph = helper.make_graph(nodes, "counting", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@on_linux
+@pytest.mark.usefixtures("all_cpus")
+def test_a_worker_whose_model_does_not_end_is_replaced_and_its_request_is_lost(process, tmp_path) -> None:
+    server = process(counting(tmp_path / "m.onnx"), "--workers", 2, "--stuck-s", 1, "--json")
+    workers = server.workers()
+    assert outcome(lambda: infer(server, np.array([[1, 1e18]], np.float32))) == "lost"
+    server.wait_until(workers=2.0, worker_starts_total=3.0)
+    assert losses_of(server) == (0, 1)
+    assert len({*workers} & {*server.workers()}) == 1
+    assert infer(server, ROWS)[0] == 200
+    code, _, err = server.end(signal.SIGTERM)
+    assert (code, err.count("a run of its model did not end; another one starts in 0.1 s")) == (0, 1)
+
+
+@on_linux
+@pytest.mark.usefixtures("all_cpus")
+def test_one_process_whose_model_does_not_end_can_be_ended(process, tmp_path) -> None:
+    server = process(counting(tmp_path / "m.onnx"), "--stuck-s", 1, "--grace-s", 0.5, "--json")
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(outcome, lambda: infer(server, np.array([[1, 1e18]], np.float32)))
+        deadline = time.monotonic() + WAIT_S
+        while call(server, "GET", "/v2/health/ready")[0] == 200:
+            assert time.monotonic() < deadline
+        code, out, err = server.end(signal.SIGTERM)
+        assert pending.result(WAIT_S)[0] == 503
+    report = json.loads(out)
+    assert (code, report["stuck"], report["requests"], report["errors"]) == (5, True, 0, 1)
+    assert json.loads(err.splitlines()[-1])["error"]["message"].startswith("backend: m: a run of the model did not end")
 
 
 @on_linux

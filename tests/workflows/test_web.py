@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +260,24 @@ def test_the_command(
     assert "<h1>Tiny</h1>" in (tmp_path / "site" / "index.html").read_text()
     assert main(words) == 3
     assert capsys.readouterr().err.startswith("error: output: ")
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize("command", ["web", "triton"])
+def test_a_file_of_ours_is_only_run_so_that_neither_pytorch_nor_the_packages_for_graphs_are_imported(
+    command: str, digits_onnx: Path, tmp_path: Path
+) -> None:
+    words = [command, str(digits_onnx), "-o", str(tmp_path / "out")]
+    script = (
+        "import sys\n"
+        "from densenet_deploy.cli import main\n"
+        "from tests.serving.web.small_runtime import write_small_runtime\n"
+        "import pathlib, pytest\n"
+        "write_small_runtime(pathlib.Path(sys.argv[1]), pytest.MonkeyPatch())\n"
+        "code = main(sys.argv[2:])\n"
+        "print(code, *sorted({'torch', 'onnx', 'onnx_ir', 'onnxsim', 'sympy'} & {*sys.modules}))\n"
+    )
+    more = ["--runtime", str(tmp_path / "runtime")] if command == "web" else []
+    line = [sys.executable, "-c", script, str(tmp_path / "runtime"), *words, *more, "-q"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"

@@ -10,7 +10,6 @@ Images must be where every node finds them: URLs, or a file system that all of t
 from __future__ import annotations
 
 import collections
-import dataclasses
 import os
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,8 @@ from densenet_deploy.serving.batch.engine import Done, Step
 from densenet_deploy.serving.batch.plan import Shard
 from densenet_deploy.serving.batch.rows import Row
 from densenet_deploy.serving.batch.shard_worker import JobFacts
-from densenet_deploy.serving.batch.shards import RETRIES, Job, ShardProcess
+from densenet_deploy.serving.batch.shards import RETRIES, ShardProcess
+from densenet_deploy.worker import WorkerProgram
 
 _SECONDS_TO_START: Final = 300.0
 
@@ -51,14 +51,14 @@ class ClusterShare:
 class ShardActor:
     """An actor: a worker process, and the model's file beside it if it was sent."""
 
-    def __init__(self, job: Job, model: bytes | None, name: str) -> None:
+    def __init__(self, program: WorkerProgram, model: bytes | None, name: str) -> None:
         if model is not None:
             self._folder = tempfile.TemporaryDirectory(prefix="densenet-deploy-")
             path = Path(self._folder.name) / name
             path.write_bytes(model)
-            told = {**job.settings["model"], "source": str(path)}
-            job = dataclasses.replace(job, settings={**job.settings, "model": told})
-        self._process = ShardProcess(job)
+            told = {**program.settings["model"], "source": str(path)}
+            program = program._replace(settings={**program.settings, "model": told})
+        self._process = ShardProcess(program)
 
     def facts(self) -> JobFacts:
         """Open the model; return what its process says. An error of a constructor would be one of Ray."""
@@ -78,9 +78,9 @@ class RayEngine:
         DensenetDeployError: if the model cannot be opened.
     """
 
-    def __init__(self, job: Job, share: ClusterShare) -> None:
+    def __init__(self, program: WorkerProgram, share: ClusterShare) -> None:
         require_packages("scale", "ray")
-        self._job, self._share = job, share
+        self._program, self._share = program, share
         self._is_ours = _connected(share.address)
         try:
             self.workers = fitting_workers(share, _nodes())
@@ -131,7 +131,7 @@ class RayEngine:
 
         options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "max_restarts": 0}
         name = "" if self._share.model is None else self._share.model.name
-        actor = ray.remote(ShardActor).options(**options).remote(self._job, self._model, name)
+        actor = ray.remote(ShardActor).options(**options).remote(self._program, self._model, name)
         self._pending[actor.facts.remote()] = actor, None
 
     def _first_facts(self) -> JobFacts:

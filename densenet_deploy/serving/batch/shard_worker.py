@@ -25,7 +25,6 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from densenet_deploy.errors import InputError, ResourceError
-from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import computed_ahead
@@ -97,36 +96,21 @@ class ShardRequest:
     is_careful: bool = False
 
 
-def serve_shards(
-    requests: Iterator[Any],
-    classifier: Classifier,
-    settings: JobSettings,
-    facts: Callable[..., JobFacts],
-    answers: Callable[[Classifier, RowLayout], Answers],
-) -> Iterator[Any]:
-    """Be the worker, for the `main` of a program that has read the job and opened its model.
+class Shards:
+    """What a worker answers, once it has opened its model and said so.
 
     Args:
-        requests: the messages after the job.
         classifier: of the model.
-        settings: how to classify.
-        facts: makes the answer to the job from `layout` and `batch`.
-        answers: makes what makes the rows.
+        answers: makes the rows.
+        batch: images per call.
+        threads: that read images ahead of the model.
     """
-    layout = RowLayout.of(classifier, classifier.classes, settings.top_k)
-    batch = settings.batch or DEFAULT_BATCH
-    yield to_plain(facts(layout=layout, batch=batch))
-    shards = _Shards(classifier, answers(classifier, layout), batch, settings.decode_threads)
-    for request in requests:
-        yield from shards.answers(from_plain(ShardRequest, request))
 
-
-class _Shards:
     def __init__(self, classifier: Classifier, answers: Answers, batch: int, threads: int) -> None:
         self._classifier, self._answers = classifier, answers
         self._batch, self._threads = batch, threads
 
-    def answers(self, request: ShardRequest) -> Iterator[list[Any]]:
+    def messages(self, request: ShardRequest) -> Iterator[list[Any]]:
         """Yield the messages of a shard."""
         files = request.files
         with contextlib.closing(self._outcomes(request)) as outcomes:

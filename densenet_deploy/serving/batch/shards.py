@@ -9,35 +9,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from densenet_deploy.errors import DensenetDeployError, ResourceError
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.serving.batch.rows import Row
 from densenet_deploy.serving.batch.shard_worker import JobFacts, ShardRequest
-from densenet_deploy.worker import Worker, WorkerDiedError, WorkerRaisedError
+from densenet_deploy.worker import Worker, WorkerDiedError, WorkerProgram, WorkerRaisedError
 
 log = logging.getLogger(__name__)
 
 RETRIES: Final = 2
 """How often an image is read again whose reading ended the process."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker process runs.
-
-    Attributes:
-        program: the module whose `main` opens the model and calls `serve_shards`.
-        settings: the first message to it.
-        subject: the model, as errors name it.
-    """
-
-    program: str
-    settings: Mapping[str, Any]
-    subject: str
 
 
 @dataclass
@@ -66,10 +51,14 @@ class _Progress:
 
 
 class ShardProcess:
-    """A process that classifies one shard after another, and is replaced when it dies."""
+    """A process that classifies one shard after another, and is replaced when it dies.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    Args:
+        program: opens the model, and answers with `Shards`.
+    """
+
+    def __init__(self, program: WorkerProgram) -> None:
+        self._program = program
         self._lock = threading.Lock()
         self._is_stopped = False
         self._worker: Worker | None = None
@@ -132,8 +121,7 @@ class ShardProcess:
             with self._lock:
                 if self._is_stopped:
                     break
-                worker = self._worker = Worker(self._job.program, subject=self._job.subject)
-            worker.send(self._job.settings)
+                worker = self._worker = self._program.started()
             try:
                 return from_plain(JobFacts, worker.receive())
             except WorkerDiedError:
@@ -143,7 +131,7 @@ class ShardProcess:
             except BaseException:
                 self._end()
                 raise
-        raise WorkerDiedError(self._job.subject, "its process was stopped", "run it again")
+        raise WorkerDiedError(self._program.subject, "its process was stopped", "run it again")
 
     def _end(self) -> None:
         worker, self._worker = self._worker, None

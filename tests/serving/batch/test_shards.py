@@ -15,8 +15,8 @@ from densenet_deploy.errors import BackendError, ModelFileError
 from densenet_deploy.records import to_plain
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.serving.batch.shard_worker import JobSettings
-from densenet_deploy.serving.batch.shards import Job, ShardProcess
-from densenet_deploy.worker import WorkerDiedError
+from densenet_deploy.serving.batch.shards import ShardProcess
+from densenet_deploy.worker import WorkerDiedError, WorkerProgram
 from densenet_deploy.workflows.worker_model import WorkerModel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
@@ -31,14 +31,14 @@ def opened(model: Path, program: str = PROGRAM) -> ShardProcess:
     return process
 
 
-def job_of(model: Path, program: str = PROGRAM, batch: int = 4) -> Job:
+def job_of(model: Path, program: str = PROGRAM, batch: int = 4) -> WorkerProgram:
     options = RunnerOptions(threads=1, spin=False)
     settings = {
         "model": to_plain(WorkerModel(str(model), {}, "onnxruntime", None, options)),
         "job": to_plain(JobSettings(batch, 2, 1)),
         "fast_decode": False,
     }
-    return Job(program, settings, "tiny.onnx")
+    return WorkerProgram(program, settings, "tiny.onnx")
 
 
 @pytest.fixture(scope="module")
