@@ -300,11 +300,24 @@ def test_batch_jobs_are_compared_with_their_parts_and_their_memory_is_read(digit
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
+def test_a_soak_reads_the_memory_of_the_server(digits_onnx: Path, tmp_path: Path) -> None:
+    (found,) = _run("serving.py", "--models", digits_onnx, "--soak", "4", "--output", tmp_path / "r.json")
+    assert found["requests"] > 10
+    assert len(found["memory_mib"]) == 61
+    assert min(found["memory_mib"]) > 20
+    assert found["growth_mib"] == round(found["memory_mib"][-1] - found["memory_mib"][0], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
 def test_servers_are_compared_by_requests_and_latency(digits_onnx: Path, tmp_path: Path) -> None:
     quick = ("--clients", "2", "--seconds", "0.2", "--rounds", "1")
-    found = _run("serving.py", "--model", digits_onnx, *quick, "--output", tmp_path / "r.json")
-    assert [one["max_batch"] for one in found] == [1, 16] * (len(found) // 2)
-    assert [one["workers"] for one in found[:2]] == [1, 1]
+    found = _run("serving.py", "--models", digits_onnx, *quick, "--output", tmp_path / "r.json")
+    names = [one["candidate"] for one in found]
+    assert names[:2] == ["runner, batch 1", "runner, batch 16"]
+    assert "1 worker, --max-batch 16, 2 clients" in names
+    assert [one["of_the_runner"] for one in found[:2]] == [1, 1]
     for one in found:
+        assert one["of_the_runner"] > 0
         assert one["per_second"] > 0
         assert 0 < one["p50_ms"] <= one["p99_ms"]
