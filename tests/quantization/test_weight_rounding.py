@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -299,3 +300,107 @@ def test_moments_that_do_not_fit_together_are_measured_in_parts(monkeypatch):
     parts, names = _round(body)
     assert names == ("c", "d")
     assert all(np.array_equal(_weights(whole, name), _weights(parts, name)) for name in names)
+
+
+def test_the_weights_are_multiples_of_their_scales():
+    model, quantized = _with_numbers([[15.75, 0.1, 0.1], [-126, 0.8, 0.8]], [0, 0])
+    write("openvino", quantized, {"x": TYPE}, weight_bits=7)
+    round_weights(model, ir.to_proto(quantized), _alike())
+    assert constant(model.graph[0].inputs[1])[:, :, 0, 0].tolist() == [[15.75, 0, 0.25], [-126, 0, 2]]
+
+
+def _inputs_seen(monkeypatch, count: int, side: int) -> set[int]:
+    """How many pixels of each of `count` images of `side` times `side` are looked at."""
+    seen = set()
+    monkeypatch.setattr(InputMoments, "update", lambda _, patches: seen.add(len(patches)))
+    monkeypatch.setattr(InputMoments, "covariance", lambda _: np.eye(2))
+    body, inputs = "[c] y = Conv(x, w)", f"float[1,2,{side},{side}] x"
+    model, quantized = graph_of(body, inputs), graph_of(body, inputs)
+    write("openvino", quantized, {"x": TYPE}, weight_bits=7)
+    round_weights(model, ir.to_proto(quantized), [np.ones((1, 2, side, side), np.float32)] * count)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "pixels"),
+    [(1, 90, 8100), (1, 91, 8192), (3, 64, 2731), (4, 64, 2048), (128, 9, 64), (200, 9, 64), (200, 7, 49)],
+)
+def test_8192_pixels_are_looked_at_and_64_of_every_image(count, side, pixels, monkeypatch):
+    assert _inputs_seen(monkeypatch, count, side) == {pixels}
+
+
+def test_inputs_of_equal_strength_are_rounded_in_their_order():
+    rng = np.random.default_rng(0)
+    moments = np.corrcoef(rng.standard_normal((80, 40)) + rng.standard_normal((80, 1)), rowvar=False)
+    np.fill_diagonal(moments, 1)
+    exact = rng.uniform(-63, 63, (5, 40))
+    exact[:, 3] = 63
+    expected = _gptq(exact, moments + 0.01 * np.eye(40), np.full(5, 63.0))
+    assert np.array_equal(rounded_rows(exact, np.ones(5, np.float32), moments), expected)
+
+
+@pytest.mark.parametrize(("most", "passes"), [(2 * 4112, 1), (2 * 4112 - 1, 2)])
+def test_a_byte_more_than_the_limit_is_another_pass(most, passes, monkeypatch):
+    """4·K·(K + 512) bytes for each of two convolutions of K = 2 inputs."""
+    calls, original = [], weight_rounding.quantized_inputs
+    monkeypatch.setattr(weight_rounding, "_MOST_BYTES", most)
+    monkeypatch.setattr(weight_rounding, "quantized_inputs", lambda *given: calls.append(given) or original(*given))
+    _round("[c] a = Conv(x, w)  [d] b = Conv(x, v)  y = Add(a, b)")
+    assert len(calls) == passes
+
+
+def _told(model: ir.Model, quantized: onnx.ModelProto, caplog) -> list[str]:
+    """Why weights of `model` were not rounded."""
+    caplog.set_level(logging.INFO, weight_rounding.__name__)
+    size = [1, *(dim.dim_value or 4 for dim in quantized.graph.input[0].type.tensor_type.shape.dim[1:])]
+    names = round_weights(model, quantized, [np.ones(size, np.float32)])
+    told = [record.args[1] for record in caplog.records]
+    assert len(names) + len(told) == 1
+    return told
+
+
+def _written(inputs: str = "float[1,2,4,4] x") -> onnx.ModelProto:
+    quantized = graph_of("[c] y = Conv(x, w)", inputs)
+    write("openvino", quantized, {"x": TYPE}, weight_bits=7)
+    return ir.to_proto(quantized)
+
+
+@pytest.mark.parametrize("read", [0, 1], ids=["input", "weights"])
+@pytest.mark.parametrize("kind", ["stored", "made by another operator"])
+def test_a_convolution_is_int8_if_both_that_it_reads_are_dequantized(read, kind, caplog):
+    quantized = _written()
+    (conv,) = [node for node in quantized.graph.node if node.op_type == "Conv"]
+    (maker,) = [node for node in quantized.graph.node if conv.input[read] in node.output]
+    if kind == "stored":
+        quantized.graph.node.remove(maker)
+        stored = np.ones((2, 2, 1, 1) if read else (1, 2, 4, 4), np.float32)
+        quantized.graph.initializer.append(onnx.numpy_helper.from_array(stored, conv.input[read]))
+    else:
+        maker.op_type = "Cast"
+    assert _told(graph_of("[c] y = Conv(x, w)"), quantized, caplog) == ["it is not INT8"]
+
+
+def test_weights_that_are_computed_or_have_other_axes_stay(caplog):
+    assert _told(graph_of("n = Neg(w)  [c] y = Conv(x, n)"), _written(), caplog) == [
+        "it is not 2-D with constant weights"
+    ]
+    caplog.clear()
+    model = graph_of("[c] y = Conv(x, w)")
+    model.graph.initializers["w"].const_value = ir.tensor(np.ones((2, 2, 1), np.float32), name="w")
+    assert _told(model, _written(), caplog) == ["it is not 2-D with constant weights"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "weight", "group", "is_left"),
+    [(4, (2, 2, 1, 1), 2, True), (1, (2, 1, 1, 1), 1, True), (2, (2, 2, 1, 1), 1, False)],
+)
+def test_groups_and_single_channels_stay(channels, weight, group, is_left, caplog):
+    made = []
+    for _ in range(2):
+        model = graph_of(f"[c] y = Conv<group={group}>(x, w)", f"float[1,{channels},4,4] x", shapes=False)
+        model.graph.initializers["w"].const_value = ir.tensor(np.ones(weight, np.float32), name="w")
+        model.graph.initializers["w"].shape = ir.Shape(weight)
+        made.append(model)
+    write("openvino", made[1], {"x": TYPE}, weight_bits=7)
+    told = _told(made[0], ir.to_proto(made[1]), caplog)
+    assert told == (["it has groups, or one input channel"] if is_left else [])
