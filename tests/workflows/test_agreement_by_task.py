@@ -1,9 +1,8 @@
-"""Top-1 agreement has a meaning for scores of classes alone: in the report of every workflow that compares two models."""
+"""Top-1 agreement has a meaning for scores of classes alone, in the report of every workflow that compares models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx

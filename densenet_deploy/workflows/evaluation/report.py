@@ -35,6 +35,8 @@ _PARTS: Final = {
 }
 _LISTED: Final = 3
 _LISTED_FILES: Final = 20
+MOST_CHANGED: Final = 20
+"""Images of a regression whose differences are recorded."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,32 @@ class Disagreement:
     first_score: float
     second: int
     second_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedOutput:
+    """A label that only one of two models gives, or a number that differs.
+
+    Attributes:
+        index: of the output.
+        truth: what is right: of a label 1 or 0, or None where nobody knows.
+        first, second: the score of the label, 0 to 1, or the number, of each model.
+        only_first: of a label: whether the first model gives it, not the second; each by its own threshold.
+    """
+
+    index: int
+    truth: float | None
+    first: float
+    second: float
+    only_first: bool | None = None
+
+
+@dataclass(frozen=True)
+class ChangedImage:
+    """An image to which two models give different labels or numbers, and which of them."""
+
+    file: Path
+    outputs: tuple[ChangedOutput, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +133,9 @@ class ModelComparison(_Figures):
             None if none is shared.
         only_first_right, only_second_right: of multiclass: how many shared images only one of them has right.
         disagreements: of multiclass: the shared images to which they give different classes.
+        changed: of multilabel: the shared images to which they give different labels, with these; of regression: the
+            twenty whose numbers differ most, each with the output that does, relative to how much it usually differs.
+            None in reports of older versions, which did not look for them.
     """
 
     model: str
@@ -120,6 +151,7 @@ class ModelComparison(_Figures):
     only_first_right: int | None = None
     only_second_right: int | None = None
     disagreements: tuple[Disagreement, ...] = ()
+    changed: tuple[ChangedImage, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,20 +251,37 @@ class EvaluateReport(Report, _Figures):
         yield f"against {printable(other.model)}: {figures} on {other.count} images"
         changes = (f"{words} {_signed(other.difference.get(name))}" for name, words in names.items())
         yield f"difference, this model minus the other on {other.shared} shared images: {', '.join(changes)}"
+        if other.changed is None:
+            return
+        if self.task == "multilabel":
+            yield f"different labels on {len(other.changed)} of {other.shared} shared images"
+        elif other.changed:
+            yield "largest differences:"
+        for image in other.changed[:_LISTED_FILES]:
+            yield f"  {printable(image.file)}: {'; '.join(map(self._changed_output, image.outputs[:_LISTED]))}"
+        yield from _more(len(other.changed))
+
+    def _changed_output(self, found: ChangedOutput) -> str:
+        truth = "not known" if found.truth is None else number(found.truth)
+        first, second = number(found.first), number(found.second)
+        return f"{self.name_of(found.index)}: {first}, the other {second}, truth {truth}"
 
     def _disagreements(self, other: ModelComparison) -> Iterator[str]:
         agreement = "no image in common" if other.top1_agreement is None else f"{other.top1_agreement:.2%} agreement"
         only = f"only one is right: {other.only_first_right} (this model), {other.only_second_right} (the other)"
         yield f"against {printable(other.model)}: top-1 {percent(other.top1)}, {agreement}, {only}"
         yield from map(self._disagreement, other.disagreements[:_LISTED_FILES])
-        more = len(other.disagreements) - _LISTED_FILES
-        if more > 0:
-            yield f"… and {more} more; --json lists all"
+        yield from _more(len(other.disagreements))
 
     def _disagreement(self, found: Disagreement) -> str:
         first = f"{self.name_of(found.first)} ({found.first_score:.0%})"
         second = f"{self.name_of(found.second)} ({found.second_score:.0%})"
         return f"  {printable(found.file)}: truth {self.name_of(found.truth)}; this model {first}, the other {second}"
+
+
+def _more(count: int) -> Iterator[str]:
+    if count > _LISTED_FILES:
+        yield f"… and {count - _LISTED_FILES} more; --json lists all"
 
 
 def _signed(value: float | None) -> str:
@@ -281,8 +330,8 @@ _LINES: Final = {"multiclass": _multiclass_lines, "multilabel": _multilabel_line
 
 _COMPARED: Final = {
     "multiclass": ("top1_agreement", "only_first_right", "only_second_right", "disagreements"),
-    "multilabel": ("difference", "by_label"),
-    "regression": ("difference", "by_output"),
+    "multilabel": ("difference", "by_label", "changed"),
+    "regression": ("difference", "by_output", "changed"),
 }
 
 
