@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from densenet_deploy.packages import installed_versions
-from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, usable_cpus
+from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, has_vnni, usable_cpus
 from densenet_deploy.runtime.nvidia import Gpu
 
 QUIET_CPUS: Final = 0.1
@@ -50,6 +50,7 @@ class Machine:
         busy_cpus: CPU time per second that other programs used just before.
         cpu_quota: CPU time per second that the cgroup grants; None if it is not limited.
         cpu_mhz, governor: the clock of the first CPU at that moment, and its frequency governor.
+        vnni: whether an x86 CPU has VNNI or AMX, on which the speed of INT8 depends; None of other CPUs.
     """
 
     cpu: str
@@ -64,6 +65,7 @@ class Machine:
     governor: str | None = None
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
+    vnni: bool | None = None
 
     @classmethod
     def this(cls, *packages: str) -> Self:
@@ -81,6 +83,7 @@ class Machine:
             governor=_read(_CPUFREQ / "scaling_governor").strip() or None,
             memory_bytes=_memory_bytes(),
             gpus=gpus(),
+            vnni=has_vnni(),
         )
 
     @property
@@ -93,7 +96,8 @@ class Machine:
     def __str__(self) -> str:
         quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
         clock = "" if self.cpu_mhz is None else f", {self.cpu_mhz:.0f} MHz"
-        cpu = f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{clock}"
+        vnni = "" if self.vnni is None else ", with VNNI" if self.vnni else ", without VNNI"
+        cpu = f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{clock}{vnni}"
         return "; ".join([cpu, *(f"{gpu.name}, driver {gpu.driver}" for gpu in self.gpus)])
 
 

@@ -81,6 +81,10 @@ def _machines(before: Machine | None, now: Machine | None) -> list[str]:
     names = ("cpu", "usable_cpus", "cpu_quota", "system", "python")
     words = [f"{name.replace('_', ' ')} {getattr(before, name)}, now {getattr(now, name)}" for name in names
              if getattr(before, name) != getattr(now, name)]  # fmt: skip
+    if None not in (before.vnni, now.vnni) and before.vnni != now.vnni:
+        words.append(f"{'with' if before.vnni else 'without'} VNNI, now {'with' if now.vnni else 'without'}")
+    gpus = [", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in one.gpus) or "no GPU" for one in (before, now)]
+    words += [f"{gpus[0]}, now {gpus[1]}"] if gpus[0] != gpus[1] else []
     packages = sorted(before.versions.keys() | now.versions.keys())
     words += [
         f"{name} {before.versions.get(name, 'absent')}, now {now.versions.get(name, 'absent')}"

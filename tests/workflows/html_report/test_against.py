@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,21 @@ def test_what_differs_between_the_machines_is_said(reports: ReportFolder, before
     changed.write_text(changed.read_text().replace("2.4.6", "2.4.7").replace("A CPU of 1999", "Another"))
     (sentence,) = compared_with(before, reports.sources(benchmarks=(changed,)))[""].headings
     assert "same conditions: cpu A CPU of 1999, now Another; numpy 2.4.6, now 2.4.7." in sentence
+
+
+def test_processors_of_one_name_are_told_apart_by_what_they_can_do(reports: ReportFolder, before: Path) -> None:
+    """Virtual machines call CPUs of several generations `AMD EPYC`."""
+    facts = json.loads(reports.compared().read_text())
+    gpu = {"index": 0, "name": "X1", "compute_capability": "9.0", "driver": "575"}
+    facts["machine"] |= {"vnni": False, "gpus": [gpu]}
+    older = write_page(
+        reports.sources(benchmarks=(reports.write("older.json", facts),)), reports.folder / "o.html"
+    ).file
+    facts["machine"] |= {"vnni": True, "gpus": []}
+    now = reports.sources(benchmarks=(reports.write("now.json", facts),))
+    (sentence,) = compared_with(older, now)[""].headings
+    assert "same conditions: without VNNI, now with; X1, driver 575, now no GPU." in sentence
+    assert "VNNI" not in compared_with(before, now)[""].headings  # it was not recorded
 
 
 def test_the_page_shows_what_it_is_compared_with(reports: ReportFolder, before: Path) -> None:
