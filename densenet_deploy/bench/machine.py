@@ -94,11 +94,33 @@ class Machine:
         return (f"other programs use {self.busy_cpus:.2f} CPUs; the figures are preliminary",)
 
     def __str__(self) -> str:
-        quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
         clock = "" if self.cpu_mhz is None else f", {self.cpu_mhz:.0f} MHz"
-        vnni = "" if self.vnni is None else ", with VNNI" if self.vnni else ", without VNNI"
-        cpu = f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{clock}{vnni}"
-        return "; ".join([cpu, *(f"{gpu.name}, driver {gpu.driver}" for gpu in self.gpus)])
+        return "; ".join([f"{self.processor}{clock}", *self._gpus])
+
+    @property
+    def processor(self) -> str:
+        """The CPUs, as far as they stay the same from run to run."""
+        quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
+        return f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{f', {self._vnni}' if self._vnni else ''}"
+
+    def other_hardware(self, now: Machine) -> list[str]:
+        """Return in words how the hardware of `now` differs from this one's, as far as both are known."""
+        words = [
+            f"{name.replace('_', ' ')} {getattr(self, name)}, now {getattr(now, name)}"
+            for name in ("cpu", "usable_cpus", "cpu_quota")
+            if getattr(self, name) != getattr(now, name)
+        ]
+        pairs = [(self._vnni, now._vnni)] if self._vnni and now._vnni else []
+        pairs.append(("; ".join(self._gpus) or "no GPU", "; ".join(now._gpus) or "no GPU"))
+        return [*words, *(f"{before}, now {after}" for before, after in pairs if before != after)]
+
+    @property
+    def _vnni(self) -> str:
+        return "" if self.vnni is None else "with VNNI" if self.vnni else "without VNNI"
+
+    @property
+    def _gpus(self) -> list[str]:
+        return [f"{gpu.name}, driver {gpu.driver}" for gpu in self.gpus]
 
 
 def busy_cpus(seconds: float = 1.0) -> float | None:

@@ -240,6 +240,7 @@ def _evaluated(title: str, opened: _Opened, data: Path, options: EvaluateOptions
         device=runner.placement.device,
         precision=runner.placement.precision,
         labels=classifier.labels,
+        truth_sha256=labelled.sha256,
         input=described_input(classifier, runner.manifest),
         notes=(*remarks(classifier, runner.manifest), *labelled.remarks, *task.notes(answers)),
     )

@@ -170,6 +170,8 @@ class EvaluateReport(Report, _Figures):
         bad: images that could not be read.
         against: the comparison with a second model.
         labels: names of the classes, labels or numbers in the order of the outputs; may be empty.
+        truth_sha256: of the names of all images with what is right for them, in hex: reports with different ones are of
+            different images. None in reports of older versions.
         input: how images were prepared.
     """
 
@@ -190,6 +192,7 @@ class EvaluateReport(Report, _Figures):
     device: str
     precision: str
     labels: tuple[str, ...] = ()
+    truth_sha256: str | None = None
     input: InputDescription | None = None
     against: ModelComparison | None = None
 
@@ -217,7 +220,8 @@ class EvaluateReport(Report, _Figures):
         names = {field.name for field in dataclasses.fields(EvaluateReport)}
         known = {field.name for field in dataclasses.fields(ModelComparison)} & names
         shared = {name: getattr(self.against, name) for name in known}
-        return EvaluateReport(task=self.task, seconds=0.0, device=self.device, labels=self.labels, **shared)
+        same = {name: getattr(self, name) for name in ("task", "device", "labels", "truth_sha256")}
+        return EvaluateReport(seconds=0.0, **same, **shared)
 
     def to_text(self) -> str:
         """Return the figures, those of the labels or weakest classes, and the comparison with the second model."""

@@ -5,6 +5,7 @@ A model of features has no right or wrong answers, and is refused.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,12 @@ class LabelledData:
 
     truth: Truth
     remarks: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the names of the images and what is right for them, whatever their order and folder, in hex."""
+        lines = sorted(f"{path.name}\t{right}\n" for path, right in self.truth.items())
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def is_table(data: Path) -> bool:

@@ -118,6 +118,7 @@ SHARED_KEYS = [
     "device",
     "precision",
     "labels",
+    "truth_sha256",
     "input",
     "against",
     "notes",

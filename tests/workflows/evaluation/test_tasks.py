@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +242,13 @@ def test_other_tasks_are_not_judged_in_points(task):
     with pytest.raises(UsageError) as caught:
         judged_by(runner(task), "model", "--max-drop")
     assert (caught.value.subject, task in caught.value.why) == ("--max-drop", True)
+
+
+def test_sets_of_images_are_told_apart_by_their_truth():
+    one = LabelledData({Path("x/a.png"): 0, Path("x/b.png"): 1})
+    assert one.sha256 == LabelledData({Path("y/b.png"): 1, Path("y/a.png"): 0}).sha256
+    for other in ({Path("x/a.png"): 0, Path("x/b.png"): 0}, {Path("x/a.png"): 0}, {Path("a"): 0, Path("b"): 1}):
+        assert LabelledData(other).sha256 != one.sha256
 
 
 def test_labelled_data_has_no_remarks_by_itself():

@@ -15,7 +15,7 @@ from densenet_deploy.workflows.html_report.load import Earlier, ReportSources, l
 from densenet_deploy.workflows.html_report.page import Remarks
 from densenet_deploy.workflows.report import write_page
 from tests.reading_html import Reading
-from tests.workflows.html_report.conftest import ReportFolder, two_models
+from tests.workflows.html_report.conftest import ReportFolder, evaluation, two_models
 from tests.workflows.html_report.test_decide import trial, tuned
 
 
@@ -85,8 +85,24 @@ def test_processors_of_one_name_are_told_apart_by_what_they_can_do(reports: Repo
     facts["machine"] |= {"vnni": True, "gpus": []}
     now = reports.sources(benchmarks=(reports.write("now.json", facts),))
     (sentence,) = compared_with(older, now)[""].headings
-    assert "same conditions: without VNNI, now with; X1, driver 575, now no GPU." in sentence
+    assert "same conditions: without VNNI, now with VNNI; X1, driver 575, now no GPU." in sentence
     assert "VNNI" not in compared_with(before, now)[""].headings  # it was not recorded
+
+
+@pytest.mark.parametrize(
+    ("images", "change"), [("b" * 64, "other images"), ("a" * 64, "same accuracy"), (None, "same accuracy")]
+)
+def test_accuracies_on_other_images_are_not_subtracted(reports: ReportFolder, images: str | None, change: str) -> None:
+    def page(sha256: str | None) -> ReportSources:
+        written = [
+            reports.write(f"{path.stem}.json", evaluation(path, 0.9) | {"truth_sha256": sha256})
+            for path in (reports.slow, reports.fast)
+        ]
+        return reports.sources(benchmarks=(reports.compared(),), evaluations=written)
+
+    older = write_page(page("a" * 64), reports.folder / "older.html").file
+    rows = {row[0]: row for row in texts(compared_with(older, page(images))["What to ship, then and now"])}
+    assert rows["accuracy"][3] == change
 
 
 def test_the_page_shows_what_it_is_compared_with(reports: ReportFolder, before: Path) -> None:
