@@ -208,14 +208,22 @@ def parity_of(reference: Runner, candidate: Runner, samples: Iterable[Array]) ->
 
 
 def shared_classes(reference: Runner, candidate: Runner) -> frozenset[str]:
-    """Return the outputs, by the reference's names, whose largest value names a class in both models.
+    """Return the outputs, by the reference's names, whose largest value names a class in both models: the same one.
 
     Raises:
         DataError: if the models have different outputs.
     """
+    if other_labels(reference, candidate):
+        return frozenset()
     ours, theirs = class_outputs(reference), class_outputs(candidate)
     names = ([spec.name for spec in runner.outputs] for runner in (reference, candidate))
     return frozenset(name for name, other in matched_outputs(*names) if name in ours and other in theirs)
+
+
+def other_labels(reference: Runner, candidate: Runner) -> bool:
+    """Whether both models state their labels, and these differ: then an output does not mean the same in both."""
+    ours, theirs = (() if one.manifest is None else one.manifest.labels for one in (reference, candidate))
+    return bool(ours and theirs) and ours != theirs
 
 
 def compare_outputs(

@@ -24,6 +24,7 @@ from densenet_deploy.parity.compare import (
     Parity,
     compare_outputs,
     matched_outputs,
+    other_labels,
     outputs_of,
     parity_of,
     shared_classes,
@@ -187,8 +188,10 @@ class ComparisonReport(Report, ParityOfOutputs):
         if not self.worst_layers:
             return []
         rows = (
-            (layer.name, f"{layer.parity.sqnr_db:.1f}", f"{layer.parity.cosine:.6f}", f"{layer.parity.max_abs:.3g}")
-            for layer in self.worst_layers
+            (one.name, "NaN or Inf", "–", "–")
+            if one.parity.nonfinite
+            else (one.name, f"{one.parity.sqnr_db:.1f}", f"{one.parity.cosine:.6f}", f"{one.parity.max_abs:.3g}")
+            for one in self.worst_layers
         )
         return table(("worst layer", "SQNR dB", "cosine", "max |Δ|"), rows, (1, 2, 3))
 
@@ -250,6 +253,7 @@ def compare(
             *_preprocessing_note(ours, theirs, preprocessing),
             *_pixel_note(ours, theirs, data),
             *_output_notes(ours, theirs),
+            *_meaning_notes(ours, theirs),
         )
     layers = None
     if options.per_layer:
@@ -427,6 +431,15 @@ def _output_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
     extra = [name for name in theirs if name not in {other for _, other in pairs}]
     if extra:
         yield f"not compared, only the candidate has them: {', '.join(extra)}"
+
+
+def _meaning_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
+    """Say it if equal numbers do not mean the same."""
+    tasks = [None if runner.manifest is None else runner.manifest.task for runner in (reference, candidate)]
+    if None not in tasks and tasks[0] != tasks[1]:
+        yield f"the reference is a {tasks[0]} model, the candidate a {tasks[1]} model: only their numbers were compared"
+    if other_labels(reference, candidate):
+        yield "the candidate has other labels, or in another order: outputs were compared by place, not by label"
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:

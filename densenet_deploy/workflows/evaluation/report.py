@@ -12,7 +12,7 @@ from densenet_deploy.analysis.accuracy import Confusion, ReliabilityBin
 from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.analysis.multilabel import LabelMetrics
 from densenet_deploy.analysis.regression import OutputErrors
-from densenet_deploy.errors import printable
+from densenet_deploy.errors import counted, printable
 from densenet_deploy.model import InputDescription
 from densenet_deploy.records import Choice
 from densenet_deploy.reports import Report, number, percent, table
@@ -125,6 +125,7 @@ class ModelComparison(_Figures):
 
     Attributes:
         model: the other one.
+        sha256: of its file, as of the first model's.
         shared: how many images both could read.
         difference: of multilabel and regression: this model's figures minus the other's, on the shared images, by JSON
             key; None where one is undefined.
@@ -144,6 +145,7 @@ class ModelComparison(_Figures):
     backend: str
     precision: str
     shared: int
+    sha256: str | None = None
     difference: Mapping[str, float | None] = field(default_factory=dict)
     by_label: tuple[LabelMetrics, ...] = ()
     by_output: tuple[OutputErrors, ...] = ()
@@ -170,6 +172,7 @@ class EvaluateReport(Report, _Figures):
         bad: images that could not be read.
         against: the comparison with a second model.
         labels: names of the classes, labels or numbers in the order of the outputs; may be empty.
+        sha256: of the model's file, in hex; None of a model in memory or an open runner, and in older reports.
         truth_sha256: of the names of all images with what is right for them, in hex: reports with different ones are of
             different images. None in reports of older versions.
         input: how images were prepared.
@@ -192,6 +195,7 @@ class EvaluateReport(Report, _Figures):
     device: str
     precision: str
     labels: tuple[str, ...] = ()
+    sha256: str | None = None
     truth_sha256: str | None = None
     input: InputDescription | None = None
     against: ModelComparison | None = None
@@ -252,7 +256,7 @@ class EvaluateReport(Report, _Figures):
     def _differences(self, other: ModelComparison) -> Iterator[str]:
         names = FIGURES[self.task]
         figures = ", ".join(f"{words} {number(getattr(other, name))}" for name, words in names.items())
-        yield f"against {printable(other.model)}: {figures} on {other.count} images"
+        yield f"against {printable(other.model)}: {figures} on {counted(other.count, 'image')}"
         changes = (f"{words} {_signed(other.difference.get(name))}" for name, words in names.items())
         yield f"difference, this model minus the other on {other.shared} shared images: {', '.join(changes)}"
         if other.changed is None:
@@ -294,7 +298,7 @@ def _signed(value: float | None) -> str:
 
 def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
     top5 = "" if report.top5 is None else f", top-5 {report.top5:.2%}"
-    yield f"top-1 {percent(report.top1)}{top5} on {report.count} images"
+    yield f"top-1 {percent(report.top1)}{top5} on {counted(report.count, 'image')}"
     yield f"calibration error {percent(report.calibration_error)}"
     weakest = sorted((part for part in report.classes if part.right < part.count), key=lambda part: part.top1)
     if weakest:
@@ -309,7 +313,7 @@ def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
 
 def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
     figures = ", ".join(f"{words} {number(getattr(report, name))}" for name, words in FIGURES[report.task].items())
-    yield f"{figures} (means over the labels) on {report.count} images"
+    yield f"{figures} (means over the labels) on {counted(report.count, 'image')}"
     header = ("label", "known", "positive", "AUROC", "avg. precision", "F1", "precision", "recall")
     rows = (
         (
@@ -324,7 +328,7 @@ def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
 
 
 def _regression_lines(report: EvaluateReport) -> Iterator[str]:
-    yield f"MAE {number(report.mae)}, RMSE {number(report.rmse)} on {report.count} images"
+    yield f"MAE {number(report.mae)}, RMSE {number(report.rmse)} on {counted(report.count, 'image')}"
     if len(report.by_output) > 1:
         rows = ((report.name_of(one.index), number(one.mae), number(one.rmse)) for one in report.by_output)
         yield from table(("output", "MAE", "RMSE"), rows, (1, 2))

@@ -236,6 +236,8 @@ def _about_measurements(material: Material) -> list[str]:
     cautions = [sentence for loaded in material.benchmarks for sentence in _sentences(loaded.report.notes)]
     stale = sorted({result.model for result in material.results if material.is_stale(result)})
     cautions += [f"{name} has changed since it was measured; that measurement was not used." for name in stale]
+    outdated = sorted({found.model for found in material.evaluated if material.is_stale(found)})
+    cautions += [f"{name} has changed since it was evaluated; that evaluation was not used." for name in outdated]
     for validation in (loaded.report for loaded in material.validations):
         model = file_of(validation.candidate)
         if validation.passed is False and material.model_called(model) is not None:

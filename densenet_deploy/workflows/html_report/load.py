@@ -271,13 +271,14 @@ class Material:
         """Return a candidate with the main figure that `evaluate` found of its model, which reports call `name`."""
         model = self.model_called(name)
         is_same = functools.partial(same_name, name) if model is None else model.is_called
-        found = next((report for report in self.evaluated if is_same(report.model)), None)
+        fresh = (report for report in self.evaluated if not self.is_stale(report))
+        found = next((report for report in fresh if is_same(report.model)), None)
         if found is None:
             return one
         return dataclasses.replace(one, accuracy=found.accuracy, labelled=found.count, images=found.truth_sha256)
 
-    def is_stale(self, result: Measurement) -> bool:
-        """Whether a result was measured on other bytes than the model of that name holds now."""
+    def is_stale(self, result: Measurement | EvaluateReport) -> bool:
+        """Whether a result was measured on other bytes than the model of that name holds now, as far as is known."""
         model = self.model_called(result.model)
         return model is not None and bool(result.sha256) and result.sha256 != model.sha256
 

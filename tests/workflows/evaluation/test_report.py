@@ -118,12 +118,13 @@ SHARED_KEYS = [
     "device",
     "precision",
     "labels",
+    "sha256",
     "truth_sha256",
     "input",
     "against",
     "notes",
 ]
-OTHER_KEYS = {"model", "count", "images_per_second", "backend", "precision", "shared"}
+OTHER_KEYS = {"model", "count", "images_per_second", "backend", "precision", "sha256", "shared"}
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)

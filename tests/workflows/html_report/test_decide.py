@@ -176,6 +176,21 @@ def test_accuracies_on_different_images_are_not_compared(reports: ReportFolder, 
     assert (said in choice.cautions) is not known
 
 
+@pytest.mark.parametrize("is_stale", [True, False])
+def test_an_evaluation_of_other_bytes_counts_for_nothing(reports: ReportFolder, is_stale: bool) -> None:
+    paths = [
+        reports.write(f"{path.stem}.json", evaluation(path, top1) | {"sha256": sha256})
+        for path, top1, sha256 in (
+            (reports.slow, 0.9, reports.hash(reports.slow)),
+            (reports.fast, 0.9, "0" * 64 if is_stale else reports.hash(reports.fast)),
+        )
+    ]
+    choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=paths))
+    assert choice.model == ("slow.onnx" if is_stale else "fast.onnx")
+    said = f"{reports.fast} has changed since it was evaluated; that evaluation was not used."
+    assert (said in choice.cautions) is is_stale
+
+
 def test_a_measurement_of_other_bytes_counts_for_nothing(reports: ReportFolder) -> None:
     benchmark = reports.benchmark(
         result(reports.slow, 4.0, reports.hash(reports.slow)), result(reports.fast, 2.0, "0" * 64)
