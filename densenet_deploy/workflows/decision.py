@@ -28,6 +28,7 @@ from densenet_deploy.analysis.choice import (
     place_of,
     score_of,
 )
+from densenet_deploy.bench.measurement import require_times
 from densenet_deploy.errors import printable
 from densenet_deploy.records import Choice, Range
 from densenet_deploy.reports import Cell, Table, mebibytes, mib, number_cell, table_of, text_cell, time_cell
@@ -73,6 +74,9 @@ class MeasuredCandidate:
     drop_points: float | None = None
     is_given: bool = False
     refused: str = ""
+
+    def __post_init__(self) -> None:
+        require_times(self.latency_ms, self.interval_ms)
 
     @property
     def place(self) -> str:

@@ -14,7 +14,7 @@ from densenet_deploy.analysis.multilabel import LabelMetrics
 from densenet_deploy.analysis.regression import OutputErrors
 from densenet_deploy.errors import counted, printable
 from densenet_deploy.model import InputDescription
-from densenet_deploy.records import Choice
+from densenet_deploy.records import Choice, Range
 from densenet_deploy.reports import Report, number, percent, table
 from densenet_deploy.runtime.meaning import name_of_output
 
@@ -33,6 +33,8 @@ _PARTS: Final = {
     "multilabel": ("by_label",),
     "regression": ("by_output",),
 }
+Fraction = Annotated[float, Range(0.0, 1.0)]
+
 _LISTED: Final = 3
 _LISTED_FILES: Final = 20
 MOST_CHANGED: Final = 20
@@ -109,10 +111,10 @@ class _Figures:
         mae, rmse: of regression: over all numbers, in their unit.
     """
 
-    top1: float | None = None
-    top5: float | None = None
+    top1: Fraction | None = None
+    top5: Fraction | None = None
     calibration_error: float | None = None
-    auroc: float | None = None
+    auroc: Fraction | None = None
     average_precision: float | None = None
     f1: float | None = None
     mae: float | None = None
@@ -182,7 +184,7 @@ class EvaluateReport(Report, _Figures):
 
     model: str
     task: Annotated[str, Choice(*FIGURES)]
-    count: int
+    count: Annotated[int, Range(1)]
     images_per_second: float
     seconds: float
     reliability: tuple[ReliabilityBin, ...] = ()
