@@ -70,7 +70,7 @@ class Report:
 
         def fail(where: str, why: str) -> DensenetDeployError:
             found = f"{where} {why}".strip()
-            return DataError(origin, f"is not a {cls.kind} report: {found}", f"give the output of {cls.kind} --json")
+            return DataError(origin, f"is not a report of {cls.kind}: {found}", f"give the output of {cls.kind} --json")
 
         return from_plain(cls, facts, fail=fail)
 

@@ -44,9 +44,11 @@ def _conditions(name: str, whole: Mapping[str, Any]) -> str:
     gpus = "".join(f", {gpu['name']}" for gpu in machine.get("gpus") or ())
     known = machine["versions"]
     versions = "".join(f", {package} {known[package]}" for package in _VERSIONS if package in known)
+    versions += f", {whole['runtime']}" if "runtime" in whole else ""
     busy = f", other programs kept {machine['busy_cpus']:.2g} CPUs busy" if machine["busy_cpus"] > 0.1 else ""
     remark = f". {whole['remark']}" if "remark" in whole else ""
-    cpus = f"{machine['usable_cpus']} CPUs ({machine['cpu']})"
+    vnni = {None: "", True: " with VNNI", False: " without VNNI"}[machine.get("vnni")]
+    cpus = f"{machine['usable_cpus']} CPUs ({machine['cpu']}{vnni})"
     return f"`{name}.json`, {machine['date']}: {cpus}{gpus}{versions}{busy}{remark}."
 
 

@@ -82,7 +82,7 @@ def test_another_report_is_refused_by_its_origin(tmp_path):
     with pytest.raises(DataError) as caught:
         Weighed.from_json({"grams": "many"})
     assert caught.value.subject == "report"
-    assert caught.value.why.startswith("is not a weigh report: grams is 'many'")
+    assert caught.value.why.startswith("is not a report of weigh: grams is 'many'")
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(DataError) as caught:
         Weighed.read(tmp_path / "r.json")

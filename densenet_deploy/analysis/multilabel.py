@@ -56,11 +56,13 @@ class LabelAnswers:
         truth: (N, L), 1 where the label holds, 0 where it does not, NaN where nobody knows.
         outputs: (N, L), the more positive the larger; logits and scores rank alike.
         positive: (N, L), what reaches its threshold.
+        scores: (N, L), 0 to 1, of which `positive` is made.
     """
 
     truth: Numbers
     outputs: Numbers
     positive: Bools
+    scores: Numbers
 
     @property
     def count(self) -> int:
@@ -69,7 +71,7 @@ class LabelAnswers:
 
     def chosen(self, rows: Sequence[int]) -> LabelAnswers:
         """Return the answers to these images alone."""
-        return LabelAnswers(self.truth[rows], self.outputs[rows], self.positive[rows])
+        return LabelAnswers(self.truth[rows], self.outputs[rows], self.positive[rows], self.scores[rows])
 
     def by_label(self, labels: Sequence[str] = ()) -> tuple[LabelMetrics, ...]:
         """Return the metrics of every label, in the order of the outputs."""

@@ -69,4 +69,5 @@ def _mae(errors: Doubles) -> float:
 
 
 def _rmse(errors: Doubles) -> float:
-    return math.sqrt(float(np.square(errors).mean()))
+    largest = float(np.abs(errors).max())  # the square of a very large error would overflow
+    return largest * math.sqrt(float(np.square(errors / largest).mean())) if largest else 0.0

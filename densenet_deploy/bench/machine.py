@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from densenet_deploy.packages import installed_versions
-from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, usable_cpus
+from densenet_deploy.runtime.cpus import cpu_name, cpu_quota, has_vnni, usable_cpus
 from densenet_deploy.runtime.nvidia import Gpu
 
 QUIET_CPUS: Final = 0.1
@@ -50,6 +50,7 @@ class Machine:
         busy_cpus: CPU time per second that other programs used just before.
         cpu_quota: CPU time per second that the cgroup grants; None if it is not limited.
         cpu_mhz, governor: the clock of the first CPU at that moment, and its frequency governor.
+        vnni: whether an x86 CPU has VNNI or AMX, on which the speed of INT8 depends; None of other CPUs.
     """
 
     cpu: str
@@ -64,6 +65,7 @@ class Machine:
     governor: str | None = None
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
+    vnni: bool | None = None
 
     @classmethod
     def this(cls, *packages: str) -> Self:
@@ -81,6 +83,7 @@ class Machine:
             governor=_read(_CPUFREQ / "scaling_governor").strip() or None,
             memory_bytes=_memory_bytes(),
             gpus=gpus(),
+            vnni=has_vnni(),
         )
 
     @property
@@ -91,10 +94,33 @@ class Machine:
         return (f"other programs use {self.busy_cpus:.2f} CPUs; the figures are preliminary",)
 
     def __str__(self) -> str:
-        quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
         clock = "" if self.cpu_mhz is None else f", {self.cpu_mhz:.0f} MHz"
-        cpu = f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{clock}"
-        return "; ".join([cpu, *(f"{gpu.name}, driver {gpu.driver}" for gpu in self.gpus)])
+        return "; ".join([f"{self.processor}{clock}", *self._gpus])
+
+    @property
+    def processor(self) -> str:
+        """The CPUs, as far as they stay the same from run to run."""
+        quota = "" if self.cpu_quota is None else f", quota {self.cpu_quota:g}"
+        return f"{self.cpu}, {self.usable_cpus} usable CPUs{quota}{f', {self._vnni}' if self._vnni else ''}"
+
+    def other_hardware(self, now: Machine) -> list[str]:
+        """Return in words how the hardware of `now` differs from this one's, as far as both are known."""
+        words = [
+            f"{name.replace('_', ' ')} {getattr(self, name)}, now {getattr(now, name)}"
+            for name in ("cpu", "usable_cpus", "cpu_quota")
+            if getattr(self, name) != getattr(now, name)
+        ]
+        pairs = [(self._vnni, now._vnni)] if self._vnni and now._vnni else []
+        pairs.append(("; ".join(self._gpus) or "no GPU", "; ".join(now._gpus) or "no GPU"))
+        return [*words, *(f"{before}, now {after}" for before, after in pairs if before != after)]
+
+    @property
+    def _vnni(self) -> str:
+        return "" if self.vnni is None else "with VNNI" if self.vnni else "without VNNI"
+
+    @property
+    def _gpus(self) -> list[str]:
+        return [f"{gpu.name}, driver {gpu.driver}" for gpu in self.gpus]
 
 
 def busy_cpus(seconds: float = 1.0) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 from densenet_deploy.bench.candidate import Candidate, Opening
 from densenet_deploy.bench.rounds import Interval
 from densenet_deploy.bench.scenarios import RoundTiming
+from densenet_deploy.errors import UsageError
 from densenet_deploy.records import Range, fields_to_plain
 from densenet_deploy.runtime.timing import LatencySummary
 
@@ -116,6 +117,9 @@ class Measurement:
     speedup: Interval | None = None
     compared: Comparison | None = None
 
+    def __post_init__(self) -> None:
+        require_times(self.latency_ms.p50, self.interval_ms)
+
     @classmethod
     def of(
         cls, candidate: Candidate, opening: Opening, timings: Sequence[RoundTiming], *, scenario: str, **facts: Any
@@ -183,3 +187,15 @@ def _outside_share(opening: Opening, timings: Sequence[RoundTiming]) -> float | 
 def _count_frames(fps: float, timings: Sequence[RoundTiming]) -> CameraCount:
     frames, dropped, late = (sum(getattr(t, name) for t in timings) for name in ("frames", "dropped", "late"))
     return CameraCount(fps, frames, dropped, late)
+
+
+def require_times(median_ms: float, interval_ms: tuple[float, float] | None) -> None:
+    """Check the median of a measurement, and that its interval is one.
+
+    Raises:
+        UsageError: if a time is not positive, or the lower end of the interval is above the upper one.
+    """
+    low, high = interval_ms or (median_ms, median_ms)
+    if not (median_ms > 0 and 0 < low <= high):
+        why = f"is not the interval of a time: {low:g} to {high:g} ms around {median_ms:g} ms"
+        raise UsageError("interval_ms", why, "measure again")

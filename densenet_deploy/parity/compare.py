@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final
@@ -35,12 +35,11 @@ from densenet_deploy.parity.metrics import worst as worst
 from densenet_deploy.parity.metrics import worst_first as worst_first
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import Runner
 
 RELATIVE_EPS: Final = 1e-6
 TOP_K: Final = 5
-FEATURES: Final = "features"
-"""The output of a model without a classifier: its largest value does not name a class."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -54,7 +53,7 @@ class ParityMeter:
     1.0
 
     Args:
-        class_scores: False where 2-D arrays hold features: their largest value does not name a class.
+        class_scores: whether the largest value of a row (N, C) names a class, so that agreement has a meaning.
         centred: measure the centred SQNR as well, which holds four float64 arrays of the size of a sample.
     """
 
@@ -126,9 +125,12 @@ class ComparisonMeter:
     >>> meter.update({"logits": np.array([[1.0, 2.0]])}, {"logits": np.array([[1.0, 2.5]])})
     >>> {name: parity.max_abs for name, parity in meter.result().items()}
     {'logits': 0.5}
+
+    `class_scores` are the outputs of the reference whose top-1 agreement has a meaning; see `shared_classes`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, class_scores: Collection[str] = ()) -> None:
+        self._class_scores = class_scores
         self._meters: dict[str, ParityMeter] = {}
 
     def update(self, reference: Feeds, candidate: Feeds) -> None:
@@ -139,7 +141,7 @@ class ComparisonMeter:
         """
         for name, other in matched_outputs(tuple(reference), tuple(candidate)):
             if name not in self._meters:
-                self._meters[name] = ParityMeter(class_scores=name != FEATURES)
+                self._meters[name] = ParityMeter(class_scores=name in self._class_scores)
             self._meters[name].update(reference[name], candidate[other])
 
     def result(self) -> dict[str, Parity]:
@@ -201,16 +203,40 @@ def parity_of(reference: Runner, candidate: Runner, samples: Iterable[Array]) ->
         DataError: if there are no samples, or the models have different outputs.
     """
     first, second = itertools.tee(samples)
-    return compare_outputs(outputs_of(reference, first), outputs_of(candidate, second))
+    classes = shared_classes(reference, candidate)
+    return compare_outputs(outputs_of(reference, first), outputs_of(candidate, second), classes)
 
 
-def compare_outputs(reference: Iterable[Feeds], candidate: Iterable[Feeds]) -> dict[str, Parity]:
+def shared_classes(reference: Runner, candidate: Runner) -> frozenset[str]:
+    """Return the outputs, by the reference's names, whose largest value names a class in both models: the same one.
+
+    Raises:
+        DataError: if the models have different outputs.
+    """
+    if other_labels(reference, candidate):
+        return frozenset()
+    ours, theirs = class_outputs(reference), class_outputs(candidate)
+    names = ([spec.name for spec in runner.outputs] for runner in (reference, candidate))
+    return frozenset(name for name, other in matched_outputs(*names) if name in ours and other in theirs)
+
+
+def other_labels(reference: Runner, candidate: Runner) -> bool:
+    """Whether both models state their labels, and these differ: then an output does not mean the same in both."""
+    ours, theirs = (() if one.manifest is None else one.manifest.labels for one in (reference, candidate))
+    return bool(ours and theirs) and ours != theirs
+
+
+def compare_outputs(
+    reference: Iterable[Feeds], candidate: Iterable[Feeds], class_scores: Collection[str] = ()
+) -> dict[str, Parity]:
     """Return the parity of each output over the same batches, of which one is held at a time.
+
+    Top-1 agreement is measured for the outputs in `class_scores` alone; see `shared_classes`.
 
     Raises:
         DataError: if there is nothing to compare, or the models have different outputs or numbers of batches.
     """
-    meter = ComparisonMeter()
+    meter = ComparisonMeter(class_scores)
     for ours, theirs in _pairs(reference, candidate):
         meter.update(ours, theirs)
     return meter.result()

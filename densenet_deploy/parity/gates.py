@@ -62,6 +62,10 @@ class Gate:
             raise UnknownNameError.among("metric", self.metric, _METRICS)
         require_range(self.metric, self.limit, _METRICS[self.metric].low, _METRICS[self.metric].high)
 
+    def is_defined(self, parity: Parity) -> bool:
+        """Whether `parity` has a number for this gate: agreement, for one, has a meaning for class scores only."""
+        return getattr(parity, self.metric) is not None
+
     def failure(self, parity: Parity) -> str | None:
         """Return how `parity` misses this gate, as a sentence, or None if it passes."""
         value: float | None = getattr(parity, self.metric)
@@ -120,5 +124,11 @@ def failed_gates(parity: Parity, gates: Iterable[Gate]) -> tuple[str, ...]:
 
 
 def first_divergence(layers: Mapping[str, Parity], gates: Sequence[Gate]) -> str | None:
-    """Return the name of the first layer, in execution order, that misses a gate; None if all pass."""
-    return next((name for name, parity in layers.items() if failed_gates(parity, gates)), None)
+    """Return the name of the first layer, in execution order, that misses a gate; None if all pass.
+
+    A gate on a metric that is not measured of layers does not judge them.
+    """
+    for name, parity in layers.items():
+        if failed_gates(parity, [gate for gate in gates if gate.is_defined(parity)]):
+            return name
+    return None

@@ -15,6 +15,7 @@ from typing import Final
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUPS: Final = Path("/proc/self/cgroup")
 _CPUINFO: Final = Path("/proc/cpuinfo")
+_VNNI: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def usable_cpus(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> int:
@@ -44,6 +45,16 @@ def cpu_quota(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> flo
 def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     """Return the instruction-set flags of the first CPU (`avx2`, `avx512_vnni`, `asimddp`); empty where unknown."""
     return frozenset(_cpu_fact(cpuinfo, ("flags", "Features")).split())
+
+
+def has_vnni(flags: frozenset[str] | None = None) -> bool | None:
+    """Return whether an x86 CPU has VNNI or AMX, which add products of INT8 without saturation; None of other CPUs.
+
+    >>> has_vnni(frozenset({"sse2", "avx2"})), has_vnni(frozenset({"sse2", "avx_vnni"})), has_vnni(frozenset())
+    (False, True, None)
+    """
+    known = cpu_flags() if flags is None else flags
+    return bool(known & _VNNI) if "sse2" in known else None
 
 
 def cpu_name(cpuinfo: Path = _CPUINFO) -> str:

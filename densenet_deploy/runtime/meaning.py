@@ -130,6 +130,27 @@ class OutputMeaning:
         return are_scores(row) if self.activation is None else self.activation != "none"
 
 
+def class_outputs(runner: Runner) -> frozenset[str]:
+    """Return the names of the outputs (N, C) whose largest value names a class.
+
+    A model with another task has none. What does not state its task has those that do not show another. An output
+    with another width than the labels, or where there are none than `logits`, is something else.
+    """
+    manifest, rows = runner.manifest, [spec for spec in runner.outputs if len(spec.shape) == 2]
+    stated = None if manifest is None else manifest.task
+    if stated not in (None, "multiclass"):
+        return frozenset()
+    other = {"regression", "features"} | ({"multilabel"} if stated is None else set())
+    width = len(manifest.labels) if manifest is not None and manifest.labels else None
+    width = width or next((spec.shape[1] for spec in rows if spec.name == "logits"), None)
+    return frozenset(
+        spec.name
+        for spec in rows
+        if _shown_task(spec, (runner.activations or {}).get(spec.name)) not in other
+        and (None in (width, spec.shape[1]) or width == spec.shape[1])
+    )
+
+
 def require_labels(labels: Sequence[str], classes: int | None) -> None:
     """Check that `labels` are empty, or one per class; `classes` None is a number that is not known.
 

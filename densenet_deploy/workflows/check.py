@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from densenet_deploy.parity.compare import Parity, compare_outputs, worst
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate
 from densenet_deploy.runtime.batching import run_batched
 from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.variants.stems import stems_like
@@ -98,14 +99,14 @@ def require_recorded(model: Model, recording: Recording) -> tuple[dict[str, Pari
         DataError: if `model` has other outputs.
         FeedError: if it takes other inputs.
     """
-    found = _outputs_of(model, recording)
-    plain = _parity(recording, found)
+    found, classes = _outputs_of(model, recording)
+    plain = _parity(recording, found, classes)
     if not missed_gates(plain, GATES):
         return plain, ()
     activation = next((name for name in _ACTIVATIONS if _agrees(recording, _activated(found, name))), None)
     if activation is not None and _applies(model, activation):
         note = f"--check: the recorded outputs are what a {activation} makes of the logits, as the task says"
-        return _parity(recording, _activated(found, activation)), (note,)
+        return _parity(recording, _activated(found, activation), classes), (note,)
     name, parity = worst(plain)
     why = f"{name} differs from {recording.path.name}: SQNR {parity.sqnr_db:.1f} dB, cosine {parity.cosine:.5f}"
     raise GateError(model.name, why, _way_out(model, recording, activation))
@@ -124,13 +125,15 @@ def _rows(output: Array) -> Array:
     return output.astype(np.float32).reshape(len(output), *(output.shape[1:] or (1,)))
 
 
-def _outputs_of(model: Model, recording: Recording) -> list[Array]:
+def _outputs_of(model: Model, recording: Recording) -> tuple[Feeds, list[str]]:
+    """Return the outputs by the names that the report gives them, and which of them are scores of classes."""
     with open_runner(model, None, "cpu", RunnerOptions(check_values=False)) as runner:
         try:
             batches = [run_batched(runner, batch) for batch in recording.batches()]
         except FeedError as exc:
             fix = "record inputs of that shape, or state --image-size and --channels"
             raise FeedError(recording.path, f"its inputs: {exc.why}", fix) from exc
+        classes = class_outputs(runner)
     outputs = [np.concatenate([batch[name] for batch in batches]) for name in batches[0]]
     if len(outputs) != len(recording.outputs):
         why = f"holds {len(recording.outputs)} outputs, and the model has {len(outputs)}"
@@ -138,16 +141,16 @@ def _outputs_of(model: Model, recording: Recording) -> list[Array]:
     for theirs, ours in zip(recording.outputs, outputs, strict=True):
         if theirs.shape != ours.shape:
             raise DataError(recording.path, f"has outputs of shape {theirs.shape}, the model {ours.shape}", _FORM)
-    return outputs
+    names = ["logits"] if len(outputs) == 1 else [f"y{index}" for index in range(len(outputs))]
+    called = zip(names, batches[0], strict=True)
+    return dict(zip(names, outputs, strict=True)), [name for name, own in called if own in classes]
 
 
-def _parity(recording: Recording, found: list[Array]) -> dict[str, Parity]:
-    names = ["logits"] if len(found) == 1 else [f"y{index}" for index in range(len(found))]
-    expected: Feeds = dict(zip(names, recording.outputs, strict=True))
-    return compare_outputs([expected], [dict(zip(names, found, strict=True))])
+def _parity(recording: Recording, found: Feeds, classes: Collection[str] = ()) -> dict[str, Parity]:
+    return compare_outputs([dict(zip(found, recording.outputs, strict=True))], [found], classes)
 
 
-def _agrees(recording: Recording, found: list[Array]) -> bool:
+def _agrees(recording: Recording, found: Feeds) -> bool:
     return not missed_gates(_parity(recording, found), GATES)
 
 
@@ -166,8 +169,8 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[Array], Array]]] = {"sigmoid": _sigmo
 _TASKS: Final = {"sigmoid": ("multilabel",), "softmax": ("multiclass", None)}
 
 
-def _activated(found: list[Array], name: str) -> list[Array]:
-    return [_ACTIVATIONS[name](output) for output in found]
+def _activated(found: Feeds, activation: str) -> Feeds:
+    return {name: _ACTIVATIONS[activation](output) for name, output in found.items()}
 
 
 def _applies(model: Model, activation: str) -> bool:
@@ -196,7 +199,7 @@ def _agreeing_stem(model: Model, recording: Recording) -> str | None:
     return None
 
 
-def _computed(model: Model, spec: DenseNetSpec, recording: Recording) -> list[Array]:
+def _computed(model: Model, spec: DenseNetSpec, recording: Recording) -> Feeds:
     import torch
 
     from densenet_deploy.models.build import loaded_model
@@ -205,4 +208,4 @@ def _computed(model: Model, spec: DenseNetSpec, recording: Recording) -> list[Ar
     module = loaded_model(spec, model.module.state_dict())
     with torch.inference_mode():
         rows = [module(torch.from_numpy(batch)).numpy() for batch in recording.batches()]
-    return [np.concatenate(rows)]
+    return {"logits": np.concatenate(rows)}

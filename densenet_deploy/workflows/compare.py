@@ -24,8 +24,10 @@ from densenet_deploy.parity.compare import (
     Parity,
     compare_outputs,
     matched_outputs,
+    other_labels,
     outputs_of,
     parity_of,
+    shared_classes,
     worst,
     worst_first,
 )
@@ -33,6 +35,7 @@ from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates, firs
 from densenet_deploy.reports import Report, line, table
 from densenet_deploy.runtime.batching import image_shape, run_batched, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
@@ -185,8 +188,10 @@ class ComparisonReport(Report, ParityOfOutputs):
         if not self.worst_layers:
             return []
         rows = (
-            (layer.name, f"{layer.parity.sqnr_db:.1f}", f"{layer.parity.cosine:.6f}", f"{layer.parity.max_abs:.3g}")
-            for layer in self.worst_layers
+            (one.name, "NaN or Inf", "–", "–")
+            if one.parity.nonfinite
+            else (one.name, f"{one.parity.sqnr_db:.1f}", f"{one.parity.cosine:.6f}", f"{one.parity.max_abs:.3g}")
+            for one in self.worst_layers
         )
         return table(("worst layer", "SQNR dB", "cosine", "max |Δ|"), rows, (1, 2, 3))
 
@@ -248,6 +253,7 @@ def compare(
             *_preprocessing_note(ours, theirs, preprocessing),
             *_pixel_note(ours, theirs, data),
             *_output_notes(ours, theirs),
+            *_meaning_notes(ours, theirs),
         )
     layers = None
     if options.per_layer:
@@ -272,7 +278,8 @@ def seeded_parity(
     ):
         inputs = list(seeded_samples(samples, preprocessing))
         expected, found = list(outputs_of(ours, inputs)), list(outputs_of(theirs, inputs))
-    return _compared(expected, found, finite_only=finite_only)
+        classes = shared_classes(ours, theirs)
+    return _compared(expected, found, classes, finite_only=finite_only)
 
 
 def numpy_parity(
@@ -289,16 +296,18 @@ def numpy_parity(
     assert weights is not None
     inputs = list(seeded_samples(samples, preprocessing))
     with open_runner(candidate, None, "cpu", SINGLE_THREAD) as theirs:
-        found = list(outputs_of(theirs, inputs))
+        found, classes = list(outputs_of(theirs, inputs)), class_outputs(theirs)
     expected = [{spec.output_name: numpy_outputs(spec, weights, images)} for images in inputs]
-    return _compared(expected, found, finite_only=finite_only)
+    return _compared(expected, found, classes, finite_only=finite_only)
 
 
-def _compared(expected: Sequence[Feeds], found: Sequence[Feeds], *, finite_only: bool) -> dict[str, Parity]:
+def _compared(
+    expected: Sequence[Feeds], found: Sequence[Feeds], classes: frozenset[str], *, finite_only: bool
+) -> dict[str, Parity]:
     if finite_only:
         found = [_where_finite(*pair) for pair in zip(expected, found, strict=True)]
         expected = [_where_finite(feeds, feeds) for feeds in expected]
-    return compare_outputs(expected, found)
+    return compare_outputs(expected, found, classes)
 
 
 def _where_finite(expected: Feeds, found: Feeds) -> dict[str, Array]:
@@ -318,12 +327,16 @@ def measured_parities(
 ) -> dict[str, dict[str, Parity]]:
     """Return what `measured_parity` does for each of the candidates, by their names; the reference is run once."""
     calls, threads = shared_cpus(backend)
-    options, meters = RunnerOptions(threads=threads), {name: ComparisonMeter() for name in candidates}
+    options = RunnerOptions(threads=threads)
     with contextlib.ExitStack() as opened:
         runners = [
             opened.enter_context(open_runner(model, backend, "cpu", options))
             for model in (reference, *candidates.values())
         ]
+        meters = {
+            name: ComparisonMeter(shared_classes(runners[0], runner))
+            for name, runner in zip(candidates, runners[1:], strict=True)
+        }
         runs = [
             run_each(runner, own, calls)
             for runner, own in zip(runners, itertools.tee(samples, len(runners)), strict=True)
@@ -353,12 +366,17 @@ def require_parity(
 
 
 def missed_gates(outputs: Mapping[str, Parity], gates: Sequence[Gate]) -> tuple[str, ...]:
-    """Return a sentence for each gate that an output misses; it names the output if there are several."""
+    """Return a sentence for each gate that an output misses; it names the output if there are several.
+
+    A metric without meaning for an output fails only if it has none for any: of scores and features, a gate on top-1
+    agreement judges the scores.
+    """
     several = len(outputs) > 1
+    nowhere = {gate for gate in gates if not any(map(gate.is_defined, outputs.values()))}
     return tuple(
         f"{name}: {sentence}" if several else sentence
         for name, parity in outputs.items()
-        for sentence in failed_gates(parity, gates)
+        for sentence in failed_gates(parity, [gate for gate in gates if gate in nowhere or gate.is_defined(parity)])
     )
 
 
@@ -413,6 +431,15 @@ def _output_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
     extra = [name for name in theirs if name not in {other for _, other in pairs}]
     if extra:
         yield f"not compared, only the candidate has them: {', '.join(extra)}"
+
+
+def _meaning_notes(reference: Runner, candidate: Runner) -> Iterator[str]:
+    """Say it if equal numbers do not mean the same."""
+    tasks = [None if runner.manifest is None else runner.manifest.task for runner in (reference, candidate)]
+    if None not in tasks and tasks[0] != tasks[1]:
+        yield f"the reference is a {tasks[0]} model, the candidate a {tasks[1]} model: only their numbers were compared"
+    if other_labels(reference, candidate):
+        yield "the candidate has other labels, or in another order: outputs were compared by place, not by label"
 
 
 def _shared_preprocessing(reference: Runner, candidate: Runner) -> Preprocessing:

@@ -28,6 +28,7 @@ from densenet_deploy.analysis.choice import (
     place_of,
     score_of,
 )
+from densenet_deploy.bench.measurement import require_times
 from densenet_deploy.errors import printable
 from densenet_deploy.records import Choice, Range
 from densenet_deploy.reports import Cell, Table, mebibytes, mib, number_cell, table_of, text_cell, time_cell
@@ -47,7 +48,7 @@ class MeasuredCandidate:
         model: the file name.
         latency_ms: the median call, with its 95 % interval `interval_ms` where that is known.
         file_bytes: None where the file is not here.
-        accuracy: on `labelled` images.
+        accuracy: on `labelled` images; `images` tells sets of them apart (`EvaluateReport.truth_sha256`), where known.
         same_class: without labels, the share of `compared_on` with the same best class as the FP32 model's.
         sqnr_db: of the outputs to those of the FP32 model; None where unknown or equal.
         drop_points: percentage points of the accuracy lost to the best FP32 file, or of images with another class.
@@ -66,12 +67,16 @@ class MeasuredCandidate:
     memory_bytes: float | None
     accuracy: Accuracy | None = None
     labelled: int = 0
+    images: str | None = None
     same_class: float | None = None
     compared_on: str = ""
     sqnr_db: float | None = None
     drop_points: float | None = None
     is_given: bool = False
     refused: str = ""
+
+    def __post_init__(self) -> None:
+        require_times(self.latency_ms, self.interval_ms)
 
     @property
     def place(self) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact, StrPath
+from densenet_deploy.artifacts import Artifact, StrPath, sha256_of
 from densenet_deploy.errors import DataError, ImageError, UsageError
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.classifier import Classifier
@@ -154,10 +154,11 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Opened:
-    """An open runner; or the facts of one, and the workers that have it open."""
+    """An open runner; or the facts of one, and the workers that have it open. `sha256` is of the model's file."""
 
     runner: Runner
     engine: Engine | None = None
+    sha256: str | None = None
 
 
 @contextlib.contextmanager
@@ -177,14 +178,20 @@ def _opened(
         yield _Opened(model)
     elif options.engine == "local":
         with open_runner(load(model, **stated), backend, device, running) as runner:
-            yield _Opened(runner)
+            yield _Opened(runner, sha256=_sha256(model))
     else:
         choice = EngineOptions(options.engine, options.address, options.workers)
         told = WorkerModel(backend=backend, device=device, options=running)
         settings = JobSettings(options.batch, 1)
         fast = options.fast_decode
         with started_engine(PROGRAM, choice, model, stated, told, settings, fast_decode=fast) as (engine, _):
-            yield _Opened(DescribedRunner(engine.facts.runner, engine.facts.placement), engine)
+            yield _Opened(DescribedRunner(engine.facts.runner, engine.facts.placement), engine, _sha256(model))
+
+
+def _sha256(model: Any) -> str | None:
+    """Return the SHA-256 of the file of a model, if it is one: `report` tells by it that a file changed since."""
+    path = Path(model) if isinstance(model, (str, os.PathLike)) else model.path
+    return sha256_of(path) if path is not None and path.is_file() else None
 
 
 def _require_comparable(first: _Evaluation, runner: Runner, title: str) -> None:
@@ -240,6 +247,8 @@ def _evaluated(title: str, opened: _Opened, data: Path, options: EvaluateOptions
         device=runner.placement.device,
         precision=runner.placement.precision,
         labels=classifier.labels,
+        sha256=opened.sha256,
+        truth_sha256=labelled.sha256,
         input=described_input(classifier, runner.manifest),
         notes=(*remarks(classifier, runner.manifest), *labelled.remarks, *task.notes(answers)),
     )
@@ -368,6 +377,7 @@ def _compared(first: _Evaluation, second: _Evaluation) -> ModelComparison:
         images_per_second=report.images_per_second,
         backend=report.backend,
         precision=report.precision,
+        sha256=report.sha256,
         shared=len(shared),
         by_label=report.by_label,
         by_output=report.by_output,

@@ -47,7 +47,7 @@ def test_they_are_those_of_scikit_learn_with_ties(seed):
     expected = roc_auc_score(truth, outputs), average_precision_score(truth, outputs)
     assert _both(truth, outputs) == pytest.approx(expected, abs=1e-12)
     positive = outputs >= 1
-    answers = LabelAnswers(truth[:, None].astype(float), outputs[:, None], positive[:, None])
+    answers = LabelAnswers(truth[:, None].astype(float), outputs[:, None], positive[:, None], outputs[:, None])
     (label,) = answers.by_label()
     own = (label.f1, label.precision, label.recall)
     scores = [score(truth, positive, zero_division=np.nan) for score in (f1_score, precision_score, recall_score)]
@@ -58,6 +58,7 @@ TWO = LabelAnswers(
     truth=np.array([[1, 0], [0, NAN], [1, 1], [NAN, 0]]),
     outputs=np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.1, 0.4]]),
     positive=np.array([[True, False], [True, False], [False, True], [True, True]]),
+    scores=np.zeros((4, 2)),
 )
 
 
@@ -77,7 +78,10 @@ def test_the_answers_to_some_images_are_those_of_these_images():
     assert (
         TWO.chosen([2, 0]).by_label()
         == LabelAnswers(
-            np.array([[1.0, 1], [1, 0]]), np.array([[0.7, 0.3], [0.9, 0.1]]), np.array([[False, True], [True, False]])
+            np.array([[1.0, 1], [1, 0]]),
+            np.array([[0.7, 0.3], [0.9, 0.1]]),
+            np.array([[False, True], [True, False]]),
+            np.zeros((2, 2)),
         ).by_label()
     )
 
@@ -94,7 +98,7 @@ def test_the_answers_to_some_images_are_those_of_these_images():
     ],
 )
 def test_what_the_images_do_not_show_is_none(truth, positive, expected):
-    answers = LabelAnswers(np.array([truth]).T, np.zeros((2, 1)), np.array([positive]).T)
+    answers = LabelAnswers(np.array([truth]).T, np.zeros((2, 1)), np.array([positive]).T, np.zeros((2, 1)))
     (label,) = answers.by_label()
     assert (label.f1, label.precision, label.recall) == expected
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -32,3 +34,9 @@ def test_they_are_those_of_scikit_learn():
     answers = NumberAnswers(truth, values)
     assert answers.mae == pytest.approx(mean_absolute_error(truth, values))
     assert answers.rmse == pytest.approx(np.sqrt(mean_squared_error(truth, values)))
+
+
+def test_the_root_of_the_mean_square_of_large_errors_does_not_overflow():
+    answers = NumberAnswers(np.array([[0.0], [0.0]]), np.array([[3e300], [4e300]]))
+    assert answers.rmse == pytest.approx(math.sqrt(12.5) * 1e300)
+    assert NumberAnswers(np.zeros((2, 1)), np.zeros((2, 1))).rmse == 0.0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from densenet_deploy.bench.machine import Machine, busy_cpus, gpu_memory_used_bytes, gpus
+from densenet_deploy.runtime.cpus import has_vnni
 from densenet_deploy.runtime.nvidia import Gpu
 
 SMI = """#!/bin/sh
@@ -42,6 +43,7 @@ def test_this_machine_is_described_in_plain_facts():
     assert facts["usable_cpus"] >= 1
     assert set(facts["versions"]) == {"numpy"}
     assert machine.cpu in str(machine)
+    assert facts["vnni"] is has_vnni()
 
 
 def test_a_busy_machine_is_noted_and_a_quiet_one_is_not():
@@ -59,6 +61,19 @@ def test_the_work_of_others_is_counted():
 def test_a_quota_is_named_where_there_is_one():
     machine = Machine("cpu", 2, "system", "3", {}, "2026-01-01", None, cpu_quota=1.5, cpu_mhz=2600.0)
     assert str(machine) == "cpu, 2 usable CPUs, quota 1.5, 2600 MHz"
+    assert str(dataclasses.replace(machine, vnni=True)) == "cpu, 2 usable CPUs, quota 1.5, with VNNI, 2600 MHz"
+    assert dataclasses.replace(machine, vnni=False).processor == "cpu, 2 usable CPUs, quota 1.5, without VNNI"
+
+
+def test_other_hardware_is_told_apart_and_another_clock_is_not():
+    machine = Machine("cpu", 2, "system", "3", {}, "2026-01-01", None, cpu_mhz=2600.0)
+    gpu = Gpu(0, "X1", "9.0", "575")
+    other = dataclasses.replace(machine, cpu="new", usable_cpus=4, cpu_quota=1.5, gpus=(gpu,))
+    words = ["cpu cpu, now new", "usable cpus 2, now 4", "cpu quota None, now 1.5", "no GPU, now X1, driver 575"]
+    assert machine.other_hardware(other) == words
+    assert machine.other_hardware(dataclasses.replace(machine, cpu_mhz=800.0, system="s", vnni=True)) == []
+    with_vnni, without = (dataclasses.replace(machine, vnni=vnni) for vnni in (True, False))
+    assert with_vnni.other_hardware(without) == ["with VNNI, now without VNNI"]
 
 
 def test_gpus_are_those_the_driver_lists_and_what_it_does_not_tell_is_none(only_on_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from densenet_deploy.runtime.cpus import cpu_flags, cpu_name, cpu_quota, usable_cpus, whole_cpus
+from densenet_deploy.runtime.cpus import cpu_flags, cpu_name, cpu_quota, has_vnni, usable_cpus, whole_cpus
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -132,3 +132,11 @@ def test_the_files_are_those_of_this_system():
 def test_where_nothing_can_be_read_nothing_is_claimed(tmp_path):
     assert cpu_name(tmp_path / "none") == ""
     assert cpu_flags(tmp_path) == frozenset()
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni", "amx_int8"])
+def test_x86_has_vnni_or_not_and_of_other_cpus_nothing_is_said(flag):
+    assert has_vnni(frozenset({"sse2", flag})) is True
+    assert has_vnni(frozenset({"sse2", "avx512f"})) is False
+    assert has_vnni(frozenset({"asimddp"})) is None
+    assert has_vnni() is has_vnni(cpu_flags())

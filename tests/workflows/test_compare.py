@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from onnx import numpy_helper
 from densenet_deploy.errors import BackendError, DataError, GateError, ModelFileError, UsageError
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.workflows.compare import CompareOptions, LayerParity, compare, require_sqnr
+from densenet_deploy.workflows.compare import CompareOptions, ComparisonReport, LayerParity, compare, require_sqnr
 from densenet_deploy.workflows.load import load
 
 QUICK = CompareOptions(samples=2)
@@ -230,6 +232,35 @@ def test_layers_are_compared_on_the_same_samples_of_an_iterator(tiny_onnx):
 def test_a_layer_of_a_report_has_a_name(facts):
     with pytest.raises(ValueError, match="has no name"):
         LayerParity.from_json(facts)
+
+
+@pytest.mark.parametrize(("labels", "said"), [("abcdefghij", False), ("bacdefghij", True), ("", False)])
+def test_models_with_other_labels_have_no_common_classes_which_is_said(tiny_onnx, labels, said):
+    """Equal numbers at equal places, which two models call by different names."""
+    ours, theirs = (
+        load(tiny_onnx, labels=list(names)) if names else load(tiny_onnx) for names in ("abcdefghij", labels)
+    )
+    report = compare(ours, theirs, options=QUICK)
+    assert (report.parity.max_abs, report.parity.top1_agreement) == (0.0, None if said else 1.0)
+    assert any("other labels" in note for note in report.notes) is said
+
+
+def test_models_of_two_tasks_are_compared_by_their_numbers_which_is_said(tiny_onnx):
+    report = compare(load(tiny_onnx, task="multiclass"), load(tiny_onnx, task="regression"), options=QUICK)
+    assert any("multiclass model, the candidate a regression model" in note for note in report.notes)
+
+
+def test_a_layer_with_nan_has_no_sqnr_in_the_table():
+    whole = Parity(0.5, 0.5, 1.0, 1.0, 0.9, 12.345, None, None, None, 8)
+    layers = (
+        LayerParity("broken", dataclasses.replace(whole, sqnr_db=math.inf, nonfinite=1)),
+        LayerParity("sound", whole),
+    )
+    text = ComparisonReport(
+        reference="a", candidate="b", outputs={"y": whole}, passed=None, worst_layers=layers
+    ).to_text()
+    rows = [line.split() for line in text.splitlines() if line.startswith(("broken", "sound"))]
+    assert rows == [["broken", "NaN", "or", "Inf", "–", "–"], ["sound", "12.3", "0.900000", "0.5"]]
 
 
 # -- a demand

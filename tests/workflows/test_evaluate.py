@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import densenet_deploy as dd
+from densenet_deploy.artifacts import sha256_of
 from densenet_deploy.cli import main
 from densenet_deploy.errors import DataError, InputError, ModelFileError, UsageError
 from densenet_deploy.runtime.runner import open_runner
@@ -45,6 +46,16 @@ def test_the_evaluation_is_plain_json_and_readable(tiny_onnx, images):
     assert "untrained" in untrained
     assert assumed.startswith("the model does not state")
     assert "top-1 10.00%, top-5 50.00% on 10 images" in report.to_text()
+
+
+def test_the_file_and_the_images_are_told_apart_by_their_hashes(tiny_onnx, images):
+    report = evaluate(tiny_onnx, images, EvaluateOptions(against=load(tiny_onnx)))
+    assert report.sha256 == report.against.sha256 == report.second.sha256 == sha256_of(tiny_onnx)
+    assert evaluate(load(tiny_onnx.read_bytes()), images).sha256 is None
+    with open_runner(tiny_onnx) as run:
+        assert evaluate(run, images).sha256 is None
+    assert len(report.truth_sha256) == 64
+    assert report.second.truth_sha256 == report.truth_sha256
 
 
 @pytest.fixture

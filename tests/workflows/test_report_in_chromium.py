@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from densenet_deploy.workflows.evaluation.report import Disagreement, EvaluateReport, ModelComparison
+from densenet_deploy.workflows.evaluation.report import (
+    ChangedImage,
+    ChangedOutput,
+    Disagreement,
+    EvaluateReport,
+    ModelComparison,
+)
 from densenet_deploy.workflows.report import write_page
 from tests.chromium import Tab, chromium_tab, find_chromium
+from tests.workflows.evaluation.test_report import MULTILABEL, REGRESSION
 from tests.workflows.html_report.conftest import ReportFolder, result, validation
 
 CHROMIUM = find_chromium()
@@ -47,9 +54,18 @@ def address(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     slow, fast = reports.evaluated(0.9, 0.92)
     facts = EvaluateReport.from_json(json.loads(slow.read_text()))
     slow.write_text(json.dumps(dataclasses.replace(facts, against=against).to_json()))
+    flipped = ChangedOutput(index=0, truth=1.0, first=0.6, second=0.4, only_first=True)
+    others = [
+        dataclasses.replace(one, model=name, against=dataclasses.replace(one.against, changed=found))
+        for one, name, found in (
+            (MULTILABEL, "labels.onnx", (ChangedImage(image, (flipped,) * 3),) * 3),
+            (REGRESSION, "numbers.onnx", (ChangedImage(image, (dataclasses.replace(flipped, only_first=None),)),)),
+        )
+    ]
+    more = [reports.write(f"{one.task}.json", one.to_json()) for one in others]
     sources = reports.sources(
         benchmarks=(reports.benchmark(*rows, notes=("other programs were at work",)),),
-        evaluations=(slow, fast),
+        evaluations=(slow, fast, *more),
         validations=(reports.write("validate.json", validation(reports.slow, reports.fast)),),
     )
     return write_page(sources, str(folder / "page.html")).file.as_uri()

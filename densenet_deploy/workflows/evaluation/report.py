@@ -12,9 +12,9 @@ from densenet_deploy.analysis.accuracy import Confusion, ReliabilityBin
 from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.analysis.multilabel import LabelMetrics
 from densenet_deploy.analysis.regression import OutputErrors
-from densenet_deploy.errors import printable
+from densenet_deploy.errors import counted, printable
 from densenet_deploy.model import InputDescription
-from densenet_deploy.records import Choice
+from densenet_deploy.records import Choice, Range
 from densenet_deploy.reports import Report, number, percent, table
 from densenet_deploy.runtime.meaning import name_of_output
 
@@ -33,8 +33,12 @@ _PARTS: Final = {
     "multilabel": ("by_label",),
     "regression": ("by_output",),
 }
+Fraction = Annotated[float, Range(0.0, 1.0)]
+
 _LISTED: Final = 3
 _LISTED_FILES: Final = 20
+MOST_CHANGED: Final = 20
+"""Images of a regression whose differences are recorded."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,32 @@ class Disagreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangedOutput:
+    """A label that only one of two models gives, or a number that differs.
+
+    Attributes:
+        index: of the output.
+        truth: what is right: of a label 1 or 0, or None where nobody knows.
+        first, second: the score of the label, 0 to 1, or the number, of each model.
+        only_first: of a label: whether the first model gives it, not the second; each by its own threshold.
+    """
+
+    index: int
+    truth: float | None
+    first: float
+    second: float
+    only_first: bool | None = None
+
+
+@dataclass(frozen=True)
+class ChangedImage:
+    """An image to which two models give different labels or numbers, and which of them."""
+
+    file: Path
+    outputs: tuple[ChangedOutput, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Figures:
     """The figures of the tasks; those of other tasks are None.
 
@@ -81,10 +111,10 @@ class _Figures:
         mae, rmse: of regression: over all numbers, in their unit.
     """
 
-    top1: float | None = None
-    top5: float | None = None
+    top1: Fraction | None = None
+    top5: Fraction | None = None
     calibration_error: float | None = None
-    auroc: float | None = None
+    auroc: Fraction | None = None
     average_precision: float | None = None
     f1: float | None = None
     mae: float | None = None
@@ -97,6 +127,7 @@ class ModelComparison(_Figures):
 
     Attributes:
         model: the other one.
+        sha256: of its file, as of the first model's.
         shared: how many images both could read.
         difference: of multilabel and regression: this model's figures minus the other's, on the shared images, by JSON
             key; None where one is undefined.
@@ -105,6 +136,9 @@ class ModelComparison(_Figures):
             None if none is shared.
         only_first_right, only_second_right: of multiclass: how many shared images only one of them has right.
         disagreements: of multiclass: the shared images to which they give different classes.
+        changed: of multilabel: the shared images to which they give different labels, with these; of regression: the
+            twenty whose numbers differ most, each with the output that does, relative to how much it usually differs.
+            None in reports of older versions, which did not look for them.
     """
 
     model: str
@@ -113,6 +147,7 @@ class ModelComparison(_Figures):
     backend: str
     precision: str
     shared: int
+    sha256: str | None = None
     difference: Mapping[str, float | None] = field(default_factory=dict)
     by_label: tuple[LabelMetrics, ...] = ()
     by_output: tuple[OutputErrors, ...] = ()
@@ -120,6 +155,7 @@ class ModelComparison(_Figures):
     only_first_right: int | None = None
     only_second_right: int | None = None
     disagreements: tuple[Disagreement, ...] = ()
+    changed: tuple[ChangedImage, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +174,9 @@ class EvaluateReport(Report, _Figures):
         bad: images that could not be read.
         against: the comparison with a second model.
         labels: names of the classes, labels or numbers in the order of the outputs; may be empty.
+        sha256: of the model's file, in hex; None of a model in memory or an open runner, and in older reports.
+        truth_sha256: of the names of all images with what is right for them, in hex: reports with different ones are of
+            different images. None in reports of older versions.
         input: how images were prepared.
     """
 
@@ -145,7 +184,7 @@ class EvaluateReport(Report, _Figures):
 
     model: str
     task: Annotated[str, Choice(*FIGURES)]
-    count: int
+    count: Annotated[int, Range(1)]
     images_per_second: float
     seconds: float
     reliability: tuple[ReliabilityBin, ...] = ()
@@ -158,6 +197,8 @@ class EvaluateReport(Report, _Figures):
     device: str
     precision: str
     labels: tuple[str, ...] = ()
+    sha256: str | None = None
+    truth_sha256: str | None = None
     input: InputDescription | None = None
     against: ModelComparison | None = None
 
@@ -185,7 +226,8 @@ class EvaluateReport(Report, _Figures):
         names = {field.name for field in dataclasses.fields(EvaluateReport)}
         known = {field.name for field in dataclasses.fields(ModelComparison)} & names
         shared = {name: getattr(self.against, name) for name in known}
-        return EvaluateReport(task=self.task, seconds=0.0, device=self.device, labels=self.labels, **shared)
+        same = {name: getattr(self, name) for name in ("task", "device", "labels", "truth_sha256")}
+        return EvaluateReport(seconds=0.0, **same, **shared)
 
     def to_text(self) -> str:
         """Return the figures, those of the labels or weakest classes, and the comparison with the second model."""
@@ -216,23 +258,40 @@ class EvaluateReport(Report, _Figures):
     def _differences(self, other: ModelComparison) -> Iterator[str]:
         names = FIGURES[self.task]
         figures = ", ".join(f"{words} {number(getattr(other, name))}" for name, words in names.items())
-        yield f"against {printable(other.model)}: {figures} on {other.count} images"
+        yield f"against {printable(other.model)}: {figures} on {counted(other.count, 'image')}"
         changes = (f"{words} {_signed(other.difference.get(name))}" for name, words in names.items())
         yield f"difference, this model minus the other on {other.shared} shared images: {', '.join(changes)}"
+        if other.changed is None:
+            return
+        if self.task == "multilabel":
+            yield f"different labels on {len(other.changed)} of {other.shared} shared images"
+        elif other.changed:
+            yield "largest differences:"
+        for image in other.changed[:_LISTED_FILES]:
+            yield f"  {printable(image.file)}: {'; '.join(map(self._changed_output, image.outputs[:_LISTED]))}"
+        yield from _more(len(other.changed))
+
+    def _changed_output(self, found: ChangedOutput) -> str:
+        truth = "not known" if found.truth is None else number(found.truth)
+        first, second = number(found.first), number(found.second)
+        return f"{self.name_of(found.index)}: {first}, the other {second}, truth {truth}"
 
     def _disagreements(self, other: ModelComparison) -> Iterator[str]:
         agreement = "no image in common" if other.top1_agreement is None else f"{other.top1_agreement:.2%} agreement"
         only = f"only one is right: {other.only_first_right} (this model), {other.only_second_right} (the other)"
         yield f"against {printable(other.model)}: top-1 {percent(other.top1)}, {agreement}, {only}"
         yield from map(self._disagreement, other.disagreements[:_LISTED_FILES])
-        more = len(other.disagreements) - _LISTED_FILES
-        if more > 0:
-            yield f"… and {more} more; --json lists all"
+        yield from _more(len(other.disagreements))
 
     def _disagreement(self, found: Disagreement) -> str:
         first = f"{self.name_of(found.first)} ({found.first_score:.0%})"
         second = f"{self.name_of(found.second)} ({found.second_score:.0%})"
         return f"  {printable(found.file)}: truth {self.name_of(found.truth)}; this model {first}, the other {second}"
+
+
+def _more(count: int) -> Iterator[str]:
+    if count > _LISTED_FILES:
+        yield f"… and {count - _LISTED_FILES} more; --json lists all"
 
 
 def _signed(value: float | None) -> str:
@@ -241,7 +300,7 @@ def _signed(value: float | None) -> str:
 
 def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
     top5 = "" if report.top5 is None else f", top-5 {report.top5:.2%}"
-    yield f"top-1 {percent(report.top1)}{top5} on {report.count} images"
+    yield f"top-1 {percent(report.top1)}{top5} on {counted(report.count, 'image')}"
     yield f"calibration error {percent(report.calibration_error)}"
     weakest = sorted((part for part in report.classes if part.right < part.count), key=lambda part: part.top1)
     if weakest:
@@ -256,7 +315,7 @@ def _multiclass_lines(report: EvaluateReport) -> Iterator[str]:
 
 def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
     figures = ", ".join(f"{words} {number(getattr(report, name))}" for name, words in FIGURES[report.task].items())
-    yield f"{figures} (means over the labels) on {report.count} images"
+    yield f"{figures} (means over the labels) on {counted(report.count, 'image')}"
     header = ("label", "known", "positive", "AUROC", "avg. precision", "F1", "precision", "recall")
     rows = (
         (
@@ -271,7 +330,7 @@ def _multilabel_lines(report: EvaluateReport) -> Iterator[str]:
 
 
 def _regression_lines(report: EvaluateReport) -> Iterator[str]:
-    yield f"MAE {number(report.mae)}, RMSE {number(report.rmse)} on {report.count} images"
+    yield f"MAE {number(report.mae)}, RMSE {number(report.rmse)} on {counted(report.count, 'image')}"
     if len(report.by_output) > 1:
         rows = ((report.name_of(one.index), number(one.mae), number(one.rmse)) for one in report.by_output)
         yield from table(("output", "MAE", "RMSE"), rows, (1, 2))
@@ -281,8 +340,8 @@ _LINES: Final = {"multiclass": _multiclass_lines, "multilabel": _multilabel_line
 
 _COMPARED: Final = {
     "multiclass": ("top1_agreement", "only_first_right", "only_second_right", "disagreements"),
-    "multilabel": ("difference", "by_label"),
-    "regression": ("difference", "by_output"),
+    "multilabel": ("difference", "by_label", "changed"),
+    "regression": ("difference", "by_output", "changed"),
 }
 
 

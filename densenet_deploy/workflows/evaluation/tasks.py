@@ -5,6 +5,8 @@ A model of features has no right or wrong answers, and is refused.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,15 @@ from densenet_deploy.runtime.image_folders import LabelledImage, find_images, fi
 from densenet_deploy.runtime.meaning import OutputMeaning
 from densenet_deploy.runtime.runner import Runner
 from densenet_deploy.workflows.evaluation.label_table import LabelTable
-from densenet_deploy.workflows.evaluation.report import FIGURES, JUDGED_BY, ClassResult, Disagreement
+from densenet_deploy.workflows.evaluation.report import (
+    FIGURES,
+    JUDGED_BY,
+    MOST_CHANGED,
+    ChangedImage,
+    ChangedOutput,
+    ClassResult,
+    Disagreement,
+)
 from densenet_deploy.workflows.labelled_images import read_ground_truth
 
 Truth = Mapping[Path, int | tuple[float, ...]]
@@ -47,6 +57,12 @@ class LabelledData:
 
     truth: Truth
     remarks: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the names of the images and what is right for them, whatever their order and folder, in hex."""
+        lines = sorted(f"{path.name}\t{right}\n" for path, right in self.truth.items())
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def is_table(data: Path) -> bool:
@@ -197,7 +213,8 @@ class Multilabel(TaskEvaluation[LabelAnswers]):
     def answers(self, truth: Array, kept: Sequence[Array]) -> LabelAnswers:
         (rows,) = kept
         meaning = self._classifier.meaning
-        return LabelAnswers(truth, rows, meaning.positive(meaning.scores(rows)))
+        scores = meaning.scores(rows)
+        return LabelAnswers(truth, rows, meaning.positive(scores), scores)
 
     def figures(self, answers: LabelAnswers) -> dict[str, Any]:
         found = answers.by_label(self._labels)
@@ -218,11 +235,22 @@ class Multilabel(TaskEvaluation[LabelAnswers]):
             yield f"the model does not show whether it ends in a sigmoid: its outputs were taken as {word}, since {why}"
 
     def compared(self, first: LabelAnswers, second: LabelAnswers, shared: Sequence[SharedImage]) -> dict[str, Any]:
-        """Compare the figures on the shared images."""
+        """Compare the figures on the shared images, and find the labels that only one of the models gives."""
         if not shared:
-            return {"difference": dict.fromkeys(FIGURES[self.task])}
-        ours, theirs = (_means(one.by_label()) for one in _on_shared(first, second, shared))
-        return {"difference": _difference(ours, theirs)}
+            return {"difference": dict.fromkeys(FIGURES[self.task]), "changed": ()}
+        ours, theirs = _on_shared(first, second, shared)
+        differ = ours.positive != theirs.positive
+        changed = (
+            ChangedImage(
+                path, tuple(_changed_label(ours, theirs, row, index) for index in np.flatnonzero(differ[row]).tolist())
+            )
+            for row, (path, _, _) in enumerate(shared)
+            if differ[row].any()
+        )
+        return {
+            "difference": _difference(_means(ours.by_label()), _means(theirs.by_label())),
+            "changed": tuple(changed),
+        }
 
 
 class Regression(TaskEvaluation[NumberAnswers]):
@@ -250,11 +278,12 @@ class Regression(TaskEvaluation[NumberAnswers]):
         return {"mae": answers.mae, "rmse": answers.rmse, "by_output": answers.by_output(self._labels)}
 
     def compared(self, first: NumberAnswers, second: NumberAnswers, shared: Sequence[SharedImage]) -> dict[str, Any]:
-        """Compare the errors on the shared images."""
+        """Compare the errors on the shared images, and find those whose numbers differ most."""
         if not shared:
-            return {"difference": dict.fromkeys(FIGURES[self.task])}
-        ours, theirs = ({"mae": one.mae, "rmse": one.rmse} for one in _on_shared(first, second, shared))
-        return {"difference": _difference(ours, theirs)}
+            return {"difference": dict.fromkeys(FIGURES[self.task]), "changed": ()}
+        ours, theirs = _on_shared(first, second, shared)
+        errors = ({"mae": one.mae, "rmse": one.rmse} for one in (ours, theirs))
+        return {"difference": _difference(*errors), "changed": _most_changed(ours, theirs, shared)}
 
 
 def task_of(classifier: Classifier, title: str, manifest: Manifest | None = None) -> TaskEvaluation[Any]:
@@ -333,6 +362,45 @@ N = TypeVar("N", LabelAnswers, NumberAnswers)
 def _on_shared(first: N, second: N, shared: Sequence[SharedImage]) -> tuple[N, N]:
     """Return the answers of both models to the images that both could read."""
     return first.chosen([mine for _, mine, _ in shared]), second.chosen([other for _, _, other in shared])
+
+
+def _changed_label(ours: LabelAnswers, theirs: LabelAnswers, row: int, index: int) -> ChangedOutput:
+    truth = float(ours.truth[row, index])
+    return ChangedOutput(
+        index=index,
+        truth=None if math.isnan(truth) else truth,
+        first=float(ours.scores[row, index]),
+        second=float(theirs.scores[row, index]),
+        only_first=bool(ours.positive[row, index]),
+    )
+
+
+def _most_changed(
+    ours: NumberAnswers, theirs: NumberAnswers, shared: Sequence[SharedImage]
+) -> tuple[ChangedImage, ...]:
+    """Return the images with the largest differences, the largest first, each with the output that differs most.
+
+    Outputs may have different units: a difference counts in units of the output's root mean square difference.
+    """
+    differences = np.abs(ours.values - theirs.values)
+    usual = np.sqrt(np.square(differences).mean(axis=0))
+    relative = np.divide(differences, usual, out=np.zeros_like(differences), where=usual > 0)
+    order = np.argsort(-relative.max(axis=1), kind="stable")[:MOST_CHANGED]
+    return tuple(
+        ChangedImage(
+            shared[row][0],
+            (
+                ChangedOutput(
+                    index=int(index),
+                    truth=float(ours.truth[row, index]),
+                    first=float(ours.values[row, index]),
+                    second=float(theirs.values[row, index]),
+                ),
+            ),
+        )
+        for row in order.tolist()
+        if differences[row, (index := relative[row].argmax())] > 0
+    )
 
 
 def _difference(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -29,13 +29,15 @@ def accuracy_section(material: Material, disagreements: Sequence[Block] = ()) ->
     evaluations = [loaded.report for loaded in material.evaluations]
     tasks = [task for task in FIGURES if any(one.task == task for one in evaluations)]
     lead = " ".join(["Measured on labelled images.", *(_LEADS[task] for task in tasks or ["multiclass"])])
-    blocks: list[Block] = [_evaluated([one for one in evaluations if one.task == task], task) for task in tasks]
+    blocks: list[Block] = [_evaluated(material, task) for task in tasks]
     blocks += [*_mistakes(evaluations), *_labels(evaluations), *_outputs(evaluations), *disagreements]
     notes = dict.fromkeys(note for found in evaluations for note in found.notes)
     return Section("accuracy", "Accuracy", lead, [*blocks, *remarks(notes)])
 
 
-def _evaluated(found: Sequence[EvaluateReport], task: str) -> Table:
+def _evaluated(material: Material, task: str) -> Table:
+    found = [loaded.report for loaded in material.evaluations if loaded.report.task == task]
+
     def agreement(one: EvaluateReport) -> Cell:
         if one.against is None or one.against.top1_agreement is None:
             return number_cell(None)
@@ -46,7 +48,7 @@ def _evaluated(found: Sequence[EvaluateReport], task: str) -> Table:
     for one in found:
         rows += [one] if one.second is None else [one, one.second]
     columns: dict[str, Callable[[EvaluateReport], Cell]] = {
-        "model": lambda one: file_cell(one.model),
+        "model": lambda one: file_cell(f"{one.model} (since changed)" if material.is_stale(one) else one.model),
         "ran on": lambda one: text_cell(f"{one.backend}, {one.precision}"),
         **{words: _figure(key, percent if task == "multiclass" else number) for key, words in FIGURES[task].items()},
         "images": lambda one: number_cell(one.count),

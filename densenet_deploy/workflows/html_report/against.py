@@ -43,7 +43,7 @@ def against_section(advice: Advice, earlier: Earlier | None) -> list[Section]:
 def _choices(name: str, before: MeasuredCandidate, now: MeasuredCandidate) -> Table:
     changes = {
         "ms per call [95%]": speed_in_words(now, before) if now.batch == before.batch else "another batch",
-        "accuracy": answers_in_words(now, before) if now.accuracy and before.accuracy else "",
+        "accuracy": _accuracy_change(now, before),
         "file size": size_in_words(now, before),
     }
     columns: dict[str, Callable[[str], Cell]] = {
@@ -53,6 +53,13 @@ def _choices(name: str, before: MeasuredCandidate, now: MeasuredCandidate) -> Ta
         "change": lambda fact: text_cell(changes.get(fact, "")),
     }
     return table_of("What to ship, then and now", list(_DECISION), columns)
+
+
+def _accuracy_change(now: MeasuredCandidate, before: MeasuredCandidate) -> str:
+    if not now.accuracy or not before.accuracy:
+        return ""
+    is_known = None not in (now.images, before.images)
+    return "other images" if is_known and now.images != before.images else answers_in_words(now, before)
 
 
 def _candidates(pairs: list[Pair]) -> Table:
@@ -78,13 +85,8 @@ def _machines(before: Machine | None, now: Machine | None) -> list[str]:
     """What makes times of the two runs differ without any change of the models."""
     if before is None or now is None:
         return ["The machine of one of them is not recorded: the times may be of different machines."]
-    names = ("cpu", "usable_cpus", "cpu_quota", "system", "python")
-    words = [f"{name.replace('_', ' ')} {getattr(before, name)}, now {getattr(now, name)}" for name in names
-             if getattr(before, name) != getattr(now, name)]  # fmt: skip
     packages = sorted(before.versions.keys() | now.versions.keys())
-    words += [
-        f"{name} {before.versions.get(name, 'absent')}, now {now.versions.get(name, 'absent')}"
-        for name in packages
-        if before.versions.get(name) != now.versions.get(name)
-    ]
+    software = [("system", before.system, now.system), ("python", before.python, now.python)]
+    software += [(name, before.versions.get(name, "absent"), now.versions.get(name, "absent")) for name in packages]
+    words = before.other_hardware(now) + [f"{name} {old}, now {new}" for name, old, new in software if old != new]
     return [f"Not measured under the same conditions: {'; '.join(words)}."] if words else []

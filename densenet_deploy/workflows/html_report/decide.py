@@ -1,10 +1,11 @@
 """Which file to ship: what `tune` chose, else what the measurements at hand say by the same rule, and what to consider.
 
 Without `tune`, the candidates are the measurements of `benchmark` at its smallest batch. One may be shipped if it is of
-the very file that is there now, missed no gate and, where any accuracy is known, was evaluated and loses at most
-`max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model) to the best FP32 model (to the best of
-all, where none is FP32). Files that were measured but are not on the page are candidates that may not be shipped. The
-error of a regression has a unit and is not limited. Figures of different tasks are not compared.
+the very file that is there now, was measured on the same machine as the others, missed no gate and, where any accuracy
+is known, was evaluated and loses at most `max_drop` points of accuracy (top-1, or the mean AUROC of a multilabel model)
+to the best FP32 model (to the best of all, where none is FP32). Files that were measured but are not on the page are
+candidates that may not be shipped. The error of a regression has a unit and is not limited. Figures of different tasks,
+and those on different images, are not compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.analysis.plots.style import milliseconds
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
@@ -54,7 +54,7 @@ def decide(material: Material) -> Advice:
     """Return the choice of the last run of `tune`, or else that of the rule."""
     if material.tunings:
         return _of_tune(material.tunings[-1].report, material)
-    candidates, cautions = _measured(material)
+    candidates, cautions, machine = _measured(material)
     decision = Decision.of(candidates)
     chosen = decision.chosen
     about = (*cautions, *_about_measurements(material))
@@ -62,7 +62,6 @@ def decide(material: Material) -> Advice:
         return Advice(decision, (*_sentences(material.models[0].notes), *about), _why_none(material))
     model = material.model_called(chosen.model)
     assert model is not None
-    machine = next((loaded.report.machine for loaded in material.benchmarks), None)
     path = model.path if model.temporary is None else None
     return Advice(decision, _unique(*_about_accuracy(decision), *_sentences(model.notes), *about), "", path, machine)
 
@@ -76,38 +75,64 @@ def file_of(described: str) -> str:
     return described.rpartition(": ")[0] or described
 
 
-def _measured(material: Material) -> tuple[list[MeasuredCandidate], list[str]]:
-    """The measurements at the smallest batch of the first scenario, and what has to be said about their accuracies."""
-    pairs = [(model, one) for one in material.results if (model := material.model_called(one.model)) is not None]
-    usable = [one for model, one in pairs if not material.is_stale(one)] or [one for _, one in pairs]
+def _measured(material: Material) -> tuple[list[MeasuredCandidate], list[str], Machine | None]:
+    """The measurements at the smallest batch of the first scenario, what has to be said of them, and their machine."""
+    known = [one for one in material.results if material.model_called(one.model) is not None]
+    usable = [one for one in known if not material.is_stale(one)] or known
     if not usable:
-        return [], []
+        return [], [], None
     first = min(usable, key=lambda one: one.batch)
-    alike = [one for one in material.results if (one.batch, one.scenario) == (first.batch, first.scenario)]
-    found = [_candidate(one, material) for one in alike]
-    kinds = sorted({one.accuracy.name for one in found if one.accuracy is not None})
-    if len(kinds) > 1:
+    home = next(loaded for loaded in material.benchmarks if any(one is first for one in loaded.report.results))
+    machine, found, cautions, runs = home.report.machine, list[MeasuredCandidate](), list[str](), 0
+    for loaded in material.benchmarks:
+        results = loaded.report.results
+        alike = [one for one in results if (one.batch, one.scenario) == (first.batch, first.scenario)]
+        elsewhere = machine.other_hardware(loaded.report.machine)
+        found += [_candidate(one, material, is_elsewhere=bool(elsewhere)) for one in alike]
+        runs += bool(alike) and not elsewhere
+        if alike and elsewhere:
+            than = f"another machine than that of {home.name} ({'; '.join(elsewhere)})"
+            cautions.append(f"{loaded.name} was measured on {than}, so its files were not considered.")
+    if runs > 1:
+        cautions.append(f"The times are of {runs} runs: what changed between them is not part of the intervals.")
+    judged, about = _judged(found, material)
+    return judged, [*cautions, *about], machine
+
+
+def _judged(found: list[MeasuredCandidate], material: Material) -> tuple[list[MeasuredCandidate], list[str]]:
+    """Refuse what loses too much accuracy or is not known to keep it; and what has to be said of the accuracies."""
+    why = _not_comparable(found)
+    if why:
         found = [replace(one, accuracy=None) for one in found]
-        judged = f"The models were judged by different figures ({', '.join(kinds)}), so accuracy was not considered."
-        return found, [judged, *_left_out(found, material)]
+        return found, [f"The models were {why}, so accuracy was not considered.", *_left_out(found, material)]
     counts = {one.labelled for one in found if one.accuracy is not None}
     notes = ["The accuracies were measured on different numbers of images."] if len(counts) > 1 else []
     limited = _limited(found, material.sources.max_drop)
     return limited, [*notes, *_left_out(limited, material)]
 
 
-def _candidate(measured: Measurement, material: Material) -> MeasuredCandidate:
+def _not_comparable(found: Sequence[MeasuredCandidate]) -> str:
+    """Why the accuracies of candidates say nothing about each other; empty where they do."""
+    judged = [one for one in found if one.accuracy is not None]
+    kinds = sorted({one.accuracy.name for one in judged if one.accuracy is not None})
+    if len(kinds) > 1:
+        return f"judged by different figures ({', '.join(kinds)})"
+    return "evaluated on different images" if len({one.images for one in judged} - {None}) > 1 else ""
+
+
+def _candidate(measured: Measurement, material: Material, *, is_elsewhere: bool) -> MeasuredCandidate:
     model = material.model_called(measured.model)
-    accuracy, labelled = material.accuracy_of(measured.model)
     missed = [one.report for one in material.validations if one.report.passed is False]
     refused = ""
     if model is None:
-        refused = _NOT_GIVEN if accuracy is not None or not material.evaluations else _NOT_EVALUATED
+        refused = _NOT_GIVEN
     elif material.is_stale(measured):
         refused = "the file has changed since"
+    elif is_elsewhere:
+        refused = "measured on another machine"
     elif any(model.is_called(file_of(one.candidate)) for one in missed):
         refused = "missed a gate"
-    return MeasuredCandidate(
+    candidate = MeasuredCandidate(
         model=Path(measured.model).name if model is None else model.name,
         precision=measured.precision,
         backend=measured.backend,
@@ -117,11 +142,12 @@ def _candidate(measured: Measurement, material: Material) -> MeasuredCandidate:
         interval_ms=measured.interval_ms,
         file_bytes=None if model is None else model.bytes,
         memory_bytes=measured.peak_memory_bytes,
-        accuracy=accuracy,
-        labelled=labelled,
         is_given=model is not None and model.precision == "fp32" and not refused,
         refused=refused,
     )
+    judged = material.judged(candidate, measured.model)
+    is_unknown = refused == _NOT_GIVEN and judged.accuracy is None and material.evaluations
+    return replace(judged, refused=_NOT_EVALUATED) if is_unknown else judged
 
 
 def _limited(found: Sequence[MeasuredCandidate], max_drop: float) -> list[MeasuredCandidate]:
@@ -210,6 +236,8 @@ def _about_measurements(material: Material) -> list[str]:
     cautions = [sentence for loaded in material.benchmarks for sentence in _sentences(loaded.report.notes)]
     stale = sorted({result.model for result in material.results if material.is_stale(result)})
     cautions += [f"{name} has changed since it was measured; that measurement was not used." for name in stale]
+    outdated = sorted({found.model for found in material.evaluated if material.is_stale(found)})
+    cautions += [f"{name} has changed since it was evaluated; that evaluation was not used." for name in outdated]
     for validation in (loaded.report for loaded in material.validations):
         model = file_of(validation.candidate)
         if validation.passed is False and material.model_called(model) is not None:
@@ -241,20 +269,14 @@ def _of_tune(report: TuneReport, material: Material) -> Advice:
 
 
 def _with_evaluations(decision: Decision, material: Material) -> Decision:
-    """Return it with the accuracies of `evaluate` where `tune` was given no labels."""
-
-    def known(one: MeasuredCandidate) -> tuple[Accuracy | None, int]:
-        model = material.model_called(one.model)
-        return (None, 0) if model is None else material.accuracy_of(model.name)
-
+    """Return it with the accuracies of `evaluate` where `tune` was given no labels, if they can be compared."""
     if any(one.accuracy is not None for one in decision.candidates):
         return decision
     found = [
-        replace(one, accuracy=accuracy, labelled=count)
+        one if (model := material.model_called(one.model)) is None else material.judged(one, model.name)
         for one in decision.candidates
-        for accuracy, count in [known(one)]
     ]
-    if len({one.accuracy.key for one in found if one.accuracy is not None}) != 1:
+    if _not_comparable(found) or all(one.accuracy is None for one in found):
         return decision
     return replace(decision, candidates=tuple(with_drops(found)))
 

@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from densenet_deploy.analysis.choice import Accuracy
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, require_file, sha256_of, write_file
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
@@ -26,7 +25,7 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.sidecar import sidecar_path
 from densenet_deploy.workflows.benchmark import BenchmarkReport
 from densenet_deploy.workflows.compare import ComparisonReport
-from densenet_deploy.workflows.decision import Decision
+from densenet_deploy.workflows.decision import Decision, MeasuredCandidate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.html_report.page import DECISION
 from densenet_deploy.workflows.inspect.engine import inspect_engine
@@ -268,15 +267,18 @@ class Material:
         own = [loaded.report for loaded in reversed(self.evaluations)]
         return [*own, *(one.second for one in own if one.second is not None)]
 
-    def accuracy_of(self, name: str) -> tuple[Accuracy | None, int]:
-        """The main figure of the model that reports call `name` as `evaluate` found it, and on how many images."""
+    def judged(self, one: MeasuredCandidate, name: str) -> MeasuredCandidate:
+        """Return a candidate with the main figure that `evaluate` found of its model, which reports call `name`."""
         model = self.model_called(name)
         is_same = functools.partial(same_name, name) if model is None else model.is_called
-        found = next((one for one in self.evaluated if is_same(one.model)), None)
-        return (None, 0) if found is None else (found.accuracy, found.count)
+        fresh = (report for report in self.evaluated if not self.is_stale(report))
+        found = next((report for report in fresh if is_same(report.model)), None)
+        if found is None:
+            return one
+        return dataclasses.replace(one, accuracy=found.accuracy, labelled=found.count, images=found.truth_sha256)
 
-    def is_stale(self, result: Measurement) -> bool:
-        """Whether a result was measured on other bytes than the model of that name holds now."""
+    def is_stale(self, result: Measurement | EvaluateReport) -> bool:
+        """Whether a result was measured on other bytes than the model of that name holds now, as far as is known."""
         model = self.model_called(result.model)
         return model is not None and bool(result.sha256) and result.sha256 != model.sha256
 

@@ -30,6 +30,8 @@ def sqnr_cell(parity: Parity | None) -> Cell:
     """Return a cell with the SQNR in dB; a dash where it is unknown."""
     if parity is None:
         return number_cell(None)
+    if parity.nonfinite:
+        return Cell("NaN or Inf", -math.inf, tone="bad")
     return Cell("∞", math.inf) if parity.sqnr_db == math.inf else number_cell(parity.sqnr_db, "{:.1f}".format)
 
 

@@ -253,11 +253,10 @@ def _machine(run: Loaded[Any], material: Material) -> list[Block]:
 
 
 def _machine_facts(machine: Machine) -> list[tuple[str, str]]:
-    quota = "" if machine.cpu_quota is None else f", quota {machine.cpu_quota:g}"
     gpus = "; ".join(", driver ".join(filter(None, (gpu.name, gpu.driver))) for gpu in machine.gpus)
     versions = (f"{name} {version}" for name, version in machine.versions.items())
     pairs = [
-        ("processor", f"{machine.cpu}, {machine.usable_cpus} usable CPUs{quota}"),
+        ("processor", machine.processor),
         ("graphics", gpus or "no NVIDIA GPU"),
         ("system", machine.system),
         ("software", ", ".join([f"Python {machine.python}", *versions])),

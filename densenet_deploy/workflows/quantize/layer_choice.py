@@ -23,6 +23,7 @@ from densenet_deploy.parity.compare import compare_outputs, worst
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
 from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
+from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions
 from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement, require_labelled_folder
 from densenet_deploy.workflows.evaluate import evaluate
@@ -97,6 +98,11 @@ class Trials:
     def count(self) -> int:
         """How many samples SQNR is measured on, at most."""
         return len(self._expected)
+
+    @property
+    def class_outputs(self) -> frozenset[str]:
+        """The outputs whose largest value names a class, of the form that was run last."""
+        return frozenset() if self._last is None else class_outputs(self._last.runner)
 
     def noise(self, float_layers: Collection[str]) -> float:
         """Return the noise power of the outputs when `float_layers` stay float, relative to that of the signal."""
@@ -185,19 +191,19 @@ class _Form:
 
     def __init__(self, float_layers: Names, runner: Runner, data: Iterable[Array], calls: int) -> None:
         self.float_layers = float_layers
-        self._runner, self._data, self._calls, self._found = runner, data, calls, list[Feeds]()
+        self.runner, self._data, self._calls, self._found = runner, data, calls, list[Feeds]()
 
     def first(self, count: int) -> Iterator[Feeds]:
         yield from self._found[:count]
         known = len(self._found)
         rest = itertools.islice(self._data, known, max(known, count))
-        for _, outputs in run_each(self._runner, rest, self._calls):
+        for _, outputs in run_each(self.runner, rest, self._calls):
             if len(self._found) < TRIAL_SAMPLES:
                 self._found.append(outputs)
             yield outputs
 
     def close(self) -> None:
-        self._runner.close()
+        self.runner.close()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from densenet_deploy.errors import DataError, GateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
-from densenet_deploy.runtime.cpus import cpu_flags
+from densenet_deploy.runtime.cpus import has_vnni
 from densenet_deploy.workflows.float_model import (
     calibration_data,
     exact_graph,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _OLDEST_OPSET: Final = 13  # the first in which DequantizeLinear has a scale per channel
 _LEAST_FILLED: Final = 0.02
-_NO_SATURATION: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @dataclass(frozen=True)
@@ -172,5 +171,4 @@ def chosen_recipe(name: str) -> str:
 
 def weight_bits(flags: frozenset[str] | None = None) -> int:
     """Return 7 for x86 CPUs whose INT8 kernels add pairs of products in saturating 16 bits, else 8."""
-    known = cpu_flags() if flags is None else flags
-    return 7 if "sse2" in known and not known & _NO_SATURATION else 8
+    return 7 if has_vnni(flags) is False else 8

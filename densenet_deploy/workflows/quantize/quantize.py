@@ -178,7 +178,7 @@ def quantize(
                 outputs = measured_parity(given, result, samples, ready.writer.backend)
             else:
                 found = trials.outputs(choice.float_layers, PARITY_SAMPLES)
-                outputs = compare_outputs(ready.floats.first(PARITY_SAMPLES), found)
+                outputs = compare_outputs(ready.floats.first(PARITY_SAMPLES), found, trials.class_outputs)
     require_sqnr(outputs, options.min_sqnr, subject, "ask for less, or leave layers float in a recipe file")
     result = destination.write(result)
     measured = (_FLOAT_INPUT,) if preprocessing.takes_pixels and choice.speed is not None else ()

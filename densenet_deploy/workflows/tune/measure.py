@@ -24,6 +24,7 @@ from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.parity.compare import Parity, compare_outputs, outputs_of, worst
 from densenet_deploy.runtime.cpus import cpu_name, usable_cpus
 from densenet_deploy.runtime.feeds import Array
+from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.tasks import images_of, is_table
@@ -233,20 +234,23 @@ class LocalMeasurer:
     def _compared(self, file: ModelFile, backend: str, model: FloatModel) -> Quality | Failure:
         samples, kind = self._samples(model.preprocessing)
         try:
-            answers = self._answers(file.path, backend, samples)
+            answers, classes = self._answers(file.path, backend, samples)
             report = None if self.data is None else evaluate(file.path, self.data, backend=backend, device=self.device)
         except BackendError as exc:
             return Failure(f"cannot run: {exc.why}")
         if file.base not in self._references:
-            self._references[file.base] = self._answers(model.file.path, self.reference.backend, samples)
-        parity = worst(compare_outputs(self._references[file.base], answers))[1]
+            self._references[file.base], _ = self._answers(model.file.path, self.reference.backend, samples)
+        parity = worst(compare_outputs(self._references[file.base], answers, classes))[1]
         if report is None:
             return Quality(parity, len(samples), kind)
         return Quality(parity, len(samples), kind, report.top1, report.count, report.auroc, report.mae)
 
-    def _answers(self, path: Path, backend: str, samples: Sequence[Array]) -> list[dict[str, Array]]:
+    def _answers(
+        self, path: Path, backend: str, samples: Sequence[Array]
+    ) -> tuple[list[dict[str, Array]], frozenset[str]]:
+        """Return the outputs for each sample, and the names of those that hold scores of classes."""
         with open_runner(path, backend, self.device) as runner:
-            return list(outputs_of(runner, samples))
+            return list(outputs_of(runner, samples)), class_outputs(runner)
 
     def _samples(self, preprocessing: Preprocessing) -> tuple[list[Array], str]:
         if self.data is not None:

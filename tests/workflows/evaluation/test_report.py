@@ -15,6 +15,8 @@ from densenet_deploy.errors import DataError
 from densenet_deploy.workflows.evaluation.report import (
     Accuracy,
     BadFile,
+    ChangedImage,
+    ChangedOutput,
     ClassResult,
     Disagreement,
     EvaluateReport,
@@ -75,6 +77,15 @@ MULTILABEL = EvaluateReport(
         average_precision=0.25,
         f1=None,
         difference={"auroc": 0.01234, "average_precision": -0.25, "f1": None},
+        changed=(
+            ChangedImage(
+                Path("x/1.png"),
+                (
+                    ChangedOutput(index=0, truth=1.0, first=0.75, second=0.25, only_first=True),
+                    ChangedOutput(index=1, truth=None, first=0.4, second=0.6, only_first=False),
+                ),
+            ),
+        ),
         by_label=(LABEL, LABEL),
     ),
     **RAN,
@@ -92,6 +103,7 @@ REGRESSION = EvaluateReport(
         mae=2.5,
         rmse=3.0,
         difference={"mae": -0.5, "rmse": -0.45049},
+        changed=(ChangedImage(Path("x/1.png"), (ChangedOutput(index=1, truth=3.0, first=2.0, second=7.25),)),),
         by_output=(OutputErrors(0, None, 9.0, 9.5),),
     ),
     **RAN,
@@ -106,11 +118,13 @@ SHARED_KEYS = [
     "device",
     "precision",
     "labels",
+    "sha256",
+    "truth_sha256",
     "input",
     "against",
     "notes",
 ]
-OTHER_KEYS = {"model", "count", "images_per_second", "backend", "precision", "shared"}
+OTHER_KEYS = {"model", "count", "images_per_second", "backend", "precision", "sha256", "shared"}
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
@@ -131,8 +145,8 @@ def test_a_report_reads_its_own_json(report):
             ["reliability", "classes", "confusion"],
             {"top1_agreement", "only_first_right", "only_second_right", "disagreements"},
         ),
-        ("multilabel", ["auroc", "average_precision", "f1"], ["by_label"], {"difference", "by_label"}),
-        ("regression", ["mae", "rmse"], ["by_output"], {"difference", "by_output"}),
+        ("multilabel", ["auroc", "average_precision", "f1"], ["by_label"], {"difference", "by_label", "changed"}),
+        ("regression", ["mae", "rmse"], ["by_output"], {"difference", "by_output", "changed"}),
     ],
 )
 def test_the_json_has_the_keys_of_its_task_alone(task, figures, parts, compared):
@@ -170,6 +184,8 @@ def test_multilabel_in_words():
         "not read: x/bad.png: cannot be decoded",
         "against b.onnx: AUROC 0.8, average precision 0.25, F1 – on 4 images",
         "difference, this model minus the other on 3 shared images: AUROC +0.01234, average precision -0.25, F1 –",
+        "different labels on 1 of 3 shared images",
+        "  x/1.png: Edema: 0.75, the other 0.25, truth 1; Hernia: 0.4, the other 0.6, truth not known",
     ]
 
 
@@ -182,6 +198,8 @@ def test_regression_in_words():
         "12.3 images/s, including decoding (onnxruntime, cpu, fp32)",
         "against b.onnx: MAE 2.5, RMSE 3 on 4 images",
         "difference, this model minus the other on 3 shared images: MAE -0.5, RMSE -0.4505",
+        "largest differences:",
+        "  x/1.png: output 1: 2, the other 7.25, truth 3",
     ]
 
 
@@ -198,6 +216,21 @@ def test_twenty_disagreements_are_listed():
 
     assert len(shown(20)) == 20
     assert shown(21)[20:] == ["… and 1 more; --json lists all"]
+
+
+@pytest.mark.parametrize("report", [MULTILABEL, REGRESSION])
+def test_twenty_changed_images_are_listed_and_none_of_a_report_that_did_not_look(report):
+    def shown(changed):
+        found = dataclasses.replace(report, against=dataclasses.replace(report.against, changed=changed))
+        return found.to_text().splitlines()
+
+    without = len(shown(None))
+    assert shown(None)[-1].startswith("difference")
+    assert len(shown(report.against.changed * 20)) == without + 21
+    assert shown(report.against.changed * 21)[without + 21 :] == ["… and 1 more; --json lists all"]
+    facts = report.to_json()
+    del facts["against"]["changed"]  # of an older version
+    assert EvaluateReport.from_json(facts).against.changed is None
 
 
 def test_three_weak_classes_and_confusions_are_listed_the_worst_first():

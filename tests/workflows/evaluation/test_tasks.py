@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from densenet_deploy.analysis.regression import NumberAnswers, OutputErrors
 from densenet_deploy.errors import DataError, ModelFileError, UsageError
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
+from densenet_deploy.workflows.evaluation.report import ChangedImage, ChangedOutput
 from densenet_deploy.workflows.evaluation.tasks import (
     LabelledData,
     Multiclass,
@@ -242,6 +244,13 @@ def test_other_tasks_are_not_judged_in_points(task):
     assert (caught.value.subject, task in caught.value.why) == ("--max-drop", True)
 
 
+def test_sets_of_images_are_told_apart_by_their_truth():
+    one = LabelledData({Path("x/a.png"): 0, Path("x/b.png"): 1})
+    assert one.sha256 == LabelledData({Path("y/b.png"): 1, Path("y/a.png"): 0}).sha256
+    for other in ({Path("x/a.png"): 0, Path("x/b.png"): 0}, {Path("x/a.png"): 0}, {Path("a"): 0, Path("b"): 1}):
+        assert LabelledData(other).sha256 != one.sha256
+
+
 def test_labelled_data_has_no_remarks_by_itself():
     assert LabelledData({}).remarks == ()
 
@@ -250,7 +259,7 @@ def test_labelled_data_has_no_remarks_by_itself():
 def test_without_shared_images_there_is_no_difference(task):
     found = task_of(Classifier(runner(task)), "model")
     names = ("auroc", "average_precision", "f1") if task == "multilabel" else ("mae", "rmse")
-    assert found.compared(None, None, []) == {"difference": dict.fromkeys(names)}
+    assert found.compared(None, None, []) == {"difference": dict.fromkeys(names), "changed": ()}
 
 
 def test_differences_are_those_on_shared_images():
@@ -259,16 +268,54 @@ def test_differences_are_those_on_shared_images():
     ours = NumberAnswers(np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]]))
     theirs = NumberAnswers(np.array([[9.0], [2.0], [1.0]]), np.array([[0.0], [2.0], [4.0]]))
     shared = [("a.png", 0, 2), ("b.png", 1, 1)]
-    assert found.compared(ours, theirs, shared) == {"difference": {"mae": -1.5, "rmse": -math.sqrt(4.5)}}
+    compared = found.compared(ours, theirs, shared)
+    assert compared["difference"] == {"mae": -1.5, "rmse": pytest.approx(-math.sqrt(4.5))}
+    assert compared["changed"] == (ChangedImage("a.png", (ChangedOutput(index=0, truth=1.0, first=1.0, second=4.0),)),)
 
 
 def test_a_difference_of_what_is_undefined_is_undefined():
     found = task_of(Classifier(runner("multilabel")), "model")
     truth, outputs, positive = np.array([[1.0], [0.0]]), np.array([[0.9], [0.1]]), np.array([[True], [True]])
-    ours = LabelAnswers(truth, outputs, positive)
-    theirs = LabelAnswers(truth, -outputs, ~positive)
+    ours = LabelAnswers(truth, outputs, positive, outputs)
+    theirs = LabelAnswers(truth, -outputs, ~positive, 1 - outputs)
     both = [("a.png", 0, 0), ("b.png", 1, 1)]
     expected = {"auroc": 1.0, "average_precision": 0.5, "f1": pytest.approx(2 / 3)}
     assert found.compared(ours, theirs, both)["difference"] == expected
     expected = {"auroc": None, "average_precision": None, "f1": 1.0}
     assert found.compared(ours, theirs, both[:1])["difference"] == expected
+
+
+def test_a_label_that_one_model_alone_gives_is_found_with_both_scores():
+    """Each by its own threshold: the second model gives the label at a lower score."""
+    found = task_of(Classifier(runner("multilabel")), "model")
+    truth = np.array([[1.0, 0.0], [math.nan, 0.0], [1.0, 1.0]])
+    scores = np.array([[0.9, 0.2], [0.6, 0.1], [0.9, 0.9]])
+    others = np.array([[0.9, 0.4], [0.4, 0.1], [0.8, 0.8]])
+    ours = LabelAnswers(truth, scores, scores >= 0.5, scores)
+    theirs = LabelAnswers(truth[::-1], others[::-1], others[::-1] >= [0.5, 0.3], others[::-1])
+    shared = [("a.png", 0, 2), ("b.png", 1, 1), ("c.png", 2, 0)]
+    assert found.compared(ours, theirs, shared)["changed"] == (
+        ChangedImage("a.png", (ChangedOutput(index=1, truth=0.0, first=0.2, second=0.4, only_first=False),)),
+        ChangedImage("b.png", (ChangedOutput(index=0, truth=None, first=0.6, second=0.4, only_first=True),)),
+    )
+    assert found.compared(ours, theirs, shared[2:])["changed"] == ()
+
+
+def test_numbers_that_differ_most_are_found_in_units_of_their_output():
+    """Of centimetres and kilometres, 2 km are more than 50 cm where each usually differs by less."""
+    found = task_of(Classifier(runner("regression")), "model")
+    zeros = np.zeros((3, 2))
+    differences = np.array([[50.0, 0.0], [10.0, 2.0], [10.0, 0.0]])  # root mean squares 30 and 1.15: 1.67, 1.73, 0.33
+    shared = [(f"{name}.png", row, row) for row, name in enumerate("abc")]
+    compared = found.compared(NumberAnswers(zeros, zeros), NumberAnswers(zeros, differences), shared)
+    found_outputs = [(image.file, image.outputs[0].index, image.outputs[0].second) for image in compared["changed"]]
+    assert found_outputs == [("b.png", 1, 2.0), ("a.png", 0, 50.0), ("c.png", 0, 10.0)]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(20, 20), (21, 20)])
+def test_twenty_numbers_are_kept_and_equal_ones_are_not(count, kept):
+    found = task_of(Classifier(runner("regression")), "model")
+    shared = [(f"{row}.png", row, row) for row in range(count + 1)]
+    values = np.array([[float(row)] for row in range(count + 1)])  # the first differs by nothing
+    compared = found.compared(NumberAnswers(values, values), NumberAnswers(values, 2 * values), shared)
+    assert [image.file for image in compared["changed"]] == [f"{row}.png" for row in range(count, count - kept, -1)]

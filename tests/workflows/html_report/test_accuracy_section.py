@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from densenet_deploy.reports import Table
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.html_report.accuracy_section import accuracy_section
-from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources
+from densenet_deploy.workflows.html_report.load import Loaded, Material, ReportSources, load_material
 from densenet_deploy.workflows.html_report.page import Section
 from tests.workflows.evaluation.test_report import MULTICLASS, MULTILABEL, REGRESSION
+from tests.workflows.html_report.conftest import ReportFolder
 
 
 def section(*found: EvaluateReport) -> Section:
@@ -82,3 +84,12 @@ def test_classes_of_the_same_label_are_told_apart_by_their_index() -> None:
     assert ["a.onnx", "crane (0)", "crane (1)", "1"] in rows
     without = section(dataclasses.replace(MULTICLASS, labels=()))  # as in the JSON of older versions
     assert ["a.onnx", "cat", "dog", "1"] in rows_of(without)
+
+
+def test_an_evaluation_of_other_bytes_is_marked(reports: ReportFolder) -> None:
+    (slow, _) = reports.evaluated(0.9, 0.9)
+    facts = json.loads(slow.read_text()) | {"sha256": "0" * 64}
+    for sha256, name in (("0" * 64, "slow.onnx (since changed)"), (reports.hash(reports.slow), "slow.onnx")):
+        path = reports.write("slow.json", facts | {"sha256": sha256})
+        shown = accuracy_section(load_material(reports.sources(evaluations=(path,))))
+        assert tables(shown)["Accuracy"][1][0] == name

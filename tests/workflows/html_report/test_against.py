@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from densenet_deploy.workflows.html_report.load import Earlier, ReportSources, l
 from densenet_deploy.workflows.html_report.page import Remarks
 from densenet_deploy.workflows.report import write_page
 from tests.reading_html import Reading
-from tests.workflows.html_report.conftest import ReportFolder, two_models
+from tests.workflows.html_report.conftest import ReportFolder, evaluation, two_models
 from tests.workflows.html_report.test_decide import trial, tuned
 
 
@@ -72,6 +73,37 @@ def test_what_differs_between_the_machines_is_said(reports: ReportFolder, before
     changed.write_text(changed.read_text().replace("2.4.6", "2.4.7").replace("A CPU of 1999", "Another"))
     (sentence,) = compared_with(before, reports.sources(benchmarks=(changed,)))[""].headings
     assert "same conditions: cpu A CPU of 1999, now Another; numpy 2.4.6, now 2.4.7." in sentence
+
+
+def test_processors_of_one_name_are_told_apart_by_what_they_can_do(reports: ReportFolder, before: Path) -> None:
+    """Virtual machines call CPUs of several generations `AMD EPYC`."""
+    facts = json.loads(reports.compared().read_text())
+    gpu = {"index": 0, "name": "X1", "compute_capability": "9.0", "driver": "575"}
+    facts["machine"] |= {"vnni": False, "gpus": [gpu]}
+    older = write_page(
+        reports.sources(benchmarks=(reports.write("older.json", facts),)), reports.folder / "o.html"
+    ).file
+    facts["machine"] |= {"vnni": True, "gpus": []}
+    now = reports.sources(benchmarks=(reports.write("now.json", facts),))
+    (sentence,) = compared_with(older, now)[""].headings
+    assert "same conditions: without VNNI, now with VNNI; X1, driver 575, now no GPU." in sentence
+    assert "VNNI" not in compared_with(before, now)[""].headings  # it was not recorded
+
+
+@pytest.mark.parametrize(
+    ("images", "change"), [("b" * 64, "other images"), ("a" * 64, "same accuracy"), (None, "same accuracy")]
+)
+def test_accuracies_on_other_images_are_not_subtracted(reports: ReportFolder, images: str | None, change: str) -> None:
+    def page(sha256: str | None) -> ReportSources:
+        written = [
+            reports.write(f"{path.stem}.json", evaluation(path, 0.9) | {"truth_sha256": sha256})
+            for path in (reports.slow, reports.fast)
+        ]
+        return reports.sources(benchmarks=(reports.compared(),), evaluations=written)
+
+    older = write_page(page("a" * 64), reports.folder / "older.html").file
+    rows = {row[0]: row for row in texts(compared_with(older, page(images))["What to ship, then and now"])}
+    assert rows["accuracy"][3] == change
 
 
 def test_the_page_shows_what_it_is_compared_with(reports: ReportFolder, before: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,69 @@ def test_the_second_model_of_an_evaluation_is_judged_too(reports: ReportFolder, 
     own = reports.write("own.json", evaluation(reports.fast, 0.897))
     found = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=(own, path)))
     assert shipped(found).accuracy == Accuracy("top1", 0.897)
+
+
+def two_runs(reports: ReportFolder, **changes: object) -> list[Path]:
+    """A run of each model, the second on a machine that differs by `changes`."""
+    slow = json.loads(reports.benchmark(result(reports.slow, 4.0, reports.hash(reports.slow))).read_text())
+    fast = json.loads(reports.benchmark(result(reports.fast, 2.0, reports.hash(reports.fast))).read_text())
+    fast["machine"] |= changes
+    return [reports.write("one.json", slow), reports.write("two.json", fast)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"cpu": "Another"}, "cpu A CPU of 1999, now Another"), ({"usable_cpus": 8}, "usable cpus 3, now 8")],
+)
+def test_times_of_another_machine_are_not_compared(
+    reports: ReportFolder, changes: dict[str, object], words: str
+) -> None:
+    one, two = two_runs(reports, **changes)
+    choice = decided(reports.sources(benchmarks=(one, two)))
+    assert (choice.model, choice.machine.cpu) == ("slow.onnx", "A CPU of 1999")
+    told = (
+        f"two.json was measured on another machine than that of one.json ({words}), so its files were not considered."
+    )
+    assert told in choice.cautions
+    assert "fast.onnx on openvino, 2 threads (2.0 × faster; measured on another machine)" in choice.decision.sentence
+    choice = decided(reports.sources(benchmarks=(two, one)))
+    assert (choice.model, choice.machine.cpu) == ("fast.onnx", changes.get("cpu", "A CPU of 1999"))
+
+
+def test_runs_on_one_machine_are_compared_which_is_said(reports: ReportFolder) -> None:
+    told = "The times are of 2 runs: what changed between them is not part of the intervals."
+    choice = decided(reports.sources(benchmarks=two_runs(reports, date="2026-02-03", cpu_mhz=800.0)))
+    assert (choice.model, told in choice.cautions) == ("fast.onnx", True)
+    assert not any("runs" in caution for caution in decided(reports.sources(benchmarks=(reports.compared(),))).cautions)
+
+
+@pytest.mark.parametrize(("other", "known"), [("a" * 64, True), ("b" * 64, False), (None, True)])
+def test_accuracies_on_different_images_are_not_compared(reports: ReportFolder, other: str | None, known: bool) -> None:
+    """With as many images, and 2 points more for the slow file, which would be within noise of a smaller set."""
+    paths = [
+        reports.write(f"{path.stem}.json", evaluation(path, top1) | {"truth_sha256": images})
+        for path, top1, images in ((reports.slow, 0.92, "a" * 64), (reports.fast, 0.9, other))
+    ]
+    choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=paths))
+    assert choice.model == ("slow.onnx" if known else "fast.onnx")
+    assert (shipped(choice).accuracy is not None) is known
+    said = "The models were evaluated on different images, so accuracy was not considered."
+    assert (said in choice.cautions) is not known
+
+
+@pytest.mark.parametrize("is_stale", [True, False])
+def test_an_evaluation_of_other_bytes_counts_for_nothing(reports: ReportFolder, is_stale: bool) -> None:
+    paths = [
+        reports.write(f"{path.stem}.json", evaluation(path, top1) | {"sha256": sha256})
+        for path, top1, sha256 in (
+            (reports.slow, 0.9, reports.hash(reports.slow)),
+            (reports.fast, 0.9, "0" * 64 if is_stale else reports.hash(reports.fast)),
+        )
+    ]
+    choice = decided(reports.sources(benchmarks=(reports.compared(),), evaluations=paths))
+    assert choice.model == ("slow.onnx" if is_stale else "fast.onnx")
+    said = f"{reports.fast} has changed since it was evaluated; that evaluation was not used."
+    assert (said in choice.cautions) is is_stale
 
 
 def test_a_measurement_of_other_bytes_counts_for_nothing(reports: ReportFolder) -> None:

@@ -21,7 +21,7 @@ from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 from densenet_deploy.workflows.tune.report import TuneReport
 from tests.runtime.plans import plan_bytes, sidecar_of, write_engine
-from tests.workflows.html_report.conftest import ReportFolder, machine, result
+from tests.workflows.html_report.conftest import ReportFolder, evaluation, machine, result
 
 RESULT = result("a.onnx", 1.5, "0" * 64)
 
@@ -135,3 +135,28 @@ def test_what_a_missing_package_would_read_is_said(tiny_onnx: Path, monkeypatch:
     assert (found.kind, found.precision, found.layers, found.architecture) == ("onnx", "fp32", (), None)
     assert found.notes == (found.evidence,)
     assert "onnx" in found.evidence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"interval_ms": [2.2, 1.8]},
+        {"interval_ms": [0.0, 2.2]},
+        {"latency_ms": {"mean": 2.0, "p50": -2.0, "p90": 2.0, "p95": 2.0, "p99": 2.0}},
+    ],
+)
+def test_times_that_are_none_are_refused(reports: ReportFolder, changes: dict[str, object]) -> None:
+    row = result(reports.slow, 2.0, reports.hash(reports.slow))
+    load_material(reports.sources(benchmarks=(reports.benchmark(row),)))
+    with pytest.raises(DataError) as caught:
+        load_material(reports.sources(benchmarks=(reports.benchmark(row | changes),)))
+    assert "results[0].interval_ms" in caught.value.why
+
+
+@pytest.mark.parametrize("changes", [{"top1": 1.01}, {"top1": -0.01}, {"count": 0}])
+def test_fractions_and_counts_that_are_none_are_refused(reports: ReportFolder, changes: dict[str, object]) -> None:
+    facts = evaluation(reports.slow, 1.0, 1)
+    load_material(reports.sources(evaluations=(reports.write("evaluate.json", facts),)))
+    with pytest.raises(DataError) as caught:
+        load_material(reports.sources(evaluations=(reports.write("evaluate.json", facts | changes),)))
+    assert next(iter(changes)) in caught.value.why

@@ -103,3 +103,10 @@ def test_a_file_to_ship_that_is_not_here_is_named_with_the_hash_that_tune_record
         (said,) = [sentence for one in section.blocks if isinstance(one, Remarks) for sentence in one.sentences]
         assert said.startswith("elsewhere/made.onnx, the file to ship, is not on this machine")
         assert "ab" * 32 in said
+
+
+def test_values_that_are_not_finite_have_no_sqnr():
+    known = Parity(0.5, 0.5, 1.0, 1.0, 0.9, 12.345, None, None, None, 8)
+    assert sqnr_cell(known).text == "12.3"
+    assert sqnr_cell(dataclasses.replace(known, sqnr_db=math.inf)).text == "∞"
+    assert sqnr_cell(dataclasses.replace(known, sqnr_db=math.inf, nonfinite=1)).text == "NaN or Inf"
