@@ -48,7 +48,7 @@ def inspect_command(
     batch: Annotated[int, typer.Option(help="Images per inference, for memory, profile and latency.")] = 1,
     precision: Annotated[
         str | None,
-        option("NAME", "Activations: fp32, fp16, bf16 or int8 (default: the model's).", "fp32", "fp16", "bf16", "int8"),
+        option("NAME", "Activations: fp32, fp16, bf16 or int8 (default: the model's).", "fp32 fp16 bf16 int8"),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Peak memory of a training step, forward and backward.")
@@ -61,12 +61,7 @@ def inspect_command(
         option(
             "NAME=A,B,...",
             "Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
-            "growth-rate=",
-            "compression=",
-            "bn-size=",
-            "init-features=",
-            "depth=",
-            "variant=",
+            "growth-rate= compression= bn-size= init-features= depth= variant=",
         ),
     ] = None,
     measure: Annotated[
@@ -165,7 +160,7 @@ def plot_command(
     ],
 ) -> Work:
     """Draw a figure of a model as PNG, JPEG or SVG."""
-    from densenet_deploy.workflows.plot.plot import PlotRequest, plot
+    from densenet_deploy.workflows.plot import PlotRequest, plot
 
     request = PlotRequest(tuple(models or ()), variant, architecture, facts.image_size, batch)
     return lambda _listener: plot(name, request, output.out, force=output.force)

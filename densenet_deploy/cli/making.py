@@ -59,7 +59,7 @@ def export_command(
     ] = None,
     weights: Annotated[
         str,
-        option("SOURCE", "none (untrained), imagenet, a torchvision name, or a checkpoint file.", "none", "imagenet"),
+        option("SOURCE", "none (untrained), imagenet, a torchvision name, or a checkpoint file.", "none imagenet"),
         Reads("graph", "simplifier", "session", names=("none",)),
     ] = "none",
     num_classes: Annotated[
@@ -68,11 +68,7 @@ def export_command(
     head: Annotated[
         str | None,
         option(
-            "NAME",
-            "classifier, features or multiscale (default: the checkpoint's).",
-            "classifier",
-            "features",
-            "multiscale",
+            "NAME", "classifier, features or multiscale (default: the checkpoint's).", "classifier features multiscale"
         ),
     ] = None,
     batch: Annotated[str, option("dynamic|N", "Batch size of the input.")] = "dynamic",
@@ -86,9 +82,7 @@ def export_command(
         option(
             "NAME",
             "direct writes a known DenseNet from its weights, torch traces the module; auto takes direct if it can.",
-            "auto",
-            "direct",
-            "torch",
+            "auto direct torch",
         ),
     ] = "auto",
     check: Annotated[
@@ -105,7 +99,7 @@ def export_command(
             "--input",
             metavar="float32|uint8",
             help="Normalized (N, C, H, W), or pixels (N, H, W, C), which the graph normalizes (default: float32).",
-            **words("float32", "uint8"),
+            **words("float32 uint8"),
         ),
     ] = None,
     *,
@@ -195,8 +189,7 @@ def quantize_command(
         option(
             "NAME=NUMBER",
             "An option of the observer, such as percentile=99.9 or bins=2048; repeatable (default: its own).",
-            "percentile=",
-            "bins=",
+            "percentile= bins=",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
@@ -206,10 +199,7 @@ def quantize_command(
     weights: Annotated[
         str | None,
         option(
-            "NAME",
-            "Scales of the weights: per-channel or per-tensor (default: per-channel).",
-            "per-channel",
-            "per-tensor",
+            "NAME", "Scales of the weights: per-channel or per-tensor (default: per-channel).", "per-channel per-tensor"
         ),
     ] = None,
     max_drop: MaxDrop = None,
@@ -366,15 +356,14 @@ def build_trt_command(
         option(
             "NAME",
             "--int8: scales of the weights, per-channel or per-tensor (default: per-channel).",
-            "per-channel",
-            "per-tensor",
+            "per-channel per-tensor",
         ),
     ] = None,
     quantize_bus: Annotated[
         bool, typer.Option("--quantize-bus", help="--int8: concatenated features of dense blocks in INT8 too.")
     ] = False,
     variant: Annotated[str | None, option("NAME", f"{VARIANT_HELP} (default: 121).", **VARIANT)] = None,
-    flavour: Annotated[str, option("NAME", "tensorrt, rtx or auto.", "tensorrt", "rtx", "auto")] = "auto",
+    flavour: Annotated[str, option("NAME", "tensorrt, rtx or auto.", "tensorrt rtx auto")] = "auto",
     target: Annotated[
         list[str] | None, option("X.Y", "RTX: compute capability to build for; repeatable (default: all except 7.5).")
     ] = None,
@@ -403,9 +392,7 @@ def build_trt_command(
         option(
             "NAME",
             "TensorRT: none, ampere-plus or same-compute-capability.",
-            "none",
-            "ampere-plus",
-            "same-compute-capability",
+            "none ampere-plus same-compute-capability",
         ),
     ] = "none",
     version_compatible: Annotated[
@@ -421,7 +408,7 @@ def build_trt_command(
     ] = None,
     verbosity: Annotated[
         str,
-        option("NAME", "Layer information kept in the engine: detailed, names or none.", "detailed", "names", "none"),
+        option("NAME", "Layer information kept in the engine: detailed, names or none.", "detailed names none"),
     ] = "detailed",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the equivalent trtexec or tensorrt_rtx command and stop.")

@@ -198,7 +198,7 @@ def benchmark_command(
         str | None, option("N,N,...", "CPU threads per inference (default: all that are available).")
     ] = None,
     scenario: Annotated[
-        str, option("NAME", "single-stream, offline or camera.", "single-stream", "offline", "camera")
+        str, option("NAME", "single-stream, offline or camera.", "single-stream offline camera")
     ] = "single-stream",
     fps: Annotated[float | None, typer.Option(help="camera: frames per second (default: none; required).")] = None,
     streams: Annotated[int | None, typer.Option(help="offline: concurrent inferences (default: one per CPU).")] = None,
@@ -275,10 +275,10 @@ def tune_command(
     max_latency: Annotated[float | None, option("MS", "Longest median latency in ms (default: no limit).")] = None,
     max_memory: Annotated[float | None, option("MIB", "Most memory of the process in MiB (default: no limit).")] = None,
     goal: Annotated[
-        str, option("NAME", "latency (of the smallest batch) or throughput.", "latency", "throughput")
+        str, option("NAME", "latency (of the smallest batch) or throughput.", "latency throughput")
     ] = "latency",
     precision: Annotated[
-        str, option("NAME,...", "fp32, fp16, bf16, int8 or auto for all.", "fp32", "fp16", "bf16", "int8", "auto")
+        str, option("NAME,...", "fp32, fp16, bf16, int8 or auto for all.", "fp32 fp16 bf16 int8 auto")
     ] = "auto",
     recipe: Annotated[
         str,
@@ -367,7 +367,7 @@ def sensitivity_command(
     model: FloatModel,
     calibration: Calibration,
     recipe: Recipe = "auto",
-    per: Annotated[str, option("NAME", "Unit to measure: layer or block.", "layer", "block")] = "block",
+    per: Annotated[str, option("NAME", "Unit to measure: layer or block.", "layer block")] = "block",
     data: Annotated[
         Path | None,
         option("DIR|FILE.csv", "Labelled images to measure top-1 on too, as for `evaluate` (default: none)."),

@@ -189,9 +189,9 @@ def word(names: Callable[[], Iterable[str]], check: Callable[[str], object] | No
     return {"autocompletion": complete, "callback": checked}
 
 
-def words(*names: str) -> dict[str, Any]:
-    """Return the settings of an option that shells complete with `names`; its dataclass checks it."""
-    return word(lambda: names)
+def words(names: str) -> dict[str, Any]:
+    """Return the settings of an option that shells complete with `names`, by spaces; its dataclass checks it."""
+    return word(names.split)
 
 
 def registered(module: str, registry: str, *more: str) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def registered(module: str, registry: str, *more: str) -> dict[str, Any]:
     return word(lambda: (*names().names(), *more), lambda name: names().get(name))
 
 
-def option(metavar: str, description: str, *names: str, **settings: Any) -> Any:
+def option(metavar: str, description: str, names: str = "", **settings: Any) -> Any:
     """Return an option with a value, which shells complete with `names`; `settings` are those of `typer.Option`."""
-    return typer.Option(metavar=metavar, help=description, **(words(*names) if names else {}), **settings)
+    return typer.Option(metavar=metavar, help=description, **(words(names) if names else {}), **settings)
 
 
 def model_argument(metavar: str, description: str) -> Any:
@@ -261,7 +261,7 @@ DEVICE: Final = word(_devices, _check_device)
 RECIPE: Final = word(_recipes, _check_recipe)
 OBSERVER: Final = registered("quantization.observers.observer", "observers")
 PLOT: Final = registered("analysis.plots.plot", "plots")
-GATE: Final = words("cosine=", "sqnr_db=", "centred_sqnr_db=", "max_abs=", "mean_abs=", "top1_agreement=")
+GATE: Final = words("cosine= sqnr_db= centred_sqnr_db= max_abs= mean_abs= top1_agreement=")
 
 VARIANT_HELP: Final = "121, 161, 169, 201, 264, cifar-L-k or cifar-bc-L-k"
 BACKEND_HELP: Final = "onnxruntime, openvino, rtx, tensorrt, torch or auto"
@@ -280,7 +280,7 @@ Calibration = Annotated[
 FastDecode = Annotated[
     bool, typer.Option("--fast-decode", help="Decode JPEGs at a reduced scale: faster, not to the same bits.")
 ]
-EngineName = Annotated[str, option("NAME", "local: this machine; ray: a Ray cluster.", "local", "ray")]
+EngineName = Annotated[str, option("NAME", "local: this machine; ray: a Ray cluster.", "local ray")]
 ClusterAddress = Annotated[
     str | None, option("ADDRESS", "--engine ray: the cluster (default: one on this machine alone).")
 ]
@@ -312,9 +312,7 @@ def model_facts(
     ] = None,
     interpolation: Annotated[
         str | None,
-        option(
-            "NAME", "Resampling: nearest, bilinear or bicubic (default: the model's).", "nearest", "bilinear", "bicubic"
-        ),
+        option("NAME", "Resampling: nearest, bilinear or bicubic (default: the model's).", "nearest bilinear bicubic"),
     ] = None,
     mean: Annotated[
         str | None, option("X|X,X,X", "Subtracted from values in 0..1: one, or one per channel (default: the model's).")
@@ -330,11 +328,7 @@ def model_facts(
         option(
             "NAME",
             "multiclass, multilabel, regression, features or auto (default: the model's).",
-            "multiclass",
-            "multilabel",
-            "regression",
-            "features",
-            AUTO,
+            "multiclass multilabel regression features auto",
         ),
     ] = None,
     thresholds: Annotated[
@@ -378,7 +372,7 @@ def architecture(
         option(
             "NAME",
             "imagenet, imagenet-nopool, cifar, 3x3-pool, 3x3-nopool, deep or deep-blur (default: the variant's).",
-            *("imagenet", "imagenet-nopool", "cifar", "3x3-pool", "3x3-nopool", "deep", "deep-blur"),
+            "imagenet imagenet-nopool cifar 3x3-pool 3x3-nopool deep deep-blur",
         ),
     ] = None,
 ) -> Architecture:
@@ -406,7 +400,7 @@ def job_choice(
     shard_size: Annotated[int, typer.Option(help="Images per shard.")] = 1000,
     format: Annotated[  # noqa: A002 - the name of the option
         str | None,
-        option("NAME", "parquet, csv or jsonl (default: the file's; in a folder parquet).", "parquet", "csv", "jsonl"),
+        option("NAME", "parquet, csv or jsonl (default: the file's; in a folder parquet).", "parquet csv jsonl"),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Images per call (default: the model's fixed batch, or 16).")

@@ -45,8 +45,7 @@ def prune_command(
             "NAME",
             "With --ratio: uniform, or per-layer, which removes as many multiply-accumulates where they cost least "
             "(default: uniform).",
-            "uniform",
-            "per-layer",
+            "uniform per-layer",
         ),
     ] = None,
     max_drop: MaxDrop = None,

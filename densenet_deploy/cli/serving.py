@@ -113,7 +113,7 @@ def triton_command(
             "NAME,...",
             "Triton's backends, separated by commas or repeated: onnxruntime, openvino, tensorrt, python (default: the "
             "one that each file is for).",
-            **words("onnxruntime", "openvino", "tensorrt", "python"),
+            **words("onnxruntime openvino tensorrt python"),
         ),
     ] = None,
     name: Annotated[
@@ -123,7 +123,7 @@ def triton_command(
     max_delay_ms: Annotated[float, option("X", "How long a request waits for others, in milliseconds.")] = 1.0,
     instances: Annotated[int, typer.Option(help="Copies that answer at the same time, on each device.")] = 1,
     device: Annotated[
-        str | None, option("NAME", "cpu or gpu (default: gpu for engines, otherwise cpu).", "cpu", "gpu")
+        str | None, option("NAME", "cpu or gpu (default: gpu for engines, otherwise cpu).", "cpu gpu")
     ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="A model from uint8 images of any size to scores, too.")

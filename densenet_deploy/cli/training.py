@@ -60,7 +60,7 @@ def train_command(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 90,
     batch_size: Annotated[int, typer.Option(help="Images per step, in all processes together.")] = 64,
-    optimizer: Annotated[str, option("NAME", "sgd (Nesterov momentum 0.9) or adamw.", "sgd", "adamw")] = "sgd",
+    optimizer: Annotated[str, option("NAME", "sgd (Nesterov momentum 0.9) or adamw.", "sgd adamw")] = "sgd",
     lr: Annotated[
         float | None,
         typer.Option(help="Learning rate (default: 0.1 for sgd, 0.001 for adamw; a tenth of it with --weights)."),
@@ -70,11 +70,7 @@ def train_command(
     schedule: Annotated[
         str,
         option(
-            "NAME",
-            "step (divided by 10 at 50 % and 75 % of the epochs), cosine or constant.",
-            "step",
-            "cosine",
-            "constant",
+            "NAME", "step (divided by 10 at 50 % and 75 % of the epochs), cosine or constant.", "step cosine constant"
         ),
     ] = "step",
     warmup_epochs: Annotated[float, option("X", "Epochs over which the learning rate rises from 0.")] = 0.0,
@@ -84,10 +80,7 @@ def train_command(
             "features|until=NAME",
             "Parts to keep as they are, statistics of norms included: all features, or those up to and including NAME, "
             "such as until=denseblock3 (default: none).",
-            "features",
-            "until=denseblock1",
-            "until=denseblock2",
-            "until=denseblock3",
+            "features until=denseblock1 until=denseblock2 until=denseblock3",
         ),
     ] = None,
     augment: Annotated[
@@ -96,17 +89,14 @@ def train_command(
             "NAME",
             "crop (shifted by up to an eighth), resized-crop (a random part), none, or auto: crop up to 64 pixels, "
             "resized-crop above.",
-            "auto",
-            "none",
-            "crop",
-            "resized-crop",
+            "auto none crop resized-crop",
         ),
     ] = "auto",
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = True,
     mixup: Annotated[float, typer.Option(help="Mix images: parameter of the Beta distribution, 0 for none.")] = 0.0,
     label_smoothing: Annotated[float, typer.Option(help="Probability spread over all classes, 0 to 1.")] = 0.0,
     amp: Annotated[
-        str | None, option("NAME", "Compute in bf16 or fp16 where that is safe (default: float32).", "bf16", "fp16")
+        str | None, option("NAME", "Compute in bf16 or fp16 where that is safe (default: float32).", "bf16 fp16")
     ] = None,
     memory_efficient: Annotated[
         bool,

@@ -24,7 +24,7 @@ from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, 
 from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions
-from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement, require_labelled_folder
+from densenet_deploy.workflows.compression import accuracy_of, judgement, require_labelled_folder, worst_sqnr_db
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.evaluation.tasks import judged_by
@@ -105,8 +105,7 @@ class Trials:
     def sqnr_db(self, float_layers: Collection[str], count: int = TRIAL_SAMPLES) -> float:
         """Return the SQNR of the worst output in dB on the first `count` samples; minus infinity for NaN or Inf."""
         expected = self._expected[:count]
-        parity = worst(compare_outputs(expected, self.outputs(float_layers, len(expected))))[1]
-        return -float("inf") if parity.nonfinite else parity.sqnr_db
+        return worst_sqnr_db(compare_outputs(expected, self.outputs(float_layers, len(expected))))
 
     def outputs(self, float_layers: Collection[str], count: int) -> Iterator[Feeds]:
         """Yield what the form that leaves these layers float gives for the first `count` samples.

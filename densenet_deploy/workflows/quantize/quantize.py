@@ -19,8 +19,8 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, compare_outputs
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_sqnr
+from densenet_deploy.workflows.compression import Finetuning
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.finetuning import Finetuning
 from densenet_deploy.workflows.float_model import float32_form, normalized_form, pixel_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination

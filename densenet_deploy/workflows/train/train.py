@@ -32,6 +32,7 @@ from densenet_deploy.workflows.train.network import (
     student_of,
     teacher_of,
     trained_manifest,
+    validated,
 )
 from densenet_deploy.workflows.train.report import EpochRecord, TrainReport
 
@@ -305,7 +306,6 @@ class _Run:
     def _epoch(self, trainer: Trainer, state: TrainingState, manifest: Manifest, data: TrainingData, step: Any) -> None:
         """Train and validate for one epoch, and take it into `state`."""
         from densenet_deploy.training.network import copied, weights_in
-        from densenet_deploy.workflows.train.validation import validated
 
         start = time.perf_counter()
         try:

@@ -31,8 +31,8 @@ from densenet_deploy.workflows.compare import measured_parity
 from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.inspect.inspect import inspect
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.prune.images import SplitImages, judging_folder
 from densenet_deploy.workflows.prune.options import PruneOptions
+from densenet_deploy.workflows.prune.preparation import SplitImages, judging_folder
 from densenet_deploy.workflows.prune.prune import prune
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
