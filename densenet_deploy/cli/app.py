@@ -4,7 +4,8 @@
 
     @command("simplify", examples=("densenet-deploy simplify model.onnx",))
     def simplify_command(
-        model: Annotated[Path, typer.Argument(metavar="A.onnx", help="..."), Reads("graph", "simplifier", "session")],
+        model: str = argument("A.onnx", "An ONNX file.", reads=Reads("graph", "simplifier", "session")),
+        *,
         facts: ModelFacts,
         output: Annotated[Output, Writes("FILE|DIR", "A.simplified.onnx beside A.onnx")],
     ) -> Work:
@@ -41,16 +42,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from densenet_deploy.cli.options import (
-    Arguments,
-    Reads,
-    Writes,
-    arguments_of,
-    join_channels,
-    metadata_of,
-    parameters_of,
-    type_of,
-)
+from densenet_deploy.cli.options import join_channels
 from densenet_deploy.cli.outcome import (
     PROGRAM,
     Answer,
@@ -58,6 +50,15 @@ from densenet_deploy.cli.outcome import (
     Printing,
     print_answer,
     replace_closed_streams,
+)
+from densenet_deploy.cli.parameters import (
+    Arguments,
+    Reads,
+    Writes,
+    arguments_of,
+    metadata_of,
+    parameters_of,
+    type_of,
 )
 from densenet_deploy.errors import UnknownNameError, UsageError, is_valid_argument
 from densenet_deploy.reports import COMMAND_LINE, Report
@@ -74,16 +75,16 @@ COMMANDS: Final = {
     "export": "making",
     "simplify": "making",
     "validate": "measuring",
-    "prune": "pruning",
-    "quantize": "making",
-    "sensitivity": "measuring",
+    "prune": "compressing",
+    "quantize": "compressing",
+    "sensitivity": "compressing",
     "cast": "making",
     "build-trt": "making",
     "train": "training",
     "serve": "serving",
     "triton": "serving",
     "web": "serving",
-    "run": "running",
+    "run": "serving",
     "evaluate": "measuring",
     "benchmark": "measuring",
     "inspect": "looking",

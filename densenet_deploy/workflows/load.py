@@ -124,17 +124,12 @@ def check_names(source: Any, stated: LoadOptions) -> None:
     if isinstance(source, Model) or not (source is None or isinstance(source, (str, os.PathLike))):
         return
     variant = _constrained_variant(source, stated)
-    if source is not None and is_checkpoint(Path(source)):
+    if source is not None and is_checkpoint_name(Path(source)):
         require_file(Path(source))
     elif isinstance(source, str) and not is_variant(source):
         from densenet_deploy.sources import source_for
 
         source_for(source).check(source, variant.name if variant is not None else None)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` has the suffix of a checkpoint."""
-    return is_checkpoint_name(path)
 
 
 def is_file_name(source: object) -> TypeGuard[StrPath]:

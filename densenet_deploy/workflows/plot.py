@@ -27,7 +27,15 @@ from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered
 from densenet_deploy.analysis.plots.reuse import ReuseData, reuse_maps
 from densenet_deploy.analysis.plots.training import TrainingCurves
-from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, output_path, require_room, write_file
+from densenet_deploy.artifacts import (
+    Artifact,
+    StrPath,
+    is_checkpoint_name,
+    os_errors_about,
+    output_path,
+    require_room,
+    write_file,
+)
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Size
@@ -39,7 +47,7 @@ from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
 from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
-from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, load, preprocessing_of
+from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
 from densenet_deploy.workflows.outputs import refuse_other_file
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 
@@ -165,7 +173,7 @@ def gather(name: str, request: PlotRequest) -> FigureData:
 
 def _reuse(request: PlotRequest) -> FigureData:
     path = _single(request)
-    if path is not None and not is_checkpoint(path):
+    if path is not None and not is_checkpoint_name(path):
         proto, spec = _densenet_file(path)
         note = "the weights of the file, in which each conv1 includes norm2, which scales its outputs"
         return FigureData(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
@@ -190,7 +198,7 @@ def _connections(request: PlotRequest) -> FigureData:
 
 def _growth(request: PlotRequest) -> FigureData:
     path = _single(request)
-    if path is not None and not is_checkpoint(path):
+    if path is not None and not is_checkpoint_name(path):
         return FigureData(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model

@@ -86,6 +86,17 @@ class PredictReport(RanReport):
         return "\n".join([*map(str, self.predictions), f"({self.ran}, {counted(self.threads, 'thread')})"])
 
 
+class PredictOptions(LoadOptions, total=False):
+    """How images are classified, as keywords of `predict`, and what `load` takes."""
+
+    top_k: int
+    fast_decode: bool
+    backend: str | None
+    device: str | None
+    options: RunnerOptions | None
+    progress: Listener
+
+
 @overload
 def predict(
     source: Any,
@@ -93,13 +104,7 @@ def predict(
     *,
     out: None = None,
     job: None = None,
-    top_k: int = 5,
-    fast_decode: bool = False,
-    backend: str | None = None,
-    device: str | None = None,
-    options: RunnerOptions | None = None,
-    progress: Listener = in_notebook,
-    **stated: Unpack[LoadOptions],
+    **how: Unpack[PredictOptions],
 ) -> PredictReport: ...
 
 
@@ -110,13 +115,7 @@ def predict(
     *,
     out: StrPath,
     job: BatchJobOptions | None = None,
-    top_k: int = 5,
-    fast_decode: bool = False,
-    backend: str | None = None,
-    device: str | None = None,
-    options: RunnerOptions | None = None,
-    progress: Listener = in_notebook,
-    **stated: Unpack[LoadOptions],
+    **how: Unpack[PredictOptions],
 ) -> BatchReport: ...
 
 

@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-import typer
 
 from densenet_deploy.cli.app import COMMANDS, Declaration, declaration, progress, with_facts
-from densenet_deploy.cli.options import (
-    Only,
-    Output,
-    Reads,
-    RunnerChoice,
-    Writes,
-    arguments_of,
-    complete_source,
-    parameters_of,
-)
+from densenet_deploy.cli.options import Output, RunnerChoice, complete_source
 from densenet_deploy.cli.outcome import Printing
+from densenet_deploy.cli.parameters import REQUIRED, Only, Reads, Writes, arguments_of, option, parameters_of
 from densenet_deploy.errors import InputError, is_valid_argument
 from densenet_deploy.facts import ModelFacts
 from tests.properties.command_lines import random_lines
@@ -115,7 +106,7 @@ def test_whatever_a_command_calls_a_model_is_loaded_in_the_sandbox_first(name: s
 
 
 def test_a_parameter_that_names_a_file_says_what_reads_it() -> None:
-    def function(data: Annotated[Path, typer.Option()]) -> Any: ...
+    def function(data: Path = option("DIR", "Images.", default=REQUIRED)) -> Any: ...
 
     with pytest.raises(TypeError, match="data"):
         list(Declaration("new", function, ()).files())
@@ -155,7 +146,7 @@ def test_names_of_networks_are_completed(incomplete: str, found: list[str]) -> N
 def test_work_begins_after_the_files_were_checked(tmp_path: Path) -> None:
     begun = []
 
-    def function(data: Annotated[Path, typer.Option(), Reads()]) -> Any:
+    def function(data: Path = option("DIR", "Images.", default=REQUIRED, reads=Reads())) -> Any:
         return lambda _listener: begun.append(data)
 
     declared = Declaration("new", function, ())
