@@ -42,7 +42,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from densenet_deploy.cli.options import join_channels
+from densenet_deploy.cli.options import join_channels, printing
 from densenet_deploy.cli.outcome import (
     PROGRAM,
     Answer,
@@ -57,6 +57,7 @@ from densenet_deploy.cli.parameters import (
     Writes,
     arguments_of,
     metadata_of,
+    options_of,
     parameters_of,
     type_of,
 )
@@ -96,14 +97,6 @@ COMMANDS: Final = {
 """The module of each command, in the order of the help."""
 
 _COMMON_PANEL: Final = "Common options"
-_COMMON_OPTIONS: Final = {
-    name: Annotated[bool, typer.Option(*spelled, help=text, rich_help_panel=_COMMON_PANEL)]
-    for name, spelled, text in (
-        ("as_json", ("--json",), "Print one JSON object on stdout."),
-        ("verbose", ("--verbose", "-v"), "Log to stderr; show tracebacks of errors."),
-        ("quiet", ("--quiet", "-q"), "Print only results and errors."),
-    )
-}
 _LEADING: Final = re.compile(r"--json|--verbose|--quiet|-[qv]+")
 _METAVARS: Final[Mapping[Any, str]] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _COMPLETION: Final = "_DENSENET_DEPLOY_COMPLETE"
@@ -230,9 +223,7 @@ class Declaration:
         def wrapper(*, as_json: bool, verbose: bool, quiet: bool, **values: Any) -> Answer:
             return self.answer(values, Printing(as_json, verbose, quiet))
 
-        kind = inspect.Parameter.KEYWORD_ONLY
-        common = [inspect.Parameter(n, kind, default=False, annotation=a) for n, a in _COMMON_OPTIONS.items()]
-        parameters = [*parameters_of(self.function), *common]
+        parameters = [*parameters_of(self.function), *options_of(printing)]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapper

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
+from densenet_deploy.cli.outcome import Printing
 from densenet_deploy.cli.parameters import (
     REQUIRED,
-    Declared,
     Reads,
     argument,
     flag,
@@ -274,9 +272,19 @@ def job_choice(
     return JobChoice(shard_size, format, batch, engine, address, workers, resume)
 
 
+@group(Printing)
+def printing(
+    as_json: bool = flag("--json", "Print one JSON object on stdout."),
+    verbose: bool = flag("--verbose -v", "Log to stderr; show tracebacks of errors."),
+    quiet: bool = flag("--quiet -q", "Print only results and errors."),
+) -> Printing:
+    """Common options."""
+    return Printing(as_json, verbose, quiet)
+
+
 @group(Output)
 def output(
-    out: str | None = Declared(typer.Option("-o", "--out"), None, None),  # type: ignore[assignment]
+    out: str | None = option("", "", spelled="-o --out"),
     force: bool = flag("--force", "Replace an existing file."),
 ) -> Output:
     """Output."""

@@ -169,17 +169,17 @@ def option(
         names: of values, by spaces.
         default: REQUIRED where there is none.
         reads: what reads the file that it names.
-        spelled: the option, where that is not the name of the parameter.
+        spelled: the option, or several by spaces, where that is not the name of the parameter.
         **settings: those of `typer.Option`.
     """
     settings |= words(names) if names else {}
-    info = typer.Option(*([spelled] if spelled else []), metavar=metavar, help=description, **settings)
+    info = typer.Option(*(spelled or "").split(), metavar=metavar, help=description, **settings)
     return Declared(info, default, reads)
 
 
 def flag(spelled: str, description: str, *, default: bool | None = False) -> Any:
-    """Declare an option without a value, such as `--flip/--no-flip`."""
-    return Declared(typer.Option(spelled, help=description), default, None)
+    """Declare an option without a value: `--flip/--no-flip`, or several spellings by spaces."""
+    return Declared(typer.Option(*spelled.split(), help=description), default, None)
 
 
 def argument(
@@ -206,7 +206,7 @@ def parameters_of(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
         if group is None:
             yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         else:
-            yield from _options_of(group, metadata_of(parameter.annotation))
+            yield from options_of(group, metadata_of(parameter.annotation))
 
 
 def arguments_of(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def arguments_of(function: Callable[..., Any], values: Mapping[str, Any]) -> dic
         if group is None:
             arguments[parameter.name] = values[parameter.name]
         else:
-            taken = {one.name: values[one.name] for one in _options_of(group, metadata_of(parameter.annotation))}
+            taken = {one.name: values[one.name] for one in options_of(group, metadata_of(parameter.annotation))}
             arguments[parameter.name] = group(**{one.name: one.default for one in _signature(group)} | taken)
     return arguments
 
@@ -232,7 +232,8 @@ def _signature(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
         yield declared.parameter(parameter) if isinstance(declared, Declared) else parameter
 
 
-def _options_of(group: Callable[..., Any], metadata: Sequence[object]) -> Iterator[inspect.Parameter]:
+def options_of(group: Callable[..., Any], metadata: Sequence[object] = ()) -> Iterator[inspect.Parameter]:
+    """Yield the options of a group, or those that the metadata of its parameter leave."""
     chosen = next((item.names for item in metadata if isinstance(item, Only)), None)
     written = next((item for item in metadata if isinstance(item, Writes)), None)
     for parameter in _signature(group):

@@ -219,7 +219,9 @@ def benchmark(
         ),
     )
     if target is not None:
-        write_file(target, _file_content(report, target.suffix))
+        is_csv = target.suffix.lower() == ".csv"
+        content = report.to_csv().encode(errors="backslashreplace") if is_csv else report.to_file({"schema": _SCHEMA})
+        write_file(target, content)
     return report
 
 
@@ -230,12 +232,6 @@ def _target_of(out: StrPath | None, *, force: bool) -> Path | None:
     target = output_path(name, "benchmark.csv" if name.lower().endswith(".csv") else "benchmark.json")
     prepare_output(target, None, force=force)
     return target
-
-
-def _file_content(report: BenchmarkReport, suffix: str) -> bytes:
-    if suffix.lower() == ".csv":
-        return report.to_csv().encode(errors="backslashreplace")
-    return report.to_file({"schema": _SCHEMA})
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ Some of the images choose channels and fit weights, the others judge the result.
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -90,6 +91,26 @@ class Preparation:
     images: SplitImages
     reconstruction: Reconstruction
 
+    @functools.cached_property
+    def widths(self) -> dict[str, int]:
+        """The channels of each bottleneck."""
+        return {bottleneck.name: bottleneck.width for bottleneck in self.found.found}
+
+    @functools.cached_property
+    def macs_per_channel(self) -> dict[str, int]:
+        """The multiply-accumulates that each channel of a bottleneck costs."""
+        from densenet_deploy.analysis.onnx_cost import onnx_cost
+
+        macs = {layer.name: layer.macs for layer in onnx_cost(self.proto).layers}
+        return {
+            bottleneck.name: (macs[bottleneck.name] + macs[str(bottleneck.reading.name)]) // bottleneck.width
+            for bottleneck in self.found.found
+        }
+
+    def macs_of(self, widths: Mapping[str, int]) -> int:
+        """Return the multiply-accumulates of the bottlenecks at these widths."""
+        return sum(width * self.macs_per_channel[name] for name, width in widths.items())
+
 
 def prepare(given: Model, calibration: Any, options: PruneOptions, stages: Stages) -> Preparation:
     """Find the bottlenecks of a float32 graph, read the images, and run the original.
@@ -101,6 +122,7 @@ def prepare(given: Model, calibration: Any, options: PruneOptions, stages: Stage
     """
     from densenet_deploy.graph.bottlenecks import find_bottlenecks
     from densenet_deploy.pruning.reconstruction import Reconstruction, images_that_fit
+    from densenet_deploy.pruning.widths import uniform_widths
 
     model = normalized_form(given)
     with stages("passes"):
@@ -112,8 +134,8 @@ def prepare(given: Model, calibration: Any, options: PruneOptions, stages: Stage
             why = f"has no bottleneck that can be pruned: {found.refused[0] if found.refused else 'no dense layers'}"
             raise ModelFileError(given.path or given.name, why, "prune a DenseNet with 1x1 and 3x3 convolutions")
         proto = onnx_ir.to_proto(graph)
-    if options.ratio is not None:
-        uniform(found, options.ratio)  # which refuses a ratio before any image is read
+    if options.ratio is not None:  # which is refused before any image is read
+        uniform_widths({bottleneck.name: bottleneck.width for bottleneck in found.found}, options.ratio)
     with stages("read images"):
         data = calibration_data(model, calibration, options.samples)
         images = SplitImages.of(data, images_that_fit(proto, found.found))
@@ -137,13 +159,6 @@ def fixed_batch_of(model: Model) -> int | None:
     stored = {tensor.name for tensor in model.onnx.graph.initializer}
     image = next(value for value in model.onnx.graph.input if value.name not in stored)
     return image.type.tensor_type.shape.dim[0].dim_value or None
-
-
-def uniform(found: Bottlenecks, ratio: float) -> dict[str, int]:
-    """Return the widths after a share `ratio` of the channels of each is gone. Errors as `uniform_widths`."""
-    from densenet_deploy.pruning.widths import uniform_widths
-
-    return uniform_widths({bottleneck.name: bottleneck.width for bottleneck in found.found}, ratio)
 
 
 @contextlib.contextmanager

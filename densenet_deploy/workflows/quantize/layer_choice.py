@@ -314,7 +314,7 @@ def layers_for_speed(
     began, end = now(), now() + seconds
 
     def is_enough(*names: str, over: str) -> Callable[[RoundResults], bool]:
-        return lambda found: now() >= end or _are_decided(found, names, over)
+        return lambda found: now() >= end or all(_shown(found, name, over) != "undecided" for name in names)
 
     first = trials.compare_speed({"int8": float_layers}, is_enough("int8", over="float"))
     chosen, slow, untimed = float_layers, tuple[str, ...](), tuple[str, ...]()
@@ -356,10 +356,6 @@ def _gains_nothing(found: RoundResults) -> bool:
     """Whether INT8 is certainly no faster than float."""
     shown = _shown(found, "int8", "float")
     return shown == "slower" or (shown == "tie" and found.speedup("int8", over="float").median <= 1)
-
-
-def _are_decided(found: RoundResults, names: Sequence[str], over: str) -> bool:
-    return all(_shown(found, name, over) != "undecided" for name in names)
 
 
 def _shown(found: RoundResults, name: str, over: str) -> str:

@@ -221,8 +221,11 @@ def _chosen_layers(
     trials: Trials, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
 ) -> _LayerChoice:
     """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
-    float_layers = frozenset(_known_layers(options.float_layers, [layer.name for layer in trials.layers]))
-    notes: list[str] = []
+    known = [layer.name for layer in trials.layers]
+    for name in options.float_layers:
+        if name not in known:
+            raise UnknownNameError.among("convolution", name, known)
+    float_layers, notes = frozenset(options.float_layers), list[str]()
     with stages("accuracy"):
         if options.max_drop is not None or options.min_sqnr is not None:
             found, judgement = layers_for_accuracy(trials, options, calibration)
@@ -273,13 +276,6 @@ def _learnt_from(finetuning: Finetuning | None, count: int) -> tuple[str, ...]:
         return ()
     images = f"parity is measured on calibration images: {finetuning.images} of all {count} were learnt from"
     return (f"{images}; on the {finetuning.held_out} held-out ones the SQNR is {finetuning.sqnr_after_db:.1f} dB",)
-
-
-def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[str]:
-    for name in names:
-        if name not in layers:
-            raise UnknownNameError.among("convolution", name, layers)
-    return names
 
 
 def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: object) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import Model, UntrainedWeightsWarning
@@ -93,9 +92,10 @@ def student_of(
     if weights is None:
         return _untrained(names, pixels, seed, teacher, facts)
     given = facts.pop("labels", None)
+    given = read_labels(Path(given)) if isinstance(given, (str, os.PathLike)) else given
     model = _quietly_loaded(weights, facts)
     network, manifest = _densenet(model)
-    labels, known = tuple(names) if given is None else _read_labels(given), manifest.labels
+    labels, known = tuple(names) if given is None else tuple(given), manifest.labels
     is_trained, is_kept = manifest.weights.is_trained, labels == known if given else sorted(labels) == sorted(known)
     if is_kept and network.spec.head != "features":
         note = f"the classifier of {model.name} was kept: its labels are the classes of the data"
@@ -105,10 +105,6 @@ def student_of(
     fresh = with_new_classifier(network, len(labels), seed)
     note = f"a new classifier of {len(labels)} classes was put on {model.name}"
     return Student(fresh, _facts_of(manifest, fresh, labels), is_trained, (*model.notes, note))
-
-
-def _read_labels(given: Sequence[str] | StrPath) -> tuple[str, ...]:
-    return read_labels(Path(given)) if isinstance(given, (str, os.PathLike)) else tuple(given)
 
 
 def default_variant(pixels: int | None, stated: LoadOptions) -> str:

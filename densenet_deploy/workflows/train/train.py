@@ -105,12 +105,18 @@ def train(
     if resume and out is None:
         raise UsageError("resume", "has no folder to go on from", "name it with -o")
     require_packages("export", "torch")
+    from densenet_deploy.training.data import class_names, image_side
+
     if search is not None:
-        sources = {"val": val, "unlabelled": unlabelled}
-        return _searched(
-            data, options, search, weights, out, Stages(progress), stated, force=force, resume=resume, **sources
+        from densenet_deploy.workflows.train.search import Search
+
+        if weights is not None:
+            fix = "leave out --weights; a --teacher may be given"
+            raise UsageError("search", f"has the architecture of {weights}", fix)
+        one = partial(train, data, val=val, unlabelled=unlabelled)
+        return Search(one, options, None if out is None else Path(out), Stages(progress), force, resume).run(
+            search, {"variant": default_variant(image_side(data), stated), **stated}
         )
-    from densenet_deploy.training.data import class_names
     from densenet_deploy.training.processes import joined
 
     names = class_names(data)
@@ -120,32 +126,6 @@ def train(
         with run.stages("read data"):
             student, found = run.read(data, val, unlabelled, names, weights, stated)
         return run.trained(student, found, force=force, resume=resume)
-
-
-def _searched(
-    data: Path,
-    options: TrainOptions,
-    search: SearchOptions,
-    weights: Any,
-    out: StrPath | None,
-    stages: Stages,
-    stated: LoadOptions,
-    *,
-    force: bool,
-    resume: bool,
-    **sources: Any,
-) -> Model:
-    from densenet_deploy.training.data import image_side
-    from densenet_deploy.workflows.train.search import Search
-
-    if weights is not None:
-        why = f"has the architecture of {weights}"
-        raise UsageError("search", why, "leave out --weights; a --teacher may be given")
-    facts: LoadOptions = {**stated}
-    facts.setdefault("variant", default_variant(image_side(data), stated))
-    folder = None if out is None else Path(out)
-    run = Search(partial(train, data, **sources), options, folder, stages, force=force, resume=resume)
-    return run.run(search, facts)
 
 
 @dataclass
