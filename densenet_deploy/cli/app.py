@@ -43,14 +43,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from densenet_deploy.cli.options import join_channels, printing
-from densenet_deploy.cli.outcome import (
-    PROGRAM,
-    Answer,
-    FailedGate,
-    Printing,
-    print_answer,
-    replace_closed_streams,
-)
+from densenet_deploy.cli.outcome import PROGRAM, Answer, FailedGate, Printing, print_answer, replace_closed_streams
 from densenet_deploy.cli.parameters import (
     Arguments,
     Reads,

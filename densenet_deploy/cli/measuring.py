@@ -121,16 +121,7 @@ def evaluate_command(
     from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 
     options = EvaluateOptions(
-        batch,
-        max_bad,
-        ground_truth,
-        decode_threads,
-        against,
-        against_backend,
-        fast_decode,
-        engine,
-        address,
-        workers,
+        batch, max_bad, ground_truth, decode_threads, against, against_backend, fast_decode, engine, address, workers
     )
     runner_options = running.options()
     return lambda listener: evaluate(

@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.cli.outcome import Printing
-from densenet_deploy.cli.parameters import (
-    REQUIRED,
-    Reads,
-    argument,
-    flag,
-    group,
-    option,
-    registered,
-    word,
-    words,
-)
+from densenet_deploy.cli.parameters import REQUIRED, Reads, argument, flag, group, option, registered, word, words
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import AUTO, Architecture, ModelFacts
 
@@ -163,10 +153,7 @@ FLOAT_HELP: Final = "An FP32 ONNX file, or whatever export takes, which is expor
 
 MODEL: Final = model_argument("MODEL", MODEL_HELP, reads=Reads("session", backends=lambda a: (a.running.backend,)))
 CALIBRATION: Final = option(
-    "DIR|FILE",
-    "Images, or a .npy or .npz file of normalized float32 (N, C, H, W).",
-    default=REQUIRED,
-    reads=Reads(),
+    "DIR|FILE", "Images, or a .npy or .npz file of normalized float32 (N, C, H, W).", default=REQUIRED, reads=Reads()
 )
 FAST_DECODE: Final = flag("--fast-decode", "Decode JPEGs at a reduced scale: faster, not to the same bits.")
 ENGINE: Final = option("NAME", "local: this machine; ray: a Ray cluster.", "local ray", default="local")

@@ -88,7 +88,6 @@ class EngineReport(TimedReport):
         return worst(self.outputs)[1] if self.outputs else None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         batches = ", ".join(f"{low}-{high}" if low < high else str(high) for low, _, high in self.profiles)
         lines = [
             line("up to date" if self.up_to_date else "wrote", f"{printable(self.engine)}, {mib(self.bytes)}"),
@@ -118,7 +117,6 @@ class DryRunReport(Report):
     command: str
 
     def to_text(self) -> str:
-        """Return the command."""
         return self.command
 
 

@@ -112,7 +112,6 @@ class CastReport(TimedReport, ParityOfOutputs):
     input: InputDescription
 
     def to_text(self) -> str:
-        """Return lines for people."""
         shown = {"file": self.parity, "rounded": self.parity_rounded}
         return "\n".join(
             [

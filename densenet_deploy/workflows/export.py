@@ -113,7 +113,6 @@ class ExportReport(TimedReport, ParityOfOutputs):
     check: Mapping[str, Parity] | None = None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         network = "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
         return "\n".join(
             [

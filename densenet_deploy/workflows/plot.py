@@ -101,7 +101,6 @@ class PlotReport(Report):
     bytes: int
 
     def to_text(self) -> str:
-        """Return a line for people."""
         return f"wrote {printable(self.file)}"
 
 

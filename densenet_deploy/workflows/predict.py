@@ -82,7 +82,6 @@ class PredictReport(RanReport):
         return None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         return "\n".join([*map(str, self.predictions), f"({self.ran}, {counted(self.threads, 'thread')})"])
 
 

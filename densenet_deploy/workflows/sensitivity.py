@@ -87,7 +87,6 @@ class SensitivityReport(TimedReport):
     file: Path | None = None
 
     def to_text(self) -> str:
-        """Return lines for people, the most sensitive first."""
         top1 = "" if self.int8.top1 is None else f", top-1 {self.int8.top1:.2%} (float {self.float_top1:.2%})"
         return "\n".join(
             [

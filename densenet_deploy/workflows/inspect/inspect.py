@@ -114,7 +114,6 @@ class InspectReport(Report):
         return dataclasses.replace(self, manifest=manifest, weights=weights, labels=labels, notes=notes)
 
     def to_text(self) -> str:
-        """Return lines for people."""
         total = f"{self.parameters:,} parameters, {self.macs / 1e9:.3f} GMACs per image"
         size = "x".join(map(str, sides(self.image_size)))
         lines = [f"{printable(self.model)} ({self.precision}, {size}): {total}", "", *self._block_lines()]

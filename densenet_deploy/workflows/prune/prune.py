@@ -22,11 +22,7 @@ from densenet_deploy.runtime.runner import REFERENCE_BACKEND
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_sqnr
 from densenet_deploy.workflows.compression import Finetuning, require_labelled_folder
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import (
-    knows_normalization,
-    require_float32,
-    sized_by,
-)
+from densenet_deploy.workflows.float_model import knows_normalization, require_float32, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
 from densenet_deploy.workflows.prune.choice import Choice, JudgedAccuracy, choose
@@ -108,7 +104,6 @@ class PruneReport(TimedReport, ParityOfOutputs):
     finetune: Finetuning | None = None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         rows = [(name, *layer.cells) for name, layer in self.layers.items()]
         accuracy = [] if self.accuracy is None else [line("accuracy", self.accuracy)]
         return "\n".join(

@@ -281,9 +281,7 @@ def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, 
 
     groups = [Layer(name, name, sum(layer.cost for layer in part)) for name, part in parts.items()]
     found = find_float_layers(
-        groups,
-        lambda firsts: trials.noise(named(firsts)),
-        lambda firsts: trials.sqnr_db(named(firsts)) >= least,
+        groups, lambda firsts: trials.noise(named(firsts)), lambda firsts: trials.sqnr_db(named(firsts)) >= least
     )
     chosen = named(Names(found.float_layers))
     kept = ", ".join(layer.name for layer in layers if layer.name in chosen)

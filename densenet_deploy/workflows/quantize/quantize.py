@@ -83,7 +83,6 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
     explanation: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """Return lines for people."""
         kept = f": {', '.join(self.float_layers)}" if self.float_layers else ""
         images = counted(self.calibrated_on, "image")
         return "\n".join(
