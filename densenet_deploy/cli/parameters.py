@@ -59,14 +59,11 @@ class Reads:
         self.names = names
 
 
-@dataclass(frozen=True)
 class Only:
     """The fields of a group that a command takes."""
 
-    names: tuple[str, ...]
-
     def __init__(self, *names: str) -> None:
-        object.__setattr__(self, "names", names)
+        self.names = names
 
 
 @dataclass(frozen=True)

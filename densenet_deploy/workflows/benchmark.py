@@ -207,6 +207,7 @@ def benchmark(
     if not results:
         raise next(iter(failures.values()), UsageError("benchmark", "no model was given", "give a MODEL or --variant"))
     results = [_compared(result, earlier) for result in results]
+    notes = (*(note for model in timed for note in model.notes), *_notes(results, machine, earlier))
     report = BenchmarkReport(
         results=tuple(results),
         machine=machine,
@@ -214,9 +215,7 @@ def benchmark(
         seconds_each=options.seconds,
         compared_with=None if options.compare is None else str(options.compare),
         file=target,
-        notes=tuple(
-            dict.fromkeys([*(note for model in timed for note in model.notes), *_notes(results, machine, earlier)])
-        ),
+        notes=tuple(dict.fromkeys(notes)),
     )
     if target is not None:
         is_csv = target.suffix.lower() == ".csv"

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Unpack, overload
 
@@ -17,7 +16,6 @@ from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, S
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.image_folders import computed_ahead
 from densenet_deploy.runtime.image_urls import read_named_image
-from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.batch import BatchJobOptions, BatchReport, run_batch
 from densenet_deploy.workflows.image_report import RanReport, described_input, remarks
@@ -195,18 +193,12 @@ def _classified(classifier: Classifier, names: Sequence[str], top_k: int) -> tup
     notes: list[str] = []
     with contextlib.closing(computed_ahead(read, names, ahead=_AHEAD, threads=usable_cpus())) as images:
         for name, result in images:
-            image = _image_or_error(result)
-            if isinstance(image, str):
-                predictions.append(FilePrediction(name, error=image))
+            try:
+                image = result.result()
+            except InputError as exc:
+                predictions.append(FilePrediction(name, error=exc.why))
                 continue
             found = classifier.classify(image, top_k)
             predictions.append(FilePrediction(name, found.top, found.values, found.features))
             notes += [f"{name}: {note}" for note in found.notes]
     return predictions, notes
-
-
-def _image_or_error(result: Future[PreparedImage]) -> PreparedImage | str:
-    try:
-        return result.result()
-    except InputError as exc:
-        return exc.why
