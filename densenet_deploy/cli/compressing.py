@@ -16,7 +16,7 @@ from densenet_deploy.cli.options import (
     Output,
     model_argument,
 )
-from densenet_deploy.cli.parameters import Arguments, Reads, Writes, flag, option
+from densenet_deploy.cli.parameters import Arguments, Options, Reads, Writes, flag, option
 from densenet_deploy.facts import ModelFacts
 
 
@@ -32,6 +32,40 @@ RECIPE_OR_FILE: Final = option(
 )
 
 
+class Quantizing(Options):
+    """How to quantize: fields of `QuantizeOptions`; None is what a recipe file says, else the default."""
+
+    observer: str | None = option(
+        "NAME", "How ranges are chosen: minmax, percentile, entropy or mse (default: minmax).", **OBSERVER
+    )
+    samples: int | None = option("N", "Calibration images to use at most (default: 512).")
+    alpha: float | None = option("X", "Share of the ranges moved into the weights, 0 to 1 (default: 0.5).")
+    weights: str | None = option(
+        "NAME", "Scales of the weights: per-channel or per-tensor (default: per-channel).", "per-channel per-tensor"
+    )
+    max_drop: float | None = MAX_DROP
+    min_sqnr: float | None = MIN_SQNR
+    never_slower: bool | None = flag(
+        "--never-slower/--no-never-slower",
+        "Keep INT8 only in layers that it makes faster here (default: yes).",
+        default=None,
+    )
+    speed_seconds: float | None = option(
+        "SECONDS", "Longest time to measure that; what is undecided then stays INT8 (default: 20)."
+    )
+    finetune: bool | None = flag(
+        "--finetune/--no-finetune",
+        "Fine-tune the quantized values on the calibration images, without labels (default: no).",
+        default=None,
+    )
+    finetune_seconds: float | None = option(
+        "SECONDS", "Longest time to fine-tune; it takes fewer steps then (default: 300)."
+    )
+    finetune_seed: int | None = option(
+        "N", "Of what fine-tuning draws; the same seed gives the same file (default: 0)."
+    )
+
+
 @command(
     "quantize",
     examples=(
@@ -44,42 +78,14 @@ def quantize_command(
     model: str = FLOAT_MODEL,
     calibration: Path = CALIBRATION,
     recipe: str = RECIPE_OR_FILE,
-    observer: str | None = option(
-        "NAME", "How ranges are chosen: minmax, percentile, entropy or mse (default: minmax).", **OBSERVER
-    ),
+    *,
+    how: Quantizing,
     observer_option: list[str] | None = option(
         "NAME=NUMBER",
         "An option of the observer, such as percentile=99.9 or bins=2048; repeatable (default: its own).",
         "percentile= bins=",
     ),
-    samples: int | None = option("N", "Calibration images to use at most (default: 512)."),
-    alpha: float | None = option("X", "Share of the ranges moved into the weights, 0 to 1 (default: 0.5)."),
-    weights: str | None = option(
-        "NAME", "Scales of the weights: per-channel or per-tensor (default: per-channel).", "per-channel per-tensor"
-    ),
-    max_drop: float | None = MAX_DROP,
-    min_sqnr: float | None = MIN_SQNR,
-    never_slower: bool | None = flag(
-        "--never-slower/--no-never-slower",
-        "Keep INT8 only in layers that it makes faster here (default: yes).",
-        default=None,
-    ),
-    speed_seconds: float | None = option(
-        "SECONDS", "Longest time to measure that; what is undecided then stays INT8 (default: 20)."
-    ),
-    finetune: bool | None = flag(
-        "--finetune/--no-finetune",
-        "Fine-tune the quantized values on the calibration images, without labels (default: no).",
-        default=None,
-    ),
-    finetune_seconds: float | None = option(
-        "SECONDS", "Longest time to fine-tune; it takes fewer steps then (default: 300)."
-    ),
-    finetune_seed: int | None = option(
-        "N", "Of what fine-tuning draws; the same seed gives the same file (default: 0)."
-    ),
     explain: bool = flag("--explain", "Give the reason for each layer's precision."),
-    *,
     facts: ModelFacts,
     output: Annotated[Output, Writes("FILE|DIR", "MODEL.int8.RECIPE.onnx beside a MODEL file")],
 ) -> Work:
@@ -88,20 +94,7 @@ def quantize_command(
     from densenet_deploy.workflows.quantize.options import options_of
     from densenet_deploy.workflows.quantize.quantize import quantize
 
-    named = {
-        "observer": observer,
-        "samples": samples,
-        "alpha": alpha,
-        "weights": weights,
-        "max_drop": max_drop,
-        "min_sqnr": min_sqnr,
-        "never_slower": never_slower,
-        "speed_seconds": speed_seconds,
-        "finetune": finetune,
-        "finetune_seconds": finetune_seconds,
-        "finetune_seed": finetune_seed,
-    }
-    given = {name: value for name, value in named.items() if value is not None}
+    given = {name: value for name, value in vars(how).items() if value is not None}
     options = options_of(recipe, given, observer_option or ())
     return lambda listener: made(
         quantize(
@@ -115,6 +108,26 @@ def quantize_command(
             **facts.given(),
         )
     )
+
+
+class Pruning(Options):
+    """How much to prune, and how: the fields of `PruneOptions`."""
+
+    ratio: float | None = option("X", "Share of the channels of every bottleneck to remove (default: not given).")
+    widths: str | None = option(
+        "NAME",
+        "With --ratio: uniform, or per-layer, which removes as many multiply-accumulates where they cost least "
+        "(default: uniform).",
+        "uniform per-layer",
+    )
+    max_drop: float | None = MAX_DROP
+    min_sqnr: float | None = MIN_SQNR
+    samples: int = option("N", "Calibration images to use at most.", default=256)
+    finetune: bool = flag(
+        "--finetune/--no-finetune", "Train the result for the original's outputs on the same images, without labels."
+    )
+    finetune_seconds: float = option("SECONDS", "Longest time to fine-tune; it takes fewer steps then.", default=300.0)
+    finetune_seed: int = option("N", "Of what fine-tuning draws.", default=0)
 
 
 @command(
@@ -132,22 +145,8 @@ def prune_command(
         reads=Reads("graph", "session"),
     ),
     calibration: Path = CALIBRATION,
-    ratio: float | None = option("X", "Share of the channels of every bottleneck to remove (default: not given)."),
-    widths: str | None = option(
-        "NAME",
-        "With --ratio: uniform, or per-layer, which removes as many multiply-accumulates where they cost least "
-        "(default: uniform).",
-        "uniform per-layer",
-    ),
-    max_drop: float | None = MAX_DROP,
-    min_sqnr: float | None = MIN_SQNR,
-    samples: int = option("N", "Calibration images to use at most.", default=256),
-    finetune: bool = flag(
-        "--finetune/--no-finetune", "Train the result for the original's outputs on the same images, without labels."
-    ),
-    finetune_seconds: float = option("SECONDS", "Longest time to fine-tune; it takes fewer steps then.", default=300.0),
-    finetune_seed: int = option("N", "Of what fine-tuning draws.", default=0),
     *,
+    how: Pruning,
     facts: ModelFacts,
     output: Annotated[
         Output, Writes("FILE|DIR", "MODEL.pruned.onnx beside a MODEL file", suffixes=(".onnx", ".safetensors"))
@@ -157,7 +156,7 @@ def prune_command(
     from densenet_deploy.workflows.prune.options import PruneOptions
     from densenet_deploy.workflows.prune.prune import prune
 
-    options = PruneOptions(ratio, max_drop, min_sqnr, widths, samples, finetune, finetune_seconds, finetune_seed)
+    options = PruneOptions(**vars(how))
     return lambda listener: made(
         prune(model, calibration, options, progress=listener, **output.beside(model), **facts.given())
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from densenet_deploy.artifacts import is_checkpoint_name
 from densenet_deploy.cli.app import Work, command, made
 from densenet_deploy.cli.options import FLOAT_HELP, GATES, VARIANT, VARIANT_HELP, Output, model_argument
-from densenet_deploy.cli.parameters import Arguments, Reads, Writes, argument, flag, option
+from densenet_deploy.cli.parameters import Arguments, Options, Reads, Writes, argument, flag, option
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.options import require_choice
@@ -182,6 +182,26 @@ def _is_parsed(arguments: Arguments) -> bool:
     return bool(arguments.facts.given()) or is_parsed(arguments.model, precision)
 
 
+class Building(Options):
+    """How to build: fields of `BuildOptions`."""
+
+    flavour: str = option("NAME", "tensorrt, rtx or auto.", "tensorrt rtx auto", default="auto")
+    tf32: bool = flag("--tf32/--no-tf32", "--fp32: allow TF32 in layers.")
+    optimization_level: int | None = option("N", "Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
+    timing_cache: str | None = option("FILE", "TensorRT: file of measured kernel times (default: none).")
+    version_compatible: bool = flag("--version-compatible", "TensorRT: allow later versions to load the engine.")
+    refit: bool = flag("--refit", "Allow weights to be replaced later.")
+    strip_weights: bool = flag("--strip-weights", "Leave the weights out; they are refitted later.")
+    dla: int | None = option("CORE", "Run on this DLA core, the rest on the GPU (default: GPU only).")
+    aux_streams: int | None = option("N", "Auxiliary CUDA streams per inference (default: TensorRT's).")
+    verbosity: str = option(
+        "NAME",
+        "Layer information kept in the engine: detailed, names or none.",
+        "detailed names none",
+        default="detailed",
+    )
+
+
 @command(
     "build-trt",
     examples=(
@@ -212,7 +232,8 @@ def build_trt_command(
     ),
     quantize_bus: bool = flag("--quantize-bus", "--int8: concatenated features of dense blocks in INT8 too."),
     variant: str | None = option("NAME", f"{VARIANT_HELP} (default: 121).", **VARIANT),
-    flavour: str = option("NAME", "tensorrt, rtx or auto.", "tensorrt rtx auto", default="auto"),
+    *,
+    how: Building,
     target: list[str] | None = option(
         "X.Y", "RTX: compute capability to build for; repeatable (default: all except 7.5)."
     ),
@@ -221,29 +242,14 @@ def build_trt_command(
         "N", "Batch that a profile is tuned for; repeat it for more profiles (default: the largest)."
     ),
     max_batch: list[int] | None = option("N", "Largest batch of a profile; repeat it for more profiles (default: 1)."),
-    tf32: bool = flag("--tf32/--no-tf32", "--fp32: allow TF32 in layers."),
     workspace: int | None = option("MIB", "Memory that a layer may use, in MiB (default: TensorRT's)."),
-    optimization_level: int | None = option("N", "Effort of the search for kernels, 0 to 5 (default: TensorRT's)."),
-    timing_cache: str | None = option("FILE", "TensorRT: file of measured kernel times (default: none)."),
     hardware_compatibility: str = option(
         "NAME",
         "TensorRT: none, ampere-plus or same-compute-capability.",
         "none ampere-plus same-compute-capability",
         default="none",
     ),
-    version_compatible: bool = flag("--version-compatible", "TensorRT: allow later versions to load the engine."),
-    refit: bool = flag("--refit", "Allow weights to be replaced later."),
-    strip_weights: bool = flag("--strip-weights", "Leave the weights out; they are refitted later."),
-    dla: int | None = option("CORE", "Run on this DLA core, the rest on the GPU (default: GPU only)."),
-    aux_streams: int | None = option("N", "Auxiliary CUDA streams per inference (default: TensorRT's)."),
-    verbosity: str = option(
-        "NAME",
-        "Layer information kept in the engine: detailed, names or none.",
-        "detailed names none",
-        default="detailed",
-    ),
     dry_run: bool = flag("--dry-run", "Print the equivalent trtexec or tensorrt_rtx command and stop."),
-    *,
     facts: ModelFacts,
     output: Annotated[
         Output,
@@ -258,21 +264,12 @@ def build_trt_command(
     if model is not None and variant is not None:
         raise UsageError("build-trt", f"was given both SOURCE {model} and --variant {variant}", "give one of them")
     options = BuildOptions(
-        flavour=flavour,
         precision=precision,
         profiles=batch_profiles(min_batch or [], opt_batch or [], max_batch or []),
         targets=tuple(target or ()),
-        tf32=tf32,
         workspace_bytes=None if workspace is None else workspace * 2**20,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
         hardware=hardware_compatibility,
-        version_compatible=version_compatible,
-        refit=refit,
-        strip_weights=strip_weights,
-        dla=dla,
-        aux_streams=aux_streams,
-        verbosity=verbosity,
+        **vars(how),
     )
     request = BuildRequest.of(
         variant if model is None else model,

@@ -26,7 +26,7 @@ from densenet_deploy.cli.options import (
     whole_numbers,
 )
 from densenet_deploy.cli.outcome import FailedGate
-from densenet_deploy.cli.parameters import REQUIRED, Arguments, Reads, Writes, flag, listed, option
+from densenet_deploy.cli.parameters import REQUIRED, Arguments, Options, Reads, Writes, flag, listed, option
 from densenet_deploy.errors import GateError
 from densenet_deploy.facts import ModelFacts
 
@@ -80,6 +80,27 @@ def validate_command(
     return work
 
 
+class Evaluating(Options):
+    """How to evaluate: the fields of `EvaluateOptions`."""
+
+    ground_truth: Path | None = option(
+        "FILE", "Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none).", reads=Reads()
+    )
+    against: str | None = option(
+        "OTHER",
+        "Another model of the same task to compare with (default: none).",
+        reads=Reads("session", backends=lambda a: (a.how.against_backend,)),
+    )
+    against_backend: str | None = option("NAME", "Backend of OTHER (default: the file's).", **BACKEND)
+    batch: int = option("N", "Images per inference.", default=16)
+    max_bad: int = option("N", "Unreadable images to tolerate.", default=0)
+    decode_threads: int | None = option("N", "Threads that decode images (default: one per CPU).")
+    fast_decode: bool = FAST_DECODE
+    engine: str = ENGINE
+    address: str | None = CLUSTER
+    workers: int | None = option("N", "--engine ray: processes that run the model (default: as many as fit).")
+
+
 @command(
     "evaluate",
     examples=(
@@ -97,33 +118,15 @@ def evaluate_command(
         default=REQUIRED,
         reads=Reads(),
     ),
-    ground_truth: Path | None = option(
-        "FILE", "Classes of a flat folder: one `FILE CLASS`, or `CLASS`, per line (default: none).", reads=Reads()
-    ),
-    against: str | None = option(
-        "OTHER",
-        "Another model of the same task to compare with (default: none).",
-        reads=Reads("session", backends=lambda a: (a.against_backend,)),
-    ),
-    against_backend: str | None = option("NAME", "Backend of OTHER (default: the file's).", **BACKEND),
-    batch: int = option("N", "Images per inference.", default=16),
-    max_bad: int = option("N", "Unreadable images to tolerate.", default=0),
-    decode_threads: int | None = option("N", "Threads that decode images (default: one per CPU)."),
-    fast_decode: bool = FAST_DECODE,
-    engine: str = ENGINE,
-    address: str | None = CLUSTER,
-    workers: int | None = option("N", "--engine ray: processes that run the model (default: as many as fit)."),
     *,
+    how: Evaluating,
     facts: ModelFacts,
     running: RunnerChoice,
 ) -> Work:
     """Measure how good a model is at its task on labelled images."""
     from densenet_deploy.workflows.evaluate import EvaluateOptions, evaluate
 
-    options = EvaluateOptions(
-        batch, max_bad, ground_truth, decode_threads, against, against_backend, fast_decode, engine, address, workers
-    )
-    runner_options = running.options()
+    options, runner_options = EvaluateOptions(**vars(how)), running.options()
     return lambda listener: evaluate(
         model,
         data,
@@ -133,6 +136,21 @@ def evaluate_command(
         runner_options=runner_options,
         progress=listener,
         **facts.given(),
+    )
+
+
+class Timing(Options):
+    """What to time, and for how long: fields of `BenchmarkOptions`."""
+
+    scenario: str = option(
+        "NAME", "single-stream, offline or camera.", "single-stream offline camera", default="single-stream"
+    )
+    fps: float | None = option("X", "camera: frames per second (default: none; required).")
+    streams: int | None = option("N", "offline: concurrent inferences (default: one per CPU).")
+    seconds: float = option("S", "Measuring time per candidate, in seconds.", default=5.0)
+    rounds: int = option("N", "Rounds that this time is divided into.", default=10)
+    compare: Path | None = option(
+        "OLD.json", "Results of an earlier run to compare with (default: none).", reads=Reads()
     )
 
 
@@ -159,17 +177,8 @@ def benchmark_command(
     device: str = option("NAME,...", f"{DEVICE_HELP}; separated by commas.", default="auto", **DEVICE),
     batch: str = option("N,N,...", "Images per inference.", default="1"),
     threads: str | None = option("N,N,...", "CPU threads per inference (default: all that are available)."),
-    scenario: str = option(
-        "NAME", "single-stream, offline or camera.", "single-stream offline camera", default="single-stream"
-    ),
-    fps: float | None = option("X", "camera: frames per second (default: none; required)."),
-    streams: int | None = option("N", "offline: concurrent inferences (default: one per CPU)."),
-    seconds: float = option("S", "Measuring time per candidate, in seconds.", default=5.0),
-    rounds: int = option("N", "Rounds that this time is divided into.", default=10),
-    compare: Path | None = option(
-        "OLD.json", "Results of an earlier run to compare with (default: none).", reads=Reads()
-    ),
     *,
+    how: Timing,
     facts: ModelFacts,
     output: Annotated[Output, Writes("FILE.json|FILE.csv", "no file", (".json", ".csv"))],
 ) -> Work:
@@ -182,12 +191,7 @@ def benchmark_command(
         batches=whole_numbers("--batch", batch),
         threads=() if threads is None else whole_numbers("--threads", threads),
         variants=listed(variant or ()),
-        scenario=scenario,
-        fps=fps,
-        streams=streams,
-        seconds=seconds,
-        rounds=rounds,
-        compare=compare,
+        **vars(how),
     )
     return lambda listener: benchmark(
         [with_facts(model, facts) for model in models or ()],

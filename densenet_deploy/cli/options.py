@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pkgutil
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from densenet_deploy.cli.outcome import Printing
-from densenet_deploy.cli.parameters import REQUIRED, Reads, argument, flag, group, option, registered, word, words
+from densenet_deploy.cli.parameters import (
+    REQUIRED,
+    Options,
+    Reads,
+    argument,
+    flag,
+    group,
+    option,
+    registered,
+    word,
+    words,
+)
 from densenet_deploy.errors import DataError, UnknownNameError, UsageError
 from densenet_deploy.facts import AUTO, Architecture, ModelFacts
 
@@ -22,66 +31,6 @@ if TYPE_CHECKING:
 _PER_CHANNEL: Final = ("--mean", "--std")
 _NUMBER: Final = re.compile(r"-?(?!\d{3}$)[\d.][\d.eE+-]*")
 """A number, except three digits alone: 121 after `--mean 0.5 0.5 0.5` is a variant."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the result goes."""
-
-    out: str | None = None
-    force: bool = False
-
-    def beside(self, source: object) -> dict[str, Any]:
-        """Return the arguments of a workflow; without `-o` the result goes beside the file `source`."""
-        from densenet_deploy.workflows.outputs import default_folder
-
-        return {"out": self.out or default_folder(source), "force": self.force}
-
-
-@dataclass(frozen=True)
-class JobChoice:
-    """How a batch job is cut and run."""
-
-    shard_size: int = 1000
-    format: str | None = None
-    batch: int | None = None
-    engine: str = "local"
-    address: str | None = None
-    workers: int | None = None
-    resume: bool = False
-
-    def options(self, *, force: bool) -> BatchJobOptions:
-        """Return the options of the job, checked."""
-        from densenet_deploy.workflows.batch import BatchJobOptions
-
-        return BatchJobOptions(**dataclasses.asdict(self), force=force)
-
-    def require_none(self) -> None:
-        """Check that nothing is chosen where no job is asked for.
-
-        Raises:
-            UsageError: naming what is chosen.
-        """
-        for field in dataclasses.fields(self):
-            if (value := getattr(self, field.name)) != field.default:
-                text = f"--{field.name.replace('_', '-')}" + ("" if value is True else f"={value}")
-                raise UsageError(text, "applies only to a batch job", "name where its rows go with -o")
-
-
-@dataclass(frozen=True)
-class RunnerChoice:
-    """What a model runs on."""
-
-    backend: str = AUTO
-    device: str = AUTO
-    threads: int | None = None
-    trust_engine: bool = False
-
-    def options(self) -> RunnerOptions:
-        """Return how to run, checked."""
-        from densenet_deploy.runtime.runner import RunnerOptions
-
-        return RunnerOptions(threads=self.threads, trust_engine=self.trust_engine)
 
 
 def _variants() -> tuple[str, ...]:
@@ -230,33 +179,71 @@ def architecture(
     return Architecture(growth_rate, sizes, init_features, compression, bn_size, drop_rate, stem)
 
 
-@group(RunnerChoice)
-def runner_choice(
-    backend: str = option("NAME", f"{BACKEND_HELP}.", default=AUTO, **BACKEND),
-    device: str = option("NAME", f"{DEVICE_HELP}.", default=AUTO, **DEVICE),
-    threads: int | None = option("N", "CPU threads (default: all that are available)."),
+class RunnerChoice(Options):
+    """What a model runs on."""
+
+    heading = "Backend"
+
+    backend: str = option("NAME", f"{BACKEND_HELP}.", default=AUTO, **BACKEND)
+    device: str = option("NAME", f"{DEVICE_HELP}.", default=AUTO, **DEVICE)
+    threads: int | None = option("N", "CPU threads (default: all that are available).")
     trust_engine: bool = flag(
         "--trust-engine", "Load a TensorRT engine without a valid sidecar file; an engine is native code."
-    ),
-) -> RunnerChoice:
-    """Backend."""
-    return RunnerChoice(backend, device, threads, trust_engine)
+    )
+
+    def options(self) -> RunnerOptions:
+        """Return how to run, checked."""
+        from densenet_deploy.runtime.runner import RunnerOptions
+
+        return RunnerOptions(threads=self.threads, trust_engine=self.trust_engine)
 
 
-@group(JobChoice)
-def job_choice(
-    shard_size: int = option("N", "Images per shard.", default=1000),
-    format: str | None = option(  # noqa: A002 - the name of the option
+class JobChoice(Options):
+    """How a batch job is cut and run."""
+
+    heading = "Batch job, with -o"
+
+    shard_size: int = option("N", "Images per shard.", default=1000)
+    format: str | None = option(
         "NAME", "parquet, csv or jsonl (default: the file's; in a folder parquet).", "parquet csv jsonl"
-    ),
-    batch: int | None = option("N", "Images per call (default: the model's fixed batch, or 16)."),
-    engine: str = ENGINE,
-    address: str | None = CLUSTER,
-    workers: int | None = option("N", "Processes that run the model (default: 1; with ray as many as fit)."),
-    resume: bool = flag("--resume", "Classify only the shards that are missing in -o."),
-) -> JobChoice:
-    """Batch job, with -o."""
-    return JobChoice(shard_size, format, batch, engine, address, workers, resume)
+    )
+    batch: int | None = option("N", "Images per call (default: the model's fixed batch, or 16).")
+    engine: str = ENGINE
+    address: str | None = CLUSTER
+    workers: int | None = option("N", "Processes that run the model (default: 1; with ray as many as fit).")
+    resume: bool = flag("--resume", "Classify only the shards that are missing in -o.")
+
+    def options(self, *, force: bool) -> BatchJobOptions:
+        """Return the options of the job, checked."""
+        from densenet_deploy.workflows.batch import BatchJobOptions
+
+        return BatchJobOptions(**vars(self), force=force)
+
+    def require_none(self) -> None:
+        """Check that nothing is chosen where no job is asked for.
+
+        Raises:
+            UsageError: naming what is chosen.
+        """
+        for name, value in vars(self).items():
+            if value != getattr(type(self), name).default:
+                text = f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+                raise UsageError(text, "applies only to a batch job", "name where its rows go with -o")
+
+
+class Output(Options):
+    """Where the result goes."""
+
+    heading = "Output"
+
+    out: str | None = option("", "", spelled="-o --out")
+    force: bool = flag("--force", "Replace an existing file.")
+
+    def beside(self, source: object) -> dict[str, Any]:
+        """Return the arguments of a workflow; without `-o` the result goes beside the file `source`."""
+        from densenet_deploy.workflows.outputs import default_folder
+
+        return {"out": self.out or default_folder(source), "force": self.force}
 
 
 @group(Printing)
@@ -267,15 +254,6 @@ def printing(
 ) -> Printing:
     """Common options."""
     return Printing(as_json, verbose, quiet)
-
-
-@group(Output)
-def output(
-    out: str | None = option("", "", spelled="-o --out"),
-    force: bool = flag("--force", "Replace an existing file."),
-) -> Output:
-    """Output."""
-    return Output(out, force)
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """What the parameters of a command say: their options and arguments, the groups they come in, the files they name.
 
 A command is a function whose parameters have their options as defaults (see `app.py`). A whole group of options is one
-parameter, annotated with the group's dataclass: `facts: ModelFacts` adds `--image-size`, `--mean` and so on, and the
-function receives the `ModelFacts`. `Annotated[ModelFacts, Only(...)]` takes a part of it.
+parameter: a subclass of `Options`, whose attributes they are, or another type with a function that makes it (`group`).
+`facts: ModelFacts` adds `--image-size`, `--mean` and so on, and the function receives the `ModelFacts`;
+`Annotated[ModelFacts, Only(...)]` takes a part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, get_args, get_origin
 
 import typer
 
@@ -29,7 +30,7 @@ REQUIRED: Final = inspect.Parameter.empty
 """The default of a parameter that has none."""
 
 GROUPS: Final[dict[type, Callable[..., Any]]] = {}
-"""Dataclass → the function that makes it: its parameters are the options, its docstring their heading in the help."""
+"""Type → the function that makes it: its parameters are the options, its docstring their heading in the help."""
 
 
 class Reads:
@@ -186,6 +187,19 @@ def argument(
     return Declared(typer.Argument(metavar=metavar, help=description, **settings), default, reads)
 
 
+class Options:
+    """A group of options: the attributes of a subclass, declared by `option` and `flag`; an instance has their values.
+
+    Its `vars` are the arguments of the dataclass that a workflow takes, where that has fields of the same names.
+    """
+
+    heading: ClassVar[str] = "Options"
+    """In the help."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
 def group(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function that makes a `kind` as the group of options that its parameters are."""
 
@@ -199,7 +213,7 @@ def group(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def parameters_of(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
     """Yield the parameters of a command's function, each group replaced by its options."""
     for parameter in _signature(function):
-        group = GROUPS.get(type_of(parameter.annotation))
+        group = _group_of(parameter)
         if group is None:
             yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         else:
@@ -214,7 +228,7 @@ def arguments_of(function: Callable[..., Any], values: Mapping[str, Any]) -> dic
     """
     arguments = {}
     for parameter in _signature(function):
-        group = GROUPS.get(type_of(parameter.annotation))
+        group = _group_of(parameter)
         if group is None:
             arguments[parameter.name] = values[parameter.name]
         else:
@@ -223,7 +237,17 @@ def arguments_of(function: Callable[..., Any], values: Mapping[str, Any]) -> dic
     return arguments
 
 
+def _group_of(parameter: inspect.Parameter) -> Callable[..., Any] | None:
+    kind = type_of(parameter.annotation)
+    return kind if isinstance(kind, type) and issubclass(kind, Options) else GROUPS.get(kind)
+
+
 def _signature(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    if isinstance(function, type):
+        for name, kind in typing.get_type_hints(function).items():
+            if isinstance(declared := getattr(function, name), Declared):
+                yield declared.parameter(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+        return
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         declared = parameter.default
         yield declared.parameter(parameter) if isinstance(declared, Declared) else parameter
@@ -233,9 +257,13 @@ def options_of(group: Callable[..., Any], metadata: Sequence[object] = ()) -> It
     """Yield the options of a group, or those that the metadata of its parameter leave."""
     chosen = next((item.names for item in metadata if isinstance(item, Only)), None)
     written = next((item for item in metadata if isinstance(item, Writes)), None)
+    if isinstance(group, type) and issubclass(group, Options):
+        heading = group.heading
+    else:
+        heading = str(group.__doc__).rstrip(".")
     for parameter in _signature(group):
         if chosen is None or parameter.name in chosen:
-            yield _in_panel(parameter, str(group.__doc__).rstrip("."), written)
+            yield _in_panel(parameter, heading, written)
 
 
 def _in_panel(parameter: inspect.Parameter, panel: str, written: Writes | None) -> inspect.Parameter:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from densenet_deploy.cli.app import Work, command
 from densenet_deploy.cli.options import FAST_DECODE, MODEL, JobChoice, Output, RunnerChoice, model_argument
 from densenet_deploy.cli.outcome import FailedGate
-from densenet_deploy.cli.parameters import Reads, Writes, argument, flag, listed, option, words
+from densenet_deploy.cli.parameters import Options, Reads, Writes, argument, flag, listed, option, words
 from densenet_deploy.errors import printable
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.options import require_range
@@ -83,6 +83,22 @@ def run_command(
     return classify if output.out is None else write_rows
 
 
+class Serving(Options):
+    """How to serve: the fields of `ServeOptions`."""
+
+    host: str = option("ADDRESS", "Where to listen; 0.0.0.0 is every interface.", default="127.0.0.1")
+    port: int = option("N", "Of HTTP; 0 takes a free one.", default=8080)
+    grpc_port: int | None = option("N", "Of gRPC; 0 takes a free one (default: no gRPC).")
+    max_batch: int = option("N", "The most images that run together.", default=16)
+    max_delay_ms: float = option("X", "How long a request waits for others, in milliseconds.", default=2.0)
+    max_queue: int = option("N", "The most images that wait; further requests get 503.", default=256)
+    instances: int = option("N", "Batches that run at the same time.", default=1)
+    workers: int = option("N", "Processes that listen on the same ports, each with its own model.", default=1)
+    max_body_mib: int = option("N", "The largest request, in MiB.", default=64)
+    receive_s: float = option("X", "Seconds for a client to send a request, or to take its answer.", default=30.0)
+    grace_s: float = option("X", "Seconds that requests have to end after SIGTERM.", default=30.0)
+
+
 @command(
     "serve",
     examples=(
@@ -94,18 +110,8 @@ def run_command(
 )
 def serve_command(
     model: str = MODEL,
-    host: str = option("ADDRESS", "Where to listen; 0.0.0.0 is every interface.", default="127.0.0.1"),
-    port: int = option("N", "Of HTTP; 0 takes a free one.", default=8080),
-    grpc_port: int | None = option("N", "Of gRPC; 0 takes a free one (default: no gRPC)."),
-    max_batch: int = option("N", "The most images that run together.", default=16),
-    max_delay_ms: float = option("X", "How long a request waits for others, in milliseconds.", default=2.0),
-    max_queue: int = option("N", "The most images that wait; further requests get 503.", default=256),
-    instances: int = option("N", "Batches that run at the same time.", default=1),
-    workers: int = option("N", "Processes that listen on the same ports, each with its own model.", default=1),
-    max_body_mib: int = option("N", "The largest request, in MiB.", default=64),
-    receive_s: float = option("X", "Seconds for a client to send a request, or to take its answer.", default=30.0),
-    grace_s: float = option("X", "Seconds that requests have to end after SIGTERM.", default=30.0),
     *,
+    how: Serving,
     facts: ModelFacts,
     running: RunnerChoice,
 ) -> Work:
@@ -113,10 +119,7 @@ def serve_command(
     from densenet_deploy.serving.server import ServeOptions
     from densenet_deploy.workflows.serve import serve
 
-    options = ServeOptions(
-        host, port, grpc_port, max_batch, max_delay_ms, max_queue, instances, workers, max_body_mib, receive_s, grace_s
-    )
-    runner_options = running.options()
+    options, runner_options = ServeOptions(**vars(how)), running.options()
 
     def work(listener: Any) -> Any:
         return serve(
