@@ -185,7 +185,6 @@ def _is_parsed(arguments: Arguments) -> bool:
 class Building(Options):
     """How to build: fields of `BuildOptions`."""
 
-    flavour: str = option("NAME", "tensorrt, rtx or auto.", "tensorrt rtx auto", default="auto")
     tf32: bool = flag("--tf32/--no-tf32", "--fp32: allow TF32 in layers.")
     optimization_level: int | None = option("N", "Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
     timing_cache: str | None = option("FILE", "TensorRT: file of measured kernel times (default: none).")
@@ -233,7 +232,7 @@ def build_trt_command(
     quantize_bus: bool = flag("--quantize-bus", "--int8: concatenated features of dense blocks in INT8 too."),
     variant: str | None = option("NAME", f"{VARIANT_HELP} (default: 121).", **VARIANT),
     *,
-    how: Building,
+    flavour: str = option("NAME", "tensorrt, rtx or auto.", "tensorrt rtx auto", default="auto"),
     target: list[str] | None = option(
         "X.Y", "RTX: compute capability to build for; repeatable (default: all except 7.5)."
     ),
@@ -249,6 +248,7 @@ def build_trt_command(
         "none ampere-plus same-compute-capability",
         default="none",
     ),
+    how: Building,
     dry_run: bool = flag("--dry-run", "Print the equivalent trtexec or tensorrt_rtx command and stop."),
     facts: ModelFacts,
     output: Annotated[
@@ -264,6 +264,7 @@ def build_trt_command(
     if model is not None and variant is not None:
         raise UsageError("build-trt", f"was given both SOURCE {model} and --variant {variant}", "give one of them")
     options = BuildOptions(
+        flavour=flavour,
         precision=precision,
         profiles=batch_profiles(min_batch or [], opt_batch or [], max_batch or []),
         targets=tuple(target or ()),

@@ -121,20 +121,17 @@ def serve_command(
 
     options, runner_options = ServeOptions(**vars(how)), running.options()
 
-    def work(listener: Any) -> Any:
-        return serve(
-            model,
-            options,
-            backend=running.backend,
-            device=running.device,
-            running=runner_options,
-            on_ready=_announce,
-            on_loss=_tell_loss,
-            progress=listener,
-            **facts.given(),
-        )
-
-    return work
+    return lambda listener: serve(
+        model,
+        options,
+        backend=running.backend,
+        device=running.device,
+        running=runner_options,
+        on_ready=_announce,
+        on_loss=_tell_loss,
+        progress=listener,
+        **facts.given(),
+    )
 
 
 def _announce(address: Address) -> None:
@@ -183,11 +180,10 @@ def triton_command(
 
     options = TritonOptions(tuple(listed(backend or ())), max_batch, max_delay_ms, instances, device, ensemble)
 
-    def work(listener: Any) -> Any:
-        out = output.out or DEFAULT_REPOSITORY
-        return triton(models, out, options, name=name, force=output.force, progress=listener, **facts.given())
-
-    return work
+    out = output.out or DEFAULT_REPOSITORY
+    return lambda listener: triton(
+        models, out, options, name=name, force=output.force, progress=listener, **facts.given()
+    )
 
 
 @command(
@@ -218,8 +214,5 @@ def web_command(
 
     options = WebOptions(title, runtime)
 
-    def work(listener: Any) -> Any:
-        out = output.out or DEFAULT_SITE
-        return web(model, out, options, force=output.force, progress=listener, **facts.given())
-
-    return work
+    out = output.out or DEFAULT_SITE
+    return lambda listener: web(model, out, options, force=output.force, progress=listener, **facts.given())
