@@ -202,6 +202,27 @@ def benchmark_command(
     )
 
 
+class Tuning(Options):
+    """What is tried, and with which images: fields of `TuneOptions`."""
+
+    calibration: Path | None = option(
+        "DIR|FILE", "Calibration images, or a .npy or .npz file (default: none, so no INT8).", reads=Reads()
+    )
+    data: Path | None = option(
+        "DIR|FILE.csv", "Labelled images to measure the accuracy on, as for `evaluate` (default: none).", reads=Reads()
+    )
+    max_drop: float | None = option(
+        "POINTS",
+        "Largest loss of top-1, or of a multilabel model's mean AUROC, in percentage points; without --data, of "
+        "unchanged classes (default: none).",
+    )
+    goal: str = option(
+        "NAME", "latency (of the smallest batch) or throughput.", "latency throughput", default="latency"
+    )
+    finetune: bool = flag("--finetune/--no-finetune", "Fine-tune INT8 and pruned files: up to 5 minutes for each.")
+    samples: int = option("N", "Calibration images to use at most.", default=512)
+
+
 @command(
     "tune",
     examples=(
@@ -217,22 +238,10 @@ def tune_command(
     variant: list[str] | None = option(
         "NAME", f"Untrained variants too: {VARIANT_HELP}; repeatable (default: none).", **VARIANT
     ),
-    calibration: Path | None = option(
-        "DIR|FILE", "Calibration images, or a .npy or .npz file (default: none, so no INT8).", reads=Reads()
-    ),
-    data: Path | None = option(
-        "DIR|FILE.csv", "Labelled images to measure the accuracy on, as for `evaluate` (default: none).", reads=Reads()
-    ),
-    max_drop: float | None = option(
-        "POINTS",
-        "Largest loss of top-1, or of a multilabel model's mean AUROC, in percentage points; without --data, of "
-        "unchanged classes (default: none).",
-    ),
+    *,
+    how: Tuning,
     max_latency: float | None = option("MS", "Longest median latency in ms (default: no limit)."),
     max_memory: float | None = option("MIB", "Most memory of the process in MiB (default: no limit)."),
-    goal: str = option(
-        "NAME", "latency (of the smallest batch) or throughput.", "latency throughput", default="latency"
-    ),
     precision: str = option(
         "NAME,...", "fp32, fp16, bf16, int8 or auto for all.", "fp32 fp16 bf16 int8 auto", default="auto"
     ),
@@ -251,11 +260,8 @@ def tune_command(
     ratios: str | None = option(
         "F,F,...", "Also pruned: shares of bottleneck channels to remove; needs --max-drop (default: none)."
     ),
-    finetune: bool = flag("--finetune/--no-finetune", "Fine-tune INT8 and pruned files: up to 5 minutes for each."),
-    samples: int = option("N", "Calibration images to use at most.", default=512),
     dry_run: bool = flag("--dry-run", "List the candidates and the work to do."),
     measure_again: bool = flag("--measure-again", "Ignore cached measurements and accuracies."),
-    *,
     facts: ModelFacts,
     output: Annotated[Output, Writes("DIR", "artifacts/tune", ())],
 ) -> Work:
@@ -271,15 +277,10 @@ def tune_command(
         threads=() if threads is None else whole_numbers("--threads", threads),
         batches=() if batch is None else whole_numbers("--batch", batch),
         device=None if device == "auto" else device,
-        goal=goal,
-        calibration=calibration,
-        samples=samples,
-        data=data,
         ratios=numbers("--ratios", ratios) or (),
-        finetune=finetune,
-        max_drop=max_drop,
         max_latency_ms=max_latency,
         max_memory_mib=max_memory,
+        **vars(how),
     )
 
     def work(listener: Any) -> Any:

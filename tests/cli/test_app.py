@@ -17,7 +17,7 @@ import densenet_deploy
 from densenet_deploy.cli.app import COMMANDS, Declaration, declaration, progress, with_facts
 from densenet_deploy.cli.compressing import Pruning
 from densenet_deploy.cli.making import Building
-from densenet_deploy.cli.measuring import Evaluating, Timing
+from densenet_deploy.cli.measuring import Evaluating, Timing, Tuning
 from densenet_deploy.cli.options import JobChoice, Output, RunnerChoice, complete_source
 from densenet_deploy.cli.outcome import Printing
 from densenet_deploy.cli.parameters import (
@@ -161,6 +161,7 @@ def test_of_a_part_of_a_group_the_rest_has_its_defaults() -> None:
         (Building, densenet_deploy.BuildOptions),
         (Evaluating, densenet_deploy.EvaluateOptions),
         (Timing, densenet_deploy.BenchmarkOptions),
+        (Tuning, densenet_deploy.TuneOptions),
         (Serving, densenet_deploy.ServeOptions),
         (JobChoice, densenet_deploy.BatchJobOptions),
     ],
