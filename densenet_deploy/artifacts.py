@@ -333,16 +333,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def onnx_metadata(path: Path) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file without parsing its graph.
-
-    Raises:
-        ModelFileError: if the bytes are not an ONNX model.
-    """
-    with _opened_onnx(path) as file:
-        return read_metadata(file)
-
-
 def data_files(path: Path) -> tuple[str, ...]:
     """Return the files that hold weights of an ONNX model, relative to its folder, sorted; none of another file.
 
@@ -351,14 +341,14 @@ def data_files(path: Path) -> tuple[str, ...]:
     """
     if path.suffix.lower() != ".onnx":
         return ()
-    with _opened_onnx(path) as file:
-        lengths = external_files(file)
-    _require_data_within(path, lengths)
-    return tuple(sorted(lengths))
+    return tuple(sorted(require_data_within(path)))
 
 
-def require_data_within(path: Path) -> None:
+def require_data_within(path: Path) -> Mapping[str, int]:
     """Check that the data files named by an ONNX model are whole, inside its folder, and not links.
+
+    Returns:
+        How many bytes each of them must have, by its name.
 
     Raises:
         ModelFileError: naming the first file that is not.
@@ -366,6 +356,7 @@ def require_data_within(path: Path) -> None:
     with _opened_onnx(path) as file:
         lengths = external_files(file)
     _require_data_within(path, lengths)
+    return lengths
 
 
 def _require_data_within(path: Path, lengths: Mapping[str, int]) -> None:

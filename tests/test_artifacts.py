@@ -18,7 +18,6 @@ from densenet_deploy.artifacts import (
     Artifact,
     cache_folder,
     folder_made,
-    onnx_metadata,
     os_errors_about,
     output_path,
     prepare_output,
@@ -417,12 +416,6 @@ class TestOpen:
         with pytest.raises(ManifestError) as caught:
             Artifact.open(model)
         assert caught.value.subject == PREFIX + "labels"
-
-    def test_the_facts_alone_are_read_from_an_onnx_file_and_from_no_other(self, model):
-        assert onnx_metadata(model) == MANIFEST.to_strings()
-        model.write_bytes(b"<html>404</html>")
-        with pytest.raises(ModelFileError):
-            onnx_metadata(model)
 
     def test_the_kind_is_said(self, model):
         assert Artifact.open(model).kind == "onnx"

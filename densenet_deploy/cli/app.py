@@ -4,7 +4,8 @@
 
     @command("simplify", examples=("densenet-deploy simplify model.onnx",))
     def simplify_command(
-        model: Annotated[Path, typer.Argument(metavar="A.onnx", help="..."), Reads("graph", "simplifier", "session")],
+        model: str = argument("A.onnx", "An ONNX file.", reads=Reads("graph", "simplifier", "session")),
+        *,
         facts: ModelFacts,
         output: Annotated[Output, Writes("FILE|DIR", "A.simplified.onnx beside A.onnx")],
     ) -> Work:
@@ -41,23 +42,17 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from densenet_deploy.cli.options import (
+from densenet_deploy.cli.options import join_channels, printing
+from densenet_deploy.cli.outcome import PROGRAM, Answer, FailedGate, Printing, print_answer, replace_closed_streams
+from densenet_deploy.cli.parameters import (
     Arguments,
     Reads,
     Writes,
     arguments_of,
-    join_channels,
     metadata_of,
+    options_of,
     parameters_of,
     type_of,
-)
-from densenet_deploy.cli.outcome import (
-    PROGRAM,
-    Answer,
-    FailedGate,
-    Printing,
-    print_answer,
-    replace_closed_streams,
 )
 from densenet_deploy.errors import UnknownNameError, UsageError, is_valid_argument
 from densenet_deploy.reports import COMMAND_LINE, Report
@@ -74,16 +69,16 @@ COMMANDS: Final = {
     "export": "making",
     "simplify": "making",
     "validate": "measuring",
-    "prune": "pruning",
-    "quantize": "making",
-    "sensitivity": "measuring",
+    "prune": "compressing",
+    "quantize": "compressing",
+    "sensitivity": "compressing",
     "cast": "making",
     "build-trt": "making",
     "train": "training",
     "serve": "serving",
     "triton": "serving",
     "web": "serving",
-    "run": "running",
+    "run": "serving",
     "evaluate": "measuring",
     "benchmark": "measuring",
     "inspect": "looking",
@@ -95,14 +90,6 @@ COMMANDS: Final = {
 """The module of each command, in the order of the help."""
 
 _COMMON_PANEL: Final = "Common options"
-_COMMON_OPTIONS: Final = {
-    name: Annotated[bool, typer.Option(*spelled, help=text, rich_help_panel=_COMMON_PANEL)]
-    for name, spelled, text in (
-        ("as_json", ("--json",), "Print one JSON object on stdout."),
-        ("verbose", ("--verbose", "-v"), "Log to stderr; show tracebacks of errors."),
-        ("quiet", ("--quiet", "-q"), "Print only results and errors."),
-    )
-}
 _LEADING: Final = re.compile(r"--json|--verbose|--quiet|-[qv]+")
 _METAVARS: Final[Mapping[Any, str]] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _COMPLETION: Final = "_DENSENET_DEPLOY_COMPLETE"
@@ -229,9 +216,7 @@ class Declaration:
         def wrapper(*, as_json: bool, verbose: bool, quiet: bool, **values: Any) -> Answer:
             return self.answer(values, Printing(as_json, verbose, quiet))
 
-        kind = inspect.Parameter.KEYWORD_ONLY
-        common = [inspect.Parameter(n, kind, default=False, annotation=a) for n, a in _COMMON_OPTIONS.items()]
-        parameters = [*parameters_of(self.function), *common]
+        parameters = [*parameters_of(self.function), *options_of(printing)]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapper

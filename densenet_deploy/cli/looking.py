@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from densenet_deploy.cli.app import Work, command, with_facts
-from densenet_deploy.cli.options import (
-    PLOT,
-    Only,
-    Output,
-    Reads,
-    RunnerChoice,
-    Variant,
-    Writes,
-    model_argument,
-    option,
-)
+from densenet_deploy.cli.options import PLOT, VARIANT, VARIANT_HELP, Output, RunnerChoice, model_argument
+from densenet_deploy.cli.parameters import Only, Reads, Writes, argument, flag, option
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 
@@ -27,6 +16,7 @@ if TYPE_CHECKING:
     from densenet_deploy.variants.spec import DenseNetSpec
     from densenet_deploy.workflows.inspect.inspect import InspectOptions
 
+_VARIANT = option("NAME", f"{VARIANT_HELP} (default: none).", **VARIANT)
 FIGURES = (".png", ".jpg", ".jpeg", ".svg")
 
 
@@ -39,39 +29,25 @@ FIGURES = (".png", ".jpg", ".jpeg", ".svg")
     ),
 )
 def inspect_command(
-    model: Annotated[
-        str | None,
-        model_argument("[MODEL]", "A model file or name; or give --variant."),
-        Reads("graph", more=lambda a: ("session",) if a.profile else (), backends=lambda a: (a.running.backend,)),
-    ] = None,
-    variant: Variant = None,
-    batch: Annotated[int, typer.Option(help="Images per inference, for memory, profile and latency.")] = 1,
-    precision: Annotated[
-        str | None,
-        option("NAME", "Activations: fp32, fp16, bf16 or int8 (default: the model's).", "fp32", "fp16", "bf16", "int8"),
-    ] = None,
-    training: Annotated[
-        bool, typer.Option("--training", help="Peak memory of a training step, forward and backward.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Run the model and report the time by operator and block.")
-    ] = False,
-    sweep: Annotated[
-        str | None,
-        option(
-            "NAME=A,B,...",
-            "Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
-            "growth-rate=",
-            "compression=",
-            "bn-size=",
-            "init-features=",
-            "depth=",
-            "variant=",
-        ),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="--sweep: measure latency (default: yes).")
-    ] = True,
+    model: str | None = model_argument(
+        "[MODEL]",
+        "A model file or name; or give --variant.",
+        default=None,
+        reads=Reads("graph", more=lambda a: ("session",) if a.profile else (), backends=lambda a: (a.running.backend,)),
+    ),
+    variant: str | None = _VARIANT,
+    batch: int = option("N", "Images per inference, for memory, profile and latency.", default=1),
+    precision: str | None = option(
+        "NAME", "Activations: fp32, fp16, bf16 or int8 (default: the model's).", "fp32 fp16 bf16 int8"
+    ),
+    training: bool = flag("--training", "Peak memory of a training step, forward and backward."),
+    profile: bool = flag("--profile", "Run the model and report the time by operator and block."),
+    sweep: str | None = option(
+        "NAME=A,B,...",
+        "Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
+        "growth-rate= compression= bn-size= init-features= depth= variant=",
+    ),
+    measure: bool = flag("--measure/--no-measure", "--sweep: measure latency (default: yes).", default=True),
     *,
     facts: ModelFacts,
     architecture: Architecture,
@@ -144,19 +120,15 @@ def _sweep(text: str, base: DenseNetSpec, options: InspectOptions, threads: int 
     ),
 )
 def plot_command(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="PLOT", help="reuse, connections, growth, cost, sqnr, pareto or training.", **PLOT),
-    ],
-    models: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[MODEL...]", help="A model, JSON reports for pareto and sqnr, metrics.jsonl for training."
-        ),
-        Reads("graph", "session"),
-    ] = None,
-    variant: Variant = None,
-    batch: Annotated[int, typer.Option(help="Images per inference, for memory.")] = 1,
+    name: str = argument("PLOT", "reuse, connections, growth, cost, sqnr, pareto or training.", **PLOT),
+    models: list[Path] | None = argument(
+        "[MODEL...]",
+        "A model, JSON reports for pareto and sqnr, metrics.jsonl for training.",
+        default=None,
+        reads=Reads("graph", "session"),
+    ),
+    variant: str | None = _VARIANT,
+    batch: int = option("N", "Images per inference, for memory.", default=1),
     *,
     facts: Annotated[ModelFacts, Only("image_size")],
     architecture: Architecture,
@@ -165,19 +137,14 @@ def plot_command(
     ],
 ) -> Work:
     """Draw a figure of a model as PNG, JPEG or SVG."""
-    from densenet_deploy.workflows.plot.plot import PlotRequest, plot
+    from densenet_deploy.workflows.plot import PlotRequest, plot
 
     request = PlotRequest(tuple(models or ()), variant, architecture, facts.image_size, batch)
     return lambda _listener: plot(name, request, output.out, force=output.force)
 
 
-_Reports = list[Path] | None
-
-
-def _output_of(name: str) -> typer.models.OptionInfo:
-    help_text = f"JSON output of {name}; repeatable (default: none)."
-    option: typer.models.OptionInfo = typer.Option(f"--{name}", metavar="FILE.json", help=help_text)
-    return option
+def _json_of(name: str) -> Any:
+    return option("FILE.json", f"JSON output of {name}; repeatable (default: none).", reads=Reads())
 
 
 @command(
@@ -189,26 +156,23 @@ def _output_of(name: str) -> typer.models.OptionInfo:
     ),
 )
 def report_command(
-    models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Model files and checkpoints."), Reads("graph", "session")
-    ],
-    tune: Annotated[_Reports, _output_of("tune"), Reads()] = None,
-    benchmark: Annotated[_Reports, _output_of("benchmark"), Reads()] = None,
-    evaluate: Annotated[_Reports, _output_of("evaluate"), Reads()] = None,
-    validate: Annotated[_Reports, _output_of("validate"), Reads()] = None,
-    sensitivity: Annotated[_Reports, _output_of("sensitivity"), Reads()] = None,
-    quantize: Annotated[_Reports, _output_of("quantize"), Reads()] = None,
-    max_drop: Annotated[
-        float,
-        option("POINTS", "Largest loss of top-1 or AUROC of the chosen model, in percentage points, without --tune."),
-    ] = 1.0,
-    against: Annotated[
-        Path | None,
-        option(
-            "FILE.html|FILE.json", "An earlier page, or JSON output of tune, to compare side by side (default: none)."
-        ),
-        Reads(),
-    ] = None,
+    models: list[Path] = argument("MODEL...", "Model files and checkpoints.", reads=Reads("graph", "session")),
+    tune: list[Path] | None = _json_of("tune"),
+    benchmark: list[Path] | None = _json_of("benchmark"),
+    evaluate: list[Path] | None = _json_of("evaluate"),
+    validate: list[Path] | None = _json_of("validate"),
+    sensitivity: list[Path] | None = _json_of("sensitivity"),
+    quantize: list[Path] | None = _json_of("quantize"),
+    max_drop: float = option(
+        "POINTS",
+        "Largest loss of top-1 or AUROC of the chosen model, in percentage points, without --tune.",
+        default=1.0,
+    ),
+    against: Path | None = option(
+        "FILE.html|FILE.json",
+        "An earlier page, or JSON output of tune, to compare side by side (default: none).",
+        reads=Reads(),
+    ),
     *,
     output: Annotated[Output, Writes("FILE.html|DIR", "artifacts/MODEL.report.html", (".html",))],
 ) -> Work:

@@ -1,31 +1,14 @@
-"""Commands that make model files: `export`, `simplify`, `quantize`, `cast`, `build-trt`."""
+"""Commands that make model files: `export`, `simplify`, `cast`, `build-trt`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
-
+from densenet_deploy.artifacts import is_checkpoint_name
 from densenet_deploy.cli.app import Work, command, made
-from densenet_deploy.cli.options import (
-    OBSERVER,
-    RECIPE,
-    VARIANT,
-    VARIANT_HELP,
-    Arguments,
-    Calibration,
-    Gates,
-    MaxDrop,
-    MinSqnr,
-    Output,
-    Reads,
-    Samples,
-    Writes,
-    model_argument,
-    option,
-    words,
-)
+from densenet_deploy.cli.options import FLOAT_HELP, GATES, VARIANT, VARIANT_HELP, Output, model_argument
+from densenet_deploy.cli.parameters import Arguments, Options, Reads, Writes, argument, flag, option
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
 from densenet_deploy.options import require_choice
@@ -47,67 +30,45 @@ if TYPE_CHECKING:
     ),
 )
 def export_command(
-    source: Annotated[
-        str | None,
-        model_argument(
-            "[SOURCE]", "A variant, public weights, a checkpoint or an ONNX file; see also --variant and --weights."
-        ),
-        Reads("graph", "simplifier", "session"),
-    ] = None,
-    variant: Annotated[
-        str | None, option("NAME", f"{VARIANT_HELP} (default: the checkpoint's, otherwise 121).", **VARIANT)
-    ] = None,
-    weights: Annotated[
-        str,
-        option("SOURCE", "none (untrained), imagenet, a torchvision name, or a checkpoint file.", "none", "imagenet"),
-        Reads("graph", "simplifier", "session", names=("none",)),
-    ] = "none",
-    num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes (default: the checkpoint's, otherwise 1000).")
-    ] = None,
-    head: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "classifier, features or multiscale (default: the checkpoint's).",
-            "classifier",
-            "features",
-            "multiscale",
-        ),
-    ] = None,
-    batch: Annotated[str, option("dynamic|N", "Batch size of the input.")] = "dynamic",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 23.")] = 20,
-    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights with NaN or Inf.")] = False,
-    key: Annotated[
-        str | None, option("NAME", "Which network of a checkpoint that holds several (default: the only one).")
-    ] = None,
-    exporter: Annotated[
-        str,
-        option(
-            "NAME",
-            "direct writes a known DenseNet from its weights, torch traces the module; auto takes direct if it can.",
-            "auto",
-            "direct",
-            "torch",
-        ),
-    ] = "auto",
-    check: Annotated[
-        str | None,
-        option(
-            "FILE.npz",
-            "Inputs x and the original's outputs y, which the result must reproduce (default: not checked).",
-        ),
-        Reads(),
-    ] = None,
-    input_type: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            metavar="float32|uint8",
-            help="Normalized (N, C, H, W), or pixels (N, H, W, C), which the graph normalizes (default: float32).",
-            **words("float32", "uint8"),
-        ),
-    ] = None,
+    source: str | None = model_argument(
+        "[SOURCE]",
+        "A variant, public weights, a checkpoint or an ONNX file; see also --variant and --weights.",
+        default=None,
+        reads=Reads("graph", "simplifier", "session"),
+    ),
+    variant: str | None = option("NAME", f"{VARIANT_HELP} (default: the checkpoint's, otherwise 121).", **VARIANT),
+    weights: str = option(
+        "SOURCE",
+        "none (untrained), imagenet, a torchvision name, or a checkpoint file.",
+        "none imagenet",
+        default="none",
+        reads=Reads("graph", "simplifier", "session", names=("none",)),
+    ),
+    num_classes: int | None = option("N", "Number of classes (default: the checkpoint's, otherwise 1000)."),
+    head: str | None = option(
+        "NAME", "classifier, features or multiscale (default: the checkpoint's).", "classifier features multiscale"
+    ),
+    batch: str = option("dynamic|N", "Batch size of the input.", default="dynamic"),
+    opset: int = option("N", "ONNX operator set, 16 to 23.", default=20),
+    allow_nonfinite: bool = flag("--allow-nonfinite", "Accept weights with NaN or Inf."),
+    key: str | None = option("NAME", "Which network of a checkpoint that holds several (default: the only one)."),
+    exporter: str = option(
+        "NAME",
+        "direct writes a known DenseNet from its weights, torch traces the module; auto takes direct if it can.",
+        "auto direct torch",
+        default="auto",
+    ),
+    check: str | None = option(
+        "FILE.npz",
+        "Inputs x and the original's outputs y, which the result must reproduce (default: not checked).",
+        reads=Reads(),
+    ),
+    input_type: str | None = option(
+        "float32|uint8",
+        "Normalized (N, C, H, W), or pixels (N, H, W, C), which the graph normalizes (default: float32).",
+        "float32 uint8",
+        spelled="--input",
+    ),
     *,
     facts: ModelFacts,
     architecture: Architecture,
@@ -116,7 +77,7 @@ def export_command(
     """Load or build a DenseNet and write a verified ONNX file."""
     from densenet_deploy.variants.spec import HEADS
     from densenet_deploy.workflows.export import ExportOptions, export
-    from densenet_deploy.workflows.load import check_names, is_checkpoint
+    from densenet_deploy.workflows.load import check_names
 
     if source is not None and weights != "none":
         raise UsageError("export", f"was given both SOURCE {source} and --weights {weights}", "give one of them")
@@ -128,7 +89,7 @@ def export_command(
     custom = {"architecture": architecture} if architecture.changes() else {}
     accepted = {"allow_nonfinite": True} if allow_nonfinite else {}
     stated = cast("LoadOptions", {**facts.given(), **given, **custom, **accepted})
-    if start is None or not Path(start).suffix or is_checkpoint(Path(start)):
+    if start is None or not Path(start).suffix or is_checkpoint_name(Path(start)):
         check_names(start, stated)
     if start is not None and Path(start).suffix.lower() == ".onnx" and (given or custom):
         named = (*(f"--{name.replace('_', '-')}" for name in given), *architecture.options())
@@ -150,9 +111,7 @@ def _batch_size(text: str) -> int | None:
     examples=("densenet-deploy simplify other.onnx", "densenet-deploy simplify other.onnx -o small.onnx --json"),
 )
 def simplify_command(
-    model: Annotated[
-        str, typer.Argument(metavar="A.onnx", help="An ONNX file."), Reads("graph", "simplifier", "session")
-    ],
+    model: str = argument("A.onnx", "An ONNX file.", reads=Reads("graph", "simplifier", "session")),
     *,
     facts: ModelFacts,
     output: Annotated[Output, Writes("FILE|DIR", "A.simplified.onnx beside A.onnx")],
@@ -163,120 +122,6 @@ def simplify_command(
     return lambda _listener: made(simplify(model, **output.beside(model), **facts.given()))
 
 
-def _recipe_backends(arguments: Arguments) -> tuple[str | None, ...]:
-    from densenet_deploy.workflows.quantize.options import options_of, recipe_here
-
-    return None, recipe_here(options_of(arguments.recipe, {}).recipe)
-
-
-FLOAT_HELP: Final = "An FP32 ONNX file, or whatever export takes, which is exported first."
-FloatModel = Annotated[str, model_argument("MODEL", FLOAT_HELP), Reads("graph", "session", backends=_recipe_backends)]
-Recipe = Annotated[str, option("NAME|FILE.toml", "auto, onnxruntime, openvino, tensorrt, or a recipe file.", **RECIPE)]
-
-
-@command(
-    "quantize",
-    examples=(
-        "densenet-deploy quantize model.onnx --calibration images/",
-        "densenet-deploy quantize model.onnx --calibration images/ --recipe tensorrt -o model.int8.onnx",
-        "densenet-deploy quantize model.onnx --calibration images/ --min-sqnr 30 --explain",
-    ),
-)
-def quantize_command(
-    model: FloatModel,
-    calibration: Calibration,
-    recipe: Recipe = "auto",
-    observer: Annotated[
-        str | None,
-        option("NAME", "How ranges are chosen: minmax, percentile, entropy or mse (default: minmax).", **OBSERVER),
-    ] = None,
-    observer_option: Annotated[
-        list[str] | None,
-        option(
-            "NAME=NUMBER",
-            "An option of the observer, such as percentile=99.9 or bins=2048; repeatable (default: its own).",
-            "percentile=",
-            "bins=",
-        ),
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Share of the ranges moved into the weights, 0 to 1 (default: 0.5).")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "Scales of the weights: per-channel or per-tensor (default: per-channel).",
-            "per-channel",
-            "per-tensor",
-        ),
-    ] = None,
-    max_drop: MaxDrop = None,
-    min_sqnr: MinSqnr = None,
-    never_slower: Annotated[
-        bool | None,
-        typer.Option(
-            "--never-slower/--no-never-slower",
-            help="Keep INT8 only in layers that it makes faster here (default: yes).",
-        ),
-    ] = None,
-    speed_seconds: Annotated[
-        float | None,
-        option("SECONDS", "Longest time to measure that; what is undecided then stays INT8 (default: 20)."),
-    ] = None,
-    finetune: Annotated[
-        bool | None,
-        typer.Option(
-            "--finetune/--no-finetune",
-            help="Fine-tune the quantized values on the calibration images, without labels (default: no).",
-        ),
-    ] = None,
-    finetune_seconds: Annotated[
-        float | None, option("SECONDS", "Longest time to fine-tune; it takes fewer steps then (default: 300).")
-    ] = None,
-    finetune_seed: Annotated[
-        int | None, typer.Option(help="Of what fine-tuning draws; the same seed gives the same file (default: 0).")
-    ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each layer's precision.")] = False,
-    *,
-    facts: ModelFacts,
-    output: Annotated[Output, Writes("FILE|DIR", "MODEL.int8.RECIPE.onnx beside a MODEL file")],
-) -> Work:
-    """Quantize an ONNX file to INT8 for one backend."""
-    from densenet_deploy.quantization.cache import CalibrationCache
-    from densenet_deploy.workflows.quantize.options import options_of
-    from densenet_deploy.workflows.quantize.quantize import quantize
-
-    named = {
-        "observer": observer,
-        "samples": samples,
-        "alpha": alpha,
-        "weights": weights,
-        "max_drop": max_drop,
-        "min_sqnr": min_sqnr,
-        "never_slower": never_slower,
-        "speed_seconds": speed_seconds,
-        "finetune": finetune,
-        "finetune_seconds": finetune_seconds,
-        "finetune_seed": finetune_seed,
-    }
-    given = {name: value for name, value in named.items() if value is not None}
-    options = options_of(recipe, given, observer_option or ())
-    return lambda listener: made(
-        quantize(
-            model,
-            calibration,
-            options,
-            explain=explain,
-            cache=CalibrationCache(),
-            progress=listener,
-            **output.beside(model),
-            **facts.given(),
-        )
-    )
-
-
 @command(
     "cast",
     examples=(
@@ -285,18 +130,16 @@ def quantize_command(
     ),
 )
 def cast_command(
-    model: Annotated[str, model_argument("MODEL", FLOAT_HELP), Reads("graph", "session")],
-    fp16: Annotated[bool, typer.Option("--fp16", help="Convert to FP16.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16.")] = False,
-    calibration: Annotated[
-        Path | None,
-        option(
-            "DIR|FILE", "Images, or a .npy or .npz file: nodes that overflow FP16 on them stay FP32 (default: none)."
-        ),
-        Reads(),
-    ] = None,
-    samples: Samples = 512,
-    gate: Gates = None,
+    model: str = model_argument("MODEL", FLOAT_HELP, reads=Reads("graph", "session")),
+    fp16: bool = flag("--fp16", "Convert to FP16."),
+    bf16: bool = flag("--bf16", "Convert to BF16."),
+    calibration: Path | None = option(
+        "DIR|FILE",
+        "Images, or a .npy or .npz file: nodes that overflow FP16 on them stay FP32 (default: none).",
+        reads=Reads(),
+    ),
+    samples: int = option("N", "Calibration images to use at most.", default=512),
+    gate: list[str] | None = GATES,
     *,
     facts: ModelFacts,
     output: Annotated[Output, Writes("FILE|DIR", "MODEL.fp16.onnx or MODEL.bf16.onnx beside a MODEL file")],
@@ -339,6 +182,25 @@ def _is_parsed(arguments: Arguments) -> bool:
     return bool(arguments.facts.given()) or is_parsed(arguments.model, precision)
 
 
+class Building(Options):
+    """How to build: fields of `BuildOptions`."""
+
+    tf32: bool = flag("--tf32/--no-tf32", "--fp32: allow TF32 in layers.")
+    optimization_level: int | None = option("N", "Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
+    timing_cache: str | None = option("FILE", "TensorRT: file of measured kernel times (default: none).")
+    version_compatible: bool = flag("--version-compatible", "TensorRT: allow later versions to load the engine.")
+    refit: bool = flag("--refit", "Allow weights to be replaced later.")
+    strip_weights: bool = flag("--strip-weights", "Leave the weights out; they are refitted later.")
+    dla: int | None = option("CORE", "Run on this DLA core, the rest on the GPU (default: GPU only).")
+    aux_streams: int | None = option("N", "Auxiliary CUDA streams per inference (default: TensorRT's).")
+    verbosity: str = option(
+        "NAME",
+        "Layer information kept in the engine: detailed, names or none.",
+        "detailed names none",
+        default="detailed",
+    )
+
+
 @command(
     "build-trt",
     examples=(
@@ -348,85 +210,46 @@ def _is_parsed(arguments: Arguments) -> bool:
     ),
 )
 def build_trt_command(
-    model: Annotated[
-        str | None,
-        model_argument("[SOURCE]", "An ONNX file, or whatever export takes, which is exported first (default: 121)."),
-        Reads("graph", more=lambda a: ("session",) if a.calibration else (), when=_is_parsed),
-    ] = None,
-    fp32: Annotated[bool, typer.Option("--fp32", help="Compute in FP32.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in FP16.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in BF16.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Compute in INT8; needs --calibration.")] = False,
-    calibration: Annotated[
-        Path | None, option("DIR|FILE", "Calibration images, or a .npy or .npz file (default: none)."), Reads()
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Calibration images to use at most (default: 512).")] = None,
-    weights: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "--int8: scales of the weights, per-channel or per-tensor (default: per-channel).",
-            "per-channel",
-            "per-tensor",
-        ),
-    ] = None,
-    quantize_bus: Annotated[
-        bool, typer.Option("--quantize-bus", help="--int8: concatenated features of dense blocks in INT8 too.")
-    ] = False,
-    variant: Annotated[str | None, option("NAME", f"{VARIANT_HELP} (default: 121).", **VARIANT)] = None,
-    flavour: Annotated[str, option("NAME", "tensorrt, rtx or auto.", "tensorrt", "rtx", "auto")] = "auto",
-    target: Annotated[
-        list[str] | None, option("X.Y", "RTX: compute capability to build for; repeatable (default: all except 7.5).")
-    ] = None,
-    min_batch: Annotated[
-        list[int] | None, typer.Option(help="Smallest batch of a profile; repeat it for more profiles (default: 1).")
-    ] = None,
-    opt_batch: Annotated[
-        list[int] | None,
-        typer.Option(help="Batch that a profile is tuned for; repeat it for more profiles (default: the largest)."),
-    ] = None,
-    max_batch: Annotated[
-        list[int] | None, typer.Option(help="Largest batch of a profile; repeat it for more profiles (default: 1).")
-    ] = None,
-    tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="--fp32: allow TF32 in layers.")] = False,
-    workspace: Annotated[
-        int | None, option("MIB", "Memory that a layer may use, in MiB (default: TensorRT's).")
-    ] = None,
-    optimization_level: Annotated[
-        int | None, typer.Option(help="Effort of the search for kernels, 0 to 5 (default: TensorRT's).")
-    ] = None,
-    timing_cache: Annotated[
-        str | None, option("FILE", "TensorRT: file of measured kernel times (default: none).")
-    ] = None,
-    hardware_compatibility: Annotated[
-        str,
-        option(
-            "NAME",
-            "TensorRT: none, ampere-plus or same-compute-capability.",
-            "none",
-            "ampere-plus",
-            "same-compute-capability",
-        ),
-    ] = "none",
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="TensorRT: allow later versions to load the engine.")
-    ] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="Allow weights to be replaced later.")] = False,
-    strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Leave the weights out; they are refitted later.")
-    ] = False,
-    dla: Annotated[int | None, option("CORE", "Run on this DLA core, the rest on the GPU (default: GPU only).")] = None,
-    aux_streams: Annotated[
-        int | None, typer.Option(help="Auxiliary CUDA streams per inference (default: TensorRT's).")
-    ] = None,
-    verbosity: Annotated[
-        str,
-        option("NAME", "Layer information kept in the engine: detailed, names or none.", "detailed", "names", "none"),
-    ] = "detailed",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the equivalent trtexec or tensorrt_rtx command and stop.")
-    ] = False,
+    model: str | None = model_argument(
+        "[SOURCE]",
+        "An ONNX file, or whatever export takes, which is exported first (default: 121).",
+        default=None,
+        reads=Reads("graph", more=lambda a: ("session",) if a.calibration else (), when=_is_parsed),
+    ),
+    fp32: bool = flag("--fp32", "Compute in FP32."),
+    fp16: bool = flag("--fp16", "Compute in FP16."),
+    bf16: bool = flag("--bf16", "Compute in BF16."),
+    int8: bool = flag("--int8", "Compute in INT8; needs --calibration."),
+    calibration: Path | None = option(
+        "DIR|FILE", "Calibration images, or a .npy or .npz file (default: none).", reads=Reads()
+    ),
+    samples: int | None = option("N", "Calibration images to use at most (default: 512)."),
+    weights: str | None = option(
+        "NAME",
+        "--int8: scales of the weights, per-channel or per-tensor (default: per-channel).",
+        "per-channel per-tensor",
+    ),
+    quantize_bus: bool = flag("--quantize-bus", "--int8: concatenated features of dense blocks in INT8 too."),
+    variant: str | None = option("NAME", f"{VARIANT_HELP} (default: 121).", **VARIANT),
     *,
+    flavour: str = option("NAME", "tensorrt, rtx or auto.", "tensorrt rtx auto", default="auto"),
+    target: list[str] | None = option(
+        "X.Y", "RTX: compute capability to build for; repeatable (default: all except 7.5)."
+    ),
+    min_batch: list[int] | None = option("N", "Smallest batch of a profile; repeat it for more profiles (default: 1)."),
+    opt_batch: list[int] | None = option(
+        "N", "Batch that a profile is tuned for; repeat it for more profiles (default: the largest)."
+    ),
+    max_batch: list[int] | None = option("N", "Largest batch of a profile; repeat it for more profiles (default: 1)."),
+    workspace: int | None = option("MIB", "Memory that a layer may use, in MiB (default: TensorRT's)."),
+    hardware_compatibility: str = option(
+        "NAME",
+        "TensorRT: none, ampere-plus or same-compute-capability.",
+        "none ampere-plus same-compute-capability",
+        default="none",
+    ),
+    how: Building,
+    dry_run: bool = flag("--dry-run", "Print the equivalent trtexec or tensorrt_rtx command and stop."),
     facts: ModelFacts,
     output: Annotated[
         Output,
@@ -445,17 +268,9 @@ def build_trt_command(
         precision=precision,
         profiles=batch_profiles(min_batch or [], opt_batch or [], max_batch or []),
         targets=tuple(target or ()),
-        tf32=tf32,
         workspace_bytes=None if workspace is None else workspace * 2**20,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
         hardware=hardware_compatibility,
-        version_compatible=version_compatible,
-        refit=refit,
-        strip_weights=strip_weights,
-        dla=dla,
-        aux_streams=aux_streams,
-        verbosity=verbosity,
+        **vars(how),
     )
     request = BuildRequest.of(
         variant if model is None else model,

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from densenet_deploy.artifacts import Artifact, StrPath, output_path, prepare_output, sha256_of, write_file
+from densenet_deploy.artifacts import (
+    Artifact,
+    StrPath,
+    is_checkpoint_name,
+    output_path,
+    prepare_output,
+    sha256_of,
+    write_file,
+)
 from densenet_deploy.bench.candidate import FPS_RANGE, Candidate, CandidateWorker
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import NOISY_VARIATION, NOTICEABLE_OVERHEAD, Comparison, Measurement
@@ -32,7 +40,7 @@ from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant, is_variant
-from densenet_deploy.workflows.load import is_checkpoint, is_file_name, load, open_model
+from densenet_deploy.workflows.load import is_file_name, load, open_model
 from densenet_deploy.workflows.stages import Listener, in_notebook
 
 if TYPE_CHECKING:
@@ -199,6 +207,7 @@ def benchmark(
     if not results:
         raise next(iter(failures.values()), UsageError("benchmark", "no model was given", "give a MODEL or --variant"))
     results = [_compared(result, earlier) for result in results]
+    notes = (*(note for model in timed for note in model.notes), *_notes(results, machine, earlier))
     report = BenchmarkReport(
         results=tuple(results),
         machine=machine,
@@ -206,12 +215,12 @@ def benchmark(
         seconds_each=options.seconds,
         compared_with=None if options.compare is None else str(options.compare),
         file=target,
-        notes=tuple(
-            dict.fromkeys([*(note for model in timed for note in model.notes), *_notes(results, machine, earlier)])
-        ),
+        notes=tuple(dict.fromkeys(notes)),
     )
     if target is not None:
-        write_file(target, _file_content(report, target.suffix))
+        is_csv = target.suffix.lower() == ".csv"
+        content = report.to_csv().encode(errors="backslashreplace") if is_csv else report.to_file({"schema": _SCHEMA})
+        write_file(target, content)
     return report
 
 
@@ -222,12 +231,6 @@ def _target_of(out: StrPath | None, *, force: bool) -> Path | None:
     target = output_path(name, "benchmark.csv" if name.lower().endswith(".csv") else "benchmark.json")
     prepare_output(target, None, force=force)
     return target
-
-
-def _file_content(report: BenchmarkReport, suffix: str) -> bytes:
-    if suffix.lower() == ".csv":
-        return report.to_csv().encode(errors="backslashreplace")
-    return report.to_file({"schema": _SCHEMA})
 
 
 @dataclass(frozen=True)
@@ -250,14 +253,14 @@ class _TimedModel:
 
     def is_read_by(self, kind: type[Runner]) -> bool:
         """Whether the backend can run it."""
-        if kind.reads_modules and (self.file is None or is_checkpoint(self.file)):
+        if kind.reads_modules and (self.file is None or is_checkpoint_name(self.file)):
             return True
         return (".onnx" if self.file is None else self.file.suffix.lower()) in kind.suffixes
 
     def candidate(self, backend: str | None) -> Candidate:
         """Return what a worker opens."""
         if self.file is not None:
-            program = __name__ if is_checkpoint(self.file) else Candidate.program
+            program = __name__ if is_checkpoint_name(self.file) else Candidate.program
             return Candidate(self.file, backend, program=program, name=self.title)
         if backend == "torch":
             return Candidate(Path(str(self.variant)), backend, program=__name__, name=self.title)
@@ -473,4 +476,4 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
 
 
 def _open(path: Path, backend: str | None, device: str | None, options: RunnerOptions) -> Runner:
-    return open_model(path if is_checkpoint(path) else str(path), backend, device, options)
+    return open_model(path if is_checkpoint_name(path) else str(path), backend, device, options)

@@ -23,7 +23,7 @@ from densenet_deploy.engines.builder import Builder, BuildResult, Toolchain
 from densenet_deploy.engines.options import BuildOptions, equivalent_command
 from densenet_deploy.engines.precision import PrecisionSummary, precision_of, require_precision
 from densenet_deploy.errors import DensenetDeployError, OutputExistsError, printable
-from densenet_deploy.manifest import Manifest, Scalar
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.metrics import Parity, worst
@@ -88,7 +88,6 @@ class EngineReport(TimedReport):
         return worst(self.outputs)[1] if self.outputs else None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         batches = ", ".join(f"{low}-{high}" if low < high else str(high) for low, _, high in self.profiles)
         lines = [
             line("up to date" if self.up_to_date else "wrote", f"{printable(self.engine)}, {mib(self.bytes)}"),
@@ -118,7 +117,6 @@ class DryRunReport(Report):
     command: str
 
     def to_text(self) -> str:
-        """Return the command."""
         return self.command
 
 
@@ -374,19 +372,13 @@ def _refuse_foreign(engine: Path, manifest: Manifest | None, *, force: bool) -> 
         records = read_records(engine) or {}
     except DensenetDeployError:
         records = {}  # a sidecar that cannot be read says nothing
-    if manifest is not None and any(_is_same_model(record.manifest, manifest) for record in records.values()):
+    there = [record.manifest for record in records.values() if record.manifest is not None]
+    if manifest is not None and any(  # in whatever precision and batch
+        (one.variant, one.weights, one.labels) == (manifest.variant, manifest.weights, manifest.labels) for one in there
+    ):
         return
     fix = "choose another -o, or replace it with --force"
     raise OutputExistsError(engine, "exists and is not an engine of this model", fix)
-
-
-def _is_same_model(there: Manifest | None, ours: Manifest) -> bool:
-    """Whether both are of one model, in whatever precision and batch."""
-    return there is not None and (there.variant, there.weights, there.labels) == (
-        ours.variant,
-        ours.weights,
-        ours.labels,
-    )
 
 
 def _sidecar(
@@ -414,17 +406,11 @@ def _sidecar(
         version_compatible=options.version_compatible,
         gpu=toolchain.gpu,
         platform=platform_word(),
-        options=_scalars(options),
+        options={name: value for name, value in to_plain(options).items() if not isinstance(value, (list, dict))},
         manifest=manifest,
         build_key=key,
         convolutions={conv.name: conv.precision for conv in result.precision.convolutions},
     )
-
-
-def _scalars(options: BuildOptions) -> dict[str, Scalar]:
-    """The options that the sidecar has no field for."""
-    facts = to_plain(options)
-    return {name: value for name, value in facts.items() if value is None or isinstance(value, (str, int, bool))}
 
 
 def _option_notes(options: BuildOptions) -> tuple[str, ...]:

@@ -112,7 +112,6 @@ class CastReport(TimedReport, ParityOfOutputs):
     input: InputDescription
 
     def to_text(self) -> str:
-        """Return lines for people."""
         shown = {"file": self.parity, "rounded": self.parity_rounded}
         return "\n".join(
             [
@@ -187,7 +186,12 @@ def cast(
             ranges, found = _ranges(graph, data, cache, step)
             remark = found if isinstance(calibration, (str, os.PathLike)) else _ON_ARRAYS
     with stages("cast"):
-        reduced = _converted(graph, options, ranges or {})
+        import onnx_ir
+
+        from densenet_deploy.graph.reduced_precision import reduce_precision
+
+        kept = options.float_nodes
+        reduced = reduce_precision(onnx_ir.to_proto(graph), options.precision, ranges or {}, float_nodes=kept)
         result = Model.from_onnx(name, reduced.model, input_manifest(manifest, "float32"))
         result = pixel_form(result) if preprocessing.takes_pixels else result
     with stages("parity"):
@@ -252,14 +256,6 @@ def _ranges(
     extremes = derived(graph.graph, calibration.ranges)
     ranges = {name: MinMaxOptions().widened(found) for name, found in extremes.items()}
     return {name: float(np.abs([found.low, found.high]).max()) for name, found in ranges.items()}, calibration.note
-
-
-def _converted(graph: ir.Model, options: CastOptions, ranges: Mapping[str, float]) -> ReducedModel:
-    import onnx_ir
-
-    from densenet_deploy.graph.reduced_precision import reduce_precision
-
-    return reduce_precision(onnx_ir.to_proto(graph), options.precision, ranges, float_nodes=options.float_nodes)
 
 
 def _measured(

@@ -104,7 +104,7 @@ def require_recorded(model: Model, recording: Recording) -> tuple[dict[str, Pari
     if not missed_gates(plain, GATES):
         return plain, ()
     activation = next((name for name in _ACTIVATIONS if _agrees(recording, _activated(found, name))), None)
-    if activation is not None and _applies(model, activation):
+    if activation is not None and model.manifest is not None and model.manifest.task in _TASKS[activation]:
         note = f"--check: the recorded outputs are what a {activation} makes of the logits, as the task says"
         return _parity(recording, _activated(found, activation), classes), (note,)
     name, parity = worst(plain)
@@ -171,11 +171,6 @@ _TASKS: Final = {"sigmoid": ("multilabel",), "softmax": ("multiclass", None)}
 
 def _activated(found: Feeds, activation: str) -> Feeds:
     return {name: _ACTIVATIONS[activation](output) for name, output in found.items()}
-
-
-def _applies(model: Model, activation: str) -> bool:
-    """Whether the task of `model` says that its answers are made by `activation`."""
-    return model.manifest is not None and model.manifest.task in _TASKS[activation]
 
 
 def _way_out(model: Model, recording: Recording, activation: str | None) -> str:

@@ -46,7 +46,6 @@ class DoctorReport(Report):
     export: Mapping[str, str | None]
 
     def to_text(self) -> str:
-        """Return a line per backend."""
         missing = [name for name, version in self.export.items() if version is None]
         fix = MissingPackageError.of(missing[0], "export").fix if missing else ""
         export = f"needs {', '.join(missing)}; {fix}" if missing else "ready"

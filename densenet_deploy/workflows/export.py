@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
@@ -113,7 +113,6 @@ class ExportReport(TimedReport, ParityOfOutputs):
     check: Mapping[str, Parity] | None = None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         network = "not a DenseNet of ours" if self.variant == THIRD_PARTY else f"densenet {self.variant}"
         return "\n".join(
             [
@@ -175,20 +174,27 @@ def export(
         model = load(source, **stated)
     if recording is not None:
         model = sized_for(model, recording)
+    task = _Task(stages, options, out, force, recording, stated.get("allow_nonfinite", False))
     if model.is_onnx:
-        _require_no_translation(options)
-        return _adopted(model, options, out, stages, recording, force=force)
+        for name, usual in (("batch", None), ("opset", ExportOptions.opset), ("exporter", "auto")):
+            if getattr(options, name) != usual:
+                raise UsageError(f"{name}={getattr(options, name)}", "an ONNX file keeps its own", "omit it")
+        return _adopted(model, task)
     if model.manifest is None or (model.module is None and model.weights is None):
         raise ModelFileError(model.name, "holds no network that can be exported", "give its weights or its ONNX file")
-    accepts = stated.get("allow_nonfinite", False)
-    return _exported(model, options, out, stages, recording, force=force, allow_nonfinite=accepts)
+    return _exported(model, task)
 
 
-def _require_no_translation(options: ExportOptions) -> None:
-    default = ExportOptions()
-    for name in ("batch", "opset", "exporter"):
-        if getattr(options, name) != getattr(default, name):
-            raise UsageError(f"{name}={getattr(options, name)}", "an ONNX file keeps its own", "omit it")
+@dataclass(frozen=True)
+class _Task:
+    """What one call of `export` is asked for."""
+
+    stages: Stages
+    options: ExportOptions = field(default_factory=ExportOptions)
+    out: StrPath | None = None
+    force: bool = False
+    recording: Recording | None = None
+    allow_nonfinite: bool = False
 
 
 def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model:
@@ -202,20 +208,12 @@ def as_onnx(source: Any, stages: Stages, **stated: Unpack[LoadOptions]) -> Model
         model = load(source, **stated)
     if model.is_onnx or (model.module is None and model.weights is None):
         return model
-    return _exported(model, ExportOptions(), None, stages, None, force=False, allow_nonfinite=False)
+    return _exported(model, _Task(stages))
 
 
-def _exported(
-    model: Model,
-    options: ExportOptions,
-    out: StrPath | None,
-    stages: Stages,
-    recording: Recording | None,
-    *,
-    force: bool,
-    allow_nonfinite: bool,
-) -> Model:
+def _exported(model: Model, task: _Task) -> Model:
     assert model.manifest is not None
+    options, stages = task.options, task.stages
     is_direct = _is_direct(model, options)
     tools = installed_versions((*_TOOLS, *(() if is_direct else _TOOLS_OF_TORCH)))
     dtype = options.input or "float32"
@@ -223,21 +221,20 @@ def _exported(
     manifest = input_manifest(plain, dtype)
     assert manifest is not None
     parameters = _parameters_of(model)
-    destination = Destination.of(out, f"{model.name}.onnx", manifest, force=force, size_bytes=4 * parameters)
+    destination = Destination.of(task.out, f"{model.name}.onnx", manifest, force=task.force, size_bytes=4 * parameters)
     proto = _lowered(model, options, stages) if is_direct else _traced(model, options, stages)
     with stages("serialize"):
         normalized = Model.from_onnx(model.name, proto, plain, model.module)
         result = pixel_form(normalized) if manifest.preprocessing.takes_pixels else normalized
     check_outputs(result, manifest)
     with stages("parity"):
-        outputs, reference = _verified(model, result, allow_nonfinite=allow_nonfinite)
-        check, remarks = require_recorded(normalized, recording) if recording is not None else (None, ())
+        outputs, reference = _verified(model, result, allow_nonfinite=task.allow_nonfinite)
+        check, remarks = require_recorded(normalized, task.recording) if task.recording is not None else (None, ())
     with stages("write"):
         result = destination.write(result).replaced(weights=model.weights)
     known = (note.replace(UNVERIFIED, "confirmed by --check") if check else note for note in model.notes)
-    notes = (*known, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if allow_nonfinite else ()))
-    report = dataclasses.replace(_report(result, parameters, outputs, reference, stages, notes), check=check)
-    return result.replaced(report=report, notes=notes)
+    notes = (*known, *remarks, *untrained_note(manifest), *((_NONFINITE_NOTE,) if task.allow_nonfinite else ()))
+    return _reported(result, task, parameters, outputs, reference, check, notes)
 
 
 def _is_direct(model: Model, options: ExportOptions) -> bool:
@@ -263,15 +260,7 @@ def _parameters_of(model: Model) -> int:
     return sum(math.prod(shape) for name, shape in shapes if name.endswith((".weight", ".bias")))
 
 
-def _adopted(
-    model: Model,
-    options: ExportOptions,
-    out: StrPath | None,
-    stages: Stages,
-    recording: Recording | None,
-    *,
-    force: bool,
-) -> Model:
+def _adopted(model: Model, task: _Task) -> Model:
     """Return somebody's ONNX graph simplified, with a manifest that states what is known of it."""
     assert model.artifact is not None
     manifest = model.manifest
@@ -283,35 +272,39 @@ def _adopted(
         )
     is_file = (model.artifact.original or model.artifact).data is None
     name = f"{model.name}.exported" if is_file else model.name
-    if options.input is not None and options.input != manifest.preprocessing.dtype:
+    wanted = task.options.input
+    if wanted is not None and wanted != manifest.preprocessing.dtype:
         model = model.replaced(manifest=manifest)
-        model = normalized_form(model) if options.input == "float32" else pixel_form(model)
+        model = normalized_form(model) if wanted == "float32" else pixel_form(model)
         assert model.manifest is not None
         manifest = model.manifest
     size = len(model.to_bytes())
-    destination = Destination.of(out, f"{name}.onnx", manifest, force=force, size_bytes=size)
-    with stages("simplify and compare"):
+    destination = Destination.of(task.out, f"{name}.onnx", manifest, force=task.force, size_bytes=size)
+    with task.stages("simplify and compare"):
         result, report = simplified(model.replaced(manifest=manifest), name)
-        check, remarks = require_recorded(normalized_form(result), recording) if recording is not None else (None, ())
-    with stages("write"):
+        check, remarks = None, tuple[str, ...]()
+        if task.recording is not None:
+            check, remarks = require_recorded(normalized_form(result), task.recording)
+    with task.stages("write"):
         result = destination.write(result)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in result.onnx.graph.initializer)
     notes = (*report.notes, *remarks, *untrained_note(manifest))
     reference = f"the original file on {_inputs(ADOPTED_SAMPLES, preprocessing_of(model))}"
-    described = dataclasses.replace(_report(result, parameters, report.outputs, reference, stages, notes), check=check)
-    return result.replaced(report=described, notes=notes)
+    return _reported(result, task, parameters, report.outputs, reference, check, notes)
 
 
-def _report(
+def _reported(
     model: Model,
+    task: _Task,
     parameters: int,
     outputs: Mapping[str, Parity],
     reference: str,
-    stages: Stages,
+    check: Mapping[str, Parity] | None,
     notes: tuple[str, ...],
-) -> ExportReport:
+) -> Model:
+    """Return `model` with its report."""
     assert model.manifest is not None
-    return ExportReport(
+    report = ExportReport(
         onnx=model.path,
         variant=model.manifest.variant,
         weights=model.manifest.weights.source,
@@ -320,9 +313,11 @@ def _report(
         outputs=outputs,
         reference=reference,
         input=input_of(model),
-        stages=stages.seconds,
+        check=check,
+        stages=task.stages.seconds,
         notes=notes,
     )
+    return model.replaced(report=report, notes=notes)
 
 
 def _lowered(model: Model, options: ExportOptions, stages: Stages) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack, cast
 
 import numpy as np
 
@@ -124,17 +124,12 @@ def check_names(source: Any, stated: LoadOptions) -> None:
     if isinstance(source, Model) or not (source is None or isinstance(source, (str, os.PathLike))):
         return
     variant = _constrained_variant(source, stated)
-    if source is not None and is_checkpoint(Path(source)):
+    if source is not None and is_checkpoint_name(Path(source)):
         require_file(Path(source))
     elif isinstance(source, str) and not is_variant(source):
         from densenet_deploy.sources import source_for
 
         source_for(source).check(source, variant.name if variant is not None else None)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` has the suffix of a checkpoint."""
-    return is_checkpoint_name(path)
 
 
 def is_file_name(source: object) -> TypeGuard[StrPath]:
@@ -188,19 +183,15 @@ def _require_same_network(stated: LoadOptions) -> None:
 
 def facts_alone(stated: LoadOptions) -> LoadOptions:
     """Return what `stated` says about images and outputs, without what it says about the network."""
-    given: LoadOptions = {}
-    for field in dataclasses.fields(ModelFacts):
-        if field.name in stated:
-            given[field.name] = stated[field.name]  # type: ignore[literal-required]
-    return given
+    names = {field.name for field in dataclasses.fields(ModelFacts)}
+    return cast("LoadOptions", {name: value for name, value in stated.items() if name in names})
 
 
 def _facts(stated: LoadOptions) -> ModelFacts:
     for name in stated:
         if name not in LoadOptions.__annotations__:
             raise UnknownNameError.among("fact", name, tuple(LoadOptions.__annotations__))
-    names = {field.name for field in dataclasses.fields(ModelFacts)}
-    values: dict[str, Any] = {name: value for name, value in stated.items() if name in names}
+    values: dict[str, Any] = {**facts_alone(stated)}
     if isinstance(values.get("labels"), (str, os.PathLike)):
         values["labels"] = read_labels(Path(values["labels"]))
     return ModelFacts(**values)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Unpack, overload
 
@@ -17,7 +16,6 @@ from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, S
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.image_folders import computed_ahead
 from densenet_deploy.runtime.image_urls import read_named_image
-from densenet_deploy.runtime.preprocess import PreparedImage
 from densenet_deploy.runtime.runner import RunnerOptions
 from densenet_deploy.workflows.batch import BatchJobOptions, BatchReport, run_batch
 from densenet_deploy.workflows.image_report import RanReport, described_input, remarks
@@ -82,8 +80,18 @@ class PredictReport(RanReport):
         return None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         return "\n".join([*map(str, self.predictions), f"({self.ran}, {counted(self.threads, 'thread')})"])
+
+
+class PredictOptions(LoadOptions, total=False):
+    """How images are classified, as keywords of `predict`, and what `load` takes."""
+
+    top_k: int
+    fast_decode: bool
+    backend: str | None
+    device: str | None
+    options: RunnerOptions | None
+    progress: Listener
 
 
 @overload
@@ -93,13 +101,7 @@ def predict(
     *,
     out: None = None,
     job: None = None,
-    top_k: int = 5,
-    fast_decode: bool = False,
-    backend: str | None = None,
-    device: str | None = None,
-    options: RunnerOptions | None = None,
-    progress: Listener = in_notebook,
-    **stated: Unpack[LoadOptions],
+    **how: Unpack[PredictOptions],
 ) -> PredictReport: ...
 
 
@@ -110,13 +112,7 @@ def predict(
     *,
     out: StrPath,
     job: BatchJobOptions | None = None,
-    top_k: int = 5,
-    fast_decode: bool = False,
-    backend: str | None = None,
-    device: str | None = None,
-    options: RunnerOptions | None = None,
-    progress: Listener = in_notebook,
-    **stated: Unpack[LoadOptions],
+    **how: Unpack[PredictOptions],
 ) -> BatchReport: ...
 
 
@@ -197,18 +193,12 @@ def _classified(classifier: Classifier, names: Sequence[str], top_k: int) -> tup
     notes: list[str] = []
     with contextlib.closing(computed_ahead(read, names, ahead=_AHEAD, threads=usable_cpus())) as images:
         for name, result in images:
-            image = _image_or_error(result)
-            if isinstance(image, str):
-                predictions.append(FilePrediction(name, error=image))
+            try:
+                image = result.result()
+            except InputError as exc:
+                predictions.append(FilePrediction(name, error=exc.why))
                 continue
             found = classifier.classify(image, top_k)
             predictions.append(FilePrediction(name, found.top, found.values, found.features))
             notes += [f"{name}: {note}" for note in found.notes]
     return predictions, notes
-
-
-def _image_or_error(result: Future[PreparedImage]) -> PreparedImage | str:
-    try:
-        return result.result()
-    except InputError as exc:
-        return exc.why

@@ -87,7 +87,6 @@ class SensitivityReport(TimedReport):
     file: Path | None = None
 
     def to_text(self) -> str:
-        """Return lines for people, the most sensitive first."""
         top1 = "" if self.int8.top1 is None else f", top-1 {self.int8.top1:.2%} (float {self.float_top1:.2%})"
         return "\n".join(
             [
@@ -166,11 +165,13 @@ def sensitivity(
     path = _output(out, model.name, force=force)
     ready = prepare_int8(model, calibration, options.quantization, stages, cache, from_pixels=from_pixels)
     with stages("float"):
-        costs = _Costs(Trials(ready, model), options.data)
+        trials = Trials(ready, model)
         float_top1 = None if options.data is None else _top1(evaluate(model, options.data))
     groups, notes = _groups(ready, options.per)
     with stages("trials") as step:
-        whole, found = costs.measure(groups, step)
+        whole, found = _measured(trials, options.data, groups, step)
+    remark = f"SQNR on {trials.count} calibration images"
+    notes = (*model.notes, *untrained_note(model.manifest), ready.note, *notes, remark)
     report = SensitivityReport(
         model=str(given.path or given.name),
         recipe=recipe,
@@ -180,47 +181,29 @@ def sensitivity(
         sensitivity=found,
         file=path,
         stages=stages.seconds,
-        notes=tuple(
-            dict.fromkeys(
-                [
-                    *model.notes,
-                    *untrained_note(model.manifest),
-                    ready.note,
-                    *notes,
-                    f"SQNR on {costs.count} calibration images",
-                ]
-            )
-        ),
+        notes=tuple(dict.fromkeys(notes)),
     )
     if path is not None:
         write_file(path, report.content(path.suffix.lower()))
     return report
 
 
-class _Costs:
-    """Measures forms that leave other layers float."""
+def _measured(
+    trials: Trials, data: Path | None, groups: Mapping[str, tuple[str, ...]], step: Step
+) -> tuple[Cost, tuple[Sensitivity, ...]]:
+    """Return the cost of everything in INT8, and that of each group."""
 
-    def __init__(self, trials: Trials, data: Path | None) -> None:
-        self._trials, self._data = trials, data
-        self._layers = frozenset(layer.name for layer in trials.layers)
+    def cost(float_layers: Collection[str]) -> Cost:
+        top1 = None if data is None else _top1(trials.evaluated(float_layers, data))
+        return Cost(trials.sqnr_db(float_layers), top1)
 
-    @property
-    def count(self) -> int:
-        return self._trials.count
-
-    def measure(self, groups: Mapping[str, tuple[str, ...]], step: Step) -> tuple[Cost, tuple[Sensitivity, ...]]:
-        """Return the cost of everything in INT8, and that of each group."""
-        whole, found = self._cost(()), []
-        for done, (name, layers) in enumerate(groups.items(), start=1):
-            only_int8, only_float = self._cost(self._layers - set(layers)), self._cost(layers)
-            gain = only_float.sqnr_db - whole.sqnr_db
-            found.append(Sensitivity(name, layers, only_int8, only_float, gain if math.isfinite(gain) else None))
-            step(done, len(groups))
-        return whole, tuple(found)
-
-    def _cost(self, float_layers: Collection[str]) -> Cost:
-        top1 = None if self._data is None else _top1(self._trials.evaluated(float_layers, self._data))
-        return Cost(self._trials.sqnr_db(float_layers), top1)
+    whole, found, every = cost(()), list[Sensitivity](), frozenset(layer.name for layer in trials.layers)
+    for done, (name, layers) in enumerate(groups.items(), start=1):
+        only_int8, only_float = cost(every - set(layers)), cost(layers)
+        gain = only_float.sqnr_db - whole.sqnr_db
+        found.append(Sensitivity(name, layers, only_int8, only_float, gain if math.isfinite(gain) else None))
+        step(done, len(groups))
+    return whole, tuple(found)
 
 
 def _top1(report: EvaluateReport) -> float:

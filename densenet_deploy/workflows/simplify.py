@@ -71,7 +71,6 @@ class SimplifyReport(Report, ParityOfOutputs):
         return sum(self.operators_after.values())
 
     def to_text(self) -> str:
-        """Return lines for people."""
         before, after = self.operators_before, self.operators_after
         changed = [name for name in sorted({*before, *after}) if before.get(name, 0) != after.get(name, 0)]
         return "\n".join(

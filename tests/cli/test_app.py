@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -11,20 +12,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-import typer
 
+import densenet_deploy
 from densenet_deploy.cli.app import COMMANDS, Declaration, declaration, progress, with_facts
-from densenet_deploy.cli.options import (
+from densenet_deploy.cli.compressing import Pruning
+from densenet_deploy.cli.making import Building
+from densenet_deploy.cli.measuring import Evaluating, Timing, Tuning
+from densenet_deploy.cli.options import JobChoice, Output, RunnerChoice, complete_source
+from densenet_deploy.cli.outcome import Printing
+from densenet_deploy.cli.parameters import (
+    REQUIRED,
+    Declared,
     Only,
-    Output,
+    Options,
     Reads,
-    RunnerChoice,
     Writes,
     arguments_of,
-    complete_source,
+    option,
     parameters_of,
 )
-from densenet_deploy.cli.outcome import Printing
+from densenet_deploy.cli.serving import Serving
+from densenet_deploy.cli.training import Training
 from densenet_deploy.errors import InputError, is_valid_argument
 from densenet_deploy.facts import ModelFacts
 from tests.properties.command_lines import random_lines
@@ -115,7 +123,7 @@ def test_whatever_a_command_calls_a_model_is_loaded_in_the_sandbox_first(name: s
 
 
 def test_a_parameter_that_names_a_file_says_what_reads_it() -> None:
-    def function(data: Annotated[Path, typer.Option()]) -> Any: ...
+    def function(data: Path = option("DIR", "Images.", default=REQUIRED)) -> Any: ...
 
     with pytest.raises(TypeError, match="data"):
         list(Declaration("new", function, ()).files())
@@ -131,11 +139,37 @@ def test_a_group_becomes_its_options_and_comes_back_as_one_value() -> None:
     names = [parameter.name for parameter in parameters_of(function)]
     assert names == ["image_size", "mean", "backend", "device", "threads", "trust_engine", "out", "force"]
     given = dict.fromkeys(names) | {"image_size": "256x128", "backend": "torch", "force": True}
-    assert arguments_of(function, given) == {
-        "facts": ModelFacts(image_size=(256, 128)),
-        "running": RunnerChoice("torch", None, None, None),  # type: ignore[arg-type]
-        "output": Output(None, True),
-    }
+    found = arguments_of(function, given)
+    assert found["facts"] == ModelFacts(image_size=(256, 128))
+    assert vars(found["running"]) == {"backend": "torch", "device": None, "threads": None, "trust_engine": None}
+    assert vars(found["output"]) == {"out": None, "force": True}
+
+
+def test_of_a_part_of_a_group_the_rest_has_its_defaults() -> None:
+    def function(running: Annotated[RunnerChoice, Only("device")], threads: int = option("N", "Mine.")) -> Any: ...
+
+    found = arguments_of(function, {"device": "cpu", "threads": 3})
+    assert vars(found["running"]) == {"backend": "auto", "device": "cpu", "threads": None, "trust_engine": False}
+    assert found["threads"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "record"),
+    [
+        (Training, densenet_deploy.TrainOptions),
+        (Pruning, densenet_deploy.PruneOptions),
+        (Building, densenet_deploy.BuildOptions),
+        (Evaluating, densenet_deploy.EvaluateOptions),
+        (Timing, densenet_deploy.BenchmarkOptions),
+        (Tuning, densenet_deploy.TuneOptions),
+        (Serving, densenet_deploy.ServeOptions),
+        (JobChoice, densenet_deploy.BatchJobOptions),
+    ],
+)
+def test_options_have_the_names_and_defaults_of_the_library(options: type[Options], record: type) -> None:
+    declared = {name: value.default for name, value in vars(options).items() if isinstance(value, Declared)}
+    expected = {field.name: field.default for field in dataclasses.fields(record) if field.name in declared}
+    assert declared == expected | ({"device": "auto"} if options is Training else {})
 
 
 def test_stated_facts_make_a_model_of_a_name_or_a_path(tiny_onnx: Path) -> None:
@@ -155,7 +189,7 @@ def test_names_of_networks_are_completed(incomplete: str, found: list[str]) -> N
 def test_work_begins_after_the_files_were_checked(tmp_path: Path) -> None:
     begun = []
 
-    def function(data: Annotated[Path, typer.Option(), Reads()]) -> Any:
+    def function(data: Path = option("DIR", "Images.", default=REQUIRED, reads=Reads())) -> Any:
         return lambda _listener: begun.append(data)
 
     declared = Declaration("new", function, ())

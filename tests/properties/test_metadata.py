@@ -9,7 +9,7 @@ import onnx
 import pytest
 from hypothesis import strategies as st
 
-from densenet_deploy.artifacts import onnx_metadata
+from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import DataError, DensenetDeployError, InputError, ManifestError, UsageError, printable
 from densenet_deploy.manifest import INTERPOLATIONS, PREFIX, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.onnx_envelope import append_metadata
@@ -73,7 +73,7 @@ def test_a_manifest_comes_back_from_its_strings(manifest: Manifest) -> None:
 def test_a_manifest_comes_back_from_an_onnx_file(means: bytes, place: Path, manifest: Manifest) -> None:
     path = place / "means.onnx"
     path.write_bytes(append_metadata(means, manifest.to_strings()))
-    assert Manifest.from_strings(onnx_metadata(path)) == manifest
+    assert Artifact.open(path).manifest == manifest
     props = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert Manifest.from_strings(props) == manifest
 
@@ -155,7 +155,7 @@ def test_megabytes_come_back(means: bytes, place: Path) -> None:
     text = '\N{CAT FACE}\x1b\\"' * 500_000
     manifest = Manifest("121", {}, WeightsOrigin(text, ""), Preprocessing(), labels=(text, "", text))
     (place / "large.onnx").write_bytes(append_metadata(means, manifest.to_strings()))
-    assert Manifest.from_strings(onnx_metadata(place / "large.onnx")) == manifest
+    assert Artifact.open(place / "large.onnx").manifest == manifest
 
 
 def test_a_sidecar_that_could_not_be_read_again_is_not_written(place: Path) -> None:

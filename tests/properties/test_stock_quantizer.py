@@ -27,9 +27,8 @@ from densenet_deploy.quantization.int8_writer import Int8Writer, tensors_to_obse
 from densenet_deploy.quantization.observers.minmax import MinMaxObserver
 from densenet_deploy.quantization.observers.observer import ChannelRanges
 from densenet_deploy.quantization.recipes.recipe import RecipeOptions
-from densenet_deploy.workflows.quantize.float_outputs import FloatOutputs
 from densenet_deploy.workflows.quantize.layer_choice import Trials, layers_behind_baseline
-from densenet_deploy.workflows.quantize.preparation import Int8Preparation, weight_bits
+from densenet_deploy.workflows.quantize.preparation import FloatOutputs, Int8Preparation, weight_bits
 from tests.properties.holds import holds_for
 from tests.properties.peer_networks import CHOICES, Choices, network_of, opened
 

@@ -86,6 +86,11 @@ def test_custom_names_are_stable_distinct_and_safe_in_file_names():
     assert len({name} | {custom_variant(dataclasses.replace(spec, **change)).name for change in changes}) == 6
 
 
+def test_the_name_of_a_pruned_network_says_how_wide_its_bottlenecks_are_on_average():
+    pruned = DenseNetSpec(growth_rate=8, blocks=(1, 1)).with_bottlenecks([20, 32])
+    assert custom_variant(pruned).name == "custom-k8-b1.1-i64-c0.5-n4-w0.81-imagenet"  # 52 of 2 x 4 x 8 channels
+
+
 def test_classes_and_dropout_keep_the_name():
     variant = variant_for(dataclasses.replace(find_variant("169").spec, num_classes=7, drop_rate=0.2))
     assert (variant.name, variant.spec.num_classes, variant.spec.drop_rate) == ("169", 7, 0.2)

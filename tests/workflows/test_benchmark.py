@@ -26,7 +26,7 @@ from densenet_deploy.workflows.benchmark import BenchmarkOptions, BenchmarkRepor
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.export import ExportOptions, export
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.plot.points import pareto_points
+from densenet_deploy.workflows.plot import pareto_points
 from tests.conftest import TINY
 
 QUICK = BenchmarkOptions(seconds=0, rounds=3)

@@ -11,13 +11,13 @@ import onnx.parser
 import pytest
 import torch
 
-from densenet_deploy.artifacts import Artifact
+from densenet_deploy.artifacts import Artifact, is_checkpoint_name
 from densenet_deploy.errors import InputError, ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.load import input_of, is_checkpoint, load, open_model, preprocessing_of
+from densenet_deploy.workflows.load import input_of, load, open_model, preprocessing_of
 from tests.conftest import TINY
 
 TEN = tuple("abcdefghij")
@@ -328,7 +328,7 @@ def test_numbers_out_of_range_are_usage_errors(wrong, named):
     ("name", "expected"), [("a.pth", True), ("a.PT", True), ("a.safetensors", True), ("a.onnx", False), ("121", False)]
 )
 def test_checkpoints_go_by_suffix(tmp_path, name, expected):
-    assert is_checkpoint(tmp_path / name) == expected
+    assert is_checkpoint_name(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize(("stated", "subject"), [({"lables": TEN}, "lables"), ({"num_classes": 5}, "num_classes=5")])

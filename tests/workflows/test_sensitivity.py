@@ -10,7 +10,7 @@ from PIL import Image
 
 from densenet_deploy.errors import MissingPackageError, OutputExistsError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
-from densenet_deploy.workflows.plot.plot import PlotRequest, plot
+from densenet_deploy.workflows.plot import PlotRequest, plot
 from densenet_deploy.workflows.quantize import preparation
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.sensitivity import SensitivityOptions, sensitivity

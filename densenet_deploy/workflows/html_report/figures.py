@@ -13,7 +13,7 @@ from densenet_deploy.errors import DensenetDeployError
 from densenet_deploy.workflows.decision import Decision
 from densenet_deploy.workflows.html_report.load import Material, ModelSummary
 from densenet_deploy.workflows.html_report.page import Block, Figure, Remarks
-from densenet_deploy.workflows.plot.plot import PlotRequest, gather
+from densenet_deploy.workflows.plot import PlotRequest, gather
 
 _PARETO_CAPTION: Final = "The numbers are those of the table of candidates."
 _CAPTIONS: Final = {

@@ -283,8 +283,10 @@ class Material:
         return model is not None and bool(result.sha256) and result.sha256 != model.sha256
 
 
-def load_material(sources: ReportSources, folder: Path = Path(), listener: Listener = ignore) -> Material:
+def load_material(sources: ReportSources, folder: Path | None = None, listener: Listener = ignore) -> Material:
     """Read the reports first, which is quick, and then the models; those in memory are written to `folder`.
+
+    It may be left out where there are none of these.
 
     Raises:
         DataError: if a file does not hold the report of the command that its option names.
@@ -316,7 +318,7 @@ def _read(kind: type[R], reports: Iterable[StrPath | R]) -> tuple[Loaded[R], ...
     )
 
 
-def _summaries(sources: ReportSources, folder: Path) -> tuple[ModelSummary, ...]:
+def _summaries(sources: ReportSources, folder: Path | None) -> tuple[ModelSummary, ...]:
     repeated = [name for name, count in Counter(sources.names).items() if count > 1]
     if repeated:  # reports could not tell them apart
         raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
@@ -342,12 +344,13 @@ def _file_of(model: StrPath | Model) -> Path:
     return model.path or Path(f"{model.name}.onnx")
 
 
-def _summary(model: StrPath | Model, folder: Path) -> ModelSummary:
+def _summary(model: StrPath | Model, folder: Path | None) -> ModelSummary:
     """The facts of a model; one that has no file is written to `folder`, but shown by its name."""
     if not isinstance(model, Model):
         return _look(Path(model))
     if model.path is not None:
         return dataclasses.replace(_look(model.path), alias=model.name)
+    assert folder is not None, "a model in memory needs a folder"
     path = folder / _file_of(model).name
     write_file(path, model.to_bytes())
     summary = _look(path)

@@ -70,7 +70,6 @@ class InspectEngineReport(Report):
         return dataclasses.replace(report, architecture=InspectReport.from_json(facts, origin) if is_known else None)
 
     def to_text(self) -> str:
-        """Return lines for people."""
         title = f"{printable(self.model)}: {mib(self.bytes)}, {self.flavour} {self.version}"
         lines = [title, line("built for", ", ".join(self.targets) or "unknown GPUs")]
         if self.profiles:

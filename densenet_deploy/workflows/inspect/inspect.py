@@ -114,7 +114,6 @@ class InspectReport(Report):
         return dataclasses.replace(self, manifest=manifest, weights=weights, labels=labels, notes=notes)
 
     def to_text(self) -> str:
-        """Return lines for people."""
         total = f"{self.parameters:,} parameters, {self.macs / 1e9:.3f} GMACs per image"
         size = "x".join(map(str, sides(self.image_size)))
         lines = [f"{printable(self.model)} ({self.precision}, {size}): {total}", "", *self._block_lines()]
@@ -291,17 +290,19 @@ def _of_graph(model: Model, options: InspectOptions) -> InspectReport:
     return dataclasses.replace(report, file_parameters=cost.parameters, file_macs=cost.macs, layers=layers)
 
 
-def _of_spec(name: str, spec: DenseNetSpec, image_size: Size, options: InspectOptions) -> InspectReport:
+def _of_spec(
+    name: str, spec: DenseNetSpec, image_size: Size, options: InspectOptions, precision: str = ""
+) -> InspectReport:
     for side in sides(image_size):
         require_range("image-size", side, spec.smallest_image_size, 8192)
-    precision = options.precision or "fp32"
+    precision = precision or options.precision or "fp32"
     return InspectReport(
         model=name,
         precision=precision,
         image_size=image_size,
         batch=options.batch,
         blocks=model_cost(spec, image_size).blocks,
-        activation_memory=activation_memory(spec, image_size, options.batch, _BYTES[precision]),
+        activation_memory=activation_memory(spec, image_size, options.batch, _BYTES.get(precision, 4)),
         training_memory=training_memory(spec, image_size, options.batch),
         training_step=_training_step(spec, image_size, options),
     )
@@ -320,9 +321,7 @@ def inspect_spec(
     if min(sides(image_size)) < spec.smallest_image_size:
         why = f"does not make a network for {image_size} pixels"
         raise ManifestError(f"spec of {name}", why, "export the model again")
-    report = _of_spec(name, spec, image_size, options).described(manifest, untrained_note(manifest))
-    memory = activation_memory(spec, image_size, options.batch, _BYTES.get(precision, 4))
-    return dataclasses.replace(report, precision=precision, activation_memory=memory)
+    return _of_spec(name, spec, image_size, options, precision).described(manifest, untrained_note(manifest))
 
 
 def _training_step(spec: DenseNetSpec, image_size: Size, options: InspectOptions) -> Mapping[str, Any] | None:

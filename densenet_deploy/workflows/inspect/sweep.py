@@ -88,7 +88,6 @@ class SweepReport(Report):
         return ModelCost(self.blocks).macs
 
     def to_text(self) -> str:
-        """Return a table for people."""
         header = (self.sweep, "parameters", "GMACs", "act. MiB", "bus MiB", "train MiB", "ms", "95 % interval",
                   "published top-1/top-5")  # fmt: skip
         lines = [f"batch {self.batch}, {'x'.join(map(str, sides(self.image_size)))}, fp32", ""]

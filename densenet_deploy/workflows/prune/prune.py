@@ -6,48 +6,126 @@ the report, and every trial of `min_sqnr` and `max_drop`, is measured on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath
 from densenet_deploy.errors import UsageError
-from densenet_deploy.manifest import Manifest
-from densenet_deploy.model import Model, untrained_note
+from densenet_deploy.model import InputDescription, Model, untrained_note
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity
+from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND
-from densenet_deploy.workflows.accuracy_limit import require_labelled_folder
-from densenet_deploy.workflows.compare import measured_parity, require_sqnr
+from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_sqnr
+from densenet_deploy.workflows.compression import Finetuning, require_labelled_folder
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.float_model import (
-    exact_graph,
-    input_manifest,
-    knows_normalization,
-    pixel_form,
-    require_float32,
-    sized_by,
-)
+from densenet_deploy.workflows.float_model import knows_normalization, require_float32, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
-from densenet_deploy.workflows.prune.checkpoint import network_of, pruned_manifest, pruned_spec, pruned_weights
-from densenet_deploy.workflows.prune.choice import Choice, choose
-from densenet_deploy.workflows.prune.finetune import finetuned, unused_images
+from densenet_deploy.workflows.prune.choice import Choice, JudgedAccuracy, choose
+from densenet_deploy.workflows.prune.finetuning import finetuned, unused_images
 from densenet_deploy.workflows.prune.options import PER_LAYER, UNIFORM, PruneOptions
-from densenet_deploy.workflows.prune.preparation import Preparation, of_one_size, prepare
-from densenet_deploy.workflows.prune.report import LayerWidth, PruneReport
+from densenet_deploy.workflows.prune.preparation import Preparation, prepare
+from densenet_deploy.workflows.prune.result import pruned_model
 from densenet_deploy.workflows.quantize.preparation import about_range
 from densenet_deploy.workflows.samples import taken
-from densenet_deploy.workflows.simplify import finished
 from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 if TYPE_CHECKING:
-    from densenet_deploy.pruning.reconstruction import PrunedGraph
+    from densenet_deploy.pruning.reconstruction import LayerFit
 
 _CHECKPOINT: Final = ".safetensors"
 _FEW_ROWS: Final = 2.0
-_GAIN_IMAGES: Final = 8
 _LISTED: Final = 3
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """The channels of a bottleneck, and the SQNR in dB of what its layer makes on the images that chose them.
+
+    The SQNR is None where the layer makes exactly what it made before.
+    """
+
+    before: int
+    after: int
+    sqnr_db: float | None
+
+    @classmethod
+    def of(cls, fit: LayerFit) -> LayerWidth:
+        error = fit.relative_error
+        return cls(fit.before, fit.after, -10 * math.log10(error) if error > 0 else None)
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """What the table of the report shows."""
+        return f"{self.before} -> {self.after}", "exact" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport(TimedReport, ParityOfOutputs):
+    """A smaller float graph, and how far its outputs are from the original's on images that did not choose it.
+
+    Attributes:
+        onnx, checkpoint: the file that was written; None of the other kind, and while the result is only in memory.
+        macs_before, macs_after: multiply-accumulates of one image.
+        parameters_before, parameters_after: numbers in the graph's convolutions, norms and linear layers.
+        removed: share of the channels of all bottlenecks.
+        widths: `uniform`, or `per-layer`.
+        layers: each bottleneck, by the name of its first convolution.
+        outputs: the parity of each output with that of the float original on the images held out.
+        chosen_on, held_out: numbers of calibration images.
+        trials: networks that were pruned and measured.
+        accuracy: with `max_drop`.
+        finetune: what fine-tuning did; None without it.
+    """
+
+    kind: ClassVar[str] = "prune"
+    derived: ClassVar[tuple[str, ...]] = ("parity", "seconds")
+
+    onnx: Path | None
+    checkpoint: Path | None
+    variant: str
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    removed: float
+    widths: str
+    layers: Mapping[str, LayerWidth]
+    outputs: Mapping[str, Parity]
+    chosen_on: int
+    held_out: int
+    trials: int
+    input: InputDescription
+    accuracy: JudgedAccuracy | None = None
+    finetune: Finetuning | None = None
+
+    def to_text(self) -> str:
+        rows = [(name, *layer.cells) for name, layer in self.layers.items()]
+        accuracy = [] if self.accuracy is None else [line("accuracy", self.accuracy)]
+        return "\n".join(
+            [
+                *wrote(self.onnx or self.checkpoint),
+                line("model", self.variant),
+                line("MACs", _change(self.macs_before, self.macs_after)),
+                line("parameters", _change(self.parameters_before, self.parameters_after)),
+                line("channels", f"{self.removed:.1%} of the bottlenecks' channels removed, {self.widths}"),
+                line("images", f"{self.chosen_on} chose the channels, {self.held_out} others judge the result"),
+                line("input", self.input),
+                *self.parity_lines(),
+                *accuracy,
+                *([line("fine-tuned", self.finetune)] if self.finetune is not None else []),
+                *self.stage_lines(),
+                *(f"  {row}" for row in table(("bottleneck", "channels", "its layer"), rows)),
+            ]
+        )
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,} -> {after:,} ({after / before:.1%})"
 
 
 def prune(
@@ -100,7 +178,7 @@ def prune(
     choice = choose(ready, options, stages)
     if options.finetune:
         choice = finetuned(ready, choice, options, stages)
-    result = _result(given, name, ready, choice.pruned, stages)
+    result = pruned_model(given, name, ready, choice.pruned, stages)
     with stages("parity"):
         every, unused = ready.images.judging, unused_images(ready, choice)
         outputs = measured_parity(given, result, taken(unused, preprocessing_of(given)))
@@ -126,32 +204,6 @@ def _destination(given: Model, name: str, out: StrPath | None, *, force: bool) -
     if suffix == _CHECKPOINT:
         require_packages("export", "torch")
     return Destination.of(out, f"{name}{suffix}", None, force=force, size_bytes=len(given.to_bytes()))
-
-
-def _result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, stages: Stages) -> Model:
-    """Return the graph with its facts, and the module and weights where the source had some."""
-    spec = pruned_spec(given.spec, pruned)
-    if spec is not None and given.weights is not None:
-        assert given.spec is not None
-        weights = pruned_weights(given.weights, given.spec, pruned)
-        manifest = input_manifest(pruned_manifest(given.manifest, spec, weights), "float32")
-        assert manifest is not None
-        result = as_onnx(network_of(name, manifest, spec, weights), stages)
-        return pixel_form(result) if preprocessing_of(given).takes_pixels else result
-    manifest = input_manifest(pruned_manifest(given.manifest, spec, pruned.weights), "float32")
-    return _graph_result(given, name, ready, pruned, manifest)
-
-
-def _graph_result(given: Model, name: str, ready: Preparation, pruned: PrunedGraph, manifest: Manifest | None) -> Model:
-    import onnx_ir
-
-    from densenet_deploy.pruning.reconstruction import with_weights
-
-    proto = pruned.proto
-    if of_one_size(ready.model) is not ready.model:  # the graph takes images of any size, and so does the result
-        proto = with_weights(onnx_ir.to_proto(exact_graph(ready.model)), pruned.weights)
-    result = Model.from_onnx(name, finished(proto, name), manifest)
-    return pixel_form(result) if preprocessing_of(given).takes_pixels else result
 
 
 def _written(result: Model, destination: Destination) -> Model:
@@ -210,7 +262,7 @@ def _report(
         parameters_after=after.parameters,
         removed=1 - sum(fit.after for fit in fits) / sum(fit.before for fit in fits),
         widths=PER_LAYER if options.is_per_layer else UNIFORM,
-        layers={fit.name: LayerWidth.of(fit.before, fit.after, fit.relative_error) for fit in fits},
+        layers={fit.name: LayerWidth.of(fit) for fit in fits},
         outputs=outputs,
         chosen_on=ready.reconstruction.count,
         held_out=len(unused_images(ready, choice)),

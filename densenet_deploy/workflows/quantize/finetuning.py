@@ -18,11 +18,11 @@ import numpy as np
 
 from densenet_deploy.errors import DataError
 from densenet_deploy.model import Model
-from densenet_deploy.parity.compare import compare_outputs, worst
+from densenet_deploy.parity.compare import compare_outputs
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
-from densenet_deploy.workflows.finetuning import Finetuning
+from densenet_deploy.workflows.compression import Finetuning, worst_sqnr_db
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.preparation import Int8Preparation
 from densenet_deploy.workflows.stages import Stages
@@ -178,5 +178,4 @@ def _sqnr_db(file: Int8File, samples: Samples, backend: str) -> float:
     ]
     with Model.from_bytes("trial", file.data).runner(backend, "cpu", RunnerOptions(threads=threads)) as runner:
         outputs = (found for _, found in run_each(runner, images, calls))
-        parity = worst(compare_outputs(expected, outputs))[1]
-    return -float("inf") if parity.nonfinite else parity.sqnr_db
+        return worst_sqnr_db(compare_outputs(expected, outputs))

@@ -25,7 +25,7 @@ from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions
-from densenet_deploy.workflows.accuracy_limit import accuracy_of, judgement, require_labelled_folder
+from densenet_deploy.workflows.compression import accuracy_of, judgement, require_labelled_folder, worst_sqnr_db
 from densenet_deploy.workflows.evaluate import evaluate
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.evaluation.tasks import judged_by
@@ -111,8 +111,7 @@ class Trials:
     def sqnr_db(self, float_layers: Collection[str], count: int = TRIAL_SAMPLES) -> float:
         """Return the SQNR of the worst output in dB on the first `count` samples; minus infinity for NaN or Inf."""
         expected = self._expected[:count]
-        parity = worst(compare_outputs(expected, self.outputs(float_layers, len(expected))))[1]
-        return -float("inf") if parity.nonfinite else parity.sqnr_db
+        return worst_sqnr_db(compare_outputs(expected, self.outputs(float_layers, len(expected))))
 
     def outputs(self, float_layers: Collection[str], count: int) -> Iterator[Feeds]:
         """Yield what the form that leaves these layers float gives for the first `count` samples.
@@ -288,9 +287,7 @@ def layers_behind_baseline(trials: Trials, float_layers: Names) -> tuple[Names, 
 
     groups = [Layer(name, name, sum(layer.cost for layer in part)) for name, part in parts.items()]
     found = find_float_layers(
-        groups,
-        lambda firsts: trials.noise(named(firsts)),
-        lambda firsts: trials.sqnr_db(named(firsts)) >= least,
+        groups, lambda firsts: trials.noise(named(firsts)), lambda firsts: trials.sqnr_db(named(firsts)) >= least
     )
     chosen = named(Names(found.float_layers))
     kept = ", ".join(layer.name for layer in layers if layer.name in chosen)
@@ -321,7 +318,7 @@ def layers_for_speed(
     began, end = now(), now() + seconds
 
     def is_enough(*names: str, over: str) -> Callable[[RoundResults], bool]:
-        return lambda found: now() >= end or _are_decided(found, names, over)
+        return lambda found: now() >= end or all(_shown(found, name, over) != "undecided" for name in names)
 
     first = trials.compare_speed({"int8": float_layers}, is_enough("int8", over="float"))
     chosen, slow, untimed = float_layers, tuple[str, ...](), tuple[str, ...]()
@@ -363,10 +360,6 @@ def _gains_nothing(found: RoundResults) -> bool:
     """Whether INT8 is certainly no faster than float."""
     shown = _shown(found, "int8", "float")
     return shown == "slower" or (shown == "tie" and found.speedup("int8", over="float").median <= 1)
-
-
-def _are_decided(found: RoundResults, names: Sequence[str], over: str) -> bool:
-    return all(_shown(found, name, over) != "undecided" for name in names)
 
 
 def _shown(found: RoundResults, name: str, over: str) -> str:

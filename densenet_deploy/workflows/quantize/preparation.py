@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,24 +13,71 @@ from densenet_deploy.errors import DataError, GateError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import Model
 from densenet_deploy.packages import require_packages
+from densenet_deploy.parity.compare import compare_outputs, worst
+from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.cpus import has_vnni
-from densenet_deploy.workflows.float_model import (
-    calibration_data,
-    exact_graph,
-    knows_normalization,
-    require_float32,
-)
-from densenet_deploy.workflows.quantize.float_outputs import FloatOutputs
+from densenet_deploy.runtime.feeds import Feeds
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
+from densenet_deploy.workflows.float_model import calibration_data, exact_graph, knows_normalization, require_float32
 from densenet_deploy.workflows.quantize.options import QuantizeOptions, recipe_here
 from densenet_deploy.workflows.stages import Stages
 
 if TYPE_CHECKING:
+    from densenet_deploy.model import Model
     from densenet_deploy.quantization.cache import CalibrationCache
     from densenet_deploy.quantization.calibration_data import CalibrationData
     from densenet_deploy.quantization.int8_writer import Int8Writer
 
+MOST_BYTES: Final = 64 * 2**20
+_CHECKED: Final = 4
+_SAME_DB: Final = 60.0  # float32 sums in another order are above 100 dB
 _OLDEST_OPSET: Final = 13  # the first in which DequantizeLinear has a scale per channel
 _LEAST_FILLED: Final = 0.02
+
+log = logging.getLogger(__name__)
+
+
+class FloatOutputs:
+    """The outputs of `model` on the first samples of `data`.
+
+    Calibration runs the graph after the exact passes and has seen its outputs: those are taken if the model itself
+    gives the same for four of the samples. What does not fit into 64 MiB is computed again whenever it is asked for.
+    """
+
+    def __init__(self, model: Model, data: CalibrationData, seen: Sequence[Feeds] = ()) -> None:
+        """Nothing is run before outputs are asked for; `seen` are those of the first samples, as far as is known."""
+        self._model, self._data = model, data
+        self._seen, self._is_checked = list(seen), not seen
+
+    def first(self, count: int) -> Iterator[Feeds]:
+        """Yield the outputs, by name, of at most `count` samples, on ONNX Runtime."""
+        if not self._is_checked:
+            self._check()
+        known = len(self._seen)
+        yield from self._seen[:count]
+        if count > known:
+            yield from self._run(known, count)
+
+    def _check(self) -> None:
+        found = compare_outputs(self._seen[:_CHECKED], self._outputs(0, min(_CHECKED, len(self._seen))))
+        name, parity = worst(found)
+        if parity.nonfinite or parity.sqnr_db < _SAME_DB:
+            log.info("%s differs after the exact passes by %.1f dB: the model itself is run", name, parity.sqnr_db)
+            self._seen = []
+        self._is_checked = True
+
+    def _run(self, start: int, end: int) -> Iterator[Feeds]:
+        for number, outputs in enumerate(self._outputs(start, end), start=start):
+            size = sum(array.nbytes for array in outputs.values())
+            if number == len(self._seen) and (number + 1) * size <= MOST_BYTES:
+                self._seen.append(outputs)
+            yield outputs
+
+    def _outputs(self, start: int, end: int) -> Iterator[Feeds]:
+        calls, threads = shared_cpus(REFERENCE_BACKEND)
+        with self._model.runner(REFERENCE_BACKEND, "cpu", RunnerOptions(threads=threads)) as runner:
+            for _, outputs in run_each(runner, itertools.islice(self._data, start, end), calls):
+                yield outputs
 
 
 @dataclass(frozen=True)

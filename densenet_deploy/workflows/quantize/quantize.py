@@ -19,8 +19,8 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, compare_outputs
 from densenet_deploy.reports import TimedReport, line, wrote
 from densenet_deploy.workflows.compare import ParityOfOutputs, measured_parity, require_sqnr
+from densenet_deploy.workflows.compression import Finetuning
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.finetuning import Finetuning
 from densenet_deploy.workflows.float_model import float32_form, normalized_form, pixel_form, sized_by
 from densenet_deploy.workflows.load import LoadOptions, input_of, preprocessing_of
 from densenet_deploy.workflows.outputs import Destination
@@ -83,7 +83,6 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
     explanation: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """Return lines for people."""
         kept = f": {', '.join(self.float_layers)}" if self.float_layers else ""
         images = counted(self.calibrated_on, "image")
         return "\n".join(
@@ -160,7 +159,8 @@ def quantize(
     if options.finetune:
         require_trainable(ready, options)
     with Trials(ready, model) as trials:
-        choice = _chosen_layers(trials, options, calibration, recipe, stages)
+        run = _Run(trials, ready, options, calibration, recipe, stages)
+        choice = run.chosen_layers()
         with stages("write INT8"):
             written = ready.writer.write(choice.float_layers)
         subject = destination.path or name
@@ -169,7 +169,7 @@ def quantize(
         _require_int8(written.layers_int8, choice, subject)
         finetuning = None
         if options.finetune:
-            written, finetuning = _finetuned(trials, ready, choice.float_layers, options, calibration, stages)
+            written, finetuning = run.finetuned(choice.float_layers)
             with stages("check"):
                 result = _sound(name, written, recipe, takes_pixels=preprocessing.takes_pixels)
         with stages("parity"):
@@ -199,9 +199,7 @@ def quantize(
         input=input_of(given),
         finetune=finetuning,
         speed=choice.speed,
-        explanation=_explanation(written.layers_int8, written.layers_float, unasked, choice, ready, recipe)
-        if explain
-        else (),
+        explanation=run.explanation(written, unasked, choice) if explain else (),
         stages=stages.seconds,
         notes=notes,
     )
@@ -217,54 +215,69 @@ class _LayerChoice:
     speed: Speed | None = None
 
 
-def _chosen_layers(
-    trials: Trials, options: QuantizeOptions, calibration: Any, recipe: str, stages: Stages
-) -> _LayerChoice:
-    """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
-    float_layers = frozenset(_known_layers(options.float_layers, [layer.name for layer in trials.layers]))
-    notes: list[str] = []
-    with stages("accuracy"):
-        if options.max_drop is not None or options.min_sqnr is not None:
-            found, judgement = layers_for_accuracy(trials, options, calibration)
-            float_layers |= set(found.float_layers)
-            kept, took = counted(len(found.float_layers), "float layer"), counted(found.trials, "trial")
-            notes.append(f"accuracy: {kept}, found in {took}")
-            notes += judgement
-        elif trials.runs_here:
-            float_layers, behind = layers_behind_baseline(trials, float_layers)
-            notes += [behind] if behind is not None else []
-    if not options.never_slower:
-        return _LayerChoice(float_layers, tuple(notes))
-    if not trials.runs_here:
-        notes.append(f"speed was not measured: no backend here runs what the recipe {recipe} is for")
-        return _LayerChoice(float_layers, tuple(notes))
-    with stages("speed", f"up to {options.speed_seconds:g} s, --no-never-slower skips it"):
-        float_layers, speed = layers_for_speed(trials, float_layers, options.speed_seconds)
-    return _LayerChoice(float_layers, tuple(notes), speed)
+@dataclass(frozen=True)
+class _Run:
+    """One call of `quantize`, once the data are calibrated."""
 
+    trials: Trials
+    ready: Int8Preparation
+    options: QuantizeOptions
+    calibration: Any
+    recipe: str
+    stages: Stages
 
-def _finetuned(
-    trials: Trials,
-    ready: Int8Preparation,
-    float_layers: frozenset[str],
-    options: QuantizeOptions,
-    calibration: Any,
-    stages: Stages,
-) -> tuple[Int8File, Finetuning]:
-    """Fine-tune the form that leaves `float_layers` float; `trials` then measure what comes of it."""
+    def chosen_layers(self) -> _LayerChoice:
+        """Decide which layers stay float: those that were named, that cost too much accuracy, or that gain no time."""
+        options, trials = self.options, self.trials
+        known = [layer.name for layer in trials.layers]
+        for name in options.float_layers:
+            if name not in known:
+                raise UnknownNameError.among("convolution", name, known)
+        float_layers, notes = frozenset(options.float_layers), list[str]()
+        with self.stages("accuracy"):
+            if options.max_drop is not None or options.min_sqnr is not None:
+                found, judgement = layers_for_accuracy(trials, options, self.calibration)
+                float_layers |= set(found.float_layers)
+                kept, took = counted(len(found.float_layers), "float layer"), counted(found.trials, "trial")
+                notes += [f"accuracy: {kept}, found in {took}", *judgement]
+            elif trials.runs_here:
+                float_layers, behind = layers_behind_baseline(trials, float_layers)
+                notes += [behind] if behind is not None else []
+        if not options.never_slower:
+            return _LayerChoice(float_layers, tuple(notes))
+        if not trials.runs_here:
+            notes.append(f"speed was not measured: no backend here runs what the recipe {self.recipe} is for")
+            return _LayerChoice(float_layers, tuple(notes))
+        with self.stages("speed", f"up to {options.speed_seconds:g} s, --no-never-slower skips it"):
+            float_layers, speed = layers_for_speed(trials, float_layers, options.speed_seconds)
+        return _LayerChoice(float_layers, tuple(notes), speed)
 
-    def demanded_of(file: Int8File) -> float:
-        if ready.writer.write(float_layers) is not file:
-            trials.replace(float_layers, file)
-        return demanded(trials, float_layers, options, calibration, PARITY_SAMPLES)
+    def finetuned(self, float_layers: frozenset[str]) -> tuple[Int8File, Finetuning]:
+        """Fine-tune the form that leaves `float_layers` float; `trials` then measure what comes of it."""
 
-    def why_unacceptable(old: Int8File, new: Int8File) -> str | None:
-        is_acceptable = demanded_of(old) <= demanded_of(new)
-        return None if is_acceptable else "the file would be further from --max-drop or --min-sqnr"
+        def demanded_of(file: Int8File) -> float:
+            if self.ready.writer.write(float_layers) is not file:
+                self.trials.replace(float_layers, file)
+            return demanded(self.trials, float_layers, self.options, self.calibration, PARITY_SAMPLES)
 
-    found, report = finetuned(float_layers, ready, options, stages, why_unacceptable)
-    trials.replace(float_layers, found)
-    return found, report
+        def why_unacceptable(old: Int8File, new: Int8File) -> str | None:
+            is_acceptable = demanded_of(old) <= demanded_of(new)
+            return None if is_acceptable else "the file would be further from --max-drop or --min-sqnr"
+
+        found, report = finetuned(float_layers, self.ready, self.options, self.stages, why_unacceptable)
+        self.trials.replace(float_layers, found)
+        return found, report
+
+    def explanation(self, written: Int8File, unasked: Collection[str], choice: _LayerChoice) -> tuple[str, ...]:
+        """Return a sentence about each layer; `unasked` are those that the recipe keeps float."""
+        put_back = choice.speed.put_back if choice.speed is not None else ()
+        sentences = [
+            f"{name}: INT8, {self.ready.writer.options.weight_bits}-bit weights" for name in written.layers_int8
+        ]
+        for name in written.layers_float:
+            why = "faster in float on this machine" if stage_of(name) in put_back else "asked for, or for accuracy"
+            sentences.append(f"{name}: float, {f'the recipe {self.recipe} keeps it' if name in unasked else why}")
+        return tuple(sentences)
 
 
 def _learnt_from(finetuning: Finetuning | None, count: int) -> tuple[str, ...]:
@@ -273,13 +286,6 @@ def _learnt_from(finetuning: Finetuning | None, count: int) -> tuple[str, ...]:
         return ()
     images = f"parity is measured on calibration images: {finetuning.images} of all {count} were learnt from"
     return (f"{images}; on the {finetuning.held_out} held-out ones the SQNR is {finetuning.sqnr_after_db:.1f} dB",)
-
-
-def _known_layers(names: Collection[str], layers: Sequence[str]) -> Collection[str]:
-    for name in names:
-        if name not in layers:
-            raise UnknownNameError.among("convolution", name, layers)
-    return names
 
 
 def _require_int8(layers_int8: Sequence[str], choice: _LayerChoice, subject: object) -> None:
@@ -303,19 +309,3 @@ def _sound(name: str, written: Int8File, recipe: str, *, takes_pixels: bool) -> 
     require_sound(result.onnx, recipe)
     require_float(result.onnx, recipe, written.layers_float)
     return result
-
-
-def _explanation(
-    layers_int8: Sequence[str],
-    layers_float: Sequence[str],
-    unasked: Collection[str],
-    choice: _LayerChoice,
-    ready: Int8Preparation,
-    recipe: str,
-) -> tuple[str, ...]:
-    put_back = choice.speed.put_back if choice.speed is not None else ()
-    sentences = [f"{name}: INT8, {ready.writer.options.weight_bits}-bit weights" for name in layers_int8]
-    for name in layers_float:
-        why = "faster in float on this machine" if stage_of(name) in put_back else "asked for, or for accuracy"
-        sentences.append(f"{name}: float, {f'the recipe {recipe} keeps it' if name in unasked else why}")
-    return tuple(sentences)

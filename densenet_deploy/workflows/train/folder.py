@@ -11,8 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,31 +27,16 @@ if TYPE_CHECKING:
     from densenet_deploy.training.state import TrainingState
 
 
-@dataclass(frozen=True)
 class TrainingFolder:
     """The places of the files, all of which are written whole or not at all."""
 
-    path: Path
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state, self.best, self.last = (
+            path / name for name in ("state.pt", "best.safetensors", "last.safetensors")
+        )
+        self.metrics, self.curves = path / "metrics.jsonl", path / "curves.png"
+        self.results = (self.best, self.last, self.metrics, self.curves)
 
     def check(self, size_bytes: int, *, force: bool, resume: bool) -> None:
         """Check before the work that the results may be written, and that `size_bytes` fit.
@@ -61,19 +45,28 @@ class TrainingFolder:
             OutputExistsError: if another training is there, and it is neither resumed nor replaced.
             ResourceError: if the folder cannot be written, or has no room.
         """
-        files = (self.state, self.best, self.last, self.metrics, self.curves)
         with os_errors_about(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise OutputExistsError(self.path, "is a file", "name a folder with -o")
+            may_stay = force or (resume and self.state.exists())
+        self.require_none((self.state, *self.results), may_stay=may_stay)
+        require_room(self.state, size_bytes)
+
+    def require_none(self, files: Iterable[Path], *, may_stay: bool) -> None:
+        """Check that none of `files` is there, or that it may be.
+
+        Raises:
+            OutputExistsError: naming the first that is.
+        """
+        with os_errors_about(self.path):
             existing = next((file for file in files if file.exists()), None)
-        if existing is not None and not force and not (resume and self.state.exists()):
+        if existing is not None and not may_stay:
             fix = "go on with it by --resume, replace it with --force, or choose another -o"
             raise OutputExistsError(existing, "is of another training", fix)
-        require_room(self.state, size_bytes)
 
     def clean(self) -> None:
         """Remove what a killed process left of files that it was writing."""
-        for file in (self.state, self.best, self.last, self.metrics, self.curves):
+        for file in (self.state, *self.results):
             for left in self.path.glob(f".{file.name}.*.tmp"):
                 left.unlink(missing_ok=True)
 
@@ -85,7 +78,7 @@ class TrainingFolder:
         """
         state.write(self.state)
         if not state.records:
-            for file in (self.best, self.last, self.metrics, self.curves):  # of a training that is replaced
+            for file in self.results:  # of a training that is replaced
                 with os_errors_about(file):
                     file.unlink(missing_ok=True)
             return

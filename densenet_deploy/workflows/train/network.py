@@ -1,30 +1,40 @@
-"""The network to train and the one to learn from, and what both must agree on."""
+"""The network to train and the one to learn from, what both must agree on, and how good a network is after an epoch."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from densenet_deploy.artifacts import StrPath
+import numpy as np
+
 from densenet_deploy.errors import ModelFileError, UsageError
-from densenet_deploy.manifest import Manifest, WeightsOrigin
+from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import Model, UntrainedWeightsWarning
-from densenet_deploy.runtime.classifier import read_labels
+from densenet_deploy.runtime.classifier import Classifier, read_labels
+from densenet_deploy.runtime.cpus import usable_cpus
+from densenet_deploy.runtime.preprocess import PreparedImage, prepare
+from densenet_deploy.runtime.runner import RunnerOptions, open_runner
 from densenet_deploy.variants import DEFAULT_VARIANT
+from densenet_deploy.workflows.evaluate import kept_outputs
+from densenet_deploy.workflows.evaluation.tasks import task_of
 from densenet_deploy.workflows.load import INPUT_FACTS, LoadOptions, load
+from densenet_deploy.workflows.stages import ignore
 
 if TYPE_CHECKING:
     import torch
 
     from densenet_deploy.models.build import DenseNet
+    from densenet_deploy.training.data import Example
+    from densenet_deploy.training.processes import Processes
 
 _CIFAR_VARIANT: Final = "cifar-bc-100-12"
-_OF_THE_NETWORK: Final = ("variant", "architecture", "num_classes", "head", "key", "seed")
+_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,10 @@ def student_of(
     if weights is None:
         return _untrained(names, pixels, seed, teacher, facts)
     given = facts.pop("labels", None)
+    given = read_labels(Path(given)) if isinstance(given, (str, os.PathLike)) else given
     model = _quietly_loaded(weights, facts)
     network, manifest = _densenet(model)
-    labels, known = tuple(names) if given is None else _read_labels(given), manifest.labels
+    labels, known = tuple(names) if given is None else tuple(given), manifest.labels
     is_trained, is_kept = manifest.weights.is_trained, labels == known if given else sorted(labels) == sorted(known)
     if is_kept and network.spec.head != "features":
         note = f"the classifier of {model.name} was kept: its labels are the classes of the data"
@@ -94,10 +105,6 @@ def student_of(
     fresh = with_new_classifier(network, len(labels), seed)
     note = f"a new classifier of {len(labels)} classes was put on {model.name}"
     return Student(fresh, _facts_of(manifest, fresh, labels), is_trained, (*model.notes, note))
-
-
-def _read_labels(given: Sequence[str] | StrPath) -> tuple[str, ...]:
-    return read_labels(Path(given)) if isinstance(given, (str, os.PathLike)) else tuple(given)
 
 
 def default_variant(pixels: int | None, stated: LoadOptions) -> str:
@@ -201,3 +208,41 @@ def require_agreement(teacher: Model, manifest: Manifest) -> torch.nn.Module:
         found = f"{shape[-1]} classes" if len(shape) == 2 else f"outputs of shape {shape}"
         raise UsageError(subject, f"has {found}, the data {len(labels)}", "give a teacher of the same classes")
     return module.requires_grad_(False)
+
+
+def validated(
+    network: torch.nn.Module, manifest: Manifest, examples: Sequence[Example], processes: Processes
+) -> dict[str, Any]:
+    """Return the figures of `evaluate` (`top1`, `top5`, `calibration_error`, ...) for a float32 network.
+
+    Every process runs every `count`-th batch, so that batches, and with them the bits of their outputs, are the same
+    for any number of processes. Each returns the figures of all.
+    """
+    import torch
+
+    batches = [examples[start : start + _BATCH] for start in range(0, len(examples), _BATCH)]
+    own = processes.share(batches)
+    options = RunnerOptions(threads=torch.get_num_threads())
+    with open_runner(Model("network", manifest, network), "torch", str(processes.device), options) as runner:
+        classifier = Classifier(runner)
+        task = task_of(classifier, "network", manifest)
+        flat = [example for batch in own for example in batch]
+        _, kept = kept_outputs(classifier, task, _prepared(flat, manifest.preprocessing), len(flat), ignore)
+        ends = np.cumsum([len(batch) for batch in own])[:-1]
+        parts = processes.gathered([np.split(rows, ends) for rows in kept])
+        whole = [parts[number % processes.count] for number in range(len(batches))]
+        joined = [
+            np.concatenate([part[place][number // processes.count] for number, part in enumerate(whole)])
+            for place in range(len(parts[0]))  # the first process has the first batch
+        ]
+        return task.figures(task.answers(np.array([example.index for example in examples]), joined))
+
+
+def _prepared(examples: Sequence[Example], preprocessing: Preprocessing) -> Iterator[list[tuple[Path, PreparedImage]]]:
+    def one(example: Example) -> PreparedImage:
+        return PreparedImage(prepare(example.loaded(preprocessing.shape[0]), preprocessing))
+
+    with ThreadPoolExecutor(usable_cpus(), "decode") as pool:
+        for start in range(0, len(examples), _BATCH):
+            part = examples[start : start + _BATCH]
+            yield [(Path(str(start)), image) for image in pool.map(one, part)]

@@ -158,7 +158,6 @@ class TrainReport(TimedReport):
     search: SearchReport | None = None
 
     def to_text(self) -> str:
-        """Return lines for people."""
         top5 = "" if self.top5 is None else f", top-5 {self.top5:.2%}"
         resumed = "" if self.resumed_from is None else f", resumed after epoch {self.resumed_from}"
         skipped = f", {len(self.bad)} unreadable left out" if self.bad else ""

@@ -14,15 +14,15 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from densenet_deploy.analysis.choice import ParetoPoint, pareto_front, undominated
 from densenet_deploy.analysis.cost import model_cost
-from densenet_deploy.artifacts import os_errors_about, write_file
-from densenet_deploy.errors import OutputExistsError, UsageError
+from densenet_deploy.artifacts import write_file
+from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture
 from densenet_deploy.model import Model
 from densenet_deploy.options import require_range
@@ -216,7 +216,10 @@ class Search:
         rungs = rungs_of(len(candidates), self.options.epochs, search.budget)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("search", "is for one process", "start it without torchrun")
-        self._check_folder()
+        if self.folder is not None:
+            own = TrainingFolder(self.folder)
+            files = (own.state, own.best, own.last, self.folder / "search.json", self.folder / "search.png")
+            own.require_none(files, may_stay=self.force or self.resume)
         names, models, trials = list(candidates), dict[str, Model](), dict[str, SearchTrial]()
         plan = " + ".join(f"{rung.candidates} x {rung.epochs}" for rung in rungs)
         cost = f"{plan} epochs; fewer with --budget"
@@ -235,32 +238,15 @@ class Search:
             trials |= timed({name: trials[name] for name in names}, models)
         return self._best(models, trials, rungs)
 
-    def _check_folder(self) -> None:
-        if self.folder is None:
-            return
-        with os_errors_about(self.folder):
-            existing = next((file for file in self._own_files() if file.exists()), None)
-        if existing is not None and not self.force and not self.resume:
-            fix = "go on with it by --resume, replace it with --force, or choose another -o"
-            raise OutputExistsError(existing, "is of another training", fix)
-
-    def _own_files(self) -> Iterator[Path]:
-        assert self.folder is not None
-        own = TrainingFolder(self.folder)
-        yield from (own.state, own.best, own.last, self.folder / "search.json", self.folder / "search.png")
-
     def _trained(self, candidate: Candidate, epochs: int, stated: LoadOptions) -> Model:
         facts: LoadOptions = {**stated, "architecture": candidate.architecture}
         if candidate.variant is not None:
             facts["variant"] = candidate.variant
-        options = dataclasses.replace(self.options, epochs=epochs, warmup_epochs=self._warmup(epochs))
+        warmup = self.options.warmup_epochs * epochs / self.options.epochs  # for the same part of the epochs
+        options = dataclasses.replace(self.options, epochs=epochs, warmup_epochs=warmup)
         out = None if self.folder is None else self.folder / candidate.name / f"epochs-{epochs}"
         model: Model = self.train(options, out=out, force=self.force, resume=self.resume and out is not None, **facts)
         return model
-
-    def _warmup(self, epochs: int) -> float:
-        """Shorter trainings warm up for the same part of their epochs."""
-        return self.options.warmup_epochs * epochs / self.options.epochs
 
     def _trial(self, candidate: Candidate, model: Model, epochs: int) -> SearchTrial:
         report = model.report
@@ -278,9 +264,10 @@ class Search:
             checkpoint=report.checkpoint,
         )
 
-    def _best(self, models: Mapping[str, Model], trials: Mapping[str, SearchTrial], rungs: Sequence[Rung]) -> Model:
-        front = _on_front([trials[name] for name in models])
-        trials = {name: dataclasses.replace(one, on_front=name in front) for name, one in trials.items()}
+    def _best(self, models: Mapping[str, Model], trials: dict[str, SearchTrial], rungs: Sequence[Rung]) -> Model:
+        front = pareto_front([_point(trials[name]) for name in models])
+        for name in models:
+            trials[name] = dataclasses.replace(trials[name], on_front=_point(trials[name]) in front)
         name = min(models, key=lambda name: (-trials[name].top1, trials[name].macs))
         model = models[name]
         report = model.report
@@ -342,11 +329,6 @@ def timed(trials: Mapping[str, SearchTrial], models: Mapping[str, Model]) -> dic
         interval = (latency.low, latency.high)
         measured[name] = dataclasses.replace(trial, latency_ms=latency.median, latency_interval_ms=interval)
     return measured
-
-
-def _on_front(trials: Sequence[SearchTrial]) -> set[str]:
-    front = pareto_front([_point(one) for one in trials])
-    return {one.candidate for one in trials if _point(one) in front}
 
 
 def _point(trial: SearchTrial) -> ParetoPoint:

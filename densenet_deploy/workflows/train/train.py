@@ -22,7 +22,7 @@ from densenet_deploy.records import to_plain, write_json
 from densenet_deploy.training.options import TrainOptions, check_shards
 from densenet_deploy.workflows.evaluation.report import BadFile
 from densenet_deploy.workflows.load import LoadOptions
-from densenet_deploy.workflows.stages import Listener, Stages, ignore, in_notebook
+from densenet_deploy.workflows.stages import Listener, Stages, Step, ignore, in_notebook
 from densenet_deploy.workflows.train.folder import TrainingFolder
 from densenet_deploy.workflows.train.network import (
     Student,
@@ -32,6 +32,7 @@ from densenet_deploy.workflows.train.network import (
     student_of,
     teacher_of,
     trained_manifest,
+    validated,
 )
 from densenet_deploy.workflows.train.report import EpochRecord, TrainReport
 
@@ -104,125 +105,94 @@ def train(
     if resume and out is None:
         raise UsageError("resume", "has no folder to go on from", "name it with -o")
     require_packages("export", "torch")
+    from densenet_deploy.training.data import class_names, image_side, read_data
+
     if search is not None:
-        sources = {"val": val, "unlabelled": unlabelled}
-        return _searched(
-            data, options, search, weights, out, Stages(progress), stated, force=force, resume=resume, **sources
+        from densenet_deploy.workflows.train.search import Search
+
+        if weights is not None:
+            fix = "leave out --weights; a --teacher may be given"
+            raise UsageError("search", f"has the architecture of {weights}", fix)
+        one = partial(train, data, val=val, unlabelled=unlabelled)
+        return Search(one, options, None if out is None else Path(out), Stages(progress), force, resume).run(
+            search, {"variant": default_variant(image_side(data), stated), **stated}
         )
-    from densenet_deploy.training.data import class_names
     from densenet_deploy.training.processes import joined
 
     names = class_names(data)
     with joined(options.device) as processes:
         folder = TrainingFolder(Path(out)) if out is not None else None
-        run = _Run(options, processes, folder, Stages(progress if processes.is_first else ignore))
-        with run.stages("read data"):
-            student, found = run.read(data, val, unlabelled, names, weights, stated)
-        return run.trained(student, found, force=force, resume=resume)
-
-
-def _searched(
-    data: Path,
-    options: TrainOptions,
-    search: SearchOptions,
-    weights: Any,
-    out: StrPath | None,
-    stages: Stages,
-    stated: LoadOptions,
-    *,
-    force: bool,
-    resume: bool,
-    **sources: Any,
-) -> Model:
-    from densenet_deploy.training.data import image_side
-    from densenet_deploy.workflows.train.search import Search
-
-    if weights is not None:
-        why = f"has the architecture of {weights}"
-        raise UsageError("search", why, "leave out --weights; a --teacher may be given")
-    facts: LoadOptions = {**stated}
-    facts.setdefault("variant", default_variant(image_side(data), stated))
-    folder = None if out is None else Path(out)
-    run = Search(partial(train, data, **sources), options, folder, stages, force=force, resume=resume)
-    return run.run(search, facts)
+        stages = Stages(progress if processes.is_first else ignore)
+        with stages("read data"):
+            teacher = None if options.teacher is None else teacher_of(options.teacher)
+            student = student_of(weights, names, image_side(data), options.seed, teacher, stated)
+            taught_by = None if teacher is None else require_agreement(teacher, student.manifest)
+            found = read_data(
+                data,
+                None if val is None else Path(val),
+                student.manifest.labels,
+                seed=options.seed,
+                unlabelled=None if unlabelled is None else Path(unlabelled),
+            )
+        return _Run(options, processes, folder, stages, student, found, taught_by).trained(force=force, resume=resume)
 
 
 @dataclass
 class _Run:
-    """One call of `train` in one process."""
+    """One call of `train` in one process: the student, what it is trained on, and the teacher."""
 
     options: TrainOptions
     processes: Processes
     folder: TrainingFolder | None
     stages: Stages
-    teacher: torch.nn.Module | None = None
+    student: Student
+    data: TrainingData
+    teacher: torch.nn.Module | None
+    shards: int = 0
 
-    def read(
-        self,
-        data: Path,
-        val: StrPath | None,
-        unlabelled: StrPath | None,
-        names: tuple[str, ...],
-        weights: Any,
-        stated: LoadOptions,
-    ) -> tuple[Student, TrainingData]:
-        """Return the network and what to train it on; nothing is trained yet."""
-        from densenet_deploy.training.data import image_side, read_data
-
-        options = self.options
-        teacher = None if options.teacher is None else teacher_of(options.teacher)
-        student = student_of(weights, names, image_side(data), options.seed, teacher, stated)
-        self.teacher = None if teacher is None else require_agreement(teacher, student.manifest)
-        found = read_data(
-            data,
-            None if val is None else Path(val),
-            student.manifest.labels,
-            seed=options.seed,
-            unlabelled=None if unlabelled is None else Path(unlabelled),
-        )
-        return student, found
-
-    def trained(self, student: Student, data: TrainingData, *, force: bool, resume: bool) -> Model:
-        """Train `student` and return the best network, with the report."""
+    def trained(self, *, force: bool, resume: bool) -> Model:
+        """Train the student and return the best network, with the report."""
         from densenet_deploy.training.data import require_a_batch
         from densenet_deploy.training.state import TrainingState
 
         folder = self.folder
-        parameters = sum(tensor.numel() for tensor in student.network.parameters())
         if folder is not None and self.processes.is_first:
-            folder.check(_COPIES * _FLOAT_BYTES * parameters, force=force, resume=resume)
+            folder.check(_COPIES * _FLOAT_BYTES * self._parameters, force=force, resume=resume)
             folder.clean()
         self.processes.gathered(None)  # none reads the folder before it was checked
-        require_a_batch(data, self.options.batch_size)
-        data = self._readable(data, student.manifest.preprocessing.shape[0])
-        require_a_batch(data, self.options.batch_size)
+        require_a_batch(self.data, self.options.batch_size)
+        if self.options.check:
+            self.data = self._readable()
+            require_a_batch(self.data, self.options.batch_size)
         old = TrainingState.read(folder.state) if folder is not None and resume and folder.state.exists() else None
-        shards = self._shards(old)
-        facts = self._facts(student, data, shards)
+        self.shards = self._shards(old)
+        facts = self._facts()
         if old is not None and folder is not None:
             old.require_same(facts, folder.state)
-        trainer = self._trainer(student, data, shards)
+        trainer = self._trainer()
         state = old or TrainingState(facts, machine=self._machine())
-        notes = [*student.notes, *data.notes, *self._notes_on(old, shards, resume=resume)]
+        notes = [*self.student.notes, *self.data.notes, *self._notes_on(old, resume=resume)]
         if old is not None:
             trainer.restore(old.trainer)
         state.trainer = trainer.state()
-        manifests = self._write(state, student.manifest, data.name, is_read=old is not None)
+        manifests = self._write(state, is_read=old is not None)
         resumed_from = old.epochs if old is not None else None
         with self.stages("train", f"{self.options.epochs} epochs; fewer with --epochs") as step:
             while state.epochs < self.options.epochs:
-                self._epoch(trainer, state, student.manifest, data, step)
-                manifests = self._write(state, student.manifest, data.name)
-        report = self._report(state, student, data, manifests, resumed_from, shards, notes)
-        return self._best(state, student, manifests["best"], report)
+                self._epoch(trainer, state, step)
+                manifests = self._write(state)
+        report = self._report(state, manifests["last"].weights.sha256, resumed_from, notes)
+        return self._best(state, manifests["best"], report)
 
-    def _readable(self, data: TrainingData, channels: int) -> TrainingData:
-        """Return `data` without the images that cannot be read; each process looks at a part of them."""
+    @property
+    def _parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.student.network.parameters())
+
+    def _readable(self) -> TrainingData:
+        """Return the data without the images that cannot be read; each process looks at a part of them."""
         from densenet_deploy.training.data import unreadable, without_bad
 
-        if not self.options.check:
-            return data
-        examples = [*data.training, *data.validation]
+        examples, channels = [*self.data.training, *self.data.validation], self.student.manifest.preprocessing.shape[0]
         with self.stages("check images", f"{len(examples)} are decoded once; --no-check skips it"):
             own = unreadable(self.processes.share(examples), channels)
             count = self.processes.count
@@ -231,7 +201,7 @@ class _Run:
                 for rank, part in enumerate(self.processes.gathered(own))
                 for place, bad in part
             ]
-        return without_bad(data, [bad for _, bad in sorted(found, key=lambda one: one[0])], self.options.max_bad)
+        return without_bad(self.data, [bad for _, bad in sorted(found, key=lambda one: one[0])], self.options.max_bad)
 
     def _shards(self, old: TrainingState | None) -> int:
         """The shards that were asked for, else those of the training that goes on, else one per process."""
@@ -243,22 +213,20 @@ class _Run:
             raise UsageError(f"shards={shards}", why, f"give a multiple of {count}, or start other processes")
         return check_shards(self.options.batch_size, shards)
 
-    def _facts(self, student: Student, data: TrainingData, shards: int) -> dict[str, str]:
+    def _facts(self) -> dict[str, str]:
         """Return all that decides the result, as text by name."""
         from densenet_deploy.sources.weights import weights_of, weights_sha256
 
-        taught_by = "nobody"
-        if self.teacher is not None:
-            taught_by = weights_sha256(dict(self.teacher.state_dict()))
+        manifest = self.student.manifest
         return {
             **{name: str(value) for name, value in self.options.numbers().items()},
-            "shards": str(shards),
-            "data": data.digest(),
-            "labels": write_json(list(data.labels)),
-            "network": write_json(to_plain(student.manifest.spec)),
-            "preprocessing": write_json(to_plain(student.manifest.preprocessing)),
-            "weights": weights_sha256(weights_of(student.network)),
-            "teacher": taught_by,
+            "shards": str(self.shards),
+            "data": self.data.digest(),
+            "labels": write_json(list(self.data.labels)),
+            "network": write_json(to_plain(manifest.spec)),
+            "preprocessing": write_json(to_plain(manifest.preprocessing)),
+            "weights": weights_sha256(weights_of(self.student.network)),
+            "teacher": "nobody" if self.teacher is None else weights_sha256(dict(self.teacher.state_dict())),
         }
 
     def _machine(self) -> str:
@@ -266,7 +234,7 @@ class _Run:
 
         return f"{self.processes.device.type} with {counted(torch.get_num_threads(), 'thread')}"
 
-    def _notes_on(self, old: TrainingState | None, shards: int, *, resume: bool) -> list[str]:
+    def _notes_on(self, old: TrainingState | None, *, resume: bool) -> list[str]:
         notes = []
         if resume and old is None:
             notes.append("there was nothing to resume: the training began")
@@ -274,38 +242,37 @@ class _Run:
             notes.append(
                 f"went on with {self._machine()} after {old.machine}: the weights may differ in their last bits"
             )
-        if shards > 1:
-            each = self.options.batch_size // shards
-            notes.append(f"each batch was normalized in {shards} shards of {each} images (--shards)")
+        if self.shards > 1:
+            each = self.options.batch_size // self.shards
+            notes.append(f"each batch was normalized in {self.shards} shards of {each} images (--shards)")
         return notes
 
-    def _trainer(self, student: Student, data: TrainingData, shards: int) -> Trainer:
+    def _trainer(self) -> Trainer:
         from densenet_deploy.training.batches import Augmentation, Batches
         from densenet_deploy.training.loop import Trainer
         from densenet_deploy.training.loss import Objective
         from densenet_deploy.training.network import save_memory
 
-        options, preprocessing = self.options, student.manifest.preprocessing
-        network = student.network.to(self.processes.device)
+        options, preprocessing = self.options, self.student.manifest.preprocessing
+        network = self.student.network.to(self.processes.device)
         if options.memory_efficient:
             save_memory(network)
         kind = options.augmentation(min(preprocessing.shape[1:]))
         batches = Batches(
-            data.training,
+            self.data.training,
             preprocessing,
             Augmentation(kind, options.flip),
             batch_size=options.batch_size,
-            shards=shards,
+            shards=self.shards,
             seed=options.seed,
         )
         teacher = None if self.teacher is None else self.teacher.to(self.processes.device)
         objective = Objective(options.label_smoothing, teacher, options.temperature, options.alpha)
-        return Trainer(network, batches, options, self.processes, objective, is_pretrained=student.is_pretrained)
+        return Trainer(network, batches, options, self.processes, objective, is_pretrained=self.student.is_pretrained)
 
-    def _epoch(self, trainer: Trainer, state: TrainingState, manifest: Manifest, data: TrainingData, step: Any) -> None:
+    def _epoch(self, trainer: Trainer, state: TrainingState, step: Step) -> None:
         """Train and validate for one epoch, and take it into `state`."""
         from densenet_deploy.training.network import copied, weights_in
-        from densenet_deploy.workflows.train.validation import validated
 
         start = time.perf_counter()
         try:
@@ -314,7 +281,7 @@ class _Run:
             where = "in memory" if self.folder is None else f"in {self.folder.path}"
             kept = f"the checkpoints of epoch {state.epochs} stay {where}" if state.epochs else "no epoch was finished"
             raise GateError(exc.subject, f"{exc.why}; {kept}", exc.fix) from exc
-        figures = validated(trainer.result, manifest, data.validation, self.processes)
+        figures = validated(trainer.result, self.student.manifest, self.data.validation, self.processes)
         state.epochs += 1
         record = EpochRecord(
             epoch=state.epochs,
@@ -331,42 +298,35 @@ class _Run:
         state.records.append(to_plain(record))
         state.trainer = trainer.state()
 
-    def _write(
-        self, state: TrainingState, manifest: Manifest, name: str, *, is_read: bool = False
-    ) -> Mapping[str, Manifest]:
+    def _write(self, state: TrainingState, *, is_read: bool = False) -> Mapping[str, Manifest]:
         """Write the files, and return the facts that `best` and `last` carry."""
         from densenet_deploy.sources.weights import weights_sha256
 
         last = state.trainer["average"] or state.trainer["network"]
         parts = {"best": state.best or last, "last": last}
-        manifests = {part: trained_manifest(manifest, name, weights_sha256(tensors)) for part, tensors in parts.items()}
+        manifests = {
+            part: trained_manifest(self.student.manifest, self.data.name, weights_sha256(tensors))
+            for part, tensors in parts.items()
+        }
         if self.folder is not None and self.processes.is_first:
             (self.folder.rewrite if is_read else self.folder.write)(state, manifests)
         return manifests
 
-    def _report(
-        self,
-        state: TrainingState,
-        student: Student,
-        data: TrainingData,
-        manifests: Mapping[str, Manifest],
-        resumed_from: int | None,
-        shards: int,
-        notes: list[str],
-    ) -> TrainReport:
-        folder, history = self.folder, tuple(EpochRecord(**record) for record in state.records)
+    def _report(self, state: TrainingState, sha256: str, resumed_from: int | None, notes: list[str]) -> TrainReport:
+        folder, data, manifest = self.folder, self.data, self.student.manifest
+        history = tuple(EpochRecord(**record) for record in state.records)
         best = history[state.best_epoch - 1]
         curves = None
         if folder is not None and self.processes.is_first:
-            curves = folder.draw(state.records, f"{student.manifest.variant} on {data.name}")
+            curves = folder.draw(state.records, f"{manifest.variant} on {data.name}")
             if curves is None:
                 notes.append("no curves were drawn: matplotlib is not installed")
         return TrainReport(
             checkpoint=None if folder is None else folder.best,
             last=None if folder is None else folder.last,
             curves=curves,
-            variant=student.manifest.variant,
-            parameters=sum(tensor.numel() for tensor in student.network.parameters()),
+            variant=manifest.variant,
+            parameters=self._parameters,
             classes=len(data.labels),
             top1=best.top1,
             top5=best.top5,
@@ -378,20 +338,20 @@ class _Run:
             validation_images=len(data.validation),
             bad=tuple(BadFile(bad.path, bad.error.why) for bad in data.bad),
             processes=self.processes.count,
-            shards=shards,
+            shards=self.shards,
             resumed_from=resumed_from,
-            weights_sha256=manifests["last"].weights.sha256,
-            input=InputDescription.of(student.manifest.preprocessing, ()),
+            weights_sha256=sha256,
+            input=InputDescription.of(manifest.preprocessing, ()),
             history=history,
             stages=self.stages.seconds,
             notes=tuple(notes) if self.processes.is_first else (),
         )
 
-    def _best(self, state: TrainingState, student: Student, manifest: Manifest, report: TrainReport) -> Model:
+    def _best(self, state: TrainingState, manifest: Manifest, report: TrainReport) -> Model:
         from densenet_deploy.models.build import build_model
         from densenet_deploy.sources.weights import weights_of
 
-        network = build_model(student.network.spec)
+        network = build_model(self.student.network.spec)
         network.load_state_dict(state.best, strict=False)  # batch counters are not kept
         name = "best" if self.folder is None else self.folder.best.stem
         return Model(

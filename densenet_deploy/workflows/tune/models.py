@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from densenet_deploy.artifacts import Artifact, sha256_of
+from densenet_deploy.artifacts import Artifact, is_checkpoint_name, sha256_of
 from densenet_deploy.errors import GateError, ModelFileError
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model
@@ -22,7 +22,7 @@ from densenet_deploy.variants import find_variant, is_variant
 from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.float_model import NARROW, float32_form, require_float32
-from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, is_file_name, load, preprocessing_of
+from densenet_deploy.workflows.load import LoadOptions, is_file_name, load, preprocessing_of
 from densenet_deploy.workflows.prune.options import PruneOptions
 from densenet_deploy.workflows.prune.prune import prune
 from densenet_deploy.workflows.quantize.preparation import weight_bits
@@ -72,7 +72,7 @@ class Source:
     @property
     def is_float_file(self) -> bool:
         """Whether it is an FP32 file itself, which does not have to be exported."""
-        return self.path is not None and not is_checkpoint(self.path)
+        return self.path is not None and not is_checkpoint_name(self.path)
 
     @property
     def notes(self) -> tuple[str, ...]:

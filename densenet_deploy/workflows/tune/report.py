@@ -20,7 +20,6 @@ from densenet_deploy.reports import Report, Table, line
 from densenet_deploy.workflows.decision import Decision, MeasuredCandidate
 from densenet_deploy.workflows.tune.cache import ResultCache
 from densenet_deploy.workflows.tune.candidates import GIVEN, Trial
-from densenet_deploy.workflows.tune.measure import Quality
 from densenet_deploy.workflows.tune.search import CHOSEN, GROUP_SIZE, Limits, Search
 
 _MIB: Final = 2**20
@@ -78,6 +77,10 @@ class TrialResult:
         """Return what `search` found out about `trial`."""
         file, speed, quality = trial.file, search.speeds.get(trial), search.quality_of(trial)
         latency = None if speed is None else search.latency_of(trial)
+        answers: dict[str, Any] = {}
+        if quality is not None:
+            answers = {name: getattr(quality, name) for name in ("top1", "auroc", "mae", "labelled", "parity")}
+            answers["compared_on"] = f"{quality.images} {quality.kind}"
         return cls(
             model=file.path,
             base=file.base,
@@ -97,7 +100,7 @@ class TrialResult:
             peak_memory_bytes=None if speed is None else speed.peak_memory_bytes,
             device=None if speed is None else speed.device,
             runs_in=None if speed is None else speed.precision,
-            **_answers(quality),
+            **answers,
             drop_points=search.drop_of(trial),
         )
 
@@ -149,14 +152,6 @@ class TrialResult:
             is_given=self.form == GIVEN and (parity is None or not parity.nonfinite),
             refused=self.outcome if is_refused else "",
         )
-
-
-def _answers(quality: Quality | None) -> dict[str, Any]:
-    if quality is None:
-        return {}
-    compared_on = f"{quality.images} {quality.kind}"
-    accuracy = {"top1": quality.top1, "auroc": quality.auroc, "mae": quality.mae, "labelled": quality.labelled}
-    return {**accuracy, "parity": quality.parity, "compared_on": compared_on}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +321,9 @@ def report_of(
     if chosen is not None:
         reason = decision_of(found, chosen, search.goal).sentence
         facts = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
-        choice = Choice(**facts, reason=reason, path=chosen.model.absolute(), command=_command(chosen))
+        words = f"--backend {chosen.backend} --threads {chosen.threads} --batch {chosen.batch}"
+        command = f"densenet-deploy benchmark {shlex.quote(str(chosen.model))} {words}"
+        choice = Choice(**facts, reason=reason, path=chosen.model.absolute(), command=command)
     return TuneReport(
         chosen=choice,
         reason=reason,
@@ -394,8 +391,3 @@ def _verdicts(run: Sequence[TrialResult], limits: Limits) -> Iterator[tuple[bool
 def _verdict(name: str, found: float, limit: float, unit: str, words: str) -> tuple[bool, str]:
     keeps = found <= limit
     return keeps, f"{name} {limit:g} {'can' if keeps else 'cannot'} be kept ({words} {found:.4g} {unit})"
-
-
-def _command(one: TrialResult) -> str:
-    words = f"--backend {one.backend} --threads {one.threads} --batch {one.batch}"
-    return f"densenet-deploy benchmark {shlex.quote(str(one.model))} {words}"

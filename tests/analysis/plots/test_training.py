@@ -11,7 +11,7 @@ import pytest
 from densenet_deploy.analysis.plots.plot import draw
 from densenet_deploy.analysis.plots.training import TrainingCurves
 from densenet_deploy.errors import DataError, UsageError
-from densenet_deploy.workflows.plot.plot import PlotRequest, gather
+from densenet_deploy.workflows.plot import PlotRequest, gather
 
 RECORDS = [
     {"epoch": 1, "loss": 2.0, "top1": 0.5, "train_top1": 0.25},

@@ -31,8 +31,8 @@ from densenet_deploy.workflows.compare import measured_parity
 from densenet_deploy.workflows.export import export
 from densenet_deploy.workflows.inspect.inspect import inspect
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.prune.images import SplitImages, judging_folder
 from densenet_deploy.workflows.prune.options import PruneOptions
+from densenet_deploy.workflows.prune.preparation import SplitImages, judging_folder
 from densenet_deploy.workflows.prune.prune import prune
 from densenet_deploy.workflows.quantize.options import QuantizeOptions
 from densenet_deploy.workflows.quantize.quantize import quantize
@@ -416,10 +416,10 @@ def test_an_accuracy_that_was_limited_is_that_of_the_fine_tuned_network(
 ) -> None:
     """Whether the outputs are closer says nothing about the limit that was asked for."""
     from densenet_deploy.training import float_finetuning
-    from densenet_deploy.workflows.prune import choice, finetune
+    from densenet_deploy.workflows.prune import choice, finetuning
 
     monkeypatch.setattr(float_finetuning, "finetune", one_class)
-    monkeypatch.setattr(finetune, "_sqnr_db", lambda *_: [10.0, 20.0])
+    monkeypatch.setattr(finetuning, "_sqnr_db", lambda *_: [10.0, 20.0])
     judged = choice.JudgedAccuracy
     monkeypatch.setattr(choice, "JudgedAccuracy", lambda before, _, images: judged(before, refit, images))
     source = checkpoint(dataclasses.replace(SPEC, num_classes=10))

@@ -21,7 +21,7 @@ from densenet_deploy.model import Model
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.workflows.cast import CastOptions, cast
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.plot.points import pareto_points
+from densenet_deploy.workflows.plot import pareto_points
 from densenet_deploy.workflows.tune.cache import FILE_NAME
 from densenet_deploy.workflows.tune.candidates import SearchSpace, TuneOptions
 from densenet_deploy.workflows.tune.report import TuneReport

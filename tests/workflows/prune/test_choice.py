@@ -7,7 +7,7 @@ import math
 import pytest
 
 from densenet_deploy.pruning.widths import Schedule
-from densenet_deploy.workflows.prune.limit import MOST_TRIALS, most_steps
+from densenet_deploy.workflows.prune.choice import MOST_TRIALS, most_steps
 
 
 def plan(count: int) -> Schedule:

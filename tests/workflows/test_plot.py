@@ -28,8 +28,7 @@ from densenet_deploy.errors import (
 )
 from densenet_deploy.facts import Architecture
 from densenet_deploy.workflows.load import load
-from densenet_deploy.workflows.plot.plot import PlotRequest, gather, plot, plot_figure
-from densenet_deploy.workflows.plot.points import pareto_points
+from densenet_deploy.workflows.plot import PlotRequest, gather, pareto_points, plot, plot_figure
 from tests.conftest import DIGITS, TINY
 
 CHECKPOINT = DIGITS / "densenet_digits.safetensors"

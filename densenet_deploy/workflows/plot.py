@@ -1,18 +1,25 @@
 """Plot: one figure of a model, as a matplotlib figure or as a PNG, JPEG or SVG file.
 
-The data come from a variant, a checkpoint, an ONNX file, or reports in JSON.
+The data come from a variant, a checkpoint, an ONNX file, or the JSON of other commands.
+
+Three kinds of entries in that JSON give points of latency and accuracy: one with both (`tune`), one with a published
+accuracy (`inspect --sweep`), and one with latency only (`benchmark`), whose accuracy is that of the report of
+`evaluate` on the same model. The accuracy is the main figure of the task: top-1, the mean AUROC, or the mean absolute
+error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
+from densenet_deploy.analysis.choice import METRICS, Accuracy, Metric, ParetoPoint, place_of
 from densenet_deploy.analysis.plots.connections import ConnectionsData
 from densenet_deploy.analysis.plots.cost import CostData
 from densenet_deploy.analysis.plots.growth import GrowthData, growth_steps
@@ -20,7 +27,15 @@ from densenet_deploy.analysis.plots.pareto import ParetoData
 from densenet_deploy.analysis.plots.plot import SUFFIXES, draw, plots, rendered
 from densenet_deploy.analysis.plots.reuse import ReuseData, reuse_maps
 from densenet_deploy.analysis.plots.training import TrainingCurves
-from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, output_path, require_room, write_file
+from densenet_deploy.artifacts import (
+    Artifact,
+    StrPath,
+    is_checkpoint_name,
+    os_errors_about,
+    output_path,
+    require_room,
+    write_file,
+)
 from densenet_deploy.errors import BackendError, DataError, ModelFileError, UsageError, printable
 from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Size
@@ -31,17 +46,48 @@ from densenet_deploy.reports import Report
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.variants import variant_with
 from densenet_deploy.variants.spec import DenseNetSpec
-from densenet_deploy.workflows.inspect.inspect import InspectOptions, InspectReport, inspect_file, inspect_variant
-from densenet_deploy.workflows.load import LoadOptions, is_checkpoint, load, preprocessing_of
+from densenet_deploy.workflows.inspect.inspect import InspectOptions, inspect_file, inspect_variant
+from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
 from densenet_deploy.workflows.outputs import refuse_other_file
-from densenet_deploy.workflows.plot.points import pareto_points
 from densenet_deploy.workflows.sensitivity import SensitivityReport
 
 if TYPE_CHECKING:
     import onnx
     from matplotlib.figure import Figure
 
-    from densenet_deploy.models.build import DenseNet
+
+_FIRST_CONV: Final = re.compile(r"features\.(denseblock\d+\.denselayer\d+)\.conv1")
+_TRACED: Final = re.compile(r"features\.(conv0|denseblock\d+\.denselayer\d+(?=\.conv)|transition\d+(?=\.conv$))")
+
+
+@dataclass(frozen=True)
+class PlotRequest:
+    """What to draw.
+
+    Attributes:
+        models: files; none for a variant.
+        variant, architecture: a variant by name, and changes to its numbers.
+        image_size: pixels; None means the model's own.
+        batch: images per call, for memory.
+    """
+
+    models: tuple[StrPath, ...] = ()
+    variant: str | None = None
+    architecture: Architecture = field(default_factory=Architecture)
+    image_size: Size | None = None
+    batch: int = 1
+
+    @property
+    def title(self) -> str:
+        """The name of the model in figures."""
+        if self.models:
+            return ", ".join(Path(path).name for path in self.models)
+        return variant_with(self.variant, self.architecture.changes()).artifact_name
+
+    @property
+    def variant_options(self) -> tuple[str, ...]:
+        """The options that were given to name or change a variant."""
+        return (*(() if self.variant is None else ("--variant",)), *self.architecture.options())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +101,6 @@ class PlotReport(Report):
     bytes: int
 
     def to_text(self) -> str:
-        """Return a line for people."""
         return f"wrote {printable(self.file)}"
 
 
@@ -105,40 +150,6 @@ def _target(name: str, request: PlotRequest, out: StrPath | None) -> Path:
         raise UsageError(out, exc.why, f"name a file with one of {', '.join(SUFFIXES)}, or a folder") from exc
 
 
-_FIRST_CONV: Final = re.compile(r"features\.(denseblock\d+\.denselayer\d+)\.conv1")
-_TRACED: Final = re.compile(r"features\.(conv0|denseblock\d+\.denselayer\d+(?=\.conv)|transition\d+(?=\.conv$))")
-
-
-@dataclass(frozen=True)
-class PlotRequest:
-    """What to draw.
-
-    Attributes:
-        models: files; none for a variant.
-        variant, architecture: a variant by name, and changes to its numbers.
-        image_size: pixels; None means the model's own.
-        batch: images per call, for memory.
-    """
-
-    models: tuple[StrPath, ...] = ()
-    variant: str | None = None
-    architecture: Architecture = field(default_factory=Architecture)
-    image_size: Size | None = None
-    batch: int = 1
-
-    @property
-    def title(self) -> str:
-        """The name of the model in figures."""
-        if self.models:
-            return ", ".join(Path(path).name for path in self.models)
-        return variant_with(self.variant, self.architecture.changes()).artifact_name
-
-    @property
-    def variant_options(self) -> tuple[str, ...]:
-        """The options that were given to name or change a variant."""
-        return (*(() if self.variant is None else ("--variant",)), *self.architecture.options())
-
-
 @dataclass(frozen=True)
 class FigureData:
     """The data of a figure, and remarks about them."""
@@ -161,18 +172,21 @@ def gather(name: str, request: PlotRequest) -> FigureData:
 
 def _reuse(request: PlotRequest) -> FigureData:
     path = _single(request)
-    if path is not None and not is_checkpoint(path):
+    if path is not None and not is_checkpoint_name(path):
         proto, spec = _densenet_file(path)
         note = "the weights of the file, in which each conv1 includes norm2, which scales its outputs"
         return FigureData(ReuseData(request.title, reuse_maps(spec, _file_weights(proto))), (note,))
     require_packages("export", "torch")
+    from densenet_deploy.models.build import DenseNet
     from densenet_deploy.models.taps import first_weights
 
     stated: LoadOptions = {"architecture": request.architecture}
     if request.variant is not None:
         stated["variant"] = request.variant
     model = load(None, **stated) if path is None else load(path)
-    weights = {name: weight.numpy() for name, weight in first_weights(_module(model)).items()}
+    if not isinstance(model.module, DenseNet):
+        raise ModelFileError(model.name, "is not one of our DenseNets", "plot a model exported here")
+    weights = {name: weight.numpy() for name, weight in first_weights(model.module).items()}
     return FigureData(ReuseData(request.title, reuse_maps(_known_spec(model), weights)), untrained_note(model.manifest))
 
 
@@ -183,7 +197,7 @@ def _connections(request: PlotRequest) -> FigureData:
 
 def _growth(request: PlotRequest) -> FigureData:
     path = _single(request)
-    if path is not None and not is_checkpoint(path):
+    if path is not None and not is_checkpoint_name(path):
         return FigureData(GrowthData(request.title, growth_steps(_shapes_of_run(path, _densenet_file(path)[0]))))
     require_packages("export", "torch")
     from densenet_deploy.models.build import empty_model
@@ -194,7 +208,11 @@ def _growth(request: PlotRequest) -> FigureData:
 
 
 def _cost(request: PlotRequest) -> FigureData:
-    report = _inspected(request)
+    path, options = _single(request), InspectOptions(request.image_size, request.batch)
+    if path is not None:
+        report = inspect_file(path, options)
+    else:
+        report = inspect_variant(request.variant, request.architecture, options)
     return FigureData(CostData(request.title, report.cost, report.activation_memory, request.batch), report.notes)
 
 
@@ -214,16 +232,15 @@ def _sqnr(request: PlotRequest) -> FigureData:
 
 
 def _training(request: PlotRequest) -> FigureData:
+    fix = "give the metrics.jsonl of train"
     if (path := _single(request)) is None:
-        raise UsageError(
-            "plot training", "is drawn from metrics, not from a variant", "give the metrics.jsonl of train"
-        )
+        raise UsageError("plot training", "is drawn from metrics, not from a variant", fix)
     with os_errors_about(path):
         lines = path.read_bytes().splitlines()
     try:
         records: list[Any] = [parse_json(line) for line in lines]
     except ValueError as exc:
-        raise DataError(path, "holds a line that is not JSON", "give the metrics.jsonl of train") from exc
+        raise DataError(path, "holds a line that is not JSON", fix) from exc
     return FigureData(TrainingCurves.of(request.title, records))
 
 
@@ -249,13 +266,6 @@ def _single(request: PlotRequest) -> Path | None:
     return Path(request.models[0]) if request.models else None
 
 
-def _inspected(request: PlotRequest) -> InspectReport:
-    path, options = _single(request), InspectOptions(request.image_size, request.batch)
-    if path is not None:
-        return inspect_file(path, options)
-    return inspect_variant(request.variant, request.architecture, options)
-
-
 def _spec(request: PlotRequest) -> tuple[DenseNetSpec, Size]:
     """The architecture, and the size of the images in pixels."""
     path = _single(request)
@@ -278,14 +288,6 @@ def _known_spec(model: Model) -> DenseNetSpec:
             model.path or model.name, "does not say which DenseNet it is", "plot a model exported here"
         )
     return model.spec
-
-
-def _module(model: Model) -> DenseNet:
-    from densenet_deploy.models.build import DenseNet
-
-    if not isinstance(model.module, DenseNet):
-        raise ModelFileError(model.name, "is not one of our DenseNets", "plot a model exported here")
-    return model.module
 
 
 def _densenet_file(path: Path) -> tuple[onnx.ModelProto, DenseNetSpec]:
@@ -318,3 +320,97 @@ def _shapes_of_run(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, .
         spec = runner.inputs[0]
         results = runner.run({spec.name: np.zeros(tuple(size or 1 for size in spec.shape), spec.dtype)})
     return {name: results[output].shape[1:] for name, output in values.items()}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Statistics of all calls of a benchmark, in milliseconds."""
+
+    p50: float | None = None
+    mean: float | None = None
+
+
+@dataclass(frozen=True)
+class PublishedTop1:
+    """An accuracy that others published, a fraction."""
+
+    top1: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in one of the reports; the fields are their JSON keys."""
+
+    model: str | None = None
+    name: str | None = None
+    backend: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+    latency_ms: float | Latency | None = None
+    rounds_ms: tuple[float, ...] | None = None
+    interval_ms: tuple[float, float] | None = None
+    latency_interval_ms: tuple[float, float] | None = None
+    top1: float | None = None
+    auroc: float | None = None
+    mae: float | None = None
+    published: PublishedTop1 | None = None
+
+    @property
+    def median_ms(self) -> float | None:
+        """The median of the rounds' medians, to which the interval belongs."""
+        if self.rounds_ms:
+            return statistics.median(self.rounds_ms)
+        if isinstance(self.latency_ms, Latency):
+            return self.latency_ms.mean if self.latency_ms.p50 is None else self.latency_ms.p50
+        return self.latency_ms
+
+    def points(self, merits: Mapping[str, Accuracy]) -> Iterator[tuple[str, ParetoPoint]]:
+        """Yield the key of the metric and the point of the entry, if both latency and merit are known."""
+        title = self.model or self.name or ""
+        measured = Accuracy.of(self) or merits.get(title)
+        merit = Accuracy("top1", self.published.top1) if measured is None and self.published is not None else measured
+        if merit is not None and self.median_ms:
+            label = _point_label(title, self.backend, self.threads, self.batch)
+            interval = self.latency_interval_ms or self.interval_ms
+            yield merit.key, ParetoPoint(label, self.median_ms, merit.value, interval, published=measured is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsReport(Report):
+    """The report of any command that measures latency or accuracy."""
+
+    kind: ClassVar[str] = "benchmark, evaluate, inspect --sweep or tune"
+
+    model: str | None = None
+    top1: float | None = None
+    auroc: float | None = None
+    mae: float | None = None
+    results: tuple[Entry, ...] = ()
+    points: tuple[Entry, ...] = ()
+    pareto: tuple[Entry, ...] = ()
+
+
+def pareto_points(paths: Sequence[Path]) -> tuple[Metric, tuple[ParetoPoint, ...]]:
+    """Return a point for every entry of the reports that has both latency and accuracy, and what that is.
+
+    Raises:
+        DataError: if a file does not hold such a report, no entry has both, or models of several tasks are among them.
+    """
+    reports, names = [PointsReport.read(path) for path in paths], ", ".join(map(str, paths))
+    merits = {one.model: merit for one in reports if one.model is not None and (merit := Accuracy.of(one)) is not None}
+    entries = (entry for one in reports for entry in (*one.results, *one.points, *one.pareto))
+    found = [pair for entry in entries for pair in entry.points(merits)]
+    if not found:
+        why = "hold no model with both latency_ms and an accuracy (top1, auroc or mae)"
+        fix = "give the JSON of benchmark with that of evaluate for the same models, of inspect --sweep, or of tune"
+        raise DataError(names, why, fix)
+    keys = list(dict.fromkeys(key for key, _ in found))
+    if len(keys) > 1:
+        raise DataError(names, f"hold models that are compared by {' and by '.join(keys)}", "draw one task at a time")
+    return METRICS[keys[0]], tuple(point for _, point in found)
+
+
+def _point_label(model: str, backend: str | None, threads: int | None, batch: int | None) -> str:
+    """The model without folder and suffix, its backend and threads, and its batch where that is not 1."""
+    name = printable(model.rpartition("/")[2].removesuffix(".onnx"), 80)
+    return ", ".join(filter(None, [name, place_of(printable(backend or "", 20), threads, batch)]))

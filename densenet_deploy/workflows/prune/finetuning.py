@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from densenet_deploy.model import Model
-from densenet_deploy.parity.compare import worst
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions
 from densenet_deploy.workflows.compare import measured_parities
-from densenet_deploy.workflows.finetuning import Finetuning
+from densenet_deploy.workflows.compression import Finetuning, worst_sqnr_db
 from densenet_deploy.workflows.prune.choice import Choice, held_out_accuracy
 from densenet_deploy.workflows.prune.options import PruneOptions
 from densenet_deploy.workflows.prune.preparation import Preparation
@@ -98,5 +97,4 @@ def _sqnr_db(ready: Preparation, graphs: Sequence[PrunedGraph], images: Sequence
     candidates = {
         str(place): Model.from_onnx("trial", graph.proto, ready.model.manifest) for place, graph in enumerate(graphs)
     }
-    found = [worst(outputs)[1] for outputs in measured_parities(ready.model, candidates, images).values()]
-    return [-float("inf") if parity.nonfinite else parity.sqnr_db for parity in found]
+    return [worst_sqnr_db(outputs) for outputs in measured_parities(ready.model, candidates, images).values()]

@@ -1,1 +1,0 @@
-"""`plot`: the data of the figures of `analysis/plots/`, and their files."""
