@@ -7,6 +7,7 @@ beside its place and then renamed, so that a server that watches the repository 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ class TritonReport(Report):
     def to_text(self) -> str:
         """Return lines for people."""
         rows = [[one.name, one.backend, str(one.max_batch or "as requested")] for one in self.models]
-        start = f"tritonserver --model-repository={printable(self.repository)}"
+        start = f"tritonserver --model-repository={shlex.quote(printable(self.repository))}"
         return "\n".join(
             [
                 f"wrote {printable(self.repository)}, {counted(len(self.files), 'file')}",
@@ -316,7 +317,7 @@ def _check(repository: Path, folders: Mapping[str, _Folder], *, force: bool) -> 
                 why = "is there already" if known else "is there, and is not a model of a repository"
                 fix = "replace it with --force, or choose another -o" if known else "choose another -o or --name"
                 raise OutputExistsError(target, why, fix)
-    require_room(repository / "any", sum(folder.size_bytes for folder in folders.values()))
+    require_room(repository, sum(folder.size_bytes for folder in folders.values()))
 
 
 def _folders_of(network: _Network, options: TritonOptions, notes: list[str]) -> Iterator[_Folder]:

@@ -94,7 +94,7 @@ class Site:
         Raises:
             ResourceError: if it cannot be written; a page that was there is then unchanged.
         """
-        require_room(folder / "any", self.size_bytes)
+        require_room(folder, self.size_bytes)
         with os_errors_about(folder), folder_made(folder):
             before = _named_version(folder)
             self._write_version(folder)
