@@ -458,6 +458,8 @@ def test_a_folder_of_counts_that_is_removed_is_made_again_and_said(process, digi
     shutil.rmtree(folder)
     assert call(server, "GET", "/metrics")[0] == 200
     os.kill(first, signal.SIGKILL)
+    while first in server.workers():
+        time.sleep(0.02)
     server.wait_until(workers=1.0, worker_starts_total=1.0)  # the one that replaces it
     code, out, _ = server.end(signal.SIGTERM)
     assert code == 0
