@@ -314,6 +314,19 @@ def written_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give the block a new folder beside `path`, and remove what is left of it afterwards; else as `written_beside`."""
+    import tempfile
+
+    with os_errors_about(path), folder_made(path.parent):
+        prefix = f".{path.name[:40]}."
+        with tempfile.TemporaryDirectory(".tmp", prefix, path.parent, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            yield folder
+
+
 def temporaries_of(path: Path) -> Iterator[Path]:
     """Yield what processes that were killed left of a file `path` that was `written_beside` it."""
     yield from path.parent.glob(f".{glob.escape(path.name[:40])}.{'[0-9a-f]' * 16}.tmp")
