@@ -606,10 +606,15 @@ class TestBytes:
 
 def test_a_folder_beside_is_gone_after_the_block_unless_it_was_renamed(tmp_path: Path) -> None:
     place = tmp_path / "new" / "model"
-    with pytest.raises(ValueError, match="why"), folder_beside(place) as folder:
-        assert (folder.parent, folder.stat().st_mode & 0o777) == (place.parent, 0o755)
-        (folder / "a").write_text("a")
-        raise ValueError("why")
+
+    def fail() -> None:
+        with folder_beside(place) as folder:
+            assert (folder.parent, folder.stat().st_mode & 0o777) == (place.parent, 0o755)
+            (folder / "a").write_text("a")
+            raise ValueError("why")
+
+    with pytest.raises(ValueError, match="why"):
+        fail()
     assert not place.parent.exists()
     with folder_beside(place) as folder:
         (folder / "a").write_text("a")
