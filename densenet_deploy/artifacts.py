@@ -245,7 +245,7 @@ def prepare_output(path: Path, manifest: Manifest | None, *, force: bool, size_b
 
 
 def require_room(path: Path, size_bytes: int = 0) -> None:
-    """Reserve `size_bytes`, or at least a few, in an unnamed file in the folder of `path`, and release them.
+    """Reserve `size_bytes`, or at least a few, in an unnamed file in `path`, a folder, or in its folder; release them.
 
     Permissions and mount flags are not checked: only a write shows what root, quotas and network shares allow.
 
@@ -255,7 +255,8 @@ def require_room(path: Path, size_bytes: int = 0) -> None:
     import tempfile
 
     with os_errors_about(path):
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        parents = path.absolute().parents
+        folder = path if path.is_dir() else next(folder for folder in parents if folder.exists())
         with tempfile.TemporaryFile(dir=folder) as file:
             _reserve(file.fileno(), max(size_bytes, _PROBED_BYTES))
 
@@ -311,6 +312,19 @@ def written_beside(path: Path) -> Iterator[Path]:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give the block a new folder beside `path`, and remove what is left of it afterwards; else as `written_beside`."""
+    import tempfile
+
+    with os_errors_about(path), folder_made(path.parent):
+        prefix = f".{path.name[:40]}."
+        with tempfile.TemporaryDirectory(".tmp", prefix, path.parent, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            yield folder
 
 
 def temporaries_of(path: Path) -> Iterator[Path]:

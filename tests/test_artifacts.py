@@ -9,6 +9,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from densenet_deploy.artifacts import (
     Artifact,
     cache_folder,
+    folder_beside,
     folder_made,
     os_errors_about,
     output_path,
@@ -593,3 +595,39 @@ class TestBytes:
 
     def test_a_path_may_be_text(self, model):
         assert Artifact.open(str(model)) == Artifact.open(model)
+
+
+def test_a_folder_beside_is_gone_after_the_block_unless_it_was_renamed(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "model"
+
+    def fail() -> None:
+        with folder_beside(place) as folder:
+            assert (folder.parent, folder.stat().st_mode & 0o777) == (place.parent, 0o755)
+            (folder / "a").write_text("a")
+            raise ValueError("why")
+
+    with pytest.raises(ValueError, match="why"):
+        fail()
+    assert not place.parent.exists()
+    with folder_beside(place) as folder:
+        (folder / "a").write_text("a")
+        folder.rename(place)
+    assert [path.name for path in place.parent.iterdir()] == ["model"]
+    assert (place / "a").read_text() == "a"
+
+
+def test_room_is_asked_for_in_a_folder_that_is_there_or_above_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Path] = []
+    real = tempfile.TemporaryFile
+
+    def noted(**options: Any) -> Any:
+        places.append(options["dir"])
+        return real(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", noted)
+    require_room(tmp_path)
+    require_room(tmp_path / "new" / "folder")
+    require_room(tmp_path / "a.onnx")
+    assert places == [tmp_path] * 3

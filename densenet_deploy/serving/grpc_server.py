@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from densenet_deploy.errors import ResourceError
 from densenet_deploy.runtime.feeds import Array, TensorSpec
@@ -98,18 +99,23 @@ class _Calls:
         return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
     def _handler(self, name: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        async def answer(request: Any, context: Any) -> Any:
+        async def answer(request: bytes, context: Any) -> Any:
             try:
                 with self._service.counted(f"grpc {name}"):
-                    return await call(request)
+                    return await call(self._read(name, request))
             except RequestError as error:
                 await context.abort(_CODES[error.status], str(error))
 
         return grpc.unary_unary_rpc_method_handler(
             answer,
-            request_deserializer=self._messages[f"{name}Request"].FromString,
             response_serializer=self._messages[f"{name}Response"].SerializeToString,
         )
+
+    def _read(self, name: str, data: bytes) -> Any:
+        try:
+            return self._messages[f"{name}Request"].FromString(data)
+        except DecodeError as exc:
+            raise refused("message", f"is not a {name}Request") from exc
 
     async def _server_live(self, _request: Any) -> Any:
         return self._messages["ServerLiveResponse"](live=not self._service.is_stuck)

@@ -13,6 +13,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _LARGEST_HEADER: Final = 65536
 _TIMEOUT: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_NO_HTTP: Final = b'{"error": "request: is not HTTP/1.1; send a valid one"}\n'
+_NOT_HTTP: Final = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_NO_HTTP), _NO_HTTP)
+)
 _TOO_MANY: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -57,12 +62,24 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
 
     def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > _LARGEST_HEADER:
+            self._header_bytes = size
+            self._end(_TOO_MANY)
+            raise ValueError("the header is too large")  # ends the parser
         self._header_bytes = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         _cancel(self._receiving)
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's, in plain text
+        """Answer what is not HTTP."""
+        if not self.transport.is_closing():
+            self.on_slow()
+            self.transport.write(_NOT_HTTP)
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

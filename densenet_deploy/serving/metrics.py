@@ -32,10 +32,14 @@ _TRIES: Final = 5
 
 
 class SharedCounts(Collector):
-    """The sums over all processes that counted into a folder, those that have ended included."""
+    """The sums over all processes that counted into a folder, those that have ended included.
+
+    A program that tidies up may remove the folder; it is made again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     def collect(self) -> Iterable[Metric]:
         """Read them; a file that a process is just making, empty for a moment, is read again."""
@@ -45,6 +49,7 @@ class SharedCounts(Collector):
         return self._read()
 
     def _read(self) -> list[Metric]:
+        self._folder.mkdir(parents=True, exist_ok=True)
         return list(MultiProcessCollector(None, str(self._folder)).collect())  # type: ignore[no-untyped-call]
 
 

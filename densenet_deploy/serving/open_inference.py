@@ -34,6 +34,8 @@ _NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 _JSON_TYPES: Final[Mapping[str, set[type]]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 _UNSUPPORTED: Final = ("classification", "shared_memory_region")
 _MOST_AXES: Final = 32
+_TOO_MANY_NUMBERS: Final = 2**48
+"""NumPy makes no array of so many, even where another size is 0."""
 
 
 class RequestError(Exception):
@@ -191,9 +193,11 @@ def checked_shape(spec: TensorSpec, datatype: object, shape: object) -> tuple[in
     """
     if datatype != datatype_of(spec):
         raise refused(spec.name, f"has datatype {printable(datatype)}, the model takes {datatype_of(spec)}")
-    is_shape = isinstance(shape, list) and len(shape) <= _MOST_AXES
-    if not is_shape or not all(type(size) is int and 0 <= size < 2**31 for size in shape):  # type: ignore[attr-defined]
+    is_short = isinstance(shape, list) and len(shape) <= _MOST_AXES
+    if not is_short or not all(type(size) is int and size >= 0 for size in shape):  # type: ignore[attr-defined]
         raise refused(spec.name, f"has shape {printable(shape)}, which is not a list of sizes")
+    if math.prod(max(size, 1) for size in shape) >= _TOO_MANY_NUMBERS:  # type: ignore[attr-defined]
+        raise refused(spec.name, f"has shape {printable(shape)}, which is not a list of sizes that memory holds")
     return tuple(shape)  # type: ignore[arg-type]
 
 

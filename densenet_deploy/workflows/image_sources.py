@@ -7,11 +7,12 @@ the folder of the table. What else it holds is not read.
 from __future__ import annotations
 
 import csv
+import fnmatch
 import glob
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -53,11 +54,49 @@ def _named_by(source: str) -> Iterator[str]:
     elif path.exists() or not glob.has_magic(source):
         yield str(path)
     else:
-        found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - takes absolute patterns too
+        with os_errors_about(source):
+            found = sorted({*map(Path, _matches("", path.parts))}, key=str)
         if not found:
             raise InputError(source, "matches no file", "check the pattern")
-        for match in map(Path, found):
-            yield from map(str, find_images(match) if match.is_dir() else (match,))
+        images = (image for match in found for image in (find_images(match) if match.is_dir() else (match,)))
+        yield from dict.fromkeys(map(str, images))
+
+
+def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
+    """Yield the paths below `folder` that the parts of a pattern mean, as `glob` does.
+
+    `glob` skips folders that it may not read, and with `**` it follows links, which may form a loop. Here the first is
+    an OSError, and `**` follows none.
+    """
+    if not parts:
+        yield folder
+        return
+    if parts == ("**",):
+        parts = ("**", "*")
+    for path in _folders_below(folder) if parts[0] == "**" else _named(folder, parts[0]):
+        yield from _matches(path, parts[1:])
+
+
+def _folders_below(folder: str) -> Iterator[str]:
+    """Yield a folder and all below it, but hidden ones."""
+    for place, folders, _ in os.walk(folder or os.curdir, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield place
+
+
+def _named(folder: str, pattern: str) -> Iterator[str]:
+    """Yield what is directly in a folder, if it is one, and has a name of this pattern."""
+    if not glob.has_magic(pattern):
+        names = [pattern] if os.path.lexists(Path(folder, pattern)) else []
+    else:
+        found = os.listdir(folder or os.curdir) if Path(folder).is_dir() else []  # noqa: PTH208 - names
+        is_shown = [name for name in found if pattern.startswith(".") or not name.startswith(".")]
+        names = fnmatch.filter(is_shown, pattern)
+    yield from (str(Path(folder, name)) for name in names)
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
 
 
 def _listed_in(file: Path) -> Iterator[str]:

@@ -180,6 +180,8 @@ def _in_processes(
         options = _with_ports_held(stack, options)
         model = stack.enter_context(model_file(source, stated))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-deploy-")))
+        mark = folder / "counts"
+        mark.touch()
         told = dataclasses.replace(told, source=model.source, stated=model.stated)
         settings = to_plain(_ProcessSettings(told, options))
 
@@ -195,7 +197,8 @@ def _in_processes(
         address = dataclasses.replace(address, notes=(*address.notes, *notes))
         progress("serving")
         asyncio.run(_until_stopped(processes, stop, lambda: on_ready(address)))
-        report = _report(address.model, SharedCounts(folder), address.notes)
+        lost_counts = () if mark.exists() else (f"{folder} was removed meanwhile: what was counted before is missing",)
+        report = _report(address.model, SharedCounts(folder), (*address.notes, *lost_counts))
     return dataclasses.replace(report, workers=options.workers, losses=processes.losses)
 
 

@@ -7,14 +7,14 @@ beside its place and then renamed, so that a server that watches the repository 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
 
-from densenet_deploy.artifacts import StrPath, data_files, os_errors_about, require_room, write_file
+from densenet_deploy.artifacts import StrPath, data_files, folder_beside, os_errors_about, require_room, write_file
 from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UsageError, counted, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model, untrained_note
@@ -121,7 +121,7 @@ class TritonReport(Report):
     def to_text(self) -> str:
         """Return lines for people."""
         rows = [[one.name, one.backend, str(one.max_batch or "as requested")] for one in self.models]
-        start = f"tritonserver --model-repository={printable(self.repository)}"
+        start = f"tritonserver --model-repository={shlex.quote(printable(self.repository))}"
         return "\n".join(
             [
                 f"wrote {printable(self.repository)}, {counted(len(self.files), 'file')}",
@@ -283,25 +283,15 @@ class _Folder:
     def write(self, repository: Path) -> Iterator[Path]:
         """Write the folder beside its place, put it there, and yield its files."""
         target = repository / self.config.name
-        with os_errors_about(target):
-            repository.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{self.config.name}.", suffix=".tmp", dir=repository))
-        try:
-            temporary.chmod(0o755)
-            for name, item in self.version.items():
-                data = item.read_bytes() if isinstance(item, Path) else item
-                write_file(temporary / "1" / name, data)
-            if not self.version:  # an ensemble has an empty version
-                (temporary / "1").mkdir()
-            for name, data in {_MARK: self.config.to_text().encode(), **self.beside}.items():
-                write_file(temporary / name, data)
-            with os_errors_about(target):
-                if target.exists():
-                    shutil.rmtree(target)
-                temporary.replace(target)
-        finally:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary)
+        files: dict[str, bytes | Path] = {f"1/{name}": item for name, item in self.version.items()}
+        files |= {_MARK: self.config.to_text().encode(), **self.beside}
+        with folder_beside(target) as temporary:
+            for name, item in files.items():
+                write_file(temporary / name, item.read_bytes() if isinstance(item, Path) else item)
+            (temporary / "1").mkdir(exist_ok=True)  # an ensemble has an empty version
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.replace(target)
         yield from sorted(path for path in target.rglob("*") if path.is_file())
 
 
@@ -316,7 +306,7 @@ def _check(repository: Path, folders: Mapping[str, _Folder], *, force: bool) -> 
                 why = "is there already" if known else "is there, and is not a model of a repository"
                 fix = "replace it with --force, or choose another -o" if known else "choose another -o or --name"
                 raise OutputExistsError(target, why, fix)
-    require_room(repository / "any", sum(folder.size_bytes for folder in folders.values()))
+    require_room(repository, sum(folder.size_bytes for folder in folders.values()))
 
 
 def _folders_of(network: _Network, options: TritonOptions, notes: list[str]) -> Iterator[_Folder]:

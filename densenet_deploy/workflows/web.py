@@ -8,6 +8,7 @@ start.
 from __future__ import annotations
 
 import io
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
@@ -93,7 +94,7 @@ class WebReport(TimedReport):
 
     def to_text(self) -> str:
         """Return lines for people."""
-        folder = printable(self.file.parent)
+        folder = shlex.quote(printable(self.file.parent))
         return "\n".join(
             [
                 line("wrote", f"{printable(self.file)}, {counted(len(self.files), 'file')}, {mib(self.bytes)}"),
@@ -139,7 +140,7 @@ def web(
     options = options or WebOptions()
     folder, stages = Path(out), Stages(progress)
     require_free(folder, force=force)
-    require_room(folder / "any", sum(pinned.size_bytes for pinned in FILES.values()))
+    require_room(folder, sum(pinned.size_bytes for pinned in FILES.values()))
     model = as_onnx(source, stages, **stated)
     _require_runnable(model)
     with stages("runtime"):

@@ -37,6 +37,7 @@ HELD = {
     ("how-to/measure.md", "10 %"): (f"{PACKAGE}/bench/measurement.py", "NOTICEABLE_OVERHEAD: Final = 0.1"),
     ("how-to/serving.md", "64 KiB"): (f"{PACKAGE}/serving/http_limits.py", "_LARGEST_HEADER: Final = 65536"),
     ("how-to/serving.md", "16 times"): (f"{PACKAGE}/serving/http_server.py", "_BODIES_HELD: Final = 16"),
+    ("how-to/serving.md", "30 seconds"): (f"{PACKAGE}/serving/server.py", "stuck_s: float = 30.0"),
     ("how-to/serving.md", "0.1 s"): (f"{PACKAGE}/serving/processes.py", "_FIRST_PAUSE_S: Final = 0.1"),
     ("how-to/serving.md", "30 s"): (f"{PACKAGE}/serving/processes.py", "_LONGEST_PAUSE_S: Final = 30.0"),
     ("how-to/tensorrt.md", "100.0%"): ("README.md", "convolutions: 39 in fp16 (100.0% of MACs)"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from grpc import RpcError, insecure_channel
 from tritonclient import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -13,7 +14,7 @@ from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.serving.dynamic_batching import QueueOptions
 from densenet_deploy.serving.grpc_server import GrpcServer
 from densenet_deploy.serving.service import Service
-from tests.serving.servers import rows_runner, serving
+from tests.serving.servers import WAIT_S, rows_runner, serving
 
 ROWS = np.array([[1, 2]], np.float32)
 
@@ -175,7 +176,7 @@ def test_typed_contents_are_answered(raw) -> None:
         (message(raw=[bytes(7)]), "has 7 bytes, [1, 2] FP32 takes 8"),
         (message(raw=[bytes(8)], fp32_contents=[1, 2]), "has both contents and raw_input_contents"),
         (message(shape=(-1, 2), fp32_contents=[1, 2]), "not a list of sizes"),
-        (message(shape=(2**40, 2), fp32_contents=[1, 2]), "not a list of sizes"),
+        (message(shape=(2**62, 2), fp32_contents=[1, 2]), "sizes that memory holds"),
     ],
 )
 def test_wrong_contents_are_refused(raw, request_, why) -> None:
@@ -205,3 +206,10 @@ def test_a_port_that_is_taken_is_an_error(server) -> None:
 
     with pytest.raises(ResourceError, match="--grpc-port"):
         asyncio.run(again())
+
+
+def test_bytes_that_are_not_a_message_are_refused(server) -> None:
+    with insecure_channel(server.grpc) as channel, pytest.raises(RpcError) as caught:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff", timeout=WAIT_S)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    assert caught.value.details() == "request: message: is not a ModelInferRequest"

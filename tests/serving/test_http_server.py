@@ -402,6 +402,30 @@ def test_the_least_that_a_client_does_not_take_starts_its_time(monkeypatch) -> N
     assert set(found) == {(0, 0)}
 
 
+@pytest.mark.parametrize("extra", [b"", b"GET /v2 HTTP/1.1\r\n\r\n"], ids=["alone", "before another"])
+def test_a_large_header_that_comes_at_once_is_refused(plain, extra) -> None:
+    for size, status in ((65000, 200), (66000, 431)):
+        with socket.create_connection((plain.host, plain.port), timeout=WAIT_S) as client:
+            client.sendall(
+                b"GET /v2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: %s\r\n\r\n%s" % (b"x" * size, extra)
+            )
+            found = client.makefile("rb").read()
+        assert found.startswith(b"HTTP/1.1 %d " % status)
+        assert found.count(b"HTTP/1.1") == 1
+
+
+def test_what_is_not_http_is_answered_with_json_and_counted(plain) -> None:
+    before = metric(plain, 'densenet_errors_total{kind="disconnected"}')
+    with socket.create_connection((plain.host, plain.port), timeout=WAIT_S) as client:
+        client.sendall(b"\x16\x03\x01\x02\x00")
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-length: %d\r\n" % len(body) in head
+    assert json.loads(body)["error"].startswith("request: ")
+    assert body.endswith(b"}\n")
+    assert metric(plain, 'densenet_errors_total{kind="disconnected"}') == before + 1
+
+
 def test_an_endless_header_is_refused() -> None:
     with small() as server, socket.create_connection((server.host, server.port), WAIT_S) as client:
         with contextlib.suppress(ConnectionError):

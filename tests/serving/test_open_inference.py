@@ -12,6 +12,7 @@ from densenet_deploy.serving.open_inference import (
     InferRequest,
     RequestedOutput,
     RequestError,
+    checked_shape,
     datatype_of,
     from_bytes,
     metadata,
@@ -85,7 +86,8 @@ WRONG = [
     ({"inputs": [tensor(shape=(1, -2), data=[1, 2])]}, "not a list of sizes"),
     ({"inputs": [tensor(shape=(True, 2), data=[1, 2])]}, "not a list of sizes"),
     ({"inputs": [tensor(shape=(1.0, 2), data=[1, 2])]}, "not a list of sizes"),
-    ({"inputs": [tensor(shape=(2**31, 2), data=[1, 2])]}, "not a list of sizes"),
+    ({"inputs": [tensor(shape=(2**47, 2), data=[1, 2])]}, "sizes that memory holds"),
+    ({"inputs": [tensor(shape=(0, 2**24, 2**24), data=[])]}, "sizes that memory holds"),
     ({"inputs": [tensor(shape=[1] * 33, data=[1])]}, "not a list of sizes"),
     ({"inputs": [{**tensor(data=[1, 2]), "shape": "1,2"}]}, "not a list of sizes"),
     ({"inputs": [tensor()]}, "has no data"),
@@ -219,3 +221,10 @@ def test_metadata_names_types_and_what_may_vary() -> None:
     }
     with pytest.raises(ModelFileError, match="does not name"):
         metadata("m", "p", (TensorSpec("x", (1,), np.dtype("complex64")),), OUT)
+
+
+def test_only_a_shape_of_more_numbers_than_numpy_counts_is_refused_before_its_data() -> None:
+    assert checked_shape(X, "FP32", [0, 2**24, 2**24 - 1]) == (0, 2**24, 2**24 - 1)
+    np.empty((0, 2**24, 2**24 - 1), np.float64)
+    with pytest.raises(RequestError, match="memory"):
+        checked_shape(X, "FP32", [0, 2**24, 2**24])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.serving.batch.folder_lock import locked
-from densenet_deploy.serving.batch.plan import Plan
+from densenet_deploy.serving.batch.plan import PLAN, Plan
 from densenet_deploy.workflows import batch
 from densenet_deploy.workflows.batch import BatchReport
 from densenet_deploy.workflows.load import load
@@ -105,6 +106,22 @@ def test_a_job_goes_on_with_what_is_missing_to_the_same_bytes(done, digits_onnx,
     again = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, "jsonl", 3, resume=True))
     assert (again.rows, again.bad, again.resumed, again.images_per_second) == (10, 1, 3, None)
     assert "nothing" in str(again)
+
+
+@pytest.mark.parametrize("name", ["part-00000.jsonl", PLAN])
+def test_a_job_whose_files_are_removed_meanwhile_is_not_done(done, digits_onnx, ten, tmp_path, name):
+    out = tmp_path / "rows"
+
+    def remove(_stage, done=0, _total=None):
+        if done == 10:
+            (out / name).unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match="is gone") as caught:
+        predict(digits_onnx, ten, out=out, job=SMALL, progress=remove)
+    assert caught.value.subject == str(out / name)
+    if name != PLAN:
+        predict(digits_onnx, ten, out=out, job=dataclasses.replace(SMALL, resume=True))
+        assert contents(out) == contents(done[0])
 
 
 def test_a_job_that_is_neither_resumed_nor_replaced_is_refused(done, digits_onnx, ten, tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from densenet_deploy.cli import main
-from densenet_deploy.errors import DataError, InputError, MissingPackageError
-from densenet_deploy.workflows.image_sources import image_names
+from densenet_deploy.errors import DataError, InputError, MissingPackageError, ResourceError
+from densenet_deploy.workflows.image_sources import _matches, image_names
 
 
 def test_sources_are_named_in_their_order_and_folders_are_sorted(images, tmp_path):
@@ -119,3 +121,49 @@ def test_the_command_takes_urls(tiny_onnx, images, capsys):
     assert main(["run", str(tiny_onnx), str(images / "0" / "same.png"), "--json"]) == 0
     (here,) = json.loads(capsys.readouterr().out)["predictions"]
     assert there["top"] == here["top"]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Files below the working folder, some of them hidden, and links that form a loop."""
+    for name in ("a.png", "sub/b.png", "sub/deep/c.png", "sub/.d.png", ".hidden/e.png", "[1].png", "other/f.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PATTERNS = (
+    *("*.png", "./*.png", "**/*.png", "sub/**/*.png", "s*/*.png", "*/deep/c.png", "*/*/*", "sub/.*", ".hid*/*"),
+    *("[[]1].png", "{here}/**/*.png", "{here}/[!a]*/b.png", "sub/../*.png", "**/deep/*", "**/**/b.png", "a.png/*"),
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_means_what_it_means_to_glob(pattern, tree):
+    pattern = pattern.format(here=tree)
+    expected = sorted({str(Path(name)) for name in glob.glob(pattern, recursive=True)})  # noqa: PTH207
+    assert sorted({str(Path(name)) for name in _matches("", Path(pattern).parts)}) == expected
+
+
+def test_a_pattern_follows_no_loop_of_links_and_names_an_image_once(tree):
+    assert image_names("[as]*") == ("a.png", "sub/b.png", "sub/deep/c.png")
+    (tree / "sub" / "up").symlink_to("..")
+    (tree / "sub" / "again").symlink_to("deep")
+    assert image_names("**/*.png") == ("[1].png", "a.png", "sub/b.png", "sub/deep/c.png")
+    assert image_names("s*/up/*.png") == ("sub/up/[1].png", "sub/up/a.png")
+    assert image_names("sub/de*") == image_names("sub/deep/**") == ("sub/deep/c.png",)
+
+
+def test_a_folder_that_a_pattern_cannot_read_is_an_error(tree, monkeypatch):
+    def refused(place):
+        if str(place).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refused)
+            with pytest.raises(ResourceError, match="permission denied"):
+                image_names("**/*.png" if name == "scandir" else "sub/*/*.png")

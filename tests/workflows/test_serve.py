@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -283,7 +284,7 @@ class Process:
 
     def gauge(self, name):
         text = call(self, "GET", "/metrics")[2].decode()
-        return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"densenet_{name} "))
+        return next((float(line.split()[1]) for line in text.splitlines() if line.startswith(f"densenet_{name} ")), 0.0)
 
     def wait_until(self, **gauges):
         deadline = time.monotonic() + WAIT_S
@@ -447,6 +448,26 @@ def test_a_worker_that_is_stopped_is_replaced_while_the_other_answers(process, d
     code, out, err = server.end(signal.SIGTERM)
     assert (code, json.loads(out)["losses"]) == (0, 1)
     assert err == f"note: worker {first}: gave no sign for 2 s; another one starts in 0.1 s\n"
+
+
+@on_linux
+@pytest.mark.usefixtures("all_cpus")
+def test_a_folder_of_counts_that_is_removed_is_made_again_and_said(process, digits_onnx) -> None:
+    server = process(digits_onnx, "--workers", 2, "--json")
+    first, _ = server.workers()
+    variables = Path(f"/proc/{first}/environ").read_text().split("\0")
+    (folder,) = (Path(one.partition("=")[2]) for one in variables if one.startswith("PROMETHEUS_MULTIPROC_DIR="))
+    shutil.rmtree(folder)
+    assert call(server, "GET", "/metrics")[0] == 200
+    os.kill(first, signal.SIGKILL)
+    while first in server.workers():
+        time.sleep(0.02)
+    server.wait_until(workers=1.0, worker_starts_total=1.0)  # the one that replaces it
+    code, out, _ = server.end(signal.SIGTERM)
+    assert code == 0
+    (note,) = json.loads(out)["notes"]
+    assert note.startswith(f"{folder} was removed")
+    assert not folder.exists()
 
 
 def counting(path):

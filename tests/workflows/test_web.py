@@ -281,3 +281,10 @@ def test_a_file_of_ours_is_only_run_so_that_neither_pytorch_nor_the_packages_for
     line = [sys.executable, "-c", script, str(tmp_path / "runtime"), *words, *more, "-q"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_the_command_that_is_shown_works_in_a_folder_with_a_space(
+    digits_onnx: Path, tmp_path: Path, options: dd.WebOptions
+) -> None:
+    report = dd.web(digits_onnx, tmp_path / "my site", options)
+    assert f"--directory '{tmp_path}/my site' 8000" in str(report)

@@ -165,7 +165,15 @@ class JobShards:
         return time.perf_counter() - self._start
 
     def finish(self) -> None:
-        """Join the shards, if a single file was asked for."""
+        """Join the shards, if a single file was asked for.
+
+        Raises:
+            DataError: if the plan or a shard is gone.
+        """
+        for name in (PLAN, *(shard.name for shard in self.shards)):
+            if not (self._folder / name).exists():
+                why = "is gone: another program removed it while the job ran"
+                raise DataError(self._folder / name, why, "go on with --resume, or begin again with another -o")
         if self._output.is_file:
             self._progress("join the shards")
             self._format.join([self._folder / shard.name for shard in self.shards], self._output.path)

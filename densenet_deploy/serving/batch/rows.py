@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+import numpy as np
+
 from densenet_deploy.records import write_json
-from densenet_deploy.runtime.classifier import Classifier, Prediction, Score
+from densenet_deploy.runtime.classifier import Classifier, Prediction
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.preprocess import PreparedImage
 
@@ -50,17 +52,14 @@ class RowLayout:
     @classmethod
     def of(cls, classifier: Classifier, count: int, top_k: int) -> Self:
         """Return the layout for a model with `count` outputs."""
-        task = classifier.meaning.task
-        if task == "features":
-            return cls(task, ())
-        if task == "regression":
-            answer = classifier.answer(_zeros(count))
-            return cls(task, tuple(number.name for number in answer.values))
-        scores = classifier.answer(_zeros(count), count).top
-        names = tuple(score.name for score in sorted(scores, key=_index))
-        if task == "multilabel":
-            return cls(task, names, thresholds=classifier.meaning.thresholds)
-        return cls(task, names, min(top_k, count))
+        meaning, answer = classifier.meaning, classifier.answer(np.zeros(count, np.float32), count)
+        names = {one.index: one.name for one in answer.top} | {one.index: one.name for one in answer.values}
+        return cls(
+            meaning.task,
+            tuple(names[index] for index in sorted(names)),
+            min(top_k, count) if meaning.task == "multiclass" else 0,
+            meaning.thresholds if meaning.task == "multilabel" else (),
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -110,7 +109,7 @@ class RowLayout:
             top = [score.to_json() for score in answer.top]
             return {**top[0], "top": top}
         if self.task == "multilabel":
-            scores = sorted(answer.top, key=_index)
+            scores = sorted(answer.top, key=lambda score: score.index)
             positive = [score.name for score in scores if score.positive]
             return {"positive": positive, "scores": [score.score for score in scores]}
         if self.task == "regression":
@@ -139,13 +138,3 @@ class PredictionRows:
     def refused(self, file: str, error: str) -> Row:
         """Return the row of an image that could not be read."""
         return self.layout.refused(file, error)
-
-
-def _index(score: Score) -> int:
-    return score.index
-
-
-def _zeros(count: int) -> Array:
-    import numpy as np
-
-    return np.zeros(count, np.float32)

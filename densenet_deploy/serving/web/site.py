@@ -13,13 +13,11 @@ rename of `index.html` switches to it, and only then is the old one removed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import html
 import re
 import shutil
 import string
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from densenet_deploy.artifacts import folder_made, os_errors_about, require_room, sync, write_file
+from densenet_deploy.artifacts import folder_beside, folder_made, os_errors_about, require_room, sync, write_file
 from densenet_deploy.errors import OutputExistsError
 from densenet_deploy.records import write_json
 
@@ -94,7 +92,7 @@ class Site:
         Raises:
             ResourceError: if it cannot be written; a page that was there is then unchanged.
         """
-        require_room(folder / "any", self.size_bytes)
+        require_room(folder, self.size_bytes)
         with os_errors_about(folder), folder_made(folder):
             before = _named_version(folder)
             self._write_version(folder)
@@ -109,17 +107,13 @@ class Site:
         target, files = folder / self.version, self._versioned()
         if _holds(target, files):
             return
-        temporary = Path(tempfile.mkdtemp(prefix=f".{self.version}.", suffix=".tmp", dir=folder))
-        try:
+        with folder_beside(target) as temporary:
             for name, data in files.items():
                 write_file(temporary / self.version / name, data)
             if target.exists():  # somebody changed it
                 target.rename(temporary / "changed")
             (temporary / self.version).rename(target)
             sync(folder)
-        finally:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary)
 
     def _versioned(self) -> dict[str, bytes]:
         return {name.rpartition("/")[2]: data for name, data in self.files.items() if "/" in name}
