@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
+from typing import Any, ClassVar, Final, Unpack
 
 import numpy as np
 
-from densenet_deploy.errors import BackendError, GateError, ModelFileError
+from densenet_deploy.errors import GateError, ModelFileError
 from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.model import Model, untrained_note
 from densenet_deploy.options import require_range
-from densenet_deploy.packages import imported, require_packages
+from densenet_deploy.packages import imported
 from densenet_deploy.parity.compare import (
     ComparisonMeter,
     LayerComparison,
-    LayerMeter,
     Parity,
     compare_outputs,
     matched_outputs,
@@ -33,15 +33,13 @@ from densenet_deploy.parity.compare import (
 )
 from densenet_deploy.parity.gates import DEFAULT_GATES, Gate, failed_gates, first_divergence
 from densenet_deploy.reports import Report, line, table
-from densenet_deploy.runtime.batching import image_shape, run_batched, run_each, shared_cpus
+from densenet_deploy.runtime.batching import image_shape, run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.meaning import class_outputs
-from densenet_deploy.runtime.runner import REFERENCE_BACKEND, ModuleSource, Runner, RunnerOptions, open_runner
+from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions, open_runner
+from densenet_deploy.workflows.inner_tensors import compare_layers
 from densenet_deploy.workflows.load import LoadOptions, load
 from densenet_deploy.workflows.samples import samples_of, seeded_samples
-
-if TYPE_CHECKING:
-    from densenet_deploy.graph.tensor_changes import TensorChange
 
 DEFAULT_SAMPLES: Final = 16
 WORST_LAYERS: Final = 10
@@ -238,8 +236,8 @@ def compare(
         preprocessing = _shared_preprocessing(ours, theirs)
         facts = (ours.manifest, theirs.manifest)
         check_values = all(manifest is not None and manifest.states_normalization for manifest in facts)
-        samples = samples_of(data, preprocessing, options.samples, check_values=check_values)
-        outputs = parity_of(ours, theirs, samples)
+        samples = functools.partial(samples_of, data, preprocessing, options.samples, check_values=check_values)
+        outputs = parity_of(ours, theirs, samples())
         known = DEFAULT_GATES.get(theirs.placement.precision, DEFAULT_GATES["fp32"])
         gates = known if options.gates is None else options.gates
         described = (
@@ -257,9 +255,7 @@ def compare(
         )
     layers = None
     if options.per_layer:
-        layers = _compare_layers(
-            models, samples_of(data, preprocessing, options.samples, check_values=check_values), options
-        )
+        layers = compare_layers(models, (options.reference_backend, options.candidate_backend), samples())
     return ComparisonReport.of(described, outputs, gates, layers, notes)
 
 
@@ -476,70 +472,3 @@ def _torch_threads_restored() -> Iterator[None]:
     finally:
         if torch is not None and threads is not None:
             torch.set_num_threads(threads)
-
-
-def _compare_layers(models: tuple[Model, Model], samples: Iterable[Array], options: CompareOptions) -> LayerComparison:
-    meter = LayerMeter()
-    with (
-        _inner_tensors(models[0], options.reference_backend) as ours,
-        _inner_tensors(models[1], options.candidate_backend) as theirs,
-    ):
-        for sample in samples:
-            meter.update(theirs.needed(ours.run(sample)), theirs.needed(theirs.run(sample)))
-        moved = ours.moved | theirs.moved
-    result = meter.result()
-    skipped = {name: moved.get(name, reason) for name, reason in result.skipped.items()}
-    return dataclasses.replace(result, skipped=skipped)
-
-
-@dataclass(frozen=True)
-class _InnerTensors:
-    """A runner of inner tensors, and what rewrites did to them: each is returned as the original model has it."""
-
-    runner: Runner
-    changes: Mapping[str, TensorChange]
-
-    @property
-    def moved(self) -> dict[str, str]:
-        """Why a tensor of the original model cannot be compared, by its name."""
-        return {change.of: change.moved for change in self.changes.values() if change.moved is not None}
-
-    def needed(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        """Return `tensors` of the original model without values that nothing needs, which this one may cut off."""
-        limits = {change.of: change for change in self.changes.values() if change.low is not None}
-        return {name: limits[name].needed(array) if name in limits else array for name, array in tensors.items()}
-
-    def run(self, sample: Array) -> dict[str, Array]:
-        outputs = run_batched(self.runner, sample)
-        return dict(itertools.starmap(self._original, outputs.items()))
-
-    def _original(self, name: str, array: Array) -> tuple[str, Array]:
-        """Undo the changes of a tensor one by one: first of quantized values, then of what they quantize."""
-        known = set()
-        while (change := self.changes.get(name)) is not None and change.moved is None and name not in known:
-            known.add(name)
-            name, array = change.of, change.undone(array)
-        return name, array
-
-
-@contextlib.contextmanager
-def _inner_tensors(model: Model, backend: str | None) -> Iterator[_InnerTensors]:
-    """Open `model` with its inner tensors as outputs."""
-    if not model.is_onnx and model.module is not None:
-        from densenet_deploy.models.taps import IntermediateOutputs
-
-        outputs = model.output_names[0] if model.output_names else "logits"
-        with open_runner(ModuleSource(IntermediateOutputs(model.module, outputs), model.manifest)) as runner:
-            yield _InnerTensors(runner, {})
-        return
-    if not model.is_onnx:
-        raise BackendError(model.name, "shows no inner tensors", "compare ONNX files or checkpoints layer by layer")
-    require_packages("export", "onnx")
-    from densenet_deploy.graph.onnx_file import expose_values
-    from densenet_deploy.graph.tensor_changes import read_tensor_changes
-
-    exposed = expose_values(model.onnx)
-    changes = read_tensor_changes({entry.key: entry.value for entry in model.onnx.metadata_props})
-    shown = REFERENCE_BACKEND if model.precision == "int8" else None  # OpenVINO rescales those of a Q/DQ graph
-    with open_runner(exposed, backend or shown) as runner:
-        yield _InnerTensors(runner, changes)

@@ -138,3 +138,11 @@ def test_the_first_divergence_is_the_first_in_order_not_the_worst():
 
 def test_a_layer_with_nan_diverges_without_a_gate():
     assert first_divergence({"conv0": HALF, "norm0": dataclasses.replace(HALF, nonfinite=1)}, ()) == "norm0"
+
+
+def test_a_gate_on_what_is_not_measured_of_layers_does_not_judge_them():
+    inner = dataclasses.replace(HALF, top1_agreement=None, centred_sqnr_db=None)
+    gates = [Gate("top1_agreement", 1.0), Gate("centred_sqnr_db", 40.0)]
+    assert first_divergence({"conv0": inner}, gates) is None
+    assert first_divergence({"conv0": inner}, [*gates, Gate("cosine", 0.9)]) == "conv0"
+    assert first_divergence({"conv0": dataclasses.replace(inner, nonfinite=1)}, gates) == "conv0"

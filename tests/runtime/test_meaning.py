@@ -12,7 +12,7 @@ import pytest
 from densenet_deploy.errors import ModelFileError, UnknownNameError, UsageError
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.runtime.feeds import TensorSpec
-from densenet_deploy.runtime.meaning import OutputMeaning, name_of_output, require_labels, shared_labels
+from densenet_deploy.runtime.meaning import OutputMeaning, class_outputs, name_of_output, require_labels, shared_labels
 from tests.function_runner import FunctionRunner, Shape
 
 OURS = Manifest("121", {}, WeightsOrigin("a.pth", "0" * 64), Preprocessing())
@@ -346,3 +346,27 @@ def test_the_number_of_the_best_class_does_not_answer():
     for alone in ((None,), (None, 1)):
         with pytest.raises(ModelFileError, match="does not include one row"):
             OutputMeaning.of(with_numbers({"class": alone}, "class"), task="multiclass")
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "labels", "activations", "found"),
+    [
+        ("multiclass", {"logits": (None, 3)}, (), {}, {"logits"}),
+        ("multilabel", {"logits": (None, 3)}, (), {}, set()),
+        ("regression", {"logits": (None, 3)}, (), {}, set()),
+        ("features", {"features": (None, 3)}, (), {}, set()),
+        (None, {"y": (None, 3)}, (), {}, {"y"}),
+        (None, {"y": (None, 3)}, (), {"y": "softmax"}, {"y"}),
+        (None, {"y": (None, 3)}, (), {"y": "sigmoid"}, set()),
+        ("multiclass", {"y": (None, 3)}, (), {"y": "sigmoid"}, {"y"}),  # the owner knows better
+        (None, {"y": (None, 1)}, (), {}, set()),
+        (None, {"y": (None, None)}, (), {}, {"y"}),
+        (None, {"y": (None, 3, 4, 4)}, (), {}, set()),
+        (None, {"logits": (None, 3), "aux": (None, 3), "v": (None, 8)}, (), {}, {"logits", "aux"}),
+        (None, {"one": (None, 3), "two": (None, 8)}, ("a", "b", "c"), {}, {"one"}),
+        (None, {"one": (None, 3), "two": (None, 8)}, (), {}, {"one", "two"}),
+    ],
+)  # fmt: skip
+def test_which_outputs_hold_scores_of_classes(task, outputs, labels, activations, found):
+    facts = dataclasses.replace(OURS, labels=labels, task=task)
+    assert class_outputs(runner(outputs, activations, facts)) == found

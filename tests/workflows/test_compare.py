@@ -16,7 +16,14 @@ from onnx import numpy_helper
 from densenet_deploy.errors import BackendError, DataError, GateError, ModelFileError, UsageError
 from densenet_deploy.parity.compare import Parity, ParityMeter
 from densenet_deploy.parity.gates import Gate
-from densenet_deploy.workflows.compare import CompareOptions, ComparisonReport, LayerParity, compare, require_sqnr
+from densenet_deploy.workflows.compare import (
+    CompareOptions,
+    ComparisonReport,
+    LayerParity,
+    compare,
+    missed_gates,
+    require_sqnr,
+)
 from densenet_deploy.workflows.load import load
 
 QUICK = CompareOptions(samples=2)
@@ -261,6 +268,19 @@ def test_a_layer_with_nan_has_no_sqnr_in_the_table():
     ).to_text()
     rows = [line.split() for line in text.splitlines() if line.startswith(("broken", "sound"))]
     assert rows == [["broken", "NaN", "or", "Inf", "–", "–"], ["sound", "12.3", "0.900000", "0.5"]]
+
+
+def test_a_gate_judges_the_outputs_of_which_its_metric_has_a_meaning():
+    scores = Parity(0.5, 0.5, 1.0, 1.0, 0.9, 12.0, None, 0.5, None, 8)
+    vector = dataclasses.replace(scores, top1_agreement=None)
+    gate = (Gate("top1_agreement", 0.6),)
+    (missed,) = missed_gates({"scores": scores, "vector": vector}, gate)
+    assert missed.startswith("scores: top1_agreement is 0.5")
+    assert missed_gates({"scores": scores, "vector": vector}, (Gate("top1_agreement", 0.5),)) == ()
+    assert [text.partition(" is not")[0] for text in missed_gates({"one": vector, "two": vector}, gate)] == [
+        "one: top1_agreement",
+        "two: top1_agreement",
+    ]
 
 
 # -- a demand

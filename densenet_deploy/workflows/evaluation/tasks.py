@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 import numpy as np
 
 from densenet_deploy.analysis.accuracy import TOP, Answers
-from densenet_deploy.analysis.multilabel import LabelAnswers, LabelMetrics, macro
+from densenet_deploy.analysis.multilabel import LabelAnswers, macro
 from densenet_deploy.analysis.regression import NumberAnswers
 from densenet_deploy.errors import DataError, ModelFileError, UsageError, printable
 from densenet_deploy.manifest import Manifest
@@ -193,7 +193,34 @@ class Multiclass(TaskEvaluation[Answers]):
         }
 
 
-class Multilabel(TaskEvaluation[LabelAnswers]):
+N = TypeVar("N", LabelAnswers, NumberAnswers)
+
+
+class _Compared(TaskEvaluation[N]):
+    """A task whose models are compared by their figures on the images that both could read."""
+
+    @abstractmethod
+    def means(self, answers: N) -> dict[str, float | None]:
+        """Return the figures of the task, by JSON key."""
+
+    @abstractmethod
+    def changed(self, ours: N, theirs: N, files: Sequence[Path]) -> Iterator[ChangedImage]:
+        """Yield the images to which the answers differ, and how."""
+
+    def compared(self, first: N, second: N, shared: Sequence[SharedImage]) -> dict[str, Any]:
+        if not shared:
+            return {"difference": dict.fromkeys(FIGURES[self.task]), "changed": ()}
+        files, mine, other = map(list, zip(*shared, strict=True))
+        ours, theirs = first.chosen(mine), second.chosen(other)
+        after = self.means(theirs)
+        difference = {
+            name: None if value is None or (old := after[name]) is None else value - old
+            for name, value in self.means(ours).items()
+        }
+        return {"difference": difference, "changed": tuple(self.changed(ours, theirs, files))}
+
+
+class Multilabel(_Compared[LabelAnswers]):
     """Labels that hold or do not: a CSV with a column for each, or class folders with one positive label per image."""
 
     task = "multilabel"
@@ -218,7 +245,7 @@ class Multilabel(TaskEvaluation[LabelAnswers]):
 
     def figures(self, answers: LabelAnswers) -> dict[str, Any]:
         found = answers.by_label(self._labels)
-        return {**_means(found), "by_label": found}
+        return {**self.means(answers), "by_label": found}
 
     def notes(self, answers: LabelAnswers) -> Iterator[str]:
         """Say which labels are in no mean, and what was assumed about thresholds and outputs."""
@@ -234,26 +261,19 @@ class Multilabel(TaskEvaluation[LabelAnswers]):
             word, why = ("scores", "all are in 0..1") if is_score else ("logits", "some are outside 0..1")
             yield f"the model does not show whether it ends in a sigmoid: its outputs were taken as {word}, since {why}"
 
-    def compared(self, first: LabelAnswers, second: LabelAnswers, shared: Sequence[SharedImage]) -> dict[str, Any]:
-        """Compare the figures on the shared images, and find the labels that only one of the models gives."""
-        if not shared:
-            return {"difference": dict.fromkeys(FIGURES[self.task]), "changed": ()}
-        ours, theirs = _on_shared(first, second, shared)
-        differ = ours.positive != theirs.positive
-        changed = (
-            ChangedImage(
-                path, tuple(_changed_label(ours, theirs, row, index) for index in np.flatnonzero(differ[row]).tolist())
-            )
-            for row, (path, _, _) in enumerate(shared)
-            if differ[row].any()
-        )
-        return {
-            "difference": _difference(_means(ours.by_label()), _means(theirs.by_label())),
-            "changed": tuple(changed),
-        }
+    def means(self, answers: LabelAnswers) -> dict[str, float | None]:
+        found = answers.by_label()
+        return {name: macro(getattr(one, name) for one in found) for name in FIGURES[self.task]}
+
+    def changed(self, ours: LabelAnswers, theirs: LabelAnswers, files: Sequence[Path]) -> Iterator[ChangedImage]:
+        """Yield the images of which only one model gives some labels."""
+        for row, differ in enumerate(ours.positive != theirs.positive):
+            if differ.any():
+                indices = np.flatnonzero(differ).tolist()
+                yield ChangedImage(files[row], tuple(_changed_label(ours, theirs, row, index) for index in indices))
 
 
-class Regression(TaskEvaluation[NumberAnswers]):
+class Regression(_Compared[NumberAnswers]):
     """Numbers: a CSV with a column for each."""
 
     task = "regression"
@@ -275,15 +295,24 @@ class Regression(TaskEvaluation[NumberAnswers]):
         return self._manifest is not None and self._manifest.task is not None
 
     def figures(self, answers: NumberAnswers) -> dict[str, Any]:
-        return {"mae": answers.mae, "rmse": answers.rmse, "by_output": answers.by_output(self._labels)}
+        return {**self.means(answers), "by_output": answers.by_output(self._labels)}
 
-    def compared(self, first: NumberAnswers, second: NumberAnswers, shared: Sequence[SharedImage]) -> dict[str, Any]:
-        """Compare the errors on the shared images, and find those whose numbers differ most."""
-        if not shared:
-            return {"difference": dict.fromkeys(FIGURES[self.task]), "changed": ()}
-        ours, theirs = _on_shared(first, second, shared)
-        errors = ({"mae": one.mae, "rmse": one.rmse} for one in (ours, theirs))
-        return {"difference": _difference(*errors), "changed": _most_changed(ours, theirs, shared)}
+    def means(self, answers: NumberAnswers) -> dict[str, float | None]:
+        return {"mae": answers.mae, "rmse": answers.rmse}
+
+    def changed(self, ours: NumberAnswers, theirs: NumberAnswers, files: Sequence[Path]) -> Iterator[ChangedImage]:
+        """Yield the images with the largest differences, the largest first, each with the output that differs most.
+
+        Outputs may have different units: a difference counts in units of its output's root mean square difference.
+        """
+        differences = np.abs(ours.values - theirs.values)
+        usual = np.sqrt(np.square(differences).mean(axis=0))
+        relative = np.divide(differences, usual, out=np.zeros_like(differences), where=usual > 0)
+        for row in np.argsort(-relative.max(axis=1), kind="stable")[:MOST_CHANGED].tolist():
+            index = int(relative[row].argmax())
+            if differences[row, index] > 0:
+                truth, first, second = (float(one[row, index]) for one in (ours.truth, ours.values, theirs.values))
+                yield ChangedImage(files[row], (ChangedOutput(index=index, truth=truth, first=first, second=second),))
 
 
 def task_of(classifier: Classifier, title: str, manifest: Manifest | None = None) -> TaskEvaluation[Any]:
@@ -351,19 +380,6 @@ def _in_order(table: LabelTable, labels: Sequence[str]) -> tuple[str, ...]:
     return (_IN_ORDER,) if not labels and len(table.columns) > 1 else ()
 
 
-def _means(found: Sequence[LabelMetrics]) -> dict[str, float | None]:
-    """Return the means over the labels by JSON key."""
-    return {name: macro(getattr(one, name) for one in found) for name in FIGURES[Multilabel.task]}
-
-
-N = TypeVar("N", LabelAnswers, NumberAnswers)
-
-
-def _on_shared(first: N, second: N, shared: Sequence[SharedImage]) -> tuple[N, N]:
-    """Return the answers of both models to the images that both could read."""
-    return first.chosen([mine for _, mine, _ in shared]), second.chosen([other for _, _, other in shared])
-
-
 def _changed_label(ours: LabelAnswers, theirs: LabelAnswers, row: int, index: int) -> ChangedOutput:
     truth = float(ours.truth[row, index])
     return ChangedOutput(
@@ -373,36 +389,3 @@ def _changed_label(ours: LabelAnswers, theirs: LabelAnswers, row: int, index: in
         second=float(theirs.scores[row, index]),
         only_first=bool(ours.positive[row, index]),
     )
-
-
-def _most_changed(
-    ours: NumberAnswers, theirs: NumberAnswers, shared: Sequence[SharedImage]
-) -> tuple[ChangedImage, ...]:
-    """Return the images with the largest differences, the largest first, each with the output that differs most.
-
-    Outputs may have different units: a difference counts in units of the output's root mean square difference.
-    """
-    differences = np.abs(ours.values - theirs.values)
-    usual = np.sqrt(np.square(differences).mean(axis=0))
-    relative = np.divide(differences, usual, out=np.zeros_like(differences), where=usual > 0)
-    order = np.argsort(-relative.max(axis=1), kind="stable")[:MOST_CHANGED]
-    return tuple(
-        ChangedImage(
-            shared[row][0],
-            (
-                ChangedOutput(
-                    index=int(index),
-                    truth=float(ours.truth[row, index]),
-                    first=float(ours.values[row, index]),
-                    second=float(theirs.values[row, index]),
-                ),
-            ),
-        )
-        for row in order.tolist()
-        if differences[row, (index := relative[row].argmax())] > 0
-    )
-
-
-def _difference(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, float | None]:
-    pairs = ((name, value, theirs[name]) for name, value in ours.items())
-    return {name: None if one is None or other is None else one - other for name, one, other in pairs}

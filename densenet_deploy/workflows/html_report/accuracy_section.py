@@ -8,12 +8,7 @@ from typing import Final
 from densenet_deploy.reports import Cell, Table, number, number_cell, percent, table_of, text_cell
 from densenet_deploy.workflows.evaluation.report import FIGURES, EvaluateReport
 from densenet_deploy.workflows.html_report.load import Material
-from densenet_deploy.workflows.html_report.page import (
-    Block,
-    Section,
-    file_cell,
-    remarks,
-)
+from densenet_deploy.workflows.html_report.page import Block, Section, file_cell, remarks
 
 _WORST: Final = 10
 

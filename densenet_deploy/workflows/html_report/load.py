@@ -6,10 +6,10 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, require_file, sha256_of, write_file
 from densenet_deploy.bench.machine import Machine
@@ -232,7 +232,7 @@ class Material:
     sensitivities: tuple[Loaded[SensitivityReport], ...] = ()
     quantizations: tuple[Loaded[QuantizeReport], ...] = ()
     tunings: tuple[Loaded[TuneReport], ...] = ()
-    inputs: tuple[FileFacts, ...] = field(default=())
+    inputs: tuple[FileFacts, ...] = ()
     earlier: Earlier | None = None
     shipped: ModelSummary | None = None
 
@@ -307,7 +307,10 @@ def load_material(sources: ReportSources, folder: Path | None = None, listener: 
         None if sources.against is None else Earlier.read(Path(sources.against)),
     )
     listener("reading models")
-    read = dataclasses.replace(read, models=_summaries(sources, folder))
+    repeated = [name for name, count in Counter(sources.names).items() if count > 1]
+    if repeated:  # reports could not tell them apart
+        raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
+    read = dataclasses.replace(read, models=tuple(_summary(model, folder) for model in sources.models))
     return dataclasses.replace(read, shipped=_shipped(read))
 
 
@@ -316,13 +319,6 @@ def _read(kind: type[R], reports: Iterable[StrPath | R]) -> tuple[Loaded[R], ...
         Loaded(Path(kind.kind), one) if isinstance(one, Report) else Loaded(Path(one), kind.read(Path(one)))
         for one in reports
     )
-
-
-def _summaries(sources: ReportSources, folder: Path | None) -> tuple[ModelSummary, ...]:
-    repeated = [name for name, count in Counter(sources.names).items() if count > 1]
-    if repeated:  # reports could not tell them apart
-        raise UsageError(repeated[0], "is the file name of two models", "rename one of them")
-    return tuple(_summary(model, folder) for model in sources.models)
 
 
 def _shipped(material: Material) -> ModelSummary | None:
@@ -359,16 +355,14 @@ def _summary(model: StrPath | Model, folder: Path | None) -> ModelSummary:
     return dataclasses.replace(summary, files=(named,), alias=model.name, temporary=path)
 
 
-_OPENVINO_EVIDENCE: Final = "OpenVINO files are not analysed; benchmark reports the precision it ran in"
-
-
 def _look(path: Path) -> ModelSummary:
     artifact = Artifact.open(path)
     files = tuple(map(FileFacts.of, [path, *_companions(artifact)]))
     if artifact.kind == "engine":
         return _engine_facts(path, files)
     if artifact.kind == "openvino":
-        return ModelSummary(artifact.kind, "unknown", files, evidence=_OPENVINO_EVIDENCE)
+        why = "OpenVINO files are not analysed; benchmark reports the precision it ran in"
+        return ModelSummary(artifact.kind, "unknown", files, evidence=why)
     try:
         report = inspect_file(path)
     except MissingPackageError as exc:

@@ -16,13 +16,7 @@ from densenet_deploy.workflows.decision import from_page
 from densenet_deploy.workflows.html_report.decide import file_of
 from densenet_deploy.workflows.html_report.figures import Figures
 from densenet_deploy.workflows.html_report.load import FileFacts, Material, ModelSummary
-from densenet_deploy.workflows.html_report.page import (
-    Block,
-    Facts,
-    Section,
-    file_cell,
-    remarks,
-)
+from densenet_deploy.workflows.html_report.page import Block, Facts, Section, file_cell, remarks
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 
 
@@ -70,9 +64,7 @@ def _validated(validations: Sequence[ComparisonReport]) -> Table:
         "ran on": lambda one: text_cell(_described_place(one.candidate)),
         "reference on": lambda one: text_cell(_described_place(one.reference)),
     }
-    if all(one.parity.centred_sqnr_db is None for one in validations):
-        del columns["centred dB"]
-    return table_of("Parity of outputs", validations, columns)
+    return table_of("Parity of outputs", validations, columns).without_empty_columns()
 
 
 def _described_place(described: str) -> str:

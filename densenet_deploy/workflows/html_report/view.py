@@ -156,18 +156,13 @@ def _missing(material: Material, out: Path) -> Section:
     first, *others = (model.name if model.temporary else from_page(model.path, out) for model in material.models)
     plain = from_page([*material.float_models, material.models[0].path][0], out) if material.float_models else first
     models = [first, *others]
+    pair = [first, *(["--against", others[0]] if others else [])]
     wanted = [
         (material.tunings or material.benchmarks, made_by("the best file for this machine", "tune", plain)),
         (material.tunings or material.benchmarks, made_by("latency", "benchmark", *models)),
         (
             material.evaluations,
-            made_by(
-                "accuracy by class, and where models differ",
-                "evaluate",
-                *_pair(models),
-                "--data",
-                "FOLDER",
-            ),
+            made_by("accuracy by class, and where models differ", "evaluate", *pair, "--data", "FOLDER"),
         ),
         (
             material.validations,
@@ -182,10 +177,6 @@ def _missing(material: Material, out: Path) -> Section:
     blocks: list[Block] = [Commands([line], f"{what}.") for known, (what, line) in wanted if not known]
     lead = "What this page has no data on, the option of report that takes them, and the command that makes them."
     return Section("missing", "Not measured", lead, blocks)
-
-
-def _pair(models: Sequence[str]) -> list[str]:
-    return [models[0], *(["--against", models[1]] if len(models) > 1 else [])]
 
 
 def _latency(material: Material) -> Section:
