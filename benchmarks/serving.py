@@ -5,7 +5,7 @@ batches. Clients in processes of their own send single images over HTTP, as byte
 on a connection that stays open. They take CPU time too, on the same machine: the share of the runner's rate is that of
 a server which has its machine to itself, or less. One client alone shows what a request costs beside its inference.
 
-`--soak 3600` instead has two clients send requests with pauses for that long, and reads the server's resident memory.
+With `--soak 3600`, two clients then send requests with pauses for that long, while the server's memory is read.
 """
 
 from __future__ import annotations
@@ -159,16 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         models = options.models or [exported(place, "--weights", str(DIGITS))]
         pool = stack.enter_context(ProcessPoolExecutor(options.clients))
-        if options.soak:
-            found = [soaked(model, options.soak, pool) for model in models]
-            write_results(options.output, machine, {"results": [asdict(one) for one in found]})
-            rows = [[f"{one.seconds:g}", one.requests, one.memory_mib[0], one.growth_mib] for one in found]
-            print_table(("seconds", "requests", "MiB", "growth MiB"), rows)
-            return
         results = [row for model in models for row in rates_of(model, pool, options)]
-    write_results(options.output, machine, {"results": results})
+        soak = [asdict(soaked(model, options.soak, pool)) for model in models if options.soak]
+    write_results(options.output, machine, {"results": results, "soak": soak})
     heads = ("model", "candidate", "per second", "of the runner", "p50 ms", "p99 ms")
     print_table(heads, [[row[head.replace(" ", "_")] for head in heads] for row in results])
+    for one in soak:
+        print(f"{one['requests']} requests in {one['seconds']:g} s: memory grew by {one['growth_mib']:g} MiB")
 
 
 def rates_of(model: Path, pool: ProcessPoolExecutor, options: argparse.Namespace) -> list[dict[str, Any]]:
