@@ -79,18 +79,15 @@ def datatype_of(spec: TensorSpec) -> str:
     return _NAMES[spec.dtype]
 
 
-def shape_of(spec: TensorSpec) -> list[int]:
-    """Return a shape with -1 for what may vary."""
-    return [-1 if size is None else size for size in spec.shape]
-
-
 def metadata(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return the metadata of a model."""
-    tensors = [
-        [{"name": spec.name, "datatype": datatype_of(spec), "shape": shape_of(spec)} for spec in specs]
-        for specs in (inputs, outputs)
-    ]
-    return {"name": name, "versions": [VERSION], "platform": platform, "inputs": tensors[0], "outputs": tensors[1]}
+    """Return the metadata of a model; -1 is a size that may vary."""
+
+    def described(spec: TensorSpec) -> dict[str, Any]:
+        shape = [-1 if size is None else size for size in spec.shape]
+        return {"name": spec.name, "datatype": datatype_of(spec), "shape": shape}
+
+    tensors = {"inputs": [*map(described, inputs)], "outputs": [*map(described, outputs)]}
+    return {"name": name, "versions": [VERSION], "platform": platform, **tensors}
 
 
 def read_request(
