@@ -45,7 +45,7 @@ def run_command(
         "SOURCE...", "Images, folders, glob patterns, URLs, CSV or Parquet files with a column file.", reads=Reads()
     ),
     top_k: int = option("N", "Classes to list per image.", default=5),
-    max_bad: int | None = option("N", "Unreadable images to tolerate (default: 0, with -o any number)."),
+    max_bad: int | None = option("N", "Unreadable images to tolerate (default: 0, with -o all but one)."),
     fast_decode: bool = FAST_DECODE,
     *,
     output: Annotated[
@@ -84,7 +84,7 @@ def run_command(
     def write_rows(listener: Any) -> Any:
         assert output.out is not None
         report = predict(model, images, out=output.out, job=job_options, progress=listener, **choice)
-        failure = None if max_bad is None else report.failure(max_bad)
+        failure = report.failure(max_bad)
         return report if failure is None else FailedGate(report, failure)
 
     return classify if output.out is None else write_rows

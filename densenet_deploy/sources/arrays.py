@@ -242,7 +242,6 @@ ARRAYS: Final = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._
 """What pickles call numbers and arrays of NumPy: new files, old files."""
 
 DEFAULT_DICTIONARY: Final = "collections.defaultdict"
-_CONTAINED: Final = (list, dict, int, float)  # what it makes for a key that is missing
 
 _BUILT: Final[Mapping[str, Callable[..., Any]]] = {
     "collections.OrderedDict": OrderedDict,

@@ -113,10 +113,13 @@ class BatchReport(RanReport):
     workers: int
     batch: int
 
-    def failure(self, max_bad: int) -> InputError | None:
-        """The error to end a command with, if more than `max_bad` images could not be read."""
-        if self.bad <= max_bad:
+    def failure(self, max_bad: int | None) -> InputError | None:
+        """The error to end a command with: more than `max_bad` images could not be read, or, if it is None, all."""
+        allowed = self.rows - 1 if max_bad is None else max_bad
+        if self.bad <= allowed or not self.rows:
             return None
+        if max_bad is None:
+            return DataError(self.out, f"none of {self.rows} images could be read", "see the column error of the rows")
         why = f"{self.bad} of {self.rows} images could not be read, allowed: {max_bad}"
         return DataError(self.out, why, "see the column error of the rows, or raise --max-bad")
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from densenet_deploy import BatchJobOptions, DensenetDeployError, predict
 from densenet_deploy.cli import main
@@ -338,6 +339,21 @@ def test_the_command_writes_parquet_and_ends_as_asked(digits_onnx, ten, tmp_path
     assert json.loads(captured.err)["error"]["exit_code"] == 3
     rows = pq.read_table(out).to_pylist()
     assert [row["label"] for row in rows if row["error"] is None] == [str(label) for label in range(9)]
+
+
+@pytest.mark.parametrize(("readable", "more", "code"), [(0, (), 3), (1, (), 0), (0, ("--max-bad", "2"), 0)])
+def test_a_job_without_a_single_answer_fails_unless_that_was_allowed(
+    digits_onnx, tmp_path, capsys, readable, more, code
+):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(b"none")
+    if readable:
+        Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    words = ["run", str(digits_onnx), str(tmp_path / "*.png"), "-o", str(tmp_path / "rows"), "--format", "jsonl"]
+    assert main([*words, *more]) == code
+    captured = capsys.readouterr()
+    assert "rows        2" in captured.out
+    assert ("none of 2 images could be read" in captured.err) == (code == 3)
 
 
 @pytest.mark.parametrize(
