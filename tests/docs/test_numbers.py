@@ -26,6 +26,7 @@ HELD = {
     ("concepts/compress.md", "512 MiB"): (f"{PACKAGE}/pruning/reconstruction.py", "STATE_BYTES: Final = 512 * 2**20"),
     ("concepts/int8.md", "95 %"): (ROUNDS, "_TAILS: Final = (2.5, 97.5)"),
     ("concepts/int8.md", "2 %"): (f"{PACKAGE}/workflows/quantize/layer_choice.py", "_TIE: Final = 0.02"),
+    ("concepts/int8.md", "60 dB"): (f"{PACKAGE}/quantization/half_classifier.py", "_MOST_NOISE: Final = 1e-6"),
     ("concepts/int8.md", "0.5 dB"): (f"{PACKAGE}/workflows/quantize/layer_choice.py", "_BEHIND_DB: Final = 0.5"),
     ("concepts/parity.md", "20 dB"): (f"{PACKAGE}/parity/compare.py", "10 log₁₀(Σr² / Σ(r − c)²)"),
     ("concepts/parity.md", "40 dB"): (f"{PACKAGE}/parity/compare.py", "10 log₁₀(Σr² / Σ(r − c)²)"),
