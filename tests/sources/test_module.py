@@ -382,7 +382,9 @@ def test_what_a_single_image_would_not_show_is_seen(torchvision_net, traced, bia
         nn.DataParallel,
         torch.optim.swa_utils.AveragedModel,
         torch.compile,
-        lambda net: torch.compile(nn.DataParallel(net)),
+        pytest.param(
+            lambda net: torch.compile(nn.DataParallel(net)), marks=pytest.mark.slow, id="compiled and parallel"
+        ),
     ],
 )
 def test_what_runs_a_network_is_not_part_of_it(torchvision_net, wrap):

@@ -450,6 +450,7 @@ def test_a_worker_that_is_stopped_is_replaced_while_the_other_answers(process, d
     assert err == f"note: worker {first}: gave no sign for 2 s; another one starts in 0.1 s\n"
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.usefixtures("all_cpus")
 def test_a_folder_of_counts_that_is_removed_is_made_again_and_said(process, digits_onnx) -> None:
@@ -496,6 +497,7 @@ def counting(path):
     return path
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.usefixtures("all_cpus")
 def test_a_worker_whose_model_does_not_end_is_replaced_and_its_request_is_lost(process, tmp_path) -> None:
@@ -510,6 +512,7 @@ def test_a_worker_whose_model_does_not_end_is_replaced_and_its_request_is_lost(p
     assert (code, err.count("a run of its model did not end; another one starts in 0.1 s")) == (0, 1)
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.usefixtures("all_cpus")
 def test_one_process_whose_model_does_not_end_can_be_ended(process, tmp_path) -> None:
