@@ -6,6 +6,9 @@ job can reach is 1 / (1/decoding + 1/model) images/s.
 
 Then jobs of 2,000 and of 20,000 images (the same files, named again and again in a table) are run, and the largest
 resident memory of the driver and of its worker is read. The limit: 32 MiB more for ten times the images.
+
+With `--ray` (needs Ray) both jobs also run on Ray. What ten times the images take longer is the rate of each engine
+beyond its start.
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ class Memory:
     driver_mib: float
     worker_mib: float
     images_per_second: float
+    seconds: float
 
 
 def speed_of(model: Path, folder: Path, place: Path, rounds: int) -> Speed:
@@ -88,27 +92,44 @@ def speed_of(model: Path, folder: Path, place: Path, rounds: int) -> Speed:
         both * (1 / decode + 1 / inference)
         for decode, inference, both in zip(rates["decode"], rates["inference"], rates["job"], strict=True)
     ]
-    medians = (median(rates[name]) for name in ("decode", "inference", "job"))
-    return Speed(len(paths), *medians, Interval.of(shares))
+    decode, inference, both = (median(rates[name]) for name in ("decode", "inference", "job"))
+    return Speed(len(paths), decode, inference, both, Interval.of(shares))
 
 
-def memory_of(model: Path, folder: Path, place: Path, images: int) -> Memory:
+def memory_of(model: Path, folder: Path, place: Path, images: int, engine: str = "local") -> Memory:
     """Run a job in a process of its own, and read what it and its worker take until it ends."""
     paths = sorted(folder.glob("*.jpg"))
     table = place / f"{images}.csv"
     table.write_text("\n".join(["file", *(str(paths[number % len(paths)]) for number in range(images))]))
-    command = [sys.executable, "-m", "densenet_deploy", "run", str(model), str(table), "-o", str(place / str(images))]
-    command += ["--format", "jsonl", "--json", "--backend", "onnxruntime", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "densenet_deploy",
+        "run",
+        str(model),
+        str(table),
+        "-o",
+        str(place / f"{engine}{images}"),
+    ]
+    command += ["--format", "jsonl", "--json", "--backend", "onnxruntime", "--device", "cpu", "--engine", engine]
+    start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         driver = worker = 0.0
         while process.poll() is None:
             driver = max(driver, _peak_mib(process.pid))
             worker = max([worker, *map(_peak_mib, _children(process.pid))])
             time.sleep(0.1)
+        seconds = time.perf_counter() - start
         assert process.stdout is not None
         report = json.loads(process.stdout.read())
     assert (process.returncode, report["rows"], report["bad"]) == (0, images, 0)
-    return Memory(images, driver, worker, report["images_per_second"])
+    return Memory(images, driver, worker, report["images_per_second"], seconds)
+
+
+def beyond_start(jobs: Sequence[Memory]) -> float:
+    """Return the images/s of what the larger of two jobs took longer."""
+    small, large = jobs
+    return (large.images - small.images) / (large.seconds - small.seconds)
 
 
 def _rate(images: int, work: object) -> float:
@@ -135,16 +156,18 @@ def _children(pid: int) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    machine = Machine.this("densenet-deploy", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu")
+    machine = Machine.this("densenet-deploy", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "ray")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         draw_images(place / "images", options.images)
         model = options.model or exported(place, "--weights", str(DIGITS))
         speed = speed_of(model, place / "images", place, options.rounds)
         memory = [memory_of(model, place / "images", place, count) for count in options.counts]
+        on_ray = [memory_of(model, place / "images", place, count, "ray") for count in options.counts if options.ray]
     growth = max(getattr(memory[-1], part) - getattr(memory[0], part) for part in ("driver_mib", "worker_mib"))
     facts = {"speed": asdict(speed), "memory": [asdict(one) for one in memory], "growth_mib": growth}
     facts |= {"limit_mib": LIMIT_MIB, "holds": growth <= LIMIT_MIB}
+    facts["beyond_start"] = {"local": beyond_start(memory)} | ({"ray": beyond_start(on_ray)} if options.ray else {})
     write_results(options.output, machine, {"results": facts})
     rates = [f"{rate:.1f}" for rate in (speed.decode, speed.inference, speed.job)]
     share = f"{speed.of_shared.median:.3f} [{speed.of_shared.low:.3f}, {speed.of_shared.high:.3f}]"
@@ -153,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [one.images, f"{one.driver_mib:.1f}", f"{one.worker_mib:.1f}", f"{one.images_per_second:.1f}"] for one in memory
     ]
     print_table(("images", "driver MiB", "worker MiB", "images/s"), rows)
+    print_table(("engine", "images/s beyond its start"), [(*one,) for one in facts["beyond_start"].items()])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=400, help="JPEG files of 640x480 (default 400)")
     parser.add_argument("--counts", type=int, nargs=2, default=[2000, 20000], help="images of the two jobs")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--ray", action="store_true", help="run both jobs on Ray, too")
     parser.add_argument("--output", type=Path, default=RESULTS / "batch_jobs.json")
     return parser
 

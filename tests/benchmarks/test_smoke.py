@@ -296,6 +296,7 @@ def test_batch_jobs_are_compared_with_their_parts_and_their_memory_is_read(digit
     assert [one["images"] for one in found["memory"]] == [20, 60]
     assert min(one[part] for one in found["memory"] for part in ("driver_mib", "worker_mib")) > 10
     assert found["holds"] == (found["growth_mib"] <= 32)
+    assert set(found["beyond_start"]) == {"local"}
 
 
 @pytest.mark.slow
