@@ -47,7 +47,7 @@ def inspect_command(
         "Vary growth-rate, compression, bn-size, init-features, depth (a factor) or variant (default: none).",
         "growth-rate= compression= bn-size= init-features= depth= variant=",
     ),
-    measure: bool = flag("--measure/--no-measure", "--sweep: measure latency (default: yes).", default=True),
+    measure: bool = flag("--measure/--no-measure", "--sweep: measure latency.", default=True),
     *,
     facts: ModelFacts,
     architecture: Architecture,

@@ -191,7 +191,7 @@ def run_batch(
         seconds = work.run(engine, files)
         work.finish()
     placement = dataclasses.asdict(facts.placement)
-    notes = (*facts.placement.notes, *facts.notes, *lock_notes, *_idle_note(engine.workers, len(work.left)))
+    notes = (*facts.placement.notes, *facts.notes, *lock_notes, *_idle_note(engine.workers, len(work.shards)))
     return BatchReport(
         rows=plan.images,
         bad=work.bad,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack, cast
@@ -326,8 +326,27 @@ def _with_facts(model: Model, facts: ModelFacts) -> Model:
     if model.spec is not None:
         _check_size(model.spec, preprocessing)
     artifact = None if model.artifact is None else dataclasses.replace(model.artifact, manifest=manifest)
-    notes = (*model.notes, *_shared_labels_note(facts.labels or ()))
+    replaced = _replaced_notes(base, preprocessing, names.intersection(given))
+    notes = (*model.notes, *replaced, *_shared_labels_note(facts.labels or ()))
     return model.replaced(manifest=manifest, artifact=artifact, notes=notes)
+
+
+def _replaced_notes(stated: Preprocessing, used: Preprocessing, names: Collection[str]) -> tuple[str, ...]:
+    """Say which of the facts `names` replace others that the model states: its answers change with them."""
+    pairs = {name: (getattr(stated, name), getattr(used, name)) for name in ("mean", "std", "resize", "interpolation")}
+    return tuple(
+        f"{name}: {_shortly(new)} is used, the model states {_shortly(old)}"
+        for name, (old, new) in pairs.items()
+        if name in names and _shortly(new) != _shortly(old)
+    )
+
+
+def _shortly(value: object) -> str:
+    """Return numbers with four digits, those of equal channels once."""
+    if not isinstance(value, tuple):
+        return str(value)
+    texts = [f"{number:.4g}" for number in value]
+    return texts[0] if len(set(texts)) == 1 else " ".join(texts)
 
 
 def _check_normalization(model: Model, facts: ModelFacts, base: Preprocessing) -> None:

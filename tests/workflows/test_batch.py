@@ -79,6 +79,18 @@ def test_the_report_is_json_that_reads_itself(done):
     assert str(done[0]) in str(report)
 
 
+def test_workers_without_a_shard_are_noted_where_the_plan_has_fewer(digits_onnx, ten, tmp_path):
+    """Not where `--resume` left fewer: another shard size is another plan."""
+    out = tmp_path / "rows"
+    report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(10, "jsonl", 3, workers=2))
+    assert any("1 of 2 workers had a shard to do" in note for note in report.notes)
+    out = tmp_path / "others"
+    predict(digits_onnx, ten, out=out, job=BatchJobOptions(5, "jsonl", 3, workers=2))
+    (out / "part-00001.jsonl").unlink()
+    again = predict(digits_onnx, ten, out=out, job=BatchJobOptions(5, "jsonl", 3, workers=2, resume=True))
+    assert (again.resumed, again.notes) == (1, ())
+
+
 def test_two_workers_write_the_bytes_of_one(done, digits_onnx, ten, tmp_path):
     out = tmp_path / "rows"
     report = predict(digits_onnx, ten, out=out, job=BatchJobOptions(4, "jsonl", 3, workers=2))

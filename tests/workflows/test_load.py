@@ -120,6 +120,19 @@ def test_facts_that_nobody_stated_are_assumed(checkpoint):
     assert stated.manifest.assumed == ("resize", "interpolation", "std")
 
 
+def test_facts_that_replace_others_are_noted(checkpoint, tiny_onnx, tmp_path):
+    """Answers change with them, and no comparison of models shows it."""
+    path = load(tiny_onnx, mean=0.5, std=(0.1, 0.2, 0.3), resize=36).save(tmp_path / "stated.onnx")
+    notes = load(path, mean=(0.9, 0.8, 0.7), std=0.05, resize=40, interpolation="nearest").notes
+    assert [note for note in notes if "is used" in note] == [
+        "mean: 0.9 0.8 0.7 is used, the model states 0.5",
+        "std: 0.05 is used, the model states 0.1 0.2 0.3",
+        "resize: 40 is used, the model states 36",
+    ], "nobody stated an interpolation"
+    assert not any("is used" in note for note in load(path, mean=0.5, resize=36).notes)
+    assert not any("is used" in note for note in load(checkpoint, mean=0.9).notes)
+
+
 def test_facts_can_be_stated_of_a_graph_without_any(torchvision_onnx):
     plain, stated = load(torchvision_onnx), load(torchvision_onnx, labels=TEN, task="multilabel", std=0.5)
     assert (plain.manifest.labels, plain.manifest.assumed) == ((), ("resize", "interpolation", "mean", "std"))

@@ -47,12 +47,14 @@ class Recipe(ABC):
     Attributes:
         passes: names of graph passes to run on the float graph first, after its buses were equalized.
         reads_image: whether the convolution that reads the image is written in INT8.
+        for_cpus: whether the weights take 7 bits on CPUs on which uint8 times int8 saturates.
         stores_bus: whether dense blocks are stored in INT8; their channels are then shifted to begin at zero.
     """
 
     passes: ClassVar[tuple[str, ...]] = ()
     stores_bus: ClassVar[bool] = False
     reads_image: ClassVar[bool] = False
+    for_cpus: ClassVar[bool] = True
 
     @abstractmethod
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:

@@ -59,6 +59,8 @@ class TensorRTRecipe(Recipe):
     The option `weight_bits`, which concerns CPUs, is ignored: a GPU adds products in 32 bits.
     """
 
+    for_cpus = False
+
     def write(self, model: ir.Model, types: Mapping[str, QuantizedType], options: RecipeOptions) -> tuple[str, ...]:
         """Rewrite `model`; see `Recipe.write`.
 

@@ -149,7 +149,8 @@ def prepare_int8(
         beyond = about_range(data, is_stated=knows_normalization(model.manifest))
     with stages("prepare"):
         per_channel = options.weights == "per-channel"
-        how = RecipeOptions(per_channel, weight_bits(), quantize_bus=options.quantize_bus)
+        bits = weight_bits() if recipes.get(recipe).for_cpus else 8
+        how = RecipeOptions(per_channel, bits, quantize_bus=options.quantize_bus)
         alpha = options.alpha if options.equalize else None
         manifest = int8_manifest(model.manifest, recipe)
         assert minmax is None or isinstance(minmax, MinMaxOptions)  # as the configuration checked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -154,8 +155,11 @@ def test_a_resnet_quantizes(network, recipe):
     rng = np.random.default_rng(0)
     options = QuantizeOptions(recipe=recipe, never_slower=False)
     images = (rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in range(32))
-    report = quantize(network, images, options, image_size=32).report
+    made = quantize(network, images, options, image_size=32)
+    report, stored = made.report, [onnx.numpy_helper.to_array(tensor) for tensor in made.onnx.graph.initializer]
     assert report.layers_int8 >= 2
+    largest = max(np.abs(array.astype(int)).max() for array in stored if array.dtype == np.int8 and array.ndim == 4)
+    assert (report.weight_bits, largest) == ((8, 127) if recipe == "tensorrt" or weight_bits() == 8 else (7, 63))
     assert report.parity.sqnr_db > 20  # 8 bits in three layers cost about 30 dB
 
 
