@@ -106,7 +106,7 @@ def _in_short(whole: Any) -> str:
             rows.append((f"{title}: {label}", *cells))
     columns = dict.fromkeys((one["network"].removeprefix("DenseNet "), one["batch"]) for one in results["speed"])
     heads = (f"{variant}, batch {batch}: ms" for variant, batch in columns)
-    return _table(("", *heads, f"{sizes['network'].removeprefix('DenseNet ')}: MiB", "SQNR: dB"), rows)
+    return _table(("", *heads, f"{sizes['network'].removeprefix('DenseNet ')}: file, MiB", "SQNR: dB"), rows)
 
 
 def _fastest(latencies: Mapping[str, float], start: str, end: str) -> str:
@@ -200,6 +200,39 @@ def _browser(whole: Any) -> str:
         for name, one in whole["results"].items()
     ]
     return _table((f"DenseNet-121, {whole['runtime']}, {whole['threads']} thread", "ms", "of FP32's time"), rows)
+
+
+def _serving(whole: Any) -> str:
+    rows = []
+    for one in whole["results"]:
+        times = (f"{one['p50_ms']:.1f}", f"{one['p99_ms']:.1f}")
+        rows.append(
+            (one["model"], one["candidate"], f"{one['per_second']:.0f}", _percent(one["of_the_runner"]), *times)
+        )
+    heads = ("model", "", "images per second", "over the runner's at that batch", "median ms", "99 % ms")
+    grown = [
+        f"{one['requests']:,} requests in {one['seconds'] / 60:g} minutes: {one['memory_mib'][0]:.0f} MiB at first, "
+        f"{one['growth_mib']:+.1f} MiB at the end."
+        for one in whole["soak"]
+    ]
+    return "\n\n".join([_table(heads, rows), *grown])
+
+
+def _jobs(whole: Any) -> str:
+    found = whole["results"]
+    speed, share = found["speed"], found["speed"]["of_shared"]
+    rates = [f"{speed[name]:.0f}" for name in ("decode", "inference", "job")]
+    heads = ("images per second", "decoding alone", "model alone", "the job", "of what both reach on the same CPUs")
+    rows = [
+        (f"{one['images']:,}", f"{one['driver_mib']:.0f} MiB", f"{one['worker_mib']:.0f} MiB")
+        for one in found["memory"]
+    ]
+    fast = _table(
+        heads, [(f"{speed['images']} JPEGs of 640x480", *rates, _ratio(*(share[e] for e in ("median", "low", "high"))))]
+    )
+    memory = _table(("images of the job", "memory of the command", "of its worker"), rows)
+    rates = " and ".join(f"{rate:.0f} images/s with `{engine}`" for engine, rate in found["beyond_start"].items())
+    return f"{fast}\n\n{memory}\n\nWithout the start of the engine (the second job less the first): {rates}."
 
 
 def _engines(whole: Any) -> str:
@@ -331,6 +364,8 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "image to label": measured("image_to_label", _image_to_label),
     "fast decoding": measured("image_to_label", _fast_decoding),
     "browser": measured("browser", _browser),
+    "servers": measured("serving", _serving),
+    "jobs": measured("batch_jobs", _jobs),
     "engines": measured("engines", _engines),
     "build time": measured("build_time", _build_time),
     "runner": measured("runner_overhead", _runner),

@@ -111,7 +111,7 @@ def test_quantizers_are_no_more_than_needed(int8, recipe):
 @pytest.mark.parametrize("observer", ["percentile", "mse", "entropy"])
 def test_per_tensor_weights_and_other_observers(observer, digits_onnx, cache):
     options = QuantizeOptions(
-        never_slower=False, recipe="openvino", observer=observer, weights="per-tensor", samples=48
+        never_slower=False, recipe="openvino", observer=observer, weights="per-tensor", samples=32
     )
     assert quantize(digits_onnx, SAMPLES, options, cache=cache).report.parity.top1_agreement == 1.0
 
