@@ -109,6 +109,7 @@ assert not {{'torch', 'onnx', 'typer', 'rich', 'openvino'}} & set(sys.modules)
     assert sum(scores) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_every_file_is_imported_without_side_effects(tmp_path):
     code = """
 import os, importlib, signal, sys, threading

@@ -21,6 +21,7 @@ def test_report_json_names_the_file(capsys: pytest.CaptureFixture[str], tiny_onn
     assert out.read_bytes().startswith(b"<!doctype html>")
 
 
+@pytest.mark.slow
 def test_report_reads_what_benchmark_wrote(capsys: pytest.CaptureFixture[str], tiny_onnx: Path, tmp_path: Path) -> None:
     benchmark = tmp_path / "benchmark.json"
     words = ["benchmark", tiny_onnx, "--seconds", "0.1", "--rounds", "3", "--threads", "1", "-o", benchmark]

@@ -37,6 +37,7 @@ def assert_same_images(committed, made):
     assert all(np.array_equal(committed[name], made[name]) for name in made)
 
 
+@pytest.mark.slow
 def test_the_committed_network_reads_held_out_files_as_well_as_it_says(split):
     loaded, report = load(WEIGHTS), json.loads((OUTPUT / "training.json").read_text())
     files = sorted((OUTPUT / "held_out").glob("*/*.png"))

@@ -55,6 +55,7 @@ def disk(
     return request.param, dict(zip(FILES | FOLDERS, map(json.loads, ended.out.splitlines()), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", FILES | FOLDERS)
 def test_42_43_a_disk_that_takes_nothing_is_found_before_the_work(
     disk: tuple[str, dict[str, dict[str, object]]], command: str

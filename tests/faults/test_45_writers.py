@@ -22,6 +22,7 @@ def _killed(name: str, folder: Path, kills: int) -> None:
     assert (ended.code, ended.out) == (0, "whole\n"), ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_45_ten_kills_at_random_moments(name: str, tmp_path: Path) -> None:
     _killed(name, tmp_path, 10)

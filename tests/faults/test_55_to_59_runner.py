@@ -96,6 +96,7 @@ def test_58_five_hundred_openings_keep_nothing(means: Path, backend: str) -> Non
     assert descriptors <= 0  # what a backend's start had open may close meanwhile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

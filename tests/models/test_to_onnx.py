@@ -234,6 +234,7 @@ class Noisy(nn.Module):
         return self.inner(images)
 
 
+@pytest.mark.slow
 def test_exporting_is_silent_and_leaves_modes_and_loggers_as_they_were(capfd):
     module = Noisy().train()
     module.inner.eval()

@@ -71,6 +71,7 @@ def _names(message: str, word: str) -> bool:
     return shown[:40] in message or word in message or repr(word)[1:-1][:40] in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORKING)
 def test_the_lines_that_others_are_made_from_end_well(place: Path, name: str) -> None:
     ended = _ended((name, *WORKING[name]), place)

@@ -112,6 +112,7 @@ def test_an_image_of_its_size_is_cut_without_resizing(monkeypatch):
     assert sizes == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "exact"),
     [

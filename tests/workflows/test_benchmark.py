@@ -103,6 +103,7 @@ def test_a_fixed_batch_is_measured_only_there_and_the_other_is_reported(pair_onn
     assert f"failed      {pair_onnx}: {failed.reason}" in str(report)
 
 
+@pytest.mark.slow
 def test_it_is_an_error_if_nothing_can_run(pair_onnx, tiny_onnx):
     with pytest.raises(BatchRefusedError) as caught:
         benchmark([pair_onnx], _quick(batches=(3,)))

@@ -362,6 +362,7 @@ def test_what_changed_is_built_again(fp16: EngineReport) -> None:
     assert caught.value.subject == str(wider.engine)
 
 
+@pytest.mark.slow
 def test_a_calibration_that_cannot_be_identified_is_never_up_to_date(fp16: EngineReport) -> None:
     """Arrays from an iterable have no digest: the second build may see others."""
     images = np.random.default_rng(0).standard_normal((32, 3, 32, 32)).astype(np.float32)

@@ -107,12 +107,14 @@ def test_without_images_the_same_overflow_is_a_gate_and_no_file(loud, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_bf16_does_not_overflow(loud, tmp_path):
     report = cast(loud, CastOptions("bf16")).report
     assert report.float_nodes == {}
     assert report.parity_rounded.cosine >= 0.999
 
 
+@pytest.mark.slow
 def test_without_images_the_report_says_what_was_not_checked(digits_onnx, cache):
     notes = cast(digits_onnx).report.notes
     assert any("not checked" in note for note in notes)

@@ -358,6 +358,7 @@ def same_on_workers(model, data, **stated):
     return there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [5, 17, 256])
 def test_workers_find_the_same_figures_whatever_their_shards(
     digits_onnx, digits_with_bad, in_processes, shard, monkeypatch

@@ -43,6 +43,7 @@ def write(path: Path, report: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reuse", "connections", "growth", "cost"])
 def test_a_variant_a_checkpoint_and_a_file_can_be_drawn(name: str, tiny_onnx: Path, tmp_path: Path) -> None:
     for request in (PlotRequest(architecture=TINY), of(CHECKPOINT), of(tiny_onnx)):

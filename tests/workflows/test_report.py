@@ -137,6 +137,7 @@ def test_figures_are_in_the_page(page: Reading) -> None:
     }, "pareto, sqnr, cost, growth, connections, reuse"
 
 
+@pytest.mark.slow
 def test_the_commands_are_those_that_the_reports_record(reports: ReportFolder) -> None:
     argv = ["densenet-deploy", "benchmark", "a b.onnx", "--threads", "2", "--json"]
     facts = json.loads(reports.compared().read_text())

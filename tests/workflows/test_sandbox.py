@@ -94,6 +94,7 @@ def test_a_file_that_a_library_refuses_is_left_to_the_command(tiny_onnx: Path, t
     preflight(UntrustedFile(tmp_path / "model.pth", ()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "is_zip", "loaders"),
     [

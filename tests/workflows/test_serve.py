@@ -431,6 +431,7 @@ def losses_of(server):
     return float(found["ended"]), float(found["hung"])
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.usefixtures("all_cpus")
 def test_a_worker_that_is_stopped_is_replaced_while_the_other_answers(process, digits_onnx) -> None:

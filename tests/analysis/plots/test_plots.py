@@ -212,6 +212,7 @@ def bytes_of(name: str, kind: str) -> bytes:
     return rendered(draw(name, DATA[name]), kind, f"densenet-deploy plot {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [*itertools.product(DATA, ["png", "svg"]), ("growth", "jpg")])
 def test_the_same_data_give_the_same_bytes(name: str, kind: str) -> None:
     """A JPEG is a PNG written by Pillow, whatever the figure."""

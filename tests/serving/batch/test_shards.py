@@ -73,6 +73,7 @@ def test_rows_come_in_the_order_of_the_files(plain_rows, eleven):
     assert all(len(row["top"]) == 2 for row in plain_rows[:10])
 
 
+@pytest.mark.slow
 def test_images_that_end_their_process_are_rows_and_the_others_are_unchanged(tiny_onnx, eleven, plain_rows, tmp_path):
     """They stand at the end: before them, the batches are those of the run without them."""
     reasons = {"crash.png": "SIGSEGV", "memory.png": "ran out", "bug.png": "raised KeyError"}

@@ -173,6 +173,7 @@ def test_steps_have_the_time_that_rounding_left(network: Model, monkeypatch: pyt
         quantize(network, IMAGES, OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounded_to", "learnt_to", "kept"), [(30.0, 30.0, "learnt"), (30.0, 29.9, "rounded"), (29.9, 29.9, "nothing")]
 )

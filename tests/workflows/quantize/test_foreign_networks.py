@@ -32,6 +32,7 @@ def _quantized(model: onnx.ModelProto, encoding: Encoding, recipe: str):
     return densenet_deploy.quantize(model, images, QuantizeOptions(recipe=recipe, never_slower=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", FLOAT_STEMS)
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: f"{encoding.norm}, {encoding.head}")
 def test_every_convolution_is_int8(encoding, recipe):

@@ -150,6 +150,7 @@ def network() -> nn.Module:
     return ResNet().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["onnxruntime", "openvino", "tensorrt"])
 def test_a_resnet_quantizes(network, recipe):
     rng = np.random.default_rng(0)

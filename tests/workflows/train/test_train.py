@@ -83,6 +83,7 @@ def test_without_a_folder_the_best_network_stays_in_memory(data: Path, tmp_path:
     assert torch.equal(in_memory.module(images), dd.load(on_disk.report.checkpoint).module(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [0, 1, 3])
 def test_a_resumed_training_ends_at_the_bits_of_a_whole_one(data: Path, tmp_path: Path, done: int) -> None:
     """Interrupted while an epoch trains; files that the run could not write any more are written on resuming."""

@@ -399,6 +399,7 @@ def labels_csv(tmp_path):
     return tmp_path / "labels.csv"
 
 
+@pytest.mark.slow
 def test_labels_of_a_csv_judge_a_multilabel_model(tiny_onnx, labels_csv, tmp_path):
     options = TuneOptions(precisions=("fp32",), backends=("onnxruntime",), threads=(1,), data=labels_csv, max_drop=1.0)
     report = tune([tiny_onnx], options, out=tmp_path / "tune", task="multilabel")
