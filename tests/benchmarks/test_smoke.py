@@ -89,7 +89,9 @@ def test_evaluate_overlap_compares_with_the_slower_of_decoding_and_the_model(tin
 
 
 @pytest.mark.slow
-def test_tune_choice_measures_all_candidates_against_the_choice(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_tune_choice_measures_all_candidates_against_the_choice(tiny_onnx: Path, tmp_path: Path, times: int) -> None:
+    if times == 1:
+        pytest.skip("takes minutes: asked for with --times 2")
     quick = ("--rounds", "1", "--seconds", "0")
     (row,) = _run("tune_choice.py", "--model", tiny_onnx, *quick, "--output", tmp_path / "r.json")
     keys = {(rival["file"], rival["backend"], rival["threads"]) for rival in row["rivals"]}
@@ -251,7 +253,11 @@ def test_quantize_time_compares_with_the_tools_that_are_installed(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_image_to_label_compares_every_candidate_with_its_reference(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_image_to_label_compares_every_candidate_with_its_reference(
+    tiny_onnx: Path, tmp_path: Path, times: int
+) -> None:
+    if times == 1:
+        pytest.skip("takes minutes: asked for with --times 2")
     pixels = export(tiny_onnx, ExportOptions(input="uint8"), out=tmp_path / "pixels.onnx").path
     arguments = ("--model", tiny_onnx, "--pixels", pixels, "--backend", "onnxruntime", "--rounds", "1")
     results = _run("image_to_label.py", *arguments, "--output", tmp_path / "r.json")

@@ -100,7 +100,7 @@ def ran(model: onnx.ModelProto, images: np.ndarray, names: Sequence[str]) -> lis
     return list(opened(model).run(list(names), {"input": images}))
 
 
-@holds_for(few=2, many=40, shrink=False, choices=CHOICES, recipe=st.sampled_from(("onnxruntime", "openvino")))
+@holds_for(few=2, many=25, shrink=False, choices=CHOICES, recipe=st.sampled_from(("onnxruntime", "openvino")))
 def test_int8_is_as_close_to_float_as_that_of_onnx_runtime(choices: Choices, recipe: str) -> None:
     samples, images = choices.inputs(CALIBRATED, 1), choices.inputs(HELD_OUT, 2)
     graph = exact(network_of(choices))
