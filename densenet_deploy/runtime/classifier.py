@@ -262,14 +262,18 @@ class Classifier:
 
     __call__ = classify
 
-    def prepare(self, image: ImageSource) -> PreparedImage:
+    def prepare(self, image: ImageSource, *, threads: int = 1) -> PreparedImage:
         """Return an image as the model takes it, for `classify`: another thread can do that while the model runs.
+
+        Args:
+            image: what `classify` takes.
+            threads: the most that resize a large image at the same time; `classify` takes as many as the model.
 
         Raises:
             ImageError: if the image cannot be read.
             FeedError: if an array is not one of pixels in the model's channels.
         """
-        return read_input(image, self.preprocessing, fast=self.fast)
+        return read_input(image, self.preprocessing, fast=self.fast, threads=threads)
 
     def classify_batch(self, images: Sequence[Classifiable], top_k: int = 5) -> tuple[Prediction, ...]:
         """Classify several images, in batches. Errors as in `classify`."""
@@ -324,7 +328,9 @@ class Classifier:
         self.close()
 
     def _classified(self, images: Sequence[Classifiable], top_k: int) -> list[Prediction]:
-        prepared = [image if isinstance(image, PreparedImage) else self.prepare(image) for image in images]
+        threads = self._runner.placement.threads
+        ready = (one if isinstance(one, PreparedImage) else self.prepare(one, threads=threads) for one in images)
+        prepared = list(ready)
         inputs = prepared[0].pixels[None] if len(prepared) == 1 else np.stack([image.pixels for image in prepared])
         rows = self.logits(inputs)
         return [self.answer(row, top_k, image.notes) for row, image in zip(rows, prepared, strict=True)]

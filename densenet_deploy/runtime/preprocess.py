@@ -47,7 +47,12 @@ class PreparedImage:
 
 
 def read_input(
-    source: ImageSource, preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    out: Inputs | None = None,
+    *,
+    fast: bool = False,
+    threads: int = 1,
 ) -> PreparedImage:
     """Return an image file, or another source of an image, as the model takes it.
 
@@ -59,6 +64,7 @@ def read_input(
         preprocessing: how to resize, crop and normalize.
         out: an array to write into; a new one by default.
         fast: decode JPEGs at a reduced scale and resize from averages of blocks; not exact.
+        threads: the most that resize a large image at the same time.
 
     Raises:
         DensenetDeployError: as `load_image` and `prepare`.
@@ -68,11 +74,16 @@ def read_input(
     image = load_image(source, preprocessing.shape[0], needed=needed)
     is_rounded = preprocessing.takes_pixels and image.is_float
     notes = (*image.notes, *(("values are rounded to 8 bits",) if is_rounded else ()))
-    return PreparedImage(prepare(image, preprocessing, out, fast=may_reduce), notes)
+    return PreparedImage(prepare(image, preprocessing, out, fast=may_reduce, threads=threads), notes)
 
 
 def prepare(
-    image: LoadedImage, preprocessing: Preprocessing, out: Inputs | None = None, *, fast: bool = False
+    image: LoadedImage,
+    preprocessing: Preprocessing,
+    out: Inputs | None = None,
+    *,
+    fast: bool = False,
+    threads: int = 1,
 ) -> Inputs:
     """Return the image as the model takes it: float32 (C, H, W), or uint8 (H, W, C), if its graph normalizes.
 
@@ -84,6 +95,7 @@ def prepare(
         preprocessing: how to resize, crop and normalize.
         out: an array to write into and return; a new one by default.
         fast: resize from averages of blocks; not exact.
+        threads: the most that resize a large image at the same time, to the same bits.
 
     Raises:
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
@@ -93,7 +105,7 @@ def prepare(
     if image.channels != wanted:
         fix = f"load it with load_image(path, channels={wanted}), or give an array (H, W, {wanted})"
         raise FeedError("image", f"has {image.channels} channels, the model takes {wanted}", fix)
-    pixels = np.atleast_3d(np.asarray(cropped(image, preprocessing, fast=fast)))
+    pixels = np.atleast_3d(np.asarray(cropped(image, preprocessing, fast=fast, threads=threads)))
     if preprocessing.takes_pixels:
         np.copyto(result, np.rint(pixels), casting="unsafe")
         return result
@@ -116,6 +128,7 @@ def cropped(
     *,
     fast: bool = False,
     largest_resized: int = LARGEST_RESIZED,
+    threads: int = 1,
 ) -> Image.Image:
     """Resize, then cut the center; what lies outside the image is black.
 
@@ -124,20 +137,22 @@ def cropped(
         preprocessing: sizes and interpolation.
         fast: see `resized_part`.
         largest_resized: likewise.
+        threads: likewise.
 
     Raises:
         UnknownNameError: if the interpolation is not nearest, bilinear or bicubic.
     """
     require_choice("interpolation", preprocessing.interpolation, _FILTERS)
+    options: dict[str, Any] = {"fast": fast, "largest_resized": largest_resized, "threads": threads}
     if image.channels == len("RGBA"):
         bands = (LoadedImage(band, full_size=image.full_size) for band in image.pixels.split())
-        parts = [cropped(band, preprocessing, fast=fast, largest_resized=largest_resized) for band in bands]
+        parts = [cropped(band, preprocessing, **options) for band in bands]
         return Image.merge("RGBA", parts)
     (_, rows, columns), resample = preprocessing.shape, _FILTERS[preprocessing.interpolation]
     width, height = resized_size(image.full_size or image.size, preprocessing.resize)
     left, top = _crop_start(width, columns), _crop_start(height, rows)
     seen = max(left, 0), max(top, 0), min(left + columns, width), min(top + rows, height)
-    part = resized_part(image, (width, height), seen, resample, fast=fast, largest_resized=largest_resized)
+    part = resized_part(image, (width, height), seen, resample, **options)
     if part.size == (columns, rows):
         return part
     return part.crop((min(left, 0), min(top, 0), min(left, 0) + columns, min(top, 0) + rows))

@@ -12,6 +12,8 @@ close to where it is rounded; a part in which one does is computed as a whole, t
 first pixel, and images of fractions keep float weights: these are always resized as a whole. So are images of which the
 height loses more than twice as many pixels as the width, where Pillow 13 passes along columns first.
 
+With several threads, each pass of a large image is computed in bands: of rows along rows, of columns along columns.
+
 Above `LARGEST_RESIZED` pixels of the resized image the whole would be too large, as 1x10000 pixels become 655 million
 before the crop; then any part is computed, and each of the two passes may round one of 255 levels differently.
 """
@@ -20,6 +22,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -38,6 +42,8 @@ LARGEST_RESIZED: Final = 2**26
 REDUCING_GAP: Final = 2.0
 """In fast mode, an image is averaged over whole blocks down to this multiple of the resized size, then resized."""
 
+_LEAST_OF_A_BAND: Final = 2**18
+"""Pixels of the image for which another thread is worth its start, which takes as long as some 20 000."""
 _WIDEST: Final = 2  # pixels of the smaller grid each way, of bicubic
 _WEIGHT_BITS: Final = 22
 _SLACK: Final = 4  # roundings of a center in float64, each half a last bit, and the steepest filter, 1.5
@@ -51,6 +57,7 @@ def resized_part(
     *,
     fast: bool = False,
     largest_resized: int = LARGEST_RESIZED,
+    threads: int = 1,
 ) -> Image.Image:
     """Return `part` of `image` resized to `size`.
 
@@ -61,6 +68,7 @@ def resized_part(
         resample: nearest, bilinear or bicubic.
         fast: average whole blocks first where the image is at least twice `REDUCING_GAP` times as large; not exact.
         largest_resized: above this many pixels of the resized image only those of `part` are computed, not exactly.
+        threads: the most that resize a large image at the same time, to the same bits.
     """
     if size == image.size:
         return _window(image, part)
@@ -71,11 +79,11 @@ def resized_part(
         return image.pixels.resize(size, resample).crop(part)
     spans = [_exact_span(image.size[i], size[i], part[i], part[i + 2], resample) for i in range(2)]
     (left, right), (top, bottom) = spans
-    wide = _exact(image, size, (left, top, right, bottom), resample)
+    wide = _exact(image, size, (left, top, right, bottom), resample, threads)
     return wide.crop((part[0] - left, part[1] - top, part[2] - left, part[3] - top))
 
 
-def _exact(image: LoadedImage, size: SideLengths, part: Box, resample: Image.Resampling) -> Image.Image:
+def _exact(image: LoadedImage, size: SideLengths, part: Box, resample: Image.Resampling, threads: int) -> Image.Image:
     """Resize `part`, whose corners are exact, along rows and then along columns.
 
     The pixels that it shows are cut out first where that costs less than what it saves: of a frame, which has to be
@@ -85,11 +93,38 @@ def _exact(image: LoadedImage, size: SideLengths, part: Box, resample: Image.Res
     inner = _with_margins(image, size, box)
     if not isinstance(image.stored, Image.Image) or 3 * (inner[3] - inner[1]) < 2 * image.size[1]:
         outer = inner
-    window = image.pixels if outer == (0, 0, *image.size) else _window(image, outer)
+    first, last = outer[1], outer[3]
     left, top, right, bottom = _from_corner(box, outer)
     width, height = part[2] - part[0], part[3] - part[1]
-    narrow = window.resize((width, window.height), resample, (left, 0, right, window.height))
-    return narrow.resize((width, height), resample, (0, top, width, bottom))
+
+    def along_rows(start: int, end: int) -> Image.Image:
+        band = outer[0], first + start, outer[2], first + end
+        window = image.pixels if band == (0, 0, *image.size) else _window(image, band)
+        return window.resize((width, end - start), resample, (left, 0, right, end - start))
+
+    bands = max(1, min(threads, (outer[2] - outer[0]) * (last - first) // _LEAST_OF_A_BAND))
+    if bands == 1:
+        return along_rows(0, last - first).resize((width, height), resample, (0, top, width, bottom))
+    with ThreadPoolExecutor(bands) as pool:
+        narrow = _joined(pool, along_rows, last - first, bands, axis=1)
+
+        def along_columns(start: int, end: int) -> Image.Image:
+            return narrow.resize((end - start, height), resample, (start, top, end, bottom))
+
+        return _joined(pool, along_columns, width, bands, axis=0)
+
+
+def _joined(
+    pool: Executor, resized: Callable[[int, int], Image.Image], length: int, bands: int, axis: int
+) -> Image.Image:
+    """Return an image of which `resized` gives the bands between two places on a side of `length`, side by side."""
+    ends = [length * band // bands for band in range(bands + 1)]
+    parts = list(pool.map(resized, ends[:-1], ends[1:]))
+    across = parts[0].size[1 - axis]
+    whole = Image.new(parts[0].mode, (across, length) if axis else (length, across))
+    for start, part in zip(ends, parts, strict=False):
+        whole.paste(part, (0, start) if axis else (start, 0))
+    return whole
 
 
 def _inexact(

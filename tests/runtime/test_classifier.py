@@ -1,5 +1,6 @@
 """A classifier prepares, runs and names. The model here is a real runner whose arithmetic is a Python function."""
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from densenet_deploy.errors import (
     UsageError,
 )
 from densenet_deploy.manifest import Manifest, Preprocessing, WeightsOrigin
+from densenet_deploy.runtime import preprocess
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, read_labels
 from densenet_deploy.runtime.images import LoadedImage
 from tests.function_runner import FunctionRunner, Shape
@@ -299,6 +301,18 @@ def test_threads_get_the_serial_answers():
     images = [image(colour) for colour in ("red", "lime", "blue")] * 20
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(classify, images)) == list(map(classify, images))
+
+
+def test_an_image_is_resized_by_as_many_threads_as_the_model_runs_on(monkeypatch):
+    runner, used = running(mean_colour, manifest=manifest()), []
+    runner.placement = dataclasses.replace(runner.placement, threads=3)
+    resized = preprocess.resized_part
+    monkeypatch.setattr(
+        preprocess, "resized_part", lambda *given, **named: (used.append(named["threads"]), resized(*given, **named))[1]
+    )
+    classify = Classifier(runner)
+    classify([image("red"), classify.prepare(image("red")), classify.prepare(image("red"), threads=2)])
+    assert used == [1, 2, 3]
 
 
 # --- what the model does not say

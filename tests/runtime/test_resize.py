@@ -71,6 +71,28 @@ def test_any_part_of_any_image_is_that_of_the_whole(seed):
             np.testing.assert_array_equal(np.asarray(resized_part(image, new, part, resample)), whole)
 
 
+@pytest.mark.parametrize("resample", [BILINEAR, BICUBIC])
+@pytest.mark.parametrize(
+    ("height", "threads", "rows", "columns"),
+    [
+        (512, 1, (512,), (455,)),
+        (512, 2, (256, 256), (227, 228)),
+        (512, 3, (256, 256), (227, 228)),  # 2**19 pixels are enough for two
+        (511, 2, (511,), (455,)),
+        (767, 3, (383, 384), (227, 228)),
+        (768, 3, (256, 256, 256), (151, 152, 152)),
+    ],
+)
+def test_bands_of_a_large_image_have_the_bits_of_the_whole(monkeypatch, height, threads, rows, columns, resample):
+    image, new = Image.fromarray(pixels(1024, height)), (455, height // 2)
+    part = (115, 0, 339, new[1])
+    whole = np.asarray(image.resize(new, resample).crop(part))
+    sizes = computed(monkeypatch)
+    found = resized_part(LoadedImage(image), new, part, resample, threads=threads)
+    assert sorted(sizes) == sorted([*((455, size) for size in rows), *((size, new[1]) for size in columns)])
+    np.testing.assert_array_equal(np.asarray(found), whole)
+
+
 @pytest.mark.parametrize(
     ("image", "new", "resample"),
     [
