@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 BENCHMARKS: Final = Path(__file__).parents[1] / "benchmarks"
+STRENGTH: Final = Path(__file__).parents[1] / "tests/strength.json"
 _MIB: Final = 2**20
 _VERSIONS: Final = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "nncf", "tensorrt-rtx")
 Rows = Iterable[Sequence[object]]
@@ -27,6 +28,23 @@ def scripts() -> str:
         first = " ".join(question.split("\n\n")[0].split())
         rows.append((f"`{path.stem}.py`", re.sub(r":? `uv run.*?`", "", first).rstrip(".")))
     return _table(("script", "measures"), rows)
+
+
+def strength() -> str:
+    """Return a table of what the tests of each package notice and reach."""
+    known = json.loads(STRENGTH.read_text())
+    rows = []
+    for name in sorted(known["mutation"] | known["coverage"]):
+        changed, reached = known["mutation"].get(name), known["coverage"].get(name)
+        drawn = (changed["changes"], f"{changed['noticed']} of {changed['tested']}") if changed else ("", "")
+        lines = _share(reached["covered_lines"], reached["num_statements"]) if reached else ""
+        branches = _share(reached["covered_branches"], reached["num_branches"]) if reached else ""
+        rows.append((name, *drawn, lines, branches))
+    return _table(("package", "changes", "noticed", "lines", "branches"), rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
 
 
 def measured(name: str, make: Callable[[Any], str]) -> Callable[[], str]:
@@ -352,6 +370,7 @@ def _table(header: Sequence[str], rows: Rows) -> str:
 
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "scripts": scripts,
+    "strength of the tests": strength,
     "costs": measured("costs", _costs),
     "INT8 in short": measured("int8", _in_short),
     "INT8 speed": measured("int8", _speed),

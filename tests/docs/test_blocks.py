@@ -1,4 +1,4 @@
-"""The blocks of pages: tutorials run in order in a clone; what needs a device or a server is parsed."""
+"""The blocks of pages: tutorials run in order, in a clone, and print what they show; what can't run here is parsed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,26 @@ ELSEWHERE = (
 )
 """How a block begins that can't run here."""
 
-BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+LEFT_OUT = "…"
+"""Stands for any number of lines of an output."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """The language and the code of every block of a page."""
-    return BLOCK.findall(page.read_text())
+    return [(language, code) for language, code, _ in BLOCK.findall(page.read_text())]
+
+
+def is_shown(shown: str, printed: str) -> bool:
+    """Whether an output is what a page shows: numbers may differ, and a line `…` stands for any others."""
+    kept = (re.escape(line) + "\n" if line != LEFT_OUT else "(?:.*\n)*" for line in _without_numbers(shown))
+    return re.fullmatch("".join(kept), "".join(f"{line}\n" for line in _without_numbers(printed))) is not None
+
+
+def _without_numbers(text: str) -> list[str]:
+    """The lines of a text without numbers and widths of columns, which differ between machines."""
+    plain = re.sub(r"[-+]?\d[\d.,]*(e[+-]\d+)?", "#", text.strip()).replace("# thread)", "# threads)")
+    return [" ".join(line.split()) for line in plain.splitlines()]
 
 
 def commands(code: str) -> list[list[str]]:
@@ -84,13 +98,24 @@ def test_the_blocks_of_a_tutorial_run_in_their_order(page: Path, tmp_path: Path)
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m densenet_deploy "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     paths = {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for language, code in blocks(page):
+    for language, code, shown in BLOCK.findall(page.read_text()):
         if not code.startswith(ELSEWHERE):
             run = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
             done = subprocess.run(
                 [*run, code], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
+            assert not shown or is_shown(shown, done.stdout), f"{code}\n{done.stdout}"
+
+
+def test_an_output_is_what_is_shown_but_for_numbers() -> None:
+    printed = "wrote  a.onnx\nparity  SQNR 40.9 dB\nseconds  2.5\n"
+    assert is_shown("wrote a.onnx\nparity SQNR 131 dB\nseconds 1\n", printed)
+    assert is_shown("wrote a.onnx\n…\n", printed)
+    assert is_shown("wrote a.onnx\n…\nseconds 1\n…\n", printed)
+    assert not is_shown("wrote a.onnx\n", printed)
+    assert not is_shown("…\nwrote a.onnx\n", printed)
+    assert not is_shown("wrote b.onnx\n…\n", printed)
 
 
 @pytest.mark.slow

@@ -116,3 +116,11 @@ def test_a_script_is_listed_with_the_first_sentence_of_its_docstring(made, tmp_p
     (tmp_path / "results" / "fast.json").write_text("{}")
     (tmp_path / "fast.py").write_text('"""How fast is it? `uv run python benchmarks/fast.py`\n\nMore."""\n')
     assert measurements.scripts().splitlines()[2:] == ["| `fast.py` | How fast is it? |"]
+
+
+def test_what_tests_notice_and_reach_stands_in_one_row_for_each_package(tmp_path, monkeypatch):
+    counts = {"covered_lines": 3, "num_statements": 4, "covered_branches": 0, "num_branches": 0}
+    known = {"mutation": {"b": {"changes": 20, "tested": 10, "noticed": 9}}, "coverage": {"a": counts, "b": counts}}
+    monkeypatch.setattr(measurements, "STRENGTH", tmp_path / "strength.json")
+    measurements.STRENGTH.write_text(json.dumps(known))
+    assert measurements.strength().splitlines()[2:] == ["| a |  |  | 75.0% |  |", "| b | 20 | 9 of 10 | 75.0% |  |"]

@@ -41,6 +41,7 @@ import pytest
 
 from tests.made_once import FOLDER
 from tests.mutation.mutants import Mutant, mutants
+from tests.strength import record
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = ROOT / "densenet_deploy"
@@ -58,6 +59,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="test this many mutants, drawn at random from all targets")
     parser.add_argument("--seed", type=int, default=1, help="of the sample (default: 1)")
     parser.add_argument("--jobs", "-j", type=int, default=2, help="mutants tested at the same time (default: 2)")
+    parser.add_argument("--record", action="store_true", help="record the result (tests/strength.py)")
     parser.add_argument("--list", action="store_true", help="print the mutants without testing them")
     given = parser.parse_args()
 
@@ -75,7 +77,14 @@ def main() -> int:
         for module, mutant in drawn:
             print(f"{name_of(module)}:{mutant.line}: {mutant.change}")
         return 0
-    return test(drawn, given.jobs)
+    scores = test(drawn, given.jobs)
+    if scores is None:
+        return 2
+    noticed = sum(score.noticed for score in scores.values())
+    if given.record:
+        facts = {"changes": total, "tested": len(drawn), "noticed": noticed, "seed": given.seed}
+        record("mutation", {", ".join(given.targets): facts})
+    return 1 if noticed < len(drawn) else 0
 
 
 def modules_of(target: str) -> list[Path]:
@@ -182,8 +191,8 @@ class Score:
     seconds: float = 0.0
 
 
-def test(drawn: list[tuple[Path, Mutant]], jobs: int) -> int:
-    """Test mutants, print those that survive and a table, and return the exit code."""
+def test(drawn: list[tuple[Path, Mutant]], jobs: int) -> dict[Path, Score] | None:
+    """Test mutants, print those that survive and a table; return the score of each module, None if its tests fail."""
     for name in IMPORTED:
         importlib.import_module(name)
     scores: dict[Path, Score] = defaultdict(Score)
@@ -206,7 +215,7 @@ def test(drawn: list[tuple[Path, Mutant]], jobs: int) -> int:
             if status != 0:
                 print(f"{name_of(module)}: its tests fail without any change (pytest: {status})")
                 print(Path(f"{places[0].folder}.txt").read_text("utf-8", "replace")[-3000:])
-                return 2
+                return None
             for mutant, noticed in tested(module, mine, tests, 5 * score.seconds + 5, places):
                 if noticed:
                     score.noticed += 1
@@ -214,7 +223,7 @@ def test(drawn: list[tuple[Path, Mutant]], jobs: int) -> int:
                     score.survived.append(mutant)
                     print(f"{name_of(module)}:{mutant.line}: {mutant.change}", flush=True)
     print_table(scores)
-    return 1 if any(score.survived for score in scores.values()) else 0
+    return scores
 
 
 def copies(folder: Path, jobs: int) -> Iterator[Place]:

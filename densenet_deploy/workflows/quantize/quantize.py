@@ -84,12 +84,12 @@ class QuantizeReport(TimedReport, ParityOfOutputs):
 
     def to_text(self) -> str:
         kept = f": {', '.join(self.float_layers)}" if self.float_layers else ""
-        images = counted(self.calibrated_on, "image")
+        images, in_int8 = counted(self.calibrated_on, "image"), counted(self.layers_int8, "convolution")
         return "\n".join(
             [
                 *wrote(self.onnx),
                 line("recipe", f"{self.recipe}, {self.weight_bits}-bit weights, {images}"),
-                line("layers", f"{self.layers_int8} in INT8, {self.layers_float} float{kept}"),
+                line("layers", f"{in_int8} in INT8, {self.layers_float} in float{kept}"),
                 line("checked", self._unasked()),
                 *([line("input", self.input)] if self.input is not None else []),
                 *self.parity_lines(),
