@@ -107,7 +107,7 @@ class CalibrationCache:
         if not related:
             return "neither this model nor these data are cached yet"
         nearest = min((_changes(old, parts) for old in related), key=len)
-        return f"since the nearest cached run: {'; '.join(nearest)}"
+        return f"not in the cache; unlike the closest run there: {'; '.join(nearest)}"
 
     def _earlier_parts(self) -> Iterator[Parts]:
         """Yield the parts of all keys that can be read, the newest first."""

@@ -126,7 +126,7 @@ CHANGES = {
 def test_any_change_is_a_miss_that_names_it(change, phrases, cache):
     miss = cache.lookup(dataclasses.replace(KEY, **change))
     assert isinstance(miss, str)
-    assert miss.startswith("since the nearest cached run: ")
+    assert miss.startswith("not in the cache; unlike the closest run there: ")
     assert all(phrase in miss for phrase in phrases)
     assert miss.count(" changed (") == len([phrase for phrase in phrases if "changed" in phrase])
 
@@ -153,19 +153,19 @@ OLDER = {
 @pytest.mark.parametrize(("parts", "phrase"), OLDER.values(), ids=OLDER)
 def test_an_entry_of_an_older_version_is_a_miss_that_says_so(parts, phrase, cache):
     with_parts(cache, **parts)
-    assert cache.lookup(KEY).startswith(f"since the nearest cached run: {phrase}")
+    assert cache.lookup(KEY).startswith(f"not in the cache; unlike the closest run there: {phrase}")
 
 
 def test_an_entry_without_preprocessing_is_a_miss_that_says_so(cache):
     with_parts(cache, preprocessing=None)
-    assert cache.lookup(KEY).startswith("since the nearest cached run: preprocessing changed (None → {'image_size")
+    assert cache.lookup(KEY).startswith("not in the cache; unlike the closest run there: preprocessing changed (None → {'image_size")
 
 
 def test_the_nearest_entry_explains_the_miss(cache):
     """It differs in one part, the other in three, of which `data` comes first in every order."""
     cache.store(dataclasses.replace(KEY, data={"x.png": "0" * 64}, config=CalibrationConfig("mse")), RANGES)
     miss = cache.lookup(dataclasses.replace(KEY, preprocessing=Preprocessing(resize=240)))
-    assert miss == "since the nearest cached run: preprocessing changed (resize 256 → 240)"
+    assert miss == "not in the cache; unlike the closest run there: preprocessing changed (resize 256 → 240)"
 
 
 @pytest.mark.parametrize("newest", [200, 300])
@@ -175,7 +175,7 @@ def test_of_equally_near_entries_the_newest_explains_the_miss(newest, tmp_path):
         key = dataclasses.replace(KEY, preprocessing=Preprocessing(resize=resize))
         cache.store(key, RANGES)
         os.utime(tmp_path / f"{key.digest}.json", (1000, 2000 if resize == newest else 1000))
-    assert cache.lookup(KEY) == f"since the nearest cached run: preprocessing changed (resize {newest} → 256)"
+    assert cache.lookup(KEY) == f"not in the cache; unlike the closest run there: preprocessing changed (resize {newest} → 256)"
 
 
 def test_an_entry_of_the_same_data_or_of_the_same_model_is_related(cache):
@@ -242,7 +242,7 @@ def test_parts_of_another_type_are_a_miss_too(data, tensors, cache):
     entry["key"] |= {"data": data, "plan": tensors, "tensors": tensors}
     facts.write_text(json.dumps(entry))
     found = cache.lookup(dataclasses.replace(KEY, data={"other.png": "c"}))
-    assert found.startswith("since the nearest cached run: data changed (")
+    assert found.startswith("not in the cache; unlike the closest run there: data changed (")
 
 
 def test_an_entry_copied_to_another_key_is_not_used(cache):
