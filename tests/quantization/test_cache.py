@@ -158,7 +158,9 @@ def test_an_entry_of_an_older_version_is_a_miss_that_says_so(parts, phrase, cach
 
 def test_an_entry_without_preprocessing_is_a_miss_that_says_so(cache):
     with_parts(cache, preprocessing=None)
-    assert cache.lookup(KEY).startswith("not in the cache; unlike the closest run there: preprocessing changed (None → {'image_size")
+    assert cache.lookup(KEY).startswith(
+        "not in the cache; unlike the closest run there: preprocessing changed (None → {'image_size"
+    )
 
 
 def test_the_nearest_entry_explains_the_miss(cache):
@@ -175,12 +177,15 @@ def test_of_equally_near_entries_the_newest_explains_the_miss(newest, tmp_path):
         key = dataclasses.replace(KEY, preprocessing=Preprocessing(resize=resize))
         cache.store(key, RANGES)
         os.utime(tmp_path / f"{key.digest}.json", (1000, 2000 if resize == newest else 1000))
-    assert cache.lookup(KEY) == f"not in the cache; unlike the closest run there: preprocessing changed (resize {newest} → 256)"
+    assert (
+        cache.lookup(KEY)
+        == f"not in the cache; unlike the closest run there: preprocessing changed (resize {newest} → 256)"
+    )
 
 
 def test_an_entry_of_the_same_data_or_of_the_same_model_is_related(cache):
     for change in ({"model": "b" * 64}, {"data": {}}):
-        assert "since the nearest" in cache.lookup(dataclasses.replace(KEY, **change))
+        assert "unlike the closest" in cache.lookup(dataclasses.replace(KEY, **change))
 
 
 def test_a_model_and_data_of_others_explain_nothing(cache):
