@@ -125,7 +125,7 @@ class Load:
         """Send it for so many seconds (whole ones), each client with a pause after every answer.
 
         Raises:
-            RuntimeError: if a request failed.
+            RuntimeError: if a request failed, or none ended.
         """
         body = self.folder / f"{self.name}.body"
         command = ["wrk", "-t1", f"-c{clients}", f"-d{round(seconds)}s", "--timeout", "60s"]
@@ -137,7 +137,7 @@ class Load:
         found = json.loads(done.stdout.partition("\nFOUND ")[2])
         requests = found["requests"]
         if found["failed"] or not requests:
-            raise RuntimeError(f"{self.name}: {found['failed']} of {requests} requests failed")
+            raise RuntimeError(f"{self.name}: {found['failed']} requests failed, {requests} ended in {seconds:g} s")
         return Rate(requests, requests / found["seconds"], found["p50_ms"], found["p99_ms"], used / requests * 1e3)
 
 

@@ -64,7 +64,7 @@ class Loss:
 class _Process:
     """A process, and what tells whether it hangs: listens within `start_s`, and gives signs from then on."""
 
-    def __init__(self, program: WorkerProgram, silent_s: float, start_s: float = math.inf) -> None:
+    def __init__(self, program: WorkerProgram, silent_s: float, start_s: float) -> None:
         self._silent_s, self._start_s = silent_s, start_s
         self.worker = program.started()
         self.began = time.monotonic()
