@@ -1,9 +1,15 @@
 """How many requests does `serve` answer, and how fast? `uv run python benchmarks/serving.py`.
 
-Servers with 1 worker and with one per CPU, each with `--max-batch` 1 and 16, take turns with the runner alone on such
-batches. Clients in processes of their own send single images over HTTP, as bytes and as fast as they are answered, each
-on a connection that stays open. They take CPU time too, on the same machine: the share of the runner's rate is that of
-a server which has its machine to itself, or less. One client alone shows what a request costs beside its inference.
+Servers with 1 worker and with one per CPU, each with `--max-batch` 1 and 16, and others with other options take turns
+with the runner alone on such batches. `wrk` (`apt install wrk`), a load generator in C, sends single images over HTTP,
+as bytes and as fast as they are answered, on connections that stay open. It takes about 0.05 ms of CPU time per request
+on the same machine. One client alone shows what a request costs beside its inference. `cpu_ms` is the CPU time per
+image of the server with its workers, or of the runner.
+
+The requests that are under way when the time is up are not counted: that is a batch, or up to 4 % of what DenseNet-121
+answers in 10 seconds. A round in which any request failed ends the benchmark. `wrk` counts a request that took longer
+than usual several times, as often as a client that does not wait for answers would have met it: `p99_ms` of servers
+includes that, those of the runner do not.
 
 With `--soak 3600`, two clients then send requests with pauses for that long, while the server's memory is read.
 """
@@ -14,12 +20,14 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,16 +44,38 @@ from densenet_deploy.runtime.cpus import usable_cpus
 
 _HOST: Final = "127.0.0.1"
 _BATCHES: Final = (1, 16)
+_SCRIPT: Final = """
+local request_bytes, pause_ms
+
+function init(arguments)
+  local file = io.open(arguments[1], "rb")
+  local headers = {["Inference-Header-Content-Length"] = arguments[3], ["Content-Type"] = "application/octet-stream"}
+  request_bytes = wrk.format("POST", arguments[2], headers, file:read("*a"))
+  pause_ms = tonumber(arguments[4])
+  file:close()
+  if pause_ms > 0 then delay = function() return pause_ms end end
+end
+
+function request() return request_bytes end
+
+function done(summary, latency, requests)
+  local errors, failed = summary.errors, 0
+  for _, kind in ipairs({"connect", "read", "write", "status", "timeout"}) do failed = failed + errors[kind] end
+  io.write(string.format('\\nFOUND {"requests": %d, "failed": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f}\\n',
+    summary.requests, failed, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Requests/s, and the latency that half and 99 % of the requests had, in ms."""
+    """Requests/s, the latency that half and 99 % of the requests had, and CPU time per image, in ms."""
 
     requests: int
     per_second: float
     p50_ms: float
     p99_ms: float
+    cpu_ms: float
 
 
 @dataclass(frozen=True)
@@ -59,10 +89,10 @@ class Soak:
 
 
 @contextlib.contextmanager
-def started(model: Path, workers: int, max_batch: int) -> Iterator[tuple[int, int]]:
+def started(model: Path, options: str) -> Iterator[tuple[int, int]]:
     """Run a server; yields its port and the number of its process."""
     command = [sys.executable, "-m", "densenet_deploy", "serve", str(model), "--port", "0", "--backend", "onnxruntime"]
-    command += ["--device", "cpu", "--workers", str(workers), "--max-batch", str(max_batch)]
+    command += ["--device", "cpu", *options.split()]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         ready = next(line for line in iter(process.stderr.readline, "") if line.startswith("ready: "))
@@ -73,41 +103,72 @@ def started(model: Path, workers: int, max_batch: int) -> Iterator[tuple[int, in
             process.communicate(timeout=60)
 
 
-def latencies_ms(port: int, name: str, shape: Sequence[int], seconds: float, pause: float = 0.0) -> list[float]:
-    """Be a client: send the same image again and again; return how long each answer took.
+@dataclass(frozen=True)
+class Load:
+    """One image, sent again and again by `wrk` to the model `name`; its files are in `folder`."""
 
-    Args:
-        port: of the server.
-        name: of the model.
-        shape: of an image, (C, H, W).
-        seconds: for which requests are begun.
-        pause: seconds between an answer and the next request.
-    """
-    data = np.zeros((1, *shape), np.float32).tobytes()
-    entry = {"name": "input", "shape": [1, *shape], "datatype": "FP32", "parameters": {"binary_data_size": len(data)}}
-    head = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
-    connection = http.client.HTTPConnection(_HOST, port, timeout=60)
-    found: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        start = time.perf_counter()
-        headers = {"Inference-Header-Content-Length": str(len(head))}
-        connection.request("POST", f"/v2/models/{name}/infer", head + data, headers)
-        response = connection.getresponse()
-        response.read()
-        assert response.status == 200
-        found.append((time.perf_counter() - start) * 1e3)
-        time.sleep(pause)
-    connection.close()
-    return found
+    folder: Path
+    name: str
+    header_bytes: int
+
+    @classmethod
+    def of(cls, model: Path, shape: Sequence[int], folder: Path) -> Load:
+        """Write the request for an image of `shape`, (C, H, W)."""
+        data = np.zeros((1, *shape), np.float32).tobytes()
+        sizes = {"shape": [1, *shape], "datatype": "FP32", "parameters": {"binary_data_size": len(data)}}
+        asked = {"inputs": [{"name": "input", **sizes}], "parameters": {"binary_data_output": True}}
+        head = json.dumps(asked).encode()
+        (folder / "script.lua").write_text(_SCRIPT)
+        (folder / f"{model.stem}.body").write_bytes(head + data)
+        return cls(folder, model.stem, len(head))
+
+    def sent(self, port: int, process: int, clients: int, seconds: float, pause_ms: int = 0) -> Rate:
+        """Send it for so many seconds (whole ones), each client with a pause after every answer.
+
+        Raises:
+            RuntimeError: if a request failed, or none ended.
+        """
+        body = self.folder / f"{self.name}.body"
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{round(seconds)}s", "--timeout", "60s"]
+        command += ["-s", str(self.folder / "script.lua"), f"http://{_HOST}:{port}", "--"]
+        command += [str(body), f"/v2/models/{self.name}/infer", str(self.header_bytes), str(pause_ms)]
+        used, images = _cpu_seconds(process), _images(port)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        _wait_until_idle(process)
+        used, images = _cpu_seconds(process) - used, _images(port) - images
+        found = json.loads(done.stdout.partition("\nFOUND ")[2])
+        requests = found["requests"]
+        if found["failed"] or not requests:
+            raise RuntimeError(f"{self.name}: {found['failed']} requests failed, {requests} ended in {seconds:g} s")
+        if images < requests:
+            raise RuntimeError(f"{self.name}: {requests} requests were answered, the model ran {images} images")
+        return Rate(requests, requests / found["seconds"], found["p50_ms"], found["p99_ms"], used / images * 1e3)
 
 
-def measured(pool: ProcessPoolExecutor, port: int, name: str, clients: int, seconds: float) -> Rate:
-    """Have all clients ask at the same time."""
-    shape = _image_shape(port, name)
-    jobs = [pool.submit(latencies_ms, port, name, shape, seconds) for _ in range(clients)]
-    times = [one for job in jobs for one in job.result()]
-    return Rate(len(times), len(times) / seconds, float(np.percentile(times, 50)), float(np.percentile(times, 99)))
+def _cpu_seconds(process: int) -> float:
+    """Return the CPU time so far of a process and of those that it has started."""
+    own = Path(f"/proc/{process}")
+    fields = (own / "stat").read_text().rpartition(")")[2].split()
+    children = (own / "task" / str(process) / "children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(
+        _cpu_seconds(int(one)) for one in children
+    )
+
+
+def _wait_until_idle(process: int) -> None:
+    """Wait for the end of what clients have left behind, so that the next candidate has the CPUs."""
+    used = -1.0
+    while used < (used := _cpu_seconds(process)):
+        time.sleep(0.2)
+
+
+def _images(port: int) -> int:
+    """Return how many images a server's model has run."""
+    with contextlib.closing(http.client.HTTPConnection(_HOST, port, timeout=60)) as connection:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    name = "densenet_batch_images_sum "
+    return int(float(next(line.removeprefix(name) for line in lines if line.startswith(name))))
 
 
 def _image_shape(port: int, name: str) -> list[int]:
@@ -125,26 +186,26 @@ def runner_rate(model: Path, batch: int, seconds: float) -> Rate:
         times: list[float] = []
         for _ in range(3):
             runner(images)
-        deadline = time.perf_counter() + seconds
+        used, deadline = time.process_time(), time.perf_counter() + seconds
         while time.perf_counter() < deadline:
             start = time.perf_counter()
             runner(images)
             times.append((time.perf_counter() - start) * 1e3)
-    return Rate(
-        len(times), batch * len(times) / (sum(times) / 1e3), float(np.median(times)), float(np.percentile(times, 99))
-    )
+        used = time.process_time() - used
+    rate, cpu_ms = batch * len(times) / (sum(times) / 1e3), used / (batch * len(times)) * 1e3
+    return Rate(len(times), rate, float(np.median(times)), float(np.percentile(times, 99)), cpu_ms)
 
 
-def soaked(model: Path, seconds: float, pool: ProcessPoolExecutor, moments: int = 60) -> Soak:
+def soaked(model: Path, seconds: float, folder: Path, moments: int = 60) -> Soak:
     """Have two clients ask with pauses, and look at the server's memory."""
-    with started(model, 1, 16) as (port, process):
-        shape, begun = _image_shape(port, model.stem), time.monotonic()
-        jobs = [pool.submit(latencies_ms, port, model.stem, shape, seconds, 0.05) for _ in range(2)]
+    with started(model, "") as (port, process), ThreadPoolExecutor(1) as pool:
+        load, begun = Load.of(model, _image_shape(port, model.stem), folder), time.monotonic()
+        job = pool.submit(load.sent, port, process, 2, seconds, 50)
         found = []
         for moment in range(moments + 1):
             time.sleep(max(0.0, begun + seconds * (0.1 + 0.9 * moment / moments) - 1 - time.monotonic()))
             found.append(round(_resident_mib(process), 1))
-        return Soak(seconds, sum(len(job.result()) for job in jobs), tuple(found), round(found[-1] - found[0], 1))
+        return Soak(seconds, job.result().requests, tuple(found), round(found[-1] - found[0], 1))
 
 
 def _resident_mib(process: int) -> float:
@@ -154,34 +215,42 @@ def _resident_mib(process: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    if shutil.which("wrk") is None:
+        sys.exit("wrk: is not installed; apt install wrk, or https://github.com/wg/wrk")
     machine = Machine.this("densenet-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "uvicorn", "starlette")
-    with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        models = options.models or [exported(place, "--weights", str(DIGITS))]
-        pool = stack.enter_context(ProcessPoolExecutor(options.clients))
-        results = [row for model in models for row in rates_of(model, pool, options)]
-        soak = [asdict(soaked(model, options.soak, pool)) for model in models if options.soak]
+    with tempfile.TemporaryDirectory() as place:
+        models = options.models or [exported(Path(place), "--weights", str(DIGITS))]
+        results = [row for model in models for row in rates_of(model, Path(place), options)]
+        soak = [asdict(soaked(model, options.soak, Path(place))) for model in models if options.soak]
     write_results(options.output, machine, {"results": results, "soak": soak})
-    heads = ("model", "candidate", "per second", "of the runner", "p50 ms", "p99 ms")
+    heads = ("model", "candidate", "per second", "of the runner", "p50 ms", "p99 ms", "cpu ms")
     print_table(heads, [[row[head.replace(" ", "_")] for head in heads] for row in results])
     for one in soak:
         print(f"{one['requests']} requests in {one['seconds']:g} s: memory grew by {one['growth_mib']:g} MiB")
 
 
-def rates_of(model: Path, pool: ProcessPoolExecutor, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _servers(clients: int) -> dict[str, tuple[int, ...]]:
+    """Return which servers are measured, by options, with how many clients each."""
+    alone, more = f"--max-batch {_BATCHES[0]}", f"--max-batch {_BATCHES[-1]}"
+    workers = usable_cpus()
+    both, many = tuple(dict.fromkeys((clients, 1))), (clients,)
+    found = {alone: both, more: both, f"{more} --max-delay-ms 2": both, f"{more} --threads 1": many}
+    return found | ({f"--workers {workers} {batch}": many for batch in (alone, more)} if workers > 1 else {})
+
+
+def rates_of(model: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the runner and all servers of one model: medians of the rounds."""
-    kinds = [(workers, batch) for workers in dict.fromkeys((1, usable_cpus())) for batch in _BATCHES]
     with contextlib.ExitStack() as stack:
-        alone = stack.enter_context(ProcessPoolExecutor(1))
-        ports = {kind: stack.enter_context(started(model, *kind))[0] for kind in kinds}
+        pool = stack.enter_context(ProcessPoolExecutor(1))
         turns: dict[str, Callable[[], Rate]] = {}
         for batch in _BATCHES:
-            turns[f"runner, batch {batch}"] = partial(_result, alone, runner_rate, model, batch, options.seconds)
-        for (workers, batch), port in ports.items():
-            name = f"{counted(workers, 'worker')}, --max-batch {batch}"
-            for clients in (options.clients, 1) if (workers, batch) == (1, 1) else (options.clients,):
-                ask = partial(measured, pool, port, model.stem, clients, options.seconds)
-                turns[f"{name}, {counted(clients, 'client')}"] = ask
+            turns[f"runner, batch {batch}"] = partial(_result, pool, runner_rate, model, batch, options.seconds)
+        for server, groups in _servers(options.clients).items():
+            port, process = stack.enter_context(started(model, server))
+            load = Load.of(model, _image_shape(port, model.stem), folder)
+            for clients in groups:
+                name = f"serve {server}, {counted(clients, 'client')}"
+                turns[name] = partial(load.sent, port, process, clients, options.seconds)
         for turn in turns.values():
             turn()
         rates = take_turns(turns, rounds=options.rounds)
@@ -193,22 +262,29 @@ def _result(pool: ProcessPoolExecutor, call: Callable[..., Rate], *arguments: ob
 
 
 def _row(model: str, name: str, rates: Mapping[str, Sequence[Rate]]) -> dict[str, Any]:
-    """Sum up the rounds of one candidate; its share of the runner's rate at the same batch is the median of theirs."""
-    reference = rates[f"runner, batch {16 if 'batch 16' in name else 1}"]
-    shares = [one.per_second / other.per_second for one, other in zip(rates[name], reference, strict=True)]
-    medians = {
-        part: round(median(getattr(one, part) for one in rates[name]), 2) for part in ("per_second", "p50_ms", "p99_ms")
-    }
-    return {"model": model, "candidate": name, **medians, "of_the_runner": round(median(shares), 3)}
+    """Sum up the rounds of one candidate; ratios and differences to the runner are the medians of theirs.
+
+    The share of the rate is that of the runner at the same batch; a single client never has a second image in a batch.
+    """
+    batch = 16 if "batch 16" in name and not name.endswith(" 1 client") else 1
+    reference = rates[f"runner, batch {batch}"]
+    pairs = [*zip(rates[name], reference, strict=True)]
+    parts = ("per_second", "p50_ms", "p99_ms", "cpu_ms")
+    medians = {part: round(median(getattr(one, part) for one in rates[name]), 2) for part in parts}
+    share = round(median(one.per_second / other.per_second for one, other in pairs), 3)
+    added = {"added_ms": round(median(one.p50_ms - other.p50_ms for one, other in pairs), 2)}
+    return {"model": model, "candidate": name, **medians, "of_the_runner": share} | (
+        added if name.endswith(" 1 client") else {}
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, nargs="+", help="ONNX files with an input `input` (default: digits)")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each server in each round (default 5)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS", help="look at memory for that long")
+    parser.add_argument("--seconds", type=int, default=10, help="of each server in each round (default 10)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--soak", type=int, default=0, metavar="SECONDS", help="look at memory for that long")
     parser.add_argument("--output", type=Path, default=RESULTS / "serving.json")
     return parser
 

@@ -223,11 +223,12 @@ def _browser(whole: Any) -> str:
 def _serving(whole: Any) -> str:
     rows = []
     for one in whole["results"]:
-        times = (f"{one['p50_ms']:.1f}", f"{one['p99_ms']:.1f}")
-        rows.append(
-            (one["model"], one["candidate"], f"{one['per_second']:.0f}", _percent(one["of_the_runner"]), *times)
-        )
-    heads = ("model", "", "images per second", "over the runner's at that batch", "median ms", "99 % ms")
+        rate = (f"{one['per_second']:.0f}", _percent(one["of_the_runner"]))
+        added = f"{one['added_ms']:+.2f}" if "added_ms" in one else ""
+        times = (f"{one['p50_ms']:.1f}", f"{one['p99_ms']:.1f}", added, f"{one['cpu_ms']:.2f}")
+        rows.append((one["model"], one["candidate"], *rate, *times))
+    costs = ("median ms", "99 % ms", "median - runner's", "CPU ms")
+    heads = ("model", "", "images per second", "of the runner's at that batch", *costs)
     grown = [
         f"{one['requests']:,} requests in {one['seconds'] / 60:g} minutes: {one['memory_mib'][0]:.0f} MiB at first, "
         f"{one['growth_mib']:+.1f} MiB at the end."

@@ -97,7 +97,7 @@ class Serving(Options):
     port: int = option("N", "Of HTTP; 0 takes a free one.", default=8080)
     grpc_port: int | None = option("N", "Of gRPC; 0 takes a free one (default: no gRPC).")
     max_batch: int = option("N", "The most images that run together.", default=16)
-    max_delay_ms: float = option("X", "How long a request waits for others, in milliseconds.", default=2.0)
+    max_delay_ms: float = option("X", "How long a request waits for others, in milliseconds.", default=0.0)
     max_queue: int = option("N", "The most images that wait; further requests get 503.", default=256)
     instances: int = option("N", "Batches that run at the same time.", default=1)
     workers: int = option("N", "Processes that listen on the same ports, each with its own model.", default=1)

@@ -102,7 +102,8 @@ class RunnerOptions:
             OpenVINO some work per call; other batches are then refused. A model with a fixed batch keeps its own.
         check_values: refuse feeds with NaN, Inf, or values that no normalized image has (raw 0-255 pixels, say).
         spin: let the backend's threads wait for the next call on busy cores, which is the default of most backends.
-            False: they sleep between two calls; ONNX Runtime's would do so only after tens of milliseconds.
+            False: they sleep, ONNX Runtime's after 20 microseconds: for programs that need the cores for more than the
+            model. While a thread spins, the one that it waits for may lack a core.
         arena: let the backend keep the memory of one call for the next. False: ONNX Runtime releases it, so that memory
             does not grow over many large calls; such calls take up to a third longer.
         trust_engine: load a TensorRT engine without a sidecar. An engine is native code: load it only if you trust its

@@ -1,8 +1,8 @@
 """Dynamic batching: requests that come at about the same time run as one batch, and are answered apart.
 
 A request waits in a bounded queue. A thread takes the oldest one, adds others with images of the same shape until the
-batch is full or the oldest has waited for its time, and runs them together. More threads run more batches at the same
-time.
+batch is full or the oldest has waited for its time, and runs them together: without a time to wait, those that came
+during the run before. More threads run more batches at the same time.
 
 >>> queue = BatchingQueue(runner, QueueOptions(max_batch=16, max_delay_s=0.002))      # doctest: +SKIP
 >>> queue.submit({"input": image[None]}).result()["logits"].shape                     # doctest: +SKIP
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -48,14 +49,14 @@ class QueueOptions:
 
     Attributes:
         max_batch: the most images that run together, and that one request may hold.
-        max_delay_s: how long the oldest request waits for others, in seconds.
+        max_delay_s: how long the oldest request waits for others, in seconds; 0: only while the model runs anyway.
         max_queue: the most images that wait; further requests are refused.
         instances: batches that run at the same time.
         stuck_s: seconds after which a run of the model may be stuck; see `RunWatch`.
     """
 
     max_batch: int = 16
-    max_delay_s: float = 0.002
+    max_delay_s: float = 0.0
     max_queue: int = 256
     instances: int = 1
     stuck_s: float = 30.0
@@ -134,6 +135,8 @@ class BatchingQueue:
         options: see `QueueOptions`.
         on_run: called after each run of the model, from the thread that ran it.
         on_wait: called with the number of images that wait whenever it changes, from any thread, one at a time.
+        settle: called after each batch, from the thread that ran it, with the function that gives all of its futures
+            their answers; an event loop calls that itself.
 
     Attributes:
         watch: of its runs; whoever runs the model beside it may use it too.
@@ -145,9 +148,10 @@ class BatchingQueue:
         options: QueueOptions | None = None,
         on_run: Callable[[BatchRun], object] = lambda _: None,
         on_wait: Callable[[int], object] = lambda _: None,
+        settle: Callable[[Callable[[], None]], object] = lambda give: give(),
     ) -> None:
         self._runner, self._options = runner, options or QueueOptions()
-        self._on_run, self._on_wait = on_run, on_wait
+        self._on_run, self._on_wait, self._settle = on_run, on_wait, settle
         self.watch = RunWatch(self._options.stuck_s)
         self._fills_up = _fills_up(runner)
         self._is_batched = self._fills_up or takes_any_batch(runner.inputs, runner.outputs)
@@ -249,11 +253,7 @@ class BatchingQueue:
 
     def _answer(self, batch: Sequence[_Request]) -> None:
         answers = answered_together(self._run, [request.feeds for request in batch])
-        for request, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                request.future.set_exception(answer)
-            else:
-                request.future.set_result(answer)
+        self._settle(partial(_give, batch, answers))
 
     def _run(self, feeds: dict[str, Array]) -> Answer:
         first = next(iter(feeds.values()))
@@ -262,6 +262,14 @@ class BatchingQueue:
             answer = run_batched(self._runner, first) if self._fills_up else self._runner.run(feeds)
         self._on_run(BatchRun(first.shape[0] if first.ndim else 1, time.monotonic() - start))
         return answer
+
+
+def _give(batch: Sequence[_Request], answers: Sequence[Answer | Exception]) -> None:
+    for request, answer in zip(batch, answers, strict=True):
+        if isinstance(answer, Exception):
+            request.future.set_exception(answer)
+        else:
+            request.future.set_result(answer)
 
 
 def _fills_up(runner: Runner) -> bool:

@@ -101,6 +101,7 @@ class Metrics:
         )
         self._starts = Counter("densenet_worker_starts", "Processes that began to take requests.", registry=own)
         self._losses = Counter("densenet_worker_losses", "Processes that were replaced.", ["reason"], registry=own)
+        self._endpoints: dict[str, tuple[Counter, Histogram]] = {}
         for kind in _KINDS:
             self._errors.labels(kind)
         for reason in (ENDED, HUNG):
@@ -108,8 +109,11 @@ class Metrics:
 
     def answered(self, endpoint: str, seconds: float) -> None:
         """Count a request that was answered."""
-        self._requests.labels(endpoint).inc()
-        self._seconds.labels(endpoint).observe(seconds)
+        if endpoint not in self._endpoints:
+            self._endpoints[endpoint] = self._requests.labels(endpoint), self._seconds.labels(endpoint)
+        requests, times = self._endpoints[endpoint]
+        requests.inc()
+        times.observe(seconds)
 
     def failed(self, kind: str) -> None:
         """Count a request that was refused, or that failed."""

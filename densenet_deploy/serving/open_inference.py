@@ -90,6 +90,20 @@ def metadata(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Se
     return {"name": name, "versions": [VERSION], "platform": platform, **tensors}
 
 
+def json_length(header_length: str | None, total: int) -> int:
+    """Return how many of the `total` bytes of a body are JSON; see `read_request`.
+
+    Raises:
+        RequestError: status 400, if `header_length` is not a number of bytes that the body has.
+    """
+    if header_length is None:
+        return total
+    is_number = header_length.isascii() and header_length.isdigit() and len(header_length) < 16
+    if not (is_number and int(header_length) <= total):
+        raise refused(HEADER_LENGTH, f"is {printable(header_length)}, the body has {total} bytes")
+    return int(header_length)
+
+
 def read_request(
     body: bytes, header_length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> InferRequest:
@@ -104,7 +118,7 @@ def read_request(
     Raises:
         RequestError: status 400, if it is not a request for the model.
     """
-    length = _header_length(header_length, len(body))
+    length = json_length(header_length, len(body))
     try:
         facts = parse_json(body[:length])
     except ValueError as exc:
@@ -238,14 +252,6 @@ class _BinaryTensors:
     def require_end(self) -> None:
         if left := len(self._data) - self._start:
             raise refused("body", f"has {left} bytes that belong to no tensor")
-
-
-def _header_length(text: str | None, total: int) -> int:
-    if text is None:
-        return total
-    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) <= total):
-        raise refused(HEADER_LENGTH, f"is {printable(text)}, the body has {total} bytes")
-    return int(text)
 
 
 def _object(value: object, subject: str) -> dict[str, Any]:

@@ -11,13 +11,15 @@ connections; the others go on. The messages (`worker.py` carries them)::
     child    "alive" or "stuck"                        ten times in `silent_s`: its model makes progress, or not
     parent   "stop"                                    end; a second one: without waiting for clients
 
-A process that listens and is then silent for `silent_s`, or stuck twice in a row, is ended. Silence is counted in
+A process that listens and is then silent for `silent_s`, or stuck twice in a row, is ended; so is one that replaces
+another and does not listen after `silent_s` and ten times as long as the slowest first one took. Silence is counted in
 waits, so that processes are not replaced because the whole machine stood still.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +41,7 @@ SIGNS: Final = 10
 ENDED: Final = "ended"
 HUNG: Final = "hung"
 
+_TIMES_THE_SLOWEST: Final = 10
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
 _STEADY_S: Final = 60.0
@@ -59,21 +62,23 @@ class Loss:
 
 
 class _Process:
-    """A process, and what tells whether it hangs."""
+    """A process, and what tells whether it hangs: listens within `start_s`, and gives signs from then on."""
 
-    def __init__(self, program: WorkerProgram, silent_s: float) -> None:
-        self._silent_s = silent_s
+    def __init__(self, program: WorkerProgram, silent_s: float, start_s: float) -> None:
+        self._silent_s, self._start_s = silent_s, start_s
         self.worker = program.started()
         self.began = time.monotonic()
         self.hang = ""
-        self._silent_waits: int | None = None
+        self._waits = 0
+        self._listens = False
         self._is_stuck = False
 
     def receive(self) -> Any:
         """Return the next message, which is a sign of life from the one on that says that the process listens."""
         message = self.worker.receive()
-        if self._silent_waits is not None or message == LISTENING:
-            self._silent_waits = 0
+        self._listens = self._listens or message == LISTENING
+        if self._listens:
+            self._waits = 0
         if message == STUCK and self._is_stuck:
             self._end("a run of its model did not end")
         self._is_stuck = message == STUCK
@@ -81,10 +86,11 @@ class _Process:
 
     def wait(self) -> None:
         """Count a wait without a sign."""
-        if self._silent_waits is not None:
-            self._silent_waits += 1
-            if self._silent_waits > SIGNS:
-                self._end(f"gave no sign for {self._silent_s:g} s")
+        self._waits += 1
+        allowed_s = self._silent_s if self._listens else self._start_s
+        if self._waits > allowed_s * SIGNS / self._silent_s:
+            did = "gave no sign" if self._listens else "did not start"
+            self._end(f"{did} for {round(allowed_s, 1):g} s")
 
     def awaited_end(self) -> str:
         """Wait until the process ends; return why."""
@@ -123,6 +129,7 @@ class ServerProcesses:
         self._threads: list[threading.Thread] = []
         self._processes: dict[int, _Process] = {}
         self._count = count
+        self._start_s = math.inf
         self.losses = 0
 
     def open(self) -> Any:
@@ -139,6 +146,8 @@ class ServerProcesses:
             process.worker.send(LISTEN)
         for process in processes:
             process.receive()
+        slowest_s = time.monotonic() - min(process.began for process in processes)
+        self._start_s = max(self._silent_s, _TIMES_THE_SLOWEST * slowest_s)
         self._threads = [threading.Thread(target=self._tend, args=(place,), daemon=True) for place in self._processes]
         for thread in (*self._threads, threading.Thread(target=self._watch, daemon=True)):
             thread.start()
@@ -169,7 +178,7 @@ class ServerProcesses:
 
     def _started(self, replaces: str | None) -> _Process:
         settings = {**self._program.settings, "replaces": replaces}
-        return _Process(self._program._replace(settings=settings), self._silent_s)
+        return _Process(self._program._replace(settings=settings), self._silent_s, self._start_s)
 
     def _watch(self) -> None:
         """Be a thread: end processes that hang."""

@@ -29,14 +29,14 @@ class ServeOptions:
     """How to serve.
 
     >>> ServeOptions(port=0, grpc_port=8081, max_batch=32).max_delay_ms
-    2.0
+    0.0
 
     Attributes:
         host: the address to listen on; `0.0.0.0` is every interface.
         port: of HTTP; 0 takes a free one.
         grpc_port: of gRPC; None: no gRPC.
         max_batch: the most images that run together, and that one request may hold.
-        max_delay_ms: how long the oldest request waits for others.
+        max_delay_ms: how long the oldest request waits for others; with 0, those that came during a run run together.
         max_queue: the most images that wait; further requests get 503.
         instances: batches that run at the same time, on the same model.
         workers: processes that listen on the same ports, each with its own model and queue; more than 1 need Linux.
@@ -52,7 +52,7 @@ class ServeOptions:
     port: int = 8080
     grpc_port: int | None = None
     max_batch: int = 16
-    max_delay_ms: float = 2.0
+    max_delay_ms: float = 0.0
     max_queue: int = 256
     instances: int = 1
     workers: int = 1

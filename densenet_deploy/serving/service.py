@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -58,7 +58,8 @@ class Service:
         self._runner, self._classifier = runner, classifier
         options = options or QueueOptions()
         self.metrics = metrics or Metrics(options.max_batch)
-        self._queue = BatchingQueue(runner, options, self.metrics.ran, self.metrics.waiting)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queue = BatchingQueue(runner, options, self.metrics.ran, self.metrics.waiting, self._on_loop)
         self._max_batch = options.max_batch
         self.is_open = False
 
@@ -116,7 +117,20 @@ class Service:
 
     async def infer(self, feeds: Feeds) -> Mapping[str, Array]:
         """Return the outputs for the feeds of one request. Errors as `BatchingQueue.submit`, and those of the model."""
-        return await asyncio.wrap_future(self._queue.submit(feeds))
+        self._loop = asyncio.get_running_loop()
+        submitted, is_done = self._queue.submit(feeds), asyncio.Event()
+        submitted.add_done_callback(lambda _: is_done.set())
+        try:
+            await is_done.wait()
+        finally:
+            submitted.cancel()  # in vain where it has been answered
+        return submitted.result()
+
+    def _on_loop(self, give: Callable[[], None]) -> None:
+        """Let the event loop give a batch its answers: it is woken once, not once for each request."""
+        assert self._loop is not None  # `infer` has set it
+        with contextlib.suppress(RuntimeError):  # it has ended, and nobody waits any more
+            self._loop.call_soon_threadsafe(give)
 
     async def classify(self, image: bytes, top_k: int = 5) -> dict[str, Any]:
         """Return what `Classifier` says about an image file.

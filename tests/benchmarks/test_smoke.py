@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -13,7 +14,11 @@ import pytest
 
 from benchmarks.machine import take_turns
 from densenet_deploy.bench.rounds import Interval
+from densenet_deploy.errors import ModelFileError
+from densenet_deploy.serving.metrics import total
+from densenet_deploy.serving.service import Service
 from densenet_deploy.workflows.export import ExportOptions, export
+from tests.serving.servers import rows_runner, serving
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -307,8 +312,9 @@ def test_batch_jobs_are_compared_with_their_parts_and_their_memory_is_read(digit
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, the load generator, is not installed")
 def test_servers_are_compared_by_requests_and_latency(digits_onnx: Path, tmp_path: Path) -> None:
-    quick = ("--clients", "2", "--seconds", "0.2", "--rounds", "1", "--soak", "4")
+    quick = ("--clients", "2", "--seconds", "1", "--rounds", "1", "--soak", "4")
     found = _run("serving.py", "--models", digits_onnx, *quick, "--output", tmp_path / "r.json")
     (soak,) = json.loads((tmp_path / "r.json").read_text())["soak"]
     assert soak["requests"] > 10
@@ -317,9 +323,40 @@ def test_servers_are_compared_by_requests_and_latency(digits_onnx: Path, tmp_pat
     assert soak["growth_mib"] == round(soak["memory_mib"][-1] - soak["memory_mib"][0], 1)
     names = [one["candidate"] for one in found]
     assert names[:2] == ["runner, batch 1", "runner, batch 16"]
-    assert "1 worker, --max-batch 16, 2 clients" in names
+    assert "serve --max-batch 16, 2 clients" in names
+    assert {one["candidate"] for one in found if "added_ms" in one} == {name for name in names if " 1 client" in name}
     assert [one["of_the_runner"] for one in found[:2]] == [1, 1]
     for one in found:
         assert one["of_the_runner"] > 0
         assert one["per_second"] > 0
+        assert one["cpu_ms"] > 0
         assert 0 < one["p50_ms"] <= one["p99_ms"]
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, the load generator, is not installed")
+def test_a_load_counts_answers_of_the_model_and_fails_with_any_other(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    load_of = importlib.import_module("serving").Load.of
+
+    def picky(feeds):
+        if is_broken:
+            raise ModelFileError("m", "is broken", "repair it")
+        return {"output": feeds["input"]}
+
+    is_broken = False
+    service = Service("m", rows_runner(picky, shape=(None, 3, 2, 2)), "no images")
+    with serving(service) as server:
+        load = load_of(Path("m.onnx"), (3, 2, 2), tmp_path)
+        rate = load.sent(server.port, os.getpid(), 2, 1)
+        assert rate.requests <= total(service.metrics.counts, "requests_total") <= rate.requests + 2
+        assert total(service.metrics.counts, "errors_total") == 0
+        is_broken = True
+        with pytest.raises(RuntimeError, match="requests failed"):
+            load.sent(server.port, os.getpid(), 2, 1)
+
+
+def test_without_the_load_generator_the_benchmark_of_servers_says_how_to_get_it(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "serving.py", "--output", tmp_path / "r.json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "PATH": ""})
+    assert (done.returncode, "apt install wrk" in done.stderr) == (1, True)
+    assert not (tmp_path / "r.json").exists()

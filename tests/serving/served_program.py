@@ -24,7 +24,7 @@ def main(requests: Iterator[Any]) -> Iterator[Any]:
         raise ModelFileError("m.onnx", "is broken", "repair it")
     if len((folder / "starts").read_text().split()) > settings.get("steady", 1000):
         os._exit(3)
-    time.sleep(settings.get("replacement_loads_s", 0) if settings["replaces"] else 0)
+    time.sleep(settings.get("replacement_loads_s" if settings["replaces"] else "loads_s", 0))
     yield {"pid": os.getpid(), "variable": os.environ["GIVEN"]}
     assert next(requests) == "listen"
     yield "listening"

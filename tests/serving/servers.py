@@ -21,6 +21,18 @@ def rows_runner(function=lambda feeds: {"output": feeds["input"] * 2}, shape=(No
     return FunctionRunner(lambda batch: function({"input": batch}), input_shape=shape, outputs={"output": shape})
 
 
+class Gate:
+    """A model that waits: the first run begins, and requests that come meanwhile wait in the queue."""
+
+    def __init__(self):
+        self.began, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, feeds):
+        self.began.set()
+        assert self.open.wait(WAIT_S)
+        return {"output": feeds["input"] * 2}
+
+
 @contextlib.contextmanager
 def serving(service: Service, **options):
     """Run a server of `service` in a thread; yields where it listens, and what stops it."""

@@ -10,23 +10,11 @@ import pytest
 from densenet_deploy.errors import FeedError, ModelFileError, RunnerStateError, UsageError
 from densenet_deploy.serving import dynamic_batching as module
 from densenet_deploy.serving.dynamic_batching import BatchingQueue, QueueFullError, QueueOptions, RunWatch
-from tests.serving.servers import WAIT_S, rows_runner
+from tests.serving.servers import WAIT_S, Gate, rows_runner
 
 
 def rows(count, value=1.0, width=2):
     return np.full((count, width), value, np.float32)
-
-
-class Gate:
-    """A model that waits: the first run begins, and requests that come meanwhile wait in the queue."""
-
-    def __init__(self):
-        self.began, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, feeds):
-        self.began.set()
-        assert self.open.wait(WAIT_S)
-        return {"output": feeds["input"] * 2}
 
 
 @pytest.fixture
@@ -97,6 +85,34 @@ def test_a_request_waits_for_others_and_not_longer(make) -> None:
     start = time.monotonic()
     queue.submit(rows(8)).result(WAIT_S)  # a full batch does not wait
     assert time.monotonic() - start < 0.25
+
+
+def test_by_default_no_request_waits_for_others(make) -> None:
+    assert QueueOptions().max_delay_s == 0
+    runner = rows_runner()
+    queue = make(runner)
+    for _ in range(3):
+        queue.submit(rows(1)).result(WAIT_S)
+    assert runner.sizes == [1, 1, 1]
+
+
+def test_a_batch_is_settled_at_once_by_whoever_is_asked_to(gate) -> None:
+    settled = []
+
+    def later(give):
+        settled.append((threading.get_ident(), give))
+
+    queue = BatchingQueue(rows_runner(gate), QueueOptions(max_batch=4), settle=later)
+    gate.open.set()
+    answers = [queue.submit(rows(4, value)) for value in (1, 2)]
+    queue.close()
+    (thread, first), (same, second) = settled
+    assert thread == same != threading.get_ident()
+    assert [answer.done() for answer in answers] == [False, False]
+    first()
+    assert [answer.done() for answer in answers] == [True, False]
+    second()
+    assert [answer.result()["output"][0, 0] for answer in answers] == [2, 4]
 
 
 def test_sixteen_clients_run_in_few_batches(make) -> None:

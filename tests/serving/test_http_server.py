@@ -17,6 +17,7 @@ import densenet_deploy as dd
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.runner import open_runner
+from densenet_deploy.serving import http_server
 from densenet_deploy.serving.dynamic_batching import QueueOptions
 from densenet_deploy.serving.http_limits import LimitedProtocol
 from densenet_deploy.serving.service import Service
@@ -542,3 +543,49 @@ def test_every_text_ends_with_a_newline(digits) -> None:
     for one in asked:
         body = call(digits, *one)[2]
         assert (body[-1:], body[-2:-1] == b"\n") == (b"\n", False), one
+
+
+def padded(values, size):
+    """A request for `values`, (N, 2), as JSON of exactly `size` bytes."""
+    entry = {"name": "input", "shape": [len(values) // 2, 2], "datatype": "FP32", "data": values}
+    return json.dumps({"inputs": [entry]}).encode().ljust(size)
+
+
+def threads_of(monkeypatch, function):
+    """Return a list that gets the thread of every call of a function by the HTTP side."""
+    threads, whole = [], getattr(http_server, function)
+    monkeypatch.setattr(http_server, function, lambda *to: threads.append(threading.current_thread()) or whole(*to))
+    return threads
+
+
+@pytest.mark.parametrize(("size", "is_here"), [(65536, True), (65537, False)])
+def test_short_json_is_read_on_the_loop_and_longer_one_in_a_thread(plain, monkeypatch, size, is_here) -> None:
+    threads = threads_of(monkeypatch, "read_request")
+    status, _, body = call(plain, "POST", "/v2/models/m/infer", padded([1.0, 2.0], size))
+    assert status == 200
+    assert json.loads(body)["outputs"][0]["data"] == [2, 4]
+    assert [thread is plain.thread for thread in threads] == [is_here]
+
+
+def test_the_bytes_of_tensors_do_not_count_as_json(monkeypatch) -> None:
+    threads = threads_of(monkeypatch, "read_request")
+    with small(queue={"max_batch": 10000, "max_queue": 10000}) as server:
+        assert infer(server, np.ones((10000, 2), np.float32))[0] == 200
+        assert threads == [server.thread]
+
+
+@pytest.mark.parametrize(("rows", "is_here"), [(2048, True), (2049, False)])
+def test_a_short_answer_is_written_on_the_loop_and_a_longer_one_in_a_thread(monkeypatch, rows, is_here) -> None:
+    threads = threads_of(monkeypatch, "write_answer")
+    with small(queue={"max_batch": 4096, "max_queue": 4096}) as server:
+        status, values = infer(server, np.ones((rows, 2), np.float32))
+        assert (status, values.shape) == (200, (rows, 2))
+        assert [thread is server.thread for thread in threads] == [is_here]
+
+
+def test_inference_of_another_version_or_method_is_refused_as_ever(plain) -> None:
+    body = padded([1.0, 2.0], 0)
+    assert call(plain, "POST", "/v2/models/m/versions/1/infer", body)[0] == 200
+    assert call(plain, "POST", "/v2/models/m/versions/2/infer", body)[0] == 404
+    assert call(plain, "POST", "/v2/models/n/infer", body)[0] == 404
+    assert call(plain, "PUT", "/v2/models/m/infer", body)[0] == 405

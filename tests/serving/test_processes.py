@@ -191,8 +191,8 @@ def test_a_process_that_is_stuck_twice_in_a_row_is_replaced_before_it_was_silent
     assert (loss.why, loss.reason) == ("a run of its model did not end", "hung")
 
 
-def test_a_process_may_load_its_model_for_as_long_as_it_takes(make, tmp_path) -> None:
-    processes, losses = make(silent_s=1.0, replacement_loads_s=1.5)
+def test_a_process_may_load_its_model_for_ten_times_as_long_as_the_first_one_did(make, tmp_path) -> None:
+    processes, losses = make(silent_s=1.0, loads_s=0.3, replacement_loads_s=2.0)
     processes.open()
     os.kill(started(tmp_path)[0], signal.SIGKILL)
     assert losses.get(timeout=WAIT_S).reason == "ended"
@@ -200,6 +200,23 @@ def test_a_process_may_load_its_model_for_as_long_as_it_takes(make, tmp_path) ->
     with pytest.raises(queue.Empty):
         losses.get(timeout=2.0)
     assert is_alive(started(tmp_path)[1])
+
+
+def test_a_process_that_replaces_another_and_does_not_load_its_model_is_replaced_too(make, tmp_path) -> None:
+    processes, losses = make(silent_s=86_400.0, replacement_loads_s=3600)
+    processes.open()
+    os.kill(started(tmp_path)[0], signal.SIGKILL)
+    assert losses.get(timeout=WAIT_S).reason == "ended"
+    until(lambda: len(started(tmp_path)) == 2)
+    hanging = processes._processes[0]
+    for _ in range(SIGNS):
+        hanging.wait()
+    assert is_alive(hanging.worker.pid)
+    assert losses.empty()
+    hanging.wait()
+    loss = losses.get(timeout=WAIT_S)
+    assert (loss.pid, loss.why, loss.reason) == (hanging.worker.pid, "did not start for 86400 s", "hung")
+    until(lambda: len(started(tmp_path)) == 3)
 
 
 def test_a_process_that_hangs_at_the_end_is_not_waited_for(make, tmp_path) -> None:

@@ -172,8 +172,11 @@ def test_a_session_is_silent_and_has_the_threads_of_one_call(artifact: Artifact)
     assert ort.options.enable_profiling is False
 
 
-@pytest.mark.parametrize(("spin", "entries"), [(True, {}), (False, {"session.force_spinning_stop": "1"})])
-def test_threads_stop_spinning_between_calls_only_where_that_was_asked_for(
+SLEEPING = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "20"}
+
+
+@pytest.mark.parametrize(("spin", "entries"), [(True, {}), (False, SLEEPING)])
+def test_threads_sleep_between_calls_and_soon_within_them_only_where_that_was_asked_for(
     artifact: Artifact, spin: bool, entries: dict[str, str]
 ) -> None:
     assert opened_with(artifact, spin=spin).entries == entries
