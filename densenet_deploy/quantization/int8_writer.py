@@ -21,12 +21,12 @@ from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, throug
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.layer_precision import layer_precisions
 from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, why_not_affine
-from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.graph.onnx_file import expose_values, keep_what_makes
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
 from densenet_deploy.graph.passes.separate_bus import SeparateBus
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
-from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, pack, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, pack, written_once
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
@@ -116,7 +116,8 @@ class Int8Writer:
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
         ranges = _with_following(graph.graph, ranges, minmax)
         self._plain, self._ranges = ir.to_proto(graph), ranges
-        ranges = _equalized(graph, ranges, alpha, self._recipe)
+        with names_known(graph.graph), written_once(graph):
+            ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._source, self._types = _Source(graph), choose_types(graph.graph, ranges) | dict(exact or {})
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
@@ -252,7 +253,9 @@ class Int8Writer:
 
     def _scores(self, proto: onnx.ModelProto, name: str, backend: str, samples: Sequence[Array]) -> list[Array]:
         """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
-        data = expose_values(proto, [name]).SerializeToString()
+        exposed = expose_values(proto, [name])
+        keep_what_makes(exposed.graph, [name])  # a graph that was just written still holds what it replaced
+        data = exposed.SerializeToString()
         calls, threads = shared_cpus(backend)
         with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
             return [found[name] for _, found in run_each(runner, samples, calls)]
@@ -419,8 +422,8 @@ def _equalized(
 def _separated(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, str]:
     """Give every bus in `model` tensors of its own; return what each is a copy of, by name, which then stays float."""
     apply_passes(model, [SeparateBus({name: found.low for name, found in ranges.items()})])
-    changes = read_tensor_changes(model.metadata_props)
-    return {name: change.of for name, change in changes.items() if change == TensorChange(change.of)}
+    changes = TensorChanges.of(model).items()
+    return {name: change.of for name, change in changes if change == TensorChange(change.of)}
 
 
 def _needed(
@@ -451,7 +454,7 @@ def _needed(
 def _renamed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
     """Return `ranges` together with those of the tensors that rewrites have changed since, under their new names."""
     found = dict(ranges)
-    for name, change in read_tensor_changes(model.metadata_props).items():
+    for name, change in TensorChanges.of(model).items():
         if change.of in ranges and (change.factor is not None or change.offset is not None):
             given = ranges[change.of]
             found[name] = ChannelRanges(change.made_from(given.low), change.made_from(given.high))

@@ -43,7 +43,7 @@ from densenet_deploy.graph.nodes import (
     set_weight_and_bias,
     weight_and_bias,
 )
-from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.graph.onnx_file import expose_values, keep_what_makes
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, open_runner
@@ -138,7 +138,7 @@ def quantized_inputs(
 def _measured(both: onnx.ModelProto, names: Collection[str], samples: Iterable[Array]) -> Iterator[dict[str, Array]]:
     """Yield the values `names` of `both` for each sample."""
     exposed = expose_values(both, names)
-    _keep_what_makes(exposed.graph, names)
+    keep_what_makes(exposed.graph, names)
     calls, threads = shared_cpus(REFERENCE_BACKEND)
     options = RunnerOptions(check_values=False, threads=threads)
     with open_runner(exposed.SerializeToString(), REFERENCE_BACKEND, "cpu", options) as runner:
@@ -281,29 +281,6 @@ def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.Mo
     stored = {tensor.name for tensor in model.graph.initializer}
     model.graph.initializer.extend(tensor for tensor in quantized.graph.initializer if tensor.name not in stored)
     return model
-
-
-def _keep_what_makes(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Drop the nodes of `graph` that the values `names` do not depend on: ONNX Runtime computes those too."""
-    needed, kept = set(names), []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(_read_by(node))
-            kept.append(node)
-    kept.reverse()
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that `node` and the nodes inside its branches read."""
-    yield from node.input
-    for attribute in node.attribute:
-        for branch in (attribute.g, *attribute.graphs):
-            for inner in branch.node:
-                yield from _read_by(inner)
-            yield from (value.name for value in branch.output)  # a branch may hand on a value from outside
 
 
 def _read_twins(node: onnx.NodeProto, made: Collection[str]) -> None:
