@@ -112,7 +112,9 @@ class TensorChanges:
             ManifestError: if it is malformed.
         """
         shared = _shared.get()
-        return shared[1] if shared is not None and shared[0] is model else cls(read_tensor_changes(model.metadata_props))
+        return (
+            shared[1] if shared is not None and shared[0] is model else cls(read_tensor_changes(model.metadata_props))
+        )
 
     def items(self) -> tuple[tuple[str, TensorChange], ...]:
         """Return the present name of each tensor that was changed, and how."""
