@@ -21,14 +21,14 @@ and nothing reads it: it is measured in the quantized network and corrects the r
 
 The output of a twin is needed for these means alone, and neighbouring pixels tell much the same. So both are compared
 at every k-th row and column, k the largest that leaves at least seven of each: a twin of 56 x 56 pixels computes a
-64th of them. Rows and columns at the edges, where padding is read, are met about as often as elsewhere. A 1x1 Conv reads
-no others either, so the float bus is thinned out before it is quantized, joined and clipped for its twin.
+64th of them. Rows and columns at the edges, where padding is read, are met about as often as elsewhere. The twin of a
+1x1 Conv reads no other pixels either: its bus is thinned out before it is quantized, joined and clipped.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -236,7 +236,7 @@ class _Thinning:
         return name
 
     def _is_pixel_by_pixel(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` computes each pixel from that pixel of what it reads: of all inputs of a Concat, else the first."""
+        """Whether `node` computes each pixel from the same one of its first input, a Concat from that of all of them."""
         if node.op_type == "Concat":
             return any(attribute.name == "axis" and attribute.i in (1, -3) for attribute in node.attribute)
         if node.op_type in _CLIPS:

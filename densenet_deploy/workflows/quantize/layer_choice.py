@@ -168,7 +168,7 @@ class Trials:
             judged_by(runner, self._model.name, option)
 
     def compare_speed(self, choices: Mapping[str, Collection[str] | None], left: Left) -> RoundResults:
-        """Time files that leave the layers of `choices` float; None is the float model. For `left` see `bench.rounds`."""
+        """Time files that leave the layers of `choices` float; None is the float model. `left`: see `bench.rounds`."""
         with tempfile.TemporaryDirectory() as folder:
             return compare_speed(
                 self._candidates(choices, Path(folder)),
