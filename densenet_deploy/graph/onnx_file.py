@@ -155,7 +155,7 @@ def expose_values(model: onnx.ModelProto, names: Collection[str] | None = None) 
 
 
 def keep_what_makes(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Drop the nodes of `graph` that the values `names` do not depend on: ONNX Runtime computes those too."""
+    """Drop what the values `names` do not depend on: the nodes, which ONNX Runtime computes too, and constants."""
     needed, kept = set(names), []
     for node in reversed(graph.node):
         if not needed.isdisjoint(node.output):
@@ -165,6 +165,10 @@ def keep_what_makes(graph: onnx.GraphProto, names: Collection[str]) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
     del graph.node[:]
     graph.node.extend(copies)
+    needed.update(value.name for value in graph.input)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in needed:
+            del graph.initializer[place]
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -169,11 +170,13 @@ class Int8Writer:
 
         For `samples` and `outputs` see `correct`, for `gains` `conv_corrections`.
         """
-        quantized = self._simulated(graph, *self._chosen(graph, float_layers))
-        corrections = conv_corrections(self._source.graph, quantized, samples, gains=gains)
         gemm = classifier_of(graph.graph)
-        expected = [] if gemm is None else self._float_scores(str(gemm.outputs[0].name), samples, outputs)
-        return _Source(graph, samples, corrections, expected)
+        with ThreadPoolExecutor(1) as beside:  # until samples are run here, one core is idle
+            name = None if gemm is None else str(gemm.outputs[0].name)
+            expected = beside.submit(self._float_scores, name, samples, outputs)
+            quantized = self._simulated(graph, *self._chosen(graph, float_layers))
+            corrections = conv_corrections(self._source.graph, quantized, samples, gains=gains)
+            return _Source(graph, samples, corrections, expected.result())
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float; the last form is kept."""
@@ -215,6 +218,7 @@ class Int8Writer:
             self._correct_classifier(graph, source, self._simulated(graph, types, options))
         with names_known(graph.graph):
             written = set(self._recipe.write(graph, types, options))
+        RemoveUnusedNodesPass()(graph)  # what was replaced
         if self.backend is not None:
             self._correct_classifier(graph, source, ir.to_proto(graph))
         if (gemm := classifier_of(graph.graph)) is not None:
@@ -254,8 +258,10 @@ class Int8Writer:
             found = self._scores(quantized, str(gemm.outputs[0].name), backend, source.samples)
             correct_classifier(model.graph, gemm, source.expected, found)
 
-    def _float_scores(self, name: str, samples: Sequence[Array], outputs: Iterable[Feeds]) -> list[Array]:
+    def _float_scores(self, name: str | None, samples: Sequence[Array], outputs: Iterable[Feeds]) -> list[Array]:
         """Return the value `name` of the float graph for each sample: from `outputs`, if it is one of all of them."""
+        if name is None:
+            return []
         known = [found[name] for found in itertools.islice(outputs, len(samples)) if name in found]
         is_known = len(known) == len(samples) and self._is_output(name)
         return known if is_known else self._scores(self._plain, name, REFERENCE_BACKEND, samples)
@@ -266,7 +272,7 @@ class Int8Writer:
     def _scores(self, proto: onnx.ModelProto, name: str, backend: str, samples: Sequence[Array]) -> list[Array]:
         """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
         exposed = expose_values(proto, [name])
-        keep_what_makes(exposed.graph, [name])  # a graph that was just written still holds what it replaced
+        keep_what_makes(exposed.graph, [name])
         data = exposed.SerializeToString()
         calls, threads = shared_cpus(backend)
         with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:

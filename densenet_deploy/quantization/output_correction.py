@@ -236,7 +236,7 @@ class _Thinning:
         return name
 
     def _is_pixel_by_pixel(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` computes each pixel from the same one of its first input, a Concat from that of all of them."""
+        """Whether `node` computes each pixel from the same one of its first input; a Concat, of all its inputs."""
         if node.op_type == "Concat":
             return any(attribute.name == "axis" and attribute.i in (1, -3) for attribute in node.attribute)
         if node.op_type in _CLIPS:
