@@ -186,9 +186,9 @@ class Int8Writer:
         return self._last[1]
 
     def timed(self, float_layers: Collection[str] = ()) -> Int8File:
-        """Return a file that takes as long as what `write` returns, where that is not known yet: it is made faster.
+        """Return a file that takes as long to run as what `write` returns, and less long to make.
 
-        Its classifier, which stays float, holds other numbers, and nothing in it says how its tensors were changed.
+        The classifier, which stays float, is not corrected, and what was made of float tensors is not recorded in it.
         """
         names = frozenset(float_layers)
         if self._last is not None and self._last[0] == names:

@@ -241,8 +241,7 @@ class _Thinning:
             return any(attribute.name == "axis" and attribute.i in (1, -3) for attribute in node.attribute)
         if node.op_type in _CLIPS:
             bounds = [self._sizes.get(name) for name in node.input[1:]]
-            is_spread = all(sizes is not None and len(sizes) <= 3 and set(sizes[1:]) <= {1} for sizes in bounds)
-            return is_spread and node.input[0] not in self._sizes
+            return all(sizes is not None and set(sizes[-2:]) <= {1} for sizes in bounds)
         return node.op_type in _CONVERSIONS
 
     def _sliced(self, value: str, grid: _Grid) -> str:
