@@ -199,13 +199,13 @@ CODES = "k8 = QuantizeLinear(k, scale, zero)  x8 = QuantizeLinear(x, scale, zero
             ["MaxPool"],
         ),
     ],
-    ids=["clip", "another clip, strides", "other operator", "first", "rows", "columns", "two maps", "along rows"],
+    ids=["clip", "another clip, strides", "other operator", "first", "rows", "wide", "two maps", "along rows"],
 )
 def test_a_1x1_convolution_is_compared_at_the_pixels_that_its_bus_has_on_the_grid(body, stride, whole, monkeypatch):
     """`whole` are the operators that the twin computes for all pixels, since they may read others than that pixel."""
     rng, side = np.random.default_rng(2), (28 - 1) // stride + 1
     numbers = {"w": (4, 6, 1, 1), "v": (3, 3, 3, 3)}
-    bounds = {"bound": (6, 1, 1), "rows": (28, 1), "columns": (28,)}
+    bounds = {"bound": (6, 1, 1), "rows": (28, 1), "wide": (28,)}
     declared = [f"uint8[{','.join(map(str, shape))}] {name} = {_bytes(rng, shape)}" for name, shape in bounds.items()]
     model = model_of(
         READ.format(body=body, s=stride),
