@@ -275,7 +275,8 @@ class Int8Writer:
         keep_what_makes(exposed.graph, [name])
         data = exposed.SerializeToString()
         calls, threads = shared_cpus(backend)
-        with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
+        options = RunnerOptions(threads=threads, calls=calls, check_values=False)
+        with open_runner(data, backend, "cpu", options) as runner:
             return [found[name] for _, found in run_each(runner, samples, calls)]
 
 

@@ -121,7 +121,8 @@ class Trials:
         if self._last is None or self._last.float_layers != names:
             self.close()
             calls, threads = shared_cpus(self._writer.backend or REFERENCE_BACKEND)
-            runner = self._written(names).runner(self._writer.backend, "cpu", RunnerOptions(threads=threads))
+            options = RunnerOptions(threads=threads, calls=calls)
+            runner = self._written(names).runner(self._writer.backend, "cpu", options)
             self._last = _Form(names, runner, self._ready.data, calls)
         return self._last.first(count)
 
