@@ -181,13 +181,18 @@ class Trials:
     def _candidates(
         self, choices: Mapping[str, Collection[str] | None], folder: Path
     ) -> Iterator[tuple[str, Candidate]]:
-        """Yield what is timed, by name; what is only in memory gets a file in `folder`."""
+        """Yield what is timed, by name: `int8` is the very file that may be shipped, others only run like it."""
         for place, (name, layers) in enumerate(choices.items()):
             path = self._model.path if layers is None else None
             if path is None:
                 path = folder / f"{place}.onnx"
-                write_file(path, self._model.to_bytes() if layers is None else self._writer.timed(layers).data)
+                write_file(path, self._bytes_of(name, layers))
             yield name, Candidate(path, self._writer.backend, self._batch, "cpu")
+
+    def _bytes_of(self, name: str, layers: Collection[str] | None) -> bytes:
+        if layers is None:
+            return self._model.to_bytes()
+        return (self._writer.write(layers) if name == "int8" else self._writer.timed(layers)).data
 
     @functools.cached_property
     def _batch(self) -> int:

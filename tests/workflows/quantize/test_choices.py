@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from densenet_deploy.bench.candidate import Candidate
 from densenet_deploy.bench.rounds import Interval, Left, RoundResults
 from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.errors import DataError, GateError, InputError, UnknownNameError, UsageError
@@ -17,6 +19,7 @@ from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.quantization.mixed_precision import Layer
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.load import load
+from densenet_deploy.workflows.quantize import layer_choice
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
     Trials,
@@ -322,6 +325,30 @@ def test_the_form_of_other_tools_is_measured_on_the_same_images(tiny_onnx, cache
     assert 20 < trials.baseline_db() < trials.sqnr_db(())
 
 
+def test_what_is_timed_as_int8_is_the_file_that_may_be_shipped(tiny_onnx, cache, monkeypatch):
+    ready = prepare_int8(load(tiny_onnx), SAMPLES, QuantizeOptions("onnxruntime", samples=32), Stages(), cache)
+    trials, found = Trials(ready, load(tiny_onnx)), {}
+
+    def read(candidates: Iterator[tuple[str, Candidate]], **_: object) -> None:
+        found.update({name: (one.model.read_bytes(), one.batch) for name, one in candidates})
+
+    monkeypatch.setattr(layer_choice, "compare_speed", read)
+    first = frozenset({trials.layers[0].name})
+    trials.compare_speed({"float": None, "int8": first, "a": frozenset()}, lambda _: ())
+    assert found["float"] == (tiny_onnx.read_bytes(), 1)
+    assert found["int8"] == (ready.writer.write(first).data, 1)
+    assert found["a"] != (ready.writer.write(()).data, 1), "its classifier is not corrected"
+
+
+def test_calls_of_a_fixed_batch_are_timed(tmp_path, cache, monkeypatch):
+    model = load(_of_a_fixed_batch(tmp_path / "old.onnx"))
+    ready = prepare_int8(model, SAMPLES, QuantizeOptions("onnxruntime", samples=32), Stages(), cache)
+    found: list[int] = []
+    monkeypatch.setattr(layer_choice, "compare_speed", lambda given, **_: found.extend(one.batch for _, one in given))
+    Trials(ready, model).compare_speed({"float": None, "int8": ()}, lambda _: ())
+    assert found == [4, 4]
+
+
 @pytest.mark.slow
 def test_speed_is_really_measured(tiny_onnx, tmp_path, cache):
     """Which is faster depends on the machine: where INT8 gains nothing, the refusal says so."""
@@ -394,7 +421,8 @@ def test_a_third_party_graph_without_stored_shapes(recipe, tmp_path, cache):
     assert report.parity.sqnr_db > 20
 
 
-def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
+def _of_a_fixed_batch(path: Path) -> Path:
+    """Write a network of an old operator set, for four images."""
     weights = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
     text = """<ir_version: 7, opset_import: ["" : 12]> old (float[4,3,32,32] image) => (float[4,8] scores) {
         made = Conv <pads = [1,1,1,1]> (image, weights)
@@ -403,7 +431,11 @@ def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
     }"""
     model = onnx.parser.parse_model(text)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
-    (tmp_path / "old.onnx").write_bytes(model.SerializeToString())
-    report = _quantized(tmp_path / "old.onnx", tmp_path, cache, samples=32)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
+    report = _quantized(_of_a_fixed_batch(tmp_path / "old.onnx"), tmp_path, cache, samples=32)
     assert report.layers_int8 == 1
     assert "operator set 12 was lifted to 13" in report.notes
