@@ -218,13 +218,14 @@ def call_in_worker(
     arguments: Sequence[Any],
     limits: Limits,
     prepare: Callable[..., None] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Generator[Any]:
     """Run the generator `function` in a child process under `limits`, and yield what it yields.
 
     Both functions belong to a module and take `arguments`, which JSON can hold. `prepare` imports what `function`
     needs. It runs in the child before the limits begin, and meanwhile in this process, so that a caller that needs the
-    same libraries afterwards has waited for both at once. Where the system has no such limits (Windows), the function
-    runs without.
+    same libraries afterwards has waited for both at once. So does `meanwhile`, which runs in this process alone, before
+    `prepare`; what it raises ends the child. Where the system has no such limits (Windows), the function runs without.
 
     Raises:
         WorkerDiedError: if a signal or a limit of time ended it.
@@ -235,6 +236,8 @@ def call_in_worker(
     worker = Worker(__name__, subject=function.__qualname__, environment={"OMP_NUM_THREADS": "1"})
     try:
         worker.send([_name(function), None if prepare is None else _name(prepare), list(arguments), limits])
+        if meanwhile is not None:
+            meanwhile()
         if prepare is not None:
             prepare(*arguments)
         try:

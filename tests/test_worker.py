@@ -411,6 +411,23 @@ class TestCalls:
         (child,) = call_in_worker(act.note_nothing, [str(noted)], AMPLE, act.note_the_process)
         assert {int(line) for line in noted.read_text().split()} == {os.getpid(), child}
 
+    def test_this_process_does_something_else_meanwhile(self, tmp_path: Path) -> None:
+        noted, order = tmp_path / "noted.txt", list[str]()
+
+        def meanwhile() -> None:
+            while not noted.exists():  # until the child prepares
+                time.sleep(0.01)
+            order.append(noted.read_text())
+
+        (child,) = call_in_worker(act.note_nothing, [str(noted)], AMPLE, act.note_the_process, meanwhile)
+        assert [line.split() for line in order] == [[str(child)]], "this process prepares afterwards"
+
+    def test_what_fails_meanwhile_ends_the_child(self) -> None:
+        calls = call_in_worker(act.wait, [], AMPLE, None, lambda: {}["missing"])
+        with pytest.raises(KeyError):
+            next(calls)
+        assert subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, check=False).stdout == b""
+
     @pytest.mark.parametrize("prepare", [act.end_the_child, act.fail_in_the_child])
     def test_a_child_that_cannot_begin_is_logged_and_not_the_fault_of_the_function(
         self, prepare: Callable[..., None], caplog: pytest.LogCaptureFixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, Self
 
@@ -95,23 +95,32 @@ class RoundResults:
         return float(np.median([timing.median for timing in self.timings[name]])) * 1e3
 
     def speedup(self, name: str, over: str) -> Interval:
-        """Return how many times as fast `name` ran as `over`, from the ratios of each round."""
-        pairs = zip(self.timings[over], self.timings[name], strict=True)
+        """Return how many times as fast `name` ran as `over`, from the ratios of each round in which both ran."""
+        pairs = zip(self.timings[over], self.timings[name], strict=False)  # either may have been left out of the last
         return Interval.of([slow.median / fast.median for slow, fast in pairs])
 
 
-Enough = Callable[[RoundResults], bool]
-"""Is asked after each round whether the results so far are enough."""
+Left = Callable[[RoundResults], Collection[str]]
+"""Is asked after each round for the names of those to time in the next one; the last round is before none are left.
+
+Who is left out once stays out.
+"""
+
+
+def _everyone(found: RoundResults) -> Collection[str]:
+    return found.timings
 
 
 def compare_speed(
-    candidates: Mapping[str, Candidate],
+    candidates: Mapping[str, Candidate] | Iterable[tuple[str, Candidate]],
     *,
     rounds: int = 5,
     seconds_per_round: float = 0.25,
-    is_enough: Enough = lambda _: False,
+    left: Left = _everyone,
 ) -> RoundResults:
-    """Time `candidates`, each in its own process, in at most `rounds` rounds after one of warm-up.
+    """Time `candidates`, by name, each in its own process, in at most `rounds` rounds after one of warm-up.
+
+    Of an iterable, each process starts as soon as its candidate is there, and loads it while the next one is made.
 
     >>> candidates = {"fp32": Candidate(Path("a.onnx")), "int8": Candidate(Path("a.int8.onnx"))}     # doctest: +SKIP
     >>> compare_speed(candidates).speedup("int8", over="fp32")                                         # doctest: +SKIP
@@ -122,13 +131,16 @@ def compare_speed(
     """
     require_range("rounds", rounds, 1, 10_000)
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(CandidateWorker(one)) for name, one in candidates.items()}
+        named = candidates.items() if isinstance(candidates, Mapping) else candidates
+        workers = {name: stack.enter_context(CandidateWorker(one)) for name, one in named}
         results = measure_rounds(
             workers,
             rounds=rounds,
             seconds_per_round=seconds_per_round,
-            is_enough=lambda found: bool(found.failures) or is_enough(found),
+            left=lambda found: () if found.failures else left(found),
         )
+        for worker in workers.values():
+            worker.kill()  # all at the same time: to end by themselves takes each of them a while
         for failure in results.failures.values():
             raise failure
         return results
@@ -140,11 +152,11 @@ def measure_rounds(
     rounds: int,
     seconds_per_round: float,
     max_warm_up_rounds: int = 1,
-    is_enough: Enough = lambda _: False,
+    left: Left = _everyone,
 ) -> RoundResults:
     """Time workers that the caller owns and closes; the order is reversed from round to round.
 
-    There are `rounds` rounds, or fewer if `is_enough` says so after one.
+    There are `rounds` rounds, or fewer, for all or some of the workers, as `left` says after each.
 
     Warm-up ends once the medians of the last three rounds of every worker lie within 5 %, or after
     `max_warm_up_rounds`. A worker that fails is left out of the remaining rounds and is not among the results.
@@ -168,9 +180,12 @@ def measure_rounds(
         run_round(workers, warm_up)
         warm_up_rounds += 1
     results = functools.partial(_results, timings, openings, warm_up, failures)
+    remaining = list(workers)
     for number in range(rounds):
-        run_round(workers if number % 2 == 0 else reversed(list(workers)), timings)
-        if is_enough(results()):
+        run_round(remaining if number % 2 == 0 else reversed(remaining), timings)
+        wanted = left(results())
+        remaining = [name for name in remaining if name in wanted]
+        if not remaining:
             break
     return results()
 

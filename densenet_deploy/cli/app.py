@@ -225,9 +225,7 @@ class Declaration:
         """Run the command with the values of its options."""
         _set_up_logging(printing)
         arguments = arguments_of(self.function, values)
-        work = self.function(**arguments)
-        self._check_output(arguments)
-        self._check_files(values, Arguments(**arguments))
+        work = self._work_on_checked_files(values, arguments)
         with progress(printing) as listener:
             result = work(listener)
         if isinstance(result, FailedGate):
@@ -240,14 +238,26 @@ class Declaration:
                 if isinstance(item, Writes) and arguments[parameter.name].out is not None:
                     item.check(arguments[parameter.name].out)
 
-    def _check_files(self, values: Mapping[str, Any], arguments: Arguments) -> None:
-        """Refuse files that do not exist, and load untrusted ones in the sandbox."""
+    def _work_on_checked_files(self, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> Work:
+        """Return the work; refuse files that do not exist, and load untrusted ones in the sandbox.
+
+        Its process starts before the function is called, which imports as much as that process does.
+        """
         from densenet_deploy.workflows.sandbox import preflight
 
         given = [(reads, source) for reads, name in self.files() for source in _sources(values[name])]
-        for reads, source in given:
-            _require_existing(reads, source)
-        preflight(*(file for reads, source in given for file in _untrusted(reads, Path(source), arguments)))
+        work: list[Work] = []
+
+        def read_arguments() -> None:
+            work.append(self.function(**arguments))
+            self._check_output(arguments)
+            for reads, source in given:
+                _require_existing(reads, source)
+
+        known = Arguments(**arguments)
+        untrusted = (file for reads, source in given for file in _untrusted(reads, Path(source), known))
+        preflight(*untrusted, meanwhile=read_arguments)
+        return work[0]
 
     def files(self) -> Iterator[tuple[Reads, str]]:
         """Yield the parameters that name files, and what reads them."""

@@ -86,7 +86,9 @@ _known_names: ContextVar[_KnownNames | None] = ContextVar("known_names", default
 
 @contextlib.contextmanager
 def names_known(graph: ir.Graph) -> Iterator[None]:
-    """Look names up in a set while the block adds nodes to `graph` that `new_node` makes, and renames nothing.
+    """Look names up in a set while the block adds nodes to `graph` that `new_node` makes.
+
+    Values are renamed to what `unused_name` returns, or to a name that another value of the graph had.
 
     Without it every new name is looked for among all nodes, which takes seconds where a thousand are added.
     """
@@ -133,6 +135,13 @@ def new_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.gen
     value.shape, value.dtype = ir.Shape(array.shape), tensor.dtype
     graph.register_initializer(value)
     return value
+
+
+def remove_initializer(graph: ir.Graph, name: str) -> None:
+    """Remove the initializer called `name`, which nothing reads; another value may then have the name."""
+    del graph.initializers[name]
+    if (known := _known_names.get()) is not None and known.graph is graph:
+        known.names.discard(name)
 
 
 def spread(numbers: Double, axes: int) -> Double:

@@ -154,6 +154,33 @@ def expose_values(model: onnx.ModelProto, names: Collection[str] | None = None) 
     return exposed
 
 
+def keep_what_makes(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Drop what the values `names` do not depend on: the nodes, which ONNX Runtime computes too, and constants."""
+    needed, kept = set(names), []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            needed.update(_read_by(node))
+            kept.append(node)
+    kept.reverse()
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
+    needed.update(value.name for value in graph.input)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in needed:
+            del graph.initializer[place]
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that `node` and the nodes inside its branches read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for branch in (attribute.g, *attribute.graphs):
+            for inner in branch.node:
+                yield from _read_by(inner)
+            yield from (value.name for value in branch.output)  # a branch may hand on a value from outside
+
+
 @contextlib.contextmanager
 def invalid_onnx_refused(subject: object) -> Iterator[None]:
     """Turn an error of the onnx packages inside the block into a ModelFileError about `subject`."""

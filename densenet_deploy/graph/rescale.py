@@ -37,6 +37,7 @@ from densenet_deploy.graph.nodes import (
     only_reader,
     pads,
     rank_of,
+    remove_initializer,
     set_bias,
     spread,
     weight_and_bias,
@@ -263,7 +264,7 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int, array: Double) -> None:
     name = str(old.name)
     node.replace_input_with(index, None)
     if old.is_initializer() and not (old.uses() or old.is_graph_output()):
-        del graph.initializers[name]
+        remove_initializer(graph, name)
     new = new_initializer(graph, name.removesuffix(_SCALED) + _SCALED, array.astype(np.float32))
     node.replace_input_with(index, new)
 

@@ -18,11 +18,13 @@ of its file. `pack` compresses them there, "zlib+base85:" and the JSON.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import json
 import zlib
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -94,7 +96,10 @@ class TensorChange:
 
 
 class TensorChanges:
-    """The changes of one model by the tensors' present names: read once, added to, written back."""
+    """The changes of one model by the tensors' present names: read once, added to, written back.
+
+    As text they are long: rewrites that follow each other share them inside `written_once`.
+    """
 
     def __init__(self, changes: Mapping[str, TensorChange]) -> None:
         self._changes = dict(changes)
@@ -106,7 +111,14 @@ class TensorChanges:
         Raises:
             ManifestError: if it is malformed.
         """
-        return cls(read_tensor_changes(model.metadata_props))
+        shared = _shared.get()
+        return (
+            shared[1] if shared is not None and shared[0] is model else cls(read_tensor_changes(model.metadata_props))
+        )
+
+    def items(self) -> tuple[tuple[str, TensorChange], ...]:
+        """Return the present name of each tensor that was changed, and how."""
+        return tuple(self._changes.items())
 
     def scale(self, graph: ir.Graph, value: ir.Value, factor: Float) -> None:
         """Rename `value`, which holds what it held divided by `factor` (C,); factors of several rewrites multiply."""
@@ -152,8 +164,10 @@ class TensorChanges:
         return {KEY: f"{{{','.join(texts)}}}"} if self._changes else {}
 
     def write_to(self, model: ir.Model) -> None:
-        """Store the changes in the metadata of `model`, if there are any."""
-        model.metadata_props.update(self.to_strings())
+        """Store the changes in the metadata of `model`, if there are any; inside `written_once` that is left to it."""
+        shared = _shared.get()
+        if shared is None or shared[0] is not model:
+            model.metadata_props.update(self.to_strings())
 
     def _known(self, value: ir.Value) -> TensorChange:
         return self._changes.get(str(value.name), TensorChange(str(value.name)))
@@ -165,6 +179,24 @@ class TensorChanges:
         if not str(value.name).endswith(suffix):
             value.name = unused_name(graph, f"{value.name}{suffix}")
         self._changes[str(value.name)] = change
+
+
+_shared: ContextVar[tuple[ir.Model, TensorChanges] | None] = ContextVar("tensor_changes", default=None)
+
+
+@contextlib.contextmanager
+def written_once(model: ir.Model) -> Iterator[None]:
+    """Let all rewrites of `model` in the block share its changes, which are written into its metadata at the end.
+
+    Until then `metadata_props` holds what it held before. Errors as of `TensorChanges.of`.
+    """
+    changes = TensorChanges.of(model)
+    token = _shared.set((model, changes))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+    changes.write_to(model)
 
 
 def read_tensor_changes(strings: Mapping[str, str]) -> dict[str, TensorChange]:

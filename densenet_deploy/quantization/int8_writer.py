@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,12 +22,12 @@ from densenet_deploy.graph.bus import find_buses, narrowed, needed_range, throug
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.layer_precision import layer_precisions
 from densenet_deploy.graph.nodes import is_operator, names_known, only_reader, rank_of, why_not_affine
-from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.graph.onnx_file import expose_values, keep_what_makes
 from densenet_deploy.graph.passes.equalize_bus import EqualizeBus
 from densenet_deploy.graph.passes.equalize_layer import EqualizeLayer
 from densenet_deploy.graph.passes.separate_bus import SeparateBus
 from densenet_deploy.graph.passes.shift_bus import ShiftBus
-from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, pack, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import TensorChange, TensorChanges, pack, written_once
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import append_metadata
 from densenet_deploy.packages import is_installed
@@ -116,7 +117,8 @@ class Int8Writer:
         self._recipe, self.backend = recipes.get(recipe)(), backend_of(recipe)
         ranges = _with_following(graph.graph, ranges, minmax)
         self._plain, self._ranges = ir.to_proto(graph), ranges
-        ranges = _equalized(graph, ranges, alpha, self._recipe)
+        with names_known(graph.graph), written_once(graph):
+            ranges = _equalized(graph, ranges, alpha, self._recipe)
         self._source, self._types = _Source(graph), choose_types(graph.graph, ranges) | dict(exact or {})
         convs = [node for node in graph.graph if is_operator(node, "Conv")]
         self.layers = tuple(str(node.name) for node in convs)
@@ -168,11 +170,13 @@ class Int8Writer:
 
         For `samples` and `outputs` see `correct`, for `gains` `conv_corrections`.
         """
-        quantized = self._simulated(graph, *self._chosen(graph, float_layers))
-        corrections = conv_corrections(self._source.graph, quantized, samples, gains=gains)
         gemm = classifier_of(graph.graph)
-        expected = [] if gemm is None else self._float_scores(str(gemm.outputs[0].name), samples, outputs)
-        return _Source(graph, samples, corrections, expected)
+        with ThreadPoolExecutor(1) as beside:  # until samples are run here, one core is idle
+            name = None if gemm is None else str(gemm.outputs[0].name)
+            expected = beside.submit(self._float_scores, name, samples, outputs)
+            quantized = self._simulated(graph, *self._chosen(graph, float_layers))
+            corrections = conv_corrections(self._source.graph, quantized, samples, gains=gains)
+            return _Source(graph, samples, corrections, expected.result())
 
     def write(self, float_layers: Collection[str] = ()) -> Int8File:
         """Return the INT8 form in which `float_layers` stay float; the last form is kept."""
@@ -180,6 +184,16 @@ class Int8Writer:
         if self._last is None or self._last[0] != names:
             self._last = names, self._written(self._source, names)
         return self._last[1]
+
+    def timed(self, float_layers: Collection[str] = ()) -> Int8File:
+        """Return a file that takes as long to run as what `write` returns, and less long to make.
+
+        The classifier, which stays float, is not corrected, and what was made of float tensors is not recorded in it.
+        """
+        names = frozenset(float_layers)
+        if self._last is not None and self._last[0] == names:
+            return self._last[1]
+        return self._written(dataclasses.replace(self._source, samples=()), names, is_shipped=False)
 
     @property
     def float_graph(self) -> onnx.ModelProto:
@@ -190,11 +204,13 @@ class Int8Writer:
         """Let `write` return `file`, a changed form, for `float_layers`, until it is asked for others."""
         self._last = frozenset(float_layers), file
 
-    def _written(self, source: _Source, float_layers: frozenset[str]) -> Int8File:
+    def _written(self, source: _Source, float_layers: frozenset[str], *, is_shipped: bool = True) -> Int8File:
         if set(self.layers) <= set(float_layers):
             plain = self.manifest and dataclasses.replace(self.manifest, precision="fp32")
             return Int8File(_serialized(ir.from_proto(self._plain), plain), (), (*self.layers, *self.others))
         graph, corrections = _copy(source.graph), source.corrections
+        if not is_shipped:
+            graph.metadata_props.clear()
         types, options = self._chosen(graph, float_layers)
         for conv in [node for node in graph.graph if node.name in corrections and node.name not in float_layers]:
             correct_conv(graph.graph, conv, corrections[str(conv.name)])
@@ -202,6 +218,7 @@ class Int8Writer:
             self._correct_classifier(graph, source, self._simulated(graph, types, options))
         with names_known(graph.graph):
             written = set(self._recipe.write(graph, types, options))
+        RemoveUnusedNodesPass()(graph)  # what was replaced
         if self.backend is not None:
             self._correct_classifier(graph, source, ir.to_proto(graph))
         if (gemm := classifier_of(graph.graph)) is not None:
@@ -241,8 +258,10 @@ class Int8Writer:
             found = self._scores(quantized, str(gemm.outputs[0].name), backend, source.samples)
             correct_classifier(model.graph, gemm, source.expected, found)
 
-    def _float_scores(self, name: str, samples: Sequence[Array], outputs: Iterable[Feeds]) -> list[Array]:
+    def _float_scores(self, name: str | None, samples: Sequence[Array], outputs: Iterable[Feeds]) -> list[Array]:
         """Return the value `name` of the float graph for each sample: from `outputs`, if it is one of all of them."""
+        if name is None:
+            return []
         known = [found[name] for found in itertools.islice(outputs, len(samples)) if name in found]
         is_known = len(known) == len(samples) and self._is_output(name)
         return known if is_known else self._scores(self._plain, name, REFERENCE_BACKEND, samples)
@@ -252,9 +271,12 @@ class Int8Writer:
 
     def _scores(self, proto: onnx.ModelProto, name: str, backend: str, samples: Sequence[Array]) -> list[Array]:
         """Return the value `name` of `proto`, the output of its classifier, for each sample, (1, classes)."""
-        data = expose_values(proto, [name]).SerializeToString()
+        exposed = expose_values(proto, [name])
+        keep_what_makes(exposed.graph, [name])
+        data = exposed.SerializeToString()
         calls, threads = shared_cpus(backend)
-        with open_runner(data, backend, "cpu", RunnerOptions(threads=threads, check_values=False)) as runner:
+        options = RunnerOptions(threads=threads, calls=calls, check_values=False)
+        with open_runner(data, backend, "cpu", options) as runner:
             return [found[name] for _, found in run_each(runner, samples, calls)]
 
 
@@ -419,8 +441,8 @@ def _equalized(
 def _separated(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, str]:
     """Give every bus in `model` tensors of its own; return what each is a copy of, by name, which then stays float."""
     apply_passes(model, [SeparateBus({name: found.low for name, found in ranges.items()})])
-    changes = read_tensor_changes(model.metadata_props)
-    return {name: change.of for name, change in changes.items() if change == TensorChange(change.of)}
+    changes = TensorChanges.of(model).items()
+    return {name: change.of for name, change in changes if change == TensorChange(change.of)}
 
 
 def _needed(
@@ -451,7 +473,7 @@ def _needed(
 def _renamed(model: ir.Model, ranges: Mapping[str, ChannelRanges]) -> dict[str, ChannelRanges]:
     """Return `ranges` together with those of the tensors that rewrites have changed since, under their new names."""
     found = dict(ranges)
-    for name, change in read_tensor_changes(model.metadata_props).items():
+    for name, change in TensorChanges.of(model).items():
         if change.of in ranges and (change.factor is not None or change.offset is not None):
             given = ranges[change.of]
             found[name] = ChannelRanges(change.made_from(given.low), change.made_from(given.high))

@@ -21,13 +21,14 @@ and nothing reads it: it is measured in the quantized network and corrects the r
 
 The output of a twin is needed for these means alone, and neighbouring pixels tell much the same. So both are compared
 at every k-th row and column, k the largest that leaves at least seven of each: a twin of 56 x 56 pixels computes a
-64th of them. Rows and columns at the edges, where padding is read, are met about as often as elsewhere.
+64th of them. Rows and columns at the edges, where padding is read, are met about as often as elsewhere. The twin of a
+1x1 Conv reads no other pixels either: its bus is thinned out before it is quantized, joined and clipped.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -43,7 +44,7 @@ from densenet_deploy.graph.nodes import (
     set_weight_and_bias,
     weight_and_bias,
 )
-from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.graph.onnx_file import expose_values, keep_what_makes
 from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, RunnerOptions, open_runner
@@ -53,6 +54,8 @@ _SCALES: Final = ("Add", "Cast", "Div", "Greater", "GreaterOrEqual", "Less", "Le
 _AFTER_CLASSIFIER: Final = frozenset((*_ACTIVATIONS, *_SCALES))
 _TWIN: Final = "twin:"
 _THIN: Final = "thin:"
+_CLIPS: Final = ("Max", "Min")
+_CONVERSIONS: Final = ("DequantizeLinear", "QuantizeLinear")
 _FEWEST_ROWS: Final = 7
 _TO_THE_END: Final = 2**63 - 1
 _MOST_GAIN: Final = 1.25  # beyond it, either way, a channel is noise and its slope is meaningless
@@ -108,8 +111,8 @@ def conv_corrections(
     """
     convs = [node for node in model.graph if is_operator(node, "Conv")]
     both = _side_by_side(ir.to_proto(model), quantized)
-    makers = {name: node for node in both.graph.node for name in node.output}
-    outputs = {str(conv.name): _thinned_out(both.graph, conv, makers) for conv in convs}
+    thinning = _Thinning(both.graph)
+    outputs = {str(conv.name): thinning.outputs(conv) for conv in convs}
     moments = {name: Moments() for name in outputs}
     for found in _measured(both, {name for pair in outputs.values() for name in pair}, samples):
         for name, (output, twin) in outputs.items():
@@ -138,7 +141,7 @@ def quantized_inputs(
 def _measured(both: onnx.ModelProto, names: Collection[str], samples: Iterable[Array]) -> Iterator[dict[str, Array]]:
     """Yield the values `names` of `both` for each sample."""
     exposed = expose_values(both, names)
-    _keep_what_makes(exposed.graph, names)
+    keep_what_makes(exposed.graph, names)
     calls, threads = shared_cpus(REFERENCE_BACKEND)
     options = RunnerOptions(check_values=False, threads=threads)
     with open_runner(exposed.SerializeToString(), REFERENCE_BACKEND, "cpu", options) as runner:
@@ -168,44 +171,98 @@ class _Grid(NamedTuple):
         start = [max(step // 2, -(-pad // stride)) for pad, stride in zip(pads[:2], strides, strict=True)]
         return cls((step, step), (start[0], start[1])) if max(start) < min(sizes) else None
 
+    def name_of(self, value: str) -> str:
+        """Return what `value` on this grid is called."""
+        numbers = "x".join(str(number) for number in (*self.start, *self.step))
+        return f"{_THIN}{numbers}:{value}"
+
 
 def _strides(conv: ir.Node) -> tuple[int, int]:
     rows, columns = conv.attributes.get_ints("strides", [1, 1])
     return rows, columns
 
 
-def _thinned_out(graph: onnx.GraphProto, conv: ir.Node, makers: Mapping[str, onnx.NodeProto]) -> tuple[str, str]:
-    """Let `graph` compute the output of `conv` and that of its twin on a grid; return their names.
+class _Thinning:
+    """Adds to a graph, which holds a float network and the twins of its Convs, what measures these on their grids."""
 
-    The whole twin stays for those that read it.
-    """
-    output = str(conv.outputs[0].name)
-    twin, grid = makers[_TWIN + output], _Grid.of(conv)
-    if grid is None or twin.op_type != "Conv":
-        return output, _TWIN + output
-    (rows, columns), pads = _strides(conv), conv.attributes.get_ints("pads", [0] * 4)
-    first = [grid.start[0] * rows - pads[0], grid.start[1] * columns - pads[1]]  # that the first window reads
-    seen = f"{_THIN}read by {output}"
-    _slice(graph, twin.input[0], seen, first, (1, 1))
-    _slice(graph, output, _THIN + output, grid.start, grid.step)
-    thin = graph.node.add()
-    thin.CopyFrom(twin)
-    thin.input[0], thin.output[0] = seen, _THIN + _TWIN + output
-    kept = [attribute for attribute in twin.attribute if attribute.name not in ("pads", "strides")]
-    del thin.attribute[:]
-    thin.attribute.extend(kept)
-    thin.attribute.append(onnx.helper.make_attribute("pads", [0, 0, pads[2], pads[3]]))
-    thin.attribute.append(onnx.helper.make_attribute("strides", [rows * grid.step[0], columns * grid.step[1]]))
-    return _THIN + output, thin.output[0]
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        self._known: set[str] = set()
+
+    def outputs(self, conv: ir.Node) -> tuple[str, str]:
+        """Let the graph compute the output of `conv` and that of its twin on the grid; return their names.
+
+        The whole twin stays for those that read it.
+        """
+        output = str(conv.outputs[0].name)
+        twin, grid = self._makers[_TWIN + output], _Grid.of(conv)
+        if grid is None or twin.op_type != "Conv":
+            return output, _TWIN + output
+        (rows, columns), pads = _strides(conv), conv.attributes.get_ints("pads", [0] * 4)
+        first = (grid.start[0] * rows - pads[0], grid.start[1] * columns - pads[1])  # that the first window reads
+        strides = (rows * grid.step[0], columns * grid.step[1])
+        thin = onnx.NodeProto()
+        thin.CopyFrom(twin)
+        thin.output[0] = _THIN + _TWIN + output
+        if _reads_single_pixels(conv):
+            thin.input[0] = self._thin(twin.input[0], _Grid(strides, first))
+            strides = (1, 1)
+        else:
+            thin.input[0] = self._sliced(twin.input[0], _Grid((1, 1), first))
+        kept = [attribute for attribute in twin.attribute if attribute.name not in ("pads", "strides")]
+        del thin.attribute[:]
+        thin.attribute.extend(kept)
+        thin.attribute.append(onnx.helper.make_attribute("pads", [0, 0, pads[2], pads[3]]))
+        thin.attribute.append(onnx.helper.make_attribute("strides", strides))
+        self._graph.node.append(thin)
+        return self._sliced(output, grid), thin.output[0]
+
+    def _thin(self, value: str, grid: _Grid) -> str:
+        """Return the name of `value` on `grid`, made from values on `grid` as far back as each pixel is by itself."""
+        maker = self._makers.get(value)
+        if maker is None or not value.startswith(_TWIN) or not self._is_pixel_by_pixel(maker):
+            return self._sliced(value, grid)
+        name = grid.name_of(value)
+        if name not in self._known:
+            self._known.add(name)
+            thin = onnx.NodeProto()
+            thin.CopyFrom(maker)
+            count = len(maker.input) if maker.op_type == "Concat" else 1  # others have constants behind the first
+            thin.input[:count] = [self._thin(read, grid) for read in maker.input[:count]]
+            thin.output[0] = name
+            self._graph.node.append(thin)
+        return name
+
+    def _is_pixel_by_pixel(self, node: onnx.NodeProto) -> bool:
+        """Whether `node` computes each pixel from the same one of its first input; a Concat, of all its inputs."""
+        if node.op_type == "Concat":
+            return any(attribute.name == "axis" and attribute.i in (1, -3) for attribute in node.attribute)
+        if node.op_type in _CLIPS:
+            bounds = [self._sizes.get(name) for name in node.input[1:]]
+            return all(sizes is not None and set(sizes[-2:]) <= {1} for sizes in bounds)
+        return node.op_type in _CONVERSIONS
+
+    def _sliced(self, value: str, grid: _Grid) -> str:
+        """Return the name of the rows and columns of `value` that are on `grid`."""
+        name = grid.name_of(value)
+        if name not in self._known:
+            self._known.add(name)
+            numbers = {"starts": grid.start, "ends": (_TO_THE_END, _TO_THE_END), "axes": (2, 3), "steps": grid.step}
+            inputs = [f"{name}.{word}" for word in numbers]
+            arrays = zip(inputs, numbers.values(), strict=True)
+            stored = (onnx.numpy_helper.from_array(np.array(given, np.int64), of) for of, given in arrays)
+            self._graph.initializer.extend(stored)
+            self._graph.node.append(onnx.helper.make_node("Slice", [value, *inputs], [name]))
+        return name
 
 
-def _slice(graph: onnx.GraphProto, value: str, name: str, starts: Sequence[int], steps: Sequence[int]) -> None:
-    """Let `graph` compute `name`: every so many rows and columns of `value`."""
-    numbers = {"starts": starts, "ends": (_TO_THE_END, _TO_THE_END), "axes": (2, 3), "steps": steps}
-    inputs = [f"{name}.{word}" for word in numbers]
-    arrays = zip(inputs, numbers.values(), strict=True)
-    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(given, np.int64), of) for of, given in arrays)
-    graph.node.append(onnx.helper.make_node("Slice", [value, *inputs], [name]))
+def _reads_single_pixels(conv: ir.Node) -> bool:
+    """Whether every output pixel of `conv` is computed from one pixel: a 1x1 kernel that never reads padding."""
+    weight = constant(conv.inputs[1])
+    is_padded = any(conv.attributes.get_ints("pads", ()))
+    return weight is not None and weight.shape[2:] == (1, 1) and not is_padded
 
 
 def correct_conv(graph: ir.Graph, conv: ir.Node, correction: Correction) -> None:
@@ -281,29 +338,6 @@ def _side_by_side(model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.Mo
     stored = {tensor.name for tensor in model.graph.initializer}
     model.graph.initializer.extend(tensor for tensor in quantized.graph.initializer if tensor.name not in stored)
     return model
-
-
-def _keep_what_makes(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Drop the nodes of `graph` that the values `names` do not depend on: ONNX Runtime computes those too."""
-    needed, kept = set(names), []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(_read_by(node))
-            kept.append(node)
-    kept.reverse()
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that `node` and the nodes inside its branches read."""
-    yield from node.input
-    for attribute in node.attribute:
-        for branch in (attribute.g, *attribute.graphs):
-            for inner in branch.node:
-                yield from _read_by(inner)
-            yield from (value.name for value in branch.output)  # a branch may hand on a value from outside
 
 
 def _read_twins(node: onnx.NodeProto, made: Collection[str]) -> None:

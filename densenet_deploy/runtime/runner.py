@@ -96,6 +96,8 @@ class RunnerOptions:
 
     Attributes:
         threads: CPU threads per call; None takes as many as this process may use (affinity and cgroup quota).
+        calls: how many calls run at the same time, with `threads` each: OpenVINO runs one after the other unless this
+            says more; with other backends as many run as the caller makes.
         precision: arithmetic of the floating-point parts: `fp32`, or `bf16`/`fp16` where the backend offers it; None
             takes what the file holds. A backend that does not support it raises instead of doing something else.
         batch: the only batch size that will be fed. A model with a dynamic batch is prepared for it, which saves
@@ -112,6 +114,7 @@ class RunnerOptions:
     """
 
     threads: int | None = None
+    calls: int = 1
     precision: str | None = None
     batch: int | None = None
     check_values: bool = True
@@ -123,6 +126,7 @@ class RunnerOptions:
     def __post_init__(self) -> None:
         if self.threads is not None:
             require_range("threads", self.threads, 1, 1024)
+        require_range("calls", self.calls, 1, 1024)
         if self.batch is not None:
             require_range("batch", self.batch, 1, 65536)
         if self.precision not in (None, "fp32", "fp16", "bf16"):

@@ -323,7 +323,7 @@ def measured_parities(
 ) -> dict[str, dict[str, Parity]]:
     """Return what `measured_parity` does for each of the candidates, by their names; the reference is run once."""
     calls, threads = shared_cpus(backend)
-    options = RunnerOptions(threads=threads)
+    options = RunnerOptions(threads=threads, calls=calls)
     with contextlib.ExitStack() as opened:
         runners = [
             opened.enter_context(open_runner(model, backend, "cpu", options))

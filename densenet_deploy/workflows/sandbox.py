@@ -22,7 +22,7 @@ import enum
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -78,6 +78,10 @@ class UntrustedFile:
     backend: str | None = None
 
 
+def _nothing() -> None:
+    """Do nothing else."""
+
+
 class Sandbox:
     """Loads untrusted files in a child process; a file that has not changed is loaded once."""
 
@@ -85,8 +89,10 @@ class Sandbox:
         self.is_enabled = is_enabled
         self._passed: set[object] = set()
 
-    def preflight(self, *files: UntrustedFile) -> None:
+    def preflight(self, *files: UntrustedFile, meanwhile: Callable[[], object] = _nothing) -> None:
         """Load every file in one child, in the order given; what is left to PyTorch in a second one.
+
+        `meanwhile` is called once, while the child loads them if there is one; what it raises ends the child.
 
         Raises:
             CheckpointError, ModelFileError: if a library crashes or does not end on a file, or takes more memory than a
@@ -94,23 +100,26 @@ class Sandbox:
             ResourceError: if the machine runs out of memory, or no process can be started.
         """
         if not self.is_enabled:
+            meanwhile()
             return
         found = [(file, _identity(file)) for file in map(_with_its_loaders, files) if file.loaders and _is_whole(file)]
         new = {identity: file for file, identity in found if identity not in self._passed}
-        if new:
-            left = _load_in_child(tuple(new.values()))
-            if left:
-                _load_in_child(left)
-            self._passed.update(new)
+        if not new:
+            meanwhile()
+            return
+        left = _load_in_child(tuple(new.values()), meanwhile)
+        if left:
+            _load_in_child(left)
+        self._passed.update(new)
 
 
 DEFAULT: Final = Sandbox(is_enabled=os.environ.get("DENSENET_DEPLOY_SANDBOX", "").lower() != "off")
 """The sandbox of this process, which all commands use."""
 
 
-def preflight(*files: UntrustedFile) -> None:
+def preflight(*files: UntrustedFile, meanwhile: Callable[[], object] = _nothing) -> None:
     """Load every file in a child process first; see `Sandbox.preflight`."""
-    DEFAULT.preflight(*files)
+    DEFAULT.preflight(*files, meanwhile=meanwhile)
 
 
 def _with_its_loaders(file: UntrustedFile) -> UntrustedFile:
@@ -161,13 +170,15 @@ def _identity(file: UntrustedFile) -> object:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, file.loaders, file.backend
 
 
-def _load_in_child(files: Sequence[UntrustedFile]) -> tuple[UntrustedFile, ...]:
+def _load_in_child(
+    files: Sequence[UntrustedFile], meanwhile: Callable[[], object] = _nothing
+) -> tuple[UntrustedFile, ...]:
     """Let a child load the files, and return those left to PyTorch; an error is about the file that it was loading."""
     facts = [[str(file.path.absolute()), [loader.name for loader in file.loaders], file.backend] for file in files]
     limits, at = limits_for(files), (files[0].path, files[0].loaders[0])
     left = []
     try:
-        steps = call_in_worker(load, [facts], limits, prepare)
+        steps = call_in_worker(load, [facts], limits, prepare, meanwhile)
         with os_errors_about("child process"), contextlib.closing(steps):
             for index, name in steps:
                 at = files[index].path, Loader[name]

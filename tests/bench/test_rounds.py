@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_candidate_that_cannot_start_ends_the_others(tiny_onnx, tmp_path):
         compare_speed(
             {"one": Candidate(tiny_onnx, "onnxruntime"), "none": Candidate(missing)},
             seconds_per_round=0.01,
-            is_enough=lambda found: found.speedup("none", over="one").median > 0,  # which is never asked
+            left=lambda found: found.speedup("none", over="one").median and found.timings,  # which is never asked
         )
     assert caught.value.subject == str(missing)
     assert _children() == ""
@@ -120,15 +121,37 @@ def test_no_rounds_at_all_are_refused():
     assert caught.value.subject == "rounds=0"
 
 
-def test_rounds_end_when_the_results_are_enough():
+def test_rounds_end_when_none_is_left():
     asked: list[int] = []
 
-    def is_enough(found: RoundResults) -> bool:
+    def left(found: RoundResults) -> tuple[str, ...]:
         asked.append(len(found.timings["one"]))
-        return found.speedup("one", over="two").median == 3
+        return () if found.speedup("one", over="two").median == 3 else ("one", "two")
 
     workers = {"one": ScriptedWorker(*[1] * 9), "two": ScriptedWorker(1, 2, 3, 4, 5, 6, 7, 8, 9)}
-    result = measure_rounds(workers, rounds=8, seconds_per_round=0, is_enough=is_enough)
+    result = measure_rounds(workers, rounds=8, seconds_per_round=0, left=left)
     assert asked == [1, 2, 3], "after each round, and 3 is the median of 2, 3 and 4"
     assert len(result.timings["two"]) == 3
     assert len(measure_rounds({"one": ScriptedWorker(*[1] * 4)}, rounds=3, seconds_per_round=0).timings["one"]) == 3
+
+
+def test_who_is_left_out_stays_out_and_is_compared_in_the_rounds_that_it_ran():
+    answers = iter((("one", "two"), ("one",), ("one", "two"), ()))
+    workers = {"one": ScriptedWorker(*[1] * 5), "two": ScriptedWorker(9, 2, 4)}
+    result = measure_rounds(workers, rounds=8, seconds_per_round=0, left=lambda _: next(answers))
+    assert {name: len(timings) for name, timings in result.timings.items()} == {"one": 4, "two": 2}
+    assert result.speedup("one", over="two").median == 3
+    assert result.speedup("two", over="one").median == pytest.approx((1 / 2 + 1 / 4) / 2)
+
+
+def test_a_process_starts_before_the_next_candidate_is_made(tiny_onnx):
+    seen: list[str] = []
+
+    def made() -> Iterator[tuple[str, Candidate]]:
+        seen.append(_children())
+        yield "one", Candidate(tiny_onnx, "onnxruntime")
+        seen.append(_children())
+
+    assert len(compare_speed(made(), rounds=1, seconds_per_round=0.01).timings["one"]) == 1
+    assert [bool(children) for children in seen] == [False, True]
+    assert _children() == ""

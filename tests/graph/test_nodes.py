@@ -21,6 +21,7 @@ from densenet_deploy.graph.nodes import (
     only_reader,
     pads,
     rank_of,
+    remove_initializer,
     scale_and_shift,
     set_bias,
     set_inputs,
@@ -408,3 +409,16 @@ def test_names_that_a_block_looks_up_in_a_set_are_those_that_it_would_find_in_th
         other = model_of("made = Relu(x)", weights(w=(1,)), outputs="float[N,3,5,5] made").graph
         assert (unused_name(other, "z"), unused_name(other, "made")) == ("z", "made_")
     assert unused_name(graph, "y") == "y_"
+
+
+def test_the_name_of_an_initializer_that_was_removed_is_free_again():
+    graph = model_of("y = Relu(x)", weights(w=(1,))).graph
+    with names_known(graph):
+        remove_initializer(graph, "w")
+        assert "w" not in graph.initializers
+        assert new_initializer(graph, "w", np.float32(0)).name == "w"
+        other = model_of("y = Relu(x)", weights(w=(1,))).graph
+        remove_initializer(other, "w")
+        assert unused_name(graph, "w") == "w_", "the other graph's is another"
+    remove_initializer(graph, "w")
+    assert unused_name(graph, "w") == "w"

@@ -18,6 +18,7 @@ from densenet_deploy.graph.onnx_file import (
     expose_values,
     has_quantization,
     image_shape_of,
+    keep_what_makes,
     load_onnx,
     operators,
     with_image_size,
@@ -406,3 +407,21 @@ def test_an_image_size_is_written_into_a_copy():
     dims = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     assert (dims["x"], dims["c"]) == ([0, 3, 8, 6], [0, 2, 8, 6])
     assert model.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "H"
+
+
+def test_what_some_values_do_not_depend_on_is_dropped():
+    text = """<ir_version: 9, opset_import: ["" : 20]> g (float[2] x, float[2] given) => (float[2] y, float[2] z) {
+        a = Add (x, w)  b = Mul (x, v)  c = Neg (b)
+        y = If (yes) <then_branch = one () => (float[2] i) { i = Relu (a) }, else_branch = two () => (float[2] b) { }>
+        z = Mul (c, u)
+    }"""
+    graph = onnx.parser.parse_model(text).graph
+    for name in ("w", "v", "u", "given"):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.float32), name))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    keep_what_makes(graph, ["y"])
+    assert [node.output[0] for node in graph.node] == ["a", "b", "y"]
+    assert [tensor.name for tensor in graph.initializer] == ["w", "v", "given", "yes"], "an input keeps its default"
+    keep_what_makes(graph, ["b"])
+    assert [node.output[0] for node in graph.node] == ["b"]
+    assert [tensor.name for tensor in graph.initializer] == ["v", "given"]

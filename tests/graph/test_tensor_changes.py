@@ -11,7 +11,14 @@ import onnx_ir as ir
 import pytest
 
 from densenet_deploy.errors import ManifestError
-from densenet_deploy.graph.tensor_changes import KEY, TensorChange, TensorChanges, pack, read_tensor_changes
+from densenet_deploy.graph.tensor_changes import (
+    KEY,
+    TensorChange,
+    TensorChanges,
+    pack,
+    read_tensor_changes,
+    written_once,
+)
 from tests.graph.onnx_text import model_of
 
 THIRDS = np.array([1 / 3, 2 / 3, 4], np.float32)
@@ -276,3 +283,26 @@ def test_limits_clip_and_survive_later_changes(model):
 def test_lists_of_something_else_are_refused(fact):
     with pytest.raises(ManifestError):
         read_tensor_changes({KEY: f'{{"x":{{"of":"y","factor":null,"moved":null,{fact}}}}}'})
+
+
+def test_rewrites_that_follow_each_other_share_the_changes_which_are_written_at_the_end(model):
+    TensorChanges({"y": TensorChange("y", moved="before")}).write_to(model)
+    before, other = dict(model.metadata_props), model_of("y = Relu(x)", "", outputs="float[N,3,5,5] y")
+    with written_once(model):
+        first = TensorChanges.of(model)
+        first.copy("a", "b")
+        first.write_to(model)
+        assert dict(model.metadata_props) == before
+        assert TensorChanges.of(model).items() == (("y", TensorChange("y", moved="before")), ("a", TensorChange("b")))
+        assert TensorChanges.of(other).items() == ()
+        first.write_to(other)
+        assert set(read_tensor_changes(other.metadata_props)) == {"y", "a"}, "of another model they are written at once"
+    assert _changes_of(model) == dict(first.items())
+    assert TensorChanges.of(model) is not first
+
+
+def test_rewrites_that_fail_leave_no_changes(model):
+    with pytest.raises(IndexError), written_once(model):
+        TensorChanges.of(model).shift(model.graph, model.graph[7].outputs[0], THIRDS)
+    assert not model.metadata_props
+    assert TensorChanges.of(model).items() == ()

@@ -556,6 +556,21 @@ def test_a_large_classifier_is_stored_as_fp16_after_it_was_corrected(recipe, cas
     np.testing.assert_allclose(found, wanted, rtol=1e-2)
 
 
+@pytest.mark.parametrize("recipe", ["onnxruntime", "openvino"])
+def test_what_is_only_timed_has_the_nodes_of_the_file_and_another_classifier(recipe):
+    _, writer = _head(recipe)
+    writer.correct(SAMPLES[:4])
+    shipped = writer.write()
+    assert writer.timed() is shipped
+    timed = writer.timed(("c1",))
+    assert writer.write() is shipped, "it is still the last"
+    written = writer.write(("c1",))
+    assert timed.layers_float == written.layers_float == ("c1",)
+    made = [line.replace(":corrected", "") for line in _nodes(written)]
+    assert _nodes(timed) == made
+    assert timed.data != written.data
+
+
 def test_without_samples_nothing_is_corrected():
     _, writer = _head("openvino")
     plain = writer.write()

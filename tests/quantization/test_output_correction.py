@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Iterator
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,7 +11,8 @@ import onnxruntime
 import pytest
 
 from densenet_deploy.graph.nodes import constant, new_initializer, new_node
-from densenet_deploy.graph.onnx_file import expose_values
+from densenet_deploy.graph.onnx_file import expose_values, keep_what_makes
+from densenet_deploy.quantization import output_correction
 from densenet_deploy.quantization.output_correction import (
     Correction,
     Moments,
@@ -165,6 +168,83 @@ def test_a_convolution_is_compared_with_its_twin_on_a_grid(size, stride, padding
     for measured in (expected, found):
         # sums of 27 products in another order
         np.testing.assert_allclose(measured, whole[:, :, list(rows)][..., list(rows)], atol=1e-5)
+
+
+READ = """
+[k] k = Conv<pads=[1,1,1,1]>(x, v)
+{body}
+[c] a = Conv<strides=[{s},{s}]>(q, w)  y = Relu(a)
+"""
+CODES = "k8 = QuantizeLinear(k, scale, zero)  x8 = QuantizeLinear(x, scale, zero)  "
+
+
+@pytest.mark.parametrize(
+    ("body", "stride", "whole"),
+    [
+        (CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Max(j8, bound)  q = DequantizeLinear(m8, scale, zero)", 1, []),
+        (CODES + "j8 = Concat<axis=-3>(k8, x8)  m8 = Min(j8, bound)  q = DequantizeLinear(m8, scale, zero)", 2, []),
+        ("j = Concat<axis=1>(k, x)  q = Relu(j)", 1, ["Relu"]),
+        (CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Max(bound, j8)  q = DequantizeLinear(m8, scale, zero)", 1, ["Max"]),
+        (CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Max(j8, rows)  q = DequantizeLinear(m8, scale, zero)", 1, ["Max"]),
+        (
+            CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Min(j8, columns)  q = DequantizeLinear(m8, scale, zero)",
+            1,
+            ["Min"],
+        ),
+        (CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Max(j8, j8)  q = DequantizeLinear(m8, scale, zero)", 1, ["Max"]),
+        (
+            CODES + "h8 = Concat<axis=2>(k8, k8)  m8 = MaxPool<kernel_shape=[2,1], strides=[2,1]>(h8)  "
+            "j8 = Concat<axis=1>(m8, x8)  q = DequantizeLinear(j8, scale, zero)",
+            1,
+            ["MaxPool"],
+        ),
+    ],
+    ids=["clip", "another clip, strides", "other operator", "first", "rows", "wide", "two maps", "along rows"],
+)
+def test_a_1x1_convolution_is_compared_at_the_pixels_that_its_bus_has_on_the_grid(body, stride, whole, monkeypatch):
+    """`whole` are the operators that the twin computes for all pixels, since they may read others than that pixel."""
+    rng, side = np.random.default_rng(2), (28 - 1) // stride + 1
+    numbers = {"w": (4, 6, 1, 1), "v": (3, 3, 3, 3)}
+    bounds = {"bound": (6, 1, 1), "rows": (28, 1), "wide": (28,)}
+    declared = [f"uint8[{','.join(map(str, shape))}] {name} = {_bytes(rng, shape)}" for name, shape in bounds.items()]
+    model = model_of(
+        READ.format(body=body, s=stride),
+        ", ".join([weights(**numbers), "float scale = {0.125}", "uint8 zero = {128}", *declared]),
+        inputs="float[N,3,28,28] x",
+        outputs=f"float[N,4,{side},{side}] y",
+    )
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
+    seen, exposed = [], []
+    monkeypatch.setattr(Moments, "update", lambda _, expected, found: seen.append((expected, found)))
+    monkeypatch.setattr(Moments, "correction", lambda _, *, with_gain: None)
+    monkeypatch.setattr(output_correction, "_measured", _spied(output_correction._measured, exposed))
+    sample = rng.standard_normal((1, 3, 28, 28)).astype(np.float32)
+    conv_corrections(ir.from_proto(proto), proto, [sample])
+    session = onnxruntime.InferenceSession(expose_values(proto, ["k", "a"]).SerializeToString())
+    for (expected, found), wanted in zip(seen, session.run(None, {"x": sample}), strict=True):
+        step = wanted.shape[2] // 7
+        on_grid = wanted[:, :, max(1, step // 2) if wanted.shape[1] == 3 else step // 2 :: step]
+        on_grid = on_grid[..., max(1, step // 2) if wanted.shape[1] == 3 else step // 2 :: step]
+        for measured in (expected, found):
+            # sums of 27 products in another order
+            np.testing.assert_allclose(measured, on_grid, atol=1e-5)
+    twins = [node.op_type for node in exposed if node.output[0].startswith("twin:") and node.op_type != "Conv"]
+    assert [kind for kind in twins if kind in ("Relu", "Max", "Min", "MaxPool")] == whole
+
+
+def _bytes(rng: np.random.Generator, shape: tuple[int, ...]) -> str:
+    return "{" + ", ".join(map(str, rng.integers(100, 140, shape).ravel())) + "}"
+
+
+def _spied(measured: Callable[..., Iterator[dict]], into: list[onnx.NodeProto]) -> Callable[..., Iterator[dict]]:
+    def spy(both: onnx.ModelProto, names: Collection[str], samples: Iterable[np.ndarray]) -> Iterator[dict]:
+        kept = onnx.ModelProto()
+        kept.CopyFrom(both)
+        keep_what_makes(kept.graph, names)
+        into.extend(kept.graph.node)
+        return measured(both, names, samples)
+
+    return spy
 
 
 BRANCHES = """

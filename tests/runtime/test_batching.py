@@ -278,11 +278,13 @@ def test_an_error_of_one_call_is_raised_and_ends_the_others() -> None:
         (2, "onnxruntime", (2, 1)),
         (4, "onnxruntime", (4, 1)),
         (16, "onnxruntime", (4, 4)),
-        (16, "openvino", (1, 16)),
+        (2, "openvino", (2, 1)),
+        (16, "openvino", (4, 4)),
+        (16, "torch", (1, 16)),
         (2, None, (1, 2)),
     ],
 )
-def test_onnx_runtime_runs_whole_images_side_by_side(
+def test_whole_images_run_side_by_side(
     cpus: int, backend: str | None, shared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batching, "usable_cpus", lambda: cpus)

@@ -128,12 +128,13 @@ def test_only_a_cpu_prints_without_its_number() -> None:
 def test_by_default_values_are_checked_threads_spin_memory_is_kept_and_engines_are_not_trusted() -> None:
     options = RunnerOptions()
     assert (options.check_values, options.spin, options.arena, options.trust_engine) == (True, True, True, False)
+    assert options.calls == 1
     assert (options.threads, options.precision, options.batch, options.nvidia) == (None, None, None, NvidiaOptions())
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"threads": 1}, {"threads": 1024}, {"batch": 1}, {"batch": 65536}]
+    [{"threads": 1}, {"threads": 1024}, {"calls": 1}, {"calls": 1024}, {"batch": 1}, {"batch": 65536}]
     + [{"precision": word} for word in ("fp32", "fp16", "bf16", None)],
     ids=str,
 )
@@ -146,6 +147,8 @@ def test_options_at_the_ends_of_their_ranges_are_taken(options: dict[str, Any]) 
     [
         ({"threads": 0}, "threads=0"),
         ({"threads": 1025}, "threads=1025"),
+        ({"calls": 0}, "calls=0"),
+        ({"calls": 1025}, "calls=1025"),
         ({"batch": 0}, "batch=0"),
         ({"batch": 65537}, "batch=65537"),
         ({"precision": "int8"}, "int8"),

@@ -57,6 +57,29 @@ def test_a_valid_file_passes_and_is_loaded_once(tiny_onnx: Path, tmp_path: Path)
     assert children() == examined, "it is remembered"
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_what_is_to_be_done_meanwhile_is_done_once(is_enabled: bool, tiny_onnx: Path, tmp_path: Path) -> None:
+    model, done = tmp_path / "model.onnx", list[int]()
+    model.write_bytes(tiny_onnx.read_bytes())
+    sandbox = Sandbox(is_enabled=is_enabled)
+    for times in (1, 2):  # the second time, the file is known
+        sandbox.preflight(UntrustedFile(model, (Loader.GRAPH,)), meanwhile=lambda: done.append(1))
+        assert len(done) == times
+    sandbox.preflight(meanwhile=lambda: done.append(1))
+    assert len(done) == 3
+
+
+def test_a_file_is_not_passed_by_what_fails_meanwhile(tiny_onnx: Path, tmp_path: Path) -> None:
+    model, sandbox = tmp_path / "model.onnx", Sandbox()
+    model.write_bytes(tiny_onnx.read_bytes())
+    given = UntrustedFile(model, (Loader.GRAPH,))
+    with pytest.raises(KeyError):
+        sandbox.preflight(given, meanwhile=lambda: {}["missing"])
+    before = children()
+    sandbox.preflight(given)
+    assert children() > before
+
+
 def test_a_file_that_changed_is_loaded_again(tiny_onnx: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(tiny_onnx.read_bytes())

@@ -172,7 +172,9 @@ def _settings(device_name: str, stored: str, options: RunnerOptions) -> dict[str
     precision = options.precision or (stored if stored in _HINTS else "fp32")
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
     if device_name.startswith("CPU"):
-        settings["INFERENCE_NUM_THREADS"] = options.threads or usable_cpus()
+        settings["INFERENCE_NUM_THREADS"] = options.calls * (options.threads or usable_cpus())
+        if options.calls > 1:
+            settings["NUM_STREAMS"] = options.calls
     return settings
 
 

@@ -176,6 +176,7 @@ def _sqnr_db(file: Int8File, samples: Samples, backend: str) -> float:
     expected: list[Feeds] = [
         {name: array[place : place + 1] for name, array in samples.outputs.items()} for place in range(len(samples))
     ]
-    with Model.from_bytes("trial", file.data).runner(backend, "cpu", RunnerOptions(threads=threads)) as runner:
+    options = RunnerOptions(threads=threads, calls=calls)
+    with Model.from_bytes("trial", file.data).runner(backend, "cpu", options) as runner:
         outputs = (found for _, found in run_each(runner, images, calls))
         return worst_sqnr_db(compare_outputs(expected, outputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import re
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from densenet_deploy.artifacts import write_file
 from densenet_deploy.bench.candidate import Candidate
-from densenet_deploy.bench.rounds import Interval, RoundResults, compare_speed
+from densenet_deploy.bench.rounds import Interval, Left, RoundResults, compare_speed
 from densenet_deploy.errors import GateError
 from densenet_deploy.model import Model
 from densenet_deploy.parity.compare import compare_outputs, worst
 from densenet_deploy.quantization.mixed_precision import Layer, MixedPrecision, Names, blocks_of, find_float_layers
-from densenet_deploy.runtime.batching import fixed_batch, run_each, shared_cpus
+from densenet_deploy.runtime.batching import run_each, shared_cpus
 from densenet_deploy.runtime.feeds import Array, Feeds
 from densenet_deploy.runtime.meaning import class_outputs
 from densenet_deploy.runtime.runner import REFERENCE_BACKEND, Runner, RunnerOptions
@@ -122,7 +121,8 @@ class Trials:
         if self._last is None or self._last.float_layers != names:
             self.close()
             calls, threads = shared_cpus(self._writer.backend or REFERENCE_BACKEND)
-            runner = self._written(names).runner(self._writer.backend, "cpu", RunnerOptions(threads=threads))
+            options = RunnerOptions(threads=threads, calls=calls)
+            runner = self._written(names).runner(self._writer.backend, "cpu", options)
             self._last = _Form(names, runner, self._ready.data, calls)
         return self._last.first(count)
 
@@ -168,18 +168,39 @@ class Trials:
         with self._model.runner(self._writer.backend, "cpu") as runner:
             judged_by(runner, self._model.name, option)
 
-    def compare_speed(
-        self, choices: Mapping[str, Collection[str]], is_enough: Callable[[RoundResults], bool]
-    ) -> RoundResults:
-        """Time the float model, under the name `float`, against files that leave the layers of `choices` float."""
-        models = {"float": self._model} | {name: self._written(layers) for name, layers in choices.items()}
-        with _files(models) as paths:
-            with self._model.runner(self._writer.backend, "cpu") as runner:
-                batch = fixed_batch(runner) or 1
-            candidates = {name: Candidate(path, self._writer.backend, batch, "cpu") for name, path in paths.items()}
+    def compare_speed(self, choices: Mapping[str, Collection[str] | None], left: Left) -> RoundResults:
+        """Time files that leave the layers of `choices` float; None is the float model. `left`: see `bench.rounds`."""
+        with tempfile.TemporaryDirectory() as folder:
             return compare_speed(
-                candidates, rounds=_MOST_ROUNDS, seconds_per_round=_SECONDS_PER_ROUND, is_enough=is_enough
+                self._candidates(choices, Path(folder)),
+                rounds=_MOST_ROUNDS,
+                seconds_per_round=_SECONDS_PER_ROUND,
+                left=left,
             )
+
+    def _candidates(
+        self, choices: Mapping[str, Collection[str] | None], folder: Path
+    ) -> Iterator[tuple[str, Candidate]]:
+        """Yield what is timed, by name: `int8` is the very file that may be shipped, others only run like it."""
+        for place, (name, layers) in enumerate(choices.items()):
+            path = self._model.path if layers is None else None
+            if path is None:
+                path = folder / f"{place}.onnx"
+                write_file(path, self._bytes_of(name, layers))
+            yield name, Candidate(path, self._writer.backend, self._batch, "cpu")
+
+    def _bytes_of(self, name: str, layers: Collection[str] | None) -> bytes:
+        if layers is None:
+            return self._model.to_bytes()
+        return (self._writer.write(layers) if name == "int8" else self._writer.timed(layers)).data
+
+    @functools.cached_property
+    def _batch(self) -> int:
+        """Images of a call: as many as the float graph takes, one if it takes any number."""
+        graph = self._writer.float_graph.graph
+        stored = {tensor.name for tensor in graph.initializer}
+        image = next(value for value in graph.input if value.name not in stored)
+        return image.type.tensor_type.shape.dim[0].dim_value or 1
 
     def _written(self, float_layers: Collection[str]) -> Model:
         return Model.from_bytes("trial", self._writer.write(float_layers).data)
@@ -203,19 +224,6 @@ class _Form:
 
     def close(self) -> None:
         self.runner.close()
-
-
-@contextlib.contextmanager
-def _files(models: Mapping[str, Model]) -> Iterator[dict[str, Path]]:
-    """Give each model a file for the block: one in memory gets a temporary one."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {
-            name: model.path or Path(folder) / f"{place}.onnx" for place, (name, model) in enumerate(models.items())
-        }
-        for name, model in models.items():
-            if model.path is None:
-                write_file(paths[name], model.to_bytes())
-        yield paths
 
 
 def layers_for_accuracy(
@@ -312,15 +320,21 @@ def layers_for_speed(
     """Put back every block that is certainly faster in float, or all if INT8 gains nothing; return what was measured.
 
     INT8 is timed against float until the ratio is decided. What is left of `seconds` goes to forms that leave one block
-    float, as many as the time of the first suggests, in execution order. Where a block went back, the result is timed
-    once more.
+    float, as many as the time of the first suggests, in execution order; each is timed until it is clear whether it is
+    faster than INT8. Where a block went back, the result is timed once more.
     """
     began, end = now(), now() + seconds
 
-    def is_enough(*names: str, over: str) -> Callable[[RoundResults], bool]:
-        return lambda found: now() >= end or all(_shown(found, name, over) != "undecided" for name in names)
+    def until_decided(found: RoundResults) -> tuple[str, ...]:
+        return () if now() >= end or _shown(found, "int8", "float") != "undecided" else ("float", "int8")
 
-    first = trials.compare_speed({"int8": float_layers}, is_enough("int8", over="float"))
+    def until_not_faster(found: RoundResults) -> tuple[str, ...]:
+        left = (
+            [] if now() >= end else [name for name in found.timings if name != "int8" and _may_be_faster(found, name)]
+        )
+        return ("int8", *left) if left else ()
+
+    first = trials.compare_speed({"float": None, "int8": float_layers}, until_decided)
     chosen, slow, untimed = float_layers, tuple[str, ...](), tuple[str, ...]()
     groups = blocks_of([layer for layer in trials.layers if layer.name not in float_layers])
     if _gains_nothing(first):
@@ -330,10 +344,10 @@ def layers_for_speed(
         affordable = int((end - now()) / per_form) - 2 if per_form else len(groups)  # INT8, and the last comparison
         timed = {name: groups[name] for name in list(groups)[: max(0, affordable)]}
         untimed = tuple(name for name in groups if name not in timed)
-        slow = _faster_in_float(trials, float_layers, timed, is_enough)
+        slow = _faster_in_float(trials, float_layers, timed, until_not_faster)
         chosen = float_layers.union(layer.name for name in slow for layer in groups[name])
     if slow and chosen != float_layers:
-        first = trials.compare_speed({"int8": chosen}, is_enough("int8", over="float"))
+        first = trials.compare_speed({"float": None, "int8": chosen}, until_decided)
         slow = tuple(groups) if _gains_nothing(first) else slow
     if len(slow) == len(groups):
         chosen = Names(layer.name for layer in trials.layers)
@@ -343,17 +357,21 @@ def layers_for_speed(
 
 
 def _faster_in_float(
-    trials: Trials,
-    float_layers: Names,
-    blocks: Mapping[str, Sequence[Layer]],
-    is_enough: Callable[..., Callable[[RoundResults], bool]],
+    trials: Trials, float_layers: Names, blocks: Mapping[str, Sequence[Layer]], left: Left
 ) -> tuple[str, ...]:
     """Return the names of the `blocks` that are certainly faster in float than in INT8."""
     if not blocks:
         return ()
     forms = {name: float_layers.union(layer.name for layer in layers) for name, layers in blocks.items()}
-    found = trials.compare_speed({"int8": float_layers, **forms}, is_enough(*forms, over="int8"))
+    found = trials.compare_speed({"int8": float_layers, **forms}, left)
     return tuple(name for name in forms if _shown(found, name, "int8") == "faster")
+
+
+def _may_be_faster(found: RoundResults, name: str) -> bool:
+    """Whether it is open if the form `name` is faster than INT8: not so if it gains 2 % at most."""
+    is_open = _shown(found, name, "int8") == "undecided"
+    is_known = len(found.timings[name]) >= _FEWEST_ROUNDS
+    return is_open and not (is_known and found.speedup(name, over="int8").high <= 1 + _TIE)
 
 
 def _gains_nothing(found: RoundResults) -> bool:

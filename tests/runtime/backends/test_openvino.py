@@ -206,6 +206,14 @@ def test_a_model_is_compiled_for_its_device(
     assert core.requests == [{"share_inputs": True}], "feeds are not copied"
 
 
+@pytest.mark.parametrize(("calls", "settings"), [(1, (3, None)), (2, (6, 2))])
+def test_calls_at_the_same_time_have_streams_and_threads_of_their_own(
+    core: RecordingCore, artifact: Artifact, calls: int, settings: tuple[int, int | None]
+) -> None:
+    assert opened(artifact, threads=3, calls=calls).placement.threads == 3
+    assert (core.settings["INFERENCE_NUM_THREADS"], core.settings.get("NUM_STREAMS")) == settings
+
+
 def test_without_a_number_all_usable_cpus_are_used(core: RecordingCore, artifact: Artifact) -> None:
     core.available_devices = ["CPU.0"]
     assert opened(artifact).placement.threads == usable_cpus()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from densenet_deploy.bench.rounds import Interval, RoundResults
+from densenet_deploy.bench.candidate import Candidate
+from densenet_deploy.bench.rounds import Interval, Left, RoundResults
 from densenet_deploy.bench.scenarios import RoundTiming
 from densenet_deploy.errors import DataError, GateError, InputError, UnknownNameError, UsageError
 from densenet_deploy.quantization.cache import CalibrationCache
 from densenet_deploy.quantization.mixed_precision import Layer
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.load import load
+from densenet_deploy.workflows.quantize import layer_choice
 from densenet_deploy.workflows.quantize.layer_choice import (
     Speed,
     Trials,
@@ -88,6 +91,9 @@ def test_a_task_without_an_accuracy_has_no_drop(tiny_onnx, tmp_path, cache, task
     assert list(tmp_path.iterdir()) == []
 
 
+RACE = ("float", "int8")
+
+
 class TimedTrials:
     """Trials that are not run: every candidate takes the milliseconds that `times` says, others those of `int8`."""
 
@@ -97,17 +103,23 @@ class TimedTrials:
         self.times, self.round_seconds, self.clock = times, round_seconds, 100.0
         self.compared: list[tuple[tuple[str, ...], int]] = []
 
-    def compare_speed(self, choices: dict[str, frozenset[str]], is_enough: Callable[..., bool]) -> RoundResults:
-        seconds = {name: self.times.get(name, self.times["int8"]) / 1000 for name in ("float", *choices)}
-        self.compared.append((tuple(choices), 0))
-        for rounds in range(1, 41):
+    def compare_speed(self, choices: dict[str, frozenset[str] | None], left: Left) -> RoundResults:
+        timings: dict[str, tuple[RoundTiming, ...]] = dict.fromkeys(choices, ())
+        remaining: Collection[str] = list(choices)
+        for number in range(40):
             self.clock += self.round_seconds
-            timings = {name: (RoundTiming((value,)),) * rounds for name, value in seconds.items()}
+            timings |= {name: (*timings[name], RoundTiming((self.seconds(name, number),))) for name in remaining}
             found = RoundResults(timings, openings={})
-            self.compared[-1] = tuple(choices), rounds
-            if is_enough(found):
+            remaining = left(found)
+            if not remaining:
                 break
+        self.compared.append((tuple(choices), len(timings["int8"])))
+        self.rounds = {name: len(taken) for name, taken in timings.items()}
         return found
+
+    def seconds(self, name: str, number: int) -> float:
+        """Return what a call takes in round `number`."""
+        return self.times.get(name, self.times["int8"]) / 1000
 
     def now(self) -> float:
         return self.clock
@@ -170,14 +182,14 @@ def test_a_block_that_is_faster_in_float_is_put_back():
     layers, speed = _raced(trials, frozenset({"b.1"}))
     assert layers == {"a.1", "a.2", "b.1"}
     assert speed == Speed(3.0, 2.0, 1.5, (1.5, 1.5), put_back=("a",), verdict="faster")
-    assert trials.compared == [(("int8",), 6), (("int8", "a"), 6), (("int8",), 6)], "decided after six rounds"
+    assert trials.compared == [(RACE, 6), (("int8", "a"), 6), (RACE, 6)], "decided after six rounds"
 
 
 def test_blocks_that_are_as_fast_stay_int8():
     trials = TimedTrials(float=3.0, int8=2.0)
     layers, speed = _raced(trials)
     assert (layers, speed.put_back, speed.untimed) == (frozenset(), (), ())
-    assert trials.compared == [(("int8",), 6), (("int8", "a", "b"), 6)], "nothing changed, so nothing is timed again"
+    assert trials.compared == [(RACE, 6), (("int8", "a", "b"), 6)], "nothing changed, so nothing is timed again"
 
 
 @pytest.mark.parametrize(("int8", "put_back"), [(0.999, ()), (1.0, ("a", "b")), (2.0, ("a", "b"))])
@@ -201,24 +213,36 @@ def test_where_time_is_short_blocks_are_not_timed_and_that_is_said():
 class NoisyTimes(TimedTrials):
     """INT8 that is faster in one round and slower in the next."""
 
-    def compare_speed(self, choices: dict[str, frozenset[str]], is_enough: Callable[..., bool]) -> RoundResults:
-        for rounds in range(1, 41):
-            self.clock += self.round_seconds
-            ratios = [1.5 if number % 2 == 0 else 0.7 for number in range(rounds)]
-            timings = {"float": tuple(RoundTiming((ratio,)) for ratio in ratios)}
-            timings |= dict.fromkeys(choices, (RoundTiming((1.0,)),) * rounds)
-            if is_enough(found := RoundResults(timings, openings={})):
-                break
-        self.compared.append((tuple(choices), rounds))
-        return found
+    def seconds(self, name: str, number: int) -> float:
+        return 1.0 if name != "float" else 1.5 if number % 2 == 0 else 0.7
 
 
 def test_a_race_that_nothing_decides_ends_with_its_time_and_is_called_undecided():
-    trials = NoisyTimes(round_seconds=2.0)
+    trials = NoisyTimes(round_seconds=2.0, int8=1.0)
     layers, speed = _raced(trials, seconds=20.0)
     assert (layers, speed.verdict, speed.put_back) == (frozenset(), "undecided", ())
-    assert trials.compared == [(("int8",), 10)]
+    assert trials.compared == [(RACE, 10)]
     assert "undecided: give --speed-seconds more" in str(speed)
+
+
+class UndecidedForms(TimedTrials):
+    """The form that leaves `a` float takes 1.1 times as long as INT8 in one round, `best` times in the next; so `b`."""
+
+    def __init__(self, best: float) -> None:
+        super().__init__(float=3.0, int8=1.0)
+        self.best = best
+
+    def seconds(self, name: str, number: int) -> float:
+        gains = {"a": (0.9, self.best), "b": (0.9, 1.5)}
+        return 1 / gains[name][number % 2] if name in gains else self.times[name]
+
+
+@pytest.mark.parametrize(("best", "rounds"), [(1.02, 6), (1.021, 40)])
+def test_a_form_that_gains_two_percent_at_most_is_not_timed_further(best, rounds):
+    trials = UndecidedForms(best)
+    layers, speed = _raced(trials)
+    assert trials.rounds == {"int8": 40, "a": rounds, "b": 40}
+    assert (layers, speed.put_back) == (frozenset(), ())
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(5.0, "undecided"), (6.0, "slower")])
@@ -301,6 +325,30 @@ def test_the_form_of_other_tools_is_measured_on_the_same_images(tiny_onnx, cache
     assert 20 < trials.baseline_db() < trials.sqnr_db(())
 
 
+def test_what_is_timed_as_int8_is_the_file_that_may_be_shipped(tiny_onnx, cache, monkeypatch):
+    ready = prepare_int8(load(tiny_onnx), SAMPLES, QuantizeOptions("onnxruntime", samples=32), Stages(), cache)
+    trials, found = Trials(ready, load(tiny_onnx)), {}
+
+    def read(candidates: Iterator[tuple[str, Candidate]], **_: object) -> None:
+        found.update({name: (one.model.read_bytes(), one.batch) for name, one in candidates})
+
+    monkeypatch.setattr(layer_choice, "compare_speed", read)
+    first = frozenset({trials.layers[0].name})
+    trials.compare_speed({"float": None, "int8": first, "a": frozenset()}, lambda _: ())
+    assert found["float"] == (tiny_onnx.read_bytes(), 1)
+    assert found["int8"] == (ready.writer.write(first).data, 1)
+    assert found["a"] != (ready.writer.write(()).data, 1), "its classifier is not corrected"
+
+
+def test_calls_of_a_fixed_batch_are_timed(tmp_path, cache, monkeypatch):
+    model = load(_of_a_fixed_batch(tmp_path / "old.onnx"))
+    ready = prepare_int8(model, SAMPLES, QuantizeOptions("onnxruntime", samples=32), Stages(), cache)
+    found: list[int] = []
+    monkeypatch.setattr(layer_choice, "compare_speed", lambda given, **_: found.extend(one.batch for _, one in given))
+    Trials(ready, model).compare_speed({"float": None, "int8": ()}, lambda _: ())
+    assert found == [4, 4]
+
+
 @pytest.mark.slow
 def test_speed_is_really_measured(tiny_onnx, tmp_path, cache):
     """Which is faster depends on the machine: where INT8 gains nothing, the refusal says so."""
@@ -373,7 +421,8 @@ def test_a_third_party_graph_without_stored_shapes(recipe, tmp_path, cache):
     assert report.parity.sqnr_db > 20
 
 
-def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
+def _of_a_fixed_batch(path: Path) -> Path:
+    """Write a network of an old operator set, for four images."""
     weights = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
     text = """<ir_version: 7, opset_import: ["" : 12]> old (float[4,3,32,32] image) => (float[4,8] scores) {
         made = Conv <pads = [1,1,1,1]> (image, weights)
@@ -382,7 +431,11 @@ def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
     }"""
     model = onnx.parser.parse_model(text)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
-    (tmp_path / "old.onnx").write_bytes(model.SerializeToString())
-    report = _quantized(tmp_path / "old.onnx", tmp_path, cache, samples=32)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_graph_of_an_old_operator_set_and_a_fixed_batch(tmp_path, cache):
+    report = _quantized(_of_a_fixed_batch(tmp_path / "old.onnx"), tmp_path, cache, samples=32)
     assert report.layers_int8 == 1
     assert "operator set 12 was lifted to 13" in report.notes
