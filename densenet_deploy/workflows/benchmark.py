@@ -22,9 +22,9 @@ from densenet_deploy.artifacts import (
     Artifact,
     StrPath,
     is_checkpoint_name,
+    model_sha256,
     output_path,
     prepare_output,
-    sha256_of,
     write_file,
 )
 from densenet_deploy.bench.candidate import FPS_RANGE, Candidate, CandidateWorker
@@ -268,7 +268,7 @@ class _TimedModel:
 
     def sha256_of(self, candidate: Candidate) -> str:
         """Return the hash of the file that `candidate` runs; empty if there is none."""
-        return sha256_of(candidate.model) if candidate.model.exists() else ""
+        return model_sha256(candidate.model) if candidate.model.exists() else ""
 
     @functools.cached_property
     def _exported(self) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact, StrPath, sha256_of
+from densenet_deploy.artifacts import Artifact, StrPath, model_sha256
 from densenet_deploy.errors import DataError, ImageError, UsageError
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.classifier import Classifier
@@ -191,7 +191,7 @@ def _opened(
 def _sha256(model: Any) -> str | None:
     """Return the SHA-256 of the file of a model, if it is one: `report` tells by it that a file changed since."""
     path = Path(model) if isinstance(model, (str, os.PathLike)) else model.path
-    return sha256_of(path) if path is not None and path.is_file() else None
+    return model_sha256(path) if path is not None and path.is_file() else None
 
 
 def _require_comparable(first: _Evaluation, runner: Runner, title: str) -> None:
