@@ -11,7 +11,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -25,7 +25,7 @@ from densenet_deploy.errors import (
     from_os_error,
     is_valid_argument,
 )
-from densenet_deploy.manifest import ACTIVATIONS, Manifest
+from densenet_deploy.manifest import Manifest
 from densenet_deploy.onnx_envelope import count_stored_elements, external_files, final_operators, read_metadata
 
 StrPath = str | os.PathLike[str]
@@ -43,6 +43,10 @@ IN_MEMORY: Final = Path("<model in memory>")
 _LIKE_A_SUFFIX: Final = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # `x.jpg`, but not `v1.2`
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _NET: Final = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<net\s", re.DOTALL)
+UNKNOWN: Final = "unknown"
+"""The activation of an output that arithmetic makes of scores."""
+
+_SCORES: Final = {"Softmax": "softmax", "Sigmoid": "sigmoid", "HardSigmoid": "sigmoid"}
 _PROBED_BYTES: Final = 64 * 2**10
 # TensorProto.DataType
 _PRECISIONS: Final = {1: "fp32", 10: "fp16", 16: "bf16", 2: "int8", 3: "int8"}
@@ -60,6 +64,7 @@ class Artifact:
             of the stored numbers have, whatever the metadata claims.
         data: the bytes of a file in memory, None of a file on disk.
         original: what it was adopted from, if adopting a file of somebody else's changed it.
+        is_split: whether an ONNX file keeps weights in other files.
     """
 
     path: Path
@@ -68,6 +73,7 @@ class Artifact:
     precision: str = "unknown"
     data: bytes | None = field(default=None, repr=False)
     original: Artifact | None = field(default=None, repr=False)
+    is_split: bool = False
 
     @classmethod
     def open(cls, source: StrPath | bytes) -> Artifact:
@@ -103,7 +109,7 @@ class Artifact:
         elif lengths:
             why = f"keeps weights in another file, {next(iter(lengths))}"
             raise ModelFileError(path, why, "give the path of the .onnx file instead of its bytes")
-        return cls(path, "onnx", manifest, precision, data)
+        return cls(path, "onnx", manifest, precision, data, is_split=bool(lengths))
 
     def read_bytes(self) -> bytes:
         """Return the bytes of the file."""
@@ -115,6 +121,8 @@ class Artifact:
     def activations(self) -> dict[str, str]:
         """Return the outputs that end in a `softmax` or `sigmoid`, by name: of an ONNX graph, as its nodes say.
 
+        Where arithmetic follows one, such as the mean of several networks' scores, it is `unknown`.
+
         Raises:
             ModelFileError: if the bytes are not an ONNX model.
         """
@@ -122,15 +130,22 @@ class Artifact:
             return {}
         with _opened_onnx(self.path, self.data) as file:
             operators = final_operators(file)
-        return {name: operator.lower() for name, operator in operators.items() if operator.lower() in ACTIVATIONS}
+        found = {name: _activation(behind) for name, behind in operators.items()}
+        return {name: activation for name, activation in found.items() if activation is not None}
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes, in hex; of an adopted graph, that of the original."""
+        """Return the SHA-256 of the file, in hex, as `model_sha256`; of an adopted graph, that of the original."""
         import hashlib  # 4 MiB of OpenSSL, which most processes can do without
 
         if self.original is not None:
             return self.original.sha256()
-        return sha256_of(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
+        return model_sha256(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
+
+
+def _activation(operators: Collection[str]) -> str | None:
+    """Return which scores `operators` compute: `softmax`, `sigmoid` or `UNKNOWN`; None if they are not scores."""
+    scores = [_SCORES[operator] for operator in operators if operator in _SCORES]
+    return (scores[0] if len(operators) == 1 else UNKNOWN) if scores else None
 
 
 def is_url(name: str) -> bool:
@@ -203,6 +218,25 @@ def sha256_of(path: Path) -> str:
 
     with os_errors_about(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_sha256(path: Path) -> str:
+    """Return the SHA-256 of a model file, in hex; of one that keeps weights in other files, that of all together.
+
+    Raises:
+        InputError: if a file does not exist.
+    """
+    others = [path.parent / name for name in data_files(path)]
+    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
+        others = [path.with_suffix(".bin")]
+    return joined_sha256([sha256_of(one) for one in (path, *others)])
+
+
+def joined_sha256(hashes: Sequence[str]) -> str:
+    """Return one SHA-256 for the files with these; that of a single file is its own."""
+    import hashlib
+
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def output_path(out: str | None, default_name: str) -> Path:

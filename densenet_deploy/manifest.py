@@ -29,7 +29,6 @@ INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic")
 THIRD_PARTY: Final = "third-party"
 """The variant of a network that is not one of our DenseNets; its `spec` is empty."""
 TASKS: Final = ("multiclass", "multilabel", "regression", "features")
-ACTIVATIONS: Final = ("softmax", "sigmoid")
 INPUT_TYPES: Final = ("float32", "uint8")
 """What a network takes: normalized values (N, C, H, W), or the pixels (N, H, W, C) that its graph normalizes."""
 
@@ -206,7 +205,8 @@ class Manifest:
         tools: versions of the packages that wrote the file.
         task: what the outputs mean (see `TASKS`); None where nobody said.
         thresholds: of a multilabel model, one for all labels, one per label, or none.
-        activations: outputs that end in a softmax or sigmoid, in a file whose graph cannot be read.
+        activations: outputs that end in a `softmax` or `sigmoid`, or are computed from such scores (`unknown`), in a
+            file whose graph cannot be read.
         assumed: names of the facts that nobody stated (`mean`, `std`, `resize`, ...).
     """
 

@@ -206,7 +206,7 @@ class Model:
         return onnx_ir.from_proto(self.onnx)
 
     def to_bytes(self) -> bytes:
-        """Return the bytes of its file, with the facts of `manifest` inside.
+        """Return the bytes of its file, with the facts of `manifest` inside, and all weights.
 
         Raises:
             ModelFileError: if it is a module without a file.
@@ -215,7 +215,7 @@ class Model:
             raise ModelFileError(
                 self.name, "is a PyTorch module without a file", "export it first, or save its weights"
             )
-        data = self.artifact.read_bytes()
+        data = self.onnx.SerializeToString() if self.artifact.is_split else self.artifact.read_bytes()
         if not self.is_onnx or self.manifest is None or self.manifest == Artifact.open(data).manifest:
             return data
         proto = type(self.onnx)()

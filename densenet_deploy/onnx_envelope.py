@@ -26,8 +26,15 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_EXTERNAL = 1, 2, 13
 _PAIR_KEY, _PAIR_VALUE = 1, 2
 
 _PASS_VALUES_ON: Final = frozenset(
-    {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "QuantizeLinear", "DequantizeLinear"}
+    {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Clip", "QuantizeLinear", "DequantizeLinear"}
 )
+_COMBINE_VALUES: Final = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "Min", "Max", "Concat", "Where", "Transpose", "Slice", "Gather"}
+    | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"}
+)
+_Maker = tuple[str, list[str]]  # an operator and its inputs
+_NOTHING: Final[_Maker] = ("", [])
+_MOST_VALUES_BEHIND: Final = 256  # of an output, so that a hostile graph ends soon; a mean of twenty networks has 60
 
 
 class _Record(NamedTuple):  # a model has thousands, and frozen dataclasses are slow to make
@@ -79,35 +86,48 @@ def count_stored_elements(file: BinaryIO) -> Counter[int]:
     return counts
 
 
-def final_operators(file: BinaryIO) -> dict[str, str]:
-    """Return the outputs of the ONNX model in `file` by name, each with the operator that computes its values.
+def final_operators(file: BinaryIO) -> dict[str, frozenset[str]]:
+    """Return the outputs of the ONNX model in `file` by name, each with the operators that compute its values.
 
-    Operators that only reshape or convert them are passed over. An output that no node makes has an empty operator.
+    Operators that only reshape, convert or limit values are passed over; arithmetic is, too, but is named: the mean of
+    two softmaxes has `{"Mean", "Softmax"}`. An output that no node makes has none.
 
     Raises:
         ValueError: if the bytes are not a protobuf message.
     """
-    makers: dict[str, tuple[str, str]] = {}
+    makers: dict[str, _Maker] = {}
     outputs: list[str] = []
     for record in _graph_records(file):
         if record.number == _GRAPH_NODE:
             texts = _texts(file, record, {_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR})
-            operator, source = texts[_NODE_OPERATOR][:1], texts[_NODE_INPUT][:1]
-            makers |= dict.fromkeys(texts[_NODE_OUTPUT], ("".join(operator), "".join(source)))
+            makers |= dict.fromkeys(texts[_NODE_OUTPUT], ("".join(texts[_NODE_OPERATOR][:1]), texts[_NODE_INPUT]))
         elif record.number == _GRAPH_OUTPUT:
             outputs += _texts(file, record, {_VALUE_NAME})[_VALUE_NAME]
-    return {name: _operator_behind(name, makers) for name in outputs}
+    return {name: _operators_behind(name, makers) for name in outputs}
 
 
-def _operator_behind(value: str, makers: dict[str, tuple[str, str]]) -> str:
-    """Return the operator that computes `value`, and note it for all values on the way, which others may pass too."""
+def _operators_behind(value: str, makers: dict[str, _Maker]) -> frozenset[str]:
+    """Return the operators that compute `value`: one, or what arithmetic combines and the arithmetic itself."""
+    found, seen, left = set(), {value}, [value]
+    while left and len(seen) < _MOST_VALUES_BEHIND:
+        operator, sources = _maker_behind(left.pop(), makers)
+        if operator not in ("", "Constant"):
+            found.add(operator)
+        if operator in _COMBINE_VALUES:
+            left += [source for source in sources if source not in seen]
+            seen.update(sources)
+    return frozenset(found)
+
+
+def _maker_behind(value: str, makers: dict[str, _Maker]) -> _Maker:
+    """Return what computes `value`, and note it for all values on the way, which others may pass too."""
     passed = [value]
-    operator, source = makers.pop(value, ("", ""))  # popped, so that a cycle ends
-    while operator in _PASS_VALUES_ON:
-        passed.append(source)
-        operator, source = makers.pop(source, ("", ""))
-    makers |= dict.fromkeys(passed, (operator, ""))
-    return operator
+    maker = makers.pop(value, _NOTHING)  # popped, so that a cycle ends
+    while maker[0] in _PASS_VALUES_ON:
+        passed.append("".join(maker[1][:1]))
+        maker = makers.pop(passed[-1], _NOTHING)
+    makers |= dict.fromkeys(passed, maker)
+    return maker
 
 
 def external_files(file: BinaryIO) -> dict[str, int]:

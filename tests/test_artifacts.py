@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, save_model
 
 from densenet_deploy.artifacts import (
     Artifact,
     cache_folder,
     folder_beside,
     folder_made,
+    model_sha256,
     os_errors_about,
     output_path,
     prepare_output,
@@ -435,17 +436,25 @@ class TestActivations:
 
     def _bytes(self) -> bytes:
         nodes = [("Softmax", "x", "a"), ("Flatten", "a", "y"), ("Sigmoid", "x", "z"), ("Relu", "x", "w")]
+        nodes += [
+            ("HardSigmoid", "x", "h"),
+            ("Clip", "z", "c"),
+            ("Neg", "a", "n"),
+            ("Mul", "a", "m"),
+            ("Mul", "w", "l"),
+        ]
         graph = GraphProto(name="g")
         for operator, source, made in nodes:
             graph.node.add(op_type=operator, input=[source], output=[made])
-        for name in ("y", "z", "w", "x"):
+        for name in "yzwxhcnml":
             graph.output.add(name=name)
         return ModelProto(graph=graph).SerializeToString()
 
     def test_of_a_graph_they_are_those_of_its_outputs(self, tmp_path):
         (tmp_path / "m.onnx").write_bytes(self._bytes())
         for artifact in (Artifact.open(tmp_path / "m.onnx"), Artifact(Path("m"), "onnx", None, data=self._bytes())):
-            assert artifact.activations() == {"y": "softmax", "z": "sigmoid"}
+            known = {"y": "softmax", "z": "sigmoid", "h": "sigmoid", "c": "sigmoid"}
+            assert artifact.activations() == {**known, "m": "unknown"}
 
     def test_other_files_show_none(self, tmp_path):
         assert Artifact(tmp_path / "gone.xml", "openvino", None).activations() == {}
@@ -454,6 +463,30 @@ class TestActivations:
         with pytest.raises(ModelFileError) as caught:
             Artifact(Path("m"), "onnx", None, data=b"\xff\xff").activations()
         assert caught.value.subject == "m"
+
+
+def test_the_hash_of_a_model_covers_the_files_that_hold_its_weights(tmp_path):
+    for name in ("m.bin", "m.xml"):
+        (tmp_path / name).write_bytes(b"<net " if name == "m.xml" else b"abc")
+    model = helper.make_model(
+        helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.ones(4, np.float32), "w")])
+    )
+    (tmp_path / "whole.onnx").write_bytes(model.SerializeToString())
+    save_model(model, tmp_path / "split.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    assert Artifact.open(tmp_path / "split.onnx").is_split
+    assert not Artifact.open(tmp_path / "whole.onnx").is_split
+    for file, weights in (("m.xml", "m.bin"), ("split.onnx", "w.data")):
+        before = model_sha256(tmp_path / file)
+        assert len(before) == 64
+        assert before != sha256_of(tmp_path / file)
+        changed = (tmp_path / weights).read_bytes()[:-1] + b"!"
+        (tmp_path / weights).write_bytes(changed)
+        assert model_sha256(tmp_path / file) != before
+        if file == "split.onnx":
+            assert Artifact.open(tmp_path / file).sha256() == model_sha256(tmp_path / file)
+    assert model_sha256(tmp_path / "whole.onnx") == sha256_of(tmp_path / "whole.onnx")
+    (tmp_path / "m.bin").unlink()
+    assert model_sha256(tmp_path / "m.xml") == sha256_of(tmp_path / "m.xml")
 
 
 def test_the_hash_is_that_of_the_bytes(tmp_path):

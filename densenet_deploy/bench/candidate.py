@@ -192,10 +192,15 @@ def _first_call(candidate: Candidate, runner: Runner) -> float:
         raise BatchRefusedError(candidate.title, why, fix)
     feeds, start = _noise(runner, candidate.batch), time.perf_counter()
     try:
-        runner.run(feeds)
+        outputs = runner.run(feeds)
     except FeedError as exc:
         raise BatchRefusedError(candidate.title, f"{why}: {exc.why}", exc.fix) from exc
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    rows = max((len(array) for array in outputs.values() if array.ndim), default=0)
+    if rows < candidate.batch:  # its speed would be that of fewer images
+        fix = "time it with batch 1, or export it with a dynamic batch"
+        raise BatchRefusedError(candidate.title, f"{why}: its outputs have {rows} rows", fix)
+    return seconds
 
 
 def _noise(runner: Runner, batch: int) -> Feeds:

@@ -15,6 +15,7 @@ from densenet_deploy.cli.options import (
     RECIPE,
     Output,
     model_argument,
+    require_use,
 )
 from densenet_deploy.cli.parameters import Arguments, Options, Reads, Writes, flag, option
 from densenet_deploy.facts import ModelFacts
@@ -96,6 +97,8 @@ def quantize_command(
 
     given = {name: value for name, value in vars(how).items() if value is not None}
     options = options_of(recipe, given, observer_option or ())
+    require_use(given, "--never-slower", options.never_slower, "speed_seconds")
+    require_use(given, "--finetune", options.finetune, "finetune_seconds", "finetune_seed")
     return lambda listener: made(
         quantize(
             model,
@@ -126,8 +129,10 @@ class Pruning(Options):
     finetune: bool = flag(
         "--finetune/--no-finetune", "Train the result for the original's outputs on the same images, without labels."
     )
-    finetune_seconds: float = option("SECONDS", "Longest time to fine-tune; it takes fewer steps then.", default=300.0)
-    finetune_seed: int = option("N", "Of what fine-tuning draws.", default=0)
+    finetune_seconds: float | None = option(
+        "SECONDS", "Longest time to fine-tune; it takes fewer steps then (default: 300)."
+    )
+    finetune_seed: int | None = option("N", "Of what fine-tuning draws (default: 0).")
 
 
 @command(
@@ -156,7 +161,9 @@ def prune_command(
     from densenet_deploy.workflows.prune.options import PruneOptions
     from densenet_deploy.workflows.prune.prune import prune
 
-    options = PruneOptions(**vars(how))
+    given = {name: value for name, value in vars(how).items() if value is not None}
+    options = PruneOptions(**given)
+    require_use(given, "--finetune", options.finetune, "finetune_seconds", "finetune_seed")
     return lambda listener: made(
         prune(model, calibration, options, progress=listener, **output.beside(model), **facts.given())
     )

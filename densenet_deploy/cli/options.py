@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -229,6 +229,18 @@ class JobChoice(Options):
             if value != getattr(type(self), name).default:
                 text = f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
                 raise UsageError(text, "applies only to a batch job", "name where its rows go with -o")
+
+
+def require_use(given: Mapping[str, Any], option: str, is_on: bool, *names: str) -> None:
+    """Check that none of the options `names` is in `given` where `option`, which they are about, is off.
+
+    Raises:
+        UsageError: naming the first that would change nothing.
+    """
+    for name in names:
+        if name in given and not is_on:
+            stated = f"--{name.replace('_', '-')}={given[name]:g}"
+            raise UsageError(stated, f"applies only to {option}", f"add {option}, or leave it out")
 
 
 class Output(Options):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 from densenet_deploy.artifacts import os_errors_about
 from densenet_deploy.cli.app import Work, command, made
-from densenet_deploy.cli.options import DEVICE, VARIANT, VARIANT_HELP, Output
+from densenet_deploy.cli.options import DEVICE, VARIANT, VARIANT_HELP, Output, require_use
 from densenet_deploy.cli.parameters import REQUIRED, Only, Options, Reads, Writes, flag, option
 from densenet_deploy.errors import UsageError
 from densenet_deploy.facts import Architecture, ModelFacts
@@ -60,8 +60,8 @@ class Training(Options):
     teacher: str | None = option(
         "SOURCE", "A trained model to learn from: whatever export takes (default: none).", reads=Reads("session")
     )
-    temperature: float = option("X", "--teacher: temperature of the softened outputs.", default=4.0)
-    alpha: float = option("X", "--teacher: weight of its outputs against the labels, 0 to 1.", default=0.7)
+    temperature: float | None = option("X", "--teacher: temperature of the softened outputs (default: 4).")
+    alpha: float | None = option("X", "--teacher: weight of its outputs against the labels, 0 to 1 (default: 0.7).")
     shards: int | None = option("N", "Parts of a batch that are normalized by themselves (default: one per process).")
     seed: int = option("N", "Seed of weights, order, augmentation and dropout.", default=0)
     device: str = option("NAME", "cpu, cuda, cuda:1 or auto.", default="auto", **DEVICE)
@@ -111,7 +111,9 @@ def train_command(
     from densenet_deploy.training.options import CIFAR_NAMES, TrainOptions
     from densenet_deploy.workflows.load import check_names
 
-    options = TrainOptions(**vars(how) | {"device": None if how.device == "auto" else how.device})
+    given = {name: value for name, value in vars(how).items() if value is not None}
+    require_use(given, "--teacher", how.teacher is not None, "temperature", "alpha")
+    options = TrainOptions(**given | {"device": None if how.device == "auto" else how.device})
     if data not in CIFAR_NAMES:
         with os_errors_about(data):
             Path(data).stat()

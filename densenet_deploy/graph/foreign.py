@@ -26,7 +26,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from densenet_deploy.errors import ModelFileError
+from densenet_deploy.errors import ModelFileError, printable
 from densenet_deploy.graph.graph_pass import apply_passes
 from densenet_deploy.graph.nodes import is_operator, new_node, unused_name
 from densenet_deploy.graph.onnx_file import check_onnx, invalid_onnx_refused, refuse_optimized
@@ -47,6 +47,9 @@ _LAYERS: Final = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm
 _OTHER_FLOATS: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TO_NHWC: Final = (0, 2, 3, 1)
 _TO_NCHW: Final = (0, 3, 1, 2)
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _EVAL: Final = "call model.eval() and export it again"
 
 
@@ -67,8 +70,9 @@ def adopt(model: onnx.ModelProto, subject: object, *, allow_nonfinite: bool = Fa
     ('846 weights that were listed as inputs are constants', 'operator set 9 was lifted to 13')
 
     Raises:
-        ModelFileError: if it is not a valid ONNX model, is in training mode, ends in a softmax over the batch, was
-            optimized by ONNX Runtime, has 3-D convolutions or damaged weights, or is of an operator set before 7.
+        ModelFileError: if it is not a valid ONNX model, is in training mode or random, ends in a softmax over the
+            batch, was optimized by ONNX Runtime, has 3-D convolutions or damaged weights, or is of an operator
+            set before 7.
     """
     refuse_optimized(model, subject)
     _refuse_old(model, subject)
@@ -121,6 +125,9 @@ def _rewritten(model: ir.Model) -> Iterator[str]:
         RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
         yield f"{count} weights that were listed as inputs are constants"
+    if unused := _unused_inputs(model.graph):
+        yield f"inputs that nothing reads were dropped: {', '.join(printable(str(value.name)) for value in unused)}"
+        model.graph.inputs[:] = [value for value in model.graph.inputs if value not in unused]
     yield from _lifted(model)
     (folded,) = apply_passes(model, ["fold-constants"])
     if folded.changed:
@@ -161,6 +168,8 @@ def _refuse_unusable(model: ir.Model, subject: object) -> None:
             raise ModelFileError(subject, why, _EVAL)
         if is_operator(node, "Dropout") and _drops_at_random(node):
             raise ModelFileError(subject, f"its Dropout {name} is in training mode: results are random", _EVAL)
+        if node.domain == "" and node.op_type in _RANDOM:
+            raise ModelFileError(subject, f"its {node.op_type} {name} makes results random", _EVAL)
         if _divides_by_batch(node):
             why = f"its {node.op_type} {name} is over axis 0: the scores of an image depend on the whole batch"
             raise ModelFileError(subject, why, "export it again with Softmax over axis 1, dim=1 in PyTorch")
@@ -267,6 +276,12 @@ def _rename_nodes(graph: ir.Graph) -> int:
 
 def _listed_weights(graph: ir.Graph) -> int:
     return sum(value.is_initializer() for value in graph.inputs)
+
+
+def _unused_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """Return the inputs beside the images that no node reads, such as a flag `is_training` of an old exporter."""
+    unused = [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]
+    return unused if len(unused) < len(graph.inputs) else []
 
 
 def _is_misplaced(constant: ir.Node, version: int) -> bool:

@@ -138,7 +138,7 @@ class PixelFront:
     @property
     def mean(self) -> tuple[float, ...]:
         """Of values in 0..1, one per channel or one for all."""
-        return tuple(float(value) for value in -self.affine.shift / self.affine.scale / LEVELS)
+        return tuple(float(value) for value in (0 - self.affine.shift) / self.affine.scale / LEVELS)
 
     @property
     def std(self) -> tuple[float, ...]:

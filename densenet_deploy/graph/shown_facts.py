@@ -31,9 +31,11 @@ _LONE_SCALES: Final = (1.0, 255.0, 256.0, 65535.0)
 _LEAST_SPAN: Final = 0.9  # what a normalization makes of its range; 1 for a mean that is only subtracted
 _CLOSE: Final = 1e-3
 _ROUGHLY: Final = 1e-2
+_COLORS: Final = 3
+_SLICE_INPUTS: Final = 5  # the values, starts, ends, axes and steps
 _TO_NCHW: Final = (0, 3, 1, 2)
 _TO_NHWC: Final = (0, 2, 3, 1)
-_RESHAPING: Final = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_RESHAPING: Final = ("Cast", "Clip", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _POOLING: Final = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Dropout")
 _BGR: Final = (103.939, 116.779, 123.68)  # ImageNet's means of blue, green and red pixels, which Caffe subtracts
 
@@ -105,9 +107,8 @@ def _of_pixels(graph: ir.Graph, outputs: Mapping[str, ShownOutput], task: str | 
     mean, std = (None, None) if front is None else (front.mean, front.std)
     facts = ModelFacts(image_size=_size(height, width), channels=channels, mean=mean, std=std, task=task)
     sure |= {name for name in ("channels", "image_size", "mean", "std") if getattr(facts, name) is not None}
-    notes = ("the graph subtracts the means of blue, green and red in that order: it takes the channels as BGR",)
-    is_bgr = front is not None and _takes_bgr(front.affine)
-    return ShownFacts(facts, frozenset(sure), "NHWC", height, width, outputs, notes if is_bgr else ())
+    notes = tuple(_notes_on_order(_Stem.of(graph.inputs[0])))
+    return ShownFacts(facts, frozenset(sure), "NHWC", height, width, outputs, notes)
 
 
 def scores_per_image(model: onnx.ModelProto) -> int | None:
@@ -128,30 +129,35 @@ class _Stem:
     Attributes:
         affine: all scales and shifts as one; None if there is none.
         is_nhwc: whether the image is transposed from (N, H, W, C).
+        is_reversed: whether the three channels change their order from first to last.
         is_learnt: whether a BatchNormalization, whose numbers come from training, is among them.
         end: the operator at which the path ends: a convolution, or what is not understood.
     """
 
     affine: Affine | None
     is_nhwc: bool
+    is_reversed: bool
     is_learnt: bool
     end: str | None
 
     @classmethod
     def of(cls, image: ir.Value) -> _Stem:
-        affine, axis, is_learnt = None, _channel_axis(image), False
+        affine, axis, is_learnt, order = None, _channel_axis(image), False, slice(None)
         is_nhwc, value, node = axis == 3, image, _only_user(image)
         while node is not None and not is_operator(node, "Conv"):
             if (axis_after := _axis_after(node, axis)) is not None:
                 axis = axis_after
+            elif _reverses(node, axis):
+                order = slice(None, None, -1) if order == slice(None) else slice(None)
             elif (found := affine_of(node, axis)) is not None:
+                found = Affine(found.source, found.scale[order], found.shift[order])
                 affine = found if affine is None else found.after(affine)
                 is_learnt |= is_operator(node, "BatchNormalization")
             else:
                 break
             value = node.outputs[0]
             node = _only_user(value)
-        return cls(affine, is_nhwc, is_learnt, None if node is None else node.op_type)
+        return cls(affine, is_nhwc, order != slice(None), is_learnt, None if node is None else node.op_type)
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:
@@ -180,6 +186,21 @@ def _axis_after(node: ir.Node, axis: int) -> int | None:
     if is_operator(node, "Reshape") and axis == 3 and _adds_channel_axis(node):
         return 1
     return axis if is_operator(node, "Cast") or is_operator(node, "Identity") else None
+
+
+def _reverses(node: ir.Node, axis: int) -> bool:
+    """Whether `node` makes BGR of RGB, or the reverse."""
+    shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+    if shape is None or shape.rank() != 4 or shape[axis] != _COLORS:
+        return False
+    if is_operator(node, "Gather"):
+        is_channels = node.attributes.get_int("axis", 0) % 4 == axis
+        return is_channels and integers(node.inputs[1]) in ((2, 1, 0), (-1, -2, -3))
+    if not is_operator(node, "Slice") or len(node.inputs) != _SLICE_INPUTS:
+        return False
+    (start, *_), (end, *_), axes, steps = (integers(value) or (0,) for value in node.inputs[1:])
+    is_all = (start == -1 or start >= _COLORS - 1) and end < -_COLORS
+    return is_all and tuple(one % 4 for one in axes) == (axis,) and steps == (-1,)
 
 
 def _permutation(transpose: ir.Node) -> tuple[int, ...]:
@@ -228,10 +249,16 @@ def _largest_value(scale: Double, shift: Double) -> float | None:
 def _notes(stem: _Stem, mean: tuple[float, ...] | None) -> Iterator[str]:
     if stem.affine is not None and mean is None:
         yield "the graph scales and shifts its input first, and does not show the range of the values that it takes"
-    if stem.affine is not None and _takes_bgr(stem.affine):
-        yield "the graph subtracts the means of blue, green and red in that order: it takes the channels as BGR"
+    yield from _notes_on_order(stem)
     if stem.end not in (None, "Conv", "Pad"):
         yield f"the graph begins with {stem.end}, which says nothing about the range of the values that it takes"
+
+
+def _notes_on_order(stem: _Stem) -> Iterator[str]:
+    if stem.affine is not None and _takes_bgr(stem.affine):
+        yield "the graph subtracts the means of blue, green and red in that order: it takes the channels as BGR"
+    elif stem.is_reversed:
+        yield "the graph reverses the order of the channels first; images enter as RGB"
 
 
 def _takes_bgr(affine: Affine) -> bool:
@@ -262,7 +289,7 @@ def _maker(value: ir.Value, passed: tuple[str, ...]) -> ir.Node | None:
 
 
 def _activation(node: ir.Node | None) -> str | None:
-    if is_operator(node, "Sigmoid"):
+    if is_operator(node, "Sigmoid") or is_operator(node, "HardSigmoid"):
         return "sigmoid"
     if not (is_operator(node, "Softmax") or is_operator(node, "LogSoftmax")):
         return None

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, Self, overload
 
@@ -277,8 +278,7 @@ class Classifier:
 
     def classify_batch(self, images: Sequence[Classifiable], top_k: int = 5) -> tuple[Prediction, ...]:
         """Classify several images, in batches. Errors as in `classify`."""
-        if top_k < 1:
-            raise UsageError(f"top_k={top_k}", "is out of range", "ask for at least 1 class")
+        _require_count(top_k)
         size = fixed_batch(self._runner) or _LARGEST_BATCH
         batches = (images[start : start + size] for start in range(0, len(images), size))
         return tuple(prediction for batch in batches for prediction in self._classified(batch, top_k))
@@ -363,6 +363,11 @@ class Classifier:
 
     def _label(self, index: int) -> str | None:
         return self.labels[index] if self.labels else None
+
+
+def _require_count(top_k: object) -> None:
+    if not isinstance(top_k, Integral) or top_k < 1:
+        raise UsageError(f"top_k={top_k!r}", "is not a number of classes", "ask for at least 1 class")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

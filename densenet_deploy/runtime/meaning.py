@@ -21,6 +21,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from densenet_deploy.artifacts import UNKNOWN
 from densenet_deploy.errors import ModelFileError, UsageError, printable
 from densenet_deploy.manifest import TASKS
 from densenet_deploy.options import require_choice
@@ -72,7 +73,7 @@ class OutputMeaning:
         output, assumed = _answering(runner, labels)
         is_ours = manifest is not None and not manifest.is_third_party
         found = None if runner.activations is None else runner.activations.get(output.name, "none")
-        activation = "none" if found is None and is_ours else found
+        activation = "none" if found is None and is_ours else None if found == UNKNOWN else found
         stated = task or (manifest.task if manifest is not None else None)
         known = stated or _shown_task(output, activation)
         if known == "regression" and stated is None:

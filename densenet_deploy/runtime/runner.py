@@ -213,7 +213,8 @@ class Runner(ABC):
         inputs, outputs: names, shapes and types of what the model takes and returns.
         manifest: the facts that travel with the model, or None where it carries none.
         placement: backend, provider, device and precision that really run.
-        activations: outputs that are known to end in a `softmax` or `sigmoid`, by name; None where it cannot be known.
+        activations: outputs that are known to end in a `softmax` or `sigmoid`, by name, and those that are computed
+            from such scores (`unknown`); None where it cannot be known.
         name, suffixes, devices: of the backend: its name, the files that it reads, the words of its devices.
         reads_modules: whether it runs an `nn.Module`.
         requires, extra: the package that it needs, and the extra of this one that installs it.

@@ -62,6 +62,10 @@ class ServeOptions:
     stuck_s: float = 30.0
 
     def __post_init__(self) -> None:
+        if not self.host.strip():  # asyncio would listen on every interface
+            raise UsageError(
+                "host", "is empty", "give 127.0.0.1 for this machine alone, or 0.0.0.0 for every interface"
+            )
         require_range("port", self.port, 0, 65535)
         if self.grpc_port is not None:
             require_range("grpc-port", self.grpc_port, 0, 65535)

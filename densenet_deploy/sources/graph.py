@@ -1,4 +1,4 @@
-"""Graphs that are compiled or exported already: a file, the bytes of an ONNX file, or an `onnx.ModelProto`.
+"""Graphs that are compiled or exported already: a file, the bytes of an ONNX file, or a graph of the onnx packages.
 
 A file with a manifest is ours: it is used as it is, and read when it is first needed. The ONNX graph of somebody else
 is adopted (`graph/foreign.py`) where the onnx package is installed; elsewhere, as on a device, the file is used as it
@@ -14,7 +14,7 @@ from typing import Final
 
 from densenet_deploy.artifacts import Artifact
 from densenet_deploy.errors import UsageError
-from densenet_deploy.packages import is_installed
+from densenet_deploy.packages import imported, is_installed
 from densenet_deploy.sources.source import LoadedNetwork, Match, Source, WeightsConstraint, sources
 
 _SUFFIXES: Final = (".onnx", ".xml", ".engine")
@@ -23,7 +23,10 @@ _UNNAMED: Final = "model"
 
 @sources.register("graph")
 class GraphSource(Source):
-    """Adopt an ONNX file, an OpenVINO model, an engine, the bytes of an ONNX file, or an `onnx.ModelProto`."""
+    """Adopt an ONNX file, an OpenVINO model, an engine, the bytes of an ONNX file, or a graph in memory.
+
+    That is an `onnx.ModelProto`, what `torch.onnx.export` returns, or a model of onnx-ir.
+    """
 
     names = _SUFFIXES
 
@@ -31,7 +34,7 @@ class GraphSource(Source):
         if isinstance(source, (str, os.PathLike)):
             return Match.CERTAIN if Path(source).suffix.lower() in _SUFFIXES else Match.NO
         in_memory = isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "SerializeToString")
-        return Match.CERTAIN if in_memory else Match.NO
+        return Match.CERTAIN if in_memory or _is_program(source) or _is_ir(source) else Match.NO
 
     def load(self, source: object, constraint: WeightsConstraint) -> LoadedNetwork:
         stated = {"num-classes": constraint.num_classes, "head": constraint.head, **constraint.architecture}
@@ -71,5 +74,22 @@ def _path_or_bytes(source: object) -> str | os.PathLike[str] | bytes:
         return source
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
+    if _is_program(source):
+        source = source.model_proto  # type: ignore[attr-defined]
+    elif _is_ir(source):
+        import onnx_ir
+
+        source = onnx_ir.to_proto(source)  # type: ignore[call-overload]
     data: bytes = source.SerializeToString()  # type: ignore[attr-defined]
     return data
+
+
+def _is_program(source: object) -> bool:
+    """Whether it is what `torch.onnx.export` returns."""
+    onnx = imported("torch.onnx")
+    return onnx is not None and isinstance(source, onnx.ONNXProgram)
+
+
+def _is_ir(source: object) -> bool:
+    onnx_ir = imported("onnx_ir")
+    return onnx_ir is not None and isinstance(source, onnx_ir.Model)

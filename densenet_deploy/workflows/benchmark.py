@@ -22,9 +22,9 @@ from densenet_deploy.artifacts import (
     Artifact,
     StrPath,
     is_checkpoint_name,
+    model_sha256,
     output_path,
     prepare_output,
-    sha256_of,
     write_file,
 )
 from densenet_deploy.bench.candidate import FPS_RANGE, Candidate, CandidateWorker
@@ -40,7 +40,7 @@ from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.runner import Device, Runner, RunnerOptions, backends
 from densenet_deploy.variants import find_variant, is_variant
-from densenet_deploy.workflows.load import is_file_name, load, open_model
+from densenet_deploy.workflows.load import is_file_name, load, open_model, several
 from densenet_deploy.workflows.stages import Listener, in_notebook
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class BenchmarkReport(Report):
 
 
 def benchmark(
-    models: Sequence[Any] = (),
+    models: Any = (),
     options: BenchmarkOptions | None = None,
     *,
     out: StrPath | None = None,
@@ -185,7 +185,8 @@ def benchmark(
     1.13
 
     Args:
-        models: files, names of variants, or whatever else `load` takes. A module in memory has to be a known DenseNet.
+        models: one or several of files, names of variants, or whatever else `load` takes. A module in memory has to be
+            a known DenseNet.
         options: what to time, and for how long.
         out: a `.json` or `.csv` file to write.
         force: replace another file at `out`.
@@ -200,7 +201,7 @@ def benchmark(
     target = _target_of(out, force=force)
     earlier = None if options.compare is None else BenchmarkReport.read(Path(options.compare))
     with contextlib.ExitStack() as stack:
-        timed = [*_models(models, stack), *(_TimedModel.of_variant(name, stack) for name in options.variants)]
+        timed = [*_models(several(models), stack), *(_TimedModel.of_variant(name, stack) for name in options.variants)]
         progress("measuring the load of the machine")
         machine = Machine.this(*PACKAGES)
         results, failures = _measured(timed, options, progress)
@@ -268,7 +269,7 @@ class _TimedModel:
 
     def sha256_of(self, candidate: Candidate) -> str:
         """Return the hash of the file that `candidate` runs; empty if there is none."""
-        return sha256_of(candidate.model) if candidate.model.exists() else ""
+        return model_sha256(candidate.model) if candidate.model.exists() else ""
 
     @functools.cached_property
     def _exported(self) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 
-from densenet_deploy.artifacts import Artifact, StrPath, sha256_of
+from densenet_deploy.artifacts import Artifact, StrPath, model_sha256
 from densenet_deploy.errors import DataError, ImageError, UsageError
 from densenet_deploy.options import require_range
 from densenet_deploy.runtime.classifier import Classifier
@@ -134,7 +134,7 @@ def evaluate(
         UsageError: if a fact is invalid, or `ground_truth` is given beside a CSV.
         BackendError: if a backend or device is not available.
     """
-    options, data, progress = options or EvaluateOptions(), Path(data), progress or in_notebook
+    options, data, progress = options or EvaluateOptions(), _folder_or_table(data), progress or in_notebook
     check_sources(data, None if options.ground_truth is None else Path(options.ground_truth))
     # idle threads of the backend must not keep a core from those that decode
     runner_options = dataclasses.replace(runner_options or RunnerOptions(), spin=False)
@@ -190,8 +190,8 @@ def _opened(
 
 def _sha256(model: Any) -> str | None:
     """Return the SHA-256 of the file of a model, if it is one: `report` tells by it that a file changed since."""
-    path = Path(model) if isinstance(model, (str, os.PathLike)) else model.path
-    return sha256_of(path) if path is not None and path.is_file() else None
+    path = Path(model) if isinstance(model, (str, os.PathLike)) else getattr(model, "path", None)
+    return model_sha256(path) if isinstance(path, Path) and path.is_file() else None
 
 
 def _require_comparable(first: _Evaluation, runner: Runner, title: str) -> None:
@@ -203,6 +203,13 @@ def _require_comparable(first: _Evaluation, runner: Runner, title: str) -> None:
     if labels and first.report.labels and labels != first.report.labels:
         fix = "compare models with the same labels in the same order"
         raise DataError(title, f"has other labels than {first.report.model}, or in another order", fix)
+
+
+def _folder_or_table(data: object) -> Path:
+    if not isinstance(data, (str, os.PathLike)):
+        fix = "give a folder with a subfolder for each class, or a .csv file with the columns file and label"
+        raise UsageError(f"data ({type(data).__name__})", "is not a path", fix)
+    return Path(data)
 
 
 def _title(model: Any) -> str:

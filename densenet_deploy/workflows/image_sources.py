@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from densenet_deploy.artifacts import StrPath, is_url, os_errors_about, require_file
-from densenet_deploy.errors import DataError, InputError
+from densenet_deploy.errors import DataError, InputError, UsageError
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.image_folders import find_images
 from densenet_deploy.runtime.image_urls import images_at
@@ -35,12 +35,20 @@ def image_names(sources: StrPath | Iterable[StrPath]) -> tuple[str, ...]:
     ('photos/1.jpg', 'photos/2.jpg', 'more/1.png', 'archive/7.jpg')
 
     Raises:
+        UsageError: if one is not a path.
         DataError: if a folder holds no images, or a table has no column `file`, or names no image.
         InputError: if a pattern matches nothing.
         MissingPackageError: if fsspec (URLs) or pyarrow (Parquet) is needed and not installed.
     """
     given = [sources] if isinstance(sources, (str, os.PathLike)) else sources
-    return tuple(name for source in given for name in _named_by(os.fspath(source)))
+    return tuple(name for source in given for name in _named_by(_path(source)))
+
+
+def _path(source: object) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    fix = "give the path of an image or a folder; an image in memory is classified by densenet_deploy.Classifier"
+    raise UsageError(type(source).__name__, "is not the path of an image", fix)
 
 
 def _named_by(source: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeGuard, Unpack, cast
@@ -138,6 +138,17 @@ def is_file_name(source: object) -> TypeGuard[StrPath]:
         return False
     path = Path(source)
     return is_checkpoint_name(path) or path.suffix.lower() in (".onnx", ".xml", ".engine") or path.exists()
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """Return the items of `given`, or `given` alone: a path is not a list of letters, a module not one of layers.
+
+    >>> several("chest.onnx"), several(["a.onnx", "b.onnx"])
+    (('chest.onnx',), ('a.onnx', 'b.onnx'))
+    """
+    is_text = isinstance(given, (str, bytes, bytearray, memoryview, os.PathLike))
+    is_one = is_text or isinstance(given, Mapping) or hasattr(given, "state_dict")
+    return (given,) if is_one or not isinstance(given, Iterable) else tuple(given)
 
 
 def input_of(model: Model, *, fast_decode: bool = False) -> InputDescription:

@@ -25,6 +25,7 @@ from densenet_deploy.workflows.compare import ComparisonReport
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 from densenet_deploy.workflows.html_report.decide import decide
 from densenet_deploy.workflows.html_report.load import ReportSources, load_material
+from densenet_deploy.workflows.load import several
 from densenet_deploy.workflows.outputs import refuse_other_file
 from densenet_deploy.workflows.quantize.quantize import QuantizeReport
 from densenet_deploy.workflows.sensitivity import SensitivityReport
@@ -58,12 +59,12 @@ class HtmlReport(Report):
 def report(
     sources: StrPath | Model | Sequence[StrPath | Model],
     *,
-    tune: Sequence[StrPath | TuneReport] = (),
-    benchmark: Sequence[StrPath | BenchmarkReport] = (),
-    evaluate: Sequence[StrPath | EvaluateReport] = (),
-    validate: Sequence[StrPath | ComparisonReport] = (),
-    sensitivity: Sequence[StrPath | SensitivityReport] = (),
-    quantize: Sequence[StrPath | QuantizeReport] = (),
+    tune: StrPath | TuneReport | Sequence[StrPath | TuneReport] = (),
+    benchmark: StrPath | BenchmarkReport | Sequence[StrPath | BenchmarkReport] = (),
+    evaluate: StrPath | EvaluateReport | Sequence[StrPath | EvaluateReport] = (),
+    validate: StrPath | ComparisonReport | Sequence[StrPath | ComparisonReport] = (),
+    sensitivity: StrPath | SensitivityReport | Sequence[StrPath | SensitivityReport] = (),
+    quantize: StrPath | QuantizeReport | Sequence[StrPath | QuantizeReport] = (),
     max_drop: float = 1.0,
     against: StrPath | None = None,
     out: StrPath | None = None,
@@ -77,7 +78,7 @@ def report(
 
     Args:
         sources: model files, or models in memory that have an ONNX graph.
-        tune: reports of `tune`, or files with their JSON; the other reports likewise.
+        tune: one or several reports of `tune`, or files with their JSON; the other reports likewise.
         benchmark: of `benchmark`.
         evaluate: of `evaluate`.
         validate: of `compare`.
@@ -95,8 +96,17 @@ def report(
         MissingPackageError: if Jinja2 or matplotlib is not installed.
         ResourceError: if the file cannot be written.
     """
-    models = (sources,) if isinstance(sources, (str, os.PathLike, Model)) else tuple(sources)
-    given = ReportSources(models, benchmark, evaluate, validate, sensitivity, quantize, tune, max_drop, against)
+    given = ReportSources(
+        several(sources),
+        several(benchmark),
+        several(evaluate),
+        several(validate),
+        several(sensitivity),
+        several(quantize),
+        several(tune),
+        max_drop,
+        against,
+    )
     return write_page(given, out, force=force, progress=progress)
 
 

@@ -28,7 +28,7 @@ from densenet_deploy.runtime.trt import FLAVOURS
 from densenet_deploy.serving.triton_config import ANY_SIZE, LABELS_FILE, ModelConfig, ServedTensor, Step
 from densenet_deploy.serving.triton_python import BEST, FACTS_FILE, IMAGE, POSITIVE, SCORES, ImageFacts
 from densenet_deploy.workflows.export import as_onnx
-from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of
+from densenet_deploy.workflows.load import LoadOptions, load, preprocessing_of, several
 from densenet_deploy.workflows.stages import Listener, Stages, in_notebook
 
 BACKENDS: Final = ("onnxruntime", "openvino", "tensorrt", "python")
@@ -165,7 +165,7 @@ class _Network:
 
 
 def triton(
-    models: Sequence[Any],
+    models: Any,
     out: StrPath,
     options: TritonOptions | None = None,
     *,
@@ -180,8 +180,8 @@ def triton(
     'digits'
 
     Args:
-        models: ONNX and OpenVINO files, engines with their sidecar, or whatever else `load` takes and `export` can
-            make an ONNX file of.
+        models: one or several of ONNX and OpenVINO files, engines with their sidecar, or whatever else `load` takes and
+            `export` can make an ONNX file of.
         out: the repository; folders of other models in it stay.
         options: see `TritonOptions`.
         name: of the only model; None takes the names of the files without their suffix. With several backends, each
@@ -197,7 +197,7 @@ def triton(
         OutputExistsError: if a folder is there already.
         ResourceError: if the repository cannot be written.
     """
-    options = options or TritonOptions()
+    options, models = options or TritonOptions(), several(models)
     if not models:
         raise UsageError("models", "names none", "give at least one model file")
     if name is not None and len(models) > 1:

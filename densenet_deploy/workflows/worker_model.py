@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from densenet_deploy.artifacts import data_files, sha256_of
+from densenet_deploy.artifacts import data_files, model_sha256
 from densenet_deploy.facts import Architecture
 from densenet_deploy.model import Model
 from densenet_deploy.records import from_plain, to_plain
@@ -75,7 +75,7 @@ def model_file(source: Any, stated: LoadOptions) -> Iterator[ModelFile]:
     """Yield what every worker can load: `source` itself if it is a path or a name, else a file that holds it."""
     if source is None or isinstance(source, (str, os.PathLike)):
         text = None if source is None else os.fspath(source)
-        sha256 = _sha256(Path(source)) if is_file_name(source) else None
+        sha256 = model_sha256(Path(source)) if is_file_name(source) else None
         name = (text or "untrained") if sha256 is None else Path(str(text)).name
         yield ModelFile(name, text, sha256, {name: _plain(value) for name, value in stated.items()})
         return
@@ -84,16 +84,8 @@ def model_file(source: Any, stated: LoadOptions) -> Iterator[ModelFile]:
         path = model.path
         if model.is_onnx or path is None:
             path = model.save(Path(folder) / f"{model.name}{'.onnx' if model.is_onnx else '.safetensors'}")
-        yield ModelFile(model.name, str(path), _sha256(path), {})
+        yield ModelFile(model.name, str(path), model_sha256(path), {})
 
 
 def _plain(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else to_plain(value)
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a model's file, and of those that hold its weights, joined by `+`."""
-    weights = [path.parent / name for name in data_files(path)]
-    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
-        weights = [path.with_suffix(".bin")]
-    return "+".join(map(sha256_of, (path, *weights)))

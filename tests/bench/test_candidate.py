@@ -81,6 +81,26 @@ def test_a_fixed_batch_is_accepted_and_another_refused(pair_onnx):
     assert "batch 2" in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ("f = Reshape(x, one)  y = MatMul(f, w)", "cannot run together"),
+        ("m = GlobalAveragePool(x)  y = Reshape(m, one)", "its outputs have 1 rows"),  # 4 images, as fast as one row
+    ],
+)
+def test_a_graph_of_a_dynamic_batch_that_answers_one_image_is_refused(tmp_path, nodes, why):
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[M,K] y)'
+        f"<int64[2] one = {{1, -1}}, float[192,1] w = {{{', '.join(['1'] * 192)}}}> {{ {nodes} }}"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "one.onnx")
+    stated = load(tmp_path / "one.onnx").save(tmp_path / "stated.onnx")
+    with CandidateWorker(Candidate(stated, "onnxruntime")) as worker:
+        assert len(worker.measure(0).seconds) >= 3
+    with pytest.raises(BatchRefusedError, match=why):
+        _load(Candidate(stated, "onnxruntime", batch=4))
+
+
 @pytest.mark.parametrize("shape", [("N", 1, "H", "W"), ("N", 4, 24, 40), (2, 3, 40, 24)])
 def test_a_model_of_any_channels_and_sides_is_fed_images_of_its_own(tmp_path, shape):
     image = "float[" + ",".join(map(str, shape)) + "]"

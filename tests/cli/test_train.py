@@ -48,8 +48,6 @@ def test_each_option_reaches_the_training(data: Path) -> None:
         "label-smoothing": 0.125,
         "amp": "bf16",
         "ema": 0.75,
-        "temperature": 3.0,
-        "alpha": 0.25,
         "shards": 3,
         "seed": 7,
     }
@@ -61,6 +59,24 @@ def test_each_option_reaches_the_training(data: Path) -> None:
     assert facts["flip"] == "False"
     assert json.loads(facts["network"])["blocks"] == [1, 1]
     assert json.loads(facts["preprocessing"])["std"] == [0.25, 0.25, 0.25]
+    taught = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "12",
+        "--teacher",
+        "run/best.safetensors",
+        "--temperature",
+        "3",
+        "--alpha",
+        "0.25",
+        "-o",
+        "taught",
+        "-q",
+    ]
+    assert main(["train", "--data", str(data), *map(str, LINE), *taught]) == 0
+    facts = TrainingState.read(Path("taught/state.pt")).facts
+    assert (facts["temperature"], facts["alpha"]) == ("3.0", "0.25")
 
 
 def test_of_several_processes_the_first_one_prints(

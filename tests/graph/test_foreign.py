@@ -301,6 +301,36 @@ def test_a_network_in_training_mode_is_refused_with_the_cure(body, opset):
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        "n = RandomNormalLike(x)  y = Add(x, n)",
+        "p = Mul(x, x)  y = Bernoulli(p)",
+        "n = RandomUniformLike(x)  y = Mul(x, n)",
+    ],
+)
+def test_a_network_whose_results_are_random_is_refused_with_the_cure(body):
+    error = _refused(_graph(body, 15))
+    assert "makes results random" in error.why
+    assert "model.eval()" in error.fix
+
+
+def test_an_input_that_nothing_reads_is_dropped_and_said():
+    model = _graph("y = Relu(x)")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("is_training", onnx.TensorProto.BOOL, []))
+    adopted = adopt(model, "file.onnx")
+    assert [value.name for value in adopted.model.graph.input] == ["x"]
+    assert adopted.notes == ("inputs that nothing reads were dropped: is_training",)
+
+
+def test_inputs_that_are_read_or_are_all_there_is_stay():
+    model = _graph("f = Cast<to=1>(flag)  y = Mul(x, f)")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []))
+    assert len(adopt(model, "file.onnx").model.graph.input) == 2
+    alone = _graph("y = ConstantOfShape(s)", stored="int64[4] s = {1, 3, 5, 5}", result="1,3,5,5")
+    assert [value.name for value in adopt(alone, "file.onnx").model.graph.input] == ["x"]
+
+
+@pytest.mark.parametrize(
     ("body", "opset"),
     [
         ("y = BatchNormalization<training_mode=0>(x, s, b, m, v)", 14),

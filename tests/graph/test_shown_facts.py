@@ -117,6 +117,48 @@ def test_what_cannot_be_stated_as_a_fact_is_said(leading, parts):
     assert all(part in note for part, note in zip(parts, notes, strict=True))
 
 
+BGR = [0.406 * 255, 0.456 * 255, 0.485 * 255]
+RGB = BGR[::-1]
+GATHER = "f = Gather<axis=1>(x, order)"
+FLIP = "f = Slice(x, start, end, axis, step)"
+TAKES_BGR = "the graph subtracts the means of blue, green and red in that order: it takes the channels as BGR"
+REVERSED = "the graph reverses the order of the channels first; images enter as RGB"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "means", "order", "notes"),
+    [
+        (f"{GATHER} s = Sub(f, m) y = Conv(s, w)", RGB, [2, 1, 0], (TAKES_BGR,)),
+        (f"{GATHER} s = Sub(f, m) y = Conv(s, w)", BGR, [-1, -2, -3], (REVERSED,)),
+        (f"{FLIP} s = Sub(f, m) y = Conv(s, w)", RGB, [2, 1, 0], (TAKES_BGR,)),
+        ("s = Sub(x, m) f = Gather<axis=-3>(s, order) y = Conv(f, w)", BGR, [2, 1, 0], (TAKES_BGR,)),
+        (f"{GATHER} g = Gather<axis=1>(f, order) s = Sub(g, m) y = Conv(s, w)", RGB, [2, 1, 0], ()),
+    ],
+)
+def test_channels_in_reverse_order_do_not_hide_the_normalization(nodes, means, order, notes):
+    shown = facts_of_graph(_reordering(nodes, means, order))
+    assert ((shown.facts.mean, shown.facts.std), shown.notes) == (PIXELS, notes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "order"), [(GATHER, [1, 2, 0]), (GATHER, [0, 1, 2]), ("f = Gather<axis=2>(x, order)", [2, 1, 0])]
+)
+def test_other_choices_of_channels_are_not_followed(nodes, order):
+    shown = facts_of_graph(_reordering(f"{nodes} s = Sub(f, m) y = Conv(s, w)", RGB, order))
+    assert shown.facts.mean is None
+    assert shown.notes == (
+        "the graph begins with Gather, which says nothing about the range of the values that it takes",
+    )
+
+
+def _reordering(nodes: str, means: list[float], order: list[int]) -> onnx.ModelProto:
+    stored = f"float[3,1,1] m = {{{', '.join(map(str, means))}}}, int64[3] order = {{{', '.join(map(str, order))}}}"
+    stored += ", int64[1] start = {-1}, int64[1] end = {-9000}, int64[1] axis = {1}, int64[1] step = {-1}"
+    header = '<ir_version: 8, opset_import: ["" : 13]>'
+    body = f"<{stored}, float[1,3,1,1] w = {{1, 2, 3}}> {{ {nodes} }}"
+    return onnx.parser.parse_model(f"{header} g (float[N,3,3,3] x) => (float[a,b,c,d] y) {body}")
+
+
 # -- pixels
 
 
@@ -162,6 +204,17 @@ def test_pixels_in_the_order_of_caffe_are_said():
         _pixels("c = Cast<to=1>(x)  d = Sub(c, bgr)  t = Transpose<perm=[0,3,1,2]>(d)  y = Conv(t, w)")
     ).notes
     assert "BGR" in note
+
+
+def test_pixels_whose_channels_are_reversed_are_said_and_zero_has_no_sign():
+    nodes = (
+        "c = Cast<to=1>(x)  t = Transpose<perm=[0,3,1,2]>(c)  n = Div(t, s)  r = Gather<axis=1>(n, o)  y = Conv(r, w)"
+    )
+    model = _pixels(nodes)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "o"))
+    shown = facts_of_graph(model)
+    assert shown.notes == (REVERSED,)
+    assert str(shown.facts.mean) == "(0.0,)"
 
 
 # -- sizes

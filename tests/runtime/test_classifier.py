@@ -185,9 +185,11 @@ def test_top_k_is_at_most_the_number_of_classes_and_at_least_one():
     assert len(classify(image("red"), top_k=1).top) == 1
     seven = constant(*range(7))
     assert len(seven(image("red")).top) == len(seven.classify_batch([image("red")])[0].top) == 5
-    with pytest.raises(UsageError) as caught:
-        classify(image("red"), top_k=0)
-    assert caught.value.subject == "top_k=0"
+    for wrong in (0, -1, 1.5, None, "3"):
+        with pytest.raises(UsageError) as caught:
+            classify(image("red"), top_k=wrong)
+        assert caught.value.subject == f"top_k={wrong!r}"
+    assert len(classify(image("red"), top_k=np.int64(2)).top) == 2
 
 
 def test_without_labels_the_index_is_all_there_is():

@@ -169,6 +169,7 @@ def test_a_softmax_is_not_asked_of_one_number(manifest):
         ({"other": "softmax"}, THEIRS, "none"),
         ({"out": "softmax"}, None, "softmax"),
         ({"out": "sigmoid"}, OURS, "sigmoid"),
+        ({"out": "unknown"}, THEIRS, None),  # the mean of several networks' scores must not get a second softmax
     ],
 )
 def test_the_activation_is_known_of_our_networks_and_where_the_graph_can_be_read(activations, manifest, known):

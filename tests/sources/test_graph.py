@@ -3,7 +3,9 @@
 import hashlib
 
 import onnx
+import onnx_ir
 import pytest
+import torch.onnx
 from onnx import TensorProto, helper
 
 from densenet_deploy.errors import InputError, ModelFileError, UsageError
@@ -36,6 +38,13 @@ def test_a_graph_in_memory_is_taken_with_its_facts(model, proto, given):
     loaded = load(proto if given is None else given(proto.SerializeToString()))
     assert (loaded.name, loaded.manifest, loaded.labels) == ("model", manifest, tuple("abcde"))
     assert loaded.artifact.data == proto.SerializeToString()
+
+
+def test_graphs_of_onnx_ir_and_of_torchs_exporter_are_taken(proto):
+    as_ir = onnx_ir.from_proto(proto)
+    for given in (as_ir, torch.onnx.ONNXProgram(as_ir, None)):
+        assert GraphSource().matches(given) is Match.CERTAIN
+        assert [node.op_type for node in load(given).graph.graph.node] == ["Relu"]
 
 
 def test_a_graph_of_another_exporter_is_adopted(tmp_path):

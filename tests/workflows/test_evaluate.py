@@ -37,6 +37,19 @@ def test_a_checkpoint_is_evaluated_too(checkpoint, images):
     assert assumed.startswith("the model does not state image_size")
 
 
+@pytest.mark.parametrize(
+    "form", [lambda one: one.module, lambda one: one.module.state_dict()], ids=["module", "weights"]
+)
+def test_what_has_no_file_is_evaluated_and_has_no_hash(checkpoint, images, form):
+    report = evaluate(form(load(checkpoint)), images, image_size=32)
+    assert (report.top1, report.sha256) == (0.1, None)
+
+
+def test_data_that_are_not_a_path_are_refused(tiny_onnx, images):
+    with pytest.raises(UsageError, match="is not a path"):
+        evaluate(tiny_onnx, [(images / "0", 0)])
+
+
 def test_the_evaluation_is_plain_json_and_readable(tiny_onnx, images):
     report = evaluate(tiny_onnx, images)
     facts = json.loads(json.dumps(report.to_json(), allow_nan=False))

@@ -8,10 +8,16 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from densenet_deploy.cli import main
-from densenet_deploy.errors import DataError, InputError, MissingPackageError, ResourceError
+from densenet_deploy.errors import DataError, InputError, MissingPackageError, ResourceError, UsageError
 from densenet_deploy.workflows.image_sources import _matches, image_names
+
+
+def test_an_image_in_memory_is_refused_with_the_way_out():
+    with pytest.raises(UsageError, match="Classifier"):
+        image_names([Image.new("RGB", (2, 2))])
 
 
 def test_sources_are_named_in_their_order_and_folders_are_sorted(images, tmp_path):

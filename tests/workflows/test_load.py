@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,7 +18,8 @@ from densenet_deploy.facts import Architecture
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import InputDescription, Model, UntrainedWeightsWarning, untrained_note
 from densenet_deploy.runtime.runner import open_runner
-from densenet_deploy.workflows.load import input_of, load, open_model, preprocessing_of
+from densenet_deploy.workflows.export import export
+from densenet_deploy.workflows.load import input_of, load, open_model, preprocessing_of, several
 from tests.conftest import TINY
 
 TEN = tuple("abcdefghij")
@@ -387,6 +389,28 @@ def test_one_side_that_is_open_is_fixed_too_and_a_fixed_graph_stays(shape):
     assert [dim.dim_value for dim in stated.onnx.graph.input[0].type.tensor_type.shape.dim[2:]] == [64, 32]
     assert any("was fixed" in note for note in stated.notes) == ("W" in shape)
     assert load(source).onnx.graph.input[0] == source.graph.input[0]
+
+
+def test_one_source_is_taken_as_one_and_several_as_several():
+    network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.ReLU())
+    for one in ("chest.onnx", Path("chest.onnx"), b"graph", network, network.state_dict(), graph(3, 8, 8), load("121")):
+        assert several(one) == (one,)
+    for many in (["a.onnx", network], ("a.onnx", network), iter(["a.onnx", network])):
+        assert several(many) == ("a.onnx", network)
+    assert several([]) == several(()) == ()
+
+
+@pytest.mark.parametrize("facts", [{}, {"mean": 0.5, "std": 0.25}])
+def test_of_a_file_that_keeps_weights_elsewhere_the_bytes_hold_them(tmp_path, facts):
+    whole = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[N,2,8,8] y)'
+        "<float[2,3,1,1] w = {1, 2, 3, 4, 5, 6}> { y = Conv(x, w) }"
+    )
+    onnx.save(whole, tmp_path / "split.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    model = load(tmp_path / "split.onnx", **facts)
+    saved = onnx.load(model.save(tmp_path / "saved.onnx"), load_external_data=False)
+    assert onnx.numpy_helper.to_array(saved.graph.initializer[0]).ravel().tolist() == [1, 2, 3, 4, 5, 6]
+    assert export(tmp_path / "split.onnx", out=tmp_path / "out" / "exported.onnx", **facts).path.is_file()
 
 
 @pytest.mark.parametrize("operator", ["Sigmoid", "Softmax"])

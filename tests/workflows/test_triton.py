@@ -63,6 +63,11 @@ def test_a_network_is_served_by_each_backend_that_reads_it(digits_onnx, tmp_path
     assert "tritonserver --model-repository" in report.to_text()
 
 
+def test_one_model_is_given_without_a_list(digits_onnx, tmp_path) -> None:
+    for number, one in enumerate((digits_onnx, str(digits_onnx))):
+        assert [model.name for model in dd.triton(one, tmp_path / str(number)).models] == ["digits"]
+
+
 def test_the_backend_is_that_of_the_file(digits_onnx, tmp_path) -> None:
     report = dd.triton([digits_onnx], tmp_path)
     assert [(one.name, one.backend) for one in report.models] == [("digits", "onnxruntime")]

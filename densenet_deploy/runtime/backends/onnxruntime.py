@@ -10,14 +10,14 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from densenet_deploy.artifacts import Artifact
-from densenet_deploy.errors import BackendError, DeviceError, ModelFileError, from_memory_error
+from densenet_deploy.errors import BackendError, DeviceError, FeedError, ModelFileError, from_memory_error
 from densenet_deploy.runtime.cpus import usable_cpus
 from densenet_deploy.runtime.feeds import Array, TensorSpec
 from densenet_deploy.runtime.nvidia import find_gpus
@@ -151,7 +151,11 @@ class OnnxRuntimeRunner(Runner):
     def _run(self, handle: ort.InferenceSession | Bindings, feeds: dict[str, Array]) -> dict[str, Array]:
         if isinstance(handle, Bindings):
             return handle.run(feeds)
-        return dict(zip(self._output_names, handle.run(self._output_names, feeds), strict=True))
+        try:
+            outputs = handle.run(self._output_names, feeds)
+        except Exception as exc:
+            raise _run_error(feeds, exc) from exc
+        return dict(zip(self._output_names, outputs, strict=True))
 
 
 def _open_session(
@@ -267,6 +271,16 @@ def _model_source(artifact: Artifact) -> str | bytes:
     except UnicodeEncodeError:
         return artifact.read_bytes()
     return str(artifact.path)
+
+
+def _run_error(feeds: Mapping[str, Array], exc: Exception) -> Exception:
+    """Return what to raise for an error of a run; a graph may accept a batch and then be unable to run it."""
+    name, batch = next((name, len(array) if array.ndim else 1) for name, array in feeds.items())
+    if batch < 2 or from_memory_error(exc) is not None:
+        return exc
+    reason = str(exc).split(":", 4)[-1].strip().partition("\n")[0]
+    fix = "feed one image at a time (batch 1), or export the model with a dynamic batch"
+    return FeedError(name, f"holds {batch} images, which the graph cannot run together: {reason}", fix)
 
 
 def _open_error(path: Path, device: Device, exc: Exception) -> Exception:

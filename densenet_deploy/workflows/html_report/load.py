@@ -11,7 +11,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from densenet_deploy.artifacts import Artifact, StrPath, os_errors_about, require_file, sha256_of, write_file
+from densenet_deploy.artifacts import (
+    Artifact,
+    StrPath,
+    joined_sha256,
+    os_errors_about,
+    require_file,
+    sha256_of,
+    write_file,
+)
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.bench.measurement import Measurement
 from densenet_deploy.errors import DataError, DensenetDeployError, MissingPackageError, UsageError, printable
@@ -198,7 +206,9 @@ class ModelSummary:
 
     @property
     def sha256(self) -> str:
-        return self.files[0].sha256
+        """Of the model, as reports name it: with its weights, without the sidecar of an engine."""
+        files = self.files[:1] if self.kind == "engine" else self.files
+        return joined_sha256([file.sha256 for file in files])
 
     @property
     def bytes(self) -> int:

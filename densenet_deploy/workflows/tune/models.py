@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from densenet_deploy.artifacts import Artifact, is_checkpoint_name, sha256_of
+from densenet_deploy.artifacts import Artifact, is_checkpoint_name, model_sha256
 from densenet_deploy.errors import GateError, ModelFileError
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model
@@ -83,7 +83,7 @@ class Source:
     def weights(self) -> str | None:
         """The hash of its weights; None if they are untrained."""
         if self.path is not None:
-            return sha256_of(self.path)
+            return model_sha256(self.path)
         if self.model is None:
             return None
         if self.model.artifact is not None:
@@ -203,7 +203,7 @@ class ModelBuilder:
         more: dict[str, Any] = {"out": path, "progress": self._progress_of(path)}
         # The cache knows whether what is there is ours: made from the same, or from other images or options.
         is_ours = self.results.recall(_FileHash, self.key(model, option)) is not None
-        is_ours = is_ours or (path.is_file() and self.results.holds(_FileHash(sha256_of(path))))
+        is_ours = is_ours or (path.is_file() and self.results.holds(_FileHash(model_sha256(path))))
         self._written(
             self.key(model, option),
             path,
@@ -236,7 +236,7 @@ class ModelBuilder:
     def _written(self, key: Facts, path: Path, write: Callable[[], object]) -> None:
         def work() -> _FileHash:
             write()
-            return _FileHash(sha256_of(path))
+            return _FileHash(model_sha256(path))
 
         self.results.get(_FileHash, key, work, functools.partial(_is_unchanged, path))
 
@@ -267,8 +267,8 @@ def versions() -> Mapping[str, str]:
 
 
 def _is_unchanged(path: Path, known: _FileHash) -> bool:
-    return path.is_file() and sha256_of(path) == known.sha256
+    return path.is_file() and model_sha256(path) == known.sha256
 
 
 def _model_file(path: Path, base: str, option: PrecisionOption, fixed_batch: int | None) -> ModelFile:
-    return ModelFile(path, base, option.name, option.precision, sha256_of(path), path.stat().st_size, fixed_batch)
+    return ModelFile(path, base, option.name, option.precision, model_sha256(path), path.stat().st_size, fixed_batch)

@@ -20,7 +20,7 @@ from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.benchmark import PACKAGES
 from densenet_deploy.workflows.evaluation.tasks import images_of, judged_by
-from densenet_deploy.workflows.load import LoadOptions
+from densenet_deploy.workflows.load import LoadOptions, several
 from densenet_deploy.workflows.stages import Listener, in_notebook
 from densenet_deploy.workflows.tune.cache import FILE_NAME, ResultCache
 from densenet_deploy.workflows.tune.candidates import GIVEN, ModelFile, PrecisionOption, SearchSpace, Trial, TuneOptions
@@ -40,7 +40,7 @@ _ON_CALIBRATION: Final = "answers were compared on the calibration images; give 
 
 
 def tune(
-    sources: Sequence[Any] = (),
+    sources: Any = (),
     options: TuneOptions | None = None,
     *,
     out: StrPath | None = None,
@@ -57,8 +57,8 @@ def tune(
     'fp32'
 
     Args:
-        sources: ONNX files, checkpoints, or whatever else `load` takes, with different names. Of weights in FP16
-            or BF16 the float32 form is tuned, which a note says.
+        sources: one or several of ONNX files, checkpoints, or whatever else `load` takes, with different names. Of
+            weights in FP16 or BF16 the float32 form is tuned, which a note says.
         options: the space, the data and the limits.
         out: the folder for files and results; None means `artifacts/tune/`.
         force: replace other files there.
@@ -162,11 +162,11 @@ def _planned_file(
 
 
 def _prepared(
-    sources: Sequence[Any], options: TuneOptions, out: StrPath | None, *, measure_again: bool, stated: LoadOptions
+    sources: Any, options: TuneOptions, out: StrPath | None, *, measure_again: bool, stated: LoadOptions
 ) -> tuple[list[Source], SearchSpace, ResultCache]:
     """Check everything that can be checked before the work."""
     require_packages("export", "torch", "onnx", "onnxscript", "onnxsim")
-    given = [*(Source.of(source, **stated) for source in sources), *map(Source.of, options.variants)]
+    given = [*(Source.of(source, **stated) for source in several(sources)), *map(Source.of, options.variants)]
     if not given:
         raise UsageError("tune", "no model was given", "give a MODEL or --variant")
     stems = [source.stem for source in given]

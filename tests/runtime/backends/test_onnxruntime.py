@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 
@@ -94,6 +96,22 @@ def test_answers_are_the_same_without_spinning_and_without_an_arena(
     artifact: Artifact, changed: dict[str, bool]
 ) -> None:
     check(opened(artifact, Device("cpu"), **changed))
+
+
+def test_a_batch_that_the_graph_accepts_and_cannot_run_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """Exported with a dynamic batch, but with `view(1, -1)` before its classifier."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,2,2] x) => (float[M,2] y)'
+        "<int64[2] one = {1, -1}, float[12,2] w = {" + ", ".join(["1"] * 24) + "}>"
+        "{ row = Reshape(x, one)  y = MatMul(row, w) }"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "one.onnx")
+    with opened(Artifact.open(tmp_path / "one.onnx")) as runner:
+        assert runner.run(np.ones((1, 3, 2, 2), np.float32))["y"].tolist() == [[12, 12]]
+        with pytest.raises(FeedError, match="holds 4 images, which the graph cannot run together") as caught:
+            runner.run(np.ones((4, 3, 2, 2), np.float32))
+    assert caught.value.subject == "x"
+    assert "batch 1" in caught.value.fix
 
 
 def test_every_type_that_onnx_shares_with_numpy_is_known(tmp_path: Path) -> None:
