@@ -361,5 +361,6 @@ def _misfit_error(subject: object, variant: Variant, misfits: list[str], found: 
     if all(misfit.endswith(_UNEXPECTED) for misfit in misfits):
         return CheckpointError(subject, why, WAY_OUT)
     if spec.same_architecture(variant.spec):
-        return CheckpointError(subject, why, "it is incomplete or was changed: save the whole state_dict again")
+        fix = f"it is incomplete or was changed: save the whole state_dict again; if layers were changed, {WAY_OUT}"
+        return CheckpointError(subject, why, fix)
     return CheckpointError(subject, why, f"it looks like {likeness.artifact_name}: check --variant and the file")

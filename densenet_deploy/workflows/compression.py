@@ -10,6 +10,7 @@ from typing import Any
 
 from densenet_deploy.errors import DataError, UsageError
 from densenet_deploy.parity.compare import Parity, worst
+from densenet_deploy.runtime.image_folders import find_labelled_images
 from densenet_deploy.workflows.evaluation.report import EvaluateReport
 
 
@@ -24,10 +25,12 @@ def require_labelled_folder(calibration: Any) -> Path:
 
     Raises:
         UsageError: if it is not a folder, which alone holds labels.
+        DataError: if it has no class folders, or an empty one.
     """
     if not isinstance(calibration, (str, os.PathLike)) or not Path(calibration).is_dir():
         why = "holds no labels, which --max-drop needs"
         raise UsageError(calibration, why, "calibrate on a folder with one subfolder per class, or use --min-sqnr")
+    find_labelled_images(calibration)
     return Path(calibration)
 
 

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torch.nn import functional
 
-from densenet_deploy.models.build import DenseNet, PlainLayer, build_model, empty_model
+from densenet_deploy.models.build import BlurPool, DenseNet, PlainLayer, build_model, empty_model, loaded_model
 from densenet_deploy.variants import find_variant
 from densenet_deploy.variants.spec import DenseNetSpec
 
@@ -249,3 +250,30 @@ def test_dropout_works_in_training_only():
     model.train()
     torch.manual_seed(0)
     assert not torch.equal(model(images(16)), model(images(16)))
+
+
+def test_a_blurred_map_is_every_other_pixel_of_binomial_means_of_its_own_channel():
+    maps = torch.zeros(1, 2, 5, 5)
+    maps[0, 0, 2, 2], maps[0, 1, 0, 0] = 16, 16
+    found = BlurPool(2)(maps)
+    assert found[0, 0].tolist() == [[0, 0, 0], [0, 4, 0], [0, 0, 0]]
+    assert found[0, 1].tolist() == [[4, 0, 0], [0, 0, 0], [0, 0, 0]]  # the border is mirrored without its pixel
+    assert BlurPool(1)(torch.full((1, 1, 4, 4), 3.0)).tolist() == [[[[3, 3], [3, 3]]]]
+
+
+def test_a_head_of_maxima_means_and_hidden_layers():
+    spec = dataclasses.replace(TINY, pooling="max-avg", hidden="norm linear:3 relu")
+    model = build_model(spec)
+    maps = model.features(images(16))
+    norm, linear = (next(m for m in model.modules() if isinstance(m, kind)) for kind in (nn.BatchNorm1d, nn.Linear))
+    pooled = torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
+    row = functional.relu(functional.linear(norm(pooled), linear.weight, linear.bias))
+    torch.testing.assert_close(model(images(16)), model.classifier(row))
+    assert linear.weight.shape == (3, 2 * spec.feature_channels)
+
+
+def test_a_loaded_model_holds_the_tensors_that_it_was_given():
+    state = build_model(TINY, seed=3).state_dict()
+    loaded = loaded_model(TINY, state)
+    assert loaded.classifier.weight.data_ptr() == state["classifier.weight"].data_ptr()
+    torch.testing.assert_close(loaded(images(8)), build_model(TINY, seed=3)(images(8)), rtol=0, atol=0)

@@ -12,6 +12,7 @@ from densenet_deploy.errors import CheckpointError
 from densenet_deploy.facts import ModelFacts
 from densenet_deploy.sources import CheckpointFormat, formats
 from densenet_deploy.sources.checkpoint_file import CheckpointFile
+from densenet_deploy.sources.heads import WAY_OUT
 from densenet_deploy.sources.weights import (
     casting_note,
     fitted_model,
@@ -305,6 +306,7 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_named_in_this_order(m
         f" features.norm5.weight has shape (7,), not ({model.spec.feature_channels},)"
     )
     assert error.fix.startswith("it is incomplete or was changed")
+    assert error.fix.endswith(WAY_OUT)
 
 
 def test_weights_of_another_variant_look_like_it(model):
