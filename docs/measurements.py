@@ -33,9 +33,10 @@ def scripts() -> str:
 def strength() -> str:
     """Return a table of what the tests of each package notice and reach."""
     known = json.loads(STRENGTH.read_text())
+    mutation, coverage = (known.get(kind, {}) for kind in ("mutation", "coverage"))
     rows = []
-    for name in sorted(known["mutation"] | known["coverage"]):
-        changed, reached = known["mutation"].get(name), known["coverage"].get(name)
+    for name in sorted(mutation | coverage):
+        changed, reached = mutation.get(name), coverage.get(name)
         drawn = (changed["changes"], f"{changed['noticed']} of {changed['tested']}") if changed else ("", "")
         lines = _share(reached["covered_lines"], reached["num_statements"]) if reached else ""
         branches = _share(reached["covered_branches"], reached["num_branches"]) if reached else ""
