@@ -47,6 +47,7 @@ _QUANTIZED: Final = re.compile(r"fake_quant|(^|\.)activation_post_process(_\d+)?
 _STATISTICS: Final = (".running_mean", ".running_var")
 _LISTED: Final = 5
 _UNEXPECTED: Final = "is unexpected"
+_RESHAPED: Final = "has shape"
 _FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -340,7 +341,7 @@ def _misfits(required: Shapes, found: Shapes) -> list[str]:
     missing = [f"{name} is missing" for name in required if name not in found]
     unexpected = [f"{name} {_UNEXPECTED}" for name in found if name not in required]
     reshaped = [
-        f"{name} has shape {found[name]}, not {shape}"
+        f"{name} {_RESHAPED} {found[name]}, not {shape}"
         for name, shape in required.items()
         if name in found and found[name] != shape
     ]
@@ -361,6 +362,7 @@ def _misfit_error(subject: object, variant: Variant, misfits: list[str], found: 
     if all(misfit.endswith(_UNEXPECTED) for misfit in misfits):
         return CheckpointError(subject, why, WAY_OUT)
     if spec.same_architecture(variant.spec):
-        fix = f"it is incomplete or was changed: save the whole state_dict again; if layers were changed, {WAY_OUT}"
-        return CheckpointError(subject, why, fix)
+        fix = "it is incomplete or was changed: save the whole state_dict again"
+        is_changed = any(_RESHAPED in misfit for misfit in misfits)
+        return CheckpointError(subject, why, f"{fix}; if layers were changed, {WAY_OUT}" if is_changed else fix)
     return CheckpointError(subject, why, f"it looks like {likeness.artifact_name}: check --variant and the file")

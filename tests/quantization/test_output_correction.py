@@ -187,7 +187,7 @@ CODES = "k8 = QuantizeLinear(k, scale, zero)  x8 = QuantizeLinear(x, scale, zero
         (CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Max(bound, j8)  q = DequantizeLinear(m8, scale, zero)", 1, ["Max"]),
         (CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Max(j8, rows)  q = DequantizeLinear(m8, scale, zero)", 1, ["Max"]),
         (
-            CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Min(j8, columns)  q = DequantizeLinear(m8, scale, zero)",
+            CODES + "j8 = Concat<axis=1>(k8, x8)  m8 = Min(j8, wide)  q = DequantizeLinear(m8, scale, zero)",
             1,
             ["Min"],
         ),

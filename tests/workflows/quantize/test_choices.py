@@ -154,15 +154,15 @@ JUDGED = EvaluateReport(
 
 
 @pytest.mark.parametrize(("max_drop", "kept"), [(9.9, 3), (10.1, 2), (20.1, 1), (30.1, 0)])
-def test_as_few_layers_stay_float_as_the_drop_allows(tmp_path, max_drop, kept):
-    found, notes = layers_for_accuracy(JudgedTrials(), QuantizeOptions(max_drop=max_drop), tmp_path)
+def test_as_few_layers_stay_float_as_the_drop_allows(max_drop, kept):
+    found, notes = layers_for_accuracy(JudgedTrials(), QuantizeOptions(max_drop=max_drop), SAMPLES)
     assert len(found.float_layers) == kept
     assert notes == ("--max-drop: points of the mean AUROC",)
 
 
-def test_an_accuracy_that_is_undefined_is_refused(tmp_path):
+def test_an_accuracy_that_is_undefined_is_refused():
     with pytest.raises(DataError) as caught:
-        layers_for_accuracy(UndefinedTrials(), QuantizeOptions(max_drop=1.0), tmp_path)
+        layers_for_accuracy(UndefinedTrials(), QuantizeOptions(max_drop=1.0), SAMPLES)
     assert caught.value.subject == "--max-drop"
 
 
