@@ -1,4 +1,4 @@
-"""Checks that all options share: a number within its range, a word among its choices."""
+"""Checks that all options share: their class, a number within its range, a word among its choices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import TypeVar
 from densenet_deploy.errors import UnknownNameError, UsageError
 
 N = TypeVar("N", int, float)
+T = TypeVar("T")
+
+
+def or_default(options: T | None, kind: type[T]) -> T:
+    """Return `options`; None: those of `kind` that nobody changed.
+
+    Raises:
+        UsageError: if they are of another class.
+    """
+    if options is None:
+        return kind()
+    if not isinstance(options, kind):
+        raise UsageError(
+            f"options={options!r}", f"is not a {kind.__name__}", f"give densenet_deploy.{kind.__name__}(…)"
+        )
+    return options
 
 
 def require_range(name: str, value: N, low: N, high: N) -> N:

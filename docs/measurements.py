@@ -17,6 +17,7 @@ BENCHMARKS: Final = Path(__file__).parents[1] / "benchmarks"
 STRENGTH: Final = Path(__file__).parents[1] / "tests/strength.json"
 _MIB: Final = 2**20
 _VERSIONS: Final = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "nncf", "tensorrt-rtx")
+_OF_FILES: Final = ("", "MACs", "SQNR", "top-1", "speed, batch 1 (more is faster)", "batch 8")
 Rows = Iterable[Sequence[object]]
 
 
@@ -324,14 +325,19 @@ def _tune(whole: Any) -> str:
 
 
 def _compress(whole: Any) -> str:
-    (network,) = whole["results"]
-    speeds = network["speed"]
-    rows = []
+    rows = [
+        (f"{network['network']}: {name}", *cells) for network in whole["results"] for name, *cells in _files_of(network)
+    ]
+    return _table(_OF_FILES, rows)
+
+
+def _files_of(network: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    speeds, rows = network["speed"], []
     for name, one in network["files"].items():
         ratios = [_over(speeds[batch].get(name)) for batch in ("batch 1", "batch 8")]
         sqnr = "" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f} dB"
         rows.append((name, f"{one['macs']:.2f}", sqnr, _percent(one["top1"]), *ratios))
-    return _table(("", "MACs", "SQNR", "top-1", "speed, batch 1 (more is faster)", "batch 8"), rows)
+    return rows
 
 
 def _finetuning(whole: Any) -> str:
@@ -343,10 +349,10 @@ def _finetuning(whole: Any) -> str:
 
 
 def _pruned_in_short(whole: Any) -> str:
-    """The files that OpenVINO runs, without those of other backends."""
-    lines = _compress(whole).splitlines()
-    kept = [line.replace(", openvino", "") for line in lines[2:] if ", openvino" in line]
-    return "\n".join([*lines[:2], *kept])
+    """The files of the first network that OpenVINO runs."""
+    rows = _files_of(whole["results"][0])
+    suffix = ", openvino"
+    return _table(_OF_FILES, [(name.removesuffix(suffix), *cells) for name, *cells in rows if name.endswith(suffix)])
 
 
 def _over(one: Mapping[str, Any] | None) -> str:

@@ -30,7 +30,7 @@ from densenet_deploy.errors import (
     counted,
 )
 from densenet_deploy.manifest import Manifest
-from densenet_deploy.options import require_range
+from densenet_deploy.options import or_default, require_range
 from densenet_deploy.packages import imported, is_installed, require_packages
 from densenet_deploy.registry import Registry
 from densenet_deploy.runtime.feeds import Array, Feed, Feeds, TensorSpec, checked_feeds, delivered, value_limit
@@ -387,7 +387,7 @@ def open_runner(
     """
     model = runner_source(source)
     requested = None if device in (None, "auto") else Device.parse(str(device))
-    return open_with(choose_backend(model, backend), model, requested, options or RunnerOptions())
+    return open_with(choose_backend(model, backend), model, requested, or_default(options, RunnerOptions))
 
 
 def open_with(kind: type[Runner], model: RunnerSource, device: Device | None, options: RunnerOptions) -> Runner:

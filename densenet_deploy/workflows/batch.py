@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Unpack
 from densenet_deploy.artifacts import StrPath, require_room
 from densenet_deploy.errors import DataError, InputError, UsageError, counted, printable
 from densenet_deploy.model import InputDescription
-from densenet_deploy.options import require_range
+from densenet_deploy.options import or_default, require_range
 from densenet_deploy.records import from_plain
 from densenet_deploy.reports import line
 from densenet_deploy.runtime.runner import Placement, RunnerOptions
@@ -170,7 +170,7 @@ def run_batch(
         lock_notes = stack.enter_context(output.held())
         require_room(output.folder / PLAN)
         progress("open the model")
-        running = WorkerModel(backend=backend, device=device, options=options or RunnerOptions())
+        running = WorkerModel(backend=backend, device=device, options=or_default(options, RunnerOptions))
         settings = JobSettings(job.batch, top_k)
         started = started_engine(PROGRAM, job.runs_on, source, stated, running, settings, fast_decode=fast_decode)
         engine, model = stack.enter_context(started)

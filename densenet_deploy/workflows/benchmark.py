@@ -34,7 +34,7 @@ from densenet_deploy.bench.rounds import RoundResults, measure_rounds
 from densenet_deploy.bench.scenarios import SCENARIOS
 from densenet_deploy.errors import BackendError, DensenetDeployError, UsageError, printable
 from densenet_deploy.model import untrained_note
-from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.options import or_default, require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, line, table, wrote
 from densenet_deploy.runtime.cpus import usable_cpus
@@ -197,7 +197,7 @@ def benchmark(
         InputError: if a file or the earlier run cannot be used, or another file exists at `out` (without `force`).
         DensenetDeployError: the error of the first candidate if none can run.
     """
-    options, progress = options or BenchmarkOptions(), progress or in_notebook
+    options, progress = or_default(options, BenchmarkOptions), progress or in_notebook
     target = _target_of(out, force=force)
     earlier = None if options.compare is None else BenchmarkReport.read(Path(options.compare))
     with contextlib.ExitStack() as stack:

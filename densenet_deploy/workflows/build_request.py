@@ -16,6 +16,7 @@ from densenet_deploy.artifacts import Artifact, StrPath, is_checkpoint_name, out
 from densenet_deploy.engines.options import BuildOptions, choose_flavour
 from densenet_deploy.errors import DensenetDeployError, InputError, ModelFileError, UsageError
 from densenet_deploy.model import Model
+from densenet_deploy.options import or_default
 from densenet_deploy.packages import require_packages
 from densenet_deploy.variants import DEFAULT_VARIANT, find_variant, is_variant
 from densenet_deploy.workflows.outputs import default_folder
@@ -68,7 +69,7 @@ class BuildRequest:
         **others: Any,
     ) -> BuildRequest:
         """Fill in what was left open, and load a source that is neither a file nor a name."""
-        options = options or BuildOptions()
+        options = or_default(options, BuildOptions)
         options = dataclasses.replace(options, flavour=choose_flavour(options.flavour))
         if options.precision == "int8":
             from densenet_deploy.workflows.quantize.options import QuantizeOptions  # numpy

@@ -20,7 +20,7 @@ from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import InputDescription, Model, untrained_note
-from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.options import or_default, require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.parity.gates import Gate
@@ -169,7 +169,7 @@ def cast(
     """
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
-    options, stages = options or CastOptions(), Stages(progress)
+    options, stages = or_default(options, CastOptions), Stages(progress)
     given = sized_by(_float32_of(as_onnx(source, stages, **stated), options.precision), calibration)
     name = f"{given.name}.{options.precision}"
     model, preprocessing = normalized_form(given), preprocessing_of(given)

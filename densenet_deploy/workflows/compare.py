@@ -16,7 +16,7 @@ import numpy as np
 from densenet_deploy.errors import GateError, ModelFileError
 from densenet_deploy.manifest import ImageShape, Preprocessing
 from densenet_deploy.model import Model, untrained_note
-from densenet_deploy.options import require_range
+from densenet_deploy.options import or_default, require_range
 from densenet_deploy.packages import imported
 from densenet_deploy.parity.compare import (
     ComparisonMeter,
@@ -228,7 +228,7 @@ def compare(
         InputError: if a model or an image cannot be used, or the models take different inputs.
         BackendError: if a backend is not available.
     """
-    options = options or CompareOptions()
+    options = or_default(options, CompareOptions)
     if options.per_layer and isinstance(data, Iterator):  # which is read twice
         data = list(itertools.islice(data, options.samples))
     models = load(reference, **stated), load(candidate, **stated)

@@ -21,7 +21,7 @@ import numpy as np
 
 from densenet_deploy.artifacts import Artifact, StrPath, model_sha256
 from densenet_deploy.errors import DataError, ImageError, UsageError
-from densenet_deploy.options import require_range
+from densenet_deploy.options import or_default, require_range
 from densenet_deploy.runtime.classifier import Classifier
 from densenet_deploy.runtime.feeds import Array
 from densenet_deploy.runtime.image_folders import BadImage, PreparedImages, record_bad
@@ -134,10 +134,10 @@ def evaluate(
         UsageError: if a fact is invalid, or `ground_truth` is given beside a CSV.
         BackendError: if a backend or device is not available.
     """
-    options, data, progress = options or EvaluateOptions(), _folder_or_table(data), progress or in_notebook
+    options, data, progress = or_default(options, EvaluateOptions), _folder_or_table(data), progress or in_notebook
     check_sources(data, None if options.ground_truth is None else Path(options.ground_truth))
     # idle threads of the backend must not keep a core from those that decode
-    runner_options = dataclasses.replace(runner_options or RunnerOptions(), spin=False)
+    runner_options = dataclasses.replace(or_default(runner_options, RunnerOptions), spin=False)
     if is_file_name(options.against):
         Artifact.open(Path(options.against))  # reported before the first model runs
     with _opened(model, backend, device, runner_options, stated, options) as opened:

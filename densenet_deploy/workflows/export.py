@@ -20,7 +20,7 @@ from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import ModelFileError, UsageError
 from densenet_deploy.manifest import INPUT_TYPES, THIRD_PARTY, Manifest, Preprocessing, WeightsOrigin
 from densenet_deploy.model import InputDescription, Model, untrained_note
-from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.options import or_default, require_choice, require_range
 from densenet_deploy.packages import installed_versions, is_installed, require_packages
 from densenet_deploy.parity.compare import Parity, worst
 from densenet_deploy.reports import TimedReport, line, wrote
@@ -159,7 +159,7 @@ def export(
         GateError: if the file does not compute what the module computes; then nothing is written.
         MissingPackageError: if a package is missing.
     """
-    options = options or ExportOptions()
+    options = or_default(options, ExportOptions)
     check_names(source, stated)  # before anything that takes seconds
     recording = Recording.read(options.check) if options.check is not None else None
     require_packages("export", "onnx", *(_TOOLS_OF_TORCH if options.exporter == "torch" else ()))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Unpack, overload
 
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import DataError, InputError, UsageError, counted, printable
+from densenet_deploy.options import or_default
 from densenet_deploy.records import fields_to_plain
 from densenet_deploy.runtime.classifier import Classifier, Number, Prediction, Score, Vector
 from densenet_deploy.runtime.cpus import usable_cpus
@@ -170,9 +171,8 @@ def predict(
         return run_batch(source, images, out, job, top_k=top_k, fast_decode=fast_decode, **choice, **stated)
     if job is not None:
         raise UsageError("job", "has no place for its rows", "name one with out")
-    names = image_names(images)
+    options, names = or_default(options, RunnerOptions), image_names(images)
     model = load(source, **stated)
-    options = options or RunnerOptions()
     if len(names) > 1:  # idle threads of the backend must not keep a core from those that decode
         options = dataclasses.replace(options, spin=False)
     with model.runner(backend, device, options) as runner:

@@ -21,7 +21,7 @@ from densenet_deploy.analysis.sensitivity import Cost, Sensitivity, most_sensiti
 from densenet_deploy.artifacts import StrPath, output_path, prepare_output, write_file
 from densenet_deploy.errors import UsageError, printable
 from densenet_deploy.model import untrained_note
-from densenet_deploy.options import require_choice
+from densenet_deploy.options import or_default, require_choice
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import TimedReport, line, table, wrote
 from densenet_deploy.workflows.evaluate import evaluate
@@ -158,7 +158,7 @@ def sensitivity(
         MissingPackageError: if a package is missing: matplotlib for a figure.
     """
     require_packages("export", "onnx", "onnxscript")
-    options, stages = options or SensitivityOptions(), Stages(progress)
+    options, stages = or_default(options, SensitivityOptions), Stages(progress)
     recipe = chosen_recipe(options.quantization.recipe)
     given = sized_by(float32_form(as_onnx(source, stages, **stated)), calibration)
     model, from_pixels = normalized_form(given), preprocessing_of(given).takes_pixels

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from densenet_deploy.errors import BackendError, FeedError, ModelFileError, UsageError, counted
 from densenet_deploy.model import Model, untrained_note
+from densenet_deploy.options import or_default
 from densenet_deploy.packages import require_packages
 from densenet_deploy.records import from_plain, to_plain
 from densenet_deploy.reports import Report, line
@@ -140,7 +141,7 @@ def serve(
         InputError: if the model cannot be read or served.
         BackendError: if the backend or the device cannot run it.
     """
-    options = options or ServeOptions()
+    options = or_default(options, ServeOptions)
     require_packages("serve", *PACKAGES, *(GRPC_PACKAGES if options.grpc_port is not None else ()))
     running, shared = shared_cpus(running, options)
     stop = stop or StopRequest()

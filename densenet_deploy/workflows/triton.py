@@ -18,7 +18,7 @@ from densenet_deploy.artifacts import StrPath, data_files, folder_beside, os_err
 from densenet_deploy.errors import DeviceError, ModelFileError, OutputExistsError, UsageError, counted, printable
 from densenet_deploy.manifest import Manifest, Preprocessing
 from densenet_deploy.model import Model, untrained_note
-from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.options import or_default, require_choice, require_range
 from densenet_deploy.reports import Report, line, table
 from densenet_deploy.runtime.batching import takes_any_batch
 from densenet_deploy.runtime.feeds import TensorSpec
@@ -197,7 +197,7 @@ def triton(
         OutputExistsError: if a folder is there already.
         ResourceError: if the repository cannot be written.
     """
-    options, models = options or TritonOptions(), several(models)
+    options, models = or_default(options, TritonOptions), several(models)
     if not models:
         raise UsageError("models", "names none", "give at least one model file")
     if name is not None and len(models) > 1:

@@ -20,6 +20,7 @@ from densenet_deploy.artifacts import StrPath, data_files, require_room
 from densenet_deploy.errors import ModelFileError, UsageError, counted, printable
 from densenet_deploy.manifest import Preprocessing
 from densenet_deploy.model import InputDescription, Model, untrained_note
+from densenet_deploy.options import or_default
 from densenet_deploy.records import fields_to_plain, write_json
 from densenet_deploy.reports import TimedReport, line, mib
 from densenet_deploy.runtime.batching import fixed_batch
@@ -137,7 +138,7 @@ def web(
         MissingPackageError: if ONNX Runtime is not installed, or npm where it is needed.
         ResourceError: if the runtime cannot be fetched, or the folder cannot be written.
     """
-    options = options or WebOptions()
+    options = or_default(options, WebOptions)
     folder, stages = Path(out), Stages(progress)
     require_free(folder, force=force)
     require_room(folder, sum(pinned.size_bytes for pinned in FILES.values()))

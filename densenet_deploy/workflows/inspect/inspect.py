@@ -19,7 +19,7 @@ from densenet_deploy.facts import Architecture
 from densenet_deploy.graph.layer_precision import LayerPrecision, layer_precisions
 from densenet_deploy.manifest import Manifest, Preprocessing, Size, sides
 from densenet_deploy.model import Model, untrained_note
-from densenet_deploy.options import require_choice, require_range
+from densenet_deploy.options import or_default, require_choice, require_range
 from densenet_deploy.packages import require_packages
 from densenet_deploy.reports import Report, mib, table
 from densenet_deploy.variants import is_variant, variant_with
@@ -178,7 +178,7 @@ def inspect(
         MissingPackageError: if a package is missing.
         BackendError: if the backend for the profile cannot be used.
     """
-    options = options or InspectOptions()
+    options = or_default(options, InspectOptions)
     is_named = source is None or (isinstance(source, str) and is_variant(source))
     if is_named and stated.keys() <= ({"architecture", "variant"} if source is None else {"architecture"}):
         return inspect_variant(source or stated.get("variant"), stated.get("architecture"), options)
@@ -205,7 +205,7 @@ def inspect_variant(
         UsageError: if the name or a number is invalid.
         MissingPackageError: if a training step or a profile is requested and PyTorch is not installed.
     """
-    options, changes = options or InspectOptions(), architecture or Architecture()
+    options, changes = or_default(options, InspectOptions), architecture or Architecture()
     variant = variant_with(name, changes.changes(), channels)
     size = options.image_size or variant.preprocessing.image_size
     report = _of_spec(variant.artifact_name, variant.spec, size, options)
@@ -233,7 +233,7 @@ def inspect_file(path: StrPath, options: InspectOptions | None = None) -> Inspec
         raise ModelFileError(path, f"is an {artifact.kind} file", "inspect the ONNX file from which it was made")
     is_ours = artifact.kind == "onnx" and artifact.manifest is not None
     model = Model(str(path), artifact.manifest, artifact=artifact, notes=untrained_note(artifact.manifest))
-    return _of_model(model if is_ours else load(path).replaced(name=str(path)), options or InspectOptions())
+    return _of_model(model if is_ours else load(path).replaced(name=str(path)), or_default(options, InspectOptions))
 
 
 def _of_model(model: Model, options: InspectOptions) -> InspectReport:

@@ -12,7 +12,7 @@ import numpy as np
 
 from densenet_deploy.analysis.cost import network_part
 from densenet_deploy.manifest import Preprocessing, Size
-from densenet_deploy.options import require_range
+from densenet_deploy.options import or_default, require_range
 from densenet_deploy.records import fields_to_plain, to_plain
 from densenet_deploy.reports import table
 from densenet_deploy.runtime.batching import fixed_batch, image_shape
@@ -132,7 +132,7 @@ def profile_model(
         InputError: if the model cannot be used.
         BackendError: if the backend is not available, or does not report times by operator.
     """
-    options = options or ProfileOptions()
+    options = or_default(options, ProfileOptions)
     runner_options = RunnerOptions(threads=options.threads)
     with open_runner(source, options.backend, options.device, runner_options) as runner:
         known = runner.manifest.preprocessing if runner.manifest else Preprocessing.default(image_size)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 from densenet_deploy.artifacts import CHECKPOINT_SUFFIXES, StrPath
 from densenet_deploy.errors import UsageError
 from densenet_deploy.model import InputDescription, Model, untrained_note
+from densenet_deploy.options import or_default
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity
 from densenet_deploy.reports import TimedReport, line, table, wrote
@@ -165,6 +166,7 @@ def prune(
     """
     require_packages("export", "onnx", "onnxscript")
     require_packages(REFERENCE_BACKEND, REFERENCE_BACKEND)
+    options = or_default(options, PruneOptions)
     if options.finetune:
         require_packages("export", "torch")
     stages = Stages(progress)

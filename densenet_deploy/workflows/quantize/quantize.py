@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import GateError, UnknownNameError, counted
 from densenet_deploy.model import InputDescription, Model, untrained_note
+from densenet_deploy.options import or_default
 from densenet_deploy.packages import require_packages
 from densenet_deploy.parity.compare import Parity, compare_outputs
 from densenet_deploy.reports import TimedReport, line, wrote
@@ -146,7 +147,7 @@ def quantize(
         MissingPackageError: if a package is missing.
     """
     require_packages("export", "onnx", "onnxscript")
-    options, stages = options or QuantizeOptions(), Stages(progress)
+    options, stages = or_default(options, QuantizeOptions), Stages(progress)
     if options.finetune:
         require_packages("export", "torch")
     recipe = chosen_recipe(options.recipe)

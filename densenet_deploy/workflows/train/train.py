@@ -17,6 +17,7 @@ from densenet_deploy.artifacts import StrPath
 from densenet_deploy.errors import GateError, UsageError, counted
 from densenet_deploy.manifest import Manifest
 from densenet_deploy.model import InputDescription, Model
+from densenet_deploy.options import or_default
 from densenet_deploy.packages import require_packages
 from densenet_deploy.records import to_plain, write_json
 from densenet_deploy.training.options import TrainOptions, check_shards
@@ -98,7 +99,7 @@ def train(
         DeviceError: if the device is missing.
         MissingPackageError: if PyTorch is not installed.
     """
-    options, data = options or TrainOptions(), Path(data)
+    options, data = or_default(options, TrainOptions), Path(data)
     check_stated(stated)
     if unlabelled is not None and options.teacher is None:
         raise UsageError(f"unlabelled={unlabelled}", "has no teacher to judge its images", "give --teacher")

@@ -16,6 +16,7 @@ from densenet_deploy.artifacts import FILE_SUFFIXES, StrPath
 from densenet_deploy.bench.machine import Machine
 from densenet_deploy.errors import InputError, UsageError
 from densenet_deploy.model import untrained_note
+from densenet_deploy.options import or_default
 from densenet_deploy.packages import require_packages
 from densenet_deploy.runtime.runner import open_runner
 from densenet_deploy.workflows.benchmark import PACKAGES
@@ -73,7 +74,7 @@ def tune(
         BackendError: if a backend is not available, or the reference cannot run.
     """
     start = time.perf_counter()
-    options, progress = options or TuneOptions(), progress or in_notebook
+    options, progress = or_default(options, TuneOptions), progress or in_notebook
     given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results, cache=cache, force=force, progress=progress)
     models = [builder.float_model(source) for source in given]
@@ -115,7 +116,7 @@ def dry_run(
     **stated: Unpack[LoadOptions],
 ) -> DryRunReport:
     """List what `tune` would try; nothing is written or timed. Errors as `tune`."""
-    options = options or TuneOptions()
+    options = or_default(options, TuneOptions)
     given, space, results = _prepared(sources, options, out, measure_again=measure_again, stated=stated)
     builder = _builder(options, results)
     models = [(source, builder.known_float_model(source)) for source in given]
