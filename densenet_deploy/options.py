@@ -20,9 +20,7 @@ def or_default(options: T | None, kind: type[T]) -> T:
     if options is None:
         return kind()
     if not isinstance(options, kind):
-        raise UsageError(
-            f"options={options!r}", f"is not a {kind.__name__}", f"give densenet_deploy.{kind.__name__}(…)"
-        )
+        raise UsageError(f"options={options!r}", f"is not a {kind.__name__}", f"give {kind.__name__}(…)")
     return options
 
 
