@@ -223,14 +223,11 @@ def sha256_of(path: Path) -> str:
 def model_sha256(path: Path) -> str:
     """Return the SHA-256 of a model file, in hex; of one that keeps weights in other files, that of all together.
 
-    Of a damaged file, or one whose other files are, it is that of its own bytes.
-
     Raises:
-        InputError: if it does not exist.
+        InputError: if a file does not exist.
+        ModelFileError: if an ONNX file, or what it keeps weights in, is not whole.
     """
-    others: list[Path] = []
-    with contextlib.suppress(ModelFileError):
-        others = [path.parent / name for name in data_files(path)]
+    others = [path.parent / name for name in data_files(path)]
     if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():
         others = [path.with_suffix(".bin")]
     return joined_sha256([sha256_of(one) for one in (path, *others)])

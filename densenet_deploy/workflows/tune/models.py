@@ -203,7 +203,7 @@ class ModelBuilder:
         more: dict[str, Any] = {"out": path, "progress": self._progress_of(path)}
         # The cache knows whether what is there is ours: made from the same, or from other images or options.
         is_ours = self.results.recall(_FileHash, self.key(model, option)) is not None
-        is_ours = is_ours or (path.is_file() and self.results.holds(_FileHash(model_sha256(path))))
+        is_ours = is_ours or ((there := _hash_of(path)) is not None and self.results.holds(there))
         self._written(
             self.key(model, option),
             path,
@@ -267,7 +267,15 @@ def versions() -> Mapping[str, str]:
 
 
 def _is_unchanged(path: Path, known: _FileHash) -> bool:
-    return path.is_file() and model_sha256(path) == known.sha256
+    return _hash_of(path) == known
+
+
+def _hash_of(path: Path) -> _FileHash | None:
+    """Return the hash of a file that was made; None if it is not there, or damaged."""
+    try:
+        return _FileHash(model_sha256(path)) if path.is_file() else None
+    except ModelFileError:
+        return None
 
 
 def _model_file(path: Path, base: str, option: PrecisionOption, fixed_batch: int | None) -> ModelFile:
