@@ -22,7 +22,7 @@ from densenet_deploy.serving.dynamic_batching import QueueOptions
 from densenet_deploy.serving.http_limits import LimitedProtocol
 from densenet_deploy.serving.service import Service
 from tests.conftest import DIGITS
-from tests.serving.servers import WAIT_S, call, infer, rows_runner, serving
+from tests.serving.servers import WAIT_S, Gate, call, infer, rows_runner, serving
 
 HELD_OUT = sorted(DIGITS.glob("held_out/*/*.png"))[::36][:10]
 ROWS = np.array([[1, 2]], np.float32)
@@ -236,18 +236,6 @@ def test_clients_at_the_same_time_run_in_few_batches() -> None:
         assert metric(server, "densenet_batch_images_sum") == 80
         assert metric(server, 'densenet_requests_total{endpoint="infer"}') == 80
         assert metric(server, 'densenet_request_seconds_count{endpoint="infer"}') == 80
-
-
-class Gate:
-    """A model that waits until it is opened."""
-
-    def __init__(self):
-        self.began, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, feeds):
-        self.began.set()
-        assert self.open.wait(WAIT_S)
-        return {"output": feeds["input"] * 2}
 
 
 def test_a_full_queue_is_503_with_retry_after() -> None:
